@@ -1,0 +1,39 @@
+# `make demo` and `make test` are all a newcomer needs; each makes the environment once and reuses it.
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+
+.PHONY: help demo test lint types proof benchmarks clean
+
+help:            ## list the commands
+	@grep -E '^[a-z]+: .*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/  -/'
+
+$(VENV)/made:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Sightline needs Python 3.11 or newer: make PYTHON=python3.11 ...")'
+	$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+$(VENV)/installed: $(VENV)/made pyproject.toml
+	@echo "Installing Sightline and what it needs; this happens once."
+	@$(BIN)/python -m pip install --quiet --editable .
+	@touch $@
+
+$(VENV)/equipped: $(VENV)/installed
+	@$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	@touch $@
+
+demo: $(VENV)/installed ## train, test and report on the embedded digits: nothing to download
+	@$(BIN)/sightline demo
+
+lint: $(VENV)/equipped ## style and formatting
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+
+types: $(VENV)/equipped ## static types
+	@$(BIN)/basedpyright
+
+test: lint types ## everything: style, types, architecture, laws, oracles, bad input, README
+	@$(BIN)/python -m pytest -n 2 --dist worksteal -q
+
+clean:           ## remove the environment and caches
+	rm -rf $(VENV) .pytest_cache .ruff_cache

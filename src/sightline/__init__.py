@@ -1,0 +1,15 @@
+"""sightline: from a folder of images to a classifier you can trust, ship and keep.
+
+types errors choose files progress runtime metrics pictures : the ground, words every stage uses
+data : bytes become labelled images
+preprocessing : images become what a network expects
+augmentation : one image becomes many
+models : from pixels to logits, and every change a network can survive
+classifier : the waist, preprocessing + network + class names + calibration
+training : data and a recipe become a classifier
+evaluation : how good is it, how sure are we, and for whom?
+evidence : all of it on one page
+cli : the same verbs, from a shell
+"""
+
+__version__ = "0.1.0"

@@ -1,0 +1,45 @@
+"""Several augmentations as one, chosen by words."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from torch import Generator
+
+from ..choose import choose
+from ..types import Batch
+from .geometry import Affine, Flip, Rotate, Scale, Shift
+
+Augmentation = Callable[[Batch, Generator], Batch]
+
+AUGMENTATIONS: dict[str, Callable[..., Augmentation]] = {
+    "flip": Flip,
+    "shift": Shift,
+    "rotate": Rotate,
+    "scale": Scale,
+    "affine": Affine,
+}
+
+
+@dataclass(frozen=True)
+class Compose:
+    """Augmentations applied in order; none is the identity."""
+
+    members: tuple[Augmentation, ...] = ()
+
+    def __call__(self, batch: Batch, generator: Generator) -> Batch:
+        """The batch after every member."""
+        for member in self.members:
+            batch = member(batch, generator)
+        return batch
+
+
+def policy(words: str | Sequence[str | Augmentation]) -> Compose:
+    """The augmentations these words name, such as ``["flip", "shift:4"]`` or ``"flip shift:4"``.
+
+    An object stands for itself. Raises ChoiceError for an unknown name or an impossible magnitude.
+
+    >>> policy(["flip", "rotate:10"])
+    Compose(members=(Flip(p=0.5), Rotate(degrees=10, fill='zero')))
+    """
+    parts = words.replace(",", " ").split() if isinstance(words, str) else words
+    return Compose(tuple(choose(AUGMENTATIONS, part, "augmentation") for part in parts))

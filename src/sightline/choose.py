@@ -1,0 +1,63 @@
+"""A name or an object becomes an object: what makes ``by="pgd"`` work everywhere.
+
+A member may be chosen with arguments in one word, positional or by name, so that a shell
+needs no quotes: ``shift:4``, ``rotate:degrees=10``, ``affine:10:scale=0.1``.
+"""
+
+import ast
+import difflib
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, TypeVar
+
+from .errors import ChoiceError
+
+T = TypeVar("T")
+
+
+def suggest(name: str, known: Iterable[str]) -> str:
+    """The end of an error message: the nearest known name, or all of them.
+
+    >>> suggest("resnet2", ["resnet20", "lenet5"])
+    "Did you mean 'resnet20'?"
+    >>> suggest("vit", ["resnet20", "lenet5"])
+    'Choose one of: lenet5, resnet20.'
+    """
+    known = sorted(known)
+    near = difflib.get_close_matches(name, known, n=1)
+    return f"Did you mean '{near[0]}'?" if near else f"Choose one of: {', '.join(known)}."
+
+
+def lookup(family: Mapping[str, T], name: str, what: str) -> T:
+    """The member called ``name``, or a ChoiceError that suggests one.
+
+    ``what`` names the family in the message: "model", "augmentation", ...
+    """
+    if name not in family:
+        raise ChoiceError(f"There is no {what} called '{name}'. {suggest(name, family)}")
+    return family[name]
+
+
+def choose(family: Mapping[str, Callable[..., T]], by: str | T, what: str) -> T:
+    """``by`` itself if it is an object; otherwise the member it names, built with its arguments.
+
+    >>> choose({"step": lambda every, gamma=0.1: (every, gamma)}, "step:30:gamma=0.5", "schedule")
+    (30, 0.5)
+    """
+    if not isinstance(by, str):
+        return by
+    name, *words = by.strip().split(":")
+    make = lookup(family, name, what)
+    positional = [_literal(word) for word in words if "=" not in word]
+    named = {key: _literal(value) for key, _, value in (w.partition("=") for w in words if "=" in w)}
+    try:
+        return make(*positional, **named)
+    except (TypeError, ValueError) as error:
+        raise ChoiceError(f"The {what} '{by}' cannot be made: {error}.") from error
+
+
+def _literal(word: str) -> Any:
+    """A number, tuple or boolean where the word is one, else the word itself."""
+    try:
+        return ast.literal_eval(word)
+    except (ValueError, SyntaxError):
+        return word

@@ -1,0 +1,277 @@
+"""The waist: preprocessing + network + class names + calibration.
+
+Everything after it enters by this one door: pixels in [0, 1], (B C H W), at the working size.
+A bundle is its folder: ``config.json`` (with a checksum of every other file),
+``model.safetensors`` and a card. No pickle, ever.
+"""
+
+import dataclasses
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+from numpy import ndarray
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from . import runtime
+from .data.images import decode
+from .errors import BundleError, ImageError, SightlineError
+from .files import checksum, explaining, replacing, write_json
+from .models import Architecture, build
+from .preprocessing import Preprocessing
+from .types import Geometry, Prediction
+
+FORMAT = 1
+"""Version of the bundle's layout; a release reads its own and every earlier one."""
+
+Image = str | Path | bytes | UInt8[ndarray, "H W C"]
+
+
+class Classifier(nn.Module):
+    """Pixels in [0, 1] to logits, and everything needed to know what they mean.
+
+    ``classifier(x)`` gives raw logits; ``classifier.probabilities(x)`` applies the temperature;
+    ``classifier.predict(files)`` goes all the way from image files to names.
+    """
+
+    def __init__(
+        self,
+        preprocessing: Preprocessing,
+        network: nn.Module,
+        *,
+        architecture: Architecture,
+        classes: Sequence[str],
+        geometry: Geometry,
+        temperature: float = 1.0,
+        provenance: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        self.preprocessing = preprocessing
+        self.network = network
+        self.architecture = architecture
+        self.classes = tuple(classes)
+        self.geometry = geometry
+        self.temperature = temperature
+        self.provenance = dict(provenance or {})
+
+    def forward(self, pixels: Float[Tensor, "B C H W"]) -> Float[Tensor, "B K"]:
+        """Raw logits of pixels in [0, 1]."""
+        return self.network(self.preprocessing(pixels))
+
+    def probabilities(self, pixels: Float[Tensor, "B C H W"]) -> Float[Tensor, "B K"]:
+        """Calibrated probabilities: softmax(logits / temperature), in float32."""
+        return torch.softmax(self(pixels).float() / self.temperature, dim=1)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.parameters()).device
+
+    def predict(self, images: Image | Iterable[Image], *, top: int = 5) -> list[Prediction]:
+        """The ``top`` likeliest classes of each image, in order.
+
+        ``images`` are files, their bytes, or decoded uint8 arrays (H W C) of any size. One that
+        cannot be read gives a Prediction with its ``error`` instead of an exception.
+        """
+        if isinstance(images, str | Path | bytes | ndarray):
+            images = [images]
+        return [answer for chunk in _chunks(images, 64) for answer in self._answer(chunk, top)]
+
+    def _answer(self, images: Sequence[Image], top: int) -> Iterator[Prediction]:
+        with ThreadPoolExecutor(runtime.cpu_count()) as pool:
+            decoded = list(pool.map(lambda image: _read(image, self.geometry), images))
+        good = [pixels for pixels in decoded if isinstance(pixels, ndarray)]
+        rows = iter(self._probabilities_of(np.stack(good)).tolist() if good else [])
+        for image, pixels in zip(images, decoded, strict=True):
+            name = str(image) if isinstance(image, str | Path) else ""
+            if isinstance(pixels, ndarray):
+                ranked = sorted(zip(self.classes, next(rows), strict=True), key=lambda pair: -pair[1])
+                yield Prediction(name, *ranked[0], top=tuple(ranked[:top]))
+            else:
+                yield Prediction(name, None, None, error=str(pixels))
+
+    @torch.inference_mode()
+    def _probabilities_of(self, images: UInt8[ndarray, "B H W C"]) -> Float[Tensor, "B K"]:
+        self.eval()
+        pixels = torch.from_numpy(images).to(self.device).permute(0, 3, 1, 2).float().div_(255)
+        return self.probabilities(pixels).cpu()
+
+    def save(self, folder: Path | str) -> Path:
+        """Write the bundle, whole or not at all; raises OutputError where it cannot be written."""
+        folder = Path(folder)
+        tensors = {name: t.detach().cpu().contiguous() for name, t in self.state_dict().items()}
+        with replacing(folder) as temporary:
+            temporary.mkdir()
+            save_file(tensors, temporary / "model.safetensors")
+            (temporary / "README.md").write_text(self._card(), encoding="utf-8")
+            names = sorted(path.name for path in temporary.iterdir())
+            config = self.config() | {"files": {name: checksum(temporary / name) for name in names}}
+            write_json(temporary / "config.json", config)
+        return folder
+
+    def config(self) -> dict[str, Any]:
+        """All that is not a tensor, as ``config.json`` holds it."""
+        return {
+            "format": FORMAT,
+            "sightline": runtime.version(),
+            "architecture": self.architecture.config(),
+            "classes": list(self.classes),
+            "preprocessing": self.preprocessing.config(),
+            "geometry": dataclasses.asdict(self.geometry),
+            "temperature": self.temperature,
+            "provenance": self.provenance,
+        }
+
+    def _card(self) -> str:
+        g = self.geometry
+        return (
+            f"# A Sightline image classifier\n\n{self.architecture.name} for {len(self.classes)} classes: "
+            f"{', '.join(self.classes)}.\n\nIt expects {g.size[0]} x {g.size[1]} pixels, {g.channels} "
+            f"channel(s), fitted by '{g.fit}'; any image file is brought there by itself:\n\n"
+            "    from sightline.classifier import Classifier\n"
+            '    print(Classifier.load("THIS_FOLDER").predict("image.jpg"))\n'
+        )
+
+    @classmethod
+    def load(cls, folder: Path | str) -> "Classifier":
+        """Read a bundle, or a run's; raises BundleError where it is damaged, unsafe, unknown or too new."""
+        folder = bundle_of(folder)
+        config = _read_config(folder)
+        _verify_files(folder, config)
+        try:
+            architecture = Architecture.from_config(config["architecture"])
+            geometry = Geometry(**config["geometry"] | {"size": tuple(config["geometry"]["size"])})
+            classifier = cls(
+                Preprocessing.from_config(config["preprocessing"]),
+                build(architecture),
+                architecture=architecture,
+                classes=config["classes"],
+                geometry=geometry,
+                temperature=float(config["temperature"]),
+                provenance=config["provenance"],
+            )
+        except (KeyError, TypeError, ValueError, SightlineError) as error:
+            raise BundleError(f"The config.json of '{folder}' cannot be understood: {error}.") from error
+        classifier._take(_read_tensors(folder), folder)
+        return classifier.eval()
+
+    def _take(self, tensors: Mapping[str, Tensor], folder: Path) -> None:
+        own = {name: tuple(t.shape) for name, t in self.state_dict().items()}
+        given = {name: tuple(t.shape) for name, t in tensors.items()}
+        for what, names in (
+            ("lacks tensors", own.keys() - given.keys()),
+            ("has tensors its network does not know", given.keys() - own.keys()),
+            ("has tensors of another shape", {n for n in own.keys() & given.keys() if own[n] != given[n]}),
+        ):
+            if names:
+                some = ", ".join(sorted(names)[:3])
+                raise BundleError(
+                    f"The bundle '{folder}' {what}: {some}{' ...' if len(names) > 3 else ''}. "
+                    "Save or copy it again; its config.json and model.safetensors do not belong together."
+                )
+        self.load_state_dict(tensors)
+
+
+def bundle_of(path: Path | str) -> Path:
+    """The bundle folder of a run folder, or the folder itself; raises BundleError where there is none."""
+    folder = Path(path)
+    if not folder.exists():
+        raise BundleError(f"There is no run or bundle '{path}'. `sightline runs` lists the runs.")
+    if (folder / "recipe.toml").is_file() and not (folder / "classifier").is_dir():
+        raise BundleError(f"The run '{path}' has no classifier yet. Go on with: sightline train --resume {path}")
+    return folder / "classifier" if (folder / "classifier").is_dir() else folder
+
+
+def _chunks(images: Iterable[Image], size: int) -> Iterator[list[Image]]:
+    chunk: list[Image] = []
+    for image in images:
+        chunk.append(image)
+        if len(chunk) == size:
+            yield chunk
+            chunk = []
+    if chunk:
+        yield chunk
+
+
+def _read(image: Image, geometry: Geometry) -> UInt8[ndarray, "H W C"] | str:
+    """Decoded pixels, or why there are none."""
+    try:
+        if isinstance(image, ndarray):
+            return decode(_png(image), geometry)
+        return decode(image if isinstance(image, bytes) else Path(image).read_bytes(), geometry)
+    except (ImageError, OSError) as error:
+        return str(error.strerror if isinstance(error, OSError) else error)
+
+
+def _png(image: UInt8[ndarray, "H W C"]) -> bytes:
+    """An array takes the way of a file, so that there is one way."""
+    import io
+
+    from PIL import Image as pillow
+
+    stream = io.BytesIO()
+    pillow.fromarray(image.squeeze(-1) if image.shape[-1] == 1 else image).save(stream, "png", compress_level=0)
+    return stream.getvalue()
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    path = folder / "config.json"
+    if not path.is_file():
+        raise BundleError(f"'{folder}' is no classifier: it has no config.json. Name a run or bundle folder.")
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+        version = int(config["format"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise BundleError(f"The config.json of '{folder}' is damaged. Copy the bundle again.") from error
+    if version > FORMAT:
+        raise BundleError(
+            f"The bundle '{folder}' has format {version}, newer than this release reads ({FORMAT}). "
+            "Upgrade with: pip install --upgrade sightline"
+        )
+    return config
+
+
+def _verify_files(folder: Path, config: Mapping[str, Any]) -> None:
+    """Every file is listed and has its checksum; whatever is not listed is refused."""
+    listed = config.get("files")
+    if not isinstance(listed, dict) or "model.safetensors" not in listed:
+        raise BundleError(f"The config.json of '{folder}' lists no files. Copy the bundle again.")
+    present = {path.name for path in folder.iterdir() if path.is_file()} - {"config.json"}
+    for name in sorted(present - listed.keys()):
+        raise BundleError(
+            f"The bundle '{folder}' holds '{name}', which its config.json does not list. "
+            "Remove the file: bundles hold no pickles and nothing unlisted."
+        )
+    for name, expected in listed.items():
+        if name not in present:
+            raise BundleError(f"The bundle '{folder}' lacks its file '{name}'. Copy the bundle again.")
+        if checksum(folder / name) != expected:
+            raise BundleError(
+                f"The file '{name}' of the bundle '{folder}' has a wrong checksum: "
+                "it was changed or damaged. Copy the bundle again."
+            )
+
+
+def _read_tensors(folder: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(folder / "model.safetensors")
+    except (SafetensorError, OSError) as error:
+        raise BundleError(
+            f"The model.safetensors of '{folder}' is not a safetensors file (a pickle is never read): {error}."
+        ) from error
+
+
+def write_card(folder: Path, text: str) -> None:
+    """Replace a bundle's card and its checksum; the tensors are not touched."""
+    config = _read_config(folder)
+    with explaining(folder):
+        (folder / "README.md").write_text(text, encoding="utf-8")
+    config["files"]["README.md"] = checksum(folder / "README.md")
+    write_json(folder / "config.json", config)

@@ -1,0 +1,43 @@
+"""The same verbs, from a shell: ``sightline VERB ...``."""
+
+import sys
+from collections.abc import Sequence
+
+from ..errors import SightlineError
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; its exit code is 0 done, 2 the user can fix it, 130 interrupted.
+
+    Mistakes are one sentence on stderr; ``--debug`` shows the traceback as well.
+    """
+    words = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in words
+    words = ["--help" if word == "--help-all" else word for word in words if word != "--debug"]
+    from cyclopts import CycloptsError
+
+    from .app import app
+
+    try:
+        app(words, exit_on_error=False, print_error=False, result_action="return_value")
+    except CycloptsError as error:
+        return _complain(_sentence(error), 2)
+    except SightlineError as error:
+        if debug:
+            raise
+        return _complain(str(error), error.exit_code)
+    except KeyboardInterrupt:
+        return _complain("Interrupted.", 130)
+    except BrokenPipeError:
+        sys.stdout = None  # the reader of our output is gone: nothing more to say, and not an error
+        return 0
+    return 0
+
+
+def _sentence(error: Exception) -> str:
+    return " ".join(str(error).split())
+
+
+def _complain(text: str, code: int) -> int:
+    print(f"sightline: {text}", file=sys.stderr)  # noqa: T201
+    return code

@@ -1,0 +1,111 @@
+"""The verb that uses a classifier: predict."""
+
+import csv
+import json as json_module
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import nullcontext
+from dataclasses import asdict
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, TextIO
+
+from .show import Device, Json
+
+if TYPE_CHECKING:
+    from ..types import Prediction
+
+Form = Literal["text", "jsonl", "csv"]
+
+
+def predict(
+    run: Path,
+    /,
+    *images: str,
+    top: int = 3,
+    form: Form = "text",
+    out: Path | None = None,
+    device: Device = "auto",
+    json: Json = False,
+) -> None:
+    """Name what is in images: files, folders, globs, or - for a list (or one image) on stdin.
+
+    Parameters
+    ----------
+    run: Path
+        A run or bundle folder.
+    images: str
+        Files, folders or globs; an unreadable file is a row with its error.
+    top: int
+        How many of the likeliest classes to give.
+    form: str
+        text, jsonl or csv.
+    out: Path
+        Write to this file instead of stdout.
+    """
+    from .. import runtime
+    from ..classifier import Classifier
+    from ..files import replacing
+
+    classifier = Classifier.load(run).to(runtime.device(device))
+    answers = (answer for chunk in _chunks(_inputs(images)) for answer in classifier.predict(chunk, top=top))
+    with replacing(out) if out else nullcontext() as temporary:
+        with temporary.open("w", newline="", encoding="utf-8") if temporary else nullcontext(sys.stdout) as stream:
+            _write(stream, answers, "json" if json else form, top)
+
+
+def _inputs(images: Iterable[str]) -> Iterator[str | bytes]:
+    """Every image named, in order; a folder gives the images in it."""
+    from ..data.listing import images_at
+
+    for word in images or ("-",):
+        if word == "-":
+            yield from _stdin()
+        else:
+            yield from images_at(word)
+
+
+def _stdin() -> Iterator[str | bytes]:
+    data = sys.stdin.buffer.read()
+    if b"\0" in data[:1024]:  # no list of names holds a zero byte; every image does
+        yield data
+    else:
+        yield from (line for line in data.decode("utf-8").splitlines() if line.strip())
+
+
+def _chunks(images: Iterator[str | bytes], size: int = 64) -> Iterator[list[str | bytes]]:
+    while chunk := list(islice(images, size)):
+        yield chunk
+
+
+def _write(stream: TextIO, answers: Iterable["Prediction"], form: str, top: int) -> None:
+    if form == "json":
+        rows = [_record(answer) for answer in answers]
+        stream.write(json_module.dumps({"n": len(rows), "predictions": rows}, ensure_ascii=False) + "\n")
+    elif form == "jsonl":
+        for answer in answers:
+            stream.write(json_module.dumps(_record(answer), ensure_ascii=False) + "\n")
+    elif form == "csv":
+        writer = csv.writer(stream)
+        heads = [f"{what}_{rank}" for rank in range(2, top + 1) for what in ("label", "confidence")]
+        writer.writerow(["file", "label", "confidence", *heads, "error"])
+        for answer in answers:
+            more = [cell for pair in answer.top[1:] for cell in pair]
+            more += [""] * (len(heads) - len(more))
+            writer.writerow([answer.file, answer.label, answer.confidence, *more, answer.error])
+    else:
+        for answer in answers:
+            stream.write(_line(answer) + "\n")
+
+
+def _record(answer: "Prediction") -> dict[str, object]:
+    return asdict(answer) | {"top": [{"label": label, "confidence": p} for label, p in answer.top]}
+
+
+def _line(answer: "Prediction") -> str:
+    if answer.error is not None:
+        return f"{answer.file}: could not be read: {answer.error}"
+    others = ", ".join(f"{label} {p:.1%}" for label, p in answer.top[1:])
+    return f"{answer.file or '(stdin)'}: {answer.label} {answer.confidence:.1%}" + (
+        f"  ({others})" if others else ""
+    )

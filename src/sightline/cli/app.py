@@ -1,0 +1,79 @@
+"""The commands, in the order of an image classifier's life; each is imported when it is called."""
+
+from cyclopts import App, Group
+
+
+def _version() -> str:
+    from importlib.metadata import version
+
+    return version("sightline")
+
+
+app = App(
+    name="sightline",
+    help="From a folder of images to a classifier you can trust, ship and keep.\n\n"
+    "Start with: sightline demo. Then: sightline train YOUR_FOLDER",
+    help_format="plaintext",
+    help_epilogue="Every command takes --help (train: --help-all), --json and --debug.",
+    version=_version,
+)
+
+MAKE = Group("Make", sort_key=1)
+EXAMINE = Group("Examine", sort_key=2)
+USE = Group("Use", sort_key=3)
+
+COMMANDS = (
+    (
+        MAKE,
+        "demo",
+        "making:demo",
+        "Train, test and report on real handwritten digits; nothing to download.",
+        "sightline demo",
+    ),
+    (
+        MAKE,
+        "train",
+        "making:train",
+        "Train a classifier on labelled images, test it, and write a report.",
+        "sightline train photos.zip --epochs 20 --out runs/photos",
+    ),
+    (
+        EXAMINE,
+        "check",
+        "examining:check",
+        "What is wrong with these images, before it costs you a week.",
+        "sightline check photos.zip --out check.png",
+    ),
+    (
+        EXAMINE,
+        "evaluate",
+        "examining:evaluate",
+        "Test a classifier, on its own test images or on others.",
+        "sightline evaluate runs/photos new-photos/",
+    ),
+    (
+        EXAMINE,
+        "report",
+        "examining:report",
+        "One page with all the evidence that is saved in a run.",
+        "sightline report runs/photos",
+    ),
+    (
+        USE,
+        "predict",
+        "answering:predict",
+        "Name what is in images: files, folders, globs or stdin.",
+        "sightline predict runs/photos holiday/*.jpg --form csv --out answers.csv",
+    ),
+    (USE, "runs", "listing:runs", "The runs in a folder, newest first.", "sightline runs"),
+    (
+        USE,
+        "list",
+        "listing:members",
+        "What can be chosen: models, augmentations, losses, ...",
+        "sightline list models",
+    ),
+)
+
+for group, verb, where, purpose, example in COMMANDS:
+    app.command(f"sightline.cli.{where}", name=verb, help=f"{purpose}\n\nExample: {example}", group=group)

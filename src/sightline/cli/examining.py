@@ -1,0 +1,77 @@
+"""Verbs that examine: check, evaluate, report."""
+
+from pathlib import Path
+from typing import Any
+
+from .show import Device, Json, emit, result
+
+
+def check(
+    data: str,
+    /,
+    *,
+    limit: int | None = None,
+    size: int | None = None,
+    fit: str = "squash",
+    out: Path | None = None,
+    json: Json = False,
+) -> None:
+    """What is wrong with these images, before it costs you a week.
+
+    Parameters
+    ----------
+    data: str
+        A folder, archive, table or name, as for train.
+    limit: int
+        Look at about this many images.
+    size: int
+        Working size to judge by. Default: the one training would choose.
+    fit: str
+        squash, crop or pad.
+    out: Path
+        Write a contact sheet of images as the network would see them.
+    """
+    from ..data.findings import as_text, audit, sample_sheet
+    from ..training.recipe import Recipe
+    from ..training.run import read
+
+    dataset, _ = read(Recipe().replace(data=data, limit=limit, size=size, fit=fit))
+    findings = audit(dataset)
+    if out is not None:
+        sample_sheet(dataset).save(out)
+    emit(
+        dict(findings.values) | {"remarks": [vars(r) for r in findings.remarks]},
+        json,
+        lambda console, _: console.print(as_text(findings), markup=False),
+    )
+
+
+def evaluate(run: Path, data: str | None = None, /, *, device: Device = "auto", json: Json = False) -> None:
+    """Test a classifier, on its own test images or on others.
+
+    Parameters
+    ----------
+    run: Path
+        A run or bundle folder.
+    data: str
+        Other labelled images. Default: the run's own test split.
+    """
+    from ..evaluation.examine import examine, examine_on
+    from ..evidence.page import complete
+    from ..training.run import reopen
+
+    if data is None:
+        opened = reopen(run, device=device)
+        value: dict[str, Any] = examine(opened).as_json()
+        complete(opened.folder)
+    else:
+        value = examine_on(run, data, device=device).as_json()
+    emit({"run": str(run), **value}, json, result)
+
+
+def report(run: Path, /, *, json: Json = False) -> None:
+    """One page with all the evidence that is saved in a run."""
+    from ..evidence.page import complete
+
+    page = complete(run)
+    emit({"run": str(run), "report": str(page)}, json, lambda console, v: console.print(v["report"]))

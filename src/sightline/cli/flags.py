@@ -1,0 +1,47 @@
+"""Flags made from the fields of Recipe: one home for each name, help text and group."""
+
+import dataclasses
+import sys
+from typing import Annotated, Any
+
+from cyclopts import Group, Parameter
+
+from ..training.recipe import Recipe, descriptions
+
+EVERYTHING = "--help-all" in sys.argv
+"""Help shows the dozen flags people use; the rest only when asked for."""
+
+_GROUPS = ("Data", "Pixels", "Model", "Training", "Machine")
+
+
+def _flag(f: dataclasses.Field[Any]) -> tuple[str, Any, Any]:
+    common = f.metadata["common"] or EVERYTHING
+    default = "" if f.default is None or f.default == () else f" [{f.default}]"
+    parameter = Parameter(
+        help=" ".join(descriptions()[f.name].split()) + default,
+        group=Group(f.metadata["group"], sort_key=10 + _GROUPS.index(f.metadata["group"])),
+        show=common,
+        consume_multiple=f.name == "augment" or None,
+        negative=(),
+    )
+    kind = f.type if f.default is None else f.type | None
+    return f.name, Annotated[kind, parameter], None
+
+
+RecipeFlags = dataclasses.make_dataclass(
+    "RecipeFlags",
+    [_flag(f) for f in dataclasses.fields(Recipe) if f.name != "data"],
+    frozen=True,
+    kw_only=True,
+    # Without a module of its own it would pass for one of the standard library's, and not become flags.
+    namespace={"__module__": __name__},
+)
+"""Every field of Recipe but ``data``, None where the flag was not given."""
+
+
+def recipe_of(flags: object, file: str | None) -> Recipe:
+    """Flags over the recipe file over the defaults."""
+    from pathlib import Path
+
+    base = Recipe.from_toml(Path(file)) if file else Recipe()
+    return base.replace(**{name: value for name, value in vars(flags).items() if value is not None})

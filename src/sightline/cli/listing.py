@@ -1,0 +1,98 @@
+"""Verbs that list: runs, and the members of each family."""
+
+import json as json_module
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from .show import Json, emit, table
+
+
+def runs(folder: Path = Path("runs"), /, *, json: Json = False) -> None:
+    """The runs in a folder, newest first."""
+    found = [_summary(path.parent) for path in folder.glob("*/recipe.toml")]
+    found.sort(key=lambda row: row["started"], reverse=True)
+    columns = ("run", "data", "model", "epochs", "accuracy", "state")
+    emit(
+        {"runs": found},
+        json,
+        lambda console, value: console.print(
+            table("", columns, [[_cell(row[name]) for name in columns] for row in value["runs"]])
+            if value["runs"]
+            else f"There are no runs in '{folder}'. Make one with: sightline demo"
+        ),
+    )
+
+
+def members(family: str = "", /, *, json: Json = False) -> None:
+    """What can be chosen: models, augmentations, losses, optimizers, schedules, statistics, data.
+
+    Parameters
+    ----------
+    family: str
+        One of these words; without it, all of them.
+    """
+    from ..choose import lookup
+
+    families = _families()
+    chosen = {family: lookup(families, family, "list")} if family else families
+    emit({name: make() for name, make in chosen.items()}, json, _print_families)
+
+
+def _families() -> Mapping[str, Any]:
+    """Each family's members with a line about each."""
+    from ..augmentation import AUGMENTATIONS
+    from ..data.builtin import BUILTIN
+    from ..models import describe
+    from ..preprocessing import STATISTICS
+    from ..training.objectives import OBJECTIVES
+    from ..training.optimizers import OPTIMIZERS, SCHEDULES
+
+    return {
+        "models": describe,
+        "augmentations": lambda: _lines(AUGMENTATIONS),
+        "losses": lambda: _lines(OBJECTIVES),
+        "optimizers": lambda: [{"name": name} for name in OPTIMIZERS],
+        "schedules": lambda: _lines(SCHEDULES),
+        "statistics": lambda: [{"name": name} for name in ("fitted", *STATISTICS)],
+        "data": lambda: _lines(BUILTIN),
+    }
+
+
+def _lines(family: Mapping[str, Any]) -> list[dict[str, object]]:
+    return [
+        {"name": name, "what": (member.__doc__ or "").strip().partition("\n")[0]}
+        for name, member in family.items()
+    ]
+
+
+def _print_families(console: Any, families: Mapping[str, Any]) -> None:
+    for name, rows in families.items():
+        columns = list(rows[0]) if rows else ["name"]
+        console.print(table(name, columns, [[_cell(row[c]) for c in columns] for row in rows]))
+        console.print()
+
+
+def _summary(folder: Path) -> dict[str, Any]:
+    """One line about a run, from its files."""
+    from ..training.folder import RunFolder
+
+    recipe, facts = RunFolder(folder).recipe(), RunFolder(folder).facts()
+    report = folder / "report.json"
+    tested = json_module.loads(report.read_text(encoding="utf-8"))["test"] if report.is_file() else {}
+    return {
+        "run": str(folder),
+        "data": recipe.data,
+        "model": recipe.model,
+        "epochs": facts.get("epochs"),
+        "accuracy": tested.get("accuracy"),
+        "n": tested.get("n"),
+        "state": "tested" if tested else "trained" if facts else "unfinished",
+        "started": (folder / "recipe.toml").stat().st_mtime,
+    }
+
+
+def _cell(value: object) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.4f}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)

@@ -1,0 +1,66 @@
+"""How answers are printed: a table for people, one JSON object for programs."""
+
+import json as json_module
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Annotated, Any
+
+from cyclopts import Group, Parameter
+from rich.console import Console
+from rich.table import Table
+
+_COMMON = Group("Everywhere", sort_key=90)
+
+Json = Annotated[
+    bool,
+    Parameter(help="Print one JSON object on stdout; all else goes to stderr.", negative=(), group=_COMMON),
+]
+Device = Annotated[str, Parameter(help="auto, cpu, cuda or mps.", group=_COMMON)]
+
+
+def emit(value: Mapping[str, Any], json: bool, render: Callable[[Console, Mapping[str, Any]], None]) -> None:
+    """Print ``value``: as JSON, or by ``render``."""
+    if json:
+        sys.stdout.write(json_module.dumps(value, ensure_ascii=False) + "\n")
+    else:
+        render(Console(highlight=False), value)
+
+
+def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> Table:
+    """A plain table; columns whose cells are numbers are set to the right."""
+    rows = [[str(cell) for cell in row] for row in rows]
+    made = Table(title=title, title_justify="left", box=None, padding=(0, 2, 0, 0), header_style="bold")
+    for number, name in enumerate(columns):
+        numeric = all(row[number][:1].isdigit() or row[number] in {"", "-"} for row in rows) and number > 0
+        made.add_column(name, justify="right" if numeric else "left", overflow="fold")
+    for row in rows:
+        made.add_row(*row)
+    return made
+
+
+METRICS = (
+    ("accuracy", "accuracy", "{:.2%}"),
+    ("balanced_accuracy", "balanced accuracy", "{:.2%}"),
+    ("f1_macro", "F1, macro", "{:.4f}"),
+    ("roc_auc_ovr", "ROC AUC, one-vs-rest", "{:.4f}"),
+    ("log_loss", "log loss", "{:.4f}"),
+    ("ece", "calibration error (ECE)", "{:.4f}"),
+)
+
+
+def result(console: Console, value: Mapping[str, Any]) -> None:
+    """The result of an evaluation: the numbers with their intervals, and what to look at next."""
+    intervals = value["intervals"]
+    rows = [
+        (label, form.format(value[name]), " - ".join(form.format(edge) for edge in intervals[name]))
+        for name, label, form in METRICS
+        if value.get(name) is not None
+    ]
+    console.print()
+    console.print(table(f"Test on {value['n']:,} images never seen in training", ("", "", "95 % interval"), rows))
+    console.print(
+        f"\n{value['parameters']:,} parameters, {value['seconds_per_image'] * 1e3:.2f} ms per image in batches"
+    )
+    if value.get("report"):
+        console.print(f"\nLook at [bold]{value['report']}[/bold]")
+        console.print(f"Then try: sightline predict {value['run']} IMAGE...")

@@ -1,0 +1,223 @@
+"""Names become labels: which folder is a class, which is a split, what is not an image."""
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Int64
+from numpy import ndarray
+
+from ..errors import DataError
+from .listing import Listing, is_junk
+
+SPLITS = {
+    "train": "train",
+    "training": "train",
+    "val": "val",
+    "valid": "val",
+    "validation": "val",
+    "test": "test",
+    "testing": "test",
+}
+SUFFIXES = frozenset(
+    "jpg jpeg jpe jfif png apng bmp dib gif tif tiff webp pbm pgm ppm pnm heic heif avif".split()  # noqa: SIM905
+)
+"""What an image file may be called; its content decides whether it is one."""
+
+
+@dataclass(frozen=True, eq=False)
+class Layout:
+    """The labelled files of a listing."""
+
+    keys: Int64[ndarray, " N"]
+    """Position of each file in the listing; sorted by name."""
+    labels: Int64[ndarray, " N"]
+    classes: tuple[str, ...]
+    splits: ndarray | None
+    """``train``, ``val`` or ``test`` of each file, where folders say so."""
+    notes: tuple[str, ...]
+
+
+def ordered(names: Iterable[str]) -> tuple[str, ...]:
+    """Class names in label order: by number where all are numbers, else alphabetical.
+
+    >>> ordered(["10", "9", "1"]), ordered(["b", "a"])
+    (('1', '9', '10'), ('a', 'b'))
+    """
+    names = set(names)
+    if all(name.isascii() and name.isdigit() for name in names):
+        return tuple(sorted(names, key=lambda name: (int(name), name)))
+    return tuple(sorted(names))
+
+
+def understand(listing: Listing, place: str) -> Layout:
+    """Labels and splits of a listing's images, from its folders.
+
+    Raises DataError, naming ``place``, when the folders do not say what the classes are.
+    """
+    images, strays = _images(listing.names)
+    folders, files, groups = _group(listing, images)
+    root = _enter(folders, groups, place)
+    inside = {name[len(root) :]: rows for name, rows in groups.items() if name.startswith(root) and name}
+    below = sorted({name[len(root) :] for name in folders if name.startswith(root)} | set(inside))
+    loose = len(groups.get(root.rstrip("/"), ()))
+    split_folders = _split_folders(inside, place)
+    labelled = {name: _label_of(name, split_folders) for name in inside}
+    classes = ordered(label for _, label in labelled.values())
+    _check_classes(classes, below, labelled, split_folders, place + ("/" + root).rstrip("/"))
+    notes = _notes(strays, loose, split_folders)
+    return _assemble(files, inside, labelled, classes, bool(split_folders), notes)
+
+
+def _images(names: Sequence[str]) -> tuple[list[int], Counter[str]]:
+    """Positions of files named like images, and the other suffixes with their number."""
+    chosen: list[int] = []
+    strays: Counter[str] = Counter()
+    for i, name in enumerate(names):
+        base = name[name.rfind("/") + 1 :]
+        if base[:1] in ("", ".") or is_junk(base):
+            continue
+        suffix = base[base.rfind(".") + 1 :].lower() if "." in base else ""
+        if suffix in SUFFIXES:
+            chosen.append(i)
+        else:
+            strays["." + suffix if suffix else "without a suffix"] += 1
+    return chosen, strays
+
+
+def _group(listing: Listing, images: list[int]) -> tuple[set[str], list[str], dict[str, list[int]]]:
+    """Folders free of junk, and the images directly in each of them."""
+    names = listing.names
+    groups: dict[str, list[int]] = {}
+    for i in images:
+        name = names[i]
+        groups.setdefault(name[: max(0, name.rfind("/"))], []).append(i)
+    clean = {folder: rows for folder, rows in groups.items() if not _in_junk(folder)}
+    folders = {folder for folder in {*listing.folders, *clean} if folder and not _in_junk(folder)}
+    return folders, list(names), clean
+
+
+def _in_junk(folder: str) -> bool:
+    return bool(folder) and any(is_junk(part) for part in folder.split("/") if part)
+
+
+def _enter(folders: set[str], groups: dict[str, list[int]], place: str) -> str:
+    """The prefix of the folder that holds the classes or splits: single wrapping folders are entered."""
+    if not groups:
+        raise DataError(f"'{place}' holds no images: give a folder with one sub-folder of images for each class.")
+    root = ""
+    while True:
+        tops = {name[len(root) :].split("/")[0] for name in folders if name.startswith(root)}
+        if len(tops) != 1:
+            break
+        (top,) = tops
+        inner = root + top
+        if top.lower() in SPLITS or inner in groups or not any(f.startswith(inner + "/") for f in folders):
+            break
+        root = inner + "/"
+    if not any(name and name.startswith(root) for name in groups):
+        raise DataError(
+            f"'{place}' has images but no class folders: put the images of each class in a folder of its own, "
+            "or list them in a CSV with the columns 'path' and 'label'."
+        )
+    return root
+
+
+def _split_folders(inside: dict[str, list[int]], place: str) -> dict[str, str]:
+    """Top folders that are splits (they hold folders), with the split each stands for."""
+    tops = {name.split("/")[0] for name in inside}
+    nested = {name.split("/")[0] for name in inside if "/" in name}
+    named = {top for top in tops if top.lower() in SPLITS}
+    if named and named == tops and (direct := sorted(top for top in named if top in inside)):
+        raise DataError(
+            f"The folder '{direct[0]}' of '{place}' holds images directly: inside {', '.join(sorted(named))}, "
+            "put the images of each class in a folder of its own."
+        )
+    splits = {top for top in named if top in nested and top not in inside}
+    if splits and splits != tops:
+        raise DataError(
+            f"'{place}' mixes split folders ({', '.join(sorted(splits))}) with others "
+            f"({', '.join(sorted(tops - splits)[:5])}): move the others away or into the splits."
+        )
+    return {top: SPLITS[top.lower()] for top in splits}
+
+
+def _label_of(folder: str, split_folders: dict[str, str]) -> tuple[str, str]:
+    """(split, class) of the images in a folder; folders nested below a class belong to it."""
+    parts = folder.split("/")
+    return (split_folders[parts[0]], parts[1]) if split_folders else ("", parts[0])
+
+
+def _check_classes(
+    classes: tuple[str, ...],
+    below: list[str],
+    labelled: dict[str, tuple[str, str]],
+    split_folders: dict[str, str],
+    place: str,
+) -> None:
+    check_unseen(labelled.values(), classes, place)
+    depth = 2 if split_folders else 1
+    known = set(classes)
+    for folder in below:
+        parts = folder.split("/")
+        if len(parts) == depth and (not split_folders or parts[0] in split_folders) and parts[-1] not in known:
+            raise DataError(
+                f"The class folder '{folder}' of '{place}' has no images: add some or remove the folder."
+            )
+    check_several(classes, place)
+
+
+def check_several(classes: Sequence[str], place: str) -> None:
+    """DataError unless there are at least two classes."""
+    if len(classes) < 2:
+        only = f"only one class, '{classes[0]}'" if classes else "no class"
+        raise DataError(f"'{place}' has {only}: a classifier needs at least two.")
+
+
+def check_unseen(pairs: Iterable[tuple[str, str]], classes: Sequence[str], place: str) -> None:
+    """DataError when val or test has a class that train, where given, never saw."""
+    seen: dict[str, set[str]] = {}
+    for part, label in pairs:
+        seen.setdefault(part, set()).add(label)
+    if "train" not in seen:
+        return
+    for part in ("test", "val"):
+        if missing := [name for name in classes if name in seen.get(part, ()) and name not in seen["train"]]:
+            names = ", ".join(f"'{name}'" for name in missing[:5])
+            more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
+            raise DataError(
+                f"The {part} part of '{place}' has classes that train never saw ({names}{more}): "
+                f"add training images for them or remove them from {part}."
+            )
+
+
+def _notes(strays: Counter[str], loose: int, split_folders: dict[str, str]) -> tuple[str, ...]:
+    notes = []
+    if strays:
+        kinds = ", ".join(f"{count} {suffix}" for suffix, count in strays.most_common(5))
+        notes.append(f"Ignored {sum(strays.values()):,} files not named like images ({kinds}).")
+    if loose:
+        where = "split" if split_folders else "class"
+        notes.append(f"Ignored {loose:,} images that lie outside of any {where} folder.")
+    return tuple(notes)
+
+
+def _assemble(
+    names: list[str],
+    inside: dict[str, list[int]],
+    labelled: dict[str, tuple[str, str]],
+    classes: tuple[str, ...],
+    given: bool,
+    notes: tuple[str, ...],
+) -> Layout:
+    number = {name: i for i, name in enumerate(classes)}
+    rows = [np.array(group, np.int64) for group in inside.values()]
+    lengths = [len(group) for group in rows]
+    keys = np.concatenate(rows)
+    labels = np.repeat(np.array([number[labelled[folder][1]] for folder in inside], np.int64), lengths)
+    order = np.array(sorted(range(len(keys)), key=[names[i] for i in keys].__getitem__), np.int64)
+    splits = None
+    if given:
+        splits = np.repeat(np.array([labelled[folder][0] for folder in inside]), lengths)[order]
+    return Layout(keys[order], labels[order], classes, splits, notes)

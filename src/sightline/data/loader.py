@@ -1,0 +1,140 @@
+"""Batches of a dataset: one fancy index of the store each, prepared ahead in one thread."""
+
+import queue
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int64, UInt8
+from numpy import ndarray
+from torch import Tensor
+
+from .. import runtime
+from ..types import Batch, Dataset
+
+Augment = Callable[[Batch, torch.Generator], Batch]
+
+_SHUFFLE, _AUGMENT = 1, 2  # separate streams of random numbers of one seed
+
+
+@dataclass(frozen=True)
+class Shuffled:
+    """A new order each epoch, a pure function of (seed, epoch)."""
+
+    seed: int
+    epoch: int = 0
+
+
+def order_of(count: int, order: Shuffled | None) -> Int64[ndarray, " N"]:
+    """The positions 0 to count - 1 in the order they are visited; None leaves them as they are."""
+    if order is None:
+        return np.arange(count)
+    generator = runtime.generator(order.seed, order.epoch, _SHUFFLE)
+    return torch.randperm(count, generator=generator).numpy()
+
+
+def to_batch(pixels: UInt8[ndarray, "B H W C"], device: torch.device | str = "cpu") -> Float[Tensor, "B C H W"]:
+    """Stored pixels as a network takes them: float32 in [0, 1], channels_last in memory.
+
+    They travel to the device as uint8, a quarter of the bytes.
+    """
+    tensor = torch.from_numpy(np.ascontiguousarray(pixels)).to(device).permute(0, 3, 1, 2)
+    return tensor.to(torch.float32, memory_format=torch.preserve_format).div_(255)
+
+
+def count_batches(count: int, batch_size: int, *, drop_last: bool = False) -> int:
+    """How many batches ``count`` images make."""
+    return count // batch_size if drop_last else -(-count // batch_size)
+
+
+def batches(
+    dataset: Dataset,
+    batch_size: int,
+    *,
+    order: Shuffled | None = None,
+    start: int = 0,
+    device: torch.device | str = "cpu",
+    drop_last: bool = False,
+    augment: Augment | None = None,
+    memory_format: torch.memory_format = torch.channels_last,
+    ahead: int = 2,
+) -> Iterator[Batch]:
+    """The dataset in batches from number ``start`` on, at most ``ahead`` of them prepared in advance.
+
+    ``order`` None is the dataset's own; ``Shuffled(seed, epoch)`` visits all in a random order.
+    ``augment`` receives a generator that depends on seed, epoch and batch number alone, so a
+    resumed epoch goes on exactly as it would have. ``ahead=0`` prepares in the calling thread.
+    """
+    make = _maker(dataset, batch_size, order, torch.device(device), augment, memory_format)
+    steps = range(start, count_batches(len(dataset), batch_size, drop_last=drop_last))
+    return _ahead(make, steps, ahead) if ahead else map(make, steps)
+
+
+def _maker(
+    dataset: Dataset,
+    batch_size: int,
+    order: Shuffled | None,
+    device: torch.device,
+    augment: Augment | None,
+    memory_format: torch.memory_format,
+) -> Callable[[int], Batch]:
+    """A function from a batch's number to the batch."""
+    indices = order_of(len(dataset), order)
+    labels = torch.from_numpy(dataset.labels)
+    groups = dataset.columns.get("group")
+    codes = None if groups is None else torch.from_numpy(np.unique(groups, return_inverse=True)[1])
+    seed, epoch = (order.seed, order.epoch) if order else (0, 0)
+
+    def make(step: int) -> Batch:
+        chosen = indices[step * batch_size : (step + 1) * batch_size]
+        index = torch.from_numpy(chosen)
+        batch = Batch(
+            pixels=to_batch(dataset[chosen], device).contiguous(memory_format=memory_format),
+            labels=labels[index].to(device),
+            index=index.to(device),
+            group=None if codes is None else codes[index].to(device),
+        )
+        if augment is None:
+            return batch
+        return augment(batch, runtime.generator(seed, epoch, step, _AUGMENT))
+
+    return make
+
+
+def _ahead(make: Callable[[int], Batch], steps: range, ahead: int) -> Iterator[Batch]:
+    """Made in another thread, handed over in order; the thread ends with the iterator."""
+    ready: queue.Queue[Batch | BaseException | None] = queue.Queue(ahead)
+    stop = threading.Event()
+
+    def hand(item: Batch | BaseException | None) -> bool:
+        while not stop.is_set():
+            try:
+                ready.put(item, timeout=0.1)
+                return True
+            except queue.Full:
+                continue
+        return False
+
+    def produce() -> None:
+        try:
+            for step in steps:
+                if not hand(make(step)):
+                    return
+            hand(None)
+        except BaseException as error:  # raised again in the consumer's thread
+            hand(error)
+
+    thread = threading.Thread(target=produce, name="batches", daemon=True)
+    thread.start()
+    try:
+        while (item := ready.get()) is not None:
+            if isinstance(item, BaseException):
+                raise item
+            yield item
+    finally:
+        stop.set()
+        while not ready.empty():  # a waiting producer wakes at once
+            ready.get_nowait()
+        thread.join()

@@ -1,0 +1,54 @@
+"""Every error a user can meet, as one tree; each message says what to do.
+
+    SightlineError                 exit 2: the user can fix it
+     ├── ChoiceError               a name nobody knows ("did you mean ...")
+     ├── RecipeError               a field with an impossible value
+     ├── DataError                 data that cannot be used as they are
+     │    └── ImageError           one image that cannot be read; a row in a list, never a crash
+     ├── BundleError               a classifier folder that cannot be trusted or understood
+     ├── OutputError               a place that cannot be written, or already holds something
+     ├── TrainingError             training that cannot go on
+     └── Interrupted               exit 130: stopped by the user, state saved
+
+Messages are one sentence that names the file or field, followed by the remedy.
+"""
+
+
+class SightlineError(Exception):
+    """The root: the message is written for the user and needs no traceback."""
+
+    exit_code = 2
+
+
+class ChoiceError(SightlineError):
+    """A name that is not in its family."""
+
+
+class RecipeError(SightlineError):
+    """A field of a recipe with an impossible or unknown value."""
+
+
+class DataError(SightlineError):
+    """Data that cannot be used as they are."""
+
+
+class ImageError(DataError):
+    """One image that cannot be read; verbs list it and carry on."""
+
+
+class BundleError(SightlineError):
+    """A bundle that is damaged, unsafe or newer than this release."""
+
+
+class OutputError(SightlineError):
+    """A place that cannot be written, or already holds something."""
+
+
+class TrainingError(SightlineError):
+    """Training that cannot go on; the last good weights are kept."""
+
+
+class Interrupted(SightlineError):
+    """Stopped by the user; the state is saved and the run can be resumed."""
+
+    exit_code = 130

@@ -1,0 +1,260 @@
+"""One pass of a classifier over a dataset: its answers, every number about them, and its speed."""
+
+import csv
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int, Shaped
+from numpy import ndarray
+from torch import Tensor
+
+from .. import metrics as measures
+from .. import runtime
+from ..choose import suggest
+from ..classifier import Classifier
+from ..data.loader import batches
+from ..errors import DataError
+from ..files import replacing
+from ..types import Dataset, Interval, Remark
+
+SMALL = 30
+"""Images of a class below which its own numbers say little."""
+
+
+@dataclass(frozen=True)
+class Speed:
+    """How fast the classifier answered, decoding and loading of files left out."""
+
+    device: str
+    batch_size: int
+    seconds_per_image: float
+    """Of the whole pass at ``batch_size``, after one warm-up batch."""
+    latency_ms: float
+    """Median time for one image alone, in milliseconds."""
+
+    @property
+    def images_per_second(self) -> float:
+        """1 / seconds_per_image."""
+        return 1 / self.seconds_per_image
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Evaluation:
+    """A classifier's answers on N images of K classes, and what they amount to."""
+
+    split: str
+    classes: tuple[str, ...]
+    labels: Int[ndarray, " N"]
+    """True class of each image, as an index into ``classes``."""
+    probabilities: Float[ndarray, "N K"]
+    files: Shaped[ndarray, " N"]
+    metrics: Mapping[str, Interval]
+    """``accuracy``, ``balanced_accuracy``, ``precision_macro``, ...: see ``metrics.measure``."""
+    per_class: tuple[measures.ClassMetrics, ...]
+    confusion: Int[ndarray, "K K"]
+    """Images of class i (row) that were given class j (column)."""
+    reliability: measures.Reliability
+    speed: Speed
+    parameters: int
+    remarks: tuple[Remark, ...] = ()
+
+    @property
+    def n(self) -> int:
+        """Images evaluated."""
+        return len(self.labels)
+
+    @property
+    def predicted(self) -> Int[ndarray, " N"]:
+        """The likeliest class of each image."""
+        return self.probabilities.argmax(1)
+
+    @property
+    def confidence(self) -> Float[ndarray, " N"]:
+        """The probability of that class."""
+        return self.probabilities.max(1)
+
+    @property
+    def correct(self) -> Bool[ndarray, " N"]:
+        """Whether that class is the true one."""
+        return self.predicted == self.labels
+
+    def as_json(self) -> dict[str, Any]:
+        """Everything but the images' own answers, flat, under the names of the field."""
+        return {
+            "split": self.split,
+            "n": self.n,
+            **{name: interval.value for name, interval in self.metrics.items()},
+            "intervals": {name: _bounds(interval) for name, interval in self.metrics.items()},
+            "classes": list(self.classes),
+            "per_class": [_row(self.classes[one.index], one) for one in self.per_class],
+            "confusion": self.confusion.tolist(),
+            "device": self.speed.device,
+            "batch_size": self.speed.batch_size,
+            "seconds_per_image": self.speed.seconds_per_image,
+            "images_per_second": self.speed.images_per_second,
+            "latency_ms": self.speed.latency_ms,
+            "parameters": self.parameters,
+            "remarks": [remark.text for remark in self.remarks],
+        }
+
+    def write_predictions(self, path: Path | str) -> None:
+        """Write ``file,label,predicted,confidence,correct`` and, up to 20 classes, ``p_<class>`` as CSV."""
+        names = np.asarray(self.classes)
+        wide = self.probabilities if len(names) <= 20 else self.probabilities[:, :0]
+        columns = (self.files, names[self.labels], names[self.predicted], self.confidence, self.correct, wide)
+        with replacing(Path(path)) as temporary, temporary.open("w", newline="", encoding="utf-8") as stream:
+            writer = csv.writer(stream)
+            head = ["file", "label", "predicted", "confidence", "correct"]
+            writer.writerow([*head, *(f"p_{name}" for name in names[: wide.shape[1]])])
+            for file, label, answer, confidence, correct, row in zip(*columns, strict=True):
+                rest = (f"{p:.6f}" for p in row)
+                writer.writerow([file, label, answer, f"{confidence:.6f}", int(correct), *rest])
+
+
+def _bounds(interval: Interval) -> dict[str, float]:
+    return {"low": interval.low, "high": interval.high, "n": interval.n}
+
+
+def _row(name: str, one: measures.ClassMetrics) -> dict[str, Any]:
+    """A class's line of the per-class table."""
+    numbers = {"precision": one.precision, "recall": one.recall, "f1": one.f1}
+    return {
+        "class": name,
+        "n": one.n,
+        "predicted": one.predicted,
+        **{key: interval.value for key, interval in numbers.items()},
+        "roc_auc": one.roc_auc,
+        "intervals": {key: _bounds(interval) for key, interval in numbers.items()},
+    }
+
+
+def evaluate(
+    classifier: Classifier,
+    dataset: Dataset,
+    *,
+    batch_size: int = 256,
+    device: str = "auto",
+    split: str = "test",
+) -> Evaluation:
+    """Measure ``classifier`` on ``dataset`` in one pass, in eval mode; the classifier moves to ``device``.
+
+    Labels are matched by class name, so the dataset's classes may be in another order, or fewer.
+    Raises DataError where the dataset is empty, has images of a class the classifier does not know,
+    or was decoded with another geometry.
+    """
+    labels = _labels_of(classifier, dataset)
+    probabilities, speed = _answers(classifier, dataset, batch_size, runtime.device(device))
+    measures.check(labels, probabilities)
+    classes = tuple(classifier.classes)
+    one_by_one = measures.per_class(labels, probabilities)
+    return Evaluation(
+        split=split,
+        classes=classes,
+        labels=labels,
+        probabilities=probabilities,
+        files=dataset.files,
+        metrics=measures.measure(labels, probabilities),
+        per_class=one_by_one,
+        confusion=measures.confusion_matrix(labels, probabilities.argmax(1), len(classes)),
+        reliability=measures.reliability(labels, probabilities),
+        speed=speed,
+        parameters=sum(p.numel() for p in classifier.parameters()),
+        remarks=_remarks(classes, one_by_one, split),
+    )
+
+
+def _labels_of(classifier: Classifier, dataset: Dataset) -> Int[ndarray, " N"]:
+    """The dataset's labels as the classifier's class indices."""
+    if not len(dataset):
+        raise DataError("There are no images to evaluate on: give data with at least one readable image.")
+    if dataset.geometry != classifier.geometry:
+        raise DataError(
+            f"The images were decoded as {dataset.geometry}, but the classifier expects "
+            f"{classifier.geometry}: load them with the classifier's geometry."
+        )
+    index = {name: k for k, name in enumerate(classifier.classes)}
+    unknown = [dataset.classes[k] for k in np.unique(dataset.labels) if dataset.classes[k] not in index]
+    if unknown:
+        more = f" and {len(unknown) - 5} more" if len(unknown) > 5 else ""
+        hint = suggest(unknown[0], index) if len(index) <= 20 or len(unknown) == 1 else ""
+        raise DataError(
+            f"The data has images of classes the classifier was never trained on: "
+            f"{', '.join(repr(name) for name in unknown[:5])}{more}. "
+            f"Rename or leave out those images, or train on them. {hint}".strip()
+        )
+    return np.array([index.get(name, -1) for name in dataset.classes], dtype=np.int64)[dataset.labels]
+
+
+@torch.inference_mode()
+def _answers(
+    classifier: Classifier, dataset: Dataset, batch_size: int, device: torch.device
+) -> tuple[Float[ndarray, "N K"], Speed]:
+    """Probabilities of every image in order, and how long the classifier took for them."""
+    classifier.to(device)
+    training, answers, seconds, latency = classifier.training, [], 0.0, 0.0
+    classifier.eval()
+    try:
+        for batch in batches(dataset, batch_size, device=device):
+            if not answers:
+                _timed(classifier, batch.pixels)  # warm up: memory is planned, kernels are chosen
+                latency = _latency(classifier, batch.pixels[:1])
+            answer, took = _timed(classifier, batch.pixels)
+            answers.append(answer)
+            seconds += took
+    finally:
+        classifier.train(training)
+    per_image = max(seconds, 1e-9) / len(dataset)
+    return torch.cat(answers).numpy(), Speed(str(device), batch_size, per_image, latency * 1000)
+
+
+def _timed(classifier: Classifier, pixels: Float[Tensor, "B C H W"]) -> tuple[Float[Tensor, "B K"], float]:
+    """Probabilities on the CPU, where waiting for them includes the device's work, and the seconds."""
+    start = time.perf_counter()
+    answer = classifier.probabilities(pixels).cpu()
+    return answer, time.perf_counter() - start
+
+
+def _latency(classifier: Classifier, pixel: Float[Tensor, "1 C H W"]) -> float:
+    """Median seconds for one image, of at most 30 tries within about half a second."""
+    tries = [_timed(classifier, pixel)[1] for _ in range(3)][1:]
+    while len(tries) < 30 and sum(tries) < 0.5:
+        tries.append(_timed(classifier, pixel)[1])
+    return median(tries)
+
+
+def _remarks(
+    classes: tuple[str, ...], one_by_one: tuple[measures.ClassMetrics, ...], split: str
+) -> tuple[Remark, ...]:
+    """What a reader of the numbers should know."""
+    found = []
+    absent = tuple(classes[one.index] for one in one_by_one if one.n == 0)
+    few = tuple(classes[one.index] for one in one_by_one if 0 < one.n < SMALL)
+    if absent:
+        found.append(
+            Remark(
+                "warning",
+                f"{len(absent)} of {len(classes)} classes have no {split} images and are left out of "
+                f"balanced accuracy and AUC: {_few(absent)}.",
+                absent[:8],
+            )
+        )
+    if few:
+        found.append(
+            Remark(
+                "note",
+                f"{len(few)} of {len(classes)} classes have fewer than {SMALL} {split} images, "
+                f"so their own numbers are rough: {_few(few)}.",
+                few[:8],
+            )
+        )
+    return tuple(found)
+
+
+def _few(names: tuple[str, ...]) -> str:
+    return ", ".join(names[:5]) + (" and others" if len(names) > 5 else "")

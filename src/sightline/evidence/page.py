@@ -1,0 +1,250 @@
+"""The page: one self-contained HTML file, no scripts, nothing loaded from elsewhere."""
+
+import re
+from collections.abc import Mapping
+from importlib.resources import files as resources
+from math import floor, sqrt
+from pathlib import Path
+from typing import Any
+
+from .. import pictures
+from ..files import write_text
+from .card import card
+from .collect import Evidence, collect
+from .words import METRICS, count, duration, number, share, spelled
+
+MATRIX = 20
+"""Up to this many classes the confusion matrix is a table one can read; beyond, a picture."""
+
+
+def complete(run: Path | str) -> Path:
+    """Write ``report.html`` (and the model card ``README.md``) from what a run folder holds.
+
+    What is absent is named on the page. Returns the page's path; raises DataError where there is no
+    such folder, OutputError where it cannot be written.
+    """
+    evidence = collect(run)
+    page = Path(run) / "report.html"
+    write_text(page, render(evidence))
+    if evidence.config:
+        write_text(Path(run) / "README.md", card(evidence.config, evidence.report))
+    return page
+
+
+def render(evidence: Evidence) -> str:
+    """The page as HTML; every name from the data is escaped."""
+    from jinja2 import Environment, StrictUndefined
+
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.filters |= {"share": share, "number": number, "count": count, "duration": duration}
+    template = resources("sightline.evidence").joinpath("page.html.jinja").read_text(encoding="utf-8")
+    measured = evidence.measured
+    return environment.from_string(template).render(
+        evidence=evidence,
+        measured=measured,
+        facts=_facts(evidence),
+        cards=_cards(evidence),
+        caveats=_caveats(evidence),
+        metrics=_metrics(measured),
+        classes=_classes(measured),
+        counts=_counts(evidence.counts),
+        confusion=_confusion(measured),
+        confused=list(evidence.report.get("confused") or ()),
+        mistakes=_mistakes(evidence.report),
+        wrong=_wrong(measured),
+        curves=pictures.data_url(pictures.curves(evidence.history)) if evidence.history else None,
+        reliability=_reliability(evidence.report),
+        train_batch=pictures.data_url(evidence.train_batch) if evidence.train_batch else None,
+        recipe=_table(evidence.recipe),
+        environment=_table(evidence.environment),
+    )
+
+
+def _facts(evidence: Evidence) -> dict[str, Any]:
+    """The words of the headline and of the line under it."""
+    config, architecture = evidence.config, evidence.config.get("architecture") or {}
+    measured, provenance = evidence.measured, config.get("provenance") or {}
+    geometry = config.get("geometry") or {}
+    accuracy = (measured.get("intervals") or {}).get("accuracy")
+    digits = 2 if measured.get("n", 0) >= 5000 else 1
+    return {
+        "headline": share(measured["accuracy"], digits) if measured else None,
+        "between": spelled(accuracy, lambda v: share(v, digits)) if accuracy else None,
+        "split": {"val": "validation"}.get(measured.get("split", "test"), measured.get("split", "test")),
+        "model": architecture.get("name") or evidence.recipe.get("model"),
+        "classes": len(config.get("classes") or measured.get("classes") or ()),
+        "size": " × ".join(str(side) for side in geometry.get("size") or ()),
+        "data": evidence.recipe.get("data") or provenance.get("data"),
+        "trained": sum(evidence.counts.get("train", {}).values()) or provenance.get("train_images"),
+        "created": str(evidence.report.get("created") or "")[:10],
+    }
+
+
+def _cards(evidence: Evidence) -> list[tuple[str, str, str]]:
+    """The few figures shown large: (value, name, remark)."""
+    measured, training = evidence.measured, evidence.training
+    cards = []
+    for name in ("balanced_accuracy", "f1_macro", "roc_auc_ovr", "ece"):
+        if name in measured:
+            digits = 2 if name == "roc_auc_ovr" else 1
+            bounds = (measured.get("intervals") or {}).get(name)
+            cards.append(
+                (
+                    share(measured[name], digits),
+                    METRICS[name].title,
+                    spelled(bounds, lambda v, digits=digits: share(v, digits)),
+                )
+            )
+    if "images_per_second" in measured:
+        rate = f"{measured['images_per_second']:,.0f}"
+        alone = f"{measured['latency_ms']:.2g} ms for one image alone" if "latency_ms" in measured else ""
+        cards.append((rate, "Images per second", alone))
+    if "seconds" in training:
+        epochs = f"{training.get('epochs', '?')} epochs, best {training.get('best_epoch', '?')}"
+        cards.append((duration(training["seconds"]), "Training", epochs))
+    if "parameters" in measured:
+        memory = training.get("peak_memory_mb")
+        cards.append((count(measured["parameters"]), "Parameters", f"{memory:,.0f} MB memory at peak" if memory else ""))
+    return cards
+
+
+def _caveats(evidence: Evidence) -> list[str]:
+    """What an honest reader should know before believing the numbers."""
+    measured, found = evidence.measured, []
+    if not measured:
+        return ["Nothing has been measured yet: run sightline evaluate on this run."]
+    n = measured["n"]
+    if measured.get("split", "test") != "test":
+        found.append(
+            f"These are results on the {_facts(evidence)['split']} images, which also chose the best epoch: "
+            "expect a little less on images that were never used."
+        )
+    elif evidence.training.get("epochs"):
+        found.append("Validation images chose the epoch that is kept; the test images chose nothing.")
+    if n < 1000:
+        found.append(f"Small test: {count(n)} images. Differences inside the intervals mean nothing.")
+    trained = _facts(evidence)["trained"]
+    if trained and trained < 2000:
+        found.append(f"Small data: {count(trained)} training images. More images usually help most.")
+    found += [str(remark) for remark in measured.get("remarks") or ()]
+    found.append(
+        "Training and test images come from the same collection; images from another place, camera "
+        "or time may be harder."
+    )
+    found.append("One training run, one seed: another seed gives a slightly different classifier.")
+    return found
+
+
+def _metrics(measured: Mapping[str, Any]) -> dict[str, Any]:
+    """Rows of the metrics table, with places (in percent) on an axis from ``low`` to 1."""
+    intervals = measured.get("intervals") or {}
+    shown = [name for name in METRICS if name in measured and name in intervals]
+    lows = [intervals[name]["low"] for name in shown if METRICS[name].percent and name != "ece"]
+    low = floor(min(lows, default=0) * 10) / 10 if lows else 0.0
+    low = min(low, 0.9)
+
+    def place(value: float) -> str:
+        return f"{(value - low) / (1 - low) * 100:.2f}"
+
+    rows = []
+    for name in shown:
+        bounds, metric = intervals[name], METRICS[name]
+        on_axis = metric.percent and name != "ece"
+        rows.append(
+            {
+                "name": name,
+                "title": metric.title,
+                "means": metric.means,
+                "value": number(measured[name]),
+                "interval": spelled(bounds, number),
+                "n": count(bounds["n"]),
+                "bar": (place(bounds["low"]), place(measured[name]), place(bounds["high"])) if on_axis else None,
+            }
+        )
+    return {"rows": rows, "low": share(low, 0)}
+
+
+def _classes(measured: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Rows of the per-class table; a class without images has no recall to show."""
+    return [
+        {
+            "name": row["class"],
+            "n": row["n"],
+            "predicted": row["predicted"],
+            "auc": None if row.get("roc_auc") is None else number(row["roc_auc"]),
+            "cells": [
+                {
+                    "value": row[key] if known else None,
+                    "interval": spelled((row.get("intervals") or {}).get(key), share),
+                }
+                for key, known in (
+                    ("recall", row["n"]),
+                    ("precision", row["predicted"]),
+                    ("f1", row["n"] or row["predicted"]),
+                )
+            ],
+        }
+        for row in measured.get("per_class") or ()
+    ]
+
+
+def _counts(counts: Mapping[str, Mapping[str, int]]) -> dict[str, Any] | None:
+    """Images by class (row) and split (column), with bars against the largest class."""
+    if not counts:
+        return None
+    names = sorted({name for split in counts.values() for name in split})
+    rows = [(name, [split.get(name, 0) for split in counts.values()]) for name in names]
+    return {
+        "splits": [{"val": "validation"}.get(split, split) for split in counts],
+        "rows": rows,
+        "totals": [sum(split.values()) for split in counts.values()],
+        "most": max(sum(cells) for _, cells in rows),
+    }
+
+
+def _confusion(measured: Mapping[str, Any]) -> dict[str, Any] | None:
+    """A table of shaded cells, or a picture where there are too many classes to read."""
+    matrix, classes = measured.get("confusion"), measured.get("classes")
+    if not matrix or not classes:
+        return None
+    if len(classes) > MATRIX:
+        return {"picture": pictures.data_url(pictures.confusion(matrix, classes))}
+    rows = []
+    for i, (name, counts) in enumerate(zip(classes, matrix, strict=True)):
+        total = sum(counts) or 1
+        # the square root lifts rare confusions into sight
+        cells = [(n, "right" if i == j else "wrong", sqrt(n / total)) for j, n in enumerate(counts)]
+        rows.append((name, cells))
+    tilt = any(len(name) > 4 for name in classes)
+    return {"picture": None, "classes": classes, "rows": rows, "tilt": tilt}
+
+
+def _wrong(measured: Mapping[str, Any]) -> int:
+    matrix = measured.get("confusion") or []
+    return sum(sum(row) for row in matrix) - sum(row[i] for i, row in enumerate(matrix))
+
+
+def _mistakes(report: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The gallery; only embedded PNG images may enter, so that the page never loads anything."""
+    return [
+        mistake
+        for mistake in report.get("mistakes") or ()
+        if re.fullmatch(r"data:image/png;base64,[A-Za-z0-9+/=]+", str(mistake.get("image")))
+    ]
+
+
+def _reliability(report: Mapping[str, Any]) -> str | None:
+    bins = report.get("reliability")
+    if not bins:
+        return None
+    picture = pictures.reliability(bins["edges"], bins["counts"], bins["confidence"], bins["accuracy"])
+    return pictures.data_url(picture)
+
+
+def _table(values: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Settings as rows of text; lists on one line, absent ones left out."""
+    return [
+        (name, ", ".join(str(v) for v in value) if isinstance(value, list) else str(value))
+        for name, value in values.items()
+        if value is not None
+    ]

@@ -1,0 +1,81 @@
+"""Writing that is whole or absent, and says in one sentence why it could not be done."""
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from .errors import OutputError
+
+_REMEDIES = {
+    errno.ENOSPC: "the disk is full: free some space or choose another place",
+    errno.EDQUOT: "your disk quota is used up: free some space or choose another place",
+    errno.EROFS: "that file system is read-only: choose another place",
+    errno.EACCES: "you may not write there: choose another place or change its permissions",
+    errno.EPERM: "you may not write there: choose another place or change its permissions",
+    errno.ENOTDIR: "part of that path is a file, not a folder: choose another place",
+    errno.EISDIR: "there is a folder of that name: choose another name",
+}
+
+
+@contextmanager
+def explaining(path: Path) -> Iterator[None]:
+    """Turn an operating-system error about ``path`` into an OutputError with a remedy."""
+    try:
+        yield
+    except OSError as error:
+        remedy = _REMEDIES.get(error.errno or 0)
+        if remedy is None:
+            raise
+        raise OutputError(f"Cannot write '{path}': {remedy}.") from error
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yield a temporary path beside ``path``; rename it into place only if the block succeeds.
+
+    Works for a file or a folder (the block creates either). A killed process leaves the old
+    content untouched, and at most a hidden temporary of which no reader takes notice.
+    """
+    with explaining(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        holder = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+        temporary = holder / path.name
+        try:
+            yield temporary
+            _sync(temporary)
+            if temporary.is_dir() and path.exists():
+                os.replace(path, holder / "old")
+            os.replace(temporary, path)
+        finally:
+            shutil.rmtree(holder, ignore_errors=True)
+
+
+def _sync(path: Path) -> None:
+    for file in path.rglob("*") if path.is_dir() else [path]:
+        if file.is_file():
+            with file.open("rb") as stream:
+                os.fsync(stream.fileno())
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write ``text`` as UTF-8, atomically."""
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write ``value`` as readable JSON, atomically."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def checksum(path: Path) -> str:
+    """SHA-256 of a file, in hexadecimal."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -1,0 +1,122 @@
+"""The enhanced network of the source papers, made definite: residual, batch norm, dropout, multi-scale.
+
+Ten weighted layers (parallel branches count as one, projections not at all). Each idea has a switch,
+so that what it brings can be measured.
+"""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..errors import RecipeError
+from .blocks import Network, Size, he_, is_large, pools
+
+
+def _norm(width: int, on: bool) -> nn.Module:
+    return nn.BatchNorm2d(width) if on else nn.Identity()
+
+
+class MultiScale(nn.Module):
+    """``relu(BN(concat[conv 3x3, conv 5x5, conv 7x7]))``: half, a quarter, a quarter of the outputs."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int, batch_norm: bool, multi_scale: bool):
+        super().__init__()
+        quarter = outputs // 4
+        shares = {3: outputs - 2 * quarter, 5: quarter, 7: quarter} if multi_scale else {3: outputs}
+        self.branches = nn.ModuleList(
+            nn.Conv2d(inputs, width, kernel, stride, kernel // 2, bias=not batch_norm)
+            for kernel, width in shares.items()
+        )
+        self.norm = _norm(outputs, batch_norm)
+
+    def forward(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C2 H2 W2"]:
+        """Features seen at each scale, side by side."""
+        parts = [branch(x) for branch in self.branches]
+        return F.relu(self.norm(torch.cat(parts, 1)))
+
+
+class Block(nn.Module):
+    """``relu(BN(conv 3x3(MultiScale(x))) + shortcut(x))``; the shortcut is a projection where shapes change."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int, *, residual: bool, batch_norm: bool, scales: bool):
+        super().__init__()
+        self.scales = MultiScale(inputs, outputs, stride, batch_norm, scales)
+        self.conv = nn.Conv2d(outputs, outputs, 3, padding=1, bias=not batch_norm)
+        self.norm = _norm(outputs, batch_norm)
+        self.shortcut: nn.Module | None = nn.Identity() if residual else None
+        if residual and (inputs != outputs or stride != 1):
+            self.shortcut = nn.Sequential(
+                nn.Conv2d(inputs, outputs, 1, stride, bias=not batch_norm), _norm(outputs, batch_norm)
+            )
+
+    def forward(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C2 H2 W2"]:
+        """Features, half the size where the stride is 2."""
+        y = self.norm(self.conv(self.scales(x)))
+        return F.relu(y if self.shortcut is None else y + self.shortcut(x))
+
+
+class Enhanced(Network):
+    """A multi-scale stem, four blocks, the mean, dropout, the head."""
+
+    def __init__(
+        self,
+        classes: int,
+        channels: int,
+        size: Size,
+        *,
+        residual: bool,
+        batch_norm: bool,
+        dropout: float,
+        multi_scale: bool,
+    ):
+        super().__init__()
+        large = is_large(size)
+        self.stem = MultiScale(channels, 32, 2 if large else 1, batch_norm, multi_scale)
+        self.pools = pools(size) if large else nn.Identity()
+        self.blocks = nn.Sequential(
+            *(
+                Block(i, o, stride, residual=residual, batch_norm=batch_norm, scales=multi_scale)
+                for i, o, stride in ((32, 32, 1), (32, 64, 2), (64, 128, 2), (128, 128, 1))
+            )
+        )
+        self.dropout = nn.Dropout(dropout)
+        self.head = nn.Linear(128, classes)
+        self._initialise()
+
+    def _initialise(self) -> None:
+        he_(self)
+        nn.init.xavier_uniform_(self.head.weight)
+        nn.init.zeros_(self.head.bias)
+        for block in self.blocks:
+            # A block begins as its shortcut; without one, a zero here would silence the network.
+            if isinstance(block, Block) and block.shortcut is not None and isinstance(block.norm, nn.BatchNorm2d):
+                nn.init.zeros_(block.norm.weight)
+
+    def forward(self, pixels: Float[Tensor, "B C H W"]) -> Float[Tensor, "B K"]:
+        """Logits."""
+        x = self.blocks(self.pools(self.stem(pixels)))
+        return self.head(self.dropout(x.mean((2, 3))))
+
+
+def enhanced(
+    classes: int,
+    channels: int,
+    size: Size,
+    residual: bool = True,
+    batch_norm: bool = True,
+    dropout: float = 0.5,
+    multi_scale: bool = True,
+) -> Network:
+    """Enhanced network: residual, batch norm, dropout and multi-scale filters, each with a switch."""
+    if not 0 <= dropout < 1:
+        raise RecipeError(f"dropout goes from 0 to below 1, not {dropout}.")
+    return Enhanced(
+        classes,
+        channels,
+        size,
+        residual=residual,
+        batch_norm=batch_norm,
+        dropout=dropout,
+        multi_scale=multi_scale,
+    )

@@ -1,0 +1,40 @@
+"""The changes a network can be rebuilt with: what a bundle may contain is known here.
+
+A member is ``(network, arguments) -> network`` and changes structure only; the bundle's tensors are
+loaded afterwards. The arguments are JSON.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+from ..errors import BundleError
+from .blocks import Network
+
+
+def head(network: Network) -> nn.Linear:
+    """The layer whose outputs are the logits."""
+    return network.head
+
+
+def grown_head(network: Network, classes: int) -> Network:
+    """The same network with ``classes`` outputs: old rows are kept, new ones start at zero.
+
+    A new class so begins with logit 0 for every image, and old logits do not change.
+    Raises BundleError if that would lose classes.
+    """
+    old = head(network)
+    if classes < old.out_features:
+        raise BundleError(f"A head of {old.out_features} classes cannot grow to {classes}.")
+    new = nn.Linear(old.in_features, classes, device=old.weight.device, dtype=old.weight.dtype)
+    with torch.no_grad():
+        new.weight.zero_()[: old.out_features] = old.weight
+        new.bias.zero_()[: old.out_features] = old.bias
+    network.head = new
+    return network
+
+
+SURGERY: dict[str, Callable[..., Network]] = {
+    "grown_head": grown_head,
+}

@@ -1,0 +1,220 @@
+"""A third party's weights into one of our networks: whole, checked, and never by running their code."""
+
+import pickle
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import BundleError, DataError
+from .blocks import Network
+
+CONTAINERS = ("state_dict", "model_state_dict", "model_state", "model", "net", "network", "weights")
+"""Where trainers put the tensors in what they save."""
+
+PREFIXES = ("module.", "model.", "network.", "net.", "backbone.", "_orig_mod.")
+"""What wrappers put before every name."""
+
+HEADS = ("head", "linear", "fc", "classifier", "output", "last_linear")
+"""What the last layer is called."""
+
+TORCH_SUFFIXES = (".pth", ".pt", ".th", ".tar", ".ckpt", ".bin")
+
+Tensors = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class WeightsReport:
+    """What came out of a file of weights."""
+
+    file: str
+    loaded: tuple[str, ...]
+    """Tensors of the network that now hold the file's values."""
+    initial: tuple[str, ...]
+    """Tensors left as they were initialised: the head, where the file's has other classes."""
+    ignored: tuple[str, ...]
+    """Tensors of the file that are no part of a network: another head, preprocessing, temperature."""
+
+    def __str__(self) -> str:
+        note = f"Loaded {len(self.loaded)} tensors from '{self.file}'"
+        if self.initial:
+            note += f"; {', '.join(self.initial)} start fresh, because the file's classes are others"
+        return note + "."
+
+
+def load_weights(network: Network, file: str | Path) -> WeightsReport:
+    """Copy the tensors of a ``.safetensors``, ``.pth``, ``.pt`` or ``.th`` file into ``network``.
+
+    Wrappers' prefixes are stripped and the last layer is found under its usual names; a head of other
+    classes is left as initialised. All is checked before anything is copied. Raises DataError for a
+    file that is not there, BundleError for one that is unsafe, damaged or made for another network.
+    """
+    path = Path(file)
+    everything = stripped(read_tensors(path))
+    kept = network_only(everything)
+    given = _with_head(kept, network)
+    wanted = {name: t for name, t in network.state_dict().items() if not name.endswith("num_batches_tracked")}
+    given = {name: t for name, t in given.items() if not name.endswith("num_batches_tracked")}
+    initial = _other_classes(given, wanted)
+    _check_fit(path, {n: t for n, t in given.items() if n not in initial}, wanted, initial)
+    loaded = [name for name in wanted if name not in initial]
+    _check_values(path, given, loaded)
+    with torch.no_grad():
+        for name in loaded:
+            wanted[name].copy_(given[name])
+    ignored = (*initial, *(name for name in everything if name not in kept))
+    return WeightsReport(path.name, tuple(loaded), initial, ignored)
+
+
+def read_tensors(path: Path) -> Tensors:
+    """The tensors in a file, by name, unwrapped from whatever a trainer saved around them.
+
+    Pickles are read with ``weights_only``: a file that holds code is refused, never run.
+    """
+    if path.is_dir():
+        raise DataError(f"'{path}' is a folder: give the file of weights in it, such as model.safetensors.")
+    if not path.is_file():
+        raise DataError(f"There is no file of weights at '{path}': check the path.")
+    if path.suffix == ".safetensors":
+        return _read_safetensors(path)
+    if path.suffix in TORCH_SUFFIXES:
+        return _tensors_in(path, _read_torch(path))
+    known = ", ".join((".safetensors", *TORCH_SUFFIXES))
+    raise BundleError(f"'{path}' is not a file of weights by its name: the endings read are {known}.")
+
+
+def _read_safetensors(path: Path) -> Tensors:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(path, device="cpu")
+    except (SafetensorError, OSError, ValueError, KeyError) as error:
+        raise _damaged(path) from error
+
+
+def _damaged(path: Path) -> BundleError:
+    return BundleError(f"'{path}' is damaged or is no file of weights: download or copy it again.")
+
+
+def _read_torch(path: Path) -> Any:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch deprecates old formats that users still have
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        if "nsupported" in str(error) and "lobal" in str(error):
+            raise BundleError(
+                f"'{path}' was refused as unsafe: it holds Python code, not only tensors. Ask its author for "
+                "a safetensors file, or for the state_dict alone."
+            ) from error
+        raise _damaged(path) from error
+    except RuntimeError as error:
+        if "TorchScript" in str(error):
+            raise BundleError(
+                f"'{path}' is a TorchScript program, not weights: ask its author for the state_dict."
+            ) from error
+        raise _damaged(path) from error
+    except (EOFError, OSError, ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
+        raise _damaged(path) from error
+
+
+def _tensors_in(path: Path, saved: Any) -> Tensors:
+    """The innermost table of tensors, through the names trainers use."""
+    while isinstance(saved, Mapping):
+        inner = [saved[name] for name in CONTAINERS if isinstance(saved.get(name), Mapping)]
+        if not inner:
+            break
+        saved = inner[0]
+    if not isinstance(saved, Mapping) or not any(isinstance(value, Tensor) for value in saved.values()):
+        raise BundleError(f"'{path}' holds no table of tensors: save the network's state_dict into it.")
+    return {str(name): value for name, value in saved.items() if isinstance(value, Tensor)}
+
+
+def stripped(tensors: Tensors) -> Tensors:
+    """The same tensors without the prefixes that all of their names share.
+
+    >>> list(stripped({"module.model.conv1.weight": torch.ones(1)}))
+    ['conv1.weight']
+    """
+    while tensors:
+        shared = [p for p in PREFIXES if all(name.startswith(p) for name in tensors)]
+        if not shared:
+            break
+        tensors = {name.removeprefix(shared[0]): tensor for name, tensor in tensors.items()}
+    return tensors
+
+
+def network_only(tensors: Tensors) -> Tensors:
+    """Of one of our own classifiers, the network; anything else as it is."""
+    own = {name: t for name, t in tensors.items() if name.startswith("network.")}
+    rest = [name for name in tensors if name not in own]
+    if own and all(name.startswith(("preprocessing.", "temperature")) for name in rest):
+        return stripped(own)
+    return tensors
+
+
+def _with_head(given: Tensors, network: Network) -> Tensors:
+    """The file's tensors with its last layer under the name ``head``."""
+    if "head.weight" in given:
+        return given
+    found = [name for name in HEADS if f"{name}.weight" in given and given[f"{name}.weight"].ndim == 2]
+    found = [name for name in found if f"{name}.weight" not in network.state_dict()]
+    if len(found) != 1:
+        return given
+    old = f"{found[0]}."
+    return {(f"head.{n.removeprefix(old)}" if n.startswith(old) else n): t for n, t in given.items()}
+
+
+def _other_classes(given: Tensors, wanted: Tensors) -> tuple[str, ...]:
+    """The head's tensors, if the file's differ in the number of classes and in nothing else."""
+    weight = given.get("head.weight")
+    if weight is None or "head.weight" not in wanted or weight.ndim != 2:
+        return ()
+    differs = len(weight) != len(wanted["head.weight"])
+    return ("head.weight", "head.bias") if differs and weight.shape[1] == wanted["head.weight"].shape[1] else ()
+
+
+def _check_fit(path: Path, given: Tensors, wanted: Tensors, skipped: tuple[str, ...]) -> None:
+    """Raise one sentence that names the first tensors that do not fit."""
+    missing = [name for name in wanted if name not in given and name not in skipped]
+    unexpected = [name for name in given if name not in wanted]
+    misshapen = [
+        f"{name} {tuple(given[name].shape)} instead of {tuple(wanted[name].shape)}"
+        for name in given
+        if name in wanted and given[name].shape != wanted[name].shape
+    ]
+    faults = [
+        f"{what}: {_few(names)}"
+        for what, names in (("missing", missing), ("unexpected", unexpected), ("of another shape", misshapen))
+        if names
+    ]
+    if faults:
+        raise BundleError(
+            f"The weights in '{path}' belong to another network ({'; '.join(faults)}). "
+            "Choose the model, channels and size they were trained with."
+        )
+
+
+def _few(names: list[str], most: int = 3) -> str:
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
+
+
+def _check_values(path: Path, given: Tensors, names: list[str]) -> None:
+    """Refuse integers, which are some quantised code, and numbers that are none."""
+    for name in names:
+        if not given[name].is_floating_point():
+            raise BundleError(
+                f"The tensor {name} in '{path}' holds {given[name].dtype} instead of floating-point numbers: "
+                "use the weights from before quantisation."
+            )
+        if not given[name].isfinite().all():
+            raise BundleError(
+                f"The tensor {name} in '{path}' holds NaN or infinity: that training went wrong; "
+                "use an earlier file."
+            )

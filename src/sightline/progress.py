@@ -1,0 +1,43 @@
+"""Progress with time left, on a terminal only, always on stderr."""
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+Advance = Callable[..., None]
+
+
+@contextmanager
+def bar(what: str, total: float | None) -> Iterator[Advance]:
+    """A progress bar of ``total`` steps: the block calls ``advance(n=1, note="")``.
+
+    Silent when stderr is not a terminal, so that logs and pipes stay clean.
+    """
+    if not sys.stderr.isatty():
+        yield lambda n=1, note="": None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=30),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+    )
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task(what, total=total, note="")
+
+        def advance(n: float = 1, note: str = "") -> None:
+            if note:
+                progress.update(task, advance=n, note=note)
+            else:
+                progress.update(task, advance=n)
+
+        yield advance
+
+
+def say(text: str) -> None:
+    """A sentence for the person at the terminal: stderr, so that stdout stays the answer's."""
+    print(text, file=sys.stderr, flush=True)  # noqa: T201

@@ -1,0 +1,129 @@
+"""The run folder: what a training writes, and where.
+
+``recipe.toml environment.json notes.json split.csv train_batch.png history.csv curves.png
+training.json last.ckpt classifier/ log.txt``; later verbs add to it. Never overwritten unless asked.
+"""
+
+import csv
+import json
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .. import progress, runtime
+from ..errors import DataError, OutputError
+from ..files import explaining, replacing, write_json, write_text
+from ..types import Batch, Splits
+from .recipe import Recipe
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Paths of one run, and the writing of what is the run's own."""
+
+    path: Path
+
+    @property
+    def bundle(self) -> Path:
+        """The classifier's folder."""
+        return self.path / "classifier"
+
+    @property
+    def checkpoint(self) -> Path:
+        """Everything needed to resume exactly."""
+        return self.path / "last.ckpt"
+
+    def recipe(self) -> Recipe:
+        """The resolved recipe; raises DataError where this is no run folder."""
+        file = self.path / "recipe.toml"
+        if not file.is_file():
+            raise DataError(f"'{self.path}' is no run: it has no recipe.toml. `sightline runs` lists the runs.")
+        return Recipe.from_toml(file)
+
+    def facts(self) -> dict[str, Any]:
+        """What ``training.json`` says, empty while training has not finished."""
+        file = self.path / "training.json"
+        return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+
+    def say(self, text: str) -> None:
+        """A sentence for the terminal and for ``log.txt``."""
+        progress.say(text)
+        with explaining(self.path), (self.path / "log.txt").open("a", encoding="utf-8") as log:
+            log.write(text + "\n")
+
+    def begin(self, recipe: Recipe, splits: Splits, notes: Sequence[str]) -> None:
+        """Write what is known before the first step."""
+        write_text(self.path / "recipe.toml", recipe.to_toml())
+        write_json(self.path / "environment.json", runtime.environment())
+        write_json(self.path / "notes.json", list(notes))
+        self._write_split(splits)
+
+    def _write_split(self, splits: Splits) -> None:
+        path = self.path / "split.csv"
+        with replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as stream:
+            writer = csv.writer(stream)
+            writer.writerow(["file", "label", "split"])
+            for name, part in (("train", splits.train), ("val", splits.val), ("test", splits.test)):
+                labels = np.asarray(part.classes)[part.labels]
+                writer.writerows(zip(part.files, labels, [name] * len(part), strict=True))
+
+    def write_train_batch(self, batch: Batch, classes: Sequence[str]) -> None:
+        """A picture of what the network sees, augmentation included."""
+        from ..pictures import contact_sheet
+
+        images = (batch.pixels[:32].float() * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
+        labels = batch.labels if batch.labels.ndim == 1 else batch.labels.argmax(1)
+        sheet = contact_sheet(list(images), [classes[int(i)] for i in labels[: len(images)]])
+        with explaining(self.path):
+            sheet.save(self.path / "train_batch.png")
+
+    def write_curves(self, history: Sequence[dict[str, Any]]) -> None:
+        """Loss and accuracy over the epochs, as a picture."""
+        from ..pictures import curves
+
+        if history:
+            with explaining(self.path):
+                curves(history).save(self.path / "curves.png")
+
+
+def create(out: Path | None, name: str, *, overwrite: bool = False) -> RunFolder:
+    """Make the folder of a new run: ``out``, or ``runs/<name>`` with a number where that exists.
+
+    Raises OutputError where ``out`` exists (unless ``overwrite`` and it is a run) or cannot be written.
+    """
+    path = out if out is not None else next(p for p in _names(Path("runs") / name) if not p.exists())
+    if path.is_dir() and not any(path.iterdir()):
+        return RunFolder(path)
+    if path.exists():
+        if not overwrite:
+            raise OutputError(f"'{path}' exists already. Choose another --out, or add --overwrite to replace it.")
+        if not (path / "recipe.toml").is_file():
+            raise OutputError(f"'{path}' is not a run, so it is not overwritten. Choose another --out.")
+        with explaining(path):
+            shutil.rmtree(path)
+    with explaining(path):
+        path.mkdir(parents=True)
+    return RunFolder(path)
+
+
+@contextmanager
+def unless_refused(folder: RunFolder) -> Iterator[None]:
+    """Leave no folder behind when a run ends before it has written its recipe."""
+    try:
+        yield
+    except BaseException:
+        if not (folder.path / "recipe.toml").exists():
+            shutil.rmtree(folder.path, ignore_errors=True)
+        raise
+
+
+def _names(path: Path) -> Iterator[Path]:
+    yield path
+    for number in count(2):
+        yield path.with_name(f"{path.name}-{number}")

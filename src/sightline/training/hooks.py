@@ -1,0 +1,180 @@
+"""What watches training: averages, the best weights, early stopping, checkpoints, progress."""
+
+import copy
+import csv
+import time
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import progress
+from ..classifier import Classifier
+from ..files import replacing
+from .fit import Hook, Row, State
+
+
+class Watcher:
+    """A hook that does nothing: override what is needed."""
+
+    def after_step(self, state: State) -> None:
+        """Nothing."""
+
+    def after_epoch(self, state: State) -> None:
+        """Nothing."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Nothing to remember."""
+        return {}
+
+    def take(self, saved: dict[str, Any]) -> None:
+        """Nothing to recall."""
+
+
+class Average(Watcher):
+    """An exponential moving average of the weights: w <- w + (1 - d) (w_now - w) after each step.
+
+    d = min(decay, (1 + t) / (10 + t)), so that early steps do not linger. Running statistics of
+    norms are averaged the same way; counters are copied.
+    """
+
+    def __init__(self, classifier: Classifier, decay: float) -> None:
+        self.classifier = copy.deepcopy(classifier).requires_grad_(False)
+        self.decay = decay
+
+    @torch.no_grad()
+    def after_step(self, state: State) -> None:
+        """Move the average towards the weights."""
+        rate = 1 - min(self.decay, (1 + state.step) / (10 + state.step))
+        ours, theirs = _floating(self.classifier), _floating(state.classifier)
+        torch._foreach_lerp_(ours, theirs, rate)
+        for own, new in zip(self.classifier.buffers(), state.classifier.buffers(), strict=True):
+            if not own.is_floating_point():
+                own.copy_(new)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The averaged weights."""
+        return self.classifier.state_dict()
+
+    def take(self, saved: dict[str, Any]) -> None:
+        """Take up the saved average."""
+        self.classifier.load_state_dict(saved)
+
+
+def _floating(classifier: Classifier) -> list[Tensor]:
+    return [t for t in classifier.state_dict().values() if t.is_floating_point()]
+
+
+class Best(Watcher):
+    """Keeps a copy of the weights that did best on validation: highest accuracy, then lowest loss."""
+
+    def __init__(self, candidate: Classifier) -> None:
+        self.candidate = candidate
+        self.epoch = 0
+        self.score = (-1.0, 0.0)
+        self.weights: Mapping[str, Tensor] | None = None
+
+    def after_epoch(self, state: State) -> None:
+        """Compare the epoch just finished with the best so far."""
+        row = state.history[-1]
+        score = (row.val_accuracy, -row.val_loss)
+        if score > self.score:
+            self.score, self.epoch = score, row.epoch
+            self.weights = {name: t.detach().clone() for name, t in self.candidate.state_dict().items()}
+
+    def to_dict(self) -> dict[str, Any]:
+        """The best epoch and its weights."""
+        return {"epoch": self.epoch, "score": list(self.score), "weights": self.weights}
+
+    def take(self, saved: dict[str, Any]) -> None:
+        """Take up the saved best."""
+        self.epoch, self.weights = saved["epoch"], saved["weights"]
+        accuracy, loss = saved["score"]
+        self.score = (accuracy, loss)
+
+
+class Patience(Watcher):
+    """Stops training after ``epochs`` epochs without a lower validation loss."""
+
+    def __init__(self, epochs: int) -> None:
+        self.epochs = epochs
+
+    def after_epoch(self, state: State) -> None:
+        """Count the epochs since the lowest validation loss."""
+        losses = [row.val_loss for row in state.history]
+        since = len(losses) - 1 - losses.index(min(losses))
+        if since >= self.epochs:
+            state.stop = f"the validation loss has not fallen for {since} epochs"
+
+
+class Checkpoint(Watcher):
+    """Writes everything needed to go on exactly, after each epoch and every ``every`` seconds."""
+
+    def __init__(self, path: Path, hooks: Mapping[str, Hook], fingerprint: str, *, every: float = 30.0) -> None:
+        self.path = path
+        self.hooks = hooks
+        self.fingerprint = fingerprint
+        self.every = every
+        self.saved_at = time.monotonic()
+
+    def after_step(self, state: State) -> None:
+        """Save if the last one is old."""
+        if time.monotonic() - self.saved_at > self.every:
+            self.save(state)
+
+    def after_epoch(self, state: State) -> None:
+        """Save, unless that was done moments ago; the last epoch is always saved."""
+        last = state.epoch >= state.epochs or state.stop is not None
+        if last or time.monotonic() - self.saved_at > min(1.0, self.every):
+            self.save(state)
+
+    def save(self, state: State) -> None:
+        """Write ``last.ckpt`` whole, or leave the one before."""
+        content = {
+            "state": state.to_dict(),
+            "hooks": {name: hook.to_dict() for name, hook in self.hooks.items()},
+            "fingerprint": self.fingerprint,
+        }
+        with replacing(self.path) as temporary:
+            torch.save(content, temporary)
+        self.saved_at = time.monotonic()
+
+
+class History(Watcher):
+    """Writes ``history.csv``, whole, after each epoch."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def after_epoch(self, state: State) -> None:
+        """Rewrite the table."""
+        with replacing(self.path) as temporary, temporary.open("w", newline="", encoding="utf-8") as stream:
+            writer = csv.DictWriter(stream, [f.name for f in fields(Row)])
+            writer.writeheader()
+            writer.writerows(asdict(row) for row in state.history)
+
+
+class Live(Watcher):
+    """A progress bar over the whole run, and a line for each epoch."""
+
+    def __init__(self, stack: ExitStack, state: State, say: Callable[[str], None]) -> None:
+        self.advance = stack.enter_context(progress.bar("Training", state.steps))
+        self.advance(state.step)
+        self.say = say
+
+    def after_step(self, state: State) -> None:
+        """Move the bar."""
+        self.advance(1, note=f"epoch {state.epoch + 1} of {state.epochs}")
+
+    def after_epoch(self, state: State) -> None:
+        """Say how the epoch went."""
+        row = state.history[-1]
+        self.say(
+            f"epoch {row.epoch:>{len(str(state.epochs))}} of {state.epochs}   train loss {row.train_loss:.4f}   "
+            f"validation loss {row.val_loss:.4f}   accuracy {row.val_accuracy:.2%}   "
+            f"{row.seconds:.1f} s, {row.images_per_second:,.0f} images/s"
+        )

@@ -1,0 +1,237 @@
+"""What was asked for: every knob of a training run as one frozen value. Imports no torch.
+
+A field left at None is chosen for you (``presets.py``), and the run's ``recipe.toml`` holds what
+was chosen, so that running that file again repeats the run.
+"""
+
+import ast
+import dataclasses
+import inspect
+import json
+import math
+import re
+import tomllib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, Literal, no_type_check
+
+from ..choose import suggest
+from ..errors import RecipeError
+
+SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+
+
+def _knob(default: Any, group: str, *, common: bool = False) -> Any:
+    """A field that becomes a flag: ``common`` ones are shown by --help, all by --help-all."""
+    return field(default=default, metadata={"group": group, "common": common})
+
+
+@no_type_check  # it checks its own fields, and says it better
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """How to train a classifier. Every field is a flag of ``sightline train`` and a line of its TOML file.
+
+    Raises RecipeError, naming the field, where a value is impossible.
+    """
+
+    data: str | None = _knob(None, "Data")
+    """Where the images are; the command's first argument."""
+    limit: int | None = _knob(None, "Data", common=True)
+    """Use about this many images, drawn at random but evenly: a quick first try."""
+    val: float = _knob(0.1, "Data")
+    """Share of the training images kept for validation, where no validation split is given."""
+    test: float = _knob(0.15, "Data")
+    """Share of the images kept for the test, where no test split is given."""
+
+    size: int | None = _knob(None, "Pixels", common=True)
+    """Working size: images become size x size pixels. Chosen from the median short side."""
+    channels: Literal[1, 3] | None = _knob(None, "Pixels")
+    """1 for grey, 3 for colour. Chosen from the images."""
+    fit: Literal["squash", "crop", "pad"] = _knob("squash", "Pixels", common=True)
+    """How an image that is not square becomes square: bend it, cut its borders, or add black ones."""
+    filter: Literal["bilinear", "bicubic", "box", "lanczos"] = _knob("bilinear", "Pixels")
+    """Resampling filter."""
+    normalize: str = _knob("fitted", "Pixels", common=True)
+    """Statistics the network's input is normalised with: fitted (to the training images), or a name: imagenet,
+    cifar10, mnist, signed, none."""
+    augment: tuple[str, ...] | None = _knob(None, "Pixels", common=True)
+    """Augmentations in order, with arguments after colons: flip shift:4 rotate:10; or none."""
+
+    model: str | None = _knob(None, "Model", common=True)
+    """Network, with arguments after colons: lenet5, resnet20, enhanced:dropout=0.3. Chosen from size and data."""
+    weights: str | None = _knob(None, "Model", common=True)
+    """File of weights to start from: .safetensors, or .pth/.th without code in it."""
+
+    epochs: int | None = _knob(None, "Training", common=True)
+    """Passes over the training images; 0 tests the weights as they are. Chosen to fit the budget."""
+    budget: str = _knob("10m", "Training", common=True)
+    """Time the training may take when epochs are not given: 90s, 10m, 2h."""
+    batch_size: int | None = _knob(None, "Training", common=True)
+    """Images per step. 128, or fewer where the training set is small."""
+    loss: str = _knob("cross-entropy", "Training")
+    """Objective to minimise."""
+    label_smoothing: float = _knob(0.0, "Training")
+    """Share of each label spread evenly over all classes, in [0, 1)."""
+    optimizer: Literal["sgd", "adamw"] = _knob("sgd", "Training")
+    """sgd (Nesterov momentum) or adamw."""
+    lr: float | None = _knob(None, "Training", common=True)
+    """Peak learning rate. Chosen for the optimiser, network and batch size."""
+    momentum: float = _knob(0.9, "Training")
+    """Momentum of SGD, first decay rate of AdamW."""
+    weight_decay: float = _knob(5e-4, "Training")
+    """Decay of the weights (never of biases and norms): added to the gradient by sgd, decoupled by adamw."""
+    schedule: Literal["one-cycle", "cosine", "constant"] = _knob("one-cycle", "Training")
+    """How the learning rate moves: up and down to zero, from its peak along a cosine, or not at all."""
+    warmup: float = _knob(0.2, "Training")
+    """Share of the steps in which the learning rate rises to its peak (any schedule)."""
+    ema: float = _knob(0.0, "Training")
+    """Decay per step of a moving average of the weights, used in their place; 0 for none, 0.999 is common."""
+    patience: int = _knob(0, "Training")
+    """Stop after this many epochs without a better validation loss; 0 never stops early."""
+
+    precision: Literal["float32", "bfloat16"] | None = _knob(None, "Machine")
+    """Arithmetic of training. Whichever measures faster here."""
+    memory_format: Literal["contiguous", "channels_last"] | None = _knob(None, "Machine")
+    """Layout of images in memory. Whichever measures faster here."""
+    seed: int = _knob(0, "Machine", common=True)
+    """Seed of split, initial weights, order and augmentation."""
+
+    def __post_init__(self) -> None:
+        if isinstance(self.augment, str | list):
+            words = self.augment.split() if isinstance(self.augment, str) else self.augment
+            object.__setattr__(self, "augment", tuple(words))
+        if self.augment == ("none",):
+            object.__setattr__(self, "augment", ())
+        for name, (wanted, holds) in _RULES.items():
+            value = vars(self)[name]
+            if value is not None and not _holds(holds, value):
+                raise RecipeError(f"The recipe's {name} is {value!r}: it must be {wanted}.")
+        seconds(self.budget)
+
+    def replace(self, **changes: Any) -> "Recipe":
+        """A copy with these fields changed; an unknown name is a RecipeError that suggests the right one."""
+        names = {f.name for f in dataclasses.fields(self)}
+        for name in changes:
+            if name not in names:
+                raise RecipeError(f"A recipe has no field '{name}'. {suggest(name, names)}")
+        return dataclasses.replace(self, **changes)
+
+    def to_toml(self) -> str:
+        """The recipe as TOML, a comment above each field, fields left to be chosen commented out."""
+        lines, group = ["# A Sightline recipe: run it again with `sightline train --recipe THIS_FILE`."], ""
+        for f in dataclasses.fields(self):
+            if f.metadata["group"] != group:
+                group = f.metadata["group"]
+                lines += ["", f"# --- {group} ---"]
+            value = vars(self)[f.name]
+            lines += [f"# {' '.join(descriptions()[f.name].split())}"]
+            lines += [f"# {f.name} =" if value is None else f"{f.name} = {_toml(value)}"]
+        return "\n".join(lines) + "\n"
+
+    @classmethod
+    def from_toml(cls, file: Path) -> "Recipe":
+        """Read a recipe; raises RecipeError naming the file and the line or field at fault."""
+        try:
+            values = tomllib.loads(file.read_text(encoding="utf-8"))
+        except FileNotFoundError as error:
+            raise RecipeError(f"There is no recipe file '{file}'.") from error
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise RecipeError(f"The recipe file '{file}' is not valid TOML: {error}.") from error
+        try:
+            return cls().replace(**values)
+        except RecipeError as error:
+            raise RecipeError(f"In '{file}': {error}") from error
+
+
+def seconds(budget: str) -> float:
+    """Seconds in '90s', '10m', '1.5h' or a plain number of seconds.
+
+    >>> seconds("1.5m")
+    90.0
+    """
+    match = re.fullmatch(r"\s*([0-9.]+)\s*([smhd]?)\s*", str(budget))
+    try:
+        amount = float(match[1]) * SECONDS[match[2] or "s"] if match else 0.0
+    except ValueError:
+        amount = 0.0
+    if amount <= 0 or not math.isfinite(amount):
+        raise RecipeError(f"The recipe's budget is {budget!r}: write a time such as 90s, 10m or 2h.")
+    return amount
+
+
+@cache
+def descriptions() -> Mapping[str, str]:
+    """The docstring under each field, by field name: help texts and TOML comments come from here."""
+    (body,) = (n.body for n in ast.parse(inspect.getsource(Recipe)).body if isinstance(n, ast.ClassDef))
+    found: dict[str, str] = {}
+    for node, after in pairwise(body):
+        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+            match after:
+                case ast.Expr(value=ast.Constant(value=str(text))):
+                    found[node.target.id] = text
+                case _:
+                    raise AssertionError(f"Recipe.{node.target.id} has no docstring")
+    return found
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, tuple):
+        return f"[{', '.join(json.dumps(word) for word in value)}]"
+    return json.dumps(value, ensure_ascii=False)
+
+
+def _holds(rule: Callable[[Any], bool], value: Any) -> bool:
+    try:
+        return rule(value)
+    except TypeError:
+        return False
+
+
+def _whole(low: int) -> Callable[[Any], bool]:
+    return lambda v: isinstance(v, int) and not isinstance(v, bool) and v >= low
+
+
+def _one_of(*words: Any) -> tuple[str, Callable[[Any], bool]]:
+    return f"one of {', '.join(str(w) for w in words)}", lambda v: v in words
+
+
+def _number(low: float, high: float) -> Callable[[Any], bool]:
+    return lambda v: isinstance(v, int | float) and not isinstance(v, bool) and low <= v < high
+
+
+def _text(v: Any) -> bool:
+    return isinstance(v, str) and bool(v.strip())
+
+
+_RULES: Mapping[str, tuple[str, Callable[[Any], bool]]] = {
+    "data": ("a path or a name", _text),
+    "limit": ("a whole number of at least 2", _whole(2)),
+    "val": ("a share from 0.01 to 0.5", lambda v: 0.01 <= v <= 0.5),
+    "test": ("a share from 0.01 to 0.5", lambda v: 0.01 <= v <= 0.5),
+    "size": ("a whole number of pixels from 8 to 1024", lambda v: _whole(8)(v) and v <= 1024),
+    "channels": _one_of(1, 3),
+    "fit": _one_of("squash", "crop", "pad"),
+    "filter": _one_of("bilinear", "bicubic", "box", "lanczos"),
+    "normalize": ("a name", _text),
+    "augment": ("a list of names", lambda v: all(_text(word) for word in v)),
+    "model": ("a name", _text),
+    "weights": ("a file", _text),
+    "epochs": ("a whole number, 0 or more", _whole(0)),
+    "batch_size": ("a whole number of at least 2", _whole(2)),
+    "loss": ("a name", _text),
+    "label_smoothing": ("a share from 0 to below 1", _number(0, 1)),
+    "optimizer": _one_of("sgd", "adamw"),
+    "lr": ("a number above 0", lambda v: _number(0, math.inf)(v) and v > 0),
+    "momentum": ("a share from 0 to below 1", _number(0, 1)),
+    "weight_decay": ("a number, 0 or more", _number(0, math.inf)),
+    "schedule": _one_of("one-cycle", "cosine", "constant"),
+    "warmup": ("a share from 0 to below 1", _number(0, 1)),
+    "ema": ("a share from 0 to below 1", _number(0, 1)),
+    "patience": ("a whole number, 0 or more", _whole(0)),
+    "precision": _one_of("float32", "bfloat16"),
+    "memory_format": _one_of("contiguous", "channels_last"),
+    "seed": ("a whole number, 0 or more", _whole(0)),
+}

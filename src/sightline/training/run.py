@@ -1,0 +1,223 @@
+"""From data and a recipe to a run: prepare the images, choose what was left open, build, refine."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .. import runtime
+from ..augmentation import policy
+from ..choose import lookup
+from ..classifier import Classifier
+from ..data.dataset import load
+from ..data.headers import survey
+from ..data.loader import Shuffled, batches, count_batches
+from ..data.parts import split
+from ..data.sources import find
+from ..errors import DataError, RecipeError
+from ..models import architecture, build, load_weights
+from ..preprocessing import fit as fit_preprocessing
+from ..types import Dataset, Geometry, Splits
+from . import pace, presets
+from .folder import RunFolder, create, unless_refused
+from .objectives import OBJECTIVES, Objective
+from .recipe import Recipe
+from .refinement import Method, refine
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished training: its folder, what it made, and what it made it from."""
+
+    folder: Path
+    recipe: Recipe
+    classifier: Classifier
+    splits: Splits
+    facts: Mapping[str, Any]
+    notes: tuple[str, ...]
+
+
+def train(
+    data: str | Path | None,
+    recipe: Recipe | None = None,
+    *,
+    out: str | Path | None = None,
+    device: str = "auto",
+    overwrite: bool = False,
+) -> Run:
+    """Train a fresh classifier on ``data`` (a folder, archive, table or name) and write its run folder.
+
+    Whatever the recipe leaves open is chosen, said, and written to the run's ``recipe.toml``. The best
+    epoch on validation is kept; the test split is not looked at. Raises SightlineError, each with its
+    remedy, for data or a recipe that cannot be used, and Interrupted when stopped by a signal.
+    """
+    recipe = (recipe or Recipe()).replace(data=None if data is None else str(data))
+    where = runtime.device(device)
+    recipe, splits, notes = prepare(recipe)
+    name = f"{Path(str(data)).name.partition('.')[0]}-{recipe.model}".replace(":", "_")
+    folder = create(Path(out) if out is not None else None, name, overwrite=overwrite)
+    with unless_refused(folder):
+        for note in notes:
+            folder.say(note)
+        classifier, weighed = _fresh(recipe, splits, where)
+        notes += weighed
+        objective = _objective(recipe)
+        recipe, measured = _pace(recipe, splits, classifier, objective)
+        for note in (*weighed, *measured):
+            folder.say(note)
+        notes += measured
+        folder.begin(recipe, splits, notes)
+    return _carry_out(folder, recipe, splits, classifier, objective, notes, resume=False)
+
+
+def resume(folder: str | Path, *, device: str = "auto") -> Run:
+    """Go on with an interrupted run, exactly as if it had not been interrupted."""
+    run = RunFolder(Path(folder))
+    recipe = run.recipe()
+    if run.facts():
+        raise RecipeError(f"The run '{folder}' is finished: there is nothing to resume.")
+    _, splits, notes = prepare(recipe)
+    where = runtime.device(device)
+    classifier, _ = _fresh(recipe, splits, where)
+    return _carry_out(run, recipe, splits, classifier, _objective(recipe), notes, resume=True)
+
+
+def reopen(folder: str | Path, *, device: str = "auto") -> Run:
+    """A finished run, read back: the classifier as saved, and the very images it was made from."""
+    run = RunFolder(Path(folder))
+    recipe, splits, notes = prepare(run.recipe())
+    classifier = Classifier.load(run.path).to(runtime.device(device))
+    return Run(run.path, recipe, classifier, splits, run.facts(), notes)
+
+
+def read(recipe: Recipe) -> tuple[Dataset, list[presets.Choice]]:
+    """Find and decode the recipe's images, at the size it names or the one chosen for them."""
+    if recipe.data is None:
+        raise RecipeError("Say which images to use: a folder, an archive, a table, or a name such as digits.")
+    source = find(recipe.data, limit=recipe.limit, seed=recipe.seed)
+    seen = survey(source)
+    chosen = presets.pixels(recipe, seen)
+    recipe = recipe.replace(**{choice.field: choice.value for choice in chosen})
+    assert recipe.size is not None
+    geometry = Geometry(
+        size=(recipe.size, recipe.size),
+        channels=recipe.channels or 3,
+        fit=recipe.fit,
+        filter=recipe.filter,
+    )
+    return load(source, geometry), chosen
+
+
+def prepare(recipe: Recipe) -> tuple[Recipe, Splits, tuple[str, ...]]:
+    """Read and split the recipe's images; choose size, channels, network and how to train it.
+
+    Returns the recipe with those choices, the splits, and a sentence for each thing worth saying.
+    """
+    dataset, chosen = read(recipe)
+    recipe = recipe.replace(**{choice.field: choice.value for choice in chosen})
+    splits = split(dataset, val=recipe.val, test=recipe.test, seed=recipe.seed)
+    if not len(splits.train) or not len(splits.val):
+        raise DataError(f"'{recipe.data}' has too few images to train and validate on. Add images.")
+    more = presets.network(recipe, train_images=len(splits.train))
+    recipe = recipe.replace(**{choice.field: choice.value for choice in more})
+    notes = (*dataset.notes, *splits.notes, *(choice.why for choice in (*chosen, *more)))
+    return recipe, splits, notes
+
+
+def _fresh(recipe: Recipe, splits: Splits, device: torch.device) -> tuple[Classifier, tuple[str, ...]]:
+    """The classifier before training: seeded initial weights, or the given ones."""
+    train = splits.train
+    assert recipe.model is not None
+    runtime.seed(recipe.seed)
+    plan = architecture(
+        recipe.model, classes=len(train.classes), channels=train.geometry.channels, size=train.geometry.size
+    )
+    network = build(plan)
+    notes: tuple[str, ...] = ()
+    if recipe.weights is not None:
+        notes = (str(load_weights(network, recipe.weights)),)
+    classifier = Classifier(
+        fit_preprocessing(train, recipe.normalize, train.geometry.channels),
+        network,
+        architecture=plan,
+        classes=train.classes,
+        geometry=train.geometry,
+        provenance={
+            "data": recipe.data,
+            "data_fingerprint": train.fingerprint,
+            "train_images": len(train),
+            "seed": recipe.seed,
+        },
+    )
+    return classifier.to(device), notes
+
+
+def _objective(recipe: Recipe) -> Objective:
+    return lookup(OBJECTIVES, recipe.loss, "loss")(label_smoothing=recipe.label_smoothing)
+
+
+def _pace(
+    recipe: Recipe, splits: Splits, classifier: Classifier, objective: Objective
+) -> tuple[Recipe, tuple[str, ...]]:
+    """Choose precision, memory layout and epochs from a measurement on this machine."""
+    if recipe.epochs == 0:
+        plain = {
+            "precision": recipe.precision or "float32",
+            "memory_format": recipe.memory_format or "contiguous",
+        }
+        return recipe.replace(**plain), ()
+    assert recipe.batch_size is not None
+    first = next(iter(batches(splits.train, recipe.batch_size, device=classifier.device)))
+    measured = pace.measure(classifier, recipe, objective, first)
+    recipe = recipe.replace(precision=measured.precision, memory_format=measured.memory_format)
+    notes = [
+        f"Training in {measured.precision}, {measured.memory_format}: the fastest measured here, "
+        f"about {measured.images_per_second:,.0f} images/s."
+    ]
+    if recipe.epochs is None:
+        choice = presets.epochs(
+            recipe, train_images=len(splits.train), images_per_second=measured.images_per_second
+        )
+        recipe = recipe.replace(epochs=choice.value)
+        notes.append(choice.why)
+    return recipe, tuple(notes)
+
+
+def _carry_out(
+    folder: RunFolder,
+    recipe: Recipe,
+    splits: Splits,
+    classifier: Classifier,
+    objective: Objective,
+    notes: tuple[str, ...],
+    *,
+    resume: bool,
+) -> Run:
+    method = _method(recipe, splits, classifier, objective)
+    pace.to_layout(classifier, recipe.memory_format or "contiguous")
+    if not resume and recipe.epochs:
+        folder.write_train_batch(next(iter(method.batches(0, 0))), splits.train.classes)
+    facts = refine(classifier, recipe, splits, method, folder, resume=resume)
+    return Run(folder.path, recipe, classifier, splits, facts, notes)
+
+
+def _method(recipe: Recipe, splits: Splits, classifier: Classifier, objective: Objective) -> Method:
+    augment = policy(recipe.augment or ())
+    size = recipe.batch_size or 128
+    device = classifier.device
+
+    def epoch(number: int, start: int) -> Any:
+        return batches(
+            splits.train,
+            size,
+            device=device,
+            order=Shuffled(recipe.seed, number),
+            start=start,
+            augment=augment,
+            drop_last=True,
+            memory_format=pace.LAYOUTS[recipe.memory_format or "contiguous"],
+        )
+
+    return Method(objective, epoch, count_batches(len(splits.train), size, drop_last=True))

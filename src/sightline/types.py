@@ -1,0 +1,191 @@
+"""The nouns every stage speaks of.
+
+Legend of shapes, used by every signature in the package:
+
+    B batch    C channels    H height    W width    K classes    N images of a dataset
+
+Pixels are uint8 (N H W C) at rest, as decoded, and float32 in [0, 1] (B C H W) once in a batch.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, Protocol, runtime_checkable
+
+import numpy as np
+from jaxtyping import Float, Int, Shaped, UInt8
+from numpy import ndarray
+from torch import Tensor
+
+Fit = Literal["squash", "crop", "pad"]
+Filter = Literal["bilinear", "bicubic", "box", "lanczos"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Geometry:
+    """How a file becomes pixels: stored with the classifier, so that every later reader agrees."""
+
+    size: tuple[int, int]
+    """Working size (height, width) in pixels."""
+    channels: Literal[1, 3] = 3
+    """1 for grey, 3 for RGB."""
+    fit: Fit = "squash"
+    """``squash`` keeps every pixel and bends the aspect; ``crop`` keeps the aspect and loses the
+    borders of the long side; ``pad`` keeps both and adds black borders."""
+    filter: Filter = "bilinear"
+    """Resampling filter, antialiased when shrinking."""
+    exif: bool = True
+    """Turn the image upright as its EXIF orientation says."""
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(H, W, C) of one decoded image."""
+        return (*self.size, self.channels)
+
+
+@runtime_checkable
+class Pixels(Protocol):
+    """Decoded images by row: a memory-mapped store, an array, or a decoder with that face."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(N, H, W, C)."""
+        ...
+
+    def __getitem__(self, rows: Any, /) -> UInt8[ndarray, "B H W C"]:
+        """The images of these rows, as uint8."""
+        ...
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """A file that could not be used, and why."""
+
+    file: str
+    reason: str
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Dataset:
+    """Labelled images, decoded once: a frozen view of rows of a pixel store."""
+
+    pixels: Pixels
+    """The whole store, (N_store, H, W, C) uint8; several datasets share one."""
+    rows: Int[ndarray, " N"]
+    """Which rows of the store belong to this dataset, in order."""
+    labels: Int[ndarray, " N"]
+    """Class index of each image, in [0, K)."""
+    classes: tuple[str, ...]
+    """The K class names, in label order."""
+    files: Shaped[ndarray, " N"]
+    """Where each image came from, as the user would name it (array of str)."""
+    digests: Shaped[ndarray, " N"]
+    """uint64 hash of each file's bytes: equal for exact duplicates."""
+    geometry: Geometry
+    fingerprint: str
+    """Hash of the files this came from; two datasets of equal fingerprint and geometry have equal pixels."""
+    columns: Mapping[str, Shaped[ndarray, " N"]] = field(default_factory=dict)
+    """Whatever else is known of each image: ``split``, ``group``, ``width``, ``height``, ..."""
+    skipped: tuple[Skipped, ...] = ()
+    """Files found but not usable."""
+    notes: tuple[str, ...] = ()
+    """What reading did that the user should know, one sentence each."""
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, indices: Any) -> UInt8[ndarray, "B H W C"]:
+        """Pixels of these images, decoded; ``indices`` is a slice, an index array or a mask."""
+        return self.pixels[np.atleast_1d(self.rows[indices])]
+
+    def subset(self, indices: Int[ndarray, " n"] | Shaped[ndarray, " N"]) -> "Dataset":
+        """The images at these indices (or where this mask is true), in that order: a cheap view."""
+        return replace(
+            self,
+            rows=self.rows[indices],
+            labels=self.labels[indices],
+            files=self.files[indices],
+            digests=self.digests[indices],
+            columns={name: column[indices] for name, column in self.columns.items()},
+        )
+
+    @property
+    def counts(self) -> Int[ndarray, " K"]:
+        """Images of each class."""
+        return np.bincount(self.labels, minlength=len(self.classes))
+
+
+@dataclass(frozen=True)
+class Splits:
+    """Three disjoint parts of a dataset, and what the user should know about how they were made."""
+
+    train: Dataset
+    val: Dataset
+    test: Dataset
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What a network trains on. Values are replaced, never written to."""
+
+    pixels: Float[Tensor, "B C H W"]
+    """In [0, 1]."""
+    labels: Int[Tensor, " B"] | Float[Tensor, "B K"]
+    """Class indices, or a distribution over classes for each image (mixup)."""
+    index: Int[Tensor, " B"]
+    """Position of each image in its dataset."""
+    group: Int[Tensor, " B"] | None = None
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The answer for one image."""
+
+    file: str
+    label: str | None
+    """The likeliest class; None when the image could not be read."""
+    confidence: float | None
+    """Its calibrated probability."""
+    top: tuple[tuple[str, float], ...] = ()
+    """The k likeliest classes with their probabilities, best first."""
+    error: str | None = None
+    """Why there is no answer."""
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A measured number with its 95 % confidence interval and the sample it comes from."""
+
+    value: float
+    low: float
+    high: float
+    n: int
+
+    def __str__(self) -> str:
+        return f"{self.value:.4f} [{self.low:.4f}, {self.high:.4f}] (n={self.n})"
+
+
+Level = Literal["problem", "warning", "note"]
+
+
+@dataclass(frozen=True)
+class Remark:
+    """One thing found, in a sentence, with what to do about it."""
+
+    level: Level
+    text: str
+    examples: tuple[str, ...] = ()
+    """Files or classes it is about, a few of them."""
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What examining something gave: numbers for programs, remarks for people."""
+
+    subject: str
+    values: Mapping[str, Any]
+    """JSON-ready numbers and tables, under the names of the field (``accuracy``, ``ece``, ...)."""
+    remarks: tuple[Remark, ...] = ()

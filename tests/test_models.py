@@ -1,0 +1,316 @@
+"""Laws over every network, and published numbers."""
+
+import io
+import json
+
+import pytest
+import torch
+from safetensors.torch import load as load_bytes
+from safetensors.torch import save as save_bytes
+
+from sightline.errors import BundleError, ChoiceError, RecipeError
+from sightline.models import (
+    NETWORKS,
+    SURGERY,
+    Architecture,
+    architecture,
+    build,
+    describe,
+    head,
+    parameter_count,
+)
+from sightline.models.architecture import REFERENCE
+from sightline.models.resnet import Block
+
+networks = pytest.mark.parametrize("name", NETWORKS)
+
+ABLATIONS = [f"enhanced:{word}" for word in ("residual=False", "batch_norm=False", "multi_scale=False")]
+VARIANTS = [*NETWORKS, *ABLATIONS, "enhanced:residual=False:batch_norm=False", "lenet5:pool=max", "mlp:hidden=()"]
+variants = pytest.mark.parametrize("name", VARIANTS)
+
+
+def network_of(name, classes=10, channels=3, size=(32, 32), seed=0):
+    torch.manual_seed(seed)
+    return build(architecture(name, classes=classes, channels=channels, size=size))
+
+
+@networks
+@pytest.mark.parametrize("size", [(28, 28), (32, 32), (64, 64), (30, 45), (100, 96)], ids=str)
+@pytest.mark.parametrize(("channels", "classes"), [(1, 2), (3, 10)])
+def test_shape(name, size, channels, classes):
+    network = network_of(name, classes, channels, size).eval()
+    with torch.no_grad():
+        logits = network(torch.rand(2, channels, *size))
+    assert logits.shape == (2, classes)
+    assert logits.isfinite().all()
+
+
+@variants
+@pytest.mark.parametrize("size", [(16, 16), (96, 96)], ids=str)
+def test_every_parameter_gets_a_gradient(name, size):
+    """After two steps, because the last gamma of some blocks starts at zero."""
+    network = network_of(name, size=size)
+    optimizer = torch.optim.SGD(network.parameters(), 0.01)
+    generator = torch.Generator().manual_seed(1)
+    for _ in range(3):
+        pixels = torch.rand(16, 3, *size, generator=generator)
+        labels = torch.randint(0, 10, (16,), generator=generator)
+        optimizer.zero_grad()
+        torch.nn.functional.cross_entropy(network(pixels), labels).backward()
+        optimizer.step()
+    without = [n for n, p in network.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
+    assert not without
+
+
+@variants
+def test_images_are_independent_in_eval(name):
+    network = network_of(name).eval()
+    pixels = torch.rand(5, 3, 32, 32)
+    with torch.no_grad():
+        together = network(pixels)
+        alone = torch.cat([network(pixels[i : i + 1]) for i in range(5)])
+    scale = together.abs().max()
+    assert torch.allclose(together / scale, alone / scale, atol=1e-5)
+
+
+@variants
+def test_saves_and_loads_bit_for_bit(name):
+    network, other = network_of(name, seed=1).eval(), network_of(name, seed=2).eval()
+    other.load_state_dict(load_bytes(save_bytes(network.state_dict())))
+    pixels = torch.rand(2, 3, 32, 32)
+    with torch.no_grad():
+        assert torch.equal(network(pixels), other(pixels))
+
+
+@variants
+def test_same_seed_same_network(name):
+    one, same, other = (network_of(name, seed=seed).state_dict() for seed in (3, 3, 4))
+    assert all(torch.equal(one[key], same[key]) for key in one)
+    assert not all(torch.equal(one[key], other[key]) for key in one)
+
+
+@networks
+def test_memory_format_does_not_change_answers(name):
+    network = network_of(name).eval()
+    pixels = torch.rand(2, 3, 32, 32)
+    with torch.no_grad():
+        plain = network(pixels)
+        last = network.to(memory_format=torch.channels_last)(pixels.contiguous(memory_format=torch.channels_last))
+    assert torch.allclose(plain / plain.abs().max(), last / plain.abs().max(), atol=1e-5)
+
+
+@networks
+def test_learns_two_images_by_heart(name):
+    """Two classes, a handful of steps: a network that cannot do this cannot do anything."""
+    network = network_of(name + (":dropout=0.0" if name == "enhanced" else ""), classes=2, size=(16, 16))
+    generator = torch.Generator().manual_seed(5)
+    pixels, labels = torch.rand(8, 3, 16, 16, generator=generator), torch.tensor([0, 1] * 4)
+    optimizer = torch.optim.AdamW(network.parameters(), 1e-3)
+    for _ in range(60):
+        optimizer.zero_grad()
+        torch.nn.functional.cross_entropy(network(pixels), labels).backward()
+        optimizer.step()
+    assert (network(pixels).argmax(1) == labels).all()
+
+
+# Numbers from elsewhere.
+
+PUBLISHED = [
+    # LeCun et al. with dense connections and ReLU; the 32x32 RGB sum is that of the torch tutorial.
+    ("lenet5", 1, (28, 28), 61_706),
+    ("lenet5", 1, (32, 32), 61_706),
+    ("lenet5", 3, (32, 32), 62_006),
+    # Idelbayev, "Proper ResNet implementation for CIFAR10": 0.27, 0.46, 0.66, 0.85 million.
+    ("resnet20", 3, (32, 32), 269_722),
+    ("resnet32", 3, (32, 32), 464_154),
+    ("resnet44", 3, (32, 32), 658_586),
+    ("resnet56", 3, (32, 32), 853_018),
+    # The sums of the definition: stem, four blocks, head.
+    ("enhanced", 3, (32, 32), 2_272 + 32_896 + 86_400 + 344_832 + 524_800 + 1_290),
+    ("enhanced", 1, (28, 28), 991_018),
+    ("mlp", 1, (28, 28), 785 * 256 + 257 * 128 + 129 * 10),
+]
+
+
+@pytest.mark.parametrize(("name", "channels", "size", "count"), PUBLISHED)
+def test_published_parameter_counts(name, channels, size, count):
+    assert parameter_count(network_of(name, 10, channels, size)) == count
+
+
+def test_resnets_are_as_deep_as_their_names():
+    for name in ("resnet20", "resnet32", "resnet44", "resnet56"):
+        convolutions = [m for m in network_of(name).modules() if isinstance(m, torch.nn.Conv2d)]
+        assert len(convolutions) + 1 == int(name.removeprefix("resnet"))
+
+
+def test_lenet_pools_the_mean_unless_told():
+    for name, kind in (("lenet5", torch.nn.AvgPool2d), ("lenet5:pool=max", torch.nn.MaxPool2d)):
+        pools = [m for m in network_of(name).modules() if type(m).__name__.endswith("Pool2d")]
+        assert [type(m) for m in pools] == [kind, kind]
+
+
+def test_switches_of_the_enhanced_network():
+    def kinds(name, kind):
+        return sum(isinstance(m, kind) for m in network_of(name).modules())
+
+    assert kinds("enhanced", torch.nn.BatchNorm2d) == 11
+    assert kinds("enhanced:batch_norm=False", torch.nn.BatchNorm2d) == 0
+    assert kinds("enhanced", torch.nn.Conv2d) == 5 * 3 + 4 + 2
+    assert kinds("enhanced:multi_scale=False", torch.nn.Conv2d) == 5 + 4 + 2
+    assert kinds("enhanced:residual=False", torch.nn.Conv2d) == 5 * 3 + 4
+    without = network_of("enhanced:dropout=0.0").train()
+    pixels = torch.rand(4, 3, 32, 32)
+    assert torch.equal(without(pixels), without(pixels))
+
+
+def test_large_images_shrink_before_the_blocks():
+    seen = []
+    for name in ("resnet20", "enhanced"):
+        for side in (64, 96, 224, 400):
+            network = network_of(name, size=(side, side)).eval()
+            first = next(m for m in network.modules() if type(m).__name__ == "Block")
+            handle = first.register_forward_pre_hook(lambda _, given: seen.append(given[0].shape[-1]))
+            with torch.no_grad():
+                network(torch.rand(1, 3, side, side))
+            handle.remove()
+    assert seen == [64, 48, 56, 50] * 2
+
+
+def test_a_stem_can_be_chosen():
+    assert network_of("resnet20:stem=small", size=(224, 224)).conv1.kernel_size == (3, 3)
+    assert network_of("resnet20:stem=large", size=(64, 64)).conv1.kernel_size == (7, 7)
+
+
+def test_shortcut_without_parameters_pads_with_zeros():
+    """With the convolutions silenced only the shortcut is left: every second pixel, zeros around."""
+    block = Block(4, 8, 2).eval()
+    with torch.no_grad():
+        block.conv2.weight.zero_()
+    x = torch.rand(1, 4, 6, 6)
+    out = block(x)
+    assert torch.equal(out[:, 2:6], x[:, :, ::2, ::2])
+    assert out[:, :2].abs().sum() + out[:, 6:].abs().sum() == 0
+
+
+# The value, and rebuilding.
+
+
+@variants
+def test_an_architecture_survives_json(name):
+    made = architecture(name, classes=3, channels=1, size=(28, 28))
+    again = Architecture.from_config(json.loads(json.dumps(made.config())))
+    assert again.name == made.name
+    assert list(build(again).state_dict()) == list(build(made).state_dict())
+
+
+@pytest.mark.parametrize("change", SURGERY)
+@networks
+def test_surgery_is_rebuilt_and_takes_the_tensors(change, name):
+    arguments = {"grown_head": {"classes": 7}}[change]
+    plain = architecture(name, classes=4, channels=3, size=(32, 32))
+    changed = Architecture(plain.name, plain.arguments, ((change, arguments),))
+    torch.manual_seed(0)
+    one = build(changed).eval()
+    again = build(Architecture.from_config(json.loads(json.dumps(changed.config())))).eval()
+    stream = io.BytesIO()
+    torch.save(one.state_dict(), stream)
+    again.load_state_dict(torch.load(io.BytesIO(stream.getvalue()), weights_only=True))
+    pixels = torch.rand(2, 3, 32, 32)
+    with torch.no_grad():
+        assert torch.equal(one(pixels), again(pixels))
+
+
+@networks
+def test_a_grown_head_keeps_the_old_answers(name):
+    network = network_of(name, classes=4).eval()
+    pixels = torch.rand(3, 3, 32, 32)
+    with torch.no_grad():
+        before = network(pixels)
+        after = SURGERY["grown_head"](network, classes=6)(pixels)
+    assert head(network).out_features == 6
+    assert torch.allclose(after[:, :4], before, rtol=1e-5, atol=1e-5 * before.abs().max().item())
+    assert after[:, 4:].abs().sum() == 0
+
+
+def test_a_head_never_loses_classes():
+    with pytest.raises(BundleError, match="cannot grow"):
+        SURGERY["grown_head"](network_of("mlp", classes=5), classes=4)
+
+
+@networks
+def test_the_head_gives_the_logits(name):
+    network = network_of(name, classes=6).eval()
+    given = []
+    head(network).register_forward_hook(lambda _, __, logits: given.append(logits))
+    with torch.no_grad():
+        assert torch.equal(network(torch.rand(2, 3, 32, 32)), given[0])
+
+
+def test_descriptions_cover_the_family():
+    lines = describe()
+    assert [line.name for line in lines] == list(NETWORKS) == list(REFERENCE)
+    for line in lines:
+        built = network_of(line.name, 10, line.channels, line.size)
+        assert line.parameters == parameter_count(built)
+        assert line.summary.endswith((".", ")."))
+        assert len(line.summary) < 100
+
+
+# What a user gets wrong.
+
+GOOD = {"classes": 10, "channels": 3, "size": [32, 32]}
+
+
+def test_unknown_names_are_suggested():
+    with pytest.raises(ChoiceError, match="Did you mean 'resnet20'"):
+        network_of("resnet2O")
+    with pytest.raises(ChoiceError, match="no argument 'droput'. Did you mean 'dropout'"):
+        network_of("enhanced:droput=0.1")
+    with pytest.raises(ChoiceError, match="no argument 'widht'"):
+        build(Architecture("mlp", {**GOOD, "widht": 3}))
+    with pytest.raises(ChoiceError, match="Did you mean 'grown_head'"):
+        build(Architecture("mlp", GOOD, (("grow_head", {"classes": 11}),)))
+    with pytest.raises(ChoiceError, match="no argument 'klasses'"):
+        build(Architecture("mlp", GOOD, (("grown_head", {"klasses": 11}),)))
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "hint"),
+    [
+        ("mlp", {"classes": 1}, "classes must be a whole number, 2 or more"),
+        ("mlp", {"classes": "ten"}, "classes must be"),
+        ("mlp", {"channels": 0}, "channels must be"),
+        ("mlp", {"size": [32]}, "size is"),
+        ("mlp", {"size": [32, 0]}, "size must be"),
+        ("mlp", {"hidden": [0]}, "hidden"),
+        ("mlp", {"classes": 10**14}, "cannot be made"),
+        ("mlp", {"dropout": 1.0}, "dropout"),
+        ("lenet5", {"size": [8, 8]}, "at least 12x12"),
+        ("enhanced", {"dropout": 1.5}, "dropout"),
+    ],
+)
+def test_impossible_values_are_refused(name, arguments, hint):
+    with pytest.raises(RecipeError) as caught:
+        build(Architecture(name, {**GOOD, **arguments}))
+    assert hint in str(caught.value)
+
+
+def test_unknown_words_within_arguments():
+    with pytest.raises(ChoiceError, match="pooling"):
+        network_of("lenet5:pool=median")
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {},
+        {"name": "mlp"},
+        {"name": "mlp", "arguments": GOOD},
+        {"name": "mlp", "arguments": 3, "surgery": []},
+        {"name": "mlp", "arguments": GOOD, "surgery": [{"name": "grown_head"}]},
+        {"name": "mlp", "arguments": GOOD, "surgery": 1},
+    ],
+)
+def test_a_config_that_makes_no_sense_is_refused(config):
+    with pytest.raises(BundleError, match="architecture"):
+        Architecture.from_config(config)

@@ -1,0 +1,167 @@
+"""Statistics against numpy's, exactly; rebuilding; and what must be refused."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from sightline.errors import BundleError, ChoiceError, DataError
+from sightline.preprocessing import STATISTICS, STD_FLOOR, STEPS, Normalise, Preprocessing, fit, measure
+
+EXAMPLES = {"normalise": lambda: Normalise((0.1, 0.2, 0.3), (1 / 3, 0.7, 1e-3))}
+
+
+def random_images(count=50, height=9, width=7, channels=3, seed=0):
+    generator = np.random.default_rng(seed)
+    return generator.integers(0, 256, (count, height, width, channels), dtype=np.uint8)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_fitted_equals_numpy(channels):
+    images = random_images(channels=channels) // (np.arange(channels, dtype=np.uint8) + 1)
+    scaled = images.astype(np.float64) / 255
+    mean, std = measure(images)
+    assert np.allclose(mean, scaled.mean((0, 1, 2)), rtol=1e-13)
+    assert np.allclose(std, scaled.std((0, 1, 2)), rtol=1e-12)
+
+
+def test_streaming_in_chunks_loses_nothing(monkeypatch):
+    images = random_images(1201, 32, 32)
+    asked = []
+
+    class Watched:
+        def __len__(self):
+            return len(images)
+
+        def __getitem__(self, rows):
+            asked.append(rows)
+            return images[rows]
+
+    mean, std = measure(Watched())
+    assert len(asked) > 3, "the images were read in one piece"
+    scaled = images / 255
+    assert np.allclose(mean, scaled.mean((0, 1, 2)), rtol=1e-12)
+    assert np.allclose(std, scaled.std((0, 1, 2)), rtol=1e-12)
+
+
+def test_fitted_gives_zero_mean_and_unit_std():
+    images = random_images(channels=3)
+    pixels = torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255
+    seen = fit(images, "fitted", 3)(pixels)
+    assert torch.allclose(seen.mean((0, 2, 3)), torch.zeros(3), atol=1e-5)
+    assert torch.allclose(seen.std((0, 2, 3), correction=0), torch.ones(3), atol=1e-5)
+
+
+@pytest.mark.parametrize("value", [0, 77, 255])
+def test_constant_channels_are_finite(value):
+    images = np.full((5, 4, 4, 1), value, np.uint8)
+    mean, std = measure(images)
+    assert mean[0] == pytest.approx(value / 255)
+    assert std == (STD_FLOOR,)
+    seen = fit(images, "fitted", 1)(torch.full((1, 1, 4, 4), value / 255))
+    assert seen.abs().max() < 1e-4
+
+
+def test_bright_images_lose_no_digits():
+    images = np.full((200, 64, 64, 1), 254, np.uint8)
+    images[:, ::2] = 255
+    assert measure(images)[1][0] == pytest.approx(max(0.5 / 255, STD_FLOOR), rel=1e-12)
+    images[:, ::2] = 250
+    assert measure(images)[1][0] == pytest.approx(2 / 255, rel=1e-12)
+
+
+def test_nothing_to_measure():
+    with pytest.raises(DataError, match="no training images"):
+        fit(random_images(0), "fitted", 3)
+
+
+@pytest.mark.parametrize("how", STATISTICS)
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_named_statistics(how, channels, layout):
+    pixels = torch.rand(4, channels, 5, 6).contiguous(memory_format=layout)
+    before = pixels.clone()
+    seen = fit(random_images(1), how, channels)(pixels)
+    assert seen.shape == pixels.shape
+    assert seen.is_contiguous(memory_format=layout)
+    assert torch.equal(pixels, before)
+    mean, std = STATISTICS[how]
+    if not mean:
+        assert torch.equal(seen, pixels)
+    elif len(mean) in (1, channels):
+        plain = (pixels.numpy() - np.reshape(mean, (-1, 1, 1))) / np.reshape(std, (-1, 1, 1))
+        assert np.allclose(seen.numpy(), plain, atol=1e-5)
+
+
+def test_imagenet_on_grey_is_the_luminance_of_its_mean():
+    rgb = torch.tensor(STATISTICS["imagenet"][0]).view(1, 3, 1, 1)
+    grey = (rgb * torch.tensor([0.299, 0.587, 0.114]).view(1, 3, 1, 1)).sum(1, keepdim=True)
+    assert fit(random_images(1), "imagenet", 1)(grey).abs().max() < 1e-6
+
+
+@pytest.mark.parametrize(("name", "file"), [("cifar10", "cifar10_jpg.zip"), ("mnist", "mnist_png.zip")])
+def test_named_statistics_are_those_of_the_data(name, file, shared_data):
+    """On every fiftieth training image, so within sampling error (JPEG moves CIFAR a little)."""
+    import io
+    import zipfile
+
+    from PIL import Image
+
+    with zipfile.ZipFile(shared_data / file) as archive:
+        members = [m for m in archive.namelist() if "train" in m and not m.endswith("/")][::50]
+        images = np.stack([np.asarray(Image.open(io.BytesIO(archive.read(m)))) for m in members])
+    mean, std = measure(images[..., None] if images.ndim == 3 else images)
+    assert np.allclose(mean, STATISTICS[name][0], atol=0.012)
+    assert np.allclose(std, STATISTICS[name][1], atol=0.012)
+
+
+def test_unknown_name_is_suggested():
+    with pytest.raises(ChoiceError, match="Did you mean 'imagenet'"):
+        fit(random_images(1), "imagnet", 3)
+    with pytest.raises(ChoiceError, match="Did you mean 'fitted'"):
+        fit(random_images(1), "fited", 3)
+
+
+def test_every_step_has_an_example():
+    assert EXAMPLES.keys() == STEPS.keys()
+
+
+@pytest.mark.parametrize("name", STEPS)
+def test_a_step_survives_json_and_state(name):
+    made = Preprocessing([EXAMPLES[name](), EXAMPLES[name]()])
+    again = Preprocessing.from_config(json.loads(json.dumps(made.config())))
+    again.load_state_dict(made.state_dict())
+    pixels = torch.rand(2, 3, 4, 4)
+    assert torch.equal(again(pixels), made(pixels))
+    assert again.config() == made.config()
+
+
+def test_gradients_pass_through():
+    pixels = torch.rand(2, 3, 4, 4, requires_grad=True)
+    EXAMPLES["normalise"]()(pixels).sum().backward()
+    assert pixels.grad is not None
+    assert torch.allclose(pixels.grad[0, :, 0, 0], torch.tensor([3.0, 1 / 0.7, 1000.0]))
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        [{"step": "zca2000"}],
+        [{"step": "normalise"}],
+        [{"step": "normalise", "mean": [0.1], "std": [0.0]}],
+        [{"step": "normalise", "mean": [float("nan")], "std": [1.0]}],
+        [{"step": "normalise", "mean": [0.1, 0.2], "std": [1.0]}],
+        [{"step": "normalise", "mean": [], "std": []}],
+        [{"step": "normalise", "mean": [0.1], "std": [1.0], "more": 1}],
+        [{"mean": [0.1], "std": [1.0]}],
+    ],
+)
+def test_a_config_that_makes_no_sense_is_refused(config):
+    with pytest.raises(BundleError, match="preprocessing"):
+        Preprocessing.from_config(config)
+
+
+def test_other_channels_are_refused():
+    with pytest.raises(DataError, match="1 channels"):
+        Normalise((0.1, 0.2, 0.3), (1.0, 1.0, 1.0))(torch.rand(2, 1, 4, 4))
