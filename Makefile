@@ -33,7 +33,7 @@ types: $(VENV)/equipped ## static types
 	@$(BIN)/basedpyright
 
 test: lint types ## everything: style, types, architecture, laws, oracles, bad input, README
-	@$(BIN)/python -m pytest -n 2 --dist worksteal -q
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -q
 
 clean:           ## remove the environment and caches
 	rm -rf $(VENV) .pytest_cache .ruff_cache

@@ -94,7 +94,9 @@ def test_images_do_not_leak_into_each_other(member):
 
 @members
 def test_layout_does_not_change_values(member):
-    plain, last = (member(batch_of(images((6, 3, 15, 22), l)), runtime.generator(5)).pixels for l in LAYOUTS)
+    plain, last = (
+        member(batch_of(images((6, 3, 15, 22), layout)), runtime.generator(5)).pixels for layout in LAYOUTS
+    )
     assert torch.allclose(plain, last, atol=1e-6)
 
 

@@ -34,7 +34,9 @@ def plant(root: Path, names: list[str]) -> Path:
 
 
 PLAIN = ["cat/1.png", "cat/deep/2.PNG", "dog/1.png", "dog/2.png", "dog/3.png"]
-SPLIT = [f"{part}/{name}/{i}.png" for part in ("train", "valid", "test") for name in ("cat", "dog") for i in (1, 2)]
+SPLIT = [
+    f"{part}/{name}/{i}.png" for part in ("train", "valid", "test") for name in ("cat", "dog") for i in (1, 2)
+]
 
 
 def zipped(root: Path, target: Path, top: str = "", method: int = zipfile.ZIP_STORED) -> Path:
@@ -156,7 +158,7 @@ def test_fingerprint_follows_the_files(tmp_path):
     root = plant(tmp_path / "data", PLAIN)
     first = find(root).fingerprint
     assert find(root).fingerprint == first
-    os.utime(root / "cat/1.png", ns=(1, 1))
+    os.utime(root / "cat/1.png", ns=(10**18, 10**18))
     assert find(root).fingerprint != first
     one, two = zipped(root, tmp_path / "1.zip"), zipped(root, tmp_path / "2.zip")
     assert find(one).fingerprint == find(two).fingerprint
@@ -235,7 +237,9 @@ def test_manifest(tmp_path, encoding, delimiter):
 def test_manifest_fingerprint_follows_the_labels(tmp_path):
     plant(tmp_path, ["x.png", "y.png"])
     first = find(table(tmp_path / "l.csv", [["path", "label"], ["x.png", "a"], ["y.png", "b"]])).fingerprint
-    assert find(table(tmp_path / "l.csv", [["path", "label"], ["x.png", "b"], ["y.png", "a"]])).fingerprint != first
+    assert (
+        find(table(tmp_path / "l.csv", [["path", "label"], ["x.png", "b"], ["y.png", "a"]])).fingerprint != first
+    )
 
 
 @pytest.mark.parametrize(
@@ -247,7 +251,10 @@ def test_manifest_fingerprint_follows_the_labels(tmp_path):
         ([["path", "label"], ["x.png", ""]], "Line 2 .* empty 'label'"),
         ([["path", "label"]], "lists no images"),
         ([["path", "label"], ["x.png", "a"], ["y.png", "a"]], "only one class, 'a'"),
-        ([["path", "label", "split"], ["x.png", "a", "trian"]], "Line 2 .*'trian'. Did you mean 'train'"),
+        (
+            [["path", "label", "split"], ["x.png", "a", "trian"], ["y.png", "b", "train"]],
+            "Line 2 .*'trian'. Did you mean 'train'",
+        ),
         ([["path", "label"], ["x.png", "a", "b"]], "Line 2 .*more fields"),
         (
             [["path", "label", "split"], ["x.png", "a", "train"], ["y.png", "b", "test"], ["x.png", "c", "train"]],
@@ -323,12 +330,18 @@ def test_truncated_archives(tmp_path, kind, share):
     target = tmp_path / f"x.{kind}"
     zipped(root, target) if kind == "zip" else tarred(root, target, "w:" + kind[4:] if "." in kind else "w")
     data = target.read_bytes()
+    if kind == "tar":
+        data = data.rstrip(b"\0")  # a tar ends in kilobytes of nothing: losing some of them loses nothing
     target.write_bytes(data[: int(len(data) * share)])
-    with pytest.raises(DataError, match=r"'.*x\.(zip|tar.*)' is not a complete (zip|tar) archive: copy or download"):
+    with pytest.raises(
+        DataError, match=r"'.*x\.(zip|tar.*)' is not a complete (zip|tar) archive: copy or download"
+    ):
         find(target)
 
 
-@pytest.mark.parametrize("name", ["../evil.png", "cat/../../evil.png", "/etc/evil.png", "..\\evil.png", "C:\\evil.png"])
+@pytest.mark.parametrize(
+    "name", ["../evil.png", "cat/../../evil.png", "/etc/evil.png", "..\\evil.png", "C:\\evil.png"]
+)
 @pytest.mark.parametrize("kind", ["zip", "tar"])
 def test_members_that_escape_refuse_the_archive(tmp_path, kind, name):
     target = tmp_path / f"x.{kind}"
@@ -342,7 +355,7 @@ def test_members_that_escape_refuse_the_archive(tmp_path, kind, name):
                 info = tarfile.TarInfo(each)
                 info.size = len(picture(1))
                 archive.addfile(info, io.BytesIO(picture(1)))
-    with pytest.raises(DataError, match="would land outside of it .*evil.png.*nothing was read"):
+    with pytest.raises(DataError, match=r"would land outside of it .*evil.png.*nothing was read"):
         find(target)
     assert not (tmp_path.parent / "evil.png").exists()
 
@@ -362,7 +375,7 @@ def test_links_and_devices_refuse_the_archive(tmp_path, kind):
         info.linkname = "/etc/passwd"
         with tarfile.open(target, "w") as archive:
             archive.addfile(info)
-    with pytest.raises(DataError, match="holds a link or device .'cat/link.png'.*nothing was read"):
+    with pytest.raises(DataError, match=r"holds a link or device .'cat/link.png'.*nothing was read"):
         find(target)
 
 
@@ -426,5 +439,5 @@ def test_survey_of_nothing_readable(tmp_path):
     for name in ("a/1.png", "b/1.png"):
         (tmp_path / name).parent.mkdir()
         (tmp_path / name).write_bytes(b"nonsense")
-    with pytest.raises(DataError, match="None of the images .* the first is a/1.png: the content is not an image"):
+    with pytest.raises(DataError, match=r"None of the images .* the first is a/1.png: the content is not"):
         survey(find(tmp_path))

@@ -19,7 +19,7 @@ from sightline.models import (
     head,
     parameter_count,
 )
-from sightline.models.architecture import REFERENCE
+from sightline.models.catalogue import REFERENCE
 from sightline.models.resnet import Block
 
 networks = pytest.mark.parametrize("name", NETWORKS)
@@ -35,8 +35,10 @@ def network_of(name, classes=10, channels=3, size=(32, 32), seed=0):
 
 
 @networks
-@pytest.mark.parametrize("size", [(28, 28), (32, 32), (64, 64), (30, 45), (100, 96)], ids=str)
-@pytest.mark.parametrize(("channels", "classes"), [(1, 2), (3, 10)])
+@pytest.mark.parametrize(
+    ("size", "channels", "classes"),
+    [((28, 28), 1, 2), ((32, 32), 3, 10), ((64, 64), 3, 2), ((30, 45), 1, 10), ((100, 96), 3, 2)],
+)
 def test_shape(name, size, channels, classes):
     network = network_of(name, classes, channels, size).eval()
     with torch.no_grad():
@@ -46,15 +48,15 @@ def test_shape(name, size, channels, classes):
 
 
 @variants
-@pytest.mark.parametrize("size", [(16, 16), (96, 96)], ids=str)
+@pytest.mark.parametrize("size", [(12, 12), (96, 96)], ids=str)
 def test_every_parameter_gets_a_gradient(name, size):
     """After two steps, because the last gamma of some blocks starts at zero."""
     network = network_of(name, size=size)
     optimizer = torch.optim.SGD(network.parameters(), 0.01)
     generator = torch.Generator().manual_seed(1)
     for _ in range(3):
-        pixels = torch.rand(16, 3, *size, generator=generator)
-        labels = torch.randint(0, 10, (16,), generator=generator)
+        pixels = torch.rand(2, 3, *size, generator=generator)
+        labels = torch.randint(0, 10, (2,), generator=generator)
         optimizer.zero_grad()
         torch.nn.functional.cross_entropy(network(pixels), labels).backward()
         optimizer.step()
@@ -100,17 +102,20 @@ def test_memory_format_does_not_change_answers(name):
 
 
 @networks
-def test_learns_two_images_by_heart(name):
+def test_learns_eight_images_by_heart(name):
     """Two classes, a handful of steps: a network that cannot do this cannot do anything."""
-    network = network_of(name + (":dropout=0.0" if name == "enhanced" else ""), classes=2, size=(16, 16))
+    network = network_of(name + (":dropout=0.0" if name == "enhanced" else ""), classes=2, size=(12, 12))
     generator = torch.Generator().manual_seed(5)
-    pixels, labels = torch.rand(8, 3, 16, 16, generator=generator), torch.tensor([0, 1] * 4)
-    optimizer = torch.optim.AdamW(network.parameters(), 1e-3)
-    for _ in range(60):
+    pixels, labels = torch.rand(8, 3, 12, 12, generator=generator), torch.tensor([0, 1] * 4)
+    optimizer = torch.optim.AdamW(network.parameters(), 2e-3)
+    for _ in range(40):
+        logits = network(pixels)
+        if (logits.argmax(1) == labels).all():
+            return
         optimizer.zero_grad()
-        torch.nn.functional.cross_entropy(network(pixels), labels).backward()
+        torch.nn.functional.cross_entropy(logits, labels).backward()
         optimizer.step()
-    assert (network(pixels).argmax(1) == labels).all()
+    pytest.fail("40 steps were not enough to learn 8 images")
 
 
 # Numbers from elsewhere.
@@ -263,8 +268,8 @@ GOOD = {"classes": 10, "channels": 3, "size": [32, 32]}
 
 def test_unknown_names_are_suggested():
     with pytest.raises(ChoiceError, match="Did you mean 'resnet20'"):
-        network_of("resnet2O")
-    with pytest.raises(ChoiceError, match="no argument 'droput'. Did you mean 'dropout'"):
+        network_of("resnet_20")
+    with pytest.raises(ChoiceError, match=r"no argument 'droput'\. Did you mean 'dropout'"):
         network_of("enhanced:droput=0.1")
     with pytest.raises(ChoiceError, match="no argument 'widht'"):
         build(Architecture("mlp", {**GOOD, "widht": 3}))

@@ -105,7 +105,9 @@ def test_a_missing_file_is_named(tmp_path):
         Recipe.from_toml(tmp_path / "absent.toml")
 
 
-@pytest.mark.parametrize(("text", "expected"), [("90s", 90), ("10m", 600), ("1.5h", 5400), ("45", 45), (" 2 d", 172800)])
+@pytest.mark.parametrize(
+    ("text", "expected"), [("90s", 90), ("10m", 600), ("1.5h", 5400), ("45", 45), (" 2 d", 172800)]
+)
 def test_budget(text, expected):
     assert seconds(text) == expected
 

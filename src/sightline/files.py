@@ -19,6 +19,7 @@ _REMEDIES = {
     errno.EROFS: "that file system is read-only: choose another place",
     errno.EACCES: "you may not write there: choose another place or change its permissions",
     errno.EPERM: "you may not write there: choose another place or change its permissions",
+    errno.EEXIST: "part of that path is a file, not a folder: choose another place",
     errno.ENOTDIR: "part of that path is a file, not a folder: choose another place",
     errno.EISDIR: "there is a folder of that name: choose another name",
 }
@@ -40,8 +41,8 @@ def explaining(path: Path) -> Iterator[None]:
 def replacing(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside ``path``; rename it into place only if the block succeeds.
 
-    Works for a file or a folder (the block creates either). A killed process leaves the old
-    content untouched, and at most a hidden temporary of which no reader takes notice.
+    Works for a file or a folder (the block creates either). A process killed while writing leaves the
+    old content untouched, and at most a hidden temporary of which no reader takes notice.
     """
     with explaining(path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -51,8 +52,8 @@ def replacing(path: Path) -> Iterator[Path]:
             yield temporary
             _sync(temporary)
             if temporary.is_dir() and path.exists():
-                os.replace(path, holder / "old")
-            os.replace(temporary, path)
+                path.replace(holder / "old")
+            temporary.replace(path)
         finally:
             shutil.rmtree(holder, ignore_errors=True)
 

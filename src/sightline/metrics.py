@@ -48,7 +48,7 @@ class ClassMetrics:
 class Reliability:
     """Confidence against accuracy in equal-width bins (lo, hi]: what ECE sums up."""
 
-    edges: Float[ndarray, " bins+1"]
+    edges: Float[ndarray, " edges"]
     counts: Int[ndarray, " bins"]
     confidence: Float[ndarray, " bins"]
     """Mean confidence of the bin's images; 0 where the bin is empty."""
@@ -281,11 +281,11 @@ def _binned(labels: ndarray, probabilities: ndarray, bins: int) -> tuple[ndarray
 
 
 def _bootstrapped(labels: ndarray, probabilities: ndarray, level: float, seed: int) -> dict[str, Interval]:
-    """Log loss with its percentile interval, ECE with its reverse percentile interval.
+    """Log loss with its percentile interval; ECE with as much below as the resamples reach above.
 
-    ECE is biased upwards, and its resamples twice as much, so its quantiles are mirrored at the value.
-    The interval holds the value itself, and 0 where a perfectly calibrated classifier of the same
-    confidences would as easily have shown such an ECE (consistency resampling, Broecker and Smith 2007).
+    ECE is biased upwards, its resamples twice as much, so their lower quantile says nothing. The interval
+    reaches 0 where a perfectly calibrated classifier of the same confidences would as easily have shown
+    such an ECE (consistency resampling, Broecker and Smith 2007).
     """
     n, losses = len(labels), log_losses(labels, probabilities)
     confidence, right, place = _binned(labels, probabilities, BINS)
@@ -298,12 +298,12 @@ def _bootstrapped(labels: ndarray, probabilities: ndarray, level: float, seed: i
     means = _resampled_means(columns, rng)
     loss, ece = float(losses.mean()), float(np.abs(columns[:, :-1].mean(0)).sum())
     low, high = (float(q) for q in np.quantile(means[:, -1], tails))
-    top, bottom = (2 * ece - float(q) for q in np.quantile(np.abs(means[:, :-1]).sum(1), tails))
-    if ece <= np.quantile(_calibrated_eces(confidence[order], starts, rng), tails[1]):
-        bottom = 0.0
+    reach = max(0.0, float(np.quantile(np.abs(means[:, :-1]).sum(1), tails[1])) - ece)
+    chance = float(np.quantile(_calibrated_eces(confidence[order], starts, rng), tails[1]))
+    bottom = 0.0 if ece <= chance else max(0.0, ece - reach)
     return {
         "log_loss": Interval(loss, min(loss, low), max(loss, high), n),
-        "ece": Interval(ece, max(0.0, min(ece, bottom)), min(1.0, max(ece, top)), n),
+        "ece": Interval(ece, bottom, min(1.0, ece + reach), n),
     }
 
 

@@ -14,7 +14,7 @@ def bar(what: str, total: float | None) -> Iterator[Advance]:
     Silent when stderr is not a terminal, so that logs and pipes stay clean.
     """
     if not sys.stderr.isatty():
-        yield lambda n=1, note="": None
+        yield lambda *_, **__: None
         return
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn

@@ -4,18 +4,17 @@ import csv
 import json as json_module
 import sys
 from collections.abc import Iterable, Iterator
-from contextlib import nullcontext
 from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, TextIO
+from typing import TYPE_CHECKING, Any, Literal, TextIO
 
 from .show import Device, Json
 
 if TYPE_CHECKING:
     from ..types import Prediction
 
-Form = Literal["text", "jsonl", "csv"]
+Form = Literal["text", "jsonl", "csv", "json"]
 
 
 def predict(
@@ -49,14 +48,17 @@ def predict(
 
     classifier = Classifier.load(run).to(runtime.device(device))
     answers = (answer for chunk in _chunks(_inputs(images)) for answer in classifier.predict(chunk, top=top))
-    with replacing(out) if out else nullcontext() as temporary:
-        with temporary.open("w", newline="", encoding="utf-8") if temporary else nullcontext(sys.stdout) as stream:
-            _write(stream, answers, "json" if json else form, top)
+    form = "json" if json else form
+    if out is None:
+        _write(sys.stdout, answers, form, top)
+    else:
+        with replacing(out) as temporary, temporary.open("w", newline="", encoding="utf-8") as stream:
+            _write(stream, answers, form, top)
 
 
 def _inputs(images: Iterable[str]) -> Iterator[str | bytes]:
     """Every image named, in order; a folder gives the images in it."""
-    from ..data.listing import images_at
+    from ..data.layout import images_at
 
     for word in images or ("-",):
         if word == "-":
@@ -98,7 +100,7 @@ def _write(stream: TextIO, answers: Iterable["Prediction"], form: str, top: int)
             stream.write(_line(answer) + "\n")
 
 
-def _record(answer: "Prediction") -> dict[str, object]:
+def _record(answer: "Prediction") -> dict[str, Any]:
     return asdict(answer) | {"top": [{"label": label, "confidence": p} for label, p in answer.top]}
 
 

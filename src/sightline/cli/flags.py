@@ -15,6 +15,7 @@ _GROUPS = ("Data", "Pixels", "Model", "Training", "Machine")
 
 
 def _flag(f: dataclasses.Field[Any]) -> tuple[str, Any, Any]:
+    kind: Any = f.type
     common = f.metadata["common"] or EVERYTHING
     default = "" if f.default is None or f.default == () else f" [{f.default}]"
     parameter = Parameter(
@@ -24,8 +25,7 @@ def _flag(f: dataclasses.Field[Any]) -> tuple[str, Any, Any]:
         consume_multiple=f.name == "augment" or None,
         negative=(),
     )
-    kind = f.type if f.default is None else f.type | None
-    return f.name, Annotated[kind, parameter], None
+    return f.name, Annotated[kind | None, parameter], None
 
 
 RecipeFlags = dataclasses.make_dataclass(

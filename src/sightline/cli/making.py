@@ -1,14 +1,17 @@
 """Verbs that make a classifier: demo, train."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
 from .flags import RecipeFlags, recipe_of
 from .show import Device, Json, emit, result
 
-Flags = Annotated[RecipeFlags, Parameter(name="*")]
+if TYPE_CHECKING:
+    Flags = Any  # the dataclass is made at run time, from Recipe
+else:
+    Flags = Annotated[RecipeFlags, Parameter(name="*")]
 NO_FLAGS = RecipeFlags()
 
 

@@ -52,7 +52,11 @@ def result(console: Console, value: Mapping[str, Any]) -> None:
     """The result of an evaluation: the numbers with their intervals, and what to look at next."""
     intervals = value["intervals"]
     rows = [
-        (label, form.format(value[name]), " - ".join(form.format(edge) for edge in intervals[name]))
+        (
+            label,
+            form.format(value[name]),
+            " to ".join(form.format(intervals[name][edge]) for edge in ("low", "high")),
+        )
         for name, label, form in METRICS
         if value.get(name) is not None
     ]

@@ -11,6 +11,7 @@ import stat
 import struct
 import tarfile
 import zlib
+from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -116,15 +117,14 @@ def list_zip(path: Path) -> Listing:
     """
     with path.open("rb") as stream, _mapped(stream, path) as view:
         directory, count, shift = _find_directory(view, path)
-    names, rows, folders = [], [], set()
+    names, rows, folders = [], array("q"), set()
     for name, row in _zip_entries(directory, count, path):
         if name.endswith("/"):
             folders.add(name.rstrip("/"))
         else:
             names.append(name)
-            rows.append(row)
-    table = np.array(rows, np.int64).reshape(-1, 5)
-    packed, sizes, crcs, offsets, methods = table.T.copy()
+            rows.extend(row)
+    packed, sizes, crcs, offsets, methods = np.array(rows, np.int64).reshape(-1, 5).T.copy()
     reader = ArchiveReader(path, offsets + shift, packed, sizes, methods == _DEFLATED, crcs)
     return Listing(names, sizes, crcs, frozenset(folders), reader)
 

@@ -99,7 +99,7 @@ def _named(dataset: Dataset, groups: list[ndarray], *, labels: bool) -> tuple[st
     def name(i: int) -> str:
         return f"{dataset.files[i]} ({dataset.classes[dataset.labels[i]]})" if labels else str(dataset.files[i])
 
-    return tuple(" = ".join(name(i) for i in group[:3]) for group in groups[:_SHOWN])
+    return tuple(" = ".join(name(int(i)) for i in group[:3]) for group in groups[:_SHOWN])
 
 
 def _leaks(dataset: Dataset) -> tuple[dict[str, Any], list[Remark]]:

@@ -1,15 +1,17 @@
 """Names become labels: which folder is a class, which is a split, what is not an image."""
 
+import glob
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from jaxtyping import Int64
 from numpy import ndarray
 
 from ..errors import DataError
-from .listing import Listing, is_junk
+from .listing import Listing, is_junk, list_folder
 
 SPLITS = {
     "train": "train",
@@ -84,6 +86,16 @@ def _images(names: Sequence[str]) -> tuple[list[int], Counter[str]]:
         else:
             strays["." + suffix if suffix else "without a suffix"] += 1
     return chosen, strays
+
+
+def images_at(word: str) -> list[str]:
+    """The image files a word means: a file itself (there or not), a folder's images, or a glob's matches."""
+    if glob.has_magic(word) and not Path(word).exists():
+        return sorted(glob.glob(word, recursive=True))  # noqa: PTH207 a Path cannot start at the root
+    if not Path(word).is_dir():
+        return [word]
+    listing = list_folder(Path(word))
+    return [str(Path(word, name)) for name in sorted(listing.names[i] for i in _images(listing.names)[0])]
 
 
 def _group(listing: Listing, images: list[int]) -> tuple[set[str], list[str], dict[str, list[int]]]:

@@ -117,7 +117,8 @@ def _archive_lister(path: Path) -> Callable[[Path], Listing]:
     if head[:2] == b"PK" or name.endswith(".zip"):
         return list_zip
     packed = head[:2] == b"\x1f\x8b" or head[:3] == b"BZh" or head[:6] == b"\xfd7zXZ\0"
-    if packed or head[257:262] == b"ustar" or name.endswith((".tar", ".tgz", ".tbz2", ".txz")):
+    called_tar = name.endswith((".tar", ".tgz", ".tbz2", ".txz")) or ".tar." in name
+    if packed or head[257:262] == b"ustar" or called_tar:
         return list_tar
     raise DataError(
         f"'{path}' is not a kind of data that can be read: give a folder with one sub-folder per class, "

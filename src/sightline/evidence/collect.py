@@ -38,7 +38,7 @@ class Evidence:
     def measured(self) -> Mapping[str, Any]:
         """The evaluation in the report: of the test split, else of whichever was evaluated."""
         parts = [self.report.get("test"), *self.report.values()]
-        return next((part for part in parts if isinstance(part, dict) and "accuracy" in part), {})
+        return next((part for part in parts if isinstance(part, dict) and "intervals" in part), {})
 
 
 def collect(run: Path | str) -> Evidence:

@@ -104,7 +104,9 @@ def _cards(evidence: Evidence) -> list[tuple[str, str, str]]:
         cards.append((duration(training["seconds"]), "Training", epochs))
     if "parameters" in measured:
         memory = training.get("peak_memory_mb")
-        cards.append((count(measured["parameters"]), "Parameters", f"{memory:,.0f} MB memory at peak" if memory else ""))
+        cards.append(
+            (count(measured["parameters"]), "Parameters", f"{memory:,.0f} MB memory at peak" if memory else "")
+        )
     return cards
 
 

@@ -4,7 +4,8 @@ A network is rebuilt by name: ``build(Architecture("resnet20", {"classes": 10, .
 weights is a table of tensors and nothing else.
 """
 
-from .architecture import (
+from .blocks import Network
+from .catalogue import (
     NETWORKS,
     Architecture,
     Description,
@@ -13,7 +14,6 @@ from .architecture import (
     describe,
     parameter_count,
 )
-from .blocks import Network
 from .surgery import SURGERY, head
 from .weights import WeightsReport, load_weights
 

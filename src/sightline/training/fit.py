@@ -8,7 +8,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -113,6 +113,7 @@ class State:
         self.loss_sum, self.seconds = saved["sums"]
 
 
+@runtime_checkable
 class Hook(Protocol):
     """Watches training; what it must remember across a resume is in its state."""
 

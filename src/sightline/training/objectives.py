@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch.nn.functional as F
 from jaxtyping import Float
@@ -12,6 +12,7 @@ from ..classifier import Classifier
 from ..types import Batch
 
 
+@runtime_checkable
 class Objective(Protocol):
     """A value that says how wrong a classifier is on a batch."""
 

@@ -57,7 +57,10 @@ def measure(classifier: Classifier, recipe: Recipe, objective: Objective, batch:
 
 def to_layout(classifier: Classifier, layout: str) -> Classifier:
     """The classifier with its kernels in this memory layout, in place."""
-    return classifier.to(memory_format=LAYOUTS[layout])
+    for tensor in (*classifier.parameters(), *classifier.buffers()):
+        if tensor.ndim == 4:
+            tensor.data = tensor.data.contiguous(memory_format=LAYOUTS[layout])
+    return classifier
 
 
 def _trial(

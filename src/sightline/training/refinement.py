@@ -50,6 +50,7 @@ def refine(
     """
     assert recipe.epochs is not None
     assert recipe.lr is not None
+    runtime.seed(recipe.seed)  # whatever drew from the global generator before must not matter to dropout
     state = State(classifier, optimizer(classifier, recipe), recipe.epochs, method.steps_per_epoch)
     averaged = Average(classifier, recipe.ema) if recipe.ema else None
     candidate = averaged.classifier if averaged else classifier
@@ -152,7 +153,7 @@ def _interruptible(state: State) -> Iterator[None]:
     def ask(number: int, frame: object) -> None:
         del frame
         state.interrupted = True
-        signal.signal(number, before[number])
+        signal.signal(number, before[signal.Signals(number)])
 
     for number in before:
         signal.signal(number, ask)

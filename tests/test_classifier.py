@@ -1,0 +1,257 @@
+"""The waist and its bundle: what is saved is what is loaded, and nothing unsafe is."""
+
+import json
+import pickle
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from sightline.classifier import FORMAT, Classifier, write_card
+from sightline.errors import BundleError, OutputError
+from sightline.files import checksum
+from sightline.models import NETWORKS, Architecture, architecture, build
+from sightline.preprocessing import Normalise, Preprocessing
+from sightline.types import Geometry
+
+
+def make(
+    model: str = "lenet5", classes: tuple[str, ...] = ("cat", "dog", "émeu"), channels: int = 1
+) -> Classifier:
+    torch.manual_seed(0)
+    plan = architecture(model, classes=len(classes), channels=channels, size=(28, 28))
+    return Classifier(
+        Preprocessing([Normalise((0.1,) * channels, (0.3,) * channels)]),
+        build(plan),
+        architecture=plan,
+        classes=classes,
+        geometry=Geometry(size=(28, 28), channels=channels),
+        temperature=1.5,
+        provenance={"data": "pets"},
+    ).eval()
+
+
+@pytest.fixture
+def bundle(tmp_path):
+    return make().save(tmp_path / "bundle")
+
+
+def rewrite(bundle, **changes):
+    """Change fields of config.json as a careless or hostile hand would."""
+    config = json.loads((bundle / "config.json").read_text())
+    config.update(changes)
+    (bundle / "config.json").write_text(json.dumps(config))
+
+
+def resign(bundle):
+    """Make the checksums right again, so that only what is tested is wrong."""
+    names = [p.name for p in bundle.iterdir() if p.name != "config.json"]
+    rewrite(bundle, files={name: checksum(bundle / name) for name in names})
+
+
+@pytest.mark.parametrize("model", NETWORKS)
+def test_saved_and_loaded_is_the_same_bit_for_bit(tmp_path, model):
+    classifier = make(model)
+    classifier.save(tmp_path / "b")
+    again = Classifier.load(tmp_path / "b")
+    pixels = torch.rand(4, 1, 28, 28)
+    assert torch.equal(classifier(pixels), again(pixels))
+    assert again.config() == classifier.config()
+    assert again.classes == ("cat", "dog", "émeu")
+
+
+def test_surgery_is_done_again_at_loading(tmp_path):
+    grown = Architecture(
+        "lenet5", {"classes": 3, "channels": 1, "size": [28, 28]}, (("grown_head", {"classes": 5}),)
+    )
+    classifier = make(classes=("a", "b", "c", "d", "e"))
+    classifier.architecture, classifier.network = grown, build(grown).eval()
+    classifier.save(tmp_path / "b")
+    again = Classifier.load(tmp_path / "b")
+    pixels = torch.rand(2, 1, 28, 28)
+    assert again(pixels).shape == (2, 5)
+    assert torch.equal(classifier(pixels), again(pixels))
+
+
+def test_probabilities_apply_the_temperature_and_logits_do_not():
+    classifier, pixels = make(), torch.rand(3, 1, 28, 28)
+    expected = torch.softmax(classifier(pixels).double() / 1.5, 1)
+    torch.testing.assert_close(classifier.probabilities(pixels).double(), expected, rtol=1e-6, atol=1e-7)
+
+
+def test_preprocessing_is_inside():
+    classifier, pixels = make(), torch.rand(2, 1, 28, 28)
+    assert torch.equal(classifier(pixels), classifier.network((pixels - 0.1) / 0.3))
+
+
+def test_predict_takes_files_bytes_and_arrays_alike(tmp_path):
+    classifier = make()
+    array = np.random.default_rng(0).integers(0, 256, (28, 28, 1), np.uint8)
+    Image.fromarray(array[..., 0]).save(tmp_path / "a.png")
+    file, data, pixels = classifier.predict([tmp_path / "a.png", (tmp_path / "a.png").read_bytes(), array])
+    assert file.file.endswith("a.png")
+    assert file.top == data.top == pixels.top
+    assert file.label == file.top[0][0]
+    direct = classifier.probabilities(torch.from_numpy(array).permute(2, 0, 1)[None].float() / 255)[0]
+    assert file.confidence == pytest.approx(direct.max().item(), abs=1e-6)
+    assert sum(p for _, p in file.top) == pytest.approx(1, abs=1e-6)
+
+
+def test_predict_answers_an_unreadable_file_with_its_error(tmp_path):
+    (tmp_path / "text.png").write_text("not an image")
+    answers = make().predict([tmp_path / "text.png", tmp_path / "absent.png"])
+    assert [a.label for a in answers] == [None, None]
+    assert all(a.error for a in answers)
+
+
+def test_predict_gives_the_same_answers_one_by_one_and_together():
+    images = list(np.random.default_rng(1).integers(0, 256, (130, 28, 28, 1), np.uint8))
+    classifier = make()
+    together = classifier.predict(images)
+    assert len(together) == 130
+    for alone, among in zip((classifier.predict(i)[0] for i in images[::40]), together[::40], strict=True):
+        assert alone.label == among.label
+        assert alone.confidence == pytest.approx(among.confidence, abs=1e-5)
+
+
+def test_saving_twice_replaces_and_leaves_no_traces(tmp_path):
+    make().save(tmp_path / "b")
+    make(classes=("x", "y")).save(tmp_path / "b")
+    assert Classifier.load(tmp_path / "b").classes == ("x", "y")
+    assert [p.name for p in tmp_path.iterdir()] == ["b"]
+
+
+def test_card_can_be_replaced(bundle):
+    write_card(bundle, "# Better words\n")
+    Classifier.load(bundle)
+    assert (bundle / "README.md").read_text() == "# Better words\n"
+
+
+def test_a_newer_format_is_refused(bundle):
+    rewrite(bundle, format=FORMAT + 1)
+    with pytest.raises(BundleError, match=r"format 2, newer than this release reads \(1\).*[Uu]pgrade"):
+        Classifier.load(bundle)
+
+
+def test_missing_tensors_are_named(bundle):
+    tensors = load_file(bundle / "model.safetensors")
+    gone = sorted(name for name in tensors if name.startswith("network."))[0]
+    save_file({n: t for n, t in tensors.items() if n != gone}, bundle / "model.safetensors")
+    resign(bundle)
+    with pytest.raises(BundleError, match=f"lacks tensors: {gone}"):
+        Classifier.load(bundle)
+
+
+def test_extra_tensors_are_named(bundle):
+    save_file(load_file(bundle / "model.safetensors") | {"spy": torch.ones(1)}, bundle / "model.safetensors")
+    resign(bundle)
+    with pytest.raises(BundleError, match="does not know: spy"):
+        Classifier.load(bundle)
+
+
+def test_tensors_of_another_shape_are_named(bundle):
+    tensors = load_file(bundle / "model.safetensors")
+    name = max(tensors, key=lambda n: tensors[n].numel())
+    save_file(tensors | {name: tensors[name][:1].clone()}, bundle / "model.safetensors")
+    resign(bundle)
+    with pytest.raises(BundleError, match=f"another shape: {name}"):
+        Classifier.load(bundle)
+
+
+def test_a_wrong_checksum_is_named(bundle):
+    with (bundle / "model.safetensors").open("r+b") as stream:
+        stream.seek(-1, 2)
+        last = stream.read(1)[0]
+        stream.seek(-1, 2)
+        stream.write(bytes([last ^ 1]))
+    with pytest.raises(BundleError, match=r"'model\.safetensors'.*wrong checksum"):
+        Classifier.load(bundle)
+
+
+class Bomb:
+    """Writes a file when unpickled."""
+
+    def __init__(self, target):
+        self.target = target
+
+    def __reduce__(self):
+        return (open, (str(self.target), "w"))
+
+
+@pytest.mark.parametrize("name", ["extra.pkl", "model.bin", "model.safetensors"])
+def test_a_pickle_is_refused_and_never_run(bundle, tmp_path, name):
+    (bundle / name).write_bytes(pickle.dumps(Bomb(tmp_path / "exploded")))
+    with pytest.raises(BundleError):
+        Classifier.load(bundle)
+    resign(bundle)
+    if name == "model.safetensors":
+        with pytest.raises(BundleError, match="not a safetensors file"):
+            Classifier.load(bundle)
+    assert not (tmp_path / "exploded").exists()
+
+
+def test_a_missing_file_is_named(bundle):
+    (bundle / "README.md").unlink()
+    with pytest.raises(BundleError, match=r"lacks its file 'README\.md'"):
+        Classifier.load(bundle)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{", "[]", '{"format": "soon"}', '{"format": 1}', '{"format": 1, "files": 3}']
+)
+def test_a_damaged_config_is_one_sentence(bundle, text):
+    (bundle / "config.json").write_text(text)
+    with pytest.raises(BundleError, match=r"config\.json"):
+        Classifier.load(bundle)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("architecture", {"name": "resnet21", "arguments": {}, "surgery": []}),
+        ("architecture", {"name": "lenet5"}),
+        ("preprocessing", [{"step": "evil"}]),
+        ("geometry", {"size": [28, 28], "colour": 1}),
+        ("temperature", "warm"),
+    ],
+)
+def test_a_config_that_names_the_unknown_is_one_sentence(bundle, field, value):
+    rewrite(bundle, **{field: value})
+    with pytest.raises(BundleError, match=r"config\.json of .* cannot be understood"):
+        Classifier.load(bundle)
+
+
+def test_no_bundle_at_all(tmp_path):
+    with pytest.raises(BundleError, match="no run or bundle"):
+        Classifier.load(tmp_path / "absent")
+    with pytest.raises(BundleError, match=r"no config\.json"):
+        Classifier.load(tmp_path)
+
+
+def test_an_unwritable_place_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OutputError, match="is a file, not a folder"):
+        make().save(tmp_path / "file" / "bundle")
+
+
+def test_a_failed_save_leaves_the_old_bundle(bundle, tmp_path):
+    classifier = make(classes=("x", "y"))
+    classifier.provenance["bad"] = object()  # not JSON: fails after the tensors are written
+    with pytest.raises(TypeError):
+        classifier.save(bundle)
+    assert Classifier.load(bundle).classes == ("cat", "dog", "émeu")
+    assert [p.name for p in tmp_path.iterdir()] == ["bundle"]
+
+
+def test_a_run_without_a_classifier_says_how_to_get_one(tmp_path):
+    (tmp_path / "recipe.toml").write_text("")
+    with pytest.raises(BundleError, match="--resume"):
+        Classifier.load(tmp_path)
+
+
+def test_a_copied_bundle_still_loads(bundle, tmp_path):
+    shutil.copytree(bundle, tmp_path / "elsewhere")
+    Classifier.load(tmp_path / "elsewhere")

@@ -1,0 +1,306 @@
+"""load and the store: whole or absent, built once, its unreadable files listed."""
+
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import threading
+import time
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from sightline import runtime
+from sightline.data import decode, find, load
+from sightline.data import store as store_module
+from sightline.errors import DataError, OutputError
+from sightline.types import Geometry
+
+GEOMETRY = Geometry(size=(12, 10))
+RNG = np.random.default_rng(0)
+
+
+def plant(root: Path, count: int = 20) -> Path:
+    """Two classes of noise in several formats and sizes."""
+    for i in range(count):
+        path = root / "ab"[i % 2] / f"{i:03d}.{('png', 'jpg', 'bmp')[i % 3]}"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(RNG.integers(0, 255, (8 + i, 10, 3), dtype=np.uint8)).save(path)
+    return root
+
+
+def stores(cache: Path) -> list[str]:
+    """Everything in the store folder that is not a lock."""
+    folder = cache / "stores"
+    return sorted(p.name for p in folder.iterdir() if p.suffix != ".lock") if folder.is_dir() else []
+
+
+def test_pixels_are_those_of_decode(tmp_path):
+    root = plant(tmp_path / "data", 300)
+    dataset = load(root, GEOMETRY)
+    for i in range(0, 300, 7):
+        expected = decode((root / dataset.files[i]).read_bytes(), GEOMETRY)
+        np.testing.assert_array_equal(dataset[i][0], expected)
+    assert dataset[:5].shape == (5, 12, 10, 3)
+    heights = [Image.open(BytesIO((root / name).read_bytes())).height for name in dataset.files]
+    assert dataset.columns["height"].tolist() == heights
+    assert set(dataset.columns) == {"width", "height", "channels", "rotated"}
+    assert dataset.skipped == ()
+    assert dataset.geometry == GEOMETRY
+
+
+@pytest.mark.parametrize("way", [store_module._alone, store_module._together])
+def test_one_thread_and_several_store_the_same(tmp_path, monkeypatch, way):
+    root = plant(tmp_path / "data", 200)
+
+    def run(work, total):
+        chunks = (range(i, min(i + 7, total)) for i in range(0, total, 7))
+        arguments = (3,) if way is store_module._together else ()
+        way(work, chunks, lambda *_: None, *arguments)
+
+    expected = load(root, GEOMETRY, cache=tmp_path / "one")
+    monkeypatch.setattr(store_module, "_run", run)
+    other = load(root, GEOMETRY, cache=tmp_path / "two")
+    np.testing.assert_array_equal(other[:], expected[:])
+    np.testing.assert_array_equal(other.digests, expected.digests)
+
+
+def test_second_load_decodes_nothing(tmp_path, monkeypatch):
+    root = plant(tmp_path / "data")
+    first = load(root, GEOMETRY)
+    monkeypatch.setattr(store_module, "_build", lambda *_: pytest.fail("built again"))
+    second = load(root, GEOMETRY)
+    np.testing.assert_array_equal(first[:], second[:])
+    np.testing.assert_array_equal(first.digests, second.digests)
+
+
+@pytest.mark.parametrize("change", ["file", "geometry"])
+def test_another_file_or_geometry_is_another_store(tmp_path, change):
+    root = plant(tmp_path / "data")
+    before = load(root, GEOMETRY)
+    if change == "file":
+        Image.new("RGB", (5, 5), "red").save(root / "a/000.png")
+        after = load(root, GEOMETRY)
+        assert (after[0] == (255, 0, 0)).all()
+        assert after.fingerprint != before.fingerprint
+    else:
+        assert load(root, Geometry(size=(12, 10), fit="pad")).pixels.path != before.pixels.path
+
+
+def test_other_processes_open_the_store_by_path(tmp_path):
+    dataset = load(plant(tmp_path / "data", 60), GEOMETRY)
+    packed = pickle.dumps(dataset)
+    assert len(packed) < dataset[:].nbytes
+    np.testing.assert_array_equal(pickle.loads(packed)[:], dataset[:])
+
+
+def test_names_and_manifest_columns(tmp_path):
+    root = plant(tmp_path / "data", 3)
+    lines = [
+        "path,label,split,group,width",
+        "a/000.png,x,train,p1,9",
+        "b/001.jpg,y,train,p2,9",
+        "a/002.bmp,x,test,p1,9",
+    ]
+    (root / "list.csv").write_text("\n".join(lines))
+    dataset = load(root / "list.csv", GEOMETRY)
+    assert dataset.columns["group"].tolist() == ["p1", "p2", "p1"]
+    assert dataset.columns["split"].tolist() == ["train", "train", "test"]
+    assert dataset.columns["width"].tolist() == [10, 10, 10]  # what was measured, not what was written
+    assert load("digits", Geometry(size=(8, 8), channels=1)).counts.sum() == 1797
+
+
+def spoil(root: Path, names: dict[str, bytes]) -> None:
+    for name, data in names.items():
+        (root / name).write_bytes(data)
+
+
+def test_bad_images_are_skipped_and_listed(tmp_path):
+    root = plant(tmp_path / "data", 100)
+    stream = BytesIO()
+    Image.fromarray(RNG.integers(0, 255, (30, 30, 3), dtype=np.uint8)).save(stream, "JPEG")
+    bad = {"a/x.jpg": stream.getvalue()[:500], "a/y.png": b"", "b/z.png": b"a text, renamed"}
+    spoil(root, bad)
+    dataset = load(root, GEOMETRY)
+    assert len(dataset) == 100
+    assert {each.file: each.reason for each in dataset.skipped} == {
+        "a/x.jpg": "the file is damaged or cut short",
+        "a/y.png": "the file is empty (zero bytes)",
+        "b/z.png": "the content is not an image (PNG, JPEG, BMP, GIF, TIFF, WEBP, PPM are read)",
+    }
+    assert not set(bad) & set(dataset.files)
+    assert dataset.notes == (
+        "Skipped 3 images that cannot be read of 103 (a/x.jpg: the file is damaged or cut short; ...).",
+    )
+    for i, name in enumerate(dataset.files):
+        np.testing.assert_array_equal(dataset[i][0], decode((root / name).read_bytes(), GEOMETRY))
+    again = load(root, GEOMETRY)
+    assert again.skipped == dataset.skipped
+
+
+def test_too_many_bad_images_stop_with_the_list(tmp_path):
+    root = plant(tmp_path / "data", 60)
+    spoil(root, {f"a/bad{i:02d}.png": b"" for i in range(20)})
+    with pytest.raises(DataError) as caught:
+        load(root, GEOMETRY)
+    text = str(caught.value)
+    assert "20 of the 80 images" in text
+    assert "more than the 5%" in text
+    assert text.count("the file is empty") == 12
+    assert "... and 8 more" in text
+    assert len(load(root, GEOMETRY, max_bad=1).skipped) == 20
+
+
+def test_no_readable_image_at_all(tmp_path):
+    for name in "ab":
+        (tmp_path / name).mkdir()
+    spoil(tmp_path, {"a/1.png": b"", "b/1.png": b"x"})
+    with pytest.raises(DataError, match="2 of the 2 images"):
+        load(tmp_path, GEOMETRY, max_bad=1)
+
+
+def test_a_class_whose_every_file_is_bad_is_named(tmp_path):
+    root = plant(tmp_path / "data", 60)
+    (root / "owl").mkdir()
+    spoil(root, {"owl/1.png": b""})
+    with pytest.raises(DataError, match="No image of the class 'owl'"):
+        load(root, GEOMETRY)
+
+
+def test_a_damaged_store_is_built_again(tmp_path):
+    root = plant(tmp_path / "data")
+    dataset = load(root, GEOMETRY)
+    expected = dataset[:].copy()
+    pixels = dataset.pixels.path
+    pixels.write_bytes(pixels.read_bytes()[:1000])
+    np.testing.assert_array_equal(load(root, GEOMETRY)[:], expected)
+
+
+def test_cache_that_cannot_be_written(tmp_path, monkeypatch):
+    root = plant(tmp_path / "data")
+    (tmp_path / "file").write_text("not a folder")
+    monkeypatch.setenv("SIGHTLINE_CACHE", str(tmp_path / "file"))
+    with pytest.raises(OutputError, match=r"Cannot write .*file.*set the environment variable SIGHTLINE_CACHE"):
+        load(root, GEOMETRY)
+
+
+def test_read_only_cache_is_read_but_not_written(tmp_path, monkeypatch):
+    root = plant(tmp_path / "data")
+    cache = tmp_path / "cache"
+    load(root, GEOMETRY, cache=cache)
+
+    def refuse(*_args, **_options):
+        raise PermissionError(13, "Permission denied", str(cache))
+
+    monkeypatch.setattr(Path, "mkdir", refuse)
+    monkeypatch.setattr(store_module, "FileLock", refuse)
+    assert len(load(root, GEOMETRY, cache=cache)) == 20
+    with pytest.raises(OutputError, match=r"permission denied.*SIGHTLINE_CACHE"):
+        load(root, Geometry(size=(5, 5)), cache=cache)
+
+
+def test_disk_without_room(tmp_path, monkeypatch):
+    root = plant(tmp_path / "data")
+    cache = tmp_path / "cache"
+    monkeypatch.setattr(store_module.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 100}))
+    with pytest.raises(OutputError, match=r"take 0.0 GB and the disk has 0.0 GB left.*SIGHTLINE_CACHE"):
+        load(root, GEOMETRY, cache=cache)
+    assert stores(cache) == []
+
+
+LOAD = """
+import sys
+from pathlib import Path
+from sightline import data
+from sightline.data import store
+from sightline.types import Geometry
+if sys.argv[3] == "small":
+    import resource, signal
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))
+build = store._build
+def told(*arguments):
+    print("building", flush=True)
+    return build(*arguments)
+store._build = told
+if sys.argv[3] == "slow":
+    import time
+    read = store.read
+    def slowly(*arguments):
+        time.sleep(0.02)
+        return read(*arguments)
+    store.read = slowly
+dataset = data.load(sys.argv[1], Geometry(size=(12, 10)), cache=Path(sys.argv[2]))
+print(len(dataset), int(dataset[:].astype("int64").sum()), flush=True)
+"""
+
+
+def start(root: Path, cache: Path, how: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-c", LOAD, str(root), str(cache), how]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def test_disk_that_fills_up_while_writing(tmp_path):
+    """A file size limit is the nearest thing to a full disk that any user may set."""
+    process = start(plant(tmp_path / "data"), tmp_path / "cache", "small")
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 1
+    assert "sightline.errors.OutputError: Cannot write" in errors
+    assert "SIGHTLINE_CACHE" in errors
+    assert stores(tmp_path / "cache") == []
+
+
+def test_two_builds_of_one_store_at_once(tmp_path):
+    root, cache = plant(tmp_path / "data", 100), tmp_path / "cache"
+    processes = [start(root, cache, "slow") for _ in range(2)]
+    outputs = [process.communicate(timeout=120) for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], outputs
+    lines = [output.split("\n") for output, _ in outputs]
+    assert sum("building" in each for each in lines) == 1
+    assert lines[0][-2] == lines[1][-2]
+    assert len(stores(cache)) == 1
+
+
+def test_a_killed_build_leaves_nothing_half_made(tmp_path):
+    root, cache = plant(tmp_path / "data", 300), tmp_path / "cache"
+    process = start(root, cache, "slow")
+    deadline = time.monotonic() + 60
+    while not any((cache / "stores").glob(".*/*/pixels.npy")) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    time.sleep(0.2)
+    os.kill(process.pid, signal.SIGKILL)
+    process.communicate(timeout=60)
+    assert process.returncode == -signal.SIGKILL
+    assert [name for name in stores(cache) if not name.startswith(".")] == []
+    dataset = load(root, GEOMETRY, cache=cache)
+    assert len(dataset) == 300
+    np.testing.assert_array_equal(dataset[0][0], decode((root / dataset.files[0]).read_bytes(), GEOMETRY))
+    assert len(stores(cache)) == 1  # the remains of the killed build are gone
+
+
+def test_an_error_in_a_thread_ends_the_build(tmp_path, monkeypatch):
+    def fail(*_):
+        raise RuntimeError("a fault of ours")
+
+    monkeypatch.setattr(store_module, "read", fail)
+    before = threading.active_count()
+    with pytest.raises(RuntimeError, match="a fault of ours"):
+        load(plant(tmp_path / "data", 200), GEOMETRY, cache=tmp_path / "cache")
+    assert threading.active_count() == before
+    assert stores(tmp_path / "cache") == []
+
+
+def test_cache_folder_is_the_runtimes(tmp_path):
+    source = find(plant(tmp_path / "data"))
+    dataset = load(source, GEOMETRY)
+    assert dataset.pixels.path.is_relative_to(runtime.cache_dir())
+
+
+def test_real_archives(shared_data):
+    dataset = load(find(shared_data / "cifar10_jpg.zip", limit=500), Geometry(size=(32, 32)))
+    assert dataset.counts.tolist() == [50] * 10
+    assert dataset.skipped == ()

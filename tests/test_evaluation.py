@@ -1,0 +1,218 @@
+"""One pass of a real classifier: its numbers, its record, its mistakes."""
+
+import base64
+import csv
+import io
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from sklearn import metrics as sk
+
+from sightline.classifier import Classifier
+from sightline.errors import DataError
+from sightline.evaluation import confused_pairs, evaluate, report_json, worst_mistakes
+from sightline.models import architecture, build
+from sightline.preprocessing import Preprocessing
+from sightline.types import Dataset, Geometry
+
+GEOMETRY = Geometry(size=(8, 8), channels=1)
+
+
+def dataset(n=50, classes=("cat", "dog", "owl"), seed=0, size=(8, 8), geometry=GEOMETRY, labels=None):
+    rng = np.random.default_rng(seed)
+    if labels is None:
+        labels = rng.integers(len(classes), size=n)
+    return Dataset(
+        pixels=np.random.default_rng(seed + 1).integers(0, 256, (n, *size, geometry.channels), dtype=np.uint8),
+        rows=np.arange(n),
+        labels=np.asarray(labels, dtype=np.int64),
+        classes=tuple(classes),
+        files=np.array([f"folder/{i}.png" for i in range(n)]),
+        digests=np.arange(n, dtype=np.uint64),
+        geometry=geometry,
+        fingerprint="f",
+    )
+
+
+def classifier(classes=("cat", "dog", "owl"), model="mlp", geometry=GEOMETRY, temperature=0.5):
+    torch.manual_seed(0)
+    plan = architecture(model, classes=len(classes), channels=geometry.channels, size=geometry.size)
+    return Classifier(
+        Preprocessing(),
+        build(plan),
+        architecture=plan,
+        classes=classes,
+        geometry=geometry,
+        temperature=temperature,
+    )
+
+
+def plainly(classifier, data):
+    """Probabilities one image at a time, without any of our batching."""
+    classifier.eval()
+    with torch.no_grad():
+        rows = [torch.from_numpy(data[i : i + 1]).permute(0, 3, 1, 2).float() / 255 for i in range(len(data))]
+        return torch.cat([classifier.probabilities(row) for row in rows]).numpy()
+
+
+@pytest.mark.parametrize("batch_size", [1, 7, 50, 256])
+def test_one_pass_gives_the_answers_of_one_at_a_time(batch_size):
+    model, data = classifier(), dataset()
+    found = evaluate(model, data, batch_size=batch_size, device="cpu")
+    np.testing.assert_allclose(found.probabilities, plainly(model, data), atol=1e-6)
+    np.testing.assert_array_equal(found.labels, data.labels)
+    np.testing.assert_array_equal(found.files, data.files)
+    assert found.metrics["accuracy"].value == sk.accuracy_score(data.labels, found.predicted)
+    assert found.parameters == sum(p.numel() for p in model.parameters())
+
+
+@pytest.mark.parametrize("classes", [("no", "yes"), tuple("abcdefghijklmnopqrstuvwxyz")])
+def test_two_classes_and_many(classes):
+    model, data = classifier(classes), dataset(200, classes)
+    found = evaluate(model, data).as_json()
+    assert found["n"] == 200
+    assert np.shape(found["confusion"]) == (len(classes), len(classes))
+    assert [row["class"] for row in found["per_class"]] == list(classes)
+
+
+def test_json_has_the_names_of_the_field_and_every_interval():
+    found = evaluate(classifier(), dataset(), split="val").as_json()
+    text = json.dumps(found, allow_nan=False)
+    assert json.loads(text) == found
+    assert found["split"] == "val"
+    for name in ("accuracy", "balanced_accuracy", "precision_macro", "recall_macro", "f1_macro"):
+        assert found["intervals"][name]["low"] <= found[name] <= found["intervals"][name]["high"]
+    for name in ("roc_auc_ovr", "log_loss", "ece"):
+        assert found["intervals"][name]["n"] == 50
+        assert name in found
+    assert found["images_per_second"] == pytest.approx(1 / found["seconds_per_image"])
+    assert found["latency_ms"] > 0
+    right = sum(row[i] for i, row in enumerate(found["confusion"]))
+    assert right / 50 == pytest.approx(found["accuracy"])
+
+
+def test_labels_are_matched_by_class_name():
+    model, data = classifier(), dataset()
+    order = np.array([2, 0, 1])
+    renamed = dataset(classes=tuple(data.classes[i] for i in order), labels=np.argsort(order)[data.labels])
+    straight, shuffled = evaluate(model, data), evaluate(model, renamed)
+    np.testing.assert_array_equal(straight.labels, shuffled.labels)
+    assert straight.as_json()["confusion"] == shuffled.as_json()["confusion"]
+
+
+def test_images_of_an_unknown_class_are_named():
+    data = dataset(classes=("cat", "dog", "zebra"))
+    with pytest.raises(DataError, match=r"never trained on: 'zebra'\. Rename or leave out"):
+        evaluate(classifier(), data)
+
+
+def test_an_unknown_class_without_images_does_no_harm():
+    data = dataset(classes=("cat", "dog", "zebra"), labels=np.arange(50) % 2)
+    found = evaluate(classifier(), data)
+    assert found.confusion.sum() == 50
+    assert found.per_class[2].n == 0
+    assert any("no test images" in remark.text and "owl" in remark.text for remark in found.remarks)
+
+
+def test_an_empty_dataset_is_refused():
+    with pytest.raises(DataError, match="no images to evaluate"):
+        evaluate(classifier(), dataset().subset(np.arange(0)))
+
+
+def test_another_geometry_is_refused():
+    other = Geometry(size=(8, 8), channels=1, fit="pad")
+    with pytest.raises(DataError, match="classifier's geometry"):
+        evaluate(classifier(), dataset(geometry=other))
+
+
+def test_evaluating_leaves_the_classifier_as_it_was():
+    model = classifier(model="resnet20", geometry=GEOMETRY)
+    model.train()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    evaluate(model, dataset())
+    assert model.training
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, before[name]), name
+
+
+def test_damaged_weights_are_said_to_be():
+    model = classifier()
+    with torch.no_grad():
+        next(model.network.parameters()).fill_(float("nan"))
+    with pytest.raises(DataError, match="not a number"):
+        evaluate(model, dataset())
+
+
+def test_small_classes_are_remarked_on():
+    (remark,) = evaluate(classifier(), dataset(50)).remarks
+    assert remark.text.startswith("3 of 3 classes have fewer than 30 test images")
+    assert evaluate(classifier(), dataset(300)).remarks == ()
+
+
+def test_predictions_are_a_table_of_every_image(tmp_path):
+    found = evaluate(classifier(("a,b", 'say "c"', "é")), dataset(classes=("a,b", 'say "c"', "é")))
+    found.write_predictions(tmp_path / "predictions.csv")
+    with (tmp_path / "predictions.csv").open(newline="", encoding="utf-8") as stream:
+        rows = list(csv.DictReader(stream))
+    assert [row["file"] for row in rows] == found.files.tolist()
+    assert [row["correct"] for row in rows] == [str(int(c)) for c in found.correct]
+    np.testing.assert_allclose([float(row["confidence"]) for row in rows], found.confidence, atol=1e-6)
+    for k, name in enumerate(found.classes):
+        np.testing.assert_allclose([float(r[f"p_{name}"]) for r in rows], found.probabilities[:, k], atol=1e-6)
+    named = [row["label"] for row in rows]
+    assert named == [found.classes[label] for label in found.labels]
+
+
+def test_confused_pairs_are_the_off_diagonal_cells_in_order():
+    matrix = np.array([[90, 9, 1], [0, 50, 0], [3, 7, 40]])
+    pairs = confused_pairs(matrix, ["a", "b", "c"])
+    assert [(p.label, p.predicted, p.count) for p in pairs] == [
+        ("a", "b", 9),
+        ("c", "b", 7),
+        ("c", "a", 3),
+        ("a", "c", 1),
+    ]
+    assert pairs[1].share == pytest.approx(7 / 50)
+    assert len(confused_pairs(matrix, ["a", "b", "c"], top=2)) == 2
+    assert confused_pairs(np.eye(3, dtype=np.int64), ["a", "b", "c"]) == []
+
+
+def test_worst_mistakes_are_wrong_and_sorted_by_confidence():
+    found = evaluate(classifier(), dataset(200))
+    worst = worst_mistakes(found, top=20)
+    assert len(worst) == 20
+    assert not found.correct[worst].any()
+    confidence = found.confidence[worst]
+    assert (np.diff(confidence) <= 0).all()
+    left = np.setdiff1d(np.flatnonzero(~found.correct), worst)
+    assert found.confidence[left].max() <= confidence.min()
+
+
+def test_the_record_holds_the_very_pixels_of_the_mistakes():
+    data = dataset(80)
+    found = evaluate(classifier(), data)
+    record = report_json(found, data, {"seconds": 3.5, "epochs": 2}, run="x", mistakes=5)
+    assert json.loads(json.dumps(record, allow_nan=False)) == record
+    assert record["format"] == 1
+    assert record["test"]["accuracy"] == found.metrics["accuracy"].value
+    assert record["training"] == {"seconds": 3.5, "epochs": 2}
+    assert len(record["mistakes"]) == 5
+    for mistake in record["mistakes"]:
+        (i,) = np.flatnonzero(data.files == mistake["file"])
+        assert mistake["label"] == data.classes[data.labels[i]]
+        assert mistake["predicted"] == found.classes[found.predicted[i]]
+        picture = Image.open(io.BytesIO(base64.b64decode(mistake["image"].partition(",")[2])))
+        np.testing.assert_array_equal(np.asarray(picture.convert("L")), data[i][0, ..., 0])
+
+
+def test_a_faultless_classifier_has_no_mistakes_to_show():
+    model = classifier()
+    data = dataset(20)
+    answers = plainly(model, data).argmax(1)
+    perfect = dataset(20, labels=answers)
+    found = evaluate(model, perfect)
+    assert found.metrics["accuracy"].value == 1
+    assert report_json(found, perfect)["mistakes"] == []

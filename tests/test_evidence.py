@@ -1,0 +1,351 @@
+"""The page and the card: whole, self-contained, honest about what is missing, deaf to hostile names."""
+
+import base64
+import csv
+import io
+import json
+import re
+import subprocess
+import sys
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from sightline import metrics, pictures
+from sightline.errors import DataError
+from sightline.evidence import card, collect, complete
+
+CLASSES = ("cat", "dog", "owl")
+HOSTILE = (
+    "<script>alert(1)</script>",
+    '"><img src=x onerror=alert(2)>',
+    "{{ 7 * 7 }} | *b*\n# title",
+    "a: [b, 'c",
+)
+VOID = {"meta", "img", "br", "link", "hr", "input"}
+
+
+class Page(HTMLParser):
+    """Tags with their attributes, visible text, and whether every tag was closed in order."""
+
+    def __init__(self, html):
+        super().__init__()
+        self.tags, self.text, self.open, self.faults = [], [], [], []
+        self.feed(html)
+        self.close()
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        if not self.open or self.open.pop() != tag:
+            self.faults.append(tag)
+
+    def handle_data(self, data):
+        if "style" not in self.open:
+            self.text.append(data)
+
+    @property
+    def words(self):
+        return " ".join(" ".join(self.text).split())
+
+
+def measured(classes, n=90, seed=0):
+    """A report as evaluation writes it, from simulated answers."""
+    rng = np.random.default_rng(seed)
+    k = len(classes)
+    labels = rng.integers(k, size=n)
+    logits = rng.normal(size=(n, k))
+    logits[np.arange(n), labels] += 2
+    p = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+
+    def bounds(i):
+        return {"low": i.low, "high": i.high, "n": i.n}
+
+    overall, matrix = metrics.measure(labels, p), metrics.confusion_matrix(labels, p.argmax(1), k)
+    rows = [
+        {
+            "class": classes[one.index],
+            "n": one.n,
+            "predicted": one.predicted,
+            "precision": one.precision.value,
+            "recall": one.recall.value,
+            "f1": one.f1.value,
+            "roc_auc": one.roc_auc,
+            "intervals": {name: bounds(getattr(one, name)) for name in ("precision", "recall", "f1")},
+        }
+        for one in metrics.per_class(labels, p)
+    ]
+    test = {"split": "test", "n": n, **{name: i.value for name, i in overall.items()}}
+    test |= {"intervals": {name: bounds(i) for name, i in overall.items()}, "classes": list(classes)}
+    test |= {"per_class": rows, "confusion": matrix.tolist(), "parameters": 12345, "remarks": []}
+    test |= {"seconds_per_image": 1e-4, "images_per_second": 1e4, "latency_ms": 0.3}
+    image = pictures.data_url(pictures.thumbnail(np.full((8, 8, 1), 200, np.uint8)))
+    mistake = {"file": f"{classes[0]}/1.png", "label": classes[0], "predicted": classes[1], "confidence": 0.87}
+    return {
+        "format": 1,
+        "run": "x",
+        "created": "2030-01-02T03:04:05+00:00",
+        "test": test,
+        "training": {"seconds": 75.0, "epochs": 3, "best_epoch": 2, "peak_memory_mb": 512.0},
+        "reliability": metrics.reliability(labels, p).as_json(),
+        "confused": [{"label": classes[0], "predicted": classes[1], "count": 4, "share": 0.1}],
+        "mistakes": [mistake | {"image": image}],
+    }
+
+
+def configured(classes):
+    return {
+        "format": 1,
+        "architecture": {"name": "lenet5", "arguments": {}, "surgery": []},
+        "classes": list(classes),
+        "geometry": {"size": [28, 28], "channels": 1, "fit": "squash", "filter": "bilinear", "exif": True},
+        "temperature": 1.25,
+        "provenance": {"data": "animals.zip", "data_fingerprint": "abc", "train_images": 700},
+    }
+
+
+def run_folder(path, classes=CLASSES):
+    (path / "classifier").mkdir(parents=True)
+    (path / "report.json").write_text(json.dumps(measured(classes)), encoding="utf-8")
+    (path / "classifier" / "config.json").write_text(json.dumps(configured(classes)), encoding="utf-8")
+    (path / "recipe.toml").write_text('data = "animals.zip"\nmodel = "lenet5"\naugment = ["flip", "shift:2"]\n')
+    (path / "environment.json").write_text('{"torch": "2.13.0", "cuda": null}')
+    (path / "notes.json").write_text(json.dumps(["15 % of the images were split off at random as the test."]))
+    with (path / "split.csv").open("w", newline="", encoding="utf-8") as stream:
+        writer = csv.writer(stream)
+        writer.writerow(["file", "label", "split"])
+        for split, n in (("train", 7), ("val", 2), ("test", 3)):
+            writer.writerows([f"{i}.png", name, split] for name in classes for i in range(n))
+    rows = "1,2.5,0.1,1.2,1.3,0.5,800\n2,2.4,0.05,0.8,1.0,0.7,810\n"
+    head = "epoch,seconds,lr,train_loss,val_loss,val_accuracy,images_per_second\n"
+    (path / "history.csv").write_text(head + rows)
+    pictures.contact_sheet([np.zeros((8, 8, 1), np.uint8)], ["cat"]).save(path / "train_batch.png")
+    return path
+
+
+FILES = (
+    "report.json",
+    "classifier/config.json",
+    "recipe.toml",
+    "environment.json",
+    "history.csv",
+    "notes.json",
+    "split.csv",
+    "train_batch.png",
+)
+
+
+def page_of(run):
+    return Page(complete(run).read_text(encoding="utf-8"))
+
+
+def test_the_page_is_whole_and_says_the_measured_numbers(tmp_path):
+    run = run_folder(tmp_path / "run")
+    page, report = page_of(run), measured(CLASSES)["test"]
+    assert page.faults == []
+    assert page.open == []
+    low, high = (report["intervals"]["accuracy"][side] * 100 for side in ("low", "high"))
+    assert f"right {report['accuracy'] * 100:.1f} % of the time" in page.words
+    assert f"{low:.1f} – {high:.1f} %" in page.words
+    for name in ("balanced_accuracy", "f1_macro", "log_loss", "ece"):
+        assert f"{report[name]:.4f}" in page.words
+    for expected in (
+        "lenet5",
+        "animals.zip",
+        "1 min 15 s",
+        "12,345",
+        "3 epochs, best 2",
+        "split off at random",
+        "flip, shift:2",
+        "2.13.0",
+        "One training run, one seed",
+        "Small test: 90 images",
+        "87 %",
+    ):
+        assert expected in page.words
+    assert "Not in this run folder" not in page.words
+
+
+def test_counts_by_class_and_split_are_those_of_the_table(tmp_path):
+    page = page_of(run_folder(tmp_path / "run"))
+    assert re.search(r"cat 7 2 3 dog 7 2 3 owl 7 2 3 All 21 6 9", page.words)
+
+
+def test_nothing_is_loaded_from_elsewhere_and_nothing_runs(tmp_path):
+    page = page_of(run_folder(tmp_path / "run"))
+    html = (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
+    assert "script" not in {tag for tag, _ in page.tags}
+    assert "link" not in {tag for tag, _ in page.tags}
+    for tag, attributes in page.tags:
+        assert not any(name.startswith("on") for name in attributes), tag
+        for name in ("src", "href", "srcset", "action", "data"):
+            assert attributes.get(name, "data:").startswith("data:"), (tag, name)
+    style = html[html.index("<style>") : html.index("</style>")]
+    assert "url(" not in style
+    assert "@import" not in style
+    assert not re.search(r"https?://", html)
+
+
+def test_every_picture_on_the_page_decodes(tmp_path):
+    images = [attributes["src"] for tag, attributes in page_of(run_folder(tmp_path / "run")).tags if tag == "img"]
+    assert len(images) == 4  # mistake, reliability, curves, training batch
+    for url in images:
+        head, _, body = url.partition(",")
+        assert head == "data:image/png;base64"
+        Image.open(io.BytesIO(base64.b64decode(body, validate=True))).verify()
+
+
+@pytest.mark.parametrize("classes", [HOSTILE, HOSTILE * 6], ids=["table", "picture"])
+def test_hostile_names_stay_text(tmp_path, classes):
+    page = page_of(run_folder(tmp_path / "run", tuple(f"{name}{i}" for i, name in enumerate(classes))))
+    assert page.faults == []
+    assert "script" not in {tag for tag, _ in page.tags}
+    assert not any("onerror" in attributes for _, attributes in page.tags)
+    assert "<script>alert(1)</script>0" in page.words
+    assert "{{ 7 * 7 }}" in page.words
+
+
+def test_a_mistake_cannot_make_the_page_load_something(tmp_path):
+    run = run_folder(tmp_path / "run")
+    report = measured(CLASSES)
+    for url in ("https://example.org/x.png", 'data:image/png;base64,AA" onload="x', "data:image/svg+xml,<svg/>"):
+        report["mistakes"].append(report["mistakes"][0] | {"image": url})
+    (run / "report.json").write_text(json.dumps(report))
+    html = complete(run).read_text(encoding="utf-8")
+    assert "example.org" not in html
+    assert html.count("<figcaption>") == 1
+
+
+@pytest.mark.parametrize("absent", FILES)
+def test_whatever_is_absent_is_named(tmp_path, absent):
+    run = run_folder(tmp_path / "run")
+    (run / absent).unlink()
+    page = page_of(run)
+    assert page.faults == []
+    assert f"{absent} (absent)" in page.words
+
+
+def test_whatever_is_damaged_is_named(tmp_path):
+    run = run_folder(tmp_path / "run")
+    for name in FILES:
+        (run / name).write_bytes(b"\xff\x00 = [not,\n\xfeanything,1\n")
+    page = page_of(run)
+    assert page.faults == []
+    assert "not measured yet" in page.words
+    for name in FILES:
+        assert f"{name} (cannot be read" in page.words
+
+
+def test_an_empty_run_folder_still_gives_a_page(tmp_path):
+    page = page_of(tmp_path)
+    assert page.faults == []
+    assert "not measured yet" in page.words
+    assert all(name in page.words for name in FILES)
+
+
+def test_a_missing_run_is_an_error_with_a_remedy(tmp_path):
+    with pytest.raises(DataError, match="There is no run"):
+        complete(tmp_path / "nowhere")
+
+
+def test_validation_is_never_reported_as_test(tmp_path):
+    run = run_folder(tmp_path / "run")
+    report = measured(CLASSES)
+    report["val"] = report.pop("test") | {"split": "val"}
+    (run / "report.json").write_text(json.dumps(report))
+    words = page_of(run).words
+    assert "On 90 validation images" in words
+    assert "which also chose the best epoch" in words
+    assert "test images chose nothing" not in words
+
+
+def test_a_report_from_training_json_alone(tmp_path):
+    run = run_folder(tmp_path / "run")
+    (run / "report.json").unlink()
+    (run / "training.json").write_text('{"seconds": 8.31, "epochs": 2, "best_epoch": 1}')
+    assert "8.3 s" in page_of(run).words
+
+
+def test_many_classes_become_a_picture_and_fold_away(tmp_path):
+    classes = tuple(f"class {i}" for i in range(40))
+    page = page_of(run_folder(tmp_path / "run", classes))
+    assert [tag for tag, _ in page.tags].count("details") == 2
+    assert any(attributes.get("alt") == "Confusion matrix" for _, attributes in page.tags)
+
+
+def test_a_faultless_test_is_met_with_caution(tmp_path):
+    run = run_folder(tmp_path / "run")
+    report = measured(CLASSES)
+    report["test"]["confusion"] = (np.eye(3, dtype=int) * 30).tolist()
+    report |= {"mistakes": [], "confused": []}
+    (run / "report.json").write_text(json.dumps(report))
+    assert "a reason to test on more images" in page_of(run).words
+
+
+def test_collect_reads_what_is_there(tmp_path):
+    found = collect(run_folder(tmp_path / "run"))
+    assert found.run == "run"
+    assert list(found.counts) == ["train", "val", "test"]
+    assert found.counts["val"] == {"cat": 2, "dog": 2, "owl": 2}
+    assert [row["epoch"] for row in found.history] == ["1", "2"]
+    assert found.missing == ()
+
+
+def front_matter(text):
+    assert text.startswith("---\n")
+    return text[4 : text.index("\n---\n", 4)].splitlines()
+
+
+def test_the_card_has_the_numbers_and_the_front_matter_of_hubs():
+    report = measured(CLASSES)
+    text = card(configured(CLASSES), report)
+    head = front_matter(text)
+    assert "pipeline_tag: image-classification" in head
+    assert f"      value: {report['test']['accuracy']:.6f}" in head
+    assert '      name: "animals.zip"' in head
+    assert f"| {report['test']['accuracy']:.4f} |" in text
+    assert "cat, dog, owl" in text
+    assert "28 x 28 grey pixels" in text
+    assert "Only 90 test images" in text
+    assert 'Classifier.load("THIS_FOLDER")' in text
+
+
+def test_a_card_without_a_report_claims_nothing():
+    text = card(configured(CLASSES))
+    assert "Nothing yet" in text
+    assert "model-index" not in text
+    assert "| metric |" not in text
+
+
+def test_hostile_names_cannot_leave_the_card():
+    config = configured(HOSTILE)
+    config["provenance"]["data"] = 'x"\n---\nlicense: stolen\n`<script>'
+    text = card(config, measured(HOSTILE))
+    head = front_matter(text)
+    assert not any(line.startswith(("license", "---")) for line in head)
+    for line in head:
+        if "name: " in line and '"' in line:
+            json.loads(line.partition("name: ")[2])
+    body = text[text.index("\n---\n", 4) :]
+    assert "<script>" not in body.replace("`", "").replace("x\" --- license: stolen '<script>", "")
+    assert "\n# title" not in body
+
+
+def test_the_run_gets_its_card(tmp_path):
+    run = run_folder(tmp_path / "run")
+    complete(run)
+    assert (run / "README.md").read_text(encoding="utf-8") == card(configured(CLASSES), measured(CLASSES))
+
+
+def test_rendering_needs_no_torch(tmp_path):
+    run = run_folder(tmp_path / "run")
+    code = (
+        "import sys; from sightline.evidence import complete; complete(sys.argv[1]); print('torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, run], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"

@@ -1,0 +1,152 @@
+"""Pictures hold what they were given: pixels are checked, not only that something was drawn."""
+
+import base64
+import io
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from sightline import metrics, pictures
+
+
+def rgb(name):
+    return tuple(int(pictures.PALETTE[name][i : i + 2], 16) for i in (1, 3, 5))
+
+
+def colours(image):
+    """Share of the image's pixels by colour."""
+    found = image.getcolors(image.width * image.height)
+    return {colour: count / (image.width * image.height) for count, colour in found}
+
+
+def history(epochs):
+    return [
+        {
+            "epoch": str(e + 1),
+            "lr": "0.1",
+            "train_loss": str(1 / (e + 1)),
+            "val_loss": str(1.2 / (e + 1)),
+            "val_accuracy": str(1 - 0.5 / (e + 1)),
+        }
+        for e in range(epochs)
+    ]
+
+
+def test_small_images_are_enlarged_by_whole_factors():
+    image = np.random.default_rng(0).integers(0, 256, (8, 8, 3), dtype=np.uint8)
+    sheet = np.asarray(pictures.contact_sheet([image], ["a"], cell=112))
+    tile = sheet[10 : 10 + 112, 10 : 10 + 112]
+    np.testing.assert_array_equal(tile[7::14, 7::14], image)
+    np.testing.assert_array_equal(tile, image.repeat(14, 0).repeat(14, 1))
+
+
+def test_large_images_are_shrunk_into_their_cell_and_keep_their_aspect():
+    image = np.zeros((100, 400, 1), dtype=np.uint8)
+    sheet = np.asarray(pictures.contact_sheet([image], [""], cell=100))
+    black = (sheet == 0).all(-1)
+    assert black.any(1).sum() == 25
+    assert black.any(0).sum() == 100
+
+
+@pytest.mark.parametrize(("count", "columns", "across", "down"), [(1, 8, 1, 1), (8, 8, 8, 1), (9, 4, 4, 3)])
+def test_the_sheet_has_as_many_rows_as_needed(count, columns, across, down):
+    images = [np.full((10, 10, 1), 128, np.uint8)] * count
+    sheet = pictures.contact_sheet(images, ["x"] * count, columns=columns, cell=50)
+    assert sheet.size == (across * 60 + 10, down * 80 + 10)
+
+
+def test_an_empty_sheet_is_still_a_picture():
+    assert pictures.contact_sheet([], []).size[0] > 0
+
+
+def test_right_and_wrong_differ_in_colour_and_sign():
+    image = np.zeros((16, 16, 1), np.uint8)
+    right, wrong = (pictures.contact_sheet([image], ["seven"], right=[mark]) for mark in (True, False))
+    assert rgb("green") in colours(right)
+    assert rgb("orange") not in colours(right)
+    assert rgb("orange") in colours(wrong)
+    captions = [np.asarray(sheet.convert("L"))[-24:] < 200 for sheet in (right, wrong)]
+    assert (captions[0] != captions[1]).any()
+
+
+@pytest.mark.parametrize("caption", ["a very long caption that never fits", "line\nbreak", "", "$x$", "猫 кот"])
+def test_any_caption_stays_under_its_image(caption):
+    image = np.full((16, 16, 1), 255, np.uint8)
+    sheet = np.asarray(pictures.contact_sheet([image] * 3, [caption] * 3, cell=64).convert("L"))
+    for start in (0, 74, 148, 222):
+        assert (sheet[:, start + 1 : start + 8] == 255).all()
+
+
+def test_captions_must_match_the_images():
+    with pytest.raises(ValueError, match="one caption"):
+        pictures.contact_sheet([np.zeros((4, 4, 1), np.uint8)], [])
+
+
+@pytest.mark.parametrize("shape", [(8, 8, 1), (500, 250, 3)])
+def test_a_thumbnail_only_shrinks(shape):
+    small = pictures.thumbnail(np.zeros(shape, np.uint8), most=128)
+    assert small.size == ((8, 8) if shape[0] == 8 else (64, 128))
+
+
+@pytest.mark.parametrize("epochs", [1, 2, 30])
+def test_curves_show_training_and_validation(epochs):
+    drawn = colours(pictures.curves(history(epochs)))
+    assert {rgb("blue"), rgb("orange"), rgb("faint")} <= drawn.keys()
+
+
+def test_curves_take_numbers_gaps_and_no_rows():
+    rows = [{"epoch": 1, "val_accuracy": 0.0, "val_loss": 2.0}, {"epoch": 2, "train_loss": ""}]
+    assert rgb("orange") in colours(pictures.curves(rows))
+    assert rgb("blue") not in colours(pictures.curves(rows))
+    pictures.curves([])
+
+
+def test_curves_mark_the_best_epoch_and_the_earlier_loss_decides_a_tie():
+    rows = [{"epoch": e, "val_accuracy": 0.9, "val_loss": loss} for e, loss in ((1, 0.5), (2, 0.3), (3, 0.4))]
+    _figure, (panel,) = pictures._figure(1, (3, 3))
+    pictures._mark_best(panel, rows)
+    assert panel.lines[0].get_xydata().tolist() == [[2, 0.9]]
+
+
+@pytest.mark.parametrize("k", [2, 10, 60])
+def test_confusion_is_dark_on_the_diagonal_of_a_perfect_classifier(k):
+    names = [f"class ${i}$" for i in range(k)]
+    perfect = colours(pictures.confusion(np.eye(k, dtype=np.int64) * 7, names))
+    nothing = colours(pictures.confusion(np.zeros((k, k), dtype=np.int64), names))
+    deepest = (0, 57, 92)
+    assert perfect[deepest] == pytest.approx(1 / k, rel=0.7)
+    assert nothing.get(deepest, 0) == 0
+
+
+def test_reliability_draws_a_bar_where_images_are():
+    labels = np.array([0, 0, 1, 1])
+    probabilities = np.array([[0.9, 0.1], [0.8, 0.2], [0.1, 0.9], [0.7, 0.3]])
+    columns = metrics.reliability(labels, probabilities).as_json()
+    some = colours(pictures.reliability(**columns))
+    none = colours(pictures.reliability(**columns | {"counts": [0] * 15}))
+    assert some[rgb("blue")] > none.get(rgb("blue"), 0)
+
+
+def test_a_data_url_is_the_png_it_came_from():
+    image = pictures.contact_sheet([np.full((4, 4, 1), 9, np.uint8)], ["x"])
+    head, _, body = pictures.data_url(image).partition(",")
+    assert head == "data:image/png;base64"
+    np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(base64.b64decode(body)))), np.asarray(image))
+    assert pictures.data_url(pictures.png(image)) == pictures.data_url(image)
+
+
+def test_drawing_leaves_matplotlib_as_it_was():
+    import matplotlib
+
+    before = dict(matplotlib.rcParams)
+    pictures.curves(history(3))
+    assert dict(matplotlib.rcParams) == before
+
+
+def test_importing_pictures_is_light():
+    code = "import sys, sightline.pictures; print([m for m in ('torch', 'matplotlib', 'PIL') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

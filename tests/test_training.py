@@ -1,0 +1,478 @@
+"""The loop, what may change it, and what a run keeps."""
+
+import copy
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from sightline.classifier import Classifier
+from sightline.errors import DataError, Interrupted, OutputError, RecipeError, TrainingError
+from sightline.models import NETWORKS
+from sightline.training import fit as fit_module
+from sightline.training import refine, reopen, resume, run, train
+from sightline.training.calibrate import temperature
+from sightline.training.fit import State
+from sightline.training.folder import RunFolder
+from sightline.training.hooks import Average, Watcher
+from sightline.training.objectives import OBJECTIVES, CrossEntropy
+from sightline.training.optimizers import OPTIMIZERS, SCHEDULES, optimizer
+from sightline.training.recipe import Recipe
+
+TINY = Recipe(
+    model="mlp", size=8, limit=400, epochs=4, batch_size=32, augment=("shift:1",), precision="float32",
+    memory_format="contiguous", lr=0.05,
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def prepared():
+    """A small recipe, resolved, with its splits, and a function that makes its fresh classifier."""
+    recipe, splits, _ = run.prepare(TINY.replace(data="digits"))
+    return recipe, splits, lambda: run._fresh(recipe, splits, torch.device("cpu"))[0]
+
+
+def weights(classifier):
+    return {name: t.clone() for name, t in classifier.state_dict().items()}
+
+
+def same(ours, theirs):
+    return ours.keys() == theirs.keys() and all(torch.equal(ours[n], theirs[n]) for n in ours)
+
+
+def history(folder):
+    with (folder / "history.csv").open() as stream:
+        return list(csv.DictReader(stream))
+
+
+def method_of(prepared, objective=None):
+    recipe, splits, _ = prepared
+    made = run._method(recipe, splits, prepared[2](), objective or CrossEntropy())
+    return replace(made, objective=objective) if objective else made
+
+
+def test_the_loop_is_the_plain_loop(prepared):
+    """Ours against a dozen lines of plain torch: the same batches, an unfused optimiser."""
+    recipe, _, fresh = prepared
+    ours, plain = fresh(), fresh()
+    method = method_of(prepared)
+    state = State(ours, optimizer(ours, recipe), 2, method.steps_per_epoch)
+    fit_module.fit(
+        state, CrossEntropy(), method.batches, SCHEDULES["constant"](0.0), 0.05, validate=lambda: (0.0, 0.0)
+    )
+    kernels = [p for p in plain.parameters() if p.ndim > 1]
+    others = [p for p in plain.parameters() if p.ndim <= 1]
+    groups = [{"params": kernels, "weight_decay": 5e-4}, {"params": others, "weight_decay": 0.0}]
+    moves = torch.optim.SGD(groups, lr=0.05, momentum=0.9, nesterov=True, foreach=False)
+    plain.train()
+    losses = []
+    for epoch in range(2):
+        for batch in method.batches(epoch, 0):
+            moves.zero_grad()
+            loss = F.cross_entropy(plain(batch.pixels), batch.labels)
+            loss.backward()
+            moves.step()
+            losses.append(loss.item())
+    for name, tensor in plain.state_dict().items():
+        torch.testing.assert_close(ours.state_dict()[name], tensor, rtol=1e-4, atol=1e-6, msg=name)
+    assert state.history[0].train_loss == pytest.approx(np.mean(losses[: len(losses) // 2]), rel=1e-4)
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_biases_and_norms_do_not_decay(prepared, name):
+    recipe, _, fresh = prepared
+    classifier = fresh()
+    made = optimizer(classifier, recipe.replace(optimizer=name, weight_decay=0.1))
+    decays = {id(p): g["weight_decay"] for g in made.param_groups for p in g["params"]}
+    assert len(decays) == len(list(classifier.parameters()))
+    for parameter in classifier.parameters():
+        assert decays[id(parameter)] == (0.1 if parameter.ndim > 1 else 0.0)
+
+
+def test_one_cycle_is_torchs():
+    steps = 5000
+    moves = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
+    theirs = torch.optim.lr_scheduler.OneCycleLR(
+        moves, 1.0, total_steps=steps, pct_start=0.3, final_div_factor=400
+    )
+    ours = SCHEDULES["one-cycle"](0.3)
+    for step in range(steps):
+        if step % 97 == 0:
+            assert ours(step / steps) == pytest.approx(theirs.get_last_lr()[0], abs=2e-3)
+        moves.step()
+        theirs.step()
+
+
+def test_cosine_is_torchs():
+    moves = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
+    theirs = torch.optim.lr_scheduler.CosineAnnealingLR(moves, 100)
+    ours = SCHEDULES["cosine"](0.0)
+    for step in range(100):
+        assert ours(step / 100) == pytest.approx(theirs.get_last_lr()[0], abs=1e-9)
+        moves.step()
+        theirs.step()
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+@pytest.mark.parametrize("warmup", [0.0, 0.2, 0.9])
+def test_schedules_rise_to_the_peak_and_stay_in_bounds(name, warmup):
+    factors = [SCHEDULES[name](warmup)(step / 1000) for step in range(1000)]
+    assert all(0 <= f <= 1 for f in factors)
+    assert max(factors) == pytest.approx(1, abs=1e-6)
+    rise = factors[: int(warmup * 1000)]
+    assert rise == sorted(rise)
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_objectives_are_means_with_gradients(prepared, name, smoothing):
+    classifier = prepared[2]()
+    batch = next(iter(method_of(prepared).batches(0, 0)))
+    objective = OBJECTIVES[name](label_smoothing=smoothing)
+    loss = objective(classifier, batch)
+    assert loss.shape == ()
+    loss.backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in classifier.parameters())
+    halves = [
+        replace(batch, pixels=batch.pixels[h], labels=batch.labels[h], index=batch.index[h])
+        for h in (slice(0, 16), slice(16, 32))
+    ]
+    classifier.eval()
+    mean = sum(objective(classifier, half) for half in halves) / 2
+    torch.testing.assert_close(objective(classifier, batch), mean)
+
+
+def test_cross_entropy_from_its_definition(prepared):
+    classifier = prepared[2]().eval()
+    batch = next(iter(method_of(prepared).batches(0, 0)))
+    q = 0.9 * F.one_hot(batch.labels, 10).double() + 0.1 / 10
+    logp = F.log_softmax(classifier(batch.pixels).double(), 1)
+    expected = -(q * logp).sum(1).mean()
+    hard = CrossEntropy(0.1)(classifier, batch)
+    soft = CrossEntropy()(classifier, replace(batch, labels=q.float()))
+    torch.testing.assert_close(hard.double(), expected, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(soft.double(), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_a_gradient_step_stands_between_backward_and_update(prepared):
+    recipe, _, fresh = prepared
+    classifier = fresh()
+    before = weights(classifier)
+    method = method_of(prepared)
+    state = State(classifier, optimizer(classifier, recipe.replace(weight_decay=0.0)), 1, method.steps_per_epoch)
+    seen = []
+
+    def project(model, batch):
+        seen.append(max(p.grad.abs().max().item() for p in model.parameters()))
+        for parameter in model.parameters():
+            parameter.grad.zero_()
+
+    fit_module.fit(
+        state, CrossEntropy(), method.batches, SCHEDULES["constant"](0.0), 0.1,
+        validate=lambda: (0.0, 0.0), gradient_step=project,
+    )  # fmt: skip
+    assert len(seen) == method.steps_per_epoch
+    assert min(seen) > 0
+    assert same(before, weights(classifier))
+
+
+def test_the_moving_average_is_its_formula(prepared):
+    recipe, _, fresh = prepared
+    classifier = fresh()
+    method = method_of(prepared)
+    state = State(classifier, optimizer(classifier, recipe), 1, method.steps_per_epoch)
+    average = Average(classifier, 0.9)
+    expected = {n: t.double() for n, t in weights(classifier).items()}
+
+    class Reference(Watcher):
+        def after_step(self, state):
+            decay = min(0.9, (1 + state.step) / (10 + state.step))
+            for name, tensor in state.classifier.state_dict().items():
+                expected[name] = decay * expected[name] + (1 - decay) * tensor.double()
+
+    fit_module.fit(
+        state, CrossEntropy(), method.batches, SCHEDULES["constant"](0.0), 0.1,
+        validate=lambda: (0.0, 0.0), hooks=[average, Reference()],
+    )  # fmt: skip
+    for name, tensor in average.classifier.state_dict().items():
+        torch.testing.assert_close(tensor.double(), expected[name], rtol=1e-5, atol=1e-6)
+
+
+def test_bfloat16_trains_too(tmp_path):
+    made = train("digits", TINY.replace(precision="bfloat16", epochs=2), out=tmp_path / "r")
+    assert all(p.dtype == torch.float32 for p in made.classifier.parameters())
+    assert made.facts["val_accuracy"] > 0.3
+
+
+def test_a_run_holds_what_the_design_says(tmp_path):
+    made = train("digits", TINY, out=tmp_path / "r")
+    names = {p.name for p in made.folder.iterdir()}
+    assert names == {
+        "recipe.toml", "environment.json", "notes.json", "split.csv", "train_batch.png", "history.csv",
+        "curves.png", "training.json", "last.ckpt", "classifier", "log.txt",
+    }  # fmt: skip
+    with (made.folder / "split.csv").open() as stream:
+        rows = list(csv.DictReader(stream))
+    assert len(rows) == sum(len(p) for p in (made.splits.train, made.splits.val, made.splits.test))
+    assert len({row["file"] for row in rows}) == len(rows)
+    again = reopen(made.folder)
+    assert same(weights(again.classifier), weights(made.classifier))
+    assert list(again.splits.test.files) == list(made.splits.test.files)
+
+
+def test_best_is_the_best_on_validation(tmp_path):
+    made = train("digits", TINY.replace(epochs=6, lr=0.5), out=tmp_path / "r")
+    rows = history(made.folder)
+    best = max(rows, key=lambda row: (float(row["val_accuracy"]), -float(row["val_loss"])))
+    assert made.facts["best_epoch"] == int(best["epoch"])
+    assert made.facts["val_accuracy"] == pytest.approx(float(best["val_accuracy"]))
+    predictions = made.classifier.predict([made.splits.val[i : i + 1][0] for i in range(len(made.splits.val))])
+    right = np.mean(
+        [p.label == made.splits.val.classes[k] for p, k in zip(predictions, made.splits.val.labels, strict=True)]
+    )
+    assert right == pytest.approx(float(best["val_accuracy"]))
+
+
+def test_the_recipe_of_a_run_repeats_it(tmp_path):
+    first = train("digits", TINY.replace(epochs=2, ema=0.9), out=tmp_path / "a")
+    second = train("digits", Recipe.from_toml(first.folder / "recipe.toml"), out=tmp_path / "b")
+    assert second.recipe == first.recipe
+    assert same(weights(first.classifier), weights(second.classifier))
+
+
+def test_early_stopping(tmp_path):
+    made = train("digits", TINY.replace(epochs=30, lr=3.0, patience=2), out=tmp_path / "r")
+    assert made.facts["epochs"] < 30
+    losses = [float(row["val_loss"]) for row in history(made.folder)]
+    assert len(losses) - 1 - losses.index(min(losses)) == 2
+    assert "Stopped early" in (made.folder / "log.txt").read_text()
+
+
+@pytest.mark.parametrize("stop_at", [3, 9, 11])
+@pytest.mark.parametrize("ema", [0.0, 0.9])
+def test_interrupted_anywhere_and_resumed_gives_the_same_weights(tmp_path, stop_at, ema, monkeypatch):
+    """Steps 3 and 11 lie inside an epoch, step 9 ends one (nine steps each)."""
+    recipe = TINY.replace(epochs=3, ema=ema, model="mlp:dropout=0.2")
+    whole = train("digits", recipe, out=tmp_path / "whole")
+    assert whole.facts["epochs"] * 9 == 27
+
+    class Stop(Watcher):
+        def after_step(self, state):
+            state.interrupted = state.step == stop_at
+
+    original = run._method
+    monkeypatch.setattr(run, "_method", lambda *a: replace(original(*a), hooks={"stop": Stop()}))
+    with pytest.raises(Interrupted, match=f"step {stop_at} of 27.*--resume"):
+        train("digits", recipe, out=tmp_path / "cut")
+    monkeypatch.setattr(run, "_method", lambda *a: replace(original(*a), hooks={"stop": Watcher()}))
+    resumed = resume(tmp_path / "cut")
+    assert same(weights(whole.classifier), weights(resumed.classifier))
+    rows = [history(r.folder) for r in (whole, resumed)]
+    for key in ("epoch", "lr", "train_loss", "val_loss", "val_accuracy"):
+        assert [row[key] for row in rows[0]] == [row[key] for row in rows[1]], key
+
+
+def cli(*words, **options):
+    return [sys.executable, "-c", "import sys; from sightline.cli import main; sys.exit(main())", *map(str, words)]
+
+
+FLAGS = (
+    "--model", "lenet5", "--limit", "1200", "--epochs", "8", "--batch-size", "32", "--precision", "float32",
+    "--memory-format", "contiguous",
+)  # fmt: skip
+
+
+def wait_for_epochs(folder, count, process):
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        try:
+            if (folder / "history.csv").read_text().count("\n") > count:
+                return
+        except FileNotFoundError:
+            pass
+        assert process.poll() is None, "the run ended before it could be stopped"
+        time.sleep(0.01)
+    raise AssertionError("the run did not start")
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    subprocess.run(cli("train", "digits", *FLAGS, "--out", folder), check=True, capture_output=True)
+    return folder
+
+
+@pytest.mark.parametrize("kind", [signal.SIGKILL, signal.SIGINT])
+def test_a_killed_process_resumes_exactly(tmp_path, uninterrupted, kind):
+    folder = tmp_path / "run"
+    process = subprocess.Popen(cli("train", "digits", *FLAGS, "--out", folder), stderr=subprocess.PIPE, text=True)
+    wait_for_epochs(folder, 3, process)
+    os.kill(process.pid, kind)
+    said = process.communicate(timeout=60)[1]
+    if kind == signal.SIGINT:
+        assert process.returncode == 130
+        assert f"--resume {folder}" in said
+        assert "Traceback" not in said
+    done = subprocess.run(cli("train", "--resume", folder, "--json"), check=True, capture_output=True, text=True)
+    assert json.loads(done.stdout)["n"] > 100
+    assert same(weights(Classifier.load(folder)), weights(Classifier.load(uninterrupted)))
+
+
+def test_a_finished_run_cannot_be_resumed(uninterrupted):
+    with pytest.raises(RecipeError, match="is finished"):
+        resume(uninterrupted)
+
+
+def test_a_folder_that_is_no_run_cannot_be_resumed(tmp_path):
+    with pytest.raises(DataError, match="is no run"):
+        resume(tmp_path)
+
+
+def test_a_damaged_checkpoint_is_named(prepared, tmp_path):
+    recipe, splits, _ = prepared
+    folder = RunFolder(tmp_path)
+    folder.begin(recipe, splits, ())
+    folder.checkpoint.write_bytes(b"PK\3\4 no checkpoint")
+    with pytest.raises(TrainingError, match=r"last\.ckpt' is damaged"):
+        resume(tmp_path)
+
+
+class NotFinite:
+    """Cross-entropy until a call, not-a-number from then on."""
+
+    def __init__(self, good):
+        self.good = good
+
+    def __call__(self, classifier, batch):
+        self.good -= 1
+        return CrossEntropy()(classifier, batch) * (1.0 if self.good >= 0 else float("nan"))
+
+
+def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_weights(prepared, tmp_path):
+    recipe, splits, fresh = prepared
+    classifier, folder = fresh(), RunFolder(tmp_path)
+    steps = method_of(prepared).steps_per_epoch
+    with pytest.raises(
+        TrainingError, match=rf"step {2 * steps + 3} \(epoch 3\).*lower --lr.*epoch \d are kept"
+    ) as caught:
+        refine(classifier, recipe, splits, method_of(prepared, NotFinite(2 * steps + 2)), folder)
+    kept = Classifier.load(folder.bundle)
+    assert all(t.isfinite().all() for t in kept.state_dict().values())
+    assert caught.value.exit_code == 2
+
+
+def test_diverging_in_the_first_epoch_says_so(tmp_path):
+    with pytest.raises(TrainingError, match=r"not finite|became (inf|nan).*No epoch was finished"):
+        train("digits", TINY.replace(lr=1e20, warmup=0.0, schedule="constant"), out=tmp_path / "r")
+
+
+def test_temperature_is_the_minimum_torch_finds():
+    torch.manual_seed(0)
+    labels = torch.randint(0, 5, (20_000,))
+    logits = 4 * F.one_hot(labels, 5) + 3 * torch.randn(20_000, 5)
+    log_t = torch.zeros((), dtype=torch.float64, requires_grad=True)
+    solver = torch.optim.LBFGS([log_t], max_iter=100, line_search_fn="strong_wolfe")
+
+    def closure():
+        solver.zero_grad()
+        loss = F.cross_entropy(logits.double() / log_t.exp(), labels)
+        loss.backward()
+        return loss
+
+    solver.step(closure)
+    assert temperature(logits, labels) == pytest.approx(log_t.exp().item(), rel=2e-3)
+
+
+def test_temperature_of_a_few_perfect_answers_stays_sane():
+    logits = 20 * F.one_hot(torch.arange(10)).float()
+    assert 0.2 < temperature(logits, torch.arange(10)) < 1
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_every_network_trains_for_two_classes(tmp_path, name):
+    recipe = TINY.replace(model=name, size=16, limit=120, epochs=1, batch_size=16)
+    made = train("shapes", recipe, out=tmp_path / "r")
+    assert made.classifier(torch.rand(2, 3, 16, 16)).isfinite().all()
+
+
+def test_random_labels_give_chance(prepared, tmp_path):
+    """Negative control: nothing may leak from the labels of validation into the answers."""
+    recipe, splits, fresh = prepared
+    random = np.random.default_rng(0)
+    shuffled = replace(splits.train, labels=random.integers(0, 10, len(splits.train)))
+    held = replace(splits.test, labels=random.integers(0, 10, len(splits.test)))
+    classifier = fresh()
+    parts = replace(splits, train=shuffled, val=held)
+    made = run._method(recipe, parts, classifier, CrossEntropy())
+    refine(classifier, recipe.replace(epochs=8), parts, made, RunFolder(tmp_path))
+    answers = classifier(torch.from_numpy(held[:]).permute(0, 3, 1, 2).float() / 255).argmax(1).numpy()
+    right, n = int((answers == held.labels).sum()), len(held)
+    from scipy.stats import binom
+
+    # the best of eight epochs was picked on these very labels: hence the wide interval
+    assert binom.ppf(1e-4, n, 0.1) <= right <= binom.ppf(1 - 1e-4, n, 0.1)
+
+
+def test_an_existing_run_is_not_overwritten_unless_asked(tmp_path):
+    train("digits", TINY.replace(epochs=1), out=tmp_path / "r")
+    before = (tmp_path / "r" / "recipe.toml").read_text()
+    with pytest.raises(OutputError, match=r"exists already.*--overwrite"):
+        train("digits", TINY, out=tmp_path / "r")
+    assert (tmp_path / "r" / "recipe.toml").read_text() == before
+    train("digits", TINY.replace(epochs=2), out=tmp_path / "r", overwrite=True)
+    (tmp_path / "precious").mkdir()
+    (tmp_path / "precious" / "thesis.txt").write_text("years")
+    with pytest.raises(OutputError, match="not a run"):
+        train("digits", TINY, out=tmp_path / "precious", overwrite=True)
+    assert (tmp_path / "precious" / "thesis.txt").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"model": "resnet21"}, Exception, "Did you mean 'resnet"),
+        ({"model": "mlp:droput=0.1"}, Exception, "droput.*Did you mean 'dropout'"),
+        ({"augment": ("flop",)}, Exception, "Did you mean 'flip'"),
+        ({"normalize": "imagnet"}, Exception, "Did you mean 'imagenet'"),
+        ({"loss": "crossentropy"}, Exception, "Did you mean 'cross-entropy'"),
+        ({"weights": "absent.safetensors"}, Exception, r"absent\.safetensors"),
+    ],
+)
+def test_a_wrong_choice_leaves_no_run_behind(tmp_path, changes, error, message):
+    with pytest.raises(error, match=message) as caught:
+        train("digits", TINY.replace(**changes), out=tmp_path / "r")
+    assert caught.value.exit_code == 2
+    assert not (tmp_path / "r").exists()
+
+
+def test_no_budget_is_exceeded_by_choice():
+    from sightline.training import presets
+
+    recipe = Recipe(budget="10s", batch_size=128)
+    few = presets.epochs(recipe, train_images=10_000, images_per_second=5_000)
+    assert few.value == 4
+    assert "budget" in few.why
+    many = presets.epochs(recipe.replace(budget="10h"), train_images=10_000, images_per_second=5_000)
+    assert many.value == 60
+    slow = presets.epochs(recipe, train_images=10_000, images_per_second=10)
+    assert slow.value == 1
+
+
+def test_a_copy_of_a_state_is_a_state(prepared):
+    recipe, _, fresh = prepared
+    classifier = fresh()
+    state = State(classifier, optimizer(classifier, recipe), 4, 9)
+    saved = copy.deepcopy(state.to_dict())
+    other = State(fresh(), optimizer(fresh(), recipe), 1, 9)
+    other.take(saved)
+    assert other.epochs == 4
+    assert same(weights(other.classifier), weights(classifier))
