@@ -74,36 +74,17 @@ def version() -> str:
     return _version("sightline")
 
 
-def fastest(
-    candidates: Mapping[str, Callable[[], None]], *, rounds: int = 3, margin: float = 1.1
-) -> tuple[str, float]:
-    """Time the candidates in turn; the name of the fastest and its seconds per call (median of ``rounds``).
-
-    A later candidate must beat an earlier one by ``margin``, so that noise does not change what a
-    machine chooses; one that is hopeless in its first call (4 times the best) is not called again.
-    """
+def time_in_turn(candidates: Mapping[str, Callable[[], None]], rounds: int) -> dict[str, list[float]]:
+    """Seconds of each candidate in each of ``rounds``, taken in turn after one untimed call of each."""
     times: dict[str, list[float]] = {name: [] for name in candidates}
-    for name, run in candidates.items():
+    for run in candidates.values():
         run()  # the first call compiles kernels and grows pools
-        _seconds(run, times[name])
-    hopeless = 4 * min(t[0] for t in times.values())
-    for _ in range(rounds - 1):
+    for _ in range(rounds):
         for name, run in candidates.items():
-            if times[name][0] <= hopeless:
-                _seconds(run, times[name])
-    medians = {name: sorted(t)[len(t) // 2] for name, t in times.items()}
-    chosen = next(iter(medians))
-    for name, median in medians.items():
-        if median * margin < medians[chosen]:
-            chosen = name
-    return chosen, medians[chosen]
-
-
-def _seconds(run: Callable[[], None], times: list[float]) -> float:
-    started = time.perf_counter()
-    run()
-    times.append(time.perf_counter() - started)
-    return times[-1]
+            started = time.perf_counter()
+            run()
+            times[name].append(time.perf_counter() - started)
+    return times
 
 
 def environment() -> dict[str, Any]:

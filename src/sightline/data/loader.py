@@ -59,14 +59,18 @@ def batches(
     drop_last: bool = False,
     augment: Augment | None = None,
     memory_format: torch.memory_format = torch.channels_last,
-    ahead: int = 2,
+    ahead: int | None = None,
 ) -> Iterator[Batch]:
     """The dataset in batches from number ``start`` on, at most ``ahead`` of them prepared in advance.
 
     ``order`` None is the dataset's own; ``Shuffled(seed, epoch)`` visits all in a random order.
     ``augment`` receives a generator that depends on seed, epoch and batch number alone, so a
-    resumed epoch goes on exactly as it would have. ``ahead=0`` prepares in the calling thread.
+    resumed epoch goes on exactly as it would have. ``ahead`` None is 2 for an accelerator and 0 for the
+    CPU, which prepares in the calling thread: there a second thread only takes the cores from the network
+    (ResNet-20 gained 0.9 times from it, LeNet-5 0.6).
     """
+    if ahead is None:
+        ahead = 0 if torch.device(device).type == "cpu" else 2
     make = _maker(dataset, batch_size, order, torch.device(device), augment, memory_format)
     steps = range(start, count_batches(len(dataset), batch_size, drop_last=drop_last))
     return _ahead(make, steps, ahead) if ahead else map(make, steps)

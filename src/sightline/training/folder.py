@@ -51,9 +51,10 @@ class RunFolder:
         file = self.path / "training.json"
         return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
 
-    def say(self, text: str) -> None:
-        """A sentence for the terminal and for ``log.txt``."""
-        progress.say(text)
+    def say(self, text: str, *, aloud: bool = True) -> None:
+        """A sentence for ``log.txt`` and, said ``aloud``, for the terminal."""
+        if aloud:
+            progress.say(text)
         with explaining(self.path), (self.path / "log.txt").open("a", encoding="utf-8") as log:
             log.write(text + "\n")
 

@@ -160,9 +160,10 @@ class History(Watcher):
 
 
 class Live(Watcher):
-    """A progress bar over the whole run, and a line for each epoch."""
+    """A progress bar over the whole run, and a line for each epoch (on the terminal, one a second at most)."""
 
-    def __init__(self, stack: ExitStack, state: State, say: Callable[[str], None]) -> None:
+    def __init__(self, stack: ExitStack, state: State, say: Callable[..., None]) -> None:
+        self.said_at = 0.0
         self.advance = stack.enter_context(progress.bar("Training", state.steps))
         self.advance(state.step)
         self.say = say
@@ -174,8 +175,12 @@ class Live(Watcher):
     def after_epoch(self, state: State) -> None:
         """Say how the epoch went."""
         row = state.history[-1]
+        aloud = time.monotonic() - self.said_at > 1 or state.epoch == state.epochs
+        if aloud:
+            self.said_at = time.monotonic()
         self.say(
             f"epoch {row.epoch:>{len(str(state.epochs))}} of {state.epochs}   train loss {row.train_loss:.4f}   "
             f"validation loss {row.val_loss:.4f}   accuracy {row.val_accuracy:.2%}   "
-            f"{row.seconds:.1f} s, {row.images_per_second:,.0f} images/s"
+            f"{row.seconds:.1f} s, {row.images_per_second:,.0f} images/s",
+            aloud=aloud,
         )
