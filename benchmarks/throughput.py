@@ -32,7 +32,9 @@ WORKERS = (0, 2)
 def main() -> None:
     """Unpack the folders, make the peer's environment, take turns, print the ratios."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True, help="folder that holds mnist_png.zip and cifar10_jpg.zip")
+    parser.add_argument(
+        "--data", type=Path, required=True, help="folder that holds mnist_png.zip and cifar10_jpg.zip"
+    )
     parser.add_argument("--work", type=Path, default=Path(tempfile.gettempdir()) / "sightline-benchmarks")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--nets", nargs="+", default=list(CASES))
@@ -47,7 +49,9 @@ def main() -> None:
     results = {net: compare(net, asked, peer) for net in asked.nets}
     if asked.out:
         asked.out.parent.mkdir(parents=True, exist_ok=True)
-        asked.out.write_text(json.dumps({"machine": machine(), "command": command(), "results": results}, indent=2))
+        asked.out.write_text(
+            json.dumps({"machine": machine(), "command": command(), "results": results}, indent=2)
+        )
 
 
 def compare(net: str, asked: argparse.Namespace, peer: Path) -> dict:
@@ -89,10 +93,10 @@ def ours(net: str, folder: Path) -> dict:
     recipe, splits, _ = running.prepare(
         Recipe(data=str(folder), model=net, augment=CASES[net][3], batch_size=BATCH, lr=0.01)
     )
-    classifier, _ = running._fresh(recipe, splits, torch.device("cpu"))
+    classifier, _ = running.fresh(recipe, splits, torch.device("cpu"))
     objective = running._objective(recipe)
     recipe, _ = running._pace(recipe.replace(epochs=1), splits, classifier, objective)
-    method = running._method(recipe, splits, classifier, objective)
+    method = running.method_of(recipe, splits, torch.device("cpu"), objective)
     running.pace.to_layout(classifier, recipe.memory_format)
 
     class Clock(Watcher):
@@ -127,7 +131,9 @@ def plain(net: str, folder: Path, workers: int, tuned: bool) -> dict:
     """The tutorial's loop."""
     import torch
 
-    if sys.modules.get("torchvision") is None:  # beside a CPU build, torchvision wants two operators that are not there
+    if (
+        sys.modules.get("torchvision") is None
+    ):  # beside a CPU build, torchvision wants two operators that are not there
         library = torch.library.Library("torchvision", "FRAGMENT")
         library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
         library.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
@@ -165,7 +171,9 @@ def plain(net: str, folder: Path, workers: int, tuned: bool) -> dict:
         if step == steps // 4 + steps:
             break
     took = time.perf_counter() - started
-    precision = f"{'bfloat16' if bfloat16 else 'float32'} {str(layout).removeprefix('torch.').removesuffix('_format')}"
+    precision = (
+        f"{'bfloat16' if bfloat16 else 'float32'} {str(layout).removeprefix('torch.').removesuffix('_format')}"
+    )
     return {"images_per_second": steps * BATCH / took, "precision": precision}
 
 

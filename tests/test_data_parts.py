@@ -69,7 +69,7 @@ def test_shares_are_kept_in_every_class():
 
 
 def test_what_was_drawn_is_said():
-    notes = split(dataset(np.repeat([0, 1], 50)), seed=3).notes
+    notes = split(dataset(np.repeat([0, 1], 50)), test=0.1, seed=3).notes
     drawn = "10 of 100 images (10% of each class, seed 3) were set aside for"
     assert notes == (
         f"No test part was given: {drawn} testing.",
@@ -141,6 +141,6 @@ def test_too_few_to_set_aside():
 
 
 def test_digits():
-    splits = split(load("digits", Geometry(size=(8, 8), channels=1)), seed=0)
+    splits = split(load("digits", Geometry(size=(8, 8), channels=1)), test=0.1, seed=0)
     assert (len(splits.train), len(splits.val), len(splits.test)) == (1439, 179, 179)
     assert not set(splits.train.digests) & set(splits.test.digests)

@@ -38,7 +38,7 @@ TINY = Recipe(
 def prepared():
     """A small recipe, resolved, with its splits, and a function that makes its fresh classifier."""
     recipe, splits, _ = run.prepare(TINY.replace(data="digits"))
-    return recipe, splits, lambda: run._fresh(recipe, splits, torch.device("cpu"))[0]
+    return recipe, splits, lambda: run.fresh(recipe, splits, torch.device("cpu"))[0]
 
 
 def weights(classifier):
@@ -56,7 +56,7 @@ def history(folder):
 
 def method_of(prepared, objective=None):
     recipe, splits, _ = prepared
-    made = run._method(recipe, splits, prepared[2](), objective or CrossEntropy())
+    made = run.method_of(recipe, splits, torch.device("cpu"), objective or CrossEntropy())
     return replace(made, objective=objective) if objective else made
 
 
@@ -269,11 +269,11 @@ def test_interrupted_anywhere_and_resumed_gives_the_same_weights(tmp_path, stop_
         def after_step(self, state):
             state.interrupted = state.step == stop_at
 
-    original = run._method
-    monkeypatch.setattr(run, "_method", lambda *a: replace(original(*a), hooks={"stop": Stop()}))
+    original = run.method_of
+    monkeypatch.setattr(run, "method_of", lambda *a: replace(original(*a), hooks={"stop": Stop()}))
     with pytest.raises(Interrupted, match=f"step {stop_at} of 27.*--resume"):
         train("digits", recipe, out=tmp_path / "cut")
-    monkeypatch.setattr(run, "_method", lambda *a: replace(original(*a), hooks={"stop": Watcher()}))
+    monkeypatch.setattr(run, "method_of", lambda *a: replace(original(*a), hooks={"stop": Watcher()}))
     resumed = resume(tmp_path / "cut")
     assert same(weights(whole.classifier), weights(resumed.classifier))
     rows = [history(r.folder) for r in (whole, resumed)]
@@ -412,7 +412,7 @@ def test_random_labels_give_chance(prepared, tmp_path):
     held = replace(splits.test, labels=random.integers(0, 10, len(splits.test)))
     classifier = fresh()
     parts = replace(splits, train=shuffled, val=held)
-    made = run._method(recipe, parts, classifier, CrossEntropy())
+    made = run.method_of(recipe, parts, torch.device("cpu"), CrossEntropy())
     refine(classifier, recipe.replace(epochs=8), parts, made, RunFolder(tmp_path))
     answers = classifier(torch.from_numpy(held[:]).permute(0, 3, 1, 2).float() / 255).argmax(1).numpy()
     right, n = int((answers == held.labels).sum()), len(held)

@@ -7,6 +7,7 @@ A bundle is its folder: ``config.json`` (with a checksum of every other file),
 
 import dataclasses
 import json
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -17,14 +18,14 @@ import torch
 from jaxtyping import Float, UInt8
 from numpy import ndarray
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from . import runtime
 from .data.images import decode
 from .errors import BundleError, ImageError, SightlineError
 from .files import checksum, explaining, replacing, write_json
-from .models import Architecture, build
+from .models import Architecture, Network, build, head
 from .preprocessing import Preprocessing
 from .types import Geometry, Prediction
 
@@ -44,7 +45,7 @@ class Classifier(nn.Module):
     def __init__(
         self,
         preprocessing: Preprocessing,
-        network: nn.Module,
+        network: Network,
         *,
         architecture: Architecture,
         classes: Sequence[str],
@@ -80,7 +81,7 @@ class Classifier(nn.Module):
         ``images`` are files, their bytes, or decoded uint8 arrays (H W C) of any size. One that
         cannot be read gives a Prediction with its ``error`` instead of an exception.
         """
-        if isinstance(images, str | Path | bytes | ndarray):
+        if isinstance(images, str | Path | bytes) or (isinstance(images, ndarray) and images.ndim == 3):
             images = [images]
         return [answer for chunk in _chunks(images, 64) for answer in self._answer(chunk, top)]
 
@@ -109,7 +110,7 @@ class Classifier(nn.Module):
         tensors = {name: t.detach().cpu().contiguous() for name, t in self.state_dict().items()}
         with replacing(folder) as temporary:
             temporary.mkdir()
-            save_file(tensors, temporary / "model.safetensors")
+            (temporary / "model.safetensors").write_bytes(save(tensors))
             (temporary / "README.md").write_text(self._card(), encoding="utf-8")
             names = sorted(path.name for path in temporary.iterdir())
             config = self.config() | {"files": {name: checksum(temporary / name) for name in names}}
@@ -148,6 +149,7 @@ class Classifier(nn.Module):
         try:
             architecture = Architecture.from_config(config["architecture"])
             geometry = Geometry(**config["geometry"] | {"size": tuple(config["geometry"]["size"])})
+            _check_values(config)
             classifier = cls(
                 Preprocessing.from_config(config["preprocessing"]),
                 build(architecture),
@@ -160,6 +162,9 @@ class Classifier(nn.Module):
         except (KeyError, TypeError, ValueError, SightlineError) as error:
             raise BundleError(f"The config.json of '{folder}' cannot be understood: {error}.") from error
         classifier._take(_read_tensors(folder), folder)
+        if (outputs := head(classifier.network).out_features) != len(classifier.classes):
+            names = f"{len(classifier.classes)} classes for {outputs} outputs"
+            raise BundleError(f"The config.json of '{folder}' names {names}. Copy the bundle again.")
         return classifier.eval()
 
     def _take(self, tensors: Mapping[str, Tensor], folder: Path) -> None:
@@ -236,6 +241,15 @@ def _read_config(folder: Path) -> dict[str, Any]:
             "Upgrade with: pip install --upgrade sightline"
         )
     return config
+
+
+def _check_values(config: Mapping[str, Any]) -> None:
+    """Fields that would load, and answer wrongly later."""
+    classes, temperature = config["classes"], config["temperature"]
+    if len(set(classes)) != len(classes) or not all(isinstance(name, str) for name in classes):
+        raise ValueError("its classes are not different names")
+    if isinstance(temperature, bool) or not 0 < float(temperature) < math.inf:
+        raise ValueError(f"its temperature is {temperature!r}, not a number above 0")
 
 
 def _verify_files(folder: Path, config: Mapping[str, Any]) -> None:

@@ -31,9 +31,8 @@ def explaining(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        remedy = _REMEDIES.get(error.errno or 0)
-        if remedy is None:
-            raise
+        reason = (error.strerror or str(error)).lower()
+        remedy = _REMEDIES.get(error.errno or 0, f"{reason}: choose another place")
         raise OutputError(f"Cannot write '{path}': {remedy}.") from error
 
 

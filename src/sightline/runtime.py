@@ -38,6 +38,18 @@ def seed(value: int) -> None:
     torch.manual_seed(value)
 
 
+def random_state() -> dict[str, Any]:
+    """Where torch's global generators are, on the CPU and on every CUDA device."""
+    return {"cpu": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all()}
+
+
+def restore_random_state(state: Mapping[str, Any]) -> None:
+    """Put torch's global generators back where ``random_state`` found them."""
+    torch.set_rng_state(state["cpu"].cpu())
+    if len(state["cuda"]) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all([one.cpu() for one in state["cuda"]])
+
+
 def generator(seed: int, *counters: int) -> torch.Generator:
     """A fresh CPU generator that is a pure function of its arguments.
 

@@ -21,7 +21,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         app(words, exit_on_error=False, print_error=False, result_action="return_value")
     except CycloptsError as error:
-        return _complain(_sentence(error), 2)
+        return _complain(_sentence(error, words), 2)
     except SightlineError as error:
         if debug:
             raise
@@ -31,11 +31,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         sys.stdout = None  # the reader of our output is gone: nothing more to say, and not an error
         return 0
+    except OSError as error:
+        if debug or error.filename is None:
+            raise
+        return _complain(f"'{error.filename}': {(error.strerror or str(error)).lower()}.", 2)
     return 0
 
 
-def _sentence(error: Exception) -> str:
-    return " ".join(str(error).split())
+def _sentence(error: Exception, words: Sequence[str]) -> str:
+    verb = "" if words[0].startswith("-") or "Unknown command" in str(error) else f"{words[0]} "
+    text = " ".join(str(error).split())
+    if unused := getattr(error, "unused_tokens", None):
+        text = f"There is no place for {' '.join(repr(word) for word in unused)} in this command."
+    return f"{text} See: sightline {verb}--help"
 
 
 def _complain(text: str, code: int) -> int:

@@ -7,8 +7,11 @@ from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TextIO
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol, runtime_checkable
 
+from cyclopts import Parameter
+
+from ..errors import ChoiceError, DataError, RecipeError
 from .show import Device, Json
 
 if TYPE_CHECKING:
@@ -17,10 +20,19 @@ if TYPE_CHECKING:
 Form = Literal["text", "jsonl", "csv", "json"]
 
 
+@runtime_checkable
+class Writable(Protocol):
+    """Stdout, a file, or whatever stands in for them."""
+
+    def write(self, text: str, /) -> object:
+        """Take this text."""
+        ...
+
+
 def predict(
     run: Path,
     /,
-    *images: str,
+    *images: Annotated[str, Parameter(allow_leading_hyphen=True)],  # so that - is stdin
     top: int = 3,
     form: Form = "text",
     out: Path | None = None,
@@ -34,11 +46,11 @@ def predict(
     run: Path
         A run or bundle folder.
     images: str
-        Files, folders or globs; an unreadable file is a row with its error.
+        Files, folders, globs, or - for stdin; an unreadable file is a row with its error.
     top: int
         How many of the likeliest classes to give.
     form: str
-        text, jsonl or csv.
+        How to write the answers.
     out: Path
         Write to this file instead of stdout.
     """
@@ -46,8 +58,11 @@ def predict(
     from ..classifier import Classifier
     from ..files import replacing
 
+    if top < 1:
+        raise RecipeError(f"--top is {top}: it must be a whole number of at least 1.")
     classifier = Classifier.load(run).to(runtime.device(device))
-    answers = (answer for chunk in _chunks(_inputs(images)) for answer in classifier.predict(chunk, top=top))
+    named = iter([image for word in images or ("-",) for image in _meant(word)])
+    answers = (answer for chunk in _chunks(named) for answer in classifier.predict(chunk, top=top))
     form = "json" if json else form
     if out is None:
         _write(sys.stdout, answers, form, top)
@@ -56,23 +71,29 @@ def predict(
             _write(stream, answers, form, top)
 
 
-def _inputs(images: Iterable[str]) -> Iterator[str | bytes]:
-    """Every image named, in order; a folder gives the images in it."""
+def _meant(word: str) -> list[str | bytes]:
+    """The images a word means; a folder gives the images in it. Raises DataError where there are none."""
     from ..data.layout import images_at
 
-    for word in images or ("-",):
-        if word == "-":
-            yield from _stdin()
-        else:
-            yield from images_at(word)
+    if word == "-":
+        return _stdin()
+    if word.startswith("-") and not Path(word).exists():
+        raise ChoiceError(f"There is no option '{word}'. See: sightline predict --help")
+    if not (found := images_at(word)):
+        raise DataError(f"No image was found at '{word}'. Give image files, folders of them, or a pattern.")
+    return [*found]
 
 
-def _stdin() -> Iterator[str | bytes]:
+def _stdin() -> list[str | bytes]:
+    if sys.stdin.isatty():
+        raise DataError("Say which images: files, folders or patterns; or pipe a list of files, or one image, in.")
     data = sys.stdin.buffer.read()
     if b"\0" in data[:1024]:  # no list of names holds a zero byte; every image does
-        yield data
-    else:
-        yield from (line for line in data.decode("utf-8").splitlines() if line.strip())
+        return [data]
+    names = [line for line in data.decode("utf-8", "surrogateescape").splitlines() if line.strip()]
+    if not names:
+        raise DataError("Nothing came from stdin: pipe in a list of image files, or one image.")
+    return [*names]
 
 
 def _chunks(images: Iterator[str | bytes], size: int = 64) -> Iterator[list[str | bytes]]:
@@ -80,7 +101,7 @@ def _chunks(images: Iterator[str | bytes], size: int = 64) -> Iterator[list[str 
         yield chunk
 
 
-def _write(stream: TextIO, answers: Iterable["Prediction"], form: str, top: int) -> None:
+def _write(stream: Writable, answers: Iterable["Prediction"], form: str, top: int) -> None:
     if form == "json":
         rows = [_record(answer) for answer in answers]
         stream.write(json_module.dumps({"n": len(rows), "predictions": rows}, ensure_ascii=False) + "\n")

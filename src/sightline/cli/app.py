@@ -16,6 +16,7 @@ app = App(
     help_format="plaintext",
     help_epilogue="Every command takes --help (train: --help-all), --json and --debug.",
     version=_version,
+    suppress_keyboard_interrupt=False,  # main() says what was saved
 )
 
 MAKE = Group("Make", sort_key=1)

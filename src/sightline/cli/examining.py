@@ -3,7 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-from .show import Device, Json, emit, result
+from ..errors import DataError
+from .show import Device, Json, emit, picture_path, result
 
 
 def check(
@@ -32,13 +33,16 @@ def check(
         Write a contact sheet of images as the network would see them.
     """
     from ..data.findings import as_text, audit, sample_sheet
+    from ..files import replacing
     from ..training.recipe import Recipe
     from ..training.run import read
 
-    dataset, _ = read(Recipe().replace(data=data, limit=limit, size=size, fit=fit))
+    picture = None if out is None else picture_path(out)
+    dataset, _ = read(Recipe().replace(data=data, limit=limit, size=size, fit=fit), max_bad=1.0)
     findings = audit(dataset)
-    if out is not None:
-        sample_sheet(dataset).save(out)
+    if picture is not None:
+        with replacing(picture) as temporary:
+            sample_sheet(dataset).save(temporary)
     emit(
         dict(findings.values) | {"remarks": [vars(r) for r in findings.remarks]},
         json,
@@ -60,18 +64,22 @@ def evaluate(run: Path, data: str | None = None, /, *, device: Device = "auto", 
     from ..evidence.page import complete
     from ..training.run import reopen
 
+    if data is None and (run / "config.json").is_file():
+        raise DataError(f"'{run}' is a classifier without its run: name the images to test it on, after it.")
     if data is None:
         opened = reopen(run, device=device)
         value: dict[str, Any] = examine(opened).as_json()
         complete(opened.folder)
     else:
-        value = examine_on(run, data, device=device).as_json()
+        value = {"data": data, **examine_on(run, data, device=device).as_json()}
     emit({"run": str(run), **value}, json, result)
 
 
 def report(run: Path, /, *, json: Json = False) -> None:
     """One page with all the evidence that is saved in a run."""
     from ..evidence.page import complete
+    from ..training.folder import RunFolder
 
+    RunFolder(run).recipe()  # a page is not put into just any folder
     page = complete(run)
-    emit({"run": str(run), "report": str(page)}, json, lambda console, v: console.print(v["report"]))
+    emit({"run": str(run), "report": str(page)}, json, lambda console, v: console.print(v["report"], markup=False))

@@ -17,7 +17,7 @@ def runs(folder: Path = Path("runs"), /, *, json: Json = False) -> None:
         {"runs": found},
         json,
         lambda console, value: console.print(
-            table("", columns, [[_cell(row[name]) for name in columns] for row in value["runs"]])
+            table(columns, [[_cell(row[name]) for name in columns] for row in value["runs"]])
             if value["runs"]
             else f"There are no runs in '{folder}'. Make one with: sightline demo"
         ),
@@ -35,7 +35,7 @@ def members(family: str = "", /, *, json: Json = False) -> None:
     from ..choose import lookup
 
     families = _families()
-    chosen = {family: lookup(families, family, "list")} if family else families
+    chosen = {family: lookup(families, family, "family")} if family else families
     emit({name: make() for name, make in chosen.items()}, json, _print_families)
 
 
@@ -49,7 +49,7 @@ def _families() -> Mapping[str, Any]:
     from ..training.optimizers import OPTIMIZERS, SCHEDULES
 
     return {
-        "models": describe,
+        "models": lambda: [vars(line) for line in describe()],
         "augmentations": lambda: _lines(AUGMENTATIONS),
         "losses": lambda: _lines(OBJECTIVES),
         "optimizers": lambda: [{"name": name} for name in OPTIMIZERS],
@@ -61,7 +61,7 @@ def _families() -> Mapping[str, Any]:
 
 def _lines(family: Mapping[str, Any]) -> list[dict[str, object]]:
     return [
-        {"name": name, "what": (member.__doc__ or "").strip().partition("\n")[0]}
+        {"name": name, "what": (member.__doc__ or "").strip().partition("\n")[0].replace("``", "")}
         for name, member in family.items()
     ]
 
@@ -69,7 +69,8 @@ def _lines(family: Mapping[str, Any]) -> list[dict[str, object]]:
 def _print_families(console: Any, families: Mapping[str, Any]) -> None:
     for name, rows in families.items():
         columns = list(rows[0]) if rows else ["name"]
-        console.print(table(name, columns, [[_cell(row[c]) for c in columns] for row in rows]))
+        console.print(f"[bold]{name}[/bold]")
+        console.print(table(columns, [[_cell(row[c]) for c in columns] for row in rows]))
         console.print()
 
 
@@ -95,4 +96,6 @@ def _summary(folder: Path) -> dict[str, Any]:
 def _cell(value: object) -> str:
     if value is None:
         return "-"
+    if isinstance(value, tuple):
+        return " x ".join(str(part) for part in value)
     return f"{value:.4f}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)

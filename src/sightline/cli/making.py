@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
+from ..errors import RecipeError
 from .flags import RecipeFlags, recipe_of
 from .show import Device, Json, emit, result
 
@@ -61,6 +62,8 @@ def train(
     from ..training import run as training
 
     if resume is not None:
+        if data or recipe or out or overwrite or any(value is not None for value in vars(flags).values()):
+            raise RecipeError("--resume goes on with the run exactly as it began: leave out the other flags.")
         run = training.resume(resume, device=device)
     else:
         asked = recipe_of(flags, recipe)

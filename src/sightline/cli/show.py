@@ -3,11 +3,15 @@
 import json as json_module
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Annotated, Any
 
 from cyclopts import Group, Parameter
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
+
+from ..errors import OutputError
 
 _COMMON = Group("Everywhere", sort_key=90)
 
@@ -23,19 +27,30 @@ def emit(value: Mapping[str, Any], json: bool, render: Callable[[Console, Mappin
     if json:
         sys.stdout.write(json_module.dumps(value, ensure_ascii=False) + "\n")
     else:
-        render(Console(highlight=False), value)
+        # A pipe has no width: cutting its lines would only hinder whoever searches them.
+        width = None if sys.stdout.isatty() else 1000
+        render(Console(highlight=False, width=width), value)
 
 
-def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> Table:
+def table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> Table:
     """A plain table; columns whose cells are numbers are set to the right."""
     rows = [[str(cell) for cell in row] for row in rows]
-    made = Table(title=title, title_justify="left", box=None, padding=(0, 2, 0, 0), header_style="bold")
+    made = Table(box=None, padding=(0, 2, 0, 0), header_style="bold", show_header=any(columns))
     for number, name in enumerate(columns):
         numeric = all(row[number][:1].isdigit() or row[number] in {"", "-"} for row in rows) and number > 0
         made.add_column(name, justify="right" if numeric else "left", overflow="fold")
     for row in rows:
         made.add_row(*row)
     return made
+
+
+def picture_path(path: Path) -> Path:
+    """The path, if its ending names a kind of picture; else an OutputError."""
+    if path.suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp"):
+        raise OutputError(
+            f"'{path}' does not end like a picture. Call it {path.stem or 'check'}.png, for example."
+        )
+    return path
 
 
 METRICS = (
@@ -60,11 +75,14 @@ def result(console: Console, value: Mapping[str, Any]) -> None:
         for name, label, form in METRICS
         if value.get(name) is not None
     ]
-    console.print()
-    console.print(table(f"Test on {value['n']:,} images never seen in training", ("", "", "95 % interval"), rows))
+    what = f"of '{value['data']}'" if value.get("data") else "never seen in training"
+    console.print(f"\n[bold]Test on {value['n']:,} images {escape(what)}[/bold]\n")
+    console.print(table(("", "", "95 % interval"), rows))
+    for remark in value.get("remarks", ()):
+        console.print(f"\n{remark}", markup=False)
     console.print(
         f"\n{value['parameters']:,} parameters, {value['seconds_per_image'] * 1e3:.2f} ms per image in batches"
     )
     if value.get("report"):
-        console.print(f"\nLook at [bold]{value['report']}[/bold]")
-        console.print(f"Then try: sightline predict {value['run']} IMAGE...")
+        console.print(f"\nLook at [bold]{escape(value['report'])}[/bold]")
+        console.print(f"Then try: sightline predict {value['run']} IMAGE...", markup=False)

@@ -208,10 +208,13 @@ def _notes(strays: Counter[str], loose: int, split_folders: dict[str, str]) -> t
     notes = []
     if strays:
         kinds = ", ".join(f"{count} {suffix}" for suffix, count in strays.most_common(5))
-        notes.append(f"Ignored {sum(strays.values()):,} files not named like images ({kinds}).")
+        total = sum(strays.values())
+        what = "1 file" if total == 1 else f"{total:,} files"
+        notes.append(f"Ignored {what} not named like images ({kinds}).")
     if loose:
         where = "split" if split_folders else "class"
-        notes.append(f"Ignored {loose:,} images that lie outside of any {where} folder.")
+        what = "1 image that lies" if loose == 1 else f"{loose:,} images that lie"
+        notes.append(f"Ignored {what} outside of any {where} folder.")
     return tuple(notes)
 
 

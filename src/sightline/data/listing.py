@@ -59,7 +59,6 @@ class FolderReader:
         """The bytes of file number ``key``; raises ImageError."""
         try:
             path = os.path.join(self.root, self.names[key])  # noqa: PTH118 half the time of Path
-            path = os.path.join(self.root, self.names[key])  # noqa: PTH118 half the time of Path
             with open(path, "rb") as stream:  # noqa: PTH123
                 return stream.read()
         except OSError as error:

@@ -13,7 +13,7 @@ PARTS = ("train", "val", "test")
 _FREE, _VAL, _TEST = 0, 1, 2
 
 
-def split(dataset: Dataset, *, val: float = 0.1, test: float = 0.1, seed: int = 0) -> Splits:
+def split(dataset: Dataset, *, val: float = 0.1, test: float = 0.15, seed: int = 0) -> Splits:
     """Train, validation and test parts: the given ones, and what is missing drawn from train.
 
     ``val`` and ``test`` are shares of the training images, used only for a part that was not

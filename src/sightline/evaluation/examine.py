@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from .. import runtime
+from .. import progress, runtime
 from ..classifier import Classifier
 from ..data.dataset import load
 from ..data.sources import find
@@ -27,7 +27,13 @@ def examine_on(bundle: Path | str, data: str | Path, *, device: str = "auto") ->
     """Evaluate a run's or bundle's classifier on other labelled images: their test split, or else all of them."""
     classifier = Classifier.load(bundle)
     dataset = load(find(data), classifier.geometry)
-    return evaluate(classifier, _test_part(dataset), device=str(runtime.device(device)))
+    part = _test_part(dataset)
+    if part is dataset and dataset.fingerprint == classifier.provenance.get("data_fingerprint"):
+        progress.say(
+            f"'{data}' holds the very images this classifier was trained on, so the result flatters: "
+            "leave DATA out to test on those set aside."
+        )
+    return evaluate(classifier, part, device=str(runtime.device(device)))
 
 
 def _test_part(dataset: Dataset) -> Dataset:

@@ -11,9 +11,9 @@ from .recipe import Recipe
 
 if TYPE_CHECKING:
     from .refinement import Method, refine
-    from .run import Run, reopen, resume, train
+    from .run import Run, fresh, prepare, reopen, resume, train
 
-__all__ = ["Method", "Recipe", "Run", "refine", "reopen", "resume", "train"]
+__all__ = ["Method", "Recipe", "Run", "fresh", "prepare", "refine", "reopen", "resume", "train"]
 
 
 def __getattr__(name: str) -> Any:

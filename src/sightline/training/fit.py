@@ -13,6 +13,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
+from .. import runtime
 from ..classifier import Classifier
 from ..errors import TrainingError
 from ..types import Batch
@@ -95,7 +96,7 @@ class State:
         return {
             "classifier": self.classifier.state_dict(),
             "optimizer": self.optimizer.state_dict(),
-            "random": torch.get_rng_state(),
+            "random": runtime.random_state(),
             "history": [asdict(row) for row in self.history],
             "stop": self.stop,
             "counters": [self.epochs, self.epoch, self.batch, self.images],
@@ -106,7 +107,7 @@ class State:
         """Become what ``to_dict`` saved."""
         self.classifier.load_state_dict(saved["classifier"])
         self.optimizer.load_state_dict(saved["optimizer"])
-        torch.set_rng_state(saved["random"])
+        runtime.restore_random_state(saved["random"])
         self.history = [Row(**row) for row in saved["history"]]
         self.stop = saved["stop"]
         self.epochs, self.epoch, self.batch, self.images = saved["counters"]

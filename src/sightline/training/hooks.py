@@ -2,6 +2,7 @@
 
 import copy
 import csv
+import io
 import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
@@ -140,8 +141,10 @@ class Checkpoint(Watcher):
             "hooks": {name: hook.to_dict() for name, hook in self.hooks.items()},
             "fingerprint": self.fingerprint,
         }
+        whole = io.BytesIO()  # torch would not say that a disk is full
+        torch.save(content, whole)
         with replacing(self.path) as temporary:
-            torch.save(content, temporary)
+            temporary.write_bytes(whole.getbuffer())
         self.saved_at = time.monotonic()
 
 
@@ -179,8 +182,7 @@ class Live(Watcher):
         if aloud:
             self.said_at = time.monotonic()
         self.say(
-            f"epoch {row.epoch:>{len(str(state.epochs))}} of {state.epochs}   train loss {row.train_loss:.4f}   "
-            f"validation loss {row.val_loss:.4f}   accuracy {row.val_accuracy:.2%}   "
-            f"{row.seconds:.1f} s, {row.images_per_second:,.0f} images/s",
+            f"epoch {row.epoch:>{len(str(state.epochs))}}/{state.epochs}  train loss {row.train_loss:.4f}  "
+            f"validation loss {row.val_loss:.4f}  accuracy {row.val_accuracy:.2%}  {row.seconds:.1f} s",
             aloud=aloud,
         )

@@ -16,8 +16,8 @@ MAX_STEPS = 8000
 
 MAX_EPOCHS = 60
 
-STEADY_LR: Mapping[str, float] = {"lenet5": 0.5, "mlp": 0.5}
-"""Networks without batch norm bear less than the default learning rate: by this factor."""
+STEADY_LR: Mapping[str, float] = {"mlp": 0.5}
+"""Networks that bear less than the default learning rate: by this factor."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +64,9 @@ def network(recipe: Recipe, *, train_images: int) -> list[Choice]:
         why = "no mirror images: grey pictures are often characters" if recipe.channels == 1 else "photographs"
         chosen.append(Choice("augment", words, f"Augmentation {' '.join(words)} ({why}; --augment)."))
     batch_size = recipe.batch_size
+    if batch_size is not None and batch_size > train_images:
+        batch_size = train_images
+        chosen.append(Choice("batch_size", batch_size, f"Batches of {batch_size}: there are no more images."))
     if batch_size is None:
         batch_size = min(128, max(16, 2 ** int(math.log2(max(train_images / 20, 1)))))
         chosen.append(Choice("batch_size", batch_size, f"Batches of {batch_size} (--batch-size)."))
@@ -75,7 +78,7 @@ def network(recipe: Recipe, *, train_images: int) -> list[Choice]:
 
 
 def _augmentations(size: int, *, grey: bool) -> tuple[str, ...]:
-    shift = max(1, size // 14 if grey else size // 8)
+    shift = max(1, size // 20 if grey else size // 8)
     return (f"shift:{shift}",) if grey else ("flip", f"shift:{shift}")
 
 

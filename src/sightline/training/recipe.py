@@ -100,8 +100,11 @@ class Recipe:
     """Seed of split, initial weights, order and augmentation."""
 
     def __post_init__(self) -> None:
-        if isinstance(self.augment, str | list):
-            words = self.augment.split() if isinstance(self.augment, str) else self.augment
+        if isinstance(self.augment, str | list | tuple):
+            given = [self.augment] if isinstance(self.augment, str) else self.augment
+            words = [
+                word for text in given for word in (text.split() if isinstance(text, str) else [text]) or [""]
+            ]
             object.__setattr__(self, "augment", tuple(words))
         if self.augment == ("none",):
             object.__setattr__(self, "augment", ())

@@ -127,7 +127,7 @@ def _finish(state: State, best: Best, classifier: Classifier, folder: RunFolder)
 
 def _recall(folder: RunFolder, state: State, hooks: Mapping[str, Hook], splits: Splits) -> None:
     try:
-        saved = torch.load(folder.checkpoint, map_location=state.classifier.device, weights_only=True)
+        saved = torch.load(folder.checkpoint, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
         raise TrainingError(f"'{folder.path}' has no last.ckpt to resume from. Train it anew.") from error
     except Exception as error:  # torch raises many kinds for a damaged file

@@ -1,6 +1,6 @@
 """From data and a recipe to a run: prepare the images, choose what was left open, build, refine."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,14 +13,14 @@ from ..choose import lookup
 from ..classifier import Classifier
 from ..data.dataset import load
 from ..data.headers import survey
-from ..data.loader import Shuffled, batches, count_batches
+from ..data.loader import Augment, Shuffled, batches, count_batches
 from ..data.parts import split
 from ..data.sources import find
 from ..errors import DataError, RecipeError
 from ..models import architecture, build, load_weights
 from ..preprocessing import STATISTICS
 from ..preprocessing import fit as fit_preprocessing
-from ..types import Dataset, Geometry, Splits
+from ..types import Batch, Dataset, Geometry, Splits
 from . import pace, presets
 from .folder import RunFolder, create, unless_refused
 from .objectives import OBJECTIVES, Objective
@@ -47,12 +47,15 @@ def train(
     out: str | Path | None = None,
     device: str = "auto",
     overwrite: bool = False,
+    objective: Objective | None = None,
+    augment: Augment | None = None,
 ) -> Run:
     """Train a fresh classifier on ``data`` (a folder, archive, table or name) and write its run folder.
 
     Whatever the recipe leaves open is chosen, said, and written to the run's ``recipe.toml``. The best
-    epoch on validation is kept; the test split is not looked at. Raises SightlineError, each with its
-    remedy, for data or a recipe that cannot be used, and Interrupted when stopped by a signal.
+    epoch on validation is kept; the test split is not looked at. ``objective`` and ``augment`` are objects
+    of your own in place of the recipe's names. Raises SightlineError, each with its remedy, for data or a
+    recipe that cannot be used, and Interrupted when stopped by a signal.
     """
     recipe = (recipe or Recipe()).replace(data=None if data is None else str(data))
     where = runtime.device(device)
@@ -63,27 +66,38 @@ def train(
     with unless_refused(folder):
         for note in notes:
             folder.say(note)
-        classifier, weighed = _fresh(recipe, splits, where)
+        classifier, weighed = fresh(recipe, splits, where)
         notes += weighed
-        objective = _objective(recipe)
-        recipe, measured = _pace(recipe, splits, classifier, objective)
+        loss = objective or _objective(recipe)
+        recipe, measured = _pace(recipe, splits, classifier, loss)
         for note in (*weighed, *measured):
             folder.say(note)
         notes += measured
         folder.begin(recipe, splits, notes)
-    return _carry_out(folder, recipe, splits, classifier, objective, notes, resume=False)
+    method = method_of(recipe, splits, where, loss, augment)
+    return _carry_out(folder, recipe, splits, classifier, method, notes, resume=False)
 
 
-def resume(folder: str | Path, *, device: str = "auto") -> Run:
-    """Go on with an interrupted run, exactly as if it had not been interrupted."""
+def resume(
+    folder: str | Path,
+    *,
+    device: str = "auto",
+    objective: Objective | None = None,
+    augment: Augment | None = None,
+) -> Run:
+    """Go on with an interrupted run, exactly as if it had not been interrupted.
+
+    A run that was given an objective or augmentation of its own needs it again.
+    """
     run = RunFolder(Path(folder))
     recipe = run.recipe()
     if run.facts():
         raise RecipeError(f"The run '{folder}' is finished: there is nothing to resume.")
     _, splits, notes = prepare(recipe)
     where = runtime.device(device)
-    classifier, _ = _fresh(recipe, splits, where)
-    return _carry_out(run, recipe, splits, classifier, _objective(recipe), notes, resume=True)
+    classifier, _ = fresh(recipe, splits, where)
+    method = method_of(recipe, splits, where, objective or _objective(recipe), augment)
+    return _carry_out(run, recipe, splits, classifier, method, notes, resume=True)
 
 
 def reopen(folder: str | Path, *, device: str = "auto") -> Run:
@@ -94,8 +108,11 @@ def reopen(folder: str | Path, *, device: str = "auto") -> Run:
     return Run(run.path, recipe, classifier, splits, run.facts(), notes)
 
 
-def read(recipe: Recipe) -> tuple[Dataset, list[presets.Choice]]:
-    """Find and decode the recipe's images, at the size it names or the one chosen for them."""
+def read(recipe: Recipe, *, max_bad: float = 0.05) -> tuple[Dataset, list[presets.Choice]]:
+    """Find and decode the recipe's images, at the size it names or the one chosen for them.
+
+    Raises DataError where more than the share ``max_bad`` of them cannot be read.
+    """
     if recipe.data is None:
         raise RecipeError("Say which images to use: a folder, an archive, a table, or a name such as digits.")
     source = find(recipe.data, limit=recipe.limit, seed=recipe.seed)
@@ -109,7 +126,7 @@ def read(recipe: Recipe) -> tuple[Dataset, list[presets.Choice]]:
         fit=recipe.fit,
         filter=recipe.filter,
     )
-    return load(source, geometry), chosen
+    return load(source, geometry, max_bad=max_bad), chosen
 
 
 def prepare(recipe: Recipe) -> tuple[Recipe, Splits, tuple[str, ...]]:
@@ -124,11 +141,17 @@ def prepare(recipe: Recipe) -> tuple[Recipe, Splits, tuple[str, ...]]:
         raise DataError(f"'{recipe.data}' has too few images to train and validate on. Add images.")
     more = presets.network(recipe, train_images=len(splits.train))
     recipe = recipe.replace(**{choice.field: choice.value for choice in more})
-    notes = (*dataset.notes, *splits.notes, *(choice.why for choice in (*chosen, *more)))
+    notes = (*dataset.notes, *splits.notes, *_said(recipe, (*chosen, *more)))
     return recipe, splits, notes
 
 
-def _fresh(recipe: Recipe, splits: Splits, device: torch.device) -> tuple[Classifier, tuple[str, ...]]:
+def _said(recipe: Recipe, choices: Iterable[presets.Choice]) -> tuple[str, ...]:
+    """The sentences about what was chosen; how to train is not worth one where nothing is trained."""
+    untrained = recipe.epochs == 0
+    return tuple(c.why for c in choices if not (untrained and c.field in {"augment", "batch_size", "lr"}))
+
+
+def fresh(recipe: Recipe, splits: Splits, device: torch.device) -> tuple[Classifier, tuple[str, ...]]:
     """The classifier before training: seeded initial weights, or the given ones."""
     train = splits.train
     assert recipe.model is not None
@@ -203,12 +226,11 @@ def _carry_out(
     recipe: Recipe,
     splits: Splits,
     classifier: Classifier,
-    objective: Objective,
+    method: Method,
     notes: tuple[str, ...],
     *,
     resume: bool,
 ) -> Run:
-    method = _method(recipe, splits, classifier, objective)
     pace.to_layout(classifier, recipe.memory_format or "contiguous")
     if not resume and recipe.epochs:
         folder.write_train_batch(next(iter(method.batches(0, 0))), splits.train.classes)
@@ -216,12 +238,19 @@ def _carry_out(
     return Run(folder.path, recipe, classifier, splits, facts, notes)
 
 
-def _method(recipe: Recipe, splits: Splits, classifier: Classifier, objective: Objective) -> Method:
-    augment = policy(recipe.augment or ())
-    size = recipe.batch_size or 128
-    device = classifier.device
+def method_of(
+    recipe: Recipe,
+    splits: Splits,
+    device: torch.device,
+    objective: Objective,
+    augment: Augment | None = None,
+) -> Method:
+    """The plain way to train: shuffled, augmented batches of the training images."""
+    augment = augment or policy(recipe.augment or ())
+    assert recipe.batch_size is not None
+    size = recipe.batch_size
 
-    def epoch(number: int, start: int) -> Any:
+    def epoch(number: int, start: int) -> Iterable[Batch]:
         return batches(
             splits.train,
             size,
