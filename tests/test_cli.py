@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+import zipfile
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -157,6 +158,28 @@ def test_flags_win_over_the_recipe_file(cli, run, tmp_path):
     assert 'model = "mlp"' in text
 
 
+def test_a_handful_of_images_trains(cli, images, tmp_path):
+    """Eight images to train on, fewer than any batch size chosen for larger sets."""
+    answer = cli("train", images, "--model", "mlp", "--epochs", "1", "--out", tmp_path / "r", "--json")
+    assert answer.code == 0
+    assert json.loads(answer.out)["n"] == 2
+
+
+def test_photos_of_all_sizes_with_hardly_a_flag(cli, shared_data, tmp_path):
+    photos = shared_data / "photos_jpg.zip"
+    answer = cli(
+        "train", photos, "--limit", "60", "--size", "32", "--epochs", "1", "--out", tmp_path / "r", "--json"
+    )
+    assert answer.code == 0
+    assert "Network resnet20" in answer.err
+    value = json.loads(answer.out)
+    assert (value["n"], value["classes"]) == (20, ["cats", "dogs"])
+    with zipfile.ZipFile(photos) as archive:
+        name = next(n for n in archive.namelist() if n.endswith(".jpg"))
+        (tmp_path / "one.jpg").write_bytes(archive.read(name))
+    assert re.match(r".*one\.jpg: (cats|dogs) \d", cli("predict", tmp_path / "r", tmp_path / "one.jpg").out)
+
+
 def test_a_run_is_replaced_only_when_asked(cli, run, tmp_path):
     folder = shutil.copytree(run, tmp_path / "r")
     before = (folder / "recipe.toml").stat().st_mtime_ns
@@ -254,7 +277,7 @@ def test_evaluate_on_other_images(cli, run, images):
 
 
 def test_evaluate_says_when_the_images_are_those_of_training(cli, images, tmp_path):
-    words = ("--model", "mlp", "--size", "8", "--epochs", "1", "--out", tmp_path / "r")
+    words = ("--model", "mlp", "--size", "8", "--epochs", "1", "--batch-size", "4", "--out", tmp_path / "r")
     cli("train", images, *words)
     assert "the very images this classifier was trained on" in cli("evaluate", tmp_path / "r", images).err
 

@@ -39,11 +39,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _sentence(error: Exception, words: Sequence[str]) -> str:
-    verb = "" if words[0].startswith("-") or "Unknown command" in str(error) else f"{words[0]} "
+    from cyclopts import UnknownCommandError, UnusedCliTokensError
+
     text = " ".join(str(error).split())
-    if unused := getattr(error, "unused_tokens", None):
-        text = f"There is no place for {' '.join(repr(word) for word in unused)} in this command."
-    return f"{text} See: sightline {verb}--help"
+    if isinstance(error, UnknownCommandError):
+        return f"{text} See: sightline --help"
+    if isinstance(error, UnusedCliTokensError):
+        text = f"There is no place for {' '.join(map(repr, error.unused_tokens or ()))} in this command."
+    return f"{text} See: sightline {words[0]} --help"
 
 
 def _complain(text: str, code: int) -> int:

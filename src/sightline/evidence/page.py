@@ -18,7 +18,7 @@ MATRIX = 20
 
 
 def complete(run: Path | str) -> Path:
-    """Write ``report.html`` (and the model card ``README.md``) from what a run folder holds.
+    """Write ``report.html`` from what a run folder holds, and the model card into the run and its bundle.
 
     What is absent is named on the page. Returns the page's path; raises DataError where there is no
     such folder, OutputError where it cannot be written.
@@ -27,8 +27,18 @@ def complete(run: Path | str) -> Path:
     page = Path(run) / "report.html"
     write_text(page, render(evidence))
     if evidence.config:
-        write_text(Path(run) / "README.md", card(evidence.config, evidence.report))
+        text = card(evidence.config, evidence.report)
+        write_text(Path(run) / "README.md", text)
+        _share(Path(run) / "classifier", text)
     return page
+
+
+def _share(bundle: Path, text: str) -> None:
+    """Give the bundle the card too: it is what travels alone."""
+    if (bundle / "model.safetensors").is_file():
+        from ..classifier import write_card
+
+        write_card(bundle, text)
 
 
 def render(evidence: Evidence) -> str:

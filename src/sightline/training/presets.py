@@ -16,6 +16,11 @@ MAX_STEPS = 8000
 
 MAX_EPOCHS = 60
 
+FEW = 1000
+"""Fewer training images than this deserve a word of warning."""
+
+_ADVICE = "expect a modest result; more images, or --weights to start from, help most."
+
 STEADY_LR: Mapping[str, float] = {"mlp": 0.5}
 """Networks that bear less than the default learning rate: by this factor."""
 
@@ -46,9 +51,9 @@ def _size(seen: Survey) -> tuple[int, str]:
     low, median, high = seen.short_side.low, seen.short_side.median, seen.short_side.high
     if low == high == seen.width.high == seen.height.high and SIZES[0] <= low <= SIZES[-1]:
         return low, "all images have that size"
-    return max(
-        (s for s in SIZES if s <= median), default=SIZES[0]
-    ), f"the median short side is {median:.0f} pixels"
+    if median < SIZES[0]:
+        return SIZES[0], f"the images are smaller ({median:.0f} pixels), and this is the smallest that is chosen"
+    return max(s for s in SIZES if s <= median), f"the median short side is {median:.0f} pixels"
 
 
 def network(recipe: Recipe, *, train_images: int) -> list[Choice]:
@@ -68,12 +73,16 @@ def network(recipe: Recipe, *, train_images: int) -> list[Choice]:
         batch_size = train_images
         chosen.append(Choice("batch_size", batch_size, f"Batches of {batch_size}: there are no more images."))
     if batch_size is None:
-        batch_size = min(128, max(16, 2 ** int(math.log2(max(train_images / 20, 1)))))
+        batch_size = min(128, train_images, max(16, 2 ** int(math.log2(max(train_images / 20, 1)))))
         chosen.append(Choice("batch_size", batch_size, f"Batches of {batch_size} (--batch-size)."))
     if recipe.lr is None:
         factor = STEADY_LR.get(model.partition(":")[0], 1.0) if recipe.optimizer == "sgd" else 1.0
         lr = float(f"{DEFAULT_LR[recipe.optimizer] * factor * batch_size / 128:.4g}")
         chosen.append(Choice("lr", lr, f"Peak learning rate {lr:g} (--lr)."))
+    if recipe.weights is None and train_images < FEW:
+        chosen.append(
+            Choice("weights", None, f"Only {train_images:,} images to learn from, from scratch: {_ADVICE}")
+        )
     return chosen
 
 

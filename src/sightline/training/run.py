@@ -148,7 +148,9 @@ def prepare(recipe: Recipe) -> tuple[Recipe, Splits, tuple[str, ...]]:
 def _said(recipe: Recipe, choices: Iterable[presets.Choice]) -> tuple[str, ...]:
     """The sentences about what was chosen; how to train is not worth one where nothing is trained."""
     untrained = recipe.epochs == 0
-    return tuple(c.why for c in choices if not (untrained and c.field in {"augment", "batch_size", "lr"}))
+    return tuple(
+        c.why for c in choices if not (untrained and c.field in {"augment", "batch_size", "lr", "weights"})
+    )
 
 
 def fresh(recipe: Recipe, splits: Splits, device: torch.device) -> tuple[Classifier, tuple[str, ...]]:
@@ -170,7 +172,7 @@ def fresh(recipe: Recipe, splits: Splits, device: torch.device) -> tuple[Classif
         classes=train.classes,
         geometry=train.geometry,
         provenance={
-            "data": recipe.data,
+            "data": Path(recipe.data or "").name,  # the path is in recipe.toml; a bundle travels
             "data_fingerprint": train.fingerprint,
             "train_images": len(train),
             "seed": recipe.seed,
