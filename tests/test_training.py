@@ -476,3 +476,36 @@ def test_a_copy_of_a_state_is_a_state(prepared):
     other.take(saved)
     assert other.epochs == 4
     assert same(weights(other.classifier), weights(classifier))
+
+
+@pytest.mark.parametrize(("name", "theirs"), [("sgd", torch.optim.SGD), ("adamw", torch.optim.AdamW)])
+def test_optimisers_are_torchs(prepared, name, theirs):
+    recipe, _, fresh = prepared
+    recipe = recipe.replace(optimizer=name, lr=0.01, weight_decay=0.1)
+    ours, plain = fresh(), fresh()
+    method = method_of(prepared)
+    made = optimizer(ours, recipe)
+    extra = {"momentum": 0.9, "nesterov": True} if name == "sgd" else {"betas": (0.9, 0.999)}
+    groups = [{**g, "params": []} for g in made.param_groups]
+    for group, decayed in zip(groups, (True, False), strict=True):
+        group["params"] = [p for p in plain.parameters() if (p.ndim > 1) == decayed]
+    reference = theirs([{k: g[k] for k in ("params", "weight_decay")} for g in groups], lr=0.01, **extra)
+    for batch in method.batches(0, 0):
+        for model, moves in ((ours, made), (plain, reference)):
+            CrossEntropy()(model, batch).backward()
+            moves.step()
+            moves.zero_grad()
+    for (key, own), other in zip(ours.state_dict().items(), plain.state_dict().values(), strict=True):
+        torch.testing.assert_close(own, other, rtol=1e-4, atol=1e-6, msg=key)
+
+
+def test_training_does_not_load_the_compiler(tmp_path):
+    """It would double the time from the command to the first step."""
+    code = (
+        "import sys; from sightline.cli import main; main(sys.argv[1:]); "
+        "sys.exit('torch._dynamo' in sys.modules)"
+    )
+    words = ["train", "digits", *FLAGS[:-4], "--epochs", "1", "--out", str(tmp_path / "r")]
+    words.remove("8")
+    words.remove("--epochs")
+    subprocess.run([sys.executable, "-c", code, *words], check=True, capture_output=True)

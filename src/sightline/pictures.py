@@ -9,6 +9,7 @@ import io
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -93,10 +94,12 @@ def _fitted(image: ndarray, cell: int) -> "Image":
 
 def _font(size: int) -> "FreeTypeFont | ImageFont":
     """DejaVu Sans, which comes with matplotlib: many scripts and signs on every system."""
-    import matplotlib
     from PIL import ImageFont
 
-    return ImageFont.truetype(Path(matplotlib.get_data_path()) / "fonts/ttf/DejaVuSans.ttf", size)
+    matplotlib = find_spec("matplotlib")  # found, not imported: that takes longer than the picture
+    assert matplotlib is not None
+    assert matplotlib.origin is not None
+    return ImageFont.truetype(Path(matplotlib.origin).parent / "mpl-data/fonts/ttf/DejaVuSans.ttf", size)
 
 
 def _shortened(text: str, font: Any, width: float) -> str:

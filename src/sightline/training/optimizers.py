@@ -2,6 +2,8 @@
 
 import math
 from collections.abc import Callable, Mapping
+from inspect import unwrap
+from typing import Any
 
 import torch
 from torch import nn
@@ -18,8 +20,28 @@ def groups(module: nn.Module, weight_decay: float) -> list[dict[str, object]]:
     ]
 
 
+def _plain(kind: type[torch.optim.Optimizer]) -> type[Any]:
+    """Torch's optimiser without the decorators that serve torch.compile.
+
+    They import the compiler when first called, which doubles the time from the command to the first step.
+    """
+    return type(
+        kind.__name__,
+        (kind,),
+        {
+            "add_param_group": unwrap(kind.add_param_group),
+            "state_dict": unwrap(kind.state_dict),
+            "zero_grad": unwrap(kind.zero_grad),
+            "step": torch.no_grad()(unwrap(kind.step)),
+        },
+    )
+
+
+_SGD, _AdamW = _plain(torch.optim.SGD), _plain(torch.optim.AdamW)
+
+
 def _sgd(module: nn.Module, recipe: Recipe, lr: float, *, fused: bool) -> torch.optim.Optimizer:
-    return torch.optim.SGD(
+    return _SGD(
         groups(module, recipe.weight_decay),
         lr=lr,
         momentum=recipe.momentum,
@@ -29,9 +51,7 @@ def _sgd(module: nn.Module, recipe: Recipe, lr: float, *, fused: bool) -> torch.
 
 
 def _adamw(module: nn.Module, recipe: Recipe, lr: float, *, fused: bool) -> torch.optim.Optimizer:
-    return torch.optim.AdamW(
-        groups(module, recipe.weight_decay), lr=lr, betas=(recipe.momentum, 0.999), fused=fused
-    )
+    return _AdamW(groups(module, recipe.weight_decay), lr=lr, betas=(recipe.momentum, 0.999), fused=fused)
 
 
 OPTIMIZERS: Mapping[str, Callable[..., torch.optim.Optimizer]] = {"sgd": _sgd, "adamw": _adamw}
