@@ -502,10 +502,67 @@ def test_optimisers_are_torchs(prepared, name, theirs):
 def test_training_does_not_load_the_compiler(tmp_path):
     """It would double the time from the command to the first step."""
     code = (
-        "import sys; from sightline.cli import main; main(sys.argv[1:]); "
-        "sys.exit('torch._dynamo' in sys.modules)"
+        "import sys; from sightline.cli import main; main(sys.argv[1:]); sys.exit('torch._dynamo' in sys.modules)"
     )
     words = ["train", "digits", *FLAGS[:-4], "--epochs", "1", "--out", str(tmp_path / "r")]
     words.remove("8")
     words.remove("--epochs")
     subprocess.run([sys.executable, "-c", code, *words], check=True, capture_output=True)
+
+
+def test_a_run_whose_images_changed_is_not_tested_on_others(tmp_path):
+    from PIL import Image
+
+    random = np.random.default_rng(0)
+    for name in ("a", "b"):
+        (tmp_path / "data" / name).mkdir(parents=True)
+        for number in range(20):
+            pixels = random.integers(0, 256, (12, 12, 3), np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "data" / name / f"{number}.png")
+    recipe = TINY.replace(limit=None, epochs=1, batch_size=8)
+    made = train(tmp_path / "data", recipe, out=tmp_path / "r")
+    assert list(reopen(made.folder).splits.test.files) == list(made.splits.test.files)
+    Image.fromarray(random.integers(0, 256, (12, 12, 3), np.uint8)).save(tmp_path / "data" / "a" / "more.png")
+    with pytest.raises(DataError, match=r"images changed.*evaluate .* DATA"):
+        reopen(made.folder)
+
+
+def test_a_validation_loss_that_is_not_finite_keeps_nothing_bad(prepared, tmp_path):
+    recipe, splits, fresh = prepared
+    classifier, folder = fresh(), RunFolder(tmp_path)
+    last = method_of(prepared).steps_per_epoch
+
+    class Spoil(Watcher):
+        def after_step(self, state):
+            if state.step == last:
+                with torch.no_grad():
+                    next(state.classifier.parameters()).fill_(float("nan"))
+
+    method = replace(method_of(prepared), hooks={"spoil": Spoil()})
+    with pytest.raises(TrainingError, match=r"validation loss became nan in epoch 1.*No epoch was finished"):
+        refine(classifier, recipe, splits, method, folder)
+    assert not folder.bundle.exists()
+
+
+def test_an_old_run_survives_a_new_one_that_cannot_begin(tmp_path):
+    train("digits", TINY.replace(epochs=1), out=tmp_path / "r")
+    before = weights(Classifier.load(tmp_path / "r"))
+    (tmp_path / "wrong.pth").write_bytes(b"no weights at all")
+    with pytest.raises(Exception, match=r"wrong\.pth"):
+        train("digits", TINY.replace(weights=str(tmp_path / "wrong.pth")), out=tmp_path / "r", overwrite=True)
+    assert same(before, weights(Classifier.load(tmp_path / "r")))
+
+
+def test_a_changed_recipe_is_not_resumed(tmp_path, monkeypatch):
+    class Stop(Watcher):
+        def after_step(self, state):
+            state.interrupted = state.step == 3
+
+    original = run.method_of
+    monkeypatch.setattr(run, "method_of", lambda *a: replace(original(*a), hooks={"stop": Stop()}))
+    with pytest.raises(Interrupted):
+        train("digits", TINY, out=tmp_path / "r")
+    file = tmp_path / "r" / "recipe.toml"
+    file.write_text(file.read_text().replace("lr = 0.05", "lr = 0.5"))
+    with pytest.raises(TrainingError, match=r"recipe\.toml.*was changed"):
+        resume(tmp_path / "r")

@@ -26,8 +26,11 @@ def device(name: str = "auto") -> torch.device:
     cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available()
     if name == "auto":
         return torch.device("cuda" if cuda else "mps" if mps else "cpu")
-    if name.partition(":")[0] not in DEVICES:
+    kind, _, number = name.partition(":")
+    if kind not in DEVICES or (number and (kind != "cuda" or not number.isdigit())):
         raise ChoiceError(f"There is no device called '{name}'. Choose one of: {', '.join(DEVICES)}.")
+    if number and int(number) >= torch.cuda.device_count():
+        raise ChoiceError(f"This machine has no '{name}' device, but {torch.cuda.device_count()} of that kind.")
     if (name.startswith("cuda") and not cuda) or (name.startswith("mps") and not mps):
         raise ChoiceError(f"This machine has no '{name}' device. Use --device auto or cpu.")
     return torch.device(name)

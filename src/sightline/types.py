@@ -9,7 +9,7 @@ Pixels are uint8 (N H W C) at rest, as decoded, and float32 in [0, 1] (B C H W) 
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, get_args, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float, Int, Shaped, UInt8
@@ -35,6 +35,14 @@ class Geometry:
     """Resampling filter, antialiased when shrinking."""
     exif: bool = True
     """Turn the image upright as its EXIF orientation says."""
+
+    def __post_init__(self) -> None:
+        """Raise ValueError for what no image can be decoded to: a bundle's config is not to be trusted."""
+        whole = all(isinstance(side, int) and 1 <= side <= 4096 for side in self.size)
+        if len(self.size) != 2 or not whole or self.channels not in (1, 3):
+            raise ValueError(f"a geometry of {self.size} pixels and {self.channels} channels is impossible")
+        if self.fit not in get_args(Fit) or self.filter not in get_args(Filter):
+            raise ValueError(f"there is no fit '{self.fit}' or no filter '{self.filter}'")
 
     @property
     def shape(self) -> tuple[int, int, int]:

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ..errors import SightlineError
 from .show import Json, emit, table
 
 
@@ -78,18 +79,21 @@ def _summary(folder: Path) -> dict[str, Any]:
     """One line about a run, from its files."""
     from ..training.folder import RunFolder
 
-    recipe, facts = RunFolder(folder).recipe(), RunFolder(folder).facts()
+    row: dict[str, Any] = dict.fromkeys(("data", "model", "epochs", "accuracy", "n"))
+    row |= {"run": str(folder), "started": (folder / "recipe.toml").stat().st_mtime}
     report = folder / "report.json"
-    tested = json_module.loads(report.read_text(encoding="utf-8"))["test"] if report.is_file() else {}
-    return {
-        "run": str(folder),
+    try:
+        recipe, facts = RunFolder(folder).recipe(), RunFolder(folder).facts()
+        tested = json_module.loads(report.read_text(encoding="utf-8"))["test"] if report.is_file() else {}
+    except (SightlineError, ValueError, KeyError):
+        return row | {"state": "damaged"}  # one bad run must not hide the others
+    return row | {
         "data": recipe.data,
         "model": recipe.model,
         "epochs": facts.get("epochs"),
         "accuracy": tested.get("accuracy"),
         "n": tested.get("n"),
         "state": "tested" if tested else "trained" if facts else "unfinished",
-        "started": (folder / "recipe.toml").stat().st_mtime,
     }
 
 

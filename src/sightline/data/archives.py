@@ -197,10 +197,12 @@ def _large(extra: bytes, packed: int, size: int, offset: int) -> tuple[int, int,
     while at + 4 <= len(extra):
         kind, length = struct.unpack_from("<2H", extra, at)
         if kind == 1:
-            values = iter(struct.unpack_from(f"<{length // 8}Q", extra, at + 4))
-            size = next(values) if size == 0xFFFFFFFF else size
-            packed = next(values) if packed == 0xFFFFFFFF else packed
-            offset = next(values) if offset == 0xFFFFFFFF else offset
+            values = list(struct.unpack_from(f"<{length // 8}Q", extra, at + 4))
+            if len(values) < (size, packed, offset).count(0xFFFFFFFF) or any(v >= 2**63 for v in values):
+                raise struct.error("the zip64 field is too short or impossible")
+            size = values.pop(0) if size == 0xFFFFFFFF else size
+            packed = values.pop(0) if packed == 0xFFFFFFFF else packed
+            offset = values.pop(0) if offset == 0xFFFFFFFF else offset
             break
         at += 4 + length
     return packed, size, offset

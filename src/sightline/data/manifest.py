@@ -2,6 +2,7 @@
 
 import csv
 import hashlib
+import io
 import os
 from pathlib import Path
 
@@ -54,7 +55,7 @@ def _table(path: Path, data: bytes) -> tuple[list[str], list[list[str]], list[in
     except UnicodeDecodeError as error:
         raise DataError(f"'{path}' is not UTF-8 text: save it again as CSV in UTF-8.") from error
     first = text.split("\n", 1)[0]
-    reader = csv.reader(text.splitlines(keepends=True), delimiter=max(",;\t", key=first.count))
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=max(",;\t", key=first.count))
     header = [name.strip() for name in next(reader, [])]
     rows, lines = [], []
     try:

@@ -115,7 +115,7 @@ def _opened(folder: Path, source: Source, geometry: Geometry) -> Store | None:
         pixels = MappedPixels(folder / "pixels.npy")
         facts = np.load(folder / "facts.npy")
         reasons = json.loads((folder / "unreadable.json").read_text("utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, EOFError):
         return None
     whole = pixels.shape == (len(source), *geometry.shape) and facts.dtype == FACTS
     return Store(pixels, facts, {int(row): text for row, text in reasons.items()}) if whole else None

@@ -27,6 +27,9 @@ CHECK_EVERY = 50
 """Steps between looks at the loss: looking makes an accelerator wait."""
 
 
+_CALMER = "Try a lower --lr (a tenth), a longer --warmup, or --precision float32."
+
+
 @dataclass(frozen=True)
 class Row:
     """One epoch, as ``history.csv`` holds it."""
@@ -78,14 +81,11 @@ class State:
         """Read the pending losses; raise TrainingError naming the first step whose loss is not finite."""
         if not self.pending:
             return
-        losses = torch.stack([loss for loss, _ in self.pending]).double().tolist()
+        losses = torch.stack([loss for loss, _ in self.pending]).cpu().double().tolist()
         first = self.step - len(losses) + 1
         for step, (loss, (_, images)) in enumerate(zip(losses, self.pending, strict=True), first):
             if not math.isfinite(loss):
-                raise TrainingError(
-                    f"The loss became {loss} at step {step} (epoch {self.epoch + 1}). "
-                    "Try a lower --lr (a tenth), a longer --warmup, or --precision float32."
-                )
+                raise TrainingError(f"The loss became {loss} at step {step} (epoch {self.epoch + 1}). {_CALMER}")
             self.loss_sum += loss * images
             self.images += images
         self.pending.clear()
@@ -170,7 +170,10 @@ def fit(
             if state.interrupted:
                 return
         state.settle()
-        _finish_epoch(state, validate())
+        val_loss, val_accuracy = validate()
+        if not math.isfinite(val_loss):
+            raise TrainingError(f"The validation loss became {val_loss} in epoch {state.epoch + 1}. {_CALMER}")
+        _finish_epoch(state, val_loss, val_accuracy)
         for hook in hooks:
             hook.after_epoch(state)
 
@@ -192,8 +195,7 @@ def _step(
     return loss.detach()
 
 
-def _finish_epoch(state: State, validated: tuple[float, float]) -> None:
-    val_loss, val_accuracy = validated
+def _finish_epoch(state: State, val_loss: float, val_accuracy: float) -> None:
     state.epoch += 1
     row = Row(
         epoch=state.epoch,

@@ -8,7 +8,7 @@ import csv
 import json
 import shutil
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
@@ -60,6 +60,8 @@ class RunFolder:
 
     def begin(self, recipe: Recipe, splits: Splits, notes: Sequence[str]) -> None:
         """Write what is known before the first step."""
+        for note in notes:
+            self.say(note, aloud=False)
         write_text(self.path / "recipe.toml", recipe.to_toml())
         write_json(self.path / "environment.json", runtime.environment())
         write_json(self.path / "notes.json", list(notes))
@@ -93,35 +95,33 @@ class RunFolder:
                 curves(history).save(self.path / "curves.png")
 
 
+def check_free(out: Path | None, *, overwrite: bool) -> None:
+    """Raise OutputError where ``out`` holds something that may not be replaced."""
+    if out is None or not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return
+    if not overwrite:
+        raise OutputError(f"'{out}' exists already. Choose another --out, or add --overwrite to replace it.")
+    if not (out / "recipe.toml").is_file():
+        raise OutputError(f"'{out}' is not a run, so it is not overwritten. Choose another --out.")
+
+
 def create(out: Path | None, name: str, *, overwrite: bool = False) -> RunFolder:
     """Make the folder of a new run: ``out``, or ``runs/<name>`` with a number where that exists.
 
     Raises OutputError where ``out`` exists (unless ``overwrite`` and it is a run) or cannot be written.
     """
-    path = out if out is not None else next(p for p in _names(Path("runs") / name) if not p.exists())
-    if path.is_dir() and not any(path.iterdir()):
-        return RunFolder(path)
-    if path.exists():
-        if not overwrite:
-            raise OutputError(f"'{path}' exists already. Choose another --out, or add --overwrite to replace it.")
-        if not (path / "recipe.toml").is_file():
-            raise OutputError(f"'{path}' is not a run, so it is not overwritten. Choose another --out.")
-        with explaining(path):
-            shutil.rmtree(path)
-    with explaining(path):
-        path.mkdir(parents=True)
-    return RunFolder(path)
-
-
-@contextmanager
-def unless_refused(folder: RunFolder) -> Iterator[None]:
-    """Leave no folder behind when a run ends before it has written its recipe."""
-    try:
-        yield
-    except BaseException:
-        if not (folder.path / "recipe.toml").exists():
-            shutil.rmtree(folder.path, ignore_errors=True)
-        raise
+    check_free(out, overwrite=overwrite)
+    if out is not None:
+        with explaining(out):
+            if (out / "recipe.toml").is_file():
+                shutil.rmtree(out)
+            out.mkdir(parents=True, exist_ok=True)
+        return RunFolder(out)
+    for path in _names(Path("runs") / name):
+        with explaining(path), suppress(FileExistsError):  # another run may take the name first
+            path.mkdir(parents=True)
+            return RunFolder(path)
+    raise AssertionError("numbers do not end")
 
 
 def _names(path: Path) -> Iterator[Path]:

@@ -116,7 +116,10 @@ class Patience(Watcher):
 class Checkpoint(Watcher):
     """Writes everything needed to go on exactly, after each epoch and every ``every`` seconds."""
 
-    def __init__(self, path: Path, hooks: Mapping[str, Hook], fingerprint: str, *, every: float = 30.0) -> None:
+    def __init__(
+        self, path: Path, hooks: Mapping[str, Hook], fingerprint: str, recipe: str, *, every: float = 30.0
+    ) -> None:
+        self.recipe = recipe
         self.path = path
         self.hooks = hooks
         self.fingerprint = fingerprint
@@ -140,6 +143,7 @@ class Checkpoint(Watcher):
             "state": state.to_dict(),
             "hooks": {name: hook.to_dict() for name, hook in self.hooks.items()},
             "fingerprint": self.fingerprint,
+            "recipe": self.recipe,
         }
         whole = io.BytesIO()  # torch would not say that a disk is full
         torch.save(content, whole)

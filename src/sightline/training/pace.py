@@ -44,7 +44,7 @@ def measure(classifier: Classifier, recipe: Recipe, objective: Objective, batch:
 
     Remembered per machine, network and batch shape, so that it is paid once and a machine keeps its choice.
     """
-    path = runtime.cache_dir() / "pace" / f"{_key(classifier, recipe, batch)}.json"
+    path = runtime.cache_dir() / "pace" / f"{_key(classifier, recipe, objective, batch)}.json"
     if path.exists():
         return Pace(**json.loads(path.read_text()))
     layouts = LAYOUTS if recipe.memory_format is None else (recipe.memory_format,)
@@ -99,7 +99,7 @@ def _trial(
     return step
 
 
-def _key(classifier: Classifier, recipe: Recipe, batch: Batch) -> str:
+def _key(classifier: Classifier, recipe: Recipe, objective: Objective, batch: Batch) -> str:
     """Everything the speed depends on."""
     facts = (
         runtime.processor(),
@@ -107,6 +107,7 @@ def _key(classifier: Classifier, recipe: Recipe, batch: Batch) -> str:
         torch.__version__,
         torch.get_num_threads(),
         repr(classifier.architecture),
+        repr(objective),
         tuple(batch.pixels.shape),
         recipe.precision,
         recipe.memory_format,

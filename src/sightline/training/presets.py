@@ -98,8 +98,11 @@ def epochs(recipe: Recipe, *, train_images: int, images_per_second: float) -> Ch
     enough = min(MAX_EPOCHS, math.ceil(MAX_STEPS * recipe.batch_size / train_images))
     count = max(1, min(fitting, enough))
     took = _minutes(count * train_images / images_per_second)
+    what = "1 epoch" if count == 1 else f"{count} epochs"
     limit = f"the budget of {recipe.budget} (--budget)" if fitting < enough else "more would bring little"
-    return Choice("epochs", count, f"{count} epochs, about {took}: {limit}; --epochs sets them.")
+    if not fitting:
+        limit = f"even one is more than the budget of {recipe.budget} (try --size, --limit or another --model)"
+    return Choice("epochs", count, f"{what}, about {took}: {limit}; --epochs sets them.")
 
 
 def _minutes(amount: float) -> str:

@@ -236,5 +236,5 @@ _RULES: Mapping[str, tuple[str, Callable[[Any], bool]]] = {
     "patience": ("a whole number, 0 or more", _whole(0)),
     "precision": _one_of("float32", "bfloat16"),
     "memory_format": _one_of("contiguous", "channels_last"),
-    "seed": ("a whole number, 0 or more", _whole(0)),
+    "seed": ("a whole number from 0 to 2^63 - 1", lambda v: _whole(0)(v) and v < 2**63),
 }

@@ -2,7 +2,7 @@
 
 import signal
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -49,7 +49,6 @@ def refine(
     and TrainingError at a loss that is not finite (the best weights so far are in the bundle).
     """
     assert recipe.epochs is not None
-    assert recipe.lr is not None
     runtime.seed(recipe.seed)  # whatever drew from the global generator before must not matter to dropout
     state = State(classifier, optimizer(classifier, recipe), recipe.epochs, method.steps_per_epoch)
     averaged = Average(classifier, recipe.ema) if recipe.ema else None
@@ -58,9 +57,9 @@ def refine(
     remembered: dict[str, Hook] = dict(method.hooks or {}) | {"best": best}
     if averaged:
         remembered["average"] = averaged
-    checkpoint = Checkpoint(folder.checkpoint, remembered, splits.train.fingerprint)
+    checkpoint = Checkpoint(folder.checkpoint, remembered, splits.train.fingerprint, recipe.to_toml())
     if resume:
-        _recall(folder, state, remembered, splits)
+        _recall(folder, state, remembered, splits, recipe)
     watching: list[Hook] = [*remembered.values(), History(folder.path / "history.csv")]
     if recipe.patience:
         watching.append(Patience(recipe.patience))
@@ -70,19 +69,12 @@ def refine(
         if not resume:
             checkpoint.save(state)
         try:
-            fit(
-                state,
-                method.objective,
-                method.batches,
-                SCHEDULES[recipe.schedule](recipe.warmup),
-                recipe.lr,
-                validate=lambda: validate(candidate, splits.val),
-                bfloat16=recipe.precision == "bfloat16",
-                gradient_step=method.gradient_step,
-                hooks=watching,
-            )
+            _fit(state, recipe, method, lambda: validate(candidate, splits.val), watching)
         except TrainingError as error:
-            raise TrainingError(f"{error} {_keep(classifier, best, splits, folder)}") from error
+            kept = f"No epoch was finished; the last weights saved are in {folder.checkpoint}."
+            if best.weights is not None:
+                kept = _keep(classifier, best, splits, folder)
+            raise TrainingError(f"{error} {kept}") from error
         if state.interrupted:
             checkpoint.save(state)
             raise Interrupted(
@@ -95,14 +87,32 @@ def refine(
     return _finish(state, best, classifier, folder)
 
 
+def _fit(
+    state: State,
+    recipe: Recipe,
+    method: Method,
+    validate: Callable[[], tuple[float, float]],
+    hooks: Sequence[Hook],
+) -> None:
+    """The loop, as recipe and method say."""
+    assert recipe.lr is not None
+    fit(
+        state,
+        method.objective,
+        method.batches,
+        SCHEDULES[recipe.schedule](recipe.warmup),
+        recipe.lr,
+        validate=validate,
+        bfloat16=recipe.precision == "bfloat16",
+        gradient_step=method.gradient_step,
+        hooks=hooks,
+    )
+
+
 def _keep(classifier: Classifier, best: Best, splits: Splits, folder: RunFolder) -> str:
     """Put the best weights into the classifier, fit the temperature, save the bundle; say what was kept."""
     if best.weights is not None:
         classifier.load_state_dict(best.weights)
-    elif any(not torch.isfinite(t).all() for t in classifier.state_dict().values() if t.is_floating_point()):
-        return (
-            f"No epoch was finished, so there are no weights to keep; the initial ones are in {folder.checkpoint}."
-        )
     classifier.temperature = round(temperature(*logits_of(classifier, splits.val)), 6)
     classifier.save(folder.bundle)
     return f"The weights of epoch {best.epoch} are kept in {folder.bundle}."
@@ -125,7 +135,7 @@ def _finish(state: State, best: Best, classifier: Classifier, folder: RunFolder)
     return facts
 
 
-def _recall(folder: RunFolder, state: State, hooks: Mapping[str, Hook], splits: Splits) -> None:
+def _recall(folder: RunFolder, state: State, hooks: Mapping[str, Hook], splits: Splits, recipe: Recipe) -> None:
     try:
         saved = torch.load(folder.checkpoint, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
@@ -136,6 +146,11 @@ def _recall(folder: RunFolder, state: State, hooks: Mapping[str, Hook], splits: 
         raise TrainingError(
             f"The images changed since '{folder.path}' began, so it cannot be resumed exactly. "
             "Bring the old images back, or train anew."
+        )
+    if saved["recipe"] != recipe.to_toml():
+        raise TrainingError(
+            f"The recipe.toml of '{folder.path}' was changed since it began, so it cannot be resumed exactly. "
+            "Change it back, or train anew from it with --recipe."
         )
     state.take(saved["state"])
     for name, hook in hooks.items():

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from .. import runtime
+from .. import progress, runtime
 from ..augmentation import policy
 from ..choose import lookup
 from ..classifier import Classifier
@@ -22,7 +22,7 @@ from ..preprocessing import STATISTICS
 from ..preprocessing import fit as fit_preprocessing
 from ..types import Batch, Dataset, Geometry, Splits
 from . import pace, presets
-from .folder import RunFolder, create, unless_refused
+from .folder import RunFolder, check_free, create
 from .objectives import OBJECTIVES, Objective
 from .recipe import Recipe
 from .refinement import Method, refine
@@ -57,23 +57,25 @@ def train(
     of your own in place of the recipe's names. Raises SightlineError, each with its remedy, for data or a
     recipe that cannot be used, and Interrupted when stopped by a signal.
     """
-    recipe = (recipe or Recipe()).replace(data=None if data is None else str(data))
+    recipe = (recipe or Recipe()).replace(data=_absolute(data))
+    recipe = recipe.replace(weights=_absolute(recipe.weights))
     where = runtime.device(device)
+    wanted = Path(out) if out is not None else None
+    check_free(wanted, overwrite=overwrite)
     _check_names(recipe)
     recipe, splits, notes = prepare(recipe)
-    name = f"{Path(str(data)).name.partition('.')[0]}-{recipe.model}".replace(":", "_")
-    folder = create(Path(out) if out is not None else None, name, overwrite=overwrite)
-    with unless_refused(folder):
-        for note in notes:
-            folder.say(note)
-        classifier, weighed = fresh(recipe, splits, where)
-        notes += weighed
-        loss = objective or _objective(recipe)
-        recipe, measured = _pace(recipe, splits, classifier, loss)
-        for note in (*weighed, *measured):
-            folder.say(note)
-        notes += measured
-        folder.begin(recipe, splits, notes)
+    for note in notes:
+        progress.say(note)
+    classifier, weighed = fresh(recipe, splits, where)
+    loss = objective or _objective(recipe)
+    recipe, measured = _pace(recipe, splits, classifier, loss)
+    for note in (*weighed, *measured):
+        progress.say(note)
+    notes += (*weighed, *measured)
+    name = f"{Path(recipe.data or '').name.partition('.')[0]}-{recipe.model}".replace(":", "_")
+    # Only now: an old run is not given up for one that cannot begin.
+    folder = create(wanted, name, overwrite=overwrite)
+    folder.begin(recipe, splits, notes)
     method = method_of(recipe, splits, where, loss, augment)
     return _carry_out(folder, recipe, splits, classifier, method, notes, resume=False)
 
@@ -92,10 +94,12 @@ def resume(
     run = RunFolder(Path(folder))
     recipe = run.recipe()
     if run.facts():
-        raise RecipeError(f"The run '{folder}' is finished: there is nothing to resume.")
+        raise RecipeError(
+            f"The run '{folder}' is finished: there is nothing to resume. See sightline evaluate {folder}"
+        )
     _, splits, notes = prepare(recipe)
     where = runtime.device(device)
-    classifier, _ = fresh(recipe, splits, where)
+    classifier, _ = fresh(recipe.replace(weights=None), splits, where)  # the checkpoint has them
     method = method_of(recipe, splits, where, objective or _objective(recipe), augment)
     return _carry_out(run, recipe, splits, classifier, method, notes, resume=True)
 
@@ -103,8 +107,13 @@ def resume(
 def reopen(folder: str | Path, *, device: str = "auto") -> Run:
     """A finished run, read back: the classifier as saved, and the very images it was made from."""
     run = RunFolder(Path(folder))
-    recipe, splits, notes = prepare(run.recipe())
     classifier = Classifier.load(run.path).to(runtime.device(device))
+    recipe, splits, notes = prepare(run.recipe())
+    if classifier.provenance.get("data_fingerprint") != splits.train.fingerprint:
+        raise DataError(
+            f"The images changed since '{folder}' was trained, so its test images are not the same any more. "
+            f"Bring the old images back, or name the images to test on: sightline evaluate {folder} DATA"
+        )
     return Run(run.path, recipe, classifier, splits, run.facts(), notes)
 
 
@@ -116,8 +125,8 @@ def read(recipe: Recipe, *, max_bad: float = 0.05) -> tuple[Dataset, list[preset
     if recipe.data is None:
         raise RecipeError("Say which images to use: a folder, an archive, a table, or a name such as digits.")
     source = find(recipe.data, limit=recipe.limit, seed=recipe.seed)
-    seen = survey(source)
-    chosen = presets.pixels(recipe, seen)
+    known = recipe.size is not None and recipe.channels is not None
+    chosen = [] if known else presets.pixels(recipe, survey(source))
     recipe = recipe.replace(**{choice.field: choice.value for choice in chosen})
     assert recipe.size is not None
     geometry = Geometry(
@@ -139,10 +148,22 @@ def prepare(recipe: Recipe) -> tuple[Recipe, Splits, tuple[str, ...]]:
     splits = split(dataset, val=recipe.val, test=recipe.test, seed=recipe.seed)
     if not len(splits.train) or not len(splits.val):
         raise DataError(f"'{recipe.data}' has too few images to train and validate on. Add images.")
+    if unseen := [
+        name for name, count in zip(splits.train.classes, splits.train.counts, strict=True) if not count
+    ]:
+        raise DataError(
+            f"No image is left to learn {', '.join(map(repr, unseen[:5]))} from, in '{recipe.data}': they could "
+            "not be read, or are copies of images of another class. Add images, or remove the class."
+        )
     more = presets.network(recipe, train_images=len(splits.train))
     recipe = recipe.replace(**{choice.field: choice.value for choice in more})
     notes = (*dataset.notes, *splits.notes, *_said(recipe, (*chosen, *more)))
     return recipe, splits, notes
+
+
+def _absolute(path: str | Path | None) -> str | None:
+    """A path that means the same from any folder; a name stays a name."""
+    return str(Path(path).resolve()) if path is not None and Path(path).exists() else path and str(path)
 
 
 def _said(recipe: Recipe, choices: Iterable[presets.Choice]) -> tuple[str, ...]:
@@ -209,6 +230,8 @@ def _pace(
     assert recipe.batch_size is not None
     first = next(iter(batches(splits.train, recipe.batch_size, device=classifier.device)))
     asked = recipe.precision is not None and recipe.memory_format is not None
+    if asked and recipe.epochs is not None:
+        return recipe, ()
     measured = pace.measure(classifier, recipe, objective, first)
     recipe = recipe.replace(precision=measured.precision, memory_format=measured.memory_format)
     why = "" if asked else ", the fastest measured here"
