@@ -1,4 +1,4 @@
-"""Waiting and memory: `--help`, the second start on MNIST, and the memory of training on CIFAR-10.
+"""Waiting and memory: `--help`, the demo, the second start on MNIST, and the memory of training on CIFAR-10.
 
     python benchmarks/startup.py [FOLDER_OF_ZIPS] [--rounds 5]
 
@@ -43,6 +43,8 @@ def main() -> None:
     folder = shared(asked.data)
     script = Path(sys.executable).with_name("sightline")
     helps = [seconds([str(script), "--help"]) for _ in range(asked.rounds)]
+    with tempfile.TemporaryDirectory() as place:
+        demos = [seconds([str(script), "demo", "--out", f"{place}/{number}"]) for number in range(3)]
     mnist = ["train", str(folder / "mnist_png.zip"), "--epochs", "3"]
     starts = [first_step(mnist, 2)["seconds"] for _ in range(asked.rounds + 1)][1:]  # the first builds the store
     cifar = ["train", str(folder / "cifar10_jpg.zip"), "--model", "resnet20", "--epochs", "1"]
@@ -51,6 +53,7 @@ def main() -> None:
         "startup",
         {
             "help_seconds": {"median": statistics.median(helps), "all": helps},
+            "demo_seconds": {"median": statistics.median(demos), "all": demos},
             "second_start_seconds": {"median": statistics.median(starts), "all": starts},
             "cifar10_training_peak_mb": peak,
         },

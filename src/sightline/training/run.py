@@ -57,8 +57,7 @@ def train(
     of your own in place of the recipe's names. Raises SightlineError, each with its remedy, for data or a
     recipe that cannot be used, and Interrupted when stopped by a signal.
     """
-    recipe = (recipe or Recipe()).replace(data=_absolute(data))
-    recipe = recipe.replace(weights=_absolute(recipe.weights))
+    recipe = (recipe or Recipe()).replace(data=None if data is None else str(data))
     where = runtime.device(device)
     wanted = Path(out) if out is not None else None
     check_free(wanted, overwrite=overwrite)
@@ -72,6 +71,7 @@ def train(
     for note in (*weighed, *measured):
         progress.say(note)
     notes += (*weighed, *measured)
+    recipe = recipe.replace(data=_absolute(recipe.data), weights=_absolute(recipe.weights))
     name = f"{Path(recipe.data or '').name.partition('.')[0]}-{recipe.model}".replace(":", "_")
     # Only now: an old run is not given up for one that cannot begin.
     folder = create(wanted, name, overwrite=overwrite)
@@ -107,8 +107,9 @@ def resume(
 def reopen(folder: str | Path, *, device: str = "auto") -> Run:
     """A finished run, read back: the classifier as saved, and the very images it was made from."""
     run = RunFolder(Path(folder))
+    recipe = run.recipe()
     classifier = Classifier.load(run.path).to(runtime.device(device))
-    recipe, splits, notes = prepare(run.recipe())
+    recipe, splits, notes = prepare(recipe)
     if classifier.provenance.get("data_fingerprint") != splits.train.fingerprint:
         raise DataError(
             f"The images changed since '{folder}' was trained, so its test images are not the same any more. "
@@ -161,9 +162,9 @@ def prepare(recipe: Recipe) -> tuple[Recipe, Splits, tuple[str, ...]]:
     return recipe, splits, notes
 
 
-def _absolute(path: str | Path | None) -> str | None:
+def _absolute(path: str | None) -> str | None:
     """A path that means the same from any folder; a name stays a name."""
-    return str(Path(path).resolve()) if path is not None and Path(path).exists() else path and str(path)
+    return str(Path(path).resolve()) if path is not None and Path(path).exists() else path
 
 
 def _said(recipe: Recipe, choices: Iterable[presets.Choice]) -> tuple[str, ...]:
