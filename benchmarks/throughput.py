@@ -216,7 +216,8 @@ def machine() -> dict:
 
 def command() -> str:
     """How to repeat it."""
-    return f"python benchmarks/throughput.py {' '.join(sys.argv[1:])}"
+    nets = sys.argv[sys.argv.index("--nets") + 1 :] if "--nets" in sys.argv else []
+    return " ".join(["python benchmarks/throughput.py --data FOLDER_OF_ZIPS", *(w for w in nets if w in CASES)])
 
 
 if __name__ == "__main__":

@@ -103,15 +103,15 @@ def loading_threads() -> int:
 
 
 def test_stopping_early_leaves_no_thread(shapes):
-    iterator = batches(shapes, 1)
+    iterator = batches(shapes, 1, ahead=2)
     next(iterator)
     assert loading_threads() == 1
     iterator.close()
     assert loading_threads() == 0
-    for _ in batches(shapes, 1):
+    for _ in batches(shapes, 1, ahead=2):
         break
     assert loading_threads() == 0
-    list(batches(shapes, 10))
+    list(batches(shapes, 10, ahead=2))
     assert loading_threads() == 0
 
 

@@ -169,15 +169,14 @@ def _adapted(values: tuple[float, ...], channels: int) -> tuple[float, ...]:
 def measure(images: Images) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and population std of each channel over all pixels, in [0, 1] units, exact.
 
-    Streams: never holds more than about 16 MB of float64 beside one chunk of images.
+    Streams: never holds more than about 16 MB of integers beside one chunk of images.
     """
     if not len(images):
         raise DataError("There are no training images to measure: the training part is empty.")
-    count, sums = 0, np.zeros((2, images[:1].shape[-1]))
+    count, sums = 0, np.zeros((2, images[:1].shape[-1]), np.int64)
     chunk = max(1, (1 << 20) // images[:1].size)
     for start in range(0, len(images), chunk):
-        # Sums of integers in float64 are exact below 2^53, that is for 10^11 pixels.
-        values = torch.from_numpy(np.ascontiguousarray(images[start : start + chunk])).flatten(0, 2).double()
+        values = torch.from_numpy(np.ascontiguousarray(images[start : start + chunk])).flatten(0, 2).int()
         count += len(values)
         sums += torch.stack([values.sum(0), values.square().sum(0)]).numpy()
     moments = [_moments(count, int(one), int(two)) for one, two in sums.T]
