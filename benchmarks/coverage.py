@@ -22,7 +22,7 @@ def main() -> None:
     rng = np.random.default_rng(0)
     found = {}
     for classes, accuracy, n in POPULATIONS:
-        truth = accuracy  # equal classes, mistakes spread evenly: precision, recall and F1 of each class equal accuracy
+        truth = accuracy  # equal classes and mistakes spread evenly: every class has this precision and recall
         held = {"ours": 0, "percentile_bootstrap": 0}
         for _ in range(SAMPLES):
             labels, predicted = draw(classes, accuracy, n, rng)
