@@ -41,7 +41,7 @@ def cli(capsys, tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def refused(cli):
+def check_refused(cli):
     """Run a command that must be refused with a sentence that says ``parts``; no run may be left behind."""
 
     def run(words, *parts):
@@ -100,41 +100,43 @@ BAD = {
 
 
 @pytest.mark.parametrize("verb", ["check", "train"])
-def test_a_missing_path(refused, tmp_path, verb):
+def test_a_missing_path(check_refused, tmp_path, verb):
     folders(tmp_path / "pets", cat=2, dog=2)
-    refused((verb, "pest"), "There is nothing at 'pest'. Did you mean 'pets'?")
+    check_refused((verb, "pest"), "There is nothing at 'pest'. Did you mean 'pets'?")
 
 
 @pytest.mark.parametrize("verb", ["check", "train"])
-def test_an_empty_folder(refused, tmp_path, verb):
+def test_an_empty_folder(check_refused, tmp_path, verb):
     (tmp_path / "void").mkdir()
-    refused((verb, "void"), "'void' holds no images", "one sub-folder of images for each class")
+    check_refused((verb, "void"), "'void' holds no images", "one sub-folder of images for each class")
 
 
-def test_one_class_only(refused, tmp_path):
+def test_one_class_only(check_refused, tmp_path):
     folders(tmp_path / "pets", cat=5)
-    refused(("train", "pets"), "only one class, 'cat'", "at least two")
+    check_refused(("train", "pets"), "only one class, 'cat'", "at least two")
 
 
-def test_a_class_without_images(refused, tmp_path):
+def test_a_class_without_images(check_refused, tmp_path):
     folders(tmp_path / "pets", cat=5, dog=5, eel=0)
-    refused(("train", "pets"), "The class folder 'eel' of 'pets' has no images: add some or remove the folder.")
+    check_refused(
+        ("train", "pets"), "The class folder 'eel' of 'pets' has no images: add some or remove the folder."
+    )
 
 
-def test_a_class_whose_images_are_all_unreadable(refused, tmp_path):
+def test_a_class_whose_images_are_all_unreadable(check_refused, tmp_path):
     folders(tmp_path / "pets", cat=40, dog=40, eel=0)
     (tmp_path / "pets/eel/0.png").write_bytes(b"")
-    refused(("train", "pets"), "No image of the class 'eel'", "0.png: the file is empty")
+    check_refused(("train", "pets"), "No image of the class 'eel'", "0.png: the file is empty")
 
 
-def test_images_without_class_folders(refused, tmp_path):
+def test_images_without_class_folders(check_refused, tmp_path):
     folders(tmp_path, loose=4)
-    refused(("train", "loose"), "no class folders", "CSV with the columns 'path' and 'label'")
+    check_refused(("train", "loose"), "no class folders", "CSV with the columns 'path' and 'label'")
 
 
-def test_too_few_images_to_split(refused, tmp_path):
+def test_too_few_images_to_split(check_refused, tmp_path):
     folders(tmp_path / "pets", cat=2, dog=2)
-    refused(("train", "pets", *QUICK), "too few images", "Add images.")
+    check_refused(("train", "pets", *QUICK), "too few images", "Add images.")
 
 
 @pytest.mark.parametrize("name", BAD)
@@ -153,37 +155,37 @@ def test_a_bad_image_is_skipped_and_listed(cli, tmp_path, name):
     assert json.loads(answer.out)["n"] == 4
 
 
-def test_too_many_bad_images_stop_with_the_list(refused, cli, tmp_path):
+def test_too_many_bad_images_stop_with_the_list(check_refused, cli, tmp_path):
     folders(tmp_path / "pets", cat=9, dog=9)
     for name, content in BAD.items():
         (tmp_path / "pets/dog" / name).write_bytes(content)
-    refused(("train", "pets"), "4 of the 22 images of 'pets' cannot be read, more than the 5%", *BAD)
+    check_refused(("train", "pets"), "4 of the 22 images of 'pets' cannot be read, more than the 5%", *BAD)
     checked = cli("check", "pets")  # which is there to show just that
     assert checked.code == 0
     assert "PROBLEM: 4 images of 22 cannot be read" in checked.out
     assert all(f"dog/{name}: " in checked.out for name in BAD)
 
 
-def test_a_truncated_archive(refused, tmp_path):
+def test_a_truncated_archive(check_refused, tmp_path):
     folders(tmp_path / "pets", cat=5, dog=5)
     shutil.make_archive("pets", "zip", ".", "pets")
     shutil.make_archive("pets", "gztar", ".", "pets")
     for name in ("pets.zip", "pets.tar.gz"):
         whole = Path(name).read_bytes()
         Path(name).write_bytes(whole[: len(whole) * 2 // 3])
-        refused(("train", name), f"'{name}' is not a complete", "copy or download it again")
+        check_refused(("train", name), f"'{name}' is not a complete", "copy or download it again")
 
 
 @pytest.mark.parametrize("name", ["../cat/0.png", "/cat/0.png", "cat/../../0.png"])
-def test_an_archive_that_points_outside(refused, tmp_path, name):
+def test_an_archive_that_points_outside(check_refused, tmp_path, name):
     with zipfile.ZipFile(tmp_path / "evil.zip", "w") as archive:
         archive.writestr("dog/0.png", picture())
         archive.writestr(name, picture())
-    refused(("train", "evil.zip"), "would land outside", "nothing was read")
+    check_refused(("train", "evil.zip"), "would land outside", "nothing was read")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["evil.zip"]
 
 
-def test_archives_with_links(refused, tmp_path):
+def test_archives_with_links(check_refused, tmp_path):
     with tarfile.open(tmp_path / "links.tar", "w") as archive:
         link = tarfile.TarInfo("cat/0.png")
         link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
@@ -193,29 +195,29 @@ def test_archives_with_links(refused, tmp_path):
         member.create_system, member.external_attr = 3, (stat.S_IFLNK | 0o777) << 16
         archive.writestr(member, "/etc/passwd")
     for name in ("links.tar", "links.zip"):
-        refused(("train", name), f"'{name}' holds a", "link", "only plain files are accepted")
+        check_refused(("train", name), f"'{name}' holds a", "link", "only plain files are accepted")
 
 
-def test_test_labels_that_train_never_saw(refused, tmp_path):
+def test_test_labels_that_train_never_saw(check_refused, tmp_path):
     folders(tmp_path / "pets/train", cat=3, dog=3)
     folders(tmp_path / "pets/test", cat=3, eel=3)
-    refused(("train", "pets"), "has classes that train never saw ('eel')", "remove them from test")
+    check_refused(("train", "pets"), "has classes that train never saw ('eel')", "remove them from test")
 
 
-def test_a_table_with_mistakes(refused, tmp_path):
+def test_a_table_with_mistakes(check_refused, tmp_path):
     folders(tmp_path, cat=2, dog=2)
     table = tmp_path / "pets.csv"
     table.write_text("path,label\ncat/00.png,cat\ndog/77.png,dog\n")
-    refused(("train", table), "'dog/77.png' (line 3)", "relative to the folder of the CSV")
+    check_refused(("train", table), "'dog/77.png' (line 3)", "relative to the folder of the CSV")
     table.write_text("picture,label\ncat/00.png,cat\n")
-    refused(("train", table), "has no column called path", "(it has: picture, label)")
+    check_refused(("train", table), "has no column called path", "(it has: picture, label)")
     table.write_text("path,label,split\ncat/00.png,cat,trian\ndog/00.png,dog,test\n")
-    refused(("train", table), "Line 2", "split 'trian'", "Did you mean 'train'")
+    check_refused(("train", table), "Line 2", "split 'trian'", "Did you mean 'train'")
 
 
-def test_a_file_of_another_kind(refused, tmp_path):
+def test_a_file_of_another_kind(check_refused, tmp_path):
     (tmp_path / "thesis.txt").write_text("years")
-    refused(("train", "thesis.txt"), "not a kind of data that can be read", "a zip or tar of one")
+    check_refused(("train", "thesis.txt"), "not a kind of data that can be read", "a zip or tar of one")
 
 
 # Words and numbers
@@ -247,8 +249,8 @@ def test_a_file_of_another_kind(refused, tmp_path):
         (("more", "words"), "There is no place for 'more' 'words' in this command. See: sightline train --help"),
     ],
 )
-def test_a_wrong_word_or_number(refused, flags, part):
-    refused(("train", "digits", *flags), part)
+def test_a_wrong_word_or_number(check_refused, flags, part):
+    check_refused(("train", "digits", *flags), part)
 
 
 @pytest.mark.parametrize(
@@ -259,9 +261,9 @@ def test_a_wrong_word_or_number(refused, flags, part):
         ("epochs = ", "'mine.toml' is not valid TOML"),
     ],
 )
-def test_a_wrong_recipe(refused, tmp_path, text, part):
+def test_a_wrong_recipe(check_refused, tmp_path, text, part):
     (tmp_path / "mine.toml").write_text(text)
-    refused(("train", "digits", "--recipe", "mine.toml"), part)
+    check_refused(("train", "digits", "--recipe", "mine.toml"), part)
 
 
 @pytest.mark.parametrize(
@@ -279,8 +281,8 @@ def test_a_wrong_recipe(refused, tmp_path, text, part):
         (("predict", "nowhere", "x.png"), "There is no run or bundle 'nowhere'"),
     ],
 )
-def test_a_wrong_command(refused, words, part):
-    refused(words, part)
+def test_a_wrong_command(check_refused, words, part):
+    check_refused(words, part)
 
 
 def test_debug_shows_where(cli):
@@ -311,49 +313,49 @@ def bundle(made, tmp_path):
     return change
 
 
-def test_a_bundle_of_a_newer_format(refused, bundle):
+def test_a_bundle_of_a_newer_format(check_refused, bundle):
     bundle(format=99)
-    refused(("predict", "bundle", "x.png"), "has format 99, newer than this release reads", "Upgrade")
+    check_refused(("predict", "bundle", "x.png"), "has format 99, newer than this release reads", "Upgrade")
 
 
 @pytest.mark.parametrize(
     ("extra", "part"), [(True, "has tensors its network does not know: b"), (False, "lacks tensors")]
 )
-def test_a_bundle_with_missing_or_extra_tensors(refused, bundle, extra, part):
+def test_a_bundle_with_missing_or_extra_tensors(check_refused, bundle, extra, part):
     tensors = load_file("bundle/model.safetensors")
     tensors = tensors | {"b": torch.zeros(1)} if extra else dict(list(tensors.items())[1:])
     save_file(tensors, "bundle/model.safetensors")
     bundle()
-    refused(("evaluate", "bundle", "digits"), part, "Save or copy it again")
+    check_refused(("evaluate", "bundle", "digits"), part, "Save or copy it again")
 
 
-def test_a_bundle_with_a_wrong_checksum(refused, bundle):
+def test_a_bundle_with_a_wrong_checksum(check_refused, bundle):
     with Path("bundle/model.safetensors").open("r+b") as stream:
         stream.seek(-1, 2)
         stream.write(b"!")
-    refused(("predict", "bundle", "x.png"), "'model.safetensors'", "wrong checksum", "Copy the bundle again")
+    check_refused(("predict", "bundle", "x.png"), "'model.safetensors'", "wrong checksum", "Copy the bundle again")
 
 
-def test_a_bundle_with_a_pickle(refused, bundle):
+def test_a_bundle_with_a_pickle(check_refused, bundle):
     torch.save({"a": torch.zeros(1)}, "bundle/optimizer.pt")
-    refused(("predict", "bundle", "x.png"), "holds 'optimizer.pt'", "no pickles")
+    check_refused(("predict", "bundle", "x.png"), "holds 'optimizer.pt'", "no pickles")
     Path("bundle/optimizer.pt").replace("bundle/model.safetensors")
     bundle()
-    refused(("predict", "bundle", "x.png"), "is not a safetensors file (a pickle is never read)")
+    check_refused(("predict", "bundle", "x.png"), "is not a safetensors file (a pickle is never read)")
 
 
-def test_predict_of_nothing(refused, made, monkeypatch):
-    refused(("predict", made, "*.png"), "No image was found at '*.png'")
-    refused(("predict", made, "x.png", "--top", "0"), "--top is 0")
-    refused(("predict", made, "x.png", "--fomr", "csv"), "There is no option '--fomr'")
-    refused(("predict", made, "x.png", "--form", "xml"), "--form")
+def test_predict_of_nothing(check_refused, made, monkeypatch):
+    check_refused(("predict", made, "*.png"), "No image was found at '*.png'")
+    check_refused(("predict", made, "x.png", "--top", "0"), "--top is 0")
+    check_refused(("predict", made, "x.png", "--fomr", "csv"), "There is no option '--fomr'")
+    check_refused(("predict", made, "x.png", "--form", "xml"), "--form")
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"")))
-    refused(("predict", made), "Nothing came from stdin")
+    check_refused(("predict", made), "Nothing came from stdin")
 
 
-def test_classes_the_classifier_does_not_know(refused, made, tmp_path):
+def test_classes_the_classifier_does_not_know(check_refused, made, tmp_path):
     folders(tmp_path / "pets", cat=2, dog=2)
-    refused(("evaluate", made, "pets"), "never trained on: 'cat', 'dog'")
+    check_refused(("evaluate", made, "pets"), "never trained on: 'cat', 'dog'")
 
 
 # Places that cannot be written
@@ -363,26 +365,30 @@ NOWHERE = "/proc/sightline" if Path("/proc").is_dir() else "/dev/null/sightline"
 
 
 @pytest.mark.parametrize("place", ["a-file/r", NOWHERE])
-def test_output_that_cannot_be_written(refused, made, tmp_path, place):
+def test_output_that_cannot_be_written(check_refused, made, tmp_path, place):
     (tmp_path / "a-file").write_text("years")
-    refused(("train", "digits", *QUICK, "--out", place), f"Cannot write '{place}'", "choose another place")
-    refused(("predict", made, made, "--out", place), f"Cannot write '{place}'", "choose another place")
-    refused(("check", "digits", "--out", f"{place}.png"), f"Cannot write '{place}.png'", "choose another place")
+    check_refused(("train", "digits", *QUICK, "--out", place), f"Cannot write '{place}'", "choose another place")
+    check_refused(("predict", made, made, "--out", place), f"Cannot write '{place}'", "choose another place")
+    check_refused(
+        ("check", "digits", "--out", f"{place}.png"), f"Cannot write '{place}.png'", "choose another place"
+    )
     assert (tmp_path / "a-file").read_text() == "years"
 
 
-def test_output_that_holds_something_else(refused, tmp_path):
+def test_output_that_holds_something_else(check_refused, tmp_path):
     folders(tmp_path / "pets", cat=2, dog=2)
-    refused(("train", "digits", "--out", "pets"), "'pets' exists already")
-    refused(("train", "digits", "--out", "pets", "--overwrite"), "'pets' is not a run, so it is not overwritten")
+    check_refused(("train", "digits", "--out", "pets"), "'pets' exists already")
+    check_refused(
+        ("train", "digits", "--out", "pets", "--overwrite"), "'pets' is not a run, so it is not overwritten"
+    )
     assert len(list((tmp_path / "pets").rglob("*.png"))) == 4
 
 
 @pytest.mark.parametrize("place", ["a-file/cache", NOWHERE])
-def test_a_cache_that_cannot_be_written(refused, tmp_path, monkeypatch, place):
+def test_a_cache_that_cannot_be_written(check_refused, tmp_path, monkeypatch, place):
     (tmp_path / "a-file").write_text("years")
     monkeypatch.setenv("SIGHTLINE_CACHE", place)
-    refused(
+    check_refused(
         ("train", "digits", *QUICK), "Cannot write", "set the environment variable SIGHTLINE_CACHE to a folder"
     )
 

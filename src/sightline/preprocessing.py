@@ -4,6 +4,7 @@ Statistics are measured on training images only; every number is in units of [0,
 """
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
@@ -32,12 +33,12 @@ class Images(Protocol):
     def __getitem__(self, rows: slice, /) -> UInt8[ndarray, "B H W C"]: ...
 
 
-class Step(nn.Module):
+class Step(nn.Module, ABC):
     """One change of pixels, ``(B C H W) -> (B C H W)``, that its ``config()`` rebuilds."""
 
+    @abstractmethod
     def config(self) -> dict[str, Any]:
         """The arguments that rebuild this step, as JSON; larger tensors belong in the state_dict."""
-        raise NotImplementedError
 
 
 class Normalise(Step):
