@@ -2,6 +2,8 @@
 
 import ast
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -110,3 +112,14 @@ def test_no_stage_has_the_name_of_a_verb():
         verbs = {n.name for n in ast.parse(file.read_text()).body if isinstance(n, ast.FunctionDef)}
         taken = stage(module_of(file)) in verbs - {"choose"}
         assert not taken, f"{module_of(file)} defines a verb of its stage's name"
+
+
+def test_training_imports_without_the_command_line_or_the_jpeg_decoder():
+    """A bare machine with torch can train: what it may lack is not imported on the way."""
+    code = (
+        "import sys\n"
+        "for name in ('cyclopts', 'simplejpeg', 'sklearn', 'matplotlib'): sys.modules[name] = None\n"
+        "import sightline.training.run, sightline.evaluation.examine"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
