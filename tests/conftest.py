@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -36,3 +37,18 @@ def _own_cache(tmp_path_factory):
         del os.environ["SIGHTLINE_CACHE"]
     else:
         os.environ["SIGHTLINE_CACHE"] = before
+
+
+@pytest.fixture
+def cli(capsys):
+    """Run a command in this process: its exit code, stdout and stderr."""
+
+    from sightline.cli import main
+
+    def run(*words):
+        capsys.readouterr()
+        code = main([str(word) for word in words])
+        out, err = capsys.readouterr()
+        return SimpleNamespace(code=code, out=out, err=err)
+
+    return run

@@ -12,7 +12,6 @@ import tarfile
 import zipfile
 import zlib
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -26,18 +25,9 @@ from sightline.files import checksum
 QUICK = ("--model", "mlp", "--size", "8", "--epochs", "1")
 
 
-@pytest.fixture
-def cli(capsys, tmp_path, monkeypatch):
-    """Run a command in an empty folder: its exit code, stdout and stderr."""
+@pytest.fixture(autouse=True)
+def _empty_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-
-    def run(*words):
-        capsys.readouterr()
-        code = main([str(word) for word in words])
-        out, err = capsys.readouterr()
-        return SimpleNamespace(code=code, out=out, err=err)
-
-    return run
 
 
 @pytest.fixture

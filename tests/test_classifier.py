@@ -254,4 +254,5 @@ def test_a_run_without_a_classifier_says_how_to_get_one(tmp_path):
 
 def test_a_copied_bundle_still_loads(bundle, tmp_path):
     shutil.copytree(bundle, tmp_path / "elsewhere")
-    Classifier.load(tmp_path / "elsewhere")
+    pixels = torch.rand(2, 1, 28, 28)
+    assert torch.equal(Classifier.load(tmp_path / "elsewhere")(pixels), Classifier.load(bundle)(pixels))

@@ -21,26 +21,12 @@ from sklearn.datasets import load_digits
 
 from sightline import __version__
 from sightline.classifier import Classifier
-from sightline.cli import main
 from sightline.training import presets
 
 TINY = ("--model", "mlp", "--size", "8", "--limit", "300", "--epochs", "1")
 VERBS = ("demo", "train", "check", "evaluate", "report", "predict", "runs", "list")
 FAMILIES = ("models", "augmentations", "losses", "optimizers", "schedules", "statistics", "data")
 SHELL = (sys.executable, "-c", "import sys; from sightline.cli import main; sys.exit(main())")
-
-
-@pytest.fixture
-def cli(capsys):
-    """Run a command in this process: its exit code, stdout and stderr."""
-
-    def run(*words):
-        capsys.readouterr()
-        code = main([str(word) for word in words])
-        out, err = capsys.readouterr()
-        return SimpleNamespace(code=code, out=out, err=err)
-
-    return run
 
 
 def shell(*words, **options):

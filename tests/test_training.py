@@ -4,6 +4,7 @@ import copy
 import csv
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -501,13 +502,44 @@ def test_optimisers_are_torchs(prepared, name, theirs):
 
 def test_training_does_not_load_the_compiler(tmp_path):
     """It would double the time from the command to the first step."""
-    code = (
-        "import sys; from sightline.cli import main; main(sys.argv[1:]); sys.exit('torch._dynamo' in sys.modules)"
-    )
-    words = ["train", "digits", *FLAGS[:-4], "--epochs", "1", "--out", str(tmp_path / "r")]
-    words.remove("8")
-    words.remove("--epochs")
-    subprocess.run([sys.executable, "-c", code, *words], check=True, capture_output=True)
+    code = "import sys; from sightline.cli import main; print(main(sys.argv[1:]), 'torch._dynamo' in sys.modules)"
+    words = [
+        "train",
+        "digits",
+        "--model",
+        "lenet5",
+        "--limit",
+        "300",
+        "--epochs",
+        "1",
+        "--out",
+        str(tmp_path / "r"),
+    ]
+    done = subprocess.run([sys.executable, "-c", code, *words], check=True, capture_output=True, text=True)
+    assert done.stdout.splitlines()[-1] == "0 False"
+
+
+def test_a_terminal_shows_a_bar_with_the_time_left(tmp_path):
+    """On a real pseudo-terminal; a pipe gets none."""
+    import pty
+
+    words = cli("train", "digits", "--model", "mlp", "--limit", "400", "--epochs", "30", "--out", tmp_path / "r")
+    ours, theirs = pty.openpty()
+    with subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=theirs) as process:
+        os.close(theirs)
+        seen = b""
+        try:
+            while chunk := os.read(ours, 4096):
+                seen += chunk
+        except OSError:
+            pass  # a closed terminal reads as an error on Linux
+        assert process.wait(60) == 0
+    os.close(ours)
+    assert b"Training" in seen
+    assert b"of 30" in seen
+    assert re.search(rb"\d:\d\d:\d\d", seen), "no time left was shown"
+    piped = subprocess.run([*words[:-1], str(tmp_path / "piped")], check=True, capture_output=True)
+    assert b"\x1b[" not in piped.stderr
 
 
 def test_a_run_whose_images_changed_is_not_tested_on_others(tmp_path):

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from . import runtime
 from .data.images import decode
+from .data.loader import to_batch
 from .errors import BundleError, ImageError, SightlineError
 from .files import checksum, replacing, write_json, write_text
 from .models import Architecture, Network, build, head
@@ -101,8 +102,7 @@ class Classifier(nn.Module):
     @torch.inference_mode()
     def _probabilities_of(self, images: UInt8[ndarray, "B H W C"]) -> Float[Tensor, "B K"]:
         self.eval()
-        pixels = torch.from_numpy(images).to(self.device).permute(0, 3, 1, 2).float().div_(255)
-        return self.probabilities(pixels).cpu()
+        return self.probabilities(to_batch(images, self.device)).cpu()
 
     def save(self, folder: Path | str) -> Path:
         """Write the bundle, whole or not at all; raises OutputError where it cannot be written."""

@@ -8,7 +8,7 @@ Values equal scikit-learn's default calls. Intervals (docs/evaluation.md gives t
     log loss, ECE                               bootstrap over images, seeded
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from math import inf, sqrt
 from statistics import NormalDist, fmean, stdev
@@ -348,8 +348,3 @@ def seeds_interval(
     mean = fmean(values)
     half = float(t.ppf((1 + level) / 2, len(values) - 1)) * stdev(values) / sqrt(len(values))
     return Interval(mean, max(bounds[0], mean - half), min(bounds[1], mean + half), len(values))
-
-
-def intervals_json(intervals: Mapping[str, Interval]) -> dict[str, dict[str, float]]:
-    """Intervals as JSON objects {value, low, high, n}."""
-    return {name: {"value": i.value, "low": i.low, "high": i.high, "n": i.n} for name, i in intervals.items()}
