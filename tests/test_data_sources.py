@@ -14,8 +14,8 @@ import pytest
 from PIL import Image
 
 from sightline.data import find, survey
-from sightline.data.archives import list_zip
 from sightline.errors import ChoiceError, DataError, ImageError
+from sightline.sources.archives import list_zip
 
 
 def picture(value: int, size: int = 8) -> bytes:
@@ -186,7 +186,7 @@ def test_builtin_sets():
 
 def test_shapes_have_the_areas_of_their_kind():
     """Area over that of the surrounding circle: the textbook value of each shape."""
-    from sightline.data.builtin import _SHAPES, _draw
+    from sightline.sources.builtin import _SHAPES, _draw
 
     star = 5 * 0.42 * np.sin(np.pi / 5)
     exact = {"circle": np.pi, "square": 2.0, "star": star, "triangle": 3 * np.sqrt(3) / 4}

@@ -73,7 +73,7 @@ def predict(
 
 def _meant(word: str) -> list[str | bytes]:
     """The images a word means; a folder gives the images in it. Raises DataError where there are none."""
-    from ..data.layout import images_at
+    from ..sources.layout import images_at
 
     if word == "-":
         return _stdin()

@@ -43,9 +43,9 @@ def members(family: str = "", /, *, json: Json = False) -> None:
 def _families() -> Mapping[str, Any]:
     """Each family's members with a line about each."""
     from ..augmentation import AUGMENTATIONS
-    from ..data.builtin import BUILTIN
     from ..models import describe
     from ..preprocessing import STATISTICS
+    from ..sources.builtin import BUILTIN
     from ..training.objectives import OBJECTIVES
     from ..training.optimizers import OPTIMIZERS, SCHEDULES
 

@@ -1,13 +1,13 @@
 """Bytes become labelled images: find them, decode them once, split them, hand them out in batches."""
 
-from .builtin import BUILTIN
+from ..sources.builtin import BUILTIN
+from ..sources.source import Source, find
 from .dataset import load
 from .findings import as_text, audit, sample_sheet
 from .headers import Range, Survey, survey
 from .images import Header, decode, inspect
 from .loader import Shuffled, batches, count_batches, order_of, to_batch
 from .parts import leaks, split, units
-from .sources import Source, find
 
 __all__ = [
     "BUILTIN",

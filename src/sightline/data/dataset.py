@@ -5,9 +5,9 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import DataError
+from ..sources.layout import check_several
+from ..sources.source import Source, find
 from ..types import Dataset, Geometry, Skipped
-from .layout import check_several
-from .sources import Source, find
 from .store import Store, open_store
 
 _SHOWN = 12

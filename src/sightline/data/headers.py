@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..errors import DataError, ImageError
+from ..sources.source import Source
 from .images import Header, inspect
-from .sources import Source
 
 SAMPLE = 256
 

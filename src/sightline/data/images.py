@@ -16,6 +16,7 @@ from jaxtyping import UInt8
 from numpy import ndarray
 
 from ..errors import ImageError
+from ..sources.listing import MAX_BYTES
 from ..types import Geometry
 from .png import read_plain
 
@@ -27,7 +28,6 @@ VERSION = 1
 
 FORMATS = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP", "PPM")
 MAX_PIXELS = 100_000_000
-MAX_BYTES = 256_000_000
 
 _ORIENTATION = 0x0112
 _GAP = 2

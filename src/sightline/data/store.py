@@ -24,9 +24,9 @@ from numpy import ndarray
 
 from .. import files, progress, runtime
 from ..errors import ImageError, OutputError
+from ..sources.source import Source
 from ..types import Geometry
 from .images import decoder, read
-from .sources import Source
 
 FACTS = np.dtype(
     [

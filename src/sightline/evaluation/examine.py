@@ -5,8 +5,8 @@ from pathlib import Path
 from .. import progress, runtime
 from ..classifier import Classifier
 from ..data.dataset import load
-from ..data.sources import find
 from ..files import write_json
+from ..sources.source import find
 from ..training.run import Run
 from ..types import Dataset
 from .measure import Evaluation, evaluate

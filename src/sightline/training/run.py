@@ -15,11 +15,11 @@ from ..data.dataset import load
 from ..data.headers import survey
 from ..data.loader import Augment, Shuffled, batches, count_batches
 from ..data.parts import split
-from ..data.sources import find
 from ..errors import DataError, RecipeError
 from ..models import architecture, build, load_weights
 from ..preprocessing import STATISTICS
 from ..preprocessing import fit as fit_preprocessing
+from ..sources.source import find
 from ..types import Batch, Dataset, Geometry, Splits
 from . import pace, presets
 from .folder import RunFolder, check_free, create

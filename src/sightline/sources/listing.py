@@ -15,6 +15,10 @@ JUNK = frozenset({"__MACOSX", "Thumbs.db", "ehthumbs.db", "desktop.ini", "$RECYC
 """What systems leave behind; whatever begins with a dot is ignored too."""
 
 
+MAX_BYTES = 256_000_000
+"""Image files larger than this are refused unread."""
+
+
 @runtime_checkable
 class Reader(Protocol):
     """Reads any file of a place; usable from several threads, and from other processes after pickling."""

@@ -24,8 +24,7 @@ from numpy import ndarray
 from .. import runtime
 from ..errors import DataError, ImageError, OutputError
 from ..files import replacing
-from .images import MAX_BYTES
-from .listing import Listing
+from .listing import MAX_BYTES, Listing
 
 _STORED, _DEFLATED = 0, 8
 _END = struct.Struct("<4s4H2LH")
