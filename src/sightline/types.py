@@ -143,6 +143,10 @@ class Batch:
     index: Int[Tensor, " B"]
     """Position of each image in its dataset."""
     group: Int[Tensor, " B"] | None = None
+    classes: int | None = None
+    """K: what hard labels need to become soft ones."""
+    epoch: int = 0
+    """Passes over the data before this one: what alternates, alternates by it."""
 
     def __len__(self) -> int:
         return len(self.index)

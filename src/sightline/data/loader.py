@@ -98,6 +98,8 @@ def _maker(
             labels=labels[index].to(device),
             index=index.to(device),
             group=None if codes is None else codes[index].to(device),
+            classes=len(dataset.classes),
+            epoch=epoch,
         )
         if augment is None:
             return batch
