@@ -1,7 +1,11 @@
 """Laws over every network, and published numbers."""
 
+import copy
+import functools
 import io
 import json
+import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -25,13 +29,33 @@ from sightline.models.resnet import Block
 networks = pytest.mark.parametrize("name", NETWORKS)
 
 ABLATIONS = [f"enhanced:{word}" for word in ("residual=False", "batch_norm=False", "multi_scale=False")]
-VARIANTS = [*NETWORKS, *ABLATIONS, "enhanced:residual=False:batch_norm=False", "lenet5:pool=max", "mlp:hidden=()"]
+OTHERS = [
+    "enhanced:residual=False:batch_norm=False",
+    "lenet5:pool=max",
+    "mlp:hidden=()",
+    "resnet20:stem=whitened",
+    "fastcnn:width=0.25",
+    "small-cnn:padding=valid",
+    "plain-cnn:depth=5:kernel=5:width=8:batch_norm=False",
+]
+VARIANTS = [*NETWORKS, *ABLATIONS, *OTHERS]
 variants = pytest.mark.parametrize("name", VARIANTS)
 
 
 def network_of(name, classes=10, channels=3, size=(32, 32), seed=0):
+    return copy.deepcopy(_built(name, classes, channels, size, seed))
+
+
+@functools.lru_cache(maxsize=200)  # eleven million random numbers take longer than the laws
+def _built(name, classes, channels, size, seed):
     torch.manual_seed(seed)
     return build(architecture(name, classes=classes, channels=channels, size=size))
+
+
+def on_meta(name, classes=10, channels=3, size=(32, 32)):
+    """Shapes without numbers: what counts need."""
+    with torch.device("meta"):
+        return build(architecture(name, classes=classes, channels=channels, size=size))
 
 
 @networks
@@ -47,64 +71,69 @@ def test_shape(name, size, channels, classes):
     assert logits.isfinite().all()
 
 
-@variants
-@pytest.mark.parametrize("size", [(12, 12), (96, 96)], ids=str)
-def test_every_parameter_gets_a_gradient(name, size):
-    """After two steps, because the last gamma of some blocks starts at zero."""
-    network = network_of(name, size=size)
+@pytest.mark.parametrize(
+    ("name", "side"), [*((name, 12) for name in VARIANTS), *((name, 96) for name in NETWORKS)]
+)
+def test_every_parameter_gets_a_gradient(name, side):
+    """Within three steps, because the last gamma of some blocks starts at zero."""
+    network = network_of(name, size=(side, side))
     optimizer = torch.optim.SGD(network.parameters(), 0.01)
     generator = torch.Generator().manual_seed(1)
+    without = {name for name, _ in network.named_parameters()}
     for _ in range(3):
-        pixels = torch.rand(2, 3, *size, generator=generator)
-        labels = torch.randint(0, 10, (2,), generator=generator)
+        pixels = torch.rand(3, 3, side, side, generator=generator)
+        labels = torch.randint(0, 10, (3,), generator=generator)
         optimizer.zero_grad()
         torch.nn.functional.cross_entropy(network(pixels), labels).backward()
         optimizer.step()
-    without = [n for n, p in network.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
+        without -= {n for n, p in network.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
+        if not without:
+            return
     assert not without
 
 
 @variants
 def test_images_are_independent_in_eval(name):
-    network = network_of(name).eval()
-    pixels = torch.rand(5, 3, 32, 32)
+    network = network_of(name, size=(16, 16)).eval()
+    pixels = torch.rand(3, 3, 16, 16)
     with torch.no_grad():
         together = network(pixels)
-        alone = torch.cat([network(pixels[i : i + 1]) for i in range(5)])
+        alone = torch.cat([network(pixels[i : i + 1]) for i in range(3)])
     scale = together.abs().max()
     assert torch.allclose(together / scale, alone / scale, atol=1e-5)
 
 
 @variants
 def test_saves_and_loads_bit_for_bit(name):
-    network, other = network_of(name, seed=1).eval(), network_of(name, seed=2).eval()
+    network, other = network_of(name, size=(16, 16), seed=1).eval(), network_of(name, size=(16, 16), seed=2).eval()
     other.load_state_dict(load_bytes(save_bytes(network.state_dict())))
-    pixels = torch.rand(2, 3, 32, 32)
+    pixels = torch.rand(2, 3, 16, 16)
     with torch.no_grad():
         assert torch.equal(network(pixels), other(pixels))
 
 
 @variants
 def test_same_seed_same_network(name):
-    one, same, other = (network_of(name, seed=seed).state_dict() for seed in (3, 3, 4))
+    make = _built.__wrapped__
+    one, same, other = (make(name, 10, 3, (16, 16), seed).state_dict() for seed in (3, 3, 4))
     assert all(torch.equal(one[key], same[key]) for key in one)
     assert not all(torch.equal(one[key], other[key]) for key in one)
 
 
 @networks
 def test_memory_format_does_not_change_answers(name):
-    network = network_of(name).eval()
-    pixels = torch.rand(2, 3, 32, 32)
+    network = network_of(name, size=(16, 16)).eval()
+    pixels = torch.rand(2, 3, 16, 16)
     with torch.no_grad():
         plain = network(pixels)
         last = network.to(memory_format=torch.channels_last)(pixels.contiguous(memory_format=torch.channels_last))
     assert torch.allclose(plain / plain.abs().max(), last / plain.abs().max(), atol=1e-5)
 
 
-@networks
+@pytest.mark.parametrize("name", [*NETWORKS, "plain-cnn:depth=20", "resnet20:stem=whitened"])
 def test_learns_eight_images_by_heart(name):
     """Two classes, a handful of steps: a network that cannot do this cannot do anything."""
-    network = network_of(name + (":dropout=0.0" if name == "enhanced" else ""), classes=2, size=(12, 12))
+    network = network_of(f"{name}:dropout=0.0", classes=2, size=(12, 12))
     generator = torch.Generator().manual_seed(5)
     pixels, labels = torch.rand(8, 3, 12, 12, generator=generator), torch.tensor([0, 1] * 4)
     optimizer = torch.optim.AdamW(network.parameters(), 2e-3)
@@ -133,19 +162,57 @@ PUBLISHED = [
     # The sums of the definition: stem, four blocks, head.
     ("enhanced", 3, (32, 32), 2_272 + 32_896 + 86_400 + 344_832 + 524_800 + 1_290),
     ("enhanced", 1, (28, 28), 991_018),
+    # The widespread implementation for CIFAR (kuangliu/pytorch-cifar); for large images, torchvision's page.
+    ("resnet18", 3, (32, 32), 11_173_962),
+    ("resnet18", 3, (224, 224), 11_689_512 - 990 * 513),
+    # The sums of the published definition, without the whitening and the weights of norms, which are frozen.
+    ("fastcnn", 3, (32, 32), 24 + 9 * (24 * 64 + 64 * 64 + 64 * 256 + 3 * 256 * 256) + 2 * (64 + 512) + 2_560),
+    ("fastcnn", 1, (28, 28), 8 + 9 * (8 * 64 + 64 * 64 + 64 * 256 + 3 * 256 * 256) + 2 * (64 + 512) + 2_560),
+    # Paper 002 with 2 classes has 804,098; each further class adds 129.
+    ("small-cnn", 1, (28, 28), 804_098 + 8 * 129),
+    ("small-cnn:padding=valid", 1, (28, 28), 591_106 + 8 * 129),
+    # Table II: 896 + 18,496 + 25,690,240 (printed 25,689,600) + 1,290.
+    ("table2", 3, (224, 224), 25_710_922),
+    ("table2", 1, (28, 28), 421_642),
+    ("table2", 3, (32, 32), 545_098),
+    # Three convolutions of each width with batch norm, and the head.
+    (
+        "plain-cnn",
+        3,
+        (32, 32),
+        9 * (3 * 32 + 4 * 32**2 + 4 * 64**2 + 2 * 128**2) + 1_344 + 1_290,
+    ),
     ("mlp", 1, (28, 28), 785 * 256 + 257 * 128 + 129 * 10),
 ]
 
 
 @pytest.mark.parametrize(("name", "channels", "size", "count"), PUBLISHED)
 def test_published_parameter_counts(name, channels, size, count):
-    assert parameter_count(network_of(name, 10, channels, size)) == count
+    assert parameter_count(on_meta(name, 10, channels, size)) == count
 
 
-def test_resnets_are_as_deep_as_their_names():
-    for name in ("resnet20", "resnet32", "resnet44", "resnet56"):
-        convolutions = [m for m in network_of(name).modules() if isinstance(m, torch.nn.Conv2d)]
-        assert len(convolutions) + 1 == int(name.removeprefix("resnet"))
+DEPTHS = [(f"resnet{depth}", depth) for depth in (18, 20, 32, 44, 56)]
+DEPTHS += [(f"plain-cnn:depth={depth}", depth) for depth in (2, 3, 5, 10, 15, 20)]
+
+
+@pytest.mark.parametrize(("name", "depth"), DEPTHS)
+def test_networks_are_as_deep_as_their_names(name, depth):
+    """Projections are not counted, as usual."""
+    convolutions = [m for m in on_meta(name).modules() if isinstance(m, torch.nn.Conv2d)]
+    assert len([m for m in convolutions if m.kernel_size != (1, 1)]) + 1 == depth
+
+
+@pytest.mark.parametrize("kernel", [3, 5, 7])
+@pytest.mark.parametrize("depth", [5, 10, 15])
+def test_every_plain_network_of_table_three_sees_the_same_sizes(depth, kernel):
+    """What Table III varies changes nothing else: three stages, 28x28, 14x14 and 7x7."""
+    network, seen = network_of(f"plain-cnn:depth={depth}:kernel={kernel}:width=4", channels=1, size=(28, 28)), {}
+    for layer in network.modules():
+        if isinstance(layer, torch.nn.Conv2d):
+            assert layer.kernel_size == (kernel, kernel)
+            layer.register_forward_hook(lambda _, __, out: seen.update({out.shape[2:]: out.shape[1]}))
+    network.eval()(torch.rand(1, 1, 28, 28))
+    assert seen == {(28, 28): 4, (14, 14): 8, (7, 7): 16}
 
 
 def test_lenet_pools_the_mean_unless_told():
@@ -166,6 +233,20 @@ def test_switches_of_the_enhanced_network():
     without = network_of("enhanced:dropout=0.0").train()
     pixels = torch.rand(4, 3, 32, 32)
     assert torch.equal(without(pixels), without(pixels))
+
+
+@networks
+def test_dropout_is_before_the_head_and_only_in_training(name):
+    network = network_of(f"{name}:dropout=0.5", size=(16, 16))
+    given = []
+    head(network).register_forward_pre_hook(lambda _, inputs: given.append(inputs[0]))
+    pixels = torch.rand(8, 3, 16, 16)
+    with torch.no_grad():
+        for training in (True, True, False, False):
+            network.train(training)(pixels)
+    assert not torch.equal(given[0], given[1])
+    assert torch.equal(given[2], given[3])
+    assert (given[0] == 0).sum() > (given[2] == 0).sum()
 
 
 def test_large_images_shrink_before_the_blocks():
@@ -211,8 +292,8 @@ def test_an_architecture_survives_json(name):
 @pytest.mark.parametrize("change", SURGERY)
 @networks
 def test_surgery_is_rebuilt_and_takes_the_tensors(change, name):
-    arguments = {"grown_head": {"classes": 7}}[change]
-    plain = architecture(name, classes=4, channels=3, size=(32, 32))
+    arguments = {"grown_head": {"classes": 7}, "mirrored": {}}[change]
+    plain = architecture(name, classes=4, channels=3, size=(16, 16))
     changed = Architecture(plain.name, plain.arguments, ((change, arguments),))
     torch.manual_seed(0)
     one = build(changed).eval()
@@ -220,15 +301,15 @@ def test_surgery_is_rebuilt_and_takes_the_tensors(change, name):
     stream = io.BytesIO()
     torch.save(one.state_dict(), stream)
     again.load_state_dict(torch.load(io.BytesIO(stream.getvalue()), weights_only=True))
-    pixels = torch.rand(2, 3, 32, 32)
+    pixels = torch.rand(2, 3, 16, 16)
     with torch.no_grad():
         assert torch.equal(one(pixels), again(pixels))
 
 
 @networks
 def test_a_grown_head_keeps_the_old_answers(name):
-    network = network_of(name, classes=4).eval()
-    pixels = torch.rand(3, 3, 32, 32)
+    network = network_of(name, classes=4, size=(16, 16)).eval()
+    pixels = torch.rand(3, 3, 16, 16)
     with torch.no_grad():
         before = network(pixels)
         after = SURGERY["grown_head"](network, classes=6)(pixels)
@@ -244,21 +325,34 @@ def test_a_head_never_loses_classes():
 
 @networks
 def test_the_head_gives_the_logits(name):
-    network = network_of(name, classes=6).eval()
+    network = network_of(name, size=(16, 16), classes=6).eval()
     given = []
     head(network).register_forward_hook(lambda _, __, logits: given.append(logits))
     with torch.no_grad():
-        assert torch.equal(network(torch.rand(2, 3, 32, 32)), given[0])
+        assert torch.equal(network(torch.rand(2, 3, 16, 16)), given[0])
 
 
-def test_descriptions_cover_the_family():
-    lines = describe()
+@pytest.fixture(scope="module")
+def lines():
+    return describe()
+
+
+def test_descriptions_cover_the_family(lines):
     assert [line.name for line in lines] == list(NETWORKS) == list(REFERENCE)
     for line in lines:
-        built = network_of(line.name, 10, line.channels, line.size)
-        assert line.parameters == parameter_count(built)
+        assert line.parameters == parameter_count(on_meta(line.name, 10, line.channels, line.size))
         assert line.summary.endswith((".", ")."))
         assert len(line.summary) < 100
+
+
+def test_the_table_in_the_docs_is_what_the_networks_have(lines):
+    text = (Path(__file__).parents[1] / "docs" / "models.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `([\w-]+)` \| (\d+)x(\d+) (grey|RGB) \| ([\d,]+) \| ([\d,]+) \|", text, re.MULTILINE)
+    printed = [
+        (name, (int(h), int(w)), {"grey": 1, "RGB": 3}[colour], int(p.replace(",", "")), int(c.replace(",", "")))
+        for name, h, w, colour, p, c in rows
+    ]
+    assert printed == [(d.name, d.size, d.channels, d.parameters, d.multiply_adds) for d in lines]
 
 
 # What a user gets wrong.
@@ -292,6 +386,19 @@ def test_unknown_names_are_suggested():
         ("mlp", {"dropout": 1.0}, "dropout"),
         ("lenet5", {"size": [8, 8]}, "at least 12x12"),
         ("enhanced", {"dropout": 1.5}, "dropout"),
+        ("lenet5", {"dropout": -0.1}, "dropout"),
+        ("resnet20", {"dropout": 1}, "dropout"),
+        ("resnet18", {"stem": "tiny"}, "stem is one of"),
+        ("fastcnn", {"size": [8, 32]}, "at least 9x9"),
+        ("fastcnn", {"width": 0.001}, "widths times width"),
+        ("fastcnn", {"widths": []}, "widths times width"),
+        ("fastcnn", {"momentum": 0}, "momentum"),
+        ("small-cnn", {"padding": "none"}, "padding is same or valid"),
+        ("small-cnn", {"padding": "valid", "size": [5, 28]}, "at least 6x6"),
+        ("table2", {"size": [3, 3]}, "at least 4x4"),
+        ("plain-cnn", {"depth": 1}, "depth"),
+        ("plain-cnn", {"kernel": 4}, "kernel"),
+        ("plain-cnn", {"width": 0}, "width"),
     ],
 )
 def test_impossible_values_are_refused(name, arguments, hint):

@@ -24,10 +24,12 @@ from sightline.training import refine, reopen, resume, run, train
 from sightline.training.calibrate import temperature
 from sightline.training.fit import State
 from sightline.training.folder import RunFolder
+from sightline.training.gradients import Whole
 from sightline.training.hooks import Average, Watcher
-from sightline.training.objectives import OBJECTIVES, CrossEntropy
-from sightline.training.optimizers import OPTIMIZERS, SCHEDULES, optimizer
+from sightline.training.objectives import OBJECTIVES, CrossEntropy, balanced_weights
+from sightline.training.optimizers import OPTIMIZERS, optimizer
 from sightline.training.recipe import Recipe
+from sightline.training.schedules import Constant
 
 TINY = Recipe(
     model="mlp", size=8, limit=400, epochs=4, batch_size=32, augment=("shift:1",), precision="float32",
@@ -68,7 +70,7 @@ def test_the_loop_is_the_plain_loop(prepared):
     method = method_of(prepared)
     state = State(ours, optimizer(ours, recipe), 2, method.steps_per_epoch)
     fit_module.fit(
-        state, CrossEntropy(), method.batches, SCHEDULES["constant"](0.0), 0.05, validate=lambda: (0.0, 0.0)
+        state, Whole(ours), CrossEntropy(), method.batches, Constant(warmup=0), 0.05, validate=lambda: (0.0, 0.0)
     )
     kernels = [p for p in plain.parameters() if p.ndim > 1]
     others = [p for p in plain.parameters() if p.ndim <= 1]
@@ -97,40 +99,6 @@ def test_biases_and_norms_do_not_decay(prepared, name):
     assert len(decays) == len(list(classifier.parameters()))
     for parameter in classifier.parameters():
         assert decays[id(parameter)] == (0.1 if parameter.ndim > 1 else 0.0)
-
-
-def test_one_cycle_is_torchs():
-    steps = 5000
-    moves = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
-    theirs = torch.optim.lr_scheduler.OneCycleLR(
-        moves, 1.0, total_steps=steps, pct_start=0.3, final_div_factor=400
-    )
-    ours = SCHEDULES["one-cycle"](0.3)
-    for step in range(steps):
-        if step % 97 == 0:
-            assert ours(step / steps) == pytest.approx(theirs.get_last_lr()[0], abs=2e-3)
-        moves.step()
-        theirs.step()
-
-
-def test_cosine_is_torchs():
-    moves = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
-    theirs = torch.optim.lr_scheduler.CosineAnnealingLR(moves, 100)
-    ours = SCHEDULES["cosine"](0.0)
-    for step in range(100):
-        assert ours(step / 100) == pytest.approx(theirs.get_last_lr()[0], abs=1e-9)
-        moves.step()
-        theirs.step()
-
-
-@pytest.mark.parametrize("name", SCHEDULES)
-@pytest.mark.parametrize("warmup", [0.0, 0.2, 0.9])
-def test_schedules_rise_to_the_peak_and_stay_in_bounds(name, warmup):
-    factors = [SCHEDULES[name](warmup)(step / 1000) for step in range(1000)]
-    assert all(0 <= f <= 1 for f in factors)
-    assert max(factors) == pytest.approx(1, abs=1e-6)
-    rise = factors[: int(warmup * 1000)]
-    assert rise == sorted(rise)
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)
@@ -178,7 +146,7 @@ def test_a_gradient_step_stands_between_backward_and_update(prepared):
             parameter.grad.zero_()
 
     fit_module.fit(
-        state, CrossEntropy(), method.batches, SCHEDULES["constant"](0.0), 0.1,
+        state, Whole(classifier), CrossEntropy(), method.batches, Constant(warmup=0), 0.1,
         validate=lambda: (0.0, 0.0), gradient_step=project,
     )  # fmt: skip
     assert len(seen) == method.steps_per_epoch
@@ -201,7 +169,7 @@ def test_the_moving_average_is_its_formula(prepared):
                 expected[name] = decay * expected[name] + (1 - decay) * tensor.double()
 
     fit_module.fit(
-        state, CrossEntropy(), method.batches, SCHEDULES["constant"](0.0), 0.1,
+        state, Whole(classifier), CrossEntropy(), method.batches, Constant(warmup=0), 0.1,
         validate=lambda: (0.0, 0.0), hooks=[average, Reference()],
     )  # fmt: skip
     for name, tensor in average.classifier.state_dict().items():
@@ -251,7 +219,7 @@ def test_the_recipe_of_a_run_repeats_it(tmp_path):
 
 
 def test_early_stopping(tmp_path):
-    made = train("digits", TINY.replace(epochs=30, lr=3.0, patience=2), out=tmp_path / "r")
+    made = train("digits", TINY.replace(epochs=30, lr=1.0, patience=2), out=tmp_path / "r")
     assert made.facts["epochs"] < 30
     losses = [float(row["val_loss"]) for row in history(made.folder)]
     assert len(losses) - 1 - losses.index(min(losses)) == 2
@@ -456,15 +424,15 @@ def test_a_wrong_choice_leaves_no_run_behind(tmp_path, changes, error, message):
 
 
 def test_no_budget_is_exceeded_by_choice():
-    from sightline.training import presets
+    from sightline.training import choices
 
     recipe = Recipe(budget="10s", batch_size=128)
-    few = presets.epochs(recipe, train_images=10_000, images_per_second=5_000)
+    few = choices.epochs(recipe, train_images=10_000, images_per_second=5_000)
     assert few.value == 4
     assert "budget" in few.why
-    many = presets.epochs(recipe.replace(budget="10h"), train_images=10_000, images_per_second=5_000)
+    many = choices.epochs(recipe.replace(budget="10h"), train_images=10_000, images_per_second=5_000)
     assert many.value == 60
-    slow = presets.epochs(recipe, train_images=10_000, images_per_second=10)
+    slow = choices.epochs(recipe, train_images=10_000, images_per_second=10)
     assert slow.value == 1
 
 
@@ -479,14 +447,22 @@ def test_a_copy_of_a_state_is_a_state(prepared):
     assert same(weights(other.classifier), weights(classifier))
 
 
-@pytest.mark.parametrize(("name", "theirs"), [("sgd", torch.optim.SGD), ("adamw", torch.optim.AdamW)])
-def test_optimisers_are_torchs(prepared, name, theirs):
+@pytest.mark.parametrize(
+    ("name", "theirs", "extra"),
+    [
+        ("sgd", torch.optim.SGD, {"momentum": 0.9, "nesterov": True}),
+        ("sgd:nesterov=False", torch.optim.SGD, {"momentum": 0.9}),
+        ("adam", torch.optim.Adam, {"betas": (0.9, 0.999)}),
+        ("adam:beta2=0.95", torch.optim.Adam, {"betas": (0.9, 0.95)}),
+        ("adamw", torch.optim.AdamW, {"betas": (0.9, 0.999)}),
+    ],
+)
+def test_optimisers_are_torchs(prepared, name, theirs, extra):
     recipe, _, fresh = prepared
     recipe = recipe.replace(optimizer=name, lr=0.01, weight_decay=0.1)
     ours, plain = fresh(), fresh()
     method = method_of(prepared)
     made = optimizer(ours, recipe)
-    extra = {"momentum": 0.9, "nesterov": True} if name == "sgd" else {"betas": (0.9, 0.999)}
     groups = [{**g, "params": []} for g in made.param_groups]
     for group, decayed in zip(groups, (True, False), strict=True):
         group["params"] = [p for p in plain.parameters() if (p.ndim > 1) == decayed]
@@ -498,6 +474,103 @@ def test_optimisers_are_torchs(prepared, name, theirs):
             moves.zero_grad()
     for (key, own), other in zip(ours.state_dict().items(), plain.state_dict().values(), strict=True):
         torch.testing.assert_close(own, other, rtol=1e-4, atol=1e-6, msg=key)
+
+
+def test_decoupled_decay_does_not_pass_through_the_momentum(prepared):
+    """With a decay of all there is and no gradient, each step is one multiplication."""
+    recipe, _, fresh = prepared
+    classifier = fresh()
+    made = optimizer(classifier, recipe.replace(optimizer="sgd:decoupled=True", lr=0.1, weight_decay=0.5))
+    before = weights(classifier)
+    for _ in range(3):
+        for parameter in classifier.parameters():
+            parameter.grad = torch.zeros_like(parameter)
+        made.step()
+    for name, parameter in classifier.named_parameters():
+        factor = 0.95**3 if parameter.ndim > 1 else 1.0
+        torch.testing.assert_close(parameter.data, before[name] * factor)
+
+
+def test_biases_and_norms_may_learn_faster(prepared):
+    recipe, _, fresh = prepared
+    recipe = recipe.replace(bias_lr=64.0)
+    ours, seen = fresh(), []
+    state = State(ours, optimizer(ours, recipe), 1, 1)
+
+    class Look(Watcher):
+        def after_step(self, state):
+            seen.append([group["lr"] for group in state.optimizer.param_groups])
+
+    fit_module.fit(
+        state,
+        Whole(ours),
+        CrossEntropy(),
+        method_of(prepared).batches,
+        Constant(warmup=0),
+        0.01,
+        validate=lambda: (0.0, 0.0),
+        hooks=[Look()],
+    )
+    assert seen[0] == pytest.approx([0.01, 0.64])
+
+
+def test_class_weights_are_those_of_scikit_learn():
+    from sklearn.utils.class_weight import compute_class_weight
+
+    labels = np.array([0] * 50 + [1] * 30 + [3] * 20)
+    ours = balanced_weights(np.bincount(labels, minlength=5))
+    theirs = compute_class_weight("balanced", classes=np.array([0, 1, 3]), y=labels)
+    assert [ours[k] for k in (0, 1, 3)] == pytest.approx(theirs)
+    assert ours[2] == ours[4] == 0
+
+
+@pytest.mark.parametrize("soft", [False, True])
+def test_weighted_cross_entropy_from_its_definition(prepared, soft):
+    classifier = prepared[2]().eval()
+    batch = next(iter(method_of(prepared).batches(0, 0)))
+    heavy = tuple(np.linspace(0.5, 2, len(classifier.classes)).tolist())
+    hot = F.one_hot(batch.labels, len(classifier.classes)).float()
+    logs = torch.log_softmax(classifier(batch.pixels), 1)
+    wanted = -(hot * logs * torch.tensor(heavy, dtype=torch.float32)).sum(1).mean()
+    given = replace(batch, labels=hot) if soft else batch
+    assert CrossEntropy(class_weights=heavy)(classifier, given).item() == pytest.approx(wanted.item(), rel=1e-5)
+
+
+def test_clipping_bounds_the_gradient(prepared):
+    recipe, _, fresh = prepared
+    ours, norms = fresh(), []
+    state = State(ours, optimizer(ours, recipe.replace(momentum=0.0, weight_decay=0.0)), 1, 1)
+    before = weights(ours)
+
+    class Look(Watcher):
+        def after_step(self, state):
+            moved = [state.classifier.state_dict()[n] - before[n] for n, _ in state.classifier.named_parameters()]
+            norms.append(torch.cat([m.flatten() for m in moved]).norm().item())
+            state.interrupted = True
+
+    fit_module.fit(
+        state,
+        Whole(ours),
+        CrossEntropy(),
+        method_of(prepared).batches,
+        Constant(warmup=0),
+        1.0,
+        validate=lambda: (0.0, 0.0),
+        clip=0.01,
+        hooks=[Look()],
+    )
+    assert norms[0] == pytest.approx(0.01, rel=1e-3)
+
+
+def test_growing_sizes_end_at_the_working_size(tmp_path):
+    recipe = TINY.replace(model="resnet20", size=16, start_size=8, epochs=3, limit=200)
+    from sightline.training.assemble import side_at
+
+    assert [side_at(recipe, epoch) for epoch in range(3)] == [8, 12, 16]
+    made = train("shapes:120", recipe, out=tmp_path / "r")
+    assert made.classifier.geometry.size == (16, 16)
+    with pytest.raises(RecipeError, match="its own size only"):
+        train("digits", TINY.replace(start_size=8, size=16), out=tmp_path / "s")
 
 
 def test_training_does_not_load_the_compiler(tmp_path):

@@ -48,6 +48,13 @@ class TrainingError(SightlineError):
     """Training that cannot go on; the last good weights are kept."""
 
 
+class LostError(TrainingError):
+    """A process of a run in several processes ended, so all of them stopped."""
+
+    def __init__(self, text: str = "A process of this run was lost, so all of them stopped.") -> None:
+        super().__init__(text)
+
+
 class Interrupted(SightlineError):
     """Stopped by the user; the state is saved and the run can be resumed."""
 

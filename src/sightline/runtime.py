@@ -12,6 +12,8 @@ from typing import Any
 
 import platformdirs
 import torch
+from jaxtyping import Int64
+from numpy import ndarray
 
 from .errors import ChoiceError
 
@@ -62,6 +64,11 @@ def generator(seed: int, *counters: int) -> torch.Generator:
     words = ",".join(str(word) for word in (seed, *counters))
     digest = hashlib.blake2b(words.encode(), digest_size=8).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
+
+
+def order(count: int, seed: int, *counters: int) -> Int64[ndarray, " N"]:
+    """The numbers 0 to count - 1 in an order that is a pure function of the arguments."""
+    return torch.randperm(count, generator=generator(seed, *counters)).numpy()
 
 
 def cpu_count() -> int:

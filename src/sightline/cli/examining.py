@@ -1,10 +1,21 @@
 """Verbs that examine: check, evaluate, report."""
 
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from cyclopts import Parameter
 
 from ..errors import DataError
 from .show import Device, Json, emit, picture_path, result
+
+Curve = Annotated[
+    bool,
+    Parameter(
+        help="Also train on 10, 25 and 50 % of the training images: would more images help? Takes about as long "
+        "as training did.",
+        negative=(),
+    ),
+]
 
 
 def check(
@@ -50,7 +61,15 @@ def check(
     )
 
 
-def evaluate(run: Path, data: str | None = None, /, *, device: Device = "auto", json: Json = False) -> None:
+def evaluate(
+    run: Path,
+    data: str | None = None,
+    /,
+    *,
+    learning_curve: Curve = False,
+    device: Device = "auto",
+    json: Json = False,
+) -> None:
     """Test a classifier, on its own test images or on others.
 
     Parameters
@@ -61,14 +80,18 @@ def evaluate(run: Path, data: str | None = None, /, *, device: Device = "auto", 
         Other labelled images. Default: the run's own test split.
     """
     from ..evaluation.examine import examine, examine_on
+    from ..evaluation.growth import learning_curve as grow
     from ..evidence.page import complete
     from ..training.run import reopen
 
     if data is None and (run / "config.json").is_file():
         raise DataError(f"'{run}' is a classifier without its run: name the images to test it on, after it.")
+    if data is not None and learning_curve:
+        raise DataError("A learning curve is tested on the run's own test images: leave DATA out.")
     if data is None:
         opened = reopen(run, device=device)
-        value: dict[str, Any] = examine(opened).as_json()
+        grown = {"learning_curve": grow(opened).as_json()} if learning_curve else {}
+        value: dict[str, Any] = examine(opened).as_json() | grown
         complete(opened.folder)
     else:
         value = {"data": data, **examine_on(run, data, device=device).as_json()}

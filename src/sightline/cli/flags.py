@@ -6,6 +6,9 @@ from typing import Annotated, Any
 
 from cyclopts import Group, Parameter
 
+from ..choose import lookup
+from ..errors import RecipeError
+from ..training.presets import PRESETS
 from ..training.recipe import Recipe, descriptions
 
 EVERYTHING = "--help-all" in sys.argv
@@ -39,9 +42,11 @@ RecipeFlags = dataclasses.make_dataclass(
 """Every field of Recipe but ``data``, None where the flag was not given."""
 
 
-def recipe_of(flags: object, file: str | None) -> Recipe:
-    """Flags over the recipe file over the defaults."""
+def recipe_of(flags: object, file: str | None, preset: str | None = None) -> Recipe:
+    """Flags over the recipe file or preset over the defaults."""
     from pathlib import Path
 
-    base = Recipe.from_toml(Path(file)) if file else Recipe()
+    if file and preset:
+        raise RecipeError("--recipe and --preset both say where to start: give one of them.")
+    base = lookup(PRESETS, preset, "preset")() if preset else Recipe.from_toml(Path(file)) if file else Recipe()
     return base.replace(**{name: value for name, value in vars(flags).items() if value is not None})

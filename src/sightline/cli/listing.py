@@ -43,17 +43,19 @@ def members(family: str = "", /, *, json: Json = False) -> None:
 def _families() -> Mapping[str, Any]:
     """Each family's members with a line about each."""
     from ..augmentation import AUGMENTATIONS
-    from ..models import describe
+    from ..models import INITIALISATIONS, describe
     from ..preprocessing import STATISTICS
     from ..sources.builtin import BUILTIN
     from ..training.objectives import OBJECTIVES
-    from ..training.optimizers import OPTIMIZERS, SCHEDULES
+    from ..training.optimizers import OPTIMIZERS
+    from ..training.schedules import SCHEDULES
 
     return {
         "models": lambda: [vars(line) for line in describe()],
         "augmentations": lambda: _lines(AUGMENTATIONS),
         "losses": lambda: _lines(OBJECTIVES),
-        "optimizers": lambda: [{"name": name} for name in OPTIMIZERS],
+        "optimizers": lambda: _lines(OPTIMIZERS),
+        "initialisations": lambda: _lines(INITIALISATIONS),
         "schedules": lambda: _lines(SCHEDULES),
         "statistics": lambda: [{"name": name} for name in ("fitted", *STATISTICS)],
         "data": lambda: _lines(BUILTIN),

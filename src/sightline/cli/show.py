@@ -53,36 +53,33 @@ def picture_path(path: Path) -> Path:
     return path
 
 
-METRICS = (
-    ("accuracy", "accuracy", "{:.2%}"),
-    ("balanced_accuracy", "balanced accuracy", "{:.2%}"),
-    ("f1_macro", "F1, macro", "{:.4f}"),
-    ("roc_auc_ovr", "ROC AUC, one-vs-rest", "{:.4f}"),
-    ("log_loss", "log loss", "{:.4f}"),
-    ("ece", "calibration error (ECE)", "{:.4f}"),
-)
-
-
 def result(console: Console, value: Mapping[str, Any]) -> None:
     """The result of an evaluation: the numbers with their intervals, and what to look at next."""
+    from ..evidence.words import METRICS
+
     intervals = value["intervals"]
-    rows = [
-        (
-            label,
-            form.format(value[name]),
-            " to ".join(form.format(intervals[name][edge]) for edge in ("low", "high")),
-        )
-        for name, label, form in METRICS
-        if value.get(name) is not None
-    ]
+    rows = []
+    for name, metric in METRICS.items():
+        if metric.first and value.get(name) is not None:
+            bounds = (metric.write(intervals[name][edge]) for edge in ("low", "high"))
+            rows.append((metric.title, metric.write(value[name]), " to ".join(bounds)))
     what = f"of '{value['data']}'" if value.get("data") else "never seen in training"
     console.print(f"\n[bold]Test on {value['n']:,} images {escape(what)}[/bold]\n")
     console.print(table(("", "", "95 % interval"), rows))
     for remark in value.get("remarks", ()):
         console.print(f"\n{remark}", markup=False)
     console.print(
-        f"\n{value['parameters']:,} parameters, {value['seconds_per_image'] * 1e3:.2f} ms per image in batches"
+        f"\n{value['parameters']:,} parameters, {value['multiply_adds']:,} multiply-adds an image; "
+        f"one image takes {value['latency_ms']:.2g} ms, in batches {value['seconds_per_image'] * 1e3:.2g} ms each"
     )
+    if curve := value.get("learning_curve"):
+        sizes = [
+            (f"{one['images']:,}", f"{one['accuracy']:.2%}", f"{one['low']:.2%} to {one['high']:.2%}")
+            for one in curve["sizes"]
+        ]
+        console.print()
+        console.print(table(("Training images", "accuracy", "95 % interval"), sizes))
+        console.print(f"\n{curve['sentence']}", markup=False)
     if value.get("report"):
         console.print(f"\nLook at [bold]{escape(value['report'])}[/bold]")
         console.print(f"Then try: sightline predict {value['run']} IMAGE...", markup=False)

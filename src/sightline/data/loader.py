@@ -25,14 +25,22 @@ class Shuffled:
 
     seed: int
     epoch: int = 0
+    balanced: bool = False
+    """Every class equally often, as many images in all: rare ones come repeatedly, common ones in part."""
 
 
-def order_of(count: int, order: Shuffled | None) -> Int64[ndarray, " N"]:
-    """The positions 0 to count - 1 in the order they are visited; None leaves them as they are."""
+def order_of(labels: Int64[ndarray, " N"], order: Shuffled | None) -> Int64[ndarray, " N"]:
+    """The positions 0 to N - 1 in the order they are visited; None leaves them as they are."""
+    count = len(labels)
     if order is None:
         return np.arange(count)
-    generator = runtime.generator(order.seed, order.epoch, _SHUFFLE)
-    return torch.randperm(count, generator=generator).numpy()
+    mixed = runtime.order(count, order.seed, order.epoch, _SHUFFLE)
+    if not order.balanced:
+        return mixed
+    positions = [mixed[labels[mixed] == label] for label in np.unique(labels)]
+    share = -(-count // len(positions))
+    drawn = np.concatenate([np.resize(of_class, share) for of_class in positions])
+    return drawn[runtime.order(len(drawn), order.seed, order.epoch, _SHUFFLE, 1)][:count]
 
 
 def to_batch(pixels: UInt8[ndarray, "B H W C"], device: torch.device | str = "cpu") -> Float[Tensor, "B C H W"]:
@@ -60,6 +68,7 @@ def batches(
     augment: Augment | None = None,
     memory_format: torch.memory_format = torch.channels_last,
     ahead: int | None = None,
+    share: tuple[int, int] = (0, 1),
 ) -> Iterator[Batch]:
     """The dataset in batches from number ``start`` on, at most ``ahead`` of them prepared in advance.
 
@@ -67,10 +76,11 @@ def batches(
     ``augment`` receives a generator that depends on seed, epoch and batch number alone, so a
     resumed epoch goes on exactly as it would have. ``ahead`` None is 2 for an accelerator and 0 for the
     CPU, which prepares in the calling thread: there a second thread only takes the cores from the network.
+    ``share`` (rank, count) gives every count-th image of each batch: one process's part of it.
     """
     if ahead is None:
         ahead = 0 if torch.device(device).type == "cpu" else 2
-    make = _maker(dataset, batch_size, order, torch.device(device), augment, memory_format)
+    make = _maker(dataset, batch_size, order, torch.device(device), augment, memory_format, share)
     steps = range(start, count_batches(len(dataset), batch_size, drop_last=drop_last))
     return _ahead(make, steps, ahead) if ahead else map(make, steps)
 
@@ -82,16 +92,19 @@ def _maker(
     device: torch.device,
     augment: Augment | None,
     memory_format: torch.memory_format,
+    share: tuple[int, int],
 ) -> Callable[[int], Batch]:
     """A function from a batch's number to the batch."""
-    indices = order_of(len(dataset), order)
+    indices = order_of(dataset.labels, order)
+    rank, ranks = share
+    own = (rank,) if ranks > 1 else ()  # processes draw apart, one process as it always did
     labels = torch.from_numpy(dataset.labels)
     groups = dataset.columns.get("group")
     codes = None if groups is None else torch.from_numpy(np.unique(groups, return_inverse=True)[1])
     seed, epoch = (order.seed, order.epoch) if order else (0, 0)
 
     def make(step: int) -> Batch:
-        chosen = indices[step * batch_size : (step + 1) * batch_size]
+        chosen = indices[step * batch_size : (step + 1) * batch_size][rank::ranks]
         index = torch.from_numpy(chosen)
         batch = Batch(
             pixels=to_batch(dataset[chosen], device).contiguous(memory_format=memory_format),
@@ -103,7 +116,7 @@ def _maker(
         )
         if augment is None:
             return batch
-        return augment(batch, runtime.generator(seed, epoch, step, _AUGMENT))
+        return augment(batch, runtime.generator(seed, epoch, step, _AUGMENT, *own))
 
     return make
 

@@ -14,10 +14,13 @@ from .catalogue import (
     describe,
     parameter_count,
 )
+from .cost import multiply_adds
+from .initialise import INITIALISATIONS, initialise
 from .surgery import SURGERY, head
 from .weights import WeightsReport, load_weights
 
 __all__ = [
+    "INITIALISATIONS",
     "NETWORKS",
     "SURGERY",
     "Architecture",
@@ -28,6 +31,8 @@ __all__ = [
     "build",
     "describe",
     "head",
+    "initialise",
     "load_weights",
+    "multiply_adds",
     "parameter_count",
 ]

@@ -6,6 +6,9 @@ from collections.abc import Sequence
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from ..errors import RecipeError
+from .whitening import Whitening
+
 Size = Sequence[int]
 """(height, width) of the images, in pixels."""
 
@@ -18,9 +21,21 @@ class Network(nn.Module, ABC):
 
     head: nn.Linear
 
+    mirrored: bool = False
+    """Whether answers in eval mode are the mean over an image and its mirror image."""
+
     @abstractmethod
+    def logits(self, pixels: Float[Tensor, "B C H W"]) -> Float[Tensor, "B K"]:
+        """Raw scores of each class, seen once."""
+
     def forward(self, pixels: Float[Tensor, "B C H W"]) -> Float[Tensor, "B K"]:
         """Raw scores of each class."""
+        if self.mirrored and not self.training:
+            return (self.logits(pixels) + self.logits(pixels.flip(3))) / 2
+        return self.logits(pixels)
+
+    def adapt(self, pixels: Float[Tensor, "B C H W"]) -> None:
+        """Set what depends on the data from preprocessed training images; most networks need nothing."""
 
 
 def is_large(size: Size) -> bool:
@@ -36,10 +51,17 @@ def pools(size: Size) -> nn.Sequential:
     return nn.Sequential(*layers)
 
 
+def dropout_of(share: float) -> nn.Dropout:
+    """Dropout with this share of zeros in training; raises RecipeError outside [0, 1)."""
+    if not 0 <= share < 1:
+        raise RecipeError(f"dropout goes from 0 to below 1, not {share}.")
+    return nn.Dropout(share)
+
+
 def he_(module: nn.Module) -> None:
     """Initialise every convolution below ``module`` by He et al. 2015 (arXiv 1502.01852), fan out."""
     for layer in module.modules():
-        if isinstance(layer, nn.Conv2d):
+        if isinstance(layer, nn.Conv2d) and not isinstance(layer, Whitening):
             nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
             if layer.bias is not None:
                 nn.init.zeros_(layer.bias)

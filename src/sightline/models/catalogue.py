@@ -12,9 +12,13 @@ from torch import nn
 from ..choose import choose, lookup, suggest
 from ..errors import BundleError, ChoiceError, RecipeError
 from .blocks import Network, Size
+from .cost import multiply_adds
 from .enhanced import enhanced
+from .fastcnn import fastcnn
 from .lenet import lenet5
 from .mlp import mlp
+from .plain import plain_cnn, small_cnn, table2
+from .residual18 import resnet18
 from .resnet import resnet20, resnet32, resnet44, resnet56
 from .surgery import SURGERY
 
@@ -25,7 +29,12 @@ NETWORKS: dict[str, Callable[..., Network]] = {
     "resnet32": resnet32,
     "resnet44": resnet44,
     "resnet56": resnet56,
+    "resnet18": resnet18,
+    "fastcnn": fastcnn,
     "enhanced": enhanced,
+    "small-cnn": small_cnn,
+    "table2": table2,
+    "plain-cnn": plain_cnn,
 }
 """Name -> ``(classes, channels, size, **arguments) -> network``."""
 
@@ -36,7 +45,12 @@ REFERENCE: dict[str, tuple[int, tuple[int, int]]] = {
     "resnet32": (3, (32, 32)),
     "resnet44": (3, (32, 32)),
     "resnet56": (3, (32, 32)),
+    "resnet18": (3, (32, 32)),
+    "fastcnn": (3, (32, 32)),
     "enhanced": (3, (32, 32)),
+    "small-cnn": (1, (28, 28)),
+    "table2": (3, (224, 224)),
+    "plain-cnn": (3, (32, 32)),
 }
 """Channels and size of the images each network is known by."""
 
@@ -130,8 +144,8 @@ def _check_common(architecture: Architecture) -> None:
 
 
 def parameter_count(network: nn.Module) -> int:
-    """Trainable numbers in a network."""
-    return sum(p.numel() for p in network.parameters())
+    """Trainable numbers in a network; frozen ones, such as a whitening, do not count."""
+    return sum(p.numel() for p in network.parameters() if p.requires_grad)
 
 
 @dataclass(frozen=True)
@@ -141,19 +155,22 @@ class Description:
     name: str
     summary: str
     parameters: int
-    """With 10 classes, at the reference channels and size."""
+    """Trainable, with 10 classes, at the reference channels and size."""
+    multiply_adds: int
+    """For one image, the same way."""
     channels: int
     size: tuple[int, int]
     """(height, width) in pixels it is known by; other sizes work."""
 
 
 def describe() -> tuple[Description, ...]:
-    """Every network in a line each; nothing is allocated to count its parameters."""
+    """Every network in a line each; torch's generator is left where it was."""
     lines = []
     for name, make in NETWORKS.items():
         channels, size = REFERENCE[name]
-        with torch.device("meta"):
-            count = parameter_count(make(10, channels, size))
+        with torch.random.fork_rng(devices=[]):
+            network = make(10, channels, size)
+        cost = multiply_adds(network, channels, size)
         summary = (make.__doc__ or "").strip().splitlines()[0].replace("``", "")
-        lines.append(Description(name, summary, count, channels, size))
+        lines.append(Description(name, summary, parameter_count(network), cost, channels, size))
     return tuple(lines)

@@ -9,8 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..errors import RecipeError
-from .blocks import Network, Size, he_, is_large, pools
+from .blocks import Network, Size, dropout_of, he_, is_large, pools
 
 
 def _norm(width: int, on: bool) -> nn.Module:
@@ -80,7 +79,7 @@ class Enhanced(Network):
                 for i, o, stride in ((32, 32, 1), (32, 64, 2), (64, 128, 2), (128, 128, 1))
             )
         )
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = dropout_of(dropout)
         self.head = nn.Linear(128, classes)
         self._initialise()
 
@@ -93,7 +92,7 @@ class Enhanced(Network):
             if isinstance(block, Block) and block.shortcut is not None and isinstance(block.norm, nn.BatchNorm2d):
                 nn.init.zeros_(block.norm.weight)
 
-    def forward(self, pixels: Float[Tensor, "B C H W"]) -> Float[Tensor, "B K"]:
+    def logits(self, pixels: Float[Tensor, "B C H W"]) -> Float[Tensor, "B K"]:
         """Logits."""
         x = self.blocks(self.pools(self.stem(pixels)))
         return self.head(self.dropout(x.mean((2, 3))))
@@ -109,8 +108,6 @@ def enhanced(
     multi_scale: bool = True,
 ) -> Network:
     """Enhanced network: residual, batch norm, dropout and multi-scale filters, each with a switch."""
-    if not 0 <= dropout < 1:
-        raise RecipeError(f"dropout goes from 0 to below 1, not {dropout}.")
     return Enhanced(
         classes,
         channels,

@@ -7,7 +7,8 @@ from torch import Tensor, nn
 
 from ..choose import lookup
 from ..errors import RecipeError
-from .blocks import Network, Size
+from .blocks import Network, Size, dropout_of
+from .initialise import he_normal
 
 POOLS: dict[str, type[nn.AvgPool2d | nn.MaxPool2d]] = {
     "avg": nn.AvgPool2d,
@@ -18,7 +19,7 @@ POOLS: dict[str, type[nn.AvgPool2d | nn.MaxPool2d]] = {
 class LeNet5(Network):
     """conv 6@5x5, pool, conv 16@5x5, pool, 120, 84, K; ReLU, no trainable pooling, dense C3."""
 
-    def __init__(self, classes: int, channels: int, size: Size, pool: str):
+    def __init__(self, classes: int, channels: int, size: Size, pool: str, dropout: float):
         super().__init__()
         # The original took 32x32: digits of 28x28 with 2 pixels of border.
         padding = 2 if min(size) < 32 else 0
@@ -40,22 +41,20 @@ class LeNet5(Network):
                 flatten=nn.Flatten(),
                 fc1=nn.Linear(16 * height * width, 120),
                 relu3=nn.ReLU(),
+                dropout1=dropout_of(dropout),
                 fc2=nn.Linear(120, 84),
                 relu4=nn.ReLU(),
+                dropout2=dropout_of(dropout),
             )
         )
         self.head = nn.Linear(84, classes)
-        for layer in self.features:
-            if isinstance(layer, nn.Conv2d | nn.Linear):
-                nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
-                assert layer.bias is not None
-                nn.init.zeros_(layer.bias)
+        he_normal(self.features)
 
-    def forward(self, pixels: Float[Tensor, "B C H W"]) -> Float[Tensor, "B K"]:
+    def logits(self, pixels: Float[Tensor, "B C H W"]) -> Float[Tensor, "B K"]:
         """Logits."""
         return self.head(self.features(pixels))
 
 
-def lenet5(classes: int, channels: int, size: Size, pool: str = "avg") -> Network:
+def lenet5(classes: int, channels: int, size: Size, pool: str = "avg", dropout: float = 0.0) -> Network:
     """LeNet-5 with ReLU: the classic for digits, seconds to train (``pool``: avg or max)."""
-    return LeNet5(classes, channels, size, pool)
+    return LeNet5(classes, channels, size, pool, dropout)

@@ -7,7 +7,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ..errors import RecipeError
-from .blocks import Network, Size
+from .blocks import Network, Size, dropout_of
+from .initialise import he_normal
 
 
 class MLP(Network):
@@ -18,14 +19,12 @@ class MLP(Network):
         layers: list[nn.Module] = []
         widths = [inputs, *hidden]
         for fan_in, fan_out in pairwise(widths):
-            linear = nn.Linear(fan_in, fan_out)
-            nn.init.kaiming_normal_(linear.weight, nonlinearity="relu")
-            nn.init.zeros_(linear.bias)
-            layers += [linear, nn.ReLU(), nn.Dropout(dropout)]
+            layers += [nn.Linear(fan_in, fan_out), nn.ReLU(), dropout_of(dropout)]
         self.hidden = nn.Sequential(*layers)
+        he_normal(self.hidden)
         self.head = nn.Linear(widths[-1], classes)
 
-    def forward(self, pixels: Float[Tensor, "B C H W"]) -> Float[Tensor, "B K"]:
+    def logits(self, pixels: Float[Tensor, "B C H W"]) -> Float[Tensor, "B K"]:
         """Logits."""
         return self.head(self.hidden(pixels.flatten(1)))
 
@@ -36,6 +35,4 @@ def mlp(
     """Small multilayer perceptron: fast, and blind to where a pixel is."""
     if any(width < 1 for width in hidden):
         raise RecipeError(f"hidden lists the width of each layer, 1 or more, not {list(hidden)}.")
-    if not 0 <= dropout < 1:
-        raise RecipeError(f"dropout goes from 0 to below 1, not {dropout}.")
     return MLP(channels * size[0] * size[1], hidden, classes, dropout)

@@ -4,16 +4,16 @@ Tensor names are those of the widespread implementations (``conv1``, ``layer1.0.
 their weights fit; only the last layer is ``head`` here, as everywhere.
 """
 
-from typing import Literal
-
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..errors import RecipeError
-from .blocks import Network, Size, he_, is_large, pools
+from .blocks import Network, Size, dropout_of, he_, is_large, pools
+from .whitening import Whitening
 
-Stem = Literal["auto", "small", "large"]
+STEMS = ("auto", "small", "large", "whitened")
+"""What comes first: 3x3, or 7x7 with stride 2 and pools (auto: by the size), or a frozen whitening before it."""
 
 
 class Block(nn.Module):
@@ -37,51 +37,66 @@ class Block(nn.Module):
         return F.relu(y + x)
 
 
+def shrinks(stem: str, size: Size) -> bool:
+    """Whether the first convolution has a stride; raises RecipeError for a stem nobody knows."""
+    if stem not in STEMS:
+        raise RecipeError(f"stem is one of {', '.join(STEMS)}, not '{stem}'.")
+    return stem == "large" or (stem != "small" and is_large(size))
+
+
+def first_layers(channels: int, width: int, stem: str, large: bool) -> tuple[nn.Module, nn.Conv2d]:
+    """A frozen whitening of 3x3 patches, or nothing, and the first convolution."""
+    whiten: nn.Module = nn.Identity()
+    if stem == "whitened":
+        whiten = Whitening(channels, 3, padding=1, both_signs=False, bias=False)
+        channels = channels * 9
+    kernel, stride = (7, 2) if large else (3, 1)
+    return whiten, nn.Conv2d(channels, width, kernel, stride, kernel // 2, bias=False)
+
+
 class ResNet(Network):
     """A stem, three stages of ``depth`` blocks with 16, 32 and 64 channels, the mean, the head."""
 
-    def __init__(self, depth: int, classes: int, channels: int, size: Size, large: bool):
+    def __init__(self, depth: int, classes: int, channels: int, size: Size, stem: str, dropout: float):
         super().__init__()
-        self.conv1 = (
-            nn.Conv2d(channels, 16, 7, 2, 3, bias=False) if large else nn.Conv2d(channels, 16, 3, 1, 1, bias=False)
-        )
+        large = shrinks(stem, size)
+        self.whiten, self.conv1 = first_layers(channels, 16, stem, large)
         self.bn1 = nn.BatchNorm2d(16)
         self.pools = pools(size) if large else nn.Identity()
         self.layer1 = nn.Sequential(*(Block(16, 16, 1) for _ in range(depth)))
         self.layer2 = nn.Sequential(Block(16, 32, 2), *(Block(32, 32, 1) for _ in range(depth - 1)))
         self.layer3 = nn.Sequential(Block(32, 64, 2), *(Block(64, 64, 1) for _ in range(depth - 1)))
+        self.dropout = dropout_of(dropout)
         self.head = nn.Linear(64, classes)
         he_(self)
 
-    def forward(self, pixels: Float[Tensor, "B C H W"]) -> Float[Tensor, "B K"]:
+    def logits(self, pixels: Float[Tensor, "B C H W"]) -> Float[Tensor, "B K"]:
         """Logits."""
-        x = self.pools(F.relu(self.bn1(self.conv1(pixels))))
+        x = self.pools(F.relu(self.bn1(self.conv1(self.whiten(pixels)))))
         x = self.layer3(self.layer2(self.layer1(x)))
-        return self.head(x.mean((2, 3)))
+        return self.head(self.dropout(x.mean((2, 3))))
+
+    def adapt(self, pixels: Float[Tensor, "B C H W"]) -> None:
+        """Whiten the patches of these images, where the stem asks for it."""
+        if isinstance(self.whiten, Whitening):
+            self.whiten.fit(pixels)
 
 
-def _resnet(depth: int, classes: int, channels: int, size: Size, stem: Stem = "auto") -> Network:
-    if stem not in ("auto", "small", "large"):
-        raise RecipeError(f"stem is one of auto, small, large, not '{stem}'.")
-    large = stem == "large" or (stem == "auto" and is_large(size))
-    return ResNet(depth, classes, channels, size, large)
+def resnet20(classes: int, channels: int, size: Size, stem: str = "auto", dropout: float = 0.0) -> Network:
+    """ResNet-20 for small images: a good first choice in colour."""
+    return ResNet(3, classes, channels, size, stem, dropout)
 
 
-def resnet20(classes: int, channels: int, size: Size, stem: Stem = "auto") -> Network:
-    """ResNet-20 for small images: a good first choice in colour (``stem``: auto, small or large)."""
-    return _resnet(3, classes, channels, size, stem)
-
-
-def resnet32(classes: int, channels: int, size: Size, stem: Stem = "auto") -> Network:
+def resnet32(classes: int, channels: int, size: Size, stem: str = "auto", dropout: float = 0.0) -> Network:
     """ResNet-32 for small images: deeper, 1.7 times the work of ResNet-20."""
-    return _resnet(5, classes, channels, size, stem)
+    return ResNet(5, classes, channels, size, stem, dropout)
 
 
-def resnet44(classes: int, channels: int, size: Size, stem: Stem = "auto") -> Network:
+def resnet44(classes: int, channels: int, size: Size, stem: str = "auto", dropout: float = 0.0) -> Network:
     """ResNet-44 for small images: deeper still, 2.4 times the work of ResNet-20."""
-    return _resnet(7, classes, channels, size, stem)
+    return ResNet(7, classes, channels, size, stem, dropout)
 
 
-def resnet56(classes: int, channels: int, size: Size, stem: Stem = "auto") -> Network:
+def resnet56(classes: int, channels: int, size: Size, stem: str = "auto", dropout: float = 0.0) -> Network:
     """ResNet-56 for small images: the most accurate of the four, 3.1 times the work of ResNet-20."""
-    return _resnet(9, classes, channels, size, stem)
+    return ResNet(9, classes, channels, size, stem, dropout)

@@ -27,14 +27,26 @@ def grown_head(network: Network, classes: int) -> Network:
     old = head(network)
     if classes < old.out_features:
         raise BundleError(f"A head of {old.out_features} classes cannot grow to {classes}.")
-    new = nn.Linear(old.in_features, classes, device=old.weight.device, dtype=old.weight.dtype)
+    biased = old.bias is not None
+    new = nn.Linear(old.in_features, classes, biased, device=old.weight.device, dtype=old.weight.dtype)
     with torch.no_grad():
         new.weight.zero_()[: old.out_features] = old.weight
-        new.bias.zero_()[: old.out_features] = old.bias
+        if biased:
+            new.bias.zero_()[: old.out_features] = old.bias
     network.head = new
+    return network
+
+
+def mirrored(network: Network) -> Network:
+    """The same network, whose answers in eval mode are the mean logits of an image and its mirror image.
+
+    Training sees each image once. Tensors and their names stay as they are, so weights fit with and without.
+    """
+    network.mirrored = True
     return network
 
 
 SURGERY: dict[str, Callable[..., Network]] = {
     "grown_head": grown_head,
+    "mirrored": mirrored,
 }

@@ -185,8 +185,10 @@ def _other_classes(given: Tensors, wanted: Tensors) -> tuple[str, ...]:
     weight = given.get("head.weight")
     if weight is None or "head.weight" not in wanted or weight.ndim != 2:
         return ()
-    differs = len(weight) != len(wanted["head.weight"])
-    return ("head.weight", "head.bias") if differs and weight.shape[1] == wanted["head.weight"].shape[1] else ()
+    own = wanted["head.weight"]
+    if len(weight) == len(own) or weight.shape[1] != own.shape[1]:
+        return ()
+    return tuple(name for name in ("head.weight", "head.bias") if name in wanted)
 
 
 def _check_fit(path: Path, given: Tensors, wanted: Tensors, skipped: tuple[str, ...]) -> None:

@@ -17,8 +17,10 @@ from .. import runtime
 from ..classifier import Classifier
 from ..errors import TrainingError
 from ..types import Batch
+from .gradients import Gradients
 from .objectives import Objective
-from .optimizers import Schedule
+from .schedules import Moment, Schedule
+from .team import ALONE, Team
 
 Batches = Callable[[int, int], Iterable[Batch]]
 """(epoch, batches already done in it) -> the epoch's remaining batches, always the same ones."""
@@ -71,6 +73,12 @@ class State:
     def step(self) -> int:
         """Optimiser steps taken since the start."""
         return self.epoch * self.steps_per_epoch + self.batch
+
+    @property
+    def moment(self) -> Moment:
+        """What a schedule may know of it."""
+        done = self.epoch + self.batch / max(self.steps_per_epoch, 1)
+        return Moment(done, self.epochs, [row.val_loss for row in self.history])
 
     @property
     def steps(self) -> int:
@@ -137,15 +145,17 @@ class Hook(Protocol):
 
 def fit(
     state: State,
+    gradients: Gradients,
     objective: Objective,
     batches: Batches,
     schedule: Schedule,
     peak_lr: float,
     *,
     validate: Callable[[], tuple[float, float]],
-    bfloat16: bool = False,
+    clip: float = 0.0,
     gradient_step: Callable[[Classifier, Batch], None] | None = None,
     hooks: Sequence[Hook] = (),
+    team: Team = ALONE,
 ) -> None:
     """Train ``state.classifier`` from where ``state`` is to its last epoch.
 
@@ -157,17 +167,20 @@ def fit(
         started = time.perf_counter() - state.seconds
         state.classifier.train()
         for batch in batches(state.epoch, state.batch):
+            factor = schedule(state.moment)
             for group in state.optimizer.param_groups:
-                group["lr"] = peak_lr * schedule(state.step / state.steps)
-            loss = _step(state, objective, batch, bfloat16, gradient_step)
+                group["lr"] = peak_lr * factor * group["lr_factor"]
+            loss = team.average(state.classifier, gradients(objective, batch))
+            _move(state, batch, clip, gradient_step)
             state.batch += 1
-            state.pending.append((loss, len(batch)))
+            state.pending.append((loss, len(batch) * team.size))
             state.seconds = time.perf_counter() - started
             if len(state.pending) >= CHECK_EVERY:
                 state.settle()
             for hook in hooks:
                 hook.after_step(state)
-            if state.interrupted:
+            if team.any(state.interrupted, state.step):
+                state.interrupted = True
                 return
         state.settle()
         val_loss, val_accuracy = validate()
@@ -178,21 +191,16 @@ def fit(
             hook.after_epoch(state)
 
 
-def _step(
-    state: State,
-    objective: Objective,
-    batch: Batch,
-    bfloat16: bool,
-    gradient_step: Callable[[Classifier, Batch], None] | None,
-) -> Tensor:
-    with torch.autocast(batch.pixels.device.type, torch.bfloat16, enabled=bfloat16):
-        loss = objective(state.classifier, batch)
-    loss.backward()
+def _move(
+    state: State, batch: Batch, clip: float, gradient_step: Callable[[Classifier, Batch], None] | None
+) -> None:
+    """One step of the optimiser along the gradients that are there."""
     if gradient_step is not None:
         gradient_step(state.classifier, batch)
+    if clip:
+        torch.nn.utils.clip_grad_norm_(state.classifier.parameters(), clip)
     state.optimizer.step()
     state.optimizer.zero_grad(set_to_none=True)
-    return loss.detach()
 
 
 def _finish_epoch(state: State, val_loss: float, val_accuracy: float) -> None:

@@ -51,9 +51,7 @@ class Average(Watcher):
     def after_step(self, state: State) -> None:
         """Move the average towards the weights."""
         rate = 1 - min(self.decay, (1 + state.step) / (10 + state.step))
-        ours, theirs = _floating(self.classifier), _floating(state.classifier)
-        for own, new in zip(ours, theirs, strict=True):
-            own.lerp_(new, rate)
+        torch._foreach_lerp_(_floating(self.classifier), _floating(state.classifier), rate)
         for own, new in zip(self.classifier.buffers(), state.classifier.buffers(), strict=True):
             if not own.is_floating_point():
                 own.copy_(new)

@@ -1,22 +1,27 @@
-"""How weights move: optimisers, and schedules of their learning rate."""
+"""How weights move: the optimisers."""
 
-import math
 from collections.abc import Callable, Mapping
+from functools import partial
 from inspect import unwrap
 from typing import Any
 
 import torch
 from torch import nn
 
+from ..choose import choose
 from .recipe import Recipe
 
 
-def groups(module: nn.Module, weight_decay: float) -> list[dict[str, object]]:
-    """Two groups of parameters: matrices and kernels decay; biases and norms (one dimension) do not."""
+def groups(module: nn.Module, recipe: Recipe) -> list[dict[str, Any]]:
+    """Two groups of parameters: matrices and kernels decay; biases and norms (one dimension) do not.
+
+    ``lr_factor`` is a factor on the rate that the loop sets.
+    """
     trained = [p for p in module.parameters() if p.requires_grad]
+    large, small = [p for p in trained if p.ndim > 1], [p for p in trained if p.ndim <= 1]
     return [
-        {"params": [p for p in trained if p.ndim > 1], "weight_decay": weight_decay},
-        {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
+        {"params": large, "weight_decay": recipe.weight_decay, "lr_factor": 1.0},
+        {"params": small, "weight_decay": 0.0, "lr_factor": recipe.bias_lr},
     ]
 
 
@@ -37,72 +42,64 @@ def _plain(kind: type[torch.optim.Optimizer]) -> type[Any]:
     )
 
 
-_SGD, _AdamW = _plain(torch.optim.SGD), _plain(torch.optim.AdamW)
+_SGD, _Adam, _AdamW = map(_plain, (torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW))
 
 
-def _sgd(module: nn.Module, recipe: Recipe, lr: float, *, fused: bool) -> torch.optim.Optimizer:
-    return _SGD(
-        groups(module, recipe.weight_decay),
-        lr=lr,
-        momentum=recipe.momentum,
-        nesterov=recipe.momentum > 0,
-        fused=fused,
-    )
+class _DecoupledSGD(_SGD):
+    """SGD that shrinks the weights by lr times the decay before the step (Loshchilov & Hutter 2019, alg. 1)."""
+
+    @torch.no_grad()
+    def step(self) -> None:
+        """One step; the decay does not pass through the momentum."""
+        for group in self.param_groups:
+            if group["decoupled"]:
+                torch._foreach_mul_(group["params"], 1 - group["lr"] * group["decoupled"])
+        super().step()
 
 
-def _adamw(module: nn.Module, recipe: Recipe, lr: float, *, fused: bool) -> torch.optim.Optimizer:
-    return _AdamW(groups(module, recipe.weight_decay), lr=lr, betas=(recipe.momentum, 0.999), fused=fused)
+def _sgd(
+    module: nn.Module, recipe: Recipe, lr: float, *, fused: bool, nesterov: bool = True, decoupled: bool = False
+) -> torch.optim.Optimizer:
+    """Momentum, Nesterov's unless told otherwise; the decay is added to the gradient (L2) or decoupled."""
+    parameters = groups(module, recipe)
+    settings: dict[str, Any] = {
+        "lr": lr,
+        "momentum": recipe.momentum,
+        "nesterov": nesterov and recipe.momentum > 0,
+    }
+    if not decoupled:
+        return _SGD(parameters, fused=fused, **settings)
+    apart = [group | {"decoupled": group["weight_decay"], "weight_decay": 0.0} for group in parameters]
+    return _DecoupledSGD(apart, fused=fused, **settings)
 
 
-OPTIMIZERS: Mapping[str, Callable[..., torch.optim.Optimizer]] = {"sgd": _sgd, "adamw": _adamw}
+def _adam(
+    module: nn.Module, recipe: Recipe, lr: float, *, fused: bool, beta2: float = 0.999
+) -> torch.optim.Optimizer:
+    """Adam (Kingma & Ba 2015); the decay is added to the gradient (L2)."""
+    return _Adam(groups(module, recipe), lr=lr, betas=(recipe.momentum, beta2), fused=fused)
 
-DEFAULT_LR: Mapping[str, float] = {"sgd": 0.1, "adamw": 2e-3}
+
+def _adamw(
+    module: nn.Module, recipe: Recipe, lr: float, *, fused: bool, beta2: float = 0.999
+) -> torch.optim.Optimizer:
+    """Adam with decoupled decay (Loshchilov & Hutter 2019)."""
+    return _AdamW(groups(module, recipe), lr=lr, betas=(recipe.momentum, beta2), fused=fused)
+
+
+OPTIMIZERS: Mapping[str, Callable[..., torch.optim.Optimizer]] = {"sgd": _sgd, "adam": _adam, "adamw": _adamw}
+"""Name -> ``(module, recipe, lr, fused=..., **arguments) -> optimiser``."""
+
+DEFAULT_LR: Mapping[str, float] = {"sgd": 0.1, "adam": 2e-3, "adamw": 2e-3}
 """Peak learning rates per 128 images of a batch; scaled linearly (Goyal et al. 2017) below and above."""
 
 
 def optimizer(module: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
-    """The recipe's optimiser over ``module``; fused where torch has the kernel."""
+    """The recipe's optimiser over ``module``; fused where torch has the kernel.
+
+    Raises ChoiceError where the recipe's word names none.
+    """
     fused = all(p.device.type in {"cpu", "cuda"} for p in module.parameters())
     assert recipe.lr is not None
-    return OPTIMIZERS[recipe.optimizer](module, recipe, recipe.lr, fused=fused)
-
-
-Schedule = Callable[[float], float]
-"""Share of the run that is done, in [0, 1] -> factor on the peak learning rate, in [0, 1]."""
-
-
-def one_cycle(warmup: float) -> Schedule:
-    """From 1/25 of the peak up along a cosine for ``warmup``, then down to 1e-4 of it (Smith & Topin 2018)."""
-
-    def factor(done: float) -> float:
-        if done < warmup:
-            return _between(1 / 25, 1.0, done / warmup)
-        return _between(1.0, 1e-4, (done - warmup) / (1 - warmup))
-
-    return factor
-
-
-def cosine(warmup: float) -> Schedule:
-    """Linear rise for ``warmup``, then (1 + cos(pi t)) / 2 (Loshchilov & Hutter 2017, eq. 5)."""
-    return _after_rise(warmup, lambda t: _between(1.0, 0.0, t))
-
-
-def constant(warmup: float) -> Schedule:
-    """Linear rise for ``warmup``, then the peak."""
-    return _after_rise(warmup, lambda _: 1.0)
-
-
-SCHEDULES: Mapping[str, Callable[[float], Schedule]] = {
-    "one-cycle": one_cycle,
-    "cosine": cosine,
-    "constant": constant,
-}
-
-
-def _after_rise(warmup: float, then: Schedule) -> Schedule:
-    return lambda done: done / warmup if done < warmup else then((done - warmup) / (1 - warmup))
-
-
-def _between(start: float, end: float, t: float) -> float:
-    """Cosine interpolation, flat at both ends."""
-    return end + (start - end) * (1 + math.cos(math.pi * t)) / 2
+    family = {name: partial(make, module, recipe, recipe.lr, fused=fused) for name, make in OPTIMIZERS.items()}
+    return choose(family, recipe.optimizer, "optimiser")

@@ -1,6 +1,6 @@
 """What was asked for: every knob of a training run as one frozen value. Imports no torch.
 
-A field left at None is chosen for you (``presets.py``), and the run's ``recipe.toml`` holds what
+A field left at None is chosen for you (``choices.py``), and the run's ``recipe.toml`` holds what
 was chosen, so that running that file again repeats the run.
 """
 
@@ -62,6 +62,12 @@ class Recipe:
 
     model: str | None = _knob(None, "Model", common=True)
     """Network, with arguments after colons: lenet5, resnet20, enhanced:dropout=0.3. Chosen from size and data."""
+    dropout: float | None = _knob(None, "Model")
+    """Share of the features dropped before the last layer while training. The network's own where not given."""
+    init: str = _knob("own", "Model")
+    """Initial weights: own (as the network's authors do), or glorot-uniform, he-normal, lecun-normal, ..."""
+    mirrored: bool = _knob(False, "Model")
+    """Answer with the mean over an image and its mirror image: a little better, at twice the work per answer."""
     weights: str | None = _knob(None, "Model", common=True)
     """File of weights to start from: .safetensors, or .pth/.th without code in it."""
 
@@ -73,20 +79,35 @@ class Recipe:
     """Images per step. 128, or fewer where the training set is small."""
     loss: str = _knob("cross-entropy", "Training")
     """Objective to minimise."""
+    class_weights: Literal["none", "balanced"] = _knob("none", "Training")
+    """balanced: errors on rare classes weigh more in the loss, by N / (K n)."""
+    sampling: Literal["shuffled", "balanced"] = _knob("shuffled", "Training")
+    """shuffled: every image once an epoch; balanced: every class equally often, rare images repeatedly."""
     label_smoothing: float = _knob(0.0, "Training")
     """Share of each label spread evenly over all classes, in [0, 1)."""
-    optimizer: Literal["sgd", "adamw"] = _knob("sgd", "Training")
-    """sgd (Nesterov momentum) or adamw."""
+    optimizer: str = _knob("sgd", "Training")
+    """sgd (Nesterov momentum; sgd:nesterov=False for the classical one), adam or adamw."""
     lr: float | None = _knob(None, "Training", common=True)
     """Peak learning rate. Chosen for the optimiser, network and batch size."""
+    bias_lr: float = _knob(1.0, "Training")
+    """Factor on the learning rate of biases and norms."""
     momentum: float = _knob(0.9, "Training")
     """Momentum of SGD, first decay rate of AdamW."""
     weight_decay: float = _knob(5e-4, "Training")
-    """Decay of the weights (never of biases and norms): added to the gradient by sgd, decoupled by adamw."""
-    schedule: Literal["one-cycle", "cosine", "constant"] = _knob("one-cycle", "Training")
-    """How the learning rate moves: up and down to zero, from its peak along a cosine, or not at all."""
+    """Decay of the weights (never of biases and norms): added to the gradient by sgd and adam (L2), decoupled
+    by adamw and sgd:decoupled=True."""
+    schedule: str = _knob("one-cycle", "Training")
+    """How the learning rate moves: one-cycle (up and down to zero), cosine, linear, step:every=30:gamma=0.1,
+    exponential:0.9, plateau (down when validation stops improving), constant."""
     warmup: float = _knob(0.2, "Training")
     """Share of the steps in which the learning rate rises to its peak (any schedule)."""
+    clip: float = _knob(0.0, "Training")
+    """Largest norm a step's gradient may have; longer ones are shortened to it. 0 for no limit."""
+    accumulate: int = _knob(1, "Training")
+    """Pieces a batch is worked in, their gradients added: the same step (norms aside) in less memory."""
+    start_size: int | None = _knob(None, "Training")
+    """Train at this many pixels at first, growing to the working size by two thirds of the epochs: faster, for
+    networks that take any size."""
     ema: float = _knob(0.0, "Training")
     """Decay per step of a moving average of the weights, used in their place; 0 for none, 0.999 is common."""
     patience: int = _knob(0, "Training")
@@ -96,6 +117,11 @@ class Recipe:
     """Arithmetic of training. Whichever measures faster here."""
     memory_format: Literal["contiguous", "channels_last"] | None = _knob(None, "Machine")
     """Layout of images in memory. Whichever measures faster here."""
+    replicas: int | None = _knob(None, "Machine")
+    """Copies of the network that share each batch, one thread each (CPU only); norms see their share.
+    Used where it measures faster than one network with all threads."""
+    processes: int = _knob(1, "Machine")
+    """Processes (CPU) or GPUs that share each batch."""
     seed: int = _knob(0, "Machine", common=True)
     """Seed of split, initial weights, order and augmentation."""
 
@@ -222,19 +248,30 @@ _RULES: Mapping[str, tuple[str, Callable[[Any], bool]]] = {
     "augment": ("a list of names", lambda v: all(_text(word) for word in v)),
     "model": ("a name", _text),
     "weights": ("a file", _text),
+    "dropout": ("a share from 0 to below 1", _number(0, 1)),
+    "init": ("a name", _text),
+    "mirrored": ("true or false", lambda v: isinstance(v, bool)),
     "epochs": ("a whole number, 0 or more", _whole(0)),
     "batch_size": ("a whole number of at least 2", _whole(2)),
     "loss": ("a name", _text),
     "label_smoothing": ("a share from 0 to below 1", _number(0, 1)),
-    "optimizer": _one_of("sgd", "adamw"),
+    "class_weights": _one_of("none", "balanced"),
+    "sampling": _one_of("shuffled", "balanced"),
+    "optimizer": ("a name", _text),
     "lr": ("a number above 0", lambda v: _number(0, math.inf)(v) and v > 0),
+    "bias_lr": ("a number above 0", lambda v: _number(0, math.inf)(v) and v > 0),
     "momentum": ("a share from 0 to below 1", _number(0, 1)),
     "weight_decay": ("a number, 0 or more", _number(0, math.inf)),
-    "schedule": _one_of("one-cycle", "cosine", "constant"),
+    "schedule": ("a name", _text),
     "warmup": ("a share from 0 to below 1", _number(0, 1)),
+    "clip": ("a number, 0 or more", _number(0, math.inf)),
+    "accumulate": ("a whole number of at least 1", _whole(1)),
+    "start_size": ("a whole number of pixels from 8 to 1024", lambda v: _whole(8)(v) and v <= 1024),
     "ema": ("a share from 0 to below 1", _number(0, 1)),
     "patience": ("a whole number, 0 or more", _whole(0)),
     "precision": _one_of("float32", "bfloat16"),
     "memory_format": _one_of("contiguous", "channels_last"),
+    "replicas": ("a whole number of at least 1", _whole(1)),
+    "processes": ("a whole number of at least 1", _whole(1)),
     "seed": ("a whole number from 0 to 2^63 - 1", lambda v: _whole(0)(v) and v < 2**63),
 }

@@ -7,20 +7,24 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import numpy as np
 import torch
 
 from .. import runtime
 from ..classifier import Classifier
-from ..errors import Interrupted, TrainingError
+from ..errors import Interrupted, LostError, TrainingError
 from ..files import write_json
 from ..types import Batch, Splits
 from .calibrate import logits_of, temperature, validate
 from .fit import Batches, Hook, State, fit
 from .folder import RunFolder
+from .gradients import gradients
 from .hooks import Average, Best, Checkpoint, History, Live, Patience
 from .objectives import Objective
-from .optimizers import SCHEDULES, optimizer
+from .optimizers import optimizer
 from .recipe import Recipe
+from .schedules import schedule
+from .team import ALONE, Team
 
 
 @dataclass(frozen=True)
@@ -42,85 +46,125 @@ def refine(
     folder: RunFolder,
     *,
     resume: bool = False,
+    team: Team = ALONE,
 ) -> dict[str, Any]:
     """Train ``classifier`` in place by a complete recipe; keep the best on validation, calibrated, as the bundle.
 
     Returns the facts that ``training.json`` holds. Raises Interrupted when stopped (state saved, resumable)
-    and TrainingError at a loss that is not finite (the best weights so far are in the bundle).
+    and TrainingError at a loss that is not finite (the best weights so far are in the bundle). In a ``team``
+    every process calls it, and the first one writes.
     """
     assert recipe.epochs is not None
-    runtime.seed(recipe.seed)  # whatever drew from the global generator before must not matter to dropout
+    runtime.seed(recipe.seed + team.rank)  # what drew from the global generator before must not matter to dropout
     state = State(classifier, optimizer(classifier, recipe), recipe.epochs, method.steps_per_epoch)
     averaged = Average(classifier, recipe.ema) if recipe.ema else None
-    candidate = averaged.classifier if averaged else classifier
-    best = Best(candidate)
+    best = Best(averaged.classifier if averaged else classifier)
     remembered: dict[str, Hook] = dict(method.hooks or {}) | {"best": best}
     if averaged:
         remembered["average"] = averaged
     checkpoint = Checkpoint(folder.checkpoint, remembered, splits.train.fingerprint, recipe.to_toml())
     if resume:
         _recall(folder, state, remembered, splits, recipe)
-    watching: list[Hook] = [*remembered.values(), History(folder.path / "history.csv")]
+    watching: list[Hook] = [*remembered.values()]
     if recipe.patience:
         watching.append(Patience(recipe.patience))
     with ExitStack() as stack:
         stack.enter_context(_interruptible(state))
-        watching += [checkpoint, Live(stack, state, folder.say)]
-        if not resume:
+        if team.leads:
+            watching += [History(folder.path / "history.csv"), checkpoint, Live(stack, state, folder.say)]
+        if team.leads and not resume:
             checkpoint.save(state)
-        try:
-            _fit(state, recipe, method, lambda: validate(candidate, splits.val), watching)
-        except TrainingError as error:
-            kept = f"No epoch was finished; the last weights saved are in {folder.checkpoint}."
-            if best.weights is not None:
-                kept = _keep(classifier, best, splits, folder)
-            raise TrainingError(f"{error} {kept}") from error
-        if state.interrupted:
-            checkpoint.save(state)
-            raise Interrupted(
-                f"Stopped at step {state.step} of {state.steps}; nothing is lost. "
-                f"Go on with: sightline train --resume {folder.path}"
-            )
-    if state.stop:
+        _watched(state, recipe, splits, method, best, watching, team, checkpoint, folder)
+    if team.leads and state.stop:
         folder.say(f"Stopped early: {state.stop}.")
-    _keep(classifier, best, splits, folder)
-    return _finish(state, best, classifier, folder)
+    _keep(classifier, best, splits, folder, team)
+    return _finish(state, best, classifier, folder, team)
+
+
+def _watched(
+    state: State,
+    recipe: Recipe,
+    splits: Splits,
+    method: Method,
+    best: Best,
+    watching: Sequence[Hook],
+    team: Team,
+    checkpoint: Checkpoint,
+    folder: RunFolder,
+) -> None:
+    """The loop; whatever ends it early leaves what it has, and says how to go on."""
+    onward = f"Go on with: sightline train --resume {folder.path}"
+    try:
+        _fit(state, recipe, method, splits, best.candidate, watching, team)
+    except LostError as error:
+        raise LostError(f"{error} {onward}") from error
+    except TrainingError as error:
+        kept = f"No epoch was finished; the last weights saved are in {folder.checkpoint}."
+        if best.weights is not None:
+            kept = _keep(state.classifier, best, splits, folder, team)
+        raise TrainingError(f"{error} {kept}") from error
+    if state.interrupted:
+        if team.leads:
+            checkpoint.save(state)
+        raise Interrupted(f"Stopped at step {state.step} of {state.steps}; nothing is lost. {onward}")
 
 
 def _fit(
     state: State,
     recipe: Recipe,
     method: Method,
-    validate: Callable[[], tuple[float, float]],
+    splits: Splits,
+    candidate: Classifier,
     hooks: Sequence[Hook],
+    team: Team,
 ) -> None:
     """The loop, as recipe and method say."""
     assert recipe.lr is not None
-    fit(
-        state,
-        method.objective,
-        method.batches,
-        SCHEDULES[recipe.schedule](recipe.warmup),
-        recipe.lr,
-        validate=validate,
+    own = splits.val if team.size == 1 else splits.val.subset(np.arange(team.rank, len(splits.val), team.size))
+
+    def look() -> tuple[float, float]:
+        team.level(*{state.classifier, candidate})
+        loss, accuracy = validate(candidate, own)
+        if team.size == 1:
+            return loss, accuracy
+        sums = torch.tensor([loss, accuracy, 1.0], device=candidate.device) * len(own)
+        loss, accuracy, count = team.sum(sums).tolist()
+        return loss / count, accuracy / count
+
+    worked = gradients(
+        state.classifier,
         bfloat16=recipe.precision == "bfloat16",
-        gradient_step=method.gradient_step,
-        hooks=hooks,
+        pieces=recipe.accumulate,
+        replicas=recipe.replicas or 1,
     )
+    with worked:
+        fit(
+            state,
+            worked,
+            method.objective,
+            method.batches,
+            schedule(recipe.schedule, recipe.warmup, recipe.epochs),
+            recipe.lr,
+            validate=look,
+            clip=recipe.clip,
+            gradient_step=method.gradient_step,
+            hooks=hooks,
+            team=team,
+        )
 
 
-def _keep(classifier: Classifier, best: Best, splits: Splits, folder: RunFolder) -> str:
+def _keep(classifier: Classifier, best: Best, splits: Splits, folder: RunFolder, team: Team) -> str:
     """Put the best weights into the classifier, fit the temperature, save the bundle; say what was kept."""
     if best.weights is not None:
         classifier.load_state_dict(best.weights)
     classifier.temperature = round(temperature(*logits_of(classifier, splits.val)), 6)
-    classifier.save(folder.bundle)
+    if team.leads:
+        classifier.save(folder.bundle)
     return f"The weights of epoch {best.epoch} are kept in {folder.bundle}."
 
 
-def _finish(state: State, best: Best, classifier: Classifier, folder: RunFolder) -> dict[str, Any]:
+def _finish(state: State, best: Best, classifier: Classifier, folder: RunFolder, team: Team) -> dict[str, Any]:
     rows = [asdict(row) for row in state.history]
-    folder.write_curves(rows)
     facts = {
         "epochs": state.epoch,
         "best_epoch": best.epoch,
@@ -131,7 +175,9 @@ def _finish(state: State, best: Best, classifier: Classifier, folder: RunFolder)
         "temperature": classifier.temperature,
         "val_accuracy": best.score[0] if rows else None,
     }
-    write_json(folder.path / "training.json", facts)
+    if team.leads:
+        folder.write_curves(rows)
+        write_json(folder.path / "training.json", facts)
     return facts
 
 

@@ -8,24 +8,23 @@ from typing import Any
 import torch
 
 from .. import progress, runtime
-from ..augmentation import policy
-from ..choose import lookup
 from ..classifier import Classifier
 from ..data.dataset import load
 from ..data.headers import survey
-from ..data.loader import Augment, Shuffled, batches, count_batches
+from ..data.loader import Augment, batches
 from ..data.parts import split
 from ..errors import DataError, RecipeError
-from ..models import architecture, build, load_weights
-from ..preprocessing import STATISTICS
-from ..preprocessing import fit as fit_preprocessing
 from ..sources.source import find
-from ..types import Batch, Dataset, Geometry, Splits
-from . import pace, presets
+from ..types import Dataset, Geometry, Splits
+from . import choices, pace
+from .assemble import check_growth, check_names, fresh, method_of, objective_of
 from .folder import RunFolder, check_free, create
-from .objectives import OBJECTIVES, Objective
+from .objectives import Objective
 from .recipe import Recipe
 from .refinement import Method, refine
+from .schedules import schedule
+from .team import ALONE, Team, launch
+from .team import check as check_team
 
 
 @dataclass(frozen=True)
@@ -61,12 +60,14 @@ def train(
     where = runtime.device(device)
     wanted = Path(out) if out is not None else None
     check_free(wanted, overwrite=overwrite)
-    _check_names(recipe)
+    check_names(recipe)
     recipe, splits, notes = prepare(recipe)
     for note in notes:
         progress.say(note)
+    check_team(recipe.processes, where, recipe.batch_size or 1)
     classifier, weighed = fresh(recipe, splits, where)
-    loss = objective or _objective(recipe)
+    check_growth(recipe, classifier)
+    loss = objective or objective_of(recipe, splits.train.counts)
     recipe, measured = _pace(recipe, splits, classifier, loss)
     for note in (*weighed, *measured):
         progress.say(note)
@@ -76,6 +77,8 @@ def train(
     # Only now: an old run is not given up for one that cannot begin.
     folder = create(wanted, name, overwrite=overwrite)
     folder.begin(recipe, splits, notes)
+    if recipe.processes > 1:
+        return _together(folder, recipe, splits, where, notes, objective, augment, resume=False)
     method = method_of(recipe, splits, where, loss, augment)
     return _carry_out(folder, recipe, splits, classifier, method, notes, resume=False)
 
@@ -99,8 +102,10 @@ def resume(
         )
     _, splits, notes = prepare(recipe)
     where = runtime.device(device)
+    if recipe.processes > 1:
+        return _together(run, recipe, splits, where, notes, objective, augment, resume=True)
     classifier, _ = fresh(recipe.replace(weights=None), splits, where)  # the checkpoint has them
-    method = method_of(recipe, splits, where, objective or _objective(recipe), augment)
+    method = method_of(recipe, splits, where, objective or objective_of(recipe, splits.train.counts), augment)
     return _carry_out(run, recipe, splits, classifier, method, notes, resume=True)
 
 
@@ -118,7 +123,7 @@ def reopen(folder: str | Path, *, device: str = "auto") -> Run:
     return Run(run.path, recipe, classifier, splits, run.facts(), notes)
 
 
-def read(recipe: Recipe, *, max_bad: float = 0.05) -> tuple[Dataset, list[presets.Choice]]:
+def read(recipe: Recipe, *, max_bad: float = 0.05) -> tuple[Dataset, list[choices.Choice]]:
     """Find and decode the recipe's images, at the size it names or the one chosen for them.
 
     Raises DataError where more than the share ``max_bad`` of them cannot be read.
@@ -127,7 +132,7 @@ def read(recipe: Recipe, *, max_bad: float = 0.05) -> tuple[Dataset, list[preset
         raise RecipeError("Say which images to use: a folder, an archive, a table, or a name such as digits.")
     source = find(recipe.data, limit=recipe.limit, seed=recipe.seed)
     known = recipe.size is not None and recipe.channels is not None
-    chosen = [] if known else presets.pixels(recipe, survey(source))
+    chosen = [] if known else choices.pixels(recipe, survey(source))
     recipe = recipe.replace(**{choice.field: choice.value for choice in chosen})
     assert recipe.size is not None
     geometry = Geometry(
@@ -156,7 +161,7 @@ def prepare(recipe: Recipe) -> tuple[Recipe, Splits, tuple[str, ...]]:
             f"No image is left to learn {', '.join(map(repr, unseen[:5]))} from, in '{recipe.data}': they could "
             "not be read, or are copies of images of another class. Add images, or remove the class."
         )
-    more = presets.network(recipe, train_images=len(splits.train))
+    more = choices.network(recipe, train_images=len(splits.train))
     recipe = recipe.replace(**{choice.field: choice.value for choice in more})
     notes = (*dataset.notes, *splits.notes, *_said(recipe, (*chosen, *more)))
     return recipe, splits, notes
@@ -167,7 +172,7 @@ def _absolute(path: str | None) -> str | None:
     return str(Path(path).resolve()) if path is not None and Path(path).exists() else path
 
 
-def _said(recipe: Recipe, choices: Iterable[presets.Choice]) -> tuple[str, ...]:
+def _said(recipe: Recipe, choices: Iterable[choices.Choice]) -> tuple[str, ...]:
     """The sentences about what was chosen; how to train is not worth one where nothing is trained."""
     untrained = recipe.epochs == 0
     return tuple(
@@ -175,76 +180,54 @@ def _said(recipe: Recipe, choices: Iterable[presets.Choice]) -> tuple[str, ...]:
     )
 
 
-def fresh(recipe: Recipe, splits: Splits, device: torch.device) -> tuple[Classifier, tuple[str, ...]]:
-    """The classifier before training: seeded initial weights, or the given ones."""
-    train = splits.train
-    assert recipe.model is not None
-    runtime.seed(recipe.seed)
-    plan = architecture(
-        recipe.model, classes=len(train.classes), channels=train.geometry.channels, size=train.geometry.size
-    )
-    network = build(plan)
-    notes: tuple[str, ...] = ()
-    if recipe.weights is not None:
-        notes = (str(load_weights(network, recipe.weights)),)
-    classifier = Classifier(
-        fit_preprocessing(train, recipe.normalize, train.geometry.channels),
-        network,
-        architecture=plan,
-        classes=train.classes,
-        geometry=train.geometry,
-        provenance={
-            "data": Path(recipe.data or "").name,  # the path is in recipe.toml; a bundle travels
-            "data_fingerprint": train.fingerprint,
-            "train_images": len(train),
-            "seed": recipe.seed,
-        },
-    )
-    return classifier.to(device), notes
-
-
-def _check_names(recipe: Recipe) -> None:
-    """Refuse a misspelt name before an hour of decoding, not after."""
-    _objective(recipe)
-    policy(recipe.augment or ())
-    lookup({"fitted": (), **STATISTICS}, recipe.normalize, "normalisation")
-    if recipe.model is not None:
-        build(architecture(recipe.model, classes=2, channels=3, size=(32, 32)))
-    if recipe.weights is not None and not Path(recipe.weights).is_file():
-        raise RecipeError(f"There is no file of weights '{recipe.weights}'.")
-
-
-def _objective(recipe: Recipe) -> Objective:
-    return lookup(OBJECTIVES, recipe.loss, "loss")(label_smoothing=recipe.label_smoothing)
-
-
 def _pace(
     recipe: Recipe, splits: Splits, classifier: Classifier, objective: Objective
 ) -> tuple[Recipe, tuple[str, ...]]:
-    """Choose precision, memory layout and epochs from a measurement on this machine."""
-    if recipe.epochs == 0:
-        plain = {
-            "precision": recipe.precision or "float32",
-            "memory_format": recipe.memory_format or "contiguous",
-        }
-        return recipe.replace(**plain), ()
+    """Choose precision, memory layout, replicas and epochs from a measurement on this machine."""
     assert recipe.batch_size is not None
+    if recipe.epochs == 0 or (pace.settled(recipe) and recipe.epochs is not None):
+        return pace.settle(recipe), ()
     first = next(iter(batches(splits.train, recipe.batch_size, device=classifier.device)))
-    asked = recipe.precision is not None and recipe.memory_format is not None
-    if asked and recipe.epochs is not None:
-        return recipe, ()
     measured = pace.measure(classifier, recipe, objective, first)
-    recipe = recipe.replace(precision=measured.precision, memory_format=measured.memory_format)
-    why = "" if asked else ", the fastest measured here"
-    speed = f"about {measured.images_per_second:,.0f} images/s"
-    notes = [f"Training in {measured.precision}, {measured.memory_format}{why}: {speed}."]
+    why = "" if pace.settled(recipe) else ", the fastest measured here"
+    recipe = measured.way.set(recipe)
+    notes = [f"Training in {measured.way}{why}: about {measured.images_per_second:,.0f} images/s."]
     if recipe.epochs is None:
-        choice = presets.epochs(
-            recipe, train_images=len(splits.train), images_per_second=measured.images_per_second
-        )
+        rate = measured.images_per_second * (recipe.processes if classifier.device.type == "cuda" else 1)
+        choice = choices.epochs(recipe, train_images=len(splits.train), images_per_second=rate)
         recipe = recipe.replace(epochs=choice.value)
         notes.append(choice.why)
+    schedule(recipe.schedule, recipe.warmup, recipe.epochs)  # longer than the run? say so before it begins
     return recipe, tuple(notes)
+
+
+def _together(
+    folder: RunFolder,
+    recipe: Recipe,
+    splits: Splits,
+    device: torch.device,
+    notes: tuple[str, ...],
+    objective: Objective | None,
+    augment: Augment | None,
+    *,
+    resume: bool,
+) -> Run:
+    """Train in several processes of this machine; the run is read back from what the first one wrote."""
+    launch(_as_member, recipe.processes, device, folder.path, objective, augment, resume)
+    classifier = Classifier.load(folder.path).to(device)
+    return Run(folder.path, recipe, classifier, splits, folder.facts(), notes)
+
+
+def _as_member(team: Team, path: Path, objective: Objective | None, augment: Augment | None, resume: bool) -> None:
+    """What each process of a team does: everything again from the run's recipe, then its share of the training."""
+    folder = RunFolder(path)
+    recipe = folder.recipe()
+    _, splits, notes = prepare(recipe)
+    device = team.fabric.device
+    classifier, _ = fresh(recipe.replace(weights=None) if resume else recipe, splits, device)
+    loss = objective or objective_of(recipe, splits.train.counts)
+    method = method_of(recipe, splits, device, loss, augment, team)
+    _carry_out(folder, recipe, splits, classifier, method, notes, resume=resume, team=team)
 
 
 def _carry_out(
@@ -256,36 +239,10 @@ def _carry_out(
     notes: tuple[str, ...],
     *,
     resume: bool,
+    team: Team = ALONE,
 ) -> Run:
     pace.to_layout(classifier, recipe.memory_format or "contiguous")
-    if not resume and recipe.epochs:
+    if not resume and recipe.epochs and team.leads:
         folder.write_train_batch(next(iter(method.batches(0, 0))), splits.train.classes)
-    facts = refine(classifier, recipe, splits, method, folder, resume=resume)
+    facts = refine(classifier, recipe, splits, method, folder, resume=resume, team=team)
     return Run(folder.path, recipe, classifier, splits, facts, notes)
-
-
-def method_of(
-    recipe: Recipe,
-    splits: Splits,
-    device: torch.device,
-    objective: Objective,
-    augment: Augment | None = None,
-) -> Method:
-    """The plain way to train: shuffled, augmented batches of the training images."""
-    augment = augment or policy(recipe.augment or ())
-    assert recipe.batch_size is not None
-    size = recipe.batch_size
-
-    def epoch(number: int, start: int) -> Iterable[Batch]:
-        return batches(
-            splits.train,
-            size,
-            device=device,
-            order=Shuffled(recipe.seed, number),
-            start=start,
-            augment=augment,
-            drop_last=True,
-            memory_format=pace.LAYOUTS[recipe.memory_format or "contiguous"],
-        )
-
-    return Method(objective, epoch, count_batches(len(splits.train), size, drop_last=True))

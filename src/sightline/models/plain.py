@@ -1,0 +1,125 @@
+"""The plain networks of the source papers: convolutions one after the other, nothing around them."""
+
+from collections import OrderedDict
+from itertools import pairwise
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from ..errors import RecipeError
+from .blocks import Network, Size, dropout_of, he_, is_large, pools
+from .initialise import he_normal
+
+STAGES = 3
+"""Stages of a plain network; the width doubles and the side halves from each to the next."""
+
+
+class Plain(Network):
+    """Any features ``(B, F)``, then the head."""
+
+    def __init__(self, features: nn.Sequential, width: int, classes: int):
+        super().__init__()
+        self.features = features
+        self.head = nn.Linear(width, classes)
+
+    def logits(self, pixels: Float[Tensor, "B C H W"]) -> Float[Tensor, "B K"]:
+        """Logits."""
+        return self.head(self.features(pixels))
+
+
+def small_cnn(classes: int, channels: int, size: Size, padding: str = "same", dropout: float = 0.2) -> Network:
+    """Small network of source paper 002: one 5x5 convolution, batch norm, pool, 128 hidden units.
+
+    ``padding`` is same or valid; the paper does not say which. Batch norm follows the ReLU, as printed.
+    """
+    if padding not in ("same", "valid"):
+        raise RecipeError(f"padding is same or valid, not '{padding}'.")
+    lost = 0 if padding == "same" else 4
+    height, width = ((side - lost) // 2 for side in size)
+    _at_least_one("small-cnn", height, width, size, lost + 2)
+    features = nn.Sequential(
+        OrderedDict(
+            conv=nn.Conv2d(channels, 32, 5, padding=padding),
+            relu1=nn.ReLU(),
+            bn=nn.BatchNorm2d(32),
+            pool=nn.MaxPool2d(2),
+            flatten=nn.Flatten(),
+            fc=nn.Linear(32 * height * width, 128),
+            relu2=nn.ReLU(),
+            dropout=dropout_of(dropout),
+        )
+    )
+    he_normal(features)
+    return Plain(features, 128, classes)
+
+
+def table2(classes: int, channels: int, size: Size, dropout: float = 0.0) -> Network:
+    """Network of Table II of source papers 003 and 004: two 3x3 convolutions, pools, 128 hidden units."""
+    height, width = (side // 4 for side in size)
+    _at_least_one("table2", height, width, size, 4)
+    features = nn.Sequential(
+        OrderedDict(
+            conv1=nn.Conv2d(channels, 32, 3, padding=1),
+            relu1=nn.ReLU(),
+            pool1=nn.MaxPool2d(2),
+            conv2=nn.Conv2d(32, 64, 3, padding=1),
+            relu2=nn.ReLU(),
+            pool2=nn.MaxPool2d(2),
+            flatten=nn.Flatten(),
+            fc=nn.Linear(64 * height * width, 128),
+            relu3=nn.ReLU(),
+            dropout=dropout_of(dropout),
+        )
+    )
+    he_normal(features)
+    return Plain(features, 128, classes)
+
+
+def plain_cnn(
+    classes: int,
+    channels: int,
+    size: Size,
+    depth: int = 10,
+    kernel: int = 3,
+    width: int = 32,
+    batch_norm: bool = True,
+    dropout: float = 0.0,
+) -> Network:
+    """Plain network of any depth and filter size, for Table III of source papers 003 and 004.
+
+    ``depth`` weighted layers: convolutions of ``kernel`` x ``kernel`` in three stages of ``width``, 2 and 4
+    times ``width`` channels, max pools between the stages, the mean, the head.
+    """
+    if not isinstance(depth, int) or depth < 2:
+        raise RecipeError(f"depth counts the weighted layers, 2 or more, not {depth}.")
+    if not isinstance(kernel, int) or kernel < 1 or kernel % 2 == 0:
+        raise RecipeError(f"kernel is the odd side of the filters in pixels, not {kernel}.")
+    if not isinstance(width, int) or width < 1:
+        raise RecipeError(f"width is the channels of the first stage, 1 or more, not {width}.")
+    stages = [step * STAGES // (depth - 1) for step in range(depth - 1)]
+    layers: list[nn.Module] = []
+    side, shrunk = min(size), is_large(size)
+    for step, (before, stage) in enumerate(pairwise([0, *stages])):
+        if stage > before and (shrunk or side >= 4):
+            layers.append(nn.MaxPool2d(2))
+            side //= 2
+        inputs = width * 2 ** stages[step - 1] if step else channels
+        stride = 2 if shrunk and step == 0 else 1
+        layers += _convolution(inputs, width * 2**stage, kernel, stride, batch_norm)
+        layers += [pools(size)] if stride == 2 else []
+    features = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), dropout_of(dropout))
+    he_(features)
+    return Plain(features, width * 2 ** stages[-1], classes)
+
+
+def _convolution(inputs: int, outputs: int, kernel: int, stride: int, batch_norm: bool) -> list[nn.Module]:
+    convolution = nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, bias=not batch_norm)
+    return [convolution, *([nn.BatchNorm2d(outputs)] if batch_norm else []), nn.ReLU()]
+
+
+def _at_least_one(name: str, height: int, width: int, size: Size, least: int) -> None:
+    if min(height, width) < 1:
+        raise RecipeError(
+            f"{name} needs images of at least {least}x{least} pixels, not {size[0]}x{size[1]}: "
+            "choose a larger --size, or --model mlp."
+        )

@@ -1,0 +1,154 @@
+"""From a batch to the gradient of its mean loss: whole, in pieces, or by replicas that share it."""
+
+import copy
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
+from dataclasses import replace
+from itertools import pairwise
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from ..classifier import Classifier
+from ..types import Batch
+from .objectives import Objective
+
+Gradients = Callable[[Objective, Batch], Tensor]
+"""Leaves the gradient in the classifier's parameters and returns the batch's mean loss, detached."""
+
+
+class Whole:
+    """The batch at once, or in ``pieces`` whose gradients add up: the same step in less memory.
+
+    Only layers that look across the batch (batch norm) see the difference.
+    """
+
+    def __init__(self, classifier: Classifier, *, bfloat16: bool = False, pieces: int = 1) -> None:
+        self.classifier, self.bfloat16, self.pieces = classifier, bfloat16, pieces
+
+    def __enter__(self) -> "Whole":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def __call__(self, objective: Objective, batch: Batch) -> Float[Tensor, ""]:
+        """The mean loss; gradients are in the parameters."""
+        losses = []
+        for piece in cut(batch, self.pieces):
+            with arithmetic(batch, self.bfloat16):
+                loss = objective(self.classifier, piece)
+            if len(piece) < len(batch):
+                loss = loss * (len(piece) / len(batch))
+            loss.backward()
+            losses.append(loss.detach())
+        return losses[0] if len(losses) == 1 else torch.stack(losses).sum()
+
+
+class Replicas:
+    """Copies of the classifier that share each batch, one thread each; their weights are the same memory.
+
+    On a CPU a small network keeps one thread busier than it keeps all of them: nothing is split inside an
+    operator. Norms see their replica's share; their running statistics are averaged after each step.
+    """
+
+    def __init__(self, classifier: Classifier, count: int, *, bfloat16: bool = False, pieces: int = 1) -> None:
+        copies = [classifier, *(_sharing(classifier) for _ in range(count - 1))]
+        self.work = [Whole(one, bfloat16=bfloat16, pieces=pieces) for one in copies]
+        self.copies = copies
+        self.parameters = [[p for p in one.parameters() if p.requires_grad] for one in copies]
+        self.buffers = [[b for b in one.buffers() if b.is_floating_point()] for one in copies]
+        threads = torch.get_num_threads()
+        self.pools = [ThreadPoolExecutor(1, "replica", torch.set_num_threads, (1,)) for _ in copies]
+        for pool in self.pools:
+            pool.submit(int).result()  # the thread is there, and has its setting
+        torch.set_num_threads(threads)  # what a thread sets for itself is the default of later threads
+
+    def __call__(self, objective: Objective, batch: Batch) -> Float[Tensor, ""]:
+        """The mean loss; gradients are in the parameters of the first copy."""
+        shares = cut(batch, len(self.work))
+        for one in self.copies[1:]:
+            one.train(self.copies[0].training)
+        waiting = [
+            pool.submit(work, objective, share)
+            for pool, work, share in zip(self.pools, self.work, shares, strict=False)
+        ]
+        parts = [len(share) / len(batch) for share in shares]
+        loss = sum((each.result() * part for each, part in zip(waiting, parts, strict=True)), torch.zeros(()))
+        self._gather(parts)
+        return loss
+
+    @torch.no_grad()
+    def _gather(self, parts: Sequence[float]) -> None:
+        """The first copy's gradients and statistics become the weighted mean of all."""
+        used = range(len(parts))
+        grads = [[p.grad for p in self.parameters[i] if p.grad is not None] for i in used]
+        for i in used:
+            torch._foreach_mul_(grads[i], parts[i])
+            if i:
+                torch._foreach_add_(grads[0], grads[i])
+                for p in self.parameters[i]:
+                    p.grad = None
+        if self.buffers[0]:
+            torch._foreach_mul_(self.buffers[0], parts[0])
+            for i in used[1:]:
+                torch._foreach_add_(self.buffers[0], self.buffers[i], alpha=parts[i])
+            for one in self.buffers[1:]:
+                torch._foreach_copy_(one, self.buffers[0])
+
+    def __enter__(self) -> "Replicas":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """End the threads."""
+        for pool in self.pools:
+            pool.shutdown()
+
+
+def gradients(
+    classifier: Classifier, *, bfloat16: bool = False, pieces: int = 1, replicas: int = 1
+) -> "Whole | Replicas":
+    """How a recipe's numbers say that gradients come about."""
+    if replicas > 1:
+        return Replicas(classifier, replicas, bfloat16=bfloat16, pieces=pieces)
+    return Whole(classifier, bfloat16=bfloat16, pieces=pieces)
+
+
+def arithmetic(batch: Batch, bfloat16: bool) -> AbstractContextManager[Any]:
+    """The precision of a step."""
+    return torch.autocast(batch.pixels.device.type, torch.bfloat16, enabled=bfloat16)
+
+
+def cut(batch: Batch, count: int) -> list[Batch]:
+    """The batch in at most ``count`` pieces of nearly equal length."""
+    if count == 1:
+        return [batch]
+    edges = [len(batch) * i // count for i in range(count + 1)]
+    return [_piece(batch, a, b) for a, b in pairwise(edges) if a < b]
+
+
+def _piece(batch: Batch, start: int, stop: int) -> Batch:
+    group = None if batch.group is None else batch.group[start:stop]
+    return replace(
+        batch,
+        pixels=batch.pixels[start:stop],
+        labels=batch.labels[start:stop],
+        index=batch.index[start:stop],
+        group=group,
+    )
+
+
+def _sharing(classifier: Classifier) -> Classifier:
+    """A copy whose parameters are the same memory, with gradients and buffers of its own."""
+    twin = copy.deepcopy(classifier)
+    for own, first in zip(twin.parameters(), classifier.parameters(), strict=True):
+        own.data = first.data
+    return twin
+
+
+def draws(network: nn.Module) -> bool:
+    """Whether the network draws random numbers while training: replicas would draw in no certain order."""
+    return any(isinstance(layer, nn.modules.dropout._DropoutNd) and layer.p > 0 for layer in network.modules())

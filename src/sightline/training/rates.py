@@ -1,0 +1,105 @@
+"""Which learning rate to begin with: the range test of Smith (2015, arXiv 1506.01186, section 3.3)."""
+
+import copy
+import math
+from dataclasses import dataclass
+from itertools import chain, count, islice
+from pathlib import Path
+
+import numpy as np
+
+from .. import runtime
+from ..classifier import Classifier
+from ..errors import TrainingError
+from ..types import Findings, Remark
+from . import pace
+from .assemble import check_names, fresh, method_of, objective_of
+from .gradients import gradients
+from .optimizers import optimizer
+from .recipe import Recipe
+from .refinement import Method
+from .run import prepare
+
+SMOOTHING = 0.9
+"""Share of the running mean that a step keeps."""
+
+DIVERGED = 4.0
+"""The test ends where the loss is so many times its lowest."""
+
+
+@dataclass(frozen=True)
+class Rates:
+    """Learning rates tried, rising by a constant factor, and the loss at each."""
+
+    rates: tuple[float, ...]
+    losses: tuple[float, ...]
+    """Smoothed training losses."""
+    suggestion: float
+    """The rate at which the loss falls fastest per doubling of the rate."""
+
+    def findings(self) -> Findings:
+        """For JSON and people."""
+        text = (
+            f"The loss falls fastest at a rate of {self.suggestion:g}: for a peak, try from there up to "
+            f"the rate of the lowest loss, {self.rates[int(np.argmin(self.losses))]:g} (--lr)."
+        )
+        values = {"suggestion": self.suggestion, "rates": self.rates, "losses": self.losses}
+        return Findings("learning rate", values, (Remark("note", text),))
+
+
+def rates_of(data: str | Path | None, recipe: Recipe | None = None, *, device: str = "auto") -> Rates:
+    """``find_rate`` for a recipe that is not yet resolved; nothing is kept but the decoded images.
+
+    Raises as ``train`` does.
+    """
+    recipe = (recipe or Recipe()).replace(data=None if data is None else str(data))
+    check_names(recipe)
+    recipe, splits, _ = prepare(recipe)
+    recipe = pace.settle(recipe)
+    where = runtime.device(device)
+    classifier, _ = fresh(recipe, splits, where)
+    objective = objective_of(recipe, splits.train.counts)
+    return find_rate(classifier, recipe, method_of(recipe, splits, where, objective))
+
+
+def find_rate(
+    classifier: Classifier,
+    recipe: Recipe,
+    method: Method,
+    *,
+    low: float = 1e-5,
+    high: float = 10.0,
+    steps: int = 100,
+) -> Rates:
+    """Train a copy for at most ``steps`` steps while the rate rises from ``low`` to ``high``, exponentially.
+
+    The classifier itself is left as it is. Raises TrainingError where not even the lowest rates give a loss.
+    """
+    own = pace.to_layout(copy.deepcopy(classifier), recipe.memory_format or "contiguous").train()
+    moves = optimizer(own, recipe.replace(lr=low))
+    worked = gradients(own, bfloat16=recipe.precision == "bfloat16", pieces=recipe.accumulate)
+    rates, losses, running = [], [], 0.0
+    endless = chain.from_iterable(method.batches(epoch, 0) for epoch in count())
+    for step, batch in enumerate(islice(endless, steps)):
+        rate = low * (high / low) ** (step / max(steps - 1, 1))
+        for group in moves.param_groups:
+            group["lr"] = rate * group["lr_factor"]
+        loss = float(worked(method.objective, batch))
+        moves.step()
+        moves.zero_grad(set_to_none=True)
+        running = SMOOTHING * running + (1 - SMOOTHING) * loss
+        smooth = running / (1 - SMOOTHING ** (step + 1))
+        if not math.isfinite(loss) or (losses and smooth > DIVERGED * min(losses)):
+            break
+        rates.append(rate)
+        losses.append(smooth)
+    if len(losses) < 5:
+        raise TrainingError("The loss is not finite even at tiny learning rates: check images, weights and loss.")
+    return Rates(tuple(rates), tuple(losses), _steepest(rates, losses))
+
+
+def _steepest(rates: list[float], losses: list[float]) -> float:
+    """Where the smoothed loss falls fastest over log rate, before its lowest point; to two digits."""
+    lowest = max(int(np.argmin(losses)), 2)
+    slope = np.gradient(np.array(losses), np.log(rates))
+    return float(f"{rates[int(np.argmin(slope[: lowest + 1]))]:.1e}")

@@ -1,0 +1,176 @@
+"""Several processes that train one classifier: PyTorch's distributed package, through Lightning Fabric.
+
+Fabric is imported only where there is more than one process. Every process holds the whole classifier and
+works on its share of each batch; gradients are averaged before the step, so all stay equal.
+"""
+
+import json
+import os
+import pickle
+import signal
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from .. import errors
+from ..errors import LostError, RecipeError, SightlineError
+
+
+@dataclass(frozen=True)
+class Team:
+    """The processes of one run, seen from one of them; without Fabric, a team of one."""
+
+    fabric: Any = None
+
+    @property
+    def rank(self) -> int:
+        """Number of this process, from 0."""
+        return 0 if self.fabric is None else self.fabric.global_rank
+
+    @property
+    def size(self) -> int:
+        """How many processes there are."""
+        return 1 if self.fabric is None else self.fabric.world_size
+
+    @property
+    def leads(self) -> bool:
+        """Whether this is the process that writes and speaks."""
+        return self.rank == 0
+
+    def average(self, module: nn.Module, loss: Float[Tensor, ""]) -> Float[Tensor, ""]:
+        """The team's mean loss; gradients become the team's mean, in one exchange. Raises LostError."""
+        if self.fabric is None:
+            return loss
+        grads = [p.grad for p in module.parameters() if p.grad is not None]
+        *means, loss = self._mean([*grads, loss.float()])
+        torch._foreach_copy_(grads, means)
+        return loss
+
+    def level(self, *modules: nn.Module) -> None:
+        """Make floating buffers (running statistics of norms) the team's mean."""
+        if self.fabric is None:
+            return
+        buffers = [b for module in modules for b in module.buffers() if b.is_floating_point()]
+        if buffers:
+            torch._foreach_copy_(buffers, self._mean(buffers))
+
+    def sum(self, values: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
+        """The team's sum. Raises LostError."""
+        return values if self.fabric is None else self._reduce(values, "sum")
+
+    def any(self, flag: bool, step: int, *, every: int = 50) -> bool:
+        """Whether any process has set its flag; asked every few steps where asking makes an accelerator wait."""
+        if self.fabric is None:
+            return flag
+        device = self.fabric.device
+        if device.type != "cpu" and step % every:
+            return False
+        return bool(self._reduce(torch.tensor(float(flag), device=device), "sum").item())
+
+    def _mean(self, tensors: list[Tensor]) -> list[Tensor]:
+        flat = self._reduce(torch.cat([t.detach().flatten() for t in tensors]), "mean")
+        pieces = flat.split([t.numel() for t in tensors])
+        return [piece.view(t.shape) for piece, t in zip(pieces, tensors, strict=True)]
+
+    def _reduce(self, values: Tensor, how: str) -> Tensor:
+        try:
+            return self.fabric.all_reduce(values, reduce_op=how)
+        except RuntimeError as error:
+            raise LostError() from error
+
+
+ALONE = Team()
+
+
+def check(processes: int, device: torch.device, batch_size: int) -> None:
+    """Raise RecipeError where a batch cannot be shared by so many processes, or there are not so many GPUs."""
+    if processes == 1:
+        return
+    if device.type == "mps":
+        raise RecipeError("Several processes need CUDA GPUs or the CPU: use --processes 1 with mps.")
+    if device.type == "cuda" and torch.cuda.device_count() < processes:
+        raise RecipeError(f"--processes {processes} needs as many GPUs, and here are {torch.cuda.device_count()}.")
+    if batch_size % processes:
+        raise RecipeError(f"A batch of {batch_size} cannot be shared evenly by {processes} processes: change one.")
+
+
+def launched() -> bool:
+    """Whether torchrun (or another launcher) started this process as one of several."""
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1 and "LOCAL_RANK" in os.environ
+
+
+def joined(device: torch.device) -> Team:
+    """The team that torchrun started this process in."""
+    return Team(_fabric(device, int(os.environ["WORLD_SIZE"]), "ddp"))
+
+
+def launch(work: Callable[..., None], processes: int, device: torch.device, *arguments: Any) -> None:
+    """Call ``work(team, *arguments)`` in so many new processes and wait for them.
+
+    ``work`` and its arguments travel by pickle to processes of this machine and no further. The SightlineError
+    of the first process to fail is raised here; where one is lost without a word, LostError.
+    """
+    try:
+        pickle.dumps((work, arguments))
+    except Exception as error:
+        raise RecipeError(f"What trains in several processes must be picklable: {error}.") from error
+    fabric = _fabric(device, processes, "ddp_spawn")
+    with TemporaryDirectory(prefix="sightline-team-") as letters, _children_decide():
+        threads = torch.get_num_threads()
+        try:
+            fabric.launch(_worker, work, letters, max(1, threads // processes), arguments)
+        except Exception as error:  # torch's launcher has its own kinds
+            raise _told(Path(letters)) or LostError() from error
+        if (told := _told(Path(letters))) is not None:
+            raise told
+
+
+def _worker(fabric: Any, work: Callable[..., None], letters: str, threads: int, arguments: Iterable[Any]) -> None:
+    torch.set_num_threads(threads)
+    try:
+        work(Team(fabric), *arguments)
+    except SightlineError as error:  # raising it would end the others in the middle of saving
+        letter = {"kind": type(error).__name__, "text": str(error)}
+        (Path(letters) / f"{fabric.global_rank:05d}.json").write_text(json.dumps(letter))
+
+
+def _told(letters: Path) -> SightlineError | None:
+    """The most telling error that a process left: any that is not about another one's end."""
+    found = [json.loads(path.read_text()) for path in sorted(letters.glob("*.json"))]
+    told = [vars(errors)[each["kind"]](each["text"]) for each in found]
+    return next((e for e in told if not isinstance(e, LostError)), told[0] if told else None)
+
+
+@contextmanager
+def _children_decide() -> Iterator[None]:
+    """Ctrl-C reaches every process of a terminal: the children save and end, and this one waits for them."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _fabric(device: torch.device, processes: int, strategy: str) -> Any:
+    import logging
+    import warnings
+
+    logging.getLogger("lightning_fabric").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module="lightning")
+    from lightning_fabric import Fabric
+
+    fabric = Fabric(accelerator=device.type, devices=processes, strategy=strategy)
+    if strategy == "ddp":
+        fabric.launch()
+    return fabric

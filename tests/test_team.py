@@ -1,0 +1,125 @@
+"""Several processes train one classifier: they equal one, they stop together, they go on."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+from sightline.errors import LostError, RecipeError
+from sightline.training import Recipe, resume, train
+from sightline.training.team import check
+
+ONE = Recipe(
+    model="lenet5", size=16, limit=400, epochs=2, batch_size=32, augment=(), precision="float32",
+    memory_format="contiguous", replicas=1, lr=0.05,
+)  # fmt: skip
+
+
+def test_two_processes_equal_one(tmp_path):
+    """The same global batches, no layer that looks across the batch: the same weights up to rounding."""
+    one = train("digits", ONE, out=tmp_path / "one")
+    two = train("digits", ONE.replace(processes=2, ema=0.5), out=tmp_path / "two")
+    averaged = train("digits", ONE.replace(ema=0.5), out=tmp_path / "averaged")
+    for name, tensor in averaged.classifier.state_dict().items():
+        torch.testing.assert_close(two.classifier.state_dict()[name], tensor, rtol=1e-3, atol=1e-5, msg=name)
+    assert two.facts["val_accuracy"] == pytest.approx(averaged.facts["val_accuracy"], abs=1e-6)
+    assert two.facts["epochs"] == one.facts["epochs"] == 2
+    assert (two.folder / "history.csv").read_text().count("\n") == 3
+
+
+SCRIPT = """
+import sys
+from sightline.training import Recipe, train
+if __name__ == "__main__":
+    recipe = Recipe(model="resnet20", size=16, limit=400, epochs=200, batch_size=32, processes=2, replicas=1,
+                    precision="float32", memory_format="contiguous", lr=0.05)
+    train("digits", recipe, out=sys.argv[1])
+"""
+
+
+def children(pid):
+    done = subprocess.run(["pgrep", "-P", str(pid)], capture_output=True, text=True, check=False)
+    return [int(word) for word in done.stdout.split()]
+
+
+def workers(pid):
+    """The processes that spawn made, not its resource tracker."""
+    found = []
+    for child in children(pid):
+        with open(f"/proc/{child}/cmdline", "rb") as stream:  # noqa: PTH123
+            if b"spawn_main" in stream.read():
+                found.append(child)
+    return found
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="looks at /proc")
+def test_a_lost_process_stops_all_and_the_run_can_be_resumed(tmp_path):
+    folder = tmp_path / "run"
+    (tmp_path / "go.py").write_text(SCRIPT)
+    words = [sys.executable, str(tmp_path / "go.py"), str(folder)]
+    process = subprocess.Popen(words, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    try:
+        deadline = time.monotonic() + 120
+        while not (folder / "history.csv").exists() and time.monotonic() < deadline:
+            time.sleep(0.1)
+        both = workers(process.pid)
+        assert len(both) == 2
+        os.kill(both[1], signal.SIGKILL)
+        _, said = process.communicate(timeout=90)
+        assert process.returncode != 0
+        assert "A process of this run was lost, so all of them stopped" in said
+        assert f"sightline train --resume {folder}" in said
+        time.sleep(0.5)
+        assert not any(os.path.exists(f"/proc/{pid}") for pid in both)  # noqa: PTH110
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+    text = (folder / "recipe.toml").read_text()
+    assert "epochs = 200" in text
+    done = len((folder / "history.csv").read_text().splitlines()) - 1
+    again = subprocess.Popen(
+        [sys.executable, "-c", f"from sightline.cli import main; main(['train', '--resume', {str(folder)!r}])"],
+        start_new_session=True, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    try:
+        deadline = time.monotonic() + 120
+        while len((folder / "history.csv").read_text().splitlines()) <= done + 1 and time.monotonic() < deadline:
+            time.sleep(0.1)
+        assert again.poll() is None
+        os.killpg(again.pid, signal.SIGINT)  # as a terminal does: every process hears it
+        _, said = again.communicate(timeout=90)
+        assert "nothing is lost" in said
+    finally:
+        if again.poll() is None:
+            os.killpg(again.pid, signal.SIGKILL)
+    rows = (folder / "history.csv").read_text().splitlines()[1:]
+    assert [int(row.split(",")[0]) for row in rows] == list(range(1, len(rows) + 1))
+
+
+def test_batches_that_cannot_be_shared_are_refused():
+    with pytest.raises(RecipeError, match="batch of 33 cannot be shared evenly by 2"):
+        check(2, torch.device("cpu"), 33)
+    check(1, torch.device("cpu"), 33)
+    if torch.cuda.device_count() < 7:
+        with pytest.raises(RecipeError, match="needs as many GPUs"):
+            check(7, torch.device("cuda"), 7 * 4)
+
+
+def test_an_objective_that_cannot_travel_is_refused(tmp_path):
+    with pytest.raises(RecipeError, match="must be picklable"):
+        train(
+            "digits",
+            ONE.replace(processes=2),
+            out=tmp_path / "r",
+            objective=lambda classifier, batch: classifier(batch.pixels).mean(),
+        )
+
+
+def test_lost_is_an_error_of_training():
+    assert "all of them stopped" in str(LostError())
+    assert LostError.exit_code == 2
+    assert callable(resume)
