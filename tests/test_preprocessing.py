@@ -1,15 +1,32 @@
 """Statistics against numpy's, exactly; rebuilding; and what must be refused."""
 
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 import torch
 
 from sightline.errors import BundleError, ChoiceError, DataError
-from sightline.preprocessing import STATISTICS, STD_FLOOR, STEPS, Normalise, Preprocessing, fit, measure
+from sightline.preprocessing import (
+    NORMALISATIONS,
+    STATISTICS,
+    STD_FLOOR,
+    STEPS,
+    Contrast,
+    Normalise,
+    Preprocessing,
+    check,
+    fit,
+    measure,
+)
 
-EXAMPLES = {"normalise": lambda: Normalise((0.1, 0.2, 0.3), (1 / 3, 0.7, 1e-3))}
+EXAMPLES = {
+    "normalise": lambda: Normalise((0.1, 0.2, 0.3), (1 / 3, 0.7, 1e-3)),
+    "contrast": lambda: Contrast(0.02),
+    "zca": lambda: fit(random_images(40, 4, 4), "zca:eps=0.01:rank=7", 3).steps[0],
+}
 
 
 def random_images(count=50, height=9, width=7, channels=3, seed=0):
@@ -123,6 +140,101 @@ def test_unknown_name_is_suggested():
         fit(random_images(1), "fited", 3)
 
 
+@pytest.mark.parametrize(
+    "how", ["gcn", "gcn:floor=0.05", "zca", "zca:0.01:rank=3", "gcn+zca:eps=1e+1", *STATISTICS]
+)
+def test_words_are_checked_and_fitted(how):
+    check(how)
+    seen = fit(random_images(12, 4, 4), how, 3)(torch.rand(5, 3, 4, 4))
+    assert seen.isfinite().all()
+    assert seen.shape == (5, 3, 4, 4)
+
+
+@pytest.mark.parametrize(
+    ("how", "hint"),
+    [
+        ("zcaa", "Did you mean 'zca'"),
+        ("gcn+zcaa", "Did you mean 'zca'"),
+        ("gcn+", "no normalisation called ''"),
+        ("zca:eps=0", "eps is a number above 0, not 0"),
+        ("zca:eps=-1", "eps is a number above 0"),
+        ("zca:rank=0", "rank is a whole number above 0"),
+        ("imagenet:3", "imagenet:3"),
+        ("zca:epsilon=1", "epsilon"),
+    ],
+)
+def test_impossible_words_are_refused_without_images(how, hint):
+    with pytest.raises(ChoiceError, match="normalisation") as caught:
+        check(how)
+    assert hint in str(caught.value)
+
+
+def test_words_of_a_wrong_type_are_refused_in_a_sentence():
+    """In a process of its own: here the type checker would speak before the product does."""
+    wrong = {
+        "zca:rank=1.5": "rank is a whole number above 0",
+        "gcn:floor=low": "floor is a number above 0, not low",
+    }
+    program = (
+        "import sys\nfrom sightline.preprocessing import check\n"
+        "for word in sys.argv[1:]:\n"
+        "    try: print(check(word))\n"
+        "    except Exception as error: print(type(error).__name__, error)\n"
+    )
+    run = subprocess.run([sys.executable, "-c", program, *wrong], capture_output=True, text=True, check=True)
+    for (word, hint), answer in zip(wrong.items(), run.stdout.splitlines(), strict=True):
+        assert answer.startswith(f"ChoiceError The normalisation '{word}' cannot be made: {hint}")
+
+
+def test_every_word_is_a_plan_of_its_own():
+    assert {"fitted", "gcn", "zca", *STATISTICS} == NORMALISATIONS.keys()
+    assert len({repr(make()) for make in NORMALISATIONS.values()}) == len(NORMALISATIONS)
+
+
+# Global contrast normalisation.
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_contrast_equals_numpy(channels, layout):
+    pixels = torch.rand(6, channels, 8, 9).contiguous(memory_format=layout)
+    pixels[1] = 0.5 + 0.001 * pixels[1]
+    before = pixels.clone()
+    rows = pixels.flatten(1).double().numpy()
+    spread = np.maximum(rows.std(1, keepdims=True), 0.01)
+    assert spread[1] == 0.01, "the floor is at work"
+    plain = (rows - rows.mean(1, keepdims=True)) / spread
+    seen = Contrast(0.01)(pixels)
+    assert np.allclose(seen.flatten(1).numpy(), plain, atol=1e-4)
+    assert seen.is_contiguous(memory_format=layout)
+    assert torch.equal(pixels, before)
+
+
+@pytest.mark.parametrize("value", [0.0, 77 / 255, 1.0])
+def test_a_constant_image_has_no_contrast_and_a_gradient(value):
+    pixels = torch.full((2, 3, 5, 5), value, requires_grad=True)
+    seen = Contrast()(pixels)
+    seen[:, :, 0].sum().backward()
+    assert seen.abs().max() < 1e-4
+    assert pixels.grad is not None
+    assert pixels.grad.isfinite().all()
+    assert pixels.grad.abs().max() > 1
+
+
+def test_contrast_does_not_see_brightness_or_contrast():
+    pixels = torch.rand(4, 3, 8, 8)
+    assert torch.allclose(Contrast()(0.2 + 0.5 * pixels), Contrast()(pixels), atol=1e-4)
+
+
+def test_what_follows_is_measured_on_what_it_gets():
+    images = random_images(60, 6, 6) // 2
+    both = fit(images, "gcn+fitted", 3)
+    seen = both(torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255)
+    assert torch.allclose(seen.mean((0, 2, 3)), torch.zeros(3), atol=1e-5)
+    assert torch.allclose(seen.std((0, 2, 3), correction=0), torch.ones(3), atol=1e-5)
+    assert not np.allclose(both.steps[1].config()["mean"], measure(images)[0], atol=0.05)
+
+
 def test_every_step_has_an_example():
     assert EXAMPLES.keys() == STEPS.keys()
 
@@ -155,6 +267,14 @@ def test_gradients_pass_through():
         [{"step": "normalise", "mean": [], "std": []}],
         [{"step": "normalise", "mean": [0.1], "std": [1.0], "more": 1}],
         [{"mean": [0.1], "std": [1.0]}],
+        [{"step": "contrast", "floor": 0}],
+        [{"step": "zca", "shape": [3, 4, 4], "eps": 0}],
+        [{"step": "zca", "shape": [3, 4], "eps": 0.1}],
+        [{"step": "zca", "shape": [3, 4, "4"], "eps": 0.1}],
+        [{"step": "zca", "shape": [3, 4, 4], "eps": 0.1, "rank": 49}],
+        [{"step": "zca", "shape": [3, 400, 400], "eps": 0.1}],
+        [{"step": "zca", "shape": [3, 4096, 4096], "eps": 0.1, "rank": 5000}],
+        [{"step": "zca", "shape": [3, 10**9, 10**9], "eps": 0.1, "rank": 1}],
     ],
 )
 def test_a_config_that_makes_no_sense_is_refused(config):

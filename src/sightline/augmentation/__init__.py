@@ -1,20 +1,52 @@
-"""One image becomes many: batched tensors, an explicit generator, labels as they were.
+"""One image becomes many: batched tensors, an explicit generator, labels as they were unless images are mixed.
 
 A member is a frozen value, ``(Batch, generator) -> Batch``; its ``repr`` rebuilds it.
 """
 
-from .geometry import Affine, Flip, Rotate, Scale, Shift, warp
+from .automatic import RandAugment, TrivialAugment
+from .colour import Blur, Brightness, Contrast, Hue, Noise, Saturation, Sharpen
+from .geometry import (
+    Affine,
+    AlternatingFlip,
+    Elastic,
+    Flip,
+    ResizedCrop,
+    Rotate,
+    Scale,
+    Shear,
+    Shift,
+    VerticalFlip,
+)
+from .kernels import warp
+from .mix import CutMix, Erase, Mixup
 from .policy import AUGMENTATIONS, Augmentation, Compose, policy
 
 __all__ = [
     "AUGMENTATIONS",
     "Affine",
+    "AlternatingFlip",
     "Augmentation",
+    "Blur",
+    "Brightness",
     "Compose",
+    "Contrast",
+    "CutMix",
+    "Elastic",
+    "Erase",
     "Flip",
+    "Hue",
+    "Mixup",
+    "Noise",
+    "RandAugment",
+    "ResizedCrop",
     "Rotate",
+    "Saturation",
     "Scale",
+    "Sharpen",
+    "Shear",
     "Shift",
+    "TrivialAugment",
+    "VerticalFlip",
     "policy",
     "warp",
 ]

@@ -7,16 +7,47 @@ from torch import Generator
 
 from ..choose import choose
 from ..types import Batch
-from .geometry import Affine, Flip, Rotate, Scale, Shift
+from .automatic import RandAugment, TrivialAugment
+from .colour import Blur, Brightness, Contrast, Hue, Noise, Saturation, Sharpen
+from .geometry import (
+    Affine,
+    AlternatingFlip,
+    Elastic,
+    Flip,
+    ResizedCrop,
+    Rotate,
+    Scale,
+    Shear,
+    Shift,
+    VerticalFlip,
+)
+from .mix import CutMix, Erase, Mixup
 
 Augmentation = Callable[[Batch, Generator], Batch]
 
 AUGMENTATIONS: dict[str, Callable[..., Augmentation]] = {
     "flip": Flip,
+    "alternating-flip": AlternatingFlip,
+    "vertical-flip": VerticalFlip,
     "shift": Shift,
     "rotate": Rotate,
     "scale": Scale,
     "affine": Affine,
+    "shear": Shear,
+    "resized-crop": ResizedCrop,
+    "elastic": Elastic,
+    "brightness": Brightness,
+    "contrast": Contrast,
+    "saturation": Saturation,
+    "hue": Hue,
+    "sharpen": Sharpen,
+    "blur": Blur,
+    "noise": Noise,
+    "erase": Erase,
+    "mixup": Mixup,
+    "cutmix": CutMix,
+    "trivialaugment": TrivialAugment,
+    "randaugment": RandAugment,
 }
 
 

@@ -1,0 +1,224 @@
+"""What a pixel shows: light, colour, sharpness and noise. A change is a function, and a member that draws for it.
+
+A function takes ``(pixels, amounts)``, one amount for each image. Factors mean what they mean in Pillow's
+ImageEnhance: 1 changes nothing, 0 takes the quality away, above 1 exaggerates it. Results are cut to [0, 1].
+"""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Float
+from torch import Generator, Tensor
+
+from ..types import Batch
+from .kernels import alike, smooth
+from .sampling import check_range, each, uniform
+
+LUMINANCE = (0.299, 0.587, 0.114)
+"""Weights of R, G and B in grey (ITU-R BT.601), as Pillow has them."""
+
+
+def brighten(pixels: Float[Tensor, "B C H W"], factors: Float[Tensor, " B"]) -> Float[Tensor, "B C H W"]:
+    """Each image times its factor."""
+    return (pixels * each(factors, pixels)).clamp_(0, 1)
+
+
+def contrast(pixels: Float[Tensor, "B C H W"], factors: Float[Tensor, " B"]) -> Float[Tensor, "B C H W"]:
+    """Each pixel's distance from its image's mean grey, times the factor."""
+    means = pixels.mean((2, 3), keepdim=True)
+    return _blend(_grey(means), pixels, factors)
+
+
+def saturate(pixels: Float[Tensor, "B C H W"], factors: Float[Tensor, " B"]) -> Float[Tensor, "B C H W"]:
+    """Each pixel's distance from its own grey, times the factor; grey images are returned as they are."""
+    if pixels.shape[1] != 3:
+        return pixels
+    planes = pixels.contiguous()  # meeting one grey plane costs more in channels_last than going there and back
+    return alike(_blend(_grey(planes), planes, factors), pixels)
+
+
+def turn_hue(pixels: Float[Tensor, "B C H W"], turns: Float[Tensor, " B"]) -> Float[Tensor, "B C H W"]:
+    """The hue of HSV moved by ``turns`` of the colour circle (1 is once round); grey images as they are.
+
+    R, G, B are v - c clamp(2 - |k - 2|, 0, 1), with k = (n + 6 hue) mod 6, n = 5, 3, 1, v the greatest of them
+    and c the difference to the least.
+    """
+    if pixels.shape[1] != 3:
+        return pixels
+    planes = pixels.float().contiguous()
+    r, g, b = planes.unbind(1)
+    value = torch.maximum(torch.maximum(r, g), b)
+    chroma = value - torch.minimum(torch.minimum(r, g), b)
+    scale = 1 / (6 * chroma + (chroma == 0))
+    hue = torch.where(value == g, 1 / 3 + (b - r) * scale, 2 / 3 + (r - g) * scale)
+    hue = torch.where(value == r, (g - b) * scale, hue) + each(turns, planes).view(-1, 1, 1)
+    turned = torch.empty_like(planes)
+    for channel, n in enumerate((5, 3, 1)):
+        k = (hue + (1 + n / 6)).frac_().mul_(6)  # plus one round: the fraction of a negative number is negative
+        torch.addcmul(
+            value, chroma, k.sub_(2).abs_().neg_().add_(2).clamp_(0, 1), value=-1, out=turned[:, channel]
+        )
+    return alike(turned.clamp_(0, 1), pixels)
+
+
+def sharpen(pixels: Float[Tensor, "B C H W"], factors: Float[Tensor, " B"]) -> Float[Tensor, "B C H W"]:
+    """Each pixel's distance from the smoothed image, times the factor; the outermost pixels stay.
+
+    Smoothed by (1 1 1; 1 5 1; 1 1 1) / 13, as in Pillow.
+    """
+    if min(pixels.shape[-2:]) < 3:
+        return pixels
+    rows = pixels[:, :, :-2] + pixels[:, :, 1:-1] + pixels[:, :, 2:]  # sums are 8 times faster than a pooling
+    sums = rows[..., :-2] + rows[..., 1:-1] + rows[..., 2:]
+    smoothed = pixels.clone()
+    smoothed[:, :, 1:-1, 1:-1] = sums.add_(pixels[:, :, 1:-1, 1:-1], alpha=4).div_(13)
+    return _blend(smoothed, pixels, factors)
+
+
+def posterize(pixels: Float[Tensor, "B C H W"], bits: Float[Tensor, " B"]) -> Float[Tensor, "B C H W"]:
+    """Only the highest ``bits`` of each 8-bit value."""
+    steps = each(2 ** (8 - bits.round()), pixels)
+    return (pixels * 255).round_().div_(steps).floor_().mul_(steps).div_(255)
+
+
+def solarize(pixels: Float[Tensor, "B C H W"], thresholds: Float[Tensor, " B"]) -> Float[Tensor, "B C H W"]:
+    """Values at or above the threshold inverted."""
+    return torch.where(pixels >= each(thresholds, pixels), 1 - pixels, pixels)
+
+
+def stretch(pixels: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
+    """Each channel of each image stretched to [0, 1] (autocontrast); a constant one stays."""
+    low, high = pixels.amin((2, 3), keepdim=True), pixels.amax((2, 3), keepdim=True)
+    flat = high <= low
+    return ((pixels - low.masked_fill(flat, 0)) / (high - low).masked_fill(flat, 1)).clamp_(0, 1)
+
+
+def equalize(pixels: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
+    """Each channel of each image given an even histogram of its 8-bit values, exactly as Pillow does."""
+    values = (pixels.flatten(2) * 255).round().long()  # (B C H*W)
+    counts = values.new_zeros(*values.shape[:2], 256).scatter_add_(2, values, torch.ones_like(values))
+    last = counts.gather(2, values.amax(2, keepdim=True))
+    step = (values.shape[2] - last) // 255
+    table = (step // 2 + counts.cumsum(2) - counts) // step.clamp_min(1)
+    table = torch.where(step > 0, table.clamp_max(255), torch.arange(256, device=pixels.device))
+    return alike((table.gather(2, values) / 255).view(pixels.shape), pixels)
+
+
+def _grey(pixels: Float[Tensor, "B C h w"]) -> Float[Tensor, "B 1 h w"]:
+    """Luminance of RGB; the mean of any other number of channels."""
+    if pixels.shape[1] != 3:
+        return pixels.mean(1, keepdim=True)
+    r, g, b = (pixels[:, channel : channel + 1] for channel in range(3))
+    return (r * LUMINANCE[0]).add_(g, alpha=LUMINANCE[1]).add_(b, alpha=LUMINANCE[2])
+
+
+def _blend(without: Tensor, pixels: Float[Tensor, "B C H W"], factors: Tensor) -> Float[Tensor, "B C H W"]:
+    """``without + factor (pixels - without)``; exactly ``pixels`` for a factor of 1."""
+    return alike(torch.lerp(without.expand_as(pixels), pixels, each(factors, pixels)).clamp_(0, 1), pixels)
+
+
+@dataclass(frozen=True)
+class _Factor(ABC):
+    """A factor for each image, uniform in [1 - ``strength``, 1 + ``strength``]."""
+
+    strength: float = 0.4
+
+    def __post_init__(self):
+        check_range("strength", self.strength, 1)
+
+    def __call__(self, batch: Batch, generator: Generator) -> Batch:
+        """The batch with every image changed by its own factor."""
+        factors = uniform(len(batch), 1 - self.strength, 1 + self.strength, generator)
+        return replace(batch, pixels=self.change(batch.pixels, factors)) if self.strength else batch
+
+    @staticmethod
+    @abstractmethod
+    def change(pixels: Tensor, factors: Tensor, /) -> Tensor:
+        """The pixels, each image changed by its factor."""
+
+
+class Brightness(_Factor):
+    """Make each image darker or lighter, by a factor from 1 - ``strength`` to 1 + ``strength``."""
+
+    change = staticmethod(brighten)
+
+
+class Contrast(_Factor):
+    """Lower or raise each image's contrast, by a factor from 1 - ``strength`` to 1 + ``strength``."""
+
+    change = staticmethod(contrast)
+
+
+class Saturation(_Factor):
+    """Make each image's colours paler or stronger, by a factor from 1 - ``strength`` to 1 + ``strength``.
+
+    Grey images have none: they stay as they are.
+    """
+
+    change = staticmethod(saturate)
+
+
+@dataclass(frozen=True)
+class Hue:
+    """Turn each image's hue by up to ``turn`` of the colour circle either way, at most 0.5.
+
+    Grey images have none: they stay as they are.
+    """
+
+    turn: float = 0.05
+
+    def __post_init__(self):
+        check_range("turn", self.turn, 0.5)
+
+    def __call__(self, batch: Batch, generator: Generator) -> Batch:
+        """The batch with every image's hue turned by its own amount."""
+        turns = uniform(len(batch), -self.turn, self.turn, generator)
+        return replace(batch, pixels=turn_hue(batch.pixels, turns)) if self.turn else batch
+
+
+@dataclass(frozen=True)
+class Sharpen:
+    """Sharpen each image, by a factor from 1 to 1 + ``strength``: away from its smoothed self."""
+
+    strength: float = 1.0
+
+    def __post_init__(self):
+        check_range("strength", self.strength, 10)
+
+    def __call__(self, batch: Batch, generator: Generator) -> Batch:
+        """The batch with every image sharpened by its own factor."""
+        factors = uniform(len(batch), 1, 1 + self.strength, generator)
+        return replace(batch, pixels=sharpen(batch.pixels, factors)) if self.strength else batch
+
+
+@dataclass(frozen=True)
+class Blur:
+    """Blur each image by a Gaussian of 0 to ``sigma`` pixels."""
+
+    sigma: float = 1.0
+
+    def __post_init__(self):
+        check_range("sigma", self.sigma, 100)
+
+    def __call__(self, batch: Batch, generator: Generator) -> Batch:
+        """The batch with every image blurred by its own amount."""
+        sigmas = uniform(len(batch), 0, self.sigma, generator)
+        return replace(batch, pixels=smooth(batch.pixels, sigmas).clamp_(0, 1)) if self.sigma else batch
+
+
+@dataclass(frozen=True)
+class Noise:
+    """Add Gaussian noise to each image, of a standard deviation from 0 to ``std`` of the range of pixels."""
+
+    std: float = 0.05
+
+    def __post_init__(self):
+        check_range("std", self.std, 1)
+
+    def __call__(self, batch: Batch, generator: Generator) -> Batch:
+        """The batch with noise of its own in every image."""
+        pixels = batch.pixels
+        stds = uniform(len(batch), 0, self.std, generator)
+        noise = alike(torch.randn(pixels.shape, generator=generator).to(pixels.device, non_blocking=True), pixels)
+        return replace(batch, pixels=noise.mul_(each(stds, pixels)).add_(pixels).clamp_(0, 1))

@@ -1,0 +1,180 @@
+"""What moves and smooths pixels: one affine kernel, one Gaussian, whole rows; many samplers use them.
+
+Pixels keep their dtype, range, shape and memory format; the given ones are never written to.
+"""
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.nn import functional as F
+
+from .sampling import Fill
+
+
+def mirror(pixels: Float[Tensor, "B C H W"], chosen: Int[Tensor, " n"], axis: int = 3) -> Float[Tensor, "B C H W"]:
+    """A copy of ``pixels`` with the chosen images mirrored: left to right, or along ``axis`` 2 top to bottom."""
+    # Copying the chosen out and back is twice as fast as a where over the whole batch.
+    return put(pixels, chosen, take(pixels, chosen).flip(axis))
+
+
+def take(pixels: Float[Tensor, "B C H W"], chosen: Int[Tensor, " n"]) -> Float[Tensor, "n C H W"]:
+    """The chosen images, in the memory format of all."""
+    pixels = dense(pixels)
+    # In the order of memory an image is one copy: 3 times faster than indexing channels_last pixels.
+    cells = _cells(pixels).index_select(0, chosen.to(pixels.device, non_blocking=True))
+    return cells.as_strided((len(chosen), *pixels.shape[1:]), pixels.stride())
+
+
+def put(
+    pixels: Float[Tensor, "B C H W"], chosen: Int[Tensor, " n"], images: Float[Tensor, "n C H W"]
+) -> Float[Tensor, "B C H W"]:
+    """A copy of ``pixels`` with ``images`` in the chosen places."""
+    copy = dense(pixels).clone()
+    cells = _cells(alike(images, copy))
+    _cells(copy).index_copy_(0, chosen.to(pixels.device, non_blocking=True), cells)
+    return copy
+
+
+def move(
+    pixels: Float[Tensor, "B C H W"], offsets: Int[Tensor, "B 2"], margin: int, fill: Fill
+) -> Float[Tensor, "B C H W"]:
+    """Each image moved down and right by its offsets (dy, dx), each within ±``margin`` pixels.
+
+    One gather of whole rows from the padded batch: each row is one memory copy, 2.5 times faster than
+    indexing windows and 3 times faster than gathering pixels (128 RGB images of 32x32, one thread).
+    """
+    pixels = dense(pixels)
+    padded = _padded(_cells(pixels), margin, fill)  # (B P H+2m W+2m U)
+    count, planes, height, width, unit = padded.shape
+    h, w = pixels.shape[-2:]
+    top, left = (margin - offsets).unbind(1)
+    lines = torch.arange(count * planes).view(count, planes, 1) * height + torch.arange(h)
+    starts = (lines + top.view(-1, 1, 1)) * width + left.view(-1, 1, 1)
+    # Every run of W cells that starts anywhere in the padded batch: overlapping views, no memory.
+    runs = padded.as_strided((count * planes * height * width - w + 1, w * unit), (unit, 1))
+    moved = runs.index_select(0, starts.flatten().to(pixels.device, non_blocking=True))
+    return moved.as_strided(pixels.size(), pixels.stride())
+
+
+def similarity(
+    turns: Float[Tensor, " B"],
+    sizes: Float[Tensor, " B"],
+    moves: Float[Tensor, "B 2"],
+    shape: tuple[int, int] | torch.Size,
+) -> Float[Tensor, "B 2 3"]:
+    """Matrices for ``warp``: turn anticlockwise (radians), enlarge, then move by shares (x, y) of the sides."""
+    height, width = shape
+    cos, sin = torch.cos(turns) / sizes, torch.sin(turns) / sizes
+    linear = torch.stack([torch.stack([cos, -sin], 1), torch.stack([sin, cos], 1)], 1)
+    pixels = moves * torch.tensor([width, height], dtype=moves.dtype)
+    return torch.cat([linear, -linear @ pixels[:, :, None]], 2)
+
+
+def matrices(
+    xx: Tensor | float = 1.0,
+    xy: Tensor | float = 0.0,
+    x: Tensor | float = 0.0,
+    yx: Tensor | float = 0.0,
+    yy: Tensor | float = 1.0,
+    y: Tensor | float = 0.0,
+    *,
+    count: int,
+) -> Float[Tensor, "B 2 3"]:
+    """Matrices for ``warp`` from their six entries, each a number or one per image: ``x' = xx x + xy y + x0``."""
+    made = torch.empty(count, 2, 3, dtype=torch.float64)
+    for place, entry in enumerate((xx, xy, x, yx, yy, y)):
+        made.view(count, 6)[:, place] = entry
+    return made
+
+
+def warp(
+    pixels: Float[Tensor, "B C H W"], matrices: Float[Tensor, "B 2 3"], fill: Fill = "zero"
+) -> Float[Tensor, "B C H W"]:
+    """The one affine kernel: ``out(x, y) = in(M (x, y, 1))``, bilinear.
+
+    Coordinates are in pixels from the centre of the image, x right and y down; one matrix per image.
+    """
+    height, width = pixels.shape[-2:]
+    x, y = (torch.arange(side, dtype=matrices.dtype) - (side - 1) / 2 for side in (width, height))
+    matrices = matrices / torch.tensor([width / 2, height / 2], dtype=matrices.dtype)[:, None]
+    along = (matrices[:, :, :1] * x).float().to(pixels.device, non_blocking=True)  # (B 2 W)
+    down = (matrices[:, :, 1:2] * y + matrices[:, :, 2:]).float().to(pixels.device, non_blocking=True)
+    grid = torch.empty(len(pixels), height, width, 2, device=pixels.device)
+    for axis in (0, 1):  # a sum of a row and a column: 8 times faster than affine_grid
+        torch.add(along[:, axis, None, :], down[:, axis, :, None], out=grid[..., axis])
+    return resample(pixels, grid, fill)
+
+
+def resample(
+    pixels: Float[Tensor, "B C H W"], places: Float[Tensor, "B H W 2"], fill: Fill = "zero"
+) -> Float[Tensor, "B C H W"]:
+    """``out(x, y) = in(places(x, y))``, bilinear; places (x, y) in half sides from the centre."""
+    mode = "zeros" if fill == "zero" else "border"
+    # Bilinear weights sum to one only up to rounding, hence the clamp.
+    moved = F.grid_sample(pixels.float(), places, padding_mode=mode, align_corners=False).clamp_(0, 1)
+    return alike(moved, pixels)
+
+
+def smooth(pixels: Float[Tensor, "B C H W"], sigmas: Float[Tensor, " b"]) -> Float[Tensor, "B C H W"]:
+    """Each image convolved with a Gaussian, the image mirrored at its borders; b is B, or 1 for all.
+
+    ``sigmas`` are standard deviations in pixels; 0 changes nothing. Separable, a product with one matrix per
+    direction: as fast as a convolution, with a sigma of its own for each image.
+    """
+    height, width = pixels.shape[-2:]
+    across = _gaussians(sigmas, width).to(pixels.device, non_blocking=True)
+    down = across if height == width else _gaussians(sigmas, height).to(pixels.device, non_blocking=True)
+    # The matrices are symmetric. Images side by side make one product of each image's rows.
+    rows = pixels.float().contiguous().flatten(1, 2) @ across  # (B C*H W)
+    return alike(down[:, None] @ rows.view(pixels.shape), pixels)
+
+
+def _gaussians(sigmas: Float[Tensor, " b"], size: int) -> Float[Tensor, "b n n"]:
+    """Matrices that convolve a line of ``size`` pixels, mirrored at its ends (d c b a | a b c d | d c b a).
+
+    Mirrored, a line has period 2n: fold the Gaussian g to F(d) = sum_m g(d + 2nm); then
+    M(i, j) = F(i - j) + F(i + j + 1), the second term being j's mirror image.
+    """
+    distance = torch.arange(2 * size, dtype=torch.float64)
+    copies = distance + 2 * size * torch.tensor([[-1.0], [0.0], [1.0]], dtype=torch.float64)  # (3 2n)
+    widths = sigmas.double().clamp_min(1e-3).view(-1, 1, 1)
+    folded = torch.exp(-0.5 * (copies / widths).square()).sum(1)  # (b 2n)
+    folded = (folded / folded.sum(1, keepdim=True)).float()
+    place = torch.arange(size)
+    return folded[:, (place[:, None] - place).abs()] + folded[:, place[:, None] + place + 1]
+
+
+def dense(pixels: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
+    """``pixels`` if their memory is one block in a known order, else a contiguous copy."""
+    known = (torch.channels_last, torch.contiguous_format)
+    return pixels if any(pixels.is_contiguous(memory_format=order) for order in known) else pixels.contiguous()
+
+
+def alike(images: Float[Tensor, "n C H W"], pixels: Float[Tensor, "B C H W"]) -> Float[Tensor, "n C H W"]:
+    """``images`` in the dtype and memory format of ``pixels``: themselves where they are so already."""
+    last = pixels.is_contiguous(memory_format=torch.channels_last)
+    strides = pixels.stride() if last or pixels.is_contiguous() else dense(pixels).stride()
+    if images.dtype == pixels.dtype and images.stride() == strides:
+        return images
+    return torch.empty_strided(images.shape, strides, dtype=pixels.dtype, device=pixels.device).copy_(images)
+
+
+def _cells(pixels: Tensor) -> Tensor:
+    """A view (B P H W U) in the order of memory: one plane of C-unit cells, or C planes of units."""
+    if pixels.is_contiguous(memory_format=torch.channels_last):
+        return pixels.permute(0, 2, 3, 1).unsqueeze(1)
+    return pixels.unsqueeze(-1)
+
+
+def _padded(cells: Tensor, margin: int, fill: Fill) -> Tensor:
+    """(B P H W U) with ``margin`` cells more on each side."""
+    count, planes, height, width, unit = cells.shape
+    bottom, right = margin + height, margin + width
+    padded = cells.new_zeros(count, planes, height + 2 * margin, width + 2 * margin, unit)
+    padded[:, :, margin:bottom, margin:right] = cells
+    if fill == "edge" and margin:
+        padded[:, :, margin:bottom, :margin] = cells[:, :, :, :1]
+        padded[:, :, margin:bottom, right:] = cells[:, :, :, -1:]
+        padded[:, :, :margin] = padded[:, :, margin : margin + 1]
+        padded[:, :, bottom:] = padded[:, :, bottom - 1 : bottom]
+    return padded

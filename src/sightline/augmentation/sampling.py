@@ -1,0 +1,65 @@
+"""What the parameters of a member may be, and how they are drawn: per image, on the CPU, in float64.
+
+Drawn there, a batch on any device is augmented alike, and nothing waits for the device.
+"""
+
+import math
+from typing import Literal, get_args
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Generator, Tensor
+
+Fill = Literal["zero", "edge"]
+"""What appears where the picture ends: black, or its border continued."""
+
+TRIES = 10
+"""Boxes drawn for each image until one fits into it, as torchvision does."""
+
+
+def check_range(name: str, value: float, most: float, least: float = 0) -> None:
+    """Raise ValueError unless ``value`` is a number from ``least`` to ``most``."""
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not number or not least <= value <= most:
+        raise ValueError(f"{name} is a number from {least} to {most}, not {value}")
+
+
+def check_whole(name: str, value: int, most: int, least: int = 0) -> None:
+    """Raise ValueError unless ``value`` is a whole number from ``least`` to ``most``."""
+    check_range(name, value, most, least)
+    if not isinstance(value, int):
+        raise ValueError(f"{name} is a whole number, not {value}")
+
+
+def check_choice(name: str, value: str, kind: object) -> None:
+    """Raise ValueError unless ``value`` is one of a Literal's words."""
+    if value not in get_args(kind):
+        raise ValueError(f"{name} is one of {', '.join(get_args(kind))}, not '{value}'")
+
+
+def uniform(count: int, low: float, high: float, generator: Generator) -> Float[Tensor, " B"]:
+    """One number in [low, high) for each image."""
+    return low + (high - low) * torch.rand(count, generator=generator, dtype=torch.float64)
+
+
+def happens(count: int, p: float, generator: Generator) -> Bool[Tensor, " B"]:
+    """True for each image with probability ``p``."""
+    return torch.rand(count, generator=generator) < p
+
+
+def sides(
+    count: int, least: float, most: float, aspect: float, generator: Generator
+) -> tuple[Float[Tensor, "B T"], Float[Tensor, "B T"]]:
+    """``TRIES`` boxes for each image: (heights, widths) as shares of the sides.
+
+    The area is uniform in [least, most] of the image's, the ratio of the shares log-uniform in [1/aspect, aspect].
+    """
+    drawn = torch.rand(2, count, TRIES, generator=generator, dtype=torch.float64)
+    areas = least + (most - least) * drawn[0]
+    ratios = torch.exp((2 * drawn[1] - 1) * math.log(aspect))
+    return (areas / ratios).sqrt(), (areas * ratios).sqrt()
+
+
+def each(values: Float[Tensor, " B"], pixels: Float[Tensor, "B C H W"]) -> Float[Tensor, "B 1 1 1"]:
+    """One number per image, ready to meet its pixels: on their device, of their dtype."""
+    return values.to(pixels.dtype).to(pixels.device, non_blocking=True).view(-1, 1, 1, 1)

@@ -1,0 +1,26 @@
+"""Images become what a network expects: a sequence of steps, shipped inside the classifier.
+
+Statistics are measured on training images only; every number is in units of [0, 1] pixels.
+"""
+
+from .pipeline import NORMALISATIONS, STATISTICS, STEPS, Preprocessing, check, fit, forecast
+from .statistics import Images, measure
+from .steps import STD_FLOOR, Contrast, Normalise, Step
+from .whitening import Zca
+
+__all__ = [
+    "NORMALISATIONS",
+    "STATISTICS",
+    "STD_FLOOR",
+    "STEPS",
+    "Contrast",
+    "Images",
+    "Normalise",
+    "Preprocessing",
+    "Step",
+    "Zca",
+    "check",
+    "fit",
+    "forecast",
+    "measure",
+]
