@@ -41,36 +41,32 @@ def contact_sheet(
     *,
     columns: int = 8,
     cell: int = 112,
-    right: Sequence[bool] | None = None,
+    notes: Sequence[str] | None = None,
 ) -> "Image":
     """A grid of images with a caption under each, at most ``columns`` wide, ``cell`` pixels a cell.
 
     Small images are enlarged by whole factors without smoothing, so that their pixels show; large ones
-    are shrunk. ``right`` frames each image: green with a tick where true, orange with a cross where not.
+    are shrunk. ``notes`` are second lines, in orange: what was answered, for example.
     """
     from PIL import Image, ImageDraw
 
-    if len(captions) != len(images) or (right is not None and len(right) != len(images)):
-        raise ValueError("a contact sheet needs one caption, and one mark if any, for each image")
-    font = _font(13)
-    gap, line = 10, 20
+    if len(captions) != len(images) or (notes is not None and len(notes) != len(images)):
+        raise ValueError("a contact sheet needs one caption, and one note if any, for each image")
+    font, gap = _font(13), 10
+    line = 20 if notes is None else 37
     across = max(1, min(columns, len(images)))
     down = -(-len(images) // across)
     size = (across * (cell + gap) + gap, down * (cell + line + gap) + gap)
     sheet = Image.new("RGB", size, PALETTE["paper"])
     draw = ImageDraw.Draw(sheet)
-    for i, (image, caption) in enumerate(zip(images, captions, strict=True)):
+    lines = ((captions, "ink", 5),) if notes is None else ((captions, "ink", 5), (notes, "orange", 22))
+    for i, image in enumerate(images):
         left, top = gap + i % across * (cell + gap), gap + i // across * (cell + line + gap)
         tile = _fitted(image, cell)
-        x, y = left + (cell - tile.width) // 2, top + (cell - tile.height) // 2
-        sheet.paste(tile, (x, y))
-        colour = PALETTE["ink"]
-        if right is not None:
-            colour = PALETTE["green"] if right[i] else PALETTE["orange"]
-            draw.rectangle((x - 3, y - 3, x + tile.width + 2, y + tile.height + 2), outline=colour, width=3)
-        mark = "" if right is None else "✓ " if right[i] else "✗ "
-        text = _shortened(mark + caption, font, cell)
-        draw.text((left + cell / 2, top + cell + 5), text, fill=colour, font=font, anchor="ma")
+        sheet.paste(tile, (left + (cell - tile.width) // 2, top + (cell - tile.height) // 2))
+        for words, colour, below in lines:
+            place = (left + cell / 2, top + cell + below)
+            draw.text(place, _shortened(words[i], font, cell), fill=PALETTE[colour], font=font, anchor="ma")
     return sheet
 
 
@@ -257,12 +253,92 @@ def reliability(
     )
     spots = (np.asarray(confidence)[used], np.asarray(accuracy)[used])
     above.plot(*spots, "o", color=PALETTE["blue"], markersize=5, label="at mean confidence")
-    above.legend(loc="upper left")
+    above.legend(loc="upper left", frameon=True, framealpha=0.85, edgecolor="none")
     above.set(xlim=(0, 1), ylim=(0, 1.02), ylabel="share answered rightly")
     below.bar(left, np.asarray(counts), width * 0.92, align="edge", color=PALETTE["faint"], alpha=0.6)
     below.set(xlim=(0, 1), xlabel="confidence", ylabel="images")
     for panel in axes:
         panel.grid(axis="y", color=PALETTE["line"], linewidth=0.7)
+    return _drawn(figure)
+
+
+@_house_look()
+def roc(macro: Mapping[str, Any], classes: Sequence[Mapping[str, Any]]) -> "Image":
+    """ROC curves: the mean in bold, the classes' own beneath it, the worst three by name.
+
+    Each is what ``report.json`` holds: ``fpr``, ``tpr``, ``auc`` and, worst first, ``class``. Where all that
+    matters is in the upper left corner, a second panel enlarges it.
+    """
+    side = _corner(macro)
+    figure, axes = _figure(2 if side else 1, (9.4 if side else 4.9, 4.6))
+    shown = classes if len(classes) > 2 else ()  # of two classes, each is the other's mirror
+    for panel in axes:
+        panel.plot([0, 1], [0, 1], color=PALETTE["line"], linewidth=1, linestyle=(0, (4, 3)))
+        for row in shown[len(_WORST) :]:
+            panel.plot(row["fpr"], row["tpr"], color=PALETTE["line"], linewidth=1)
+        for row, style in zip(shown, _WORST, strict=False):
+            panel.plot(row["fpr"], row["tpr"], linewidth=1.3, label=_named(str(row["class"]), row["auc"]), **style)
+        panel.plot(
+            macro["fpr"], macro["tpr"], color=PALETTE["blue"], linewidth=2.4, label=_named("mean", macro["auc"])
+        )
+        panel.set(xlabel="share of the others wrongly given the class", aspect="equal")
+        panel.grid(color=PALETTE["line"], linewidth=0.5)
+    axes[0].set(xlim=(-0.01, 1), ylim=(0, 1.01), ylabel="share of the class that is found")
+    axes[0].legend(loc="lower right", title="AUC, the worst by name" if shown else "AUC", title_fontsize=8)
+    if side:
+        axes[1].set(xlim=(-side / 100, side), ylim=(1 - side, 1 + side / 100), title="Its upper left corner")
+    return _drawn(figure)
+
+
+_WORST: tuple[dict[str, Any], ...] = (
+    {"color": PALETTE["orange"]},
+    {"color": PALETTE["green"], "linestyle": (0, (5, 2))},
+    {"color": PALETTE["faint"], "linestyle": (0, (1, 1.5))},
+)
+
+
+def _named(name: str, area: float) -> str:
+    return f"{_cut(name)} {area:.4f}"
+
+
+def _corner(macro: Mapping[str, Any]) -> float | None:
+    """Side of the upper left corner in which the curve turns, with room around it; None for half or more."""
+    turn = np.maximum(np.asarray(macro["fpr"]), 1 - np.asarray(macro["tpr"])).min()
+    return next((side for side in (0.02, 0.05, 0.1, 0.2, 0.4) if 2.5 * turn <= side), None)
+
+
+@_house_look()
+def learning_curve(sizes: Sequence[Mapping[str, Any]]) -> "Image":
+    """Accuracy by the number of training images, with intervals and, of several seeds, each training.
+
+    ``sizes`` is what ``learning_curve.json`` holds: ``images``, ``accuracy``, ``low``, ``high``, ``seeds``.
+    """
+    figure, (panel,) = _figure(1, (4.8, 3.4))
+    images = [size["images"] for size in sizes]
+    middle = [size["accuracy"] for size in sizes]
+    reach = [[abs(size["accuracy"] - size[edge]) for size in sizes] for edge in ("low", "high")]
+    panel.errorbar(images, middle, reach, color=PALETTE["blue"], marker="o", markersize=5, capsize=3)
+    for size in sizes:
+        if len(size["seeds"]) > 1:
+            panel.plot([size["images"]] * len(size["seeds"]), size["seeds"], "_", color=PALETTE["faint"])
+    panel.set_xscale("log")
+    panel.set_xticks(images, [f"{count:,}" for count in images])
+    panel.minorticks_off()
+    panel.yaxis.set_major_formatter(lambda value, _: f"{value * 100:.4g} %")
+    panel.set(xlabel="training images", ylabel="accuracy on the test images")
+    panel.grid(axis="y", color=PALETTE["line"], linewidth=0.7)
+    return _drawn(figure)
+
+
+def rates(tried: Sequence[float], losses: Sequence[float], suggestion: float) -> "Image":
+    """Smoothed training loss over the learning rate, the suggested rate marked."""
+    figure, (panel,) = _figure(1, (5.6, 3.2))
+    panel.plot(tried, losses, color=PALETTE["blue"])
+    panel.axvline(suggestion, color=PALETTE["orange"], linestyle="--", label=f"{suggestion:g}")
+    panel.set_xscale("log")
+    panel.set_xlabel("learning rate")
+    panel.set_title("Loss while the rate rises")
+    panel.legend()
     return _drawn(figure)
 
 

@@ -26,7 +26,7 @@ def runs(folder: Path = Path("runs"), /, *, json: Json = False) -> None:
 
 
 def members(family: str = "", /, *, json: Json = False) -> None:
-    """What can be chosen: models, augmentations, losses, optimizers, schedules, statistics, data.
+    """What can be chosen: models, augmentations, losses, optimizers, schedules, normalisations, presets, data.
 
     Parameters
     ----------
@@ -44,10 +44,11 @@ def _families() -> Mapping[str, Any]:
     """Each family's members with a line about each."""
     from ..augmentation import AUGMENTATIONS
     from ..models import INITIALISATIONS, describe
-    from ..preprocessing import STATISTICS
+    from ..preprocessing import NORMALISATIONS
     from ..sources.builtin import BUILTIN
     from ..training.objectives import OBJECTIVES
     from ..training.optimizers import OPTIMIZERS
+    from ..training.presets import PRESETS
     from ..training.schedules import SCHEDULES
 
     return {
@@ -57,7 +58,8 @@ def _families() -> Mapping[str, Any]:
         "optimizers": lambda: _lines(OPTIMIZERS),
         "initialisations": lambda: _lines(INITIALISATIONS),
         "schedules": lambda: _lines(SCHEDULES),
-        "statistics": lambda: [{"name": name} for name in ("fitted", *STATISTICS)],
+        "normalisations": lambda: _lines(NORMALISATIONS),
+        "presets": lambda: _lines(PRESETS),
         "data": lambda: _lines(BUILTIN),
     }
 

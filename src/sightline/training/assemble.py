@@ -17,6 +17,7 @@ from ..classifier import Classifier
 from ..data.loader import Augment, Shuffled, batches, count_batches, to_batch
 from ..errors import DataError, RecipeError
 from ..models import INITIALISATIONS, Architecture, architecture, build, initialise, load_weights
+from ..preprocessing import check as check_preprocessing
 from ..preprocessing import fit as fit_preprocessing
 from ..types import Batch, Splits
 from . import pace
@@ -38,6 +39,7 @@ def check_names(recipe: Recipe) -> None:
     """Refuse a misspelt name before an hour of decoding, not after."""
     objective_of(recipe)
     policy(recipe.augment or ())
+    check_preprocessing(recipe.normalize)
     schedule(recipe.schedule, recipe.warmup, recipe.epochs)
     optimizer(torch.nn.Linear(1, 1), recipe.replace(lr=recipe.lr or 0.1))
     if recipe.init != "own":

@@ -60,7 +60,7 @@ class Replicas:
         self.work = [Whole(one, bfloat16=bfloat16, pieces=pieces) for one in copies]
         self.copies = copies
         self.parameters = [[p for p in one.parameters() if p.requires_grad] for one in copies]
-        self.buffers = [[b for b in one.buffers() if b.is_floating_point()] for one in copies]
+        self.buffers = [running_statistics(one) for one in copies]
         threads = torch.get_num_threads()
         self.pools = [ThreadPoolExecutor(1, "replica", torch.set_num_threads, (1,)) for _ in copies]
         for pool in self.pools:
@@ -147,6 +147,12 @@ def _sharing(classifier: Classifier) -> Classifier:
     for own, first in zip(twin.parameters(), classifier.parameters(), strict=True):
         own.data = first.data
     return twin
+
+
+def running_statistics(*modules: nn.Module) -> list[Tensor]:
+    """What norms gather over the batches they see: all that differs between copies whose weights are equal."""
+    norms = (layer for module in modules for layer in module.modules() if isinstance(layer, nn.BatchNorm2d))
+    return [b for norm in norms for b in (norm.running_mean, norm.running_var) if b is not None]
 
 
 def draws(network: nn.Module) -> bool:

@@ -17,7 +17,7 @@ from ..sources.source import Source, find
 from ..types import Dataset, Findings, Geometry, Remark, Splits
 from . import choices, pace
 from .assemble import check_growth, check_names, fresh, objective_of
-from .recipe import Recipe
+from .recipe import Recipe, window
 
 SAMPLE = 512
 """Images that are decoded to measure on."""
@@ -88,7 +88,11 @@ def _decoded(source: Source, recipe: Recipe) -> tuple[Dataset, float]:
     rows = np.sort(runtime.order(len(source), recipe.seed)[:count])
     assert recipe.size is not None
     geometry = Geometry(
-        size=(recipe.size, recipe.size), channels=recipe.channels or 3, fit=recipe.fit, filter=recipe.filter
+        size=(recipe.size, recipe.size),
+        channels=recipe.channels or 3,
+        fit=recipe.fit,
+        filter=recipe.filter,
+        window=window(recipe.window),
     )
     with TemporaryDirectory(prefix="sightline-outlook-") as folder:
         started = time.perf_counter()

@@ -18,7 +18,7 @@ def mnist_best() -> Recipe:
     return Recipe(
         model="fastcnn:widths=(32,64,128)",
         epochs=12,
-        augment=("affine:10:scale=0.1:shift=0.08",),
+        augment=("affine:10:0.1:0.08",),
         batch_size=128,
         lr=0.2,
         label_smoothing=0.1,

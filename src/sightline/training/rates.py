@@ -99,7 +99,12 @@ def find_rate(
 
 
 def _steepest(rates: list[float], losses: list[float]) -> float:
-    """Where the smoothed loss falls fastest over log rate, before its lowest point; to two digits."""
-    lowest = max(int(np.argmin(losses)), 2)
-    slope = np.gradient(np.array(losses), np.log(rates))
-    return float(f"{rates[int(np.argmin(slope[: lowest + 1]))]:.1e}")
+    """Where the loss falls fastest per factor of the rate, before its lowest point, looked at over some steps.
+
+    The first steps are left out: their mean is that of a few batches.
+    """
+    width = max(2, len(losses) // 12)
+    lowest = max(int(np.argmin(losses)), 3 * width)
+    falls = [losses[i + width] - losses[i - width] for i in range(2 * width, min(lowest, len(losses) - width))]
+    middle = 2 * width + int(np.argmin(falls)) if falls else len(losses) // 2
+    return float(f"{rates[middle]:.1e}")

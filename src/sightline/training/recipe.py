@@ -54,11 +54,15 @@ class Recipe:
     """How an image that is not square becomes square: bend it, cut its borders, or add black ones."""
     filter: Literal["bilinear", "bicubic", "box", "lanczos"] = _knob("bilinear", "Pixels")
     """Resampling filter."""
+    window: str | None = _knob(None, "Pixels")
+    """Values of 16-bit grey images that become black and white, such as 0:4095. The full range, 0:65535, where not
+    given."""
     normalize: str = _knob("fitted", "Pixels", common=True)
-    """Statistics the network's input is normalised with: fitted (to the training images), or a name: imagenet,
-    cifar10, mnist, signed, none."""
+    """How pixels are normalised: fitted (mean and deviation of the training images), imagenet, cifar10, mnist,
+    signed (to [-1, 1]), none, gcn (each image's own contrast), zca:eps=0.1; several joined by +: gcn+zca."""
     augment: tuple[str, ...] | None = _knob(None, "Pixels", common=True)
-    """Augmentations in order, with arguments after colons: flip shift:4 rotate:10; or none."""
+    """Augmentations in order, with arguments after colons: flip shift:4 rotate:10; or none. `sightline list
+    augmentations` names them all."""
 
     model: str | None = _knob(None, "Model", common=True)
     """Network, with arguments after colons: lenet5, resnet20, enhanced:dropout=0.3. Chosen from size and data."""
@@ -175,6 +179,19 @@ class Recipe:
             raise RecipeError(f"In '{file}': {error}") from error
 
 
+def window(text: str | None) -> tuple[float, float] | None:
+    """The two values of '0:4095'; None for None and for nonsense.
+
+    >>> window("0:4095")
+    (0.0, 4095.0)
+    """
+    try:
+        low, high = map(float, str(text).split(":"))
+    except ValueError:
+        return None
+    return (low, high) if -1e9 < low < high < 1e9 else None
+
+
 def seconds(budget: str) -> float:
     """Seconds in '90s', '10m', '1.5h' or a plain number of seconds.
 
@@ -244,6 +261,7 @@ _RULES: Mapping[str, tuple[str, Callable[[Any], bool]]] = {
     "channels": _one_of(1, 3),
     "fit": _one_of("squash", "crop", "pad"),
     "filter": _one_of("bilinear", "bicubic", "box", "lanczos"),
+    "window": ("two numbers such as 0:4095, the smaller first", lambda v: bool(window(v))),
     "normalize": ("a name", _text),
     "augment": ("a list of names", lambda v: all(_text(word) for word in v)),
     "model": ("a name", _text),

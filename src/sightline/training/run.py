@@ -14,13 +14,14 @@ from ..data.headers import survey
 from ..data.loader import Augment, batches
 from ..data.parts import split
 from ..errors import DataError, RecipeError
+from ..preprocessing import forecast
 from ..sources.source import find
 from ..types import Dataset, Geometry, Splits
 from . import choices, pace
 from .assemble import check_growth, check_names, fresh, method_of, objective_of
 from .folder import RunFolder, check_free, create
 from .objectives import Objective
-from .recipe import Recipe
+from .recipe import Recipe, window
 from .refinement import Method, refine
 from .schedules import schedule
 from .team import ALONE, Team, launch
@@ -140,6 +141,7 @@ def read(recipe: Recipe, *, max_bad: float = 0.05) -> tuple[Dataset, list[choice
         channels=recipe.channels or 3,
         fit=recipe.fit,
         filter=recipe.filter,
+        window=window(recipe.window),
     )
     return load(source, geometry, max_bad=max_bad), chosen
 
@@ -163,7 +165,9 @@ def prepare(recipe: Recipe) -> tuple[Recipe, Splits, tuple[str, ...]]:
         )
     more = choices.network(recipe, train_images=len(splits.train))
     recipe = recipe.replace(**{choice.field: choice.value for choice in more})
-    notes = (*dataset.notes, *splits.notes, *_said(recipe, (*chosen, *more)))
+    train = splits.train
+    cost = forecast(recipe.normalize, train.geometry.shape, len(train))
+    notes = (*dataset.notes, *splits.notes, *_said(recipe, (*chosen, *more)), *cost)
     return recipe, splits, notes
 
 

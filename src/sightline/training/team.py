@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from .. import errors
 from ..errors import LostError, RecipeError, SightlineError
+from .gradients import running_statistics
 
 
 @dataclass(frozen=True)
@@ -55,12 +56,9 @@ class Team:
         return loss
 
     def level(self, *modules: nn.Module) -> None:
-        """Make floating buffers (running statistics of norms) the team's mean."""
-        if self.fabric is None:
-            return
-        buffers = [b for module in modules for b in module.buffers() if b.is_floating_point()]
-        if buffers:
-            torch._foreach_copy_(buffers, self._mean(buffers))
+        """Make the running statistics of norms the team's mean."""
+        if self.fabric is not None and (statistics := running_statistics(*modules)):
+            torch._foreach_copy_(statistics, self._mean(statistics))
 
     def sum(self, values: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
         """The team's sum. Raises LostError."""
