@@ -1,10 +1,12 @@
 """Several processes train one classifier: they equal one, they stop together, they go on."""
 
+import json
 import os
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -98,6 +100,30 @@ def test_a_lost_process_stops_all_and_the_run_can_be_resumed(tmp_path):
             os.killpg(again.pid, signal.SIGKILL)
     rows = (folder / "history.csv").read_text().splitlines()[1:]
     assert [int(row.split(",")[0]) for row in rows] == list(range(1, len(rows) + 1))
+
+
+def test_torchrun_trains_one_run(tmp_path):
+    place = Path(sys.executable).parent
+    words = [place / "torchrun", "--nproc-per-node=2", "--no-python", place / "sightline", "train", "digits"]
+    words += [
+        "--model",
+        "mlp",
+        "--size",
+        "8",
+        "--limit",
+        "200",
+        "--epochs",
+        "1",
+        "--out",
+        tmp_path / "r",
+        "--json",
+    ]
+    done = subprocess.run(list(map(str, words)), capture_output=True, text=True, check=False, timeout=200)
+    assert done.returncode == 0, done.stderr[-2000:]
+    (line,) = done.stdout.splitlines()  # the second process says nothing
+    assert json.loads(line)["run"] == str(tmp_path / "r")
+    assert "processes = 2" in (tmp_path / "r" / "recipe.toml").read_text()
+    assert (tmp_path / "r" / "report.html").exists()
 
 
 def test_batches_that_cannot_be_shared_are_refused():

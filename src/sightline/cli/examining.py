@@ -41,24 +41,26 @@ def check(
     fit: str
         squash, crop or pad.
     out: Path
-        Write a contact sheet of images as the network would see them.
+        A picture (check.png): a contact sheet of images as the network would see them. A table (clean.csv): the
+        images worth keeping, for train; what was left out and why is written beside it.
     """
-    from ..data.findings import as_text, audit, sample_sheet
+    from ..data.findings import as_text, audit, clean_text, sample_sheet, write_clean
     from ..files import replacing
     from ..training.recipe import Recipe
     from ..training.run import read
 
-    picture = None if out is None else picture_path(out)
+    tabular = out is not None and out.suffix.lower() in (".csv", ".tsv")
+    picture = None if out is None or tabular else picture_path(out)
     dataset, _ = read(Recipe().replace(data=data, limit=limit, size=size, fit=fit), max_bad=1.0)
     findings = audit(dataset)
+    value, text = dict(findings.values) | {"remarks": [vars(r) for r in findings.remarks]}, as_text(findings)
     if picture is not None:
         with replacing(picture) as temporary:
             sample_sheet(dataset).save(temporary)
-    emit(
-        dict(findings.values) | {"remarks": [vars(r) for r in findings.remarks]},
-        json,
-        lambda console, _: console.print(as_text(findings), markup=False),
-    )
+    if tabular and out is not None:
+        value["clean"] = write_clean(dataset, data, out)
+        text += f"\n\n{clean_text(value['clean'], out)}"
+    emit(value, json, lambda console, _: console.print(text, markup=False))
 
 
 def evaluate(

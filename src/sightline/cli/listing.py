@@ -44,8 +44,9 @@ def _families() -> Mapping[str, Any]:
     """Each family's members with a line about each."""
     from ..augmentation import AUGMENTATIONS
     from ..models import INITIALISATIONS, describe
-    from ..preprocessing import NORMALISATIONS
+    from ..preprocessing import NORMALISATIONS, STATISTICS
     from ..sources.builtin import BUILTIN
+    from ..sources.published import PUBLISHED
     from ..training.objectives import OBJECTIVES
     from ..training.optimizers import OPTIMIZERS
     from ..training.presets import PRESETS
@@ -58,9 +59,9 @@ def _families() -> Mapping[str, Any]:
         "optimizers": lambda: _lines(OPTIMIZERS),
         "initialisations": lambda: _lines(INITIALISATIONS),
         "schedules": lambda: _lines(SCHEDULES),
-        "normalisations": lambda: _lines(NORMALISATIONS),
+        "normalisations": lambda: _normalisations(NORMALISATIONS, STATISTICS),
         "presets": lambda: _lines(PRESETS),
-        "data": lambda: _lines(BUILTIN),
+        "data": lambda: [*_lines(BUILTIN), *({"name": n, "what": each.what} for n, each in PUBLISHED.items())],
     }
 
 
@@ -69,6 +70,13 @@ def _lines(family: Mapping[str, Any]) -> list[dict[str, object]]:
         {"name": name, "what": (member.__doc__ or "").strip().partition("\n")[0].replace("``", "")}
         for name, member in family.items()
     ]
+
+
+def _normalisations(family: Mapping[str, Any], known: Mapping[str, Any]) -> list[dict[str, object]]:
+    rows = {row["name"]: row for row in _lines(family)}
+    for name, (mean, std) in known.items():
+        rows[name]["what"] = f"Known mean {mean} and std {std}." if mean else "Pixels as they are, in [0, 1]."
+    return [*rows.values()]
 
 
 def _print_families(console: Any, families: Mapping[str, Any]) -> None:

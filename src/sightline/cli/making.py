@@ -74,6 +74,7 @@ def train(
         Try rising learning rates for some steps, say which is promising, and draw the losses to this picture.
     """
     from ..training import run as training
+    from ..training.team import follows
 
     if resume is not None:
         if data or recipe or preset or out or overwrite or any(v is not None for v in vars(flags).values()):
@@ -87,7 +88,8 @@ def train(
         _rates(data, asked, device, json, find_lr)
     else:
         run = training.train(data or asked.data, asked, out=out, device=device, overwrite=overwrite)
-        emit(_finish(run), json, result)
+        if not follows():
+            emit(_finish(run), json, result)
 
 
 def _outlook(data: str | None, asked: "Recipe", device: str, json: bool) -> None:

@@ -1,15 +1,12 @@
 """Archives read in place: a zip or tar is mapped into memory, never unpacked beside the data.
 
 Only plain files and folders are accepted. A member that would escape the archive, a link or a
-device refuses the whole archive: it was made by mistake or with intent. A compressed tar cannot
-be read at random, so it is decompressed once into the cache.
+device refuses the whole archive: it was made by mistake or with intent.
 """
 
 import mmap
-import shutil
 import stat
 import struct
-import tarfile
 import zlib
 from array import array
 from collections.abc import Iterator
@@ -21,17 +18,13 @@ import numpy as np
 from jaxtyping import Int64
 from numpy import ndarray
 
-from .. import runtime
-from ..errors import DataError, ImageError, OutputError
-from ..files import replacing
+from ..errors import DataError, ImageError
 from .listing import MAX_BYTES, Listing
 
 _STORED, _DEFLATED = 0, 8
 _END = struct.Struct("<4s4H2LH")
 _END64 = struct.Struct("<4sQ2H2L4Q")
 _ENTRY = struct.Struct("<4s6H3L5H2L")
-_MAX_TAR = 200_000_000_000
-_MAX_RATIO = 100
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,11 +75,12 @@ def _inflate(data: bytes, size: int) -> bytes:
         return b""
 
 
-def _damaged(path: Path, kind: str) -> DataError:
+def damaged(path: Path, kind: str) -> DataError:
+    """What to say of an archive that is not whole."""
     return DataError(f"'{path}' is not a complete {kind} archive: copy or download it again.")
 
 
-def _safe(name: str, path: Path) -> str:
+def safe(name: str, path: Path) -> str:
     """The member's path inside the archive; DataError when it points outside."""
     name = name.replace("\\", "/") if "\\" in name else name
     if ".." in name or name[:1] == "/" or name[1:2] == ":":
@@ -99,14 +93,12 @@ def _safe(name: str, path: Path) -> str:
     return name[2:] if name[:2] == "./" else name
 
 
-def _link(name: str, path: Path, what: str) -> DataError:
+def refused_link(name: str, path: Path, what: str) -> DataError:
+    """What to say of an archive that holds something else than files and folders."""
     return DataError(
         f"'{path}' holds a {what} ('{name}'), and only plain files are accepted, so nothing was read: "
         "make the archive again with the files themselves."
     )
-
-
-# zip
 
 
 def list_zip(path: Path) -> Listing:
@@ -132,24 +124,24 @@ def _mapped(stream: Any, path: Path) -> mmap.mmap:
     try:
         return mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
     except ValueError as error:
-        raise _damaged(path, "zip") from error
+        raise damaged(path, "zip") from error
 
 
 def _find_directory(view: mmap.mmap, path: Path) -> tuple[bytes, int, int]:
     """The central directory, its number of entries, and by how much all offsets are shifted."""
     end = view.rfind(b"PK\5\6", max(0, len(view) - 66_000))
     if end < 0 or end + _END.size > len(view):
-        raise _damaged(path, "zip")
+        raise damaged(path, "zip")
     *_, count, size, offset, _ = _END.unpack(view[end : end + _END.size])
     locator = end - 20
     if locator >= 0 and view[locator : locator + 4] == b"PK\6\7":
         end = view.rfind(b"PK\6\6", max(0, locator - 10_000), locator)
         if end < 0:
-            raise _damaged(path, "zip")
+            raise damaged(path, "zip")
         *_, count, size, offset = _END64.unpack(view[end : end + _END64.size])
     shift = end - size - offset
     if shift < 0:
-        raise _damaged(path, "zip")
+        raise damaged(path, "zip")
     return view[end - size : end], count, shift
 
 
@@ -162,13 +154,13 @@ def _zip_entries(directory: bytes, count: int, path: Path) -> Iterator[tuple[str
                 directory, at
             )
             if mark != b"PK\1\2":
-                raise _damaged(path, "zip")
+                raise damaged(path, "zip")
             raw = directory[at + step : at + step + n]
-            name = _safe(_text(raw), path)
+            name = safe(_text(raw), path)
             if flags & 1:
                 raise DataError(f"'{path}' is protected by a password: make it again without one.")
             if mode >> 16 and stat.S_IFMT(mode >> 16) not in (0, stat.S_IFREG, stat.S_IFDIR):
-                raise _link(name, path, "link or device")
+                raise refused_link(name, path, "link or device")
             if method not in (_STORED, _DEFLATED):
                 raise DataError(
                     f"'{path}' uses an unusual compression (method {method}) for '{name}': "
@@ -180,7 +172,7 @@ def _zip_entries(directory: bytes, count: int, path: Path) -> Iterator[tuple[str
             yield name, (packed, size, crc, offset, method)
             at += step + n + m + k
     except struct.error as error:
-        raise _damaged(path, "zip") from error
+        raise damaged(path, "zip") from error
 
 
 def _text(raw: bytes) -> str:
@@ -205,86 +197,3 @@ def _large(extra: bytes, packed: int, size: int, offset: int) -> tuple[int, int,
             break
         at += 4 + length
     return packed, size, offset
-
-
-# tar
-
-
-def list_tar(path: Path) -> Listing:
-    """Every member of a tar archive (gz, bz2 and xz are first decompressed into the cache).
-
-    Raises DataError for a truncated archive, links, devices, and members that point outside.
-    """
-    plain = path if _is_plain_tar(path) else _decompressed(path)
-    length = plain.stat().st_size
-    names, rows, folders = [], [], set()
-    try:
-        with tarfile.open(plain, "r:") as archive:
-            for member in archive:
-                name = _safe(member.name, path)
-                if member.isdir():
-                    folders.add(name.rstrip("/"))
-                    continue
-                if not member.isreg() or member.issparse():
-                    raise _link(name, path, "link or device")
-                names.append(name)
-                rows.append((member.offset_data, member.size, int(member.mtime)))
-                archive.members.clear()  # type: ignore[attr-defined]  else every header stays in memory
-    except (tarfile.TarError, OSError) as error:
-        raise _damaged(path, "tar") from error
-    offsets, sizes, stamps = np.array(rows, np.int64).reshape(-1, 3).T.copy()
-    with plain.open("rb") as stream:
-        stream.seek(max(0, length - 512))
-        if stream.read().strip(b"\0") or (offsets + sizes > length).any():
-            raise _damaged(path, "tar")
-    return Listing(names, sizes, stamps, frozenset(folders), ArchiveReader(plain, offsets, sizes, sizes))
-
-
-def _is_plain_tar(path: Path) -> bool:
-    with path.open("rb") as stream:
-        return stream.read(262)[257:] == b"ustar"
-
-
-def _decompressed(path: Path) -> Path:
-    """The same tar without its compression, in the cache; made once for each state of the file."""
-    import hashlib
-
-    status = path.stat()
-    key = hashlib.blake2b(f"{path.resolve()} {status.st_size} {status.st_mtime_ns}".encode(), digest_size=12)
-    plain = runtime.cache_dir() / "archives" / f"{key.hexdigest()}.tar"
-    if plain.exists():
-        return plain
-    limit = min(_MAX_TAR, max(1_000_000_000, _MAX_RATIO * status.st_size))
-    try:
-        with replacing(plain) as temporary, temporary.open("wb") as target:
-            _decompress(path, target, limit)
-    except OutputError as error:
-        raise OutputError(f"{error} The variable SIGHTLINE_CACHE names another folder.") from error
-    return plain
-
-
-def _decompress(path: Path, target: Any, limit: int) -> None:
-    import bz2
-    import gzip
-    import lzma
-
-    with path.open("rb") as stream:
-        head = stream.read(6)
-    opener = gzip.open if head[:2] == b"\x1f\x8b" else bz2.open if head[:3] == b"BZh" else lzma.open
-    with opener(path, "rb") as source:
-        while block := _next_block(source, path):
-            if target.tell() + len(block) > min(limit, shutil.disk_usage(target.name).free + target.tell()):
-                raise DataError(
-                    f"'{path}' grows beyond {target.tell() // 1_000_000} MB when decompressed, more than is "
-                    "plausible or than the cache has room for: unpack it yourself and give its folder."
-                )
-            target.write(block)
-
-
-def _next_block(source: Any, path: Path) -> bytes:
-    import lzma
-
-    try:
-        return source.read(1 << 22)
-    except (EOFError, OSError, zlib.error, lzma.LZMAError) as error:
-        raise _damaged(path, "tar") from error

@@ -1,41 +1,16 @@
 """Data sets that need no download: real handwritten digits, and shapes drawn by us."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from io import BytesIO
 from typing import Any
 
 import numpy as np
 from jaxtyping import Int64, UInt8
 from numpy import ndarray
 
-
-@dataclass(frozen=True, eq=False)
-class Drawn:
-    """Images in memory, with their labels."""
-
-    name: str
-    images: UInt8[ndarray, "N H W"] | UInt8[ndarray, "N H W 3"]
-    labels: Int64[ndarray, " N"]
-    classes: tuple[str, ...]
+from .arrays import Arrays
 
 
-@dataclass(frozen=True, eq=False)
-class ArrayReader:
-    """Serves images in memory as PNG files, so that they go the way of every other image."""
-
-    images: ndarray
-
-    def read(self, key: int) -> bytes:
-        """Image ``key`` as a PNG file."""
-        from PIL import Image
-
-        stream = BytesIO()
-        Image.fromarray(self.images[key]).save(stream, "PNG", compress_level=1)
-        return stream.getvalue()
-
-
-def digits() -> Drawn:
+def digits() -> Arrays:
     """1,797 handwritten digits, 8x8 grey, from scikit-learn (Alpaydin and Kaynak, UCI 1998).
 
     The original's 0 to 16 becomes 0 to 255.
@@ -44,10 +19,10 @@ def digits() -> Drawn:
 
     bunch: Any = load_digits()
     images = np.rint(bunch.images * (255 / 16)).astype(np.uint8)
-    return Drawn("digits", images, bunch.target.astype(np.int64), tuple("0123456789"))
+    return _named("digits", images, bunch.target.astype(np.int64), tuple("0123456789"))
 
 
-def shapes(count: int = 1200, size: int = 32, seed: int = 0) -> Drawn:
+def shapes(count: int = 1200, size: int = 32, seed: int = 0) -> Arrays:
     """``count`` pictures of one shape each, size x size RGB, of random place, size, turn and colour.
 
     Circles, squares, stars and triangles in equal number, on a noisy ground of another colour.
@@ -65,7 +40,13 @@ def shapes(count: int = 1200, size: int = 32, seed: int = 0) -> Drawn:
     paint = (ground + turn) % 256
     images = ground + outlines[..., None] * (paint - ground) + rng.normal(0, 14, (count, size, size, 3))
     order = rng.permutation(count)
-    return Drawn("shapes", np.rint(np.clip(images, 0, 255)).astype(np.uint8)[order], labels[order], tuple(_SHAPES))
+    pixels = np.rint(np.clip(images, 0, 255)).astype(np.uint8)
+    return _named("shapes", pixels[order], labels[order], tuple(_SHAPES))
+
+
+def _named(name: str, images: UInt8[ndarray, "N ..."], labels: Int64[ndarray, " N"], classes: tuple[str, ...]):
+    files = np.array([f"{name}/{i:04d}.png" for i in range(len(labels))], object)
+    return Arrays(images, labels, classes, files)
 
 
 def _draw(distance: Callable[[ndarray, ndarray], ndarray], count: int, size: int, rng: np.random.Generator):
@@ -104,5 +85,5 @@ _SHAPES: dict[str, Callable[[ndarray, ndarray], ndarray]] = {
     "triangle": _polygon(3, np.cos(np.pi / 3)),
 }
 
-BUILTIN: dict[str, Callable[..., Drawn]] = {"digits": digits, "shapes": shapes}
+BUILTIN: dict[str, Callable[..., Arrays]] = {"digits": digits, "shapes": shapes}
 """The named sets; a size may follow the name: ``shapes:600``."""

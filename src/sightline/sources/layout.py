@@ -2,8 +2,8 @@
 
 import glob
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +12,7 @@ from numpy import ndarray
 
 from ..errors import DataError
 from .listing import Listing, is_junk, list_folder
+from .names import tidied, tidy_names
 
 SPLITS = {
     "train": "train",
@@ -38,7 +39,9 @@ class Layout:
     classes: tuple[str, ...]
     splits: ndarray | None
     """``train``, ``val`` or ``test`` of each file, where folders say so."""
-    notes: tuple[str, ...]
+    notes: tuple[str, ...] = ()
+    columns: Mapping[str, ndarray] = field(default_factory=dict)
+    """Whatever else is known of each file."""
 
 
 def ordered(names: Iterable[str]) -> tuple[str, ...]:
@@ -65,10 +68,11 @@ def understand(listing: Listing, place: str) -> Layout:
     below = sorted({name[len(root) :] for name in folders if name.startswith(root)} | set(inside))
     loose = len(groups.get(root.rstrip("/"), ()))
     split_folders = _split_folders(inside, place)
-    labelled = {name: _label_of(name, split_folders) for name in inside}
+    plain = tidy_names({name for folder in below for name in folder.split("/")[:2]})
+    labelled = {name: _label_of(name, split_folders, plain) for name in inside}
     classes = ordered(label for _, label in labelled.values())
-    _check_classes(classes, below, labelled, split_folders, place + ("/" + root).rstrip("/"))
-    notes = _notes(strays, loose, split_folders)
+    _check_classes(classes, below, labelled, split_folders, plain, place + ("/" + root).rstrip("/"))
+    notes = (*_notes(strays, loose, split_folders), *tidied(plain))
     return _assemble(files, inside, labelled, classes, bool(split_folders), notes)
 
 
@@ -155,10 +159,10 @@ def _split_folders(inside: dict[str, list[int]], place: str) -> dict[str, str]:
     return {top: SPLITS[top.lower()] for top in splits}
 
 
-def _label_of(folder: str, split_folders: dict[str, str]) -> tuple[str, str]:
+def _label_of(folder: str, split_folders: dict[str, str], plain: Mapping[str, str]) -> tuple[str, str]:
     """(split, class) of the images in a folder; folders nested below a class belong to it."""
     parts = folder.split("/")
-    return (split_folders[parts[0]], parts[1]) if split_folders else ("", parts[0])
+    return (split_folders[parts[0]], plain[parts[1]]) if split_folders else ("", plain[parts[0]])
 
 
 def _check_classes(
@@ -166,6 +170,7 @@ def _check_classes(
     below: list[str],
     labelled: dict[str, tuple[str, str]],
     split_folders: dict[str, str],
+    plain: Mapping[str, str],
     place: str,
 ) -> None:
     check_unseen(labelled.values(), classes, place)
@@ -173,7 +178,8 @@ def _check_classes(
     known = set(classes)
     for folder in below:
         parts = folder.split("/")
-        if len(parts) == depth and (not split_folders or parts[0] in split_folders) and parts[-1] not in known:
+        inside = len(parts) == depth and (not split_folders or parts[0] in split_folders)
+        if inside and plain[parts[-1]] not in known:
             raise DataError(
                 f"The class folder '{folder}' of '{place}' has no images: add some or remove the folder."
             )

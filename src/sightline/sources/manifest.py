@@ -1,9 +1,10 @@
-"""A CSV that names images and their labels."""
+"""A table that names images and their labels."""
 
-import csv
-import hashlib
-import io
 import os
+import posixpath
+import unicodedata
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,114 +14,148 @@ from ..choose import suggest
 from ..errors import DataError
 from .layout import SPLITS, Layout, check_several, check_unseen, ordered
 from .listing import FolderReader, Listing
+from .names import tidied, tidy_names
+from .tables import LABELS, PATHS, Table
 
-PATHS = ("path", "image", "file_name", "filename")
-LABELS = ("label", "class", "target")
 
+def read_manifest(table: Table) -> tuple[Listing, Layout]:
+    """The files a table names, their labels and its other columns.
 
-def read_manifest(path: Path) -> tuple[Listing, Layout, dict[str, ndarray], str]:
-    """The files a CSV names, their labels, its other columns, and a hash of the CSV itself.
-
-    The path column is called path, image, file_name or filename (relative to the CSV), the label
-    column label, class or target; ``split`` is train, val or test. Comma, semicolon or tab.
-    Raises DataError, naming the line and the field.
+    The path column is called path, image, file_name or filename (relative to the table), the label
+    column label, class or target; ``split`` is train, val or test. A file named twice with one label
+    counts once. Raises DataError, naming the line and the field.
     """
-    data = path.read_bytes()
-    header, rows, lines = _table(path, data)
-    where, what = _column(path, header, PATHS), _column(path, header, LABELS)
-    names = [row[where].strip().replace("\\", "/") for row in rows]
-    texts = _filled(path, [row[what].strip() for row in rows], lines, header[what])
-    listing = _listing(path, names, lines)
-    classes = ordered(texts)
-    check_several(classes, str(path))
-    splits = _splits(path, header, rows, lines)
-    if splits is not None:
-        check_unseen(zip(splits.tolist(), texts, strict=True), classes, str(path))
-    number = {name: i for i, name in enumerate(classes)}
-    labels = np.array([number[text] for text in texts], np.int64)
-    layout = Layout(np.arange(len(rows), dtype=np.int64), labels, classes, splits, ())
-    known = {where, what, *(i for i, name in enumerate(header) if name.lower() == "split")}
-    extra = {
-        name: np.array([row[i].strip() for row in rows])
-        for i, name in enumerate(header)
-        if i not in known and name
-    }
-    return listing, layout, extra, hashlib.blake2b(data, digest_size=16).hexdigest()
-
-
-def _table(path: Path, data: bytes) -> tuple[list[str], list[list[str]], list[int]]:
-    """Header, rows of equal length, and the line each row ends on."""
-    try:
-        text = data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise DataError(f"'{path}' is not UTF-8 text: save it again as CSV in UTF-8.") from error
-    first = text.split("\n", 1)[0]
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=max(",;\t", key=first.count))
-    header = [name.strip() for name in next(reader, [])]
-    rows, lines = [], []
-    try:
-        for row in reader:
-            if not any(cell.strip() for cell in row):
-                continue
-            if len(row) > len(header):
-                raise DataError(f"Line {reader.line_num} of '{path}' has more fields than the header: quote it.")
-            rows.append(row + [""] * (len(header) - len(row)))
-            lines.append(reader.line_num)
-    except csv.Error as error:
-        raise DataError(f"Line {reader.line_num} of '{path}' cannot be read ({error}).") from error
-    if not rows:
-        raise DataError(f"'{path}' lists no images: give it a header and one line for each image.")
-    return header, rows, lines
-
-
-def _column(path: Path, header: list[str], accepted: tuple[str, ...]) -> int:
-    lower = [name.lower() for name in header]
-    for name in accepted:
-        if name in lower:
-            return lower.index(name)
-    raise DataError(
-        f"'{path}' has no column called {', '.join(accepted[:-1])} or {accepted[-1]} "
-        f"(it has: {', '.join(header)}): rename the column that holds it."
-    )
-
-
-def _filled(path: Path, texts: list[str], lines: list[int], column: str) -> list[str]:
-    for text, line in zip(texts, lines, strict=True):
-        if not text:
-            raise DataError(f"Line {line} of '{path}' has an empty '{column}': fill it in or remove the line.")
-    return texts
-
-
-def _listing(path: Path, names: list[str], lines: list[int]) -> Listing:
-    facts: list[tuple[int, int]] = []
-    missing: list[int] = []
-    for i, name in enumerate(names):
-        try:
-            status = os.stat(path.parent / name)  # noqa: PTH116
-        except OSError:
-            missing.append(i)
-        else:
-            facts.append((status.st_size, status.st_mtime_ns))
-    if missing:
-        first = ", ".join(f"'{names[i]}' (line {lines[i]})" for i in missing[:3])
-        raise DataError(
-            f"{len(missing):,} of the {len(names):,} files named in '{path}' do not exist: {first}"
-            f"{', ...' if len(missing) > 3 else ''}. Paths are relative to the folder of the CSV."
+    where = table.column(PATHS)
+    names = [_tidy(name) for name in _filled(table, where)]
+    layout = labelled(table, {where})
+    keep, notes = _unique(table, names, layout)
+    listing = _listing(table, names)
+    if keep is not None:
+        layout = replace(
+            layout,
+            keys=layout.keys[keep],
+            labels=layout.labels[keep],
+            splits=None if layout.splits is None else layout.splits[keep],
+            columns={name: column[keep] for name, column in layout.columns.items()},
         )
-    sizes, stamps = np.array(facts, np.int64).reshape(-1, 2).T
-    return Listing(names, sizes, stamps, frozenset(), FolderReader(path.parent, names))
+    return listing, replace(layout, notes=(*layout.notes, *notes))
 
 
-def _splits(path: Path, header: list[str], rows: list[list[str]], lines: list[int]) -> ndarray | None:
-    """The split column as train, val or test; None where there is none or it is all empty."""
-    lower = [name.lower() for name in header]
-    if "split" not in lower:
+def labelled(table: Table, known: set[str]) -> Layout:
+    """Labels, splits and other columns of a table, ``known`` ones left out. Raises DataError."""
+    what, part = table.column(LABELS), table.named(("split",))
+    texts = _filled(table, what)
+    plain = tidy_names(set(texts))
+    classes = ordered(plain.values())
+    check_several(classes, str(table.path))
+    number = {name: classes.index(label) for name, label in plain.items()}
+    labels = np.fromiter(map(number.__getitem__, texts), np.int64, len(texts))
+    splits = _splits(table, part) if part else None
+    if splits is not None:
+        seen = ((name, classes[k]) for name in np.unique(splits) for k in np.unique(labels[splits == name]))
+        check_unseen(seen, classes, str(table.path))
+    known = {"", what, *known, *([part] if part else [])}
+    extra = {name: _strings(column) for name, column in table.columns.items() if name not in known}
+    return Layout(np.arange(len(texts), dtype=np.int64), labels, classes, splits, tidied(plain), extra)
+
+
+def _strings(values: list[str]) -> ndarray:
+    """Text by reference: a fixed width would give every row the length of the longest."""
+    array = np.empty(len(values), object)
+    array[:] = values
+    return array
+
+
+def _tidy(name: str) -> str:
+    name = name.replace("\\", "/") if "\\" in name else name
+    return posixpath.normpath(name) if "./" in name or "//" in name else name
+
+
+def _filled(table: Table, name: str) -> list[str]:
+    column = table.columns[name]
+    if "" in column:
+        line = table.where(column.index(""))
+        raise DataError(f"{line} of '{table.path}' has an empty '{name}': fill it in or remove the line.")
+    return column
+
+
+def _splits(table: Table, name: str) -> ndarray | None:
+    """The split column as train, val or test; None where it is all empty."""
+    texts = [text.lower() for text in table.columns[name]]
+    kinds = set(texts)
+    if kinds == {""}:
         return None
-    column = lower.index("split")
-    texts = [row[column].strip().lower() for row in rows]
-    if not any(texts):
+    for text in sorted(kinds - {"", *SPLITS}):
+        line = table.where(texts.index(text))
+        raise DataError(f"{line} of '{table.path}' has split '{text}'. {suggest(text, SPLITS)}")
+    return np.array([SPLITS.get(text, "train") for text in texts])
+
+
+def _unique(table: Table, names: list[str], layout: Layout) -> tuple[ndarray | None, tuple[str, ...]]:
+    """Which rows name a file for the first time (None: all); DataError where two rows disagree on it."""
+    hashes = np.fromiter(map(hash, names), np.int64, len(names))
+    order = np.argsort(hashes, kind="stable")
+    same = hashes[order][1:] == hashes[order][:-1]
+    rows = np.sort(order[np.append(same, False) | np.append(False, same)])
+    first: dict[str, int] = {}
+    repeated: list[int] = []
+    for row in rows.tolist():
+        before = first.setdefault(names[row], row)
+        if before != row:
+            _check_agreement(table, names[row], layout, before, row)
+            repeated.append(row)
+    if not repeated:
+        return None, ()
+    keep = np.ones(len(names), bool)
+    keep[repeated] = False
+    name = names[repeated[0]]
+    lines = f"{table.where(first[name])} and {table.where(repeated[0]).lower()}"
+    count = "1 row that names" if len(repeated) == 1 else f"{len(repeated):,} rows that name"
+    return keep, (f"Ignored {count} a file again ('{name}', {lines[0].lower()}{lines[1:]}).",)
+
+
+def _check_agreement(table: Table, name: str, layout: Layout, one: int, two: int) -> None:
+    facts: dict[str, Callable[[int], str]] = {"label": lambda row: layout.classes[layout.labels[row]]}
+    if (splits := layout.splits) is not None:
+        facts["split"] = lambda row: str(splits[row])
+    for what, of in facts.items():
+        if of(one) != of(two):
+            raise DataError(
+                f"'{table.path}' names '{name}' twice with another {what}: {table.where(one).lower()} says "
+                f"'{of(one)}', {table.where(two).lower()} says '{of(two)}'; remove one of the two."
+            )
+
+
+def _listing(table: Table, names: list[str]) -> Listing:
+    """Sizes and times of the named files. Raises DataError, naming the first few that are missing."""
+    root = table.path.parent
+    prefix = os.path.join(root, "")  # noqa: PTH118
+    facts = np.empty((len(names), 2), np.int64)
+    missing: list[int] = []
+    for row, name in enumerate(names):
+        try:
+            status = os.stat(name if name[0] == "/" or name[1:2] == ":" else prefix + name)  # noqa: PTH116 half the time of Path
+        except (OSError, ValueError):
+            if other := _other_form(root, name):
+                names[row] = other
+                status = (root / other).stat()
+            else:
+                missing.append(row)
+                continue
+        facts[row] = status.st_size, status.st_mtime_ns
+    if missing:
+        first = ", ".join(f"'{names[row]}' ({table.where(row).lower()})" for row in missing[:3])
+        raise DataError(
+            f"{len(missing):,} of the {len(names):,} files named in '{table.path}' do not exist: {first}"
+            f"{', ...' if len(missing) > 3 else ''}. Paths are relative to the folder of the table."
+        )
+    sizes, stamps = facts.T.copy()
+    return Listing(names, sizes, stamps, frozenset(), FolderReader(root, names))
+
+
+def _other_form(root: Path, name: str) -> str | None:
+    """The same name composed or decomposed, as another system wrote it, where a file is called so."""
+    if name.isascii() or "\0" in name:
         return None
-    for text, line in zip(texts, lines, strict=True):
-        if text and text not in SPLITS:
-            raise DataError(f"Line {line} of '{path}' has split '{text}'. {suggest(text, SPLITS)}")
-    return np.array([SPLITS[text] if text else "train" for text in texts])
+    forms = (unicodedata.normalize(form, name) for form in ("NFC", "NFD"))
+    return next((form for form in forms if form != name and (root / form).exists()), None)

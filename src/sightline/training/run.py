@@ -1,7 +1,7 @@
 """From data and a recipe to a run: prepare the images, choose what was left open, build, refine."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from .objectives import Objective
 from .recipe import Recipe, window
 from .refinement import Method, refine
 from .schedules import schedule
-from .team import ALONE, Team, launch
+from .team import ALONE, Team, joined, launch, launched
 from .team import check as check_team
 
 
@@ -59,6 +59,20 @@ def train(
     """
     recipe = (recipe or Recipe()).replace(data=None if data is None else str(data))
     where = runtime.device(device)
+    if launched():
+        return _under_launcher(recipe, out, where, objective, augment, overwrite=overwrite)
+    begun = _begin(recipe, out, where, objective, overwrite=overwrite)
+    if begun.recipe.processes > 1:
+        return _together(begun, where, objective, augment, resume=False)
+    loss = objective or objective_of(begun.recipe, begun.splits.train.counts)
+    method = method_of(begun.recipe, begun.splits, where, loss, augment)
+    return _carry_out(begun, method, resume=False)
+
+
+def _begin(
+    recipe: Recipe, out: str | Path | None, where: torch.device, objective: Objective | None, *, overwrite: bool
+) -> Run:
+    """Everything before the first step: images read, choices made and said, the run's folder begun."""
     wanted = Path(out) if out is not None else None
     check_free(wanted, overwrite=overwrite)
     check_names(recipe)
@@ -68,8 +82,7 @@ def train(
     check_team(recipe.processes, where, recipe.batch_size or 1)
     classifier, weighed = fresh(recipe, splits, where)
     check_growth(recipe, classifier)
-    loss = objective or objective_of(recipe, splits.train.counts)
-    recipe, measured = _pace(recipe, splits, classifier, loss)
+    recipe, measured = _pace(recipe, splits, classifier, objective or objective_of(recipe, splits.train.counts))
     for note in (*weighed, *measured):
         progress.say(note)
     notes += (*weighed, *measured)
@@ -78,10 +91,7 @@ def train(
     # Only now: an old run is not given up for one that cannot begin.
     folder = create(wanted, name, overwrite=overwrite)
     folder.begin(recipe, splits, notes)
-    if recipe.processes > 1:
-        return _together(folder, recipe, splits, where, notes, objective, augment, resume=False)
-    method = method_of(recipe, splits, where, loss, augment)
-    return _carry_out(folder, recipe, splits, classifier, method, notes, resume=False)
+    return Run(folder.path, recipe, classifier, splits, {}, notes)
 
 
 def resume(
@@ -104,10 +114,16 @@ def resume(
     _, splits, notes = prepare(recipe)
     where = runtime.device(device)
     if recipe.processes > 1:
-        return _together(run, recipe, splits, where, notes, objective, augment, resume=True)
-    classifier, _ = fresh(recipe.replace(weights=None), splits, where)  # the checkpoint has them
-    method = method_of(recipe, splits, where, objective or objective_of(recipe, splits.train.counts), augment)
-    return _carry_out(run, recipe, splits, classifier, method, notes, resume=True)
+        blank = _blank(recipe, splits, where)
+        return _together(Run(run.path, recipe, blank, splits, {}, notes), where, objective, augment, resume=True)
+    loss = objective or objective_of(recipe, splits.train.counts)
+    begun = Run(run.path, recipe, _blank(recipe, splits, where), splits, {}, notes)
+    return _carry_out(begun, method_of(recipe, splits, where, loss, augment), resume=True)
+
+
+def _blank(recipe: Recipe, splits: Splits, device: torch.device) -> Classifier:
+    """The classifier whose weights a checkpoint has."""
+    return fresh(recipe.replace(weights=None), splits, device)[0]
 
 
 def reopen(folder: str | Path, *, device: str = "auto") -> Run:
@@ -206,47 +222,47 @@ def _pace(
 
 
 def _together(
-    folder: RunFolder,
+    begun: Run, device: torch.device, objective: Objective | None, augment: Augment | None, *, resume: bool
+) -> Run:
+    """Train in several processes of this machine; the run is read back from what the first one wrote."""
+    launch(_as_member, begun.recipe.processes, device, begun.folder, objective, augment, resume)
+    classifier = Classifier.load(begun.folder).to(device)
+    return replace(begun, classifier=classifier, facts=RunFolder(begun.folder).facts())
+
+
+def _under_launcher(
     recipe: Recipe,
-    splits: Splits,
-    device: torch.device,
-    notes: tuple[str, ...],
+    out: str | Path | None,
+    where: torch.device,
     objective: Objective | None,
     augment: Augment | None,
     *,
-    resume: bool,
+    overwrite: bool,
 ) -> Run:
-    """Train in several processes of this machine; the run is read back from what the first one wrote."""
-    launch(_as_member, recipe.processes, device, folder.path, objective, augment, resume)
-    classifier = Classifier.load(folder.path).to(device)
-    return Run(folder.path, recipe, classifier, splits, folder.facts(), notes)
+    """Train as one of the processes that torchrun started: the first one begins the run, all carry it out."""
+    team = joined(where)
+    recipe = recipe.replace(processes=team.size)
+    path = ""
+    if team.leads:
+        path = str(_begin(recipe, out, where, objective, overwrite=overwrite).folder.resolve())
+    return _as_member(team, Path(team.tell(path)), objective, augment, False)
 
 
-def _as_member(team: Team, path: Path, objective: Objective | None, augment: Augment | None, resume: bool) -> None:
+def _as_member(team: Team, path: Path, objective: Objective | None, augment: Augment | None, resume: bool) -> Run:
     """What each process of a team does: everything again from the run's recipe, then its share of the training."""
-    folder = RunFolder(path)
-    recipe = folder.recipe()
+    recipe = RunFolder(path).recipe()
     _, splits, notes = prepare(recipe)
     device = team.fabric.device
     classifier, _ = fresh(recipe.replace(weights=None) if resume else recipe, splits, device)
     loss = objective or objective_of(recipe, splits.train.counts)
     method = method_of(recipe, splits, device, loss, augment, team)
-    _carry_out(folder, recipe, splits, classifier, method, notes, resume=resume, team=team)
+    return _carry_out(Run(path, recipe, classifier, splits, {}, notes), method, resume=resume, team=team)
 
 
-def _carry_out(
-    folder: RunFolder,
-    recipe: Recipe,
-    splits: Splits,
-    classifier: Classifier,
-    method: Method,
-    notes: tuple[str, ...],
-    *,
-    resume: bool,
-    team: Team = ALONE,
-) -> Run:
-    pace.to_layout(classifier, recipe.memory_format or "contiguous")
+def _carry_out(begun: Run, method: Method, *, resume: bool, team: Team = ALONE) -> Run:
+    folder, recipe = RunFolder(begun.folder), begun.recipe
+    pace.to_layout(begun.classifier, recipe.memory_format or "contiguous")
     if not resume and recipe.epochs and team.leads:
-        folder.write_train_batch(next(iter(method.batches(0, 0))), splits.train.classes)
-    facts = refine(classifier, recipe, splits, method, folder, resume=resume, team=team)
-    return Run(folder.path, recipe, classifier, splits, facts, notes)
+        folder.write_train_batch(next(iter(method.batches(0, 0))), begun.splits.train.classes)
+    facts = refine(begun.classifier, recipe, begun.splits, method, folder, resume=resume, team=team)
+    return replace(begun, facts=facts)

@@ -64,6 +64,10 @@ class Team:
         """The team's sum. Raises LostError."""
         return values if self.fabric is None else self._reduce(values, "sum")
 
+    def tell(self, text: str) -> str:
+        """The first process's text, in every process."""
+        return text if self.fabric is None else self.fabric.broadcast(text)
+
     def any(self, flag: bool, step: int, *, every: int = 50) -> bool:
         """Whether any process has set its flag; asked every few steps where asking makes an accelerator wait."""
         if self.fabric is None:
@@ -105,12 +109,17 @@ def launched() -> bool:
     return int(os.environ.get("WORLD_SIZE", "1")) > 1 and "LOCAL_RANK" in os.environ
 
 
+def follows() -> bool:
+    """Whether a launcher started this process, and another one writes and speaks."""
+    return launched() and os.environ.get("RANK", "0") != "0"
+
+
 def joined(device: torch.device) -> Team:
     """The team that torchrun started this process in."""
     return Team(_fabric(device, int(os.environ["WORLD_SIZE"]), "ddp"))
 
 
-def launch(work: Callable[..., None], processes: int, device: torch.device, *arguments: Any) -> None:
+def launch(work: Callable[..., object], processes: int, device: torch.device, *arguments: Any) -> None:
     """Call ``work(team, *arguments)`` in so many new processes and wait for them.
 
     ``work`` and its arguments travel by pickle to processes of this machine and no further. The SightlineError
@@ -131,7 +140,7 @@ def launch(work: Callable[..., None], processes: int, device: torch.device, *arg
             raise told
 
 
-def _worker(fabric: Any, work: Callable[..., None], letters: str, threads: int, arguments: Iterable[Any]) -> None:
+def _worker(fabric: Any, work: Callable[..., object], letters: str, threads: int, arguments: Iterable[Any]) -> None:
     torch.set_num_threads(threads)
     try:
         work(Team(fabric), *arguments)
@@ -164,7 +173,8 @@ def _fabric(device: torch.device, processes: int, strategy: str) -> Any:
     import logging
     import warnings
 
-    logging.getLogger("lightning_fabric").setLevel(logging.ERROR)
+    for name in ("lightning_fabric", "lightning_utilities"):
+        logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module="lightning")
     from lightning_fabric import Fabric
 

@@ -1,0 +1,201 @@
+"""Parquet: tables of paths, and tables that hold the image files themselves, as Hugging Face writes them."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int64
+from numpy import ndarray
+
+from ..errors import DataError, ImageError
+from .layout import SPLITS, Layout
+from .listing import Listing
+from .manifest import labelled
+from .tables import PATHS, Table, text_of
+
+_IMAGES = (*PATHS, "img", "picture", "photo")
+_GROUP = 4_000_000_000
+_KEPT = 4
+
+
+def _arrow() -> Any:
+    try:
+        import pyarrow.parquet
+    except ImportError as error:
+        raise DataError("Reading Parquet needs pyarrow: pip install 'sightline[parquet]'.") from error
+    return pyarrow
+
+
+def open_parquet(path: Path) -> Any:
+    """The file's metadata, read; DataError where it is no whole Parquet file."""
+    arrow = _arrow()
+    try:
+        return arrow.parquet.ParquetFile(path)
+    except (arrow.ArrowException, OSError) as error:
+        raise DataError(f"'{path}' is not a complete Parquet file: copy or download it again.") from error
+
+
+def image_column(schema: Any) -> str | None:
+    """The column that holds image files: bytes, or a struct with a field ``bytes``; None for a table of paths."""
+    types = _arrow().types
+
+    def is_bytes(kind: Any) -> bool:
+        return types.is_binary(kind) or types.is_large_binary(kind)
+
+    held = [
+        each.name
+        for each in schema
+        if is_bytes(each.type)
+        or (types.is_struct(each.type) and any(f.name == "bytes" and is_bytes(f.type) for f in each.type))
+    ]
+    named = [name for name in held if name.lower() in _IMAGES]
+    return (named or held or [None])[0]
+
+
+def read_parquet(path: Path) -> Table:
+    """The columns of a Parquet file as text, images left out; class numbers become names where it has them."""
+    return read_parquets([path], path)
+
+
+def read_parquets(paths: Sequence[Path], place: Path) -> Table:
+    """As ``read_parquet`` for several files, one after the other; a split in their names becomes a column."""
+    columns: dict[str, list[str]] = {}
+    ends: list[int] = []
+    done = 0
+    for path in paths:
+        file = open_parquet(path)
+        image = image_column(file.schema_arrow)
+        names = [name for name in file.schema_arrow.names if name != image]
+        count = file.metadata.num_rows
+        read = _texts(file, names, path)
+        if "split" not in read and (split := _split_of(path)):
+            read["split"] = [split] * count
+        for name in {**columns, **read}:
+            column = columns.setdefault(name, [""] * done)
+            column.extend(read.get(name) or [""] * count)
+        done += count
+        ends.append(done)
+    if not done:
+        raise DataError(f"'{place}' lists no images: it has no rows.")
+    return Table(place, columns, lambda row: _row_name(row, ends, paths))
+
+
+def _row_name(row: int, ends: list[int], paths: Sequence[Path]) -> str:
+    number = int(np.searchsorted(ends, row, side="right"))
+    inside = row - (ends[number - 1] if number else 0)
+    return f"Row {inside + 1}" + (f" of {paths[number].name}" if len(paths) > 1 else "")
+
+
+def _split_of(path: Path) -> str | None:
+    """``train`` for ``train-00000-of-00002.parquet`` and for ``train/0000.parquet``."""
+    words = path.stem.lower().replace("_", "-").replace(".", "-").split("-")
+    return next((word for word in (words[0], path.parent.name.lower()) if word in SPLITS), None)
+
+
+def _texts(file: Any, names: list[str], path: Path) -> dict[str, list[str]]:
+    arrow = _arrow()
+    classes = _class_names(file.schema_arrow)
+    columns: dict[str, list[str]] = {name: [] for name in names}
+    try:
+        for batch in file.iter_batches(columns=names, use_threads=False):
+            for name, column in zip(batch.schema.names, batch.columns, strict=True):
+                values = column.to_pylist()
+                if known := classes.get(name):
+                    values = [known[v] if isinstance(v, int) and 0 <= v < len(known) else v for v in values]
+                shared: dict[str, str] = {}
+                columns[name] += [shared.setdefault(text, text) for text in (text_of(v).strip() for v in values)]
+    except (arrow.ArrowException, OSError) as error:
+        raise DataError(f"'{path}' cannot be read ({error}): copy or download it again.") from error
+    return columns
+
+
+def _class_names(schema: Any) -> dict[str, list[str]]:
+    """The names of numbered classes, where Hugging Face's description in the file has them."""
+    try:
+        features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
+        named = {name: each["names"] for name, each in features.items() if each.get("_type") == "ClassLabel"}
+    except (KeyError, TypeError, ValueError, AttributeError):
+        return {}
+    return {name: [str(each) for each in names] for name, names in named.items() if isinstance(names, list)}
+
+
+@dataclass(frozen=True, eq=False)
+class ParquetReader:
+    """Serves the image files that Parquet files hold; a few row groups stay in memory."""
+
+    paths: tuple[Path, ...]
+    columns: tuple[str, ...]
+    groups: Int64[ndarray, "G 2"]
+    """File and row group number, in the order of rows."""
+    starts: Int64[ndarray, " G"]
+    """The first row of each group."""
+    _open: dict[int, Any] = field(default_factory=dict, repr=False)
+    _held: dict[int, Any] = field(default_factory=dict, repr=False)
+    _lock: Any = field(default_factory=Lock, repr=False)
+
+    def read(self, key: int) -> bytes:
+        """The file in row ``key``; raises ImageError."""
+        group = int(np.searchsorted(self.starts, key, side="right")) - 1
+        with self._lock:
+            value = self._rows(group)[key - int(self.starts[group])].as_py()
+        data = value.get("bytes") if isinstance(value, dict) else value
+        if not data:
+            raise ImageError("the row holds no image")
+        return data
+
+    def _rows(self, group: int) -> Any:
+        if group not in self._held:
+            while len(self._held) >= _KEPT:
+                self._held.pop(next(iter(self._held)))
+            number, part = self.groups[group].tolist()
+            if number not in self._open:
+                self._open[number] = open_parquet(self.paths[number])
+            try:
+                table = self._open[number].read_row_group(part, columns=[self.columns[number]], use_threads=False)
+            except (_arrow().ArrowException, OSError) as error:
+                raise ImageError(f"the Parquet file is damaged ({error})") from error
+            self._held[group] = table.column(0)
+        return self._held[group]
+
+    def __reduce__(self) -> Any:
+        return ParquetReader, (self.paths, self.columns, self.groups, self.starts)
+
+
+def _reader(paths: Sequence[Path]) -> ParquetReader | None:
+    """A reader of the images in these files; None where they hold none."""
+    columns, groups, starts, done = [], [], [], 0
+    for number, path in enumerate(paths):
+        file = open_parquet(path)
+        name = image_column(file.schema_arrow)
+        if name is None:
+            return None
+        columns.append(name)
+        for part in range(file.num_row_groups):
+            facts = file.metadata.row_group(part)
+            if facts.total_byte_size > _GROUP:
+                raise DataError(
+                    f"'{path}' keeps {facts.total_byte_size / 1e9:.0f} GB in one row group, which would all have "
+                    "to be in memory: write it again with row groups of about 1,000 rows."
+                )
+            groups.append((number, part))
+            starts.append(done)
+            done += facts.num_rows
+    return ParquetReader(tuple(paths), tuple(columns), np.array(groups, np.int64), np.array(starts, np.int64))
+
+
+def held_images(paths: Sequence[Path], place: Path) -> tuple[Listing, Layout] | None:
+    """The images that Parquet files hold, with their labels; None where they hold none. Raises DataError."""
+    reader = _reader(paths)
+    if reader is None:
+        return None
+    layout = labelled(read_parquets(paths, place), set())
+    rows = [open_parquet(path).metadata.num_rows for path in paths]
+    names = [f"{path.name}:{row}" for path, count in zip(paths, rows, strict=True) for row in range(count)]
+    status = [path.stat() for path in paths]
+    sizes = np.repeat(np.array([each.st_size for each in status], np.int64), rows)
+    stamps = np.repeat(np.array([each.st_mtime_ns for each in status], np.int64), rows)
+    return Listing(names, sizes, stamps, frozenset(), reader), layout
