@@ -1,18 +1,25 @@
-"""How often a 95 % interval of the macro F1 holds the truth: ours against the percentile bootstrap.
+"""How often a 95 % interval holds the truth: of the macro F1 against the bootstrap, of the AUC against DeLong's.
 
     python benchmarks/coverage.py
 
-Samples from populations with known confusion; the truth is the macro F1 of the population itself. Three hundred
-samples of each, so that a share is good to about three points.
+Samples from populations with known confusion, or with normal scores; the truth is that of the population itself.
+Three hundred samples of each, so that a share is good to about three points.
 """
+
+from math import sqrt
+from statistics import NormalDist
 
 import numpy as np
 from record import record
 
-from sightline.metrics import measure
+from sightline.metrics import measure, one_vs_rest
+from sightline.metrics.intervals import score_bounds
 
 POPULATIONS = ((10, 0.999, 180), (10, 0.34, 300), (50, 0.76, 500))
 """Classes (equally many of each), accuracy (mistakes spread evenly), test images."""
+
+RANKINGS = ((3, 300, 0.9), (10, 1000, 0.97), (30, 300, 0.995), (100, 1000, 0.97), (1000, 9000, 0.97))
+"""Images of a class, others, true area under the curve."""
 
 SAMPLES, RESAMPLES = 300, 400
 
@@ -34,7 +41,27 @@ def main() -> None:
             held["percentile_bootstrap"] += low <= truth <= high
         shares = {name: round(count / SAMPLES, 3) for name, count in held.items()}
         found[f"{classes} classes, accuracy {accuracy}, n={n}"] = shares
+    for few, many, area in RANKINGS:
+        held = {"ours": 0, "delong": 0}
+        for _ in range(SAMPLES):
+            for name, (low, high) in areas(few, many, area, rng).items():
+                held[name] += low <= area <= high
+        shares = {name: round(count / SAMPLES, 3) for name, count in held.items()}
+        found[f"AUC {area}, {few} images against {many}"] = shares
     record("coverage", found)
+
+
+def areas(few: int, many: int, area: float, rng: np.random.Generator) -> dict[str, tuple[float, float]]:
+    """Our interval of one sample's area, and Wilson's at DeLong's plain effective sample size."""
+    labels = np.repeat([1, 0], [few, many])
+    scores = rng.normal(size=few + many) + labels * NormalDist().inv_cdf(area) * sqrt(2)
+    ours = one_vs_rest(labels, np.stack([-scores, scores], 1)).areas[1]
+    assert ours is not None
+    own, others = np.sort(scores[:few]), np.sort(scores[few:])
+    beaten, beating = np.searchsorted(others, own) / many, 1 - np.searchsorted(own, others) / few
+    value, variance = beaten.mean(), beaten.var() / few + beating.var() / many
+    size = value * (1 - value) / variance if variance > 0 else few + many
+    return {"ours": (ours.low, ours.high), "delong": score_bounds(float(value), float(size), 0.95)}
 
 
 def draw(classes: int, accuracy: float, n: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:

@@ -4,6 +4,7 @@ import base64
 import csv
 import io
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,13 +13,32 @@ from PIL import Image
 from sklearn import metrics as sk
 
 from sightline.classifier import Classifier
-from sightline.errors import DataError
-from sightline.evaluation import confused_pairs, evaluate, report_json, worst_mistakes
+from sightline.errors import DataError, Interrupted, RecipeError
+from sightline.evaluation import (
+    confusable_pairs,
+    confused_pairs,
+    efficiency,
+    evaluate,
+    gallery,
+    growth,
+    report_json,
+    worst_mistakes,
+)
+from sightline.evaluation.examine import examine, examine_on
+from sightline.metrics import wilson
 from sightline.models import architecture, build
 from sightline.preprocessing import Preprocessing
+from sightline.training.recipe import Recipe
+from sightline.training.run import train
 from sightline.types import Dataset, Geometry
 
 GEOMETRY = Geometry(size=(8, 8), channels=1)
+
+
+@pytest.fixture(autouse=True)
+def _hurried(monkeypatch):
+    """Latency is measured, for a shorter time."""
+    monkeypatch.setattr(efficiency, "SECONDS", 0.02)
 
 
 def dataset(n=50, classes=("cat", "dog", "owl"), seed=0, size=(8, 8), geometry=GEOMETRY, labels=None):
@@ -66,7 +86,7 @@ def test_one_pass_gives_the_answers_of_one_at_a_time(batch_size):
     np.testing.assert_array_equal(found.labels, data.labels)
     np.testing.assert_array_equal(found.files, data.files)
     assert found.metrics["accuracy"].value == sk.accuracy_score(data.labels, found.predicted)
-    assert found.parameters == sum(p.numel() for p in model.parameters())
+    assert found.efficiency.parameters == sum(p.numel() for p in model.parameters())
 
 
 @pytest.mark.parametrize("classes", [("no", "yes"), tuple("abcdefghijklmnopqrstuvwxyz")])
@@ -85,11 +105,17 @@ def test_json_has_the_names_of_the_field_and_every_interval():
     assert found["split"] == "val"
     for name in ("accuracy", "balanced_accuracy", "precision_macro", "recall_macro", "f1_macro"):
         assert found["intervals"][name]["low"] <= found[name] <= found["intervals"][name]["high"]
-    for name in ("roc_auc_ovr", "log_loss", "ece"):
+    for name in ("roc_auc_ovr", "log_loss", "ece", "brier", "f1_micro", "f1_weighted", "top_2_accuracy"):
         assert found["intervals"][name]["n"] == 50
         assert name in found
     assert found["images_per_second"] == pytest.approx(1 / found["seconds_per_image"])
-    assert found["latency_ms"] > 0
+    assert [one["batch_size"] for one in found["latency"]] == [1, 32]
+    for one in found["latency"]:
+        assert 0 < one["p50_ms"] <= one["p95_ms"]
+        assert one["repetitions"] >= 2
+    assert found["latency_ms"] == found["latency"][0]["p50_ms"]
+    assert found["inference_memory_of"] == "process"
+    assert all(row["intervals"]["roc_auc"]["low"] <= row["roc_auc"] for row in found["per_class"])
     right = sum(row[i] for i, row in enumerate(found["confusion"]))
     assert right / 50 == pytest.approx(found["accuracy"])
 
@@ -216,3 +242,192 @@ def test_a_faultless_classifier_has_no_mistakes_to_show():
     found = evaluate(model, perfect)
     assert found.metrics["accuracy"].value == 1
     assert report_json(found, perfect)["mistakes"] == []
+
+
+def test_multiply_adds_are_those_of_the_layers():
+    """A perceptron multiplies once for each weight that is no bias."""
+    model = classifier()
+    weights = sum(p.numel() for p in model.network.parameters() if p.ndim == 2)
+    assert evaluate(model, dataset(5)).efficiency.multiply_adds == weights
+
+
+def test_memory_grows_by_what_an_answer_needs():
+    from sightline.evaluation.efficiency import _watched
+
+    with _watched(torch.device("cpu")) as memory:
+        block = np.ones(30_000_000, np.uint8)  # written to, so resident
+        del block
+    grown, whose = memory
+    assert whose == "process"
+    assert grown is None or 25 < grown < 60
+
+
+def test_confusable_pairs_add_both_directions_up():
+    found = evaluate(classifier(tuple("abcde")), dataset(400, tuple("abcde")))
+    pairs = confusable_pairs(found, top=100)
+    both = found.confusion + found.confusion.T
+    assert sum(pair.count for pair in pairs) == np.triu(both, 1).sum()
+    counts = [pair.count for pair in pairs]
+    assert counts == sorted(counts, reverse=True)
+    for pair in pairs:
+        one, other = pair.directions
+        assert (one.label, one.predicted) == (other.predicted, other.label)
+        assert one.count >= other.count
+        for way, chosen in zip(pair.directions, pair.examples, strict=True):
+            assert len(chosen) == min(3, way.count)
+            assert {found.classes[k] for k in found.labels[chosen]} <= {way.label}
+            assert {found.classes[k] for k in found.predicted[chosen]} <= {way.predicted}
+            assert (np.diff(found.confidence[chosen]) <= 0).all()
+    assert len(confusable_pairs(found, top=2)) == 2
+
+
+def test_the_gallery_shows_the_pixels_of_the_worst_first():
+    data = dataset(80)
+    found = evaluate(classifier(), data)
+    sheet = np.asarray(gallery(found, data, top=3))
+    tile = sheet[10 : 10 + 112, 10 : 10 + 112, 0]
+    np.testing.assert_array_equal(tile[7::14, 7::14], data[int(worst_mistakes(found)[0])][0, ..., 0])
+    perfect = dataset(20, labels=plainly(classifier(), dataset(20)).argmax(1))
+    assert gallery(evaluate(classifier(), perfect), perfect) is None
+
+
+def test_the_record_keeps_the_curves_of_the_worst_classes():
+    names = tuple(f"class {i}" for i in range(40))
+    data = dataset(400, names)
+    found = evaluate(classifier(names), data)
+    roc = report_json(found, data)["roc"]
+    areas = [row["auc"] for row in roc["classes"]]
+    assert len(areas) == 30
+    assert areas == sorted(one.roc_auc.value for one in found.per_class)[:30]
+    assert roc["macro"]["auc"] == found.metrics["roc_auc_ovr"].value
+    alone = dataset(20, labels=np.zeros(20))
+    assert report_json(evaluate(classifier(), alone), alone)["roc"] is None
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A real run on real digits."""
+    recipe = Recipe(model="mlp", size=8, epochs=2, precision="float32", memory_format="contiguous")
+    return train("digits", recipe, out=tmp_path_factory.mktemp("growth") / "run")
+
+
+def test_shares_are_nested_stratified_and_seeded():
+    labels = np.repeat([0, 1, 2], [1, 40, 200])
+    order = np.random.default_rng(0).permutation(len(labels))
+    labels = labels[order]
+    small, large = (growth.nested(labels, share, 7) for share in (0.1, 0.5))
+    assert set(small) < set(large)
+    assert np.bincount(labels[small]).tolist() == [1, 4, 20]
+    assert np.bincount(labels[large]).tolist() == [1, 20, 100]
+    assert not np.array_equal(small, growth.nested(labels, 0.1, 8))
+    np.testing.assert_array_equal(growth.nested(labels, 1.0, 7), np.arange(len(labels)))
+
+
+def test_a_learning_curve_tests_every_size_the_same_and_the_run_is_its_end(run):
+    found = growth.learning_curve(run, shares=(0.1, 1.0))
+    small, whole = found.sizes
+    assert (small.images, whole.images) == (
+        len(growth.nested(run.splits.train.labels, 0.1, 0)),
+        len(run.splits.train),
+    )
+    assert small.accuracy.n == whole.accuracy.n == len(run.splits.test)
+    assert whole.accuracy == evaluate(run.classifier, run.splits.test).metrics["accuracy"]
+    assert found.gain.value == pytest.approx(whole.accuracy.value - small.accuracy.value)
+    assert f"From {small.images:,} to {whole.images:,} training images" in found.sentence
+    assert not list(run.folder.glob(".learning-curve-*"))
+    assert growth.saved_curve(run) == json.loads(json.dumps(found.as_json()))
+
+
+def test_what_is_done_is_not_done_again_and_what_is_missing_is(run, monkeypatch):
+    growth.learning_curve(run, shares=(0.1, 1.0))
+    trained = []
+
+    def spy(of, share, seed):
+        trained.append((share, seed))
+        if share == 0.3:
+            raise Interrupted("Stopped")
+        return _train(of, share, seed)
+
+    _train = growth._train
+    monkeypatch.setattr(growth, "_train", spy)
+    with pytest.raises(Interrupted):
+        growth.learning_curve(run, shares=(0.1, 0.2, 0.3, 1.0))
+    assert trained == [(0.2, 0), (0.3, 0)]
+    monkeypatch.setattr(growth, "_train", _train)
+    assert len(growth.learning_curve(run, shares=(0.1, 0.2, 0.3, 1.0)).sizes) == 4
+    trained.clear()
+    again = replace(run, recipe=run.recipe.replace(epochs=3))
+    assert growth._saved(again) == {}
+
+
+def test_seeds_are_averaged(run):
+    (small, _) = growth.learning_curve(run, shares=(0.05, 0.2), seeds=2).sizes
+    assert len(small.seeds) == 2
+    assert small.accuracy.value == pytest.approx(np.mean(small.seeds))
+    assert set(np.unique(small.right)) <= {0, 0.5, 1}
+
+
+def test_the_report_holds_the_curve_and_the_gallery(run):
+    grown = growth.learning_curve(run, shares=(0.1, 1.0))
+    examine(run)
+    report = json.loads((run.folder / "report.json").read_text())
+    assert report["learning_curve"]["sentence"] == grown.sentence
+    assert (run.folder / "mistakes.png").exists() == bool(report["mistakes"])
+
+
+@pytest.mark.parametrize("shares", [(1.0,), (0.5, 0.2), (0.0, 1.0), (0.5, 1.5), (0.51, 0.5101)])
+def test_impossible_shares_are_refused(run, shares):
+    with pytest.raises(RecipeError):
+        growth.learning_curve(run, shares=shares)
+    with pytest.raises(RecipeError, match="not trained"):
+        growth.learning_curve(replace(run, recipe=run.recipe.replace(epochs=0)))
+
+
+def sizes(*errors, n=1000):
+    found = []
+    for i, error in enumerate(errors):
+        right = np.arange(n) >= round(error * n)
+        found.append(
+            growth.Size(0.5, 100 * 2**i, wilson(float(right.sum()), n), right.astype(float), (1 - error,))
+        )
+    return found
+
+
+def test_a_power_law_is_continued_and_nothing_else_is():
+    halving = growth._curve(sizes(0.4, 0.2, 0.1))
+    assert halving.doubled == pytest.approx(0.95)
+    assert "would probably help, to about 95.0% with twice as many if the trend held" in halving.sentence
+    assert growth._curve(sizes(0.4, 0.1, 0.1)).doubled is None  # no line passes there
+    assert growth._curve(sizes(0.1, 0.2, 0.4)).doubled is None  # it gets worse
+    assert growth._curve(sizes(0.2, 0.1)).doubled is None  # two points make a line always
+    assert growth._curve(sizes(0.2, 0.1, 0.0)).doubled is None
+
+
+@pytest.mark.parametrize(
+    ("errors", "n", "said"),
+    [
+        ((0.3, 0.2), 1000, "would probably help"),
+        ((0.2, 0.2), 1000, "hardly help"),
+        ((0.2, 0.16), 50, "cannot tell"),
+    ],
+)
+def test_the_sentence_says_what_the_interval_says(errors, n, said):
+    assert said in growth._curve(sizes(*errors, n=n)).sentence
+
+
+def test_images_of_training_are_remarked_on(run):
+    found = examine_on(run.folder, "digits")
+    assert any("the very images this classifier was trained on" in text for text in found.as_json()["remarks"])
+
+
+def test_the_command_line_says_and_gives_the_curve(run, cli):
+    answer = cli("evaluate", run.folder, "--learning-curve", "--json")
+    assert answer.code == 0, answer.err
+    value = json.loads(answer.out)
+    assert [size["share"] for size in value["learning_curve"]["sizes"]] == list(growth.SHARES)
+    told = cli("evaluate", run.folder, "--learning-curve")
+    assert value["learning_curve"]["sentence"] in told.out
+    assert "Learning curve, training" not in told.err  # all of it was done before
+    refused = cli("evaluate", run.folder, "digits", "--learning-curve")
+    assert refused.code == 2
+    assert "leave DATA out" in refused.err

@@ -75,18 +75,36 @@ def measured(classes, n=90, seed=0):
             "precision": one.precision.value,
             "recall": one.recall.value,
             "f1": one.f1.value,
-            "roc_auc": one.roc_auc,
-            "intervals": {name: bounds(getattr(one, name)) for name in ("precision", "recall", "f1")},
+            "roc_auc": one.roc_auc.value if one.roc_auc else None,
+            "intervals": {
+                name: bounds(getattr(one, name))
+                for name in ("precision", "recall", "f1", "roc_auc")
+                if getattr(one, name)
+            },
         }
         for one in metrics.per_class(labels, p)
     ]
     test = {"split": "test", "n": n, **{name: i.value for name, i in overall.items()}}
     test |= {"intervals": {name: bounds(i) for name, i in overall.items()}, "classes": list(classes)}
     test |= {"per_class": rows, "confusion": matrix.tolist(), "parameters": 12345, "remarks": []}
-    test |= {"seconds_per_image": 1e-4, "images_per_second": 1e4, "latency_ms": 0.3}
+    test |= {"seconds_per_image": 1e-4, "images_per_second": 1e4, "latency_ms": 0.3, "multiply_adds": 40_800_000}
+    test |= {"latency": [{"batch_size": 32, "p50_ms": 7.1, "p95_ms": 23.4, "repetitions": 150}]}
+    test |= {"inference_memory_mb": 61.8, "inference_memory_of": "process", "device": "cpu", "batch_size": 256}
     image = pictures.data_url(pictures.thumbnail(np.full((8, 8, 1), 200, np.uint8)))
     mistake = {"file": f"{classes[0]}/1.png", "label": classes[0], "predicted": classes[1], "confidence": 0.87}
+    ranks = metrics.one_vs_rest(labels, p)
+    curves = zip(classes, ranks.areas, ranks.curves, strict=True)
+    example = {"file": "a.png", "confidence": 0.77, "image": image}
+    way = {"label": classes[0], "predicted": classes[1], "count": 3, "share": 0.125, "examples": [example]}
+    back = {"label": classes[1], "predicted": classes[0], "count": 0, "share": 0.0, "examples": []}
     return {
+        "roc": {
+            "macro": {"auc": ranks.macro_area.value, **ranks.macro_curve.as_json()},
+            "classes": [
+                {"class": name, "auc": area.value, **curve.as_json()} for name, area, curve in curves if area
+            ],
+        },
+        "confusable": [{"count": 3, "directions": [way, back]}],
         "format": 1,
         "run": "x",
         "created": "2030-01-02T03:04:05+00:00",
@@ -152,7 +170,7 @@ def test_the_page_is_whole_and_says_the_measured_numbers(tmp_path):
     low, high = (report["intervals"]["accuracy"][side] * 100 for side in ("low", "high"))
     assert f"right {report['accuracy'] * 100:.1f} % of the time" in page.words
     assert f"{low:.1f} – {high:.1f} %" in page.words
-    for name in ("balanced_accuracy", "f1_macro", "log_loss", "ece"):
+    for name in ("balanced_accuracy", "f1_macro", "f1_weighted", "brier", "top_2_accuracy", "log_loss", "ece"):
         assert f"{report[name]:.4f}" in page.words
     for expected in (
         "lenet5",
@@ -166,6 +184,10 @@ def test_the_page_is_whole_and_says_the_measured_numbers(tmp_path):
         "One training run, one seed",
         "Small test: 90 images",
         "87 %",
+        "40.8 million multiply-adds",
+        "median of 150; 19 in 20 within 23 ms",
+        "62 MB growth of the process",
+        f"3 {CLASSES[0]} → {CLASSES[1]}, 12.5 %",
     ):
         assert expected in page.words
     assert "Not in this run folder" not in page.words
@@ -193,7 +215,7 @@ def test_nothing_is_loaded_from_elsewhere_and_nothing_runs(tmp_path):
 
 def test_every_picture_on_the_page_decodes(tmp_path):
     images = [attributes["src"] for tag, attributes in page_of(run_folder(tmp_path / "run")).tags if tag == "img"]
-    assert len(images) == 4  # mistake, reliability, curves, training batch
+    assert len(images) == 6  # mistake, example of a pair, ROC, reliability, curves, training batch
     for url in images:
         head, _, body = url.partition(",")
         assert head == "data:image/png;base64"
@@ -215,10 +237,11 @@ def test_a_mistake_cannot_make_the_page_load_something(tmp_path):
     report = measured(CLASSES)
     for url in ("https://example.org/x.png", 'data:image/png;base64,AA" onload="x', "data:image/svg+xml,<svg/>"):
         report["mistakes"].append(report["mistakes"][0] | {"image": url})
+        report["confusable"][0]["directions"][0]["examples"].append({"file": "", "confidence": 1, "image": url})
     (run / "report.json").write_text(json.dumps(report))
     html = complete(run).read_text(encoding="utf-8")
     assert "example.org" not in html
-    assert html.count("<figcaption>") == 1
+    assert html.count("<figcaption") == 2
 
 
 @pytest.mark.parametrize("absent", FILES)
@@ -274,7 +297,8 @@ def test_a_report_from_training_json_alone(tmp_path):
 def test_many_classes_become_a_picture_and_fold_away(tmp_path):
     classes = tuple(f"class {i}" for i in range(40))
     page = page_of(run_folder(tmp_path / "run", classes))
-    assert [tag for tag, _ in page.tags].count("details") == 2
+    summaries = [words for words in page.text if words.startswith("All 40 classes")]
+    assert len(summaries) == 2
     assert any(attributes.get("alt") == "Confusion matrix" for _, attributes in page.tags)
 
 
@@ -282,9 +306,48 @@ def test_a_faultless_test_is_met_with_caution(tmp_path):
     run = run_folder(tmp_path / "run")
     report = measured(CLASSES)
     report["test"]["confusion"] = (np.eye(3, dtype=int) * 30).tolist()
-    report |= {"mistakes": [], "confused": []}
+    report |= {"mistakes": [], "confused": [], "confusable": []}
     (run / "report.json").write_text(json.dumps(report))
     assert "a reason to test on more images" in page_of(run).words
+
+
+CURVE = {
+    "sizes": [
+        {"share": share, "images": n, "accuracy": a, "low": a - 0.1, "high": a + 0.05, "n": 90, "seeds": [a]}
+        for share, n, a in ((0.5, 350, 0.7), (1.0, 700, 0.8))
+    ],
+    "sentence": "From 350 to 700 training images, accuracy changed by +10.0 points.",
+}
+
+
+def test_a_learning_curve_has_its_place_where_there_is_one(tmp_path):
+    run = run_folder(tmp_path / "run")
+    assert "Would more images help?" not in page_of(run).words
+    assert not (run / "learning_curve.png").exists()
+    (run / "report.json").write_text(json.dumps(measured(CLASSES) | {"learning_curve": CURVE}))
+    assert CURVE["sentence"] in page_of(run).words
+    Image.open(run / "learning_curve.png").verify()
+
+
+def test_the_pictures_of_the_page_are_files_too(tmp_path):
+    run = run_folder(tmp_path / "run")
+    page = page_of(run)
+    (shown,) = (attributes["src"] for tag, attributes in page.tags if "ROC" in attributes.get("alt", ""))
+    assert base64.b64decode(shown.partition(",")[2]) == (run / "roc.png").read_bytes()
+
+
+def test_a_report_of_an_earlier_release_still_gives_a_page(tmp_path):
+    run, report = run_folder(tmp_path / "run"), measured(CLASSES)
+    for name in ("roc", "confusable"):
+        del report[name]
+    kept = {"accuracy", "f1_macro", "intervals", "per_class", "confusion", "classes", "n", "split", "parameters"}
+    report["test"] = {name: value for name, value in report["test"].items() if name in kept}
+    for row in report["test"]["per_class"]:
+        row["intervals"].pop("roc_auc", None)
+    (run / "report.json").write_text(json.dumps(report))
+    page = page_of(run)
+    assert page.faults == []
+    assert f"right {report['test']['accuracy'] * 100:.1f} % of the time" in page.words
 
 
 def test_collect_reads_what_is_there(tmp_path):

@@ -11,6 +11,8 @@ from sklearn import metrics as sk
 
 from sightline import metrics
 from sightline.errors import DataError
+from sightline.metrics import classes as over_classes
+from sightline.metrics import confidence, ranking
 from sightline.types import Interval
 
 NAMES = {
@@ -19,8 +21,12 @@ NAMES = {
     "precision_macro",
     "recall_macro",
     "f1_macro",
+    "f1_micro",
+    "f1_weighted",
+    "top_2_accuracy",
     "roc_auc_ovr",
     "log_loss",
+    "brier",
     "ece",
 }
 
@@ -62,14 +68,23 @@ def test_equals_scikit_learn(case):
         "precision_macro": sk.precision_score(labels, predicted, average="macro", zero_division=0),
         "recall_macro": sk.recall_score(labels, predicted, average="macro", zero_division=0),
         "f1_macro": sk.f1_score(labels, predicted, average="macro", zero_division=0),
+        "f1_micro": sk.f1_score(labels, predicted, average="micro", zero_division=0),
+        "f1_weighted": sk.f1_score(labels, predicted, average="weighted", zero_division=0),
         "log_loss": sk.log_loss(labels, probabilities, labels=range(k)),
+        "brier": sk.brier_score_loss(labels, probabilities, labels=range(k), scale_by_half=False),
     }
+    # scikit-learn counts the last of equally likely classes first, we the first, as in the answer itself
+    turned = (k - 1 - labels, probabilities[:, ::-1])
+    for top in (2, 3, 5):
+        if top < k:
+            oracle[f"top_{top}_accuracy"] = sk.top_k_accuracy_score(*turned, k=top, labels=range(k))
     if len(present) > 1:
         areas = [sk.roc_auc_score(labels == c, probabilities[:, c]) for c in present]
         oracle["roc_auc_ovr"] = np.mean(areas)
     assert found.keys() == oracle.keys() | {"ece"}
     for name, value in oracle.items():
-        tolerance = 1e-5 if probabilities.dtype == np.float32 and name == "log_loss" else 1e-12
+        rounded = probabilities.dtype == np.float32 and name in {"log_loss", "brier"}
+        tolerance = 1e-5 if rounded else 1e-12
         assert found[name].value == pytest.approx(value, abs=tolerance, rel=tolerance), name
     matrix = metrics.confusion_matrix(labels, predicted, k)
     np.testing.assert_array_equal(matrix, sk.confusion_matrix(labels, predicted, labels=range(k)))
@@ -87,7 +102,7 @@ def test_every_class_equals_scikit_learn(case):
         assert (one.n, one.predicted) == (n, (predicted == one.index).sum())
         if 0 < n < len(labels):
             area = sk.roc_auc_score(labels == one.index, probabilities[:, one.index])
-            assert one.roc_auc == pytest.approx(area)
+            assert one.roc_auc.value == pytest.approx(area)
         else:
             assert one.roc_auc is None
 
@@ -100,7 +115,8 @@ def test_intervals_hold_their_value_and_stay_in_range(case):
     per_class = [
         interval
         for one in metrics.per_class(labels, probabilities)
-        for interval in (one.precision, one.recall, one.f1)
+        for interval in (one.precision, one.recall, one.f1, one.roc_auc)
+        if interval is not None
     ]
     for interval in [*overall.values(), *per_class]:
         assert interval.low <= interval.value <= interval.high
@@ -108,13 +124,14 @@ def test_intervals_hold_their_value_and_stay_in_range(case):
         assert interval.low >= 0
     for name, interval in overall.items():
         assert interval.n == len(labels)
-        assert name == "log_loss" or interval.high <= 1
+        assert interval.high <= {"log_loss": math.inf, "brier": 2}.get(name, 1)
 
 
 def test_multiclass_auc_equals_scikit_learn_in_one_call():
     labels, probabilities = sample(500, 5)
     expected = sk.roc_auc_score(labels, probabilities, multi_class="ovr", average="macro")
-    assert metrics.roc_auc_ovr(labels, probabilities).value == pytest.approx(expected, abs=1e-12)
+    found = metrics.one_vs_rest(labels, probabilities).macro_area
+    assert found.value == pytest.approx(expected, abs=1e-12)
 
 
 def test_names_are_those_of_the_field():
@@ -170,21 +187,121 @@ def test_delong_variance_equals_its_definition():
     scores, positive = probabilities[:, 1], labels == 1
     pairs = np.sign(scores[positive][:, None] - scores[~positive][None, :]) / 2 + 0.5
     expected = pairs.mean(1).var() / positive.sum() + pairs.mean(0).var() / (~positive).sum()
-    area, influence = metrics._area(positive, scores)
-    assert area == pytest.approx(pairs.mean())
-    assert influence @ influence / len(labels) ** 2 == pytest.approx(expected)
+    found = ranking._area(positive, scores, 0.95)
+    assert found.value == pytest.approx(pairs.mean())
+    assert found.influence @ found.influence / len(labels) ** 2 == pytest.approx(expected)
+    assert found.smooth_variance > expected
+    assert found.smooth_variance == pytest.approx(expected, rel=0.2)
+
+
+@settings(max_examples=40, deadline=None)
+@given(cases)
+def test_roc_curves_equal_scikit_learn(case):
+    labels, probabilities = case
+    for k in np.flatnonzero(np.bincount(labels) % len(labels)):
+        exact = metrics.roc_curve(labels == k, probabilities[:, k])
+        fpr, tpr, _ = sk.roc_curve(labels == k, probabilities[:, k], drop_intermediate=False)
+        corners = set(zip(exact.false_positive, exact.true_positive, strict=True))
+        assert corners <= set(zip(fpr, tpr, strict=True))
+        assert exact.area == pytest.approx(sk.auc(fpr, tpr), abs=1e-12)
+        # every point of theirs lies on our line
+        for x, y in zip(fpr, tpr, strict=True):
+            inside = exact.false_positive <= x
+            low = np.interp(x - 1e-12, exact.false_positive, exact.true_positive)
+            assert low - 1e-6 <= y <= exact.true_positive[inside][-1] + 1e-6 or y == pytest.approx(
+                np.interp(x, exact.false_positive, exact.true_positive)
+            )
+
+
+@pytest.mark.parametrize(("n", "k"), [(40, 2), (500, 5), (5000, 3)])
+def test_saved_curves_are_the_exact_ones_to_the_eye(n, k):
+    labels, probabilities = sample(n, k)
+    ranks = metrics.one_vs_rest(labels, probabilities)
+    for c, saved in enumerate(ranks.curves):
+        exact = metrics.roc_curve(labels == c, probabilities[:, c])
+        assert len(saved.false_positive) <= 2 * ranking.GRID
+        for axis in (saved.false_positive, saved.true_positive):
+            assert (np.diff(axis) >= 0).all()
+            assert (axis[0], axis[-1]) == (0, 1)
+        # by their distance along the diagonal, where a step of either axis is a small one
+        at = np.linspace(0, 2, 801)
+        heights = [
+            np.interp(at, curve.false_positive + curve.true_positive, curve.true_positive - curve.false_positive)
+            for curve in (saved, exact)
+        ]
+        assert np.abs(heights[0] - heights[1]).max() <= 2 / ranking.GRID
+    assert ranks.macro_curve.area == pytest.approx(ranks.macro_area.value, abs=2 / ranking.GRID)
+
+
+def test_the_mean_curve_is_the_mean_of_the_heights():
+    curves = [
+        metrics.RocCurve(np.array([0, 0, 1.0]), np.array([0, 0.5, 1.0])),
+        metrics.RocCurve(np.array([0, 0.5, 0.5, 1.0]), np.array([0, 0, 1.0, 1.0])),
+    ]
+    mean = ranking._mean_curve(curves)
+    assert mean.false_positive.tolist() == [0, 0, 0.5, 0.5, 1]
+    assert mean.true_positive == pytest.approx([0, 0.25, 0.375, 0.875, 1])
+
+
+def test_a_class_without_images_or_alone_has_no_curve():
+    ranks = metrics.one_vs_rest(np.zeros(5, np.int64), np.full((5, 3), 1 / 3))
+    assert ranks.areas == ranks.curves == (None, None, None)
+    assert ranks.macro_area is ranks.macro_curve is None
+
+
+@pytest.mark.parametrize("few", [3, 10])
+@pytest.mark.parametrize("shift", [1.2, 3.6], ids=["middling", "nearly perfect"])
+def test_the_area_of_a_rare_class_is_covered(few, shift):
+    """Of 200 samples with a few images of a class, at least 90 % of its 95 % intervals hold the true area."""
+    rng, truth, held = np.random.default_rng(0), stats.norm.cdf(shift / math.sqrt(2)), 0
+    positive = np.arange(300) < few
+    for _ in range(200):
+        area = ranking._area(positive, rng.normal(size=300) + shift * positive, 0.95)
+        found = ranking._interval(area.value, area.smooth_value, area.smooth_variance, area.few, 300, 0.95)
+        held += found.low <= truth <= found.high
+    assert held >= 180
+
+
+def test_top_k_never_falls_below_accuracy_and_k_below_the_classes_only():
+    labels, probabilities = sample(300, 6, levels=1)
+    found = metrics.measure(labels, probabilities)
+    values = [found[name].value for name in ("accuracy", "top_2_accuracy", "top_3_accuracy", "top_5_accuracy")]
+    assert values == sorted(values)
+    assert "top_2_accuracy" not in metrics.measure(*sample(30, 2))
+
+
+def test_f1_micro_is_accuracy_and_brier_ends_at_two():
+    labels = np.array([0, 0, 1])
+    found = metrics.measure(labels, np.eye(2)[1 - labels])
+    assert found["f1_micro"] == found["accuracy"]
+    assert found["brier"].value == 2
+    assert metrics.measure(labels, np.eye(2)[labels])["brier"].value == 0
+
+
+def test_a_paired_difference_equals_agresti_and_min():
+    """Their interval by its own formula, from the two kinds of disagreement."""
+    after, before = np.array([1] * 30 + [0] * 12 + [1] * 58), np.array([0] * 30 + [1] * 12 + [1] * 58)
+    b, c, n = 30.5, 12.5, 102
+    half = 1.959964 * math.sqrt(b + c - (b - c) ** 2 / n) / n
+    found = metrics.paired_difference(after, before)
+    assert (found.value, found.n) == (pytest.approx(0.18), 100)
+    assert (found.low, found.high) == pytest.approx(((b - c) / n - half, (b - c) / n + half), abs=1e-6)
+    turned = metrics.paired_difference(before, after)
+    assert (turned.low, turned.high) == pytest.approx((-found.high, -found.low))
+    with pytest.raises(ValueError, match="same images"):
+        metrics.paired_difference(after, before[1:])
 
 
 def test_macro_variances_equal_a_numerical_derivative():
     """The influence of an image is the change of the average as its cell gains weight."""
     matrix = np.array([[30.0, 3, 1], [4, 20, 2], [0, 5, 9]])
     n, step = matrix.sum(), 1e-6
-    for name, (value, variance) in metrics._averages(matrix).items():
+    for name, (value, variance) in over_classes._averages(matrix).items():
         influence = np.zeros_like(matrix)
         for cell in np.ndindex(matrix.shape):
             nudged = matrix * (1 - step)
             nudged[cell] += step * n
-            influence[cell] = (metrics._averages(nudged)[name][0] - value) / step
+            influence[cell] = (over_classes._averages(nudged)[name][0] - value) / step
         assert variance == pytest.approx((matrix * influence**2).sum() / n**2, rel=1e-4), name
 
 
@@ -200,7 +317,7 @@ def test_balanced_classes_give_balanced_accuracy_about_the_interval_of_accuracy(
 def test_a_perfect_score_on_few_images_is_not_certain():
     labels = np.array([0, 0, 0, 1, 1, 1])
     found = metrics.measure(labels, np.eye(2)[labels] * 0.98 + 0.01)
-    for name in NAMES - {"log_loss", "ece"}:
+    for name in NAMES - {"log_loss", "ece", "brier", "top_2_accuracy"}:
         assert found[name].value == pytest.approx(1), name
         assert found[name].low < 0.7, name
         assert found[name].high == 1, name
@@ -252,7 +369,7 @@ def test_the_level_widens_every_interval():
 def test_intervals_cover_the_truth(separation, n, shares):
     """Of 100 samples of a known population, at least 85 % of the 95 % intervals hold its value.
 
-    Log loss is left out where errors are rare: a sample without an error cannot know their cost.
+    Log loss and Brier score are left out where errors are rare: a sample without one cannot know their cost.
     """
     k, trials = 3, 100
     labels, probabilities = sample(60_000, k, separation=separation, shares=shares)
@@ -264,7 +381,7 @@ def test_intervals_cover_the_truth(separation, n, shares):
         for name in NAMES:
             held[name] += found[name].low <= truth[name] <= found[name].high
     if separation > 4:
-        del held["log_loss"]
+        del held["log_loss"], held["brier"]
     assert {name: count for name, count in held.items() if count < 0.85 * trials} == {}
 
 
@@ -283,7 +400,7 @@ def test_a_calibrated_classifier_may_have_no_calibration_error():
 def test_resampled_means_spread_as_theory_says():
     rng = np.random.default_rng(0)
     column = rng.normal(size=(300, 1))
-    means = metrics._resampled_means(column, rng)
+    means = confidence._resampled_means(column, rng)
     assert means.shape == (1000, 1)
     assert means.std() == pytest.approx(column.std() / math.sqrt(300), rel=0.1)
 

@@ -62,14 +62,15 @@ def test_an_empty_sheet_is_still_a_picture():
     assert pictures.contact_sheet([], []).size[0] > 0
 
 
-def test_right_and_wrong_differ_in_colour_and_sign():
+def test_notes_are_a_second_line_in_orange():
     image = np.zeros((16, 16, 1), np.uint8)
-    right, wrong = (pictures.contact_sheet([image], ["seven"], right=[mark]) for mark in (True, False))
-    assert rgb("green") in colours(right)
-    assert rgb("orange") not in colours(right)
-    assert rgb("orange") in colours(wrong)
-    captions = [np.asarray(sheet.convert("L"))[-24:] < 200 for sheet in (right, wrong)]
-    assert (captions[0] != captions[1]).any()
+    plain = pictures.contact_sheet([image], ["seven"])
+    noted = pictures.contact_sheet([image], ["seven"], notes=["93% nine"])
+    assert noted.height == plain.height + 17
+    np.testing.assert_array_equal(np.asarray(noted)[: plain.height - 10], np.asarray(plain)[:-10])
+    assert rgb("orange") not in colours(plain)
+    below = noted.crop((0, plain.height - 10, noted.width, noted.height))
+    assert rgb("orange") in colours(below)
 
 
 @pytest.mark.parametrize("caption", ["a very long caption that never fits", "line\nbreak", "", "$x$", "猫 кот"])
@@ -83,6 +84,8 @@ def test_any_caption_stays_under_its_image(caption):
 def test_captions_must_match_the_images():
     with pytest.raises(ValueError, match="one caption"):
         pictures.contact_sheet([np.zeros((4, 4, 1), np.uint8)], [])
+    with pytest.raises(ValueError, match="one note"):
+        pictures.contact_sheet([np.zeros((4, 4, 1), np.uint8)], ["a"], notes=[])
 
 
 @pytest.mark.parametrize("shape", [(8, 8, 1), (500, 250, 3)])
@@ -128,6 +131,43 @@ def test_reliability_draws_a_bar_where_images_are():
     some = colours(pictures.reliability(**columns))
     none = colours(pictures.reliability(**columns | {"counts": [0] * 15}))
     assert some[rgb("blue")] > none.get(rgb("blue"), 0)
+
+
+def ranks(k, separation):
+    rng = np.random.default_rng(0)
+    labels = rng.integers(k, size=400)
+    weights = np.exp(rng.normal(size=(400, k)) + separation * np.eye(k)[labels])
+    return metrics.one_vs_rest(labels, weights / weights.sum(1, keepdims=True))
+
+
+def saved(found):
+    rows = zip("abcdefgh", found.areas, found.curves, strict=False)
+    rows = [{"class": f"${name}$", "auc": area.value, **curve.as_json()} for name, area, curve in rows]
+    return {"auc": found.macro_area.value, **found.macro_curve.as_json()}, sorted(rows, key=lambda row: row["auc"])
+
+
+@pytest.mark.parametrize(("k", "separation", "panels"), [(2, 1.0, 1), (5, 1.0, 1), (5, 6.0, 2), (8, 30.0, 2)])
+def test_roc_draws_the_mean_the_worst_and_the_corner_that_matters(k, separation, panels):
+    drawn = pictures.roc(*saved(ranks(k, separation)))
+    assert (drawn.width > 1.5 * drawn.height) == (panels == 2)
+    assert rgb("blue") in colours(drawn)
+    assert (rgb("orange") in colours(drawn)) == (k > 2)
+
+
+@pytest.mark.parametrize(("turn", "side"), [(0.0, 0.02), (0.03, 0.1), (0.15, 0.4), (0.3, None)])
+def test_the_corner_holds_the_turn_of_the_curve(turn, side):
+    assert pictures._corner({"fpr": [0, turn, 1], "tpr": [0, 1 - turn, 1]}) == side
+
+
+def test_a_learning_curve_shows_each_seed_of_several():
+    rows = [
+        {"images": n, "accuracy": a, "low": a - 0.1, "high": a + 0.05, "seeds": [a - 0.08, a + 0.04]}
+        for n, a in ((100, 0.5), (1000, 0.8))
+    ]
+    one = [row | {"seeds": [row["accuracy"]]} for row in rows]
+    several, single = (np.asarray(pictures.learning_curve(sizes)) for sizes in (rows, one))
+    assert (several != single).any()
+    assert rgb("blue") in colours(pictures.learning_curve(one))
 
 
 def test_a_data_url_is_the_png_it_came_from():

@@ -2,25 +2,42 @@
 
 from pathlib import Path
 
-from .. import progress, runtime
+from .. import runtime
 from ..classifier import Classifier
 from ..data.dataset import load
-from ..files import write_json
+from ..files import explaining, replacing, write_json
 from ..sources.source import find
 from ..training.run import Run
-from ..types import Dataset
+from ..types import Dataset, Remark
+from .growth import saved_curve
 from .measure import Evaluation, evaluate
-from .record import report_json
+from .record import gallery, report_json
 
 
 def examine(run: Run) -> Evaluation:
-    """Evaluate a run on its test split; write its ``predictions.csv`` and ``report.json``."""
+    """Evaluate a run on its test split; write its ``predictions.csv``, ``report.json`` and ``mistakes.png``.
+
+    A learning curve of the run, where there is one, enters the report.
+    """
     test = run.splits.test
     evaluation = evaluate(run.classifier, test, device=str(run.classifier.device))
     evaluation.write_predictions(run.folder / "predictions.csv")
     record = report_json(evaluation, test, run.facts, run=run.folder.name)
+    if curve := saved_curve(run):
+        record["learning_curve"] = curve
     write_json(run.folder / "report.json", record)
+    _write_gallery(evaluation, test, run.folder / "mistakes.png")
     return evaluation
+
+
+def _write_gallery(evaluation: Evaluation, test: Dataset, path: Path) -> None:
+    picture = gallery(evaluation, test)
+    if picture is None:
+        with explaining(path):
+            path.unlink(missing_ok=True)
+    else:
+        with replacing(path) as temporary:
+            picture.save(temporary)
 
 
 def examine_on(bundle: Path | str, data: str | Path, *, device: str = "auto") -> Evaluation:
@@ -28,12 +45,16 @@ def examine_on(bundle: Path | str, data: str | Path, *, device: str = "auto") ->
     classifier = Classifier.load(bundle)
     dataset = load(find(data), classifier.geometry)
     part = _test_part(dataset)
+    remarks: tuple[Remark, ...] = ()
     if part is dataset and dataset.fingerprint == classifier.provenance.get("data_fingerprint"):
-        progress.say(
-            f"'{data}' holds the very images this classifier was trained on, so the result flatters: "
-            "leave DATA out to test on those set aside."
-        )
-    return evaluate(classifier, part, device=str(runtime.device(device)))
+        remarks = (Remark("warning", f"'{data}' {_SEEN}"),)
+    return evaluate(classifier, part, device=str(runtime.device(device)), remarks=remarks)
+
+
+_SEEN = (
+    "holds the very images this classifier was trained on, so the result flatters: "
+    "leave DATA out to test on those set aside."
+)
 
 
 def _test_part(dataset: Dataset) -> Dataset:

@@ -1,18 +1,15 @@
 """One pass of a classifier over a dataset: its answers, every number about them, and its speed."""
 
 import csv
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int, Shaped
 from numpy import ndarray
-from torch import Tensor
 
 from .. import metrics as measures
 from .. import runtime
@@ -22,26 +19,10 @@ from ..data.loader import batches
 from ..errors import DataError
 from ..files import replacing
 from ..types import Dataset, Interval, Remark
+from .efficiency import Efficiency, cost, efficiency, timed
 
 SMALL = 30
 """Images of a class below which its own numbers say little."""
-
-
-@dataclass(frozen=True)
-class Speed:
-    """How fast the classifier answered, decoding and loading of files left out."""
-
-    device: str
-    batch_size: int
-    seconds_per_image: float
-    """Of the whole pass at ``batch_size``, after one warm-up batch."""
-    latency_ms: float
-    """Median time for one image alone, in milliseconds."""
-
-    @property
-    def images_per_second(self) -> float:
-        """1 / seconds_per_image."""
-        return 1 / self.seconds_per_image
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -57,11 +38,12 @@ class Evaluation:
     metrics: Mapping[str, Interval]
     """``accuracy``, ``balanced_accuracy``, ``precision_macro``, ...: see ``metrics.measure``."""
     per_class: tuple[measures.ClassMetrics, ...]
+    ranks: measures.OneVsRest
+    """ROC curves and their areas, one class against the rest."""
     confusion: Int[ndarray, "K K"]
     """Images of class i (row) that were given class j (column)."""
     reliability: measures.Reliability
-    speed: Speed
-    parameters: int
+    efficiency: Efficiency
     remarks: tuple[Remark, ...] = ()
 
     @property
@@ -94,12 +76,7 @@ class Evaluation:
             "classes": list(self.classes),
             "per_class": [_row(self.classes[one.index], one) for one in self.per_class],
             "confusion": self.confusion.tolist(),
-            "device": self.speed.device,
-            "batch_size": self.speed.batch_size,
-            "seconds_per_image": self.speed.seconds_per_image,
-            "images_per_second": self.speed.images_per_second,
-            "latency_ms": self.speed.latency_ms,
-            "parameters": self.parameters,
+            **self.efficiency.as_json(),
             "remarks": [remark.text for remark in self.remarks],
         }
 
@@ -124,12 +101,14 @@ def _bounds(interval: Interval) -> dict[str, float]:
 def _row(name: str, one: measures.ClassMetrics) -> dict[str, Any]:
     """A class's line of the per-class table."""
     numbers = {"precision": one.precision, "recall": one.recall, "f1": one.f1}
+    if one.roc_auc is not None:
+        numbers["roc_auc"] = one.roc_auc
     return {
         "class": name,
         "n": one.n,
         "predicted": one.predicted,
+        "roc_auc": None,
         **{key: interval.value for key, interval in numbers.items()},
-        "roc_auc": one.roc_auc,
         "intervals": {key: _bounds(interval) for key, interval in numbers.items()},
     }
 
@@ -141,35 +120,38 @@ def evaluate(
     batch_size: int = 256,
     device: str = "auto",
     split: str = "test",
+    remarks: tuple[Remark, ...] = (),
 ) -> Evaluation:
     """Measure ``classifier`` on ``dataset`` in one pass, in eval mode; the classifier moves to ``device``.
 
-    Labels are matched by class name, so the dataset's classes may be in another order, or fewer.
+    Labels are matched by class name, so the dataset's classes may be in another order, or fewer. ``remarks``
+    are what the caller knows that a reader of the numbers should.
     Raises DataError where the dataset is empty, has images of a class the classifier does not know,
     or was decoded with another geometry.
     """
-    labels = _labels_of(classifier, dataset)
-    probabilities, speed = _answers(classifier, dataset, batch_size, runtime.device(device))
+    labels = labels_of(classifier, dataset)
+    probabilities, spent = _answers(classifier, dataset, batch_size, runtime.device(device))
     measures.check(labels, probabilities)
     classes = tuple(classifier.classes)
-    one_by_one = measures.per_class(labels, probabilities)
+    ranks = measures.one_vs_rest(labels, probabilities)
+    one_by_one = measures.per_class(labels, probabilities, ranks=ranks)
     return Evaluation(
         split=split,
         classes=classes,
         labels=labels,
         probabilities=probabilities,
         files=dataset.files,
-        metrics=measures.measure(labels, probabilities),
+        metrics=measures.measure(labels, probabilities, ranks=ranks),
         per_class=one_by_one,
+        ranks=ranks,
         confusion=measures.confusion_matrix(labels, probabilities.argmax(1), len(classes)),
         reliability=measures.reliability(labels, probabilities),
-        speed=speed,
-        parameters=sum(p.numel() for p in classifier.parameters()),
-        remarks=_remarks(classes, one_by_one, split),
+        efficiency=spent,
+        remarks=(*remarks, *_remarks(classes, one_by_one, split)),
     )
 
 
-def _labels_of(classifier: Classifier, dataset: Dataset) -> Int[ndarray, " N"]:
+def labels_of(classifier: Classifier, dataset: Dataset) -> Int[ndarray, " N"]:
     """The dataset's labels as the classifier's class indices."""
     if not len(dataset):
         raise DataError("There are no images to evaluate on: give data with at least one readable image.")
@@ -194,38 +176,22 @@ def _labels_of(classifier: Classifier, dataset: Dataset) -> Int[ndarray, " N"]:
 @torch.inference_mode()
 def _answers(
     classifier: Classifier, dataset: Dataset, batch_size: int, device: torch.device
-) -> tuple[Float[ndarray, "N K"], Speed]:
-    """Probabilities of every image in order, and how long the classifier took for them."""
+) -> tuple[Float[ndarray, "N K"], Efficiency]:
+    """Probabilities of every image in order, and what they cost."""
     classifier.to(device)
-    training, answers, seconds, latency = classifier.training, [], 0.0, 0.0
+    training, answers, seconds, first = classifier.training, [], 0.0, None
     classifier.eval()
     try:
         for batch in batches(dataset, batch_size, device=device):
-            if not answers:
-                _timed(classifier, batch.pixels)  # warm up: memory is planned, kernels are chosen
-                latency = _latency(classifier, batch.pixels[:1])
-            answer, took = _timed(classifier, batch.pixels)
+            first = first or cost(classifier, batch.pixels)
+            answer, took = timed(classifier, batch.pixels)
             answers.append(answer)
             seconds += took
     finally:
         classifier.train(training)
-    per_image = max(seconds, 1e-9) / len(dataset)
-    return torch.cat(answers).numpy(), Speed(str(device), batch_size, per_image, latency * 1000)
-
-
-def _timed(classifier: Classifier, pixels: Float[Tensor, "B C H W"]) -> tuple[Float[Tensor, "B K"], float]:
-    """Probabilities on the CPU, where waiting for them includes the device's work, and the seconds."""
-    start = time.perf_counter()
-    answer = classifier.probabilities(pixels).cpu()
-    return answer, time.perf_counter() - start
-
-
-def _latency(classifier: Classifier, pixel: Float[Tensor, "1 C H W"]) -> float:
-    """Median seconds for one image, of at most 30 tries within about half a second."""
-    tries = [_timed(classifier, pixel)[1] for _ in range(3)][1:]
-    while len(tries) < 30 and sum(tries) < 0.5:
-        tries.append(_timed(classifier, pixel)[1])
-    return median(tries)
+    assert first is not None
+    spent = efficiency(classifier, first, batch_size, max(seconds, 1e-9) / len(dataset))
+    return torch.cat(answers).numpy(), spent
 
 
 def _remarks(

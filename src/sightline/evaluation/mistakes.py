@@ -1,4 +1,4 @@
-"""Where a classifier goes wrong: the pairs of classes it confuses, and its most confident errors."""
+"""Where a classifier goes wrong: the classes it confuses, with examples, and its most confident errors."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,14 +21,53 @@ class Confusion:
     """Of the images of ``label``."""
 
 
+@dataclass(frozen=True, eq=False)
+class ConfusablePair:
+    """Two classes taken for each other, the commoner direction first."""
+
+    directions: tuple[Confusion, Confusion]
+    examples: tuple[Int[ndarray, " P"], Int[ndarray, " Q"]]
+    """Indices of the images of each direction, most confident first."""
+
+    @property
+    def count(self) -> int:
+        """Mistakes between the two, both ways."""
+        return sum(one.count for one in self.directions)
+
+
 def confused_pairs(confusion: Int[ndarray, "K K"], classes: Sequence[str], *, top: int = 10) -> list[Confusion]:
     """The ``top`` most frequent kinds of mistake, most frequent first; fewer where fewer were made."""
     wrong = confusion.copy()
     np.fill_diagonal(wrong, 0)
-    order = np.argsort(-wrong, axis=None, kind="stable")[: min(top, np.count_nonzero(wrong))]
-    totals = confusion.sum(1)
-    pairs = [divmod(int(cell), len(confusion)) for cell in order]
-    return [Confusion(classes[i], classes[j], int(wrong[i, j]), float(wrong[i, j] / totals[i])) for i, j in pairs]
+    return [_confusion(confusion, classes, i, j) for i, j in _largest(wrong, top)]
+
+
+def confusable_pairs(evaluation: Evaluation, *, top: int = 6, examples: int = 3) -> list[ConfusablePair]:
+    """The ``top`` pairs of classes most often taken for each other, both ways counted, with examples of each."""
+    matrix, names = evaluation.confusion, evaluation.classes
+    found = []
+    for i, j in _largest(np.triu(matrix + matrix.T, 1), top):
+        ways = ((i, j), (j, i)) if matrix[i, j] >= matrix[j, i] else ((j, i), (i, j))
+        one, other = (_confusion(matrix, names, *way) for way in ways)
+        these, those = (_surest(evaluation, *way, examples) for way in ways)
+        found.append(ConfusablePair((one, other), (these, those)))
+    return found
+
+
+def _largest(counts: Int[ndarray, "K K"], top: int) -> list[tuple[int, int]]:
+    """Places of the largest counts above zero, largest first, the earlier among equals."""
+    order = np.argsort(-counts, axis=None, kind="stable")[: min(top, np.count_nonzero(counts))]
+    return [(int(cell) // len(counts), int(cell) % len(counts)) for cell in order]
+
+
+def _confusion(matrix: Int[ndarray, "K K"], classes: Sequence[str], label: int, predicted: int) -> Confusion:
+    count, total = int(matrix[label, predicted]), int(matrix[label].sum())
+    return Confusion(classes[label], classes[predicted], count, count / total if total else 0.0)
+
+
+def _surest(evaluation: Evaluation, label: int, predicted: int, top: int) -> Int[ndarray, " M"]:
+    taken = np.flatnonzero((evaluation.labels == label) & (evaluation.predicted == predicted))
+    return taken[np.argsort(-evaluation.confidence[taken], kind="stable")][:top]
 
 
 def worst_mistakes(evaluation: Evaluation, *, top: int = 24) -> Int[ndarray, " M"]:

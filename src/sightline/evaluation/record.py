@@ -3,15 +3,28 @@
 from collections.abc import Mapping
 from dataclasses import asdict
 from datetime import UTC, datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ..pictures import data_url, thumbnail
+import numpy as np
+from jaxtyping import Int
+from numpy import ndarray
+
+from ..pictures import contact_sheet, data_url, thumbnail
 from ..types import Dataset
 from .measure import Evaluation
-from .mistakes import confused_pairs, worst_mistakes
+from .mistakes import ConfusablePair, confusable_pairs, confused_pairs, worst_mistakes
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 FORMAT = 1
 """Version of the layout of ``report.json``."""
+
+CURVES = 30
+"""ROC curves saved at most: those of the classes ranked worst."""
+
+SMALL = 96
+"""Pixels of the longer side of the examples of a pair."""
 
 
 def report_json(
@@ -27,6 +40,8 @@ def report_json(
     ``dataset`` is the one evaluated: only the pixels of the mistakes are read. ``training`` is what
     ``training.json`` says (``seconds``, ``epochs``, ``best_epoch``, ``peak_memory_mb``).
     """
+    worst = worst_mistakes(evaluation, top=mistakes)
+    shown = _shown(dataset, worst)
     return {
         "format": FORMAT,
         "run": run,
@@ -34,23 +49,66 @@ def report_json(
         evaluation.split: evaluation.as_json(),
         "training": dict(training or {}),
         "reliability": evaluation.reliability.as_json(),
+        "roc": _roc(evaluation),
         "confused": [asdict(pair) for pair in confused_pairs(evaluation.confusion, evaluation.classes)],
-        "mistakes": _mistakes(evaluation, dataset, mistakes),
+        "confusable": [_pair(pair, evaluation, dataset) for pair in confusable_pairs(evaluation)],
+        "mistakes": [_answer(evaluation, i) | image for i, image in zip(worst, shown, strict=True)],
     }
 
 
-def _mistakes(evaluation: Evaluation, dataset: Dataset, top: int) -> list[dict[str, Any]]:
-    chosen = worst_mistakes(evaluation, top=top)
-    if not len(chosen):
-        return []
-    names, predicted, confidence = evaluation.classes, evaluation.predicted, evaluation.confidence
-    return [
-        {
-            "file": str(evaluation.files[i]),
-            "label": names[evaluation.labels[i]],
-            "predicted": names[predicted[i]],
-            "confidence": float(confidence[i]),
-            "image": data_url(thumbnail(pixels)),
-        }
-        for i, pixels in zip(chosen, dataset[chosen], strict=True)
+def gallery(evaluation: Evaluation, dataset: Dataset, *, top: int = 40) -> "Image | None":
+    """The most confident mistakes as one picture: the true class, and under it the answer with its confidence.
+
+    None where there are none.
+    """
+    worst = worst_mistakes(evaluation, top=top)
+    if not len(worst):
+        return None
+    answers = [_answer(evaluation, i) for i in worst]
+    return contact_sheet(
+        list(dataset[worst]),
+        [one["label"] for one in answers],
+        notes=[f"{one['confidence']:.0%} {one['predicted']}" for one in answers],
+    )
+
+
+def _roc(evaluation: Evaluation) -> dict[str, Any] | None:
+    """The mean ROC curve and the classes' own, worst first; None where a single class was tested."""
+    ranks = evaluation.ranks
+    if ranks.macro_curve is None or ranks.macro_area is None:
+        return None
+    own = [
+        {"class": name, "auc": area.value, **curve.as_json()}
+        for name, area, curve in zip(evaluation.classes, ranks.areas, ranks.curves, strict=True)
+        if area and curve
     ]
+    own.sort(key=lambda row: row["auc"])
+    return {"macro": {"auc": ranks.macro_area.value, **ranks.macro_curve.as_json()}, "classes": own[:CURVES]}
+
+
+def _pair(pair: ConfusablePair, evaluation: Evaluation, dataset: Dataset) -> dict[str, Any]:
+    ways = [
+        asdict(one)
+        | {
+            "examples": [
+                {"file": str(evaluation.files[i]), "confidence": float(evaluation.confidence[i]), **shown}
+                for i, shown in zip(chosen, _shown(dataset, chosen, most=SMALL), strict=True)
+            ]
+        }
+        for one, chosen in zip(pair.directions, pair.examples, strict=True)
+    ]
+    return {"count": pair.count, "directions": ways}
+
+
+def _answer(evaluation: Evaluation, i: np.integer | int) -> dict[str, Any]:
+    return {
+        "file": str(evaluation.files[i]),
+        "label": evaluation.classes[evaluation.labels[i]],
+        "predicted": evaluation.classes[evaluation.predicted[i]],
+        "confidence": float(evaluation.confidence[i]),
+    }
+
+
+def _shown(dataset: Dataset, chosen: Int[ndarray, " M"], *, most: int = 128) -> list[dict[str, str]]:
+    """The images as thumbnails that a page can hold."""
+    return [{"image": data_url(thumbnail(pixels, most=most))} for pixels in dataset[chosen]] if len(chosen) else []

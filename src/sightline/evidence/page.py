@@ -8,29 +8,42 @@ from pathlib import Path
 from typing import Any
 
 from .. import pictures
-from ..files import write_text
+from ..files import replacing, write_text
 from .card import card
 from .collect import Evidence, collect
-from .words import METRICS, count, duration, number, share, spelled
+from .words import METRICS, count, duration, number, share, short, spelled
 
 MATRIX = 20
 """Up to this many classes the confusion matrix is a table one can read; beyond, a picture."""
 
 
 def complete(run: Path | str) -> Path:
-    """Write ``report.html`` from what a run folder holds, and the model card into the run and its bundle.
+    """Write ``report.html`` and its pictures from what a run folder holds, and the card into run and bundle.
 
     What is absent is named on the page. Returns the page's path; raises DataError where there is no
     such folder, OutputError where it cannot be written.
     """
     evidence = collect(run)
-    page = Path(run) / "report.html"
-    write_text(page, render(evidence))
+    page, drawn = Path(run) / "report.html", _drawn(evidence.report)
+    for name, content in drawn.items():
+        with replacing(Path(run) / f"{name}.png") as temporary:
+            temporary.write_bytes(content)
+    write_text(page, render(evidence, drawn))
     if evidence.config:
         text = card(evidence.config, evidence.report)
         write_text(Path(run) / "README.md", text)
         _share(Path(run) / "classifier", text)
     return page
+
+
+def _drawn(report: Mapping[str, Any]) -> dict[str, bytes]:
+    """The pictures that are also files of the run, as PNG."""
+    drawn = {}
+    if roc := report.get("roc"):
+        drawn["roc"] = pictures.png(pictures.roc(roc["macro"], roc["classes"]))
+    if curve := report.get("learning_curve"):
+        drawn["learning_curve"] = pictures.png(pictures.learning_curve(curve["sizes"]))
+    return drawn
 
 
 def _share(bundle: Path, text: str) -> None:
@@ -41,14 +54,20 @@ def _share(bundle: Path, text: str) -> None:
         write_card(bundle, text)
 
 
-def render(evidence: Evidence) -> str:
-    """The page as HTML; every name from the data is escaped."""
+def _width(png: bytes) -> int:
+    """CSS pixels at which a picture's letters are as large as the page's: it has half as many again."""
+    return int.from_bytes(png[16:20]) * 2 // 3
+
+
+def render(evidence: Evidence, drawn: Mapping[str, bytes] | None = None) -> str:
+    """The page as HTML; every name from the data is escaped. ``drawn`` are pictures that are at hand."""
     from jinja2 import Environment, StrictUndefined
 
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters |= {"share": share, "number": number, "count": count, "duration": duration}
     template = resources("sightline.evidence").joinpath("page.html.jinja").read_text(encoding="utf-8")
     measured = evidence.measured
+    drawn = _drawn(evidence.report) if drawn is None else drawn
     return environment.from_string(template).render(
         evidence=evidence,
         measured=measured,
@@ -59,11 +78,14 @@ def render(evidence: Evidence) -> str:
         classes=_classes(measured),
         counts=_counts(evidence.counts),
         confusion=_confusion(measured),
-        confused=list(evidence.report.get("confused") or ()),
+        costs=_costs(measured, evidence.training),
+        pairs=_pairs(evidence.report),
         mistakes=_mistakes(evidence.report),
         wrong=_wrong(measured),
         curves=pictures.data_url(pictures.curves(evidence.history)) if evidence.history else None,
         reliability=_reliability(evidence.report),
+        drawn={name: (pictures.data_url(content), _width(content)) for name, content in drawn.items()},
+        curve=evidence.report.get("learning_curve"),
         train_batch=pictures.data_url(evidence.train_batch) if evidence.train_batch else None,
         recipe=_table(evidence.recipe),
         environment=_table(evidence.environment),
@@ -96,15 +118,9 @@ def _cards(evidence: Evidence) -> list[tuple[str, str, str]]:
     cards = []
     for name in ("balanced_accuracy", "f1_macro", "roc_auc_ovr", "ece"):
         if name in measured:
-            digits = 2 if name == "roc_auc_ovr" else 1
+            write = (lambda value: f"{value:.3f}") if name == "roc_auc_ovr" else share
             bounds = (measured.get("intervals") or {}).get(name)
-            cards.append(
-                (
-                    share(measured[name], digits),
-                    METRICS[name].title,
-                    spelled(bounds, lambda v, digits=digits: share(v, digits)),
-                )
-            )
+            cards.append((write(measured[name]), METRICS[name].title, spelled(bounds, write)))
     if "images_per_second" in measured:
         rate = f"{measured['images_per_second']:,.0f}"
         alone = f"{measured['latency_ms']:.2g} ms for one image alone" if "latency_ms" in measured else ""
@@ -113,9 +129,9 @@ def _cards(evidence: Evidence) -> list[tuple[str, str, str]]:
         epochs = f"{training.get('epochs', '?')} epochs, best {training.get('best_epoch', '?')}"
         cards.append((duration(training["seconds"]), "Training", epochs))
     if "parameters" in measured:
-        memory = training.get("peak_memory_mb")
+        adds = measured.get("multiply_adds")
         cards.append(
-            (count(measured["parameters"]), "Parameters", f"{memory:,.0f} MB memory at peak" if memory else "")
+            (count(measured["parameters"]), "Parameters", f"{short(adds)} multiply-adds an image" if adds else "")
         )
     return cards
 
@@ -151,9 +167,8 @@ def _metrics(measured: Mapping[str, Any]) -> dict[str, Any]:
     """Rows of the metrics table, with places (in percent) on an axis from ``low`` to 1."""
     intervals = measured.get("intervals") or {}
     shown = [name for name in METRICS if name in measured and name in intervals]
-    lows = [intervals[name]["low"] for name in shown if METRICS[name].percent and name != "ece"]
-    low = floor(min(lows, default=0) * 10) / 10 if lows else 0.0
-    low = min(low, 0.9)
+    lows = [intervals[name]["low"] for name in shown if not METRICS[name].lower]
+    low = min(floor(min(lows, default=0) * 10) / 10, 0.9)
 
     def place(value: float) -> str:
         return f"{(value - low) / (1 - low) * 100:.2f}"
@@ -161,16 +176,17 @@ def _metrics(measured: Mapping[str, Any]) -> dict[str, Any]:
     rows = []
     for name in shown:
         bounds, metric = intervals[name], METRICS[name]
-        on_axis = metric.percent and name != "ece"
+        places = (place(bounds["low"]), place(measured[name]), place(bounds["high"]))
         rows.append(
             {
                 "name": name,
+                "first": metric.first,
                 "title": metric.title,
                 "means": metric.means,
                 "value": number(measured[name]),
                 "interval": spelled(bounds, number),
                 "n": count(bounds["n"]),
-                "bar": (place(bounds["low"]), place(measured[name]), place(bounds["high"])) if on_axis else None,
+                "bar": None if metric.lower else places,
             }
         )
     return {"rows": rows, "low": share(low, 0)}
@@ -184,6 +200,7 @@ def _classes(measured: Mapping[str, Any]) -> list[dict[str, Any]]:
             "n": row["n"],
             "predicted": row["predicted"],
             "auc": None if row.get("roc_auc") is None else number(row["roc_auc"]),
+            "auc_interval": spelled((row.get("intervals") or {}).get("roc_auc"), number),
             "cells": [
                 {
                     "value": row[key] if known else None,
@@ -198,6 +215,32 @@ def _classes(measured: Mapping[str, Any]) -> list[dict[str, Any]]:
         }
         for row in measured.get("per_class") or ()
     ]
+
+
+def _costs(measured: Mapping[str, Any], training: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    """Rows of the table of costs: (what, how much, under which circumstances)."""
+    if "seconds_per_image" not in measured:
+        return []
+    where = f"on {measured.get('device', '?')}, files already decoded"
+    rows = []
+    for one in measured.get("latency") or ():
+        what = "One image alone" if one["batch_size"] == 1 else f"{one['batch_size']} images at once"
+        spread = f"median of {one['repetitions']}; 19 in 20 within {duration(one['p95_ms'] / 1000)}"
+        rows.append((what, duration(one["p50_ms"] / 1000), spread))
+    per_image = duration(measured["seconds_per_image"])
+    rows.append(("Each of many", per_image, f"in batches of {measured.get('batch_size', '?')}, {where}"))
+    if (memory := measured.get("inference_memory_mb")) is not None:
+        whose = {"process": "growth of the process, the network not counted"}
+        rows.append(
+            ("Memory to answer a batch", f"{memory:,.0f} MB", whose.get(measured["inference_memory_of"], ""))
+        )
+    if "multiply_adds" in measured:
+        what = "convolutions and linear layers"
+        rows.append(("Multiply-adds for one image", count(measured["multiply_adds"]), what))
+    rows.append(("Parameters", count(measured.get("parameters", "?")), ""))
+    if memory := training.get("peak_memory_mb"):
+        rows.append(("Memory to train", f"{memory:,.0f} MB", "of the process at its peak"))
+    return rows
 
 
 def _counts(counts: Mapping[str, Mapping[str, int]]) -> dict[str, Any] | None:
@@ -237,11 +280,28 @@ def _wrong(measured: Mapping[str, Any]) -> int:
 
 
 def _mistakes(report: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """The gallery; only embedded PNG images may enter, so that the page never loads anything."""
+    """The gallery."""
+    return _safe(report.get("mistakes"))
+
+
+def _safe(shown: Any) -> list[Mapping[str, Any]]:
+    """Only embedded PNG images may enter, so that the page never loads anything."""
     return [
-        mistake
-        for mistake in report.get("mistakes") or ()
-        if re.fullmatch(r"data:image/png;base64,[A-Za-z0-9+/=]+", str(mistake.get("image")))
+        one for one in shown or () if re.fullmatch(r"data:image/png;base64,[A-Za-z0-9+/=]+", str(one.get("image")))
+    ]
+
+
+def _pairs(report: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Classes taken for each other; of each direction its mistakes, with examples."""
+    return [
+        {
+            "count": pair["count"],
+            "ways": [
+                {**way, "examples": _safe(way.get("examples"))} for way in pair["directions"] if way["count"]
+            ],
+            "names": (pair["directions"][0]["label"], pair["directions"][0]["predicted"]),
+        }
+        for pair in report.get("confusable") or ()
     ]
 
 

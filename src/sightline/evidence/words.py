@@ -11,19 +11,47 @@ class Metric:
 
     title: str
     means: str
-    percent: bool = True
-    """Shown as a percentage, and on the axis of intervals."""
+    first: bool = False
+    """Among the few that are shown at first sight, and on a terminal."""
+    lower: bool = False
+    """Better the lower it is, and not on the axis of intervals."""
+    percent: bool = False
+    """Said as a percentage."""
+
+    def write(self, value: float) -> str:
+        """The value for a terminal.
+
+        >>> METRICS["accuracy"].write(0.98765)
+        '98.77%'
+        """
+        return f"{value:.2%}" if self.percent else number(value)
 
 
 METRICS = {
-    "accuracy": Metric("Accuracy", "share of images answered rightly"),
-    "balanced_accuracy": Metric("Balanced accuracy", "mean share found, every class counting the same"),
+    "accuracy": Metric("Accuracy", "share of images answered rightly", first=True, percent=True),
+    "balanced_accuracy": Metric(
+        "Balanced accuracy", "mean share found, every class counting the same", first=True, percent=True
+    ),
+    "top_2_accuracy": Metric("Top-2 accuracy", "the true class is among the 2 likeliest", percent=True),
+    "top_3_accuracy": Metric("Top-3 accuracy", "the true class is among the 3 likeliest", percent=True),
+    "top_5_accuracy": Metric("Top-5 accuracy", "the true class is among the 5 likeliest", percent=True),
     "precision_macro": Metric("Precision, macro", "when it names a class, how often that is right"),
     "recall_macro": Metric("Recall, macro", "of the images of a class, how many it finds"),
-    "f1_macro": Metric("F1, macro", "harmonic mean of precision and recall, averaged over classes"),
-    "roc_auc_ovr": Metric("AUC, one-vs-rest", "chance that an image of a class scores above one of another"),
-    "log_loss": Metric("Log loss", "mean surprise at the true class, in nats; lower is better", percent=False),
-    "ece": Metric("Calibration error (ECE)", "gap between confidence and accuracy; lower is better"),
+    "f1_macro": Metric("F1, macro", "harmonic mean of precision and recall, averaged over classes", first=True),
+    "f1_weighted": Metric("F1, weighted", "the same, each class weighing as many as its images"),
+    "f1_micro": Metric("F1, micro", "over all images at once: with one answer an image, the accuracy"),
+    "roc_auc_ovr": Metric(
+        "AUC, one-vs-rest", "chance that an image of a class scores above one of another", first=True
+    ),
+    "log_loss": Metric(
+        "Log loss", "mean surprise at the true class, in nats; lower is better", first=True, lower=True
+    ),
+    "brier": Metric(
+        "Brier score", "squared error of the probabilities over all classes, 0 to 2; lower is better", lower=True
+    ),
+    "ece": Metric(
+        "Calibration error (ECE)", "gap between confidence and accuracy; lower is better", first=True, lower=True
+    ),
 }
 """The names users know, in the order they are shown."""
 
@@ -55,6 +83,18 @@ def count(value: Any) -> str:
     return f"{value:,}" if isinstance(value, int) else str(value)
 
 
+def short(value: float) -> str:
+    """A large number in few letters.
+
+    >>> [short(n) for n in (950, 42_000, 40_800_000, 1.8e9)]
+    ['950', '42 thousand', '40.8 million', '1.8 billion']
+    """
+    for size, word in ((1e9, "billion"), (1e6, "million"), (1e3, "thousand")):
+        if value >= size:
+            return f"{value / size:.3g} {word}"
+    return f"{value:.0f}"
+
+
 def spelled(bounds: Mapping[str, float] | None, write: Callable[[float], str]) -> str:
     """An interval in words, or a dash where there is none.
 
@@ -67,11 +107,11 @@ def spelled(bounds: Mapping[str, float] | None, write: Callable[[float], str]) -
 def duration(seconds: float) -> str:
     """Seconds as people say them.
 
-    >>> [duration(s) for s in (0.0042, 8.31, 75, 4000)]
-    ['4.2 ms', '8.3 s', '1 min 15 s', '1 h 6 min']
+    >>> [duration(s) for s in (0.0042, 0.123, 8.31, 75, 4000)]
+    ['4.2 ms', '123 ms', '8.3 s', '1 min 15 s', '1 h 6 min']
     """
     if seconds < 1:
-        return f"{seconds * 1000:.2g} ms"
+        return f"{seconds * 1000:.2g} ms" if seconds < 0.01 else f"{seconds * 1000:.0f} ms"
     if seconds < 60:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)

@@ -1,0 +1,158 @@
+"""What an answer costs here: time for one image and for many, memory, multiply-adds, parameters."""
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from .. import runtime
+from ..classifier import Classifier
+from ..models.cost import multiply_adds
+
+BATCHES = (1, 32)
+"""Batch sizes whose latency is measured: one visitor, and a small crowd."""
+
+SECONDS, LEAST, MOST = 1.0, 10, 200
+"""Each is asked until about this time is spent, at least and at most so many times."""
+
+
+@dataclass(frozen=True)
+class Latency:
+    """How long one answer takes, in milliseconds, from pixels in memory to probabilities in memory."""
+
+    batch_size: int
+    p50_ms: float
+    """Half of the answers took at most this."""
+    p95_ms: float
+    """19 in 20 took at most this."""
+    repetitions: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Efficiency:
+    """What answers cost on this machine, decoding and loading of files left out."""
+
+    device: str
+    batch_size: int
+    """Of the pass over all images."""
+    seconds_per_image: float
+    """Of that pass, after one warm-up batch."""
+    latency: tuple[Latency, ...]
+    """At each batch size of ``BATCHES``."""
+    parameters: int
+    multiply_adds: int
+    """For one image."""
+    memory_mb: float | None
+    """Growth of memory in MB (10^6 bytes) over answers for ``batch_size`` images; None where it cannot be told."""
+    memory_of: str
+    """Whose memory that is: the ``process`` (resident, network not counted) or the ``device`` (all of torch's)."""
+
+    @property
+    def images_per_second(self) -> float:
+        """1 / seconds_per_image."""
+        return 1 / self.seconds_per_image
+
+    def as_json(self) -> dict[str, Any]:
+        """Flat, ``latency_ms`` being the median for one image alone."""
+        return {
+            "device": self.device,
+            "batch_size": self.batch_size,
+            "seconds_per_image": self.seconds_per_image,
+            "images_per_second": self.images_per_second,
+            "latency_ms": self.latency[0].p50_ms,
+            "latency": [vars(one) for one in self.latency],
+            "parameters": self.parameters,
+            "multiply_adds": self.multiply_adds,
+            "inference_memory_mb": self.memory_mb,
+            "inference_memory_of": self.memory_of,
+        }
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What one warm-up batch showed, before the pass that is timed as a whole."""
+
+    latency: tuple[Latency, ...]
+    memory_mb: float | None
+    memory_of: str
+
+
+def timed(classifier: Classifier, pixels: Float[Tensor, "B C H W"]) -> tuple[Float[Tensor, "B K"], float]:
+    """Probabilities on the CPU, where waiting for them includes the device's work, and the seconds."""
+    start = time.perf_counter()
+    answer = classifier.probabilities(pixels).cpu()
+    return answer, time.perf_counter() - start
+
+
+@torch.inference_mode()
+def cost(classifier: Classifier, pixels: Float[Tensor, "B C H W"]) -> Cost:
+    """Memory and latency of a classifier in eval mode, from one batch on its device; also warms it up."""
+    with _watched(pixels.device) as memory:
+        timed(classifier, pixels)
+    found = []
+    for size in BATCHES:
+        some = pixels[torch.arange(size, device=pixels.device) % len(pixels)]
+        found.append(_latency(classifier, some.contiguous(memory_format=torch.channels_last)))
+    return Cost(tuple(found), *memory)
+
+
+def efficiency(classifier: Classifier, cost: Cost, batch_size: int, seconds_per_image: float) -> Efficiency:
+    """The whole account, once the pass over all images is timed."""
+    geometry = classifier.geometry
+    return Efficiency(
+        device=str(classifier.device),
+        batch_size=batch_size,
+        seconds_per_image=seconds_per_image,
+        latency=cost.latency,
+        parameters=sum(p.numel() for p in classifier.parameters()),
+        multiply_adds=multiply_adds(classifier.network, geometry.channels, geometry.size),
+        memory_mb=cost.memory_mb,
+        memory_of=cost.memory_of,
+    )
+
+
+def _latency(classifier: Classifier, pixels: Float[Tensor, "B C H W"]) -> Latency:
+    for _ in range(2):
+        timed(classifier, pixels)  # another batch size: memory is planned, kernels are chosen anew
+    tries: list[float] = []
+    while len(tries) < LEAST or (sum(tries) < SECONDS and len(tries) < MOST):
+        tries.append(timed(classifier, pixels)[1])
+        if sum(tries) > 3 * SECONDS:  # a large network on a slow machine
+            break
+    p50, p95 = np.quantile(tries, (0.5, 0.95)) * 1000
+    return Latency(len(pixels), float(p50), float(p95), len(tries))
+
+
+@contextmanager
+def _watched(device: torch.device) -> Iterator[list[Any]]:
+    """A list that holds, after the block, the growth of memory in MB over it (or None) and whose it is."""
+    found: list[Any] = []
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        yield found
+        found += [torch.cuda.max_memory_allocated(device) / 1e6, "device"]
+        return
+    before = _resident(reset=True)
+    yield found
+    after = _resident(reset=False)
+    found += [None if before is None or after is None else max(0.0, after - before), "process"]
+
+
+def _resident(*, reset: bool) -> float | None:
+    """Largest resident memory of this process in MB, counted anew from now where ``reset`` and the system can."""
+    if sys.platform == "linux":
+        with suppress(OSError, ValueError, KeyError):
+            if reset:
+                Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+            lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+            facts = dict(line.split(":", 1) for line in lines if ":" in line)
+            return int(facts["VmHWM"].split()[0]) * 1024 / 1e6
+    return runtime.peak_memory_mb() or None

@@ -1,0 +1,208 @@
+"""How well the scores rank: ROC curves and the areas under them, one class against the rest; top-k accuracy."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+from numpy import ndarray
+
+from ..types import Interval
+from .intervals import score_bounds, squared_normal, wilson
+
+GRID = 500
+"""Steps per axis to which saved ROC curves are rounded: finer than the pixels they are drawn with."""
+
+TOP = (2, 3, 5)
+"""The k of top-k accuracy, where there are more classes than that."""
+
+
+@dataclass(frozen=True, eq=False)
+class RocCurve:
+    """Share of a class's images found against share of the others wrongly given it, from (0, 0) to (1, 1)."""
+
+    false_positive: Float[ndarray, " points"]
+    true_positive: Float[ndarray, " points"]
+
+    @property
+    def area(self) -> float:
+        """Area under the line through the points."""
+        return float(np.trapezoid(self.true_positive, self.false_positive))
+
+    def rounded(self) -> "RocCurve":
+        """The same curve to the eye: corners on a grid of ``GRID`` steps, at most half a step away."""
+        return RocCurve(*_corners(*(np.rint(axis * GRID) / GRID for axis in self._axes)))
+
+    @property
+    def _axes(self) -> tuple[ndarray, ndarray]:
+        return self.false_positive, self.true_positive
+
+    def as_json(self) -> dict[str, list[float]]:
+        """The two columns as lists."""
+        return {"fpr": self.false_positive.round(4).tolist(), "tpr": self.true_positive.round(4).tolist()}
+
+
+@dataclass(frozen=True, eq=False)
+class OneVsRest:
+    """Each class against all the others; None for a class that is absent, or alone."""
+
+    areas: tuple[Interval | None, ...]
+    """Area under each class's ROC curve, with DeLong's interval."""
+    curves: tuple[RocCurve | None, ...]
+    """Each rounded to the grid."""
+    macro_area: Interval | None
+    """Mean of the areas; None where fewer than two classes are present."""
+    macro_curve: RocCurve | None
+    """Mean height of the curves at each share of false positives."""
+
+
+@dataclass(frozen=True, eq=False)
+class _Area:
+    """One class against the rest, from one sort."""
+
+    value: float
+    influence: Float[ndarray, " N"]
+    """What each image adds: the value's variance is sum(influence^2) / N^2."""
+    smooth_value: float
+    smooth_variance: float
+    """With one imagined image on each side: see ``_smoothed``."""
+    few: int
+    """Images on the smaller side."""
+    curve: RocCurve
+
+
+def one_vs_rest(
+    labels: Int[ndarray, " N"], probabilities: Float[ndarray, "N K"], *, level: float = 0.95
+) -> OneVsRest:
+    """ROC curve and area of each class against the rest, and their means over the classes present.
+
+    Ties count half. Variances are DeLong's (1988), for the mean with the covariance between classes, after
+    one imagined image is added to each side: without it few images, ranked well, would count as known exactly.
+    """
+    n = len(labels)
+    value, influence, smooth, extra, few = 0.0, np.zeros(n), 0.0, 0.0, []
+    areas: list[Interval | None] = []
+    curves: list[RocCurve | None] = []
+    for k, scores in enumerate(_columns(probabilities)):
+        area = _area(labels == k, scores, level)
+        areas.append(area and _interval(area.value, area.smooth_value, area.smooth_variance, area.few, n, level))
+        curves.append(area and area.curve)
+        if area:
+            value, smooth = value + area.value, smooth + area.smooth_value
+            influence += area.influence
+            extra += max(0.0, area.smooth_variance - float(area.influence @ area.influence) / n**2)
+            few.append(area.few)
+    if len(few) < 2:
+        return OneVsRest(tuple(areas), tuple(curves), None, None)
+    present = len(few)
+    # the classes' curves hang together: of K of them, K - 1 are free
+    variance = float(influence @ influence) / (n * present) ** 2 + extra / (present * (present - 1))
+    macro = _interval(value / present, smooth / present, variance, sum(few) / present, n, level)
+    return OneVsRest(tuple(areas), tuple(curves), macro, _mean_curve([curve for curve in curves if curve]))
+
+
+def _columns(probabilities: Float[ndarray, "N K"]) -> Iterator[Float[ndarray, " N"]]:
+    """The scores of each class, side by side in memory: a column far apart is ten times slower to read."""
+    for first in range(0, probabilities.shape[1], 64):
+        yield from np.ascontiguousarray(probabilities[:, first : first + 64].T)
+
+
+def _interval(value: float, smooth: float, variance: float, few: float, n: int, level: float) -> Interval:
+    """Wilson's interval at the effective sample size, less the share of it that was imagined."""
+    size = smooth * (1 - smooth) / variance * few / (few + 1)
+    value = min(1.0, value)
+    return Interval(value, *score_bounds(value, size, level), n)
+
+
+def _area(positive: Bool[ndarray, " N"], scores: Float[ndarray, " N"], level: float) -> _Area | None:
+    """Area under the ROC curve, each image's influence on it, and the curve; None without both sides."""
+    n, positives = len(scores), int(positive.sum())
+    if positives in (0, n):
+        return None
+    negatives = n - positives
+    own, others = scores[positive], scores[~positive]
+    ranked, below = np.sort(own), np.sort(others)
+    beaten = _places(below, own) / negatives  # share of negatives each positive beats
+    beating = 1 - _places(ranked, others) / positives  # share of positives that beat each negative
+    area = float(beaten.mean())
+    smooth, variance = _smoothed(
+        area, [(positives, float(beaten @ beaten)), (negatives, float(beating @ beating))], level
+    )
+    influence = np.empty(n)
+    influence[positive] = (beaten - area) * (n / positives)
+    influence[~positive] = (beating - area) * (n / negatives)
+    return _Area(area, influence, smooth, variance, min(positives, negatives), _curve(ranked, below).rounded())
+
+
+def _places(ranked: ndarray, scores: ndarray) -> Float[ndarray, " M"]:
+    """How many of ``ranked`` (sorted) each score exceeds; ties count half."""
+    return (np.searchsorted(ranked, scores) + np.searchsorted(ranked, scores, side="right")) / 2
+
+
+def _curve(own: ndarray, others: ndarray) -> RocCurve:
+    """The exact ROC curve of two sorted sides: it can turn only at the scores of the class itself."""
+    at = np.unique(own)[::-1]
+    axes = []
+    for side in (others, own):
+        reached = [len(side) - np.searchsorted(side, at, side=edge) for edge in ("right", "left")]
+        axes.append(np.concatenate([[0], np.stack(reached, 1).ravel(), [len(side)]]) / len(side))
+    return RocCurve(*_corners(*axes))
+
+
+def _smoothed(area: float, sides: list[tuple[int, float]], level: float) -> tuple[float, float]:
+    """Area and DeLong variance with one imagined image on each side, given (images, sum of squared shares).
+
+    It beats all or none of the other side: all of them as often as Wilson's centre of the area says.
+    """
+    zz, values, variance = squared_normal(level), {}, 0.0
+    for count, squares in sides:
+        rate = (area * count + zz / 2) / (count + zz)
+        mean, square = (area * count + rate) / (count + 1), (squares + rate) / (count + 1)
+        values[count], variance = mean, variance + (square - mean * mean) / (count + 1)
+    return values[min(values)], variance
+
+
+def roc_curve(positive: Bool[ndarray, " N"], scores: Float[ndarray, " N"]) -> RocCurve:
+    """The exact ROC curve, its corners only; raises ValueError where one side has no images."""
+    if positive.all() or not positive.any():
+        raise ValueError("a ROC curve needs images of the class and others")
+    return _curve(np.sort(scores[positive]), np.sort(scores[~positive]))
+
+
+def _corners(x: ndarray, y: ndarray) -> tuple[ndarray, ndarray]:
+    """The points at which a rising line turns: repeated ones, and those on the way, left out."""
+    moved = np.append(True, (np.diff(x) != 0) | (np.diff(y) != 0))
+    x, y = x[moved], y[moved]
+    if len(x) < 3:
+        return x, y
+    turn = np.diff(x)[:-1] * np.diff(y)[1:] - np.diff(y)[:-1] * np.diff(x)[1:]
+    kept = np.concatenate([[True], np.abs(turn) > 1e-12, [True]])
+    return x[kept], y[kept]
+
+
+def _mean_curve(curves: list[RocCurve]) -> RocCurve:
+    """Mean height over the curves, just before and at each step of the grid they are rounded to."""
+    steps = np.arange(GRID + 1) / GRID
+    sides = (steps - 1e-9, steps)  # a curve may rise straight up at a step
+    heights = [np.mean([np.interp(x, *curve._axes) for curve in curves], axis=0) for x in sides]
+    heights[0][0] = 0.0
+    return RocCurve(*_corners(np.repeat(steps, 2), np.stack(heights, 1).ravel().round(9)))
+
+
+def top_k(
+    labels: Int[ndarray, " N"], probabilities: Float[ndarray, "N K"], *, level: float = 0.95
+) -> dict[str, Interval]:
+    """Share of images whose class is among the k likeliest, for each k of ``TOP`` below K, with Wilson's interval.
+
+    Of equally likely classes the earlier counts first, as in the answer itself.
+    """
+    rank = _rank(labels, probabilities)
+    ks = [k for k in TOP if k < probabilities.shape[1]]
+    return {f"top_{k}_accuracy": wilson(float((rank < k).sum()), len(labels), level=level) for k in ks}
+
+
+def _rank(labels: Int[ndarray, " N"], probabilities: Float[ndarray, "N K"]) -> Int[ndarray, " N"]:
+    """How many classes come before the true one."""
+    own = probabilities[np.arange(len(labels)), labels][:, None]
+    earlier = np.arange(probabilities.shape[1]) < labels[:, None]
+    return ((probabilities > own) | ((probabilities == own) & earlier)).sum(1)
