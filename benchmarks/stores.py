@@ -1,19 +1,30 @@
-"""Building a store, and opening it again: seconds of the first and of the second `find` and `load`.
+"""Building a store and opening it again; the decoder's own rate beside it; memory for each file.
 
     python benchmarks/stores.py [FOLDER_OF_ZIPS]
 
-Three rounds in turn, each into an empty cache; medians. The archives are in the page cache.
+Three rounds in turn, each into an empty cache; medians. The archives are in the page cache. The decoder's share
+is images a second of the first `load`, `find` left out, over those of reading and decoding the same
+files in a plain loop in one thread (or in as many as there are cores, whichever is faster).
+Memory is how much more is taken at the peak for 100,000 tiny PNGs than for 10,000, for each of them: by the whole
+process to find and build, and by building alone as Python's tracemalloc counts it.
 """
 
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
+import zipfile
+from concurrent.futures import ThreadPoolExecutor
+from io import BytesIO
 from pathlib import Path
 
+import numpy as np
+from PIL import Image
 from record import record, shared
 
-from sightline.data import find, load
+from sightline import runtime
+from sightline.data import Source, decode, find, load
 from sightline.types import Geometry
 
 CASES = {
@@ -21,27 +32,95 @@ CASES = {
     "cifar10_jpg.zip": Geometry(size=(32, 32)),
     "photos_jpg.zip": Geometry(size=(224, 224)),
 }
+FEW, MANY = 10_000, 100_000
+PEAK = """
+import resource, sys, tracemalloc
+from pathlib import Path
+from sightline.data import find, load
+from sightline.types import Geometry
+source, geometry = find(sys.argv[1]), Geometry(size=(8, 8), channels=1)
+if sys.argv[3] == "building":
+    tracemalloc.start()
+load(source, geometry, cache=Path(sys.argv[2]))
+whole = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+print(tracemalloc.get_traced_memory()[1] or whole)
+"""
+
+
+def decoder_rate(source: Source, geometry: Geometry) -> float:
+    """Images a second of reading and decoding, and nothing else: one thread or all, whichever is faster."""
+
+    def through(rows: range) -> None:
+        for row in rows:
+            decode(source.read(row), geometry)
+
+    rates = []
+    for threads in {1, runtime.cpu_count()}:
+        started = time.perf_counter()
+        with ThreadPoolExecutor(threads) as pool:
+            list(pool.map(through, [range(start, len(source), threads) for start in range(threads)]))
+        rates.append(len(source) / (time.perf_counter() - started))
+    return max(rates)
+
+
+def timed(path: Path, geometry: Geometry) -> dict[str, float]:
+    """One round: find and load, the same again, and the decoder alone."""
+    with tempfile.TemporaryDirectory() as cache:
+        started = time.perf_counter()
+        source = find(path)
+        found = time.perf_counter()
+        images = len(load(source, geometry, cache=Path(cache)))
+        loaded = time.perf_counter()
+        load(find(path), geometry, cache=Path(cache))
+        again = time.perf_counter() - loaded
+    share = images / (loaded - found) / decoder_rate(source, geometry)
+    return {"images": images, "first_seconds": loaded - started, "again_seconds": again, "decoder_share": share}
+
+
+def plant(place: Path, count: int, kind: str) -> Path:
+    """So many tiny PNGs in two classes, as a folder or a zip."""
+    stream, target = BytesIO(), place / (f"{count}.zip" if kind == "zip" else str(count))
+    names = [f"{'ab'[i % 2]}/image_{i:06d}.png" for i in range(count)]
+    pictures = []
+    for value in range(100):
+        stream = BytesIO()
+        Image.fromarray(np.full((8, 8), value, np.uint8)).save(stream, "PNG")
+        pictures.append(stream.getvalue())
+    if kind == "zip":
+        with zipfile.ZipFile(target, "w") as archive:
+            for i, name in enumerate(names):
+                archive.writestr(name, pictures[i % 100])
+        return target
+    for name in "ab":
+        (target / name).mkdir(parents=True)
+    for i, name in enumerate(names):
+        (target / name).write_bytes(pictures[i % 100])
+    return target
+
+
+def bytes_per_file(kind: str) -> dict[str, int]:
+    """Growth of the peak memory between few and many files."""
+    peaks: dict[tuple[str, int], int] = {}
+    with tempfile.TemporaryDirectory() as place:
+        for count in (FEW, MANY):
+            data = plant(Path(place), count, kind)
+            for what in ("process", "building"):
+                command = [sys.executable, "-c", PEAK, str(data), str(Path(place) / f"{what}{count}"), what]
+                done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+                peaks[what, count] = int(done.stdout)
+    return {what: round((peaks[what, MANY] - peaks[what, FEW]) / (MANY - FEW)) for what in ("process", "building")}
 
 
 def main() -> None:
-    """Load each archive twice into a fresh cache, in turn."""
+    """The archives in turn, then the memory."""
     folder = shared(sys.argv[1] if len(sys.argv) > 1 else None)
-    times: dict[str, dict[str, list[float]]] = {name: {"first": [], "again": []} for name in CASES}
-    images = {}
-    for _ in range(3):
-        for name, geometry in CASES.items():
-            with tempfile.TemporaryDirectory() as cache:
-                for which in ("first", "again"):
-                    started = time.perf_counter()
-                    images[name] = len(load(find(folder / name), geometry, cache=Path(cache)))
-                    times[name][which].append(round(time.perf_counter() - started, 3))
-    record(
-        "stores",
-        {
-            name: {"images": images[name], **{f"{w}_seconds": statistics.median(t) for w, t in found.items()}}
-            for name, found in times.items()
-        },
-    )
+    rounds = [{name: timed(folder / name, geometry) for name, geometry in CASES.items()} for _ in range(3)]
+    figures = {
+        name: {what: round(statistics.median(each[name][what] for each in rounds), 3) for what in rounds[0][name]}
+        for name in CASES
+    }
+    memory = {kind: bytes_per_file(kind) for kind in ("folder", "zip")}
+    record("stores", {**figures, "bytes_per_file": memory})
 
 
 if __name__ == "__main__":

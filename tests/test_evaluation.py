@@ -431,3 +431,17 @@ def test_the_command_line_says_and_gives_the_curve(run, cli):
     refused = cli("evaluate", run.folder, "digits", "--learning-curve")
     assert refused.code == 2
     assert "leave DATA out" in refused.err
+
+
+def test_images_of_one_class_are_a_fair_test(tmp_path):
+    """A folder of one of the classifier's classes: no AUC, but an accuracy."""
+    from sightline.data import find, load
+
+    run = train("digits", Recipe(model="mlp", size=8, limit=300, epochs=2, lr=0.05), out=tmp_path / "run")
+    images = load(find("digits", limit=60), run.classifier.geometry)
+    (tmp_path / "new" / "7").mkdir(parents=True)
+    for i, pixels in enumerate(images[images.labels == 7]):
+        Image.fromarray(pixels[..., 0]).save(tmp_path / "new" / "7" / f"{i}.png")
+    found = examine_on(run.folder, tmp_path / "new")
+    assert found.metrics["accuracy"].n == (images.labels == 7).sum()
+    assert "roc_auc_ovr" not in found.metrics

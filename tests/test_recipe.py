@@ -29,6 +29,8 @@ IMPOSSIBLE = {
     "loss": "",
     "label_smoothing": 1.0,
     "optimizer": "",
+    "group": "",
+    "window": "5:1",
     "dropout": 1.0,
     "init": "",
     "mirrored": "yes",

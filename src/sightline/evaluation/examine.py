@@ -43,7 +43,7 @@ def _write_gallery(evaluation: Evaluation, test: Dataset, path: Path) -> None:
 def examine_on(bundle: Path | str, data: str | Path, *, device: str = "auto") -> Evaluation:
     """Evaluate a run's or bundle's classifier on other labelled images: their test split, or else all of them."""
     classifier = Classifier.load(bundle)
-    dataset = load(find(data), classifier.geometry)
+    dataset = load(find(data, several=False), classifier.geometry)
     part = _test_part(dataset)
     remarks: tuple[Remark, ...] = ()
     if part is dataset and dataset.fingerprint == classifier.provenance.get("data_fingerprint"):

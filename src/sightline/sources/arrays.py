@@ -14,7 +14,7 @@ from jaxtyping import Int64, UInt8
 from numpy import ndarray
 
 from ..errors import DataError
-from .layout import check_several, check_unseen, ordered
+from .layout import check_some, check_unseen, ordered
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,7 +68,7 @@ def joined(
     texts = [_texts(part, place, names) for part in parts]
     classes = ordered(set().union(*(set(known) for known, _ in texts)))
     classes = tuple(name for name in names if name in classes) if names else classes
-    check_several(classes, place)
+    check_some(classes, place)
     splits = _splits(parts)
     if splits is not None:
         pairs = ((part.split or "", name) for part, (known, _) in zip(parts, texts, strict=True) for name in known)

@@ -183,14 +183,13 @@ def _check_classes(
             raise DataError(
                 f"The class folder '{folder}' of '{place}' has no images: add some or remove the folder."
             )
-    check_several(classes, place)
+    check_some(classes, place)
 
 
-def check_several(classes: Sequence[str], place: str) -> None:
-    """DataError unless there are at least two classes."""
-    if len(classes) < 2:
-        only = f"only one class, '{classes[0]}'" if classes else "no class"
-        raise DataError(f"'{place}' has {only}: a classifier needs at least two.")
+def check_some(classes: Sequence[str], place: str) -> None:
+    """DataError where there is no class; one is enough to test a classifier on."""
+    if not classes:
+        raise DataError(f"'{place}' has no class: a classifier needs at least two.")
 
 
 def check_unseen(pairs: Iterable[tuple[str, str]], classes: Sequence[str], place: str) -> None:

@@ -12,7 +12,7 @@ from numpy import ndarray
 
 from ..choose import suggest
 from ..errors import DataError
-from .layout import SPLITS, Layout, check_several, check_unseen, ordered
+from .layout import SPLITS, Layout, check_some, check_unseen, ordered
 from .listing import FolderReader, Listing
 from .names import tidied, tidy_names
 from .tables import LABELS, PATHS, Table
@@ -47,7 +47,7 @@ def labelled(table: Table, known: set[str]) -> Layout:
     texts = _filled(table, what)
     plain = tidy_names(set(texts))
     classes = ordered(plain.values())
-    check_several(classes, str(table.path))
+    check_some(classes, str(table.path))
     number = {name: classes.index(label) for name, label in plain.items()}
     labels = np.fromiter(map(number.__getitem__, texts), np.int64, len(texts))
     splits = _splits(table, part) if part else None

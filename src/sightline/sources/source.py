@@ -41,13 +41,16 @@ TABLES: dict[str, Callable[[Path], Table]] = {
 """The kinds of table, by the end of the file's name."""
 
 
-def find(path: str | Path, *, limit: int | None = None, seed: int = 0) -> Source:
+def find(path: str | Path, *, limit: int | None = None, seed: int = 0, several: bool = True) -> Source:
     """Labelled images at ``path``: a folder, an archive, a table, a file of arrays, or a name (see ``READERS``).
 
     ``limit`` keeps about that many, drawn by ``seed`` in equal shares of every split and class,
-    at least one of each. Raises DataError, saying what to do, when the data cannot be used.
+    at least one of each. Images of one class are enough to test on, not ``several`` to train on.
+    Raises DataError, saying what to do, when the data cannot be used.
     """
     source = _named(str(path)) or _found(Path(path))
+    if several and len(source.classes) == 1:
+        raise DataError(f"'{path}' has only one class, '{source.classes[0]}': a classifier needs at least two.")
     return source if limit is None else _limited(source, limit, seed)
 
 

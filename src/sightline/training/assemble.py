@@ -19,11 +19,11 @@ from ..errors import DataError, RecipeError
 from ..models import INITIALISATIONS, Architecture, architecture, build, initialise, load_weights
 from ..preprocessing import check as check_preprocessing
 from ..preprocessing import fit as fit_preprocessing
-from ..types import Batch, Splits
+from ..types import Batch, Geometry, Splits
 from . import pace
 from .objectives import OBJECTIVES, Objective, balanced_weights
 from .optimizers import optimizer
-from .recipe import Recipe
+from .recipe import Recipe, window
 from .refinement import Method
 from .schedules import schedule
 from .team import ALONE, Team
@@ -50,6 +50,18 @@ def check_names(recipe: Recipe) -> None:
         raise RecipeError(f"There is no file of weights '{recipe.weights}'.")
     if recipe.start_size and recipe.size and recipe.start_size > recipe.size:
         raise RecipeError(f"start_size is {recipe.start_size}: it must not be above the size, {recipe.size}.")
+
+
+def geometry_of(recipe: Recipe) -> Geometry:
+    """How a recipe's files become pixels."""
+    assert recipe.size is not None
+    return Geometry(
+        size=(recipe.size, recipe.size),
+        channels=recipe.channels or 3,
+        fit=recipe.fit,
+        filter=recipe.filter,
+        window=window(recipe.window),
+    )
 
 
 def plan_of(recipe: Recipe, *, classes: int, channels: int, size: tuple[int, int]) -> Architecture:

@@ -14,10 +14,10 @@ from ..data.headers import survey
 from ..data.loader import batches
 from ..errors import DataError, RecipeError
 from ..sources.source import Source, find
-from ..types import Dataset, Findings, Geometry, Remark, Splits
+from ..types import Dataset, Findings, Remark, Splits
 from . import choices, pace
-from .assemble import check_growth, check_names, fresh, objective_of
-from .recipe import Recipe, window
+from .assemble import check_growth, check_names, fresh, geometry_of, objective_of
+from .recipe import Recipe
 
 SAMPLE = 512
 """Images that are decoded to measure on."""
@@ -86,17 +86,9 @@ def _decoded(source: Source, recipe: Recipe) -> tuple[Dataset, float]:
     """A sample of the images, decoded into a place that does not stay, and the seconds each took."""
     count = min(len(source), max(SAMPLE, recipe.batch_size or 0))
     rows = np.sort(runtime.order(len(source), recipe.seed)[:count])
-    assert recipe.size is not None
-    geometry = Geometry(
-        size=(recipe.size, recipe.size),
-        channels=recipe.channels or 3,
-        fit=recipe.fit,
-        filter=recipe.filter,
-        window=window(recipe.window),
-    )
     with TemporaryDirectory(prefix="sightline-outlook-") as folder:
         started = time.perf_counter()
-        dataset = load(source.subset(rows), geometry, cache=Path(folder), max_bad=1.0)
+        dataset = load(source.subset(rows), geometry_of(recipe), cache=Path(folder), max_bad=1.0)
         took = time.perf_counter() - started
         if not len(dataset):
             raise DataError(f"None of {count} images of '{recipe.data}' could be read: sightline check lists why.")

@@ -45,6 +45,9 @@ class Recipe:
     """Share of the training images kept for validation, where no validation split is given."""
     test: float = _knob(0.15, "Data")
     """Share of the images kept for the test, where no test split is given."""
+    group: str | None = _knob(None, "Data")
+    """Column of a table whose images belong together (one patient, one scene) and stay on one side of a split.
+    A column called group is taken by itself."""
 
     size: int | None = _knob(None, "Pixels", common=True)
     """Working size: images become size x size pixels. Chosen from the median short side."""
@@ -257,6 +260,7 @@ _RULES: Mapping[str, tuple[str, Callable[[Any], bool]]] = {
     "limit": ("a whole number of at least 2", _whole(2)),
     "val": ("a share from 0.01 to 0.5", lambda v: 0.01 <= v <= 0.5),
     "test": ("a share from 0.01 to 0.5", lambda v: 0.01 <= v <= 0.5),
+    "group": ("the name of a column", _text),
     "size": ("a whole number of pixels from 8 to 1024", lambda v: _whole(8)(v) and v <= 1024),
     "channels": _one_of(1, 3),
     "fit": _one_of("squash", "crop", "pad"),

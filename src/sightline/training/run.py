@@ -16,12 +16,12 @@ from ..data.parts import split
 from ..errors import DataError, RecipeError
 from ..preprocessing import forecast
 from ..sources.source import find
-from ..types import Dataset, Geometry, Splits
+from ..types import Dataset, Splits
 from . import choices, pace
-from .assemble import check_growth, check_names, fresh, method_of, objective_of
+from .assemble import check_growth, check_names, fresh, geometry_of, method_of, objective_of
 from .folder import RunFolder, check_free, create
 from .objectives import Objective
-from .recipe import Recipe, window
+from .recipe import Recipe
 from .refinement import Method, refine
 from .schedules import schedule
 from .team import ALONE, Team, joined, launch, launched
@@ -151,15 +151,7 @@ def read(recipe: Recipe, *, max_bad: float = 0.05) -> tuple[Dataset, list[choice
     known = recipe.size is not None and recipe.channels is not None
     chosen = [] if known else choices.pixels(recipe, survey(source))
     recipe = recipe.replace(**{choice.field: choice.value for choice in chosen})
-    assert recipe.size is not None
-    geometry = Geometry(
-        size=(recipe.size, recipe.size),
-        channels=recipe.channels or 3,
-        fit=recipe.fit,
-        filter=recipe.filter,
-        window=window(recipe.window),
-    )
-    return load(source, geometry, max_bad=max_bad), chosen
+    return load(source, geometry_of(recipe), max_bad=max_bad), chosen
 
 
 def prepare(recipe: Recipe) -> tuple[Recipe, Splits, tuple[str, ...]]:
@@ -169,7 +161,7 @@ def prepare(recipe: Recipe) -> tuple[Recipe, Splits, tuple[str, ...]]:
     """
     dataset, chosen = read(recipe)
     recipe = recipe.replace(**{choice.field: choice.value for choice in chosen})
-    splits = split(dataset, val=recipe.val, test=recipe.test, seed=recipe.seed)
+    splits = split(dataset, val=recipe.val, test=recipe.test, seed=recipe.seed, group=recipe.group)
     if not len(splits.train) or not len(splits.val):
         raise DataError(f"'{recipe.data}' has too few images to train and validate on. Add images.")
     if unseen := [

@@ -140,7 +140,9 @@ def launch(work: Callable[..., object], processes: int, device: torch.device, *a
             raise told
 
 
-def _worker(fabric: Any, work: Callable[..., object], letters: str, threads: int, arguments: Iterable[Any]) -> None:
+def _worker(
+    fabric: Any, work: Callable[..., object], letters: str, threads: int, arguments: Iterable[Any]
+) -> None:
     torch.set_num_threads(threads)
     try:
         work(Team(fabric), *arguments)
