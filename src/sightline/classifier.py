@@ -9,7 +9,7 @@ import dataclasses
 import json
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,9 @@ FORMAT = 1
 """Version of the bundle's layout; a release reads its own and every earlier one."""
 
 Image = str | Path | bytes | UInt8[ndarray, "H W C"]
+
+_Decoded = ndarray | str
+"""Pixels (H W C), or why there are none."""
 
 
 class Classifier(nn.Module):
@@ -84,11 +87,26 @@ class Classifier(nn.Module):
         """
         if isinstance(images, str | Path | bytes) or (isinstance(images, ndarray) and images.ndim == 3):
             images = [images]
-        return [answer for chunk in _chunks(images, 64) for answer in self._answer(chunk, top)]
+        return list(self.predictions(images, top=top))
 
-    def _answer(self, images: Sequence[Image], top: int) -> Iterator[Prediction]:
+    def predictions(self, images: Iterable[Image], *, top: int = 5) -> Iterator[Prediction]:
+        """``predict`` one by one, as they are ready: for more images than should be waited for or held."""
         with ThreadPoolExecutor(runtime.cpu_count()) as pool:
-            decoded = list(pool.map(lambda image: _read(image, self.geometry), images))
+            for chunk, decoded in self._decoded(images, pool):
+                yield from self._answer(chunk, decoded, top)
+
+    def _decoded(self, images: Iterable[Image], pool: Executor) -> Iterator[tuple[list[Image], list[_Decoded]]]:
+        """Chunks of images with their pixels; the next chunk is decoded while this one is answered."""
+        coming: list[tuple[list[Image], list[Future[_Decoded]]]] = []
+        for chunk in _chunks(images, 64):
+            coming.append((chunk, [pool.submit(_read, image, self.geometry) for image in chunk]))
+            if len(coming) == 2:
+                ready, waiting = coming.pop(0)
+                yield ready, [each.result() for each in waiting]
+        for ready, waiting in coming:
+            yield ready, [each.result() for each in waiting]
+
+    def _answer(self, images: Sequence[Image], decoded: Sequence[_Decoded], top: int) -> Iterator[Prediction]:
         good = [pixels for pixels in decoded if isinstance(pixels, ndarray)]
         rows = iter(self._probabilities_of(np.stack(good)).tolist() if good else [])
         for image, pixels in zip(images, decoded, strict=True):
@@ -148,7 +166,8 @@ class Classifier(nn.Module):
         _verify_files(folder, config)
         try:
             architecture = Architecture.from_config(config["architecture"])
-            geometry = Geometry(**config["geometry"] | {"size": tuple(config["geometry"]["size"])})
+            pairs = {name: tuple(v) for name, v in config["geometry"].items() if isinstance(v, list)}
+            geometry = Geometry(**{**config["geometry"], **pairs})
             _check_values(config)
             classifier = cls(
                 Preprocessing.from_config(config["preprocessing"]),
@@ -205,8 +224,7 @@ def _chunks(images: Iterable[Image], size: int) -> Iterator[list[Image]]:
         yield chunk
 
 
-def _read(image: Image, geometry: Geometry) -> UInt8[ndarray, "H W C"] | str:
-    """Decoded pixels, or why there are none."""
+def _read(image: Image, geometry: Geometry) -> _Decoded:
     try:
         if isinstance(image, ndarray):
             return decode(_png(image), geometry)

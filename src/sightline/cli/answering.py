@@ -3,9 +3,8 @@
 import csv
 import json as json_module
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import asdict
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol, runtime_checkable
 
@@ -62,7 +61,7 @@ def predict(
         raise RecipeError(f"--top is {top}: it must be a whole number of at least 1.")
     classifier = Classifier.load(run).to(runtime.device(device))
     named = iter([image for word in images or ("-",) for image in _meant(word)])
-    answers = (answer for chunk in _chunks(named) for answer in classifier.predict(chunk, top=top))
+    answers = classifier.predictions(named, top=top)
     form = "json" if json else form
     if out is None:
         _write(sys.stdout, answers, form, top)
@@ -94,11 +93,6 @@ def _stdin() -> list[str | bytes]:
     if not names:
         raise DataError("Nothing came from stdin: pipe in a list of image files, or one image.")
     return [*names]
-
-
-def _chunks(images: Iterator[str | bytes], size: int = 64) -> Iterator[list[str | bytes]]:
-    while chunk := list(islice(images, size)):
-        yield chunk
 
 
 def _write(stream: Writable, answers: Iterable["Prediction"], form: str, top: int) -> None:
