@@ -42,7 +42,11 @@ source, geometry = find(sys.argv[1]), Geometry(size=(8, 8), channels=1)
 if sys.argv[3] == "building":
     tracemalloc.start()
 load(source, geometry, cache=Path(sys.argv[2]))
-whole = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+status = Path("/proc/self/status")  # getrusage would count the parent's memory, on Linux
+if status.exists():
+    whole = 1024 * next(int(line.split()[1]) for line in status.read_text().splitlines() if "VmHWM" in line)
+else:
+    whole = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 print(tracemalloc.get_traced_memory()[1] or whole)
 """
 

@@ -198,11 +198,64 @@ def test_a_table_with_mistakes(check_refused, tmp_path):
     folders(tmp_path, cat=2, dog=2)
     table = tmp_path / "pets.csv"
     table.write_text("path,label\ncat/00.png,cat\ndog/77.png,dog\n")
-    check_refused(("train", table), "'dog/77.png' (line 3)", "relative to the folder of the CSV")
+    check_refused(("train", table), "'dog/77.png' (line 3)", "relative to the folder of the table")
     table.write_text("picture,label\ncat/00.png,cat\n")
     check_refused(("train", table), "has no column called path", "(it has: picture, label)")
     table.write_text("path,label,split\ncat/00.png,cat,trian\ndog/00.png,dog,test\n")
     check_refused(("train", table), "Line 2", "split 'trian'", "Did you mean 'train'")
+
+
+def test_a_table_in_another_encoding(check_refused, cli, tmp_path):
+    folders(tmp_path, cat=6, dog=6)
+    rows = [f"{label}/{i:02d}.png,{word}" for label, word in (("cat", "chat"), ("dog", "chién")) for i in range(6)]
+    for encoding in ("utf-8-sig", "utf-16"):
+        (tmp_path / "pets.csv").write_bytes("\n".join(["path,label", *rows]).encode(encoding))
+        assert "chién" in cli("check", "pets.csv", "--json").out
+    (tmp_path / "pets.csv").write_bytes("\n".join(["path,label", *rows]).encode("cp1252"))
+    check_refused(("train", "pets.csv"), "Line 8 of 'pets.csv' is not UTF-8 text (byte 0xe9 at position 15)")
+
+
+def test_a_table_that_names_a_file_twice(check_refused, cli, tmp_path):
+    folders(tmp_path, cat=6, dog=6)
+    rows = [f"{label}/{i:02d}.png,{label}" for label in ("cat", "dog") for i in range(6)]
+    (tmp_path / "pets.csv").write_text("\n".join(["path,label", *rows, "./cat/00.png,cat"]))
+    answer = cli("check", "pets.csv")
+    assert "Ignored 1 row that names a file again ('cat/00.png', line 2 and line 14)" in answer.out
+    (tmp_path / "pets.csv").write_text("\n".join(["path,label", *rows, "cat/00.png,dog"]))
+    check_refused(
+        ("train", "pets.csv"), "names 'cat/00.png' twice with another label: line 2 says 'cat', line 14 says 'dog'"
+    )
+
+
+def test_arrays_that_cannot_be_trusted(check_refused, tmp_path):
+    np.savez(tmp_path / "x.npz", images=np.array([{}, []], object), labels=[0, 1])
+    check_refused(("train", "x.npz"), "'images' of 'x.npz' holds Python objects", "it was not read")
+    (tmp_path / "cifar").mkdir()
+    (tmp_path / "cifar/data_batch_1").write_bytes(b"cposix\nsystem\n(S'touch ran'\ntR.")
+    check_refused(("train", "cifar"), "'data_batch_1' is a pickle that asks for 'posix.system'", "was not read")
+    assert not (tmp_path / "ran").exists()
+    (tmp_path / "train-images-idx3-ubyte").write_bytes(
+        struct.pack(">BBBBIII", 0, 0, 8, 3, 9, 8, 8) + bytes(9 * 64)
+    )
+    check_refused(("train", "train-images-idx3-ubyte"), "without their labels", "put 'train-labels-idx1-ubyte'")
+    (tmp_path / "train-labels-idx1-ubyte").write_bytes(struct.pack(">BBBBI", 0, 0, 8, 1, 9) + bytes(8))
+    check_refused(("train", "train-images-idx3-ubyte"), "has 16 bytes, but its header announces 17")
+
+
+def test_a_table_of_pixels_without_labels(check_refused, tmp_path):
+    header = ",".join(f"pixel{i}" for i in range(784))
+    (tmp_path / "test.csv").write_text(f"{header}\n{','.join(['0'] * 784)}\n")
+    check_refused(("train", "test.csv"), "has 784 columns of pixels but none called label, class or target")
+
+
+def test_a_set_that_cannot_be_downloaded(check_refused, tmp_path, monkeypatch):
+    monkeypatch.setenv("SIGHTLINE_MIRROR", "https://nowhere.invalid")
+    monkeypatch.setenv("SIGHTLINE_CACHE", str(tmp_path / "cache"))
+    check_refused(
+        ("train", "cifar10"),
+        "fetch cifar-10-python.tar.gz from https://nowhere.invalid/cifar10/ by hand into the folder",
+        tmp_path / "cache/downloads/cifar10",
+    )
 
 
 def test_a_file_of_another_kind(check_refused, tmp_path):

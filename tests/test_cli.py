@@ -21,7 +21,7 @@ from sklearn.datasets import load_digits
 
 from sightline import __version__
 from sightline.classifier import Classifier
-from sightline.training import presets
+from sightline.training import choices
 
 TINY = ("--model", "mlp", "--size", "8", "--limit", "300", "--epochs", "1")
 VERBS = ("demo", "train", "check", "evaluate", "report", "predict", "runs", "list")
@@ -265,7 +265,7 @@ def test_evaluate_on_other_images(cli, run, images):
 def test_evaluate_says_when_the_images_are_those_of_training(cli, images, tmp_path):
     words = ("--model", "mlp", "--size", "8", "--epochs", "1", "--batch-size", "4", "--out", tmp_path / "r")
     cli("train", images, *words)
-    assert "the very images this classifier was trained on" in cli("evaluate", tmp_path / "r", images).err
+    assert "the very images this classifier was trained on" in cli("evaluate", tmp_path / "r", images).out
 
 
 def test_report_renders_what_is_saved(cli, run):
@@ -380,7 +380,7 @@ def test_list_prints_a_line_for_each_member(cli, family):
 
 def test_the_demo_trains_tests_and_reports(cli, tmp_path, monkeypatch):
     """The whole default path, as a stranger runs it first, cut short after two epochs."""
-    monkeypatch.setattr(presets, "MAX_EPOCHS", 2)
+    monkeypatch.setattr(choices, "MAX_EPOCHS", 2)
     answer = cli("demo", "--out", tmp_path / "demo", "--json")
     assert answer.code == 0, answer.err
     value = json.loads(answer.out)

@@ -1,14 +1,17 @@
 """check: what is planted is found, and clean data are called clean."""
 
+import csv
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from sightline.data import as_text, audit, load, sample_sheet
+from sightline.data import as_text, audit, faults, load, sample_sheet, split, write_clean
 from sightline.data.geometry import losses
+from sightline.errors import DataError
 from sightline.types import Geometry
 
 RNG = np.random.default_rng(0)
@@ -143,3 +146,107 @@ def test_sample_sheet():
     sheet = sample_sheet(load("shapes:40", Geometry(size=(32, 32))), per_class=3)
     assert isinstance(sheet, Image.Image)
     assert sheet.width > 3 * 32
+
+
+@pytest.fixture(scope="module")
+def resembling(tmp_path_factory) -> Path:
+    """Given parts with copies, near duplicates across them, two labels for one picture, a broken file."""
+    root = tmp_path_factory.mktemp("resembling")
+    for part, count in (("train", 8), ("test", 4)):
+        for name in "ab":
+            for i in range(count):
+                noise(root / part / name / f"{i}.png", 40, 40)
+    for name in ("train/a/near.jpg", "test/b/near.jpg"):  # of an image of the other part
+        other = root / {"train/a/near.jpg": "test/a/0.png", "test/b/near.jpg": "train/b/0.png"}[name]
+        Image.open(other).save(root / name, quality=85)
+    shutil.copy(root / "train/a/3.png", root / "train/a/copy.png")
+    shutil.copy(root / "train/a/4.png", root / "test/a/leaked.png")
+    shutil.copy(root / "train/a/5.png", root / "train/b/wrong.png")
+    Image.open(root / "train/b/6.png").save(root / "train/b/6 again.jpg", quality=90)
+    (root / "train/b/broken.png").write_bytes(b"not an image")
+    return root
+
+
+SIZE = Geometry(size=(40, 40))
+
+
+def test_near_duplicates_are_found_and_their_leaks(resembling):
+    findings = audit(load(resembling, SIZE))
+    values = findings.values
+    assert (values["duplicates"], values["near_duplicates"]) == (3, 3)
+    assert values["leaks"] == {"test in train": 1}
+    assert values["near_leaks"] == {"test in train": 2}
+    (text,) = (text for text in said(findings, "problem") if "nearly" in text)
+    assert text.startswith("2 images of test are nearly the same in train: remove them from one")
+    (remark,) = (r for r in findings.remarks if "nearly repeat another one" in r.text)
+    assert remark.text.startswith("3 images nearly repeat")
+    assert any({"train/b/6.png", "train/b/6 again.jpg"} == set(e.split(" ~ ")) for e in remark.examples)
+    json.dumps(values, allow_nan=False)
+
+
+def test_faults_by_hand(resembling):
+    data = load(resembling, SIZE)
+    name = data.files.tolist()
+    found = {name[i]: (what, name[other]) for i, (what, other) in faults(data).items()}
+    copies = ({"train/a/3.png", "train/a/copy.png"} & set(found)).pop()
+    assert found.pop(copies)[0] == "an exact copy of"
+    assert found == {
+        "train/a/4.png": ("an exact copy of", "test/a/leaked.png"),
+        "train/a/5.png": ("the same picture under another label as", "train/b/wrong.png"),
+        "train/b/wrong.png": ("the same picture under another label as", "train/a/5.png"),
+        "train/a/near.jpg": ("nearly the same picture as", "test/a/0.png"),
+        "train/b/0.png": ("nearly the same picture as", "test/b/near.jpg"),
+    }
+
+
+@pytest.mark.parametrize("place", ["beside", "elsewhere"])
+def test_a_clean_list_is_data_without_the_faults(resembling, tmp_path, place):
+    """And the data are as they were."""
+    before = {path: path.read_bytes() for path in resembling.rglob("*") if path.is_file()}
+    data = load(resembling, SIZE)
+    out = (resembling if place == "beside" else tmp_path) / "clean.csv"
+    counts = write_clean(data, resembling, out)
+    assert counts == {"kept": len(data) - 6, "unreadable": 1, "copies": 2, "disputed": 2, "leaks": 2}
+    clean = load(out, SIZE)
+    assert len(clean) == len(data) - 6
+    values = audit(clean).values
+    assert (values["duplicates"], values["leaks"], values["near_leaks"], values["unreadable"]) == (0, {}, {}, [])
+    assert (clean.columns["split"] == "test").sum() == 10
+    assert clean.classes == data.classes
+    assert split(clean).notes[0].startswith("No validation part was given")
+    with out.with_name("clean.removed.csv").open(newline="") as stream:
+        removed = {row["path"]: row["reason"] for row in csv.DictReader(stream)}
+    assert len(removed) == 7
+    assert removed["train/b/broken.png"].startswith("unreadable: the content is not an image")
+    assert removed["train/a/near.jpg"] == "nearly the same picture as test/a/0.png"
+    for path in (out, out.with_name("clean.removed.csv")):
+        path.unlink()
+    assert before == {path: path.read_bytes() for path in resembling.rglob("*") if path.is_file()}
+
+
+def test_a_clean_list_of_a_list_keeps_its_columns(resembling, tmp_path):
+    lines = ["path;label;patient"] + [f"{resembling}/train/{c}/{i}.png;{c};p{i}" for c in "ab" for i in range(3)]
+    (tmp_path / "list.csv").write_text("\n".join(lines))
+    write_clean(load(tmp_path / "list.csv", SIZE), tmp_path / "list.csv", tmp_path / "sub.tsv")
+    clean = load(tmp_path / "sub.tsv", SIZE)
+    assert clean.columns["patient"].tolist() == ["p0", "p1", "p2"] * 2
+
+
+def test_an_archive_has_no_clean_list(resembling, tmp_path):
+    archive = Path(shutil.make_archive(str(tmp_path / "data"), "zip", resembling))
+    with pytest.raises(DataError, match=r"are not files of their own, which a table could name: unpack it"):
+        write_clean(load(archive, SIZE), archive, tmp_path / "clean.csv")
+    with pytest.raises(DataError, match="'digits' are not files"):
+        write_clean(load("digits", Geometry(size=(8, 8), channels=1)), "digits", tmp_path / "clean.csv")
+    assert not (tmp_path / "clean.csv").exists()
+
+
+def test_check_writes_a_clean_list_and_says_so(cli, resembling, tmp_path):
+    answer = cli("check", resembling, "--size", "40", "--out", tmp_path / "clean.csv")
+    assert answer.code == 0, answer.err
+    assert (
+        "24 images to keep; left out: 1 unreadable, 2 exact copies, 2 under two labels, 2 nearly the" in answer.out
+    )
+    assert f"sightline train {tmp_path}/clean.csv" in answer.out
+    answer = cli("check", tmp_path / "clean.csv", "--size", "40", "--json", "--out", tmp_path / "again.csv")
+    assert json.loads(answer.out)["clean"] == {"kept": 24, "unreadable": 0, "copies": 0, "disputed": 0, "leaks": 0}

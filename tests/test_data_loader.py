@@ -67,9 +67,10 @@ def test_every_image_once_in_a_new_order_each_epoch(shapes, size, drop_last):
 
 
 def test_order_is_addressed_by_seed_and_epoch():
-    assert order_of(50, Shuffled(1, 2)).tolist() == order_of(50, Shuffled(1, 2)).tolist()
-    assert order_of(50, Shuffled(1, 2)).tolist() != order_of(50, Shuffled(2, 1)).tolist()
-    assert order_of(50, None).tolist() == list(range(50))
+    labels = np.zeros(50, np.int64)
+    assert order_of(labels, Shuffled(1, 2)).tolist() == order_of(labels, Shuffled(1, 2)).tolist()
+    assert order_of(labels, Shuffled(1, 2)).tolist() != order_of(labels, Shuffled(2, 1)).tolist()
+    assert order_of(labels, None).tolist() == list(range(50))
 
 
 @pytest.mark.parametrize("ahead", [0, 1, 4])
@@ -78,6 +79,26 @@ def test_resuming_at_any_batch_gives_the_same_batches(shapes, ahead):
     whole = list(batches(shapes, 16, **options))
     for start in range(len(whole) + 1):
         assert same(list(batches(shapes, 16, start=start, ahead=ahead, **options)), whole[start:])
+
+
+def test_balanced_batches_show_every_class_equally_often():
+    labels = np.repeat([0, 1, 2], [80, 15, 5])
+    order = order_of(labels, Shuffled(4, 1, balanced=True))
+    assert len(order) == 100
+    seen = np.bincount(labels[order])
+    assert seen.max() - seen.min() <= 2
+    rare = np.bincount(order, minlength=100)[95:]
+    assert rare.min() >= 5  # none is forgotten: 34 / 5, the last two of all left off
+    assert order.tolist() != order_of(labels, Shuffled(4, 2, balanced=True)).tolist()
+
+
+def test_shares_of_processes_make_up_each_batch(shapes):
+    whole = list(batches(shapes, 16, order=Shuffled(3)))
+    parts = [list(batches(shapes, 16, order=Shuffled(3), share=(rank, 3))) for rank in range(3)]
+    for number, batch in enumerate(whole):
+        shares = [part[number].index.tolist() for part in parts]
+        assert sorted(index for share in shares for index in share) == sorted(batch.index.tolist())
+        assert max(map(len, shares)) - min(map(len, shares)) <= 1
 
 
 def test_augmentation_differs_between_epochs_and_batches(shapes):

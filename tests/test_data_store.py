@@ -1,5 +1,6 @@
 """load and the store: whole or absent, built once, its unreadable files listed."""
 
+import dataclasses
 import os
 import pickle
 import signal
@@ -12,12 +13,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from filelock import FileLock
 from PIL import Image
 
 from sightline import runtime
-from sightline.data import decode, find, load
+from sightline.data import Shuffled, batches, decode, find, load
 from sightline.data import store as store_module
-from sightline.errors import DataError, OutputError
+from sightline.data.store import LivePixels
+from sightline.errors import DataError, ImageError, OutputError
 from sightline.types import Geometry
 
 GEOMETRY = Geometry(size=(12, 10))
@@ -57,7 +61,7 @@ def test_pixels_are_those_of_decode(tmp_path):
 def test_one_thread_and_several_store_the_same(tmp_path, monkeypatch, way):
     root = plant(tmp_path / "data", 200)
 
-    def run(work, total):
+    def run(work, total, what, each):
         chunks = (range(i, min(i + 7, total)) for i in range(0, total, 7))
         arguments = (3,) if way is store_module._together else ()
         way(work, chunks, lambda *_: None, *arguments)
@@ -72,7 +76,7 @@ def test_one_thread_and_several_store_the_same(tmp_path, monkeypatch, way):
 def test_second_load_decodes_nothing(tmp_path, monkeypatch):
     root = plant(tmp_path / "data")
     first = load(root, GEOMETRY)
-    monkeypatch.setattr(store_module, "_build", lambda *_: pytest.fail("built again"))
+    monkeypatch.setattr(store_module, "_build", lambda *_, **__: pytest.fail("built again"))
     second = load(root, GEOMETRY)
     np.testing.assert_array_equal(first[:], second[:])
     np.testing.assert_array_equal(first.digests, second.digests)
@@ -203,13 +207,127 @@ def test_read_only_cache_is_read_but_not_written(tmp_path, monkeypatch):
         load(root, Geometry(size=(5, 5)), cache=cache)
 
 
-def test_disk_without_room(tmp_path, monkeypatch):
-    root = plant(tmp_path / "data")
+def test_a_disk_without_room_means_decoding_on_the_fly(tmp_path, monkeypatch):
+    root = plant(tmp_path / "data", 30)
+    kept = load(root, GEOMETRY, cache=tmp_path / "kept")
+    monkeypatch.setattr(store_module.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 4000}))
     cache = tmp_path / "cache"
-    monkeypatch.setattr(store_module.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 100}))
-    with pytest.raises(OutputError, match=r"take 0.0 GB and the disk has 0.0 GB left.*SIGHTLINE_CACHE"):
-        load(root, GEOMETRY, cache=cache)
-    assert stores(cache) == []
+    live = load(root, GEOMETRY, cache=cache)
+    assert isinstance(live.pixels, LivePixels)
+    assert "The decoded images would take 0.0 GB and are not kept (the disk has no room for them)" in live.notes[0]
+    np.testing.assert_array_equal(live[:], kept[:])
+    monkeypatch.setattr(store_module, "_build", lambda *_, **__: pytest.fail("looked at every image again"))
+    assert len(load(root, GEOMETRY, cache=cache)) == 30
+    assert sum(path.stat().st_size for path in (cache / "stores").rglob("*.npy")) < kept[:].nbytes
+
+
+def test_on_the_fly_has_the_face_of_the_store(tmp_path):
+    """A spoiled file, subsets, every kind of index, batches and another process: all as with the store."""
+    root = plant(tmp_path / "data", 90)
+    spoil(root, {"a/bad.png": b""})
+    kept, live = load(root, GEOMETRY), load(root, GEOMETRY, keep=False)
+    assert "(as asked)" in live.notes[-1]
+    assert live.pixels.shape == kept.pixels.shape
+    assert live.skipped == kept.skipped
+    np.testing.assert_array_equal(live.digests, kept.digests)
+    for name, column in kept.columns.items():
+        np.testing.assert_array_equal(live.columns[name], column)
+    mask = np.arange(90) % 3 == 0
+    for rows in (slice(None), slice(5, 9), np.array([7, 3, 7]), mask, 4, np.array([], np.int64)):
+        np.testing.assert_array_equal(live[rows], kept[rows])
+    part = np.array([80, 2, 41])
+    np.testing.assert_array_equal(live.subset(part)[[2, 0]], kept.subset(part)[[2, 0]])
+    np.testing.assert_array_equal(pickle.loads(pickle.dumps(live))[[1, 2]], kept[[1, 2]])
+    for one, two in zip(batches(live, 20, order=Shuffled(1)), batches(kept, 20, order=Shuffled(1)), strict=True):
+        assert torch.equal(one.pixels, two.pixels)
+        assert torch.equal(one.labels, two.labels)
+
+
+def test_on_the_fly_a_lost_file_is_named(tmp_path):
+    root = plant(tmp_path / "data", 10)
+    live = load(root, GEOMETRY, keep=False)
+    (root / "b/003.png").unlink()
+    with pytest.raises(DataError, match=r"'b/003.png' could be read before and now cannot.*Bring it back"):
+        live[:]
+
+
+class Locked:
+    """A reader whose first files the operating system does not open until the lock is gone."""
+
+    def __init__(self, reader, lock: Path):
+        self.reader, self.lock = reader, lock
+
+    def read(self, key: int) -> bytes:
+        if key < 2 and self.lock.exists():
+            raise ImageError("the file cannot be opened (Permission denied)") from PermissionError(13, "no")
+        return self.reader.read(key)
+
+
+@pytest.mark.parametrize("keep", [True, False])
+def test_a_file_that_could_not_be_opened_is_tried_again(tmp_path, keep):
+    source = find(plant(tmp_path / "data", 60))
+    lock = tmp_path / "lock"
+    lock.touch()
+    source = dataclasses.replace(source, reader=Locked(source.reader, lock))
+    first = load(source, GEOMETRY, keep=keep)
+    assert [each.reason for each in first.skipped] == ["the file cannot be opened (Permission denied)"] * 2
+    assert len(load(source, GEOMETRY, keep=keep).skipped) == 2
+    lock.unlink()
+    again = load(source, GEOMETRY, keep=keep)
+    assert again.skipped == ()
+    for i in range(60):
+        np.testing.assert_array_equal(again[i][0], decode(source.read(i), GEOMETRY))
+
+
+def test_writes_that_the_system_cuts_short_are_completed(tmp_path, monkeypatch):
+    root, write = plant(tmp_path / "data", 100), os.pwrite
+    expected = load(root, GEOMETRY, cache=tmp_path / "whole")[:]
+    monkeypatch.setattr(os, "pwrite", lambda target, data, at: write(target, data[:1000], at))
+    monkeypatch.setattr(os, "pwritev", lambda target, pixels, at: write(target, pixels[0].cast("B")[:77], at))
+    np.testing.assert_array_equal(load(root, GEOMETRY, cache=tmp_path / "short")[:], expected)
+
+
+def test_what_a_killed_build_of_other_data_left_is_removed(tmp_path):
+    """But not what another process is building at this moment."""
+    folder = tmp_path / "cache/stores"
+    for name in (".dead.x1", ".busy.x2"):
+        (folder / name / "part").mkdir(parents=True)
+    with FileLock(folder / "busy.lock"):
+        load(plant(tmp_path / "data"), GEOMETRY, cache=tmp_path / "cache")
+    assert not (folder / ".dead.x1").exists()
+    assert (folder / ".busy.x2/part").exists()
+
+
+def test_what_is_handled_is_said(tmp_path):
+    """One note for each kind of picture that is not plain, with how many there are."""
+    root = plant(tmp_path / "data", 40)
+    picture = Image.fromarray(RNG.integers(0, 255, (20, 20, 3), dtype=np.uint8))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    picture.save(root / "a/turned.jpg", exif=exif)
+    for i in range(3):
+        frames = [Image.new("L", (9, 9), i), Image.new("L", (9, 9), 90)]
+        frames[0].save(root / f"a/moving{i}.gif", save_all=True, append_images=frames[1:])
+    picture.convert("CMYK").save(root / "b/inks.jpg")
+    clear = picture.convert("RGBA")
+    clear.putalpha(100)
+    clear.save(root / "b/clear.png")
+    picture.convert("RGBA").save(root / "b/opaque.png")  # is not said: nothing is lost
+    for i in range(2):
+        Image.fromarray(np.array([[100, 4000 + i]], np.uint16)).save(root / f"b/deep{i}.png")
+    said = load(root, GEOMETRY).notes
+    assert said == (
+        "1 image is stored turned or mirrored: turned upright, as EXIF says.",
+        "3 images are in several frames or pages: only the first is used.",
+        "1 image is partly transparent: laid on white.",
+        "1 image is in printers' inks (CMYK): turned into RGB without a colour profile.",
+        "2 images have more than 8 bits a value: 0 becomes black and 65535 white (their own values go from 100 to "
+        "4,001, which leaves them dark: --window 100:4001 shows their full contrast).",
+    )
+    windowed = load(root, dataclasses.replace(GEOMETRY, window=(100.0, 4001.0)))
+    assert windowed.notes[-1].endswith("100 becomes black and 4001 white (their own values go from 100 to 4,001).")
+    deep = windowed.files.tolist().index("b/deep1.png")
+    assert (windowed[deep].min(), windowed[deep].max()) == (0, 255)
 
 
 LOAD = """
@@ -223,9 +341,9 @@ if sys.argv[3] == "small":
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))
 build = store._build
-def told(*arguments):
+def told(*arguments, **options):
     print("building", flush=True)
-    return build(*arguments)
+    return build(*arguments, **options)
 store._build = told
 if sys.argv[3] == "slow":
     import time

@@ -35,6 +35,8 @@ class Geometry:
     """Resampling filter, antialiased when shrinking."""
     exif: bool = True
     """Turn the image upright as its EXIF orientation says."""
+    window: tuple[float, float] | None = None
+    """The values of deep grey (16 bits, floats) that become black and white; None for the full range."""
 
     def __post_init__(self) -> None:
         """Raise ValueError for what no image can be decoded to: a bundle's config is not to be trusted."""
@@ -43,6 +45,8 @@ class Geometry:
             raise ValueError(f"a geometry of {self.size} pixels and {self.channels} channels is impossible")
         if self.fit not in get_args(Fit) or self.filter not in get_args(Filter):
             raise ValueError(f"there is no fit '{self.fit}' or no filter '{self.filter}'")
+        if self.window is not None and not -1e9 < self.window[0] < self.window[1] < 1e9:
+            raise ValueError(f"a window from {self.window[0]} to {self.window[1]} is empty or impossible")
 
     @property
     def shape(self) -> tuple[int, int, int]:

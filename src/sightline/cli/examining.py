@@ -25,6 +25,7 @@ def check(
     limit: int | None = None,
     size: int | None = None,
     fit: str = "squash",
+    window: str | None = None,
     out: Path | None = None,
     json: Json = False,
 ) -> None:
@@ -40,6 +41,8 @@ def check(
         Working size to judge by. Default: the one training would choose.
     fit: str
         squash, crop or pad.
+    window: str
+        Values of 16-bit images that become black and white: 0:4095.
     out: Path
         A picture (check.png): a contact sheet of images as the network would see them. A table (clean.csv): the
         images worth keeping, for train; what was left out and why is written beside it.
@@ -51,7 +54,7 @@ def check(
 
     tabular = out is not None and out.suffix.lower() in (".csv", ".tsv")
     picture = None if out is None or tabular else picture_path(out)
-    dataset, _ = read(Recipe().replace(data=data, limit=limit, size=size, fit=fit), max_bad=1.0)
+    dataset, _ = read(Recipe().replace(data=data, limit=limit, size=size, fit=fit, window=window), max_bad=1.0)
     findings = audit(dataset)
     value, text = dict(findings.values) | {"remarks": [vars(r) for r in findings.remarks]}, as_text(findings)
     if picture is not None:

@@ -3,29 +3,37 @@
 from pathlib import Path
 
 import numpy as np
+from numpy import ndarray
 
 from ..errors import DataError
-from ..sources.layout import check_several
 from ..sources.source import Source, find
 from ..types import Dataset, Geometry, Skipped
-from .store import Store, open_store
+from .images import FULL
+from .store import LivePixels, Store, open_store
 
 _SHOWN = 12
 FACT_COLUMNS = ("width", "height", "channels", "rotated")
 
 
 def load(
-    source: Source | str | Path, geometry: Geometry, *, cache: Path | None = None, max_bad: float = 0.05
+    source: Source | str | Path,
+    geometry: Geometry,
+    *,
+    cache: Path | None = None,
+    max_bad: float = 0.05,
+    keep: bool | None = None,
 ) -> Dataset:
     """The images of a source (or of what ``find`` finds there) at the working size.
 
     Unreadable files are skipped, listed in ``skipped`` and said in a note. The columns hold
     ``width``, ``height``, ``channels`` and ``rotated`` of each file, and what the source tells.
-    Raises DataError when more than the share ``max_bad`` is unreadable, with the list.
+    ``keep`` False decodes images whenever they are asked for instead of keeping their pixels on disk; None
+    does so where the disk has no room for them. Raises DataError when more than the share ``max_bad`` is
+    unreadable, with the list.
     """
     if not isinstance(source, Source):
         source = find(source)
-    store = open_store(source, geometry, cache)
+    store = open_store(source, geometry, cache, keep=keep)
     rows = np.flatnonzero(store.facts["ok"])
     skipped = _skipped(source, store)
     _check(source, skipped, max_bad)
@@ -42,7 +50,7 @@ def load(
         fingerprint=source.fingerprint,
         columns={**given, **{name: np.ascontiguousarray(facts[name]) for name in FACT_COLUMNS}},
         skipped=skipped,
-        notes=(*source.notes, *_notes(source, skipped)),
+        notes=(*source.notes, *_notes(source, skipped), *_handled(facts, geometry), *_live(store, keep)),
     )
     _check_classes(source, dataset)
     return dataset
@@ -77,7 +85,6 @@ def _check_classes(source: Source, dataset: Dataset) -> None:
             f"No image of the class '{lost[0]}' of '{source.name}' can be read: "
             f"repair its files or remove the class.\n{listed(dataset.skipped)}"
         )
-    check_several(dataset.classes, source.name)
 
 
 def _notes(source: Source, skipped: tuple[Skipped, ...]) -> tuple[str, ...]:
@@ -86,3 +93,49 @@ def _notes(source: Source, skipped: tuple[Skipped, ...]) -> tuple[str, ...]:
     first = f"{skipped[0].file}: {skipped[0].reason}"
     what = "1 image that cannot be read" if len(skipped) == 1 else f"{len(skipped):,} images that cannot be read"
     return (f"Skipped {what} of {len(source):,} ({first}{'; ...' if len(skipped) > 1 else ''}).",)
+
+
+def _handled(facts: ndarray, geometry: Geometry) -> list[str]:
+    """What was done with pictures that are not plain, a sentence for each kind."""
+    kinds = {
+        "rotated": ("stored turned or mirrored", "turned upright, as EXIF says" if geometry.exif else "left so"),
+        "animated": ("in several frames or pages", "only the first is used"),
+        "transparent": ("partly transparent", "laid on white"),
+        "inks": ("in printers' inks (CMYK)", "turned into RGB without a colour profile"),
+    }
+    counts = {name: int(facts[name].sum()) for name in kinds}
+    notes = [
+        f"{'1 image is' if counts[name] == 1 else f'{counts[name]:,} images are'} {what}: {done}."
+        for name, (what, done) in kinds.items()
+        if counts[name]
+    ]
+    return notes + _deep(facts, geometry)
+
+
+def _deep(facts: ndarray, geometry: Geometry) -> list[str]:
+    """The window of 16-bit images, and whether their own values ask for another."""
+    deep = facts[facts["depth"] > 8]
+    if not len(deep):
+        return []
+    low, high = (f"{edge:g}" for edge in geometry.window or FULL)
+    what = "1 image has" if len(deep) == 1 else f"{len(deep):,} images have"
+    note = f"{what} more than 8 bits a value: {low} becomes black and {high} white"
+    grey = deep[(deep["channels"] == 1) & (deep["depth"] == 16)]
+    if not len(grey):
+        return [f"{note}."]
+    least, most = int(grey["low"].min()), int(grey["high"].max())
+    note += f" (their own values go from {least:,} to {most:,}"
+    if geometry.window is None and most < FULL[1] / 2:
+        note += f", which leaves them dark: --window {least}:{most} shows their full contrast"
+    return [f"{note})."]
+
+
+def _live(store: Store, keep: bool | None) -> list[str]:
+    if not isinstance(store.pixels, LivePixels):
+        return []
+    size = np.prod([float(side) for side in store.pixels.shape]) / 1e9
+    why = "as asked" if keep is False else "the disk has no room for them"
+    return [
+        f"The decoded images would take {size:,.1f} GB and are not kept ({why}): every epoch decodes them again, "
+        "which is slower. SIGHTLINE_CACHE names a folder with more room; a smaller --size needs less."
+    ]

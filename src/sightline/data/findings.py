@@ -1,14 +1,21 @@
-"""What is wrong with this data, before it costs you a week."""
+"""What is wrong with this data, before it costs you a week; and the list of what is not."""
 
-from collections.abc import Mapping
+import csv
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jaxtyping import Int64
 from numpy import ndarray
 
+from ..errors import DataError
+from ..files import replacing
 from ..types import Dataset, Findings, Remark
+from .dataset import FACT_COLUMNS
+from .duplicates import near_duplicates
 from .geometry import losses
 from .parts import PARTS, leaks
 
@@ -20,7 +27,7 @@ LOPSIDED = 3.0
 
 
 def audit(dataset: Dataset) -> Findings:
-    """Unreadable files, duplicates, leaks, imbalance, sizes, and what the geometry loses.
+    """Unreadable files, exact and near duplicates, leaks, imbalance, sizes, and what the geometry loses.
 
     Load with ``max_bad=1`` to see every unreadable file instead of an error.
     """
@@ -31,8 +38,9 @@ def audit(dataset: Dataset) -> Findings:
         "unreadable": [{"file": each.file, "reason": each.reason} for each in dataset.skipped],
     }
     remarks = [*_unreadable(dataset)]
-    for look in (_duplicates, _leaks, _balance, _sizes, _geometry):
-        found, said = look(dataset)
+    leader = near_duplicates(dataset)
+    seen = [look(dataset) for look in (_duplicates, _balance, _sizes, _geometry)]
+    for found, said in (*seen, _near(dataset, leader), _leaks(dataset, leader)):
         values |= found
         remarks += said
     remarks += [Remark("note", note) for note in dataset.notes if not note.startswith("Skipped")]
@@ -95,24 +103,50 @@ def _duplicates(dataset: Dataset) -> tuple[dict[str, Any], list[Remark]]:
     return values, remarks
 
 
-def _named(dataset: Dataset, groups: list[ndarray], *, labels: bool) -> tuple[str, ...]:
+def _near(dataset: Dataset, leader: ndarray) -> tuple[dict[str, Any], list[Remark]]:
+    """Near duplicates, exact copies not counted again."""
+    members = np.flatnonzero(dataset.digests != dataset.digests[leader])
+    members = members[np.unique(dataset.digests[members], return_index=True)[1]]
+    values = {"near_duplicates": len(members)}
+    if not len(members):
+        return values, []
+    groups = [np.array([leader[i], i]) for i in np.sort(members)]
+    disputed = [pair for pair in groups if len(np.unique(dataset.labels[pair])) > 1]
+    text = f"{_images(len(members))} nearly repeat another one (resized, encoded again or cropped a little): "
+    text += "look at them, and remove what is the same picture."
+    remarks = [Remark("warning", text, _named(dataset, groups, labels=False, sign=" ~ "))]
+    if disputed:
+        text = f"Near duplicates with two labels: {len(disputed):,}. Decide which label is right."
+        remarks.append(Remark("warning", text, _named(dataset, disputed, labels=True, sign=" ~ ")))
+    return values, remarks
+
+
+def _named(dataset: Dataset, groups: list[ndarray], *, labels: bool, sign: str = " = ") -> tuple[str, ...]:
     def name(i: int) -> str:
         return f"{dataset.files[i]} ({dataset.classes[dataset.labels[i]]})" if labels else str(dataset.files[i])
 
-    return tuple(" = ".join(name(int(i)) for i in group[:3]) for group in groups[:_SHOWN])
+    return tuple(sign.join(name(int(i)) for i in group[:3]) for group in groups[:_SHOWN])
 
 
-def _leaks(dataset: Dataset) -> tuple[dict[str, Any], list[Remark]]:
-    values: dict[str, int] = {}
+def _leaks(dataset: Dataset, leader: ndarray) -> tuple[dict[str, Any], list[Remark]]:
+    exact, near = leaks(dataset), leaks(dataset, leader)
+    known = {(leak.held_out, leak.other): leak.indices for leak in exact}
+    values: dict[str, dict[str, int]] = {"leaks": {}, "near_leaks": {}}
     remarks = []
-    for leak in leaks(dataset):
-        values[f"{leak.held_out} in {leak.other}"] = count = len(leak.indices)
-        text = (
-            f"{_images(count)} of {leak.held_out} {'is' if count == 1 else 'are'} also in {leak.other}: "
-            f"remove them from one, or the result on {leak.held_out} flatters."
-        )
-        remarks.append(Remark("problem", text, tuple(str(f) for f in dataset.files[leak.indices[:_SHOWN]])))
-    return {"leaks": values}, remarks
+    for kind, word, found in (("leaks", "also", exact), ("near_leaks", "nearly the same", near)):
+        for leak in found:
+            here = leak.indices
+            if kind == "near_leaks":
+                here = np.setdiff1d(here, known.get((leak.held_out, leak.other), []))
+            if not len(here):
+                continue
+            values[kind][f"{leak.held_out} in {leak.other}"] = count = len(here)
+            text = (
+                f"{_images(count)} of {leak.held_out} {'is' if count == 1 else 'are'} {word} in {leak.other}: "
+                f"remove them from one, or the result on {leak.held_out} flatters."
+            )
+            remarks.append(Remark("problem", text, tuple(str(f) for f in dataset.files[here[:_SHOWN]])))
+    return values, remarks
 
 
 def _balance(dataset: Dataset) -> tuple[dict[str, Any], list[Remark]]:
@@ -154,9 +188,6 @@ def _sizes(dataset: Dataset) -> tuple[dict[str, Any], list[Remark]]:
         text = f"{grey:.1%} of the images are grey and the others are in colour: "
         text += "if one class has more of them, a network may learn that instead."
         remarks.append(Remark("note", text))
-    if rotated:
-        what = "turned upright" if dataset.geometry.exif else "left as stored"
-        remarks.append(Remark("note", f"{_images(rotated)} with an EXIF rotation: {what}."))
     return values, remarks
 
 
@@ -232,3 +263,110 @@ def sample_sheet(dataset: Dataset, *, per_class: int = 8, classes: int = 12, see
     rows = np.concatenate(chosen)
     captions = [dataset.classes[label] for label in dataset.labels[rows]]
     return contact_sheet(list(dataset[rows]), captions, columns=per_class)
+
+
+# a clean list
+
+_COPY = "an exact copy of"
+_DISPUTED = "the same picture under another label as"
+_LEAK = "nearly the same picture as"
+
+
+def faults(dataset: Dataset) -> dict[int, tuple[str, int]]:
+    """Images that a clean list leaves out: position -> (what is wrong, with which image).
+
+    Of exact copies one stays, in the test rather than in val or train; of copies under two labels none.
+    A near duplicate is left out only where it leaks: it is in train and its like in val or test, say.
+    """
+    given = dataset.columns.get("split", np.full(len(dataset), "train"))
+    rank = np.select([given == "test", given == "val"], [0, 1], 2)
+    wrong: dict[int, tuple[str, int]] = {}
+    for group in twins(dataset):
+        ordered = group[np.argsort(rank[group], kind="stable")]
+        if len(np.unique(dataset.labels[group])) > 1:
+            other = {int(i): next(j for j in group if dataset.labels[j] != dataset.labels[i]) for i in group}
+            wrong |= {i: (_DISPUTED, int(j)) for i, j in other.items()}
+        else:
+            wrong |= {int(i): (_COPY, int(ordered[0])) for i in ordered[1:]}
+    leader = near_duplicates(dataset)
+    left = np.array([i for i in range(len(dataset)) if i not in wrong], np.int64)
+    order = left[np.argsort(rank[left], kind="stable")]
+    best: dict[int, int] = {}
+    for i in map(int, order):
+        first = best.setdefault(int(leader[i]), i)
+        if rank[first] < rank[i]:
+            wrong[i] = (_LEAK, first)
+    return wrong
+
+
+def write_clean(dataset: Dataset, data: str | Path, out: Path) -> dict[str, int]:
+    """Write a manifest of the images to keep, and beside it why the others were left out; returns their counts.
+
+    ``sightline train`` reads it. Nothing of the data is changed. Raises DataError where the images lie in an
+    archive, which a table cannot point into.
+    """
+    root, wrong = _root(dataset, Path(data)), faults(dataset)
+    extra = [name for name in dataset.columns if name not in FACT_COLUMNS]
+    kept = [i for i in range(len(dataset)) if i not in wrong]
+    rows = (
+        [_where(root, dataset.files[i], out), dataset.classes[dataset.labels[i]]]
+        + [str(dataset.columns[name][i]) for name in extra]
+        for i in kept
+    )
+    _write(out, ["path", "label", *extra], rows)
+    removed = [[each.file, "", f"unreadable: {each.reason}"] for each in dataset.skipped]
+    removed += [
+        [str(dataset.files[i]), dataset.classes[dataset.labels[i]], f"{what} {dataset.files[other]}"]
+        for i, (what, other) in sorted(wrong.items())
+    ]
+    _write(out.with_suffix(f".removed{out.suffix}"), ["path", "label", "reason"], removed)
+    counts = Counter(what for what, _ in wrong.values())
+    names = {"copies": _COPY, "disputed": _DISPUTED, "leaks": _LEAK}
+    return {
+        "kept": len(kept),
+        "unreadable": len(dataset.skipped),
+        **{name: counts[what] for name, what in names.items()},
+    }
+
+
+def clean_text(counts: Mapping[str, int], out: Path) -> str:
+    """What ``write_clean`` did, for people."""
+    left = ", ".join(
+        f"{counts[name]:,} {words}"
+        for name, words in (
+            ("unreadable", "unreadable"),
+            ("copies", "exact copies"),
+            ("disputed", "under two labels"),
+            ("leaks", "nearly the same as a held-out one"),
+        )
+        if counts[name]
+    )
+    return (
+        f"{out} lists {_images(counts['kept'])} to keep; left out: {left or 'none'}. "
+        f"Nothing was changed or deleted. Then: sightline train {out}"
+    )
+
+
+def _root(dataset: Dataset, data: Path) -> Path:
+    """The folder that the names of the images begin in."""
+    for root in (data, data.parent):
+        if root.is_dir() and all((root / str(file)).is_file() for file in dataset.files[[0, -1]]):
+            return root.resolve()
+    raise DataError(
+        f"The images of '{data}' are not files of their own, which a table could name: unpack it, "
+        "and check the folder."
+    )
+
+
+def _where(root: Path, file: str, out: Path) -> str:
+    """The path of an image as the manifest's reader understands it: from the manifest's folder, or in full."""
+    path, here = root / str(file), out.resolve().parent
+    return path.relative_to(here).as_posix() if path.is_relative_to(here) else str(path)
+
+
+def _write(out: Path, header: list[str], rows: Iterable[list[str]]) -> None:
+    mark = "\t" if out.suffix.lower() == ".tsv" else ","
+    with replacing(out) as temporary, temporary.open("w", encoding="utf-8", newline="") as stream:
+        writer = csv.writer(stream, delimiter=mark)
+        writer.writerow(header)
+        writer.writerows(rows)

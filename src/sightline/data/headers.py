@@ -34,8 +34,6 @@ class Survey:
     short_side: Range
     grey: float
     """Share of grey images, in [0, 1]."""
-    rotated: float
-    """Share of images that EXIF says must be turned, in [0, 1]."""
     formats: dict[str, int]
     """How many of the sample are JPEG, PNG, ..."""
     unreadable: int
@@ -64,7 +62,6 @@ def survey(source: Source, *, sample: int = SAMPLE) -> Survey:
         height=_range(heights),
         short_side=_range(np.minimum(widths, heights)),
         grey=float(np.mean([h.channels == 1 for h in headers])),
-        rotated=float(np.mean([h.rotated for h in headers])),
         formats=dict(Counter(h.format for h in headers).most_common()),
         unreadable=len(rows) - len(headers),
     )

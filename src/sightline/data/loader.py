@@ -13,6 +13,7 @@ from torch import Tensor
 
 from .. import runtime
 from ..types import Batch, Dataset
+from .store import LivePixels
 
 Augment = Callable[[Batch, torch.Generator], Batch]
 
@@ -74,12 +75,13 @@ def batches(
 
     ``order`` None is the dataset's own; ``Shuffled(seed, epoch)`` visits all in a random order.
     ``augment`` receives a generator that depends on seed, epoch and batch number alone, so a
-    resumed epoch goes on exactly as it would have. ``ahead`` None is 2 for an accelerator and 0 for the
-    CPU, which prepares in the calling thread: there a second thread only takes the cores from the network.
+    resumed epoch goes on exactly as it would have. ``ahead`` None is 2 for an accelerator and for images
+    decoded on the fly, else 0: a second thread would only take the cores from the network.
     ``share`` (rank, count) gives every count-th image of each batch: one process's part of it.
     """
     if ahead is None:
-        ahead = 0 if torch.device(device).type == "cpu" else 2
+        stored = not isinstance(dataset.pixels, LivePixels)
+        ahead = 0 if stored and torch.device(device).type == "cpu" else 2
     make = _maker(dataset, batch_size, order, torch.device(device), augment, memory_format, share)
     steps = range(start, count_batches(len(dataset), batch_size, drop_last=drop_last))
     return _ahead(make, steps, ahead) if ahead else map(make, steps)

@@ -1,48 +1,135 @@
-"""Three disjoint parts of a dataset: as given, or drawn so that nothing leaks."""
+"""Disjoint parts of a dataset, as given or drawn, so that nothing leaks: three, or folds."""
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Int64, Shaped
 from numpy import ndarray
 
+from ..choose import suggest
 from ..errors import DataError, RecipeError
 from ..types import Dataset, Splits
+from .duplicates import near_duplicates
 
 PARTS = ("train", "val", "test")
+GROUP = "group"
+"""The column whose values stay on one side, where no other is named."""
+LOOK = 20_000
+"""Splits of at most this many images look for near duplicates too: it takes seconds where there are more."""
 _FREE, _VAL, _TEST = 0, 1, 2
 
 
-def split(dataset: Dataset, *, val: float = 0.1, test: float = 0.15, seed: int = 0) -> Splits:
+def split(
+    dataset: Dataset,
+    *,
+    val: float = 0.1,
+    test: float = 0.15,
+    seed: int = 0,
+    group: str | None = None,
+    near: bool | None = None,
+) -> Splits:
     """Train, validation and test parts: the given ones, and what is missing drawn from train.
 
-    ``val`` and ``test`` are shares of the training images, used only for a part that was not
-    given. Drawn parts are stratified by class and seeded; exact duplicates stay on one side, and
-    every class of three or more distinct images is in every part. Given parts are never changed.
-    Raises RecipeError for impossible shares, DataError where there is nothing to train on.
+    ``val`` and ``test`` are shares of the training images, used only for a part that was not given. Drawn
+    parts are seeded, stratified by class, and made of whole ``units``; a column ``group`` (or the one
+    named) goes before stratification. Every class of three or more units is in every part. Given parts
+    are never changed. Raises RecipeError for impossible shares or an unknown column, DataError where
+    there is nothing to train on, too few groups, or a group in two given parts.
     """
     given = dataset.columns.get("split")
     parts = np.zeros(len(dataset), np.int64) if given is None else _numbers(given)
+    groups = _groups(dataset, group)
     pool = np.flatnonzero(parts == 0)
     if not len(pool):
         raise DataError("The data have no training images: add a 'train' part, or give no parts at all.")
+    if groups is not None and given is not None:
+        _check_groups(dataset, groups, dataset.columns[group or GROUP], parts)
     want = {part: share for part, share in ((_TEST, test), (_VAL, val)) if not (parts == part).any()}
     _check_shares(want)
     notes = _leaks(dataset, parts) if given is not None else []
     if want:
-        drawn = _draw(dataset.subset(pool), want, seed)
-        parts[pool] = drawn
+        drawing = dataset.subset(pool)
+        unit = units(drawing, group=group, near=near)
+        parts[pool] = drawn = _draw(drawing, unit, want, seed, grouped=groups is not None)
         notes += _said(dataset, pool, drawn, want, seed, given is not None)
+        if groups is not None:
+            notes.append(_cost(drawing, drawn, group or GROUP))
     train, validation, testing = (dataset.subset(np.flatnonzero(parts == part)) for part in range(3))
     return Splits(train, validation, testing, tuple(notes))
 
 
-def units(dataset: Dataset) -> Int64[ndarray, " N"]:
+class Fold(NamedTuple):
+    """One of k ways to part a dataset."""
+
+    train: Dataset
+    held_out: Dataset
+
+
+def folds(
+    dataset: Dataset, k: int, *, seed: int = 0, group: str | None = None, near: bool | None = None
+) -> list[Fold]:
+    """Cross-validation: every image is held out exactly once of k times.
+
+    Folds are seeded, stratified by class and made of whole ``units``. Without groups every class is spread
+    over them as evenly as its units allow. Raises RecipeError for fewer than two folds, DataError for more
+    folds than a class has distinct images, or than there are groups.
+    """
+    if k < 2:
+        raise RecipeError(f"{k} folds were asked for: it takes at least 2.")
+    groups = _groups(dataset, group)
+    unit = units(dataset, group=group, near=near)
+    if groups is not None:
+        _check_enough(int(unit.max()) + 1, k, f"{k} folds", group or GROUP)
+        number = _dealt(dataset, unit, np.full(k, 1 / k), seed)
+    else:
+        number = _in_turn(dataset, unit, k, seed)
+    return [Fold(dataset.subset(number != each), dataset.subset(number == each)) for each in range(k)]
+
+
+def units(dataset: Dataset, *, group: str | None = None, near: bool | None = None) -> Int64[ndarray, " N"]:
     """Number of the unit each image belongs to: what must stay on one side of a split.
 
-    Exact duplicates are one unit, whatever their labels say.
+    One unit are exact duplicates (whatever their labels say), near duplicates, images of one group, and
+    what these join together. ``near`` None looks for near duplicates among at most 20,000 images.
     """
-    return np.unique(dataset.digests, return_inverse=True)[1].astype(np.int64)
+    ties = [dataset.digests]
+    if near or (near is None and len(dataset) <= LOOK):
+        ties.append(near_duplicates(dataset))
+    if (groups := _groups(dataset, group)) is not None:
+        ties.append(groups)
+    return _joined(ties) if len(ties) > 1 else np.unique(ties[0], return_inverse=True)[1].astype(np.int64)
+
+
+def _joined(ties: list[Shaped[ndarray, " N"]]) -> Int64[ndarray, " N"]:
+    """The number of the connected whole each image is in, where equal values of any tie connect."""
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
+    images = np.arange(len(ties[0]))
+    ends, nodes = [], len(images)
+    for tie in ties:
+        values, code = np.unique(tie, return_inverse=True)
+        ends.append(nodes + code)
+        nodes += len(values)
+    rows, columns = np.tile(images, len(ties)), np.concatenate(ends)
+    graph = coo_array((np.ones(len(rows), np.bool_), (rows, columns)), shape=(nodes, nodes))
+    found = connected_components(graph, directed=False)[1][: len(images)]
+    return np.unique(found, return_inverse=True)[1].astype(np.int64)
+
+
+def _groups(dataset: Dataset, group: str | None) -> Int64[ndarray, " N"] | None:
+    """The group of each image as a number; an image without one is a group of its own."""
+    if group is not None and group not in dataset.columns:
+        raise RecipeError(f"There is no column '{group}' to keep together.{suggest(group, dataset.columns)}")
+    column = dataset.columns.get(group or GROUP)
+    if column is None:
+        return None
+    words = column.astype(str)
+    code = np.unique(words, return_inverse=True)[1].astype(np.int64)
+    blank = words == ""
+    code[blank] = len(dataset) + np.arange(int(blank.sum()))
+    return code
 
 
 def _numbers(given: Shaped[ndarray, " N"]) -> Int64[ndarray, " N"]:
@@ -59,20 +146,65 @@ def _check_shares(want: dict[int, float]) -> None:
         raise RecipeError("The val and test shares add up to 1 or more: nothing is left to train on.")
 
 
-def _draw(pool: Dataset, want: dict[int, float], seed: int) -> Int64[ndarray, " N"]:
-    """The part of each image of the pool, drawn class by class in whole units."""
-    unit = units(pool)
-    count = int(unit.max()) + 1
-    sizes = np.bincount(unit)
-    label = np.empty(count, np.int64)
-    label[unit[::-1]] = pool.labels[::-1]  # a unit counts for the class of its first image
-    parts = np.zeros(count, np.int64)
-    order = np.random.default_rng([seed, 2]).permutation(count)
-    order = order[np.argsort(label[order], kind="stable")]
-    bounds = np.cumsum(np.bincount(label, minlength=len(pool.classes)))[:-1]
+def _check_groups(dataset: Dataset, groups: ndarray, names: ndarray, parts: ndarray) -> None:
+    """Refuse given parts that share a group: the result would be better than the truth."""
+    order = np.lexsort((parts, groups))
+    torn = np.flatnonzero((np.diff(groups[order]) == 0) & (np.diff(parts[order]) != 0))
+    if len(torn):
+        one, two = order[torn[0]], order[torn[0] + 1]
+        others = len(np.unique(groups[order[torn]])) - 1
+        more = "" if not others else f" (and {others:,} more {'group' if others == 1 else 'groups'})"
+        raise DataError(
+            f"The group '{names[one]}' is in two given parts{more}: '{dataset.files[one]}' is in "
+            f"{PARTS[parts[one]]} and '{dataset.files[two]}' in {PARTS[parts[two]]}, so the result would flatter. "
+            "Correct the split column, or leave it out and have the parts drawn."
+        )
+
+
+def _check_enough(count: int, least: int, what: str, group: str) -> None:
+    if count < least:
+        groups = "is 1 group" if count == 1 else f"are {count:,} groups"
+        raise DataError(
+            f"There {groups} in the column '{group}', too few for {what}: no group may be on two sides. "
+            f"Add groups, or rename the column if its images may be parted."
+        )
+
+
+# drawing
+
+
+def _draw(
+    pool: Dataset, unit: Int64[ndarray, " N"], want: dict[int, float], seed: int, *, grouped: bool
+) -> Int64[ndarray, " N"]:
+    """The part of each image of the pool, drawn in whole units."""
+    if not grouped:
+        return _by_class(pool, unit, want, seed)
+    _check_enough(int(unit.max()) + 1, len(want) + 1, " and ".join(["train", *(PARTS[p] for p in want)]), GROUP)
+    shares = np.zeros(3)
+    for part, share in want.items():
+        shares[part] = share
+    shares[_FREE] = 1 - shares.sum()
+    return _dealt(pool, unit, shares, seed)
+
+
+def _by_class(
+    pool: Dataset, unit: Int64[ndarray, " N"], want: dict[int, float], seed: int
+) -> Int64[ndarray, " N"]:
+    sizes, _, bounds, order = _shuffled(pool, unit, seed)
+    parts = np.zeros(len(sizes), np.int64)
     for members in np.split(order, bounds):
         _draw_class(members, sizes, parts, want)
     return parts[unit]
+
+
+def _shuffled(pool: Dataset, unit: ndarray, seed: int) -> tuple[ndarray, ndarray, ndarray, ndarray]:
+    """Size and class of each unit, and the units in a drawn order class by class, with where classes end."""
+    sizes = np.bincount(unit)
+    label = np.empty(len(sizes), np.int64)
+    label[unit[::-1]] = pool.labels[::-1]  # a unit counts for the class of its first image
+    order = np.random.default_rng([seed, 2]).permutation(len(sizes))
+    order = order[np.argsort(label[order], kind="stable")]
+    return sizes, label, np.cumsum(np.bincount(label, minlength=len(pool.classes)))[:-1], order
 
 
 def _draw_class(members: Int64[ndarray, " n"], sizes: ndarray, parts: ndarray, want: dict[int, float]) -> None:
@@ -92,9 +224,64 @@ def _draw_class(members: Int64[ndarray, " n"], sizes: ndarray, parts: ndarray, w
         start += taken
 
 
+def _in_turn(dataset: Dataset, unit: ndarray, k: int, seed: int) -> Int64[ndarray, " N"]:
+    """The fold of each image: units are dealt in turn, class by class, large ones first."""
+    sizes, label, _, order = _shuffled(dataset, unit, seed)
+    counts = np.bincount(label, minlength=len(dataset.classes))
+    rarest = int(counts.argmin())
+    if counts[rarest] < k:
+        raise DataError(
+            f"The class '{dataset.classes[rarest]}' has {counts[rarest]:,} distinct images, too few for {k} "
+            "folds: ask for fewer folds, or add images."
+        )
+    order = order[np.lexsort((-sizes[order], label[order]))]
+    number = np.empty(len(sizes), np.int64)
+    number[order] = np.arange(len(sizes)) % k
+    return number[unit]
+
+
+def _dealt(dataset: Dataset, unit: ndarray, shares: ndarray, seed: int) -> Int64[ndarray, " N"]:
+    """The part of each image where units hold several classes: dealt greedily, the largest first.
+
+    A unit goes where, of the classes it has, the least is there already, by the share that part should
+    have (as scikit-learn's StratifiedGroupKFold does for equal shares).
+    """
+    size = len(dataset.classes)
+    table = np.bincount(unit * size + dataset.labels, minlength=(unit.max() + 1) * size).reshape(-1, size)
+    pieces = table / np.maximum(1, dataset.counts)  # share of each class that a unit holds
+    order = np.random.default_rng([seed, 2]).permutation(len(pieces))
+    order = order[np.argsort(-pieces[order].max(1), kind="stable")]
+    wanted = np.flatnonzero(shares > 0)
+    part, filled = np.empty(len(pieces), np.int64), np.zeros((len(wanted), size))
+    for each in order:
+        piece = pieces[each]
+        place = int((((filled + piece) / shares[wanted, None]) @ piece).argmin())
+        filled[place] += piece
+        part[each] = wanted[place]
+    _complete(part, table, wanted)
+    return part[unit]
+
+
+def _complete(part: ndarray, table: ndarray, wanted: ndarray) -> None:
+    """Give a part that lacks a class the smallest unit with it from the part that has most of them to spare."""
+    total = table.sum(1)
+    for label in range(table.shape[1]):
+        has = table[:, label] > 0
+        for place in wanted:
+            held = np.bincount(part[has], minlength=wanted.max() + 1)
+            donor = int(held.argmax())
+            if held[place] or held[donor] < 2:
+                continue
+            spare = np.flatnonzero(has & (part == donor))
+            part[spare[total[spare].argmin()]] = place
+
+
+# what is said
+
+
 @dataclass(frozen=True)
 class Leak:
-    """Images of one given part that are also, byte for byte, in another."""
+    """Images of one given part that are also in another."""
 
     held_out: str
     other: str
@@ -102,15 +289,19 @@ class Leak:
     """Which images of the held-out part, as positions in the dataset."""
 
 
-def leaks(dataset: Dataset) -> list[Leak]:
-    """Exact duplicates between the given parts; empty where none were given."""
+def leaks(dataset: Dataset, same: Shaped[ndarray, " N"] | None = None) -> list[Leak]:
+    """Pictures that are in two of the given parts; empty where none were given.
+
+    The same are images of equal value in ``same`` (``near_duplicates``, for example): exact copies by default.
+    """
     given = dataset.columns.get("split")
     if given is None:
         return []
+    same = dataset.digests if same is None else same
     parts, found = _numbers(given), []
     for held_out, other in ((_TEST, _FREE), (_VAL, _FREE), (_TEST, _VAL)):
         here, there = np.flatnonzero(parts == held_out), parts == other
-        twice = here[np.isin(dataset.digests[here], dataset.digests[there])]
+        twice = here[np.isin(same[here], same[there])]
         if len(twice):
             found.append(Leak(PARTS[held_out], PARTS[other], twice))
     return found
@@ -152,3 +343,17 @@ def _said(
                 f"{', ...' if len(missing) > 5 else ''}."
             )
     return notes
+
+
+def _cost(pool: Dataset, drawn: ndarray, group: str) -> str:
+    """What keeping groups whole did to the shares of the classes."""
+    whole = pool.counts / len(pool)
+    parts = np.unique(drawn)
+    shares = np.stack([np.bincount(pool.labels[drawn == part], minlength=len(whole)) for part in parts])
+    shares = shares / shares.sum(1, keepdims=True)
+    part, label = np.unravel_index(np.abs(shares - whole).argmax(), shares.shape)
+    return (
+        f"Images of one group (column '{group}') were kept in one part, which goes before equal shares of the "
+        f"classes: '{pool.classes[label]}' is {whole[label]:.1%} of the images and {shares[part, label]:.1%} of "
+        f"{PARTS[parts[part]]}, and no class differs more."
+    )

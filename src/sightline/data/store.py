@@ -1,8 +1,9 @@
 """Every image of a source decoded once, memory-mapped ever after.
 
-A store is a folder of the cache: ``pixels.npy`` (N H W C, uint8), ``facts.npy`` (a record for
-each file) and ``unreadable.json``. It is built under a lock in a temporary folder and renamed, so
-it is whole or absent, and of two processes that want it one builds and the other waits.
+A store is a folder of the cache: ``pixels.npy`` (N H W C, uint8), ``facts.npy`` (a record for each
+file) and ``unreadable.json``. It is built under a lock in a temporary folder and renamed, so it is
+whole or absent, and of two processes that want it one builds and the other waits. What the disk has
+no room for is decoded anew whenever it is asked for; its folder holds the facts alone.
 """
 
 import hashlib
@@ -18,30 +19,39 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from filelock import FileLock
+from filelock import FileLock, Timeout
 from jaxtyping import UInt8
 from numpy import ndarray
 
 from .. import files, progress, runtime
-from ..errors import ImageError, OutputError
+from ..errors import DataError, ImageError, OutputError
 from ..sources.source import Source
 from ..types import Geometry
-from .images import decoder, read
+from .images import Header, decode, decoder, read
 
 FACTS = np.dtype(
     [
         ("ok", np.bool_),
         ("rotated", np.bool_),
+        ("animated", np.bool_),
+        ("transparent", np.bool_),
+        ("inks", np.bool_),
         ("channels", np.uint8),
+        ("depth", np.uint8),
+        ("low", np.uint16),
+        ("high", np.uint16),
         ("width", np.int32),
         ("height", np.int32),
         ("digest", np.uint64),
     ]
 )
-"""What is known of each file: size as seen upright before geometry, hash of its bytes."""
+"""What is known of each file: its header (size as seen upright, before geometry), and a hash of its bytes."""
 
-_CHUNK = 64
+_CHUNK, _CHUNK_BYTES = 64, 1_000_000
+"""What a thread takes at a time: so many images, or fewer large ones."""
 _TRIAL = 0.1
+_ROOM = 0.9
+"""Share of the free disk that a store may take."""
 
 
 class MappedPixels:
@@ -65,37 +75,87 @@ class MappedPixels:
 
 
 @dataclass(frozen=True, eq=False)
+class LivePixels:
+    """The pixels of a source, decoded whenever they are asked for, in as many threads as there are cores."""
+
+    source: Source
+    geometry: Geometry
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(N, H, W, C)."""
+        return len(self.source), *self.geometry.shape
+
+    def __getitem__(self, rows: Any, /) -> UInt8[ndarray, "B H W C"]:
+        """The images of these rows. Raises DataError for a file that could be read before and now cannot."""
+        listed = isinstance(rows, ndarray) and rows.dtype != bool
+        wanted = rows if listed else np.atleast_1d(np.arange(len(self.source))[rows])
+        pixels = np.empty((len(wanted), *self.geometry.shape), np.uint8)
+        threads = min(runtime.cpu_count(), len(wanted))
+        if threads < 2:
+            self._decode(pixels, wanted)
+            return pixels
+        with ThreadPoolExecutor(threads) as pool:  # a view of the pixels each
+            list(pool.map(self._decode, np.array_split(pixels, threads), np.array_split(wanted, threads)))
+        return pixels
+
+    def _decode(self, pixels: ndarray, rows: ndarray) -> None:
+        for place, row in enumerate(rows):
+            try:
+                pixels[place] = decode(self.source.read(int(row)), self.geometry)
+            except ImageError as error:
+                name = self.source.files[row]
+                raise DataError(
+                    f"'{name}' could be read before and now cannot: {error}. Bring it back."
+                ) from error
+
+
+@dataclass(frozen=True, eq=False)
 class Store:
     """A decoded source."""
 
-    pixels: MappedPixels
+    pixels: MappedPixels | LivePixels
     facts: ndarray
     """A FACTS record for each file of the source, in its order."""
     reasons: dict[int, str]
     """Why the files that are not ok could not be read."""
+    unopened: tuple[int, ...] = ()
+    """Those of them that the operating system would not open: perhaps it will the next time."""
 
 
-def open_store(source: Source, geometry: Geometry, cache: Path | None = None) -> Store:
+def open_store(
+    source: Source, geometry: Geometry, cache: Path | None = None, *, keep: bool | None = None
+) -> Store:
     """The store of this source at this geometry; built first if there is none yet.
 
-    Raises OutputError, naming SIGHTLINE_CACHE as the remedy, where it cannot be written.
+    ``keep`` False decodes on the fly, None does so where the disk has no room for the pixels.
+    Raises OutputError, naming SIGHTLINE_CACHE as the remedy, where the cache cannot be written.
     """
     folder = (cache or runtime.cache_dir()) / "stores" / key(source, geometry)
-    if store := _opened(folder, source, geometry):
+    if keep is not False and (store := _opened(folder, source, geometry)):
         return store
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder.with_name(folder.name + ".lock")):
-            store = _opened(folder, source, geometry)
-            return store or _build(folder, source, geometry)
+        kept = _fits(folder, len(source) * int(np.prod(geometry.shape))) if keep is None else keep
+        folder = folder if kept else folder.with_name(folder.name + "-facts")
+        with FileLock(_lock(folder)):
+            return _opened(folder, source, geometry) or _build(folder, source, geometry, kept=kept)
     except (OSError, OutputError) as error:
         raise _unwritable(folder, error) from error
 
 
 def key(source: Source, geometry: Geometry) -> str:
     """Name of the store: a hash of the files, the geometry and the decoder."""
-    words = repr((source.fingerprint, len(source), geometry, decoder()))
+    words = repr((source.fingerprint, len(source), geometry, decoder(), FACTS.descr))
     return hashlib.blake2b(words.encode(), digest_size=12).hexdigest()
+
+
+def _lock(folder: Path) -> Path:
+    return folder.with_name(folder.name + ".lock")
+
+
+def _fits(folder: Path, size: int) -> bool:
+    return size < _ROOM * shutil.disk_usage(folder.parent).free
 
 
 def _unwritable(folder: Path, error: Exception) -> OutputError:
@@ -110,82 +170,148 @@ def _unwritable(folder: Path, error: Exception) -> OutputError:
 
 
 def _opened(folder: Path, source: Source, geometry: Geometry) -> Store | None:
-    """The store in this folder; None when it is absent or damaged."""
+    """The store in this folder; None when it is absent or damaged, or a file can now be opened."""
+    live = folder.name.endswith("-facts")
     try:
-        pixels = MappedPixels(folder / "pixels.npy")
+        pixels = LivePixels(source, geometry) if live else MappedPixels(folder / "pixels.npy")
         facts = np.load(folder / "facts.npy")
-        reasons = json.loads((folder / "unreadable.json").read_text("utf-8"))
-    except (OSError, ValueError, EOFError):
+        bad = json.loads((folder / "unreadable.json").read_text("utf-8"))
+        reasons = {int(row): text for row, text in bad["reasons"].items()}
+        store = Store(pixels, facts, reasons, tuple(bad["unopened"]))
+    except (OSError, ValueError, EOFError, LookupError, TypeError):
         return None
-    whole = pixels.shape == (len(source), *geometry.shape) and facts.dtype == FACTS
-    return Store(pixels, facts, {int(row): text for row, text in reasons.items()}) if whole else None
+    whole = pixels.shape == (len(source), *geometry.shape) and facts.dtype == FACTS and len(facts) == len(source)
+    return store if whole and not any(_opens(source, row) for row in store.unopened) else None
 
 
-def _build(folder: Path, source: Source, geometry: Geometry) -> Store:
-    for leftover in folder.parent.glob(f".{folder.name}.*"):  # of a build that was killed
-        shutil.rmtree(leftover, ignore_errors=True)
-    shape = (len(source), *geometry.shape)
-    _check_room(folder, int(np.prod(shape)))
+def _opens(source: Source, row: int) -> bool:
+    try:
+        source.read(row)
+    except ImageError as error:
+        return not isinstance(error.__cause__, OSError)
+    return True
+
+
+def _build(folder: Path, source: Source, geometry: Geometry, *, kept: bool) -> Store:
+    _sweep(folder)
+    built = _Building(source, geometry)
     with files.replacing(folder) as temporary:
         temporary.mkdir()
-        pixels = np.lib.format.open_memmap(temporary / "pixels.npy", mode="w+", dtype=np.uint8, shape=shape)
-        first: int = pixels.offset  # type: ignore[attr-defined]  a memmap has one
-        size = pixels.nbytes
-        del pixels
-        facts, reasons = np.zeros(len(source), FACTS), {}
-        with (temporary / "pixels.npy").open("r+b") as stream:
-            if hasattr(os, "posix_fallocate"):  # so that a full disk is an error, not a crash
-                os.posix_fallocate(stream.fileno(), first, size)
-            work = _worker(source, geometry, facts, reasons, stream.fileno(), first)
-            _run(work, len(source))
-        np.save(temporary / "facts.npy", facts)
-        (temporary / "unreadable.json").write_text(json.dumps(reasons), "utf-8")
-    return Store(MappedPixels(folder / "pixels.npy"), facts, reasons)
+        if kept:
+            _write_pixels(temporary / "pixels.npy", built)
+        else:
+            _run(built.decode, len(source), "Reading images", int(np.prod(geometry.shape)))
+        np.save(temporary / "facts.npy", built.facts)
+        bad = {"reasons": built.reasons, "unopened": sorted(built.unopened)}
+        (temporary / "unreadable.json").write_text(json.dumps(bad), "utf-8")
+    pixels = MappedPixels(folder / "pixels.npy") if kept else LivePixels(source, geometry)
+    return Store(pixels, built.facts, built.reasons, tuple(sorted(built.unopened)))
 
 
-def _check_room(folder: Path, size: int) -> None:
-    free = shutil.disk_usage(folder.parent).free
-    if size > free:
-        raise OutputError(
-            f"The decoded images take {size / 1e9:.1f} GB and the disk has {free / 1e9:.1f} GB left: "
-            "use a smaller working size, or --limit."
-        )
+def _sweep(folder: Path) -> None:
+    """Remove what killed builds left behind: our own, and any whose lock nobody holds."""
+    for leftover in folder.parent.glob(".*.*"):
+        name = leftover.name[1:].rpartition(".")[0]
+        if name == folder.name:
+            shutil.rmtree(leftover, ignore_errors=True)
+            continue
+        try:
+            with FileLock(_lock(folder.with_name(name)), timeout=0):
+                shutil.rmtree(leftover, ignore_errors=True)
+        except (Timeout, OSError):
+            continue
 
 
-def _worker(
-    source: Source, geometry: Geometry, facts: ndarray, reasons: dict[int, str], target: int, first: int
-) -> Callable[[range], int]:
-    """A function that decodes a range of files into the store: any thread may run it."""
-    each = int(np.prod(geometry.shape))
+def _write_pixels(path: Path, built: "_Building") -> None:
+    shape = (len(built.source), *built.geometry.shape)
+    pixels = np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=shape)
+    first: int = pixels.offset  # type: ignore[attr-defined]  a memmap has one
+    size, each = pixels.nbytes, int(np.prod(shape[1:]))
+    del pixels
+    with path.open("r+b") as stream:
+        target = stream.fileno()
+        if hasattr(os, "posix_fallocate"):  # so that a full disk is an error, not a crash
+            os.posix_fallocate(target, first, size)
 
-    def work(rows: range) -> int:
-        chunk = np.zeros((len(rows), *geometry.shape), np.uint8)
-        known = []
-        for place, row in enumerate(rows):
-            try:
-                data = source.read(row)
-                digest = int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "little")
-                chunk[place], header = read(data, geometry)
-                known.append((True, header.rotated, header.channels, header.width, header.height, digest))
-            except ImageError as error:
-                reasons[row] = str(error)
-                known.append((False, False, 0, 0, 0, 0))
-        facts[rows.start : rows.stop] = known
-        os.pwrite(target, chunk.data, first + rows.start * each)
-        return len(rows)
+        def work(rows: range) -> None:
+            _write(target, built.decode(rows), first + rows.start * each)
 
-    return work
+        _run(work, len(built.source), "Decoding images", each)
 
 
-def _run(work: Callable[[range], int], total: int) -> None:
+def _write(target: int, pixels: list[ndarray], at: int) -> None:
+    """All of the pixels at this place, uncopied; the system may take less than it is offered."""
+    done = os.pwritev(target, [each.data for each in pixels], at)
+    if done == sum(each.nbytes for each in pixels):
+        return
+    rest = memoryview(b"".join(each.data for each in pixels))
+    while done < len(rest):
+        done += os.pwrite(target, rest[done:], at + done)
+
+
+class _Building:
+    """What becomes known of a source while its images are decoded, by any thread."""
+
+    def __init__(self, source: Source, geometry: Geometry):
+        self.source, self.geometry = source, geometry
+        self.facts = np.zeros(len(source), FACTS)
+        self.reasons: dict[int, str] = {}
+        self.unopened: list[int] = []
+        self._black = np.zeros(geometry.shape, np.uint8)
+
+    def decode(self, rows: range) -> list[ndarray]:
+        """The pixels of these files, black where one cannot be read; the facts of each are noted."""
+        heads: dict[Header | None, int] = {}  # a chunk has few kinds of header: each becomes a record once
+        kinds, digests, chunk = [], [], []
+        for row in rows:
+            pixels, head, digest = self._one(row)
+            chunk.append(pixels)
+            kinds.append(heads.setdefault(head, len(heads)))
+            digests.append(digest)
+        facts = np.array([_fact(head) for head in heads], FACTS)[kinds]
+        facts["digest"] = np.frombuffer(b"".join(digests), "<u8")
+        self.facts[rows.start : rows.stop] = facts
+        return chunk
+
+    def _one(self, row: int) -> tuple[ndarray, Header | None, bytes]:
+        try:
+            data = self.source.read(row)
+            pixels, header = read(data, self.geometry)
+        except ImageError as error:
+            self.reasons[row] = str(error)
+            if isinstance(error.__cause__, OSError):
+                self.unopened.append(row)
+            return self._black, None, bytes(8)
+        return np.ascontiguousarray(pixels), header, hashlib.blake2b(data, digest_size=8).digest()
+
+
+def _fact(head: Header | None) -> tuple[Any, ...]:
+    """A FACTS record, the digest left at 0."""
+    if head is None:
+        return (False,) * len(FACTS.descr)
+    known = (
+        head.rotated,
+        head.animated,
+        head.transparent,
+        head.inks,
+        head.channels,
+        head.depth,
+        head.low,
+        head.high,
+    )
+    return (True, *known, head.width, head.height, 0)
+
+
+def _run(work: Callable[[range], Any], total: int, what: str, each: int) -> None:
     """Do all rows, in one thread or in several, whichever a short trial finds faster here.
 
     JPEG and large images decode without Python's lock and gain from threads; tiny PNGs lose.
     """
-    chunks = (range(start, min(start + _CHUNK, total)) for start in range(0, total, _CHUNK))
+    size = max(1, min(_CHUNK, _CHUNK_BYTES // each))
+    chunks = (range(start, min(start + size, total)) for start in range(0, total, size))
     threads = runtime.cpu_count()
-    with progress.bar("Decoding images", total) as advance:
-        advance(sum(work(chunk) for chunk in islice(chunks, 1)))  # imports and caches
+    with progress.bar(what, total) as advance:
+        _alone(work, islice(chunks, 1), advance)  # imports and caches
         if threads == 1:
             _alone(work, chunks, advance)
             return
@@ -198,18 +324,19 @@ def _run(work: Callable[[range], int], total: int) -> None:
 
 
 def _alone(
-    work: Callable[[range], int], chunks: Iterator[range], advance: progress.Advance, seconds: float = np.inf
+    work: Callable[[range], Any], chunks: Iterator[range], advance: progress.Advance, seconds: float = np.inf
 ) -> float:
     """Images a second in this thread, working for at most about so many seconds."""
     start, done = time.perf_counter(), 0
     while time.perf_counter() - start < seconds and (chunk := next(chunks, None)) is not None:
-        done += work(chunk)
+        work(chunk)
+        done += len(chunk)
         advance(len(chunk))
     return done / (time.perf_counter() - start)
 
 
 def _together(
-    work: Callable[[range], int],
+    work: Callable[[range], Any],
     chunks: Iterator[range],
     advance: progress.Advance,
     threads: int,
@@ -218,12 +345,21 @@ def _together(
     """Images a second in several threads, working for at most about so many seconds."""
     start, done = time.perf_counter(), 0
     with ThreadPoolExecutor(threads) as pool:
-        running: set[Future[int]] = {pool.submit(work, chunk) for chunk in islice(chunks, 2 * threads)}
+
+        def begin(count: int) -> set[Future[int]]:
+            return {pool.submit(_counted, work, chunk) for chunk in islice(chunks, count)}
+
+        running = begin(2 * threads)
         while running:
             finished, running = wait(running, return_when=FIRST_COMPLETED)
             count = sum(future.result() for future in finished)
             done += count
             advance(count)
             if time.perf_counter() - start < seconds:
-                running |= {pool.submit(work, chunk) for chunk in islice(chunks, len(finished))}
+                running |= begin(len(finished))
     return done / (time.perf_counter() - start)
+
+
+def _counted(work: Callable[[range], Any], chunk: range) -> int:
+    work(chunk)
+    return len(chunk)

@@ -1,0 +1,178 @@
+"""The quick ways from bytes to pixels: JPEG by simplejpeg, plain PNG without Pillow's file machinery.
+
+Each answers None for a file that Pillow should judge instead.
+"""
+
+import struct
+import threading
+import warnings
+import zlib
+from functools import cache
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import UInt8
+from numpy import ndarray
+
+from ..errors import ImageError
+
+CUT_SHORT = "the file is damaged or cut short"
+ORIENTATION = 0x0112
+"""The EXIF tag."""
+OPENING = threading.Lock()
+"""Held while Pillow opens a file: ``warnings.catch_warnings`` changes global state, one thread at a time."""
+
+_GAP = 2
+"""Large JPEGs are decoded at a half, a quarter or an eighth, but at least this many times the size asked
+for, as Pillow's ``thumbnail`` does. Other scales take longer than decoding all of it."""
+_DAMAGE = ("premature end", "bad huffman", "no image", "truncated", "ended prematurely")
+
+# JPEG
+
+
+class JpegHead(NamedTuple):
+    """What a JPEG says of itself, sides as stored."""
+
+    height: int
+    width: int
+    grey: bool
+    orientation: int
+    """EXIF orientation, 1 to 8."""
+
+
+@cache
+def simplejpeg() -> Any:
+    """The module, or None where it is not installed (Pillow then reads JPEG)."""
+    try:
+        import simplejpeg
+    except ImportError:
+        return None
+    return simplejpeg
+
+
+def jpeg_head(data: bytes) -> JpegHead | None:
+    """The header of a grey or colour JPEG; None for other inks, and where simplejpeg cannot read it."""
+    jpeg = simplejpeg()
+    if jpeg is None:
+        return None
+    try:
+        height, width, space, _ = jpeg.decode_jpeg_header(data)
+    except ValueError:
+        return None
+    if space not in ("Gray", "GRAY", "YCbCr", "RGB"):
+        return None
+    return JpegHead(height, width, space.upper() == "GRAY", _orientation(data))
+
+
+def read_jpeg(
+    data: bytes, head: JpegHead, channels: int, tall: int, wide: int
+) -> tuple[UInt8[ndarray, "h w C"], tuple[float, float]] | None:
+    """Pixels as stored, for a picture that will have ``tall`` rows and ``wide`` columns of them.
+
+    With them the height and width that the picture truly has in these pixels: at half scale, 375 rows become
+    188, of which it fills 187.5. Raises ImageError for a damaged file.
+    """
+    eighths = 8
+    if head.height >= 2 * _GAP * tall and head.width >= 2 * _GAP * wide:
+        eighths = next(n for n in (1, 2, 4) if min(head.height / tall, head.width / wide) * n >= 8 * _GAP)
+    least = {"min_height": -(-head.height * eighths // 8), "min_width": -(-head.width * eighths // 8)}
+    try:
+        pixels = simplejpeg().decode_jpeg(
+            data, "GRAY" if channels == 1 else "RGB", **(least if eighths < 8 else {})
+        )
+    except ValueError as error:
+        if any(word in str(error).lower() for word in _DAMAGE):
+            raise ImageError(CUT_SHORT) from error
+        return None  # harmless warnings of libjpeg: Pillow judges
+    return pixels, (head.height * eighths / 8, head.width * eighths / 8)
+
+
+def _orientation(data: bytes) -> int:
+    """EXIF orientation of a JPEG; 1 (upright) when it has none or nonsense. Cheap without EXIF."""
+    scan = data.find(b"\xff\xda")
+    start = data.find(b"Exif\0\0", 0, scan if scan > 0 else len(data))
+    if start < 4:
+        return 1
+    length = int.from_bytes(data[start - 2 : start], "big") - 2
+    return _exif_orientation(data[start : start + length])
+
+
+def _exif_orientation(block: bytes) -> int:
+    from PIL import Image
+
+    with OPENING, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            exif = Image.Exif()
+            exif.load(block)
+            return plausible(exif.get(ORIENTATION))
+        except Exception:  # a broken EXIF block must not cost the picture
+            return 1
+
+
+def plausible(orientation: Any) -> int:
+    """The orientation, or 1 for nonsense."""
+    return orientation if isinstance(orientation, int) and 1 <= orientation <= 8 else 1
+
+
+def jpeg_segments(data: bytes) -> dict[int, bytes]:
+    """The segments before the picture by marker (the last byte of ``ff xx``), the first of each."""
+    found: dict[int, bytes] = {}
+    at = 2
+    while at + 4 <= len(data) and data[at] == 0xFF and data[at + 1] != 0xDA:
+        length = int.from_bytes(data[at + 2 : at + 4], "big")
+        found.setdefault(data[at + 1], data[at + 4 : at + 2 + length])
+        at += 2 + length
+    return found
+
+
+# PNG
+
+_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+_HEAD = struct.Struct(">I4sIIBBBBB")
+_KINDS = {0: ("L", 1), 2: ("RGB", 3)}
+_KNOWN = frozenset((b"pHYs", b"gAMA", b"sRGB", b"cHRM", b"tEXt", b"tIME", b"IDAT"))
+
+
+def read_png(data: bytes, largest: int) -> UInt8[ndarray, "H W C"] | None:
+    """Pixels of a plain PNG (8-bit grey or RGB, nothing exotic) of at most ``largest`` pixels.
+
+    Tiny PNGs by the ten thousand are common (MNIST and its kin), and nine tenths of the time to open one
+    go into finding the plugin and building its objects. None for any other file, damaged ones too.
+    """
+    if data[:8] != _SIGNATURE or len(data) < 45:
+        return None
+    length, kind, width, height, depth, colour, *methods = _HEAD.unpack_from(data, 8)
+    if length != 13 or kind != b"IHDR" or depth != 8 or colour not in _KINDS or any(methods):
+        return None
+    if not 0 < width * height <= largest or (packed := _pixel_data(data)) is None:
+        return None
+    return _decoded(packed, width, height, *_KINDS[colour])
+
+
+def _pixel_data(data: bytes) -> bytes | None:
+    """The joined IDAT chunks of a file whose every chunk is known and whole."""
+    at, parts = 8, []
+    while at + 12 <= len(data):
+        length, kind = struct.unpack_from(">I4s", data, at)
+        end = at + 8 + length
+        if end + 4 > len(data) or zlib.crc32(data[at + 4 : end]) != int.from_bytes(data[end : end + 4], "big"):
+            return None
+        if kind == b"IDAT":
+            parts.append(data[at + 8 : end])
+        elif kind == b"IEND":
+            return b"".join(parts) if parts else None
+        elif kind not in _KNOWN and at > 8:
+            return None
+        at = end + 4
+    return None
+
+
+def _decoded(packed: bytes, width: int, height: int, mode: str, channels: int) -> ndarray | None:
+    from PIL import Image
+
+    try:
+        image = Image.frombytes(mode, (width, height), packed, "zip", mode, 0)
+    except (ValueError, OSError, TypeError):
+        return None
+    return np.frombuffer(image.tobytes(), np.uint8).reshape(height, width, channels)

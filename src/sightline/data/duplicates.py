@@ -1,0 +1,249 @@
+"""Near duplicates: the same picture resized, encoded again, or cropped by a little.
+
+Found by hash, confirmed by pixels, grouped without chains. The hash is the sign of 63 low frequencies of
+a grey thumbnail, each against its median over the images (pHash's idea); images whose hashes agree in one of
+sixteen drawn sets of 14 bits are candidates. A candidate is confirmed when what differs between the
+two thumbnails is explained by a small shift, stretch, blur and change of contrast (one step of
+least squares, as in Lucas and Kanade's registration), all but a thousandth of the picture's energy.
+"""
+
+import hashlib
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Bool, Float32, Int64, UInt8
+from numpy import ndarray
+
+from ..errors import OutputError
+from ..files import replacing
+from ..types import Dataset
+from .geometry import shrunk
+from .store import MappedPixels
+
+VERSION = 1
+"""Raised whenever other pairs would be found."""
+
+SIDE = 32
+"""Thumbnails are this large, or as large as the images where those are smaller."""
+SMALLEST = 16
+"""Images smaller than this are only compared byte for byte: they have too few pixels to be told apart."""
+RESIDUE = 0.003
+"""Share of a thumbnail's variance that may stay unexplained."""
+NOISE = 0.5
+"""Levels (of 255) that may stay unexplained whatever the contrast: rounding."""
+FLAT = 4.0
+"""Levels of contrast (standard deviation) below which an image has nothing to be recognised by."""
+MOVED = 0.06
+"""Largest shift or stretch, as a share of the side."""
+COLOUR = 8.0
+"""Largest mean difference in colour, in levels, of pictures that agree in grey."""
+
+_FREQUENCIES = 8
+_TABLES, _BITS, _WINDOW, _APART = 16, 14, 24, 12
+_CLOSE = 0.2
+"""Candidates farther apart than this in their normalised low frequencies are not looked at."""
+_FEW = 3000
+"""Up to this many images all pairs are compared."""
+_CHUNK = 128
+
+
+def near_duplicates(dataset: Dataset) -> Int64[ndarray, " N"]:
+    """For each image the position of the one it is a near duplicate of; its own position where there is none.
+
+    Every image of a group is confirmed against the group's leader: no chains. Byte for byte the same
+    files are of one group. Images without contrast, or smaller than 16 pixels, have no near duplicates.
+    What was found is kept beside the store of the pixels.
+    """
+    place = _place(dataset)
+    try:
+        found = np.load(place) if place else None
+    except (OSError, ValueError):
+        found = None
+    if found is None or found.shape != (len(dataset),):
+        found = _found(dataset)
+        if place:
+            with suppress(OutputError), replacing(place) as temporary, temporary.open("wb") as stream:
+                np.save(stream, found)
+    return found
+
+
+def _place(dataset: Dataset) -> Path | None:
+    """The file for the near duplicates of these images, where they have a store on disk."""
+    if not isinstance(dataset.pixels, MappedPixels):
+        return None
+    what = hashlib.blake2b(f"{VERSION}".encode() + dataset.rows.astype("<i8").tobytes(), digest_size=8)
+    return dataset.pixels.path.with_name(f"near-{what.hexdigest()}.npy")
+
+
+def _found(dataset: Dataset) -> Int64[ndarray, " N"]:
+    first, back = np.unique(dataset.digests, return_index=True, return_inverse=True)[1:]
+    leader = np.arange(len(first))
+    if min(dataset.geometry.size) >= SMALLEST and len(first) > 1:
+        looks = Looks(dataset, first)
+        pairs = looks.candidates()
+        leader = _stars(pairs[looks.confirmed(pairs)], len(first))
+    return first[leader[back]]
+
+
+class Looks:
+    """What is kept of each image to compare it by: about 2.5 kB."""
+
+    def __init__(self, dataset: Dataset, positions: Int64[ndarray, " n"]):
+        size = min(SIDE, dataset.geometry.size[0]), min(SIDE, dataset.geometry.size[1])
+        tall, wide = (_cosines(side) for side in size)
+        down, across = (_smoothing(side) for side in size)
+        count, channels = len(positions), dataset.geometry.channels
+        self.thumbs = np.empty((count, *size), np.uint16)  # in 256ths of a level
+        self.low = np.empty((count, _FREQUENCIES**2 - 1), np.float32)
+        self.colours = np.empty((count, 48), np.uint8) if channels == 3 else None
+        self.contrast = np.empty(count, np.float32)
+        step = max(1, 4_000_000 // int(np.prod(dataset.geometry.shape)))
+        for start in range(0, count, step):
+            part = slice(start, start + step)
+            pixels = dataset[positions[part]]
+            small = pixels if pixels.shape[1:3] == size else shrunk(pixels, size)
+            grey = _grey(small)
+            self.contrast[part] = grey.std((1, 2))
+            self.thumbs[part] = np.rint(down @ grey @ across.T * 256)
+            waves = (tall @ grey @ wide.T).reshape(len(grey), -1)[:, 1:]
+            self.low[part] = waves / np.maximum(np.linalg.norm(waves, axis=1, keepdims=True), 1e-6)
+            if self.colours is not None:
+                self.colours[part] = shrunk(small, (4, 4)).reshape(len(small), -1)
+
+    def candidates(self) -> Int64[ndarray, "p 2"]:
+        """Pairs that may be near duplicates, each once, the smaller position first."""
+        vivid = np.flatnonzero(self.contrast >= FLAT)
+        if len(vivid) <= _FEW:
+            pairs = np.stack(np.nonzero(np.triu(self.low[vivid] @ self.low[vivid].T > 1 - _CLOSE**2 / 2, 1)), 1)
+            return vivid[pairs]
+        pairs = vivid[_alike(self.low[vivid])]
+        close = np.empty(len(pairs), np.bool_)
+        for start in range(0, len(pairs), 1 << 16):
+            one, two = (self.low[pairs[start : start + (1 << 16), side]] for side in (0, 1))
+            close[start : start + (1 << 16)] = np.einsum("ij,ij->i", one, two) > 1 - _CLOSE**2 / 2
+        return pairs[close]
+
+    def confirmed(self, pairs: Int64[ndarray, "p 2"]) -> Bool[ndarray, " p"]:
+        """Which pairs are near duplicates, by their pixels."""
+        found = np.zeros(len(pairs), np.bool_)
+        for start in range(0, len(pairs), _CHUNK):
+            one, two = (self.thumbs[side] * np.float32(1 / 256) for side in pairs[start : start + _CHUNK].T)
+            likely = np.flatnonzero(_same_picture(one, two, every=3, slack=3.0))  # a ninth of the points
+            found[start + likely] = _same_picture(one[likely], two[likely])
+        if self.colours is not None:
+            one, two = pairs[found].T
+            found[found] = _same_colour(self.colours[one], self.colours[two])
+        return found
+
+
+def _grey(pixels: UInt8[ndarray, "B h w C"]) -> Float32[ndarray, "B h w"]:
+    if pixels.shape[3] == 1:
+        return pixels[..., 0].astype(np.float32)
+    flat = pixels.reshape(-1, 3).astype(np.float32) @ np.array([0.299, 0.587, 0.114], np.float32)
+    return flat.reshape(pixels.shape[:3])
+
+
+def _smoothing(side: int) -> Float32[ndarray, "side side"]:
+    """The binomial filter 1 2 1 as a matrix: what resampling and JPEG change most is left out."""
+    rows = (np.eye(side, k=-1) + 2 * np.eye(side) + np.eye(side, k=1)) / 4
+    rows[0, 0] = rows[-1, -1] = 0.75  # the border is repeated
+    return rows.astype(np.float32)
+
+
+def _cosines(side: int) -> Float32[ndarray, "f side"]:
+    """The lowest frequencies of the discrete cosine transform (DCT-II) as a matrix."""
+    angles = np.pi * np.arange(_FREQUENCIES)[:, None] * (np.arange(side) + 0.5) / side
+    return np.cos(angles).astype(np.float32)
+
+
+def _alike(low: Float32[ndarray, "n f"]) -> Int64[ndarray, "p 2"]:
+    """Pairs whose hashes agree in all bits of a table and differ in few of the others.
+
+    A table sorts the hashes by its own bits first and looks at the next few: the time is that of sorting.
+    """
+    count = len(low)
+    bits = np.pad(low > np.median(low, axis=0), ((0, 0), (0, 1)))
+    whole = _packed(bits)
+    drawn = np.random.default_rng(0)
+    found = []
+    for _ in range(_TABLES):
+        keys = _packed(bits[:, [*drawn.permutation(bits.shape[1] - 1), bits.shape[1] - 1]])
+        order = np.argsort(keys)
+        table, hashes = keys[order] >> np.uint64(64 - _BITS), whole[order]
+        for lag in range(1, min(_WINDOW, count - 1) + 1):
+            hits = np.flatnonzero(table[lag:] == table[:-lag])
+            hits = hits[np.bitwise_count(hashes[hits] ^ hashes[hits + lag]) <= _APART]
+            one, two = order[hits], order[hits + lag]
+            found.append(np.minimum(one, two) * count + np.maximum(one, two))
+    pairs = np.sort(np.concatenate(found))  # np.unique hashes, which takes four times as long
+    return np.stack(np.divmod(pairs[np.diff(pairs, prepend=-1) > 0], count), 1)
+
+
+def _packed(bits: Bool[ndarray, "n 64"]) -> ndarray:
+    return np.ascontiguousarray(np.packbits(bits, axis=1)).view(">u8")[:, 0].astype(np.uint64)
+
+
+def _same_picture(
+    one: Float32[ndarray, "B h w"], two: Float32[ndarray, "B h w"], *, every: int = 1, slack: float = 1.0
+) -> Bool[ndarray, " B"]:
+    """Whether one is the other, slightly shifted, stretched, blurred or changed in contrast.
+
+    To first order such changes add the picture's derivatives to it, so their sizes, and what they
+    leave unexplained, follow from least squares; the derivatives are taken of the mean of both.
+    """
+    count, height, width = one.shape
+    mean = (one + two) / 2
+    here, after, before = slice(1, -1, every), slice(2, None, every), slice(0, -2, every)
+    middle = mean[:, here, here]
+    left, right, above, below = (
+        mean[:, here, before],
+        mean[:, here, after],
+        mean[:, before, here],
+        mean[:, after, here],
+    )
+    across, down = (right - left) * (width / 2), (below - above) * (height / 2)
+    x = ((np.arange(1, width - 1, every) + 0.5) / width - 0.5).astype(np.float32)
+    y = ((np.arange(1, height - 1, every) + 0.5) / height - 0.5).astype(np.float32)[:, None]
+    contrast = middle - middle.mean((1, 2), keepdims=True)
+    blur = left + right + above + below - 4 * middle
+    terms = [across, across * x, down, down * y, blur, contrast, np.ones_like(middle)]
+    points = middle.shape[1] * middle.shape[2]
+    design = np.stack(terms, 1).reshape(count, len(terms), points)
+    change = (two - one)[:, here, here].reshape(count, points)
+    normal = design @ design.transpose(0, 2, 1) + 0.01 * np.eye(len(terms), dtype=np.float32)
+    amounts = np.linalg.solve(normal, design @ change[..., None])
+    rest = change - (amounts.transpose(0, 2, 1) @ design)[:, 0]
+    moved = np.abs(amounts[:, :4, 0]).max(1)
+    allowed = RESIDUE * (contrast**2).mean((1, 2)) + NOISE**2
+    return ((rest**2).mean(1) <= slack * allowed) & (moved <= slack * MOVED)
+
+
+def _same_colour(one: UInt8[ndarray, "p c"], two: UInt8[ndarray, "p c"]) -> Bool[ndarray, " p"]:
+    """Whether pictures that agree in grey agree in colour: the mean over a coarse grid, brightness aside."""
+    apart = one.astype(np.float32).reshape(len(one), 16, 3) - two.reshape(len(two), 16, 3)
+    return np.abs(apart - apart.mean(2, keepdims=True)).mean((1, 2)) <= COLOUR
+
+
+def _stars(pairs: Int64[ndarray, "p 2"], count: int) -> Int64[ndarray, " n"]:
+    """The leader of each image: the one with most partners leads all of them that are still free, and so on."""
+    leader = np.arange(count)
+    free = np.ones(count, np.bool_)
+    for head, members in _by_partners(pairs, count):
+        if free[head]:
+            taken = members[free[members]]
+            leader[taken] = head
+            free[taken] = False
+            free[head] = False
+    return leader
+
+
+def _by_partners(pairs: ndarray, count: int) -> Iterator[tuple[int, ndarray]]:
+    """Each image that has partners, with them: those with most first, then in their order."""
+    both = np.concatenate([pairs, pairs[:, ::-1]])
+    both = both[np.lexsort((both[:, 1], both[:, 0]))]
+    partners = np.bincount(both[:, 0], minlength=count)
+    ends = np.cumsum(partners)
+    for head in np.argsort(-partners, kind="stable")[: int((partners > 0).sum())]:
+        yield int(head), both[ends[head] - partners[head] : ends[head], 1]
