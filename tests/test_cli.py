@@ -25,7 +25,8 @@ from sightline.training import choices
 
 TINY = ("--model", "mlp", "--size", "8", "--limit", "300", "--epochs", "1")
 VERBS = ("demo", "train", "check", "evaluate", "report", "predict", "runs", "list")
-FAMILIES = ("models", "augmentations", "losses", "optimizers", "schedules", "statistics", "data")
+FAMILIES = ("models", "augmentations", "losses", "optimizers", "initialisations", "schedules")
+FAMILIES += ("normalisations", "presets", "data")
 SHELL = (sys.executable, "-c", "import sys; from sightline.cli import main; sys.exit(main())")
 
 

@@ -1,11 +1,14 @@
 """Device, threads, seeds, caches and the machine's facts: all global state, nowhere else."""
 
+import ctypes
 import hashlib
 import os
 import platform
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import cache
 from importlib.metadata import version as _version
 from pathlib import Path
 from typing import Any
@@ -79,6 +82,38 @@ def cpu_count() -> int:
 def cache_dir() -> Path:
     """Where decoded stores and measurements live; ``SIGHTLINE_CACHE`` overrides the user's cache folder."""
     return Path(os.environ.get("SIGHTLINE_CACHE") or platformdirs.user_cache_dir("sightline"))
+
+
+@contextmanager
+def keeping_memory() -> Iterator[None]:
+    """Within it, the C library keeps freed memory for the next step instead of giving it back at once.
+
+    By default every large tensor is fresh pages that the system must clear: up to a third of the time of a small
+    network's step (``benchmarks/memory.py``). Other systems than Linux with glibc are left as they are.
+    """
+    library = _glibc()
+    if library is None:
+        yield
+        return
+    library.mallopt(_MMAP_THRESHOLD, 1 << 30)
+    library.mallopt(_TRIM_THRESHOLD, -1)
+    try:
+        yield
+    finally:
+        library.mallopt(_MMAP_THRESHOLD, 32 << 20)  # as far as glibc itself would have raised them by now
+        library.mallopt(_TRIM_THRESHOLD, 64 << 20)
+        library.malloc_trim(0)
+
+
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # malloc.h
+
+
+@cache
+def _glibc() -> ctypes.CDLL | None:
+    if platform.libc_ver()[0] != "glibc":
+        return None
+    library = ctypes.CDLL(None)
+    return library if hasattr(library, "mallopt") and hasattr(library, "malloc_trim") else None
 
 
 def peak_memory_mb() -> float:

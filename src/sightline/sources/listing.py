@@ -2,6 +2,8 @@
 
 import hashlib
 import os
+from array import array
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, runtime_checkable
@@ -78,7 +80,7 @@ def stamp_of(*paths: Path) -> str:
 def list_folder(root: Path) -> Listing:
     """Every file below ``root``, links followed once; junk is left out."""
     names: list[str] = []
-    facts: list[tuple[int, int]] = []
+    facts = array("q")
     folders: set[str] = set()
     seen: set[tuple[int, int]] = set()
     waiting = [(str(root), "")]
@@ -95,15 +97,16 @@ def list_folder(root: Path) -> Listing:
             elif entry.is_file():
                 status = entry.stat()
                 names.append(name)
-                facts.append((status.st_size, status.st_mtime_ns))
-    sizes, stamps = np.array(facts, np.int64).reshape(-1, 2).T
+                facts.extend((status.st_size, status.st_mtime_ns))
+    sizes, stamps = np.frombuffer(facts, np.int64).reshape(-1, 2).T
     return Listing(names, sizes, stamps, frozenset(folders), FolderReader(root, names))
 
 
-def _entries(place: str) -> list[os.DirEntry[str]]:
+def _entries(place: str) -> Iterator[os.DirEntry[str]]:
+    """One by one: a folder may hold a million files."""
     try:
         with os.scandir(place) as entries:
-            return list(entries)
+            yield from entries
     except OSError as error:
         raise DataError(f"The folder '{place}' cannot be opened ({error.strerror}).") from error
 

@@ -50,7 +50,7 @@ def find(path: str | Path, *, limit: int | None = None, seed: int = 0, several: 
     """
     source = _named(str(path)) or _found(Path(path))
     if several and len(source.classes) == 1:
-        raise DataError(f"'{path}' has only one class, '{source.classes[0]}': a classifier needs at least two.")
+        raise _only_one(str(path), source.classes[0])
     return source if limit is None else _limited(source, limit, seed)
 
 
@@ -119,17 +119,33 @@ def _folder(path: Path) -> Source:
         stamp = stamp_of(*(path / listing.names[row] for row in rows))
         return remembered(path, stamp, lambda: from_arrays(str(path), _arrays(listing, rows, path)))
     try:
-        return from_files(str(path), listing, understand(listing, str(path)))
+        layout = understand(listing, str(path))
     except DataError as error:
-        parquets = [path / name for name in sorted(listing.names) if name.endswith(".parquet")]
-        if parquets and (held := held_images(parquets, path)):
-            return from_files(str(path), *held)
-        return _from_table(_table_in(path, listing, error), str(path))
+        return _tabled(path, listing, error)
+    if len(layout.classes) == 1 and _tables(listing):  # one folder of images, and a table beside it
+        return _tabled(path, listing, _only_one(str(path), layout.classes[0]))
+    return from_files(str(path), listing, layout)
+
+
+def _tabled(path: Path, listing: Listing, error: DataError) -> Source:
+    """What a table inside the folder says; raises ``error`` where there is none."""
+    parquets = [path / name for name in sorted(listing.names) if name.endswith(".parquet")]
+    if parquets and (held := held_images(parquets, path)):
+        return from_files(str(path), *held)
+    return _from_table(_table_in(path, listing, error), str(path))
+
+
+def _only_one(place: str, name: str) -> DataError:
+    return DataError(f"'{place}' has only one class, '{name}': a classifier needs at least two.")
+
+
+def _tables(listing: Listing) -> list[str]:
+    return sorted(name for name in listing.names if "/" not in name and PurePath(name).suffix.lower() in TABLES)
 
 
 def _table_in(path: Path, listing: Listing, error: DataError) -> Path:
     """The table that labels a folder's images: metadata, labels, or the only one; else the error is raised."""
-    tables = sorted(name for name in listing.names if "/" not in name and PurePath(name).suffix.lower() in TABLES)
+    tables = _tables(listing)
     chosen = [name for stem in ("metadata", "labels") for name in tables if PurePath(name).stem.lower() == stem]
     if chosen or len(tables) == 1:
         return path / (chosen or tables)[0]

@@ -101,6 +101,7 @@ def _fastest(
 ) -> tuple[Way, float]:
     """The way whose least disturbed step was quickest, and its usual images per second."""
     with ExitStack() as stack:
+        stack.enter_context(runtime.keeping_memory())
         trials = {str(way): _trial(stack, classifier, recipe, objective, batch, way) for way in ways}
         times = runtime.time_in_turn(trials, ROUNDS)
     way = min(ways, key=lambda each: min(times[str(each)]))

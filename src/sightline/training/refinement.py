@@ -70,6 +70,7 @@ def refine(
         watching.append(Patience(recipe.patience))
     with ExitStack() as stack:
         stack.enter_context(_interruptible(state))
+        stack.enter_context(runtime.keeping_memory())
         if team.leads:
             watching += [History(folder.path / "history.csv"), checkpoint, Live(stack, state, folder.say)]
         if team.leads and not resume:
