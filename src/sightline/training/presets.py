@@ -1,6 +1,6 @@
 """Recipes that were measured: the shortest way to a good classifier on well-known data, and on data like them.
 
-Each docstring says what was measured and how; benchmarks/presets.py measures it again.
+Each docstring says what was measured and how, or that it was not yet; benchmarks/presets.py measures it.
 """
 
 from collections.abc import Callable, Mapping
@@ -9,12 +9,16 @@ from .recipe import Recipe
 
 
 def mnist_fast() -> Recipe:
-    """Digits and the like in seconds."""
+    """Digits and the like in seconds.
+
+    Measured on MNIST, two cores with AVX2 (no bfloat16), seeds 0 and 1: 99.15 % and 99.16 % of the test images,
+    17 and 16 seconds from the command to the last epoch (``benchmarks/presets.py mnist-fast --seeds 0 1``).
+    """
     return Recipe(model="lenet5", epochs=2, augment=("shift:1",), batch_size=64, lr=0.1)
 
 
 def mnist_best() -> Recipe:
-    """Digits and the like as well as two cores can in some minutes."""
+    """Digits and the like as well as two cores can in some minutes. Not yet measured."""
     return Recipe(
         model="fastcnn:widths=(32,64,128)",
         epochs=12,
@@ -27,12 +31,12 @@ def mnist_best() -> Recipe:
 
 
 def cifar10_fast() -> Recipe:
-    """Small colour photographs in minutes."""
+    """Small colour photographs in minutes. Not yet measured."""
     return _photographs("fastcnn:width=0.5", epochs=6)
 
 
 def cifar10_best() -> Recipe:
-    """Small colour photographs as well as two cores can in half an hour."""
+    """Small colour photographs as well as two cores can in half an hour. Not yet measured."""
     return _photographs("fastcnn", epochs=8)
 
 
