@@ -208,7 +208,7 @@ def test_ctrl_c_while_decoding_leaves_nothing_half_made(tmp_path):
         (tmp_path / "data" / label).mkdir(parents=True)
         noise = np.random.default_rng(0).integers(0, 255, (1500, 1500, 3), dtype=np.uint8)
         Image.fromarray(noise).save(tmp_path / "data" / label / "0.png", compress_level=1)
-        for i in range(1, 40):
+        for i in range(1, 400):  # long enough that the signal arrives in the middle
             os.link(tmp_path / "data" / label / "0.png", tmp_path / "data" / label / f"{i}.png")
     cache = tmp_path / "cache"
     process = subprocess.Popen(
