@@ -51,8 +51,8 @@ class Whole:
 class Replicas:
     """Copies of the classifier that share each batch, one thread each; their weights are the same memory.
 
-    On a CPU a small network keeps one thread busier than it keeps all of them: nothing is split inside an
-    operator. Norms see their replica's share; their running statistics are averaged after each step.
+    Nothing is split inside an operator, which may pay on a CPU (``pace`` measures whether it does). Norms see
+    their replica's share; their running statistics are averaged after each step.
     """
 
     def __init__(self, classifier: Classifier, count: int, *, bfloat16: bool = False, pieces: int = 1) -> None:
