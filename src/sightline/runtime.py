@@ -88,7 +88,7 @@ def cache_dir() -> Path:
 def keeping_memory() -> Iterator[None]:
     """Within it, the C library keeps freed memory for the next step instead of giving it back at once.
 
-    By default every large tensor is fresh pages that the system must clear: up to a third of the time of a small
+    By default every large tensor is fresh pages that the system must clear: up to a quarter of the time of a small
     network's step (``benchmarks/memory.py``). Other systems than Linux with glibc are left as they are.
     """
     library = _glibc()
