@@ -20,12 +20,9 @@ from ..classifier import Classifier
 from ..errors import Interrupted, RecipeError, TrainingError
 from ..files import write_json
 from ..metrics import paired_difference, wilson
-from ..training.assemble import fresh, method_of, objective_of
 from ..training.calibrate import logits_of
-from ..training.folder import RunFolder
-from ..training.pace import to_layout
-from ..training.refinement import refine
-from ..training.run import Run
+from ..training.folder import Quiet
+from ..training.run import Run, train_on
 from ..types import Dataset, Interval
 
 SHARES = (0.1, 0.25, 0.5, 1.0)
@@ -171,27 +168,11 @@ def _train(run: Run, share: float, seed: int) -> _Training:
     train = run.splits.train
     part = train.subset(nested(train.labels, share, seed))
     size = max(2, min(run.recipe.batch_size or 2, len(part)))
-    recipe = run.recipe.replace(seed=seed, batch_size=size, processes=1)
+    recipe = run.recipe.replace(seed=seed, batch_size=size)
     with tempfile.TemporaryDirectory(prefix=".learning-curve-", dir=run.folder) as folder, _explained(len(part)):
         splits = replace(run.splits, train=part)
-        classifier, _ = fresh(recipe, splits, run.classifier.device)
-        to_layout(classifier, recipe.memory_format or "contiguous")
-        objective = objective_of(recipe, part.counts)
-        method = method_of(recipe, splits, run.classifier.device, objective)
-        refine(classifier, recipe, splits, method, _Quiet(Path(folder)))
-    return _Training(len(part), _right(classifier, run.splits.test))
-
-
-class _Quiet(RunFolder):
-    """A folder that nobody will look into, and whose epochs are not news."""
-
-    def say(self, text: str, *, aloud: bool = True) -> None:
-        """Only for the log."""
-        del aloud
-        super().say(text, aloud=False)
-
-    def write_curves(self, history: Sequence[dict[str, Any]]) -> None:
-        """Nothing."""
+        trained = train_on(splits, recipe, Quiet(Path(folder)), device=run.classifier.device)
+    return _Training(len(part), _right(trained.classifier, run.splits.test))
 
 
 @contextmanager

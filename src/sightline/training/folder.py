@@ -95,6 +95,18 @@ class RunFolder:
                 curves(history).save(self.path / "curves.png")
 
 
+class Quiet(RunFolder):
+    """A run among many: its epochs are not news, and nobody will look at its curves."""
+
+    def say(self, text: str, *, aloud: bool = True) -> None:
+        """Only for the log."""
+        del aloud
+        super().say(text, aloud=False)
+
+    def write_curves(self, history: Sequence[dict[str, Any]]) -> None:
+        """Nothing."""
+
+
 def check_free(out: Path | None, *, overwrite: bool) -> None:
     """Raise OutputError where ``out`` holds something that may not be replaced."""
     if out is None or not out.exists() or (out.is_dir() and not any(out.iterdir())):
