@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 
-.PHONY: help demo test lint types clean
+.PHONY: help demo test proof lint types clean
 
 help:            ## list the commands
 	@grep -E '^[a-z]+: .*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/  -/'
@@ -34,6 +34,9 @@ types: $(VENV)/equipped ## static types
 
 test: lint types ## everything: style, types, architecture, laws, oracles, bad input, README
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -q
+
+proof: $(VENV)/installed ## long protocols, run by hand: what no test has the time for
+	@OMP_NUM_THREADS=1 $(BIN)/python proof/tuning_kills.py
 
 clean:           ## remove the environment and caches
 	rm -rf $(VENV) .pytest_cache .ruff_cache

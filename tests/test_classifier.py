@@ -13,9 +13,10 @@ from safetensors.torch import load_file, save_file
 from sightline.classifier import FORMAT, Classifier, write_card
 from sightline.errors import BundleError, OutputError
 from sightline.files import checksum
-from sightline.models import NETWORKS, Architecture, architecture, build
+from sightline.models import Architecture, architecture, build
 from sightline.preprocessing import Normalise, Preprocessing
 from sightline.types import Geometry
+from small import WORDS
 
 
 def make(
@@ -52,7 +53,7 @@ def resign(bundle):
     rewrite(bundle, files={name: checksum(bundle / name) for name in names})
 
 
-@pytest.mark.parametrize("model", NETWORKS)
+@pytest.mark.parametrize("model", WORDS)
 def test_saved_and_loaded_is_the_same_bit_for_bit(tmp_path, model):
     classifier = make(model)
     classifier.save(tmp_path / "b")

@@ -24,8 +24,9 @@ from sightline.classifier import Classifier
 from sightline.training import choices
 
 TINY = ("--model", "mlp", "--size", "8", "--limit", "300", "--epochs", "1")
-VERBS = ("demo", "train", "check", "evaluate", "report", "predict", "runs", "list")
-FAMILIES = ("models", "augmentations", "losses", "optimizers", "initialisations", "schedules")
+VERBS = ("demo", "train", "tune", "combine", "check", "evaluate", "report", "compare", "predict", "runs", "list")
+FAMILIES = ("models", "augmentations", "losses", "optimizers", "initialisations", "schedules", "freezings", "searches")
+FAMILIES += ("combinations", "baselines", "features")
 FAMILIES += ("normalisations", "presets", "data")
 SHELL = (sys.executable, "-c", "import sys; from sightline.cli import main; sys.exit(main())")
 

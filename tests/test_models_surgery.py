@@ -6,9 +6,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from sightline.models import NETWORKS, SURGERY, Architecture, architecture, build, head, load_weights
+from sightline.models import SURGERY, Architecture, architecture, build, head, load_weights
+from small import WORDS
 
-networks = pytest.mark.parametrize("name", NETWORKS)
+networks = pytest.mark.parametrize("name", WORDS)
 
 
 def network_of(name, classes=4):

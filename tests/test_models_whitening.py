@@ -5,8 +5,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from sightline.models import NETWORKS, architecture, build, initialise
+from sightline.models import architecture, build, initialise
 from sightline.models.whitening import EPS, Whitening
+from small import WORDS
 
 
 def images(n=40, channels=3, side=12, seed=0):
@@ -100,7 +101,7 @@ def test_networks_adapt_to_their_images(name, channels):
     assert strength[0] > 0.99
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", WORDS)
 def test_adapting_leaves_the_weights_that_are_trained(name):
     network = build(architecture(name, classes=3, channels=3, size=(12, 12)))
     before = [parameter.clone() for parameter in network.parameters()]

@@ -68,7 +68,7 @@ COMMANDS = [
 
 def test_there_are_commands():
     verbs = {words[0] for page in PAGES for words in commands(page)}
-    assert verbs == {"check", "train", "predict", "evaluate", "runs", "list", "report"}
+    assert verbs == {"check", "train", "tune", "combine", "predict", "evaluate", "runs", "list", "report"}
 
 
 @pytest.mark.parametrize("words", COMMANDS)
@@ -153,9 +153,9 @@ def test_the_readme_names_the_torch_that_is_asked_for():
 
 
 CHOSEN = {"size", "channels", "augment", "model", "epochs", "batch_size", "lr", "precision", "memory_format"}
-CHOSEN |= {"replicas"}
+CHOSEN |= {"replicas", "normalize"}
 """Fields that are chosen where they are None; the other fields mean "none" by it."""
-NONE = {"weights", "window", "group", "dropout", "start_size"}
+NONE = {"weights", "window", "group", "dropout", "start_size", "loss_weight", "split_seed"}
 
 
 def recipe_table():

@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 
 from sightline.errors import BundleError, DataError
-from sightline.models import NETWORKS, architecture, build, load_weights
+from sightline.models import architecture, build, load_weights
+from small import WORDS
 
 FILE = "resnet20-12fca82f.th"
 
@@ -83,7 +84,7 @@ def same(one, other):
     )
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", WORDS)
 @pytest.mark.parametrize("suffix", [".safetensors", ".pth", ".pt", ".th"])
 def test_every_network_in_every_format(name, suffix, tmp_path):
     source, target = network_of(name, seed=1), network_of(name, seed=2)

@@ -10,6 +10,7 @@ import json
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +24,12 @@ from torch import Tensor, nn
 
 from . import runtime
 from .data.images import decode
-from .data.loader import to_batch
+from .data.loader import batches, to_batch
 from .errors import BundleError, ImageError, SightlineError
 from .files import checksum, replacing, write_json, write_text
-from .models import Architecture, Network, build, head
+from .models import Architecture, Network, build, embed
 from .preprocessing import Preprocessing
-from .types import Geometry, Prediction
+from .types import Dataset, Geometry, Prediction
 
 FORMAT = 1
 """Version of the bundle's layout; a release reads its own and every earlier one."""
@@ -74,10 +75,21 @@ class Classifier(nn.Module):
         """Calibrated probabilities: softmax(logits / temperature), in float32."""
         return torch.softmax(self(pixels).float() / self.temperature, dim=1)
 
+    def features(self, pixels: Float[Tensor, "B C H W"]) -> Float[Tensor, "B D"]:
+        """What the network's last layer is given for pixels in [0, 1]; BundleError where it has none."""
+        return embed(self.network, self.preprocessing(pixels))
+
+    @torch.inference_mode()
+    def embed(self, dataset: Dataset, *, batch_size: int = 256) -> Float[ndarray, "N D"]:
+        """The features of every image of a dataset, in order, in one pass in eval mode."""
+        self.eval()
+        parts = [self.features(batch.pixels).float() for batch in batches(dataset, batch_size, device=self.device)]
+        return torch.cat(parts).cpu().numpy()
+
     @property
     def device(self) -> torch.device:
         """Where the weights are."""
-        return next(self.parameters()).device
+        return next(chain(self.parameters(), self.buffers())).device
 
     def predict(self, images: Image | Iterable[Image], *, top: int = 5) -> list[Prediction]:
         """The ``top`` likeliest classes of each image, in order.
@@ -129,6 +141,7 @@ class Classifier(nn.Module):
         with replacing(folder) as temporary:
             temporary.mkdir()
             (temporary / "model.safetensors").write_bytes(save(tensors))
+            self.network.write_parts(temporary)
             (temporary / "README.md").write_text(self._card(), encoding="utf-8")
             names = sorted(path.name for path in temporary.iterdir())
             config = self.config() | {"files": {name: checksum(temporary / name) for name in names}}
@@ -149,9 +162,10 @@ class Classifier(nn.Module):
         }
 
     def _card(self) -> str:
-        g = self.geometry
+        g, plan = self.geometry, self.architecture
         return (
-            f"# A Sightline image classifier\n\n{self.architecture.name} for {len(self.classes)} classes: "
+            f"# A Sightline image classifier\n\n{plan.arguments.get('word') or plan.name} for "
+            f"{len(self.classes)} classes: "
             f"{', '.join(self.classes)}.\n\nIt expects {g.size[0]} x {g.size[1]} pixels, {g.channels} "
             f"channel(s), fitted by '{g.fit}'; any image file is brought there by itself:\n\n"
             "    from sightline.classifier import Classifier\n"
@@ -181,7 +195,8 @@ class Classifier(nn.Module):
         except (KeyError, TypeError, ValueError, SightlineError) as error:
             raise BundleError(f"The config.json of '{folder}' cannot be understood: {error}.") from error
         classifier._take(_read_tensors(folder), folder)
-        if (outputs := head(classifier.network).out_features) != len(classifier.classes):
+        classifier.network.read_parts(folder)
+        if (outputs := classifier.network.outputs) != len(classifier.classes):
             names = f"{len(classifier.classes)} classes for {outputs} outputs"
             raise BundleError(f"The config.json of '{folder}' names {names}. Copy the bundle again.")
         return classifier.eval()

@@ -330,6 +330,24 @@ def learning_curve(sizes: Sequence[Mapping[str, Any]]) -> "Image":
     return _drawn(figure)
 
 
+@_house_look()
+def entrants(rows: Sequence[Mapping[str, Any]]) -> "Image":
+    """Accuracy with its interval against the time of one answer, from ``compare.json``; baselines are squares."""
+    figure, (panel,) = _figure(1, (7.2, 4.2))
+    for row in rows:
+        colour, marker = (PALETTE["blue"], "o") if row["kind"] == "network" else (PALETTE["orange"], "s")
+        reach = [[abs(row["accuracy"] - row[edge])] for edge in ("low", "high")]
+        spot = (row["ms_per_image"], row["accuracy"])
+        panel.errorbar(*spot, reach, color=colour, marker=marker, markersize=5, capsize=3)
+        panel.annotate(_cut(row["entrant"], 24), spot, (6, 4), textcoords="offset points", fontsize=8)
+    panel.set_xscale("log")
+    panel.margins(x=0.15)
+    panel.yaxis.set_major_formatter(lambda value, _: f"{value * 100:.4g} %")
+    panel.set(xlabel="milliseconds an image, in batches", ylabel="accuracy")
+    panel.grid(axis="y", color=PALETTE["line"], linewidth=0.7)
+    return _drawn(figure)
+
+
 def rates(tried: Sequence[float], losses: Sequence[float], suggestion: float) -> "Image":
     """Smoothed training loss over the learning rate, the suggested rate marked."""
     figure, (panel,) = _figure(1, (5.6, 3.2))

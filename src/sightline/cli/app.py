@@ -39,6 +39,20 @@ COMMANDS = (
         "sightline train photos.zip --epochs 20 --out runs/photos",
     ),
     (
+        MAKE,
+        "combine",
+        "combining:combine",
+        "Make one classifier of several: the mean of their answers, or of their weights.",
+        "sightline combine runs/a runs/b runs/c --out runs/all",
+    ),
+    (
+        MAKE,
+        "tune",
+        "tuning:tune",
+        "Search for the recipe that does best, then train and test the winner.",
+        "sightline tune photos.zip --over lr=1e-3..1e-1 --over batch_size=32,64,128 --trials 20",
+    ),
+    (
         EXAMINE,
         "check",
         "examining:check",
@@ -58,6 +72,13 @@ COMMANDS = (
         "examining:report",
         "One page with all the evidence that is saved in a run.",
         "sightline report runs/photos",
+    ),
+    (
+        EXAMINE,
+        "compare",
+        "comparing:compare",
+        "Networks and classical baselines on the same images, ranked.",
+        "sightline compare photos.zip --models lenet5,resnet20 --baselines svm-rbf,knn --features hog",
     ),
     (
         USE,

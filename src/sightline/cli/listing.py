@@ -26,7 +26,7 @@ def runs(folder: Path = Path("runs"), /, *, json: Json = False) -> None:
 
 
 def members(family: str = "", /, *, json: Json = False) -> None:
-    """What can be chosen: models, augmentations, losses, optimizers, schedules, normalisations, presets, data.
+    """What can be chosen: models, baselines, features, augmentations, losses, optimizers, presets, data, ...
 
     Parameters
     ----------
@@ -43,6 +43,8 @@ def members(family: str = "", /, *, json: Json = False) -> None:
 def _families() -> Mapping[str, Any]:
     """Each family's members with a line about each."""
     from ..augmentation import AUGMENTATIONS
+    from ..baselines import CLASSIFIERS, FEATURES
+    from ..ensembles import COMBINATIONS
     from ..models import INITIALISATIONS, describe
     from ..preprocessing import NORMALISATIONS, STATISTICS
     from ..sources.builtin import BUILTIN
@@ -51,16 +53,25 @@ def _families() -> Mapping[str, Any]:
     from ..training.optimizers import OPTIMIZERS
     from ..training.presets import PRESETS
     from ..training.schedules import SCHEDULES
+    from ..training.transfer import FREEZINGS
+    from ..tuning import SEARCHES
 
     return {
-        "models": lambda: [vars(line) for line in describe()],
+        "models": lambda: [
+            vars(line) | {"best_sizes": list(line.best_sizes or ()) or None} for line in describe()
+        ],
         "augmentations": lambda: _lines(AUGMENTATIONS),
         "losses": lambda: _lines(OBJECTIVES),
         "optimizers": lambda: _lines(OPTIMIZERS),
         "initialisations": lambda: _lines(INITIALISATIONS),
         "schedules": lambda: _lines(SCHEDULES),
+        "searches": lambda: _lines(SEARCHES),
+        "freezings": lambda: _lines(FREEZINGS),
+        "combinations": lambda: _lines(COMBINATIONS),
         "normalisations": lambda: _normalisations(NORMALISATIONS, STATISTICS),
         "presets": lambda: _lines(PRESETS),
+        "baselines": lambda: _lines(CLASSIFIERS),
+        "features": lambda: _lines(FEATURES),
         "data": lambda: [*_lines(BUILTIN), *({"name": n, "what": each.what} for n, each in PUBLISHED.items())],
     }
 
@@ -112,6 +123,8 @@ def _summary(folder: Path) -> dict[str, Any]:
 def _cell(value: object) -> str:
     if value is None:
         return "-"
+    if isinstance(value, list):
+        return " to ".join(str(part) for part in value)
     if isinstance(value, tuple):
         return " x ".join(str(part) for part in value)
     return f"{value:.4f}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)

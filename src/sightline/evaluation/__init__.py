@@ -1,5 +1,8 @@
 """How good is it, and how sure are we? One pass of the classifier feeds every number."""
 
+from .comparison import compare as compare
+from .crossval import CrossValidation as CrossValidation
+from .crossval import cross_validate as cross_validate
 from .efficiency import Efficiency as Efficiency
 from .efficiency import Latency as Latency
 from .growth import LearningCurve as LearningCurve
@@ -13,3 +16,4 @@ from .mistakes import confused_pairs as confused_pairs
 from .mistakes import worst_mistakes as worst_mistakes
 from .record import gallery as gallery
 from .record import report_json as report_json
+from .standings import Comparison as Comparison

@@ -21,6 +21,10 @@ from .overall import ClassMetrics as ClassMetrics
 from .overall import check as check
 from .overall import measure as measure
 from .overall import per_class as per_class
+from .paired import bootstrap_difference as bootstrap_difference
+from .paired import corrected_interval as corrected_interval
+from .paired import holm as holm
+from .paired import mcnemar as mcnemar
 from .ranking import TOP as TOP
 from .ranking import OneVsRest as OneVsRest
 from .ranking import RocCurve as RocCurve

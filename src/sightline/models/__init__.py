@@ -4,6 +4,7 @@ A network is rebuilt by name: ``build(Architecture("resnet20", {"classes": 10, .
 weights is a table of tensors and nothing else.
 """
 
+from .attention import ATTENTIONS
 from .blocks import Network
 from .catalogue import (
     NETWORKS,
@@ -15,24 +16,32 @@ from .catalogue import (
     parameter_count,
 )
 from .cost import multiply_adds
+from .ensemble import Ensemble, Member
 from .initialise import INITIALISATIONS, initialise
+from .stages import Stage, embed, stages
 from .surgery import SURGERY, head
 from .weights import WeightsReport, load_weights
 
 __all__ = [
+    "ATTENTIONS",
     "INITIALISATIONS",
     "NETWORKS",
     "SURGERY",
     "Architecture",
     "Description",
+    "Ensemble",
+    "Member",
     "Network",
+    "Stage",
     "WeightsReport",
     "architecture",
     "build",
     "describe",
+    "embed",
     "head",
     "initialise",
     "load_weights",
     "multiply_adds",
     "parameter_count",
+    "stages",
 ]

@@ -1,10 +1,13 @@
 """What small-image networks are made of."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from ..errors import RecipeError
 from .whitening import Whitening
@@ -24,6 +27,20 @@ class Network(nn.Module, ABC):
     mirrored: bool = False
     """Whether answers in eval mode are the mean over an image and its mirror image."""
 
+    differentiable: bool = True
+    """Whether logits have a gradient with respect to the pixels."""
+
+    notes: tuple[str, ...] = ()
+    """What becomes of images of this size before the network proper, a sentence each."""
+
+    elsewhere: tuple[tuple[str, str], ...] = ()
+    """How names of tensors begin in other people's files, and here: the first pair that fits is exchanged."""
+
+    @property
+    def outputs(self) -> int:
+        """Classes it tells apart."""
+        return self.head.out_features
+
     @abstractmethod
     def logits(self, pixels: Float[Tensor, "B C H W"]) -> Float[Tensor, "B K"]:
         """Raw scores of each class, seen once."""
@@ -36,6 +53,16 @@ class Network(nn.Module, ABC):
 
     def adapt(self, pixels: Float[Tensor, "B C H W"]) -> None:
         """Set what depends on the data from preprocessed training images; most networks need nothing."""
+
+    def write_parts(self, folder: Path) -> None:
+        """Write into a bundle's folder what tensors cannot hold; most networks have nothing."""
+
+    def read_parts(self, folder: Path) -> None:
+        """Read back what ``write_parts`` wrote."""
+
+    def fetch(self) -> str:
+        """Take the published weights the architecture asks for: a sentence about them, or "" as nearly always."""
+        return ""
 
 
 def is_large(size: Size) -> bool:
@@ -51,6 +78,53 @@ def pools(size: Size) -> nn.Sequential:
     return nn.Sequential(*layers)
 
 
+def shrinking(size: Size) -> tuple[str, ...]:
+    """What a stride-2 stem and ``pools`` do to images of this size, in a sentence; nothing to small ones."""
+    if not is_large(size):
+        return ()
+    factor = 2 ** (1 + len(pools(size)))
+    return (f"Images of {size[0]} x {size[1]} pixels are shrunk by {factor} before the first block.",)
+
+
+def enlarged(pixels: Float[Tensor, "B C H W"], least: int) -> Float[Tensor, "B C H2 W2"]:
+    """The same images with a shorter side of at least ``least`` pixels, bilinear."""
+    height, width = pixels.shape[2:]
+    short = min(height, width)
+    if short >= least:
+        return pixels
+    size = [round(side * least / short) for side in (height, width)]
+    return F.interpolate(pixels, size, mode="bilinear", align_corners=False)
+
+
+def conv_norm(
+    inputs: int,
+    outputs: int,
+    kernel: int,
+    stride: int = 1,
+    *,
+    groups: int = 1,
+    then: Callable[[], nn.Module] | None = nn.ReLU,
+) -> nn.Sequential:
+    """A convolution that keeps the size (over its stride), batch norm, and what follows."""
+    convolution = nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, groups=groups, bias=False)
+    return nn.Sequential(convolution, nn.BatchNorm2d(outputs), *([then()] if then else []))
+
+
+def scaled(widths: Sequence[int], factor: float) -> list[int]:
+    """Channels of each layer times a factor, rounded; raises RecipeError where a layer would have none."""
+    made = [round(width * factor) for width in widths]
+    if min(made) < 1:
+        raise RecipeError(f"width is a factor on the channels that leaves each layer at least one, not {factor}.")
+    return made
+
+
+def whole(name: str, value: object, least: int = 1) -> int:
+    """``value``, where it is a whole number from ``least``; raises RecipeError otherwise."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise RecipeError(f"{name} is a whole number, {least} or more, not {value}.")
+    return value
+
+
 def dropout_of(share: float) -> nn.Dropout:
     """Dropout with this share of zeros in training; raises RecipeError outside [0, 1)."""
     if not 0 <= share < 1:
@@ -59,9 +133,11 @@ def dropout_of(share: float) -> nn.Dropout:
 
 
 def he_(module: nn.Module) -> None:
-    """Initialise every convolution below ``module`` by He et al. 2015 (arXiv 1502.01852), fan out."""
+    """Initialise every convolution below ``module`` by He et al. 2015 (arXiv 1502.01852), fan out within groups."""
     for layer in module.modules():
         if isinstance(layer, nn.Conv2d) and not isinstance(layer, Whitening):
             nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
+            with torch.no_grad():
+                layer.weight.mul_(layer.groups**0.5)  # torch counts the outputs of all groups
             if layer.bias is not None:
                 nn.init.zeros_(layer.bias)

@@ -1,9 +1,11 @@
 """A network as a value: its name, its arguments, and what was changed since."""
 
 import inspect
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,16 +13,25 @@ from torch import nn
 
 from ..choose import choose, lookup, suggest
 from ..errors import BundleError, ChoiceError, RecipeError
+from .alexnet import alexnet, alexnet_small
 from .blocks import Network, Size
 from .cost import multiply_adds
+from .densenet import densenet
 from .enhanced import enhanced
+from .ensemble import ensemble
+from .estimator import estimator
 from .fastcnn import fastcnn
+from .inception import inception
 from .lenet import lenet5
 from .mlp import mlp
+from .mobile import efficientnet, mobilenet
 from .plain import plain_cnn, small_cnn, table2
 from .residual18 import resnet18
 from .resnet import resnet20, resnet32, resnet44, resnet56
 from .surgery import SURGERY
+from .vgg import vgg11, vgg13, vgg16
+from .vit import vit
+from .zoo import timm
 
 NETWORKS: dict[str, Callable[..., Network]] = {
     "mlp": mlp,
@@ -35,24 +46,59 @@ NETWORKS: dict[str, Callable[..., Network]] = {
     "small-cnn": small_cnn,
     "table2": table2,
     "plain-cnn": plain_cnn,
+    "alexnet": alexnet,
+    "alexnet-small": alexnet_small,
+    "vgg11": vgg11,
+    "vgg13": vgg13,
+    "vgg16": vgg16,
+    "inception": inception,
+    "densenet": densenet,
+    "mobilenet": mobilenet,
+    "efficientnet": efficientnet,
+    "vit": vit,
+    "timm": timm,
 }
 """Name -> ``(classes, channels, size, **arguments) -> network``."""
 
-REFERENCE: dict[str, tuple[int, tuple[int, int]]] = {
-    "mlp": (1, (28, 28)),
-    "lenet5": (1, (28, 28)),
-    "resnet20": (3, (32, 32)),
-    "resnet32": (3, (32, 32)),
-    "resnet44": (3, (32, 32)),
-    "resnet56": (3, (32, 32)),
-    "resnet18": (3, (32, 32)),
-    "fastcnn": (3, (32, 32)),
-    "enhanced": (3, (32, 32)),
-    "small-cnn": (1, (28, 28)),
-    "table2": (3, (224, 224)),
-    "plain-cnn": (3, (32, 32)),
+
+@dataclass(frozen=True)
+class Reference:
+    """The images a network is known by, and those it is made for."""
+
+    channels: int
+    size: tuple[int, int]
+    best: tuple[int, int]
+    """Shorter sides, from and to, in pixels; all others work."""
+
+
+REFERENCE: dict[str, Reference] = {
+    "mlp": Reference(1, (28, 28), (28, 32)),
+    "lenet5": Reference(1, (28, 28), (28, 32)),
+    "resnet20": Reference(3, (32, 32), (28, 64)),
+    "resnet32": Reference(3, (32, 32), (28, 64)),
+    "resnet44": Reference(3, (32, 32), (28, 64)),
+    "resnet56": Reference(3, (32, 32), (28, 64)),
+    "resnet18": Reference(3, (32, 32), (28, 224)),
+    "fastcnn": Reference(3, (32, 32), (28, 64)),
+    "enhanced": Reference(3, (32, 32), (28, 64)),
+    "small-cnn": Reference(1, (28, 28), (28, 32)),
+    "table2": Reference(3, (224, 224), (28, 224)),
+    "plain-cnn": Reference(3, (32, 32), (28, 64)),
+    "alexnet": Reference(3, (224, 224), (128, 224)),
+    "alexnet-small": Reference(3, (32, 32), (28, 64)),
+    "vgg11": Reference(3, (32, 32), (28, 64)),
+    "vgg13": Reference(3, (32, 32), (28, 64)),
+    "vgg16": Reference(3, (32, 32), (28, 64)),
+    "inception": Reference(3, (32, 32), (28, 64)),
+    "densenet": Reference(3, (32, 32), (28, 64)),
+    "mobilenet": Reference(3, (32, 32), (28, 224)),
+    "efficientnet": Reference(3, (32, 32), (28, 224)),
+    "vit": Reference(3, (32, 32), (28, 64)),
 }
-"""Channels and size of the images each network is known by."""
+"""Of each network that has a form of its own; ``timm`` has those of another's."""
+
+MEASURED = Path(__file__).with_name("measured.json")
+"""Accuracies that ``benchmarks/zoo.py`` measured, and how."""
 
 
 @dataclass(frozen=True)
@@ -96,7 +142,14 @@ def architecture(model: str, *, classes: int, channels: int, size: Size) -> Arch
     return choose(family, model, "model")
 
 
-def _with(name: str, common: dict[str, Any], **arguments: Any) -> Architecture:
+def _with(name: str, common: dict[str, Any], *values: Any, **arguments: Any) -> Architecture:
+    own = [each for each in inspect.signature(NETWORKS[name]).parameters if each not in common]
+    if len(values) > len(own):
+        raise ChoiceError(f"The model '{name}' takes {len(own)} arguments: {', '.join(own)}.")
+    for argument, value in zip(own, values, strict=False):
+        if argument in arguments:
+            raise ChoiceError(f"The model '{name}' is given its argument '{argument}' twice: leave one out.")
+        arguments[argument] = value
     _check_names(name, NETWORKS[name], arguments, "model")
     return Architecture(name, {**common, **arguments})
 
@@ -106,13 +159,24 @@ def build(architecture: Architecture) -> Network:
 
     Raises ChoiceError for an unknown name, RecipeError for an impossible value.
     """
-    make = lookup(NETWORKS, architecture.name, "model")
+    make = lookup({**NETWORKS, **COMPOUND}, architecture.name, "model")
     _check_common(architecture)
     network = _apply(architecture.name, make, architecture.arguments, "model")
     for name, arguments in architecture.surgery:
         change = lookup(SURGERY, name, "change of a network")
         network = _apply(name, partial(change, network), arguments, "change of a network")
     return network
+
+
+def _rebuilt(config: Mapping[str, Any]) -> Network:
+    return build(Architecture.from_config(config))
+
+
+COMPOUND: dict[str, Callable[..., Network]] = {
+    "ensemble": partial(ensemble, _rebuilt),
+    "estimator": partial(estimator, _rebuilt),
+}
+"""What is made of trained classifiers, and rebuilt with them; no words of a recipe."""
 
 
 def _apply(name: str, make: Callable[..., Network], arguments: Mapping[str, Any], what: str) -> Network:
@@ -154,23 +218,31 @@ class Description:
 
     name: str
     summary: str
-    parameters: int
+    parameters: int | None
     """Trainable, with 10 classes, at the reference channels and size."""
-    multiply_adds: int
+    multiply_adds: int | None
     """For one image, the same way."""
-    channels: int
-    size: tuple[int, int]
+    channels: int | None
+    size: tuple[int, int] | None
     """(height, width) in pixels it is known by; other sizes work."""
+    best_sizes: tuple[int, int] | None
+    """Shorter sides, from and to, in pixels, that it is made for."""
+    quick_accuracy: float | None
+    """On the test images of CIFAR-10 after the short training of ``benchmarks/zoo.py``, where measured."""
 
 
 def describe() -> tuple[Description, ...]:
     """Every network in a line each; torch's generator is left where it was."""
-    lines = []
-    for name, make in NETWORKS.items():
-        channels, size = REFERENCE[name]
-        with torch.random.fork_rng(devices=[]):
-            network = make(10, channels, size)
-        cost = multiply_adds(network, channels, size)
-        summary = (make.__doc__ or "").strip().splitlines()[0].replace("``", "")
-        lines.append(Description(name, summary, parameter_count(network), cost, channels, size))
-    return tuple(lines)
+    measured = json.loads(MEASURED.read_text(encoding="utf-8"))["accuracy"]
+    return tuple(_line(name, make, measured.get(name)) for name, make in NETWORKS.items())
+
+
+def _line(name: str, make: Callable[..., Network], accuracy: float | None) -> Description:
+    summary = (make.__doc__ or "").strip().splitlines()[0].replace("``", "")
+    if name not in REFERENCE:
+        return Description(name, summary, None, None, None, None, None, accuracy)
+    known = REFERENCE[name]
+    with torch.random.fork_rng(devices=[]):
+        network = make(10, known.channels, known.size)
+    cost, count = multiply_adds(network, known.channels, known.size), parameter_count(network)
+    return Description(name, summary, count, cost, known.channels, known.size, known.best, accuracy)

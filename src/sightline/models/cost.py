@@ -1,34 +1,79 @@
 """What an answer costs."""
 
+from collections.abc import Callable, Mapping
+from itertools import chain
+from typing import Any
+
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
 
 from .blocks import Size
+
+
+def _layer(output: Tensor, _: Tensor, weight: Tensor, *__: Any, **___: Any) -> int:
+    return output.numel() * weight[0].numel()
+
+
+def _product(output: Tensor, left: Tensor, *_: Any, **__: Any) -> int:
+    return output.numel() * left.shape[-1]
+
+
+def _sum_and_product(output: Tensor, _: Tensor, left: Tensor, *__: Any, **___: Any) -> int:
+    return output.numel() * left.shape[-1]
+
+
+def _attention(_: Tensor, query: Tensor, key: Tensor, value: Tensor, *__: Any, **___: Any) -> int:
+    """Queries times keys, then weights times values."""
+    return query.shape[:-1].numel() * key.shape[-2] * (query.shape[-1] + value.shape[-1])
+
+
+WORK: Mapping[Callable[..., Any], Callable[..., int]] = {
+    F.conv1d: _layer,
+    F.conv2d: _layer,
+    F.conv3d: _layer,
+    F.linear: _layer,
+    F.scaled_dot_product_attention: _attention,
+    torch.matmul: _product,
+    Tensor.matmul: _product,
+    Tensor.__matmul__: _product,
+    torch.mm: _product,
+    Tensor.mm: _product,
+    torch.bmm: _product,
+    Tensor.bmm: _product,
+    torch.addmm: _sum_and_product,
+    torch.baddbmm: _sum_and_product,
+}
+"""What layers come down to: function -> ``(output, *its arguments) -> multiply-adds``."""
+
+
+class _Counting(TorchFunctionMode):
+    """Sees every function of torch that is called within it."""
+
+    # Not torch's counter: the level below, where that looks, loads the compiler, two seconds for nothing.
+    total = 0
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        output = func(*args, **(kwargs or {}))
+        if func in WORK:
+            self.total += WORK[func](output, *args, **(kwargs or {}))
+        return output
 
 
 def multiply_adds(network: nn.Module, channels: int, size: Size) -> int:
     """Multiplications with addition that the answer about one image of ``size`` takes, in eval mode.
 
-    Convolutions and linear layers, exactly; norms, activations, pools and biases are not counted, as is usual.
-    One multiply-add is two floating-point operations. The network stays as it is.
+    Convolutions, linear layers and the products of attention, exactly; norms, activations, pools and biases are
+    not counted, as is usual. One multiply-add is two floating-point operations. The network stays as it is.
     """
-    counted = 0
-
-    def count(layer: nn.Module, _: object, output: Tensor) -> None:
-        nonlocal counted
-        assert isinstance(layer, nn.Conv2d | nn.Linear)
-        counted += output.numel() * layer.weight[0].numel()
-
-    layers = [layer for layer in network.modules() if isinstance(layer, nn.Conv2d | nn.Linear)]
-    hooks = [layer.register_forward_hook(count) for layer in layers]
     modes = [(module, module.training) for module in network.modules()]
+    # Real numbers: torch's shape-only tensors load the compiler too.
+    image = torch.zeros(1, channels, *size, device=next(chain(network.parameters(), network.buffers())).device)
     try:
-        with torch.no_grad():
-            # Real numbers: torch's shape-only tensors load its compiler, two seconds for nothing.
-            network.eval()(torch.zeros(1, channels, *size, device=next(network.parameters()).device))
+        with torch.no_grad(), _Counting() as counting:
+            network.eval()(image)
     finally:
-        for hook in hooks:
-            hook.remove()
         for module, training in modes:
             module.training = training
-    return counted
+    return counting.total

@@ -10,6 +10,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..choose import lookup
+from .attention import ATTENTIONS
 from .blocks import Network, Size, dropout_of, he_
 from .resnet import first_layers, shrinks
 from .whitening import Whitening
@@ -18,14 +20,15 @@ WIDTHS = (64, 128, 256, 512)
 
 
 class Block(nn.Module):
-    """``relu(shortcut(x) + BN(conv(relu(BN(conv(x))))))``; where shapes change, 1x1 and BN (option B)."""
+    """``relu(shortcut(x) + attend(BN(conv(relu(BN(conv(x)))))))``; where shapes change, 1x1 and BN (option B)."""
 
-    def __init__(self, inputs: int, outputs: int, stride: int):
+    def __init__(self, inputs: int, outputs: int, stride: int, attention: str):
         super().__init__()
         self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(outputs)
         self.conv2 = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False)
         self.bn2 = nn.BatchNorm2d(outputs)
+        self.attend = lookup(ATTENTIONS, attention, "attention")(outputs)
         self.downsample: nn.Module | None = None
         if stride != 1 or inputs != outputs:
             self.downsample = nn.Sequential(
@@ -35,22 +38,22 @@ class Block(nn.Module):
     def forward(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C2 H2 W2"]:
         """Features, half the size where the stride is 2."""
         y = F.relu(self.bn1(self.conv1(x)))
-        y = self.bn2(self.conv2(y))
+        y = self.attend(self.bn2(self.conv2(y)))
         return F.relu(y + (x if self.downsample is None else self.downsample(x)))
 
 
 class ResNet18(Network):
     """A stem, four stages of two blocks with 64, 128, 256 and 512 channels, the mean, the head."""
 
-    def __init__(self, classes: int, channels: int, size: Size, stem: str, dropout: float):
+    def __init__(self, classes: int, channels: int, size: Size, stem: str, attention: str, dropout: float):
         super().__init__()
         large = shrinks(stem, size)
         self.whiten, self.conv1 = first_layers(channels, WIDTHS[0], stem, large)
         self.bn1 = nn.BatchNorm2d(WIDTHS[0])
         self.pools = nn.MaxPool2d(3, 2, 1) if large else nn.Identity()
-        self.layer1 = nn.Sequential(Block(64, 64, 1), Block(64, 64, 1))
-        self.layer2, self.layer3, self.layer4 = (
-            nn.Sequential(Block(i, o, 2), Block(o, o, 1)) for i, o in pairwise(WIDTHS)
+        self.layer1, self.layer2, self.layer3, self.layer4 = (
+            nn.Sequential(Block(i, o, 1 if i == o else 2, attention), Block(o, o, 1, attention))
+            for i, o in pairwise((WIDTHS[0], *WIDTHS))
         )
         self.dropout = dropout_of(dropout)
         self.head = nn.Linear(WIDTHS[-1], classes)
@@ -68,6 +71,8 @@ class ResNet18(Network):
             self.whiten.fit(pixels)
 
 
-def resnet18(classes: int, channels: int, size: Size, stem: str = "auto", dropout: float = 0.0) -> Network:
+def resnet18(
+    classes: int, channels: int, size: Size, stem: str = "auto", attention: str = "none", dropout: float = 0.0
+) -> Network:
     """ResNet-18: eleven million parameters, 14 times the work of ResNet-20 and the more accurate."""
-    return ResNet18(classes, channels, size, stem, dropout)
+    return ResNet18(classes, channels, size, stem, attention, dropout)

@@ -8,8 +8,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..choose import lookup
 from ..errors import RecipeError
-from .blocks import Network, Size, dropout_of, he_, is_large, pools
+from .attention import ATTENTIONS
+from .blocks import Network, Size, dropout_of, he_, is_large, pools, shrinking
 from .whitening import Whitening
 
 STEMS = ("auto", "small", "large", "whitened")
@@ -17,20 +19,21 @@ STEMS = ("auto", "small", "large", "whitened")
 
 
 class Block(nn.Module):
-    """``relu(x + BN(conv(relu(BN(conv(x))))))``; shortcuts have no parameters (option A)."""
+    """``relu(x + attend(BN(conv(relu(BN(conv(x)))))))``; shortcuts have no parameters (option A)."""
 
-    def __init__(self, inputs: int, outputs: int, stride: int):
+    def __init__(self, inputs: int, outputs: int, stride: int, attention: str = "none"):
         super().__init__()
         self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(outputs)
         self.conv2 = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False)
         self.bn2 = nn.BatchNorm2d(outputs)
+        self.attend = lookup(ATTENTIONS, attention, "attention")(outputs)
         self.stride, self.missing = stride, outputs - inputs
 
     def forward(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C2 H2 W2"]:
         """Features, half the size where the stride is 2."""
         y = F.relu(self.bn1(self.conv1(x)))
-        y = self.bn2(self.conv2(y))
+        y = self.attend(self.bn2(self.conv2(y)))
         if self.stride > 1 or self.missing:
             x = x[:, :, :: self.stride, :: self.stride]
             x = F.pad(x, (0, 0, 0, 0, self.missing // 2, self.missing - self.missing // 2))
@@ -57,15 +60,22 @@ def first_layers(channels: int, width: int, stem: str, large: bool) -> tuple[nn.
 class ResNet(Network):
     """A stem, three stages of ``depth`` blocks with 16, 32 and 64 channels, the mean, the head."""
 
-    def __init__(self, depth: int, classes: int, channels: int, size: Size, stem: str, dropout: float):
+    def __init__(
+        self, depth: int, classes: int, channels: int, size: Size, stem: str, attention: str, dropout: float
+    ):
         super().__init__()
         large = shrinks(stem, size)
+        self.notes = shrinking(size) if large else ()
         self.whiten, self.conv1 = first_layers(channels, 16, stem, large)
         self.bn1 = nn.BatchNorm2d(16)
         self.pools = pools(size) if large else nn.Identity()
-        self.layer1 = nn.Sequential(*(Block(16, 16, 1) for _ in range(depth)))
-        self.layer2 = nn.Sequential(Block(16, 32, 2), *(Block(32, 32, 1) for _ in range(depth - 1)))
-        self.layer3 = nn.Sequential(Block(32, 64, 2), *(Block(64, 64, 1) for _ in range(depth - 1)))
+        self.layer1, self.layer2, self.layer3 = (
+            nn.Sequential(
+                Block(inputs, outputs, stride, attention),
+                *(Block(outputs, outputs, 1, attention) for _ in range(depth - 1)),
+            )
+            for inputs, outputs, stride in ((16, 16, 1), (16, 32, 2), (32, 64, 2))
+        )
         self.dropout = dropout_of(dropout)
         self.head = nn.Linear(64, classes)
         he_(self)
@@ -82,21 +92,29 @@ class ResNet(Network):
             self.whiten.fit(pixels)
 
 
-def resnet20(classes: int, channels: int, size: Size, stem: str = "auto", dropout: float = 0.0) -> Network:
+def resnet20(
+    classes: int, channels: int, size: Size, stem: str = "auto", attention: str = "none", dropout: float = 0.0
+) -> Network:
     """ResNet-20 for small images: a good first choice in colour."""
-    return ResNet(3, classes, channels, size, stem, dropout)
+    return ResNet(3, classes, channels, size, stem, attention, dropout)
 
 
-def resnet32(classes: int, channels: int, size: Size, stem: str = "auto", dropout: float = 0.0) -> Network:
+def resnet32(
+    classes: int, channels: int, size: Size, stem: str = "auto", attention: str = "none", dropout: float = 0.0
+) -> Network:
     """ResNet-32 for small images: deeper, 1.7 times the work of ResNet-20."""
-    return ResNet(5, classes, channels, size, stem, dropout)
+    return ResNet(5, classes, channels, size, stem, attention, dropout)
 
 
-def resnet44(classes: int, channels: int, size: Size, stem: str = "auto", dropout: float = 0.0) -> Network:
+def resnet44(
+    classes: int, channels: int, size: Size, stem: str = "auto", attention: str = "none", dropout: float = 0.0
+) -> Network:
     """ResNet-44 for small images: deeper still, 2.4 times the work of ResNet-20."""
-    return ResNet(7, classes, channels, size, stem, dropout)
+    return ResNet(7, classes, channels, size, stem, attention, dropout)
 
 
-def resnet56(classes: int, channels: int, size: Size, stem: str = "auto", dropout: float = 0.0) -> Network:
+def resnet56(
+    classes: int, channels: int, size: Size, stem: str = "auto", attention: str = "none", dropout: float = 0.0
+) -> Network:
     """ResNet-56 for small images: the most accurate of the four, 3.1 times the work of ResNet-20."""
-    return ResNet(9, classes, channels, size, stem, dropout)
+    return ResNet(9, classes, channels, size, stem, attention, dropout)

@@ -14,8 +14,13 @@ from .blocks import Network
 
 
 def head(network: Network) -> nn.Linear:
-    """The layer whose outputs are the logits."""
-    return network.head
+    """The layer whose outputs are the logits; raises BundleError where there is none, as in an ensemble."""
+    try:
+        return network.head
+    except AttributeError as error:
+        raise BundleError(
+            f"{type(network).__name__} has no last layer of its own: start from a single network instead."
+        ) from error
 
 
 def grown_head(network: Network, classes: int) -> Network:

@@ -57,8 +57,8 @@ def load_weights(network: Network, file: str | Path) -> WeightsReport:
     path = Path(file)
     everything = stripped(read_tensors(path))
     kept = network_only(everything)
-    given = _with_head(kept, network)
     wanted = {name: t for name, t in network.state_dict().items() if not name.endswith("num_batches_tracked")}
+    given = _with_head(_renamed(kept, network, wanted), network)
     given = {name: t for name, t in given.items() if not name.endswith("num_batches_tracked")}
     initial = _other_classes(given, wanted)
     _check_fit(path, {n: t for n, t in given.items() if n not in initial}, wanted, initial)
@@ -166,6 +166,15 @@ def network_only(tensors: Tensors) -> Tensors:
     if own and all(name.startswith(("preprocessing.", "temperature")) for name in rest):
         return stripped(own)
     return tensors
+
+
+def _renamed(given: Tensors, network: Network, wanted: Tensors) -> Tensors:
+    """The file's tensors under our names, where the network is known elsewhere under others that fit better."""
+    ours: Tensors = {}
+    for name, tensor in given.items():
+        there, here = next((pair for pair in network.elsewhere if name.startswith(pair[0])), ("", ""))
+        ours[here + name.removeprefix(there)] = tensor
+    return ours if len(ours.keys() & wanted.keys()) > len(given.keys() & wanted.keys()) else given
 
 
 def _with_head(given: Tensors, network: Network) -> Tensors:

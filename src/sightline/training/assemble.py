@@ -1,8 +1,12 @@
 """A recipe's words become objects: the fresh classifier, the objective, the way to train."""
 
-from collections.abc import Iterable, Iterator
+import copy
+import inspect
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,24 +16,30 @@ from numpy import ndarray
 
 from .. import runtime
 from ..augmentation import policy
-from ..choose import lookup
+from ..choose import choose, lookup, suggest
 from ..classifier import Classifier
 from ..data.loader import Augment, Shuffled, batches, count_batches, to_batch
-from ..errors import DataError, RecipeError
-from ..models import INITIALISATIONS, Architecture, architecture, build, initialise, load_weights
+from ..errors import ChoiceError, DataError, RecipeError
+from ..models import INITIALISATIONS, Architecture, architecture, build, initialise
+from ..preprocessing import Preprocessing
 from ..preprocessing import check as check_preprocessing
 from ..preprocessing import fit as fit_preprocessing
 from ..types import Batch, Geometry, Splits
 from . import pace
-from .objectives import OBJECTIVES, Objective, balanced_weights
+from .objectives import OBJECTIVES, Objective
 from .optimizers import optimizer
 from .recipe import Recipe, window
 from .refinement import Method
 from .schedules import schedule
 from .team import ALONE, Team
+from .transfer import START, begin, check_freezing, provenance_of, start_of
+from .weighting import WEIGHTINGS
 
 SAMPLE = 2000
 """Training images that a network's data-dependent layers are set from."""
+
+FIELDS = {"loss_weight": "weight"}
+"""Fields of a recipe that a loss calls otherwise."""
 
 GROWN_BY = 2 / 3
 """Share of the epochs after which images have their full size."""
@@ -39,15 +49,21 @@ def check_names(recipe: Recipe) -> None:
     """Refuse a misspelt name before an hour of decoding, not after."""
     objective_of(recipe)
     policy(recipe.augment or ())
-    check_preprocessing(recipe.normalize)
+    if recipe.normalize not in (None, START):
+        check_preprocessing(recipe.normalize)
     schedule(recipe.schedule, recipe.warmup, recipe.epochs)
     optimizer(torch.nn.Linear(1, 1), recipe.replace(lr=recipe.lr or 0.1))
     if recipe.init != "own":
         lookup(INITIALISATIONS, recipe.init, "initialisation")
     if recipe.model is not None:
-        build(plan_of(recipe, classes=2, channels=3, size=(32, 32)))
-    if recipe.weights is not None and not Path(recipe.weights).is_file():
-        raise RecipeError(f"There is no file of weights '{recipe.weights}'.")
+        side = recipe.size or (224 if recipe.model.startswith("timm:") else 32)
+        made = build(plan_of(recipe, classes=2, channels=recipe.channels or 3, size=(side, side)))
+        if recipe.weights is None:
+            made.fetch()
+    if recipe.weights is not None and not Path(recipe.weights).exists():
+        raise RecipeError(f"There is no file of weights '{recipe.weights}', and no run or bundle there.")
+    start_of(recipe)
+    check_freezing(recipe)
     if recipe.start_size and recipe.size and recipe.start_size > recipe.size:
         raise RecipeError(f"start_size is {recipe.start_size}: it must not be above the size, {recipe.size}.")
 
@@ -72,21 +88,25 @@ def plan_of(recipe: Recipe, *, classes: int, channels: int, size: tuple[int, int
     return replace(plan, surgery=(*plan.surgery, ("mirrored", {}))) if recipe.mirrored else plan
 
 
-def fresh(recipe: Recipe, splits: Splits, device: torch.device) -> tuple[Classifier, tuple[str, ...]]:
-    """The classifier before training: seeded initial weights, or the given ones."""
+def fresh(
+    recipe: Recipe, splits: Splits, device: torch.device, *, blank: bool = False
+) -> tuple[Classifier, tuple[str, ...]]:
+    """The classifier before training: seeded initial weights, or the given ones; and what is worth saying.
+
+    ``blank``: its weights will come from a checkpoint, so none are looked for.
+    """
     train = splits.train
+    source = None if blank and recipe.normalize != START else start_of(recipe)
     runtime.seed(recipe.seed)
     plan = plan_of(recipe, classes=len(train.classes), channels=train.geometry.channels, size=train.geometry.size)
     network = build(plan)
-    preprocessing = fit_preprocessing(train, recipe.normalize, train.geometry.channels)
+    preprocessing = _preprocessing(recipe, splits, source)
     if recipe.init != "own":
         initialise(network, recipe.init)
-    notes: tuple[str, ...] = ()
     sample = np.sort(runtime.order(len(train), recipe.seed)[:SAMPLE])
     with torch.no_grad():
         network.adapt(preprocessing(to_batch(train[sample])))
-    if recipe.weights is not None:
-        notes = (*notes, str(load_weights(network, recipe.weights)))
+    started = () if blank else begin(network, recipe, source, splits)
     classifier = Classifier(
         preprocessing,
         network,
@@ -98,17 +118,50 @@ def fresh(recipe: Recipe, splits: Splits, device: torch.device) -> tuple[Classif
             "data_fingerprint": train.fingerprint,
             "train_images": len(train),
             "seed": recipe.seed,
+            "split_seed": recipe.data_seed,
+            **provenance_of(recipe, network, source),
         },
     )
-    return classifier.to(device), notes
+    return classifier.to(device), (*network.notes, *started)
+
+
+def _preprocessing(recipe: Recipe, splits: Splits, source: Classifier | None) -> Preprocessing:
+    """That of the classifier to start from, or one fitted to the training images."""
+    if recipe.normalize == START and source is not None:
+        return copy.deepcopy(source.preprocessing)
+    return fit_preprocessing(splits.train, recipe.normalize or "fitted", splits.train.geometry.channels)
 
 
 def objective_of(recipe: Recipe, counts: Int[ndarray, " K"] | None = None) -> Objective:
-    """The recipe's loss; ``counts`` are the training images of each class, for balanced weights."""
-    balanced = recipe.class_weights == "balanced" and counts is not None
-    weights = balanced_weights(counts) if balanced and counts is not None else None
-    make = lookup(OBJECTIVES, recipe.loss, "loss")
-    return make(label_smoothing=recipe.label_smoothing, class_weights=weights)
+    """The recipe's loss; ``counts`` are the training images of each class, for the weights of classes.
+
+    Raises ChoiceError for a name nobody knows, RecipeError where the loss cannot use what the recipe says.
+    """
+    weighting = choose(WEIGHTINGS, recipe.class_weights, "weighting of classes")
+    given = {
+        "label_smoothing": recipe.label_smoothing or None,
+        "loss_weight": recipe.loss_weight,
+        "class_weights": None if counts is None else weighting(counts),
+    }
+    given = {name: value for name, value in given.items() if value is not None}
+    return choose({name: partial(_loss, name, given) for name in OBJECTIVES}, recipe.loss, "loss")
+
+
+def _loss(name: str, given: Mapping[str, Any], *words: Any, **named: Any) -> Objective:
+    """A loss with its own arguments and the recipe's fields."""
+    takes = inspect.signature(OBJECTIVES[name]).parameters
+    for argument in named:
+        if argument not in takes:
+            raise ChoiceError(f"The loss '{name}' has no argument '{argument}'. {suggest(argument, takes)}")
+    for field in given:
+        if FIELDS.get(field, field) not in takes:
+            able = ", ".join(
+                n
+                for n, make in OBJECTIVES.items()
+                if FIELDS.get(field, field) in inspect.signature(make).parameters
+            )
+            raise RecipeError(f"The loss {name} has no use for {field}: leave it out, or choose one of {able}.")
+    return OBJECTIVES[name](*words, **{FIELDS.get(field, field): value for field, value in given.items()}, **named)
 
 
 def method_of(

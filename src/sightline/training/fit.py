@@ -152,6 +152,7 @@ def fit(
     peak_lr: float,
     *,
     validate: Callable[[], tuple[float, float]],
+    begin: Callable[[int], None] | None = None,
     clip: float = 0.0,
     gradient_step: Callable[[Classifier, Batch], None] | None = None,
     hooks: Sequence[Hook] = (),
@@ -159,13 +160,16 @@ def fit(
 ) -> None:
     """Train ``state.classifier`` from where ``state`` is to its last epoch.
 
-    ``validate()`` gives the validation (loss, accuracy) of the weights to be kept. Ends early when a
+    ``validate()`` gives the validation (loss, accuracy) of the weights to be kept; ``begin(epoch)`` is called
+    when the classifier has been put into training mode. Ends early when a
     hook sets ``state.stop`` (after an epoch) or a signal ``state.interrupted`` (after a step).
     Raises TrainingError at a loss that is not finite.
     """
     while state.epoch < state.epochs and not state.stop:
         started = time.perf_counter() - state.seconds
         state.classifier.train()
+        if begin is not None:
+            begin(state.epoch)
         for batch in batches(state.epoch, state.batch):
             factor = schedule(state.moment)
             for group in state.optimizer.param_groups:

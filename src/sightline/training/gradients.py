@@ -59,8 +59,7 @@ class Replicas:
         copies = [classifier, *(_sharing(classifier) for _ in range(count - 1))]
         self.work = [Whole(one, bfloat16=bfloat16, pieces=pieces) for one in copies]
         self.copies = copies
-        self.parameters = [[p for p in one.parameters() if p.requires_grad] for one in copies]
-        self.buffers = [running_statistics(one) for one in copies]
+        self.parameters = [[*one.parameters()] for one in copies]
         threads = torch.get_num_threads()
         self.pools = [ThreadPoolExecutor(1, "replica", torch.set_num_threads, (1,)) for _ in copies]
         for pool in self.pools:
@@ -71,7 +70,7 @@ class Replicas:
         """The mean loss; gradients are in the parameters of the first copy."""
         shares = cut(batch, len(self.work))
         for one in self.copies[1:]:
-            one.train(self.copies[0].training)
+            _follow(one, self.copies[0])
         waiting = [
             pool.submit(work, objective, share)
             for pool, work, share in zip(self.pools, self.work, shares, strict=False)
@@ -92,12 +91,13 @@ class Replicas:
                 torch._foreach_add_(grads[0], grads[i])
                 for p in self.parameters[i]:
                     p.grad = None
-        if self.buffers[0]:
-            torch._foreach_mul_(self.buffers[0], parts[0])
+        buffers = [running_statistics(one, moving=True) for one in self.copies]
+        if buffers[0]:
+            torch._foreach_mul_(buffers[0], parts[0])
             for i in used[1:]:
-                torch._foreach_add_(self.buffers[0], self.buffers[i], alpha=parts[i])
-            for one in self.buffers[1:]:
-                torch._foreach_copy_(one, self.buffers[0])
+                torch._foreach_add_(buffers[0], buffers[i], alpha=parts[i])
+            for one in buffers[1:]:
+                torch._foreach_copy_(one, buffers[0])
 
     def __enter__(self) -> "Replicas":
         return self
@@ -149,9 +149,21 @@ def _sharing(classifier: Classifier) -> Classifier:
     return twin
 
 
-def running_statistics(*modules: nn.Module) -> list[Tensor]:
-    """What norms gather over the batches they see: all that differs between copies whose weights are equal."""
-    norms = (layer for module in modules for layer in module.modules() if isinstance(layer, nn.BatchNorm2d))
+def _follow(twin: Classifier, first: Classifier) -> None:
+    """What rests in the first copy rests in the others."""
+    for own, module in zip(twin.modules(), first.modules(), strict=True):
+        own.training = module.training
+    for own, parameter in zip(twin.parameters(), first.parameters(), strict=True):
+        own.requires_grad_(parameter.requires_grad)
+
+
+def running_statistics(*modules: nn.Module, moving: bool = False) -> list[Tensor]:
+    """What norms gather over the batches they see: all that differs between copies whose weights are equal.
+
+    ``moving``: only of norms in training mode.
+    """
+    layers = (layer for module in modules for layer in module.modules() if isinstance(layer, nn.BatchNorm2d))
+    norms = [layer for layer in layers if layer.training or not moving]
     return [b for norm in norms for b in (norm.running_mean, norm.running_var) if b is not None]
 
 

@@ -142,6 +142,7 @@ class Checkpoint(Watcher):
             "hooks": {name: hook.to_dict() for name, hook in self.hooks.items()},
             "fingerprint": self.fingerprint,
             "recipe": self.recipe,
+            "provenance": state.classifier.provenance,
         }
         whole = io.BytesIO()  # torch would not say that a disk is full
         torch.save(content, whole)

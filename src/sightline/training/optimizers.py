@@ -9,20 +9,34 @@ import torch
 from torch import nn
 
 from ..choose import choose
+from ..classifier import Classifier
+from ..models import stages
 from .recipe import Recipe
 
 
 def groups(module: nn.Module, recipe: Recipe) -> list[dict[str, Any]]:
     """Two groups of parameters: matrices and kernels decay; biases and norms (one dimension) do not.
 
-    ``lr_factor`` is a factor on the rate that the loop sets.
+    ``lr_factor`` is a factor on the rate that the loop sets. With a ``layer_decay`` d there are two groups for
+    each stage of the network, from the head (factor 1) back to the pixels: d, d^2, ...; likewise where stages
+    rest, because torch's fused SGD wants the parameters of a group to take their first step together.
     """
-    trained = [p for p in module.parameters() if p.requires_grad]
-    large, small = [p for p in trained if p.ndim > 1], [p for p in trained if p.ndim <= 1]
-    return [
-        {"params": large, "weight_decay": recipe.weight_decay, "lr_factor": 1.0},
-        {"params": small, "weight_decay": 0.0, "lr_factor": recipe.bias_lr},
-    ]
+    found = []
+    for number, parameters in enumerate(_stages_back(module, recipe)):
+        trained, slower = [p for p in parameters if p.requires_grad], recipe.layer_decay**number
+        large, small = [p for p in trained if p.ndim > 1], [p for p in trained if p.ndim <= 1]
+        found += [
+            {"params": large, "weight_decay": recipe.weight_decay, "lr_factor": slower},
+            {"params": small, "weight_decay": 0.0, "lr_factor": slower * recipe.bias_lr},
+        ]
+    return found
+
+
+def _stages_back(module: nn.Module, recipe: Recipe) -> list[list[nn.Parameter]]:
+    """The parameters of each stage from the head back; all together where they learn alike."""
+    if (recipe.layer_decay == 1 and recipe.freeze == "none") or not isinstance(module, Classifier):
+        return [[*module.parameters()]]
+    return [stage.parameters() for stage in reversed(stages(module.network))]
 
 
 def _plain(kind: type[torch.optim.Optimizer]) -> type[Any]:
@@ -52,8 +66,9 @@ class _DecoupledSGD(_SGD):
     def step(self) -> None:
         """One step; the decay does not pass through the momentum."""
         for group in self.param_groups:
-            if group["decoupled"]:
-                torch._foreach_mul_(group["params"], 1 - group["lr"] * group["decoupled"])
+            moved = [p for p in group["params"] if p.grad is not None]  # what rests does not decay either
+            if group["decoupled"] and moved:
+                torch._foreach_mul_(moved, 1 - group["lr"] * group["decoupled"])
         super().step()
 
 

@@ -18,6 +18,7 @@ from ..types import Dataset, Findings, Remark, Splits
 from . import choices, pace
 from .assemble import check_growth, check_names, fresh, geometry_of, objective_of
 from .recipe import Recipe
+from .transfer import check_freezing, informed
 
 SAMPLE = 512
 """Images that are decoded to measure on."""
@@ -33,7 +34,9 @@ def outlook(data: str | Path | None, recipe: Recipe | None = None, *, device: st
     if recipe.data is None:
         raise RecipeError("Say which images to use: a folder, an archive, a table, or a name such as digits.")
     check_names(recipe)
-    source = find(recipe.data, limit=recipe.limit, seed=recipe.seed)
+    recipe, _ = informed(recipe)
+    assert recipe.data is not None
+    source = find(recipe.data, limit=recipe.limit, seed=recipe.data_seed)
     known = recipe.size is not None and recipe.channels is not None
     chosen = [] if known else choices.pixels(recipe, survey(source))
     recipe = recipe.replace(**{each.field: each.value for each in chosen})
@@ -45,6 +48,7 @@ def outlook(data: str | Path | None, recipe: Recipe | None = None, *, device: st
     where = runtime.device(device)
     classifier, _ = fresh(recipe, Splits(sample, sample, sample), where)
     check_growth(recipe, classifier)
+    check_freezing(recipe, classifier.network)
     batch = next(iter(batches(sample, min(recipe.batch_size, len(sample)), device=where)))
     measured = pace.measure(classifier, recipe, objective_of(recipe, sample.counts), batch)
     notes = [each.why for each in (*chosen, *more)]

@@ -19,6 +19,7 @@ from .gradients import cut, draws, gradients
 from .objectives import Objective
 from .optimizers import optimizer
 from .recipe import Recipe
+from .transfer import Rest
 
 LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 
@@ -29,6 +30,9 @@ FEW = 8
 
 ROUNDS = 4
 """Steps of each candidate, taken in turn."""
+
+LATE = 10**9
+"""An epoch in which everything learns that ever will: a budget is reckoned by the slowest epochs."""
 
 
 @dataclass(frozen=True)
@@ -134,6 +138,7 @@ def _trial(
     """One training step of a copy of the classifier."""
     own = to_layout(copy.deepcopy(classifier), way.memory_format).train()
     moves = optimizer(own, recipe)
+    Rest(own, recipe)(LATE)
     batch = replace(batch, pixels=batch.pixels.contiguous(memory_format=LAYOUTS[way.memory_format]))
     worked = gradients(own, bfloat16=way.precision == "bfloat16", pieces=recipe.accumulate, replicas=way.replicas)
     stack.enter_context(worked)
@@ -163,5 +168,6 @@ def _key(classifier: Classifier, recipe: Recipe, objective: Objective, batch: Ba
         recipe.accumulate,
         recipe.processes,
         recipe.optimizer,
+        recipe.freeze,
     )
     return hashlib.blake2b(repr(facts).encode(), digest_size=12).hexdigest()

@@ -19,6 +19,7 @@ from .optimizers import optimizer
 from .recipe import Recipe
 from .refinement import Method
 from .run import prepare
+from .transfer import Rest
 
 SMOOTHING = 0.9
 """Share of the running mean that a step keeps."""
@@ -77,6 +78,7 @@ def find_rate(
     """
     own = pace.to_layout(copy.deepcopy(classifier), recipe.memory_format or "contiguous").train()
     moves = optimizer(own, recipe.replace(lr=low))
+    Rest(own, recipe)(pace.LATE)
     worked = gradients(own, bfloat16=recipe.precision == "bfloat16", pieces=recipe.accumulate)
     rates, losses, running = [], [], 0.0
     endless = chain.from_iterable(method.batches(epoch, 0) for epoch in count())

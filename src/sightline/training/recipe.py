@@ -45,6 +45,9 @@ class Recipe:
     """Share of the training images kept for validation, where no validation split is given."""
     test: float = _knob(0.15, "Data")
     """Share of the images kept for the test, where no test split is given."""
+    split_seed: int | None = _knob(None, "Data")
+    """Seed of what is drawn from the data, the parts and --limit, where it is not the seed: classifiers to be
+    compared or combined share it."""
     group: str | None = _knob(None, "Data")
     """Column of a table whose images belong together (one patient, one scene) and stay on one side of a split.
     A column called group is taken by itself."""
@@ -60,9 +63,10 @@ class Recipe:
     window: str | None = _knob(None, "Pixels")
     """Values of 16-bit grey images that become black and white, such as 0:4095. The full range, 0:65535, where not
     given."""
-    normalize: str = _knob("fitted", "Pixels", common=True)
+    normalize: str | None = _knob(None, "Pixels", common=True)
     """How pixels are normalised: fitted (mean and deviation of the training images), imagenet, cifar10, mnist,
-    signed (to [-1, 1]), none, gcn (each image's own contrast), zca:eps=0.1; several joined by +: gcn+zca."""
+    signed (to [-1, 1]), none, gcn (each image's own contrast), zca:eps=0.1; several joined by +: gcn+zca; start
+    (as the run or bundle of --weights does). start where there is such a one, else fitted."""
     augment: tuple[str, ...] | None = _knob(None, "Pixels", common=True)
     """Augmentations in order, with arguments after colons: flip shift:4 rotate:10; or none. `sightline list
     augmentations` names them all."""
@@ -76,7 +80,11 @@ class Recipe:
     mirrored: bool = _knob(False, "Model")
     """Answer with the mean over an image and its mirror image: a little better, at twice the work per answer."""
     weights: str | None = _knob(None, "Model", common=True)
-    """File of weights to start from: .safetensors, or .pth/.th without code in it."""
+    """What to start from: a run or bundle folder, or a file of weights: .safetensors, or .pth/.th without code in
+    it."""
+    freeze: str = _knob("none", "Model")
+    """What keeps its weights: none, backbone (all but the head), until:3 (all but the head in the first 3 epochs),
+    stage:layer2 or stage:3 (up to that stage), staged:2 (all but the head, and one stage fewer every 2 epochs)."""
 
     epochs: int | None = _knob(None, "Training", common=True)
     """Passes over the training images; 0 tests the weights as they are. Chosen to fit the budget."""
@@ -85,9 +93,12 @@ class Recipe:
     batch_size: int | None = _knob(None, "Training", common=True)
     """Images per step. 128, or fewer where the training set is small."""
     loss: str = _knob("cross-entropy", "Training")
-    """Objective to minimise."""
-    class_weights: Literal["none", "balanced"] = _knob("none", "Training")
-    """balanced: errors on rare classes weigh more in the loss, by N / (K n)."""
+    """Objective to minimise, with arguments after colons: cross-entropy, focal:gamma=2, m3ce-cec, ..."""
+    loss_weight: float | None = _knob(None, "Training")
+    """Weight of M3CE beside cross-entropy, for the losses m3ce-cec (its own: 1) and m3ce-cec-normalised."""
+    class_weights: str = _knob("none", "Training")
+    """balanced: errors on rare classes weigh more in the loss, by N / (K n); effective:0.999: by the effective
+    number of images, (1 - beta^n) / (1 - beta)."""
     sampling: Literal["shuffled", "balanced"] = _knob("shuffled", "Training")
     """shuffled: every image once an epoch; balanced: every class equally often, rare images repeatedly."""
     label_smoothing: float = _knob(0.0, "Training")
@@ -98,6 +109,9 @@ class Recipe:
     """Peak learning rate. Chosen for the optimiser, network and batch size."""
     bias_lr: float = _knob(1.0, "Training")
     """Factor on the learning rate of biases and norms."""
+    layer_decay: float = _knob(1.0, "Training")
+    """Factor on the learning rate from each stage of the network to the one before it, from the head back to the
+    pixels; below 1, early stages learn slower."""
     momentum: float = _knob(0.9, "Training")
     """Momentum of SGD, first decay rate of AdamW."""
     weight_decay: float = _knob(5e-4, "Training")
@@ -146,6 +160,11 @@ class Recipe:
             if value is not None and not _holds(holds, value):
                 raise RecipeError(f"The recipe's {name} is {value!r}: it must be {wanted}.")
         seconds(self.budget)
+
+    @property
+    def data_seed(self) -> int:
+        """Seed of what is drawn from the data."""
+        return self.seed if self.split_seed is None else self.split_seed
 
     def replace(self, **changes: Any) -> "Recipe":
         """A copy with these fields changed; an unknown name is a RecipeError that suggests the right one."""
@@ -260,6 +279,7 @@ _RULES: Mapping[str, tuple[str, Callable[[Any], bool]]] = {
     "limit": ("a whole number of at least 2", _whole(2)),
     "val": ("a share from 0.01 to 0.5", lambda v: 0.01 <= v <= 0.5),
     "test": ("a share from 0.01 to 0.5", lambda v: 0.01 <= v <= 0.5),
+    "split_seed": ("a whole number from 0 to 2^63 - 1", lambda v: _whole(0)(v) and v < 2**63),
     "group": ("the name of a column", _text),
     "size": ("a whole number of pixels from 8 to 1024", lambda v: _whole(8)(v) and v <= 1024),
     "channels": _one_of(1, 3),
@@ -269,19 +289,22 @@ _RULES: Mapping[str, tuple[str, Callable[[Any], bool]]] = {
     "normalize": ("a name", _text),
     "augment": ("a list of names", lambda v: all(_text(word) for word in v)),
     "model": ("a name", _text),
-    "weights": ("a file", _text),
+    "weights": ("a file or folder", _text),
+    "freeze": ("a name", _text),
     "dropout": ("a share from 0 to below 1", _number(0, 1)),
     "init": ("a name", _text),
     "mirrored": ("true or false", lambda v: isinstance(v, bool)),
     "epochs": ("a whole number, 0 or more", _whole(0)),
     "batch_size": ("a whole number of at least 2", _whole(2)),
     "loss": ("a name", _text),
+    "loss_weight": ("a number, 0 or more", _number(0, math.inf)),
     "label_smoothing": ("a share from 0 to below 1", _number(0, 1)),
-    "class_weights": _one_of("none", "balanced"),
+    "class_weights": ("a name", _text),
     "sampling": _one_of("shuffled", "balanced"),
     "optimizer": ("a name", _text),
     "lr": ("a number above 0", lambda v: _number(0, math.inf)(v) and v > 0),
     "bias_lr": ("a number above 0", lambda v: _number(0, math.inf)(v) and v > 0),
+    "layer_decay": ("a number above 0, up to 1", lambda v: _number(0, math.inf)(v) and 0 < v <= 1),
     "momentum": ("a share from 0 to below 1", _number(0, 1)),
     "weight_decay": ("a number, 0 or more", _number(0, math.inf)),
     "schedule": ("a name", _text),

@@ -25,6 +25,7 @@ from .optimizers import optimizer
 from .recipe import Recipe
 from .schedules import schedule
 from .team import ALONE, Team
+from .transfer import Rest
 
 
 @dataclass(frozen=True)
@@ -138,6 +139,7 @@ def _fit(
         pieces=recipe.accumulate,
         replicas=recipe.replicas or 1,
     )
+    rest = Rest(state.classifier, recipe)
     with worked:
         fit(
             state,
@@ -147,11 +149,13 @@ def _fit(
             schedule(recipe.schedule, recipe.warmup, recipe.epochs),
             recipe.lr,
             validate=look,
+            begin=rest,
             clip=recipe.clip,
             gradient_step=method.gradient_step,
             hooks=hooks,
             team=team,
         )
+    rest.end()
 
 
 def _keep(classifier: Classifier, best: Best, splits: Splits, folder: RunFolder, team: Team) -> str:
@@ -200,6 +204,7 @@ def _recall(folder: RunFolder, state: State, hooks: Mapping[str, Hook], splits: 
             "Change it back, or train anew from it with --recipe."
         )
     state.take(saved["state"])
+    state.classifier.provenance = saved["provenance"]
     for name, hook in hooks.items():
         hook.take(saved["hooks"][name])
 

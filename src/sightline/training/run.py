@@ -19,6 +19,7 @@ from ..sources.source import find
 from ..types import Dataset, Splits
 from . import choices, pace
 from .assemble import check_growth, check_names, fresh, geometry_of, method_of, objective_of
+from .fit import Hook
 from .folder import RunFolder, check_free, create
 from .objectives import Objective
 from .recipe import Recipe
@@ -26,6 +27,7 @@ from .refinement import Method, refine
 from .schedules import schedule
 from .team import ALONE, Team, joined, launch, launched
 from .team import check as check_team
+from .transfer import START, check_freezing, informed
 
 
 @dataclass(frozen=True)
@@ -82,6 +84,7 @@ def _begin(
     check_team(recipe.processes, where, recipe.batch_size or 1)
     classifier, weighed = fresh(recipe, splits, where)
     check_growth(recipe, classifier)
+    check_freezing(recipe, classifier.network)
     recipe, measured = _pace(recipe, splits, classifier, objective or objective_of(recipe, splits.train.counts))
     for note in (*weighed, *measured):
         progress.say(note)
@@ -92,6 +95,35 @@ def _begin(
     folder = create(wanted, name, overwrite=overwrite)
     folder.begin(recipe, splits, notes)
     return Run(folder.path, recipe, classifier, splits, {}, notes)
+
+
+def train_on(
+    splits: Splits,
+    recipe: Recipe,
+    folder: RunFolder,
+    *,
+    device: str | torch.device = "auto",
+    hooks: Mapping[str, Hook] | None = None,
+    resume: bool = False,
+) -> Run:
+    """Train a fresh classifier on images that are already split: what trials, folds and learning curves repeat.
+
+    What the recipe leaves open of network, batches and pace is chosen; in one process. ``folder`` gets the
+    checkpoint and the bundle; ``Quiet`` ones say nothing of the epochs. ``resume`` goes on from its checkpoint.
+    """
+    where = runtime.device(device) if isinstance(device, str) else device
+    recipe, _ = informed(recipe)
+    chosen = choices.network(recipe, train_images=len(splits.train))
+    recipe = recipe.replace(**{choice.field: choice.value for choice in chosen}, processes=1)
+    classifier, _ = fresh(recipe, splits, where)
+    check_growth(recipe, classifier)
+    check_freezing(recipe, classifier.network)
+    objective = objective_of(recipe, splits.train.counts)
+    recipe, _ = _pace(recipe, splits, classifier, objective)
+    pace.to_layout(classifier, recipe.memory_format or "contiguous")
+    method = replace(method_of(recipe, splits, where, objective), hooks=hooks)
+    facts = refine(classifier, recipe, splits, method, folder, resume=resume)
+    return Run(folder.path, recipe, classifier, splits, facts, ())
 
 
 def resume(
@@ -123,7 +155,7 @@ def resume(
 
 def _blank(recipe: Recipe, splits: Splits, device: torch.device) -> Classifier:
     """The classifier whose weights a checkpoint has."""
-    return fresh(recipe.replace(weights=None), splits, device)[0]
+    return fresh(recipe, splits, device, blank=True)[0]
 
 
 def reopen(folder: str | Path, *, device: str = "auto") -> Run:
@@ -147,7 +179,7 @@ def read(recipe: Recipe, *, max_bad: float = 0.05) -> tuple[Dataset, list[choice
     """
     if recipe.data is None:
         raise RecipeError("Say which images to use: a folder, an archive, a table, or a name such as digits.")
-    source = find(recipe.data, limit=recipe.limit, seed=recipe.seed)
+    source = find(recipe.data, limit=recipe.limit, seed=recipe.data_seed)
     known = recipe.size is not None and recipe.channels is not None
     chosen = [] if known else choices.pixels(recipe, survey(source))
     recipe = recipe.replace(**{choice.field: choice.value for choice in chosen})
@@ -159,9 +191,10 @@ def prepare(recipe: Recipe) -> tuple[Recipe, Splits, tuple[str, ...]]:
 
     Returns the recipe with those choices, the splits, and a sentence for each thing worth saying.
     """
+    recipe, started = informed(recipe)
     dataset, chosen = read(recipe)
     recipe = recipe.replace(**{choice.field: choice.value for choice in chosen})
-    splits = split(dataset, val=recipe.val, test=recipe.test, seed=recipe.seed, group=recipe.group)
+    splits = split(dataset, val=recipe.val, test=recipe.test, seed=recipe.data_seed, group=recipe.group)
     if not len(splits.train) or not len(splits.val):
         raise DataError(f"'{recipe.data}' has too few images to train and validate on. Add images.")
     if unseen := [
@@ -174,8 +207,8 @@ def prepare(recipe: Recipe) -> tuple[Recipe, Splits, tuple[str, ...]]:
     more = choices.network(recipe, train_images=len(splits.train))
     recipe = recipe.replace(**{choice.field: choice.value for choice in more})
     train = splits.train
-    cost = forecast(recipe.normalize, train.geometry.shape, len(train))
-    notes = (*dataset.notes, *splits.notes, *_said(recipe, (*chosen, *more)), *cost)
+    cost = () if recipe.normalize == START else forecast(recipe.normalize or "", train.geometry.shape, len(train))
+    notes = (*dataset.notes, *splits.notes, *started, *_said(recipe, (*chosen, *more)), *cost)
     return recipe, splits, notes
 
 
@@ -210,6 +243,7 @@ def _pace(
         recipe = recipe.replace(epochs=choice.value)
         notes.append(choice.why)
     schedule(recipe.schedule, recipe.warmup, recipe.epochs)  # longer than the run? say so before it begins
+    check_freezing(recipe)
     return recipe, tuple(notes)
 
 
@@ -245,7 +279,7 @@ def _as_member(team: Team, path: Path, objective: Objective | None, augment: Aug
     recipe = RunFolder(path).recipe()
     _, splits, notes = prepare(recipe)
     device = team.fabric.device
-    classifier, _ = fresh(recipe.replace(weights=None) if resume else recipe, splits, device)
+    classifier = _blank(recipe, splits, device) if resume else fresh(recipe, splits, device)[0]
     loss = objective or objective_of(recipe, splits.train.counts)
     method = method_of(recipe, splits, device, loss, augment, team)
     return _carry_out(Run(path, recipe, classifier, splits, {}, notes), method, resume=resume, team=team)

@@ -1,0 +1,117 @@
+"""AlexNet (Krizhevsky, Sutskever, Hinton 2012) as torchvision has it, and its relative for small images.
+
+Tensor names are torchvision's (``features.0.weight``, ..., ``classifier.4.weight``), so that its weights fit;
+only the last layer, its ``classifier.6``, is ``head`` here, as everywhere.
+"""
+
+from collections.abc import Sequence
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from .blocks import Network, Size, dropout_of, enlarged, is_large, pools, scaled, shrinking
+from .initialise import he_normal
+
+LEAST = 64
+"""Pixels of the shorter side below which ``alexnet`` enlarges: its strides leave nothing of fewer than 63."""
+
+
+class AlexNet(Network):
+    """Convolutions, a grid of means, two hidden layers with dropout before each, the head."""
+
+    elsewhere = (("classifier.6.", "head."),)
+
+    def __init__(
+        self,
+        features: nn.Sequential,
+        channels: int,
+        grid: int,
+        hidden: Sequence[int],
+        classes: int,
+        *,
+        dropout: float,
+        least: int,
+    ):
+        super().__init__()
+        first, second = hidden
+        self.features = features
+        self.avgpool = nn.AdaptiveAvgPool2d(grid)
+        self.classifier = nn.Sequential(
+            dropout_of(dropout),
+            nn.Linear(channels * grid * grid, first),
+            nn.ReLU(),
+            dropout_of(dropout),
+            nn.Linear(first, second),
+            nn.ReLU(),
+        )
+        self.least = least
+        he_normal(self)
+        self.head = nn.Linear(second, classes)
+
+    def logits(self, pixels: Float[Tensor, "B C H W"]) -> Float[Tensor, "B K"]:
+        """Logits."""
+        x = self.avgpool(self.features(enlarged(pixels, self.least)))
+        return self.head(self.classifier(x.flatten(1)))
+
+
+def alexnet(classes: int, channels: int, size: Size, dropout: float = 0.5, width: float = 1.0) -> Network:
+    """AlexNet as torchvision has it: 61 million parameters, made for images of 224 pixels.
+
+    Smaller images are enlarged to a shorter side of 64 pixels. ``width`` is a factor on all channels.
+    """
+    a, b, c, d, e, *hidden = scaled((64, 192, 384, 256, 256, 4096, 4096), width)
+    features = nn.Sequential(
+        nn.Conv2d(channels, a, 11, 4, 2),
+        nn.ReLU(),
+        nn.MaxPool2d(3, 2),
+        nn.Conv2d(a, b, 5, padding=2),
+        nn.ReLU(),
+        nn.MaxPool2d(3, 2),
+        nn.Conv2d(b, c, 3, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(c, d, 3, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(d, e, 3, padding=1),
+        nn.ReLU(),
+        nn.MaxPool2d(3, 2),
+    )
+    network = AlexNet(features, e, 6, hidden, classes, dropout=dropout, least=LEAST)
+    if min(size) < LEAST:
+        network.notes = (
+            f"alexnet enlarges images of {size[0]} x {size[1]} pixels to a shorter side of {LEAST}: "
+            "it is made for 224. alexnet-small is made for small images.",
+        )
+    return network
+
+
+def alexnet_small(classes: int, channels: int, size: Size, dropout: float = 0.5, width: float = 1.0) -> Network:
+    """AlexNet for small images: 3x3 filters, three pools, hidden layers of 1,024 and 512.
+
+    ``width`` is a factor on all channels.
+    """
+    a, b, c, d, e, *hidden = scaled((64, 192, 384, 256, 256, 1024, 512), width)
+    large = is_large(size)
+    features = nn.Sequential(
+        nn.Conv2d(channels, a, 3, 2 if large else 1, 1),
+        nn.ReLU(),
+        pools(size) if large else nn.Identity(),
+        _pool(),
+        nn.Conv2d(a, b, 3, padding=1),
+        nn.ReLU(),
+        _pool(),
+        nn.Conv2d(b, c, 3, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(c, d, 3, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(d, e, 3, padding=1),
+        nn.ReLU(),
+        _pool(),
+    )
+    network = AlexNet(features, e, 4, hidden, classes, dropout=dropout, least=1)
+    network.notes = shrinking(size)
+    return network
+
+
+def _pool() -> nn.MaxPool2d:
+    """Half the size, rounded up, so that nothing is too small: 28 pixels become the grid of 4."""
+    return nn.MaxPool2d(2, ceil_mode=True)

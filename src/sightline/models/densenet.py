@@ -1,0 +1,87 @@
+"""DenseNet-BC for small images: Huang et al. 2017 (arXiv 1608.06993), sections 3 and 4.2.
+
+Each layer sees the features of all layers before it and adds ``growth`` of its own; a 1x1 convolution before
+it (B) and one between the stages that halves the channels (C) keep that affordable.
+"""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..errors import RecipeError
+from .blocks import Network, Size, dropout_of, he_, is_large, pools, shrinking, whole
+
+BOTTLENECK = 4
+"""Channels of the 1x1 convolution before a 3x3 one, in growths."""
+
+
+class Layer(nn.Module):
+    """``concat[x, conv 3x3(relu(BN(conv 1x1(relu(BN(x))))))]``."""
+
+    def __init__(self, inputs: int, growth: int):
+        super().__init__()
+        self.norm1 = nn.BatchNorm2d(inputs)
+        self.conv1 = nn.Conv2d(inputs, BOTTLENECK * growth, 1, bias=False)
+        self.norm2 = nn.BatchNorm2d(BOTTLENECK * growth)
+        self.conv2 = nn.Conv2d(BOTTLENECK * growth, growth, 3, padding=1, bias=False)
+
+    def forward(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C2 H W"]:
+        """What was known, and ``growth`` channels more."""
+        new = self.conv2(F.relu(self.norm2(self.conv1(F.relu(self.norm1(x))))))
+        return torch.cat([x, new], 1)
+
+
+class Transition(nn.Module):
+    """``mean 2x2(conv 1x1(relu(BN(x))))``."""
+
+    def __init__(self, inputs: int, outputs: int):
+        super().__init__()
+        self.norm = nn.BatchNorm2d(inputs)
+        self.conv = nn.Conv2d(inputs, outputs, 1, bias=False)
+
+    def forward(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C2 H2 W2"]:
+        """Fewer channels, half the size (rounded up, over the pixels there are)."""
+        return F.avg_pool2d(self.conv(F.relu(self.norm(x))), 2, ceil_mode=True)
+
+
+class DenseNet(Network):
+    """A stem, three stages of layers with transitions between, batch norm, the mean, the head."""
+
+    def __init__(self, classes: int, channels: int, size: Size, depth: int, growth: int, dropout: float):
+        super().__init__()
+        self.notes = shrinking(size)
+        large, width = is_large(size), 2 * growth
+        self.stem = nn.Conv2d(channels, width, 3, 2 if large else 1, 1, bias=False)
+        self.pools = pools(size) if large else nn.Identity()
+        layers: list[nn.Module] = []
+        for stage in range(3):
+            for _ in range((depth - 4) // 6):
+                layers.append(Layer(width, growth))
+                width += growth
+            if stage < 2:
+                layers.append(Transition(width, width // 2))
+                width //= 2
+        self.features = nn.Sequential(*layers)
+        self.norm = nn.BatchNorm2d(width)
+        self.dropout = dropout_of(dropout)
+        self.head = nn.Linear(width, classes)
+        he_(self)
+
+    def logits(self, pixels: Float[Tensor, "B C H W"]) -> Float[Tensor, "B K"]:
+        """Logits."""
+        x = F.relu(self.norm(self.features(self.pools(self.stem(pixels)))))
+        return self.head(self.dropout(x.mean((2, 3))))
+
+
+def densenet(
+    classes: int, channels: int, size: Size, depth: int = 100, growth: int = 12, dropout: float = 0.0
+) -> Network:
+    """DenseNet-BC: every layer sees all before it; few parameters, much work.
+
+    ``depth`` counts the weighted layers, 4 more than a multiple of 6; ``growth`` the channels a layer adds.
+    """
+    whole("growth", growth)
+    if whole("depth", depth, 10) % 6 != 4:
+        raise RecipeError(f"depth is 4 more than a multiple of 6 (22, 40, 100), not {depth}.")
+    return DenseNet(classes, channels, size, depth, growth, dropout)

@@ -1,0 +1,92 @@
+"""Several classifiers as one network: the mean of their probabilities."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from ..errors import BundleError
+from ..preprocessing import Preprocessing
+from .blocks import Network, Size
+
+
+class Member(nn.Module):
+    """One classifier of an ensemble: pixels in [0, 1] -> calibrated log-probabilities, in the ensemble's order."""
+
+    def __init__(
+        self, preprocessing: Preprocessing, network: Network, temperature: float, order: Sequence[int]
+    ) -> None:
+        super().__init__()
+        self.preprocessing = preprocessing
+        self.network = network
+        self.temperature = temperature
+        self.order = tuple(order)
+        """For each class of the ensemble, its place among the member's outputs."""
+
+    def forward(self, pixels: Float[Tensor, "B C H W"]) -> Float[Tensor, "B K"]:
+        """Log softmax(logits / temperature), in float32."""
+        logits = self.network(self.preprocessing(pixels)).float()
+        answers = torch.log_softmax(logits / self.temperature, 1)
+        return answers if self.order == tuple(range(len(self.order))) else answers[:, list(self.order)]
+
+
+class Ensemble(Network):
+    """``log(mean over members of softmax(z_m / T_m))``: logits whose softmax is the mean of the probabilities.
+
+    It takes pixels in [0, 1]: each member has its own preprocessing.
+    """
+
+    def __init__(self, members: Sequence[Member]) -> None:
+        super().__init__()
+        self.members = nn.ModuleList(members)
+
+    def each(self) -> list[Member]:
+        """The members."""
+        return [one for one in self.members if isinstance(one, Member)]
+
+    @property
+    def outputs(self) -> int:
+        """Classes it tells apart."""
+        return len(self.each()[0].order)
+
+    def logits(self, pixels: Float[Tensor, "B C H W"]) -> Float[Tensor, "B K"]:
+        """Logarithms of the mean probabilities."""
+        answers = torch.stack([member(pixels) for member in self.members])
+        return torch.logsumexp(answers, 0) - math.log(len(answers))
+
+
+def ensemble(
+    rebuilt: Callable[[Mapping[str, Any]], Network],
+    classes: int,
+    channels: int,
+    size: Size,
+    members: Sequence[Mapping[str, Any]],
+) -> Network:
+    """An ensemble from its members' configs: ``architecture``, ``preprocessing``, ``temperature``, ``order``.
+
+    ``rebuilt`` makes a network of an architecture's config. Raises BundleError for what makes no ensemble.
+    """
+    try:
+        made = [_member(rebuilt, one) for one in members]
+    except (KeyError, TypeError, ValueError) as error:
+        raise BundleError(f"A member of the ensemble cannot be rebuilt: {error}.") from error
+    for one, given in zip(made, members, strict=True):
+        shape = given["architecture"]["arguments"]
+        if (one.network.outputs, sorted(one.order)) != (classes, list(range(classes))):
+            raise BundleError("The members of the ensemble do not tell the same classes apart.")
+        if (shape.get("channels"), list(shape.get("size", ()))) != (channels, list(size)):
+            raise BundleError("The members of the ensemble do not take the same pixels.")
+    if not made:
+        raise BundleError("The ensemble has no members.")
+    return Ensemble(made)
+
+
+def _member(rebuilt: Callable[[Mapping[str, Any]], Network], config: Mapping[str, Any]) -> Member:
+    temperature = float(config["temperature"])
+    if not 0 < temperature < math.inf:
+        raise ValueError(f"its temperature is {temperature}, not a number above 0")
+    steps = Preprocessing.from_config(config["preprocessing"])
+    return Member(steps, rebuilt(config["architecture"]), temperature, [int(k) for k in config["order"]])

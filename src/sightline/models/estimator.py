@@ -1,0 +1,332 @@
+"""A fitted scikit-learn estimator and its features as a network, so that it passes through the same waist.
+
+``pixels (B C H W) in [0, 1] -> logits (B K)``, not differentiable. A bundle keeps the estimator as
+``estimator.skops``: no pickle, types checked before anything is made, trees checked before anything is asked.
+"""
+
+import math
+import warnings
+import zipfile
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Shaped
+from numpy import ndarray
+from torch import Tensor, nn
+
+from .. import progress
+from ..choose import lookup
+from ..errors import BundleError
+from ..preprocessing import Preprocessing
+from .blocks import Network, Size
+from .features import HANDMADE, Feature
+from .stages import embed
+
+FILE = "estimator.skops"
+
+FLOOR = 1e-7
+"""A probability of 0 becomes this before its logarithm is taken."""
+
+TREES = (
+    "sklearn.tree._tree.Tree",
+    "sklearn.ensemble._hist_gradient_boosting.predictor.TreePredictor",
+)
+"""Types that skops loads only where asked: their nodes name nodes and features, which ``_check_inside`` checks."""
+
+
+class Embedding(nn.Module):
+    """What a network's last layer is given: the features that it learnt."""
+
+    apart = True
+
+    def __init__(self, preprocessing: Preprocessing, network: Network, architecture: Mapping[str, Any]) -> None:
+        super().__init__()
+        self.preprocessing = preprocessing
+        self.network = network
+        self.architecture = dict(architecture)
+        self.requires_grad_(False).eval()
+
+    def forward(self, pixels: Float[Tensor, "B C H W"]) -> Float[Tensor, "B D"]:
+        """The penultimate activations, in eval mode."""
+        with torch.no_grad():
+            return embed(self.network, self.preprocessing(pixels)).flatten(1).float()
+
+    def config(self) -> dict[str, Any]:
+        """All that is not a tensor, as JSON."""
+        return {"architecture": self.architecture, "preprocessing": self.preprocessing.config()}
+
+
+class EstimatorNetwork(Network):
+    """Features, brought to one unit, then an estimator; its tensors are the units and any network of a feature."""
+
+    differentiable = False
+
+    known: Tensor
+    shift: Tensor
+    scale: Tensor
+
+    def __init__(
+        self,
+        classes: int,
+        channels: int,
+        size: Size,
+        features: Sequence[Feature | Embedding],
+        estimator: Any = None,
+    ) -> None:
+        super().__init__()
+        self.features = tuple(features)
+        self.embeddings = nn.ModuleList(one for one in features if isinstance(one, Embedding))
+        self.estimator = estimator
+        widths = [part.shape[1] for part in self._parts(torch.zeros(1, channels, *size))]
+        self.widths = tuple(widths)
+        """Numbers each feature gives."""
+        self.register_buffer("known", torch.zeros(classes, dtype=torch.bool))
+        self.register_buffer("shift", torch.zeros(sum(widths)))
+        self.register_buffer("scale", torch.ones(sum(widths)))
+
+    @property
+    def outputs(self) -> int:
+        """Classes it tells apart."""
+        return len(self.known)
+
+    def train(self, mode: bool = True) -> "EstimatorNetwork":
+        """Nothing in it trains: the networks of its features stay in eval mode."""
+        super().train(mode)
+        self.embeddings.eval()
+        return self
+
+    def _parts(self, pixels: Float[Tensor, "B C H W"]) -> list[Tensor]:
+        return [feature(pixels) for feature in self.features]
+
+    @torch.no_grad()
+    def vectors(self, pixels: Float[Tensor, "B C H W"]) -> Float[Tensor, "B D"]:
+        """The features, joined, before they are brought to one unit."""
+        return torch.cat(self._parts(pixels), 1).float()
+
+    def fit_units(self, vectors: Float[ndarray, "N D"]) -> None:
+        """Set shift and scale from training vectors, so that every feature has the same say (variance in all).
+
+        Numbers of different kinds (moments, embeddings) get mean 0 and a unit each. All others get one unit for
+        the whole feature and keep their 0, so that a pixel that is nearly always black does not become as loud as
+        one that matters, and what is mostly black stays mostly 0, which linear methods are fast on.
+        """
+        shift, scale, begin = [], [], 0
+        for feature, width in zip(self.features, self.widths, strict=True):
+            own = vectors[:, begin : begin + width]
+            deviation = own.std(0, dtype=np.float64)
+            if feature.apart:
+                shift.append(own.mean(0, dtype=np.float64))
+            else:
+                shift.append(np.zeros(width))
+                deviation = np.full(width, math.sqrt(np.square(deviation).mean()))
+            share = math.sqrt(width * len(self.widths) / sum(self.widths))
+            scale.append(np.where(deviation > 0, deviation, 1.0) * share)
+            begin += width
+        self.shift.copy_(torch.from_numpy(np.concatenate(shift)))
+        self.scale.copy_(torch.from_numpy(np.concatenate(scale)))
+
+    def standard(self, vectors: Float[Tensor, "B D"]) -> Float[Tensor, "B D"]:
+        """Vectors as the estimator learnt them."""
+        return (vectors - self.shift) / self.scale
+
+    def take(self, estimator: Any) -> None:
+        """Use this fitted estimator, whose classes are indices of ours."""
+        self.estimator = estimator
+        self.known.zero_()[torch.from_numpy(np.asarray(estimator.classes_, np.int64))] = True
+
+    def logits(self, pixels: Float[Tensor, "B C H W"]) -> Float[Tensor, "B K"]:
+        """Scores whose largest is the estimator's own answer; a class it never saw is below all others."""
+        vectors = self.standard(self.vectors(pixels)).cpu().numpy()
+        seen = scores(self.estimator, vectors)
+        whole = np.repeat(seen.min(1, keepdims=True) - 1, self.outputs, 1)
+        whole[:, self.known.cpu().numpy()] = seen
+        return torch.from_numpy(_single(whole)).to(pixels.device)
+
+    def write_parts(self, folder: Path) -> None:
+        """Write the estimator beside the tensors."""
+        from skops.io import dump
+
+        dump(self.estimator, folder / FILE, compression=zipfile.ZIP_DEFLATED, compresslevel=1)
+
+    def read_parts(self, folder: Path) -> None:
+        """Read the estimator of a bundle; raises BundleError for what is no baseline's."""
+        estimator = read_estimator(folder / FILE)
+        known = np.flatnonzero(self.known.cpu().numpy())
+        if estimator.n_features_in_ != len(self.shift) or not np.array_equal(estimator.classes_, known):
+            raise BundleError(
+                f"The {FILE} of '{folder}' was fitted on other features or classes than its config.json says. "
+                "Copy the bundle again."
+            )
+        self.estimator = estimator
+
+
+def scores(estimator: Any, vectors: Float[ndarray, "N D"]) -> Float[ndarray, "N k"]:
+    """The decision function of an estimator that decides by one, else the logarithm of its probabilities.
+
+    The largest is what ``estimator.predict`` answers. Where both exist (logistic regression, boosting) the softmax
+    of the first is the second; a decision between two classes, d, becomes -d/2 and d/2.
+    """
+    if hasattr(estimator, "decision_function"):
+        decided = np.asarray(estimator.decision_function(vectors), np.float64)
+        return decided if decided.ndim == 2 else np.stack([-decided / 2, decided / 2], 1)
+    return np.log(np.maximum(np.asarray(estimator.predict_proba(vectors), np.float64), FLOOR))
+
+
+def _single(whole: Float[ndarray, "N K"]) -> Float[ndarray, "N K"]:
+    """In float32, where what was largest stays so: two that become equal are told apart again."""
+    single, best = whole.astype(np.float32), whole.argmax(1)
+    rows = np.flatnonzero(single.argmax(1) != best)
+    single[rows, best[rows]] = np.nextafter(single[rows].max(1), np.float32(np.inf))
+    return single
+
+
+def estimator(
+    rebuilt: Callable[[Mapping[str, Any]], Network],
+    classes: int,
+    channels: int,
+    size: Size,
+    features: Sequence[Mapping[str, Any]],
+    word: str = "",
+) -> Network:
+    """The network of a baseline, without its estimator, from its config: ``features`` are names with arguments.
+
+    ``rebuilt`` makes a network of an architecture's config; ``word`` is what a person calls it. Raises BundleError
+    for what makes no features.
+    """
+    del word
+    try:
+        made = [_feature(rebuilt, **one) for one in features]
+    except (KeyError, TypeError, ValueError) as error:
+        raise BundleError(f"A feature of the baseline cannot be rebuilt: {error}.") from error
+    if not made:
+        raise BundleError("The baseline has no features.")
+    return EstimatorNetwork(classes, channels, size, made)
+
+
+def _feature(
+    rebuilt: Callable[[Mapping[str, Any]], Network], feature: str, **arguments: Any
+) -> Feature | Embedding:
+    if feature != "embedding":
+        return lookup(HANDMADE, feature, "feature")(**arguments)
+    steps = Preprocessing.from_config(arguments["preprocessing"])
+    return Embedding(steps, rebuilt(arguments["architecture"]), arguments["architecture"])
+
+
+def feature_config(feature: Feature | Embedding) -> dict[str, Any]:
+    """What ``estimator`` needs to make a feature again, as JSON."""
+    if isinstance(feature, Embedding):
+        return {"feature": "embedding", **feature.config()}
+    names = {kind: name for name, kind in HANDMADE.items()}
+    return {"feature": names[type(feature)], **feature.config()}
+
+
+def read_estimator(file: Path) -> Any:
+    """A fitted estimator from a file of skops; raises BundleError for any type a baseline is not made of.
+
+    skops makes only what it knows to be harmless; trees, which it does not know, are made and then checked node by
+    node before they are asked anything.
+    """
+    from skops.io import get_untrusted_types, load
+
+    if not file.is_file():
+        raise BundleError(f"The bundle '{file.parent}' lacks its file '{FILE}'. Copy the bundle again.")
+    try:
+        strange = [name for name in get_untrusted_types(file=file) if name not in TREES]
+        if strange:
+            raise BundleError(
+                f"The file '{file}' holds {', '.join(strange[:3])}, which no baseline is made of: do not use this "
+                "bundle unless you know where it comes from, and then fit the baseline again."
+            )
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            found = load(file, trusted=list(TREES))
+    except BundleError:
+        raise
+    except Exception as error:  # skops and scikit-learn raise many kinds for a damaged or foreign file
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise BundleError(f"The file '{file}' cannot be read: {reason}. Fit the baseline again.") from error
+    if type(found) not in _kinds():
+        raise BundleError(f"The file '{file}' holds a {type(found).__name__}, which is no baseline.")
+    _check_inside(found, file)
+    if any("version" in str(one.message) for one in said):
+        progress.say(f"'{file}' was made with another scikit-learn: test it before you trust its answers.")
+    return found
+
+
+@cache
+def _kinds() -> frozenset[type]:
+    """The estimators a baseline may be."""
+    from sklearn.ensemble import HistGradientBoostingClassifier, RandomForestClassifier
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.naive_bayes import GaussianNB
+    from sklearn.neighbors import KNeighborsClassifier
+    from sklearn.svm import SVC, LinearSVC
+    from sklearn.tree import DecisionTreeClassifier
+
+    return frozenset(
+        {
+            SVC,
+            LinearSVC,
+            GaussianNB,
+            KNeighborsClassifier,
+            RandomForestClassifier,
+            DecisionTreeClassifier,
+            HistGradientBoostingClassifier,
+            LogisticRegression,
+        }
+    )
+
+
+def _check_inside(found: Any, file: Path) -> None:
+    """Raise BundleError for what leads outside itself or in a circle: asking it would read foreign memory."""
+    width = int(found.n_features_in_)
+    members = found.estimators_ if hasattr(found, "estimators_") else [found]
+    trees = [one.tree_ for one in members if hasattr(one, "tree_")]
+    boosted = [tree for stage in found._predictors for tree in stage] if hasattr(found, "_predictors") else []
+    sound = all(_sound_tree(tree, width) for tree in trees) and all(_sound_boosted(t, width) for t in boosted)
+    if not sound:
+        raise BundleError(f"A tree in '{file}' is damaged: its nodes lead nowhere. Fit the baseline again.")
+    if hasattr(found, "support_vectors_") and not _sound_svm(found, width):
+        raise BundleError(f"The support vectors in '{file}' do not fit together. Fit the baseline again.")
+
+
+def _sound_svm(found: Any, width: int) -> bool:
+    """Whether libsvm, which trusts them, may be handed these arrays."""
+    vectors, classes = found.support_vectors_, len(found.classes_)
+    shapes = (found._dual_coef_.shape, np.shape(found._n_support), np.shape(found._intercept_))
+    wanted = ((classes - 1, len(vectors)), (classes,), (classes * (classes - 1) // 2,))
+    counts = np.asarray(found._n_support)
+    fitting = vectors.shape[1] == width and shapes == wanted
+    return bool(fitting and counts.min() >= 0 and counts.sum() == len(vectors))
+
+
+def _sound_tree(tree: Any, width: int) -> bool:
+    if tree.node_count != tree.capacity or tree.n_features != width:
+        return False
+    left, right = tree.children_left, tree.children_right
+    return _sound(left != -1, left, right, tree.feature, width)
+
+
+def _sound_boosted(tree: Any, width: int) -> bool:
+    nodes = tree.nodes
+    inner = nodes["is_leaf"] == 0
+    plain = not nodes["is_categorical"].any()
+    left, right, feature = (nodes[name].astype(np.int64) for name in ("left", "right", "feature_idx"))
+    return bool(plain) and _sound(inner, left, right, feature, width)
+
+
+def _sound(
+    inner: Shaped[ndarray, " n"],
+    left: Shaped[ndarray, " n"],
+    right: Shaped[ndarray, " n"],
+    feature: Shaped[ndarray, " n"],
+    width: int,
+) -> bool:
+    """Whether every inner node leads to later nodes, by a feature that exists: then every way ends in a leaf."""
+    here, count = np.arange(len(inner)), len(inner)
+    onward = all(((side > here) & (side < count))[inner].all() for side in (left, right))
+    return bool(count and onward and ((feature >= 0) & (feature < width))[inner].all())

@@ -1,0 +1,88 @@
+"""The small Inception for CIFAR-10 of Zhang et al. 2017 (arXiv 1611.03530, appendix A).
+
+Filters of different size look at the same features side by side (Szegedy et al. 2015, arXiv 1409.4842). Batch
+norm has a shift and no scale, as there: 1,649,402 parameters.
+"""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .blocks import Network, Size, dropout_of, he_, is_large, pools, scaled, shrinking
+from .fastcnn import BiasNorm
+
+STAGES = (((32, 32), (32, 48)), ((112, 48), (96, 64), (80, 80), (48, 96)), ((176, 160), (176, 160)))
+"""Outputs of the 1x1 and of the 3x3 convolution of each module."""
+
+DOWN = (80, 96)
+"""Outputs of the 3x3 convolution with stride 2 after the first and the second stage."""
+
+
+def _convolution(inputs: int, outputs: int, kernel: int, stride: int = 1) -> nn.Sequential:
+    """Convolution, norm, ReLU."""
+    return nn.Sequential(
+        nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, bias=False),
+        BiasNorm(outputs, momentum=0.1, eps=1e-5),
+        nn.ReLU(),
+    )
+
+
+class Parallel(nn.Module):
+    """``concat[conv 1x1, conv 3x3]``."""
+
+    def __init__(self, inputs: int, ones: int, threes: int):
+        super().__init__()
+        self.ones, self.threes = _convolution(inputs, ones, 1), _convolution(inputs, threes, 3)
+
+    def forward(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C2 H W"]:
+        """What one pixel says and what its neighbours say, side by side."""
+        return torch.cat([self.ones(x), self.threes(x)], 1)
+
+
+class Down(nn.Module):
+    """``concat[conv 3x3 with stride 2, max pool 3x3 with stride 2]``."""
+
+    def __init__(self, inputs: int, outputs: int):
+        super().__init__()
+        self.threes = _convolution(inputs, outputs, 3, 2)
+
+    def forward(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C2 H2 W2"]:
+        """Features of half the size, new ones and the strongest of the old."""
+        return torch.cat([self.threes(x), F.max_pool2d(x, 3, 2, 1)], 1)
+
+
+class Inception(Network):
+    """A 3x3 stem, modules in three stages, the mean, the head."""
+
+    def __init__(self, classes: int, channels: int, size: Size, dropout: float, width: float):
+        super().__init__()
+        self.notes = shrinking(size)
+        large = is_large(size)
+        (inputs,) = scaled((96,), width)
+        self.stem = _convolution(channels, inputs, 3, 2 if large else 1)
+        self.pools = pools(size) if large else nn.Identity()
+        modules: list[nn.Module] = []
+        for stage, down in zip(STAGES, (*DOWN, None), strict=True):
+            for pair in stage:
+                ones, threes = scaled(pair, width)
+                modules.append(Parallel(inputs, ones, threes))
+                inputs = ones + threes
+            if down is not None:
+                (new,) = scaled((down,), width)
+                modules.append(Down(inputs, new))
+                inputs += new
+        self.features = nn.Sequential(*modules)
+        self.dropout = dropout_of(dropout)
+        self.head = nn.Linear(inputs, classes)
+        he_(self)
+
+    def logits(self, pixels: Float[Tensor, "B C H W"]) -> Float[Tensor, "B K"]:
+        """Logits."""
+        x = self.features(self.pools(self.stem(pixels)))
+        return self.head(self.dropout(x.mean((2, 3))))
+
+
+def inception(classes: int, channels: int, size: Size, dropout: float = 0.0, width: float = 1.0) -> Network:
+    """Small Inception: filters of 1x1 and 3x3 side by side (width: a factor on the channels)."""
+    return Inception(classes, channels, size, dropout, width)

@@ -1,0 +1,119 @@
+"""What a network is made of, from the pixels to the head: what freezing and layer-wise rates go by."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from .blocks import Network
+from .ensemble import Ensemble
+from .surgery import head
+
+HEAD = "head"
+"""Name of the last stage."""
+
+Part = tuple[str, nn.Module]
+
+
+@dataclass(frozen=True, eq=False)
+class Stage:
+    """Modules that are used one after the other, and train or rest together."""
+
+    name: str
+    """Where in the network its first weights are: ``conv1``, ``layer2``, ``features.conv2``, ``head``."""
+    modules: tuple[nn.Module, ...]
+    loose: tuple[nn.Parameter, ...] = ()
+    """Parameters that belong to no module of a stage, such as an embedding of positions."""
+
+    def parameters(self) -> list[nn.Parameter]:
+        """All of its parameters, each once."""
+        owned = (p for module in self.modules for p in module.parameters())
+        return list(dict.fromkeys((*self.loose, *owned)))
+
+
+def stages(network: Network) -> tuple[Stage, ...]:
+    """The network's stages in the order they are defined in, the head last; every parameter is in exactly one.
+
+    Lists of layers are opened, blocks are not: ``conv1``, ``layer1``, ``layer2``, ``layer3``, ``head`` of a
+    ResNet. A norm belongs to what it follows; what has no weights, to what comes next. Raises BundleError
+    where there is no head.
+    """
+    last = head(network)
+    groups: list[list[Part]] = []
+    waiting: list[Part] = []
+    for part in _opened(network, last):
+        weights = [p.ndim for p in part[1].parameters()]
+        if groups and weights and max(weights) <= 1:
+            groups[-1] += [*waiting, part]
+            waiting = []
+        elif weights and max(weights) > 1:
+            groups.append([*waiting, part])
+            waiting = []
+        else:
+            waiting.append(part)
+    named = [(_name(group), tuple(module for _, module in group)) for group in groups]
+    named.append((HEAD, (*(module for _, module in waiting), last)))
+    return _with_loose(network, [Stage(*each) for each in named])
+
+
+def embed(network: Network, pixels: Float[Tensor, "B C H W"]) -> Float[Tensor, "B D"]:
+    """What the head is given for preprocessed pixels: the features before the last layer.
+
+    Of a mirrored network in eval mode the mean of both looks, of an ensemble its members' side by side.
+    Raises BundleError where there is no head.
+    """
+    if isinstance(network, Ensemble):
+        return torch.cat([embed(one.network, one.preprocessing(pixels)) for one in network.each()], 1)
+    seen: list[Tensor] = []
+    watching = head(network).register_forward_pre_hook(lambda _, given: seen.append(given[0]))
+    try:
+        network(pixels)
+    finally:
+        watching.remove()
+    return seen[0] if len(seen) == 1 else torch.stack(seen).mean(0)
+
+
+def _opened(network: Network, last: nn.Module) -> list[Part]:
+    """The network's parts before the head, its lists of layers taken apart."""
+    parts = [*network.named_children()]
+    while (place := _to_open(parts, last)) is not None:
+        name, module = parts[place]
+        parts[place : place + 1] = [(f"{name}.{inner}", child) for inner, child in module.named_children()]
+    return [(name, module) for name, module in parts if module is not last]
+
+
+def _to_open(parts: Sequence[Part], last: nn.Module) -> int | None:
+    """The first part that is no stage but holds several; None where there is none left."""
+    inside = [module is not last and any(m is last for m in module.modules()) for _, module in parts]
+    weighty = [i for i, (_, m) in enumerate(parts) if m is not last and _weighty(m) and not _is_layer(m)]
+    lists = [i for i in weighty if isinstance(parts[i][1], nn.Sequential | nn.ModuleList)]
+    for i, (_, module) in enumerate(parts):
+        if inside[i] or (i in lists and any(_is_layer(m) and _weighty(m) for m in module.children())):
+            return i
+    if len(lists) == 1:
+        return lists[0]
+    only = [i for i, (_, m) in enumerate(parts) if m is not last and _weighty(m)]
+    return only[0] if len(only) == 1 and weighty == only else None
+
+
+def _weighty(module: nn.Module) -> bool:
+    """Whether it has weights, not only the biases and scales of norms."""
+    return any(p.ndim > 1 for p in module.parameters())
+
+
+def _is_layer(module: nn.Module) -> bool:
+    return next(module.children(), None) is None
+
+
+def _name(group: Sequence[Part]) -> str:
+    return next(name for name, module in group if _weighty(module))
+
+
+def _with_loose(network: Network, found: Sequence[Stage]) -> tuple[Stage, ...]:
+    """The stages, the first of them with the parameters that none of them has."""
+    owned = {id(p) for stage in found for p in stage.parameters()}
+    loose = tuple(p for p in network.parameters() if id(p) not in owned)
+    first = Stage(found[0].name, found[0].modules, loose)
+    return (first, *found[1:])

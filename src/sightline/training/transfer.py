@@ -1,0 +1,362 @@
+"""Training that begins from weights that exist: what rests, and what is taken over from where it starts."""
+
+import csv
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, no_type_check, runtime_checkable
+
+import torch
+
+from ..choose import choose
+from ..classifier import Classifier, bundle_of
+from ..errors import RecipeError
+from ..models import Architecture, Network, head, load_weights, stages
+from ..types import Splits
+from .recipe import Recipe
+
+START = "start"
+"""The word for the normalisation of the classifier that --weights names."""
+
+LIKE_NEW = frozenset({"mirrored", "grown_head"})
+"""Changes of a network after which its weights still fit a new one."""
+
+
+# what rests
+
+
+@runtime_checkable
+class Freezing(Protocol):
+    """Which stages keep their weights: always the first so many, counted from the pixels."""
+
+    def resting(self, names: Sequence[str], epoch: int) -> int:
+        """How many of the stages ``names`` rest in this epoch (the first is 0); the head is the last of them."""
+        ...
+
+    def begins(self) -> int:
+        """The first epoch in which something else rests than in the one before; 0 where nothing ever changes."""
+        ...
+
+
+@dataclass(frozen=True)
+class Nothing:
+    """All of the network learns from the first step."""
+
+    def resting(self, names: Sequence[str], epoch: int) -> int:  # noqa: ARG002
+        """None."""
+        return 0
+
+    def begins(self) -> int:
+        """Never changes."""
+        return 0
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """All but the head rests: a linear probe."""
+
+    def resting(self, names: Sequence[str], epoch: int) -> int:  # noqa: ARG002
+        """All but the last."""
+        return len(names) - 1
+
+    def begins(self) -> int:
+        """Never changes."""
+        return 0
+
+
+@no_type_check
+@dataclass(frozen=True)
+class Until:
+    """All but the head rests for the first ``epochs`` epochs; then all learns."""
+
+    epochs: int
+
+    def __post_init__(self):
+        _check_epochs(self.epochs)
+
+    def resting(self, names: Sequence[str], epoch: int) -> int:
+        """All but the last, or none."""
+        return len(names) - 1 if epoch < self.epochs else 0
+
+    def begins(self) -> int:
+        """When all begins to learn."""
+        return self.epochs
+
+
+@no_type_check
+@dataclass(frozen=True)
+class UpTo:
+    """The stages up to this one rest: their number from the pixels, or the name of the last."""
+
+    stage: int | str
+
+    def __post_init__(self):
+        whole = isinstance(self.stage, int) and not isinstance(self.stage, bool) and self.stage >= 1
+        if not whole and not isinstance(self.stage, str):
+            raise ValueError(f"a stage is a number from 1 on or a name, not {self.stage}")
+
+    def resting(self, names: Sequence[str], epoch: int) -> int:  # noqa: ARG002
+        """Up to the stage; raises RecipeError where the network has none such before its head."""
+        able = [*names[:-1]]
+        if self.stage in able:
+            return able.index(self.stage) + 1
+        if isinstance(self.stage, int) and self.stage <= len(able):
+            return self.stage
+        raise RecipeError(
+            f"The recipe's freeze is 'stage:{self.stage}', but the network's stages before the head are "
+            f"{', '.join(able) or 'none'}: name one of them, or a number from 1 to {len(able)}."
+        )
+
+    def begins(self) -> int:
+        """Never changes."""
+        return 0
+
+
+@no_type_check
+@dataclass(frozen=True)
+class Staged:
+    """The head learns first; every ``epochs`` epochs the last stage that rests joins in (Howard & Ruder 2018)."""
+
+    epochs: int
+
+    def __post_init__(self):
+        _check_epochs(self.epochs)
+
+    def resting(self, names: Sequence[str], epoch: int) -> int:
+        """One fewer every so many epochs."""
+        return max(0, len(names) - 1 - epoch // self.epochs)
+
+    def begins(self) -> int:
+        """When the first stage joins the head."""
+        return self.epochs
+
+
+@no_type_check
+def _check_epochs(epochs):
+    if not isinstance(epochs, int) or isinstance(epochs, bool) or epochs < 1:
+        raise ValueError(f"epochs are a whole number of at least 1, not {epochs}")
+
+
+FREEZINGS: Mapping[str, Callable[..., Freezing]] = {
+    "none": Nothing,
+    "backbone": Backbone,
+    "until": Until,
+    "stage": UpTo,
+    "staged": Staged,
+}
+"""The words of ``--freeze``."""
+
+
+def freezing_of(recipe: Recipe) -> Freezing:
+    """The recipe's word as a value; raises ChoiceError where it names none."""
+    return choose(FREEZINGS, recipe.freeze, "way to freeze")
+
+
+def check_freezing(recipe: Recipe, network: Network | None = None) -> None:
+    """Refuse what would rest for ever, or for no reason; with the network at hand, a stage that it has not.
+
+    Raises RecipeError.
+    """
+    how = freezing_of(recipe)
+    if isinstance(how, Nothing):
+        return
+    if recipe.weights is None and not pretrained(recipe):
+        raise RecipeError(
+            f"The recipe's freeze is '{recipe.freeze}', which keeps the weights as they start, and they start "
+            "random: give --weights to start from, or leave --freeze out."
+        )
+    if recipe.epochs and how.begins() >= recipe.epochs:
+        raise RecipeError(
+            f"The recipe's freeze is '{recipe.freeze}', but the training ends after {recipe.epochs} epochs: "
+            "choose fewer, or freeze backbone to train only the head."
+        )
+    if network is not None:
+        how.resting([stage.name for stage in stages(network)], 0)
+
+
+class Rest:
+    """Keeps the resting stages of a classifier as they are: no gradients, norms and dropout as in eval mode."""
+
+    def __init__(self, classifier: Classifier, recipe: Recipe) -> None:
+        self.freezing = freezing_of(recipe)
+        still = isinstance(self.freezing, Nothing)
+        self.stages = () if still else stages(classifier.network)
+        self.trained = [[p for p in stage.parameters() if p.requires_grad] for stage in self.stages]
+
+    def __call__(self, epoch: int) -> None:
+        """Set the stages for this epoch; the classifier has just been put into training mode."""
+        count = self.freezing.resting([stage.name for stage in self.stages], epoch)
+        for number, (stage, trained) in enumerate(zip(self.stages, self.trained, strict=True)):
+            for parameter in trained:
+                parameter.requires_grad_(number >= count)
+            if number < count:
+                for module in stage.modules:
+                    module.eval()
+
+    def end(self) -> None:
+        """All can learn again: what comes after this training decides for itself."""
+        for trained in self.trained:
+            for parameter in trained:
+                parameter.requires_grad_()
+
+
+# where it starts
+
+
+def start_of(recipe: Recipe) -> Classifier | None:
+    """The classifier of the run or bundle that the recipe starts from; None for a file of weights, or nothing.
+
+    Raises BundleError for a folder that holds none, RecipeError for one whose weights fit no new network.
+    """
+    if recipe.weights is None or Path(recipe.weights).is_file():
+        if recipe.normalize == START:
+            raise RecipeError(
+                "The recipe's normalize is 'start', but --weights names no run or bundle to start from."
+            )
+        return None
+    source = Classifier.load(recipe.weights)
+    changes = {name for name, _ in source.architecture.surgery} - LIKE_NEW
+    if changes or source.architecture.name == "ensemble":
+        what = f"was changed by {', '.join(sorted(changes))}" if changes else "is an ensemble"
+        raise RecipeError(
+            f"The classifier of '{recipe.weights}' {what}, so its weights fit no network that could be trained "
+            "on: start from what it was made of."
+        )
+    return source
+
+
+def informed(recipe: Recipe) -> tuple[Recipe, tuple[str, ...]]:
+    """The recipe with what is left open taken from the run or bundle it starts from, and what is worth saying.
+
+    Network, size, channels and normalisation; without such a start the normalisation is ``fitted``.
+    """
+    source = start_of(recipe)
+    if source is None:
+        return recipe.replace(normalize=recipe.normalize or "fitted"), ()
+    known, asked = source.geometry, vars(recipe)
+    if recipe.channels not in (None, known.channels):
+        raise RecipeError(
+            f"The recipe's channels is {recipe.channels}, but '{recipe.weights}' looks at {known.channels}: "
+            "leave it out, or start from other weights."
+        )
+    found = {"model": word_of(source.architecture), "channels": known.channels, "normalize": START}
+    if known.size[0] == known.size[1]:
+        found["size"] = known.size[0]
+    taken = {name: value for name, value in found.items() if asked[name] is None}
+    as_it = {"model": "network", "size": "size", "channels": "channels", "normalize": "normalisation"}
+    said = []
+    if taken:
+        what = ", ".join(word for name, word in as_it.items() if name in taken)
+        flags = ", ".join(f"--{name}" for name in as_it if name in taken)
+        said.append(f"Taken from '{recipe.weights}', where this starts: {what} ({flags}).")
+    if (known.fit, known.filter) != (recipe.fit, recipe.filter):
+        said.append(
+            f"'{recipe.weights}' was trained on images brought to size by {known.fit}, {known.filter}; here it is "
+            f"{recipe.fit}, {recipe.filter} (--fit, --filter)."
+        )
+    return recipe.replace(**taken), tuple(said)
+
+
+def word_of(plan: Architecture) -> str:
+    """The word that names an architecture in a recipe.
+
+    >>> word_of(Architecture("mlp", {"classes": 2, "channels": 1, "size": [8, 8], "hidden": [32, 16]}))
+    'mlp:hidden=[32,16]'
+    """
+    own = {name: value for name, value in plan.arguments.items() if name not in ("classes", "channels", "size")}
+    return ":".join([plan.name, *(f"{name}={str(value).replace(' ', '')}" for name, value in own.items())])
+
+
+def pretrained(recipe: Recipe) -> bool:
+    """Whether the network comes with published weights."""
+    return "pretrained=True" in (recipe.model or "").split(":")
+
+
+def begin(network: Network, recipe: Recipe, source: Classifier | None, splits: Splits) -> tuple[str, ...]:
+    """Put the weights into a fresh network that the recipe starts from; says which."""
+    if recipe.weights is None:
+        return tuple(filter(None, [network.fetch()]))
+    said = _take(network, recipe, source, splits.train.classes)
+    return (said, *seen_before(recipe, source, splits))
+
+
+def _take(network: Network, recipe: Recipe, source: Classifier | None, classes: Sequence[str]) -> str:
+    """Copy the weights the recipe starts from into a fresh network; says what was taken.
+
+    Of another Sightline classifier the rows of the last layer go with the names of the classes: those it knew
+    are kept, others stay fresh. Raises BundleError where the weights belong to another network.
+    """
+    assert recipe.weights is not None
+    if source is None:
+        return str(load_weights(network, recipe.weights))
+    last = head(network)
+    fresh = {name: value.clone() for name, value in last.state_dict().items()}
+    load_weights(network, bundle_of(recipe.weights) / "model.safetensors")
+    places = {name: k for k, name in enumerate(source.classes)}
+    known = [(row, places[name]) for row, name in enumerate(classes) if name in places]
+    with torch.no_grad():
+        for name, value in last.state_dict().items():
+            value.copy_(fresh[name])
+            for row, place in known:
+                value[row] = head(source.network).state_dict()[name][place]
+    said = f"Started from the {source.architecture.name} of '{recipe.weights}'; its last layer "
+    if len(known) == len(classes):
+        return f"{said}is kept, because it knows the classes."
+    if not known:
+        return f"{said}starts fresh, because its classes are others."
+    names = ", ".join(classes[row] for row, _ in known[:5]) + (", ..." if len(known) > 5 else "")
+    return f"{said}is kept for {names} and starts fresh for {len(classes) - len(known)} other classes."
+
+
+def lineage(network: Network, source: Classifier | None) -> list[str]:
+    """Fingerprints of the weights a training starts from, the nearest first: relatives have one in common."""
+    before = source.provenance.get("ancestors", []) if source else []
+    return [fingerprint(network), *before]
+
+
+def fingerprint(network: Network) -> str:
+    """A hash of all weights but the head's: equal for equal features."""
+    last = head(network)
+    prefix = next(name for name, module in network.named_modules() if module is last) + "."
+    digest = hashlib.blake2b(digest_size=16)
+    for name, value in sorted(network.state_dict().items()):
+        if not name.startswith(prefix) and not name.endswith("num_batches_tracked"):
+            digest.update(name.encode() + value.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def seen_before(recipe: Recipe, source: Classifier | None, splits: Splits) -> tuple[str, ...]:
+    """A warning where the start learnt from images that are set aside for testing now."""
+    if source is None:
+        return ()
+    same = source.provenance.get("data_fingerprint") == splits.test.fingerprint
+    learnt = _learnt(Path(recipe.weights or ""), recipe.data, same=same)
+    if learnt is None:
+        if not same or source.provenance.get("split_seed") == recipe.data_seed:
+            return ()
+        what = f"Images of this test may have been training images of '{recipe.weights}'"
+    elif count := sum(file in learnt for file in splits.test.files.tolist()):
+        what = f"{count:,} of the {len(splits.test):,} test images were training images of '{recipe.weights}'"
+    else:
+        return ()
+    return (f"{what}, where this starts: the result will flatter. Split the images as it did (--split-seed).",)
+
+
+def _learnt(folder: Path, data: str | None, *, same: bool) -> set[str] | None:
+    """The files a run trained or validated on, if its ``data`` are these; None where there is no list of them."""
+    if not (folder / "split.csv").is_file() or not (folder / "recipe.toml").is_file():
+        return None
+    its = Recipe.from_toml(folder / "recipe.toml").data
+    if not same and (its is None or data is None or Path(its).resolve() != Path(data).resolve()):
+        return None
+    with (folder / "split.csv").open(newline="", encoding="utf-8") as stream:
+        return {row["file"] for row in csv.DictReader(stream) if row["split"] != "test"}
+
+
+def provenance_of(recipe: Recipe, network: Network, source: Classifier | None) -> dict[str, Any]:
+    """What a bundle tells about where it started; nothing where that was at random."""
+    if recipe.weights is None and not pretrained(recipe):
+        return {}
+    name = recipe.model if recipe.weights is None else Path(recipe.weights).name
+    return {"start": name, "ancestors": lineage(network, source)}

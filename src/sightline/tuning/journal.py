@@ -1,0 +1,348 @@
+"""The study as the database keeps it: the plan, and who tries what, safe against any process's death.
+
+A trial is begun, and belongs to a process, in one transaction. One whose process died goes back to the queue under
+its own number, with its values: nothing is lost, and nothing is tried twice.
+"""
+
+import platform
+import threading
+import time
+import uuid
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+from statistics import median
+from typing import TYPE_CHECKING, Any
+
+from filelock import FileLock, Timeout
+
+from ..errors import OutputError, RecipeError
+from ..files import explaining as explaining_files
+from .job import Job
+from .search import Grid, point_of, propose, size_of
+from .space import Space, worded
+from .storage import connect, explaining, shown
+
+if TYPE_CHECKING:
+    from optuna.trial import FrozenTrial, Trial, TrialState
+
+GRACE = 300.0
+"""Seconds of silence after which a process on another machine counts as dead."""
+
+BEAT = 30.0
+"""Seconds between two signs of life."""
+
+DEATHS = 3
+"""Processes that may die in the same epoch of a trial before it is given up."""
+
+
+class Journal:
+    """One study in a database, seen from one process."""
+
+    def __init__(self, url: str, name: str, folder: Path) -> None:
+        import optuna
+
+        self.url, self.name, self.folder = url, name, folder
+        with explaining_files(folder):
+            (folder / "workers").mkdir(parents=True, exist_ok=True)
+        self.storage = connect(url)
+        with self._safely():
+            self.study = optuna.create_study(
+                storage=self.storage, study_name=name, direction="maximize", load_if_exists=True
+            )
+            self._id = self.storage.get_study_id_from_name(name)
+        self.token = uuid.uuid4().hex
+        self.life = FileLock(folder / "workers" / f"{self.token}.lock")
+        self._claims = FileLock(folder / "workers" / "claims.lock")
+
+    @contextmanager
+    def _safely(self) -> Iterator[None]:
+        with explaining(self.url):
+            yield
+
+    @contextmanager
+    def at_work(self) -> Iterator[None]:
+        """While it lasts, this process is seen to live: the system frees its lock however it ends."""
+        with explaining_files(self.folder):
+            self.life.acquire()
+        try:
+            yield
+        finally:
+            self.life.release()
+            Path(self.life.lock_file).unlink(missing_ok=True)
+
+    # The plan
+
+    def plan(self) -> dict[str, Any]:
+        """What the study was begun with; empty where it is new. Raises OutputError for another program's study."""
+        with self._safely():
+            plan = self.study.user_attrs.get("plan")
+            if plan is None and self.study.get_trials(deepcopy=False):
+                raise OutputError(
+                    f"The database '{shown(self.url)}' holds a study '{self.name}' that another program made: "
+                    "choose another --out or --storage."
+                )
+        return plan or {}
+
+    def begin(self, plan: Mapping[str, Any]) -> None:
+        """Keep the plan of a new study."""
+        with self._safely():
+            self.study.set_user_attr("plan", plan)
+
+    def rounds(self, first: Space) -> list[tuple[int, Space]]:
+        """The number of the first trial of each round, and its space."""
+        with self._safely():
+            later = self.study.user_attrs.get("rounds", [])
+        return [(0, first), *((start, worded(words)) for start, words in later)]
+
+    # Trials
+
+    def trials(self) -> list["FrozenTrial"]:
+        """Every trial, by number."""
+        with self._safely():
+            return self.study.get_trials(deepcopy=False)
+
+    def best(self) -> "FrozenTrial | None":
+        """The finished trial of highest validation accuracy, of lowest loss among equals, the first of those."""
+        done = [t for t in self.trials() if t.state.name == "COMPLETE"]
+        return min(done, key=rank, default=None)
+
+    def claim(self, job: Job) -> "Trial | None":
+        """The next trial for this process, with all its values; None where there is nothing more to do.
+
+        Waits while other processes finish what the next round depends on.
+        """
+        while True:
+            with self._claims, self._safely():
+                taken, more = self._next(job)
+            if taken is not None or not more:
+                return taken
+            time.sleep(1)
+
+    def _next(self, job: Job) -> tuple["Trial | None", bool]:
+        """A trial, if one can be begun now, and whether to ask again."""
+        trials = self.trials()
+        if self._recover(trials):
+            trials = self.trials()
+        if job.budget is not None and _is_up(trials, job.budget):
+            return None, False
+        rounds = self.rounds(job.space)
+        start, space = rounds[-1]
+        for one in trials:
+            if one.state.name == "WAITING" and self._take(one):
+                return self._proposed(one.number, one._trial_id, rounds, job), False
+        tried = [one.params for one in trials if one.number < start]
+        wanted = min(job.trials, size_of(space, tried)) if isinstance(job.search, Grid) else job.trials
+        if len(trials) < start + wanted:
+            return self._new(rounds, job), False
+        return None, len(rounds) <= job.refine and self._refined(trials, rounds)
+
+    def _refined(self, trials: Sequence["FrozenTrial"], rounds: Sequence[tuple[int, Space]]) -> bool:
+        """Begin the next round once all trials have ended; False where none of them was finished."""
+        if any(not one.state.is_finished() for one in trials):
+            return True
+        if (best := self.best()) is None:
+            return False
+        narrower = (len(trials), rounds[-1][1].narrowed(best.params))
+        later = [[start, space.words()] for start, space in (*rounds[1:], narrower)]
+        self.study.set_user_attr("rounds", later)
+        return True
+
+    def _take(self, one: "FrozenTrial") -> bool:
+        """Make a waiting trial this process's, unless another was quicker."""
+        if not self.storage.set_trial_state_values(one._trial_id, _state("RUNNING")):
+            return False
+        self.storage.set_trial_user_attr(one._trial_id, "owner", self._owner())
+        return True
+
+    def _new(self, rounds: Sequence[tuple[int, Space]], job: Job) -> "Trial | None":
+        """Begin a trial that is this process's from its first moment."""
+        from optuna.trial import create_trial
+
+        blank = create_trial(state=_state("RUNNING"), user_attrs={"owner": self._owner()})
+        identity = self.storage.create_new_trial(self._id, template_trial=blank)
+        return self._proposed(self.storage.get_trial(identity).number, identity, rounds, job)
+
+    def _proposed(
+        self, number: int, identity: int, rounds: Sequence[tuple[int, Space]], job: Job
+    ) -> "Trial | None":
+        from optuna.trial import Trial
+
+        start, space = next((start, space) for start, space in reversed(rounds) if start <= number)
+        if isinstance(job.search, Grid):
+            tried = [one.params for one in self.trials() if one.number < start]
+            point = point_of(space, job.base.seed, number - start, tried)
+            if point is None:  # another machine began the last one at the same moment
+                self.fail(number, "There was nothing left to try.", surplus=True)
+                return None
+            have = self.storage.get_trial(identity).params
+            for name in (name for name in space.ranges if name not in have):
+                dist = space.ranges[name].distribution()
+                self.storage.set_trial_param(identity, name, dist.to_internal_repr(point[name]), dist)
+        self.study.sampler = job.search.sampler(0)
+        self.study.pruner = job.search.pruner(job.epochs)
+        trial = Trial(self.study, identity)
+        propose(trial, space, job.search, job.base.seed)
+        return trial
+
+    def _owner(self) -> dict[str, Any]:
+        return {"host": platform.node(), "lock": str(Path(self.life.lock_file).resolve()), "beat": time.time()}
+
+    def _recover(self, trials: Sequence["FrozenTrial"]) -> bool:
+        """Put trials whose process died back into the queue; give up those that kill every process.
+
+        Tells whether there were any.
+        """
+        running = [one for one in trials if one.state.name == "RUNNING"]
+        dead = [one for one in running if not self._lives(one.user_attrs.get("owner"))]
+        for one in dead:
+            epochs = len(one.intermediate_values)
+            before, count = one.user_attrs.get("deaths", (epochs, 0))
+            count = count + 1 if before == epochs else 1
+            self.storage.set_trial_user_attr(one._trial_id, "deaths", [epochs, count])
+            if count < DEATHS:
+                self.storage.set_trial_state_values(one._trial_id, _state("WAITING"))
+            else:
+                why = f"Its process ended {count} times in epoch {epochs + 1}, as when memory runs out."
+                self.fail(one.number, why)
+        return bool(dead)
+
+    def _lives(self, owner: Mapping[str, Any] | None) -> bool:
+        """Whether the process that a trial belongs to is still there."""
+        if owner is None:
+            return False
+        if owner["host"] != platform.node():
+            return time.time() - owner["beat"] < GRACE
+        path = Path(owner["lock"])
+        if path == Path(self.life.lock_file).resolve():
+            return True
+        if not path.exists():
+            return False
+        try:
+            with FileLock(path, timeout=0):
+                path.unlink(missing_ok=True)
+        except Timeout:
+            return True
+        return False
+
+    @contextmanager
+    def beating(self, number: int) -> Iterator[None]:
+        """While it lasts, other machines see that this process lives."""
+        identity = self.storage.get_trial_id_from_study_id_trial_number(self._id, number)
+        done = threading.Event()
+
+        def beat() -> None:
+            while not done.wait(BEAT):
+                try:
+                    self.storage.set_trial_user_attr(identity, "owner", self._owner())
+                except Exception:  # a sign of life that is late harms nobody
+                    continue
+
+        thread = threading.Thread(target=beat, daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            done.set()
+            thread.join()
+
+    # Results
+
+    def reported(self, number: int) -> Iterable[int]:
+        """Epochs of a trial that an earlier process reported."""
+        return next(one for one in self.trials() if one.number == number).intermediate_values
+
+    def report(self, trial: "Trial", accuracy: float, epoch: int, *, known: bool) -> bool:
+        """Keep an epoch's validation accuracy; whether the trial is not worth going on with."""
+        from optuna.pruners import NopPruner
+
+        with self._safely():
+            if not known:
+                trial.report(accuracy, epoch)
+            return not isinstance(self.study.pruner, NopPruner) and bool(trial.should_prune())
+
+    def finish(self, number: int, accuracy: float, facts: Mapping[str, Any], *, pruned: bool = False) -> None:
+        """Keep a trial's result: its accuracy on validation, or that it was stopped early."""
+        with self._safely():
+            self._note(number, facts)
+            if pruned:
+                self.study.tell(number, state=_state("PRUNED"))
+            else:
+                self.study.tell(number, accuracy)
+
+    def fail(self, number: int, reason: str, **facts: Any) -> None:
+        """Keep that a trial failed, and why."""
+        with self._safely():
+            self._note(number, {"reason": reason, **facts})
+            self.study.tell(number, state=_state("FAIL"))
+
+    def give_back(self, number: int) -> None:
+        """Put a trial that this process was stopped in back into the queue."""
+        with self._safely():
+            identity = self.storage.get_trial_id_from_study_id_trial_number(self._id, number)
+            self.storage.set_trial_state_values(identity, _state("WAITING"))
+
+    def _note(self, number: int, facts: Mapping[str, Any]) -> None:
+        identity = self.storage.get_trial_id_from_study_id_trial_number(self._id, number)
+        self.storage.set_trial_user_attr(identity, "facts", dict(facts))
+
+
+def rank(one: "FrozenTrial") -> tuple[float, float, int]:
+    """What finished trials are sorted by, best first."""
+    return -(one.value or 0.0), one.user_attrs.get("facts", {}).get("val_loss", float("inf")), one.number
+
+
+def spent(trials: Sequence["FrozenTrial"], now: datetime) -> float:
+    """Seconds in which at least one trial was trained: what workers do at once counts once."""
+    spans = sorted(
+        (begun, one.datetime_complete or now)
+        for one in trials
+        if one.state.name != "WAITING" and (begun := one.datetime_start)
+    )
+    total, reached = 0.0, datetime.min
+    for begun, ended in spans:
+        total += max(0.0, (ended - max(begun, reached)).total_seconds())
+        reached = max(reached, ended)
+    return total
+
+
+def _is_up(trials: Sequence["FrozenTrial"], budget: float) -> bool:
+    """Whether another trial, as long as the others usually are, would end after the budget."""
+    spans = [(t.datetime_start, t.datetime_complete) for t in trials if t.state.name in ("COMPLETE", "PRUNED")]
+    took = [(ended - begun).total_seconds() for begun, ended in spans if begun and ended]
+    return bool(took) and spent(trials, datetime.now()) + median(took) > budget
+
+
+def _state(name: str) -> "TrialState":
+    from optuna.trial import TrialState
+
+    return TrialState[name]
+
+
+def differences(plan: Mapping[str, Any], stored: Mapping[str, Any]) -> list[str]:
+    """What keeps this command from going on with the stored study, each as a few words."""
+    found = []
+    for part, title in (("space", "the range of {}"), ("recipe", "the recipe's {}")):
+        for name in sorted(plan[part].keys() | stored[part].keys()):
+            new, old = plan[part].get(name), stored[part].get(name)
+            if new != old:
+                found.append(f"{title.format(name)} ({_said(old)} before, {_said(new)} now)")
+    if plan["by"] != stored["by"]:
+        found.append(f"--by ({stored['by']} before, {plan['by']} now)")
+    if plan["data"] != stored["data"]:
+        found.append("the images")
+    return found
+
+
+def _said(value: Any) -> str:
+    return "not given" if value is None else str(value)
+
+
+def check_same(plan: Mapping[str, Any], stored: Mapping[str, Any], folder: Path) -> None:
+    """Raise RecipeError where the stored study was begun with another space, search, recipe or images."""
+    if found := differences(plan, stored):
+        raise RecipeError(
+            f"The study in '{folder}' cannot go on with this command, which differs from the one that began it: "
+            f"{'; '.join(found)}. Give it as before, or choose another --out."
+        )

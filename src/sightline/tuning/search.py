@@ -1,0 +1,169 @@
+"""How a space is searched: which point is tried next, and which trial is not worth finishing."""
+
+import hashlib
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol, no_type_check, runtime_checkable
+
+from .. import runtime
+from ..choose import choose
+from .space import Space
+
+if TYPE_CHECKING:
+    from optuna.pruners import BasePruner
+    from optuna.samplers import BaseSampler
+    from optuna.trial import Trial
+
+
+@runtime_checkable
+class Search(Protocol):
+    """A way of searching: Optuna's sampler and pruner behind one word."""
+
+    def sampler(self, seed: int) -> "BaseSampler":
+        """What proposes a value."""
+        ...
+
+    def pruner(self, epochs: int) -> "BasePruner":
+        """What stops a trial early; ``epochs`` is the most a trial has."""
+        ...
+
+
+class _Unpruned:
+    """Every trial is trained to its end."""
+
+    def pruner(self, epochs: int) -> "BasePruner":
+        """None."""
+        from optuna.pruners import NopPruner
+
+        del epochs
+        return NopPruner()
+
+
+@dataclass(frozen=True)
+class Random(_Unpruned):
+    """Each value at random, evenly over its range (Bergstra and Bengio 2012)."""
+
+    def sampler(self, seed: int) -> "BaseSampler":
+        """Independent draws."""
+        from optuna.samplers import RandomSampler
+
+        return RandomSampler(seed=seed)
+
+
+@dataclass(frozen=True)
+class Grid(Random):
+    """Every combination once, in random order; it ends when all are done."""
+
+
+@no_type_check
+@dataclass(frozen=True)
+class TPE(_Unpruned):
+    """Tree-structured Parzen estimator (Bergstra et al. 2011): where good trials are dense and bad ones not."""
+
+    startup: int = 10
+    """Trials at random before it begins to model."""
+
+    def __post_init__(self) -> None:
+        _check_whole("startup", self.startup, 1)
+
+    def sampler(self, seed: int) -> "BaseSampler":
+        """One model for each field; running trials count as poor, so that workers spread out."""
+        from optuna.exceptions import ExperimentalWarning
+        from optuna.samplers import TPESampler
+
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ExperimentalWarning)
+            return TPESampler(n_startup_trials=self.startup, seed=seed, multivariate=False, constant_liar=True)
+
+
+@no_type_check
+@dataclass(frozen=True)
+class Hyperband(TPE):
+    """TPE, and most trials stopped early, by several rules at once (Li et al. 2018)."""
+
+    eta: int = 3
+    """Of so many trials at a rung, one goes on."""
+    least: int = 1
+    """Epochs every trial has."""
+
+    def __post_init__(self) -> None:
+        TPE.__post_init__(self)
+        _check_whole("eta", self.eta, 2)
+        _check_whole("least", self.least, 1)
+
+    def pruner(self, epochs: int) -> "BasePruner":
+        """Successive halving in brackets."""
+        from optuna.pruners import HyperbandPruner
+
+        return HyperbandPruner(self.least, max(epochs, self.least), self.eta)
+
+
+@no_type_check
+@dataclass(frozen=True)
+class Median(TPE):
+    """TPE, and a trial stopped whose best so far is below the median of the others at the same epoch."""
+
+    after: int = 5
+    """Finished trials before any is stopped."""
+    least: int = 1
+    """Epochs every trial has."""
+
+    def __post_init__(self) -> None:
+        TPE.__post_init__(self)
+        _check_whole("after", self.after, 1)
+        _check_whole("least", self.least, 1)
+
+    def pruner(self, epochs: int) -> "BasePruner":
+        """The median rule (Golovin et al. 2017)."""
+        from optuna.pruners import MedianPruner
+
+        del epochs
+        return MedianPruner(n_startup_trials=self.after, n_warmup_steps=self.least)
+
+
+SEARCHES: Mapping[str, Callable[..., Search]] = {
+    "grid": Grid,
+    "random": Random,
+    "tpe": TPE,
+    "hyperband": Hyperband,
+    "median": Median,
+}
+"""Name -> a way of searching, with its arguments: ``hyperband:eta=3:least=2``."""
+
+
+def search_of(by: str | Search) -> Search:
+    """The search a word names. Raises ChoiceError."""
+    return choose(SEARCHES, by, "search")
+
+
+def propose(trial: "Trial", space: Space, search: Search, seed: int) -> None:
+    """Give the trial a value for each range: what it has already stays, the rest is sampled.
+
+    Each draw's seed is a pure function of seed, trial and name, so that a search that was stopped anywhere
+    proposes what the uninterrupted one would have.
+    """
+    for name, each in space.ranges.items():
+        trial.study.sampler = search.sampler(_address(seed, trial.number, name))
+        each.suggest(trial, name)
+
+
+def point_of(space: Space, seed: int, number: int, tried: list[dict[str, Any]]) -> dict[str, Any] | None:
+    """The ``number``-th point of the grid, in an order drawn from the seed; those tried before are left out."""
+    new = [point for point in space.points() if point not in tried]
+    return new[runtime.order(len(new), seed)[number]] if number < len(new) else None
+
+
+def size_of(space: Space, tried: list[dict[str, Any]]) -> int:
+    """Points of the grid that were not tried before."""
+    return sum(point not in tried for point in space.points())
+
+
+def _address(seed: int, *words: object) -> int:
+    text = ",".join(str(word) for word in (seed, *words))
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=4).digest(), "little")
+
+
+def _check_whole(name: str, value: Any, least: int) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise ValueError(f"{name} must be a whole number, {least} or more, not {value!r}")

@@ -1,0 +1,273 @@
+"""Tuning from end to end: the plan, the trials, the board, and the winner trained as any other run."""
+
+import dataclasses
+import json
+import shutil
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+
+from .. import progress, runtime
+from ..data.loader import batches
+from ..errors import OutputError, RecipeError, TrainingError
+from ..training import choices, pace
+from ..training.assemble import fresh, objective_of
+from ..training.folder import RunFolder
+from ..training.recipe import Recipe, seconds
+from ..training.run import Run, prepare, reopen, resume, train
+from ..types import Splits
+from .board import importance_of, rows_of, write
+from .crew import together
+from .job import Job
+from .journal import Journal, check_same
+from .search import Grid, Search, search_of, size_of
+from .space import Between, Over, Space, read
+from .storage import address
+from .trial import Images, work
+
+TRIALS = 20
+"""Trials of a round where nobody said how many; a grid has as many as it has points."""
+
+_SETTLED = ("size", "channels", "epochs", "precision", "memory_format", "replicas")
+"""What is chosen once, so that all trials have it the same."""
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """What a study found, and the winner."""
+
+    folder: Path
+    rows: tuple[Mapping[str, Any], ...]
+    """A row for each trial, best first: ``trial``, ``state``, ``val_accuracy``, the values, ..."""
+    recipe: Recipe
+    """The best trial's."""
+    importance: Mapping[str, float] | None
+    """Share of the spread of accuracy each field explains by itself."""
+    winner: Run | None
+    """The best recipe trained as a run of its own; None while another process still has trials under way."""
+
+    @property
+    def best(self) -> Mapping[str, Any]:
+        """The first row."""
+        return self.rows[0]
+
+
+def tune(
+    data: str | Path | None,
+    base: Recipe | None = None,
+    over: Over = (),
+    *,
+    by: str | Search = "tpe",
+    trials: int | None = None,
+    budget: str | None = None,
+    refine: int = 0,
+    workers: int = 1,
+    storage: str | None = None,
+    out: str | Path | None = None,
+    seed: int | None = None,
+    device: str = "auto",
+) -> Tuned:
+    """Search the space ``over`` round the recipe ``base`` for the best validation accuracy; train the winner.
+
+    ``trials`` are of each round (20; all of a grid), ``refine`` narrower rounds follow, and no trial is begun that
+    would probably end after the ``budget``. The same call goes on where an earlier one was stopped, exactly, and
+    several at once share the work. Raises RecipeError, ChoiceError, OutputError for what cannot be done,
+    TrainingError where no trial could be trained, Interrupted when stopped.
+    """
+    base = _based(base, data, seed)
+    space, search = read(over, base), search_of(by)
+    _check(space, search, trials, refine, workers)
+    limit = None if budget is None else seconds(budget)
+    folder = _folder(out, base)
+    example, splits, notes = prepare(space.recipe(base, space.middle()))
+    for note in notes:
+        progress.say(note)
+    count = size_of(space, []) if trials is None and isinstance(search, Grid) else trials or TRIALS
+    job = Job(
+        folder=folder,
+        url=address(storage, folder),
+        name="study" if storage is None else folder.name,
+        base=base,
+        space=space,
+        search=search,
+        trials=count,
+        refine=refine,
+        budget=limit,
+        epochs=0,
+        device=device,
+    )
+    journal = Journal(job.url, job.name, folder)
+    job = _agreed(job, journal, example, splits, workers)
+    images, started = Images(example, splits), time.perf_counter()
+    if workers == 1 or together(job, workers):
+        work(job, journal, images)
+    return _ended(job, journal, time.perf_counter() - started)
+
+
+def _based(base: Recipe | None, data: str | Path | None, seed: int | None) -> Recipe:
+    """The recipe with data that mean the same from any folder."""
+    base = base or Recipe()
+    if seed is not None:
+        base = base.replace(seed=seed)
+    given = base.data if data is None else str(data)
+    if given is None:
+        raise RecipeError("Say which images to use: a folder, an archive, a table, or a name such as digits.")
+    base = base.replace(data=str(Path(given).resolve()) if Path(given).exists() else given, processes=1)
+    if base.epochs == 0:
+        raise RecipeError("A recipe of 0 epochs trains nothing, so there is nothing to tune: give --epochs.")
+    return base
+
+
+def _check(space: Space, search: Search, trials: int | None, refine: int, workers: int) -> None:
+    for name, value, least in (("trials", trials, 1), ("refine", refine, 0), ("workers", workers, 1)):
+        if value is not None and (isinstance(value, bool) or value < least):
+            raise RecipeError(f"--{name} is {value}: it must be a whole number, {least} or more.")
+    if refine and not any(isinstance(each, Between) for each in space.ranges.values()):
+        raise RecipeError("--refine narrows ranges, and here are only choices: leave it out, or give a range.")
+    del search
+
+
+def _folder(out: str | Path | None, base: Recipe) -> Path:
+    """Where the study is kept: ``out``, or ``runs/DATA-tune``, new or an earlier study's."""
+    name = Path(base.data or "").name.partition(".")[0]
+    folder = Path(out) if out is not None else Path("runs") / f"{name}-tune"
+    if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not (folder / "workers").is_dir())):
+        raise OutputError(f"'{folder}' exists already and is not a study. Choose another --out.")
+    return folder
+
+
+def _agreed(job: Job, journal: Journal, example: Recipe, splits: Splits, workers: int) -> Job:
+    """The job as the study has it: begun now, or as it was begun."""
+    plan = {
+        "space": job.space.words(),
+        "by": _word(job.search),
+        "recipe": _asked(job.base),
+        "data": splits.train.fingerprint,
+    }
+    with FileLock(job.folder / "workers" / "plan.lock"):
+        stored = journal.plan()
+        if stored:
+            check_same(plan, stored, job.folder)
+            settled = stored["settled"]
+            progress.say(f"Going on with the study in '{job.folder}': {_counted(journal)}.")
+        else:
+            shutil.rmtree(job.folder / "trials", ignore_errors=True)  # checkpoints of a study that is no more
+            settled = _settled(job, example, splits, workers)
+            journal.begin({**plan, "settled": settled})
+    base = job.base.replace(**settled)
+    most = job.space.ranges.get("epochs")
+    epochs = int(max(most.examples)) if most is not None else base.epochs or 1
+    return dataclasses.replace(job, base=base, epochs=epochs)
+
+
+def _word(search: Search) -> str:
+    """The search as a value: its name and all its arguments."""
+    return repr(search).replace("()", "")
+
+
+def _asked(base: Recipe) -> dict[str, Any]:
+    """What was asked for of the recipe, as JSON, but for the images (known by fingerprint) and the time."""
+    usual = vars(Recipe())
+    asked = {name: value for name, value in vars(base).items() if value != usual[name]}
+    return json.loads(json.dumps({name: v for name, v in asked.items() if name not in ("data", "budget")}))
+
+
+def _counted(journal: Journal) -> str:
+    states = [one.state.name for one in journal.trials()]
+    done = sum(state in ("COMPLETE", "PRUNED", "FAIL") for state in states)
+    return f"{done} trials are done" if done != 1 else "1 trial is done"
+
+
+def _settled(job: Job, example: Recipe, splits: Splits, workers: int) -> dict[str, Any]:
+    """Size, epochs and pace of every trial, chosen once; says what the search will cost.
+
+    Measured on the middle of the space. Replicas are left alone: several workers use the cores better.
+    """
+    searched = job.space.ranges
+    recipe = example.replace(replicas=example.replicas or 1)
+    where = runtime.device(job.device)
+    assert recipe.batch_size is not None
+    classifier, _ = fresh(recipe, splits, where)
+    first = next(iter(batches(splits.train, recipe.batch_size, device=where)))
+    measured = pace.measure(classifier, recipe, objective_of(recipe, splits.train.counts), first)
+    recipe, images = measured.way.set(recipe), len(splits.train)
+    total = job.trials * (1 + job.refine)
+    if recipe.epochs is None:
+        share = max((job.budget or seconds(recipe.budget)) * workers / total, 1.0)
+        found = choices.epochs(
+            recipe.replace(budget=str(share)), train_images=images, images_per_second=measured.images_per_second
+        )
+        recipe = recipe.replace(epochs=found.value)
+        progress.say(f"{found.value} epochs a trial, so that all fit the budget; --epochs sets them.")
+    took = (recipe.epochs or 1) * images / measured.images_per_second * total / workers
+    about = f"{took:.0f} seconds" if took < 90 else f"{took / 60:.0f} minutes"
+    progress.say(
+        f"{total} trials in {measured.way}, about {about} in all if none is stopped early; "
+        "stop and go on as you like."
+    )
+    return {name: vars(recipe)[name] for name in _SETTLED if name not in searched}
+
+
+def _ended(job: Job, journal: Journal, took: float) -> Tuned:
+    """The board, the pictures and the winner."""
+    trials, rounds = journal.trials(), journal.rounds(job.space)
+    rows, best = rows_of(trials, rounds), journal.best()
+    if best is None:
+        reason = next((row["reason"] for row in rows if row["reason"]), "No trial was finished in the time given.")
+        raise TrainingError(f"None of {len(rows)} trials could be trained, the first for this reason: {reason}")
+    recipe = job.recipe(best.params)
+    importance = importance_of(rows, job.space)
+    write(job.folder, rows, job.space, _summary(job, rows, rounds, importance, took))
+    at_work = sum(one.state.name == "RUNNING" for one in trials)
+    if at_work:
+        progress.say(f"{at_work} trials are under way in other processes; the last to end trains the winner.")
+    winner = None if at_work else _winner(job, recipe)
+    return Tuned(job.folder, tuple(rows), recipe, importance, winner)
+
+
+def _summary(
+    job: Job,
+    rows: Sequence[Mapping[str, Any]],
+    rounds: Sequence[tuple[int, Space]],
+    importance: Mapping[str, float] | None,
+    took: float,
+) -> dict[str, Any]:
+    """What ``tuning.json`` says before its list of trials."""
+    states = [row["state"] for row in rows]
+    return {
+        "data": Path(job.base.data or "").name,
+        "by": _word(job.search),
+        "seed": job.base.seed,
+        "rounds": [{"first_trial": start, "space": space.words()} for start, space in rounds],
+        **{state: states.count(state) for state in ("finished", "pruned", "failed")},
+        "seconds": round(took, 3),
+        "training_seconds": round(sum(row["seconds"] or 0 for row in rows), 3),
+        "importance": importance,
+        "best": dict(rows[0]),
+        "recipe": _asked(job.recipe({name: rows[0][name] for name in job.space.ranges})),
+    }
+
+
+def _winner(job: Job, recipe: Recipe) -> Run:
+    """The best recipe as a run of its own in ``winner``: trained now, gone on with, or there already."""
+    place = job.folder / "winner"
+    with FileLock(job.folder / "workers" / "winner.lock"):
+        run = RunFolder(place)
+        if (place / "recipe.toml").is_file() and _covers(run.recipe(), recipe):
+            if run.facts():
+                return reopen(place, device=job.device)
+            if run.checkpoint.is_file():
+                return resume(place, device=job.device)
+        progress.say("Training the winner, as a run of its own.")
+        return train(job.base.data, recipe, out=place, device=job.device, overwrite=place.exists())
+
+
+def _covers(resolved: Recipe, wanted: Recipe) -> bool:
+    """Whether a run's resolved recipe is what the wanted one becomes."""
+    return all(
+        value is None or name == "budget" or vars(resolved)[name] == value for name, value in vars(wanted).items()
+    )

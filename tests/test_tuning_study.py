@@ -1,0 +1,338 @@
+"""Tuning from end to end, on real digits: the board, the winner, and everything that may go wrong on the way."""
+
+import csv
+import itertools
+import json
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from sightline.cli.tuning import NO_FLAGS, _asked
+from sightline.errors import Interrupted, OutputError, RecipeError, TrainingError
+from sightline.evaluation.measure import evaluate
+from sightline.training.folder import RunFolder
+from sightline.training.recipe import Recipe
+from sightline.tuning import Among, Between, crew, tune
+from sightline.tuning.journal import Journal
+from sightline.tuning.space import read
+from sightline.tuning.study import Tuned
+
+TINY = Recipe(model="mlp:hidden=(32,)", size=8, limit=300, epochs=2, batch_size=32)
+OVER = ("lr=0.003..0.3:3", "model.dropout=0,0.3")
+
+
+@pytest.fixture(scope="module")
+def tuned(tmp_path_factory):
+    """A grid of six, done."""
+    return tune("digits", TINY, OVER, by="grid", out=tmp_path_factory.mktemp("tuning") / "t")
+
+
+def essence(tuned):
+    """What must not depend on how often a study was stopped."""
+    names = ("trial", "state", "val_accuracy", "val_loss", "epochs", "round", "lr")
+    return [tuple(row[name] for name in names) for row in sorted(tuned.rows, key=lambda row: row["trial"])]
+
+
+def test_the_board_is_sorted_and_written(tuned):
+    assert isinstance(tuned, Tuned)
+    assert len(tuned.rows) == 6
+    keys = [(-row["val_accuracy"], row["val_loss"], row["trial"]) for row in tuned.rows]
+    assert keys == sorted(keys)
+    with (tuned.folder / "leaderboard.csv").open() as stream:
+        written = list(csv.DictReader(stream))
+    assert [int(row["trial"]) for row in written] == [row["trial"] for row in tuned.rows]
+    assert [float(row["lr"]) for row in written] == [row["lr"] for row in tuned.rows]
+    summary = json.loads((tuned.folder / "tuning.json").read_text())
+    assert (summary["finished"], summary["pruned"], summary["failed"]) == (6, 0, 0)
+    assert summary["best"] == tuned.best
+    assert sum(summary["importance"].values()) == pytest.approx(1, abs=1e-3)
+
+
+def test_pictures_are_drawn(tuned):
+    for name in ("history", "importance", "slices"):
+        with Image.open(tuned.folder / f"{name}.png") as picture:
+            assert np.asarray(picture).std() > 5
+
+
+def test_the_winner_is_the_best_trial_trained_again_as_a_run(tuned):
+    """The same recipe on the same images: the very same accuracy."""
+    run = tuned.winner
+    assert run.facts["val_accuracy"] == tuned.best["val_accuracy"]
+    assert (run.recipe.lr, run.recipe.model) == (
+        tuned.best["lr"],
+        f"mlp:hidden=(32,):dropout={tuned.best['model.dropout']}",
+    )
+    assert RunFolder(tuned.folder / "winner").recipe() == run.recipe
+    value = evaluate(run.classifier, run.splits.val).as_json()
+    assert value["accuracy"] == pytest.approx(run.facts["val_accuracy"])
+    assert not (tuned.folder / "winner" / "report.json").exists()
+
+
+def test_nothing_is_left_of_the_trials_but_their_records(tuned):
+    assert not list((tuned.folder / "trials").iterdir())
+    assert {p.name for p in tuned.folder.iterdir()} == {
+        *("history.png", "importance.png", "slices.png", "leaderboard.csv", "study.db"),
+        *("trials", "tuning.json", "winner", "workers"),
+    }
+
+
+def test_the_same_call_again_repeats_nothing(tuned):
+    before = (tuned.folder / "winner" / "training.json").stat().st_mtime_ns
+    again = tune("digits", TINY, OVER, by="grid", out=tuned.folder)
+    assert again.rows == tuned.rows
+    assert (tuned.folder / "winner" / "training.json").stat().st_mtime_ns == before
+
+
+def test_another_study_is_refused_in_the_same_folder(tuned, tmp_path):
+    changes = {
+        "range of lr": {"over": ("lr=0.003..0.3:4", OVER[1])},
+        "range of momentum": {"over": (*OVER, "momentum=0.8,0.9")},
+        "recipe's epochs": {"base": TINY.replace(epochs=3)},
+        "--by": {"by": "random"},
+        "recipe's seed": {"seed": 5},
+    }
+    for said, change in changes.items():
+        asked = {"base": TINY, "over": OVER, "by": "grid"} | change
+        with pytest.raises(RecipeError, match=said):
+            tune("digits", out=tuned.folder, **asked)
+    with pytest.raises(RecipeError, match="the images"):
+        tune("shapes", TINY, OVER, by="grid", out=tuned.folder)
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(OutputError, match="is not a study"):
+        tune("digits", TINY, OVER, out=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"trials": 0}, "--trials is 0"),
+        ({"workers": 0}, "--workers is 0"),
+        ({"refine": -1}, "--refine is -1"),
+        ({"refine": 1, "over": ("lr=0.1,0.2",)}, "only choices"),
+        ({"budget": "soon"}, "budget is 'soon'"),
+        ({"base": TINY.replace(epochs=0)}, "trains nothing"),
+        ({"data": None}, "Say which images"),
+        ({"over": ()}, "Say what to search"),
+    ],
+    ids=str,
+)
+def test_what_cannot_be_done_is_refused_before_anything_runs(change, said, tmp_path):
+    asked = {"data": "digits", "base": TINY, "over": OVER, "out": tmp_path / "t"} | change
+    with pytest.raises(RecipeError, match=said):
+        tune(**asked)
+    assert not (tmp_path / "t").exists()
+
+
+def test_a_trial_that_diverges_is_recorded_and_the_rest_goes_on(tmp_path):
+    done = tune("digits", TINY, {"lr": Among((0.1, 1e30))}, by="grid", out=tmp_path / "t")
+    good, bad = done.rows
+    assert (good["state"], good["lr"], good["rank"]) == ("finished", 0.1, 1)
+    assert (bad["state"], bad["lr"], bad["rank"]) == ("failed", 1e30, None)
+    assert bad["reason"].startswith("The ")
+    assert "became" in bad["reason"]
+
+
+def test_a_trial_out_of_memory_is_recorded(tmp_path, monkeypatch):
+    from sightline.tuning import trial
+
+    train_on = trial.train_on
+
+    def greedy(splits, recipe, *words, **named):
+        if recipe.lr > 0.15:
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")
+        return train_on(splits, recipe, *words, **named)
+
+    monkeypatch.setattr(trial, "train_on", greedy)
+    done = tune("digits", TINY, ["lr=0.1,0.2"], by="grid", out=tmp_path / "t")
+    assert [row["state"] for row in done.rows] == ["finished", "failed"]
+    assert done.rows[1]["reason"].startswith("Memory ran out")
+
+
+def test_when_all_fail_the_reason_is_said(tmp_path):
+    with pytest.raises(TrainingError, match=r"None of 2 trials could be trained.*became"):
+        tune("digits", TINY, ["lr=1e30,1e31"], by="grid", out=tmp_path / "t")
+
+
+def test_refining_and_fields_of_the_images(tmp_path):
+    """Sizes are prepared again, and a narrowed range is within the old one."""
+    over = {"lr": Between(0.01, 0.5), "size": Among((8, 12))}
+    done = tune("digits", TINY.replace(size=None), over, trials=3, refine=1, by="random", out=tmp_path / "t")
+    assert [row["round"] for row in sorted(done.rows, key=lambda r: r["trial"])] == [0, 0, 0, 1, 1, 1]
+    assert {row["size"] for row in done.rows} == {8, 12}
+    assert done.winner.classifier.geometry.size == (done.best["size"],) * 2
+
+
+def test_pruned_trials_are_on_the_board_and_do_not_win(tmp_path):
+    base = TINY.replace(epochs=9)
+    done = tune("digits", base, ["lr=1e-6..0.3"], by="hyperband:startup=2", trials=6, out=tmp_path / "t")
+    states = [row["state"] for row in done.rows]
+    assert set(states) == {"finished", "pruned"}
+    assert states == sorted(states)
+    assert all(row["epochs"] < 9 for row in done.rows if row["state"] == "pruned")
+
+
+def test_epochs_left_open_are_the_same_for_all(tmp_path):
+    done = tune(
+        "digits", TINY.replace(epochs=None, limit=100), ["lr=0.1,0.2"], by="grid", budget="2s", out=tmp_path / "t"
+    )
+    assert len({row["epochs"] for row in done.rows}) == 1
+    assert done.winner.recipe.epochs == done.rows[0]["epochs"]
+
+
+# Processes
+
+
+SCRIPT = """
+import sys
+from sightline.training.recipe import Recipe
+from sightline.tuning import tune
+from pathlib import Path
+base = Recipe.from_toml(Path(sys.argv[1]))
+tune("digits", base, ["lr=0.003..0.3"], trials=5, by="tpe:startup=2", out=sys.argv[2])
+"""
+
+
+def finished(folder):
+    """Finished trials, asked of the database itself."""
+    if not (folder / "study.db").exists():
+        return 0
+    database = sqlite3.connect(folder / "study.db", timeout=30)
+    try:
+        return database.execute("SELECT count(*) FROM trials WHERE state = 'COMPLETE'").fetchone()[0]
+    except sqlite3.OperationalError:
+        return 0
+    finally:
+        database.close()
+
+
+def begun(tmp_path, base):
+    (tmp_path / "recipe.toml").write_text(base.to_toml())
+    words = [sys.executable, "-c", SCRIPT, tmp_path / "recipe.toml", tmp_path / "t"]
+    return subprocess.Popen(words, stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+
+
+def waited(process, folder, trials):
+    until = time.monotonic() + 60
+    while finished(folder) < trials:
+        assert process.poll() is None, process.stderr.read()
+        assert time.monotonic() < until
+        time.sleep(0.01)
+
+
+ASKED = {"over": ["lr=0.003..0.3"], "trials": 5, "by": "tpe:startup=2"}
+LONGER = TINY.replace(epochs=8)  # long enough to be killed in
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """Five trials that nothing disturbed."""
+    return tune("digits", LONGER, out=tmp_path_factory.mktemp("whole") / "t", **ASKED)
+
+
+def test_a_killed_study_goes_on_to_the_very_same_end(whole, tmp_path):
+    process = begun(tmp_path, LONGER)
+    waited(process, tmp_path / "t", 2)
+    process.kill()
+    process.communicate(timeout=60)
+    assert finished(tmp_path / "t") < 5
+    assert essence(tune("digits", LONGER, out=tmp_path / "t", **ASKED)) == essence(whole)
+
+
+def test_ctrl_c_in_a_trial_keeps_it_for_the_next_time(whole, tmp_path, monkeypatch):
+    report, count = Journal.report, itertools.count(1)
+
+    def pressed(self, *words, **named):
+        if next(count) == 11:
+            signal.raise_signal(signal.SIGINT)
+        return report(self, *words, **named)
+
+    monkeypatch.setattr(Journal, "report", pressed)
+    with pytest.raises(Interrupted, match=r"Stopped in trial 1; .* Go on with the same command"):
+        tune("digits", LONGER, out=tmp_path / "t", **ASKED)
+    assert (tmp_path / "t" / "trials" / "0001" / "last.ckpt").is_file()
+    assert essence(tune("digits", LONGER, out=tmp_path / "t", **ASKED)) == essence(whole)
+    assert next(count) - 1 == 5 * 8, "each epoch of each trial is trained once"
+
+
+def test_workers_share_a_study_and_what_a_lost_one_leaves_is_finished(tmp_path, monkeypatch, capsys):
+    """The first is killed after a trial: the others try each of the rest once, its unfinished one again."""
+    hired, crew_ = crew._hired, []
+
+    def doomed(letter):
+        crew_.append(hired(letter))
+        if len(crew_) == 2:
+            waited(crew_[0], tmp_path / "t", 1)
+            crew_[0].kill()
+        return crew_[-1]
+
+    monkeypatch.setattr(crew, "_hired", doomed)
+    done = tune("digits", LONGER, out=tmp_path / "t", workers=2, **ASKED)
+    assert sorted(row["trial"] for row in done.rows) == list(range(5))
+    assert [row["state"] for row in done.rows] == ["finished"] * 5
+    said = capsys.readouterr().err
+    assert "1 of 2 workers ended without a word" in said
+    assert done.winner.facts["val_accuracy"] == done.best["val_accuracy"]
+
+
+# From a shell
+
+
+def test_the_verb_tunes_tests_and_tells(cli, tmp_path):
+    words = ("tune", "digits", "--model", "mlp", "--size", "8", "--limit", "300", "--epochs", "1")
+    words += ("--out", tmp_path / "t")
+    words += ("--over", "lr=0.05,0.1", "weight_decay=0,1e-3", "--by", "grid")
+    answer = cli(*words, "--json")
+    assert answer.code == 0, answer.err
+    value = json.loads(answer.out)
+    assert len(value["trials"]) == 4
+    assert value["best"] == value["trials"][0]
+    assert Path(value["winner"]["report"]).is_file()
+    assert 0 <= value["winner"]["accuracy"] <= 1
+    before = (tmp_path / "t" / "winner" / "report.json").stat().st_mtime_ns
+    told = cli(*words)
+    assert told.code == 0
+    assert "Going on with the study" in told.err
+    assert "validation accuracy" in told.out
+    assert "Test on" in told.out
+    assert (tmp_path / "t" / "winner" / "report.json").stat().st_mtime_ns == before
+
+
+def test_the_preset_is_a_space_that_can_be_made_smaller():
+    flags = replace(NO_FLAGS, size=8, optimizer="adamw")
+    base, words, by = _asked(flags, None, "table3", ("model.depth=3,4", "batch-size=16,32"))
+    assert base == Recipe(model="plain-cnn", optimizer="adamw", size=8)
+    space = read(words, base)
+    assert {name: space.ranges[name].grid() for name in ("model.depth", "batch_size", "epochs")} == {
+        "model.depth": (3, 4),
+        "batch_size": (16, 32),
+        "epochs": (10, 20, 30),
+    }
+    assert (len(space.points()), by) == (2 * 2 * 3 * 3 * 3, "grid")
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--over", "lrr=1..2"), "no field 'lrr' to search"),
+        (("--over", "lr=2..1"), "is reversed"),
+        ((), "Say what to search"),
+        (("--over", "lr=0.1,0.2", "--by", "gird"), "Did you mean 'grid'"),
+        (("--over", "lr=0.1,0.2", "--storage", "nosuch://x/y"), "nobody knows that kind of database"),
+        (("--over", "lr=0.1,0.2", "--trials", "many"), "many"),
+        (("--preset", "table4"), "no preset called 'table4'"),
+    ],
+)
+def test_mistakes_are_a_sentence(words, said, cli, tmp_path):
+    answer = cli("tune", "digits", "--limit", "100", "--model", "mlp", "--out", tmp_path / "t", *words)
+    assert answer.code == 2
+    assert said in answer.err
+    assert "Traceback" not in answer.err
