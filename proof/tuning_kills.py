@@ -28,7 +28,7 @@ TRIALS = 40
 WORDS = ("digits", "--model", "lenet5", "--epochs", "6", "--batch-size", "64", "--by", "hyperband:startup=5")
 WORDS += ("--over", "lr=0.001..0.5", "model.dropout=0..0.5", "--trials", str(TRIALS), "--json")
 WORDS += ("--precision", "float32", "--memory-format", "contiguous")
-START = 5.0
+START = 6.0
 """Seconds a process needs about before it works."""
 
 RESULTS = Path(__file__).parent / "results" / "tuning_kills.json"
@@ -67,7 +67,7 @@ def disturbed(folder: Path, kills: int, dice: random.Random, took: float) -> lis
     seen: list[dict[str, Any]] = []
     while len(seen) < kills:
         process = begun(folder)
-        after = START + dice.uniform(0, took / kills)
+        after = START + dice.uniform(0, 1.4 * took / kills)
         try:
             process.wait(after)
         except subprocess.TimeoutExpired:

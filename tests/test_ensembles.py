@@ -243,6 +243,9 @@ def test_a_greedy_soup_leaves_out_what_spoils_it(family):
     names = ["spoilt", "a", "b", "c"]
     made = combine(members, GreedySoup(), images=start.splits, names=names)
     assert 0 not in made.kept
+    assert made.classifier.provenance["members"] == [names[i] for i in made.kept]
+    assert made.classifier.provenance["ancestors"] == runs[0].classifier.provenance["ancestors"]
+    assert "seed" not in made.classifier.provenance or len(made.kept) == 1
     assert made.notes[0].startswith(f"{len(made.kept)} of 4 members are in the soup")
     accuracy = (
         logits_of(made.classifier, start.splits.val)[0].argmax(1).numpy() == start.splits.val.labels

@@ -54,7 +54,7 @@ def rechecked(folder):
 
 @pytest.mark.parametrize("name", CLASSIFIERS)
 def test_saved_and_loaded_it_answers_the_same(name, digits, pixels, tmp_path):
-    word = f"{name}:rounds=3" if name == "gradient-boosting" else name
+    word = {"gradient-boosting": f"{name}:rounds=3", "random-forest": f"{name}:trees=10"}.get(name, name)
     classifier = fit_baseline(digits, f"{word}@hog+edges")
     folder = classifier.save(tmp_path / "bundle")
     assert {path.name for path in folder.iterdir()} == {"config.json", "model.safetensors", "README.md", FILE}

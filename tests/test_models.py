@@ -75,9 +75,7 @@ def test_shape(name, size, channels, classes):
     assert logits.isfinite().all()
 
 
-@pytest.mark.parametrize(
-    ("name", "side"), [*((name, 12) for name in VARIANTS), *((name, 96) for name in WORDS)]
-)
+@pytest.mark.parametrize(("name", "side"), [*((name, 12) for name in VARIANTS), *((name, 96) for name in WORDS)])
 def test_every_parameter_gets_a_gradient(name, side):
     """Within three steps, because the last gamma of some blocks starts at zero."""
     network = network_of(name, size=(side, side))

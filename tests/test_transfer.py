@@ -433,6 +433,24 @@ def test_the_word_of_an_architecture_makes_it_again(word):
     assert architecture(word_of(plan), **common).config() == plan.config()
 
 
+def test_the_last_layer_of_a_file_is_kept_where_it_knows_the_classes(started, tmp_path):
+    """The file tells no names: the same digits are known, the same digits under other names are not."""
+    file = started.folder / "classifier" / "model.safetensors"
+    recipe = TINY.replace(weights=str(file), channels=1, normalize="fitted")
+    known = started.classifier.network.head.weight
+    kept, told = run.fresh(recipe, started.splits, torch.device("cpu"))
+    assert torch.equal(kept.network.head.weight, known)
+    assert "fresh" not in told[0]
+    turned = replace(started.splits.train, labels=(started.splits.train.labels + 1) % 10)
+    others = replace(started.splits, train=turned)
+    fresh, told = run.fresh(recipe, others, torch.device("cpu"))
+    assert not torch.equal(fresh.network.head.weight, known)
+    assert torch.equal(fresh.network.features.fc.weight, started.classifier.network.features.fc.weight)
+    assert "made for other classes, and starts fresh" in told[0]
+    untrained, _ = run.fresh(recipe.replace(epochs=0), others, torch.device("cpu"))
+    assert torch.equal(untrained.network.head.weight, known)
+
+
 def test_a_third_partys_weights_are_frozen_and_trained(shared_weights, tmp_path):
     file = shared_weights / "resnet20-12fca82f.th"
     recipe = Recipe(

@@ -393,12 +393,12 @@ def test_a_trial_that_kills_every_process_is_given_up(tmp_path):
     journal = opened(job)
     assert journal.claim(job) is None
     (row,) = rows_of(journal.trials(), journal.rounds(SPACE))
-    assert (row["state"], row["reason"].startswith("Its process ended 3 times in epoch 1")) == ("failed", True)
+    assert (row["state"], row["reason"].startswith(f"Its process ended {DEATHS} times in epoch 1")) == ("failed", True)
 
 
 def test_deaths_with_progress_between_them_do_not_count(tmp_path):
     job = job_of(tmp_path, trials=1)
-    for epoch in range(1, 6):
+    for epoch in range(1, DEATHS + 2):
         journal = opened(job)
         with journal.at_work():
             journal.report(journal.claim(job), 0.5, epoch, known=False)

@@ -3,7 +3,6 @@
 import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import reduce
 from math import exp, fsum, log
 from typing import Any, Protocol, runtime_checkable
 
@@ -151,7 +150,8 @@ def combine(
     way = choose(COMBINATIONS, by, "way to combine")
     check_alike(classifiers, names)
     made = way(classifiers, images, names)
-    made.classifier.provenance = {**_in_common(classifiers), **made.classifier.provenance, "members": [*names]}
+    own = made.classifier.provenance
+    made.classifier.provenance = {**_in_common(classifiers), **own, "members": [names[i] for i in made.kept]}
     return made
 
 
@@ -201,8 +201,7 @@ def check_related(classifiers: Sequence[Classifier], names: Sequence[str]) -> No
                     f"'{name}' has {fault} than '{names[0]}', so the mean of their weights means nothing: "
                     "use --by mean."
                 )
-    lines = [{fingerprint(one.network), *one.provenance.get("ancestors", ())} for one in classifiers]
-    if not reduce(set.intersection, lines):
+    if not ancestry(classifiers):
         raise BundleError(
             "These classifiers were not trained from the same weights (--weights), so the mean of their weights "
             "means nothing: use --by mean."
@@ -214,6 +213,12 @@ def check_networks(classifiers: Sequence[Classifier], names: Sequence[str]) -> N
     for one, name in zip(classifiers, names, strict=True):
         if not one.network.differentiable:
             raise BundleError(f"'{name}' is a classical baseline, not a network: combine networks only.")
+
+
+def ancestry(classifiers: Sequence[Classifier]) -> list[str]:
+    """Fingerprints of the weights that all of them were trained from (or are), the nearest first."""
+    lines = [[fingerprint(one.network), *one.provenance.get("ancestors", ())] for one in classifiers]
+    return [each for each in lines[0] if all(each in line for line in lines[1:])]
 
 
 def _config(one: Classifier, order: Sequence[int]) -> dict[str, Any]:
@@ -274,6 +279,7 @@ def _finished(
     made: Classifier, members: Sequence[Classifier], images: Splits | None
 ) -> tuple[Classifier, tuple[str, ...]]:
     """A soup with its temperature, and what was measured for it."""
+    made.provenance = {"ancestors": ancestry(members)}
     normed = any(isinstance(m, _BatchNorm) for m in made.modules())
     notes = []
     if normed and images is not None:

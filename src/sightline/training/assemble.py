@@ -106,7 +106,7 @@ def fresh(
     sample = np.sort(runtime.order(len(train), recipe.seed)[:SAMPLE])
     with torch.no_grad():
         network.adapt(preprocessing(to_batch(train[sample])))
-    started = () if blank else begin(network, recipe, source, splits)
+    started = () if blank else begin(network, preprocessing, recipe, source, splits)
     classifier = Classifier(
         preprocessing,
         network,

@@ -7,17 +7,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, no_type_check, runtime_checkable
 
+import numpy as np
 import torch
 
 from ..choose import choose
 from ..classifier import Classifier, bundle_of
+from ..data.loader import batches
 from ..errors import RecipeError
 from ..models import Architecture, Network, head, load_weights, stages
-from ..types import Splits
+from ..preprocessing import Preprocessing
+from ..types import Dataset, Splits
 from .recipe import Recipe
 
 START = "start"
 """The word for the normalisation of the classifier that --weights names."""
+
+KNOWS, ASKED = 0.25, 500
+"""A last layer from a file is kept where it is right this far on the way from chance to always, of so many images."""
 
 LIKE_NEW = frozenset({"mirrored", "grown_head"})
 """Changes of a network after which its weights still fit a new one."""
@@ -273,23 +279,56 @@ def pretrained(recipe: Recipe) -> bool:
     return "pretrained=True" in (recipe.model or "").split(":")
 
 
-def begin(network: Network, recipe: Recipe, source: Classifier | None, splits: Splits) -> tuple[str, ...]:
-    """Put the weights into a fresh network that the recipe starts from; says which."""
+def begin(
+    network: Network, preprocessing: Preprocessing, recipe: Recipe, source: Classifier | None, splits: Splits
+) -> tuple[str, ...]:
+    """Put the weights into a fresh network that the recipe starts from; says which.
+
+    Raises BundleError where they belong to another network.
+    """
     if recipe.weights is None:
         return tuple(filter(None, [network.fetch()]))
-    said = _take(network, recipe, source, splits.train.classes)
-    return (said, *seen_before(recipe, source, splits))
+    if source is None:
+        return (_from_file(network, preprocessing, recipe, splits.train),)
+    return (_from_classifier(network, recipe, source, splits.train.classes), *seen_before(recipe, source, splits))
 
 
-def _take(network: Network, recipe: Recipe, source: Classifier | None, classes: Sequence[str]) -> str:
-    """Copy the weights the recipe starts from into a fresh network; says what was taken.
+def _from_file(network: Network, preprocessing: Preprocessing, recipe: Recipe, images: Dataset) -> str:
+    """A file does not name its classes: a last layer for as many is kept where it shows that it knows these."""
+    last = head(network)
+    fresh = {name: value.clone() for name, value in last.state_dict().items()}
+    report = load_weights(network, recipe.weights or "")
+    if report.initial or recipe.epochs == 0:
+        return str(report)
+    share, count = _right(network, preprocessing, images)
+    chance = 1 / len(images.classes)
+    if share >= chance + KNOWS * (1 - chance):
+        return str(report)
+    last.load_state_dict(fresh)
+    return (
+        f"{report} Its last layer is right about {share:.0%} of {count:,} training images, so it was made for other "
+        "classes, and starts fresh."
+    )
 
-    Of another Sightline classifier the rows of the last layer go with the names of the classes: those it knew
-    are kept, others stay fresh. Raises BundleError where the weights belong to another network.
+
+@torch.inference_mode()
+def _right(network: Network, preprocessing: Preprocessing, images: Dataset) -> tuple[float, int]:
+    """The share of some training images that the network is right about, and how many were asked."""
+    rows = np.unique(np.linspace(0, len(images) - 1, min(len(images), ASKED)).astype(np.int64))
+    training, right = network.training, 0
+    network.eval()
+    for batch in batches(images.subset(rows), 128):
+        right += int((network(preprocessing(batch.pixels)).argmax(1) == batch.labels).sum())
+    network.train(training)
+    return right / len(rows), len(rows)
+
+
+def _from_classifier(network: Network, recipe: Recipe, source: Classifier, classes: Sequence[str]) -> str:
+    """The weights of another Sightline classifier: rows of the last layer go with the names of the classes.
+
+    Those it knew are kept, others stay fresh.
     """
     assert recipe.weights is not None
-    if source is None:
-        return str(load_weights(network, recipe.weights))
     last = head(network)
     fresh = {name: value.clone() for name, value in last.state_dict().items()}
     load_weights(network, bundle_of(recipe.weights) / "model.safetensors")

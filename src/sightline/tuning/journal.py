@@ -33,7 +33,7 @@ GRACE = 300.0
 BEAT = 30.0
 """Seconds between two signs of life."""
 
-DEATHS = 3
+DEATHS = 5
 """Processes that may die in the same epoch of a trial before it is given up."""
 
 
