@@ -3,9 +3,9 @@
     python benchmarks/presets.py mnist-fast mnist-best --seeds 0 1 2 3 4 [--data FOLDER_OF_ZIPS]
 
 Everything goes the way of `sightline train DATA --preset NAME`: the validation tenth is split off the training
-images, the best epoch is chosen on it, and the test images are looked at once, at the end. Minutes are those of the
-clock; core minutes are those of all threads together, what the same training takes on one core of this kind. A run
-that was stopped goes on where it was: each finished seed is kept in results/presets.jsonl.
+images, the best epoch is chosen on it, and the test images are looked at once, at the end. Minutes are those of
+the clock; core minutes are those of all threads together, what the same training takes on one core of this kind. A
+run that was stopped goes on where it was: each finished seed is kept in results/presets.jsonl.
 """
 
 import argparse

@@ -26,6 +26,7 @@ def mnist_best() -> Recipe:
         batch_size=128,
         lr=0.2,
         label_smoothing=0.1,
+        start_size=20,
         ema=0.999,
     )
 
