@@ -20,8 +20,9 @@ def mnist_fast() -> Recipe:
 def mnist_best() -> Recipe:
     """Digits and the like as well as two cores can in some minutes.
 
-    Measured on MNIST, seeds 0 to 4: 99.65 % of the test images on the mean (95 % interval over seeds 99.59 to 99.72),
-    5.1 to 5.7 core minutes each on a processor with AVX2 and no bfloat16 (``benchmarks/presets.py mnist-best``).
+    Measured on MNIST, seeds 0 to 4: 99.65 % of the test images on the mean (95 %
+    interval over seeds 99.59 to 99.72), 5.1 to 5.7 core minutes each on a processor with AVX2 and no bfloat16
+    (``benchmarks/presets.py mnist-best``).
     """
     return Recipe(
         model="fastcnn:widths=(16,32,64)",
