@@ -69,7 +69,7 @@ def sharpen(pixels: Float[Tensor, "B C H W"], factors: Float[Tensor, " B"]) -> F
     """
     if min(pixels.shape[-2:]) < 3:
         return pixels
-    rows = pixels[:, :, :-2] + pixels[:, :, 1:-1] + pixels[:, :, 2:]  # sums are 8 times faster than a pooling
+    rows = pixels[:, :, :-2] + pixels[:, :, 1:-1] + pixels[:, :, 2:]  # faster than a pooling
     sums = rows[..., :-2] + rows[..., 1:-1] + rows[..., 2:]
     smoothed = pixels.clone()
     smoothed[:, :, 1:-1, 1:-1] = sums.add_(pixels[:, :, 1:-1, 1:-1], alpha=4).div_(13)

@@ -20,7 +20,7 @@ def mirror(pixels: Float[Tensor, "B C H W"], chosen: Int[Tensor, " n"], axis: in
 def take(pixels: Float[Tensor, "B C H W"], chosen: Int[Tensor, " n"]) -> Float[Tensor, "n C H W"]:
     """The chosen images, in the memory format of all."""
     pixels = dense(pixels)
-    # In the order of memory an image is one copy: 3 times faster than indexing channels_last pixels.
+    # In the order of memory an image is one copy, much faster than indexing channels_last pixels.
     cells = _cells(pixels).index_select(0, chosen.to(pixels.device, non_blocking=True))
     return cells.as_strided((len(chosen), *pixels.shape[1:]), pixels.stride())
 
@@ -40,8 +40,8 @@ def move(
 ) -> Float[Tensor, "B C H W"]:
     """Each image moved down and right by its offsets (dy, dx), each within ±``margin`` pixels.
 
-    One gather of whole rows from the padded batch: each row is one memory copy, 2.5 times faster than
-    indexing windows and 3 times faster than gathering pixels (128 RGB images of 32x32, one thread).
+    One gather of whole rows from the padded batch: each row is one memory copy, where
+    indexing windows or gathering pixels copies a pixel at a time.
     """
     pixels = dense(pixels)
     padded = _padded(_cells(pixels), margin, fill)  # (B P H+2m W+2m U)
@@ -100,7 +100,7 @@ def warp(
     along = (matrices[:, :, :1] * x).float().to(pixels.device, non_blocking=True)  # (B 2 W)
     down = (matrices[:, :, 1:2] * y + matrices[:, :, 2:]).float().to(pixels.device, non_blocking=True)
     grid = torch.empty(len(pixels), height, width, 2, device=pixels.device)
-    for axis in (0, 1):  # a sum of a row and a column: 8 times faster than affine_grid
+    for axis in (0, 1):  # a sum of a row and a column, not the product that affine_grid works
         torch.add(along[:, axis, None, :], down[:, axis, :, None], out=grid[..., axis])
     return resample(pixels, grid, fill)
 

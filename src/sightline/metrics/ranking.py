@@ -102,7 +102,7 @@ def one_vs_rest(
 
 
 def _columns(probabilities: Float[ndarray, "N K"]) -> Iterator[Float[ndarray, " N"]]:
-    """The scores of each class, side by side in memory: a column far apart is ten times slower to read."""
+    """The scores of each class, side by side in memory: a column far apart is slow to read."""
     for first in range(0, probabilities.shape[1], 64):
         yield from np.ascontiguousarray(probabilities[:, first : first + 64].T)
 
