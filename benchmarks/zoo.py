@@ -5,8 +5,8 @@
 Every network of the catalogue at 32 x 32 pixels in colour, nothing tuned for any: 5,000 training images of
 CIFAR-10 and 500 for validation, drawn by seed 0; 10 epochs; batches, learning rate and augmentation as Sightline
 chooses them; seed 0. The accuracy is that on the 10,000 test images. Each finished network is kept in
-results/zoo.jsonl, so that what was stopped goes on. With the protocol above the table is written to results/zoo.json and
-into the package, from where `sightline list models` shows it; a shorter one is only tried.
+results/zoo.jsonl, so that what was stopped goes on. With the protocol above the table is written to
+results/zoo.json and into the package, from where `sightline list models` shows it; a shorter one is only tried.
 """
 
 import argparse

@@ -402,8 +402,8 @@ def test_compare_from_a_shell_keeps_bundles_that_answer(cli, place, tmp_path):
         found = json.loads(tested.out)
         assert (found["accuracy"], found["n"]) == (pytest.approx(row["accuracy"]), row["n"])
         assert (Path(row["folder"]) / "report.html").is_file()
-    rows = csv.DictReader((place / "knn@hog" / "predictions.csv").open())
-    assert len(list(rows)) == value["n"]
+    with (place / "knn@hog" / "predictions.csv").open() as stream:
+        assert len(list(csv.DictReader(stream))) == value["n"]
     listed = json.loads(cli("runs", place, "--json").out)["runs"]
     assert {row["model"] for row in listed} == {"mlp", "knn@hog", "random-forest:trees=20@hog"}
 

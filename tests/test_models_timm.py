@@ -249,7 +249,7 @@ def test_a_bundle_cannot_name_another_place(name):
 
 
 def test_sizes_a_network_cannot_take_are_refused():
-    with pytest.raises(RecipeError, match="cannot be made for images of 50 x 50 pixels .* choose another --size"):
+    with pytest.raises(RecipeError, match=r"cannot be made for images of 50 x 50 pixels .* choose another --size"):
         network_of("timm:maxvit_nano_rw_256", size=(50, 50))
     with pytest.raises(RecipeError, match="cannot be made"):
         network_of(f"{TINY}:drop_path=no")

@@ -11,6 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from sightline.errors import BundleError, ChoiceError, RecipeError
 from sightline.models import ATTENTIONS, architecture, build, load_weights, multiply_adds, parameter_count
 from sightline.models.zoo import import_timm
+from small import WORDS
 
 SIDE = (32, 32)
 
@@ -374,6 +375,28 @@ def test_shrinking_is_as_said():
         with torch.no_grad():
             network(torch.rand(1, 3, 224, 224))
         assert seen[0] == (28 if name.startswith(("alexnet", "vgg11")) else 56)  # their first pool follows at once
+
+
+@pytest.mark.parametrize("word", WORDS)
+def test_bfloat16_gives_nearly_the_same_answers(word):
+    network, pixels = network_of(word, size=(16, 16)).eval(), torch.rand(2, 3, 16, 16)
+    with torch.no_grad():
+        plain = network(pixels)
+        with torch.autocast("cpu", torch.bfloat16):
+            rough = network(pixels)
+    assert (rough.float() - plain).abs().max() < 0.1 * plain.abs().max()
+
+
+ONE_SIZE = {"mlp", "lenet5", "small-cnn", "table2"}
+"""Networks whose first dense layer counts the pixels."""
+
+
+@pytest.mark.parametrize("word", [w for w in WORDS if w not in ONE_SIZE])
+def test_training_may_begin_on_smaller_images(word):
+    """What ``start_size`` asks: a network made for one size answers others, with a gradient everywhere."""
+    network = network_of(word, size=(32, 32))
+    network(torch.rand(3, 3, 20, 20)).logsumexp(1).sum().backward()
+    assert all(p.grad is not None for p in network.parameters())
 
 
 # What a user gets wrong.

@@ -261,17 +261,9 @@ def test_what_rests_has_no_gradient(started, copies):
         assert all(p.grad is not None for p in classifier.parameters())
 
 
-def test_what_rests_stays_bit_for_bit_in_two_processes(onward, started, tmp_path):
-    made = train("digits", onward.replace(freeze="backbone", epochs=2, processes=2), out=tmp_path / "r")
-    before = started.classifier.network.state_dict()
-    for name, value in made.classifier.network.state_dict().items():
-        if not name.endswith("num_batches_tracked"):
-            assert torch.equal(value, before[name]) != name.startswith("head"), name
-
-
 @pytest.mark.parametrize("stop_at", [3, 9])
 def test_interrupted_and_resumed_gives_the_same_weights(tmp_path, onward, stop_at, monkeypatch):
-    recipe = onward.replace(freeze="until:1", epochs=3, ema=0.9, layer_decay=0.7)
+    recipe = onward.replace(freeze="until:1", epochs=2, ema=0.9, layer_decay=0.7)
     whole = train("digits", recipe, out=tmp_path / "whole")
 
     class Stop(Watcher):

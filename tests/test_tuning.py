@@ -393,7 +393,10 @@ def test_a_trial_that_kills_every_process_is_given_up(tmp_path):
     journal = opened(job)
     assert journal.claim(job) is None
     (row,) = rows_of(journal.trials(), journal.rounds(SPACE))
-    assert (row["state"], row["reason"].startswith(f"Its process ended {DEATHS} times in epoch 1")) == ("failed", True)
+    assert (row["state"], row["reason"].startswith(f"Its process ended {DEATHS} times in epoch 1")) == (
+        "failed",
+        True,
+    )
 
 
 def test_deaths_with_progress_between_them_do_not_count(tmp_path):

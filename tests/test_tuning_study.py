@@ -21,7 +21,7 @@ from sightline.errors import Interrupted, OutputError, RecipeError, TrainingErro
 from sightline.evaluation.measure import evaluate
 from sightline.training.folder import RunFolder
 from sightline.training.recipe import Recipe
-from sightline.tuning import Among, Between, crew, tune
+from sightline.tuning import Among, Between, crew, trial, tune
 from sightline.tuning.journal import Journal
 from sightline.tuning.space import read
 from sightline.tuning.study import Tuned
@@ -132,29 +132,22 @@ def test_what_cannot_be_done_is_refused_before_anything_runs(change, said, tmp_p
     assert not (tmp_path / "t").exists()
 
 
-def test_a_trial_that_diverges_is_recorded_and_the_rest_goes_on(tmp_path):
-    done = tune("digits", TINY, {"lr": Among((0.1, 1e30))}, by="grid", out=tmp_path / "t")
-    good, bad = done.rows
-    assert (good["state"], good["lr"], good["rank"]) == ("finished", 0.1, 1)
-    assert (bad["state"], bad["lr"], bad["rank"]) == ("failed", 1e30, None)
-    assert bad["reason"].startswith("The ")
-    assert "became" in bad["reason"]
-
-
-def test_a_trial_out_of_memory_is_recorded(tmp_path, monkeypatch):
-    from sightline.tuning import trial
-
+def test_a_trial_that_fails_is_recorded_with_its_reason_and_the_rest_goes_on(tmp_path, monkeypatch):
+    """One diverges, one asks for more memory than there is."""
     train_on = trial.train_on
 
     def greedy(splits, recipe, *words, **named):
-        if recipe.lr > 0.15:
+        if recipe.lr == 0.2:
             raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")
         return train_on(splits, recipe, *words, **named)
 
     monkeypatch.setattr(trial, "train_on", greedy)
-    done = tune("digits", TINY, ["lr=0.1,0.2"], by="grid", out=tmp_path / "t")
-    assert [row["state"] for row in done.rows] == ["finished", "failed"]
-    assert done.rows[1]["reason"].startswith("Memory ran out")
+    done = tune("digits", TINY, {"lr": Among((0.1, 0.2, 1e30))}, by="grid", out=tmp_path / "t")
+    rows = {row["lr"]: row for row in done.rows}
+    assert (done.best["lr"], done.best["rank"]) == (0.1, 1)
+    assert [(rows[lr]["state"], rows[lr]["rank"]) for lr in (0.2, 1e30)] == [("failed", None)] * 2
+    assert rows[0.2]["reason"].startswith("Memory ran out")
+    assert "became" in rows[1e30]["reason"]
 
 
 def test_when_all_fail_the_reason_is_said(tmp_path):
@@ -162,12 +155,14 @@ def test_when_all_fail_the_reason_is_said(tmp_path):
         tune("digits", TINY, ["lr=1e30,1e31"], by="grid", out=tmp_path / "t")
 
 
-def test_refining_and_fields_of_the_images(tmp_path):
-    """Sizes are prepared again, and a narrowed range is within the old one."""
+def test_refining_fields_of_the_images_and_epochs_left_open(tmp_path):
+    """Sizes are prepared again; what is left open is the same for all."""
     over = {"lr": Between(0.01, 0.5), "size": Among((8, 12))}
-    done = tune("digits", TINY.replace(size=None), over, trials=3, refine=1, by="random", out=tmp_path / "t")
+    base = TINY.replace(size=None, epochs=None, limit=100)
+    done = tune("digits", base, over, trials=3, refine=1, by="random", out=tmp_path / "t")
     assert [row["round"] for row in sorted(done.rows, key=lambda r: r["trial"])] == [0, 0, 0, 1, 1, 1]
     assert {row["size"] for row in done.rows} == {8, 12}
+    assert {row["epochs"] for row in done.rows} == {done.winner.recipe.epochs}
     assert done.winner.classifier.geometry.size == (done.best["size"],) * 2
 
 
@@ -178,14 +173,6 @@ def test_pruned_trials_are_on_the_board_and_do_not_win(tmp_path):
     assert set(states) == {"finished", "pruned"}
     assert states == sorted(states)
     assert all(row["epochs"] < 9 for row in done.rows if row["state"] == "pruned")
-
-
-def test_epochs_left_open_are_the_same_for_all(tmp_path):
-    done = tune(
-        "digits", TINY.replace(epochs=None, limit=100), ["lr=0.1,0.2"], by="grid", budget="2s", out=tmp_path / "t"
-    )
-    assert len({row["epochs"] for row in done.rows}) == 1
-    assert done.winner.recipe.epochs == done.rows[0]["epochs"]
 
 
 # Processes

@@ -88,7 +88,7 @@ class Soup:
     """The mean of the members' weights (Wortsman et al. 2022): as fast as one of them.
 
     For classifiers of one network that were trained from the same weights; norms are measured anew on training
-    images where there are some.
+    images where that does better on validation.
     """
 
     def __call__(
@@ -96,7 +96,7 @@ class Soup:
     ) -> Combination:
         """All members with equal weight."""
         check_related(classifiers, names)
-        made, notes = _finished(_stirred(classifiers, images), classifiers, images)
+        made, notes = _soup(classifiers, images)
         return Combination(made, tuple(range(len(names))), notes)
 
 
@@ -119,12 +119,12 @@ class GreedySoup:
         kept, best = order[:1], alone[order[0]]
         with progress.bar("Trying members", len(order) - 1) as advance:
             for place in order[1:]:
-                soup = _stirred([classifiers[i] for i in (*kept, place)], images)
+                soup, _ = _stirred([classifiers[i] for i in (*kept, place)], images)
                 if (accuracy := validate(soup, images.val)[1]) >= best:
                     kept, best = [*kept, place], accuracy
                 advance()
         members = [classifiers[i] for i in kept]
-        made, notes = _finished(_stirred(members, images), members, images)
+        made, notes = _soup(members, images)
         said = f"{len(kept)} of {len(names)} members are in the soup: {', '.join(names[i] for i in kept)}."
         return Combination(made, tuple(kept), (said, *notes))
 
@@ -142,8 +142,8 @@ def combine(
 ) -> Combination:
     """One classifier made of several that tell the same classes apart at the same geometry.
 
-    ``images`` are measured on where the way needs it: norms on its training part, temperature and choice of
-    members on its validation part, which no member may have been trained on. Raises BundleError for
+    ``images`` are measured on where the way needs it: norms on its training part, temperature and choices on its
+    validation part, which no member may have been trained on. Raises BundleError for
     classifiers that do not go together, ChoiceError for an unknown way, DataError where it lacks images.
     """
     names = names or [f"classifier {number}" for number in range(1, len(classifiers) + 1)]
@@ -237,17 +237,22 @@ def _in_common(classifiers: Sequence[Classifier]) -> dict[str, Any]:
     return {key: value for key, value in first.items() if all(one.get(key) == value for one in others)}
 
 
-def _stirred(classifiers: Sequence[Classifier], images: Splits | None) -> Classifier:
-    """The first classifier with the mean of all their weights, its norms measured anew where there are images."""
+def _stirred(classifiers: Sequence[Classifier], images: Splits | None) -> tuple[Classifier, bool]:
+    """The first classifier with the mean of all their weights; whether its norms were measured anew.
+
+    They are on training images, where that does better on validation: it does not always.
+    """
     made = copy.deepcopy(classifiers[0]).eval()
     states = [one.state_dict() for one in classifiers]
     with torch.no_grad():
         for name, value in made.state_dict().items():
             if value.is_floating_point():
                 value.copy_(torch.stack([state[name].double() for state in states]).mean(0))
-    if images is not None:
-        settle_norms(made, images.train)
-    return made
+    if images is None or not len(images.val):
+        return made, False
+    anew = copy.deepcopy(made)
+    better = settle_norms(anew, images.train) and validate(anew, images.val)[0] < validate(made, images.val)[0]
+    return (anew, True) if better else (made, False)
 
 
 @torch.no_grad()
@@ -275,21 +280,19 @@ def settle_norms(classifier: Classifier, images: Dataset, *, batch_size: int = 1
     return True
 
 
-def _finished(
-    made: Classifier, members: Sequence[Classifier], images: Splits | None
-) -> tuple[Classifier, tuple[str, ...]]:
+def _soup(members: Sequence[Classifier], images: Splits | None) -> tuple[Classifier, tuple[str, ...]]:
     """A soup with its temperature, and what was measured for it."""
+    made, anew = _stirred(members, images)
     made.provenance = {"ancestors": ancestry(members)}
-    normed = any(isinstance(m, _BatchNorm) for m in made.modules())
+    measured = images is not None and len(images.val) > 0
     notes = []
-    if normed and images is not None:
+    if anew and images is not None:
         count = min(NORM_IMAGES, len(images.train))
         notes.append(f"The statistics of its norms were measured anew, on {count:,} training images.")
-    elif normed:
-        notes.append(
-            "The statistics of its norms are the members' mean: there were no training images to measure on."
-        )
-    if images is not None and len(images.val):
+    elif any(isinstance(m, _BatchNorm) for m in made.modules()):
+        why = "measured anew they did worse on validation" if measured else "there were no images to measure on"
+        notes.append(f"The statistics of its norms are the members' mean: {why}.")
+    if measured and images is not None:
         made.temperature = _temperature(made, images.val)
     else:
         made.temperature = exp(fsum(log(one.temperature) for one in members) / len(members))

@@ -240,6 +240,6 @@ def _announce(entrants: Sequence[Entrant], plan: _Plan, recipe: Recipe, place: P
     several = f", {plan.trainings} trainings each" if plan.trainings > 1 else ""
     time = f"{recipe.epochs} epochs each" if recipe.epochs is not None else f"{recipe.budget} together (--budget)"
     progress.say(
-        f"{len(entrants)} entrants{several}: networks ({networks}), {time}; baselines ({len(entrants) - networks}). "
-        f"In '{place}'; stop and go on as you like."
+        f"{len(entrants)} entrants{several}: networks ({networks}), {time}; "
+        f"baselines ({len(entrants) - networks}). In '{place}'; stop and go on as you like."
     )

@@ -133,7 +133,7 @@ def dropout_of(share: float) -> nn.Dropout:
 
 
 def he_(module: nn.Module) -> None:
-    """Initialise every convolution below ``module`` by He et al. 2015 (arXiv 1502.01852), fan out within groups."""
+    """Initialise every convolution below ``module`` by He et al. 2015 (arXiv 1502.01852), fan out in its group."""
     for layer in module.modules():
         if isinstance(layer, nn.Conv2d) and not isinstance(layer, Whitening):
             nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from ..data.headers import Survey
 from .optimizers import DEFAULT_LR
 from .recipe import Recipe, seconds
-from .transfer import pretrained
 
 SIZES = (28, 32, 48, 64, 96, 128, 160, 192, 224)
 """Working sizes that are chosen by themselves; any from 8 to 1024 can be asked for."""
@@ -22,8 +21,8 @@ FEW = 1000
 
 _ADVICE = "expect a modest result; more images, or --weights to start from, help most."
 
-STARTED_LR = 0.25
-"""Of the usual learning rate where the weights are not random: what they know is not to be lost at once."""
+PROBE_LR = 10
+"""Times the usual learning rate where only the head learns: it is far from its best, and has nothing to lose."""
 
 STEADY_LR: Mapping[str, float] = {"mlp": 0.5}
 """Networks that bear less than the default learning rate: by this factor."""
@@ -82,7 +81,7 @@ def network(recipe: Recipe, *, train_images: int) -> list[Choice]:
     if recipe.lr is None:
         name = recipe.optimizer.partition(":")[0]
         factor = STEADY_LR.get(model.partition(":")[0], 1.0) if name == "sgd" else 1.0
-        factor *= 1.0 if recipe.weights is None and not pretrained(recipe) else STARTED_LR
+        factor *= PROBE_LR if recipe.freeze == "backbone" else 1
         lr = float(f"{DEFAULT_LR[name] * factor * batch_size / 128:.4g}")
         chosen.append(Choice("lr", lr, f"Peak learning rate {lr:g} (--lr)."))
     if recipe.weights is None and train_images < FEW:

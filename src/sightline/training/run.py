@@ -113,8 +113,10 @@ def train_on(
     """
     where = runtime.device(device) if isinstance(device, str) else device
     recipe, _ = informed(recipe)
+    seen = splits.train.geometry
+    recipe = recipe.replace(size=seen.size[0], channels=seen.channels, processes=1)
     chosen = choices.network(recipe, train_images=len(splits.train))
-    recipe = recipe.replace(**{choice.field: choice.value for choice in chosen}, processes=1)
+    recipe = recipe.replace(**{choice.field: choice.value for choice in chosen})
     classifier, _ = fresh(recipe, splits, where)
     check_growth(recipe, classifier)
     check_freezing(recipe, classifier.network)

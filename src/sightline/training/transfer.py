@@ -23,7 +23,7 @@ START = "start"
 """The word for the normalisation of the classifier that --weights names."""
 
 KNOWS, ASKED = 0.25, 500
-"""A last layer from a file is kept where it is right this far on the way from chance to always, of so many images."""
+"""A last layer from a file is kept where it is right this far from chance to always, about so many images."""
 
 LIKE_NEW = frozenset({"mirrored", "grown_head"})
 """Changes of a network after which its weights still fit a new one."""
@@ -306,8 +306,8 @@ def _from_file(network: Network, preprocessing: Preprocessing, recipe: Recipe, i
         return str(report)
     last.load_state_dict(fresh)
     return (
-        f"{report} Its last layer is right about {share:.0%} of {count:,} training images, so it was made for other "
-        "classes, and starts fresh."
+        f"{report} Its last layer is right about {share:.0%} of {count:,} training images, so it was made for "
+        "other classes, and starts fresh."
     )
 
 
