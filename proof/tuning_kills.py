@@ -28,8 +28,8 @@ TRIALS = 40
 WORDS = ("digits", "--model", "lenet5", "--epochs", "6", "--batch-size", "64", "--by", "hyperband:startup=5")
 WORDS += ("--over", "lr=0.001..0.5", "model.dropout=0..0.5", "--trials", str(TRIALS), "--json")
 WORDS += ("--precision", "float32", "--memory-format", "contiguous")
-START = 6.0
-"""Seconds a process needs about before it works."""
+START = 4.0
+"""Seconds within which a process is killed that is to die before it works."""
 
 RESULTS = Path(__file__).parent / "results" / "tuning_kills.json"
 
@@ -62,24 +62,35 @@ def begun(folder: Path) -> "subprocess.Popen[str]":
 def disturbed(folder: Path, kills: int, dice: random.Random, took: float) -> list[dict[str, Any]]:
     """Kill the tuning so many times, then let it end; what the database held after each kill.
 
-    The moments are spread over the work; some fall into the start of a process.
+    Every fourth process dies while it starts, the others at a random moment of their work.
     """
     seen: list[dict[str, Any]] = []
     while len(seen) < kills:
-        process = begun(folder)
-        after = START + dice.uniform(0, 1.4 * took / kills)
+        before = owners(folder)
+        process, starting = begun(folder), len(seen) % 4 == 3
+        while not starting and owners(folder) <= before and process.poll() is None:
+            time.sleep(0.05)
+        after = dice.uniform(0, START if starting else 1.4 * took / kills)
         try:
             process.wait(after)
         except subprocess.TimeoutExpired:
             process.kill()
-            process.wait()
+            process.communicate()
         else:
-            print(f"The study ended before kill {len(seen) + 1}: ask for fewer kills or more trials.")
+            print(f"The study ended before kill {len(seen) + 1}: ask for fewer kills.")
             sys.exit(2)
-        seen.append({"after_seconds": round(after, 2), "state": states(folder), "outcomes": outcomes(folder)})
-        print(f"Kill {len(seen)} after {after:.1f} s: {seen[-1]['state']}", flush=True)
+        moment = "starting" if starting else "at work"
+        kill = {"after_seconds": round(after, 2), "moment": moment, "state": states(folder)}
+        print(f"Kill {len(seen) + 1}: {kill}", flush=True)
+        seen.append(kill | {"outcomes": outcomes(folder)})
     begun(folder).communicate()
     return seen
+
+
+def owners(folder: Path) -> set[str]:
+    """The processes that trials belong to."""
+    found = rows(folder, "SELECT value_json FROM trial_user_attributes WHERE key = 'owner'")
+    return {json.loads(value)["lock"] for (value,) in found}
 
 
 def rows(folder: Path, query: str) -> list[tuple[Any, ...]]:
