@@ -16,6 +16,7 @@ from sightline.models import NETWORKS, SURGERY, architecture, build, embed, head
 from sightline.models.catalogue import REFERENCE
 from sightline.training import resume, run, train
 from sightline.training.folder import Quiet
+from sightline.training.freezing import FREEZINGS, Rest, check_freezing, freezing_of
 from sightline.training.gradients import Replicas, Whole
 from sightline.training.hooks import Watcher
 from sightline.training.objectives import CrossEntropy
@@ -23,7 +24,7 @@ from sightline.training.optimizers import OPTIMIZERS, groups, optimizer
 from sightline.training.outlook import outlook
 from sightline.training.rates import rates_of
 from sightline.training.recipe import Recipe
-from sightline.training.transfer import FREEZINGS, Rest, check_freezing, freezing_of, informed, word_of
+from sightline.training.transfer import informed, word_of
 from sightline.types import Splits
 
 KNOWN = [name for name in NETWORKS if name in REFERENCE]

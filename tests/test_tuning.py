@@ -234,7 +234,7 @@ def carried_out(job, journal=None, most=10**6):
             done.append(dict(trial.params))
             pruned = False
             for epoch in range(1, job.epochs + 1):
-                pruned = journal.report(trial, quality(trial.params) * epoch / job.epochs, epoch, known=False)
+                pruned = journal.report(job, trial, quality(trial.params) * epoch / job.epochs, epoch, known=False)
                 if pruned and epoch < job.epochs:
                     break
             pruned = pruned and epoch < job.epochs
@@ -393,7 +393,10 @@ def test_a_trial_that_kills_every_process_is_given_up(tmp_path):
     journal = opened(job)
     assert journal.claim(job) is None
     (row,) = rows_of(journal.trials(), journal.rounds(SPACE))
-    assert (row["state"], row["reason"].startswith(f"Its process ended {DEATHS} times in epoch 1")) == (
+    assert (
+        row["state"],
+        row["reason"].startswith(f"Its process ended {DEATHS} times without getting further"),
+    ) == (
         "failed",
         True,
     )
@@ -404,7 +407,7 @@ def test_deaths_with_progress_between_them_do_not_count(tmp_path):
     for epoch in range(1, DEATHS + 2):
         journal = opened(job)
         with journal.at_work():
-            journal.report(journal.claim(job), 0.5, epoch, known=False)
+            journal.report(job, journal.claim(job), 0.5, epoch, known=False)
     assert opened(job).claim(job).number == 0
 
 

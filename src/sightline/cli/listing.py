@@ -49,11 +49,11 @@ def _families() -> Mapping[str, Any]:
     from ..preprocessing import NORMALISATIONS, STATISTICS
     from ..sources.builtin import BUILTIN
     from ..sources.published import PUBLISHED
+    from ..training.freezing import FREEZINGS
     from ..training.objectives import OBJECTIVES
     from ..training.optimizers import OPTIMIZERS
     from ..training.presets import PRESETS
     from ..training.schedules import SCHEDULES
-    from ..training.transfer import FREEZINGS
     from ..tuning import SEARCHES
 
     return {

@@ -26,13 +26,14 @@ from ..preprocessing import check as check_preprocessing
 from ..preprocessing import fit as fit_preprocessing
 from ..types import Batch, Geometry, Splits
 from . import pace
+from .freezing import check_freezing
 from .objectives import OBJECTIVES, Objective
 from .optimizers import optimizer
 from .recipe import Recipe, window
 from .refinement import Method
 from .schedules import schedule
 from .team import ALONE, Team
-from .transfer import START, begin, check_freezing, provenance_of, start_of
+from .transfer import START, begin, provenance_of, start_of
 from .weighting import WEIGHTINGS
 
 SAMPLE = 2000

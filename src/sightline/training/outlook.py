@@ -17,8 +17,9 @@ from ..sources.source import Source, find
 from ..types import Dataset, Findings, Remark, Splits
 from . import choices, pace
 from .assemble import check_growth, check_names, fresh, geometry_of, objective_of
+from .freezing import check_freezing
 from .recipe import Recipe
-from .transfer import check_freezing, informed
+from .transfer import informed
 
 SAMPLE = 512
 """Images that are decoded to measure on."""

@@ -15,11 +15,11 @@ from ..classifier import Classifier
 from ..errors import OutputError
 from ..files import write_json
 from ..types import Batch
+from .freezing import Rest
 from .gradients import cut, draws, gradients
 from .objectives import Objective
 from .optimizers import optimizer
 from .recipe import Recipe
-from .transfer import Rest
 
 LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 

@@ -14,12 +14,12 @@ from ..errors import TrainingError
 from ..types import Findings, Remark
 from . import pace
 from .assemble import check_names, fresh, method_of, objective_of
+from .freezing import Rest
 from .gradients import gradients
 from .optimizers import optimizer
 from .recipe import Recipe
 from .refinement import Method
 from .run import prepare
-from .transfer import Rest
 
 SMOOTHING = 0.9
 """Share of the running mean that a step keeps."""

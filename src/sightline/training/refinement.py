@@ -18,6 +18,7 @@ from ..types import Batch, Splits
 from .calibrate import logits_of, temperature, validate
 from .fit import Batches, Hook, State, fit
 from .folder import RunFolder
+from .freezing import Rest
 from .gradients import gradients
 from .hooks import Average, Best, Checkpoint, History, Live, Patience
 from .objectives import Objective
@@ -25,7 +26,6 @@ from .optimizers import optimizer
 from .recipe import Recipe
 from .schedules import schedule
 from .team import ALONE, Team
-from .transfer import Rest
 
 
 @dataclass(frozen=True)

@@ -21,13 +21,14 @@ from . import choices, pace
 from .assemble import check_growth, check_names, fresh, geometry_of, method_of, objective_of
 from .fit import Hook
 from .folder import RunFolder, check_free, create
+from .freezing import check_freezing
 from .objectives import Objective
 from .recipe import Recipe
 from .refinement import Method, refine
 from .schedules import schedule
 from .team import ALONE, Team, joined, launch, launched
 from .team import check as check_team
-from .transfer import START, check_freezing, informed
+from .transfer import START, informed
 
 
 @dataclass(frozen=True)

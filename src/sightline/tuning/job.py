@@ -31,6 +31,8 @@ class Job:
     """Seconds the whole search may take."""
     epochs: int
     """The most a trial has."""
+    every: int = 1
+    """Epochs from one report to the database to the next."""
     device: str
 
     def recipe(self, values: Mapping[str, Any]) -> Recipe:

@@ -34,7 +34,7 @@ BEAT = 30.0
 """Seconds between two signs of life."""
 
 DEATHS = 5
-"""Processes that may die in the same epoch of a trial before it is given up."""
+"""Processes that may die in a trial, none getting further than the one before, until it is given up."""
 
 
 class Journal:
@@ -204,7 +204,7 @@ class Journal:
             if count < DEATHS:
                 self.storage.set_trial_state_values(one._trial_id, _state("WAITING"))
             else:
-                why = f"Its process ended {count} times in epoch {epochs + 1}, as when memory runs out."
+                why = f"Its process ended {count} times without getting further, as when memory runs out."
                 self.fail(one.number, why)
         return bool(dead)
 
@@ -253,14 +253,14 @@ class Journal:
         """Epochs of a trial that an earlier process reported."""
         return next(one for one in self.trials() if one.number == number).intermediate_values
 
-    def report(self, trial: "Trial", accuracy: float, epoch: int, *, known: bool) -> bool:
-        """Keep an epoch's validation accuracy; whether the trial is not worth going on with."""
-        from optuna.pruners import NopPruner
-
+    def report(self, job: Job, trial: "Trial", accuracy: float, epoch: int, *, known: bool) -> bool:
+        """Keep an epoch's validation accuracy, if it is one to report; whether the trial is not worth going on."""
+        if epoch % job.every:
+            return False
         with self._safely():
             if not known:
                 trial.report(accuracy, epoch)
-            return not isinstance(self.study.pruner, NopPruner) and bool(trial.should_prune())
+            return job.search.prunes and bool(trial.should_prune())
 
     def finish(self, number: int, accuracy: float, facts: Mapping[str, Any], *, pruned: bool = False) -> None:
         """Keep a trial's result: its accuracy on validation, or that it was stopped early."""

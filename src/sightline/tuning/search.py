@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 class Search(Protocol):
     """A way of searching: Optuna's sampler and pruner behind one word."""
 
+    prunes: bool
+    """Whether it stops trials early."""
+
     def sampler(self, seed: int) -> "BaseSampler":
         """What proposes a value."""
         ...
@@ -31,6 +34,8 @@ class Search(Protocol):
 
 class _Unpruned:
     """Every trial is trained to its end."""
+
+    prunes = False
 
     def pruner(self, epochs: int) -> "BasePruner":
         """None."""
@@ -82,6 +87,7 @@ class TPE(_Unpruned):
 class Hyperband(TPE):
     """TPE, and most trials stopped early, by several rules at once (Li et al. 2018)."""
 
+    prunes = True
     eta: int = 3
     """Of so many trials at a rung, one goes on."""
     least: int = 1
@@ -104,6 +110,7 @@ class Hyperband(TPE):
 class Median(TPE):
     """TPE, and a trial stopped whose best so far is below the median of the others at the same epoch."""
 
+    prunes = True
     after: int = 5
     """Finished trials before any is stopped."""
     least: int = 1

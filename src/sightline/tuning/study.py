@@ -158,10 +158,10 @@ def _agreed(job: Job, journal: Journal, example: Recipe, splits: Splits, workers
             shutil.rmtree(job.folder / "trials", ignore_errors=True)  # checkpoints of a study that is no more
             settled = _settled(job, example, splits, workers)
             journal.begin({**plan, "settled": settled})
-    base = job.base.replace(**settled)
+    base = job.base.replace(**{name: value for name, value in settled.items() if name != "every"})
     most = job.space.ranges.get("epochs")
     epochs = int(max(most.examples)) if most is not None else base.epochs or 1
-    return dataclasses.replace(job, base=base, epochs=epochs)
+    return dataclasses.replace(job, base=base, epochs=epochs, every=settled["every"])
 
 
 def _word(search: Search) -> str:
@@ -209,7 +209,16 @@ def _settled(job: Job, example: Recipe, splits: Splits, workers: int) -> dict[st
         f"{total} trials in {measured.way}, about {about} in all if none is stopped early; "
         "stop and go on as you like."
     )
-    return {name: vars(recipe)[name] for name in _SETTLED if name not in searched}
+    every = _every(job.search, recipe.epochs or 1, images / measured.images_per_second)
+    return {"every": every} | {name: vars(recipe)[name] for name in _SETTLED if name not in searched}
+
+
+def _every(search: Search, epochs: int, took: float) -> int:
+    """Epochs of ``took`` seconds between two reports: a report costs some hundredths of a second.
+
+    Where trials are stopped early, 2 seconds' worth, but a tenth of the training at most; otherwise 30.
+    """
+    return max(1, min(int(2 / took), epochs // 10) if search.prunes else int(30 / took))
 
 
 def _ended(job: Job, journal: Journal, took: float) -> Tuned:

@@ -42,8 +42,8 @@ class Images:
 class Watch(Watcher):
     """Reports each epoch to the study and asks whether the trial is worth going on with."""
 
-    def __init__(self, trial: "Trial", journal: Journal) -> None:
-        self.trial, self.journal = trial, journal
+    def __init__(self, job: Job, trial: "Trial", journal: Journal) -> None:
+        self.job, self.trial, self.journal = job, trial, journal
         self.best = (-1.0, 0.0)
         self.epochs = 0
         self.reported = set(journal.reported(trial.number))
@@ -52,7 +52,8 @@ class Watch(Watcher):
         """Report; stop a trial that others have left behind, unless it is done anyway."""
         row = state.history[-1]
         self.best, self.epochs = max(self.best, (row.val_accuracy, -row.val_loss)), row.epoch
-        if self.journal.report(self.trial, row.val_accuracy, row.epoch, known=row.epoch in self.reported):
+        known = row.epoch in self.reported
+        if self.journal.report(self.job, self.trial, row.val_accuracy, row.epoch, known=known):
             state.stop = PRUNED if state.epoch < state.epochs else state.stop
 
     def to_dict(self) -> dict[str, Any]:
@@ -82,7 +83,7 @@ def attempt(job: Job, journal: Journal, images: Images, trial: "Trial") -> None:
     folder = Quiet(job.folder / "trials" / f"{number:04}")
     with explaining(folder.path):
         folder.path.mkdir(parents=True, exist_ok=True)
-    watch, started = Watch(trial, journal), time.perf_counter()
+    watch, started = Watch(job, trial, journal), time.perf_counter()
     try:
         recipe = job.recipe(values)
         with journal.beating(number):
