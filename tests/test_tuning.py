@@ -304,12 +304,12 @@ def test_tpe_learns_where_it_is_good():
 
 @pytest.mark.parametrize("by", ["hyperband", "median"])
 def test_pruning_stops_the_poor_and_keeps_the_best(by, tmp_path):
-    job = job_of(tmp_path, WORDS[by], trials=12, epochs=9)
+    job = job_of(tmp_path, WORDS[by], trials=10, epochs=4)
     journal = opened(job)
     values = carried_out(job, journal)
     trials = journal.trials()
     pruned = [t for t in trials if t.state.name == "PRUNED"]
-    assert 2 <= len(pruned) < 12
+    assert 2 <= len(pruned) < 10
     assert all(len(t.intermediate_values) < job.epochs for t in pruned)
     assert journal.best().params == max(values, key=quality)
 

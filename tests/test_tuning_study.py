@@ -158,7 +158,7 @@ def test_when_all_fail_the_reason_is_said(tmp_path):
 def test_refining_fields_of_the_images_and_epochs_left_open(tmp_path):
     """Sizes are prepared again; what is left open is the same for all."""
     over = {"lr": Between(0.01, 0.5), "size": Among((8, 12))}
-    base = TINY.replace(size=None, epochs=None, limit=100)
+    base = TINY.replace(size=None, epochs=None, budget="0.2s", limit=100)
     done = tune("digits", base, over, trials=3, refine=1, by="random", out=tmp_path / "t")
     assert [row["round"] for row in sorted(done.rows, key=lambda r: r["trial"])] == [0, 0, 0, 1, 1, 1]
     assert {row["size"] for row in done.rows} == {8, 12}

@@ -197,10 +197,9 @@ def _settled(job: Job, example: Recipe, splits: Splits, workers: int) -> dict[st
     recipe, images = measured.way.set(recipe), len(splits.train)
     total = job.trials * (1 + job.refine)
     if recipe.epochs is None:
-        share = max((job.budget or seconds(recipe.budget)) * workers / total, 1.0)
-        found = choices.epochs(
-            recipe.replace(budget=str(share)), train_images=images, images_per_second=measured.images_per_second
-        )
+        share = max((job.budget or seconds(recipe.budget)) * workers / total, 0.001)
+        rate, within = measured.images_per_second, recipe.replace(budget=f"{share:.3f}")
+        found = choices.epochs(within, train_images=images, images_per_second=rate)
         recipe = recipe.replace(epochs=found.value)
         progress.say(f"{found.value} epochs a trial, so that all fit the budget; --epochs sets them.")
     took = (recipe.epochs or 1) * images / measured.images_per_second * total / workers
