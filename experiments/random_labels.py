@@ -1,6 +1,6 @@
 """Paper 002: its network on 100 random images with random labels, a negative control; then on digits.
 
-    python experiments/random_labels.py [--seeds 20] [--data FOLDER_OF_ZIPS]
+    python experiments/random_labels.py --seeds 20 [--data FOLDER_OF_ZIPS]
 
 Random images hold nothing to learn: accuracy on images not trained on must be that of a coin. Over the seeds, the
 number of right answers is compared with the binomial distribution. Then the same network, with the paper's

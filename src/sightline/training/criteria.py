@@ -29,13 +29,12 @@ def focal(logits: Float[Tensor, "B K"], labels: Int[Tensor, " B"], *, gamma: flo
 def m3ce(logits: Float[Tensor, "B K"], labels: Int[Tensor, " B"], *, gamma: float) -> Float[Tensor, " B"]:
     """(1 + d)^gamma with d = p_r - p_k, in [0, 2^gamma]: the max-margin minimum classification error.
 
-    log(1 + d) = logaddexp(logsumexp over j != k, z_r) - logsumexp over j. On answers that are very wrong its
-    gradient vanishes, and classes other than k and r are pushed up while d > 0: see ``M3CECEc``.
+    log(1 + d) = logaddexp(logsumexp over j != k of log p_j, log p_r). On answers that are very wrong its gradient
+    vanishes, and classes other than k and r are pushed up while d > 0: see ``M3CECEc``.
     """
-    others = _others(logits, labels)
+    others = _others(logits.log_softmax(1), labels)
     rival = others.gather(1, others.argmax(1, keepdim=True)).squeeze(1)
-    log_margin = torch.logaddexp(others.logsumexp(1), rival) - logits.logsumexp(1)
-    return torch.exp(gamma * log_margin)
+    return torch.exp(gamma * torch.logaddexp(others.logsumexp(1), rival))
 
 
 def mce(
