@@ -17,6 +17,7 @@ from scipy.stats import binomtest, ttest_rel
 sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
 from record import Notebook, record, shared
 
+from sightline.evaluation.growth import nested
 from sightline.metrics import seeds_interval
 from sightline.training import Recipe, prepare
 from sightline.training.calibrate import logits_of
@@ -52,16 +53,12 @@ def keep(name: str, figures: dict[str, Any]) -> None:
 
 
 def images(recipe: Recipe, data: Path, count: int | None = None) -> Splits:
-    """A dataset split by the recipe's seed, with ``count`` of its training images, as many of each class."""
+    """A dataset split by the recipe's seed, with about ``count`` of its training images, a share of each class."""
     _, splits, _ = prepare(recipe.replace(data=str(data)))
     if count is None or count >= len(splits.train):
         return splits
-    rng, labels = np.random.default_rng(recipe.seed), splits.train.labels
-    order = rng.permutation(len(labels))
-    order = order[np.argsort(labels[order], kind="stable")]
-    sizes = np.bincount(labels)
-    place = np.arange(len(labels)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
-    return replace(splits, train=splits.train.subset(np.sort(order[place < count // len(sizes)])))
+    chosen = nested(splits.train.labels, count / len(splits.train), recipe.seed)
+    return replace(splits, train=splits.train.subset(chosen))
 
 
 def trained(recipe: Recipe, splits: Splits) -> dict[str, Any]:
