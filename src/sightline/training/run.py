@@ -118,7 +118,7 @@ def train_on(
     recipe = recipe.replace(size=seen.size[0], channels=seen.channels, processes=1)
     chosen = choices.network(recipe, train_images=len(splits.train))
     recipe = recipe.replace(**{choice.field: choice.value for choice in chosen})
-    classifier, _ = fresh(recipe, splits, where)
+    classifier, _ = fresh(recipe, splits, where, blank=resume)
     check_growth(recipe, classifier)
     check_freezing(recipe, classifier.network)
     objective = objective_of(recipe, splits.train.counts)
