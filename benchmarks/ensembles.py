@@ -29,7 +29,15 @@ from sightline.training.folder import Quiet
 from sightline.training.run import train_on
 from sightline.types import Dataset, Geometry, Splits
 
-PLAIN = Recipe(size=32, channels=3, augment=("flip", "shift:4"), batch_size=128)
+PLAIN = Recipe(
+    size=32,
+    channels=3,
+    augment=("flip", "shift:4"),
+    batch_size=128,
+    precision="float32",
+    memory_format="channels_last",
+    replicas=1,
+)
 
 RATES = (0.01, 0.015, 0.02, 0.03, 0.04)
 """Peak learning rates of the tuned ones."""

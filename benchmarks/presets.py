@@ -1,16 +1,19 @@
 """What each preset reaches: test accuracy over seeds, and the minutes it takes here.
 
     python benchmarks/presets.py mnist-fast mnist-best --seeds 0 1 2 3 4 [--data FOLDER_OF_ZIPS]
+    python benchmarks/presets.py cifar10-best --epochs 2 8 --seeds 0
 
 Everything goes the way of `sightline train DATA --preset NAME`: the validation tenth is split off the training
 images, the best epoch is chosen on it, and the test images are looked at once, at the end. Minutes are those of
-the clock; core minutes are those of all threads together, what the same training takes on one core of this kind. A
-run that was stopped goes on where it was: each finished seed is kept in results/presets.jsonl.
+the clock; core minutes are those of all threads together, what the same training takes on one core of this kind.
+With --epochs a preset is measured at other lengths than its own: accuracy against time, the curve. A run that was
+stopped goes on where it was: each finished seed is kept in results/presets.jsonl.
 """
 
 import argparse
 import tempfile
 import time
+from itertools import product
 from pathlib import Path
 
 import torch
@@ -30,24 +33,30 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", default=list(PRESETS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2, 3, 4])
+    parser.add_argument("--epochs", nargs="+", type=int, default=[None], help="in place of the preset's own")
     parser.add_argument("--data", type=Path)
     parser.add_argument("--fresh", action="store_true")
     asked = parser.parse_args()
     folder = shared(asked.data)
     book = Notebook(RESULTS / "presets.jsonl", fresh=asked.fresh)
-    for name in asked.names:
-        for seed in asked.seeds:
-            key = key_of(name, seed)
-            if book.find(**key) is None:
-                recipe = PRESETS[name]().replace(seed=seed)
-                book.add(measure(folder / DATA[name.partition("-")[0]], recipe), **key)
-    record("presets", {name: summary(book, name) for name in PRESETS if summary(book, name)})
+    for name, epochs, seed in product(asked.names, asked.epochs, asked.seeds):
+        key = key_of(name, seed, epochs)
+        if book.find(**key) is None:
+            recipe = of_length(name, epochs).replace(seed=seed)
+            book.add(measure(folder / DATA[name.partition("-")[0]], recipe), **key)
+    figures = {name: summary(book, name) for name in PRESETS if summary(book, name)}
+    record("presets", figures | {"curve": {name: curve for name in PRESETS if (curve := curve_of(book, name))}})
 
 
-def key_of(name: str, seed: int) -> dict:
+def of_length(name: str, epochs: int | None) -> Recipe:
+    """The preset, trained for so many epochs, or for its own."""
+    return PRESETS[name]() if epochs is None else PRESETS[name]().replace(epochs=epochs)
+
+
+def key_of(name: str, seed: int, epochs: int | None = None) -> dict:
     """What a measurement holds for: the preset as it is now, this seed, this kind of processor."""
     usual = vars(Recipe())
-    fields = {field: value for field, value in vars(PRESETS[name]()).items() if value != usual[field]}
+    fields = {field: value for field, value in vars(of_length(name, epochs)).items() if value != usual[field]}
     return {"preset": name, "seed": seed, "recipe": str(fields), "processor": runtime.processor()}
 
 
@@ -71,9 +80,14 @@ def measure(data: Path, recipe: Recipe) -> dict:
     }
 
 
-def summary(book: Notebook, name: str) -> dict | None:
+def curve_of(book: Notebook, name: str) -> dict[int, dict]:
+    """What the preset reaches at each number of epochs that was measured."""
+    return {epochs: found for epochs in range(1, 100) if (found := summary(book, name, epochs))}
+
+
+def summary(book: Notebook, name: str, epochs: int | None = None) -> dict | None:
     """The mean over seeds of the preset as it is now."""
-    found = [line for seed in range(100) if (line := book.find(**key_of(name, seed)))]
+    found = [line for seed in range(100) if (line := book.find(**key_of(name, seed, epochs)))]
     if not found:
         return None
     accuracies = [line["test_accuracy"] for line in found]

@@ -2,7 +2,6 @@
 
     python benchmarks/time_to_accuracy.py mnist   [--seeds 3] [--target 0.99] [--recipe FILE]
     python benchmarks/time_to_accuracy.py cifar10 [--seeds 1] [--plain-epochs 10] [--recipe FILE]
-    python benchmarks/time_to_accuracy.py curve   [--seeds 1] [--points NAME ...]
 
 Common: [--data FOLDER_OF_ZIPS] [--work FOLDER] [--fresh]. The plain recipe is ``peers/train_plain.py``.
 
@@ -22,8 +21,7 @@ usual 160 to 200, with its steps at half and three quarters; its final accuracy 
 gets the fewest epochs, of 1, 2, 3 ..., whose validation accuracy is that, on the first seed; all of its seeds
 are then timed on first use. Nothing is extrapolated.
 
-``curve``. Test accuracy against minutes for each recipe of CURVE (or --points of it): 10 % of the training images
-are for validation, each run starts in an empty cache.
+Accuracy against minutes, as a curve, is in presets.py.
 
 Stopped, each goes on where it was (``time_to_accuracy.jsonl`` in --work).
 """
@@ -64,31 +62,24 @@ OURS = {
 }
 """What is timed, unless --recipe names a file."""
 
-CURVE = {
-    **{f"cifar10-fast, {n} epochs": PRESETS["cifar10-fast"]().replace(epochs=n) for n in (2, 4, 6, 10)},
-    **{f"cifar10-best, {n} epochs": PRESETS["cifar10-best"]().replace(epochs=n) for n in (4, 8, 12)},
-}
-"""Points of the curve, from quick to good."""
-
 
 def main() -> None:
     """Do what was asked, in the resumable notebook."""
     asked = arguments()
     bench = Bench(asked)
-    {"mnist": mnist, "cifar10": cifar10, "curve": curve}[asked.what](bench, asked)
+    {"mnist": mnist, "cifar10": cifar10}[asked.what](bench, asked)
 
 
 def arguments() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("mnist", "cifar10", "curve"))
+    parser.add_argument("what", choices=("mnist", "cifar10"))
     parser.add_argument("--data", type=Path, help="folder that holds mnist_png.zip and cifar10_jpg.zip")
     parser.add_argument("--work", type=Path, default=Path(tempfile.gettempdir()) / "sightline-benchmarks")
     parser.add_argument("--seeds", type=int, help="3 for mnist, else 1")
     parser.add_argument("--target", type=float, default=0.99, help="accuracy wanted of mnist")
     parser.add_argument("--plain-epochs", type=int, default=10, help="epochs of the plain recipe on cifar10")
     parser.add_argument("--recipe", type=Path, help="a recipe file of ours in place of the one above")
-    parser.add_argument("--points", nargs="+", choices=list(CURVE), help="of the curve; all")
     parser.add_argument("--fresh", action="store_true", help="forget what an earlier start measured")
     asked = parser.parse_args()
     asked.seeds = asked.seeds or (3 if asked.what == "mnist" else 1)
@@ -153,21 +144,6 @@ def cifar10(bench: "Bench", asked: argparse.Namespace) -> None:
             "recipe": changed(recipe),
         },
     )
-
-
-def curve(bench: "Bench", asked: argparse.Namespace) -> None:
-    """Test accuracy against minutes."""
-    folder = unpack(shared(asked.data) / "cifar10_jpg.zip", asked.work)
-    points = {name: CURVE[name] for name in asked.points or CURVE}
-    if asked.recipe:
-        points = {asked.recipe.stem: Recipe.from_toml(asked.recipe)}
-    figures = {}
-    for name, recipe in points.items():
-        rows = [bench.ours(recipe.replace(seed=seed), folder)[0] for seed in range(asked.seeds)]
-        figures[name] = {**side(rows), "recipe": changed(recipe)}
-        minutes, accuracy = figures[name]["median_seconds"] / 60, figures[name]["test_accuracy"]
-        print(f"{name}: {minutes:.1f} minutes, test accuracy {accuracy}", flush=True)
-    record("time_to_accuracy_curve", figures)
 
 
 class Bench:
