@@ -1,4 +1,4 @@
-"""What a loss adds to a training step: each of OBJECTIVES against cross-entropy, in turn, in one run.
+"""What a loss adds to a training step: each of them against cross-entropy, in turn, in one run.
 
     python benchmarks/losses.py [--rounds 200]
 
@@ -14,9 +14,12 @@ from record import record
 
 from sightline import runtime
 from sightline.models import architecture, build
-from sightline.training.objectives import OBJECTIVES
+from sightline.training.objectives import OBJECTIVES, OnLogits
 
 BATCH, CLASSES = 128, 10
+
+PLAIN = [name for name, make in OBJECTIVES.items() if isinstance(make(), OnLogits)]
+"""Losses of logits alone; what robust ones cost is in benchmarks/robust_mnist.py."""
 
 
 def main() -> None:
@@ -32,7 +35,7 @@ def main() -> None:
         objective = OBJECTIVES[name]()
         return lambda: objective.of(logits, labels).backward()
 
-    times = runtime.time_in_turn({name: alone(name) for name in OBJECTIVES}, asked.rounds)
+    times = runtime.time_in_turn({name: alone(name) for name in PLAIN}, asked.rounds)
     step = median(runtime.time_in_turn({"step": network_step(labels)}, 15)["step"])
     usual = median(times["cross-entropy"])
     added = {name: median(found) - usual for name, found in times.items()}

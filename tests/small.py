@@ -17,5 +17,8 @@ SMALL = {
 }
 """Name -> word."""
 
+SETTLED = {"precision": "float32", "memory_format": "contiguous", "replicas": 1}
+"""Fields of a recipe that a small training need not measure the machine for."""
+
 WORDS = [SMALL.get(name, name) for name in NETWORKS]
 """A word for each member of ``NETWORKS``, in order."""

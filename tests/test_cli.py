@@ -25,8 +25,20 @@ from sightline.training import choices
 
 TINY = ("--model", "mlp", "--size", "8", "--limit", "300", "--epochs", "1")
 VERBS = ("demo", "train", "tune", "combine", "check", "evaluate", "report", "compare", "predict", "runs", "list")
-FAMILIES = ("models", "augmentations", "losses", "optimizers", "initialisations", "schedules", "searches")
-FAMILIES += ("freezings", "combinations", "normalisations", "presets", "baselines", "features", "data")
+VERBS += ("explain",)
+VERBS += ("attack",)
+FAMILIES = (
+    "models",
+    "augmentations",
+    "losses",
+    "attacks",
+    "optimizers",
+    "initialisations",
+    "schedules",
+    "searches",
+)
+FAMILIES += ("freezings", "mitigations", "scores", "explainers", "combinations", "filters", "corruptions")
+FAMILIES += ("normalisations", "presets", "baselines", "features", "data")
 SHELL = (sys.executable, "-c", "import sys; from sightline.cli import main; sys.exit(main())")
 
 

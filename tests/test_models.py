@@ -176,6 +176,7 @@ PUBLISHED = [
     # Table II: 896 + 18,496 + 25,690,240 (printed 25,689,600) + 1,290.
     ("table2", 3, (224, 224), 25_710_922),
     ("table2", 1, (28, 28), 421_642),
+    ("strided-cnn", 1, (28, 28), 272 + 8_224 + 156_900 + 1_010),
     ("table2", 3, (32, 32), 545_098),
     # Three convolutions of each width with batch norm, and the head.
     (
@@ -296,7 +297,7 @@ def test_an_architecture_survives_json(name):
 @pytest.mark.parametrize("change", SURGERY)
 @networks
 def test_surgery_is_rebuilt_and_takes_the_tensors(change, name):
-    arguments = {"grown_head": {"classes": 7}, "mirrored": {}}[change]
+    arguments = {"grown_head": {"classes": 7}, "mirrored": {}, "noise": {"alpha": 0.5}}[change]
     plain = architecture(name, classes=4, channels=3, size=(16, 16))
     changed = Architecture(plain.name, plain.arguments, ((change, arguments),))
     torch.manual_seed(0)

@@ -387,7 +387,7 @@ def test_bfloat16_gives_nearly_the_same_answers(word):
     assert (rough.float() - plain).abs().max() < 0.1 * plain.abs().max()
 
 
-ONE_SIZE = {"mlp", "lenet5", "small-cnn", "table2"}
+ONE_SIZE = {"mlp", "lenet5", "small-cnn", "table2", "strided-cnn"}
 """Networks whose first dense layer counts the pixels."""
 
 

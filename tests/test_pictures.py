@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from sightline import metrics, pictures
+from sightline.pictures import diagrams
 
 
 def rgb(name):
@@ -109,8 +110,8 @@ def test_curves_take_numbers_gaps_and_no_rows():
 
 def test_curves_mark_the_best_epoch_and_the_earlier_loss_decides_a_tie():
     rows = [{"epoch": e, "val_accuracy": 0.9, "val_loss": loss} for e, loss in ((1, 0.5), (2, 0.3), (3, 0.4))]
-    _figure, (panel,) = pictures._figure(1, (3, 3))
-    pictures._mark_best(panel, rows)
+    _figure, (panel,) = pictures.panels(1, (3, 3))
+    diagrams._mark_best(panel, rows)
     assert panel.lines[0].get_xydata().tolist() == [[2, 0.9]]
 
 
@@ -156,7 +157,7 @@ def test_roc_draws_the_mean_the_worst_and_the_corner_that_matters(k, separation,
 
 @pytest.mark.parametrize(("turn", "side"), [(0.0, 0.02), (0.03, 0.1), (0.15, 0.4), (0.3, None)])
 def test_the_corner_holds_the_turn_of_the_curve(turn, side):
-    assert pictures._corner({"fpr": [0, turn, 1], "tpr": [0, 1 - turn, 1]}) == side
+    assert diagrams._corner({"fpr": [0, turn, 1], "tpr": [0, 1 - turn, 1]}) == side
 
 
 def test_a_learning_curve_shows_each_seed_of_several():

@@ -69,7 +69,9 @@ COMMANDS = [
 def test_there_are_commands():
     verbs = {words[0] for page in PAGES for words in commands(page)}
     made = {"train", "tune", "combine"}
-    assert verbs == made | {"check", "compare", "evaluate", "report", "predict", "runs", "list"}
+    assert verbs == made | {"check", "compare", "evaluate", "report", "predict", "runs", "list"} | {"explain"} | {
+        "attack"
+    }
 
 
 @pytest.mark.parametrize("words", COMMANDS)
@@ -156,7 +158,7 @@ def test_the_readme_names_the_torch_that_is_asked_for():
 CHOSEN = {"size", "channels", "augment", "model", "epochs", "batch_size", "lr", "precision", "memory_format"}
 CHOSEN |= {"replicas", "normalize"}
 """Fields that are chosen where they are None; the other fields mean "none" by it."""
-NONE = {"weights", "window", "group", "dropout", "start_size", "loss_weight", "split_seed"}
+NONE = {"weights", "window", "group", "dropout", "start_size", "loss_weight", "split_seed", "fair"}
 
 
 def recipe_table():

@@ -7,11 +7,13 @@ preprocessing : images become what a network expects
 augmentation : one image becomes many
 models : from pixels to logits, and every change a network can survive
 classifier : the waist, preprocessing + network + class names + calibration
+attacks : the smallest change that breaks an answer
 training : data and a recipe become a classifier
 baselines : what the classical methods would have given
 evaluation : how good is it, how sure are we, and for whom?
 tuning : many recipes, one winner
 ensembles : several classifiers become one
+explanation | robustness : why? what breaks it?
 evidence : all of it on one page
 cli : the same verbs, from a shell
 """

@@ -56,7 +56,11 @@ def choose(family: Mapping[str, Callable[..., T]], by: str | T, what: str) -> T:
 
 
 def _literal(word: str) -> Any:
-    """A number, tuple or boolean where the word is one, else the word itself."""
+    """A number (8/255 is one), tuple or boolean where the word is one, else the word itself."""
+    above, slash, below = word.partition("/")
+    parts = (_literal(above), _literal(below)) if slash else ()
+    if parts and all(isinstance(part, int | float) for part in parts) and parts[1]:
+        return parts[0] / parts[1]
     try:
         return ast.literal_eval(word)
     except (ValueError, SyntaxError):

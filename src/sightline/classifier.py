@@ -8,6 +8,7 @@ A bundle is its folder: ``config.json`` (with a checksum of every other file),
 import dataclasses
 import json
 import math
+import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from itertools import chain
@@ -34,6 +35,9 @@ from .types import Dataset, Geometry, Prediction
 FORMAT = 1
 """Version of the bundle's layout; a release reads its own and every earlier one."""
 
+ANSWERS = "answers.json"
+"""The optional part of a bundle that says how its answers may be read."""
+
 Image = str | Path | bytes | UInt8[ndarray, "H W C"]
 
 _Decoded = ndarray | str
@@ -56,6 +60,8 @@ class Classifier(nn.Module):
         classes: Sequence[str],
         geometry: Geometry,
         temperature: float = 1.0,
+        threshold: float = 0.0,
+        answers: Mapping[str, Any] | None = None,
         provenance: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
@@ -65,6 +71,10 @@ class Classifier(nn.Module):
         self.classes = tuple(classes)
         self.geometry = geometry
         self.temperature = temperature
+        self.threshold = threshold
+        """Confidences below it are answered "unknown"; 0 never abstains."""
+        self.answers = dict(answers or {})
+        """What the bundle's ``answers.json`` holds: conformal quantiles. Empty where nothing was calibrated."""
         self.provenance = dict(provenance or {})
 
     def forward(self, pixels: Float[Tensor, "B C H W"]) -> Float[Tensor, "B K"]:
@@ -90,6 +100,11 @@ class Classifier(nn.Module):
     def device(self) -> torch.device:
         """Where the weights are."""
         return next(chain(self.parameters(), self.buffers())).device
+
+    @property
+    def differentiable(self) -> bool:
+        """Whether logits have a gradient to the pixels: those of a scikit-learn estimator have none."""
+        return self.network.differentiable
 
     def predict(self, images: Image | Iterable[Image], *, top: int = 5) -> list[Prediction]:
         """The ``top`` likeliest classes of each image, in order.
@@ -125,7 +140,8 @@ class Classifier(nn.Module):
             name = str(image) if isinstance(image, str | Path) else ""
             if isinstance(pixels, ndarray):
                 ranked = sorted(zip(self.classes, next(rows), strict=True), key=lambda pair: -pair[1])
-                yield Prediction(name, *ranked[0], top=tuple(ranked[:top]))
+                unsure = ranked[0][1] < self.threshold
+                yield Prediction(name, *ranked[0], top=tuple(ranked[:top]), abstained=unsure)
             else:
                 yield Prediction(name, None, None, error=str(pixels))
 
@@ -142,6 +158,8 @@ class Classifier(nn.Module):
             temporary.mkdir()
             (temporary / "model.safetensors").write_bytes(save(tensors))
             self.network.write_parts(temporary)
+            if self.answers:
+                write_json(temporary / ANSWERS, self.answers)
             (temporary / "README.md").write_text(self._card(), encoding="utf-8")
             names = sorted(path.name for path in temporary.iterdir())
             config = self.config() | {"files": {name: checksum(temporary / name) for name in names}}
@@ -158,6 +176,7 @@ class Classifier(nn.Module):
             "preprocessing": self.preprocessing.config(),
             "geometry": dataclasses.asdict(self.geometry),
             "temperature": self.temperature,
+            "threshold": self.threshold,
             "provenance": self.provenance,
         }
 
@@ -190,6 +209,8 @@ class Classifier(nn.Module):
                 classes=config["classes"],
                 geometry=geometry,
                 temperature=float(config["temperature"]),
+                threshold=float(config.get("threshold", 0.0)),  # bundles of the first releases have none
+                answers=_read_answers(folder),
                 provenance=config["provenance"],
             )
         except (KeyError, TypeError, ValueError, SightlineError) as error:
@@ -283,6 +304,9 @@ def _check_values(config: Mapping[str, Any]) -> None:
         raise ValueError("its classes are not different names")
     if isinstance(temperature, bool) or not 0 < float(temperature) < math.inf:
         raise ValueError(f"its temperature is {temperature!r}, not a number above 0")
+    threshold = config.get("threshold", 0.0)
+    if isinstance(threshold, bool) or not 0 <= float(threshold) <= 1:
+        raise ValueError(f"its threshold is {threshold!r}, not a confidence from 0 to 1")
 
 
 def _verify_files(folder: Path, config: Mapping[str, Any]) -> None:
@@ -306,6 +330,15 @@ def _verify_files(folder: Path, config: Mapping[str, Any]) -> None:
             )
 
 
+def _read_answers(folder: Path) -> dict[str, Any]:
+    if not (folder / ANSWERS).is_file():
+        return {}
+    answers = json.loads((folder / ANSWERS).read_text(encoding="utf-8"))
+    if not isinstance(answers, dict):
+        raise ValueError(f"its {ANSWERS} is not a JSON object")
+    return answers
+
+
 def _read_tensors(folder: Path) -> dict[str, Tensor]:
     try:
         return load_file(folder / "model.safetensors")
@@ -321,3 +354,22 @@ def write_card(folder: Path, text: str) -> None:
     write_text(folder / "README.md", text)
     config["files"]["README.md"] = checksum(folder / "README.md")
     write_json(folder / "config.json", config)
+
+
+def amend(folder: Path | str, *, threshold: float | None = None, answers: Mapping[str, Any] | None = None) -> Path:
+    """Set the threshold or the ``answers.json`` of a bundle, or of a run's; tensors and card are not touched.
+
+    The bundle is written anew and renamed into place. Raises BundleError for one that cannot be loaded.
+    """
+    folder = bundle_of(folder)
+    config = _read_config(folder)
+    _verify_files(folder, config)
+    with replacing(folder) as temporary:
+        shutil.copytree(folder, temporary)
+        if threshold is not None:
+            config["threshold"] = threshold
+        if answers is not None:
+            write_json(temporary / ANSWERS, answers)
+            config["files"][ANSWERS] = checksum(temporary / ANSWERS)
+        write_json(temporary / "config.json", config)
+    return folder

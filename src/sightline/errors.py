@@ -6,6 +6,7 @@
      ├── DataError                 data that cannot be used as they are
      │    └── ImageError           one image that cannot be read; a row in a list, never a crash
      ├── BundleError               a classifier folder that cannot be trusted or understood
+     ├── GradientError             a gradient asked of a classifier that has none
      ├── OutputError               a place that cannot be written, or already holds something
      ├── TrainingError             training that cannot go on
      └── Interrupted               exit 130: stopped by the user, state saved
@@ -40,6 +41,10 @@ class BundleError(SightlineError):
     """A bundle that is damaged, unsafe or newer than this release."""
 
 
+class GradientError(SightlineError):
+    """A gradient asked of a classifier that cannot be differentiated."""
+
+
 class OutputError(SightlineError):
     """A place that cannot be written, or already holds something."""
 
@@ -53,6 +58,12 @@ class LostError(TrainingError):
 
     def __init__(self, text: str = "A process of this run was lost, so all of them stopped.") -> None:
         super().__init__(text)
+
+
+class Refused(SightlineError):
+    """A requirement, a gate or a parity check said no."""
+
+    exit_code = 3
 
 
 class Interrupted(SightlineError):

@@ -169,6 +169,10 @@ class Prediction:
     """The k likeliest classes with their probabilities, best first."""
     error: str | None = None
     """Why there is no answer."""
+    abstained: bool = False
+    """The confidence is below the classifier's threshold: its answer is "unknown", and ``label`` only a guess."""
+    among: tuple[str, ...] | None = None
+    """Classes that a conformal set leaves possible, likeliest first; None where no sets were asked for."""
 
 
 @dataclass(frozen=True)

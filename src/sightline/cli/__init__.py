@@ -7,7 +7,8 @@ from ..errors import SightlineError
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; its exit code is 0 done, 2 the user can fix it, 130 interrupted.
+    """Run one command; its exit code is 0 done, 2 the user can fix it, 3 a requirement is not met, 130
+    interrupted.
 
     Mistakes are one sentence on stderr; ``--debug`` shows the traceback as well.
     """

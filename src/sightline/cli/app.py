@@ -69,9 +69,16 @@ COMMANDS = (
     (
         EXAMINE,
         "report",
-        "examining:report",
+        "reporting:report",
         "One page with all the evidence that is saved in a run.",
-        "sightline report runs/photos",
+        "sightline report runs/photos --collect --require accuracy=0.9",
+    ),
+    (
+        EXAMINE,
+        "attack",
+        "attacking:attack",
+        "How many answers stay right when someone changes the images to break them.",
+        "sightline attack runs/photos --by pgd --eps 8/255 --out attacked.png",
     ),
     (
         EXAMINE,
@@ -79,6 +86,13 @@ COMMANDS = (
         "comparing:compare",
         "Networks and classical baselines on the same images, ranked.",
         "sightline compare photos.zip --models lenet5,resnet20 --baselines svm-rbf,knn --features hog",
+    ),
+    (
+        EXAMINE,
+        "explain",
+        "explaining:explain",
+        "Why this answer: what speaks for it, what would change it, and whether to believe that.",
+        "sightline explain runs/photos cat.jpg dog.jpg --by all --out why.png",
     ),
     (
         USE,

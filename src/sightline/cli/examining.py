@@ -1,11 +1,12 @@
-"""Verbs that examine: check, evaluate, report."""
+"""Verbs that examine: check, evaluate."""
 
 from pathlib import Path
 from typing import Annotated, Any
 
 from cyclopts import Parameter
 
-from ..errors import DataError
+from ..errors import DataError, RecipeError
+from . import trusting
 from .show import Device, Json, emit, picture_path, result
 
 Curve = Annotated[
@@ -13,6 +14,15 @@ Curve = Annotated[
     Parameter(
         help="Also train on 10, 25 and 50 % of the training images: would more images help? Takes about as long "
         "as training did.",
+        negative=(),
+    ),
+]
+
+NOTHING_MORE = trusting.Wishes()
+Corruptions = Annotated[
+    bool,
+    Parameter(
+        help="Also test on up to 1,000 of its images in 75 corrupted forms: noise, blur, weather, compression.",
         negative=(),
     ),
 ]
@@ -27,6 +37,9 @@ def check(
     fit: str = "squash",
     window: str | None = None,
     out: Path | None = None,
+    deep: trusting.Deep = False,
+    by: trusting.DeepBy = None,
+    suspects: trusting.DeepFolder = None,
     json: Json = False,
 ) -> None:
     """What is wrong with these images, before it costs you a week.
@@ -63,6 +76,10 @@ def check(
     if tabular and out is not None:
         value["clean"] = write_clean(dataset, data, out)
         text += f"\n\n{clean_text(value['clean'], out)}"
+    if deep or by or suspects:
+        found = trusting.suspects(dataset, data, by, suspects)
+        value["suspects"] = found
+        text += f"\n\n{trusting.suspects_text(found)}"
     emit(value, json, lambda console, _: console.print(text, markup=False))
 
 
@@ -72,10 +89,12 @@ def evaluate(
     /,
     *,
     learning_curve: Curve = False,
+    corruptions: Corruptions = False,
+    wishes: trusting.Wishes = NOTHING_MORE,
     device: Device = "auto",
     json: Json = False,
 ) -> None:
-    """Test a classifier, on its own test images or on others.
+    """Test a classifier, on its own test images or on others; or find out for whom, and how sure, it is good.
 
     Parameters
     ----------
@@ -84,30 +103,28 @@ def evaluate(
     data: str
         Other labelled images. Default: the run's own test split.
     """
+    if wishes.any:
+        if learning_curve or corruptions:
+            raise RecipeError("--learning-curve and --corruptions come alone: leave the other flags out.")
+        trusting.examine(run, data, wishes, device, json)
+        return
     from ..evaluation.examine import examine, examine_on
     from ..evaluation.growth import learning_curve as grow
     from ..evidence.page import complete
+    from ..robustness.shift import corrupt
     from ..training.run import reopen
 
     if data is None and (run / "config.json").is_file():
         raise DataError(f"'{run}' is a classifier without its run: name the images to test it on, after it.")
-    if data is not None and learning_curve:
-        raise DataError("A learning curve is tested on the run's own test images: leave DATA out.")
+    if data is not None and (learning_curve or corruptions):
+        what = "A learning curve is" if learning_curve else "Corruptions are"
+        raise DataError(f"{what} tested on the run's own test images: leave DATA out.")
     if data is None:
         opened = reopen(run, device=device)
         grown = {"learning_curve": grow(opened).as_json()} if learning_curve else {}
-        value: dict[str, Any] = examine(opened).as_json() | grown
+        shift = {"corruptions": corrupt(opened).as_json()} if corruptions else {}
+        value: dict[str, Any] = examine(opened).as_json() | grown | shift
         complete(opened.folder)
     else:
         value = {"data": data, **examine_on(run, data, device=device).as_json()}
     emit({"run": str(run), **value}, json, result)
-
-
-def report(run: Path, /, *, json: Json = False) -> None:
-    """One page with all the evidence that is saved in a run."""
-    from ..evidence.page import complete
-    from ..training.folder import RunFolder
-
-    RunFolder(run).recipe()  # a page is not put into just any folder
-    page = complete(run)
-    emit({"run": str(run), "report": str(page)}, json, lambda console, v: console.print(v["report"], markup=False))

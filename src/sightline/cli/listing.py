@@ -42,14 +42,19 @@ def members(family: str = "", /, *, json: Json = False) -> None:
 
 def _families() -> Mapping[str, Any]:
     """Each family's members with a line about each."""
+    from ..attacks import ATTACKS
     from ..augmentation import AUGMENTATIONS
     from ..baselines import CLASSIFIERS, FEATURES
     from ..ensembles import COMBINATIONS
+    from ..evaluation.outliers import SCORES
+    from ..explanation import EXPLAINERS
     from ..models import INITIALISATIONS, describe
-    from ..preprocessing import NORMALISATIONS, STATISTICS
+    from ..preprocessing import FILTERS, NORMALISATIONS, STATISTICS
+    from ..robustness.corruptions import CORRUPTIONS
     from ..sources.builtin import BUILTIN
     from ..sources.published import PUBLISHED
     from ..training.freezing import FREEZINGS
+    from ..training.mitigation import MITIGATIONS
     from ..training.objectives import OBJECTIVES
     from ..training.optimizers import OPTIMIZERS
     from ..training.presets import PRESETS
@@ -62,12 +67,18 @@ def _families() -> Mapping[str, Any]:
         ],
         "augmentations": lambda: _lines(AUGMENTATIONS),
         "losses": lambda: _lines(OBJECTIVES),
+        "attacks": lambda: _lines(ATTACKS),
         "optimizers": lambda: _lines(OPTIMIZERS),
         "initialisations": lambda: _lines(INITIALISATIONS),
         "schedules": lambda: _lines(SCHEDULES),
         "searches": lambda: _lines(SEARCHES),
         "freezings": lambda: _lines(FREEZINGS),
+        "mitigations": lambda: _lines(MITIGATIONS),
+        "scores": lambda: _lines(SCORES),
+        "explainers": lambda: _lines(EXPLAINERS),
         "combinations": lambda: _lines(COMBINATIONS),
+        "filters": lambda: _lines(FILTERS),
+        "corruptions": lambda: _lines(CORRUPTIONS),
         "normalisations": lambda: _normalisations(NORMALISATIONS, STATISTICS),
         "presets": lambda: _lines(PRESETS),
         "baselines": lambda: _lines(CLASSIFIERS),

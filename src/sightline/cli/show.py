@@ -80,6 +80,15 @@ def result(console: Console, value: Mapping[str, Any]) -> None:
         console.print()
         console.print(table(("Training images", "accuracy", "95 % interval"), sizes))
         console.print(f"\n{curve['sentence']}", markup=False)
+    if shift := value.get("corruptions"):
+        console.print()
+        console.print(table(("Accuracy under", *map(str, range(1, 6))), _corrupted(shift["corruptions"])))
+        console.print(f"\n{shift['sentence']}", markup=False)
     if value.get("report"):
         console.print(f"\nLook at [bold]{escape(value['report'])}[/bold]")
         console.print(f"Then try: sightline predict {value['run']} IMAGE...", markup=False)
+
+
+def _corrupted(rows: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    """A line for each corruption, its accuracy at each severity."""
+    return [(name, *(f"{one['value']:.1%}" for one in row)) for name, row in rows.items()]

@@ -28,6 +28,8 @@ class Shuffled:
     epoch: int = 0
     balanced: bool = False
     """Every class equally often, as many images in all: rare ones come repeatedly, common ones in part."""
+    groups: bool = False
+    """Balanced by the column ``group`` instead of the class."""
 
 
 def order_of(labels: Int64[ndarray, " N"], order: Shuffled | None) -> Int64[ndarray, " N"]:
@@ -97,12 +99,13 @@ def _maker(
     share: tuple[int, int],
 ) -> Callable[[int], Batch]:
     """A function from a batch's number to the batch."""
-    indices = order_of(dataset.labels, order)
     rank, ranks = share
     own = (rank,) if ranks > 1 else ()  # processes draw apart, one process as it always did
     labels = torch.from_numpy(dataset.labels)
     groups = dataset.columns.get("group")
     codes = None if groups is None else torch.from_numpy(np.unique(groups, return_inverse=True)[1])
+    by_group = codes is not None and order is not None and order.groups
+    indices = order_of(codes.numpy() if by_group and codes is not None else dataset.labels, order)
     seed, epoch = (order.seed, order.epoch) if order else (0, 0)
 
     def make(step: int) -> Batch:

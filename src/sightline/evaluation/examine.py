@@ -44,7 +44,7 @@ def examine_on(bundle: Path | str, data: str | Path, *, device: str = "auto") ->
     """Evaluate a run's or bundle's classifier on other labelled images: their test split, or else all of them."""
     classifier = Classifier.load(bundle)
     dataset = load(find(data, several=False), classifier.geometry)
-    part = _test_part(dataset)
+    part = test_part(dataset)
     remarks: tuple[Remark, ...] = ()
     if part is dataset and dataset.fingerprint == classifier.provenance.get("data_fingerprint"):
         remarks = (Remark("warning", f"'{data}' {_SEEN}"),)
@@ -57,6 +57,7 @@ _SEEN = (
 )
 
 
-def _test_part(dataset: Dataset) -> Dataset:
+def test_part(dataset: Dataset) -> Dataset:
+    """The test images where the data have parts, else all."""
     splits = dataset.columns.get("split")
     return dataset if splits is None or "test" not in splits else dataset.subset(splits == "test")

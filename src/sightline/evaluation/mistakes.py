@@ -49,7 +49,7 @@ def confusable_pairs(evaluation: Evaluation, *, top: int = 6, examples: int = 3)
     for i, j in _largest(np.triu(matrix + matrix.T, 1), top):
         ways = ((i, j), (j, i)) if matrix[i, j] >= matrix[j, i] else ((j, i), (i, j))
         one, other = (_confusion(matrix, names, *way) for way in ways)
-        these, those = (_surest(evaluation, *way, examples) for way in ways)
+        these, those = (surest(evaluation, *way, examples) for way in ways)
         found.append(ConfusablePair((one, other), (these, those)))
     return found
 
@@ -65,7 +65,8 @@ def _confusion(matrix: Int[ndarray, "K K"], classes: Sequence[str], label: int, 
     return Confusion(classes[label], classes[predicted], count, count / total if total else 0.0)
 
 
-def _surest(evaluation: Evaluation, label: int, predicted: int, top: int) -> Int[ndarray, " M"]:
+def surest(evaluation: Evaluation, label: int, predicted: int, top: int) -> Int[ndarray, " M"]:
+    """Indices of images of ``label`` answered as ``predicted``, most confident first, at most ``top``."""
     taken = np.flatnonzero((evaluation.labels == label) & (evaluation.predicted == predicted))
     return taken[np.argsort(-evaluation.confidence[taken], kind="stable")][:top]
 

@@ -12,7 +12,7 @@ from numpy import ndarray
 from ..pictures import contact_sheet, data_url, thumbnail
 from ..types import Dataset
 from .measure import Evaluation
-from .mistakes import ConfusablePair, confusable_pairs, confused_pairs, worst_mistakes
+from .mistakes import ConfusablePair, confusable_pairs, confused_pairs, surest, worst_mistakes
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -25,6 +25,12 @@ CURVES = 30
 
 SMALL = 96
 """Pixels of the longer side of the examples of a pair."""
+
+TINY, CELL, CELLS = 64, 4, 700_000
+"""Pixels of the examples of a cell of the confusion matrix, how many of them, and bytes of all together."""
+
+GIVEN = ("consent", "licence", "license")
+"""Columns of a table that say what the images may be used for."""
 
 
 def report_json(
@@ -51,6 +57,8 @@ def report_json(
         "reliability": evaluation.reliability.as_json(),
         "roc": _roc(evaluation),
         "confused": [asdict(pair) for pair in confused_pairs(evaluation.confusion, evaluation.classes)],
+        "cells": _cells(evaluation, dataset),
+        "given": {name: _tally(dataset.columns[name]) for name in GIVEN if name in dataset.columns},
         "confusable": [_pair(pair, evaluation, dataset) for pair in confusable_pairs(evaluation)],
         "mistakes": [_answer(evaluation, i) | image for i, image in zip(worst, shown, strict=True)],
     }
@@ -98,6 +106,27 @@ def _pair(pair: ConfusablePair, evaluation: Evaluation, dataset: Dataset) -> dic
         for one, chosen in zip(pair.directions, pair.examples, strict=True)
     ]
     return {"count": pair.count, "directions": ways}
+
+
+def _cells(evaluation: Evaluation, dataset: Dataset) -> list[dict[str, Any]]:
+    """Examples of each kind of mistake, the most frequent kinds first, as many as a page can hold."""
+    found, spent = [], 0
+    for one in confused_pairs(evaluation.confusion, evaluation.classes, top=len(evaluation.classes) ** 2):
+        row, column = evaluation.classes.index(one.label), evaluation.classes.index(one.predicted)
+        chosen = surest(evaluation, row, column, CELL)
+        shown = _shown(dataset, chosen, most=TINY)
+        spent += sum(len(each["image"]) for each in shown)
+        if spent > CELLS:
+            break
+        examples = [_answer(evaluation, i) | image for i, image in zip(chosen, shown, strict=True)]
+        found.append({"row": row, "column": column, "count": one.count, "examples": examples})
+    return found
+
+
+def _tally(column: ndarray) -> dict[str, int]:
+    """How many images have each value."""
+    values, counts = np.unique(column.astype(str), return_counts=True)
+    return {str(value) or "(not given)": int(n) for value, n in zip(values, counts, strict=True)}
 
 
 def _answer(evaluation: Evaluation, i: np.integer | int) -> dict[str, Any]:

@@ -5,14 +5,18 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from .limits import known_limits
 from .words import METRICS, count, number, share, spelled
 
 
-def card(config: Mapping[str, Any], report: Mapping[str, Any] | None = None) -> str:
+def card(
+    config: Mapping[str, Any], report: Mapping[str, Any] | None = None, extras: Mapping[str, Any] | None = None
+) -> str:
     """A model card in Markdown, with the YAML front matter that model hubs read.
 
-    ``config`` is a bundle's ``config.json``; ``report`` a run's ``report.json``, without which the card
-    says that nothing was measured. Names from the data are escaped: they cannot add markup or fields.
+    ``config`` is a bundle's ``config.json``; ``report`` a run's ``report.json``, without which the card says
+    that nothing was measured; ``extras`` what other verbs found. Names from the data are escaped: they cannot add
+    markup or fields.
     """
     measured = (report or {}).get("test") or {}
     parts = [
@@ -21,7 +25,7 @@ def card(config: Mapping[str, Any], report: Mapping[str, Any] | None = None) -> 
         _what(config),
         "## Data\n\n" + _data(config, measured),
         "## Measured\n\n" + _measured(measured),
-        "## Use and limits\n\n" + _limits(config, measured),
+        "## Use and limits\n\n" + _limits(config, measured, extras or {}),
         "## How to load it\n\n" + _LOADING,
     ]
     return "\n\n".join(parts) + "\n"
@@ -102,10 +106,13 @@ def _measured(measured: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _limits(config: Mapping[str, Any], measured: Mapping[str, Any]) -> str:
+def _limits(config: Mapping[str, Any], measured: Mapping[str, Any], extras: Mapping[str, Any]) -> str:
     lines = [
         "Meant for images like those it was trained on: same kinds of subject, camera and framing.",
-        "It always answers with one of its classes, also for an image that shows none of them.",
+        "It always answers with one of its classes, also for an image that shows none of them."
+        if not config.get("threshold")
+        else f"Below a confidence of {config['threshold']:.3g} it answers 'unknown'; it may still be sure of a "
+        "strange image.",
     ]
     if "n" in measured:
         lines.append(
@@ -120,7 +127,7 @@ def _limits(config: Mapping[str, Any], measured: Mapping[str, Any]) -> str:
             f"Confidence was calibrated on validation images (temperature {float(temperature):.3g}). "
             "It means what it says only on similar images."
         )
-    lines.append("Nothing was measured about groups of people, deliberate attacks or damaged images.")
+    lines += known_limits(extras)
     return "\n".join(f"- {line}" for line in lines)
 
 

@@ -13,6 +13,17 @@ from ..errors import DataError
 
 T = TypeVar("T")
 
+EXTRAS = {
+    "calibration": "calibration.json",
+    "groups": "groups.json",
+    "robustness": "robustness.json",
+    "corruptions": "corruptions.json",
+    "explanations": "explanations/answers.json",
+    "suspects": "suspects.json",
+    "comparison": "comparison.json",
+}
+"""What other verbs leave in a run -> its file. None of them is missed where it is absent: it was not asked for."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Evidence:
@@ -29,6 +40,8 @@ class Evidence:
     notes: Sequence[str] = ()
     counts: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     """Images by split and class."""
+    extras: Mapping[str, Any] = field(default_factory=dict)
+    """What other verbs found, by the names of ``EXTRAS``."""
     train_batch: bytes | None = None
     """The PNG of what the network saw."""
     missing: tuple[str, ...] = ()
@@ -69,6 +82,7 @@ def collect(run: Path | str) -> Evidence:
         notes=read("notes.json", _sentences, []),
         counts=read("split.csv", _counts, {}),
         train_batch=read("train_batch.png", _png, None),
+        extras={name: read(file, _mapping, {}) for name, file in EXTRAS.items() if (folder / file).exists()},
         missing=tuple(missing),
     )
 

@@ -1,39 +1,61 @@
 """The page: one self-contained HTML file, no scripts, nothing loaded from elsewhere."""
 
-import re
-from collections.abc import Mapping
+import json
+from collections.abc import Mapping, Sequence
 from importlib.resources import files as resources
 from math import floor, sqrt
 from pathlib import Path
 from typing import Any
 
 from .. import pictures
-from ..files import replacing, write_text
+from ..errors import DataError
+from ..files import replacing, write_json, write_text
 from .card import card
-from .collect import Evidence, collect
+from .collect import EXTRAS, Evidence, collect
+from .trust import embedded, lacking, sections
+from .verdict import Verdict, judged
 from .words import METRICS, count, duration, number, share, short, spelled
 
 MATRIX = 20
 """Up to this many classes the confusion matrix is a table one can read; beyond, a picture."""
 
 
-def complete(run: Path | str) -> Path:
+def complete(run: Path | str, verdicts: Sequence[Verdict] = ()) -> Path:
     """Write ``report.html`` and its pictures from what a run folder holds, and the card into run and bundle.
 
-    What is absent is named on the page. Returns the page's path; raises DataError where there is no
-    such folder, OutputError where it cannot be written.
+    What is absent is named on the page; ``verdicts`` head it. Returns the page's path; raises DataError where
+    there is no such folder, OutputError where it cannot be written.
     """
     evidence = collect(run)
     page, drawn = Path(run) / "report.html", _drawn(evidence.report)
     for name, content in drawn.items():
         with replacing(Path(run) / f"{name}.png") as temporary:
             temporary.write_bytes(content)
-    write_text(page, render(evidence, drawn))
+    write_text(page, render(evidence, drawn, verdicts))
     if evidence.config:
-        text = card(evidence.config, evidence.report)
+        text = card(evidence.config, evidence.report, evidence.extras)
         write_text(Path(run) / "README.md", text)
         _share(Path(run) / "classifier", text)
     return page
+
+
+def judge(run: Path | str, wishes: Mapping[str, float]) -> list[Verdict]:
+    """What a run's folder says to each wish."""
+    evidence = collect(run)
+    return judged(wishes, evidence.measured, evidence.extras)
+
+
+def put_beside(run: Path | str, comparison: Path | str) -> None:
+    """Keep the table of a folder that `sightline compare` made with a run; DataError where it is none."""
+    file = Path(comparison) / "compare.json"
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+        known = {name: content[name] for name in ("n", "entrants", "sentences")}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(
+            f"'{comparison}' holds no finished comparison (compare.json): name the folder of `sightline compare`."
+        ) from error
+    write_json(Path(run) / EXTRAS["comparison"], known)
 
 
 def _drawn(report: Mapping[str, Any]) -> dict[str, bytes]:
@@ -59,17 +81,27 @@ def _width(png: bytes) -> int:
     return int.from_bytes(png[16:20]) * 2 // 3
 
 
-def render(evidence: Evidence, drawn: Mapping[str, bytes] | None = None) -> str:
+def render(evidence: Evidence, drawn: Mapping[str, bytes] | None = None, verdicts: Sequence[Verdict] = ()) -> str:
     """The page as HTML; every name from the data is escaped. ``drawn`` are pictures that are at hand."""
-    from jinja2 import Environment, StrictUndefined
+    from jinja2 import Environment, FunctionLoader, StrictUndefined
 
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment = Environment(
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        loader=FunctionLoader(_template),
+    )
     environment.filters |= {"share": share, "number": number, "count": count, "duration": duration}
-    template = resources("sightline.evidence").joinpath("page.html.jinja").read_text(encoding="utf-8")
     measured = evidence.measured
     drawn = _drawn(evidence.report) if drawn is None else drawn
-    return environment.from_string(template).render(
+    trust, damaged = sections(evidence.extras)
+    return environment.get_template("page.html.jinja").render(
         evidence=evidence,
+        trust=trust,
+        damaged=[f"{EXTRAS[name]} (cannot be understood)" for name in damaged],
+        lacking=lacking(evidence.extras),
+        verdicts=verdicts,
         measured=measured,
         facts=_facts(evidence),
         cards=_cards(evidence),
@@ -77,7 +109,8 @@ def render(evidence: Evidence, drawn: Mapping[str, bytes] | None = None) -> str:
         metrics=_metrics(measured),
         classes=_classes(measured),
         counts=_counts(evidence.counts),
-        confusion=_confusion(measured),
+        given=evidence.report.get("given") or {},
+        confusion=_confusion(measured, evidence.report),
         costs=_costs(measured, evidence.training),
         pairs=_pairs(evidence.report),
         mistakes=_mistakes(evidence.report),
@@ -90,6 +123,10 @@ def render(evidence: Evidence, drawn: Mapping[str, bytes] | None = None) -> str:
         recipe=_table(evidence.recipe),
         environment=_table(evidence.environment),
     )
+
+
+def _template(name: str) -> str:
+    return resources("sightline.evidence").joinpath(name).read_text(encoding="utf-8")
 
 
 def _facts(evidence: Evidence) -> dict[str, Any]:
@@ -257,21 +294,26 @@ def _counts(counts: Mapping[str, Mapping[str, int]]) -> dict[str, Any] | None:
     }
 
 
-def _confusion(measured: Mapping[str, Any]) -> dict[str, Any] | None:
-    """A table of shaded cells, or a picture where there are too many classes to read."""
+def _confusion(measured: Mapping[str, Any], report: Mapping[str, Any]) -> dict[str, Any] | None:
+    """A table of shaded cells that open their images, or a picture where there are too many classes to read."""
     matrix, classes = measured.get("confusion"), measured.get("classes")
     if not matrix or not classes:
         return None
     if len(classes) > MATRIX:
         return {"picture": pictures.data_url(pictures.confusion(matrix, classes))}
+    opened = [{**cell, "examples": embedded(cell["examples"], "image")} for cell in report.get("cells") or ()]
+    known = {(cell["row"], cell["column"]) for cell in opened}
     rows = []
     for i, (name, counts) in enumerate(zip(classes, matrix, strict=True)):
         total = sum(counts) or 1
         # the square root lifts rare confusions into sight
-        cells = [(n, "right" if i == j else "wrong", sqrt(n / total)) for j, n in enumerate(counts)]
+        cells = [
+            (n, "right" if i == j else "wrong", sqrt(n / total), f"cell-{i}-{j}" if (i, j) in known else None)
+            for j, n in enumerate(counts)
+        ]
         rows.append((name, cells))
     tilt = any(len(name) > 4 for name in classes)
-    return {"picture": None, "classes": classes, "rows": rows, "tilt": tilt}
+    return {"picture": None, "classes": classes, "rows": rows, "tilt": tilt, "cells": opened}
 
 
 def _wrong(measured: Mapping[str, Any]) -> int:
@@ -281,14 +323,7 @@ def _wrong(measured: Mapping[str, Any]) -> int:
 
 def _mistakes(report: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     """The gallery."""
-    return _safe(report.get("mistakes"))
-
-
-def _safe(shown: Any) -> list[Mapping[str, Any]]:
-    """Only embedded PNG images may enter, so that the page never loads anything."""
-    return [
-        one for one in shown or () if re.fullmatch(r"data:image/png;base64,[A-Za-z0-9+/=]+", str(one.get("image")))
-    ]
+    return embedded(report.get("mistakes"), "image")
 
 
 def _pairs(report: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -297,7 +332,9 @@ def _pairs(report: Mapping[str, Any]) -> list[dict[str, Any]]:
         {
             "count": pair["count"],
             "ways": [
-                {**way, "examples": _safe(way.get("examples"))} for way in pair["directions"] if way["count"]
+                {**way, "examples": embedded(way.get("examples"), "image")}
+                for way in pair["directions"]
+                if way["count"]
             ],
             "names": (pair["directions"][0]["label"], pair["directions"][0]["predicted"]),
         }

@@ -95,7 +95,7 @@ def short(value: float) -> str:
     return f"{value:.0f}"
 
 
-def spelled(bounds: Mapping[str, float] | None, write: Callable[[float], str]) -> str:
+def spelled(bounds: Mapping[str, Any] | None, write: Callable[[float], str]) -> str:
     """An interval in words, or a dash where there is none.
 
     >>> spelled({"low": 0.9, "high": 0.95}, share)

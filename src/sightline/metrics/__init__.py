@@ -12,6 +12,7 @@ from .classes import confusion_matrix as confusion_matrix
 from .confidence import BINS as BINS
 from .confidence import Reliability as Reliability
 from .confidence import brier_scores as brier_scores
+from .confidence import equal_mass_reliability as equal_mass_reliability
 from .confidence import log_losses as log_losses
 from .confidence import reliability as reliability
 from .intervals import paired_difference as paired_difference
@@ -30,3 +31,7 @@ from .ranking import OneVsRest as OneVsRest
 from .ranking import RocCurve as RocCurve
 from .ranking import one_vs_rest as one_vs_rest
 from .ranking import roc_curve as roc_curve
+from .selective import RiskCoverage as RiskCoverage
+from .selective import risk_coverage as risk_coverage
+from .separation import Separation as Separation
+from .separation import separation as separation

@@ -16,7 +16,7 @@ BINS = 15
 
 @dataclass(frozen=True)
 class Reliability:
-    """Confidence against accuracy in equal-width bins (lo, hi]: what ECE sums up."""
+    """Confidence against accuracy in bins (lo, hi]: what ECE sums up."""
 
     edges: Float[ndarray, " edges"]
     counts: Int[ndarray, " bins"]
@@ -29,6 +29,11 @@ class Reliability:
     def ece(self) -> float:
         """Expected calibration error, sum_b n_b / n |acc_b - conf_b| (Guo 2017, eq. 3)."""
         return float(self.counts @ np.abs(self.accuracy - self.confidence) / self.counts.sum())
+
+    @property
+    def mce(self) -> float:
+        """Maximum calibration error: the gap of the worst bin that has images (Guo 2017, eq. 4)."""
+        return float(np.abs(self.accuracy - self.confidence).max(initial=0.0, where=self.counts > 0))
 
     def as_json(self) -> dict[str, list[float]]:
         """The four columns as lists."""
@@ -65,6 +70,30 @@ def reliability(
         counts=counts,
         confidence=ratio(np.bincount(place, weights=confidence, minlength=bins), counts),
         accuracy=ratio(np.bincount(place, weights=right, minlength=bins), counts),
+    )
+
+
+def equal_mass_reliability(
+    labels: Int[ndarray, " N"], probabilities: Float[ndarray, "N K"], *, bins: int = BINS
+) -> Reliability:
+    """The same in bins of as equal a number of images as N allows, none empty: fewer bins where N is below
+    ``bins``.
+
+    Its ``ece`` is the adaptive one (Nguyen and O'Connor 2015): where nearly all confidences are above 0.95, equal
+    widths see a single bin, and equal masses what is in it. Images are sorted by confidence and cut by rank, so
+    that equal confidences may fall to both sides of an edge.
+    """
+    confidence = probabilities.max(1).astype(np.float64)
+    right = (probabilities.argmax(1) == labels).astype(np.float64)
+    order = np.argsort(confidence, kind="stable")
+    cuts = np.linspace(0, len(order), min(bins, len(order)) + 1).round().astype(np.int64)
+    counts = np.diff(cuts)
+    ranked = confidence[order]
+    return Reliability(
+        edges=np.concatenate([[0.0], (ranked[cuts[1:-1] - 1] + ranked[cuts[1:-1]]) / 2, [1.0]]),
+        counts=counts,
+        confidence=np.add.reduceat(ranked, cuts[:-1]) / counts,
+        accuracy=np.add.reduceat(right[order], cuts[:-1]) / counts,
     )
 
 

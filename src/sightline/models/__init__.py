@@ -18,6 +18,7 @@ from .catalogue import (
 from .cost import multiply_adds
 from .ensemble import Ensemble, Member
 from .initialise import INITIALISATIONS, initialise
+from .noise import WeightNoise
 from .stages import Stage, embed, stages
 from .surgery import SURGERY, head
 from .weights import WeightsReport, load_weights
@@ -33,6 +34,7 @@ __all__ = [
     "Member",
     "Network",
     "Stage",
+    "WeightNoise",
     "WeightsReport",
     "architecture",
     "build",

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..errors import RecipeError
+from .noise import WeightNoise
 from .whitening import Whitening
 
 Size = Sequence[int]
@@ -36,6 +37,11 @@ class Network(nn.Module, ABC):
     elsewhere: tuple[tuple[str, str], ...] = ()
     """How names of tensors begin in other people's files, and here: the first pair that fits is exchanged."""
 
+    def __init__(self) -> None:
+        super().__init__()
+        self.noise: WeightNoise | None = None
+        """What the weights are disturbed by, in training and in answers."""
+
     @property
     def outputs(self) -> int:
         """Classes it tells apart."""
@@ -47,6 +53,10 @@ class Network(nn.Module, ABC):
 
     def forward(self, pixels: Float[Tensor, "B C H W"]) -> Float[Tensor, "B K"]:
         """Raw scores of each class."""
+        return self.look(pixels) if self.noise is None else self.noise.answer(self, self.look, pixels)
+
+    def look(self, pixels: Float[Tensor, "B C H W"]) -> Float[Tensor, "B K"]:
+        """Raw scores of each class by the weights as they are, without noise."""
         if self.mirrored and not self.training:
             return (self.logits(pixels) + self.logits(pixels.flip(3))) / 2
         return self.logits(pixels)

@@ -25,7 +25,7 @@ from .inception import inception
 from .lenet import lenet5
 from .mlp import mlp
 from .mobile import efficientnet, mobilenet
-from .plain import plain_cnn, small_cnn, table2
+from .plain import plain_cnn, small_cnn, strided_cnn, table2
 from .residual18 import resnet18
 from .resnet import resnet20, resnet32, resnet44, resnet56
 from .surgery import SURGERY
@@ -45,6 +45,7 @@ NETWORKS: dict[str, Callable[..., Network]] = {
     "enhanced": enhanced,
     "small-cnn": small_cnn,
     "table2": table2,
+    "strided-cnn": strided_cnn,
     "plain-cnn": plain_cnn,
     "alexnet": alexnet,
     "alexnet-small": alexnet_small,
@@ -83,6 +84,7 @@ REFERENCE: dict[str, Reference] = {
     "enhanced": Reference(3, (32, 32), (28, 64)),
     "small-cnn": Reference(1, (28, 28), (28, 32)),
     "table2": Reference(3, (224, 224), (28, 224)),
+    "strided-cnn": Reference(1, (28, 28), (28, 32)),
     "plain-cnn": Reference(3, (32, 32), (28, 64)),
     "alexnet": Reference(3, (224, 224), (128, 224)),
     "alexnet-small": Reference(3, (32, 32), (28, 64)),

@@ -42,6 +42,7 @@ class Ensemble(Network):
     def __init__(self, members: Sequence[Member]) -> None:
         super().__init__()
         self.members = nn.ModuleList(members)
+        self.differentiable = all(one.network.differentiable for one in members)
 
     def each(self) -> list[Member]:
         """The members."""

@@ -75,6 +75,31 @@ def table2(classes: int, channels: int, size: Size, dropout: float = 0.0) -> Net
     return Plain(features, 128, classes)
 
 
+def strided_cnn(classes: int, channels: int, size: Size, width: int = 16, dropout: float = 0.0) -> Network:
+    """Two 4x4 convolutions of stride 2 and 100 hidden units: cheap, and what robust digits are trained with.
+
+    Wong and Kolter 2018 (arXiv 1711.00851), Wong et al. 2020; torch's own initial weights, as theirs. ``width``
+    channels, then twice as many.
+    """
+    if not isinstance(width, int) or width < 1:
+        raise RecipeError(f"width is the channels of the first convolution, 1 or more, not {width}.")
+    height, breadth = (side // 2 // 2 for side in size)
+    _at_least_one("strided-cnn", height, breadth, size, 4)
+    features = nn.Sequential(
+        OrderedDict(
+            conv1=nn.Conv2d(channels, width, 4, 2, padding=1),
+            relu1=nn.ReLU(),
+            conv2=nn.Conv2d(width, 2 * width, 4, 2, padding=1),
+            relu2=nn.ReLU(),
+            flatten=nn.Flatten(),
+            fc=nn.Linear(2 * width * height * breadth, 100),
+            relu3=nn.ReLU(),
+            dropout=dropout_of(dropout),
+        )
+    )
+    return Plain(features, 100, classes)
+
+
 def plain_cnn(
     classes: int,
     channels: int,

@@ -61,7 +61,8 @@ def stages(network: Network) -> tuple[Stage, ...]:
 def embed(network: Network, pixels: Float[Tensor, "B C H W"]) -> Float[Tensor, "B D"]:
     """What the head is given for preprocessed pixels: the features before the last layer.
 
-    Of a mirrored network in eval mode the mean of both looks, of an ensemble its members' side by side.
+    Of a mirrored network in eval mode the mean of both looks, of an ensemble its members' side by side, of one
+    with noise in its weights what it sees without.
     Raises BundleError where there is no head.
     """
     if isinstance(network, Ensemble):
@@ -69,7 +70,7 @@ def embed(network: Network, pixels: Float[Tensor, "B C H W"]) -> Float[Tensor, "
     seen: list[Tensor] = []
     watching = head(network).register_forward_pre_hook(lambda _, given: seen.append(given[0]))
     try:
-        network(pixels)
+        network.look(pixels)
     finally:
         watching.remove()
     return seen[0] if len(seen) == 1 else torch.stack(seen).mean(0)

@@ -5,12 +5,14 @@ loaded afterwards. The arguments are JSON.
 """
 
 from collections.abc import Callable
+from typing import no_type_check
 
 import torch
 from torch import nn
 
 from ..errors import BundleError
 from .blocks import Network
+from .noise import WeightNoise, layers
 
 
 def head(network: Network) -> nn.Linear:
@@ -51,7 +53,23 @@ def mirrored(network: Network) -> Network:
     return network
 
 
+@no_type_check
+def noise(network: Network, alpha: float = 0.25) -> Network:
+    """The same network with noise in the weights of every layer, in training and in answers: see ``WeightNoise``.
+
+    ``alpha`` is its strength at first, in deviations of each layer's weights; training changes it. The other
+    tensors keep their names, so weights fit with and without. Raises ValueError for an impossible alpha.
+    """
+    if not isinstance(alpha, int | float) or isinstance(alpha, bool) or not 0 < alpha <= 10:
+        raise ValueError(f"alpha is a number above 0 and at most 10, not {alpha}")
+    if not (names := layers(network)):
+        raise ValueError("the network has no layer whose weights could be disturbed")
+    network.noise = WeightNoise(names, alpha)
+    return network
+
+
 SURGERY: dict[str, Callable[..., Network]] = {
     "grown_head": grown_head,
     "mirrored": mirrored,
+    "noise": noise,
 }

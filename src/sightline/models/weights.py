@@ -60,6 +60,8 @@ def load_weights(network: Network, file: str | Path) -> WeightsReport:
     wanted = {name: t for name, t in network.state_dict().items() if not name.endswith("num_batches_tracked")}
     given = _with_head(_renamed(kept, network, wanted), network)
     given = {name: t for name, t in given.items() if not name.endswith("num_batches_tracked")}
+    apart = {"noise.alpha"} - (given.keys() & wanted.keys())  # one side has noise in its weights: the rest fits
+    given, wanted = ({name: t for name, t in side.items() if name not in apart} for side in (given, wanted))
     initial = _other_classes(given, wanted)
     _check_fit(path, {n: t for n, t in given.items() if n not in initial}, wanted, initial)
     loaded = [name for name in wanted if name not in initial]

@@ -11,7 +11,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ..choose import choose, suggest
-from ..errors import BundleError
+from ..errors import BundleError, ChoiceError
+from .filters import FILTERS, Bits, Filter, Jpeg, Median, Noise
 from .statistics import Images, measure, measure_changed
 from .steps import STD_FLOOR, Contrast, Normalise, Step
 from .whitening import Zca, fit_zca, sentence
@@ -23,6 +24,10 @@ STEPS: dict[str, type[Step]] = {
     "normalise": Normalise,
     "contrast": Contrast,
     "zca": Zca,
+    "median": Median,
+    "jpeg": Jpeg,
+    "bits": Bits,
+    "noise": Noise,
 }
 
 
@@ -167,6 +172,17 @@ class Whiten(Plan):
         return [sentence(shape, count, self.rank)]
 
 
+@dataclass(frozen=True)
+class Filtered(Plan):
+    """A filter of pixels: nothing is measured."""
+
+    step: Filter
+
+    def fit(self, images: Images, before: Preprocessing, channels: int) -> list[Step]:  # noqa: ARG002
+        """The filter."""
+        return [self.step]
+
+
 @no_type_check
 def _check_positive(name, value):
     if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < float("inf"):
@@ -199,16 +215,22 @@ def fit(images: Images, how: str, channels: int) -> Preprocessing:
     """The preprocessing called ``how``, measured on ``images`` (give training images only).
 
     ``how`` is a word of ``NORMALISATIONS`` with its arguments, or several joined by +, each measured on what
-    the ones before it leave: ``gcn+zca:eps=0.1``. The result's ``notes`` say what it took, where that is much.
+    the ones before it leave: ``gcn+zca:eps=0.1``; words of ``FILTERS`` come first. The result's ``notes`` say
+    what it took, where that is much.
     Raises ChoiceError for an unknown word, DataError where there is nothing to measure.
     """
     steps: list[Step] = []
     for plan in _plans(how):
-        steps += plan.fit(images, Preprocessing(steps), channels)
+        steps += plan.fit(images, Preprocessing(steps).eval(), channels)
     costly = len(images) and any(isinstance(step, Zca) for step in steps)
     return Preprocessing(steps, forecast(how, images[:1].shape[1:], len(images)) if costly else ())
 
 
 def _plans(how: str) -> list[Plan]:
     words = re.split(r"\+(?!\d)", how)  # the plus of 1e+3 is none
-    return [choose(NORMALISATIONS, word, "normalisation") for word in words]
+    found = [choose({**NORMALISATIONS, **FILTERS}, word, "normalisation") for word in words]
+    plans = [Filtered(one) if isinstance(one, Filter) else one for one in found]
+    for word, before, plan in zip(words[1:], plans, plans[1:], strict=False):
+        if isinstance(plan, Filtered) and not isinstance(before, Filtered):
+            raise ChoiceError(f"In the normalisation '{how}', '{word}' filters pixels in [0, 1]: put it first.")
+    return plans

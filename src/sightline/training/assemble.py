@@ -27,10 +27,12 @@ from ..preprocessing import fit as fit_preprocessing
 from ..types import Batch, Geometry, Splits
 from . import pace
 from .freezing import check_freezing
+from .mitigation import fair_of, mitigation_of
 from .objectives import OBJECTIVES, Objective
 from .optimizers import optimizer
 from .recipe import Recipe, window
 from .refinement import Method
+from .robust import Robust
 from .schedules import schedule
 from .team import ALONE, Team
 from .transfer import START, begin, provenance_of, start_of
@@ -65,6 +67,7 @@ def check_names(recipe: Recipe) -> None:
         raise RecipeError(f"There is no file of weights '{recipe.weights}', and no run or bundle there.")
     start_of(recipe)
     check_freezing(recipe)
+    mitigation_of(recipe)
     if recipe.start_size and recipe.size and recipe.start_size > recipe.size:
         raise RecipeError(f"start_size is {recipe.start_size}: it must not be above the size, {recipe.size}.")
 
@@ -86,7 +89,10 @@ def plan_of(recipe: Recipe, *, classes: int, channels: int, size: tuple[int, int
     assert recipe.model is not None
     word = recipe.model if recipe.dropout is None else f"{recipe.model}:dropout={recipe.dropout}"
     plan = architecture(word, classes=classes, channels=channels, size=size)
-    return replace(plan, surgery=(*plan.surgery, ("mirrored", {}))) if recipe.mirrored else plan
+    changes = [("mirrored", {})] if recipe.mirrored else []
+    if recipe.weight_noise:
+        changes.append(("noise", {"alpha": recipe.weight_noise}))
+    return replace(plan, surgery=(*plan.surgery, *changes))
 
 
 def fresh(
@@ -145,7 +151,12 @@ def objective_of(recipe: Recipe, counts: Int[ndarray, " K"] | None = None) -> Ob
         "class_weights": None if counts is None else weighting(counts),
     }
     given = {name: value for name, value in given.items() if value is not None}
-    return choose({name: partial(_loss, name, given) for name in OBJECTIVES}, recipe.loss, "loss")
+    made = choose({name: partial(_loss, name, given) for name in OBJECTIVES}, recipe.loss, "loss")
+    if isinstance(made, Robust) and (recipe.replicas or 1) > 1:
+        raise RecipeError(
+            f"The loss {recipe.loss} draws at random, replicas would do so in no certain order: leave them out."
+        )
+    return made
 
 
 def _loss(name: str, given: Mapping[str, Any], *words: Any, **named: Any) -> Objective:
@@ -177,14 +188,15 @@ def method_of(
     augment = augment or policy(recipe.augment or ())
     assert recipe.batch_size is not None
     layout = pace.LAYOUTS[recipe.memory_format or "contiguous"]
-    balanced = recipe.sampling == "balanced"
+    fair = fair_of(recipe, splits.train, objective)
+    balanced = fair.balanced or recipe.sampling == "balanced"
 
     def epoch(number: int, start: int) -> Iterable[Batch]:
         whole = batches(
-            splits.train,
+            fair.train,
             recipe.batch_size or 0,
             device=device,
-            order=Shuffled(recipe.seed, number, balanced),
+            order=Shuffled(recipe.seed, number, balanced, fair.balanced),
             start=start,
             augment=augment,
             drop_last=True,
@@ -193,7 +205,8 @@ def method_of(
         )
         return _shrunk(whole, side_at(recipe, number), layout)
 
-    return Method(objective, epoch, count_batches(len(splits.train), recipe.batch_size, drop_last=True))
+    steps = count_batches(len(splits.train), recipe.batch_size, drop_last=True)
+    return Method(fair.objective, epoch, steps, hooks=fair.hooks)
 
 
 def side_at(recipe: Recipe, epoch: int) -> int:

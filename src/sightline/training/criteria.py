@@ -5,7 +5,7 @@ computed. The strongest rival of the true class k is r = argmax over j != k, the
 choice counts as constant in the gradient.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +18,20 @@ Criterion = Callable[[Float[Tensor, "B K"], Int[Tensor, " B"]], Float[Tensor, " 
 def cross_entropy(logits: Float[Tensor, "B K"], labels: Int[Tensor, " B"]) -> Float[Tensor, " B"]:
     """-log p_k."""
     return F.cross_entropy(logits, labels, reduction="none")
+
+
+def mean_cross_entropy(
+    logits: Float[Tensor, "B K"],
+    labels: Int[Tensor, " B"] | Float[Tensor, "B K"],
+    class_weights: Sequence[float] | None = None,
+    label_smoothing: float = 0.0,
+) -> Float[Tensor, ""]:
+    """Cross-entropy of hard or soft labels, each class's terms weighted, over the number of images."""
+    if class_weights is None:
+        return F.cross_entropy(logits, labels, label_smoothing=label_smoothing)
+    weights = torch.tensor(class_weights, device=logits.device, dtype=logits.dtype)
+    total = F.cross_entropy(logits, labels, weights, label_smoothing=label_smoothing, reduction="sum")
+    return total / len(logits)
 
 
 def focal(logits: Float[Tensor, "B K"], labels: Int[Tensor, " B"], *, gamma: float) -> Float[Tensor, " B"]:

@@ -13,6 +13,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ..classifier import Classifier
+from ..models import WeightNoise
+from ..preprocessing import Noise
 from ..types import Batch
 from .objectives import Objective
 
@@ -169,4 +171,6 @@ def running_statistics(*modules: nn.Module, moving: bool = False) -> list[Tensor
 
 def draws(network: nn.Module) -> bool:
     """Whether the network draws random numbers while training: replicas would draw in no certain order."""
-    return any(isinstance(layer, nn.modules.dropout._DropoutNd) and layer.p > 0 for layer in network.modules())
+    dropped = nn.modules.dropout._DropoutNd
+    layers = [*network.modules()]
+    return any(isinstance(one, Noise | WeightNoise) or (isinstance(one, dropped) and one.p > 0) for one in layers)

@@ -7,13 +7,13 @@ from functools import partial
 from typing import Protocol, no_type_check, runtime_checkable
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from ..classifier import Classifier
 from ..types import Batch
-from .criteria import Criterion, cross_entropy, each_label, focal, m3ce, mce
+from .criteria import Criterion, cross_entropy, each_label, focal, m3ce, mce, mean_cross_entropy
+from .robust import Adversarial, FastAdversarial, Trades
 
 
 @runtime_checkable
@@ -71,11 +71,7 @@ class CrossEntropy(OnLogits):
         self, logits: Float[Tensor, "B K"], labels: Int[Tensor, " B"] | Float[Tensor, "B K"]
     ) -> Float[Tensor, ""]:
         """The mean cross-entropy."""
-        if self.class_weights is None:
-            return F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing)
-        weights = torch.tensor(self.class_weights, device=logits.device, dtype=logits.dtype)
-        total = F.cross_entropy(logits, labels, weights, label_smoothing=self.label_smoothing, reduction="sum")
-        return total / len(logits)
+        return mean_cross_entropy(logits, labels, self.class_weights, self.label_smoothing)
 
 
 @no_type_check  # it checks its own fields, and says it better
@@ -232,6 +228,9 @@ OBJECTIVES: Mapping[str, Callable[..., Objective]] = {
     "m3ce-cec-normalised": M3CECEcNormalised,
     "mce": MCE,
     "large-margin-mce": LargeMarginMCE,
+    "adversarial": Adversarial,
+    "fast-adversarial": FastAdversarial,
+    "trades": Trades,
 }
 """Name -> the loss, its own arguments after colons: ``focal:gamma=3``."""
 

@@ -20,6 +20,7 @@ from .gradients import cut, draws, gradients
 from .objectives import Objective
 from .optimizers import optimizer
 from .recipe import Recipe
+from .robust import Robust
 
 LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 
@@ -84,18 +85,20 @@ def measure(classifier: Classifier, recipe: Recipe, objective: Objective, batch:
     precisions = _worth_trying(classifier, recipe, objective, batch)
     ways = [Way(p, layout, recipe.replicas or 1) for p in precisions for layout in layouts]
     way, rate = _fastest(ways, classifier, recipe, objective, batch)
-    if recipe.replicas is None and (others := _replicated(way, classifier, recipe)):
+    if recipe.replicas is None and (others := _replicated(way, classifier, recipe, objective)):
         way, rate = _fastest([way, *others], classifier, recipe, objective, batch)
     with suppress(OutputError):  # a cache that cannot be written only means measuring again
         write_json(path, {"way": vars(way), "images_per_second": rate})
     return Pace(way, rate)
 
 
-def _replicated(way: Way, classifier: Classifier, recipe: Recipe) -> list[Way]:
+def _replicated(way: Way, classifier: Classifier, recipe: Recipe, objective: Objective) -> list[Way]:
     """The same way in as many replicas as there are threads, where that may help and is exactly repeatable."""
     threads = torch.get_num_threads()
     fits = (recipe.batch_size or 0) >= 16 * threads and recipe.processes == 1
-    if classifier.device.type != "cpu" or threads == 1 or not fits or draws(classifier):
+    if classifier.device.type != "cpu" or threads == 1 or not fits:
+        return []
+    if draws(classifier) or isinstance(objective, Robust):
         return []
     return [replace(way, replicas=threads)]
 

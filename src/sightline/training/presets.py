@@ -38,13 +38,33 @@ def mnist_best() -> Recipe:
 
 
 def cifar10_fast() -> Recipe:
-    """Small colour photographs in minutes. Not yet measured."""
+    """Small colour photographs in minutes.
+
+    Measured on CIFAR-10 as JPEG, seed 0: 84.3 % of the test images in 7.0 minutes on two cores with AVX2 and no
+    bfloat16, 12.8 core minutes (``benchmarks/presets.py cifar10-fast --seeds 0``).
+    """
     return _photographs(epochs=5)
 
 
 def cifar10_best() -> Recipe:
     """Small colour photographs as well as two cores can in half an hour. Not yet measured."""
     return _photographs(epochs=14)
+
+
+def mnist_robust() -> Recipe:
+    """Digits that stay right when every pixel may change by 0.3. Not yet measured."""
+    return Recipe(
+        normalize="none",
+        model="strided-cnn",
+        epochs=14,
+        augment=(),
+        batch_size=128,
+        loss="adversarial:0.3:4:step=0.1:ramp=3",
+        optimizer="adam",
+        lr=0.005,
+        weight_decay=0.0,
+        warmup=0.4,
+    )
 
 
 def _photographs(epochs: int) -> Recipe:
@@ -68,5 +88,6 @@ PRESETS: Mapping[str, Callable[[], Recipe]] = {
     "mnist-best": mnist_best,
     "cifar10-fast": cifar10_fast,
     "cifar10-best": cifar10_best,
+    "mnist-robust": mnist_robust,
 }
 """Name -> the recipe; ``sightline train DATA --preset NAME``."""

@@ -66,7 +66,8 @@ class Recipe:
     normalize: str | None = _knob(None, "Pixels", common=True)
     """How pixels are normalised: fitted (mean and deviation of the training images), imagenet, cifar10, mnist,
     signed (to [-1, 1]), none, gcn (each image's own contrast), zca:eps=0.1; several joined by +: gcn+zca; start
-    (as the run or bundle of --weights does). start where there is such a one, else fitted."""
+    (as the run or bundle of --weights does). start where there is such a one, else fitted. Filters come first:
+    median:3+fitted, jpeg:75, bits:4, noise:0.1."""
     augment: tuple[str, ...] | None = _knob(None, "Pixels", common=True)
     """Augmentations in order, with arguments after colons: flip shift:4 rotate:10; or none. `sightline list
     augmentations` names them all."""
@@ -79,6 +80,9 @@ class Recipe:
     """Initial weights: own (as the network's authors do), or glorot-uniform, he-normal, lecun-normal, ..."""
     mirrored: bool = _knob(False, "Model")
     """Answer with the mean over an image and its mirror image: a little better, at twice the work per answer."""
+    weight_noise: float = _knob(0.0, "Model")
+    """Noise in the weights of every layer while training and answering, in deviations of each layer's weights at
+    first; training adjusts it (parametric noise injection). 0.25 is usual; 0 for none."""
     weights: str | None = _knob(None, "Model", common=True)
     """What to start from: a run or bundle folder, or a file of weights: .safetensors, or .pth/.th without code in
     it."""
@@ -101,6 +105,10 @@ class Recipe:
     number of images, (1 - beta^n) / (1 - beta)."""
     sampling: Literal["shuffled", "balanced"] = _knob("shuffled", "Training")
     """shuffled: every image once an epoch; balanced: every class equally often, rare images repeatedly."""
+    fair: str | None = _knob(None, "Training")
+    """Column of a table whose groups should fare alike: its values within each class are to count the same."""
+    fair_by: str = _knob("balanced", "Training")
+    """How, where fair names a column: balanced (each drawn equally often), reweighing, group-dro:eta=0.01."""
     label_smoothing: float = _knob(0.0, "Training")
     """Share of each label spread evenly over all classes, in [0, 1)."""
     optimizer: str = _knob("sgd", "Training")
@@ -294,6 +302,7 @@ _RULES: Mapping[str, tuple[str, Callable[[Any], bool]]] = {
     "dropout": ("a share from 0 to below 1", _number(0, 1)),
     "init": ("a name", _text),
     "mirrored": ("true or false", lambda v: isinstance(v, bool)),
+    "weight_noise": ("a number from 0 to 10", lambda v: _number(0, math.inf)(v) and v <= 10),
     "epochs": ("a whole number, 0 or more", _whole(0)),
     "batch_size": ("a whole number of at least 2", _whole(2)),
     "loss": ("a name", _text),
@@ -301,6 +310,8 @@ _RULES: Mapping[str, tuple[str, Callable[[Any], bool]]] = {
     "label_smoothing": ("a share from 0 to below 1", _number(0, 1)),
     "class_weights": ("a name", _text),
     "sampling": _one_of("shuffled", "balanced"),
+    "fair": ("the name of a column", _text),
+    "fair_by": ("a name", _text),
     "optimizer": ("a name", _text),
     "lr": ("a number above 0", lambda v: _number(0, math.inf)(v) and v > 0),
     "bias_lr": ("a number above 0", lambda v: _number(0, math.inf)(v) and v > 0),

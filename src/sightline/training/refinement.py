@@ -24,6 +24,7 @@ from .hooks import Average, Best, Checkpoint, History, Live, Patience
 from .objectives import Objective
 from .optimizers import optimizer
 from .recipe import Recipe
+from .robust import Robust
 from .schedules import schedule
 from .team import ALONE, Team
 
@@ -126,7 +127,8 @@ def _fit(
 
     def look() -> tuple[float, float]:
         team.level(*{state.classifier, candidate})
-        loss, accuracy = validate(candidate, own)
+        asked = method.objective.validate if isinstance(method.objective, Robust) else validate
+        loss, accuracy = asked(candidate, own)
         if team.size == 1:
             return loss, accuracy
         sums = torch.tensor([loss, accuracy, 1.0], device=candidate.device) * len(own)

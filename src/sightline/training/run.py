@@ -22,6 +22,7 @@ from .assemble import check_growth, check_names, fresh, geometry_of, method_of, 
 from .fit import Hook
 from .folder import RunFolder, check_free, create
 from .freezing import check_freezing
+from .mitigation import check_fair
 from .objectives import Objective
 from .recipe import Recipe
 from .refinement import Method, refine
@@ -86,7 +87,9 @@ def _begin(
     classifier, weighed = fresh(recipe, splits, where)
     check_growth(recipe, classifier)
     check_freezing(recipe, classifier.network)
-    recipe, measured = _pace(recipe, splits, classifier, objective or objective_of(recipe, splits.train.counts))
+    loss = objective or objective_of(recipe, splits.train.counts)
+    weighed += check_fair(recipe, splits.train, loss)
+    recipe, measured = _pace(recipe, splits, classifier, loss)
     for note in (*weighed, *measured):
         progress.say(note)
     notes += (*weighed, *measured)
@@ -124,7 +127,8 @@ def train_on(
     objective = objective_of(recipe, splits.train.counts)
     recipe, _ = _pace(recipe, splits, classifier, objective)
     pace.to_layout(classifier, recipe.memory_format or "contiguous")
-    method = replace(method_of(recipe, splits, where, objective), hooks=hooks)
+    method = method_of(recipe, splits, where, objective)
+    method = replace(method, hooks={**(method.hooks or {}), **(hooks or {})})
     facts = refine(classifier, recipe, splits, method, folder, resume=resume)
     return Run(folder.path, recipe, classifier, splits, facts, ())
 

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..pictures import PALETTE, _drawn, _figure, _house_look
+from ..pictures import PALETTE, drawn, house_look, panels
 from .space import Among, Range, Space
 
 if TYPE_CHECKING:
@@ -21,10 +21,10 @@ MOST = 6
 """Panels side by side before a picture gets a second row."""
 
 
-@_house_look()
+@house_look()
 def history_picture(rows: Sequence[Mapping[str, Any]]) -> "Image":
     """Validation accuracy of each trial in the order they were begun, and the best so far."""
-    figure, (panel,) = _figure(1, (7.2, 3.4))
+    figure, (panel,) = panels(1, (7.2, 3.4))
     rows = sorted(rows, key=lambda row: row["trial"])
     _points(panel, rows, [row["trial"] for row in rows])
     done = [row for row in rows if row["state"] == "finished"]
@@ -49,29 +49,29 @@ def history_picture(rows: Sequence[Mapping[str, Any]]) -> "Image":
     _accuracies(panel)
     if panel.get_legend_handles_labels()[0]:
         panel.legend()
-    return _drawn(figure)
+    return drawn(figure)
 
 
-@_house_look()
+@house_look()
 def importance_picture(importance: Mapping[str, float]) -> "Image":
     """Share of the spread of accuracy that each field explains by itself."""
-    figure, (panel,) = _figure(1, (5.6, 1.1 + 0.34 * len(importance)))
+    figure, (panel,) = panels(1, (5.6, 1.1 + 0.34 * len(importance)))
     names = list(importance)[::-1]
     panel.barh(names, [importance[name] for name in names], color=PALETTE["blue"], alpha=0.75)
     for place, name in enumerate(names):
         panel.text(importance[name], place, f" {importance[name]:.0%}", va="center", color=PALETTE["faint"])
     panel.set(xlim=(0, 1.1), xlabel="share of the spread of validation accuracy")
     panel.tick_params(left=False)
-    return _drawn(figure)
+    return drawn(figure)
 
 
-@_house_look()
+@house_look()
 def slices_picture(rows: Sequence[Mapping[str, Any]], space: Space) -> "Image":
     """Validation accuracy over the values of each field."""
     count = len(space.ranges)
     down = -(-count // MOST)
     across = -(-count // down)
-    figure, axes = _figure(across * down, (max(3.6, 2.6 * across), 3.2 * down), rows=down)
+    figure, axes = panels(across * down, (max(3.6, 2.6 * across), 3.2 * down), rows=down)
     for panel, (name, each) in zip(axes, space.ranges.items(), strict=False):
         shown = [row for row in rows if row[name] is not None and row["val_accuracy"] is not None]
         _points(panel, shown, [_place(each, row[name]) for row in shown])
@@ -80,7 +80,7 @@ def slices_picture(rows: Sequence[Mapping[str, Any]], space: Space) -> "Image":
         _accuracies(panel)
     for panel in axes[count:]:
         panel.set_axis_off()
-    return _drawn(figure)
+    return drawn(figure)
 
 
 def _points(panel: "Axes", rows: Sequence[Mapping[str, Any]], places: Sequence[float]) -> None:

@@ -1,0 +1,100 @@
+"""One change for all images: made on some, it fools on others."""
+
+from dataclasses import dataclass, field
+from typing import ClassVar, no_type_check
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from .. import runtime
+from ..classifier import Classifier
+from .ball import BALLS, check_eps, check_norm
+from .gradient import check_count, gradient
+from .quiet import cross_entropy, require_gradient, undisturbed
+
+ENOUGH = 9.0
+"""Cross-entropy above which an image counts no more: it is fooled, and must not hide the others."""
+
+
+@dataclass(frozen=True, eq=False)
+class Perturbation:
+    """A change that is added to every image: an attack that looks at nothing."""
+
+    needs_gradient: ClassVar[bool] = False
+    change: Float[Tensor, "1 C H W"] = field(repr=False)
+    eps: float
+    norm: str = "linf"
+
+    def __call__(
+        self,
+        classifier: Classifier,
+        images: Float[Tensor, "B C H W"],
+        labels: Int[Tensor, " B"],
+        eps: float,
+    ) -> Float[Tensor, "B C H W"]:
+        """The images with the change, made smaller where ``eps`` is below its own."""
+        del classifier, labels
+        check_eps(eps, images, self.norm)
+        return (images + self.change * min(1.0, eps / self.eps)).clamp(0, 1) if eps else images
+
+
+@no_type_check  # it checks its own fields, and says it better
+@dataclass(frozen=True)
+class Universal:
+    """One change for all images, by stochastic gradient ascent (Shafahi et al. 2018, Algorithm 1).
+
+    ``fit`` makes it on some images, for others; called as an attack it is made on the very images it is put on.
+    ``steps`` of eps / 10 by batches of ``batch_size``.
+    """
+
+    needs_gradient: ClassVar[bool] = True
+    steps: int = 100
+    batch_size: int = 128
+    norm: str = "linf"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Raise ValueError or ChoiceError for a field that cannot be."""
+        check_norm(self.norm)
+        check_count("steps", self.steps)
+        check_count("batch_size", self.batch_size)
+
+    def __call__(
+        self,
+        classifier: Classifier,
+        images: Float[Tensor, "B C H W"],
+        labels: Int[Tensor, " B"],
+        eps: float,
+    ) -> Float[Tensor, "B C H W"]:
+        """The images with the change made for them."""
+        check_eps(eps, images, self.norm)
+        if not eps:
+            return images
+        return self.fit(classifier, images, labels, eps)(classifier, images, labels, eps)
+
+    def fit(
+        self,
+        classifier: Classifier,
+        images: Float[Tensor, "N C H W"],
+        labels: Int[Tensor, " N"],
+        eps: float,
+    ) -> Perturbation:
+        """The change that fools on these images; GradientError for a classifier without gradients."""
+        check_eps(eps, images, self.norm)
+        require_gradient(classifier, "A universal perturbation")
+        ball = BALLS[self.norm]
+        generator = runtime.generator(self.seed)
+        with undisturbed(classifier):
+            change = torch.zeros_like(images[:1])
+            for _ in range(self.steps):
+                some = torch.randint(len(images), (self.batch_size,), generator=generator).to(images.device)
+                slope, _, _ = gradient(
+                    classifier,
+                    (images[some] + change).clamp_(0, 1),
+                    labels[some],
+                    lambda logits, given: cross_entropy(logits, given).clamp(max=ENOUGH),
+                )
+                change.add_(ball.uphill(slope.sum(0, keepdim=True)), alpha=eps / 10)
+                change = ball.shortened(change, eps)
+        return Perturbation(change, eps, self.norm)

@@ -1,0 +1,233 @@
+"""Sets of classes that hold the true one as often as asked, whatever the network: split conformal prediction.
+
+Of n calibration images, alike to those to come, the nonconformity scores of the true classes are ranked; a class
+is in an image's set where its score is at most the one of rank ceil((n + 1) (1 - alpha)). Then
+
+    1 - alpha <= P(the set holds the true class) <= 1 - alpha + 1 / (n + 1)
+
+on the mean over calibration sets and images, the upper bound where no scores are equal (Vovk 2005; Angelopoulos
+and Bates 2021). Given one calibration set, coverage is Beta(n + 1 - l, l), l = floor((n + 1) alpha).
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from math import floor, inf, isinf
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+from numpy import ndarray
+
+from ..choose import lookup
+from ..errors import BundleError, DataError, RecipeError
+from ..metrics import wilson
+from ..types import Interval, Prediction
+
+ALPHAS = (0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3)
+"""Error rates whose quantiles a bundle keeps."""
+
+
+def lac(probabilities: Float[ndarray, "N K"]) -> Float[ndarray, "N K"]:
+    """Least ambiguous sets: 1 - p. The smallest on the mean; empty where no class is likely enough.
+
+    Sadinle, Lei and Wasserman 2019.
+    """
+    return 1 - probabilities.astype(np.float64)
+
+
+def aps(probabilities: Float[ndarray, "N K"]) -> Float[ndarray, "N K"]:
+    """Adaptive sets: the probability of all likelier classes together. Larger where an image is hard, never empty.
+
+    Romano, Sesia and Candes 2020, without their randomisation, so that an image has one answer; where more than
+    1 - alpha of the likeliest classes are right, they alone cover too often.
+    """
+    p = probabilities.astype(np.float64)
+    order = np.argsort(-p, axis=1, kind="stable")
+    ranked = np.take_along_axis(p, order, 1)
+    above = np.concatenate([np.zeros((len(p), 1)), np.cumsum(ranked, 1)[:, :-1]], 1)
+    found = np.empty_like(above)
+    np.put_along_axis(found, order, above, 1)
+    return found
+
+
+NONCONFORMITY: Mapping[str, Callable[[ndarray], ndarray]] = {"lac": lac, "aps": aps}
+"""Name -> ``(probabilities (N K)) -> scores (N K)``: the higher, the less the class fits the image."""
+
+
+@dataclass(frozen=True, eq=False)
+class Sets:
+    """A rule that gives each image a set of classes."""
+
+    by: str
+    """A name of ``NONCONFORMITY``."""
+    alpha: float
+    """Share of images whose set may lack the true class."""
+    quantiles: Float[ndarray, " K"]
+    """The largest score let in, for each class; infinite where there were too few images: always let in."""
+    images: Int[ndarray, " K"]
+    """Calibration images behind each quantile: those of the class, or all of them."""
+    per_class: bool
+    """Whether the promise holds within each class (Mondrian), not only over all of them."""
+
+    def __call__(self, probabilities: Float[ndarray, "N K"]) -> Bool[ndarray, "N K"]:
+        """Which classes are in each image's set."""
+        return lookup(NONCONFORMITY, self.by, "kind of conformal set")(probabilities) <= self.quantiles
+
+    @property
+    def boundless(self) -> Int[ndarray, " k"]:
+        """Classes that are in every set, because too few images calibrated them."""
+        return np.flatnonzero(np.isinf(self.quantiles))
+
+    def remark(self, classes: tuple[str, ...]) -> str | None:
+        """What is to be known of boundless classes, in a sentence."""
+        if not len(self.boundless):
+            return None
+        least = needed(self.alpha)
+        if len(self.boundless) == len(self.quantiles) and not self.per_class:
+            return (
+                f"{self.images[0]:,} calibration images are too few for an error rate of {self.alpha:g}: it takes "
+                f"{least:,}. Every set holds every class."
+            )
+        names = ", ".join(repr(classes[k]) for k in self.boundless[:5]) + (
+            " ..." if len(self.boundless) > 5 else ""
+        )
+        return (
+            f"Fewer than {least:,} calibration images, what an error rate of {self.alpha:g} takes in each "
+            "class, are of "
+            f"{names}: {'it is' if len(self.boundless) == 1 else 'they are'} in every set."
+        )
+
+
+def needed(alpha: float) -> int:
+    """Calibration images below which a set must hold every class: 19 for 0.05, 99 for 0.01."""
+    n = max(1, floor(1 / alpha) - 2)
+    while isinf(quantile(np.zeros(n), alpha)):
+        n += 1
+    return n
+
+
+def quantile(scores: Float[ndarray, " n"], alpha: float) -> float:
+    """The score of rank ceil((n + 1) (1 - alpha)) of ``n``; infinite where that rank is above n."""
+    n = len(scores)
+    rank = n + 1 - floor((n + 1) * alpha + 1e-9)
+    return float(np.partition(scores, rank - 1)[rank - 1]) if rank <= n else inf
+
+
+def calibrate(
+    probabilities: Float[ndarray, "N K"],
+    labels: Int[ndarray, " N"],
+    alpha: float = 0.1,
+    *,
+    by: str = "lac",
+    per_class: bool = False,
+) -> Sets:
+    """The rule whose sets lack the true class of a share ``alpha`` of images like these at most.
+
+    These images must not have been trained on. With ``per_class`` the promise holds within each class, which takes
+    more images. Raises RecipeError for an alpha outside (0, 1), ChoiceError for an unknown ``by``, DataError where
+    there are no images.
+    """
+    if not 0 < alpha < 1:
+        raise RecipeError(f"The error rate of conformal sets is {alpha}: it must be between 0 and 1, such as 0.1.")
+    if not len(labels):
+        raise DataError("There are no images to calibrate conformal sets on.")
+    scores = lookup(NONCONFORMITY, by, "kind of conformal set")(probabilities)[np.arange(len(labels)), labels]
+    classes = probabilities.shape[1]
+    if per_class:
+        quantiles = np.array([quantile(scores[labels == k], alpha) for k in range(classes)])
+        return Sets(by, alpha, quantiles, np.bincount(labels, minlength=classes), True)
+    return Sets(by, alpha, np.full(classes, quantile(scores, alpha)), np.full(classes, len(labels)), False)
+
+
+@dataclass(frozen=True)
+class SetQuality:
+    """How a rule's sets fare on labelled images."""
+
+    coverage: Interval
+    """Share of the sets that hold the true class, with Wilson's interval."""
+    size: float
+    """Classes in a set, on the mean."""
+    empty: float
+    """Share of the sets that hold no class."""
+    single: float
+    """Share of the sets that hold exactly one."""
+    worst_class: float
+    """Coverage of the class that is covered least often, of those with images."""
+
+    def as_json(self) -> dict[str, Any]:
+        """The numbers."""
+        bounds = {"low": self.coverage.low, "high": self.coverage.high, "n": self.coverage.n}
+        return {**vars(self), "coverage": self.coverage.value, "interval": bounds}
+
+
+def quality(sets: Sets, probabilities: Float[ndarray, "N K"], labels: Int[ndarray, " N"]) -> SetQuality:
+    """Coverage and sizes of a rule's sets on images of known class."""
+    chosen = sets(probabilities)
+    sizes, held = chosen.sum(1), chosen[np.arange(len(labels)), labels]
+    present = np.unique(labels)
+    return SetQuality(
+        coverage=wilson(float(held.sum()), len(held)),
+        size=float(sizes.mean()),
+        empty=float((sizes == 0).mean()),
+        single=float((sizes == 1).mean()),
+        worst_class=min(float(held[labels == k].mean()) for k in present),
+    )
+
+
+# in a bundle
+
+
+def as_part(probabilities: Float[ndarray, "N K"], labels: Int[ndarray, " N"]) -> dict[str, Any]:
+    """What ``answers.json`` holds: the quantiles of each kind at ``ALPHAS``, over all classes and within each."""
+    counts = np.bincount(labels, minlength=probabilities.shape[1])
+    part: dict[str, Any] = {"images": len(labels), "per_class_images": counts.tolist()}
+    for by in NONCONFORMITY:
+        whole = {a: calibrate(probabilities, labels, a, by=by).quantiles[0] for a in ALPHAS}
+        apart = {a: calibrate(probabilities, labels, a, by=by, per_class=True).quantiles for a in ALPHAS}
+        part[by] = {f"{a:g}": _finite(value) for a, value in whole.items()}
+        part[f"{by}-per-class"] = {f"{a:g}": [_finite(v) for v in values] for a, values in apart.items()}
+    return {"conformal": part}
+
+
+def _finite(value: float) -> float | None:
+    """JSON has no infinity."""
+    return None if isinf(value) else float(value)
+
+
+def from_part(
+    answers: Mapping[str, Any], classes: int, alpha: float, *, by: str = "lac", per_class: bool = False
+) -> Sets:
+    """The rule that a bundle's answers hold; DataError where it was not calibrated, or not for ``alpha``."""
+    if "conformal" not in answers:
+        raise DataError(
+            "This classifier has no conformal sets yet. Make them with: sightline evaluate RUN --sets 0.1 --keep"
+        )
+    part = answers["conformal"]
+    lookup(NONCONFORMITY, by, "kind of conformal set")
+    try:
+        rows = part[f"{by}-per-class" if per_class else by]
+        if f"{alpha:g}" not in rows:
+            raise DataError(f"Sets of error rate {alpha:g} are not kept: choose one of {', '.join(rows)}.")
+        found = rows[f"{alpha:g}"]
+        values = np.array([inf if v is None else float(v) for v in (found if per_class else [found] * classes)])
+        images = part["per_class_images"] if per_class else [part["images"]] * classes
+        if len(values) != classes or len(images) != classes:
+            raise ValueError("it is of another number of classes")
+        return Sets(by, alpha, values, np.array(images, np.int64), per_class)
+    except (KeyError, TypeError, ValueError) as error:
+        raise BundleError(f"The answers.json of this classifier cannot be understood: {error}.") from error
+
+
+def with_sets(
+    predictions: Iterable[Prediction], sets: Sets, classes: tuple[str, ...], top: int
+) -> Iterator[Prediction]:
+    """Predictions that name all K classes, with the set of each, cut to the ``top`` likeliest classes."""
+    place = {name: k for k, name in enumerate(classes)}
+    for one in predictions:
+        if one.label is None:
+            yield one
+            continue
+        row = np.zeros((1, len(classes)))
+        row[0, [place[name] for name, _ in one.top]] = [p for _, p in one.top]
+        chosen = sets(row)[0]
+        yield replace(one, among=tuple(name for name, _ in one.top if chosen[place[name]]), top=one.top[:top])

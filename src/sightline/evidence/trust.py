@@ -1,0 +1,279 @@
+"""What the other verbs found, as the page shows it: confidence, groups, attacks, corruptions, explanations, ..."""
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from .charts import Line, chart, rounded_up
+from .words import count, number, share, spelled
+
+Section = Mapping[str, Any]
+
+
+def sections(extras: Mapping[str, Any]) -> tuple[dict[str, Section], list[str]]:
+    """A section for each file that is there, by name, and the names of those that cannot be understood."""
+    shown, damaged = {}, []
+    for name, build in BUILDERS.items():
+        if not extras.get(name):
+            continue
+        try:
+            shown[name] = build(extras[name])
+        except (KeyError, TypeError, ValueError, AttributeError, IndexError):
+            damaged.append(name)
+    return shown, damaged
+
+
+def embedded(shown: Any, *keys: str) -> list[Mapping[str, Any]]:
+    """Those whose pictures are embedded PNG images: a page never loads anything."""
+    return [one for one in shown or () if all(_PNG.fullmatch(str(one.get(key))) for key in keys)]
+
+
+_PNG = re.compile(r"data:image/png;base64,[A-Za-z0-9+/=]+")
+
+
+def within(value: Mapping[str, Any], digits: int = 1) -> str:
+    """A share with its interval: ``97.0 % (95.8 - 97.9 %)``."""
+    return f"{share(value['value'], digits)} ({spelled(value, lambda v: share(v, digits))})"
+
+
+def _calibration(found: Mapping[str, Any]) -> Section:
+    """Risk over coverage, the threshold for "unknown", and conformal sets."""
+    curve, chosen = found["risk_coverage"], found.get("abstention")
+    points = list(zip(curve["coverage"], curve["risk"], strict=True))
+    top = rounded_up(max(0.002, *(risk for coverage, risk in points if coverage > 0.02)))
+    picture = chart(
+        [Line("risk", points)],
+        x="share of the images answered",
+        y="of these, answered wrongly",
+        title="Share of wrong answers against the share of images answered, surest first",
+        write_x=lambda v: share(v, 0),
+        top=top,
+    )
+    kinds = [
+        (name, share(one["coverage"]), spelled(one["interval"], share), f"{one['size']:.2f}", share(one["empty"]))
+        for name, one in found["conformal"]["kinds"].items()
+    ]
+    return {
+        "picture": picture,
+        "n": found["n"],
+        "held": found["n_validation"],
+        "rows": [(share(float(part), 0), share(risk, 2)) for part, risk in found["risk_at"].items()],
+        "chosen": chosen and _threshold(chosen),
+        "kinds": kinds,
+        "wanted": share(1 - found["conformal"]["alpha"], 0),
+        "remarks": found["conformal"]["remarks"],
+        "before": share(found["uncalibrated"]["ece"], 2),
+        "after": share(found["ece"], 2),
+        "equal_mass": share(found["ece_equal_mass"], 2),
+    }
+
+
+def _threshold(chosen: Mapping[str, Any]) -> Mapping[str, str]:
+    tested = chosen["test"]
+    return {
+        "value": f"{chosen['threshold']:.3f}",
+        "coverage": within(tested["coverage"]),
+        "risk": within(tested["risk"], 2),
+    }
+
+
+def _groups(found: Mapping[str, Any]) -> Section:
+    """A table for each column."""
+    return {"columns": [_column(name, one) for name, one in found.items()]}
+
+
+def _column(name: str, one: Mapping[str, Any]) -> Section:
+    after = {row["group"]: row for row in (one.get("against") or {}).get("groups", ())}
+    rows = [
+        {
+            "group": row["group"],
+            "n": row["n"],
+            "small": row["small"],
+            "accuracy": row["accuracy"],
+            "interval": spelled(row["intervals"]["accuracy"], share),
+            "after": share(after[row["group"]]["accuracy"]) if row["group"] in after else None,
+        }
+        for row in one["groups"]
+    ]
+    gaps = [
+        (title, within(one[key]))
+        for key, title in (
+            ("gap", "Accuracy, best group less worst"),
+            ("demographic_parity", "Demographic parity difference, largest over classes"),
+            ("equalised_odds", "Equalised odds difference, largest over classes"),
+        )
+        if one.get(key)
+    ]
+    beside = (one.get("against") or {}).get("run")
+    return {"name": name, "rows": rows, "gaps": gaps, "against": beside, "remarks": one["remarks"]}
+
+
+def pixels(eps: float) -> str:
+    """A radius as people write it.
+
+    >>> pixels(8 / 255), pixels(0.3), pixels(0)
+    ('8/255', '0.3', '0')
+    """
+    levels = eps * 255
+    whole = abs(levels - round(levels)) < 1e-6 and 0 < round(levels) < 64
+    return f"{round(levels)}/255" if whole else f"{eps:.3g}"
+
+
+def _robustness(found: Mapping[str, Any]) -> Section:
+    """The curves of attacks that share a norm in one picture, and a table of all."""
+    attacks = list(found["attacks"].values())
+    norms = list(dict.fromkeys(one["norm"] for one in attacks))
+    pictures = []
+    for norm in norms:
+        those = [one for one in attacks if one["norm"] == norm][:3]
+        lines = [
+            Line(
+                one["attack"],
+                [(p["eps"], p["accuracy"]) for p in one["points"]],
+                [(p["low"], p["high"]) for p in one["points"]],
+            )
+            for one in those
+        ]
+        longest = max(those, key=lambda one: one["points"][-1]["eps"])
+        picture = chart(
+            lines,
+            x=f"how far each image may be moved ({norm}, pixels from 0 to 1)",
+            y="still answered rightly",
+            title=f"Accuracy under attack against its radius, {norm}",
+            write_x=pixels,
+            ticks=[p["eps"] for p in longest["points"]],
+        )
+        pictures.append((picture, [line.name for line in lines]))
+    return {"pictures": pictures, "rows": [_attack(one) for one in attacks], "remarks": _said(attacks)}
+
+
+def _attack(one: Mapping[str, Any]) -> Section:
+    last = one["points"][-1]
+    masking = one.get("masking")
+    return {
+        "name": one["attack"],
+        "n": one["n"],
+        "eps": f"{pixels(last['eps'])} {one['norm']}",
+        "clean": share(one["points"][0]["accuracy"]),
+        "robust": share(last["accuracy"]),
+        "interval": spelled(last, share),
+        "masking": None if masking is None else ("suspected" if masking["suspected"] else "no sign"),
+        "sample": one.get("sample", ""),
+    }
+
+
+def _said(attacks: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Warnings of all attacks, each once."""
+    remarks = [remark for one in attacks for remark in one.get("remarks", ()) if remark["level"] != "note"]
+    return list(dict.fromkeys(remark["text"] for remark in remarks))
+
+
+def _corruptions(found: Mapping[str, Any]) -> Section:
+    """A shaded table: corruptions by severity."""
+    rows = [
+        (name, [(one["value"], share(one["value"], 0).removesuffix(" %")) for one in cells])
+        for name, cells in found["corruptions"].items()
+    ]
+    rows.sort(key=lambda row: sum(value for value, _ in row[1]))
+    return {
+        "rows": rows,
+        "severities": list(range(1, 1 + max(len(cells) for _, cells in rows))),
+        "sentence": found["sentence"],
+        "sample": found["sample"],
+        "error": within(found["mean_corruption_error"]),
+        "clean": found["clean"]["value"],
+    }
+
+
+def _explanations(found: Mapping[str, Any]) -> Section:
+    """Images with their heat, wrong answers first, and how far the maps can be believed."""
+    faithful = found.get("faithfulness")
+    words = None
+    if faithful:
+        words = (
+            f"Hiding what the map calls important first leaves {number(faithful['deletion_area'])} of the answer "
+            f"on average (the same map laid elsewhere: {number(faithful['deletion_elsewhere'])}); showing it "
+            "first gives "
+            f"{number(faithful['insertion_area'])} (elsewhere: {number(faithful['insertion_elsewhere'])})."
+        )
+        if faithful.get("similarity_shuffled") is not None:
+            alike = faithful["similarity_shuffled"]
+            words += f" With the weights shuffled, the map's rank correlation with itself is {alike:.2f}."
+    return {
+        "by": found["by"],
+        "images": [
+            {
+                "image": one["image"],
+                "heat": one["heat"],
+                "answer": one["answer"],
+                "wrong": one.get("label") is not None and one["label"] != one["answer"],
+                "sentence": one["sentence"],
+                "file": one["file"],
+            }
+            for one in embedded(found["images"], "image", "heat")
+        ],
+        "faithful": words,
+        "remarks": [remark["text"] for remark in found["remarks"]],
+    }
+
+
+def _suspects(found: Mapping[str, Any]) -> Section:
+    """The most suspect labels."""
+    return {
+        "sentence": found["sentence"],
+        "rows": [
+            (one["file"], one["label"], one["suggested"], share(one["p_label"]), share(one["p_suggested"]))
+            for one in found["suspects"][:20]
+        ],
+        "remarks": found["remarks"],
+    }
+
+
+def _comparison(found: Mapping[str, Any]) -> Section:
+    """Entrants, ranked."""
+    return {
+        "n": found["n"],
+        "rows": [
+            {
+                "name": row["entrant"],
+                "accuracy": share(row["accuracy"]),
+                "interval": spelled(row, share),
+                "difference": "" if not row.get("difference") else f"{row['difference']['value'] * 100:+.1f}",
+                "p": "" if row.get("p_holm") is None else f"{row['p_holm']:.2g}",
+                "seconds": count(round(row["train_seconds"]))
+                if row["train_seconds"] >= 10
+                else f"{row['train_seconds']:.1f}",
+                "ms": f"{row['ms_per_image']:.2g}",
+            }
+            for row in found["entrants"]
+        ],
+        "sentences": found["sentences"],
+    }
+
+
+BUILDERS: Mapping[str, Callable[[Mapping[str, Any]], Section]] = {
+    "calibration": _calibration,
+    "groups": _groups,
+    "robustness": _robustness,
+    "corruptions": _corruptions,
+    "explanations": _explanations,
+    "suspects": _suspects,
+    "comparison": _comparison,
+}
+"""Name -> what the page shows of it."""
+
+
+def lacking(extras: Mapping[str, Any]) -> list[str]:
+    """How to make what the page could show and does not."""
+    return [f"{what} ({how})" for name, (what, how) in HOW.items() if not extras.get(name)]
+
+
+HOW = {
+    "calibration": ("confidence and conformal sets", "sightline evaluate RUN --risk 0.01"),
+    "robustness": ("attacks", "sightline attack RUN"),
+    "corruptions": ("corruptions", "sightline evaluate RUN --corruptions"),
+    "explanations": ("explanations", "sightline report RUN --collect"),
+    "groups": ("groups", "sightline evaluate RUN --group COLUMN"),
+    "comparison": ("baselines", "sightline compare DATA, then sightline report RUN --beside FOLDER"),
+}
+"""What the page can show besides -> what makes it."""

@@ -1,0 +1,208 @@
+"""Is the map about the classifier? Deletion and insertion curves, and maps of shuffled weights."""
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from numpy import ndarray
+from torch import Tensor
+
+from .. import runtime
+from ..classifier import Classifier
+from ..types import Remark
+from .explainer import PART, Explainer, evidence, steady
+from .perturbation import Fill, blank
+
+STEPS = 20
+"""Equal parts of the image that are taken away, or brought back, one after the other."""
+
+ELSEWHERE = 4
+"""Times a map is moved to another place, to see what its order is worth there."""
+
+SHUFFLES = 3
+"""Networks with shuffled weights that a map is compared with."""
+
+SIMILAR = 0.7
+"""Rank correlation from which a map hardly depends on the weights: an edge detector has 1."""
+
+
+@dataclass(frozen=True, eq=False)
+class Curves:
+    """The target's probability while the image goes and while it comes, the places with most evidence first."""
+
+    deletion: Float[ndarray, "B S"]
+    """From the whole image to none of it; the lower the area, the better the map."""
+    insertion: Float[ndarray, "B S"]
+    """From none of the image to all of it; the higher the area, the better the map."""
+
+    @property
+    def deletion_area(self) -> Float[ndarray, " B"]:
+        """Under the deletion curve, 0 to 1."""
+        return np.trapezoid(self.deletion, dx=1 / (self.deletion.shape[1] - 1), axis=1)
+
+    @property
+    def insertion_area(self) -> Float[ndarray, " B"]:
+        """Under the insertion curve, 0 to 1."""
+        return np.trapezoid(self.insertion, dx=1 / (self.insertion.shape[1] - 1), axis=1)
+
+
+def curves(
+    classifier: Classifier,
+    images: Float[Tensor, "B C H W"],
+    targets: Int[Tensor, " B"],
+    found: Float[Tensor, "B H W"],
+    *,
+    steps: int = STEPS,
+    fill: Fill = "blur",
+) -> Curves:
+    """Deletion and insertion (Petsiuk et al. 2018, arXiv 1806.07421) of places in the order of their evidence.
+
+    Calibrated probabilities of the targets; what is taken away becomes ``fill``: blurred, unless told otherwise.
+    """
+    order = found.flatten(1).argsort(dim=1, descending=True, stable=True)
+    rank = order.argsort(dim=1).view_as(found)
+    edges = torch.linspace(0, order.shape[1], steps + 1, device=found.device).round()
+    gone = rank < edges.view(-1, 1, 1, 1)  # (S B H W)
+    without = blank(images, fill)
+    both = [
+        _probabilities(classifier, base, other, gone, targets)
+        for base, other in ((images, without), (without, images))
+    ]
+    return Curves(*both)
+
+
+@torch.no_grad()
+def _probabilities(
+    classifier: Classifier, base: Tensor, other: Tensor, chosen: Tensor, targets: Tensor
+) -> Float[ndarray, "B S"]:
+    """Of the targets, ``base`` with the chosen places from ``other``."""
+    found = []
+    with steady(classifier), torch.no_grad():
+        for some in chosen.split(max(1, PART // len(base))):
+            mixed = torch.where(some[:, :, None], other, base).flatten(0, 1)
+            answers = classifier.probabilities(mixed).gather(1, targets.repeat(len(some))[:, None])
+            found.append(answers.view(len(some), -1))
+    return torch.cat(found).T.cpu().numpy().astype(np.float64)
+
+
+def shuffled(classifier: Classifier, seed: int = 0) -> Classifier:
+    """A copy whose weights are the same numbers in random order, tensor by tensor; biases and norms stay."""
+    other = copy.deepcopy(classifier)
+    generator = runtime.generator(seed)
+    with torch.no_grad():
+        for weight in other.network.parameters():
+            if weight.ndim > 1:
+                mixed = torch.randperm(weight.numel(), generator=generator).to(weight.device)
+                weight.copy_(weight.flatten()[mixed].view_as(weight))
+    return other
+
+
+def similarity(one: Float[Tensor, "B H W"], other: Float[Tensor, "B H W"]) -> Float[ndarray, " B"]:
+    """Spearman's rank correlation of two maps of each image, ties sharing their rank; 1 for two flat maps."""
+    from scipy.stats import rankdata
+
+    ranks = [rankdata(each.flatten(1).double().cpu().numpy(), axis=1) for each in (one, other)]
+    a, b = (rank - rank.mean(1, keepdims=True) for rank in ranks)
+    size = np.sqrt((a**2).sum(1) * (b**2).sum(1))
+    flat = (np.ptp(a, axis=1) == 0) & (np.ptp(b, axis=1) == 0)
+    return np.where(flat, 1.0, np.divide((a * b).sum(1), size, out=np.zeros(len(a)), where=size > 0))
+
+
+def randomisation(
+    classifier: Classifier,
+    images: Float[Tensor, "B C H W"],
+    targets: Int[Tensor, " B"],
+    explainer: Explainer,
+    found: Float[Tensor, "B H W"],
+    *,
+    shuffles: int = SHUFFLES,
+) -> Float[ndarray, " B"]:
+    """How like the maps of shuffled weights are to these, on average (Adebayo et al. 2018, arXiv 1810.03292)."""
+    alike = []
+    for seed in range(shuffles):
+        other = shuffled(classifier, seed)
+        alike.append(similarity(found, evidence(explainer, explainer(other, images, targets))))
+    return np.mean(alike, axis=0)
+
+
+@dataclass(frozen=True, eq=False)
+class Faithfulness:
+    """How far the maps of B images by one method can be believed."""
+
+    curves: Curves
+    elsewhere: Mapping[str, Float[ndarray, " B"]]
+    """Areas of the same maps moved to other places: ``deletion`` and ``insertion``."""
+    similarity: Float[ndarray, " B"] | None
+    """With the maps of shuffled weights; None where there are no weights to shuffle."""
+
+    def of(self, i: int) -> dict[str, Any]:
+        """The numbers of one image, JSON-ready."""
+        return {
+            "deletion_area": float(self.curves.deletion_area[i]),
+            "insertion_area": float(self.curves.insertion_area[i]),
+            "deletion_elsewhere": float(self.elsewhere["deletion"][i]),
+            "insertion_elsewhere": float(self.elsewhere["insertion"][i]),
+            "similarity_shuffled": None if self.similarity is None else float(self.similarity[i]),
+        }
+
+    def as_json(self) -> dict[str, Any]:
+        """The means over the images."""
+        rows = [self.of(i) for i in range(len(self.curves.deletion))]
+        return {
+            name: None if rows[0][name] is None else float(np.mean([row[name] for row in rows]))
+            for name in rows[0]
+        }
+
+    def remarks(self, by: str) -> tuple[Remark, ...]:
+        """Warnings: a map that ignores the weights, one that says no more than it would anywhere else."""
+        said, found = [], self.as_json()
+        alike = found["similarity_shuffled"]
+        if alike is not None and alike >= SIMILAR:
+            said.append(
+                f"The map of {by} hardly depends on the network's weights (rank correlation {alike:.2f} with the "
+                "map of shuffled weights): it shows the image, not the reason for the answer. Try another --by."
+            )
+        deletion = found["deletion_area"] >= found["deletion_elsewhere"]
+        if deletion and found["insertion_area"] <= found["insertion_elsewhere"]:
+            said.append(
+                f"Moved to another place, the map of {by} finds what the answer rests on as well as where it is "
+                f"(deletion {found['deletion_area']:.2f} against {found['deletion_elsewhere']:.2f}, insertion "
+                f"{found['insertion_area']:.2f} against {found['insertion_elsewhere']:.2f}): do not rely on it."
+            )
+        return tuple(Remark("warning", text) for text in said)
+
+
+def faithfulness(
+    classifier: Classifier,
+    images: Float[Tensor, "B C H W"],
+    targets: Int[Tensor, " B"],
+    explainer: Explainer,
+    attribution: Float[Tensor, "B C H W"],
+    *,
+    shuffles: int = SHUFFLES,
+) -> Faithfulness:
+    """Test the maps of an explainer: their curves, those of the maps moved elsewhere, and shuffled weights."""
+    found = evidence(explainer, attribution)
+    moved = [curves(classifier, images, targets, one) for one in _moved(found)]
+    elsewhere = {
+        "deletion": np.mean([one.deletion_area for one in moved], axis=0),
+        "insertion": np.mean([one.insertion_area for one in moved], axis=0),
+    }
+    alike = None
+    if classifier.differentiable and shuffles:
+        alike = randomisation(classifier, images, targets, explainer, found, shuffles=shuffles)
+    return Faithfulness(curves(classifier, images, targets, found), elsewhere, alike)
+
+
+def _moved(found: Float[Tensor, "B H W"]) -> list[Float[Tensor, "B H W"]]:
+    """The maps rolled by a quarter to three quarters of each side: as rough as they are, and wrong."""
+    height, width = found.shape[1:]
+    generator = runtime.generator(0)
+    shares = 0.25 + 0.5 * torch.rand(ELSEWHERE, 2, generator=generator)
+    return [
+        found.roll((round(float(down) * height), round(float(along) * width)), (1, 2)) for down, along in shares
+    ]

@@ -1,0 +1,162 @@
+"""Explanations that only ask the classifier: what happens to the logit when a part of the image is taken away?"""
+
+from dataclasses import dataclass
+from typing import no_type_check
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.nn import functional as F
+
+from .. import runtime
+from ..augmentation.kernels import smooth
+from ..augmentation.sampling import check_range, check_whole
+from ..classifier import Classifier
+from .explainer import PART, Explainer, in_parts, steady, target_logits
+
+BLUR = 1 / 4
+"""Standard deviation of the blur that takes a part away, as a share of the shorter side."""
+
+Fill = float | str
+"""What a part is replaced by: a value in [0, 1], ``mean`` (the image's colour) or ``blur`` (its surroundings)."""
+
+
+def check_fill(fill: Fill) -> None:
+    """Raise ValueError for what nothing can be filled with."""
+    if isinstance(fill, str):
+        if fill not in ("blur", "mean"):
+            raise ValueError(f"fill is blur, mean or a number from 0 to 1, not '{fill}'")
+    else:
+        check_range("fill", fill, 1)
+
+
+def blank(images: Float[Tensor, "B C H W"], fill: Fill) -> Float[Tensor, "B C H W"]:
+    """The images with everything taken away."""
+    if fill == "blur":
+        return smooth(images, torch.tensor([min(images.shape[2:]) * BLUR]))
+    if fill == "mean":
+        return images.mean((2, 3), keepdim=True).expand_as(images)
+    return torch.full_like(images, float(fill))
+
+
+@torch.no_grad()
+def masked_logits(
+    classifier: Classifier,
+    images: Float[Tensor, "B C H W"],
+    without: Float[Tensor, "B C H W"],
+    targets: Int[Tensor, " B"],
+    masks: Float[Tensor, "M 1 H W"],
+) -> Float[Tensor, "M B"]:
+    """Logits of each image seen through each mask: 1 shows the image, 0 what it is without."""
+    found = []
+    for some in masks.split(max(1, PART // len(images))):
+        shown = torch.lerp(without, images, some[:, None])  # (m B C H W)
+        found.append(target_logits(classifier, shown.flatten(0, 1), targets.repeat(len(some))).view(len(some), -1))
+    return torch.cat(found)
+
+
+@no_type_check  # it checks its own fields, and says it better
+@dataclass(frozen=True)
+class Occlusion(Explainer):
+    """How much the logit falls when a window is taken away, the mean over a pixel's windows (Zeiler, Fergus 2013).
+
+    ``window`` is its side in pixels, a sixth of the shorter side where it is not given; ``stride`` half of that.
+    """
+
+    window: int | None = None
+    stride: int | None = None
+    fill: Fill = "blur"
+    needs_gradient = False
+
+    def __post_init__(self) -> None:
+        """Raise ValueError for an impossible window, stride or fill."""
+        for name, value in (("window", self.window), ("stride", self.stride)):
+            if value is not None:
+                check_whole(name, value, 4096, 1)
+        check_fill(self.fill)
+
+    def __call__(
+        self, classifier: Classifier, images: Float[Tensor, "B C H W"], targets: Int[Tensor, " B"]
+    ) -> Float[Tensor, "B C H W"]:
+        """The mean fall of the logit over the windows that cover each pixel, every channel alike."""
+        masks = self._windows(images.shape[2], images.shape[3]).to(images)
+
+        def explain(some: Tensor, of: Tensor) -> Tensor:
+            with steady(classifier), torch.no_grad():
+                whole = target_logits(classifier, some, of)
+                fall = whole - masked_logits(classifier, some, blank(some, self.fill), of, 1 - masks)
+            found = torch.einsum("mb,mhw->bhw", fall, masks[:, 0]) / masks.sum(0)
+            return found[:, None].expand_as(some)
+
+        return in_parts(explain, images, targets)
+
+    def _windows(self, height: int, width: int) -> Float[Tensor, "M 1 H W"]:
+        """1 inside each window; those at the far borders are cut off, so that every pixel is covered."""
+        side = min(self.window or max(1, round(min(height, width) / 6)), height, width)
+        step = min(self.stride or max(1, side // 2), side)
+        down, across = (
+            [torch.arange(start, min(start + side, length)) for start in range(0, length - side + step, step)]
+            for length in (height, width)
+        )
+        masks = torch.zeros(len(down) * len(across), 1, height, width)
+        for number, mask in enumerate(masks):
+            rows, columns = down[number // len(across)], across[number % len(across)]
+            mask[0, rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1] = 1
+        return masks
+
+
+@no_type_check
+@dataclass(frozen=True)
+class Rise(Explainer):
+    """What showing a place does for the logit, over random masks (RISE: Petsiuk et al. 2018, arXiv 1806.07421).
+
+    ``masks`` grids of ``cells`` x ``cells`` places, each shown with probability ``keep``, enlarged and shifted;
+    every image gets the same. The slope of the logit over each pixel's visibility: signed, where theirs is not.
+    """
+
+    masks: int = 500
+    cells: int = 7
+    keep: float = 0.5
+    seed: int = 0
+    fill: Fill = "blur"
+    needs_gradient = False
+
+    def __post_init__(self) -> None:
+        """Raise ValueError for impossible masks."""
+        check_whole("masks", self.masks, 100_000, 2)
+        check_whole("cells", self.cells, 64, 2)
+        check_range("keep", self.keep, 0.99, 0.01)
+        check_fill(self.fill)
+
+    def __call__(
+        self, classifier: Classifier, images: Float[Tensor, "B C H W"], targets: Int[Tensor, " B"]
+    ) -> Float[Tensor, "B C H W"]:
+        """Rise of the logit as each pixel goes from hidden to shown, every channel alike."""
+        masks = self._drawn(images.shape[2], images.shape[3]).to(images)
+        apart = (masks - masks.mean(0))[:, 0]
+
+        def explain(some: Tensor, of: Tensor) -> Tensor:
+            with steady(classifier):
+                logits = masked_logits(classifier, some, blank(some, self.fill), of, masks)
+            together = torch.einsum("mb,mhw->bhw", logits - logits.mean(0), apart)
+            return (together / apart.square().sum(0).clamp(min=1e-12))[:, None].expand_as(some)
+
+        return in_parts(explain, images, targets)
+
+    def _drawn(self, height: int, width: int) -> Float[Tensor, "M 1 H W"]:
+        """The masks: coarse grids enlarged beyond the image, from each a window of its size at a random place."""
+        random = runtime.generator(self.seed)
+        tall, wide = -(-height // self.cells), -(-width // self.cells)
+        coarse = (torch.rand(self.masks, 1, self.cells + 1, self.cells + 1, generator=random) < self.keep).float()
+        tops = torch.randint(tall, (self.masks,), generator=random).tolist()
+        lefts = torch.randint(wide, (self.masks,), generator=random).tolist()
+        masks = torch.empty(self.masks, 1, height, width)
+        for number, (top, left) in enumerate(zip(tops, lefts, strict=True)):
+            large = F.interpolate(
+                coarse[number : number + 1],
+                ((self.cells + 1) * tall, (self.cells + 1) * wide),
+                mode="bilinear",
+                align_corners=False,
+            )
+            masks[number] = large[0, :, top : top + height, left : left + width]
+        return masks

@@ -1,0 +1,190 @@
+"""Filters of pixels, [0, 1] -> [0, 1], before any normalisation: what may take an attack's small changes away.
+
+None of them is a defence by itself: each has a gradient that an attacker who knows it can follow.
+"""
+
+import hashlib
+import io
+import math
+from collections.abc import Callable
+from typing import Any, Literal, get_args, no_type_check
+
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+from numpy import ndarray
+from torch import Tensor
+from torch.nn import functional as F
+
+from .steps import Step
+
+Kind = Literal["gaussian", "uniform"]
+"""How noise is distributed."""
+
+
+class Filter(Step):
+    """A step from pixels in [0, 1] to pixels in [0, 1]."""
+
+
+class Median(Filter):
+    """Each pixel becomes the median of the ``size`` x ``size`` pixels around it, borders continued.
+
+    Its gradient is exact: it goes to the pixel that was the median. (Xu, Evans and Qi 2018, feature squeezing.)
+    Raises ValueError unless size is odd, 3 to 9.
+    """
+
+    @no_type_check
+    def __init__(self, size: int = 3):
+        super().__init__()
+        if size not in (3, 5, 7, 9):
+            raise ValueError(f"size is 3, 5, 7 or 9 pixels, not {size}")
+        self.size = int(size)
+
+    def forward(self, pixels: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
+        """The medians."""
+        padded = F.pad(pixels, (self.size // 2,) * 4, mode="replicate")
+        windows = padded.unfold(2, self.size, 1).unfold(3, self.size, 1)
+        return windows.flatten(4).median(4).values
+
+    def config(self) -> dict[str, Any]:
+        """The side of the window, in pixels."""
+        return {"size": self.size}
+
+
+class Jpeg(Filter):
+    """Compressed to JPEG of this quality (1 to 100, colour at half resolution) and decoded again.
+
+    It has no gradient of its own; backwards it passes gradients on as they are (BPDA: Athalye, Carlini and Wagner
+    2018, section 4.1). Raises ValueError for another quality.
+    """
+
+    @no_type_check
+    def __init__(self, quality: int = 75):
+        super().__init__()
+        if not isinstance(quality, int) or isinstance(quality, bool) or not 1 <= quality <= 100:
+            raise ValueError(f"quality is a whole number from 1 to 100, not {quality}")
+        self.quality = quality
+
+    def forward(self, pixels: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
+        """Pixels as they come out of the file."""
+        return straight_through(pixels, compressed(pixels, self.quality))
+
+    def config(self) -> dict[str, Any]:
+        """The quality."""
+        return {"quality": self.quality}
+
+
+class Bits(Filter):
+    """Each value rounded to one of ``2 ** bits`` levels from 0 to 1 (Xu, Evans and Qi 2018).
+
+    It is flat almost everywhere; backwards it passes gradients on as they are (BPDA). Raises ValueError unless
+    bits is 1 to 8.
+    """
+
+    @no_type_check
+    def __init__(self, bits: int = 4):
+        super().__init__()
+        if not isinstance(bits, int) or isinstance(bits, bool) or not 1 <= bits <= 8:
+            raise ValueError(f"bits is a whole number from 1 to 8, not {bits}")
+        self.bits = bits
+
+    def forward(self, pixels: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
+        """The nearest levels."""
+        steps = 2**self.bits - 1
+        return straight_through(pixels, (pixels.detach() * steps).round_().div_(steps))
+
+    def config(self) -> dict[str, Any]:
+        """The number of bits."""
+        return {"bits": self.bits}
+
+
+class Noise(Filter):
+    """``clip(x + sigma n)``, n of mean 0 and deviation 1, in training and when answering: noise fusion.
+
+    n is drawn anew in training and wherever gradients are asked for, so by every attack; an answer draws it from a
+    seed taken from the image, and so is the same each time and in every batch (Shi, Liao and He 2022). ``kind`` is
+    gaussian or uniform. Raises ValueError unless sigma is above 0 and at most 1.
+    """
+
+    @no_type_check
+    def __init__(self, sigma: float = 0.1, kind: Kind = "gaussian"):
+        super().__init__()
+        if not isinstance(sigma, int | float) or isinstance(sigma, bool) or not 0 < sigma <= 1:
+            raise ValueError(f"sigma is a number above 0 and at most 1, not {sigma}")
+        if kind not in get_args(Kind):
+            raise ValueError(f"kind is one of {', '.join(get_args(Kind))}, not '{kind}'")
+        self.sigma, self.kind = float(sigma), kind
+
+    def forward(self, pixels: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
+        """Pixels with noise."""
+        afresh = self.training or torch.is_grad_enabled()
+        noise = _drawn(pixels, self.kind) if afresh else own_noise(pixels, self.kind)
+        return (pixels + self.sigma * noise).clamp(0, 1)
+
+    def config(self) -> dict[str, Any]:
+        """Its deviation, in units of [0, 1] pixels, and its kind."""
+        return {"sigma": self.sigma, "kind": self.kind}
+
+
+FILTERS: dict[str, Callable[..., Filter]] = {"median": Median, "jpeg": Jpeg, "bits": Bits, "noise": Noise}
+"""The words of ``--normalize`` that come before any normalisation: ``median:3+fitted``."""
+
+
+class _Straight(torch.autograd.Function):
+    """Forwards the second argument; backwards the gradient as it is, to the first."""
+
+    @staticmethod
+    def forward(ctx: Any, pixels: Tensor, changed: Tensor) -> Tensor:
+        del ctx, pixels
+        return changed.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        del ctx
+        return gradients[0], None
+
+
+def straight_through(
+    pixels: Float[Tensor, "B C H W"], changed: Float[Tensor, "B C H W"]
+) -> Float[Tensor, "B C H W"]:
+    """``changed``, with the gradient of the identity: how an attacker sees through what has none."""
+    return _Straight.apply(pixels, changed) if torch.is_grad_enabled() else changed
+
+
+def compressed(pixels: Float[Tensor, "B C H W"], quality: int) -> Float[Tensor, "B C H W"]:
+    """Each image as 8-bit JPEG of this quality, colour at half resolution, decoded again; no gradient."""
+    images = np.stack([_squeezed(image, quality) for image in eight_bits(pixels)])
+    return torch.from_numpy(images).permute(0, 3, 1, 2).to(pixels.device, pixels.dtype).div_(255)
+
+
+def _squeezed(image: UInt8[ndarray, "H W C"], quality: int) -> UInt8[ndarray, "H W C"]:
+    """Through Pillow, as the published corruptions were made: simplejpeg gives other pixels."""
+    from PIL import Image
+
+    stream = io.BytesIO()
+    Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image).save(stream, "jpeg", quality=quality)
+    return np.asarray(Image.open(stream)).reshape(image.shape)
+
+
+def eight_bits(pixels: Float[Tensor, "B C H W"]) -> UInt8[ndarray, "B H W C"]:
+    """Pixels as a file would hold them."""
+    whole = (pixels.detach().clamp(0, 1) * 255).round_().byte()
+    return whole.permute(0, 2, 3, 1).contiguous().cpu().numpy()
+
+
+def own_noise(pixels: Float[Tensor, "B C H W"], kind: Kind) -> Float[Tensor, "B C H W"]:
+    """Noise of deviation 1 that is a function of each image's 8-bit content alone."""
+    rows = []
+    for image in eight_bits(pixels):
+        digest = hashlib.blake2b(image.tobytes(), digest_size=8).digest()
+        chance = torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
+        rows.append(_drawn(torch.empty(pixels.shape[1:]), kind, chance))
+    return torch.stack(rows).to(pixels.device, pixels.dtype)
+
+
+def _drawn(like: Tensor, kind: Kind, generator: torch.Generator | None = None) -> Tensor:
+    """Noise of this shape and deviation 1; without a generator from torch's global one."""
+    shape, where = like.shape, {"device": like.device, "dtype": like.dtype}
+    if kind == "gaussian":
+        return torch.randn(shape, generator=generator, **where)
+    return torch.rand(shape, generator=generator, **where).sub_(0.5).mul_(2 * math.sqrt(3))

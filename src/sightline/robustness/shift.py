@@ -1,0 +1,173 @@
+"""How a classifier bears what the world does to images: its accuracy under every corruption and severity."""
+
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from numpy import ndarray
+from torch import Tensor
+
+from .. import progress, runtime
+from ..classifier import Classifier
+from ..data.loader import batches, to_batch
+from ..evaluation.measure import labels_of
+from ..files import replacing, write_json
+from ..metrics.intervals import score_bounds, wilson
+from ..pictures import contact_sheet
+from ..preprocessing.filters import eight_bits
+from ..training.run import Run
+from ..types import Dataset, Interval
+from .corruptions import CORRUPTIONS
+from .levels import SEVERITIES
+from .opening import sampled
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+LIMIT = 1000
+"""Images tested at most, unless told otherwise: each is answered 76 times."""
+
+TOGETHER = 1 << 18
+"""Pixels corrupted together, 256 images of 32 x 32: what is drawn depends on it, so that it is fixed."""
+
+
+@dataclass(frozen=True, eq=False)
+class Shift:
+    """Answers to the same n images, as they are and under each corruption at each severity."""
+
+    clean: Bool[ndarray, " n"]
+    """Whether the answer to each image, as it is, was right."""
+    right: Mapping[str, Bool[ndarray, "n 5"]]
+    """The same under each corruption, severity 1 to 5."""
+    sample: str
+    """Which images these are, in a sentence."""
+    seconds: float
+
+    @property
+    def accuracy(self) -> Interval:
+        """Of the images as they are."""
+        return wilson(int(self.clean.sum()), len(self.clean))
+
+    @property
+    def accuracies(self) -> dict[str, tuple[Interval, ...]]:
+        """Of each corruption, severity 1 to 5."""
+        n = len(self.clean)
+        return {name: tuple(wilson(int(c), n) for c in right.sum(0)) for name, right in self.right.items()}
+
+    @property
+    def mean_corruption_error(self) -> Interval:
+        """The plain mean of the errors over all corruptions and severities, as is usual for CIFAR-10-C.
+
+        The interval is over images: each counts once, with the share of its 75 forms that were answered wrongly.
+        """
+        return _mean(np.stack([1.0 - right.mean(1) for right in self.right.values()]).mean(0))
+
+    @property
+    def sentence(self) -> str:
+        """The result in words."""
+        worst = min(self.accuracies, key=lambda name: sum(one.value for one in self.accuracies[name]))
+        mean = sum(one.value for one in self.accuracies[worst]) / len(SEVERITIES)
+        return (
+            f"Of {len(self.clean):,} images {self.accuracy.value:.1%} are answered rightly as they are, "
+            f"{1 - self.mean_corruption_error.value:.1%} on average under {len(self.right)} corruptions at "
+            f"{len(SEVERITIES)} severities; worst is {worst}, {mean:.1%}."
+        )
+
+    def as_json(self) -> dict[str, Any]:
+        """All of it but the single answers, JSON-ready."""
+        return {
+            "n": len(self.clean),
+            "sample": self.sample,
+            "clean": _row(self.accuracy),
+            "mean_corruption_error": _row(self.mean_corruption_error),
+            "corruptions": {
+                name: [{"severity": s, **_row(one)} for s, one in zip(SEVERITIES, row, strict=True)]
+                for name, row in self.accuracies.items()
+            },
+            "sentence": self.sentence,
+            "seconds": round(self.seconds, 1),
+        }
+
+
+def _row(one: Interval) -> dict[str, float]:
+    return {"value": one.value, "low": one.low, "high": one.high}
+
+
+def _mean(shares: Float[ndarray, " n"]) -> Interval:
+    """The mean of a share for each image, with Wilson's bounds for as many images as its variance is worth."""
+    n, value, spread = len(shares), float(shares.mean()), float(shares.var())
+    worth = n * value * (1 - value) / spread if spread > 0 else n
+    return Interval(value, *score_bounds(value, worth, 0.95), n)
+
+
+def corrupt(run: Run, *, limit: int = LIMIT, seed: int = 0) -> Shift:
+    """Test a run's classifier under every corruption; write its ``corruptions.json`` and ``corruptions.png``.
+
+    About ``limit`` of its test images, each class in its share. The picture shows one image in all its forms, each
+    with the accuracy of its kind. Raises DataError for a limit below 1.
+    """
+    some, sentence = sampled(run.splits.test, limit, seed, "test images")
+    shift = shifted(run.classifier, some, sample=sentence, seed=seed)
+    write_json(run.folder / "corruptions.json", {"run": run.folder.name, **shift.as_json()})
+    with replacing(run.folder / "corruptions.png") as temporary:
+        sheet(run.splits.test[:1][0], shift).save(temporary)
+    return shift
+
+
+def shifted(classifier: Classifier, dataset: Dataset, *, sample: str = "", seed: int = 0) -> Shift:
+    """Answer every image as it is and in 75 corrupted forms, in eval mode, where the classifier is.
+
+    What is drawn depends on ``seed`` alone. Raises DataError where the images do not fit the classifier.
+    """
+    labels, forms = labels_of(classifier, dataset), len(CORRUPTIONS) * len(SEVERITIES)
+    progress.say(f"{len(dataset):,} images, each as it is and in {forms} corrupted forms.")
+    classifier.eval()
+    started, clean = time.perf_counter(), []
+    found: dict[str, list[list[ndarray]]] = {name: [[] for _ in SEVERITIES] for name in CORRUPTIONS}
+    height, width, _ = dataset.geometry.shape
+    size = max(1, TOGETHER // (height * width))
+    steps = -(-len(dataset) // size)
+    with progress.bar("Corrupting", forms * steps) as advance:
+        for step, batch in enumerate(batches(dataset, size, device=classifier.device)):
+            clean.append(_answers(classifier, batch.pixels))
+            for name, severity, images in forms_of(batch.pixels, seed, step):
+                found[name][severity - 1].append(_answers(classifier, images))
+                advance(note=name)
+    right = {name: np.stack([np.concatenate(s) == labels for s in row], 1) for name, row in found.items()}
+    sample = sample or f"All {len(dataset):,} images."
+    return Shift(np.concatenate(clean) == labels, right, sample, time.perf_counter() - started)
+
+
+def forms_of(
+    images: Float[Tensor, "B C H W"], seed: int, step: int = 0
+) -> Iterator[tuple[str, int, Float[Tensor, "B C H W"]]]:
+    """Every corruption of these images at every severity: (name, severity, images), one after the other."""
+    for number, (name, member) in enumerate(CORRUPTIONS.items()):
+        for severity in SEVERITIES:
+            yield name, severity, member(images, severity, runtime.generator(seed, number, severity, step))
+
+
+@torch.inference_mode()
+def _answers(classifier: Classifier, images: Float[Tensor, "B C H W"]) -> Int[ndarray, " B"]:
+    return classifier(images).argmax(1).cpu().numpy()
+
+
+def sheet(image: ndarray, shift: Shift | None = None, *, seed: int = 0, cell: int = 112) -> "Image":
+    """One image (H W C, uint8) in all its forms: a row for each corruption, as it is and at five severities.
+
+    With a ``shift`` the accuracy of each kind stands under it.
+    """
+    shown, captions = [], []
+    for name, severity, form in forms_of(to_batch(np.array(image)[None]), seed):
+        if severity == 1:
+            shown.append(image)
+            captions.append(name)
+        shown.append(eight_bits(form)[0])
+        captions.append(
+            f"{severity}: {shift.accuracies[name][severity - 1].value:.0%}" if shift else f"{severity}"
+        )
+    return contact_sheet(shown, captions, columns=1 + len(SEVERITIES), cell=cell)
