@@ -227,9 +227,17 @@ def fewest(way: dict[int, float], target: float) -> int:
 
 
 def lines_of(words: list[str], given: dict[str, str]) -> list[dict[str, Any]]:
-    """The JSON objects a command prints; what it says besides goes to the terminal."""
-    done = subprocess.run(words, check=True, stdout=subprocess.PIPE, text=True, env=given)
-    return [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+    """The JSON objects a command prints, shown as they come; what it says besides goes to the terminal."""
+    found = []
+    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True, env=given) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if line.startswith("{"):
+                found.append(json.loads(line))
+                print(line, end="", flush=True)
+    if process.returncode:
+        raise subprocess.CalledProcessError(process.returncode, words)
+    return found
 
 
 def side(rows: list[dict[str, Any]]) -> dict[str, Any]:
