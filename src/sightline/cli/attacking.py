@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from .show import Device, Json, emit, picture_path, table
+from .show import Device, Json, emit, picture_path, redraw, table
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -61,6 +61,7 @@ def attack(
     found = run_attack(
         run, data, by=chosen, eps=eps, limit=limit, checks=checks, seed=seed, device=device, out=picture
     )
+    redraw(run, data)
     value = {"run": str(run), **found.values, "remarks": [vars(remark) for remark in found.remarks]}
     emit(value, json, _print)
 

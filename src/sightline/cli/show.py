@@ -44,6 +44,14 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> Table:
     return made
 
 
+def redraw(run: Path, data: str | None = None) -> None:
+    """Draw a run's page anew, where what was examined was the run itself."""
+    if data is None and (run / "recipe.toml").is_file():
+        from ..evidence.page import complete
+
+        complete(run)
+
+
 def picture_path(path: Path) -> Path:
     """The path, if its ending names a kind of picture; else an OutputError."""
     if path.suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp"):

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import Group, Parameter
 
 from ..errors import DataError, RecipeError
-from .show import emit, table
+from .show import emit, redraw, table
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -88,18 +88,21 @@ def examine(run: Path, data: str | None, wishes: Wishes, device: str, json: bool
     if sum((wishes.group is not None, wishes.sure, wishes.outliers is not None)) > 1:
         raise RecipeError("--group, --outliers, and --risk, --coverage or --sets are examined one at a time.")
     if wishes.group is not None:
-        emit({"run": str(run), **_groups(run, data, wishes.group, wishes.against, device)}, json, groups_table)
+        value = _groups(run, data, wishes.group, wishes.against, device)
+        redraw(run, data)
+        emit({"run": str(run), **value}, json, groups_table)
         return
     if data is not None or (run / "config.json").is_file():
         raise DataError(
             "How sure a classifier is takes its run: what is chosen on the run's validation images is shown on "
-            "its "
-            "test images. Name the run alone."
+            "its test images. Name the run alone."
         )
     if wishes.outliers is not None:
         emit({**_outliers(run, wishes.outliers, device), "run": str(run)}, json, outliers_table)
     else:
-        emit({**_sureness(run, wishes, device), "run": str(run)}, json, sureness_table)
+        value = _sureness(run, wishes, device)
+        redraw(run)
+        emit({**value, "run": str(run)}, json, sureness_table)
 
 
 def _groups(run: Path, data: str | None, column: str, against: Path | None, device: str) -> dict[str, Any]:

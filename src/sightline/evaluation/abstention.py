@@ -98,9 +98,8 @@ def threshold_for_risk(confidence: Float[ndarray, " N"], right: Bool[ndarray, " 
         best = int(found.argmin())
         raise DataError(
             f"No threshold on the confidence keeps the risk at {risk:.2%}: the best of the {len(right):,} "
-            "validation "
-            f"images is {found[best]:.2%}, with {kept[best] / len(right):.1%} of them answered. Ask for that, or "
-            "train a better classifier."
+            f"validation images is {found[best]:.2%}, with {kept[best] / len(right):.1%} of them answered. Ask "
+            "for that, or train a better classifier."
         )
     place = int(met[-1])
     bound = _upper(int(errors[place]), int(kept[place]), 1 - LEVEL)

@@ -92,9 +92,8 @@ class Sets:
             " ..." if len(self.boundless) > 5 else ""
         )
         return (
-            f"Fewer than {least:,} calibration images, what an error rate of {self.alpha:g} takes in each "
-            "class, are of "
-            f"{names}: {'it is' if len(self.boundless) == 1 else 'they are'} in every set."
+            f"Fewer than {least:,} calibration images, what an error rate of {self.alpha:g} takes in each class, "
+            f"are of {names}: {'it is' if len(self.boundless) == 1 else 'they are'} in every set."
         )
 
 

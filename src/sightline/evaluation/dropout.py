@@ -59,8 +59,7 @@ def dropping(classifier: Classifier) -> Iterator[None]:
     if not layers:
         raise DataError(
             "Monte Carlo dropout needs a network with dropout, and this one has none: train one with --dropout "
-            "0.2, "
-            "or look at another score."
+            "0.2, or look at another score."
         )
     training = classifier.training
     classifier.eval()

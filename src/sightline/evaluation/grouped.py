@@ -42,8 +42,7 @@ def values_of(dataset: Dataset, column: str) -> tuple[Shaped[ndarray, " N"], lis
         known = ", ".join(sorted(dataset.columns)) or "none"
         raise DataError(
             f"The images have no column '{column}' (they have: {known}). Columns come from a table with a line "
-            "for "
-            f"each image. {suggest(column, dataset.columns) if dataset.columns else ''}".rstrip()
+            f"for each image. {suggest(column, dataset.columns) if dataset.columns else ''}".rstrip()
         )
     words = dataset.columns[column].astype(str)
     words = np.where(words == "", BLANK, words)
@@ -51,8 +50,7 @@ def values_of(dataset: Dataset, column: str) -> tuple[Shaped[ndarray, " N"], lis
     if len(different) == 1:
         raise DataError(
             f"All {len(words):,} images have the value '{different[0]}' in the column '{column}': there are no "
-            "groups "
-            "to compare. Choose another column."
+            "groups to compare. Choose another column."
         )
     if len(different) <= QUARTERED:
         return words, []
@@ -127,9 +125,8 @@ def _examined(
         return value
     if other.geometry != classifier.geometry:
         raise DataError(
-            f"The two classifiers take other pixels ({classifier.geometry} and {other.geometry}), so they "
-            "cannot be "
-            "asked the same images: train the second at the size, channels and fit of the first."
+            f"The two classifiers take other pixels ({classifier.geometry} and {other.geometry}), so they cannot "
+            "be asked the same images: train the second at the size, channels and fit of the first."
         )
     theirs, their_labels = answers_of(other, test)
     beside = by_group(column, values, their_labels, theirs, other.classes)
@@ -161,9 +158,8 @@ def _trained_on(folder: Path, test: Dataset) -> list[str]:
     if not count:
         return []
     return [
-        f"'{folder.name}' learnt from {count:,} of these {len(test):,} test images, so its numbers flatter: "
-        "train it "
-        "on the same split (--split-seed)."
+        f"'{folder.name}' learnt from {count:,} of these {len(test):,} test images, so its numbers flatter: train "
+        "it on the same split (--split-seed)."
     ]
 
 

@@ -134,9 +134,8 @@ def _conformal(
     found["remarks"] = list(dict.fromkeys(found["remarks"]))
     if found["kinds"]["lac"]["empty"] > 0.01 and float((held.argmax(1) == held_labels).mean()) > 1 - alpha:
         found["remarks"].append(
-            f"More than {1 - alpha:g} of the likeliest classes are right already, so some sets are left empty "
-            "to meet "
-            "the rate: read an empty one as unknown, or ask for a lower rate."
+            f"More than {1 - alpha:g} of the likeliest classes are right already, so some sets are left empty to "
+            "meet the rate: read an empty one as unknown, or ask for a lower rate."
         )
     return found
 

@@ -104,9 +104,8 @@ class Suspects:
         return (
             f"{said} Of {p.planted:,} labels changed on purpose it listed {p.recall.value:.0%} "
             f"({p.recall.low:.0%} to {p.recall.high:.0%}), and {p.precision.value:.0%} of what it then listed "
-            "anew "
-            f"was one of them ({p.precision.low:.0%} to {p.precision.high:.0%}): errors at random are easier than "
-            "real ones."
+            f"anew was one of them ({p.precision.low:.0%} to {p.precision.high:.0%}): errors at random are easier "
+            "than real ones."
         )
 
     def as_json(self) -> dict[str, Any]:

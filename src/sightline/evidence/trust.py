@@ -193,8 +193,8 @@ def _explanations(found: Mapping[str, Any]) -> Section:
         words = (
             f"Hiding what the map calls important first leaves {number(faithful['deletion_area'])} of the answer "
             f"on average (the same map laid elsewhere: {number(faithful['deletion_elsewhere'])}); showing it "
-            "first gives "
-            f"{number(faithful['insertion_area'])} (elsewhere: {number(faithful['insertion_elsewhere'])})."
+            f"first gives {number(faithful['insertion_area'])} (elsewhere: "
+            f"{number(faithful['insertion_elsewhere'])})."
         )
         if faithful.get("similarity_shuffled") is not None:
             alike = faithful["similarity_shuffled"]

@@ -53,8 +53,7 @@ def cells_of(dataset: Dataset, column: str) -> Cells:
     if len(groups) < 2:
         raise RecipeError(
             f"The recipe's fair is '{column}', and all training images are of one group there, '{groups[0]}': "
-            "there is "
-            "nothing to make alike. Leave it out, or add images of others."
+            "there is nothing to make alike. Leave it out, or add images of others."
         )
     kinds, code = np.unique(group * len(dataset.classes) + dataset.labels, return_inverse=True)
     of_group, of_class = np.divmod(kinds, len(dataset.classes))
