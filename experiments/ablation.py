@@ -9,7 +9,7 @@ Stopped, it goes on.
 
 from typing import Any
 
-from common import arguments, changed, images, keep, mean, notebook, paired, trained
+from common import arguments, changed, images, keep, mean, notebook, paired, told, trained
 
 from sightline.training import Recipe
 
@@ -39,7 +39,7 @@ def main() -> None:
         splits = None
         for name, model in NETWORKS.items():
             recipe = base.replace(seed=seed, model=model)
-            key = {"images": asked.images, "recipe": str(recipe)}
+            key = {"images": asked.images, "recipe": told(recipe)}
             found = book.find(**key)
             if found is None:
                 splits = splits or images(recipe, asked.data / "cifar10_jpg.zip", asked.images)

@@ -125,3 +125,9 @@ def changed(recipe: Recipe) -> dict[str, Any]:
     """What a recipe says beyond the defaults, for the record."""
     usual = vars(Recipe())
     return json.loads(json.dumps({k: v for k, v in vars(recipe).items() if v != usual[k] and k != "seed"}))
+
+
+def told(recipe: Recipe) -> str:
+    """A recipe as a key of the notebook: what it says beyond the defaults, which later fields do not change."""
+    usual = vars(Recipe())
+    return str({name: value for name, value in vars(recipe).items() if value != usual[name]})

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from common import arguments, changed, keep, mean, notebook
+from common import arguments, changed, keep, mean, notebook, told
 from numpy import ndarray
 
 from sightline.data import load
@@ -59,7 +59,7 @@ def main() -> None:
                 "way": way,
                 "images": asked.images,
                 "follows": asked.follows,
-                "recipe": str(recipe),
+                "recipe": told(recipe),
             }
             found = book.find(**key)
             if found is None:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from common import arguments, changed, keep, mean, notebook, trained
+from common import arguments, changed, keep, mean, notebook, told, trained
 from scipy.stats import binomtest
 
 from sightline.training import Recipe, prepare
@@ -63,7 +63,7 @@ def main() -> None:
 
 def remembered(book: Any, make: Any, name: str, recipe: Recipe) -> dict[str, Any]:
     """A training, done or found."""
-    key = {"name": name, "seed": recipe.seed, "recipe": str(recipe)}
+    key = {"name": name, "seed": recipe.seed, "recipe": told(recipe)}
     found = book.find(**key)
     if found is None:
         found = book.add(make(recipe), **key)
