@@ -14,9 +14,10 @@ RESULTS = Path(__file__).parent / "results"
 
 def record(name: str, figures: dict[str, Any], out: Path | None = None) -> None:
     """Write ``out``, or ``results/<name>.json``; the machine is described, never named."""
+    script = Path(sys.argv[0]).resolve()
     words = ["PATH" if "/" in word else word for word in sys.argv[1:]]
     content = {
-        "command": f"python benchmarks/{Path(sys.argv[0]).stem}.py {' '.join(words)}".strip(),
+        "command": f"python {script.parent.name}/{script.name} {' '.join(words)}".strip(),
         "date": datetime.now(UTC).date().isoformat(),
         "machine": runtime.environment(),
         "figures": figures,

@@ -191,7 +191,7 @@ def test_what_is_finished_is_not_repeated(digits, tmp_path):
     assert np.array_equal(again.right, first.right)
     assert {path.name for path in place.iterdir()} == {"trials.json"}
     other = cross_validate(digits, "decision-tree", folds=3, recipe=Recipe(seed=5), folder=place)
-    assert all(trial.seconds < 12345.0 for trial in other.trials)
+    assert all(trial.seconds != 12345.0 for trial in other.trials)
 
 
 def test_a_network_is_validated_on_images_of_its_own(digits):

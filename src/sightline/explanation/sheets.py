@@ -3,14 +3,13 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jaxtyping import Float, UInt8
 from numpy import ndarray
 
-from ..pictures import PALETTE
+from ..pictures import PALETTE, font_of, shortened
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -91,14 +90,6 @@ def _colours(name: str) -> Float[ndarray, "256 3"]:
     return made(np.linspace(0, 1, 256))[:, :3]
 
 
-@cache
-def _font(size: int) -> Any:
-    import matplotlib
-    from PIL import ImageFont
-
-    return ImageFont.truetype(str(Path(matplotlib.get_data_path()) / "fonts/ttf/DejaVuSans.ttf"), size)
-
-
 @dataclass(frozen=True, eq=False)
 class Panel:
     """One picture of a sheet."""
@@ -139,33 +130,23 @@ def sheet(strips: Sequence[Strip], *, legend: str = "") -> "Image":
             _place(picture, draw, panel, left, top + number // across * tall)
         for number, line in enumerate(text):
             below = top + height - GAP - (len(text) - number) * LINE
-            draw.text((GAP, below), line, fill=PALETTE["ink"], font=_font(13))
+            draw.text((GAP, below), line, fill=PALETTE["ink"], font=font_of(13))
         top += height
     if legend:
-        draw.text((GAP, top + 2), legend, fill=PALETTE["faint"], font=_font(12))
+        draw.text((GAP, top + 2), legend, fill=PALETTE["faint"], font=font_of(12))
     return picture
 
 
 def _place(picture: "Image", draw: Any, panel: Panel, left: int, top: int) -> None:
     image, middle = panel.picture, left + CELL / 2
-    title = _cut(panel.title, _font(13), CELL)
-    draw.text((middle, top + TITLE - 6), title, fill=PALETTE["ink"], font=_font(13), anchor="ms")
+    title = shortened(panel.title, font_of(13), CELL)
+    draw.text((middle, top + TITLE - 6), title, fill=PALETTE["ink"], font=font_of(13), anchor="ms")
     corner = (left + (CELL - image.width) // 2, top + TITLE + (CELL - image.height) // 2)
     picture.paste(image, corner)
     edge = [corner[0] - 1, corner[1] - 1, corner[0] + image.width, corner[1] + image.height]
     draw.rectangle(edge, outline=PALETTE["line"])
-    note = _cut(panel.note, _font(11), CELL)
-    draw.text((middle, top + TITLE + CELL + 4), note, fill=PALETTE["faint"], font=_font(11), anchor="ma")
-
-
-def _cut(text: str, font: Any, width: float) -> str:
-    """The text on one line, cut to fit."""
-    text = " ".join(text.split())
-    if font.getlength(text) <= width:
-        return text
-    while text and font.getlength(f"{text}…") > width:
-        text = text[:-1]
-    return f"{text}…"
+    note = shortened(panel.note, font_of(11), CELL)
+    draw.text((middle, top + TITLE + CELL + 4), note, fill=PALETTE["faint"], font=font_of(11), anchor="ma")
 
 
 def _wrapped(text: str, width: float) -> list[str]:
@@ -173,7 +154,7 @@ def _wrapped(text: str, width: float) -> list[str]:
     lines: list[str] = []
     for word in text.split():
         longer = f"{lines[-1]} {word}" if lines else word
-        if lines and _font(13).getlength(longer) <= width:
+        if lines and font_of(13).getlength(longer) <= width:
             lines[-1] = longer
         else:
             lines.append(word)

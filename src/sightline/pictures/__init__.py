@@ -17,5 +17,7 @@ from .diagrams import reliability as reliability
 from .diagrams import roc as roc
 from .sheets import contact_sheet as contact_sheet
 from .sheets import data_url as data_url
+from .sheets import font_of as font_of
 from .sheets import png as png
+from .sheets import shortened as shortened
 from .sheets import thumbnail as thumbnail

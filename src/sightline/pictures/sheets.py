@@ -3,6 +3,7 @@
 import base64
 import io
 from collections.abc import Sequence
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,7 +35,7 @@ def contact_sheet(
 
     if len(captions) != len(images) or (notes is not None and len(notes) != len(images)):
         raise ValueError("a contact sheet needs one caption, and one note if any, for each image")
-    font, gap = _font(13), 10
+    font, gap = font_of(13), 10
     line = 20 if notes is None else 37
     across = max(1, min(columns, len(images)))
     down = -(-len(images) // across)
@@ -48,7 +49,7 @@ def contact_sheet(
         sheet.paste(tile, (left + (cell - tile.width) // 2, top + (cell - tile.height) // 2))
         for words, colour, below in lines:
             place = (left + cell / 2, top + cell + below)
-            draw.text(place, _shortened(words[i], font, cell), fill=PALETTE[colour], font=font, anchor="ma")
+            draw.text(place, shortened(words[i], font, cell), fill=PALETTE[colour], font=font, anchor="ma")
     return sheet
 
 
@@ -70,7 +71,8 @@ def _fitted(image: ndarray, cell: int) -> "Image":
     return picture.resize((picture.width * factor, picture.height * factor), Image.Resampling.NEAREST)
 
 
-def _font(size: int) -> "FreeTypeFont | ImageFont":
+@cache
+def font_of(size: int) -> "FreeTypeFont | ImageFont":
     """DejaVu Sans, which comes with matplotlib: many scripts and signs on every system."""
     from PIL import ImageFont
 
@@ -80,7 +82,7 @@ def _font(size: int) -> "FreeTypeFont | ImageFont":
     return ImageFont.truetype(Path(matplotlib.origin).parent / "mpl-data/fonts/ttf/DejaVuSans.ttf", size)
 
 
-def _shortened(text: str, font: Any, width: float) -> str:
+def shortened(text: str, font: Any, width: float) -> str:
     """The text on one line, cut with an ellipsis to fit ``width`` pixels."""
     text = " ".join(text.split())
     if font.getlength(text) <= width:
