@@ -7,7 +7,8 @@ Everything goes the way of `sightline train DATA --preset NAME`: the validation 
 images, the best epoch is chosen on it, and the test images are looked at once, at the end. Minutes are those of
 the clock; core minutes are those of all threads together, what the same training takes on one core of this kind.
 With --epochs a preset is measured at other lengths than its own: accuracy against time, the curve. A run that was
-stopped goes on where it was: each finished seed is kept in results/presets.jsonl.
+stopped goes on where it was: each finished seed is kept in results/presets.jsonl. With --keep the runs stay in
+that folder, for calibration.py and for looking at.
 """
 
 import argparse
@@ -35,6 +36,7 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2, 3, 4])
     parser.add_argument("--epochs", nargs="+", type=int, default=[None], help="in place of the preset's own")
     parser.add_argument("--data", type=Path)
+    parser.add_argument("--keep", type=Path, help="folder in which the runs stay; they are forgotten without it")
     parser.add_argument("--fresh", action="store_true")
     asked = parser.parse_args()
     folder = shared(asked.data)
@@ -43,7 +45,9 @@ def main() -> None:
         key = key_of(name, seed, epochs)
         if book.find(**key) is None:
             recipe = of_length(name, epochs).replace(seed=seed)
-            book.add(measure(folder / DATA[name.partition("-")[0]], recipe), **key)
+            data = folder / DATA[name.partition("-")[0]]
+            with tempfile.TemporaryDirectory() as place:
+                book.add(measure(data, recipe, (asked.keep or Path(place)) / f"{name}-{recipe.epochs}-{seed}"), **key)
     figures = {name: summary(book, name) for name in PRESETS if summary(book, name)}
     record("presets", figures | {"curve": {name: curve for name in PRESETS if (curve := curve_of(book, name))}})
 
@@ -60,13 +64,12 @@ def key_of(name: str, seed: int, epochs: int | None = None) -> dict:
     return {"preset": name, "seed": seed, "recipe": str(fields), "processor": runtime.processor()}
 
 
-def measure(data: Path, recipe: Recipe) -> dict:
+def measure(data: Path, recipe: Recipe, out: Path) -> dict:
     """One run, from the command to the last epoch, and its test."""
-    with tempfile.TemporaryDirectory() as place:
-        started, worked = time.perf_counter(), time.process_time()
-        run = train(data, recipe, out=Path(place) / "run")
-        took, worked = time.perf_counter() - started, time.process_time() - worked
-        found = evaluate(run.classifier, run.splits.test).metrics["accuracy"].value
+    started, worked = time.perf_counter(), time.process_time()
+    run = train(data, recipe, out=out)
+    took, worked = time.perf_counter() - started, time.process_time() - worked
+    found = evaluate(run.classifier, run.splits.test).metrics["accuracy"].value
     print(f"{found:.4f} in {took / 60:.2f} min (training {run.facts['seconds'] / 60:.2f})", flush=True)
     return {
         "test_accuracy": found,
