@@ -47,7 +47,8 @@ def main() -> None:
             recipe = of_length(name, epochs).replace(seed=seed)
             data = folder / DATA[name.partition("-")[0]]
             with tempfile.TemporaryDirectory() as place:
-                book.add(measure(data, recipe, (asked.keep or Path(place)) / f"{name}-{recipe.epochs}-{seed}"), **key)
+                out = (asked.keep or Path(place)) / f"{name}-{recipe.epochs}-{seed}"
+                book.add(measure(data, recipe, out), **key)
     figures = {name: summary(book, name) for name in PRESETS if summary(book, name)}
     record("presets", figures | {"curve": {name: curve for name in PRESETS if (curve := curve_of(book, name))}})
 

@@ -47,8 +47,8 @@ class Whitening(nn.Conv2d):
         """
         values, vectors = torch.linalg.eigh(self.second_moments(pixels))
         values, vectors = values.flip(0), vectors.flip(1)
-        # An eigenvector's sign is free: its first large entry is made positive. The largest will not do: entries of
-        # images' patches come in pairs, equal but for rounding.
+        # An eigenvector's sign is free: its first large entry is made positive. The largest will not do: entries
+        # for images' patches come in pairs, equal but for rounding.
         large = vectors.abs() >= 0.9 * vectors.abs().amax(0)
         vectors = vectors * vectors.gather(0, large.int().argmax(0, keepdim=True)).sign()
         self._set(values, vectors, eps)

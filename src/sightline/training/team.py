@@ -61,8 +61,10 @@ class Team:
             torch._foreach_copy_(statistics, self._mean(statistics))
 
     def begin_alike(self, module: nn.Module) -> None:
-        """Give every process the first one's tensors: what each has worked out for itself may differ by rounding,
-        and a rounding may turn the sign of an eigenvector."""
+        """Give every process the first one's tensors.
+
+        What each has worked out for itself may differ by rounding, and a rounding may turn an eigenvector's sign.
+        """
         if self.fabric is not None:
             module.load_state_dict(self.fabric.broadcast(module.state_dict()))
 
