@@ -27,6 +27,8 @@ TINY = ("--model", "mlp", "--size", "8", "--limit", "300", "--epochs", "1")
 VERBS = ("demo", "train", "tune", "combine", "check", "evaluate", "report", "compare", "predict", "runs", "list")
 VERBS += ("explain",)
 VERBS += ("attack",)
+VERBS += ("compress",)
+VERBS += ("export",)
 FAMILIES = (
     "models",
     "augmentations",
@@ -39,6 +41,8 @@ FAMILIES = (
 )
 FAMILIES += ("freezings", "mitigations", "scores", "explainers", "combinations", "filters", "corruptions")
 FAMILIES += ("normalisations", "presets", "baselines", "features", "data")
+FAMILIES += ("compressors",)
+FAMILIES += ("formats",)
 SHELL = (sys.executable, "-c", "import sys; from sightline.cli import main; sys.exit(main())")
 
 

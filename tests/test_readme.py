@@ -70,7 +70,9 @@ def test_there_are_commands():
     verbs = {words[0] for page in PAGES for words in commands(page)}
     made = {"train", "tune", "combine"}
     assert verbs == made | {"check", "compare", "evaluate", "report", "predict", "runs", "list"} | {"explain"} | {
-        "attack"
+        "attack",
+        "compress",
+        "export",
     }
 
 

@@ -13,7 +13,8 @@ baselines : what the classical methods would have given
 evaluation : how good is it, how sure are we, and for whom?
 tuning : many recipes, one winner
 ensembles : several classifiers become one
-explanation | robustness : why? what breaks it?
+formats : the same answers, in another file
+explanation | robustness | compression : why? what breaks it? how small can it be?
 evidence : all of it on one page
 cli : the same verbs, from a shell
 """

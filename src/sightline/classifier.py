@@ -29,6 +29,7 @@ from .data.loader import batches, to_batch
 from .errors import BundleError, ImageError, SightlineError
 from .files import checksum, replacing, write_json, write_text
 from .models import Architecture, Network, build, embed
+from .models.exported import ExportedNetwork, geometry_of, open_exported
 from .preprocessing import Preprocessing
 from .types import Dataset, Geometry, Prediction
 
@@ -193,14 +194,18 @@ class Classifier(nn.Module):
 
     @classmethod
     def load(cls, folder: Path | str) -> "Classifier":
-        """Read a bundle, or a run's; raises BundleError where it is damaged, unsafe, unknown or too new."""
+        """Read a bundle, a run's, or an exported ONNX file.
+
+        Raises BundleError where it is damaged, unsafe, unknown or too new.
+        """
+        if Path(folder).is_file():
+            return cls._of_file(Path(folder))
         folder = bundle_of(folder)
         config = _read_config(folder)
         _verify_files(folder, config)
         try:
             architecture = Architecture.from_config(config["architecture"])
-            pairs = {name: tuple(v) for name, v in config["geometry"].items() if isinstance(v, list)}
-            geometry = Geometry(**{**config["geometry"], **pairs})
+            geometry = geometry_of(config["geometry"])
             _check_values(config)
             classifier = cls(
                 Preprocessing.from_config(config["preprocessing"]),
@@ -221,6 +226,22 @@ class Classifier(nn.Module):
             names = f"{len(classifier.classes)} classes for {outputs} outputs"
             raise BundleError(f"The config.json of '{folder}' names {names}. Copy the bundle again.")
         return classifier.eval()
+
+    @classmethod
+    def _of_file(cls, path: Path) -> "Classifier":
+        """An exported file as a classifier: preprocessing and temperature are inside its network."""
+        found = open_exported(path)
+        geometry = found.geometry
+        given = {"classes": len(found.classes), "channels": geometry.channels, "size": list(geometry.size)}
+        return cls(
+            Preprocessing(),
+            ExportedNetwork(found),
+            architecture=Architecture("exported", given),
+            classes=found.classes,
+            geometry=geometry,
+            threshold=found.threshold,
+            provenance=found.facts.get("provenance", {}),
+        ).eval()
 
     def _take(self, tensors: Mapping[str, Tensor], folder: Path) -> None:
         own = {name: tuple(t.shape) for name, t in self.state_dict().items()}

@@ -47,7 +47,7 @@ def predict(
     Parameters
     ----------
     run: Path
-        A run or bundle folder.
+        A run or bundle folder, or an exported .onnx file.
     images: str
         Files, folders, globs, or - for stdin; an unreadable file is a row with its error.
     top: int

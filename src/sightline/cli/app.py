@@ -53,6 +53,13 @@ COMMANDS = (
         "sightline tune photos.zip --over lr=1e-3..1e-1 --over batch_size=32,64,128 --trials 20",
     ),
     (
+        MAKE,
+        "compress",
+        "compressing:compress",
+        "Make a smaller classifier of one: healed, and measured beside it in one run.",
+        "sightline compress runs/photos --by channels:0.4,int8 --out runs/small",
+    ),
+    (
         EXAMINE,
         "check",
         "examining:check",
@@ -100,6 +107,13 @@ COMMANDS = (
         "answering:predict",
         "Name what is in images: files, folders, globs or stdin.",
         "sightline predict runs/photos holiday/*.jpg --form csv --out answers.csv",
+    ),
+    (
+        USE,
+        "export",
+        "exporting:export",
+        "One file for someone else's program, refused if its answers differ.",
+        "sightline export runs/photos --to onnx --out model.onnx",
     ),
     (USE, "runs", "listing:runs", "The runs in a folder, newest first.", "sightline runs"),
     (

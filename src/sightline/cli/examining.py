@@ -99,7 +99,7 @@ def evaluate(
     Parameters
     ----------
     run: Path
-        A run or bundle folder.
+        A run or bundle folder, or an exported .onnx file.
     data: str
         Other labelled images. Default: the run's own test split.
     """
@@ -114,7 +114,7 @@ def evaluate(
     from ..robustness.shift import corrupt
     from ..training.run import reopen
 
-    if data is None and (run / "config.json").is_file():
+    if data is None and (run.is_file() or (run / "config.json").is_file()):
         raise DataError(f"'{run}' is a classifier without its run: name the images to test it on, after it.")
     if data is not None and (learning_curve or corruptions):
         what = "A learning curve is" if learning_curve else "Corruptions are"

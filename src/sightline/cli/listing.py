@@ -45,9 +45,11 @@ def _families() -> Mapping[str, Any]:
     from ..attacks import ATTACKS
     from ..augmentation import AUGMENTATIONS
     from ..baselines import CLASSIFIERS, FEATURES
+    from ..compression import COMPRESSORS
     from ..ensembles import COMBINATIONS
     from ..evaluation.outliers import SCORES
     from ..explanation import EXPLAINERS
+    from ..formats import FORMATS
     from ..models import INITIALISATIONS, describe
     from ..preprocessing import FILTERS, NORMALISATIONS, STATISTICS
     from ..robustness.corruptions import CORRUPTIONS
@@ -84,6 +86,8 @@ def _families() -> Mapping[str, Any]:
         "baselines": lambda: _lines(CLASSIFIERS),
         "features": lambda: _lines(FEATURES),
         "data": lambda: [*_lines(BUILTIN), *({"name": n, "what": each.what} for n, each in PUBLISHED.items())],
+        "compressors": lambda: _lines(COMPRESSORS),
+        "formats": lambda: [{"name": name, "what": each.summary} for name, each in FORMATS.items()],
     }
 
 

@@ -21,6 +21,7 @@ EXTRAS = {
     "explanations": "explanations/answers.json",
     "suspects": "suspects.json",
     "comparison": "comparison.json",
+    "compression": "compression.json",
 }
 """What other verbs leave in a run -> its file. None of them is missed where it is absent: it was not asked for."""
 

@@ -251,6 +251,49 @@ def _comparison(found: Mapping[str, Any]) -> Section:
     }
 
 
+def _compression(found: Mapping[str, Any]) -> Section:
+    """The small classifier beside what it was made of."""
+    return {
+        "parent": found["parent"],
+        "by": ", then ".join(found["by"]),
+        "rows": side_by_side(found),
+        "sentences": [*found["sentences"], *([found["target"]["sentence"]] if found["target"] else [])],
+        "remarks": found["notes"],
+    }
+
+
+def side_by_side(found: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
+    """What a compression measured, as rows: what it is, of the original, of the small one, how they compare."""
+    sides = found["original"], found["small"]
+    rows = [
+        (title, write(before), write(after), f"{after / before:.2f}x")
+        for name, (title, write) in COSTS.items()
+        if None not in (before := sides[0][name], after := sides[1][name])
+    ]
+    for before, after in zip(*(one["latency"] for one in sides), strict=True):
+        size = before["batch_size"]
+        times = [f"{one['p50_ms']:.2f} ms, p95 {one['p95_ms']:.2f}" for one in (before, after)]
+        ratio = found["latency_ratio"][str(size)]
+        change = f"{ratio['value']:.2f}x ({ratio['low']:.2f} - {ratio['high']:.2f})"
+        rows.append(("One image" if size == 1 else f"{size} images at once", times[0], times[1], change))
+    first, second = (within(one["intervals"]["accuracy"], 2) for one in sides)
+    points = {edge: f"{found['accuracy_difference'][edge] * 100:+.2f}" for edge in ("value", "low", "high")}
+    rows.append(("Accuracy", first, second, f"{points['value']} ({points['low']} to {points['high']})"))
+    rows.append(("McNemar's p", "", "", f"{found['mcnemar_p']:.2g}"))
+    rows.append(("Answers alike", "", "", within(found["agreement"], 2)))
+    return rows
+
+
+COSTS: Mapping[str, tuple[str, Callable[[Any], str]]] = {
+    "file_mb": ("Exported file", lambda value: f"{value:.3f} MB"),
+    "bundle_mb": ("Bundle", lambda value: f"{value:.3f} MB"),
+    "parameters": ("Parameters", count),
+    "nonzero": ("Not zero", count),
+    "multiply_adds": ("Multiply-adds an image", count),
+}
+"""What a classifier costs, as it is written."""
+
+
 BUILDERS: Mapping[str, Callable[[Mapping[str, Any]], Section]] = {
     "calibration": _calibration,
     "groups": _groups,
@@ -259,6 +302,7 @@ BUILDERS: Mapping[str, Callable[[Mapping[str, Any]], Section]] = {
     "explanations": _explanations,
     "suspects": _suspects,
     "comparison": _comparison,
+    "compression": _compression,
 }
 """Name -> what the page shows of it."""
 

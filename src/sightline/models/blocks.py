@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from ..errors import RecipeError
 from .noise import WeightNoise
+from .quantised import Rounding
 from .whitening import Whitening
 
 Size = Sequence[int]
@@ -41,6 +42,8 @@ class Network(nn.Module, ABC):
         super().__init__()
         self.noise: WeightNoise | None = None
         """What the weights are disturbed by, in training and in answers."""
+        self.rounding: Rounding | None = None
+        """What rounds activations to the levels of int8, where the network is quantised."""
 
     @property
     def outputs(self) -> int:
@@ -58,8 +61,11 @@ class Network(nn.Module, ABC):
     def look(self, pixels: Float[Tensor, "B C H W"]) -> Float[Tensor, "B K"]:
         """Raw scores of each class by the weights as they are, without noise."""
         if self.mirrored and not self.training:
-            return (self.logits(pixels) + self.logits(pixels.flip(3))) / 2
-        return self.logits(pixels)
+            return (self._see(pixels) + self._see(pixels.flip(3))) / 2
+        return self._see(pixels)
+
+    def _see(self, pixels: Float[Tensor, "B C H W"]) -> Float[Tensor, "B K"]:
+        return self.logits(pixels) if self.rounding is None else self.rounding.answer(self.logits, pixels)
 
     def adapt(self, pixels: Float[Tensor, "B C H W"]) -> None:
         """Set what depends on the data from preprocessed training images; most networks need nothing."""

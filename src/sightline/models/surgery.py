@@ -12,7 +12,11 @@ from torch import nn
 
 from ..errors import BundleError
 from .blocks import Network
+from .factors import factors
+from .masks import masked
 from .noise import WeightNoise, layers
+from .quantised import quantised
+from .widths import widths
 
 
 def head(network: Network) -> nn.Linear:
@@ -72,4 +76,8 @@ SURGERY: dict[str, Callable[..., Network]] = {
     "grown_head": grown_head,
     "mirrored": mirrored,
     "noise": noise,
+    "masked": masked,
+    "widths": widths,
+    "factors": factors,
+    "quantised": quantised,
 }

@@ -108,7 +108,7 @@ class ViT(Network):
             pixels = F.pad(pixels, (0, missing[1], 0, missing[0]))
         x = self.patch_embed["proj"](pixels).flatten(2).transpose(1, 2)  # (B, T, D)
         if self.cls_token is not None:
-            x = torch.cat([self.cls_token.expand(len(x), -1, -1), x], 1)
+            x = torch.cat([self.cls_token.expand(x.shape[0], -1, -1), x], 1)
         x = self.norm(self.blocks(x + self.positions(grid)))
         return self.head(self.dropout(x.mean(1) if self.cls_token is None else x[:, 0]))
 

@@ -1,0 +1,127 @@
+"""Labels by examples/classify_onnx.py (numpy, Pillow, onnxruntime) against ours, over MNIST, CIFAR-10 and photos.
+
+    python benchmarks/export_parity.py [FOLDER_OF_ZIPS] [--limit N]
+
+A LeNet-5 trained for two epochs on MNIST, a third party's ResNet-20 on CIFAR-10, and a ResNet-20 at 64 pixels
+trained for eight epochs on the 600 photos (squashed, cropped and padded) are exported; every image file of each
+archive then goes both ways: our decoder and classifier in torch, and the script's own reading and the file. At
+most 1 label in 1,000 may differ.
+
+Then every network of the catalogue, with random weights on drawn shapes at 32 pixels, in float32 and in int8: how
+far the probabilities of the file are from the classifier's, and how many answers are the same.
+"""
+
+import argparse
+import dataclasses
+import importlib.util
+import io
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from record import record, shared
+
+from sightline import runtime
+from sightline.classifier import Classifier
+from sightline.compression.quantize import Int8
+from sightline.data import load, to_batch
+from sightline.formats import InTorch, compared, export, open_exported, write
+from sightline.formats.parity import answers
+from sightline.models import NETWORKS, architecture, build
+from sightline.preprocessing import Normalise, Preprocessing
+from sightline.sources.source import find
+from sightline.training import Recipe, train
+from sightline.types import Geometry, Splits
+
+ALLOWED = 1 / 1000
+BATCH = 256
+
+
+def script() -> Any:
+    """The example, imported."""
+    path = Path(__file__).parents[1] / "examples" / "classify_onnx.py"
+    spec = importlib.util.spec_from_file_location("classify_onnx", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def theirs(file: Path, archive: Path, limit: int | None) -> np.ndarray:
+    """The script's label of every image file."""
+    found, reading, source = open_exported(file), script().pixels, find(archive, limit=limit)
+    geometry = dataclasses.asdict(found.geometry)
+    labels = []
+    for start in range(0, len(source), BATCH):
+        rows = range(start, min(start + BATCH, len(source)))
+        images = np.stack([reading(io.BytesIO(source.read(row)), geometry) for row in rows])
+        labels.append(found.probabilities(images).argmax(1))
+    return np.concatenate(labels)
+
+
+def differing(classifier: Classifier, archive: Path, place: Path, limit: int | None) -> dict[str, Any]:
+    """How many labels differ, on all images of an archive."""
+    images = load(find(archive, limit=limit), classifier.geometry)
+    file = place / "model.onnx"
+    export(classifier, file, data=images, overwrite=True)
+    ours = answers(InTorch(classifier), images).argmax(1)
+    other = int((ours != theirs(file, archive, limit)).sum())
+    return {"images": len(ours), "differing": other, "share": other / len(ours)}
+
+
+def networks(place: Path) -> dict[str, Any]:
+    """Of every network, in float32 and int8: the share of equal answers and the largest difference."""
+    geometry = Geometry(size=(32, 32), channels=3)
+    images, found = load(find("shapes:256"), geometry), {}
+    for name in NETWORKS:
+        runtime.seed(0)
+        word = f"{name}:test_resnet" if name == "timm" else name
+        plan = architecture(word, classes=4, channels=3, size=geometry.size)
+        steps = Preprocessing([Normalise([0.5] * 3, [0.25] * 3)])
+        made = Classifier(steps, build(plan), architecture=plan, classes=images.classes, geometry=geometry)
+        with torch.no_grad():
+            for start in range(0, len(images), 64):
+                made.train()(to_batch(images[start : start + 64]))  # norms learn what they are given
+        for kind, one in (
+            ("float32", made.eval()),
+            ("int8", Int8(images=64)(made, Splits(images, images, images))),
+        ):
+            values = compared(one, open_exported(write(one, place / f"{name}.onnx")), images)
+            found[f"{name}, {kind}"] = {key: values[key] for key in ("agreement", "largest_difference")}
+            print(name, kind, found[f"{name}, {kind}"], flush=True)
+    return found
+
+
+def main() -> None:
+    """Train or load, export, compare."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", nargs="?", type=Path)
+    parser.add_argument("--limit", type=int, help="images of each archive, for a quick look")
+    given = parser.parse_args()
+    folder = shared(given.folder)
+    weights = folder.parent / "weights" / "resnet20-12fca82f.th"
+    photos = Recipe(model="resnet20", size=64, epochs=8, limit=given.limit)
+    recipes = {
+        "mnist": ("mnist_png.zip", Recipe(model="lenet5", epochs=2, limit=given.limit)),
+        "cifar10": (
+            "cifar10_jpg.zip",
+            Recipe(model="resnet20", weights=str(weights), normalize="imagenet", epochs=0, limit=given.limit),
+        ),
+        **{f"photos, {fit}": ("photos_jpg.zip", photos.replace(fit=fit)) for fit in ("squash", "crop", "pad")},
+    }
+    figures: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory() as place:
+        for name, (archive, recipe) in recipes.items():
+            run = train(folder / archive, recipe, out=Path(place) / name)
+            figures[name] = differing(run.classifier, folder / archive, Path(place), given.limit)
+            print(name, figures[name], flush=True)
+        every = networks(Path(place))
+    held = all(one["share"] <= ALLOWED for one in figures.values())
+    record("export_parity", {"data": figures, "at_most": ALLOWED, "held": held, "networks": every})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,145 @@
+"""int8 against float32: file, accuracy and speed, in one run of onnxruntime.
+
+    python benchmarks/int8.py [FOLDER_OF_ZIPS] [--rounds 9] [--limit N]
+
+A third party's ResNet-20 on all test images of CIFAR-10 (JPEG): accuracy of the float file and of the int8 file,
+paired. ResNet-18 at 224 pixels with random weights, calibrated on the photos: file size and speed only, which do
+not depend on what the weights are. Codes of weights have 7 bits; with 8, answers of the file differ from those of
+torch on processors whose sums of pairs overflow. Speed is a matter of the processor: with VNNI one instruction
+multiplies and adds four pairs of 8-bit numbers, without it three are needed; ``vnni`` says which this one is.
+"""
+
+import argparse
+import statistics
+import tempfile
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from record import record, shared
+
+from sightline import metrics, runtime
+from sightline.classifier import Classifier
+from sightline.compression.quantize import Int8
+from sightline.data import load
+from sightline.evaluation.measure import labels_of
+from sightline.formats import InTorch, Runner, open_exported, write
+from sightline.formats.parity import answers
+from sightline.models import architecture, build
+from sightline.preprocessing import Preprocessing
+from sightline.preprocessing.pipeline import STATISTICS
+from sightline.preprocessing.steps import Normalise
+from sightline.sources.source import find
+from sightline.training import Recipe, train
+from sightline.types import Geometry, Splits
+
+BATCHES = (1, 32)
+
+
+def vnni() -> bool | None:
+    """Whether the processor has the instructions; None where the system does not tell."""
+    cpuinfo = Path("/proc/cpuinfo")
+    return "vnni" in cpuinfo.read_text(encoding="ascii") if cpuinfo.exists() else None
+
+
+def files(classifier: Classifier, small: Classifier, place: Path) -> tuple[dict[str, Any], dict[str, float]]:
+    """Both as files, opened; and their sizes in MB."""
+    paths = {"float32": write(classifier, place / "float.onnx"), "int8": write(small, place / "int8.onnx")}
+    opened = {name: open_exported(path) for name, path in paths.items()}
+    return opened, {name: path.stat().st_size / 1e6 for name, path in paths.items()}
+
+
+def ask(runner: Runner, images: np.ndarray, count: int = 1) -> None:
+    """So many times."""
+    for _ in range(count):
+        runner.probabilities(images)
+
+
+def speed(opened: dict[str, Any], images: np.ndarray, rounds: int) -> dict[str, Any]:
+    """Images/s of both in turn."""
+    found = {}
+    for size in BATCHES:
+        asked = {
+            name: partial(ask, runner, np.ascontiguousarray(images[:size])) for name, runner in opened.items()
+        }
+        count = max(1, round(0.2 / min(runtime.time_in_turn(asked, 3)["float32"])))
+        times = runtime.time_in_turn({name: partial(one, count) for name, one in asked.items()}, rounds)
+        rates = {name: statistics.median(size * count / t for t in each) for name, each in times.items()}
+        found[str(size)] = {name: round(rate, 1) for name, rate in rates.items()} | {
+            "int8_over_float32": round(rates["int8"] / rates["float32"], 2)
+        }
+    return found
+
+
+def resnet20(folder: Path, place: Path, limit: int | None, rounds: int) -> dict[str, Any]:
+    """Size, accuracy and speed of the third party's network."""
+    weights = folder.parent / "weights" / "resnet20-12fca82f.th"
+    recipe = Recipe(model="resnet20", weights=str(weights), normalize="imagenet", epochs=0, limit=limit)
+    run = train(folder / "cifar10_jpg.zip", recipe, out=place / "run")
+    small, finer = (Int8(bits=bits)(run.classifier, run.splits) for bits in (7, 8))
+    opened, sizes = files(run.classifier, small, place)
+    opened["int8, 8 bits"] = open_exported(write(finer, place / "finer.onnx"))
+    test = run.splits.test
+    labels = labels_of(run.classifier, test)
+    sides = {**opened, "int8 in torch": InTorch(small), "int8, 8 bits, in torch": InTorch(finer)}
+    predicted = {name: answers(runner, test).argmax(1) for name, runner in sides.items()}
+    right = {name: each == labels for name, each in predicted.items()}
+    difference = metrics.paired_difference(right["int8"], right["float32"])
+    return {
+        "megabytes": {name: round(size, 4) for name, size in sizes.items()},
+        "times_smaller": round(sizes["float32"] / sizes["int8"], 3),
+        "n": len(test),
+        "accuracy": {name: float(each.mean()) for name, each in right.items()},
+        "int8_minus_float32": [difference.value, difference.low, difference.high],
+        "agreement_of_file_and_torch": {
+            name: float((predicted[name] == predicted[of]).mean())
+            for name, of in (("int8", "int8 in torch"), ("int8, 8 bits", "int8, 8 bits, in torch"))
+        },
+        "agreement_with_float32": float((predicted["int8"] == predicted["float32"]).mean()),
+        "calibration": small.provenance["int8"],
+        "images_per_second": speed(opened, test[: max(BATCHES)], rounds),
+    }
+
+
+def resnet18(folder: Path, place: Path, rounds: int) -> dict[str, Any]:
+    """Size and speed of a large network on large images."""
+    geometry = Geometry(size=(224, 224), channels=3)
+    images = load(find(folder / "photos_jpg.zip", limit=128), geometry)
+    runtime.seed(0)
+    plan = architecture("resnet18", classes=10, channels=3, size=geometry.size)
+    classes = [str(k) for k in range(10)]
+    steps = Preprocessing([Normalise(*STATISTICS["imagenet"])])
+    made = Classifier(steps, build(plan), architecture=plan, classes=classes, geometry=geometry).eval()
+    small = Int8(by="minmax", images=64)(made, Splits(images, images, images))
+    opened, sizes = files(made, small, place)
+    return {
+        "megabytes": {name: round(size, 3) for name, size in sizes.items()},
+        "times_smaller": round(sizes["float32"] / sizes["int8"], 3),
+        "images_per_second": speed(opened, images[: max(BATCHES)], rounds),
+    }
+
+
+def main() -> None:
+    """Both networks."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", nargs="?", type=Path)
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--limit", type=int, help="images of CIFAR-10, for a quick look")
+    given = parser.parse_args()
+    folder = shared(given.folder)
+    import onnxruntime
+
+    with tempfile.TemporaryDirectory() as place, torch.no_grad():
+        figures = {
+            "vnni": vnni(),
+            "onnxruntime": onnxruntime.__version__,
+            "resnet20": resnet20(folder, Path(place), given.limit, given.rounds),
+            "resnet18 at 224": resnet18(folder, Path(place), given.rounds),
+        }
+    record("int8", figures)
+
+
+if __name__ == "__main__":
+    main()

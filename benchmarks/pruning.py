@@ -1,0 +1,153 @@
+"""ResNet-20 with 40 % fewer multiply-adds on CIFAR-10's JPEG images: what that costs, and what it gains.
+
+    python benchmarks/pruning.py [--data FOLDER_OF_ZIPS] [--runs FOLDER] [--tiny]
+
+A reduced protocol, so that all of it takes about 15 minutes of one core. 15,000 of the 50,000 training images, a
+tenth of them for validation; tested on all 10,000 test images, once, at the end.
+
+    parent     a third party's ResNet-20 (see third_party.py), trained on for 3 epochs
+    choice     every criterion and scope takes 40 % of the multiply-adds; norms are measured anew, nothing is
+               trained; the one of least loss on validation is kept
+    pruned     that, healed for 5 epochs at half of the rate; and once more with widths in multiples of 8
+    control    the parent, trained on for as long as the pruned ones are healed
+
+Differences are paired image by image; latency is that of the exported files, in turn. To be known beforehand: the
+third party trained on this set's training images before they became JPEG, so the validation images are not new to
+it; the test images are. Stopped, it goes on: what is finished is kept below --runs.
+"""
+
+import argparse
+from collections.abc import Callable
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from record import Notebook, record, shared
+
+from sightline.classifier import Classifier
+from sightline.compression import Channels, heal, measured
+from sightline.compression.channels import CRITERIA, SCOPES
+from sightline.compression.heal import settled
+from sightline.data import load
+from sightline.training import Recipe
+from sightline.training.assemble import objective_of
+from sightline.training.calibrate import validate
+from sightline.training.folder import Quiet
+from sightline.training.run import train_on
+from sightline.types import Dataset, Geometry, Splits
+
+AMOUNT = 0.4
+"""Share of the multiply-adds that goes."""
+
+RECIPE = Recipe(
+    model="resnet20",
+    size=32,
+    channels=3,
+    normalize="imagenet",
+    augment=("flip", "shift:4"),
+    batch_size=128,
+    lr=0.02,
+    epochs=3,
+    precision="float32",
+    memory_format="channels_last",
+    replicas=1,
+)
+
+HEALING = RECIPE.replace(epochs=5, lr=0.01)
+
+
+def main() -> None:
+    """Make what is missing, measure it, say it."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path)
+    parser.add_argument("--runs", type=Path, default=Path("runs") / "pruning")
+    parser.add_argument("--tiny", action="store_true", help="few images, one epoch: a test of the script")
+    asked = parser.parse_args()
+    folder, tiny = shared(asked.data), asked.tiny
+    place = asked.runs / ("tiny" if tiny else "whole")
+    weights = folder.parent / "weights" / "resnet20-12fca82f.th"
+    recipe, healing = (one.replace(epochs=1) if tiny else one for one in (RECIPE, HEALING))
+    splits = drawn(load(folder / "cifar10_jpg.zip", Geometry(size=(32, 32), channels=3)), 50 if tiny else 1500)
+
+    parent = kept(place / "parent", lambda at: train_on(
+        splits, recipe.replace(weights=str(weights)), Quiet(at), device="cpu").classifier)  # fmt: skip
+    book = Notebook(place / "choice.jsonl")
+    best = chosen(parent, splits, book)
+    made = {}
+    for name, multiple in (("pruned", 1), ("pruned_multiples_of_8", 8)):
+        step = Channels(AMOUNT, **best, multiple=multiple)
+        made[name] = kept(place / name, healed(lambda step=step: step(parent, splits), splits, healing))
+    made["control"] = kept(place / "control", healed(lambda: parent, splits, healing))
+    figures: dict[str, Any] = {
+        "protocol": " / ".join(f"{len(part):,}" for part in vars(splits).values() if isinstance(part, Dataset)),
+        "asked": AMOUNT,
+        "choice_on_validation": book.lines,
+        "chosen": best,
+    }
+    for name, classifier in made.items():
+        figures[name] = compared(parent, classifier, splits)
+        print(f"{name}: {' '.join(figures[name]['sentences'])}", flush=True)
+    figures["pruned_less_control"] = difference(made["control"], made["pruned"], splits.test)
+    record("pruning_tiny" if tiny else "pruning", figures)
+
+
+def drawn(data: Dataset, count: int) -> Splits:
+    """So many training images of each class, a tenth of them for validation; all test images, or a few."""
+    parts, rng = data.columns["split"], np.random.default_rng(0)
+    own = [rng.permutation(np.flatnonzero((parts == "train") & (data.labels == k)))[:count] for k in range(10)]
+    held = count // 10
+    train, val = (np.sort(np.concatenate(rows)) for rows in ([o[held:] for o in own], [o[:held] for o in own]))
+    test = np.flatnonzero(parts == "test")
+    test = test if count >= 1000 else test[:: len(test) // 200]
+    return Splits(*(data.subset(rows) for rows in (train, val, test)))
+
+
+def kept(place: Path, make: Callable[[Path], Classifier]) -> Classifier:
+    """What is there, or made now; a healing that was stopped goes on from its checkpoint."""
+    done = place / "done"
+    if not done.is_dir():
+        place.mkdir(parents=True, exist_ok=True)
+        print(f"Making {place.name} ...", flush=True)
+        make(place).save(done)
+    return Classifier.load(done)
+
+
+def healed(start: Callable[[], Classifier], splits: Splits, recipe: Recipe) -> Callable[[Path], Classifier]:
+    """Norms measured anew and a short training."""
+    loss = objective_of(recipe, splits.train.counts)
+    return lambda place: heal(start(), splits, recipe, Quiet(place), objective=loss).classifier
+
+
+def chosen(parent: Classifier, splits: Splits, book: Notebook) -> dict[str, str]:
+    """The criterion and scope that do best on validation before any training."""
+    for criterion, scope in product(CRITERIA, SCOPES):
+        if book.find(criterion=criterion, scope=scope) is None:
+            made, _ = settled(Channels(AMOUNT, criterion, scope)(parent, splits), splits)
+            loss, accuracy = validate(made, splits.val)
+            book.add({"accuracy": round(accuracy, 4), "loss": round(loss, 4)}, criterion=criterion, scope=scope)
+            print(f"{criterion}, {scope}: {accuracy:.4f} on validation, before healing", flush=True)
+    best = min(book.lines, key=lambda line: line["loss"])
+    return {name: best[name] for name in ("criterion", "scope")}
+
+
+def compared(parent: Classifier, made: Classifier, splits: Splits) -> dict[str, Any]:
+    """Both on the test images: accuracy, files, work, latency."""
+    table = measured(parent, made, splits.test).as_json()
+    before, after = (table[name]["multiply_adds"] for name in ("original", "small"))
+    return {"multiply_adds_less": round(1 - after / before, 4), **table}
+
+
+def difference(before: Classifier, after: Classifier, images: Dataset) -> dict[str, float]:
+    """In accuracy, image by image, with its interval."""
+    from sightline.evaluation.measure import labels_of
+    from sightline.metrics import paired_difference
+    from sightline.training.calibrate import logits_of
+
+    labels = labels_of(before, images)
+    right = [logits_of(one, images)[0].argmax(1).numpy() == labels for one in (after, before)]
+    return vars(paired_difference(*right))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,216 @@
+"""Structured pruning: whole channels go, so that what is left is a smaller network and nothing else."""
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar, no_type_check
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from .. import runtime
+from ..choose import suggest
+from ..classifier import Classifier
+from ..data.loader import batches
+from ..errors import DataError, RecipeError
+from ..models import Network, multiply_adds
+from ..models.widths import narrowable, widths_of
+from ..types import Dataset, Splits
+from .changing import closed, example, opened
+from .coupled import Gone, Group, groups, narrowed, saved, spared, works
+
+SAMPLE, PIECE = 1024, 32
+"""Training images whose gradients ``taylor`` looks at, and how many at a time."""
+
+LEAST = 0.1
+"""Share of a group's channels that stays, whatever is asked."""
+
+ROUNDS = 10
+"""Halvings of the search for the share of channels: to 1 in 1,000."""
+
+
+@dataclass(frozen=True)
+class Criterion:
+    """What a channel is worth: ``score`` of the rows ``(channels, numbers)`` it has in a layer."""
+
+    score: Callable[[Float[Tensor, "n D"]], Float[Tensor, " n"]]
+    norms: bool = True
+    """Whether scales of norms count too."""
+    salience: bool = False
+    """Whether the numbers are what the loss would change by without each weight, not the weights."""
+
+
+def _distance(rows: Float[Tensor, "n D"]) -> Float[Tensor, " n"]:
+    """The sum of the distances to all others: small near the geometric median, where others can stand in."""
+    return torch.cdist(rows, rows).sum(1)
+
+
+CRITERIA: Mapping[str, Criterion] = {
+    "l1": Criterion(lambda rows: rows.abs().sum(1)),
+    "l2": Criterion(lambda rows: rows.square().sum(1)),
+    "geometric": Criterion(_distance, norms=False),
+    "taylor": Criterion(lambda rows: rows.sum(1), salience=True),
+}
+"""Filters' magnitude (Li et al. 2017), squared; distance from the geometric median (He et al. 2019); the squared
+first-order change of the loss (Molchanov et al. 2019, arXiv 1906.10771, equation 8)."""
+
+
+def by_layer(scores: Sequence[Float[Tensor, " _"]], share: float) -> Gone:
+    """The same share of each group."""
+    return [_lowest(score, round(share * len(score))) for score in scores]
+
+
+def together(scores: Sequence[Float[Tensor, " _"]], share: float) -> Gone:
+    """One threshold for all: groups whose channels are worth little give more."""
+    every = torch.cat([*scores])
+    chosen = _lowest(every, round(share * len(every)))
+    return [*chosen.split([len(score) for score in scores])]
+
+
+SCOPES: Mapping[str, Callable[[Sequence[Float[Tensor, " _"]], float], Gone]] = {
+    "layer": by_layer,
+    "global": together,
+}
+"""Name -> ``(scores of each group, share of all channels) -> the channels that go``."""
+
+
+@no_type_check  # it checks its own fields, and says it better
+@dataclass(frozen=True)
+class Channels:
+    """Channels worth least are taken out, until the share ``amount`` of the multiply-adds is gone.
+
+    ``criterion`` is how they are judged (see ``CRITERIA``) and ``scope`` whether each ``layer`` gives the same
+    share or all are ranked together (``global``). Widths left are multiples of ``multiple``; CPUs like 8.
+    """
+
+    amount: float = 0.4
+    criterion: str = "taylor"
+    scope: str = "layer"
+    multiple: int = 1
+
+    heals: ClassVar[bool] = True
+    """A training should follow."""
+
+    def __post_init__(self) -> None:
+        """Raise ValueError for a share, criterion, scope or multiple that cannot be."""
+        if not isinstance(self.amount, int | float) or not 0 < self.amount < 1:
+            raise ValueError(f"amount is the share of multiply-adds to take, between 0 and 1, not {self.amount}")
+        for name, family in (("criterion", CRITERIA), ("scope", SCOPES)):
+            if (word := vars(self)[name]) not in family:
+                raise ValueError(f"there is no {name} '{word}'. {suggest(str(word), family)}")
+        if not isinstance(self.multiple, int) or isinstance(self.multiple, bool) or self.multiple < 1:
+            raise ValueError(f"multiple is a whole number, 1 or more, not {self.multiple}")
+
+    def __call__(self, classifier: Classifier, data: Splits) -> Classifier:
+        """The classifier with fewer channels; ``taylor`` looks at training images, the others at no image.
+
+        Raises RecipeError for a network that was relieved of channels before, has none to give, or cannot give so
+        many.
+        """
+        network = opened(classifier, "widths")
+        pixels = example(classifier)
+        found = groups(network, pixels)
+        if not found:
+            raise RecipeError("This network has no channels that could go alone: choose another compressor.")
+        criterion = CRITERIA[self.criterion]
+        if criterion.salience:
+            numbers = salience(classifier, network, data.train)
+        else:
+            numbers = {name: weight.detach() for name, weight in _weights(network).items()}
+        scores = [worth(group, numbers, criterion) for group in found]
+        whole = multiply_adds(network, classifier.geometry.channels, classifier.geometry.size)
+        work = works(network, pixels)
+        gone = self._search(found, scores, lambda out: saved(network, work, found, out) / whole)
+        small = narrowed(network, found, gone)
+        before, after = (
+            {name: widths_of(layer) for name, layer in of.named_modules() if narrowable(layer)}
+            for of in (network, small)
+        )
+        layers = {name: new for name, new in after.items() if new != before[name]}
+        return closed(classifier, small, "widths", {"layers": layers})
+
+    def _search(
+        self, found: Sequence[Group], scores: Sequence[Float[Tensor, " _"]], taken: Callable[[Gone], float]
+    ) -> Gone:
+        """The fewest channels with which the share asked for is ``taken``; RecipeError where none suffice."""
+        low, high, best = 0.0, 1.0, self._at(1.0, found, scores)
+        if (most := taken(best)) < self.amount:
+            raise RecipeError(
+                f"Of this network's multiply-adds {most:.1%} can go with channels, {self.amount:.1%} were asked "
+                f"for: ask for {int(most * 100) / 100} or less."
+            )
+        for _ in range(ROUNDS):
+            middle = (low + high) / 2
+            gone = self._at(middle, found, scores)
+            if taken(gone) >= self.amount:
+                high, best = middle, gone
+            else:
+                low = middle
+        return best
+
+    def _at(self, share: float, found: Sequence[Group], scores: Sequence[Float[Tensor, " _"]]) -> Gone:
+        """The channels that go at a share of them: worth least, whole multiples left, some of each group kept."""
+        chosen = SCOPES[self.scope](scores, share)
+        return [
+            spared(group, _lowest(score, len(score) - self._left(len(score), int(gone.sum()))), score)
+            for group, score, gone in zip(found, scores, chosen, strict=True)
+        ]
+
+    def _left(self, count: int, gone: int) -> int:
+        """Channels that stay of a group of ``count``."""
+        least = max(1, round(LEAST * count), count - gone)
+        return min(count, -(-least // self.multiple) * self.multiple)
+
+
+def _lowest(scores: Float[Tensor, " n"], count: int) -> Bool[Tensor, " n"]:
+    """Where the so many lowest are."""
+    chosen = torch.zeros(len(scores), dtype=torch.bool)
+    chosen[scores.argsort(stable=True)[:count]] = True
+    return chosen
+
+
+def _weights(network: Network) -> dict[str, Tensor]:
+    """The weights of each layer that has some, trained or not."""
+    return {
+        name.removesuffix(".weight"): tensor
+        for name, tensor in (*network.named_parameters(), *network.named_buffers())
+        if name.endswith(".weight")
+    }
+
+
+def worth(group: Group, numbers: Mapping[str, Tensor], criterion: Criterion) -> Float[Tensor, " channels"]:
+    """What each channel of a group is worth over all layers it is found in, 1 on average."""
+    total = torch.zeros(group.count)
+    for site in group.sites:
+        given = numbers[site.layer]
+        if given.ndim == 1 and not criterion.norms:
+            continue
+        turned = given if site.side == "outputs" else given.transpose(0, 1)
+        rows = turned[site.places].flatten(1) if given.ndim > 1 else given[site.places].unsqueeze(1)
+        total.index_add_(0, site.channels, criterion.score(rows).float())
+    mean = float(total.mean())
+    return total / mean if mean > 0 else total
+
+
+def salience(classifier: Classifier, network: Network, images: Dataset) -> dict[str, Tensor]:
+    """``(w dL/dw)^2`` of every weight, summed over pieces of a sample of the training images, dropout off.
+
+    Raises DataError where there are no images.
+    """
+    if not len(images):
+        raise DataError("criterion=taylor looks at training images, and there are none: choose criterion=l2.")
+    sample = images.subset(np.sort(runtime.order(len(images), 0)[:SAMPLE]))
+    found = {name: torch.zeros_like(weight) for name, weight in _weights(network).items()}
+    preprocessing = copy.deepcopy(classifier.preprocessing).cpu().eval()
+    trained = {name: weight for name, weight in network.named_parameters() if weight.requires_grad}
+    learning = {name: trained[f"{name}.weight"] for name in found if f"{name}.weight" in trained}
+    for batch in batches(sample, PIECE):
+        loss = F.cross_entropy(network(preprocessing(batch.pixels)), batch.labels)
+        slopes = torch.autograd.grad(loss, [*learning.values()], allow_unused=True)
+        for (name, weight), slope in zip(learning.items(), slopes, strict=True):
+            if slope is not None:
+                found[name] += (weight.detach() * slope).square()
+    return found

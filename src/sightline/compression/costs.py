@@ -1,0 +1,130 @@
+"""What a classifier costs: its files, its numbers, its work, and its time, beside another's in one run."""
+
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+from numpy import ndarray
+from torch import nn
+
+from .. import runtime
+from ..classifier import Classifier
+from ..errors import SightlineError
+from ..evaluation.efficiency import Latency
+from ..formats import InTorch, Runner, open_exported, write
+from ..models import multiply_adds
+from ..types import Interval
+
+NOISE = 0.03
+"""What times may differ by from one measurement to the next, and nobody feels: less is no difference."""
+
+SECONDS, LEAST, MOST = 1.0, 10, 200
+"""Two classifiers answer in turn until each has taken about this time, so many times at least and at most."""
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Weighed:
+    """A classifier with what it costs, ready to be timed."""
+
+    bundle_mb: float
+    """Of all files of its bundle, in MB (10^6 bytes)."""
+    file_mb: float | None
+    """Of the exported ONNX file; None where it cannot be exported."""
+    why: str
+    """Why it cannot be exported."""
+    parameters: int
+    """Numbers that are learnt and stored: float ones, and those that int8 keeps."""
+    nonzero: int
+    """Of these, the ones that are not zero."""
+    multiply_adds: int
+    """For one image; those with a zero count, because they are carried out."""
+    exported: Runner | None
+    """The exported file."""
+    own: Runner
+    """The classifier, answering by torch where it is."""
+
+    @property
+    def mb(self) -> float:
+        """Of the exported file, or of the bundle where there is none."""
+        return self.bundle_mb if self.file_mb is None else self.file_mb
+
+
+def weigh(classifier: Classifier, place: Path, name: str, *, export: bool = True) -> Weighed:
+    """Save and ``export`` a classifier below ``place``, and count. What cannot be exported says why."""
+    bundle = classifier.eval().save(place / name)
+    why, size, exported = "", None, None
+    if export:
+        try:
+            file = write(classifier, place / f"{name}.onnx")
+            exported, size = open_exported(file), file.stat().st_size / 1e6
+        except SightlineError as error:
+            why = str(error)
+    every, left = counted(classifier.network)
+    geometry = classifier.geometry
+    return Weighed(
+        bundle_mb=sum(file.stat().st_size for file in bundle.iterdir()) / 1e6,
+        file_mb=size,
+        why=why,
+        parameters=every,
+        nonzero=left,
+        multiply_adds=multiply_adds(classifier.network, geometry.channels, geometry.size),
+        exported=exported,
+        own=InTorch(classifier),
+    )
+
+
+def counted(network: nn.Module) -> tuple[int, int]:
+    """How many numbers a network has learnt, and how many of them are not zero.
+
+    Whole numbers of 8 bits are weights too; other buffers (statistics, scales) are not.
+    """
+    tensors = [*network.parameters(), *(b for b in network.buffers() if b.dtype == torch.int8)]
+    return sum(t.numel() for t in tensors), sum(int(t.count_nonzero()) for t in tensors)
+
+
+@dataclass(frozen=True)
+class Race:
+    """Two classifiers that answered the same images in turn."""
+
+    first: Latency
+    second: Latency
+    ratio: Interval
+    """Time of the second over time of the first: the median over the rounds, and its 95 % interval."""
+
+
+def race(first: Weighed, second: Weighed, images: UInt8[ndarray, "N H W C"], size: int) -> Race:
+    """Time both on ``size`` images in turn, so that noise hits both: exported files where both have one."""
+    some = np.ascontiguousarray(images[np.arange(size) % len(images)])
+    one, other = first.exported, second.exported
+    if one is None or other is None:
+        one, other = first.own, second.own
+    trials = {"first": partial(_ask, one, some), "second": partial(_ask, other, some)}
+    slowest = max(max(times) for times in runtime.time_in_turn(trials, 1).values())
+    times = runtime.time_in_turn(trials, int(np.clip(SECONDS / max(slowest, 1e-9), LEAST, MOST)))
+    before, after = (np.asarray(times[name]) for name in ("first", "second"))
+    return Race(_latency(before, size), _latency(after, size), median(after / before))
+
+
+def _ask(runner: Runner, images: UInt8[ndarray, "N H W C"]) -> None:
+    runner.probabilities(images)
+
+
+def _latency(seconds: Float[ndarray, " R"], size: int) -> Latency:
+    p50, p95 = np.quantile(seconds, (0.5, 0.95)) * 1000
+    return Latency(size, float(p50), float(p95), len(seconds))
+
+
+def median(values: Float[ndarray, " R"]) -> Interval:
+    """The median with an interval of at least 95 % that assumes no distribution: order statistics, binomial.
+
+    Fewer than 6 values have no such interval: it spans all of them.
+    """
+    from scipy.stats import binom
+
+    ordered, count = np.sort(values), len(values)
+    place = max(1, int(binom.ppf(0.025, count, 0.5)))
+    low, high = float(ordered[place - 1]), float(ordered[count - place])
+    return Interval(float(np.median(ordered)), low, high, count)

@@ -1,0 +1,181 @@
+"""What compression cost is learnt again: norms are measured anew, then a short training; kept where it helps."""
+
+import copy
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from .. import runtime
+from ..classifier import Classifier
+from ..data.loader import batches
+from ..ensembles.ways import settle_norms
+from ..errors import Interrupted
+from ..training import choices, pace
+from ..training.assemble import method_of
+from ..training.calibrate import logits_of, temperature, validate
+from ..training.folder import RunFolder
+from ..training.objectives import Objective
+from ..training.recipe import Recipe
+from ..training.refinement import refine
+from ..training.robust import Robust
+from ..types import Splits
+
+SHARE, FEWEST, MOST = 0.25, 2, 10
+"""A healing takes this share of the epochs that the classifier was trained for, so many at least and at most."""
+
+UNKNOWN = 4
+"""Epochs of a healing where nobody knows how long the classifier was trained."""
+
+RATE = 0.2
+"""A healing's peak learning rate, over that of the training before it: the network knows its task already."""
+
+
+STRAIGHT: Mapping[str, Any] = {
+    "precision": "float32",
+    "memory_format": "contiguous",
+    "replicas": 1,
+    "weight_decay": 0.0,
+}
+"""How int8 is trained through its rounding: in plain arithmetic, and nothing pulls its gains to zero."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Healing:
+    """How a compressed classifier is trained on; what is None follows from the recipe of the original."""
+
+    epochs: int | None = None
+    """Of each healing, and of the training of a distilled network; 0 heals nothing but norms."""
+    lr: float | None = None
+    seed: int = 0
+
+    def short(self, recipe: Recipe) -> Recipe:
+        """The training of a network that knows its task and lost a little: few epochs at a low rate."""
+        assert recipe.lr is not None
+        few = min(MOST, max(FEWEST, math.ceil(SHARE * recipe.epochs))) if recipe.epochs else UNKNOWN
+        usual = recipe.lr * RATE / (choices.PROBE_LR if recipe.freeze == "backbone" else 1)
+        epochs = few if self.epochs is None else self.epochs
+        lr = float(f"{usual:.4g}") if self.lr is None else self.lr
+        return self._plain(recipe).replace(epochs=epochs, lr=lr)
+
+    def whole(self, recipe: Recipe, model: str, images: int) -> Recipe:
+        """The training of a fresh network ``model``; epochs are None where they follow from the budget."""
+        plain = self._plain(recipe).replace(model=model, lr=self.lr, epochs=self.epochs or recipe.epochs or None)
+        chosen = {choice.field: choice.value for choice in choices.network(plain, train_images=images)}
+        return plain.replace(lr=chosen.get("lr", self.lr))
+
+    def _plain(self, recipe: Recipe) -> Recipe:
+        """The recipe without what belongs to how the original began; its images stay split as they are."""
+        return recipe.replace(
+            weights=None,
+            normalize=None if recipe.normalize == "start" else recipe.normalize,
+            freeze="none",
+            layer_decay=1.0,
+            start_size=None,
+            ema=0.0,
+            patience=0,
+            processes=1,
+            split_seed=recipe.data_seed,
+            seed=self.seed,
+        )
+
+
+@dataclass(frozen=True)
+class Healed:
+    """A classifier after its healing, and what that took."""
+
+    classifier: Classifier
+    facts: Mapping[str, Any]
+    """As ``training.json`` holds them."""
+    notes: tuple[str, ...] = ()
+
+
+def settled(classifier: Classifier, splits: Splits) -> tuple[Classifier, bool]:
+    """A copy whose norms are measured anew on training images, where that lowers the loss on validation."""
+    anew = copy.deepcopy(classifier)
+    better = settle_norms(anew, splits.train) and (
+        validate(anew, splits.val)[0] < validate(classifier, splits.val)[0]
+    )
+    return (anew, True) if better else (copy.deepcopy(classifier), False)
+
+
+def heal(
+    classifier: Classifier,
+    splits: Splits,
+    recipe: Recipe,
+    folder: RunFolder,
+    *,
+    objective: Objective,
+    fresh: bool = False,
+) -> Healed:
+    """Heal a copy of ``classifier``: its norms, then ``refine`` by a complete recipe; the better one is kept.
+
+    ``fresh`` is for a network that knows nothing yet: what training gives is kept. ``folder`` holds the
+    checkpoint; an interrupted healing goes on from it. The temperature is fitted on validation either way.
+    """
+    start, anew = (copy.deepcopy(classifier), False) if fresh else settled(classifier, splits)
+    notes = ("The statistics of its norms were measured anew.",) if anew else ()
+    if not recipe.epochs:
+        return untrained(start, splits, notes)
+    before = score(start, splits, objective)
+    trained = copy.deepcopy(start)
+    facts = refined(trained, splits, recipe, folder, objective)
+    if fresh or score(trained, splits, objective) >= before:
+        return Healed(trained, facts, notes)
+    worse = "Training on made it no better on validation, so it is kept as it was before."
+    kept = untrained(start, splits, (*notes, worse))
+    return Healed(kept.classifier, {**facts, **kept.facts, "seconds": facts["seconds"]}, kept.notes)
+
+
+def untrained(classifier: Classifier, splits: Splits, notes: tuple[str, ...] = ()) -> Healed:
+    """The classifier with its temperature fitted on validation, and the facts of a training that was none."""
+    logits, labels = logits_of(classifier, splits.val)
+    classifier.temperature = round(temperature(logits, labels), 6)
+    facts = {
+        "epochs": 0,
+        "best_epoch": 0,
+        "stopped_early": None,
+        "seconds": 0.0,
+        "images_per_second": None,
+        "peak_memory_mb": round(runtime.peak_memory_mb(), 1),
+        "temperature": classifier.temperature,
+        "val_accuracy": float((logits.argmax(1) == labels).float().mean()),
+    }
+    return Healed(classifier, facts, notes)
+
+
+def score(classifier: Classifier, splits: Splits, objective: Objective) -> tuple[float, float]:
+    """Accuracy on validation, then low loss, as the epochs of a training are compared."""
+    asked = objective.validate if isinstance(objective, Robust) else validate
+    loss, accuracy = asked(classifier, splits.val)
+    return accuracy, -loss
+
+
+def refined(
+    classifier: Classifier, splits: Splits, recipe: Recipe, folder: RunFolder, objective: Objective
+) -> dict[str, Any]:
+    """Train in place; goes on where a checkpoint is."""
+    pace.to_layout(classifier, recipe.memory_format or "contiguous")
+    method = method_of(recipe, splits, classifier.device, objective)
+    try:
+        return refine(classifier, recipe, splits, method, folder, resume=folder.checkpoint.is_file())
+    except Interrupted as error:
+        raise Interrupted("Stopped; nothing is lost. Give the same command again to go on.") from error
+
+
+def paced(recipe: Recipe, classifier: Classifier, splits: Splits, objective: Objective) -> Recipe:
+    """The recipe with precision, layout and replicas that are fast here, and epochs that fit its budget if open.
+
+    What the original was trained in is kept; where it was not trained by us, or nobody knows, it is measured.
+    """
+    assert recipe.batch_size is not None
+    if recipe.epochs == 0 or (recipe.epochs is not None and pace.settled(recipe)):
+        return pace.settle(recipe)
+    first = next(iter(batches(splits.train, recipe.batch_size, device=classifier.device)))
+    measured = pace.measure(classifier, recipe, objective, first)
+    if recipe.epochs is None:
+        rate = measured.images_per_second
+        recipe = recipe.replace(
+            epochs=choices.epochs(recipe, train_images=len(splits.train), images_per_second=rate).value
+        )
+    return measured.way.set(recipe)

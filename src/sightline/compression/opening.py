@@ -1,0 +1,86 @@
+"""What is compressed: a run with its own images, or a run or bundle with images of its kind."""
+
+from pathlib import Path
+
+from .. import runtime
+from ..classifier import Classifier, bundle_of
+from ..errors import DataError
+from ..training.folder import RunFolder
+from ..training.recipe import Recipe
+from ..training.run import prepare, reopen
+from ..training.transfer import START, word_of
+from ..types import Splits
+from .chain import Parent
+
+
+def opened(run: Path | str, data: str | None = None, *, device: str = "auto") -> Parent:
+    """A run with the very images it was trained, chosen and tested on; or with ``data``, split as it splits.
+
+    A bundle without its run needs ``data``. Raises DataError where the images are missing, were decoded otherwise
+    or show other classes, and whatever reading a run or a classifier raises.
+    """
+    folder = Path(run)
+    if folder.suffix.lower() in (".onnx", ".pt2"):
+        raise DataError(
+            f"'{run}' is an exported file, whose network cannot be changed: compress the run it is of."
+        )
+    bundle_of(folder)  # says what is missing, before anything is decoded
+    known = (folder / "recipe.toml").is_file()
+    if data is None:
+        if not known:
+            raise DataError(
+                f"'{run}' is a classifier without its run, so there are no images to calibrate and heal it on: "
+                f"name them, as in sightline compress {run} DATA."
+            )
+        whole = reopen(folder, device=device)
+        return Parent(folder, whole.classifier.eval(), whole.recipe, whole.splits)
+    classifier = Classifier.load(run).to(runtime.device(device))
+    recipe = RunFolder(folder).recipe() if known else recipe_of(classifier)
+    weights = {"weights": None, "normalize": None if recipe.normalize == START else recipe.normalize}
+    recipe, splits, notes = prepare(recipe.replace(data=_absolute(data), **weights))
+    check_fits(classifier, splits, data)
+    if splits.train.fingerprint == classifier.provenance.get("data_fingerprint") and not known:
+        notes = (
+            *notes,
+            f"'{data}' holds the very images this classifier was trained on, and which of them it was tested on "
+            "is not known: the accuracies of both flatter.",
+        )
+    return Parent(folder, classifier, recipe, splits, notes)
+
+
+def _absolute(data: str) -> str:
+    return str(Path(data).resolve()) if Path(data).exists() else data
+
+
+def recipe_of(classifier: Classifier) -> Recipe:
+    """A recipe that reads images as a classifier does; DataError where no recipe can say how."""
+    known = classifier.geometry
+    if known.size[0] != known.size[1] or not known.exif:
+        raise DataError(
+            f"This classifier looks at images of {known.size[0]} x {known.size[1]} pixels as no run does: "
+            "compress the run it came from."
+        )
+    return Recipe(
+        model=word_of(classifier.architecture),
+        size=known.size[0],
+        channels=known.channels,
+        fit=known.fit,
+        filter=known.filter,
+        window=None if known.window is None else f"{known.window[0]:g}:{known.window[1]:g}",
+        epochs=0,
+    )
+
+
+def check_fits(classifier: Classifier, splits: Splits, data: str = "the images") -> None:
+    """Raise DataError for images of another geometry or of other classes than the classifier's."""
+    if splits.train.geometry != classifier.geometry:
+        raise DataError(
+            f"'{data}' was decoded as {splits.train.geometry}, but the classifier expects {classifier.geometry}: "
+            "load the images with the classifier's geometry."
+        )
+    if splits.train.classes != classifier.classes:
+        other = sorted({*splits.train.classes} ^ {*classifier.classes})
+        what = f"not the same: {', '.join(map(repr, other[:5]))}" if other else "in another order"
+        raise DataError(
+            f"The classes of '{data}' and of the classifier are {what}. Name images of the same classes."
+        )

@@ -1,0 +1,158 @@
+"""ONNX: the waist as a graph that onnxruntime runs anywhere; int8 as QuantizeLinear and DequantizeLinear.
+
+The scales of an int8 file are the network's own. Weights are stored as int8, biases as int32 with the scale that
+the sum of products has (input scale times weight scale), which is what integer kernels ask for.
+"""
+
+import json
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int8
+from numpy import ndarray
+from torch import Tensor
+
+from ..classifier import Classifier
+from ..errors import Refused
+from ..models.exported import INPUT, OUTPUT, Exported, open_exported
+from ..models.quantised import Grid, Int8Conv2d, Int8Layer, Int8Linear
+from .waist import Waist, example, facts_of, quietly
+
+OPSET = 18
+"""Of ONNX: what programs of 2023 read."""
+
+LARGEST = 2_000_000_000
+"""Bytes that one ONNX file may have, nearly."""
+
+
+def write_onnx(classifier: Classifier, path: Path) -> None:
+    """Write the file; raises Refused for a classifier that ONNX cannot hold."""
+    model = graph_of(classifier)
+    for name, value in facts_of(classifier).items():
+        model.metadata_props.add(key=name, value=json.dumps(value, ensure_ascii=False))
+    if model.ByteSize() > LARGEST:
+        raise Refused("This classifier is larger than 2 GB, more than one ONNX file holds: compress it first.")
+    path.write_bytes(model.SerializeToString())
+
+
+def opened(path: Path) -> Exported:
+    """A file just written, ready to answer."""
+    return open_exported(path)
+
+
+def graph_of(classifier: Classifier) -> Any:
+    """The waist as an ONNX model, without what the exporter notes for itself."""
+    module = Waist(classifier)
+    for part in [*module.modules()]:
+        if isinstance(part, Int8Conv2d | Int8Linear):
+            part.register_buffer("scale", (part.step * part.gain).detach().flatten())
+            part.register_buffer("points", torch.zeros(len(part.codes), dtype=torch.int8))
+            part.dequantise = partial(_as_node, part)
+        elif isinstance(part, Grid):
+            part.register_buffer("point", part.zero.to(torch.uint8))
+            part.nearest = partial(_as_nodes, part)
+    with quietly(), torch.no_grad():
+        try:
+            program = torch.onnx.export(
+                module,
+                (example(classifier),),
+                dynamo=True,
+                input_names=[INPUT],
+                output_names=[OUTPUT],
+                dynamic_shapes=({0: torch.export.Dim.DYNAMIC},),
+                opset_version=OPSET,
+                external_data=False,
+                verbose=False,
+            )
+        except Exception as error:  # the exporter raises many kinds, each with pages of its own workings
+            raise Refused(f"ONNX cannot hold this network: {_reason(error)}. Ship the bundle instead.") from error
+    assert program is not None
+    model = program.model_proto
+    _tidy(model)
+    _integer_biases(model)
+    return model
+
+
+def _as_node(layer: Int8Layer, codes: Int8[Tensor, "..."], _: Tensor) -> Float[Tensor, "..."]:
+    """The weight as a node of the graph, so that the file holds its codes."""
+    inputs = (codes, layer.get_buffer("scale"), layer.get_buffer("points"))
+    axis: dict[str, Any] = {"axis": 0}
+    return torch.onnx.ops.symbolic("DequantizeLinear", inputs, axis, dtype=torch.float32, shape=codes.shape)
+
+
+def _as_nodes(grid: Grid, x: Float[Tensor, "..."], scale: Tensor, zero: Tensor) -> Float[Tensor, "..."]:
+    """Rounding as two nodes of the graph, between which the numbers are integers."""
+    del zero
+    point = grid.get_buffer("point")
+    codes = torch.onnx.ops.symbolic("QuantizeLinear", (x, scale, point), dtype=torch.uint8, shape=x.shape)
+    return torch.onnx.ops.symbolic("DequantizeLinear", (codes, scale, point), dtype=x.dtype, shape=x.shape)
+
+
+def _reason(error: BaseException) -> str:
+    """The innermost cause, in a line."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    text = str(error).strip() or type(error).__name__
+    return text.splitlines()[0].strip().rstrip(".")[:200]
+
+
+def _tidy(model: Any) -> None:
+    """Take out traces of the code it came from; name the number of images."""
+    model.ClearField("metadata_props")
+    model.producer_name, model.producer_version, model.doc_string = "sightline", "", ""
+    graph = model.graph
+    graph.ClearField("value_info")
+    graph.ClearField("metadata_props")
+    graph.name, graph.doc_string = "classifier", ""
+    for node in graph.node:
+        node.ClearField("metadata_props")
+        node.ClearField("doc_string")
+    for value in (*graph.input, *graph.output, *graph.initializer):
+        value.ClearField("metadata_props")
+        value.ClearField("doc_string")
+    for value in (*graph.input, *graph.output):
+        value.type.tensor_type.shape.dim[0].ClearField("dim_value")
+        value.type.tensor_type.shape.dim[0].dim_param = "N"
+
+
+def _integer_biases(model: Any) -> None:
+    """Give each layer of int8 weights its bias as int32, in units of input scale times weight scale."""
+    from onnx import helper, numpy_helper
+
+    graph = model.graph
+    held = {one.name: one for one in graph.initializer}
+    makers = {name: node for node in graph.node for name in node.output}
+    nodes, spent = [], set()
+    for node in graph.node:
+        scales = _scales(node, makers, held) if node.op_type in ("Conv", "Gemm") else None
+        if scales is not None and len(node.input) == 3 and node.input[2] in held:
+            bias, scale = numpy_helper.to_array(held[node.input[2]]), scales.astype(np.float32)
+            codes = np.clip(np.rint(bias.astype(np.float64) / scale), -(2**31), 2**31 - 1).astype(np.int32)
+            spent.add(node.input[2])
+            names = [f"{node.input[2]}.{what}" for what in ("codes", "scale", "dequantised")]
+            for name, values in zip(names, (codes, scale), strict=False):
+                graph.initializer.append(numpy_helper.from_array(values, name))
+            nodes.append(helper.make_node("DequantizeLinear", names[:2], names[2:], axis=0))
+            node.input[2] = names[2]
+        nodes.append(node)
+    kept = [one for one in graph.initializer if one.name not in spent]
+    for repeated, values in ((graph.node, nodes), (graph.initializer, kept)):
+        copies = [type(one).FromString(one.SerializeToString()) for one in values]
+        del repeated[:]
+        repeated.extend(copies)
+
+
+def _scales(node: Any, makers: Any, held: Any) -> Float[ndarray, " O"] | None:
+    """Input scale times weight scales of a layer whose input and weight are both dequantised; None for others."""
+    from onnx import numpy_helper
+
+    found = []
+    for name in node.input[:2]:
+        maker = makers.get(name)
+        if maker is None or maker.op_type != "DequantizeLinear" or maker.input[1] not in held:
+            return None
+        found.append(numpy_helper.to_array(held[maker.input[1]]))
+    return np.float64(found[0]) * found[1]

@@ -1,0 +1,174 @@
+"""Whether a file gives the classifier's answers: compared on labelled images, and timed in turn."""
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+from numpy import ndarray
+
+from .. import metrics
+from ..classifier import Classifier
+from ..data.loader import to_batch
+from ..errors import Refused
+from ..evaluation.efficiency import BATCHES, LEAST, MOST, SECONDS, Latency
+from ..evaluation.measure import labels_of
+from ..types import Dataset, Interval
+from .members import Runner
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a file must keep to be handed over."""
+
+    agreement: float
+    """Least share of images with the same answer."""
+    difference: float
+    """Largest difference of a probability."""
+
+
+EXACT = Limits(0.999, 1e-3)
+"""The same sums in another order: floats are rounded otherwise in the last digits."""
+
+INT8 = Limits(0.98, 1.0)
+"""Integer kernels round each result once, floats that imitate them several times: a value in the middle between
+two levels may take the other one, and answers that hung by a thread change."""
+
+
+@dataclass(frozen=True)
+class InTorch:
+    """The classifier itself, given the same images."""
+
+    classifier: Classifier
+
+    def probabilities(self, images: UInt8[ndarray, "N H W C"]) -> Float[ndarray, "N K"]:
+        """Its probabilities."""
+        with torch.inference_mode():
+            return self.classifier.probabilities(to_batch(images, self.classifier.device)).cpu().numpy()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parity:
+    """A file and the classifier it was made of, on the same images."""
+
+    path: str
+    to: str
+    int8: bool
+    """Whether the file computes in integers."""
+    n: int
+    """Images compared."""
+    sample: str
+    """Which images these are, in a sentence."""
+    agreement: float
+    """Share of images with the same answer."""
+    largest_difference: float
+    """Of any probability of any image."""
+    accuracy: Interval
+    """The file's."""
+    accuracy_before: Interval
+    """The classifier's."""
+    latency: tuple[Latency, ...]
+    """The file's, at each batch size."""
+    latency_before: tuple[Latency, ...]
+    """The classifier's, in torch."""
+    size_mb: float
+    """Of the file, in MB (10^6 bytes)."""
+
+    @property
+    def limits(self) -> Limits:
+        """What it has to keep."""
+        return INT8 if self.int8 else EXACT
+
+    def check(self) -> None:
+        """Raise Refused where the file gives other answers."""
+        limits = self.limits
+        if not (self.agreement >= limits.agreement and self.largest_difference <= limits.difference):
+            raise Refused(
+                f"The file gives other answers than the classifier: the same class for {self.agreement:.2%} of "
+                f"{self.n:,} images (at least {limits.agreement:.1%}), probabilities up to "
+                f"{self.largest_difference:.2g} apart (at most {limits.difference:g}). Nothing was kept; please "
+                "report the network, or use another --to."
+            )
+
+    def as_json(self) -> dict[str, Any]:
+        """Flat, under the names of the field."""
+        return {
+            "out": self.path,
+            "to": self.to,
+            "int8": self.int8,
+            "n": self.n,
+            "sample": self.sample,
+            "agreement": self.agreement,
+            "largest_difference": self.largest_difference,
+            "accuracy": self.accuracy.value,
+            "accuracy_before": self.accuracy_before.value,
+            "intervals": {"accuracy": _bounds(self.accuracy), "accuracy_before": _bounds(self.accuracy_before)},
+            "latency": [vars(one) for one in self.latency],
+            "latency_before": [vars(one) for one in self.latency_before],
+            "size_mb": self.size_mb,
+        }
+
+
+def _bounds(one: Interval) -> dict[str, float]:
+    return {"low": one.low, "high": one.high}
+
+
+def answers(runner: Runner, images: Dataset, batch: int = 128) -> Float[ndarray, "N K"]:
+    """The probabilities of every image of a dataset, in order."""
+    return np.concatenate([runner.probabilities(images[i : i + batch]) for i in range(0, len(images), batch)])
+
+
+def compared(classifier: Classifier, runner: Runner, images: Dataset) -> dict[str, Any]:
+    """Agreement, the largest difference, and both accuracies, on labelled images."""
+    labels = labels_of(classifier, images)
+    ours, theirs = answers(InTorch(classifier), images), answers(runner, images)
+    if theirs.shape != ours.shape or not np.isfinite(theirs).all():
+        return {"agreement": 0.0, "largest_difference": 1.0} | dict.fromkeys(_ACCURACIES, _right(labels, ours))
+    return {
+        "agreement": float((ours.argmax(1) == theirs.argmax(1)).mean()),
+        "largest_difference": float(np.abs(ours - theirs).max()),
+        "accuracy": _right(labels, theirs),
+        "accuracy_before": _right(labels, ours),
+    }
+
+
+_ACCURACIES = ("accuracy", "accuracy_before")
+
+
+def _right(labels: ndarray, probabilities: ndarray) -> Interval:
+    return metrics.wilson(int((probabilities.argmax(1) == labels).sum()), len(labels))
+
+
+def latencies(
+    runners: Mapping[str, Runner], images: UInt8[ndarray, "N H W C"], *, seconds: float = SECONDS
+) -> dict[str, tuple[Latency, ...]]:
+    """How long each takes for 1 image and for 32, asked in turn until ``seconds`` are spent on each.
+
+    ``images`` are repeated as often as a batch needs. Two unmeasured answers come first.
+    """
+    found: dict[str, list[Latency]] = {name: [] for name in runners}
+    for size in BATCHES:
+        some = np.ascontiguousarray(images[np.arange(size) % len(images)])
+        for name, tries in _tries(runners, some, seconds).items():
+            p50, p95 = np.quantile(tries, (0.5, 0.95)) * 1000
+            found[name].append(Latency(size, float(p50), float(p95), len(tries)))
+    return {name: tuple(each) for name, each in found.items()}
+
+
+def _tries(runners: Mapping[str, Runner], images: ndarray, seconds: float) -> dict[str, list[float]]:
+    """Seconds of each try of each, in turn."""
+    for runner in runners.values():
+        for _ in range(2):
+            runner.probabilities(images)
+    tries: dict[str, list[float]] = {name: [] for name in runners}
+    while True:
+        for name, runner in runners.items():
+            start = time.perf_counter()
+            runner.probabilities(images)
+            tries[name].append(time.perf_counter() - start)
+        count, spent = len(next(iter(tries.values()))), min(map(sum, tries.values()))
+        if (count >= LEAST and (spent >= seconds or count >= MOST)) or spent > 3 * seconds:
+            return tries
