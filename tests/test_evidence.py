@@ -294,6 +294,17 @@ def test_a_report_from_training_json_alone(tmp_path):
     assert "8.3 s" in page_of(run).words
 
 
+@pytest.mark.parametrize(
+    ("epochs", "best", "said"),
+    [(1, 1, "1 epoch, best 1"), (2, 0, "2 epochs, none better than its start"), (0, 0, "none")],
+)
+def test_a_training_that_brought_nothing_says_so(epochs, best, said, tmp_path):
+    run = run_folder(tmp_path / "run")
+    (run / "report.json").unlink()
+    (run / "training.json").write_text(json.dumps({"seconds": 8.31, "epochs": epochs, "best_epoch": best}))
+    assert f"8.3 s {said}" in page_of(run).words
+
+
 def test_many_classes_become_a_picture_and_fold_away(tmp_path):
     classes = tuple(f"class {i}" for i in range(40))
     page = page_of(run_folder(tmp_path / "run", classes))

@@ -5,7 +5,6 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-import torch
 from jaxtyping import Float, UInt8
 from numpy import ndarray
 from torch import nn
@@ -15,7 +14,7 @@ from ..classifier import Classifier
 from ..errors import SightlineError
 from ..evaluation.efficiency import Latency
 from ..formats import InTorch, Runner, open_exported, write
-from ..models import multiply_adds
+from ..models import learnt, multiply_adds
 from ..types import Interval
 
 NOISE = 0.03
@@ -77,11 +76,8 @@ def weigh(classifier: Classifier, place: Path, name: str, *, export: bool = True
 
 
 def counted(network: nn.Module) -> tuple[int, int]:
-    """How many numbers a network has learnt, and how many of them are not zero.
-
-    Whole numbers of 8 bits are weights too; other buffers (statistics, scales) are not.
-    """
-    tensors = [*network.parameters(), *(b for b in network.buffers() if b.dtype == torch.int8)]
+    """How many numbers a network has learnt, and how many of them are not zero."""
+    tensors = learnt(network)
     return sum(t.numel() for t in tensors), sum(int(t.count_nonzero()) for t in tensors)
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from .. import runtime
 from ..classifier import Classifier
-from ..models.cost import multiply_adds
+from ..models.cost import learnt, multiply_adds
 
 BATCHES = (1, 32)
 """Batch sizes whose latency is measured: one visitor, and a small crowd."""
@@ -112,7 +112,7 @@ def efficiency(classifier: Classifier, cost: Cost, batch_size: int, seconds_per_
         batch_size=batch_size,
         seconds_per_image=seconds_per_image,
         latency=cost.latency,
-        parameters=sum(p.numel() for p in classifier.parameters()),
+        parameters=sum(one.numel() for one in learnt(classifier)),
         multiply_adds=multiply_adds(classifier.network, geometry.channels, geometry.size),
         memory_mb=cost.memory_mb,
         memory_of=cost.memory_of,

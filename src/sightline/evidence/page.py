@@ -163,14 +163,20 @@ def _cards(evidence: Evidence) -> list[tuple[str, str, str]]:
         alone = f"{measured['latency_ms']:.2g} ms for one image alone" if "latency_ms" in measured else ""
         cards.append((rate, "Images per second", alone))
     if "seconds" in training:
-        epochs = f"{training.get('epochs', '?')} epochs, best {training.get('best_epoch', '?')}"
-        cards.append((duration(training["seconds"]), "Training", epochs))
+        cards.append((duration(training["seconds"]), "Training", _epochs(training)))
     if "parameters" in measured:
         adds = measured.get("multiply_adds")
         cards.append(
             (count(measured["parameters"]), "Parameters", f"{short(adds)} multiply-adds an image" if adds else "")
         )
     return cards
+
+
+def _epochs(training: Mapping[str, Any]) -> str:
+    """How long it was trained, and which epoch was kept."""
+    count, best = training.get("epochs", "?"), training.get("best_epoch", "?")
+    kept = f"best {best}" if best else "none better than its start"
+    return f"{count} epoch{'' if count == 1 else 's'}, {kept}" if count else "none"
 
 
 def _caveats(evidence: Evidence) -> list[str]:

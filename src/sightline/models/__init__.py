@@ -15,7 +15,7 @@ from .catalogue import (
     describe,
     parameter_count,
 )
-from .cost import multiply_adds
+from .cost import learnt, multiply_adds
 from .ensemble import Ensemble, Member
 from .initialise import INITIALISATIONS, initialise
 from .noise import WeightNoise
@@ -42,6 +42,7 @@ __all__ = [
     "embed",
     "head",
     "initialise",
+    "learnt",
     "load_weights",
     "multiply_adds",
     "parameter_count",

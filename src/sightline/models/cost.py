@@ -77,3 +77,8 @@ def multiply_adds(network: nn.Module, channels: int, size: Size) -> int:
         for module, training in modes:
             module.training = training
     return counting.total
+
+
+def learnt(network: nn.Module) -> list[Tensor]:
+    """What a network has learnt: its parameters, and weights of 8 bits; statistics and scales are not."""
+    return [*network.parameters(), *(b for b in network.buffers() if b.dtype == torch.int8)]
