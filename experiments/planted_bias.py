@@ -140,7 +140,7 @@ def figures(lines: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
     """Each way's numbers over the seeds, and its change against doing nothing, seed by seed."""
     found: dict[str, Any] = {}
     for way, own in lines.items():
-        found[way] = {name: mean(own, name) for name in (*NUMBERS, "seconds")}
+        found[way] = {name: mean(own, name) for name in NUMBERS}
         if way != "nothing" and len(own) > 1:
             before = lines["nothing"]
             found[way]["against_nothing"] = {
