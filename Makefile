@@ -35,8 +35,11 @@ types: $(VENV)/equipped ## static types
 test: lint types ## everything: style, types, architecture, laws, oracles, bad input, README
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -q
 
-proof: $(VENV)/installed ## long protocols, run by hand: what no test has the time for
+proof: $(VENV)/equipped ## long protocols, run by hand: what no test has the time for
 	@OMP_NUM_THREADS=1 $(BIN)/python proof/tuning_kills.py
+	@OMP_NUM_THREADS=1 $(BIN)/python proof/kills.py
+	@OMP_NUM_THREADS=1 $(BIN)/python proof/soak.py
+	@OMP_NUM_THREADS=1 $(BIN)/python proof/postgres.py
 
 clean:           ## remove the environment and caches
 	rm -rf $(VENV) .pytest_cache .ruff_cache

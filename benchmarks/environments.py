@@ -11,6 +11,9 @@ import zipfile
 from pathlib import Path
 
 _TORCH = ("torch==2.13.0", "torchvision==0.28.0")
+_SERVING = ("onnxruntime==1.31.1", "simplejpeg==1.9.0", "numpy==2.4.6", "pillow==13.0.0")
+_SERVING += ("uvicorn[standard]==0.54.0",)
+"""What every service answers with: our runtime, our JPEG decoder, the fast event loop and HTTP parser."""
 
 PINS: dict[str, tuple[str, ...]] = {
     "plain": _TORCH,
@@ -20,8 +23,10 @@ PINS: dict[str, tuple[str, ...]] = {
     "skorch": (*_TORCH, "skorch==1.4.0"),
     "ultralytics": (*_TORCH, "ultralytics==8.4.190"),
     "keras": ("keras==3.15.1", "tensorflow-cpu==2.21.0"),
+    "litserve": ("litserve==0.2.19", *_SERVING),
+    "bentoml": ("bentoml==1.4.39", "fastapi==0.165.0", *_SERVING),
 }
-"""Peer -> what is installed for it. About 1 GB each."""
+"""Peer -> what is installed for it. About 1 GB each; the services are smaller."""
 
 
 class NotInstalled(Exception):

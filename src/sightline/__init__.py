@@ -16,6 +16,7 @@ ensembles : several classifiers become one
 formats : the same answers, in another file
 explanation | robustness | compression : why? what breaks it? how small can it be?
 evidence : all of it on one page
+serving : the classifier meets the world
 cli : the same verbs, from a shell
 """
 

@@ -9,6 +9,10 @@
      ├── GradientError             a gradient asked of a classifier that has none
      ├── OutputError               a place that cannot be written, or already holds something
      ├── TrainingError             training that cannot go on
+     ├── ReleaseError              a release that is not there, damaged, or cannot be made
+     ├── KeyRefused                a key that is wrong, expired or not allowed this
+     ├── JournalError              a journal that cannot be opened, or asked for what it does not know
+     ├── ServiceError              a service that does not answer, or refuses
      └── Interrupted               exit 130: stopped by the user, state saved
 
 Messages are one sentence that names the file or field, followed by the remedy.
@@ -51,6 +55,22 @@ class OutputError(SightlineError):
 
 class TrainingError(SightlineError):
     """Training that cannot go on; the last good weights are kept."""
+
+
+class ReleaseError(SightlineError):
+    """A release that is not there, is damaged, or cannot be made."""
+
+
+class KeyRefused(SightlineError):
+    """A key that is wrong, expired, or not allowed what it was used for."""
+
+
+class JournalError(SightlineError):
+    """A journal that cannot be opened, or was asked for what it does not hold."""
+
+
+class ServiceError(SightlineError):
+    """A service that does not answer, refuses, or cannot be started."""
 
 
 class LostError(TrainingError):

@@ -4,7 +4,7 @@ import csv
 import json as json_module
 import sys
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol, runtime_checkable
 
@@ -29,16 +29,22 @@ class Writable(Protocol):
         ...
 
 
+_Word = Parameter(allow_leading_hyphen=True)  # so that - is stdin
+
+
 def predict(
-    run: Path,
+    run: Annotated[Path | None, _Word] = None,
     /,
-    *images: Annotated[str, Parameter(allow_leading_hyphen=True)],  # so that - is stdin
+    *images: Annotated[str, _Word],
     top: int = 3,
     form: Form = "text",
     out: Path | None = None,
     unknown_below: float | None = None,
     sets: float | None = None,
     per_class: Annotated[bool, Parameter(negative=())] = False,
+    url: str | None = None,
+    key_file: Path | None = None,
+    subject: str | None = None,
     device: Device = "auto",
     json: Json = False,
 ) -> None:
@@ -47,7 +53,7 @@ def predict(
     Parameters
     ----------
     run: Path
-        A run or bundle folder, or an exported .onnx file.
+        A run or bundle folder, or an exported .onnx file; left out with --url.
     images: str
         Files, folders, globs, or - for stdin; an unreadable file is a row with its error.
     top: int
@@ -62,24 +68,84 @@ def predict(
         Also give all classes that remain possible at this error rate, such as 0.1 (evaluate --sets --keep).
     per_class: bool
         With --sets: hold the error rate within each class.
+    url: str
+        Ask the service at this URL (sightline serve) instead of a classifier on this machine.
+    key_file: Path
+        With --url: a file that holds the key. Default: the environment variable SIGHTLINE_KEY, if any.
+    subject: str
+        With --url: whom the images are of, so that the service's journal can forget them.
     """
-    from .. import runtime
-    from ..classifier import Classifier
     from ..files import replacing
 
     if top < 1:
         raise RecipeError(f"--top is {top}: it must be a whole number of at least 1.")
-    classifier = Classifier.load(run).to(runtime.device(device))
-    classifier.threshold = _threshold(unknown_below, classifier.threshold)
-    named = iter([image for word in images or ("-",) for image in _meant(word)])
-    answers = _answers(classifier, named, top, sets, per_class)
+    _checked(run, url, sets, key_file or subject)
+    named = iter([image for word in _words(run, images, url) for image in _meant(word)])
+    if url is None:
+        answers, extra = _local(str(run), named, device, top, unknown_below, sets, per_class)
+    else:
+        answers, extra = _remote(url, named, key_file, subject, top, unknown_below)
     form = "json" if json else form
-    extra = [*(["abstained"] if classifier.threshold else []), *(["among"] if sets is not None else [])]
     if out is None:
         _write(sys.stdout, answers, form, top, extra)
     else:
         with replacing(out) as temporary, temporary.open("w", newline="", encoding="utf-8") as stream:
             _write(stream, answers, form, top, extra)
+
+
+def _checked(run: Path | None, url: str | None, sets: float | None, of_services: object) -> None:
+    """Raise ChoiceError for flags that do not go together."""
+    if run is None and url is None:
+        raise ChoiceError("Say which classifier: a run, a bundle, a file or --url. See: sightline predict --help")
+    if url is None and of_services:
+        raise ChoiceError("--key-file and --subject are for a service: give its --url too.")
+    if url is not None and sets is not None:
+        raise ChoiceError("--sets needs the classifier itself, not a service: leave --url or --sets out.")
+
+
+def _words(run: Path | None, images: Sequence[str], url: str | None) -> Sequence[str]:
+    """What was said of images; with a URL the first word is one of them, no classifier."""
+    first = [] if url is None or run is None else [str(run)]
+    return (*first, *images) or ("-",)
+
+
+def _local(
+    run: str,
+    images: "Iterable[Image]",
+    device: str,
+    top: int,
+    unknown_below: float | None,
+    sets: float | None,
+    per_class: bool,
+) -> tuple[Iterable["Prediction"], list[str]]:
+    """The answers of a classifier on this machine, and which columns they have besides."""
+    from .. import runtime
+    from ..classifier import Classifier
+
+    if run.startswith("-") and not Path(run).exists():
+        raise ChoiceError(f"There is no option '{run}'. See: sightline predict --help")
+    classifier = Classifier.load(run).to(runtime.device(device))
+    classifier.threshold = _threshold(unknown_below, classifier.threshold)
+    extra = [*(["abstained"] if classifier.threshold else []), *(["among"] if sets is not None else [])]
+    return _answers(classifier, images, top, sets, per_class), extra
+
+
+def _remote(
+    url: str,
+    images: "Iterable[Image]",
+    key_file: Path | None,
+    subject: str | None,
+    top: int,
+    unknown_below: float | None,
+) -> tuple[Iterable["Prediction"], list[str]]:
+    """The answers of a service; their ids are what feedback refers to."""
+    from ..serving.client import Client, key_from
+
+    threshold = None if unknown_below is None else _threshold(unknown_below, 0.0)
+    answers = Client(url, key=key_from(key_file)).replies(images, top=top, subject=subject)
+    if threshold is not None:
+        answers = (replace(one, abstained=(one.confidence or threshold) < threshold) for one in answers)
+    return answers, ["abstained", "id"]
 
 
 def _threshold(asked: float | None, own: float) -> float:
@@ -142,7 +208,7 @@ def _write(stream: Writable, answers: Iterable["Prediction"], form: str, top: in
         for answer in answers:
             more = [cell for pair in answer.top[1:] for cell in pair]
             more += [""] * (len(heads) - len(more))
-            cells = {"abstained": int(answer.abstained), "among": ";".join(answer.among or ())}
+            cells = asdict(answer) | {"abstained": int(answer.abstained), "among": ";".join(answer.among or ())}
             row = [answer.file, answer.label, answer.confidence, *more, answer.error]
             writer.writerow([*row, *(cells[name] for name in extra)])
     else:

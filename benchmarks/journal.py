@@ -1,0 +1,100 @@
+"""What a journal costs: an id, an answer written down, a correction on the disk, the way to the database.
+
+    python benchmarks/journal.py [--url postgresql://...] [--rounds 5] [--count 20000] [--out FILE]
+
+Medians of the rounds, in microseconds of wall time for each entry; ``drained`` is entries a second from the spool
+to the database.
+"""
+
+import argparse
+import sqlite3
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from record import RESULTS, record
+
+from sightline.serving.entries import Entry, new_id
+from sightline.serving.journal import Journal
+from sightline.serving.kept import stripped
+
+
+class Waiting(Journal):
+    """A journal whose thread rests, so that one thing is measured at a time."""
+
+    def _work(self) -> None:
+        self._stop.wait()
+
+
+def entries(count: int, image: bytes | None = None) -> list[Entry]:
+    """Answers as a server gives them."""
+    return [
+        Entry(new_id(), time.time(), 3, "aeroplane", 0.9375, False, "ab" * 32, "subject-17", None, image)
+        for _ in range(count)
+    ]
+
+
+def spent(act: Callable[[], object], count: int) -> float:
+    """Microseconds of each of ``count``."""
+    start = time.perf_counter()
+    act()
+    return (time.perf_counter() - start) / count * 1e6
+
+
+def jpeg() -> bytes:
+    """A photograph's size and kind: 32 x 32, with EXIF."""
+    import io
+
+    from PIL import Image
+
+    exif = Image.Exif()
+    exif[0x010E] = "somewhere"
+    stream = io.BytesIO()
+    pixels = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(stream, "jpeg", exif=exif)
+    return stream.getvalue()
+
+
+def one_round(url: str | None, count: int) -> dict[str, float]:
+    """Each figure once."""
+    image = jpeg()
+    plain, batched, pictured = entries(count), entries(count), entries(count // 10, image)
+    found = {
+        "id": spent(lambda: [new_id() for _ in range(count)], count),
+        "strip": spent(lambda: [stripped(image) for _ in range(count // 10)], count // 10),
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        site = Path(folder)
+        with Waiting.open(url or site, site=site, keep_images=True) as journal:
+            found["record"] = spent(lambda: [journal.record((one,)) for one in plain], count)
+            eights = [batched[i : i + 8] for i in range(0, count, 8)]
+            found["record_in_eights"] = spent(lambda: [journal.record(some) for some in eights], count)
+            found["drained"] = 1e6 / spent(journal.flush, 2 * count)
+            found["record_with_image"] = spent(lambda: [journal.record((one,)) for one in pictured], len(pictured))
+            found["drained_with_images"] = 1e6 / spent(journal.flush, len(pictured))
+            some = plain[:200]
+            found["correct"] = spent(lambda: [journal.correct(one.id, "ship") for one in some], len(some))
+    return found
+
+
+def main() -> None:
+    """Measure and keep."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--url")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--count", type=int, default=20_000)
+    parser.add_argument("--out", type=Path)
+    given = parser.parse_args()
+    rounds = [one_round(given.url, given.count) for _ in range(given.rounds)]
+    medians = {name: round(statistics.median(one[name] for one in rounds), 2) for name in rounds[0]}
+    kind = "postgresql" if given.url else "sqlite"
+    how: dict[str, Any] = {"database": kind, "sqlite": sqlite3.sqlite_version, "rounds": given.rounds}
+    record("journal", how | medians, given.out or RESULTS / f"journal-{kind}.json")
+
+
+if __name__ == "__main__":
+    main()

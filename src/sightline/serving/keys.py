@@ -1,0 +1,197 @@
+"""Who may do what: keys that are shown once, and kept only as hashes."""
+
+import hashlib
+import json
+import os
+import re
+import secrets
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from hmac import compare_digest
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+
+from ..choose import suggest
+from ..errors import ChoiceError, KeyRefused, SightlineError
+from ..files import explaining, replacing
+
+FORMAT = 1
+"""Version of the layout of ``keys.json``."""
+
+FILE = "keys.json"
+
+SCOPES = ("read", "predict", "feedback", "admin")
+"""What a key may be allowed; ``admin`` includes the others."""
+
+PREFIX = "sl_"
+"""How every key begins, so that one that leaks into a log or a repository can be found."""
+
+_LONGEST = 128
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,63}")
+
+
+class Denied(KeyRefused):
+    """A key that is refused, with the status of HTTP that says so and nothing more."""
+
+    def __init__(self, status: int):
+        super().__init__("A valid key is needed." if status == 401 else "This key does not allow that.")
+        self.status = status
+        """401 for no key, a wrong or an expired one; 403 for one without the scope."""
+
+
+@dataclass(frozen=True)
+class Key:
+    """What is known of a key; the key itself is not."""
+
+    name: str
+    sha256: str
+    """Of the key, in hexadecimal."""
+    scopes: tuple[str, ...]
+    created: float
+    """Seconds since 1970."""
+    expires: float | None
+    """None: never."""
+
+    @property
+    def expired(self) -> bool:
+        """Whether its time is over."""
+        return self.expires is not None and time.time() >= self.expires
+
+    def allows(self, scope: str) -> bool:
+        """Whether it may be used for this."""
+        return scope in self.scopes or "admin" in self.scopes
+
+    def as_json(self) -> dict[str, Any]:
+        """All that may be shown."""
+        return {key: value for key, value in asdict(self).items() if key != "sha256"} | {"expired": self.expired}
+
+
+def make(site: Path | str, name: str, scopes: Sequence[str], *, expires_days: float | None = None) -> str:
+    """Make a key and return it: it is never shown again.
+
+    Raises ChoiceError for an unknown scope or a taken name, OutputError where ``keys.json`` cannot be written.
+    """
+    if not _NAME.fullmatch(name):
+        raise ChoiceError(f"'{name}' is no name for a key: letters, digits and . _ @ -, at most 64 of them.")
+    wanted = tuple(scope for scope in SCOPES if scope in scopes)
+    if unknown := [scope for scope in scopes if scope not in SCOPES]:
+        raise ChoiceError(f"There is no scope '{unknown[0]}'. {suggest(unknown[0], SCOPES)}")
+    if not wanted:
+        raise ChoiceError(f"Say what the key is for: --scopes with some of {', '.join(SCOPES)}.")
+    if expires_days is not None and not 0 < expires_days < 36_500:
+        raise ChoiceError(f"--expires-days is {expires_days:g}: it must be a number of days above 0, such as 90.")
+    secret, now = PREFIX + secrets.token_urlsafe(32), time.time()
+    expires = None if expires_days is None else now + 86_400 * expires_days
+    with _changing(Path(site)) as keys:
+        if any(key.name == name for key in keys):
+            raise ChoiceError(f"There is a key named '{name}' already: revoke it first, or choose another name.")
+        keys.append(Key(name, _hash(secret), wanted, now, expires))
+    return secret
+
+
+def listed(site: Path | str) -> list[Key]:
+    """The keys of a site, in the order they were made; raises SightlineError where the file is damaged."""
+    return _read(Path(site) / FILE)
+
+
+def revoke(site: Path | str, name: str) -> Key:
+    """Take a key away, at once and for every worker; raises ChoiceError where there is none of this name."""
+    with _changing(Path(site)) as keys:
+        for key in keys:
+            if key.name == name:
+                keys.remove(key)
+                return key
+        near = suggest(name, tuple(key.name for key in keys)) if keys else "There are none."
+        raise ChoiceError(f"There is no key named '{name}'. {near}")
+
+
+class Keyring:
+    """The keys of a site, read anew whenever they change. Safe to share between threads."""
+
+    def __init__(self, site: Path | str):
+        """Raises SightlineError where ``keys.json`` is damaged."""
+        self._path = Path(site) / FILE
+        self._stamp = _stamp(self._path)
+        self._keys = _read(self._path)
+
+    @property
+    def empty(self) -> bool:
+        """Whether no key was made yet, or every one was revoked."""
+        return not self._current()
+
+    def allow(self, secret: str | None, scope: str) -> str:
+        """The name of the key that allows this; raises Denied, saying nothing more."""
+        given = _hash(secret) if secret is not None and len(secret) <= _LONGEST else ""
+        found = None
+        for key in self._current():  # every one is compared, so that time tells nothing
+            if compare_digest(key.sha256, given):
+                found = key
+        if found is None or found.expired:
+            raise Denied(401)
+        if not found.allows(scope):
+            raise Denied(403)
+        return found.name
+
+    def _current(self) -> list[Key]:
+        stamp = _stamp(self._path)
+        if stamp != self._stamp:
+            try:
+                self._keys = _read(self._path)
+            except SightlineError:
+                self._keys = [_NOBODY]  # not empty: a damaged file opens no door
+            self._stamp = stamp
+        return self._keys
+
+
+_NOBODY = Key("nobody", "-", (), 0.0, 0.0)
+
+
+def _hash(secret: str) -> str:
+    return hashlib.sha256(secret.encode("utf-8", "replace")).hexdigest()
+
+
+def _stamp(path: Path) -> tuple[int, ...]:
+    try:
+        status = os.stat(path)  # noqa: PTH116 asked at every request
+    except OSError:
+        return ()
+    return (status.st_mtime_ns, status.st_ino, status.st_size)
+
+
+def _read(path: Path) -> list[Key]:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return []
+    except (OSError, UnicodeDecodeError) as error:
+        raise SightlineError(f"'{path}' cannot be read: check who may read it.") from error
+    try:
+        held = json.loads(text)
+        if (version := int(held["format"])) > FORMAT:
+            raise SightlineError(
+                f"'{path}' has format {version}, newer than this release reads ({FORMAT}). "
+                "Upgrade with: pip install --upgrade sightline"
+            )
+        return [Key(**one | {"scopes": tuple(one["scopes"])}) for one in held["keys"]]
+    except (ValueError, KeyError, TypeError) as error:
+        raise SightlineError(f"'{path}' is damaged: bring a copy back, or remove it and make new keys.") from error
+
+
+@contextmanager
+def _changing(site: Path) -> Iterator[list[Key]]:
+    """The keys, to be changed by one process at a time; written whole, for the owner's eyes only."""
+    path = site / FILE
+    with explaining(path):
+        site.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(site / ".keys.lock")
+    with lock:
+        keys = _read(path)
+        yield keys
+        held = {"format": FORMAT, "keys": [asdict(key) for key in keys]}
+        with replacing(path) as temporary:
+            temporary.write_text(json.dumps(held, indent=2) + "\n", encoding="utf-8")
+            temporary.chmod(0o600)

@@ -1,0 +1,146 @@
+"""One process of the service: uvicorn with bounds of its own around an opened service."""
+
+import gc
+import logging
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import uvicorn
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from .api import create_app
+from .log import say
+from .service import LOOK, Service, Settings
+from .watch import Watch
+
+HEADERS = 32_000
+"""Bytes of a request's address and headers, at most."""
+
+GRACE = 20
+"""Seconds that requests may take to finish when the service stops."""
+
+KEEP_ALIVE = 30
+"""Seconds for which an idle connection is kept."""
+
+
+class Protocol(HttpToolsProtocol):
+    """uvicorn's, with a bound for headers and no patience for connections that never ask."""
+
+    heading, pending = True, 0
+    """Whether headers are still coming, and how many bytes of them came."""
+
+    def connection_made(self, transport: Any) -> None:
+        """A connection has as long for its first byte as between two requests."""
+        super().connection_made(transport)
+        self.timeout_keep_alive_task = self.loop.call_later(
+            self.timeout_keep_alive, self.timeout_keep_alive_handler
+        )
+
+    def data_received(self, data: bytes) -> None:
+        """Bytes: those of headers that are not complete yet are counted, for they are kept."""
+        super().data_received(data)
+        if self.heading and not self.transport.is_closing():
+            self.pending += len(data)
+            if self.pending > HEADERS:
+                self.send_400_response("The headers are too large.")
+
+    def on_message_begin(self) -> None:
+        """A new request."""
+        super().on_message_begin()
+        self.heading, self.pending = True, 0
+
+    def on_headers_complete(self) -> None:
+        """Its headers are complete."""
+        self.heading = False
+        super().on_headers_complete()
+
+
+class Server(uvicorn.Server):
+    """uvicorn's, which ends quietly after a signal: the caller has journals to close."""
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Within it a signal asks the server to finish."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        with stopping(self.handle_exit):
+            yield
+
+
+@contextmanager
+def stopping(handle: Callable[[int, FrameType | None], Any]) -> Iterator[None]:
+    """Within it ``handle`` is told of SIGINT and SIGTERM."""
+    before = {one: signal.signal(one, handle) for one in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for one, handler in before.items():
+            signal.signal(one, handler)
+
+
+def run(
+    settings: Settings,
+    listening: socket.socket | None,
+    watched: Path | None,
+    started: Callable[[Service], None],
+) -> None:
+    """Open the service and answer until a signal comes; without a socket only the folder is watched."""
+    service = Service(settings).open()
+    watch = Watch(service, watched) if watched is not None else None
+    gc.collect()
+    gc.freeze()  # what was imported is never garbage, and looking through it takes tens of milliseconds
+    thread = threading.Thread(target=watch.run, name="watch", daemon=True) if watch else None
+    if thread is not None:
+        thread.start()
+    pace = service.engine.pace
+    say("started", release=service.engine.release, largest_batch=pace.largest, all_threads=pace.alone)
+    try:
+        if listening is None:
+            started(service)
+            _without_http(service)
+        else:
+            server = Server(_config(service))
+            started(service)
+            server.run(sockets=[listening])
+    finally:
+        if watch is not None and thread is not None:
+            watch.stop()
+            thread.join()
+        service.close()
+        say("stopped", release=service.engine.release)
+
+
+def _config(service: Service) -> uvicorn.Config:
+    logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)  # the service logs for itself
+    return uvicorn.Config(
+        create_app(service),
+        http=Protocol,
+        ws="none",
+        lifespan="on",
+        log_config=None,
+        access_log=False,
+        proxy_headers=False,
+        server_header=False,
+        timeout_keep_alive=KEEP_ALIVE,
+        timeout_graceful_shutdown=GRACE,
+        backlog=1024,
+    )
+
+
+def _without_http(service: Service) -> None:
+    """Wait for a signal; look for releases meanwhile."""
+    told: list[int] = []  # a handler may interrupt whoever holds an Event's lock, and would wait for it for ever
+    with stopping(lambda number, _: told.append(number)):
+        while not told:
+            time.sleep(LOOK)
+            if service.settings.site:
+                service.look()
+            service.monitor.flush()
