@@ -29,6 +29,7 @@ VERBS += ("explain",)
 VERBS += ("attack",)
 VERBS += ("compress",)
 VERBS += ("export",)
+VERBS += ("serve", "releases", "keys", "journal")
 FAMILIES = (
     "models",
     "augmentations",

@@ -433,6 +433,8 @@ def test_keys_made_revoked_and_expired_count_at_once(site):
         (site / "keys.json").write_text(json.dumps(held))
         assert client.get("/classes", headers={"X-API-Key": secret}).status_code == 401
         keys.revoke(site, "anna")
+        assert client.get("/classes").status_code == 401
+        (site / "keys.json").unlink()
         assert client.get("/classes").status_code == 200
 
 

@@ -177,7 +177,8 @@ def keys(
         )
     elif action == "revoke":
         said["revoked"] = kept.revoke(site, _needed(name, "revoke", "the name of a key")).name
-    emit({"site": str(site), "keys": [key.as_json() for key in kept.listed(site)], **said}, json, _print_keys)
+    found = [key.as_json() for key in kept.listed(site)]
+    emit({"site": str(site), "keys": found, "open": kept.Keyring(site).empty, **said}, json, _print_keys)
 
 
 def _print_keys(console: "Console", value: Mapping[str, Any]) -> None:
@@ -194,8 +195,10 @@ def _print_keys(console: "Console", value: Mapping[str, Any]) -> None:
     ]
     if rows:
         console.print(table(("name", "allows", "made", "expires"), rows))
-    else:
+    elif value["open"]:
         console.print("There are no keys: the service answers on this machine only, and whoever asks.")
+    else:
+        console.print("No key is left: nobody is let in until another is made, or keys.json is removed.")
 
 
 def journal(

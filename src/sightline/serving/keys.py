@@ -120,8 +120,8 @@ class Keyring:
 
     @property
     def empty(self) -> bool:
-        """Whether no key was made yet, or every one was revoked."""
-        return not self._current()
+        """Whether no key was ever made. Where the last one was revoked, nobody is let in until there is another."""
+        return not _stamp(self._path)
 
     def allow(self, secret: str | None, scope: str) -> str:
         """The name of the key that allows this; raises Denied, saying nothing more."""
@@ -142,12 +142,9 @@ class Keyring:
             try:
                 self._keys = _read(self._path)
             except SightlineError:
-                self._keys = [_NOBODY]  # not empty: a damaged file opens no door
+                self._keys = []  # a damaged file opens no door
             self._stamp = stamp
         return self._keys
-
-
-_NOBODY = Key("nobody", "-", (), 0.0, 0.0)
 
 
 def _hash(secret: str) -> str:
