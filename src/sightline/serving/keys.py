@@ -120,7 +120,7 @@ class Keyring:
 
     @property
     def empty(self) -> bool:
-        """Whether no key was ever made. Where the last one was revoked, nobody is let in until there is another."""
+        """Whether no key was ever made. Where the last one was revoked, nobody is let in until one is made."""
         return not _stamp(self._path)
 
     def allow(self, secret: str | None, scope: str) -> str:
