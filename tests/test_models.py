@@ -294,7 +294,7 @@ def test_an_architecture_survives_json(name):
     assert list(build(again).state_dict()) == list(build(made).state_dict())
 
 
-@pytest.mark.parametrize("change", SURGERY)
+@pytest.mark.parametrize("change", [name for name in SURGERY if name != "quantised"])  # that is test_quantised's
 @networks
 def test_surgery_is_rebuilt_and_takes_the_tensors(change, name):
     nothing = {
