@@ -55,6 +55,16 @@ def test_what_is_no_key_is_refused(tmp_path):
     assert ring.allow(secret, "predict") == "one"
 
 
+def test_keys_that_cannot_be_looked_at_open_no_door(tmp_path):
+    site = tmp_path / "site"
+    secret = make(site, "one", ["read"])
+    ring = Keyring(site)
+    site.rename(tmp_path / "away")
+    site.write_text("a file where the folder was")
+    assert not ring.empty
+    assert status(ring, secret, "read") == 401
+
+
 def test_an_expired_key_is_refused(tmp_path):
     ring = Keyring(tmp_path)
     secret = make(tmp_path, "short", ["admin"], expires_days=0.5 / 86_400)

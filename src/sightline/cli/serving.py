@@ -103,9 +103,10 @@ def _limits(bounds: Bounds) -> "Limits":
 
 
 def _print(console: "Console", value: Mapping[str, Any]) -> None:
-    release = f"release {value['release']}" if value.get("release") else "no releases"
+    number = value.get("release")  # several workers each know their own
+    release = "" if number is None else f" (release {number})" if number else " (no releases)"
     if value["url"]:
-        console.print(f"\n'{value['path']}' ({release}) answers at {value['url']}", markup=False)
+        console.print(f"\n'{value['path']}'{release} answers at {value['url']}", markup=False)
         console.print(f"Try: curl -F image=@IMAGE {value['url']}/predict", markup=False)
     if value.get("journal") is False:
         console.print("Nothing is remembered: serve a site, or name a --journal, to keep answers and corrections.")

@@ -154,8 +154,10 @@ def _hash(secret: str) -> str:
 def _stamp(path: Path) -> tuple[int, ...]:
     try:
         status = os.stat(path)  # noqa: PTH116 asked at every request
-    except OSError:
+    except FileNotFoundError:
         return ()
+    except OSError:  # it cannot be told: that opens no door
+        return (-1,)
     return (status.st_mtime_ns, status.st_ino, status.st_size)
 
 
