@@ -250,6 +250,7 @@ class Slow:
 
     def probabilities(self, images):
         Slow.now += self.batch + self.image * len(images)
+        return np.zeros((len(images), 2), np.float32)
 
 
 @pytest.fixture
@@ -258,36 +259,83 @@ def clock(monkeypatch):
     monkeypatch.setattr(pace, "time", SimpleNamespace(perf_counter=lambda: Slow.now))
 
 
-@pytest.mark.parametrize(("batch", "image", "largest"), [(0.0, 0.002, 1), (0.002, 0.0, 32), (0.0001, 0.002, 4)])
+@pytest.mark.parametrize(("batch", "image", "largest"), [(0.0, 0.05, 1), (0.002, 0.0, 32), (0.0001, 0.008, 4)])
 def test_batches_grow_only_where_that_is_faster(clock, batch, image, largest):
     network = Slow(batch, image)
-    found = pace.measured(network, network, (4, 4, 3), 2)
+    found = pace.measured(network, (4, 4, 3))
     assert found.largest == largest
     for size, rate in found.rates:
-        assert rate == pytest.approx(size / (batch + image * size))
+        assert rate == pytest.approx(size / (batch + image * size + pace.COST))
+
+
+def test_a_batch_costs_more_than_its_network(clock):
+    fast = Slow(0.0, 0.0005)  # no faster together, but fetched and given back together
+    assert pace.measured(fast, (4, 4, 3)).largest > 1
 
 
 def test_the_measurement_ends_in_time(clock):
     for seconds in (1e-5, 1e-3, 0.05, 2.0):
         before, network = Slow.now, Slow(0.0, seconds)
-        pace.measured(network, network, (4, 4, 3), 2)
+        pace.measured(network, (4, 4, 3))
         assert Slow.now - before <= max(2 * pace.SECONDS, 8 * seconds)
 
 
-def test_all_threads_are_used_for_one_image_only_where_that_is_faster(clock):
-    one, all_threads = Slow(0.004, 0.0), Slow(0.001, 0.0)
-    assert pace.measured(one, all_threads, (4, 4, 3), 2).alone
-    assert not pace.measured(all_threads, one, (4, 4, 3), 2).alone
-    assert not pace.measured(one, all_threads, (4, 4, 3), 1).alone
+@pytest.mark.parametrize(("one", "every", "best"), [(0.004, 0.001, 1), (0.001, 0.004, 0)])
+def test_a_lone_image_goes_to_the_faster(clock, one, every, best):
+    runners = [Asking(one), Asking(every)]
+    faster = pace.Faster(*runners)
+    image = np.zeros((1, 4, 4, 3), np.uint8)
+    for _ in range(2 * pace.LAST):
+        faster.probabilities(image)
+    assert [runner.asked for runner in runners] == [pace.LAST, pace.LAST]
+    assert faster.best == best
+    for _ in range(1000):
+        faster.probabilities(image)
+    assert runners[1 - best].asked - pace.LAST <= 10
+
+
+def test_who_is_faster_may_change(clock):
+    runners = [Asking(0.001), Asking(0.002)]
+    faster = pace.Faster(*runners)
+    image = np.zeros((1, 4, 4, 3), np.uint8)
+    for _ in range(100):
+        faster.probabilities(image)
+    assert faster.best == 0
+    runners[0].batch = 0.003
+    for _ in range(100):
+        faster.probabilities(image)
+    assert faster.best == 1
+    runners[0].batch = 0.001
+    for _ in range(pace.AGAIN * pace.LAST):
+        faster.probabilities(image)
+    assert faster.best == 0
+    faster.probabilities(np.zeros((3, 4, 4, 3), np.uint8))
+    assert runners[0].images == 3
+
+
+class Asking(Slow):
+    """Counts."""
+
+    asked = images = 0
+
+    def __init__(self, batch):
+        super().__init__(batch, 0.0)
+
+    def probabilities(self, images):
+        self.asked += 1
+        self.images = len(images)
+        return super().probabilities(images)
 
 
 def test_what_was_measured_decides():
     path = site_of_two() / "releases" / "0001" / "model.onnx"
-    plain = open_engine(path, threads=2, pace=Pace(4, alone=False))
+    plain = open_engine(path, threads=1, pace=Pace(4))
     assert plain.alone is plain.crowd
-    both = open_engine(path, threads=2, pace=Pace(4, alone=True))
+    both = open_engine(path, threads=2, pace=Pace(4))
     assert both.alone is not both.crowd
     assert both.pace.largest == 4
+    image = np.zeros((1, *both.geometry.shape), np.uint8)
+    assert np.allclose(both.alone.probabilities(image), plain.alone.probabilities(image), atol=1e-5)
 
 
 # all of it

@@ -68,14 +68,16 @@ def open_exported(path: Path | str, *, threads: int | None = None) -> Exported:
     return exported(session_of(path, threads), path)
 
 
-def session_of(path: Path, threads: int | None = None) -> Any:
-    """A session of onnxruntime for a file; raises BundleError where it cannot be read."""
+def session_of(path: Path, threads: int | None = None, settings: Mapping[str, str] | None = None) -> Any:
+    """A session of onnxruntime for a file, with its ``settings``; raises BundleError where it cannot be read."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads or min(runtime.cpu_count(), torch.get_num_threads())
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
+    for name, value in (settings or {}).items():
+        options.add_session_config_entry(name, value)
     try:
         return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime has a kind of its own for each of its codes

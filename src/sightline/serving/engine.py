@@ -20,13 +20,17 @@ from ..errors import ImageError
 from ..types import Geometry
 from .answers import Answer
 from .limits import LARGE, Limits, Refusal, checked
-from .pace import Pace, measured
+from .pace import Faster, Pace, measured
 
 if TYPE_CHECKING:
     from ..classifier import Classifier
 
 HEAVY = 200_000
 """Bytes of images from which they are decoded by several threads."""
+
+AWAKE = {"session.intra_op.spin_duration_us": "1000"}
+"""Threads that slept between two layers would take longer together than one alone; onnxruntime's own default has
+them awake for tens of milliseconds after an answer, in which they keep a core from everyone else."""
 
 _ONE_LARGE = threading.Lock()
 
@@ -70,7 +74,7 @@ class Engine:
     crowd: Runner
     """One thread: what several threads share."""
     alone: Runner
-    """All threads: for a request that nothing else competes with."""
+    """One thread or all, whichever is faster: for a request that nothing else competes with."""
     pace: Pace
     """What was measured when it was opened."""
     bundle: Path | None = None
@@ -140,16 +144,14 @@ def open_engine(
     """
     threads = threads or runtime.cpu_count()
     opened = _of_onnx(path, threads) if path.suffix.lower() == ".onnx" else _of_bundle(path)
-    pace = pace or measured(opened["crowd"], opened["alone"], opened["geometry"].shape, threads)
-    if not pace.alone:
-        opened["alone"] = opened["crowd"]
+    pace = pace or measured(opened["crowd"], opened["geometry"].shape)
     opened["facts"] = {**(facts or {}), **opened["facts"]}
     return Engine(release=release, bundle=opened.pop("folder", bundle), pace=pace, **opened)
 
 
 def _of_onnx(path: Path, threads: int) -> dict[str, Any]:
     crowd = _session(path, 1)
-    alone = _session(path, threads) if threads > 1 else crowd
+    alone = Faster(crowd, _session(path, threads)) if threads > 1 else crowd
     return {
         "classes": crowd.classes,
         "geometry": crowd.geometry,
@@ -161,19 +163,10 @@ def _of_onnx(path: Path, threads: int) -> dict[str, Any]:
 
 
 def _session(path: Path, threads: int) -> Any:
-    """An exported file on so many threads, which sleep while there is nothing to do: others need the cores."""
-    import onnxruntime
+    """An exported file on so many threads, which stay awake for a moment after an answer, as the next is near."""
+    from ..models.exported import exported, session_of
 
-    from ..models.exported import exported, open_exported
-
-    if threads == 1:
-        return open_exported(path, threads=1)
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.inter_op_num_threads = 1
-    options.log_severity_level = 3
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    return exported(onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"]), path)
+    return exported(session_of(path, threads, AWAKE if threads > 1 else {}), path)
 
 
 def _of_bundle(path: Path) -> dict[str, Any]:

@@ -83,13 +83,14 @@ class Intake:
 
     def _store(self, entries: Sequence[Entry]) -> None:
         pictures = self._stripped(entries)
+        fresh = {entry.id: entry for entry in entries}
         with self._database.writing(sure=False) as connection:
-            known = _known(connection, predictions.c.id, [entry.id for entry in entries])
-            fresh = {entry.id: entry for entry in entries if entry.id not in known}
-            if fresh:
-                kept = self._keep(connection, {id: pictures[id] for id in fresh if id in pictures})
-                rows = [_row(entry, kept.get(id)) for id, entry in fresh.items()]
-                connection.execute(self._database.insert(predictions), rows)
+            kept: dict[str, str] = {}
+            if pictures:
+                known = _known(connection, predictions.c.id, list(pictures))
+                kept = self._keep(connection, {id: one for id, one in pictures.items() if id not in known})
+            rows = [_row(entry, kept.get(id)) for id, entry in fresh.items()]
+            connection.execute(self._database.insert(predictions), rows)  # those that are there stay as they are
 
     def _stripped(self, entries: Sequence[Entry]) -> dict[str, tuple[str, bytes]]:
         """The names and bytes of the images to keep, by entry."""

@@ -101,7 +101,7 @@ def run(
     if thread is not None:
         thread.start()
     pace = service.engine.pace
-    say("started", release=service.engine.release, largest_batch=pace.largest, all_threads=pace.alone)
+    say("started", release=service.engine.release, largest_batch=pace.largest)
     try:
         if listening is None:
             started(service)
