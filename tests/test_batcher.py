@@ -259,7 +259,7 @@ def clock(monkeypatch):
     monkeypatch.setattr(pace, "time", SimpleNamespace(perf_counter=lambda: Slow.now))
 
 
-@pytest.mark.parametrize(("batch", "image", "largest"), [(0.0, 0.05, 1), (0.002, 0.0, 32), (0.0001, 0.008, 4)])
+@pytest.mark.parametrize(("batch", "image", "largest"), [(0.0, 0.05, 1), (0.0005, 0.0, 32), (0.0001, 0.001, 8)])
 def test_batches_grow_only_where_that_is_faster(clock, batch, image, largest):
     network = Slow(batch, image)
     found = pace.measured(network, (4, 4, 3))

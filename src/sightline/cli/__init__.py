@@ -1,9 +1,14 @@
 """The same verbs, from a shell: ``sightline VERB ...``."""
 
+import gc
 import sys
 from collections.abc import Sequence
 
 from ..errors import SightlineError
+
+GARBAGE = 100_000
+"""New objects after which Python looks for garbage: imports make many and none of it, and to look through them took
+a tenth of a command's start."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -12,6 +17,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Mistakes are one sentence on stderr; ``--debug`` shows the traceback as well.
     """
+    gc.set_threshold(max(GARBAGE, gc.get_threshold()[0]))
     words = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in words
     words = ["--help" if word == "--help-all" else word for word in words if word != "--debug"]

@@ -95,8 +95,7 @@ def run(
     """Open the service and answer until a signal comes; without a socket only the folder is watched."""
     service = Service(settings).open()
     watch = Watch(service, watched) if watched is not None else None
-    gc.collect()
-    gc.freeze()  # what was imported is never garbage, and looking through it takes tens of milliseconds
+    gc.freeze()  # what was imported is never garbage, and looking through it takes a tenth of a second
     thread = threading.Thread(target=watch.run, name="watch", daemon=True) if watch else None
     if thread is not None:
         thread.start()
