@@ -555,3 +555,10 @@ def test_the_page_loads_nothing_and_its_policy_allows_its_style(client):
     assert not re.search(r"<script|src=|@import|url\(", answer.text)
     assert all(f"<code>{path}</code>" in answer.text for path in NEEDS)
     assert "circle" in answer.text
+
+
+def test_the_page_shows_the_address_that_was_asked_and_nothing_a_shell_would_run(client):
+    asked = client.get("/docs", headers={"Host": "localhost:9123"}).text
+    assert "http://localhost:9123/predict" in asked
+    asked = client.get("/docs", headers={"Host": "localhost;reboot:9123"}).text
+    assert "reboot" not in asked

@@ -140,8 +140,8 @@ def _about(app: FastAPI, service: Service) -> None:
 
     @app.get("/", include_in_schema=False)
     @app.get("/docs", include_in_schema=False)
-    def docs() -> HTMLResponse:
-        text, policy = page(app.openapi(), service.engine)
+    def docs(request: Request) -> HTMLResponse:
+        text, policy = page(app.openapi(), service.engine, str(request.base_url).rstrip("/"))
         return HTMLResponse(text, headers={"Content-Security-Policy": policy})
 
     @app.get("/healthz", tags=["state"], summary="Whether the process lives")

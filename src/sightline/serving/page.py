@@ -2,6 +2,7 @@
 
 import base64
 import hashlib
+import re
 from collections.abc import Mapping
 from html import escape
 from typing import TYPE_CHECKING, Any
@@ -14,7 +15,7 @@ STYLE = """
 body { font: 16px/1.55 system-ui, sans-serif; max-width: 52rem; margin: 0 auto; padding: 2rem 1.25rem 4rem; }
 h1 { font-size: 1.6rem; margin: 0; } h2 { font-size: 1.1rem; margin: 2.2rem 0 .5rem; }
 p { margin: .4rem 0; } .lead { opacity: .75; margin-bottom: 1.5rem; }
-code, pre { font: .86rem/1.5 ui-monospace, SFMono-Regular, Menlo, monospace; }
+code, pre { font: .8rem/1.5 ui-monospace, SFMono-Regular, Menlo, monospace; }
 pre { background: var(--soft); border-radius: .5rem; padding: .8rem 1rem; overflow-x: auto; }
 table { border-collapse: collapse; width: 100%; }
 td { border-top: 1px solid var(--line); padding: .45rem .8rem .45rem 0; vertical-align: top; }
@@ -40,8 +41,12 @@ EXAMPLES = (
 )
 
 
-def page(document: Mapping[str, Any], engine: "Engine") -> tuple[str, str]:
-    """The page, and the content security policy that allows its style and nothing else."""
+def page(document: Mapping[str, Any], engine: "Engine", url: str) -> tuple[str, str]:
+    """The page, and the content security policy that allows its style and nothing else.
+
+    ``url`` is where the service was asked: a name of another kind, which a shell might not take as it is, is not shown.
+    """
+    url = url if re.fullmatch(r"https?://[\w.:\[\]-]+", url, re.ASCII) else "http://127.0.0.1:8000"
     digest = base64.b64encode(hashlib.sha256(STYLE.encode()).digest()).decode()
     keyed = "securitySchemes" in document.get("components", {})
     named = f"Release {engine.release}" if engine.release else "No releases"
@@ -60,16 +65,16 @@ def page(document: Mapping[str, Any], engine: "Engine") -> tuple[str, str]:
         "<meta name=viewport content='width=device-width, initial-scale=1'>"
         f"<style>{STYLE}</style><h1>Sightline</h1>"
         f"<p class=lead>{named} &middot; {len(engine.classes)} classes: {classes}</p>{asks}"
-        f"{_examples(engine)}<h2>Routes</h2><table>{_routes(document)}</table>"
+        f"{_examples(engine, url)}<h2>Routes</h2><table>{_routes(document)}</table>"
         "<p>The whole description, for programs: <a href=openapi.json>openapi.json</a></p></html>"
     )
     return text, POLICY.format(digest=digest)
 
 
-def _examples(engine: "Engine") -> str:
+def _examples(engine: "Engine", url: str) -> str:
     made = []
     for title, command in EXAMPLES:
-        filled = command.format(url="http://127.0.0.1:8000", label=engine.classes[0])
+        filled = command.format(url=url, label=engine.classes[0])
         made.append(f"<h2>{title}</h2><pre>{escape(filled)}</pre>")
     return "".join(made)
 
