@@ -44,7 +44,7 @@ EXAMPLES = (
 def page(document: Mapping[str, Any], engine: "Engine", url: str) -> tuple[str, str]:
     """The page, and the content security policy that allows its style and nothing else.
 
-    ``url`` is where the service was asked: a name of another kind, which a shell might not take as it is, is not shown.
+    ``url`` is where the service was asked: one that a shell might not take as it is, is not shown.
     """
     url = url if re.fullmatch(r"https?://[\w.:\[\]-]+", url, re.ASCII) else "http://127.0.0.1:8000"
     digest = base64.b64encode(hashlib.sha256(STYLE.encode()).digest()).decode()
