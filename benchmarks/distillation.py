@@ -23,11 +23,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from cifar import drawn, images
 from record import RESULTS, Notebook, record, shared
 
 from sightline.classifier import Classifier
 from sightline.compression import Distil, heal
-from sightline.data import load
 from sightline.evaluation.measure import labels_of
 from sightline.metrics import mcnemar, seeds_interval
 from sightline.models import multiply_adds, parameter_count
@@ -36,7 +36,7 @@ from sightline.training.assemble import objective_of
 from sightline.training.calibrate import logits_of
 from sightline.training.folder import Quiet
 from sightline.training.run import train_on
-from sightline.types import Dataset, Geometry, Splits
+from sightline.types import Dataset, Splits
 
 RECIPE = Recipe(
     model="lenet5",
@@ -68,9 +68,11 @@ def main() -> None:
     folder, quick = shared(asked.data), asked.quick
     name = "distillation_quick" if quick else "distillation"
     book = Notebook(RESULTS / f"{name}.jsonl", fresh=asked.fresh)
-    data = load(folder / "cifar10_jpg.zip", Geometry(size=(32, 32), channels=3))
+    data = images(folder)
     recipe = RECIPE.replace(epochs=1) if quick else RECIPE
-    parts = {seed: drawn(data, 30 if quick else IMAGES, 20 if quick else 1000, seed) for seed in asked.seeds}
+    parts = {
+        seed: drawn(data, 30 if quick else IMAGES, seed=seed, tested=20 if quick else 1000) for seed in asked.seeds
+    }
     first = parts[asked.seeds[0]]
     teacher = teacher_of(folder, first)
     for seed, splits in parts.items():
@@ -78,16 +80,6 @@ def main() -> None:
             if book.find(arm=arm, seed=seed) is None:
                 book.add(measure(teacher, splits, recipe.replace(seed=seed), arm), arm=arm, seed=seed)
     record(name, summary(book, teacher, first, recipe))
-
-
-def drawn(data: Dataset, count: int, tested: int, seed: int) -> Splits:
-    """So many training images of each class, a tenth of them for validation; the same test images for all."""
-    parts, rng = data.columns["split"], np.random.default_rng(seed)
-    own = [rng.permutation(np.flatnonzero((parts == "train") & (data.labels == k)))[:count] for k in range(10)]
-    held = count // 10
-    train, val = (np.sort(np.concatenate(rows)) for rows in ([o[held:] for o in own], [o[:held] for o in own]))
-    test = [np.flatnonzero((parts == "test") & (data.labels == k))[:tested] for k in range(10)]
-    return Splits(*(data.subset(rows) for rows in (train, val, np.sort(np.concatenate(test)))))
 
 
 def teacher_of(folder: Path, splits: Splits) -> Classifier:

@@ -18,16 +18,15 @@ import argparse
 import time
 from pathlib import Path
 
-import numpy as np
+from cifar import drawn, images
 from record import record, shared
 
 from sightline.classifier import Classifier
-from sightline.data import load
 from sightline.ensembles import beside, combine
 from sightline.training import Recipe
 from sightline.training.folder import Quiet
 from sightline.training.run import train_on
-from sightline.types import Dataset, Geometry, Splits
+from sightline.types import Splits
 
 PLAIN = Recipe(
     size=32,
@@ -60,24 +59,13 @@ def main() -> None:
         "scratch": [scratch.replace(seed=seed) for seed in range(5)],
         "tuned": [tuned.replace(seed=seed, lr=rate) for seed, rate in enumerate(RATES)],
     }
-    splits = drawn(load(folder / "cifar10_jpg.zip", Geometry(size=(32, 32), channels=3)), 50 if quick else 1000)
+    splits = drawn(images(folder), 50 if quick else 1000, tested=20 if quick else 1000)
     name = "ensembles_quick" if quick else "ensembles"
     figures = {}
     for family, recipes in families.items():
         members = [made(splits, recipe, asked.runs / name / f"{family}{recipe.seed}") for recipe in recipes]
         figures[family] = {by: compared(members, by, splits) for by in WAYS[family]}
     record(name, figures)
-
-
-def drawn(data: Dataset, count: int) -> Splits:
-    """So many training images of each class, a tenth of them for validation; all test images, or as many."""
-    parts, rng = data.columns["split"], np.random.default_rng(0)
-    own = [rng.permutation(np.flatnonzero((parts == "train") & (data.labels == k)))[:count] for k in range(10)]
-    held = count // 10
-    train, val = (np.sort(np.concatenate(rows)) for rows in ([o[held:] for o in own], [o[:held] for o in own]))
-    test = np.flatnonzero(parts == "test")
-    test = test if count >= 1000 else test[:: len(test) // 200]
-    return Splits(*(data.subset(rows) for rows in (train, val, test)))
 
 
 def made(splits: Splits, recipe: Recipe, place: Path) -> Classifier:

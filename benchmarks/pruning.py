@@ -22,20 +22,19 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+from cifar import drawn, images
 from record import Notebook, record, shared
 
 from sightline.classifier import Classifier
 from sightline.compression import Channels, heal, measured
 from sightline.compression.channels import CRITERIA, SCOPES
 from sightline.compression.heal import settled
-from sightline.data import load
 from sightline.training import Recipe
 from sightline.training.assemble import objective_of
 from sightline.training.calibrate import validate
 from sightline.training.folder import Quiet
 from sightline.training.run import train_on
-from sightline.types import Dataset, Geometry, Splits
+from sightline.types import Dataset, Splits
 
 AMOUNT = 0.4
 """Share of the multiply-adds that goes."""
@@ -68,7 +67,7 @@ def main() -> None:
     place = asked.runs / ("tiny" if tiny else "whole")
     weights = folder.parent / "weights" / "resnet20-12fca82f.th"
     recipe, healing = (one.replace(epochs=1) if tiny else one for one in (RECIPE, HEALING))
-    splits = drawn(load(folder / "cifar10_jpg.zip", Geometry(size=(32, 32), channels=3)), 50 if tiny else 1500)
+    splits = drawn(images(folder), 50 if tiny else 1500, tested=20 if tiny else 1000)
 
     parent = kept(place / "parent", lambda at: train_on(
         splits, recipe.replace(weights=str(weights)), Quiet(at), device="cpu").classifier)  # fmt: skip
@@ -90,17 +89,6 @@ def main() -> None:
         print(f"{name}: {' '.join(figures[name]['sentences'])}", flush=True)
     figures["pruned_less_control"] = difference(made["control"], made["pruned"], splits.test)
     record("pruning_tiny" if tiny else "pruning", figures)
-
-
-def drawn(data: Dataset, count: int) -> Splits:
-    """So many training images of each class, a tenth of them for validation; all test images, or a few."""
-    parts, rng = data.columns["split"], np.random.default_rng(0)
-    own = [rng.permutation(np.flatnonzero((parts == "train") & (data.labels == k)))[:count] for k in range(10)]
-    held = count // 10
-    train, val = (np.sort(np.concatenate(rows)) for rows in ([o[held:] for o in own], [o[:held] for o in own]))
-    test = np.flatnonzero(parts == "test")
-    test = test if count >= 1000 else test[:: len(test) // 200]
-    return Splits(*(data.subset(rows) for rows in (train, val, test)))
 
 
 def kept(place: Path, make: Callable[[Path], Classifier]) -> Classifier:
