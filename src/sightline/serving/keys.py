@@ -112,22 +112,28 @@ def revoke(site: Path | str, name: str) -> Key:
 class Keyring:
     """The keys of a site, read anew whenever they change. Safe to share between threads."""
 
-    def __init__(self, site: Path | str):
-        """Raises SightlineError where ``keys.json`` is damaged."""
-        self._path = Path(site) / FILE
+    def __init__(self, site: Path | str, *, every: float = 0.0):
+        """Every so many seconds, at most, the file is looked at: a look lets other threads in, who may take long.
+
+        Raises SightlineError where ``keys.json`` is damaged.
+        """
+        self._path, self._every = Path(site) / FILE, every
+        self._looked = time.monotonic()
         self._stamp = _stamp(self._path)
         self._keys = _read(self._path)
 
     @property
     def empty(self) -> bool:
         """Whether no key was ever made. Where the last one was revoked, nobody is let in until one is made."""
-        return not _stamp(self._path)
+        self._look()
+        return not self._stamp
 
     def allow(self, secret: str | None, scope: str) -> str:
         """The name of the key that allows this; raises Denied, saying nothing more."""
         given = _hash(secret) if secret is not None and len(secret) <= _LONGEST else ""
         found = None
-        for key in self._current():  # every one is compared, so that time tells nothing
+        self._look()
+        for key in self._keys:  # every one is compared, so that time tells nothing
             if compare_digest(key.sha256, given):
                 found = key
         if found is None or found.expired:
@@ -136,15 +142,18 @@ class Keyring:
             raise Denied(403)
         return found.name
 
-    def _current(self) -> list[Key]:
-        stamp = _stamp(self._path)
+    def _look(self) -> None:
+        """Read the keys where the file is another than it was."""
+        now = time.monotonic()
+        if now - self._looked < self._every:
+            return
+        self._looked, stamp = now, _stamp(self._path)
         if stamp != self._stamp:
             try:
                 self._keys = _read(self._path)
             except SightlineError:
                 self._keys = []  # a damaged file opens no door
             self._stamp = stamp
-        return self._keys
 
 
 def _hash(secret: str) -> str:

@@ -32,6 +32,9 @@ if TYPE_CHECKING:
 LOOK = 0.25
 """Seconds between looks for another release."""
 
+KEYS = 0.02
+"""Seconds after which the keys are looked at again: so long may one live that was revoked."""
+
 DRAWING = 8
 """Requests for heat maps that may wait."""
 
@@ -85,7 +88,7 @@ class Service:
     def __init__(self, settings: Settings):
         self.settings = settings
         self.limits = settings.limits
-        self.keyring = Keyring(settings.path) if settings.site else None
+        self.keyring = Keyring(settings.path, every=KEYS) if settings.site else None
         self.ready = False
         self._heat = Heat()
         self._drawing = 0
