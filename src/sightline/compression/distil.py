@@ -88,8 +88,9 @@ def distil(to: str = "lenet5", temperature: float = 4.0, alpha: float = 0.9, **a
 class Distillation:
     """alpha T^2 KL(softmax(z_teacher / T) || softmax(z / T)) + (1 - alpha) loss(z, labels), mean over the batch.
 
-    T^2 keeps the first part's gradient as large as the second's whatever T is (Hinton et al. 2015, section 2). The
-    teacher sees the very pixels that the student does, augmentation included, in eval mode and without gradients.
+    T^2 keeps the first part's gradient as large as the second's while logits are small beside T (Hinton et al.
+    2015, section 2); else it is up to T times as large. The teacher sees the very pixels that the student does,
+    augmentation included, in eval mode and without gradients.
     """
 
     teacher: Classifier

@@ -30,6 +30,9 @@ UNKNOWN = 4
 RATE = 0.2
 """A healing's peak learning rate, over that of the training before it: the network knows its task already."""
 
+CLIP = 1.0
+"""Longest gradient of a fresh network that learns from a teacher, unless the original had a bound of its own:
+softened answers pull up to T times as hard as labels, which throws a network without norms out of its training."""
 
 STRAIGHT: Mapping[str, Any] = {
     "precision": "float32",
@@ -60,7 +63,9 @@ class Healing:
 
     def whole(self, recipe: Recipe, model: str, images: int) -> Recipe:
         """The training of a fresh network ``model``; epochs are None where they follow from the budget."""
-        plain = self._plain(recipe).replace(model=model, lr=self.lr, epochs=self.epochs or recipe.epochs or None)
+        plain = self._plain(recipe).replace(
+            model=model, lr=self.lr, epochs=self.epochs or recipe.epochs or None, clip=recipe.clip or CLIP
+        )
         chosen = {choice.field: choice.value for choice in choices.network(plain, train_images=images)}
         return plain.replace(lr=chosen.get("lr", self.lr))
 
