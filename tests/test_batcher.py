@@ -285,13 +285,13 @@ def test_a_lone_image_goes_to_the_faster(clock, one, every, best):
     runners = [Asking(one), Asking(every)]
     faster = pace.Faster(*runners)
     image = np.zeros((1, 4, 4, 3), np.uint8)
-    for _ in range(2 * pace.LAST):
+    for _ in range(2 * pace.FIRST):
         faster.probabilities(image)
-    assert [runner.asked for runner in runners] == [pace.LAST, pace.LAST]
+    assert [runner.asked for runner in runners] == [pace.FIRST, pace.FIRST]
     assert faster.best == best
     for _ in range(1000):
         faster.probabilities(image)
-    assert runners[1 - best].asked - pace.LAST <= 10
+    assert runners[1 - best].asked - pace.FIRST <= 10
 
 
 def test_who_is_faster_may_change(clock):
