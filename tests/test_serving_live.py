@@ -12,6 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
+import uvicorn
 from prometheus_client.parser import text_string_to_metric_families
 from urllib3.exceptions import HTTPError
 
@@ -19,7 +20,8 @@ from served import pictures, serving, site_of_two, until
 from sightline.classifier import Classifier
 from sightline.serving import keys, releases
 from sightline.serving.journal import Journal
-from sightline.serving.process import HEADERS
+from sightline.serving.process import HEADERS, Protocol, Server
+from sightline.serving.server import bound
 
 JPEG = pictures()[1]
 SENT = {"Content-Type": "image/jpeg"}
@@ -170,6 +172,35 @@ def refuses_what_is_no_http(served):
     answer = served.get("/healthz")
     assert answer.status == 200
     assert "server" not in answer.headers
+
+
+def test_headers_are_not_waited_for_for_long():
+    class Hasty(Protocol):
+        patience = 0.3
+
+    async def app(scope, receive, send):
+        await send({"type": "http.response.start", "status": 204, "headers": []})
+        await send({"type": "http.response.body", "body": b""})
+
+    listening = bound("127.0.0.1", 0)
+    server = Server(uvicorn.Config(app, http=Hasty, ws="none", lifespan="off", log_config=None))
+    thread = threading.Thread(target=server.run, args=([listening],))
+    thread.start()
+    try:
+        with socket.create_connection(listening.getsockname(), timeout=20) as connection:
+            for _ in range(2):
+                connection.sendall(b"GET / HTTP/1.1\r\n")
+                connection.sendall(b"Host: localhost\r\n\r\n")
+                assert connection.recv(1000).startswith(b"HTTP/1.1 204")
+                time.sleep(2 * Hasty.patience)  # a connection that is idle between requests stays
+            connection.sendall(b"GET / HTTP/1.1\r\nX: ")
+            answer = connection.recv(1000)
+            assert answer.startswith(b"HTTP/1.1 400")
+            assert b"did not come in time" in answer
+    finally:
+        server.should_exit = True
+        thread.join()
+        listening.close()
 
 
 def test_a_watched_folder_is_answered_file_by_file(site, tmp_path):

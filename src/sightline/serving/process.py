@@ -1,5 +1,6 @@
 """One process of the service: uvicorn with bounds of its own around an opened service."""
 
+import asyncio
 import gc
 import logging
 import signal
@@ -29,12 +30,18 @@ GRACE = 20
 KEEP_ALIVE = 30
 """Seconds for which an idle connection is kept."""
 
+PATIENCE = 10.0
+"""Seconds in which headers must be complete once they have begun."""
+
 
 class Protocol(HttpToolsProtocol):
-    """uvicorn's, with a bound for headers and no patience for connections that never ask."""
+    """uvicorn's, with bounds for headers and no patience for connections that never ask."""
 
     heading, pending = True, 0
     """Whether headers are still coming, and how many bytes of them came."""
+    patience = PATIENCE
+    late: asyncio.TimerHandle | None = None
+    """What ends the connection where they take too long."""
 
     def connection_made(self, transport: Any) -> None:
         """A connection has as long for its first byte as between two requests."""
@@ -50,6 +57,15 @@ class Protocol(HttpToolsProtocol):
             self.pending += len(data)
             if self.pending > HEADERS:
                 self.send_400_response("The headers are too large.")
+            elif self.late is None:
+                self.late = self.loop.call_later(
+                    self.patience, self.send_400_response, "The headers did not come in time."
+                )
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Nobody is waited for any more."""
+        self._in_time()
+        super().connection_lost(exc)
 
     def on_message_begin(self) -> None:
         """A new request."""
@@ -59,7 +75,13 @@ class Protocol(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         """Its headers are complete."""
         self.heading = False
+        self._in_time()
         super().on_headers_complete()
+
+    def _in_time(self) -> None:
+        if self.late is not None:
+            self.late.cancel()
+            self.late = None
 
 
 class Server(uvicorn.Server):
