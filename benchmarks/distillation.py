@@ -3,7 +3,7 @@
     python benchmarks/distillation.py [--data FOLDER_OF_ZIPS] [--seeds 0 1 2 3 4] [--quick] [--fresh]
 
 The teacher is a third party's ResNet-20, trained on the lossless CIFAR-10 (see third_party.py). A reduced
-protocol, so that all of it takes about 20 minutes of one core: each seed draws 5,000 of the 50,000 JPEG
+protocol, so that all of it takes about 12 minutes of one core: each seed draws 5,000 of the 50,000 JPEG
 training images, a tenth of them for validation, and trains both arms for 15 epochs on the same images, from the
 same weights, in the same order, with the same augmentation; the one difference is the objective. Tested on all
 10,000 test images.

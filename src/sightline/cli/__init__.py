@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from ..errors import SightlineError
 
 GARBAGE = 100_000
-"""New objects after which Python looks for garbage. Imports make many and none of it, and looking through them
-took a tenth of a command's start."""
+"""New objects after which Python looks for garbage. Imports make many and none of it, and to look through
+them over and over delays every command."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -28,7 +28,7 @@ FIRST, LAST, AGAIN = 3, 9, 256
 asked again: less than once in 100, so that the 99th percentile is that of the faster."""
 
 COST = 0.0003
-"""Seconds that a batch of any size costs beside the network: threads that wake, the journal, the way back."""
+"""Seconds reckoned for what any batch costs beside the network: threads that wake, the journal, the way back."""
 
 
 @dataclass(frozen=True)

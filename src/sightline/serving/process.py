@@ -117,7 +117,7 @@ def run(
     """Open the service and answer until a signal comes; without a socket only the folder is watched."""
     service = Service(settings).open()
     watch = Watch(service, watched) if watched is not None else None
-    gc.freeze()  # what was imported is never garbage, and looking through it takes a tenth of a second
+    gc.freeze()  # what was imported is never garbage, and looking through it takes long
     thread = threading.Thread(target=watch.run, name="watch", daemon=True) if watch else None
     if thread is not None:
         thread.start()
