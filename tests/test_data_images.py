@@ -148,10 +148,20 @@ def test_rotated_photo_is_scaled_to_both_sides():
     assert apart(decode(data, geometry), reference(data, geometry)) < 1.5
 
 
-def test_broken_exif_does_not_cost_the_picture():
-    data = encoded(smooth(40, 60), "JPEG", exif=b"Exif\0\0II*\0\xff\xff\xff\xff")
-    assert decode(data, Geometry(size=(40, 60))).shape == (40, 60, 3)
-    assert not inspect(data).rotated
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+def test_broken_exif_does_not_cost_the_picture(kind):
+    for broken in (b"Exif\0\0II*\0\xff\xff\xff\xff", b"Exif\0\0" + bytes(500), b"Exif\0\0nonsense"):
+        data = encoded(smooth(40, 60), kind, exif=broken)
+        whole = encoded(smooth(40, 60), kind)
+        assert (decode(data, Geometry(size=(40, 60))) == decode(whole, Geometry(size=(40, 60)))).all()
+        assert not inspect(data).rotated
+
+
+def test_a_png_cut_short_is_refused_whatever_it_says_of_exif():
+    data = encoded(smooth(40, 60), "PNG", exif=b"Exif\0\0" + bytes(20))
+    for end in range(100, len(data) - 40, 37):
+        with pytest.raises(ImageError):
+            decode(data[:end], Geometry(size=(40, 60)))
 
 
 def test_transparency_lies_on_white():

@@ -157,8 +157,7 @@ def _open(data: bytes) -> "tuple[Image.Image, int]":
         warnings.simplefilter("ignore")
         try:
             image = Image.open(BytesIO(data), formats=FORMATS)
-            marked = image.format == "TIFF" or b"Exif" in data or b"eXIf" in data or b"EXIF" in data
-            orientation = codecs.plausible(image.getexif().get(codecs.ORIENTATION)) if marked else 1
+            orientation = _orientation(image, data)
         except Image.DecompressionBombError as error:
             raise ImageError(_TOO_LARGE) from error
         except Image.UnidentifiedImageError as error:
@@ -168,6 +167,16 @@ def _open(data: bytes) -> "tuple[Image.Image, int]":
     if image.width * image.height > MAX_PIXELS:
         raise ImageError(_TOO_LARGE)
     return image, orientation
+
+
+def _orientation(image: "Image.Image", data: bytes) -> int:
+    """What EXIF says (1 to 8); a broken EXIF block must not cost the picture."""
+    if image.format != "TIFF" and not (b"Exif" in data or b"eXIf" in data or b"EXIF" in data):
+        return 1
+    try:
+        return codecs.plausible(image.getexif().get(codecs.ORIENTATION))
+    except Exception:  # as above: nearly anything
+        return 1
 
 
 def _unknown(data: bytes) -> str:
