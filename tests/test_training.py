@@ -18,6 +18,7 @@ import torch.nn.functional as F
 
 from sightline.classifier import Classifier
 from sightline.errors import DataError, Interrupted, OutputError, RecipeError, TrainingError
+from sightline.models import NETWORKS
 from sightline.training import fit as fit_module
 from sightline.training import refine, reopen, resume, run, train
 from sightline.training.calibrate import temperature
@@ -435,6 +436,24 @@ def test_no_budget_is_exceeded_by_choice():
     assert many.value == 60
     slow = choices.epochs(recipe, train_images=10_000, images_per_second=10)
     assert slow.value == 1
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "model", "lr"),
+    [
+        ("sgd", "resnet20", 0.1),
+        ("sgd", "mlp:hidden=(8,)", 0.05),
+        ("sgd", "alexnet:width=0.5", 0.01),
+        ("adamw", "alexnet", 2e-3),
+    ],
+)
+def test_networks_that_bear_less_get_a_lower_rate(optimizer, model, lr):
+    from sightline.training import choices
+
+    recipe = Recipe(size=32, channels=3, model=model, optimizer=optimizer)
+    made = {choice.field: choice.value for choice in choices.network(recipe, train_images=50_000)}
+    assert made["lr"] == pytest.approx(lr)
+    assert set(choices.STEADY_LR) <= set(NETWORKS)
 
 
 def test_a_copy_of_a_state_is_a_state(prepared):

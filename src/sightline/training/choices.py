@@ -24,8 +24,8 @@ _ADVICE = "expect a modest result; more images, or --weights to start from, help
 PROBE_LR = 10
 """Times the usual learning rate where only the head learns: it is far from its best, and has nothing to lose."""
 
-STEADY_LR: Mapping[str, float] = {"mlp": 0.5}
-"""Networks that bear less than the default learning rate: by this factor."""
+STEADY_LR: Mapping[str, float] = {"mlp": 0.5, "alexnet-small": 0.25, "alexnet": 0.1}
+"""Networks that bear less than the usual learning rate of SGD: by this factor (``benchmarks/rates.py``)."""
 
 
 @dataclass(frozen=True)
