@@ -1,4 +1,4 @@
-"""Exports one after another: the exporter reads the source of its five hundred operators once, not for each file."""
+"""Exports one after another: the exporter reads the source of its five hundred operators once."""
 
 from functools import cache
 
