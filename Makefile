@@ -33,7 +33,7 @@ types: $(VENV)/equipped ## static types
 	@$(BIN)/basedpyright
 
 test: lint types ## everything: style, types, architecture, laws, oracles, bad input, README
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -q
+	@OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n 2 --dist worksteal -q
 
 proof: $(VENV)/equipped ## long protocols, run by hand: what no test has the time for
 	@OMP_NUM_THREADS=1 $(BIN)/python proof/tuning_kills.py

@@ -1,5 +1,6 @@
 """A service in a process of its own, for the tests that need a real one."""
 
+import atexit
 import http.client
 import os
 import signal
@@ -9,13 +10,17 @@ import sys
 import tempfile
 import time
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
+from shutil import rmtree
 
 import torch
 
+import exporting  # noqa: F401
 from sightline.classifier import Classifier
 from sightline.models import architecture, build
 from sightline.preprocessing import Normalise, Preprocessing
+from sightline.serving.publishing import publish
 from sightline.types import Geometry
 
 CODE = "import sys; from sightline.cli import main; sys.exit(main())"
@@ -31,6 +36,17 @@ def classifier(*, classes=("cat", "dog", "owl"), size=32, channels=3, seed=0, th
         steps, build(plan), architecture=plan, classes=classes, geometry=geometry, threshold=threshold
     )
     return made.eval()
+
+
+@cache
+def site_of_two() -> Path:
+    """A site with two releases of ``classifier(threshold=0.6)``, the first of which answers: to be copied."""
+    folder = Path(tempfile.mkdtemp(prefix="sightline-listening-"))
+    atexit.register(rmtree, folder)
+    bundle = classifier(threshold=0.6).save(folder / "bundle")
+    for number in (1, 2):
+        publish(folder / "site", bundle, promote=number == 1)
+    return folder / "site"
 
 
 class Service:

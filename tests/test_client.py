@@ -6,16 +6,16 @@ import threading
 from contextlib import contextmanager
 from dataclasses import asdict
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from shutil import copytree
 
 import numpy as np
 import pytest
 
 from hostile import picture, saved, whole
-from listening import classifier, free_port, listening
+from listening import classifier, free_port, listening, site_of_two
 from sightline.errors import ServiceError
 from sightline.serving import keys
 from sightline.serving.client import PACKET, Client, Declined, Reply, key_from
-from sightline.serving.publishing import publish
 
 
 @pytest.fixture(scope="module")
@@ -24,12 +24,8 @@ def network():
 
 
 @pytest.fixture(scope="module")
-def site(network, tmp_path_factory):
-    place = tmp_path_factory.mktemp("client")
-    bundle = network.save(place / "bundle")
-    publish(place / "site", bundle)
-    publish(place / "site", bundle, promote=False)
-    return place / "site"
+def site(tmp_path_factory):
+    return copytree(site_of_two(), tmp_path_factory.mktemp("client") / "site")
 
 
 @pytest.fixture(scope="module")
@@ -173,14 +169,13 @@ def test_threads_share_a_client(client, network, images):
 
 
 @pytest.fixture(scope="module")
-def guarded(network, tmp_path_factory):
-    place = tmp_path_factory.mktemp("guarded")
-    publish(place / "site", network.save(place / "bundle"))
+def guarded(tmp_path_factory):
+    site = copytree(site_of_two(), tmp_path_factory.mktemp("guarded") / "site")
     secrets = {
-        name: keys.make(place / "site", name, scopes)
+        name: keys.make(site, name, scopes)
         for name, scopes in (("asker", ("predict",)), ("reader", ("read",)), ("chief", ("admin",)))
     }
-    with listening(place / "site") as service:
+    with listening(site) as service:
         yield service, secrets
 
 
@@ -375,7 +370,7 @@ def pictures(tmp_path, images):
 
 def test_the_shell_gives_the_same_answers(cli, service, site, pictures):
     words = (pictures, "--top", "2", "--form")
-    bundle = site.parent / "bundle"
+    bundle = site / "releases" / "0001" / "classifier"
     assert cli("predict", "--url", service.url, *words, "text").out == cli("predict", bundle, *words, "text").out
     ours, theirs = (
         json.loads(cli("predict", *first, *words, "json").out)["predictions"]

@@ -12,6 +12,7 @@ import torch
 from onnx import numpy_helper
 from torch import nn
 
+import exporting  # noqa: F401
 from sightline.baselines import fit_baseline
 from sightline.classifier import Classifier
 from sightline.compression.quantize import Int8
@@ -91,7 +92,7 @@ def test_every_network_exports(word, images, tmp_path):
 
 @pytest.mark.parametrize("surgery", [("mirrored", {}), ("grown_head", {"classes": 6})], ids=lambda s: s[0])
 def test_every_change_exports(surgery, images, tmp_path):
-    classifier = made("resnet20", surgery=[surgery])
+    classifier = made("lenet5", surgery=[surgery])
     same(classifier, open_exported(write(classifier, tmp_path / "m.onnx")), images)
 
 
@@ -119,7 +120,7 @@ def test_every_preprocessing_exports(steps, digits, tmp_path):
 def test_int8_stays_int8(word, images, tmp_path):
     parent = made(word)
     classifier = Int8(by="minmax", images=32)(parent, Splits(images, images, images))
-    small, large = write(classifier, tmp_path / "8.onnx"), write(parent, tmp_path / "32.onnx")
+    small = write(classifier, tmp_path / "8.onnx")
     ours, theirs = InTorch(classifier).probabilities(images[:]), open_exported(small).probabilities(images[:])
     assert np.abs(ours - theirs).max() < 0.05
     assert (ours.argmax(1) == theirs.argmax(1)).mean() > 0.95
@@ -127,7 +128,7 @@ def test_int8_stays_int8(word, images, tmp_path):
     codes = sum(one.size for one in held if one.dtype == np.int8)
     weights = sum(p.numel() for p in parent.network.parameters() if p.ndim > 1)
     assert codes > 0.8 * weights
-    assert small.stat().st_size < 0.6 * large.stat().st_size
+    assert small.stat().st_size < 0.6 * 4 * weights  # which a file of floats has at least
 
 
 def test_an_ensemble_exports(images, tmp_path):
@@ -299,7 +300,7 @@ def test_files_that_are_none(tmp_path):
 
 
 def test_the_gate_hands_over_what_agrees(images, tmp_path):
-    classifier = made("small-cnn")
+    classifier = made("mlp")
     found = export(classifier, tmp_path / "m.onnx", data=images)
     right = (InTorch(classifier).probabilities(images[:]).argmax(1) == images.labels).mean()
     assert found.agreement == 1.0
@@ -317,7 +318,7 @@ def test_the_gate_hands_over_what_agrees(images, tmp_path):
 
 def test_the_gate_keeps_nothing_of_a_file_that_disagrees(images, tmp_path, monkeypatch):
     """A file of other weights, as a faulty exporter would write it."""
-    classifier, other = made("small-cnn"), made("small-cnn")
+    classifier, other = made("mlp"), made("mlp")
     with torch.no_grad():
         other.network.head.bias += torch.tensor([0.5, 0, 0, 0])
     faulty = replace(FORMATS["onnx"], write=lambda _, path: FORMATS["onnx"].write(other, path))

@@ -5,15 +5,15 @@ import json
 import socket
 import struct
 from contextlib import suppress
+from shutil import copytree
 
 import pytest
 
 from hostile import corpus, gif, png, whole, within_jpeg
-from listening import classifier, listening
+from listening import classifier, listening, site_of_two
 from sightline.data.images import inspect
 from sightline.errors import ImageError
 from sightline.serving.limits import Limits, Refusal, checked
-from sightline.serving.publishing import publish
 
 BOUND_MB = 900
 """What one service may take at its worst: an image of 49 megapixels, which the limits allow, is 49 MB of grey."""
@@ -23,15 +23,14 @@ CORPUS = corpus()
 
 @pytest.fixture(scope="module")
 def network():
-    return classifier()
+    return classifier(threshold=0.6)
 
 
 @pytest.fixture(scope="module")
-def service(network, tmp_path_factory):
-    place = tmp_path_factory.mktemp("hostile")
-    publish(place / "site", network.save(place / "bundle"))
-    with listening(place / "site") as service:
-        service.site = place / "site"
+def service(tmp_path_factory):
+    site = copytree(site_of_two(), tmp_path_factory.mktemp("hostile") / "site")
+    with listening(site) as service:
+        service.site = site
         yield service
 
 

@@ -1,6 +1,7 @@
 """Schemathesis over the whole description of a running service: no request breaks it."""
 
 import json
+from shutil import copytree
 
 import pytest
 import schemathesis
@@ -15,9 +16,8 @@ from schemathesis.specs.openapi.checks import (
 )
 
 from hostile import whole
-from listening import classifier, listening
+from listening import listening, site_of_two
 from sightline.serving import keys
-from sightline.serving.publishing import publish
 
 OPERATIONS = {
     "GET /classes",
@@ -47,11 +47,7 @@ CHECKS = [not_a_server_error, status_code_conformance, content_type_conformance,
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory):
-    place = tmp_path_factory.mktemp("openapi")
-    bundle = classifier().save(place / "bundle")
-    publish(place / "site", bundle)
-    publish(place / "site", bundle, promote=False)
-    return place / "site"
+    return copytree(site_of_two(), tmp_path_factory.mktemp("openapi") / "site")
 
 
 @pytest.fixture(scope="module")
