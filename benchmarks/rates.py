@@ -30,6 +30,7 @@ PLAN: Mapping[str, Mapping[str, Sequence[float]]] = {
     **{name: {"sgd": ALL} for name in ("mlp", "lenet5", "strided-cnn", "table2")},
     "vit": {"adamw": (1.0,), "sgd": SOME},
     "alexnet-small": {"sgd": SOME},
+    "vgg11": {"sgd": (1.0, 0.25, 0.1)},
     "alexnet": {"sgd": (0.25, 0.1)},
 }
 """Network -> optimiser -> shares of its usual rate. The last three take minutes each."""

@@ -24,7 +24,14 @@ _ADVICE = "expect a modest result; more images, or --weights to start from, help
 PROBE_LR = 10
 """Times the usual learning rate where only the head learns: it is far from its best, and has nothing to lose."""
 
-STEADY_LR: Mapping[str, float] = {"mlp": 0.5, "alexnet-small": 0.25, "alexnet": 0.1}
+STEADY_LR: Mapping[str, float] = {
+    "mlp": 0.5,
+    "vgg11": 0.25,
+    "vgg13": 0.25,
+    "vgg16": 0.25,
+    "alexnet-small": 0.25,
+    "alexnet": 0.1,
+}
 """Networks that bear less than the usual learning rate of SGD: by this factor (``benchmarks/rates.py``)."""
 
 
