@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
-from .flags import RecipeFlags, recipe_of
+from .flags import SharedFlags, recipe_of
 from .show import Device, Json, emit, table
 
 if TYPE_CHECKING:
@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 
     Flags = Any  # the dataclass is made at run time, from Recipe
 else:
-    Flags = Annotated[RecipeFlags, Parameter(name="*")]
-NO_FLAGS = RecipeFlags()
+    Flags = Annotated[SharedFlags, Parameter(name="*")]
+NO_FLAGS = SharedFlags()
 
 
 def compare(
