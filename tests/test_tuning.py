@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import re
 import shutil
 import sqlite3
 from dataclasses import replace
@@ -13,6 +14,7 @@ import optuna
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from optuna.exceptions import StorageInternalError
 
 from sightline.errors import ChoiceError, OutputError, RecipeError
 from sightline.models import NETWORKS
@@ -491,6 +493,29 @@ def test_what_is_no_database_is_a_sentence(tmp_path):
     }.items():
         with pytest.raises(OutputError, match=said):
             Journal(url, "s", tmp_path)
+
+
+def test_a_folder_is_no_storage(tmp_path):
+    with pytest.raises(OutputError, match=r"is the folder .* name a file in it"):
+        storage.address(tmp_path, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("told", "said"),
+    [
+        ("connection failed: port 5432 failed: Connection refused", "no server answers there: start it"),
+        ('failed to resolve host "nowhere": Name or service not known', "nobody knows its host"),
+        ('FATAL: password authentication failed for user "me"', "refuses that user or password"),
+        ('FATAL: database "studies" does not exist', "no such database or user: create it"),
+        ("Something new.", "it says 'Something new.': correct the address, or choose another"),
+    ],
+)
+def test_what_a_server_complains_of_has_a_remedy(told, said):
+    with (
+        pytest.raises(OutputError, match=re.escape(said)),
+        storage.explaining("postgresql://me@host/studies"),
+    ):
+        raise StorageInternalError(told)
 
 
 def test_a_password_is_not_shown():

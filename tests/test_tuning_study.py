@@ -289,7 +289,7 @@ def test_workers_share_a_study_and_what_a_lost_one_leaves_is_finished(tmp_path, 
 
 def test_the_verb_tunes_tests_and_tells(cli, tmp_path):
     words = ("tune", "digits", "--model", "mlp", "--size", "8", "--limit", "300", "--epochs", "1")
-    words += ("--out", tmp_path / "t")
+    words += ("--out", tmp_path / "a study")
     words += ("--over", "lr=0.05,0.1", "weight_decay=0,1e-3", "--by", "grid")
     answer = cli(*words, "--json")
     assert answer.code == 0, answer.err
@@ -298,13 +298,14 @@ def test_the_verb_tunes_tests_and_tells(cli, tmp_path):
     assert value["best"] == value["trials"][0]
     assert Path(value["winner"]["report"]).is_file()
     assert 0 <= value["winner"]["accuracy"] <= 1
-    before = (tmp_path / "t" / "winner" / "report.json").stat().st_mtime_ns
+    before = (tmp_path / "a study" / "winner" / "report.json").stat().st_mtime_ns
     told = cli(*words)
     assert told.code == 0
     assert "Going on with the study" in told.err
     assert "validation accuracy" in told.out
     assert "Test on" in told.out
-    assert (tmp_path / "t" / "winner" / "report.json").stat().st_mtime_ns == before
+    assert f"sightline predict '{tmp_path / 'a study' / 'winner'}' IMAGE" in told.out
+    assert (tmp_path / "a study" / "winner" / "report.json").stat().st_mtime_ns == before
 
 
 def test_the_preset_is_a_space_that_can_be_made_smaller():

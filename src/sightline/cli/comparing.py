@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
+from rich.markup import escape
 
 from .flags import SharedFlags, recipe_of
 from .show import Device, Json, emit, table
@@ -94,6 +95,8 @@ def ranking(console: "Console", value: "Mapping[str, Any]") -> None:
     for row in value["entrants"]:
         for note in row["notes"]:
             console.print(f"\n{row['entrant']}: {note}", markup=False)
+    place = Path(value["entrants"][0]["folder"]).parent
+    console.print(f"\nThe picture, compare.json and a run of each are in [bold]{escape(str(place))}[/bold]")
 
 
 def _cells(row: "Mapping[str, Any]") -> tuple[str, ...]:
