@@ -94,7 +94,7 @@ def _asked(
 
     if preset:
         lookup({**PRESETS, **SPACES}, preset, "preset")
-    if preset not in SPACES:
+    if preset is None or preset not in SPACES:
         return recipe_of(flags, recipe, preset), over, "tpe"
     space = SPACES[preset]
     given = {name: value for name, value in vars(flags).items() if value is not None}
