@@ -396,6 +396,7 @@ def test_compare_from_a_shell_keeps_bundles_that_answer(cli, place, tmp_path):
     table = cli(*words, *flags)
     assert "against the first" in table.out
     assert "chooses on the test" in table.out
+    assert f"a run of each are in {place}" in table.out
     for row in (one for one in value["entrants"] if one["entrant"] == "knn@hog"):
         tested = cli("evaluate", row["folder"], "--json")
         assert tested.code == 0, tested.err
@@ -425,11 +426,22 @@ def test_lists_name_baselines_and_features(cli):
     assert all(row["what"] for row in rows)
 
 
-def test_mistakes_from_a_shell_are_one_sentence(cli):
-    answer = cli("compare", "digits", "--baselines", "svm", "--models", "none")
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--baselines", "svm"), "There is no model or baseline called 'svm'"),
+        (("--baselines", "knn:kk=3"), "The baseline 'knn' has no argument 'kk'. Did you mean 'k'?"),
+        (("--model", "mlp"), "Did you mean --models?"),
+        (("--folds", "1"), "--folds is 1: it takes at least 2"),
+        (("--folds", "-3"), "--folds is -3: it takes at least 2"),
+        (("--seeds", "0"), "--seeds is 0: it takes at least 1"),
+    ],
+)
+def test_mistakes_from_a_shell_are_one_sentence_before_an_image_is_read(words, said, cli):
+    answer = cli("compare", "digits", "--models", "none", *words)
     assert answer.code == 2
     assert answer.err.count("\n") == 1
-    assert "There is no model or baseline called 'svm'" in answer.err
+    assert said in answer.err
 
 
 def test_folds_of_the_library_are_those_that_are_dealt(digits):

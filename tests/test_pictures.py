@@ -2,15 +2,19 @@
 
 import base64
 import io
+import itertools
 import subprocess
 import sys
 
 import numpy as np
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from PIL import Image
 
 from sightline import metrics, pictures
 from sightline.pictures import diagrams
+from sightline.tuning import Between, plots
+from sightline.tuning.space import Space
 
 
 def rgb(name):
@@ -169,6 +173,41 @@ def test_a_learning_curve_shows_each_seed_of_several():
     several, single = (np.asarray(pictures.learning_curve(sizes)) for sizes in (rows, one))
     assert (several != single).any()
     assert rgb("blue") in colours(pictures.learning_curve(one))
+
+
+def apart(texts, figure):
+    """Whether texts that are drawn stand beside or under each other."""
+    boxes = [one.get_window_extent(figure.canvas.get_renderer()) for one in texts if one.get_text()]
+    return not any(a.overlaps(b) for a, b in itertools.combinations(boxes, 2))
+
+
+def test_entrants_that_are_equally_good_can_all_be_read(monkeypatch):
+    monkeypatch.setattr(diagrams, "drawn", lambda figure: figure)
+    names = ("knn@hog", "naive-bayes@hog", "logistic-regression@hog", "mlp")
+    rows = [
+        {"entrant": name, "kind": kind, "accuracy": 0.5, "low": 0.4, "high": 0.6, "ms_per_image": 10.0}
+        for name, kind in zip(names, ("baseline", "baseline", "baseline", "network"), strict=True)
+    ]
+    figure = pictures.entrants(rows)
+    FigureCanvasAgg(figure).draw()
+    (panel,) = figure.axes
+    assert [label.get_text() for label in panel.get_yticklabels()] == list(names)
+    assert apart([*panel.get_yticklabels(), *panel.texts], figure)
+
+
+@pytest.mark.parametrize("ends", [(1e-3, 0.1), (0.01, 0.1), (0.6, 0.9), (1e-8, 1.0), (16, 256)], ids=str)
+def test_the_numbers_under_a_searched_range_can_be_read(ends, monkeypatch):
+    monkeypatch.setattr(plots, "drawn", lambda figure: figure)
+    space = Space({name: Between(*ends, log=True) for name in ("one", "two", "three")})
+    row = {"trial": 0, "state": "finished", "val_accuracy": 0.5, **dict.fromkeys(space.ranges, ends[0])}
+    figure = plots.slices_picture([row], space)
+    FigureCanvasAgg(figure).draw()
+    for panel in figure.axes:
+        low, high = panel.get_xlim()
+        labels = zip(panel.get_xticks(), panel.get_xticklabels(), strict=True)
+        shown = [label for place, label in labels if low <= place <= high]
+        assert len(shown) >= 2
+        assert apart([*shown, *panel.get_xticklabels(minor=True)], figure)
 
 
 def test_a_data_url_is_the_png_it_came_from():

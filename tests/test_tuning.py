@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import re
 import shutil
 import sqlite3
 from dataclasses import replace
@@ -13,6 +14,7 @@ import optuna
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from optuna.exceptions import StorageInternalError
 
 from sightline.errors import ChoiceError, OutputError, RecipeError
 from sightline.models import NETWORKS
@@ -127,6 +129,9 @@ BAD = {
     "lr=0..1:log": "above 0",
     "lr=1e-3..1e-1:often": "log, lin or a number of points, not 'often'",
     "lr=1e-3..1e-1:1": "2 points or more",
+    "lr=a..b": "ends of a range are numbers, not 'a' and 'b'",
+    "lr=nan..1": "numbers, not 'nan' and '1'",
+    "lr=0.1..": "numbers, not '0.1' and ''",
     "lr=fast,slow": "lr is 'fast': it must be a number",
     "lr=-1..1": "lr is -1.0: it must be a number above 0",
     "batch_size=0.5..64": "batch_size is 0.5: it must be a whole number",
@@ -318,8 +323,12 @@ def test_unknown_searches_and_arguments():
     with pytest.raises(ChoiceError, match=r"no search called 'tpee'\. Did you mean 'tpe'"):
         search_of("tpee")
     for word in ("tpe:startup=0", "hyperband:eta=1", "median:least=0", "grid:5"):
-        with pytest.raises(ChoiceError, match="cannot be made"):
+        with pytest.raises(ChoiceError, match=r"cannot be made: (?!.*__init__)"):
             search_of(word)
+    with pytest.raises(ChoiceError, match=r"search 'tpe' has no argument 'start'\. Did you mean 'startup'\?"):
+        search_of("tpe:start=5")
+    with pytest.raises(ChoiceError, match=r"search 'grid' has no argument 'x'\. It takes none\."):
+        search_of("grid:x=5")
 
 
 def test_refining_narrows_round_the_best_and_goes_on(tmp_path):
@@ -484,6 +493,29 @@ def test_what_is_no_database_is_a_sentence(tmp_path):
     }.items():
         with pytest.raises(OutputError, match=said):
             Journal(url, "s", tmp_path)
+
+
+def test_a_folder_is_no_storage(tmp_path):
+    with pytest.raises(OutputError, match=r"is the folder .* name a file in it"):
+        storage.address(tmp_path, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("told", "said"),
+    [
+        ("connection failed: port 5432 failed: Connection refused", "no server answers there: start it"),
+        ('failed to resolve host "nowhere": Name or service not known', "nobody knows its host"),
+        ('FATAL: password authentication failed for user "me"', "refuses that user or password"),
+        ('FATAL: database "studies" does not exist', "no such database or user: create it"),
+        ("Something new.", "it says 'Something new.': correct the address, or choose another"),
+    ],
+)
+def test_what_a_server_complains_of_has_a_remedy(told, said):
+    with (
+        pytest.raises(OutputError, match=re.escape(said)),
+        storage.explaining("postgresql://me@host/studies"),
+    ):
+        raise StorageInternalError(told)
 
 
 def test_a_password_is_not_shown():

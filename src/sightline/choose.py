@@ -6,6 +6,7 @@ needs no quotes: ``shift:4``, ``rotate:degrees=10``, ``affine:10:scale=0.1``.
 
 import ast
 import difflib
+import inspect
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar
 
@@ -23,6 +24,8 @@ def suggest(name: str, known: Iterable[str]) -> str:
     'Choose one of: lenet5, resnet20.'
     """
     known = sorted(known)
+    if not known:
+        return "It takes none."
     near = difflib.get_close_matches(name, known, n=1)
     return f"Did you mean '{near[0]}'?" if near else f"Choose one of: {', '.join(known)}."
 
@@ -49,10 +52,23 @@ def choose(family: Mapping[str, Callable[..., T]], by: str | T, what: str) -> T:
     make = lookup(family, name, what)
     positional = [_literal(word) for word in words if "=" not in word]
     named = {key: _literal(value) for key, _, value in (w.partition("=") for w in words if "=" in w)}
+    _check_named(make, name, named, what)
     try:
+        inspect.signature(make).bind(*positional, **named)  # it complains without naming a class of ours
         return make(*positional, **named)
     except (TypeError, ValueError) as error:
         raise ChoiceError(f"The {what} '{by}' cannot be made: {error}.") from error
+
+
+def _check_named(make: Callable[..., Any], name: str, named: Iterable[str], what: str) -> None:
+    """Raise ChoiceError for a named argument that the member does not take, with the nearest one it does."""
+    takes = inspect.signature(make).parameters.values()
+    if any(one.kind is inspect.Parameter.VAR_KEYWORD for one in takes):
+        return  # it checks its own
+    known = [one.name for one in takes if one.kind is not inspect.Parameter.VAR_POSITIONAL]
+    for argument in named:
+        if argument not in known:
+            raise ChoiceError(f"The {what} '{name}' has no argument '{argument}'. {suggest(argument, known)}")
 
 
 def _literal(word: str) -> Any:

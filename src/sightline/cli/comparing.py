@@ -4,8 +4,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
+from rich.markup import escape
 
-from .flags import RecipeFlags, recipe_of
+from .flags import SharedFlags, recipe_of
 from .show import Device, Json, emit, table
 
 if TYPE_CHECKING:
@@ -15,8 +16,8 @@ if TYPE_CHECKING:
 
     Flags = Any  # the dataclass is made at run time, from Recipe
 else:
-    Flags = Annotated[RecipeFlags, Parameter(name="*")]
-NO_FLAGS = RecipeFlags()
+    Flags = Annotated[SharedFlags, Parameter(name="*")]
+NO_FLAGS = SharedFlags()
 
 
 def compare(
@@ -94,6 +95,8 @@ def ranking(console: "Console", value: "Mapping[str, Any]") -> None:
     for row in value["entrants"]:
         for note in row["notes"]:
             console.print(f"\n{row['entrant']}: {note}", markup=False)
+    place = Path(value["entrants"][0]["folder"]).parent
+    console.print(f"\nThe picture, compare.json and a run of each are in [bold]{escape(str(place))}[/bold]")
 
 
 def _cells(row: "Mapping[str, Any]") -> tuple[str, ...]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
@@ -91,4 +92,4 @@ def _print(console: "Console", value: Mapping[str, Any]) -> None:
     if value["target"]:
         console.print(f"\n{value['target']['sentence']}", markup=False)
     console.print(f"\nThe smaller classifier is in {value['run']}", markup=False)
-    console.print(f"Then try: sightline export {value['run']} --out model.onnx", markup=False)
+    console.print(f"Then try: sightline export {quote(value['run'])} --out model.onnx", markup=False)

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Any
 
 from .show import Json, emit, table
@@ -61,4 +62,4 @@ def _print(console: "Console", value: Mapping[str, Any]) -> None:
     )
     console.print(f"\nThe classifier is in {value['out']}", markup=False)
     if value["to"] == "onnx":
-        console.print(f"Then try: sightline predict {value['out']} IMAGE...", markup=False)
+        console.print(f"Then try: sightline predict {quote(value['out'])} IMAGE...", markup=False)

@@ -31,15 +31,23 @@ def _flag(f: dataclasses.Field[Any]) -> tuple[str, Any, Any]:
     return f.name, Annotated[kind | None, parameter], None
 
 
-RecipeFlags = dataclasses.make_dataclass(
-    "RecipeFlags",
-    [_flag(f) for f in dataclasses.fields(Recipe) if f.name != "data"],
-    frozen=True,
-    kw_only=True,
-    # Without a module of its own it would pass for one of the standard library's, and not become flags.
-    namespace={"__module__": __name__},
-)
+def _flags(name: str, *without: str) -> Any:
+    """A dataclass with the fields of Recipe as flags, but for those."""
+    return dataclasses.make_dataclass(
+        name,
+        [_flag(f) for f in dataclasses.fields(Recipe) if f.name not in without],
+        frozen=True,
+        kw_only=True,
+        # Without a module of its own it would pass for one of the standard library's, and not become flags.
+        namespace={"__module__": __name__},
+    )
+
+
+RecipeFlags = _flags("RecipeFlags", "data")
 """Every field of Recipe but ``data``, None where the flag was not given."""
+
+SharedFlags = _flags("SharedFlags", "data", "model")
+"""What the networks of a comparison share: each has its own name in --models."""
 
 
 def recipe_of(flags: object, file: str | None, preset: str | None = None) -> Recipe:

@@ -1,6 +1,7 @@
 """How answers are printed: a table for people, one JSON object for programs."""
 
 import json as json_module
+import shlex
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -94,7 +95,7 @@ def result(console: Console, value: Mapping[str, Any]) -> None:
         console.print(f"\n{shift['sentence']}", markup=False)
     if value.get("report"):
         console.print(f"\nLook at [bold]{escape(value['report'])}[/bold]")
-        console.print(f"Then try: sightline predict {value['run']} IMAGE...", markup=False)
+        console.print(f"Then try: sightline predict {shlex.quote(value['run'])} IMAGE...", markup=False)
 
 
 def _corrupted(rows: Mapping[str, Any]) -> list[tuple[str, ...]]:

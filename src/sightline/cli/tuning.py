@@ -88,8 +88,12 @@ def _asked(
     flags: object, recipe: str | None, preset: str | None, over: tuple[str, ...]
 ) -> tuple["Recipe", Mapping[str, Any] | tuple[str, ...], str]:
     """The recipe to start from, the space and the usual search; ranges that are given replace a preset's."""
+    from ..choose import lookup
+    from ..training.presets import PRESETS
     from ..tuning.space import SPACES
 
+    if preset:
+        lookup({**PRESETS, **SPACES}, preset, "preset")
     if preset is None or preset not in SPACES:
         return recipe_of(flags, recipe, preset), over, "tpe"
     space = SPACES[preset]
@@ -119,8 +123,9 @@ def _told(console: "Console", value: Mapping[str, Any]) -> None:
 
     names = list(value["trials"][0])
     fields = names[names.index("round") + 1 : names.index("reason")]
+    facts = ("trial", "state", "epochs_done")
     rows = [
-        (_share(row["val_accuracy"]), row["trial"], row["state"], row["epochs"], said({n: row[n] for n in fields}))
+        (_share(row["val_accuracy"]), *(row[name] for name in facts), said({n: row[n] for n in fields}))
         for row in value["trials"][:SHOWN]
     ]
     console.print(table(("validation accuracy", "trial", "state", "epochs", "values"), rows))

@@ -51,6 +51,10 @@ def compare(
     failure with its reason. Raises SightlineError for names or data nobody can use, Interrupted when stopped.
     """
     asked = (recipe or Recipe()).replace(data=str(data))
+    if folds < 0 or folds == 1:
+        raise RecipeError(f"--folds is {folds}: it takes at least 2, or 0 for one test without folds.")
+    if seeds < 1:
+        raise RecipeError(f"--seeds is {seeds}: it takes at least 1.")
     if asked.model is not None:
         raise RecipeError("A comparison takes several networks: name them with --models, separated by commas.")
     _named(asked, models or (), baselines or (), features)  # a misspelt name, before an hour of decoding
@@ -105,8 +109,6 @@ class _Plan:
 
     @classmethod
     def of(cls, dataset: Dataset, recipe: Recipe, folds: int, seeds: int) -> "_Plan":
-        if seeds < 1:
-            raise RecipeError(f"{seeds} seeds were asked for: it takes at least 1.")
         if folds:
             pool = open_part(dataset)
             return cls(recipe, folds, seeds, None, pool, deal(pool, folds, seeds, recipe))
@@ -216,7 +218,8 @@ def _place(out: str | Path | None, recipe: Recipe, facts: Sequence[str]) -> Path
             write_json(place / "compare.json", _written(place) | {"key": key})
             return place
     raise OutputError(
-        f"'{out}' holds something else than this comparison (other images, recipe or folds). Choose another --out."
+        f"'{out}' holds something else than this comparison (other images, recipe, --folds or --seeds). "
+        "Choose another --out."
     )
 
 
@@ -238,7 +241,8 @@ def _announce(entrants: Sequence[Entrant], plan: _Plan, recipe: Recipe, place: P
         progress.say(note)
     networks = sum(one.kind == "network" for one in entrants)
     several = f", {plan.trainings} trainings each" if plan.trainings > 1 else ""
-    time = f"{recipe.epochs} epochs each" if recipe.epochs is not None else f"{recipe.budget} together (--budget)"
+    epochs = "1 epoch" if recipe.epochs == 1 else f"{recipe.epochs} epochs"
+    time = f"{epochs} each" if recipe.epochs is not None else f"{recipe.budget} together (--budget)"
     progress.say(
         f"{len(entrants)} entrants{several}: networks ({networks}), {time}; "
         f"baselines ({len(entrants) - networks}). In '{place}'; stop and go on as you like."

@@ -190,7 +190,7 @@ def _first(one: Result, folds: int) -> ndarray:
 
 
 def picture(comparison: Comparison) -> "Image":
-    """Accuracy with its interval against the time of one answer."""
+    """Accuracy with its interval, and the time of one answer, best first."""
     from ..pictures import entrants
 
     return entrants(comparison.as_json()["entrants"])

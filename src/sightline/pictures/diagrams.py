@@ -205,20 +205,35 @@ def learning_curve(sizes: Sequence[Mapping[str, Any]]) -> "Image":
 
 @house_look()
 def entrants(rows: Sequence[Mapping[str, Any]]) -> "Image":
-    """Accuracy with its interval against the time of one answer, from ``compare.json``; baselines are squares."""
-    figure, (panel,) = panels(1, (7.2, 4.2))
-    for row in rows:
-        colour, marker = (PALETTE["blue"], "o") if row["kind"] == "network" else (PALETTE["orange"], "s")
-        reach = [[abs(row["accuracy"] - row[edge])] for edge in ("low", "high")]
-        spot = (row["ms_per_image"], row["accuracy"])
-        panel.errorbar(*spot, reach, color=colour, marker=marker, markersize=5, capsize=3)
-        panel.annotate(cut(row["entrant"], 24), spot, (6, 4), textcoords="offset points", fontsize=8)
-    panel.set_xscale("log")
-    panel.margins(x=0.15)
-    panel.yaxis.set_major_formatter(lambda value, _: f"{value * 100:.4g} %")
-    panel.set(xlabel="milliseconds an image, in batches", ylabel="accuracy")
-    panel.grid(axis="y", color=PALETTE["line"], linewidth=0.7)
+    """Accuracy of each entrant with its interval, best first, and the time of an answer, from ``compare.json``."""
+    figure, (panel,) = panels(1, (7.2, 1.3 + 0.34 * len(rows)))
+    for kind, style in _KINDS.items():
+        places = [place for place, row in enumerate(rows) if row["kind"] == kind]
+        middle = [rows[place]["accuracy"] for place in places]
+        reach = [
+            [abs(rows[place]["accuracy"] - rows[place][edge]) for place in places] for edge in ("low", "high")
+        ]
+        if places:
+            panel.errorbar(
+                middle, places, xerr=reach, linestyle="none", markersize=5, capsize=3, label=kind, **style
+            )
+    for place, row in enumerate(rows):
+        where = {"transform": panel.get_yaxis_transform(), "va": "center", "color": PALETTE["faint"]}
+        panel.text(1.02, place, f"{row['ms_per_image']:.2g} ms an image", fontsize=8, **where)
+    panel.set_yticks(range(len(rows)), [cut(row["entrant"], 32) for row in rows])
+    panel.set_ylim(len(rows) - 0.5, -0.5)
+    panel.tick_params(left=False)
+    panel.xaxis.set_major_formatter(lambda value, _: f"{value * 100:.4g} %")
+    panel.set_xlabel("accuracy, with 95 % intervals")
+    panel.grid(axis="x", color=PALETTE["line"], linewidth=0.7)
+    panel.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=len(_KINDS))
     return drawn(figure)
+
+
+_KINDS: Mapping[str, dict[str, Any]] = {
+    "network": {"color": PALETTE["blue"], "marker": "o"},
+    "baseline": {"color": PALETTE["orange"], "marker": "s"},
+}
 
 
 def rates(tried: Sequence[float], losses: Sequence[float], suggestion: float) -> "Image":

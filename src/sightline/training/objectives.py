@@ -1,5 +1,6 @@
 """What training minimises: ``(classifier, Batch) -> loss ()``. To add one, write it and name it in OBJECTIVES."""
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -187,10 +188,13 @@ class MCE(OnLogits):
     theta: float = 0.0
 
     def __post_init__(self) -> None:
-        """Raise ValueError where eta or xi is not above 0."""
-        for name in ("eta", "xi"):
-            if not vars(self)[name] > 0:
-                raise ValueError(f"{name} must be above 0, not {vars(self)[name]}")
+        """Raise ValueError where eta or xi is not above 0, or theta is no number."""
+        for name in ("eta", "xi", "theta"):
+            value = vars(self)[name]
+            if not isinstance(value, int | float) or not math.isfinite(value):
+                raise ValueError(f"{name} must be a number, not {value!r}")
+            if name != "theta" and value <= 0:
+                raise ValueError(f"{name} must be above 0, not {value!r}")
 
     def of(
         self, logits: Float[Tensor, "B K"], labels: Int[Tensor, " B"] | Float[Tensor, "B K"]

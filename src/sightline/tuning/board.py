@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..files import replacing, write_json
-from .journal import rank
+from .journal import facts_of, rank
 from .plots import history_picture, importance_picture, slices_picture
 from .space import Space
 
@@ -21,21 +21,21 @@ ENOUGH = 4
 
 def rows_of(trials: Sequence["FrozenTrial"], rounds: Sequence[tuple[int, Space]]) -> list[dict[str, Any]]:
     """A row for each trial: finished ones first, best first, then pruned, failed and unfinished ones."""
-    shown = [t for t in trials if not t.user_attrs.get("facts", {}).get("surplus")]
+    shown = [t for t in trials if not facts_of(t).get("surplus")]
     order = list(STATES)
     shown.sort(key=lambda t: (order.index(t.state.name), rank(t)))
     return [_row(place, t, rounds) for place, t in enumerate(shown, 1)]
 
 
 def _row(place: int, one: "FrozenTrial", rounds: Sequence[tuple[int, Space]]) -> dict[str, Any]:
-    facts = one.user_attrs.get("facts", {})
+    facts = facts_of(one)
     return {
         "rank": place if one.state.name == "COMPLETE" else None,
         "trial": one.number,
         "state": STATES[one.state.name],
         "val_accuracy": one.value if one.state.name in ("COMPLETE", "PRUNED") else None,
         "val_loss": facts.get("val_loss"),
-        "epochs": facts.get("epochs", len(one.intermediate_values)),
+        "epochs_done": facts.get("epochs", len(one.intermediate_values)),
         "seconds": facts.get("seconds"),
         "round": sum(start <= one.number for start, _ in rounds) - 1,
         **{name: one.params.get(name) for name in rounds[0][1].ranges},

@@ -125,7 +125,7 @@ class Journal:
         trials = self.trials()
         if self._recover(trials):
             trials = self.trials()
-        if job.budget is not None and _is_up(trials, job.budget):
+        if job.budget is not None and is_up(trials, job.budget):
             return None, False
         rounds = self.rounds(job.space)
         start, space = rounds[-1]
@@ -262,6 +262,11 @@ class Journal:
                 trial.report(accuracy, epoch)
             return job.search.prunes and bool(trial.should_prune())
 
+    def twin(self, trial: "Trial") -> "FrozenTrial | None":
+        """A finished trial of the same values: training it again would give the same."""
+        same = (one for one in self.trials() if one.state.name == "COMPLETE" and one.params == trial.params)
+        return next(same, None)
+
     def finish(self, number: int, accuracy: float, facts: Mapping[str, Any], *, pruned: bool = False) -> None:
         """Keep a trial's result: its accuracy on validation, or that it was stopped early."""
         with self._safely():
@@ -290,7 +295,12 @@ class Journal:
 
 def rank(one: "FrozenTrial") -> tuple[float, float, int]:
     """What finished trials are sorted by, best first."""
-    return -(one.value or 0.0), one.user_attrs.get("facts", {}).get("val_loss", float("inf")), one.number
+    return -(one.value or 0.0), facts_of(one).get("val_loss", float("inf")), one.number
+
+
+def facts_of(one: "FrozenTrial") -> Mapping[str, Any]:
+    """What was noted of a trial at its end; empty before."""
+    return one.user_attrs.get("facts", {})
 
 
 def spent(trials: Sequence["FrozenTrial"], now: datetime) -> float:
@@ -307,9 +317,10 @@ def spent(trials: Sequence["FrozenTrial"], now: datetime) -> float:
     return total
 
 
-def _is_up(trials: Sequence["FrozenTrial"], budget: float) -> bool:
+def is_up(trials: Sequence["FrozenTrial"], budget: float) -> bool:
     """Whether another trial, as long as the others usually are, would end after the budget."""
-    spans = [(t.datetime_start, t.datetime_complete) for t in trials if t.state.name in ("COMPLETE", "PRUNED")]
+    trained = (t for t in trials if t.state.name in ("COMPLETE", "PRUNED") and not facts_of(t).get("reason"))
+    spans = [(t.datetime_start, t.datetime_complete) for t in trained]
     took = [(ended - begun).total_seconds() for begun, ended in spans if begun and ended]
     return bool(took) and spent(trials, datetime.now()) + median(took) > budget
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..pictures import PALETTE, drawn, house_look, panels
-from .space import Among, Range, Space
+from .space import Among, Between, Range, Space
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -61,6 +61,7 @@ def importance_picture(importance: Mapping[str, float]) -> "Image":
     for place, name in enumerate(names):
         panel.text(importance[name], place, f" {importance[name]:.0%}", va="center", color=PALETTE["faint"])
     panel.set(xlim=(0, 1.1), xlabel="share of the spread of validation accuracy")
+    panel.xaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
     panel.tick_params(left=False)
     return drawn(figure)
 
@@ -78,6 +79,8 @@ def slices_picture(rows: Sequence[Mapping[str, Any]], space: Space) -> "Image":
         _scale(panel, each)
         panel.set_title(name)
         _accuracies(panel)
+    for panel in axes[:count:across]:
+        panel.set_ylabel("validation accuracy")
     for panel in axes[count:]:
         panel.set_axis_off()
     return drawn(figure)
@@ -101,9 +104,22 @@ def _scale(panel: "Axes", each: Range) -> None:
         panel.set_xticks(range(len(names)), names, rotation=30 if long else 0, ha="right" if long else "center")
         panel.set_xlim(-0.5, len(names) - 0.5)
     elif each.log:
-        panel.set_xscale("log")
+        _log_ticks(panel, each)
     elif each.whole:
         _whole_ticks(panel)
+
+
+def _log_ticks(panel: "Axes", each: Between) -> None:
+    """The searched range in logarithms, with as few numbers under it as one can read side by side."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
+
+    panel.set_xscale("log")
+    span = each.high / each.low
+    panel.set_xlim(each.low * span**-0.06, each.high * span**0.06)
+    decades = LogLocator(subs=(1.0,) if span >= 100 else (1.0, 2.0, 5.0), numticks=5)
+    panel.xaxis.set_major_locator(decades if span >= 10 else MaxNLocator(4))
+    panel.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    panel.xaxis.set_minor_formatter(NullFormatter())
 
 
 def _whole_ticks(panel: "Axes") -> None:

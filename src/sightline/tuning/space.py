@@ -274,6 +274,8 @@ def _parsed(name: str, text: str) -> Range:
     if dots and _is_number(low) and _is_number(high):
         return _between(low, high, options)
     plain = "." not in name and (str in _kinds(name) or tuple[str, ...] in _kinds(name))
+    if dots and not plain:
+        raise ValueError(f"the ends of a range are numbers, not '{low}' and '{high}'")
     return Among(tuple(part.strip() if plain else _literal(part) for part in _apart(text) if part.strip()))
 
 

@@ -19,7 +19,15 @@ _REMEDIES = {
     "read-only": "it is read-only: change its permissions, or choose another --storage",
     "not a database": "it is not a database, or is damaged: choose another --storage",
     "malformed": "it is damaged: choose another --storage",
-    "unable to open": "it cannot be opened: see that its folder exists and may be written, or choose another",
+    "unable to open": "it cannot be opened: see that its folder exists and may be written, or choose another "
+    "--storage",
+    "connection refused": "no server answers there: start it, or correct the address",
+    "resolve host": "nobody knows its host: correct the address",
+    "translate host": "nobody knows its host: correct the address",
+    "authentication failed": "the server refuses that user or password: correct them in the address",
+    "password supplied": "the server asks for a password: write postgresql://user:password@host/name",
+    "does not exist": "the server has no such database or user: create it, or correct the address",
+    "timeout expired": "no server answers there in time: start it, or correct the address",
     "no longer compatible": "another version of Optuna made it: use that one, bring the database up to date with "
     "`optuna storage upgrade`, or choose another --storage",
     "can't locate revision": "another version of Optuna made it: use that one, or choose another --storage",
@@ -33,8 +41,13 @@ _REMEDIES = {
 
 
 def address(storage: str | Path | None, folder: Path) -> str:
-    """The SQLAlchemy URL of a storage: given, a SQLite file by its path, or ``study.db`` in the folder."""
+    """The SQLAlchemy URL of a storage: given, a SQLite file by its path, or ``study.db`` in the folder.
+
+    Raises OutputError for a path that is a folder.
+    """
     text = str(folder / "study.db") if storage is None else str(storage)
+    if "://" not in text and Path(text).is_dir():
+        raise OutputError(f"--storage is the folder '{text}': name a file in it, as '{Path(text) / 'study.db'}'.")
     return text if "://" in text else f"sqlite:///{Path(text).resolve()}"
 
 
@@ -71,7 +84,7 @@ def _sentence(url: str, error: BaseException) -> str:
         told.append(" ".join(str(cause).split()))
         cause = cause.__cause__
     known = (remedy for sign, remedy in _REMEDIES.items() if any(sign in text.lower() for text in told))
-    reason = next(known, f"it says: {told[-1].partition(' [SQL')[0].rstrip('.')}")
+    reason = next(known, f"it says '{told[-1].partition(' [SQL')[0]}': correct the address, or choose another")
     return f"The study's database '{shown(url)}' cannot be used: {reason}."
 
 

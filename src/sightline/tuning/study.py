@@ -23,7 +23,7 @@ from ..types import Splits
 from .board import importance_of, rows_of, write
 from .crew import together
 from .job import Job
-from .journal import Journal, check_same
+from .journal import Journal, check_same, is_up
 from .search import Grid, Search, search_of, size_of
 from .space import Between, Over, Space, read
 from .storage import address
@@ -31,6 +31,9 @@ from .trial import Images, work
 
 TRIALS = 20
 """Trials of a round where nobody said how many; a grid has as many as it has points."""
+
+CROWD = 4
+"""Workers for each core, at most: many more would fill the memory and do nothing faster."""
 
 _SETTLED = ("size", "channels", "epochs", "precision", "memory_format", "replicas")
 """What is chosen once, so that all trials have it the same."""
@@ -80,13 +83,14 @@ def tune(
     """
     base = _based(base, data, seed)
     space, search = read(over, base), search_of(by)
-    _check(space, search, trials, refine, workers)
+    _check(space, trials, refine, workers)
     limit = None if budget is None else seconds(budget)
     folder = _folder(out, base)
     example, splits, notes = prepare(space.recipe(base, space.middle()))
     for note in notes:
         progress.say(note)
     count = size_of(space, []) if trials is None and isinstance(search, Grid) else trials or TRIALS
+    workers = min(workers, count)
     job = Job(
         folder=folder,
         url=address(storage, folder),
@@ -122,13 +126,16 @@ def _based(base: Recipe | None, data: str | Path | None, seed: int | None) -> Re
     return base
 
 
-def _check(space: Space, search: Search, trials: int | None, refine: int, workers: int) -> None:
+def _check(space: Space, trials: int | None, refine: int, workers: int) -> None:
     for name, value, least in (("trials", trials, 1), ("refine", refine, 0), ("workers", workers, 1)):
         if value is not None and (isinstance(value, bool) or value < least):
             raise RecipeError(f"--{name} is {value}: it must be a whole number, {least} or more.")
+    if workers > (most := CROWD * runtime.cpu_count()):
+        raise RecipeError(f"--workers is {workers}: it must be {most} or fewer on this machine, {CROWD} a core.")
+    if "epochs" in space.ranges and min(space.ranges["epochs"].examples) == 0:
+        raise RecipeError("A trial of 0 epochs trains nothing: search epochs from 1 on.")
     if refine and not any(isinstance(each, Between) for each in space.ranges.values()):
         raise RecipeError("--refine narrows ranges, and here are only choices: leave it out, or give a range.")
-    del search
 
 
 def _folder(out: str | Path | None, base: Recipe) -> Path:
@@ -201,7 +208,8 @@ def _settled(job: Job, example: Recipe, splits: Splits, workers: int) -> dict[st
         rate, within = measured.images_per_second, recipe.replace(budget=f"{share:.3f}")
         found = choices.epochs(within, train_images=images, images_per_second=rate)
         recipe = recipe.replace(epochs=found.value)
-        progress.say(f"{found.value} epochs a trial, so that all fit the budget; --epochs sets them.")
+        epochs = "1 epoch" if found.value == 1 else f"{found.value} epochs"
+        progress.say(f"{epochs} a trial, so that all fit the budget; --epochs sets them.")
     took = (recipe.epochs or 1) * images / measured.images_per_second * total / workers
     about = f"{took:.0f} seconds" if took < 90 else f"{took / 60:.0f} minutes"
     progress.say(
@@ -223,6 +231,9 @@ def _every(search: Search, epochs: int, took: float) -> int:
 def _ended(job: Job, journal: Journal, took: float) -> Tuned:
     """The board, the pictures and the winner."""
     trials, rounds = journal.trials(), journal.rounds(job.space)
+    wanted = job.trials * (1 + job.refine)
+    if job.budget is not None and len(trials) < wanted and is_up(trials, job.budget):
+        progress.say(f"The budget is spent after {len(trials)} of {wanted} trials.")
     rows, best = rows_of(trials, rounds), journal.best()
     if best is None:
         reason = next((row["reason"] for row in rows if row["reason"]), "No trial was finished in the time given.")

@@ -16,7 +16,7 @@ from ..training.recipe import Recipe
 from ..training.run import prepare, train_on
 from ..types import Geometry, Splits
 from .job import Job
-from .journal import Journal
+from .journal import Journal, facts_of
 
 if TYPE_CHECKING:
     from optuna.trial import Trial
@@ -76,10 +76,16 @@ def work(job: Job, journal: Journal, images: Images) -> None:
 def attempt(job: Job, journal: Journal, images: Images, trial: "Trial") -> None:
     """Train one trial, from its checkpoint where it has one, and record how it went.
 
-    A trial that cannot be trained is recorded with the reason. Raises Interrupted when stopped (the trial goes
+    One whose values were tried already takes over that result. A trial that cannot be trained is recorded with the
+    reason. Raises Interrupted when stopped (the trial goes
     back to the queue) and OutputError where the database or the disk cannot be written.
     """
     number, values = trial.number, trial.params
+    if (twin := journal.twin(trial)) is not None:
+        reason = f"It is trial {twin.number} again, so it was not trained."
+        journal.finish(number, twin.value or 0.0, {**facts_of(twin), "seconds": 0.0, "reason": reason})
+        progress.say(f"Trial {number}: {said(values)}: {reason}")
+        return
     folder = Quiet(job.folder / "trials" / f"{number:04}")
     with explaining(folder.path):
         folder.path.mkdir(parents=True, exist_ok=True)
