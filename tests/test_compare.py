@@ -351,9 +351,9 @@ def test_folds_and_features_of_a_comparison(tmp_path):
         ({"baselines": ["mlp"]}, RecipeError, "'mlp' is a network: name it with --models"),
         ({"models": [], "baselines": ["knn"]}, RecipeError, "at least two entrants"),
         ({"recipe": TINY.replace(model="mlp")}, RecipeError, "name them with --models"),
-        ({"folds": 1}, RecipeError, "1 folds"),
+        ({"folds": 1}, RecipeError, "--folds is 1: it takes at least 2"),
         ({"folds": 100}, DataError, "too few for 100 folds"),
-        ({"seeds": 0}, RecipeError, "0 seeds"),
+        ({"seeds": 0}, RecipeError, "--seeds is 0: it takes at least 1"),
     ],
 )
 def test_mistakes_are_said_before_anything_is_written(changes, kind, says, tmp_path):
