@@ -144,7 +144,7 @@ def untrained(classifier: Classifier, splits: Splits, notes: tuple[str, ...] = (
         "images_per_second": None,
         "peak_memory_mb": round(runtime.peak_memory_mb(), 1),
         "temperature": classifier.temperature,
-        "val_accuracy": float((logits.argmax(1) == labels).float().mean()),
+        "val_accuracy": float((logits.argmax(1) == labels).double().mean()),
     }
     return Healed(classifier, facts, notes)
 

@@ -33,7 +33,7 @@ def validate(classifier: Classifier, dataset: Dataset) -> tuple[float, float]:
     """Mean cross-entropy and accuracy on a dataset."""
     logits, labels = logits_of(classifier, dataset)
     loss = F.cross_entropy(logits, labels).item()
-    return loss, (logits.argmax(1) == labels).float().mean().item()
+    return loss, (logits.argmax(1) == labels).double().mean().item()
 
 
 def temperature(logits: Float[Tensor, "N K"], labels: Int[Tensor, " N"]) -> float:

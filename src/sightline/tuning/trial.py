@@ -77,8 +77,8 @@ def attempt(job: Job, journal: Journal, images: Images, trial: "Trial") -> None:
     """Train one trial, from its checkpoint where it has one, and record how it went.
 
     One whose values were tried already takes over that result. A trial that cannot be trained is recorded with the
-    reason. Raises Interrupted when stopped (the trial goes
-    back to the queue) and OutputError where the database or the disk cannot be written.
+    reason. Raises Interrupted when stopped (the trial goes back to the queue) and OutputError where the database
+    or the disk cannot be written.
     """
     number, values = trial.number, trial.params
     if (twin := journal.twin(trial)) is not None:
