@@ -356,6 +356,7 @@ def test_descriptions_cover_the_family(lines):
         assert line.best_sizes[0] >= 28
         assert line.best_sizes[0] <= line.best_sizes[1]
         assert line.parameters == parameter_count(on_meta(line.name, 10, line.channels, line.size))
+        assert 0.1 < line.quick_accuracy < 1, f"{line.name} did not learn, or was not measured"
     assert all(line.summary.endswith((".", ").", "True.")) and len(line.summary) < 110 for line in lines)
 
 

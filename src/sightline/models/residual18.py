@@ -74,5 +74,5 @@ class ResNet18(Network):
 def resnet18(
     classes: int, channels: int, size: Size, stem: str = "auto", attention: str = "none", dropout: float = 0.0
 ) -> Network:
-    """ResNet-18: eleven million parameters, 14 times the work of ResNet-20 and the more accurate."""
+    """ResNet-18: eleven million parameters, 14 times the work of ResNet-20, better after long training."""
     return ResNet18(classes, channels, size, stem, attention, dropout)
