@@ -1,6 +1,6 @@
 """Labels by examples/classify_onnx.py (numpy, Pillow, onnxruntime) against ours, over MNIST, CIFAR-10 and photos.
 
-    python benchmarks/export_parity.py [FOLDER_OF_ZIPS] [--limit N]
+    python benchmarks/export_parity.py [FOLDER_OF_ZIPS] [--limit N] [--fresh]
 
 A LeNet-5 trained for two epochs on MNIST, a third party's ResNet-20 on CIFAR-10, and a ResNet-20 at 64 pixels
 trained for eight epochs on the 600 photos (squashed, cropped and padded) are exported; every image file of each
@@ -8,7 +8,8 @@ archive then goes both ways: our decoder and classifier in torch, and the script
 most 1 label in 1,000 may differ.
 
 Then every network of the catalogue, with random weights on drawn shapes at 32 pixels, in float32 and in int8: how
-far the probabilities of the file are from the classifier's, and how many answers are the same.
+far the probabilities of the file are from the classifier's, and how many answers are the same. What was compared
+stays in results/export_parity.jsonl, so that what was stopped goes on.
 """
 
 import argparse
@@ -21,7 +22,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from record import record, shared
+from record import RESULTS, Notebook, record, shared
 
 from sightline import runtime
 from sightline.classifier import Classifier
@@ -33,7 +34,7 @@ from sightline.models import NETWORKS, architecture, build
 from sightline.preprocessing import Normalise, Preprocessing
 from sightline.sources.source import find
 from sightline.training import Recipe, train
-from sightline.types import Geometry, Splits
+from sightline.types import Dataset, Geometry, Splits
 
 ALLOWED = 1 / 1000
 BATCH = 256
@@ -72,26 +73,20 @@ def differing(classifier: Classifier, archive: Path, place: Path, limit: int | N
     return {"images": len(ours), "differing": other, "share": other / len(ours)}
 
 
-def networks(place: Path) -> dict[str, Any]:
-    """Of every network, in float32 and int8: the share of equal answers and the largest difference."""
-    geometry = Geometry(size=(32, 32), channels=3)
-    images, found = load(find("shapes:256"), geometry), {}
-    for name in NETWORKS:
-        runtime.seed(0)
-        word = f"{name}:test_resnet" if name == "timm" else name
-        plan = architecture(word, classes=4, channels=3, size=geometry.size)
-        steps = Preprocessing([Normalise([0.5] * 3, [0.25] * 3)])
-        made = Classifier(steps, build(plan), architecture=plan, classes=images.classes, geometry=geometry)
-        with torch.no_grad():
-            for start in range(0, len(images), 64):
-                made.train()(to_batch(images[start : start + 64]))  # norms learn what they are given
-        for kind, one in (
-            ("float32", made.eval()),
-            ("int8", Int8(images=64)(made, Splits(images, images, images))),
-        ):
-            values = compared(one, open_exported(write(one, place / f"{name}.onnx")), images)
-            found[f"{name}, {kind}"] = {key: values[key] for key in ("agreement", "largest_difference")}
-            print(name, kind, found[f"{name}, {kind}"], flush=True)
+def network(name: str, images: Dataset, place: Path) -> dict[str, Any]:
+    """Of one network, in float32 and int8: the share of equal answers and the largest difference."""
+    runtime.seed(0)
+    word = f"{name}:test_resnet" if name == "timm" else name
+    plan = architecture(word, classes=4, channels=3, size=images.geometry.size)
+    steps = Preprocessing([Normalise([0.5] * 3, [0.25] * 3)])
+    made = Classifier(steps, build(plan), architecture=plan, classes=images.classes, geometry=images.geometry)
+    with torch.no_grad():
+        for start in range(0, len(images), 64):
+            made.train()(to_batch(images[start : start + 64]))  # norms learn what they are given
+    kinds, found = {"float32": made.eval(), "int8": Int8(images=64)(made, Splits(images, images, images))}, {}
+    for kind, one in kinds.items():
+        values = compared(one, open_exported(write(one, place / f"{name}.onnx")), images)
+        found[kind] = {key: values[key] for key in ("agreement", "largest_difference")}
     return found
 
 
@@ -100,7 +95,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", nargs="?", type=Path)
     parser.add_argument("--limit", type=int, help="images of each archive, for a quick look")
+    parser.add_argument("--fresh", action="store_true")
     given = parser.parse_args()
+    book = Notebook(RESULTS / "export_parity.jsonl", fresh=given.fresh)
     folder = shared(given.folder)
     weights = folder.parent / "weights" / "resnet20-12fca82f.th"
     photos = Recipe(model="resnet20", size=64, epochs=8, limit=given.limit)
@@ -112,15 +109,20 @@ def main() -> None:
         ),
         **{f"photos, {fit}": ("photos_jpg.zip", photos.replace(fit=fit)) for fit in ("squash", "crop", "pad")},
     }
-    figures: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as place:
         for name, (archive, recipe) in recipes.items():
-            run = train(folder / archive, recipe, out=Path(place) / name)
-            figures[name] = differing(run.classifier, folder / archive, Path(place), given.limit)
-            print(name, figures[name], flush=True)
-        every = networks(Path(place))
-    held = all(one["share"] <= ALLOWED for one in figures.values())
-    record("export_parity", {"data": figures, "at_most": ALLOWED, "held": held, "networks": every})
+            if book.find(data=name, limit=given.limit) is None:
+                run = train(folder / archive, recipe, out=Path(place) / name)
+                found = differing(run.classifier, folder / archive, Path(place), given.limit)
+                print(book.add(found, data=name, limit=given.limit), flush=True)
+        images = load(find("shapes:256"), Geometry(size=(32, 32), channels=3))
+        for name in NETWORKS:
+            if book.find(network=name) is None:
+                print(book.add(network(name, images, Path(place)), network=name), flush=True)
+    data = {name: book.find(data=name, limit=given.limit) for name in recipes}
+    held = all(one is not None and one["share"] <= ALLOWED for one in data.values())
+    every = {name: book.find(network=name) for name in NETWORKS}
+    record("export_parity", {"data": data, "at_most": ALLOWED, "held": held, "networks": every})
 
 
 if __name__ == "__main__":

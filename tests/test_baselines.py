@@ -177,7 +177,7 @@ def test_zernike_moments_do_not_change_by_turning_or_contrast_and_find_their_own
     ("word", "says"),
     [
         ("hogg", "Did you mean 'hog'"),
-        ("hog:cells=3", "hog:cells=3"),
+        ("hog:cells=3", "'hog' has no argument 'cells'. Did you mean 'cell'"),
         ("hog:orientations=0", "orientations is a whole number of at least 1, not 0"),
         ("lbp:radius=0", "radius is a number of pixels"),
         ("edges:prewitt", "found by sobel or canny, not 'prewitt'"),
@@ -358,7 +358,7 @@ def test_words_are_read_and_written_back():
     ("word", "says"),
     [
         ("svm-rfb", "Did you mean 'svm-rbf'"),
-        ("knn:neighbours=3", "knn:neighbours=3"),
+        ("knn:neighbours=3", "'knn' has no argument 'neighbours'. Choose one of: k, p"),
         ("knn@hogg", "Did you mean 'hog'"),
         ("knn@", "names no features after the @"),
     ],
