@@ -1,4 +1,4 @@
-"""Which learning rate the networks without batch norm bear: what ``training.choices.STEADY_LR`` rests on.
+"""Which learning rate the networks with plain hidden layers bear: what ``training.choices.STEADY_LR`` rests on.
 
     python benchmarks/rates.py [NETWORK ...] [--data FOLDER_OF_ZIPS]
 
@@ -31,9 +31,9 @@ PLAN: Mapping[str, Mapping[str, Sequence[float]]] = {
     "vit": {"adamw": (1.0,), "sgd": SOME},
     "alexnet-small": {"sgd": SOME},
     "vgg11": {"sgd": (1.0, 0.25, 0.1)},
-    "alexnet": {"sgd": (0.25, 0.1)},
+    "alexnet": {"sgd": (1.0, 0.25, 0.1)},
 }
-"""Network -> optimiser -> shares of its usual rate. The last three take minutes each."""
+"""Network -> optimiser -> shares of its usual rate. The last four take minutes each."""
 
 
 def main() -> None:

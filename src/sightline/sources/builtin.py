@@ -16,7 +16,7 @@ def digits() -> Arrays:
 
     The original's 0 to 16 becomes 0 to 255.
     """
-    found = find_spec("sklearn")  # where its file is: importing it takes as long as importing torch
+    found = find_spec("sklearn")  # where its file is; to import it brings scipy.stats and more along
     assert found is not None
     assert found.submodule_search_locations is not None
     (place,) = found.submodule_search_locations
