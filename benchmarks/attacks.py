@@ -19,10 +19,10 @@ from record import record
 from torch.nn import functional as F
 
 from sightline import runtime
-from sightline.attacks import PGD, undisturbed
+from sightline.attacks import PGD, frozen_eval
 from sightline.classifier import Classifier
-from sightline.data.loader import to_batch
-from sightline.models import architecture, build
+from sightline.data.loader import to_tensor
+from sightline.models import build, parse_architecture
 from sightline.preprocessing import Preprocessing
 from sightline.training import Recipe, train
 from sightline.types import Geometry
@@ -38,9 +38,9 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=15)
     asked = parser.parse_args()
     found = {}
-    with runtime.keeping_memory():
+    with runtime.keep_freed_memory():
         for net in CASES:
-            times = runtime.time_in_turn(sides(net), asked.rounds)
+            times = runtime.time_interleaved(sides(net), asked.rounds)
             least = times["forward and back"]
             found[net] = {
                 "batch": CASES[net][2],
@@ -57,7 +57,7 @@ def made(net: str) -> tuple[Classifier, torch.Tensor, torch.Tensor]:
     """A network in eval mode and a batch for it, in the layout that training uses."""
     torch.manual_seed(0)
     channels, size, count = CASES[net]
-    plan = architecture(net, classes=10, channels=channels, size=(size, size))
+    plan = parse_architecture(net, classes=10, channels=channels, size=(size, size))
     classifier = Classifier(
         Preprocessing(),
         build(plan),
@@ -76,7 +76,7 @@ def sides(net: str):
     attack = PGD(STEPS, step=STEP, random_start=False, early_stop=False)
 
     def least() -> None:
-        with undisturbed(classifier):
+        with frozen_eval(classifier):
             for _ in range(STEPS):
                 at = images.detach().requires_grad_()
                 torch.autograd.grad(F.cross_entropy(classifier(at), labels), at)
@@ -133,7 +133,7 @@ def stopping() -> dict:
     with tempfile.TemporaryDirectory() as place:
         run = train("digits", Recipe(model="lenet5", size=28, epochs=10), out=f"{place}/run")
     test = run.splits.test
-    images, labels = to_batch(test[:]), torch.from_numpy(test.labels)
+    images, labels = to_tensor(test[:]), torch.from_numpy(test.labels)
     found = {}
     for eps in (0.05, 0.1, 0.3):
         row = {}

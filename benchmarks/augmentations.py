@@ -13,7 +13,7 @@ from record import record
 
 from sightline import runtime
 from sightline.augmentation import AUGMENTATIONS
-from sightline.models import architecture, build
+from sightline.models import build, parse_architecture
 from sightline.types import Batch
 
 COUNT, SIZE, ROUNDS = 128, 32, 9
@@ -22,20 +22,22 @@ COUNT, SIZE, ROUNDS = 128, 32, 9
 def main() -> None:
     """Time every member, and the step, in turn."""
     layout = torch.channels_last
-    pixels = torch.rand(COUNT, 3, SIZE, SIZE, generator=runtime.generator(0)).contiguous(memory_format=layout)
+    pixels = torch.rand(COUNT, 3, SIZE, SIZE, generator=runtime.make_generator(0)).contiguous(memory_format=layout)
     batch = Batch(pixels, torch.arange(COUNT) % 10, torch.arange(COUNT), classes=10)
-    network = build(architecture("resnet20", classes=10, channels=3, size=(SIZE, SIZE))).to(memory_format=layout)
+    network = build(parse_architecture("resnet20", classes=10, channels=3, size=(SIZE, SIZE))).to(
+        memory_format=layout
+    )
 
     def step() -> None:
         torch.nn.functional.cross_entropy(network(batch.pixels), batch.labels).backward()
 
     def candidate(make):
         member = make()
-        return lambda: member(batch, runtime.generator(1))
+        return lambda: member(batch, runtime.make_generator(1))
 
     candidates = {"step": step} | {name: candidate(make) for name, make in AUGMENTATIONS.items()}
     medians = {
-        name: statistics.median(seconds) for name, seconds in runtime.time_in_turn(candidates, ROUNDS).items()
+        name: statistics.median(seconds) for name, seconds in runtime.time_interleaved(candidates, ROUNDS).items()
     }
     record(
         "augmentations",

@@ -24,9 +24,9 @@ def site_of(run: Path, work: Path) -> Path:
 
 def onnx_of(site: Path) -> Path:
     """The file that everyone answers with."""
-    from sightline.serving.releases import current
+    from sightline.serving.releases import current_release
 
-    file = current(site).onnx
+    file = current_release(site).onnx
     if file is None:
         sys.exit("This classifier cannot be exported to ONNX, so nobody else could serve it.")
     return file

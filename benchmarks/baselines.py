@@ -27,10 +27,10 @@ from sklearn.neighbors import KNeighborsClassifier
 from sklearn.svm import SVC, LinearSVC
 from sklearn.tree import DecisionTreeClassifier
 
-from sightline.baselines import CLASSIFIERS, fit_baseline
+from sightline.baselines import BASELINES, fit_baseline
+from sightline.comparison.candidates import measure_answers
 from sightline.data import load
-from sightline.data.parts import split
-from sightline.evaluation.entrants import tested
+from sightline.data.splits import split
 from sightline.types import Geometry, Splits
 
 PLAIN: dict[str, Callable[[], Any]] = {
@@ -76,7 +76,7 @@ def ours(word: str, splits: Splits) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as place:
         size = sum(file.stat().st_size for file in classifier.save(Path(place) / "bundle").iterdir())
     seconds = time.perf_counter() - started
-    right, per_image = tested(classifier, splits.test)
+    right, per_image = measure_answers(classifier, splits.test)
     return _figures(right, seconds, per_image) | {"megabytes": round(size / 1e6, 3)}
 
 
@@ -107,7 +107,7 @@ def main() -> None:
     splits = images(shared(asked.folder), asked.images)
     notebook = Notebook(asked.notebook, fresh=asked.fresh)
     rows: dict[str, dict[str, Any]] = {}
-    for name in CLASSIFIERS:
+    for name in BASELINES:
         row: dict[str, Any] = {"published_60000": PUBLISHED[name]}
         for way, word, run in (
             ("plain", name, plain),

@@ -16,7 +16,7 @@ from typing import Any
 from record import record
 
 from sightline.errors import DataError
-from sightline.evaluation.sureness import examine_sureness
+from sightline.evaluation.uncertainty import evaluate_uncertainty_run
 from sightline.training import Recipe, Run, reopen, train
 
 ALPHAS = (0.01, 0.05, 0.1)
@@ -42,12 +42,12 @@ def main() -> None:
 def measured(run: Run, risk: float) -> dict[str, Any]:
     """The numbers of one run."""
     try:
-        found = examine_sureness(run, risk=risk)
+        found = evaluate_uncertainty_run(run, risk=risk)
     except DataError as error:
         print(error)
-        found = examine_sureness(run)
+        found = evaluate_uncertainty_run(run)
     names = ("n", "n_validation", "accuracy", "temperature", "ece", "ece_equal_mass", "mce", "aurc", "excess_aurc")
-    sets = {f"{a:g}": examine_sureness(run, alpha=a)["conformal"]["kinds"] for a in ALPHAS}
+    sets = {f"{a:g}": evaluate_uncertainty_run(run, alpha=a)["conformal"]["kinds"] for a in ALPHAS}
     return {
         **{name: found[name] for name in names},
         "ece_interval": found["intervals"]["ece"],

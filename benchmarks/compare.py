@@ -13,7 +13,7 @@ from pathlib import Path
 
 from record import record, shared
 
-from sightline.evaluation.comparison import compare
+from sightline.comparison.model_comparison import compare
 from sightline.training.recipe import Recipe
 
 KEPT = ("entrant", "accuracy", "low", "high", "validation", "difference", "p_mcnemar", "p_holm")

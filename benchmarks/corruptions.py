@@ -16,9 +16,9 @@ import torch
 from record import record
 
 from sightline import runtime
+from sightline.robustness.corruption_benchmark import evaluate_corruptions
 from sightline.robustness.corruptions import CORRUPTIONS
-from sightline.robustness.opening import opened
-from sightline.robustness.shift import shifted
+from sightline.robustness.opening import open_attack_subject
 
 ROUNDS = 5
 TIMED = {32: 256, 224: 32}
@@ -27,19 +27,19 @@ TIMED = {32: 256, 224: 32}
 
 def costs(side: int, count: int) -> dict[str, float]:
     """Milliseconds for 1,000 images under each corruption."""
-    images = torch.rand(count, 3, side, side, generator=runtime.generator(0))
+    images = torch.rand(count, 3, side, side, generator=runtime.make_generator(0))
 
     def candidate(member):
-        return lambda: member(images, 3, runtime.generator(1))
+        return lambda: member(images, 3, runtime.make_generator(1))
 
-    times = runtime.time_in_turn({name: candidate(member) for name, member in CORRUPTIONS.items()}, ROUNDS)
+    times = runtime.time_interleaved({name: candidate(member) for name, member in CORRUPTIONS.items()}, ROUNDS)
     return {name: round(statistics.median(each) / count * 1e6, 1) for name, each in times.items()}
 
 
 def tested(run: Path, limit: int) -> dict[str, Any]:
     """The run's accuracies and its mean corruption error."""
-    subject = opened(run, limit=limit)
-    shift = shifted(subject.classifier, subject.images, sample=subject.sample)
+    subject = open_attack_subject(run, limit=limit)
+    shift = evaluate_corruptions(subject.classifier, subject.images, sample=subject.sentence)
     return {"architecture": subject.classifier.architecture.name, **shift.as_json()}
 
 

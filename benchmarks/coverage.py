@@ -12,7 +12,7 @@ from statistics import NormalDist
 import numpy as np
 from record import record
 
-from sightline.metrics import measure, one_vs_rest
+from sightline.metrics import one_vs_rest, overall_metrics
 from sightline.metrics.intervals import score_bounds
 
 POPULATIONS = ((10, 0.999, 180), (10, 0.34, 300), (50, 0.76, 500))
@@ -35,7 +35,7 @@ def main() -> None:
             labels, predicted = draw(classes, accuracy, n, rng)
             sure = np.full((n, classes), 0.1 / (classes - 1))
             sure[np.arange(n), predicted] = 0.9
-            ours = measure(labels, sure)["f1_macro"]
+            ours = overall_metrics(labels, sure)["f1_macro"]
             held["ours"] += ours.low <= truth <= ours.high
             low, high = bootstrap(labels, predicted, classes, rng)
             held["percentile_bootstrap"] += low <= truth <= high
@@ -55,7 +55,7 @@ def areas(few: int, many: int, area: float, rng: np.random.Generator) -> dict[st
     """Our interval of one sample's area, and Wilson's at DeLong's plain effective sample size."""
     labels = np.repeat([1, 0], [few, many])
     scores = rng.normal(size=few + many) + labels * NormalDist().inv_cdf(area) * sqrt(2)
-    ours = one_vs_rest(labels, np.stack([-scores, scores], 1)).areas[1]
+    ours = one_vs_rest(labels, np.stack([-scores, scores], 1)).aucs[1]
     assert ours is not None
     own, others = np.sort(scores[:few]), np.sort(scores[few:])
     beaten, beating = np.searchsorted(others, own) / many, 1 - np.searchsorted(own, others) / few

@@ -19,7 +19,7 @@ import torch
 from PIL import Image
 from record import record, shared
 
-from sightline.data import decode, inspect
+from sightline.data import decode, read_header
 from sightline.types import Geometry
 
 ROUNDS = 3
@@ -56,7 +56,7 @@ def main() -> None:
     torch.set_num_threads(1)
     folder = shared(sys.argv[1] if len(sys.argv) > 1 else None)
     photos = files(folder / "photos_jpg.zip", 600)
-    wide = [data for data in photos if (head := inspect(data)).width >= 480 and head.height >= 320][:120]
+    wide = [data for data in photos if (head := read_header(data)).width >= 480 and head.height >= 320][:120]
     cases = {
         "mnist, PNG 28": (files(folder / "mnist_png.zip", 4000), Geometry(size=(28, 28), channels=1)),
         "cifar, JPEG 32": (files(folder / "cifar10_jpg.zip", 4000), Geometry(size=(32, 32))),

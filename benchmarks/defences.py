@@ -22,11 +22,11 @@ from torch import nn
 
 from sightline.attacks.gradient import PGD
 from sightline.classifier import Classifier
-from sightline.data.loader import to_batch
-from sightline.evaluation.measure import labels_of
-from sightline.preprocessing import Bits, Filter, Jpeg, Median, Noise
-from sightline.robustness.knowing import attackers
-from sightline.robustness.opening import sampled
+from sightline.data.loader import to_tensor
+from sightline.evaluation.model_evaluation import match_labels
+from sightline.preprocessing import BitDepthFilter, JpegFilter, MedianFilter, NoiseFilter, PixelFilter
+from sightline.robustness.adaptive import evaluate_adaptive
+from sightline.robustness.opening import sample_images
 from sightline.robustness.smoothing import certify
 from sightline.training.recipe import Recipe
 from sightline.training.run import Run, train
@@ -38,16 +38,16 @@ TRAINED = {
     "trained with noise:0.25": {"normalize": "noise:0.25+fitted"},
     "trained with --weight-noise 0.25": {"weight_noise": 0.25},
 }
-FILTERS: dict[str, Filter] = {
-    "median:3": Median(3),
-    "jpeg:30": Jpeg(30),
-    "bits:1": Bits(1),
-    "noise:0.25": Noise(0.25),
+FILTERS: dict[str, PixelFilter] = {
+    "median:3": MedianFilter(3),
+    "jpeg:30": JpegFilter(30),
+    "bits:1": BitDepthFilter(1),
+    "noise:0.25": NoiseFilter(0.25),
 }
 """Put before the plain classifier."""
 
 
-def behind(classifier: Classifier, step: Filter) -> Classifier:
+def behind(classifier: Classifier, step: PixelFilter) -> Classifier:
     """The classifier behind a filter."""
     defended = copy.deepcopy(classifier)
     defended.preprocessing.steps = nn.ModuleList([step, *defended.preprocessing.steps])
@@ -85,14 +85,14 @@ def main() -> None:
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         runs = trained(shared(given.data) / "mnist_png.zip", Path(folder))
-        some, _ = sampled(runs["plain"].splits.test, given.images, 0)
+        some, _ = sample_images(runs["plain"].splits.test, given.images, 0)
         some = some.subset(mixed(len(some)))
-        images, labels = to_batch(some[np.arange(len(some))]), labels_of(runs["plain"].classifier, some)
+        images, labels = to_tensor(some[np.arange(len(some))]), match_labels(runs["plain"].classifier, some)
         classifiers = {name: run.classifier for name, run in runs.items()}
         classifiers |= {f"plain behind {w}": behind(runs["plain"].classifier, f) for w, f in FILTERS.items()}
         rows = {}
         for name, one in classifiers.items():
-            rows[name] = attackers(one, images, torch.from_numpy(labels), EPS, PGD(steps=STEPS)).as_json()
+            rows[name] = evaluate_adaptive(one, images, torch.from_numpy(labels), EPS, PGD(steps=STEPS)).as_json()
             print(name, {k: v["value"] for k, v in rows[name].items() if isinstance(v, dict)}, flush=True)
         radii = certified(classifiers["trained with noise:0.25"], images, labels)
     record("defences", {"eps": EPS, "steps": STEPS, "attackers": rows, "smoothing": radii})

@@ -27,15 +27,15 @@ from cifar import drawn, images
 from record import RESULTS, Notebook, record, shared
 
 from sightline.classifier import Classifier
-from sightline.compression import Distil, heal
-from sightline.evaluation.measure import labels_of
+from sightline.compression import Distil, fine_tune
+from sightline.evaluation.model_evaluation import match_labels
 from sightline.metrics import mcnemar, seeds_interval
-from sightline.models import multiply_adds, parameter_count
+from sightline.models import count_multiply_adds, count_parameters
 from sightline.training import Recipe
-from sightline.training.assemble import objective_of
-from sightline.training.calibrate import logits_of
-from sightline.training.folder import Quiet
-from sightline.training.run import train_on
+from sightline.training.calibrate import predict_logits
+from sightline.training.plan import build_objective
+from sightline.training.run import train_on_splits
+from sightline.training.run_folder import SilentRunFolder
 from sightline.types import Dataset, Splits
 
 RECIPE = Recipe(
@@ -88,16 +88,16 @@ def teacher_of(folder: Path, splits: Splits) -> Classifier:
     weights = folder.parent / "weights" / "resnet20-12fca82f.th"
     recipe = RECIPE.replace(model="resnet20", weights=str(weights), normalize="imagenet", epochs=0, lr=0.1)
     with tempfile.TemporaryDirectory() as place:
-        return train_on(splits, recipe, Quiet(Path(place)), device="cpu").classifier.eval()
+        return train_on_splits(splits, recipe, SilentRunFolder(Path(place)), device="cpu").classifier.eval()
 
 
 def measure(teacher: Classifier, splits: Splits, recipe: Recipe, arm: str) -> dict[str, Any]:
     """One training of the student and its test."""
     started, step = time.perf_counter(), Distil("lenet5", seed=recipe.seed)
-    student, labels = step(teacher, splits), objective_of(recipe)
+    student, labels = step(teacher, splits), build_objective(recipe)
     objective = step.objective(teacher, labels) if arm == "taught" else labels
     with tempfile.TemporaryDirectory() as place:
-        made = heal(student, splits, recipe, Quiet(Path(place)), objective=objective, fresh=True)
+        made = fine_tune(student, splits, recipe, SilentRunFolder(Path(place)), objective=objective, fresh=True)
     right = right_of(made.classifier, splits.test)
     seconds = time.perf_counter() - started
     print(f"seed {recipe.seed}, {arm}: {right.mean():.4f} ({seconds:.0f} s)", flush=True)
@@ -112,7 +112,7 @@ def measure(teacher: Classifier, splits: Splits, recipe: Recipe, arm: str) -> di
 
 def right_of(classifier: Classifier, images: Dataset) -> np.ndarray:
     """Which images it answers rightly."""
-    return logits_of(classifier, images)[0].argmax(1).numpy() == labels_of(classifier, images)
+    return predict_logits(classifier, images)[0].argmax(1).numpy() == match_labels(classifier, images)
 
 
 def summary(book: Notebook, teacher: Classifier, splits: Splits, recipe: Recipe) -> dict[str, Any]:
@@ -140,8 +140,8 @@ def summary(book: Notebook, teacher: Classifier, splits: Splits, recipe: Recipe)
 def size_of(classifier: Classifier) -> dict[str, int]:
     """What an answer costs."""
     known = classifier.geometry
-    work = multiply_adds(classifier.network, known.channels, known.size)
-    return {"parameters": parameter_count(classifier.network), "multiply_adds": work}
+    work = count_multiply_adds(classifier.network, known.channels, known.size)
+    return {"parameters": count_parameters(classifier.network), "multiply_adds": work}
 
 
 def _p(alone: dict[str, Any], taught: dict[str, Any]) -> float:

@@ -18,8 +18,9 @@ import torch
 from PIL import Image
 from record import record, shared
 
-from sightline.data import decode, find, load, near_duplicates
-from sightline.data.duplicates import Looks
+from sightline.data import decode, find_near_duplicates, load
+from sightline.data.duplicates import ImageSignatures
+from sightline.sources import find
 from sightline.types import Dataset, Geometry
 
 CASES = {
@@ -95,13 +96,13 @@ def main() -> None:
         dataset = load(folder / file, geometry)
         as_array = Dataset(**vars(dataset) | {"pixels": dataset[:], "rows": np.arange(len(dataset))})
         started = time.perf_counter()
-        leader = near_duplicates(as_array)  # not beside a store: looked for anew
+        leader = find_near_duplicates(as_array)  # not beside a store: looked for anew
         seconds = time.perf_counter() - started
         sizes = np.bincount(leader)
         extended, originals = planted(str(folder / file), geometry, dataset)
-        looks = Looks(extended, np.arange(len(extended)))
-        pairs = looks.candidates()
-        confirmed = {tuple(pair) for pair in pairs[looks.confirmed(pairs)].tolist()}
+        looks = ImageSignatures(extended, np.arange(len(extended)))
+        pairs = looks.candidate_pairs()
+        confirmed = {tuple(pair) for pair in pairs[looks.confirm_pairs(pairs)].tolist()}
         found = np.array([(int(one), len(dataset) + i) in confirmed for i, one in enumerate(originals)])
         figures[name] = {
             "images": len(dataset),

@@ -22,10 +22,10 @@ from cifar import drawn, images
 from record import record, shared
 
 from sightline.classifier import Classifier
-from sightline.ensembles import beside, combine
+from sightline.ensembles import combine, compare_with_members
 from sightline.training import Recipe
-from sightline.training.folder import Quiet
-from sightline.training.run import train_on
+from sightline.training.run import train_on_splits
+from sightline.training.run_folder import SilentRunFolder
 from sightline.types import Splits
 
 PLAIN = Recipe(
@@ -70,10 +70,10 @@ def main() -> None:
 
 def made(splits: Splits, recipe: Recipe, place: Path) -> Classifier:
     """The classifier, trained unless it is there."""
-    folder = Quiet(place)
+    folder = SilentRunFolder(place)
     if not (place / "training.json").is_file():
         place.mkdir(parents=True, exist_ok=True)
-        run = train_on(splits, recipe, folder, device="cpu")
+        run = train_on_splits(splits, recipe, folder, device="cpu")
         print(
             f"{place.name}: {run.facts['seconds']:.0f} s, validation {run.facts['val_accuracy']:.4f}", flush=True
         )
@@ -85,7 +85,7 @@ def compared(members: list[Classifier], by: str, splits: Splits) -> dict:
     started = time.perf_counter()
     names = [str(number) for number in range(len(members))]
     combination = combine(members, by, images=splits, names=names)
-    values = beside(combination.classifier, members, splits.test, names)
+    values = compare_with_members(combination.classifier, members, splits.test, names)
     took = time.perf_counter() - started
     rows = [{name: row[name] for name in (*_SHOWN, "difference")} for row in values["rows"]]
     shown = {name: values[name] for name in _SHOWN}
@@ -95,7 +95,7 @@ def compared(members: list[Classifier], by: str, splits: Splits) -> dict:
         **shown,
         "members": rows,
         "gain_over_members_mean": values["gain"],
-        "kept": combination.kept,
+        "kept": combination.member_indices,
         "seconds": round(took, 1),
     }
 

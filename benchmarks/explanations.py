@@ -19,7 +19,7 @@ from sightline.choose import choose
 from sightline.classifier import Classifier
 from sightline.errors import ChoiceError
 from sightline.explanation import EXPLAINERS, GradCam
-from sightline.models import architecture, build
+from sightline.models import build, parse_architecture
 from sightline.preprocessing import Normalise, Preprocessing
 from sightline.types import Geometry
 
@@ -29,7 +29,7 @@ LAYER, BATCH = "layer3", 16
 def resnet20() -> Classifier:
     """The network everything is measured on, in channels_last as batches are."""
     torch.manual_seed(0)
-    plan = architecture("resnet20", classes=10, channels=3, size=(32, 32))
+    plan = parse_architecture("resnet20", classes=10, channels=3, size=(32, 32))
     made = Classifier(
         Preprocessing([Normalise(mean=[0.5] * 3, std=[0.25] * 3)]),
         build(plan),
@@ -65,7 +65,7 @@ def main() -> None:
         "captum_in_batches_of_128": lambda: theirs(128),
         "captum_one_at_a_time": lambda: theirs(1),
     }
-    seconds = {name: median(found) for name, found in runtime.time_in_turn(ways, asked.rounds).items()}
+    seconds = {name: median(found) for name, found in runtime.time_interleaved(ways, asked.rounds).items()}
     record(
         "explanations",
         {
@@ -89,7 +89,7 @@ def each_method(
         except ChoiceError:
             continue
         members[name] = lambda explainer=explainer: explainer(classifier, images, targets)
-    times = runtime.time_in_turn(members, rounds)
+    times = runtime.time_interleaved(members, rounds)
     return {name: round(1e3 * median(found) / len(images), 3) for name, found in times.items()}
 
 

@@ -22,10 +22,11 @@ from record import record
 
 from sightline import runtime
 from sightline.classifier import Classifier
-from sightline.data import to_batch
-from sightline.formats import open_exported, write
-from sightline.models import Network, architecture, build
-from sightline.models.exported import session_of
+from sightline.data import to_tensor
+from sightline.formats import open_exported, write_exported
+from sightline.layers import Network
+from sightline.models import build, parse_architecture
+from sightline.models.exported import open_session
 from sightline.preprocessing import Normalise, Preprocessing
 from sightline.types import Geometry
 
@@ -40,7 +41,7 @@ ENOUGH = 0.1
 def fresh(name: str) -> Classifier:
     """A classifier with random weights."""
     side, channels = CASES[name]
-    plan = architecture(name, classes=10, channels=channels, size=(side, side))
+    plan = parse_architecture(name, classes=10, channels=channels, size=(side, side))
     steps = Preprocessing([Normalise([0.45] * channels, [0.25] * channels)])
     geometry = Geometry(size=(side, side), channels=channels)
     classes = [str(k) for k in range(10)]
@@ -64,9 +65,9 @@ def measured(name: str, place: Path, rounds: int) -> dict[str, Any]:
     classifier, (side, channels) = fresh(name), CASES[name]
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (max(BATCHES), side, side, channels), np.uint8)
-    pixels = classifier.preprocessing(to_batch(images)).contiguous()
-    whole = open_exported(write(classifier, place / f"{name}.onnx"))
-    alone = session_of(bare(classifier.network, pixels[:2], place / f"{name}-bare.onnx"))
+    pixels = classifier.preprocessing(to_tensor(images)).contiguous()
+    whole = open_exported(write_exported(classifier, place / f"{name}.onnx"))
+    alone = open_session(bare(classifier.network, pixels[:2], place / f"{name}-bare.onnx"))
     given = alone.get_inputs()[0].name
     logits = torch.from_numpy(alone.run(None, {given: pixels.numpy()})[0])
     wanted = torch.softmax(logits / classifier.temperature, 1).numpy()
@@ -76,7 +77,7 @@ def measured(name: str, place: Path, rounds: int) -> dict[str, Any]:
 
 
 def _rates(whole: Ask, alone: Ask, images: np.ndarray, pixels: np.ndarray, rounds: int) -> dict[str, Any]:
-    once = min(runtime.time_in_turn({"bare": lambda: alone(pixels)}, 3)["bare"])
+    once = min(runtime.time_interleaved({"bare": lambda: alone(pixels)}, 3)["bare"])
     count = max(1, round(ENOUGH / once))
 
     def exported() -> None:
@@ -87,7 +88,7 @@ def _rates(whole: Ask, alone: Ask, images: np.ndarray, pixels: np.ndarray, round
         for _ in range(count):
             alone(pixels)
 
-    times = runtime.time_in_turn({"exported": exported, "bare": network}, rounds)
+    times = runtime.time_interleaved({"exported": exported, "bare": network}, rounds)
     rates = {side: statistics.median(len(images) * count / t for t in each) for side, each in times.items()}
     ratios = [b / e for e, b in zip(times["exported"], times["bare"], strict=True)]
     return {

@@ -27,12 +27,12 @@ from record import RESULTS, Notebook, record, shared
 from sightline import runtime
 from sightline.classifier import Classifier
 from sightline.compression.quantize import Int8
-from sightline.data import load, to_batch
-from sightline.formats import InTorch, compared, export, open_exported, write
-from sightline.formats.parity import answers
-from sightline.models import NETWORKS, architecture, build
+from sightline.data import load, to_tensor
+from sightline.formats import TorchRunner, compare_answers, export, open_exported, write_exported
+from sightline.formats.parity import run_in_batches
+from sightline.models import NETWORKS, build, parse_architecture
 from sightline.preprocessing import Normalise, Preprocessing
-from sightline.sources.source import find
+from sightline.sources.resolve import find
 from sightline.training import Recipe, train
 from sightline.types import Dataset, Geometry, Splits
 
@@ -68,24 +68,24 @@ def differing(classifier: Classifier, archive: Path, place: Path, limit: int | N
     images = load(find(archive, limit=limit), classifier.geometry)
     file = place / "model.onnx"
     export(classifier, file, data=images, overwrite=True)
-    ours = answers(InTorch(classifier), images).argmax(1)
+    ours = run_in_batches(TorchRunner(classifier), images).argmax(1)
     other = int((ours != theirs(file, archive, limit)).sum())
     return {"images": len(ours), "differing": other, "share": other / len(ours)}
 
 
 def network(name: str, images: Dataset, place: Path) -> dict[str, Any]:
     """Of one network, in float32 and int8: the share of equal answers and the largest difference."""
-    runtime.seed(0)
+    runtime.seed_torch(0)
     word = f"{name}:test_resnet" if name == "timm" else name
-    plan = architecture(word, classes=4, channels=3, size=images.geometry.size)
+    plan = parse_architecture(word, classes=4, channels=3, size=images.geometry.size)
     steps = Preprocessing([Normalise([0.5] * 3, [0.25] * 3)])
     made = Classifier(steps, build(plan), architecture=plan, classes=images.classes, geometry=images.geometry)
     with torch.no_grad():
         for start in range(0, len(images), 64):
-            made.train()(to_batch(images[start : start + 64]))  # norms learn what they are given
+            made.train()(to_tensor(images[start : start + 64]))  # norms learn what they are given
     kinds, found = {"float32": made.eval(), "int8": Int8(images=64)(made, Splits(images, images, images))}, {}
     for kind, one in kinds.items():
-        values = compared(one, open_exported(write(one, place / f"{name}.onnx")), images)
+        values = compare_answers(one, open_exported(write_exported(one, place / f"{name}.onnx")), images)
         found[kind] = {key: values[key] for key in ("agreement", "largest_difference")}
     return found
 

@@ -24,14 +24,14 @@ from sightline import metrics, runtime
 from sightline.classifier import Classifier
 from sightline.compression.quantize import Int8
 from sightline.data import load
-from sightline.evaluation.measure import labels_of
-from sightline.formats import InTorch, Runner, open_exported, write
-from sightline.formats.parity import answers
-from sightline.models import architecture, build
+from sightline.evaluation.model_evaluation import match_labels
+from sightline.formats import Runner, TorchRunner, open_exported, write_exported
+from sightline.formats.parity import run_in_batches
+from sightline.models import build, parse_architecture
 from sightline.preprocessing import Preprocessing
-from sightline.preprocessing.pipeline import STATISTICS
+from sightline.preprocessing.pipeline import CHANNEL_STATISTICS
 from sightline.preprocessing.steps import Normalise
-from sightline.sources.source import find
+from sightline.sources.resolve import find
 from sightline.training import Recipe, train
 from sightline.types import Geometry, Splits
 
@@ -46,7 +46,10 @@ def vnni() -> bool | None:
 
 def files(classifier: Classifier, small: Classifier, place: Path) -> tuple[dict[str, Any], dict[str, float]]:
     """Both as files, opened; and their sizes in MB."""
-    paths = {"float32": write(classifier, place / "float.onnx"), "int8": write(small, place / "int8.onnx")}
+    paths = {
+        "float32": write_exported(classifier, place / "float.onnx"),
+        "int8": write_exported(small, place / "int8.onnx"),
+    }
     opened = {name: open_exported(path) for name, path in paths.items()}
     return opened, {name: path.stat().st_size / 1e6 for name, path in paths.items()}
 
@@ -64,8 +67,8 @@ def speed(opened: dict[str, Any], images: np.ndarray, rounds: int) -> dict[str, 
         asked = {
             name: partial(ask, runner, np.ascontiguousarray(images[:size])) for name, runner in opened.items()
         }
-        count = max(1, round(0.2 / min(runtime.time_in_turn(asked, 3)["float32"])))
-        times = runtime.time_in_turn({name: partial(one, count) for name, one in asked.items()}, rounds)
+        count = max(1, round(0.2 / min(runtime.time_interleaved(asked, 3)["float32"])))
+        times = runtime.time_interleaved({name: partial(one, count) for name, one in asked.items()}, rounds)
         rates = {name: statistics.median(size * count / t for t in each) for name, each in times.items()}
         found[str(size)] = {name: round(rate, 1) for name, rate in rates.items()} | {
             "int8_over_float32": round(rates["int8"] / rates["float32"], 2)
@@ -80,11 +83,11 @@ def resnet20(folder: Path, place: Path, limit: int | None, rounds: int) -> dict[
     run = train(folder / "cifar10_jpg.zip", recipe, out=place / "run")
     small, finer = (Int8(bits=bits)(run.classifier, run.splits) for bits in (7, 8))
     opened, sizes = files(run.classifier, small, place)
-    opened["int8, 8 bits"] = open_exported(write(finer, place / "finer.onnx"))
+    opened["int8, 8 bits"] = open_exported(write_exported(finer, place / "finer.onnx"))
     test = run.splits.test
-    labels = labels_of(run.classifier, test)
-    sides = {**opened, "int8 in torch": InTorch(small), "int8, 8 bits, in torch": InTorch(finer)}
-    predicted = {name: answers(runner, test).argmax(1) for name, runner in sides.items()}
+    labels = match_labels(run.classifier, test)
+    sides = {**opened, "int8 in torch": TorchRunner(small), "int8, 8 bits, in torch": TorchRunner(finer)}
+    predicted = {name: run_in_batches(runner, test).argmax(1) for name, runner in sides.items()}
     right = {name: each == labels for name, each in predicted.items()}
     difference = metrics.paired_difference(right["int8"], right["float32"])
     return {
@@ -107,10 +110,10 @@ def resnet18(folder: Path, place: Path, rounds: int) -> dict[str, Any]:
     """Size and speed of a large network on large images."""
     geometry = Geometry(size=(224, 224), channels=3)
     images = load(find(folder / "photos_jpg.zip", limit=128), geometry)
-    runtime.seed(0)
-    plan = architecture("resnet18", classes=10, channels=3, size=geometry.size)
+    runtime.seed_torch(0)
+    plan = parse_architecture("resnet18", classes=10, channels=3, size=geometry.size)
     classes = [str(k) for k in range(10)]
-    steps = Preprocessing([Normalise(*STATISTICS["imagenet"])])
+    steps = Preprocessing([Normalise(*CHANNEL_STATISTICS["imagenet"])])
     made = Classifier(steps, build(plan), architecture=plan, classes=classes, geometry=geometry).eval()
     small = Int8(by="minmax", images=64)(made, Splits(images, images, images))
     opened, sizes = files(made, small, place)

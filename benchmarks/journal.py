@@ -18,9 +18,9 @@ from typing import Any
 import numpy as np
 from record import RESULTS, record
 
-from sightline.serving.entries import Entry, new_id
-from sightline.serving.journal import Journal
-from sightline.serving.kept import stripped
+from sightline.journal.image_store import strip_metadata
+from sightline.journal.journal import Journal
+from sightline.journal.records import PredictionRecord, new_prediction_id
 
 
 class Waiting(Journal):
@@ -30,10 +30,12 @@ class Waiting(Journal):
         self._stop.wait()
 
 
-def entries(count: int, image: bytes | None = None) -> list[Entry]:
+def entries(count: int, image: bytes | None = None) -> list[PredictionRecord]:
     """Answers as a server gives them."""
     return [
-        Entry(new_id(), time.time(), 3, "aeroplane", 0.9375, False, "ab" * 32, "subject-17", None, image)
+        PredictionRecord(
+            new_prediction_id(), time.time(), 3, "aeroplane", 0.9375, False, "ab" * 32, "subject-17", None, image
+        )
         for _ in range(count)
     ]
 
@@ -64,8 +66,8 @@ def one_round(url: str | None, count: int) -> dict[str, float]:
     image = jpeg()
     plain, batched, pictured = entries(count), entries(count), entries(count // 10, image)
     found = {
-        "id": spent(lambda: [new_id() for _ in range(count)], count),
-        "strip": spent(lambda: [stripped(image) for _ in range(count // 10)], count // 10),
+        "id": spent(lambda: [new_prediction_id() for _ in range(count)], count),
+        "strip": spent(lambda: [strip_metadata(image) for _ in range(count // 10)], count // 10),
     }
     with tempfile.TemporaryDirectory() as folder:
         site = Path(folder)

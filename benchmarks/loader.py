@@ -13,11 +13,11 @@ from itertools import islice
 import torch
 from record import record, shared
 
-from sightline.training import Recipe, fresh, prepare
-from sightline.training.objectives import CrossEntropy
-from sightline.training.optimizers import optimizer
-from sightline.training.pace import to_layout
-from sightline.training.run import method_of
+from sightline.training import Recipe, build_classifier, prepare
+from sightline.training.autotune import to_memory_format
+from sightline.training.losses import CrossEntropy
+from sightline.training.optimizers import build_optimizer
+from sightline.training.run import build_method
 
 BATCHES, STEPS, ROUNDS = 60, 4, 5
 
@@ -26,9 +26,11 @@ def main() -> None:
     """Time the batches alone, then the steps alone, in turn."""
     data = shared(sys.argv[1] if len(sys.argv) > 1 else None) / "cifar10_jpg.zip"
     recipe, splits, _ = prepare(Recipe(data=str(data), model="resnet20", memory_format="channels_last"))
-    classifier = to_layout(fresh(recipe, splits, torch.device("cpu"))[0], "channels_last").train()
-    method = method_of(recipe, splits, torch.device("cpu"), CrossEntropy())
-    moves = optimizer(classifier, recipe)
+    classifier = to_memory_format(
+        build_classifier(recipe, splits, torch.device("cpu"))[0], "channels_last"
+    ).train()
+    method = build_method(recipe, splits, torch.device("cpu"), CrossEntropy())
+    moves = build_optimizer(classifier, recipe)
     batch = next(iter(method.batches(0, 0)))
     loading, stepping = [], []
     for number in range(ROUNDS + 1):  # the first round warms up

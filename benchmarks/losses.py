@@ -13,12 +13,12 @@ import torch
 from record import record
 
 from sightline import runtime
-from sightline.models import architecture, build
-from sightline.training.objectives import OBJECTIVES, OnLogits
+from sightline.models import build, parse_architecture
+from sightline.training.losses import OBJECTIVES, LogitLoss
 
 BATCH, CLASSES = 128, 10
 
-PLAIN = [name for name, make in OBJECTIVES.items() if isinstance(make(), OnLogits)]
+PLAIN = [name for name, make in OBJECTIVES.items() if isinstance(make(), LogitLoss)]
 """Losses of logits alone; what robust ones cost is in benchmarks/robust_mnist.py."""
 
 
@@ -35,8 +35,8 @@ def main() -> None:
         objective = OBJECTIVES[name]()
         return lambda: objective.of(logits, labels).backward()
 
-    times = runtime.time_in_turn({name: alone(name) for name in PLAIN}, asked.rounds)
-    step = median(runtime.time_in_turn({"step": network_step(labels)}, 15)["step"])
+    times = runtime.time_interleaved({name: alone(name) for name in PLAIN}, asked.rounds)
+    step = median(runtime.time_interleaved({"step": network_step(labels)}, 15)["step"])
     usual = median(times["cross-entropy"])
     added = {name: median(found) - usual for name, found in times.items()}
     record(
@@ -52,7 +52,7 @@ def main() -> None:
 
 def network_step(labels: torch.Tensor):
     """Forward and backward of ResNet-20 with cross-entropy."""
-    network = build(architecture("resnet20", classes=CLASSES, channels=3, size=(32, 32)))
+    network = build(parse_architecture("resnet20", classes=CLASSES, channels=3, size=(32, 32)))
     network = network.to(memory_format=torch.channels_last)
     images = torch.rand(BATCH, 3, 32, 32).contiguous(memory_format=torch.channels_last)
     objective = OBJECTIVES["cross-entropy"]()

@@ -18,12 +18,12 @@ from pruning import compared, healed, kept
 from record import record, shared
 
 from sightline.compression import LowRank
-from sightline.compression.decompose import WAYS
+from sightline.compression.decomposition import DECOMPOSITIONS
 from sightline.data import load, split
 from sightline.training import Recipe
 from sightline.training.calibrate import validate
-from sightline.training.folder import Quiet
-from sightline.training.run import train_on
+from sightline.training.run import train_on_splits
+from sightline.training.run_folder import SilentRunFolder
 from sightline.types import Geometry, Splits
 
 BUDGET = 0.25
@@ -62,9 +62,11 @@ def main() -> None:
             *(part.subset(np.arange(count)) for part, count in zip(parts, (1000, 300, 300), strict=True))
         )
 
-    parent = kept(place / "parent", lambda at: train_on(splits, recipe, Quiet(at), device="cpu").classifier)
+    parent = kept(
+        place / "parent", lambda at: train_on_splits(splits, recipe, SilentRunFolder(at), device="cpu").classifier
+    )
     figures: dict[str, Any] = {}
-    for by in WAYS:
+    for by in DECOMPOSITIONS:
         step = LowRank(by, budget=BUDGET)
         made = kept(place / by, healed(lambda step=step: step(parent, splits), splits, healing))
         bare = validate(step(parent, splits), splits.val)[1]

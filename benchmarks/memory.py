@@ -47,10 +47,10 @@ def rate(net: str, side: str) -> float:
     from torch.nn import functional as F
 
     from sightline import runtime
-    from sightline.models import architecture, build
+    from sightline.models import build, parse_architecture
 
     channels, size = CASES[net]
-    network = build(architecture(net, classes=10, channels=channels, size=(size, size)))
+    network = build(parse_architecture(net, classes=10, channels=channels, size=(size, size)))
     network = network.to(memory_format=torch.channels_last).train()
     moves = torch.optim.SGD(network.parameters(), lr=0.1, momentum=0.9, fused=True)
     images = torch.rand(BATCH, channels, size, size).contiguous(memory_format=torch.channels_last)
@@ -61,7 +61,7 @@ def rate(net: str, side: str) -> float:
         moves.step()
         moves.zero_grad()
 
-    with runtime.keeping_memory() if side == "kept" else nullcontext():
+    with runtime.keep_freed_memory() if side == "kept" else nullcontext():
         for _ in range(3):
             step()
         count, started = 0, time.perf_counter()

@@ -40,8 +40,8 @@ def seconds(labels: np.ndarray, probabilities: np.ndarray) -> float:
     """As ``evaluate`` calls them."""
     started = time.process_time()
     ranks = metrics.one_vs_rest(labels, probabilities)
-    metrics.measure(labels, probabilities, ranks=ranks)
-    metrics.per_class(labels, probabilities, ranks=ranks)
+    metrics.overall_metrics(labels, probabilities, ranks=ranks)
+    metrics.per_class_metrics(labels, probabilities, ranks=ranks)
     metrics.reliability(labels, probabilities)
     return time.process_time() - started
 

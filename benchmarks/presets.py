@@ -62,7 +62,7 @@ def key_of(name: str, seed: int, epochs: int | None = None) -> dict:
     """What a measurement holds for: the preset as it is now, this seed, this kind of processor."""
     usual = vars(Recipe())
     fields = {field: value for field, value in vars(of_length(name, epochs)).items() if value != usual[field]}
-    return {"preset": name, "seed": seed, "recipe": str(fields), "processor": runtime.processor()}
+    return {"preset": name, "seed": seed, "recipe": str(fields), "processor": runtime.processor_name()}
 
 
 def measure(data: Path, recipe: Recipe, out: Path) -> dict:

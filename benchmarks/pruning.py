@@ -26,14 +26,14 @@ from cifar import drawn, images
 from record import Notebook, record, shared
 
 from sightline.classifier import Classifier
-from sightline.compression import Channels, heal, measured
-from sightline.compression.channels import CRITERIA, SCOPES
-from sightline.compression.heal import settled
+from sightline.compression import Channels, compare_with_original, fine_tune
+from sightline.compression.channels import CHANNEL_CRITERIA, CHANNEL_SCOPES
+from sightline.compression.fine_tuning import recalibrate_norms
 from sightline.training import Recipe
-from sightline.training.assemble import objective_of
 from sightline.training.calibrate import validate
-from sightline.training.folder import Quiet
-from sightline.training.run import train_on
+from sightline.training.plan import build_objective
+from sightline.training.run import train_on_splits
+from sightline.training.run_folder import SilentRunFolder
 from sightline.types import Dataset, Splits
 
 AMOUNT = 0.4
@@ -69,8 +69,8 @@ def main() -> None:
     recipe, healing = (one.replace(epochs=1) if tiny else one for one in (RECIPE, HEALING))
     splits = drawn(images(folder), 50 if tiny else 1500, tested=20 if tiny else 1000)
 
-    parent = kept(place / "parent", lambda at: train_on(
-        splits, recipe.replace(weights=str(weights)), Quiet(at), device="cpu").classifier)  # fmt: skip
+    parent = kept(place / "parent", lambda at: train_on_splits(
+        splits, recipe.replace(weights=str(weights)), SilentRunFolder(at), device="cpu").classifier)  # fmt: skip
     book = Notebook(place / "choice.jsonl")
     best = chosen(parent, splits, book)
     made = {}
@@ -103,15 +103,15 @@ def kept(place: Path, make: Callable[[Path], Classifier]) -> Classifier:
 
 def healed(start: Callable[[], Classifier], splits: Splits, recipe: Recipe) -> Callable[[Path], Classifier]:
     """Norms measured anew and a short training."""
-    loss = objective_of(recipe, splits.train.counts)
-    return lambda place: heal(start(), splits, recipe, Quiet(place), objective=loss).classifier
+    loss = build_objective(recipe, splits.train.counts)
+    return lambda place: fine_tune(start(), splits, recipe, SilentRunFolder(place), objective=loss).classifier
 
 
 def chosen(parent: Classifier, splits: Splits, book: Notebook) -> dict[str, str]:
     """The criterion and scope that do best on validation before any training."""
-    for criterion, scope in product(CRITERIA, SCOPES):
+    for criterion, scope in product(CHANNEL_CRITERIA, CHANNEL_SCOPES):
         if book.find(criterion=criterion, scope=scope) is None:
-            made, _ = settled(Channels(AMOUNT, criterion, scope)(parent, splits), splits)
+            made, _ = recalibrate_norms(Channels(AMOUNT, criterion, scope)(parent, splits), splits)
             loss, accuracy = validate(made, splits.val)
             book.add({"accuracy": round(accuracy, 4), "loss": round(loss, 4)}, criterion=criterion, scope=scope)
             print(f"{criterion}, {scope}: {accuracy:.4f} on validation, before healing", flush=True)
@@ -121,19 +121,19 @@ def chosen(parent: Classifier, splits: Splits, book: Notebook) -> dict[str, str]
 
 def compared(parent: Classifier, made: Classifier, splits: Splits) -> dict[str, Any]:
     """Both on the test images: accuracy, files, work, latency."""
-    table = measured(parent, made, splits.test).as_json()
+    table = compare_with_original(parent, made, splits.test).as_json()
     before, after = (table[name]["multiply_adds"] for name in ("original", "small"))
     return {"multiply_adds_less": round(1 - after / before, 4), **table}
 
 
 def difference(before: Classifier, after: Classifier, images: Dataset) -> dict[str, float]:
     """In accuracy, image by image, with its interval."""
-    from sightline.evaluation.measure import labels_of
+    from sightline.evaluation.model_evaluation import match_labels
     from sightline.metrics import paired_difference
-    from sightline.training.calibrate import logits_of
+    from sightline.training.calibrate import predict_logits
 
-    labels = labels_of(before, images)
-    right = [logits_of(one, images)[0].argmax(1).numpy() == labels for one in (after, before)]
+    labels = match_labels(before, images)
+    right = [predict_logits(one, images)[0].argmax(1).numpy() == labels for one in (after, before)]
     return vars(paired_difference(*right))
 
 

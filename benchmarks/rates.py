@@ -19,9 +19,9 @@ from sightline import runtime
 from sightline.errors import TrainingError
 from sightline.evaluation import evaluate
 from sightline.training import Recipe
-from sightline.training.folder import Quiet
 from sightline.training.optimizers import DEFAULT_LR
-from sightline.training.run import prepare, train_on
+from sightline.training.run import prepare, train_on_splits
+from sightline.training.run_folder import SilentRunFolder
 from sightline.types import Splits
 
 IMAGES, HELD, EPOCHS, BATCH = 2000, 1000, 5, 64
@@ -57,7 +57,7 @@ def main() -> None:
 def drawn(data: Path) -> Splits:
     """Images to learn from and others to judge by, all of the training part."""
     _, splits, _ = prepare(Recipe(data=str(data), size=32, channels=3, model="mlp"))
-    rows = runtime.order(len(splits.train), 1)[: IMAGES + HELD]
+    rows = runtime.permutation(len(splits.train), 1)[: IMAGES + HELD]
     return Splits(splits.train.subset(rows[:IMAGES]), splits.train.subset(rows[IMAGES:]), splits.test)
 
 
@@ -76,7 +76,7 @@ def accuracy(splits: Splits, *, network: str, optimizer: str, share: float) -> f
     )
     with tempfile.TemporaryDirectory() as place:
         try:
-            run = train_on(splits, recipe, Quiet(Path(place)))
+            run = train_on_splits(splits, recipe, SilentRunFolder(Path(place)))
         except TrainingError as error:
             print(error)
             return 0.1

@@ -48,7 +48,7 @@ def main() -> None:
     found = {}
     for side in asked.sides:
         recipe = recipe_of(asked, SIDES[side])
-        key = {"side": side, "recipe": words(recipe), "processor": runtime.processor()}
+        key = {"side": side, "recipe": words(recipe), "processor": runtime.processor_name()}
         folder = asked.work / f"{side}-{asked.images}-{asked.epochs}"
         for name, measure in MEASURES.items():
             if book.find(**key, measure=name) is None:

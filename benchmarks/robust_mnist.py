@@ -20,8 +20,8 @@ from record import RESULTS, Notebook, record, shared
 
 from sightline import runtime
 from sightline.attacks import APGD, PGD, RayS
-from sightline.data.loader import to_batch
-from sightline.robustness import check_masking, robust_curve, sampled
+from sightline.data.loader import to_tensor
+from sightline.robustness import check_masking, robust_curve, sample_images
 from sightline.training import reopen, resume, train
 from sightline.training.presets import PRESETS
 
@@ -47,7 +47,7 @@ def main() -> None:
     for side in asked.sides:
         for seed in asked.seeds:
             recipe = SIDES[side]().replace(seed=seed)
-            key = {"side": side, "seed": seed, "recipe": words(recipe), "processor": runtime.processor()}
+            key = {"side": side, "seed": seed, "recipe": words(recipe), "processor": runtime.processor_name()}
             run = trained(data, recipe, asked.work / f"{side}-{seed}")
             for name, measure in MEASURES.items():
                 if book.find(**key, measure=name) is None:
@@ -96,7 +96,7 @@ def under(attack, radii=(EPS,), limit: int | None = None):
     """Accuracy under an attack at each eps, on all test images or about so many."""
 
     def measure(run) -> dict:
-        some, sample = sampled(run.splits.test, limit, 0, "test images")
+        some, sample = sample_images(run.splits.test, limit, 0, "test images")
         points = robust_curve(run.classifier, some, attack, radii).points[1:]
         rows = {f"eps {p.eps:g}": [p.accuracy.value, p.accuracy.low, p.accuracy.high] for p in points}
         return {"attack": repr(attack), "sample": sample, "accuracy": rows}
@@ -106,8 +106,8 @@ def under(attack, radii=(EPS,), limit: int | None = None):
 
 def masking(run) -> list:
     """The checks for masked gradients on 200 test images."""
-    some, _ = sampled(run.splits.test, 200, 0)
-    images, labels = to_batch(some[np.arange(len(some))]), torch.from_numpy(some.labels)
+    some, _ = sample_images(run.splits.test, 200, 0)
+    images, labels = to_tensor(some[np.arange(len(some))]), torch.from_numpy(some.labels)
     return [check.as_json() for check in check_masking(run.classifier, images, labels, EPS)]
 
 

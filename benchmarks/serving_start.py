@@ -15,6 +15,7 @@ from typing import Any
 
 from record import Notebook, record
 from services import NotServing, free_port, request_for, serving
+
 from serving import SIDES, Contest, Setting, body_kind, load
 
 CHOSEN: dict[str, Setting] = {

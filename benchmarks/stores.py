@@ -24,7 +24,8 @@ from PIL import Image
 from record import record, shared
 
 from sightline import runtime
-from sightline.data import Source, decode, find, load
+from sightline.data import decode, load
+from sightline.sources import Source, find
 from sightline.types import Geometry
 
 CASES = {
@@ -36,7 +37,8 @@ FEW, MANY = 10_000, 100_000
 PEAK = """
 import resource, sys, tracemalloc
 from pathlib import Path
-from sightline.data import find, load
+from sightline.data import load
+from sightline.sources import find
 from sightline.types import Geometry
 source, geometry = find(sys.argv[1]), Geometry(size=(8, 8), channels=1)
 if sys.argv[3] == "building":

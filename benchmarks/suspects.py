@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 from record import Notebook, record, shared
 
+from sightline.comparison.label_issues import find_label_issues
 from sightline.data import load
-from sightline.evaluation.suspects import find_suspects
 from sightline.training import Recipe
 from sightline.types import Dataset, Geometry
 
@@ -55,8 +55,8 @@ def measured(dataset: Dataset, by: str, rate: float) -> dict[str, Any]:
     where = rng.choice(len(dataset), round(rate * len(dataset)), replace=False)
     labels[where] = (labels[where] + rng.integers(1, 10, len(where))) % 10
     started = time.perf_counter()
-    found = find_suspects(replace(dataset, labels=labels), by, probe=False, recipe=NETWORK)
-    listed = np.array([one.index for one in found.suspects], np.int64)
+    found = find_label_issues(replace(dataset, labels=labels), by, probe=False, recipe=NETWORK)
+    listed = np.array([one.index for one in found.issues], np.int64)
     planted = np.isin(listed, where)
     return {
         "planted": len(where),
@@ -65,7 +65,7 @@ def measured(dataset: Dataset, by: str, rate: float) -> dict[str, Any]:
         "precision": round(float(planted.mean()), 4) if len(listed) and len(where) else None,
         "precision_of_first": round(float(planted[: len(where)].mean()), 4) if len(where) else None,
         "first_is_planted": bool(planted[0]) if len(where) and len(listed) else None,
-        "estimated": round(found.estimated, 4),
+        "estimated": round(found.estimated_error_rate, 4),
         "agreement": round(found.accuracy.value, 4),
         "seconds": round(time.perf_counter() - started, 1),
     }

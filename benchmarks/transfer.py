@@ -26,12 +26,12 @@ import numpy as np
 from record import RESULTS, Notebook, record, shared
 
 from sightline.data import load
-from sightline.evaluation.measure import labels_of
+from sightline.evaluation.model_evaluation import match_labels
 from sightline.metrics import seeds_interval
 from sightline.training import Recipe
-from sightline.training.calibrate import logits_of
-from sightline.training.folder import Quiet
-from sightline.training.run import train_on
+from sightline.training.calibrate import predict_logits
+from sightline.training.run import train_on_splits
+from sightline.training.run_folder import SilentRunFolder
 from sightline.types import Dataset, Geometry, Splits
 
 TASKS = {
@@ -106,9 +106,9 @@ def measure(splits: Splits, recipe: Recipe) -> dict:
     """One training and its test."""
     started = time.perf_counter()
     with tempfile.TemporaryDirectory() as place:
-        run = train_on(splits, recipe, Quiet(Path(place)), device="cpu")
-    logits, _ = logits_of(run.classifier, splits.test)
-    right = logits.argmax(1).numpy() == labels_of(run.classifier, splits.test)
+        run = train_on_splits(splits, recipe, SilentRunFolder(Path(place)), device="cpu")
+    logits, _ = predict_logits(run.classifier, splits.test)
+    right = logits.argmax(1).numpy() == match_labels(run.classifier, splits.test)
     seconds = time.perf_counter() - started
     begun = "weights" if recipe.weights else "scratch"
     print(

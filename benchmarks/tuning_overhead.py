@@ -19,7 +19,7 @@ from record import record
 
 from sightline.training.recipe import Recipe
 from sightline.tuning import study, tune
-from sightline.tuning.journal import Journal
+from sightline.tuning.study_store import StudyStore
 
 OVER = ("lr=0.005..0.2", "weight_decay=1e-5..1e-2")
 
@@ -32,8 +32,8 @@ def main() -> None:
     asked = parser.parse_args()
     base = Recipe(model="lenet5", epochs=asked.epochs, batch_size=64, replicas=1)
     base = base.replace(precision="float32", memory_format="contiguous")
-    study._winner = lambda *_: None  # its training is no part of the search
-    reports = timed(Journal)
+    study._train_winner = lambda *_: None  # its training is no part of the search
+    reports = timed(StudyStore)
     with TemporaryDirectory() as place:
         started = time.perf_counter()
         tuned = tune("digits", base, OVER, trials=asked.trials, out=Path(place) / "t")
@@ -53,7 +53,7 @@ def main() -> None:
     record("tuning_overhead", figures)
 
 
-def timed(journal: type[Journal]) -> list[float]:
+def timed(journal: type[StudyStore]) -> list[float]:
     """Make every report of an epoch leave its seconds in the list that is returned."""
     report, seconds = journal.report, []
 

@@ -14,9 +14,9 @@ import torch
 from record import record, shared
 
 from sightline import runtime
-from sightline.data.loader import to_batch
-from sightline.models import architecture, build
-from sightline.preprocessing import fit, forecast
+from sightline.data.loader import to_tensor
+from sightline.models import build, parse_architecture
+from sightline.preprocessing import fit_preprocessing, forecast_fit
 from sightline.training import Recipe, prepare
 
 ROUNDS, COUNT = 7, 128
@@ -27,19 +27,19 @@ def main() -> None:
     """Fit each, then time them and the step in turn."""
     data = shared(sys.argv[1] if len(sys.argv) > 1 else None) / "cifar10_jpg.zip"
     images = prepare(Recipe(data=str(data), model="resnet20", val=0.1))[1].train
-    pixels = to_batch(images[:COUNT])
-    network = build(architecture("resnet20", classes=10, channels=3, size=(32, 32))).to(
+    pixels = to_tensor(images[:COUNT])
+    network = build(parse_architecture("resnet20", classes=10, channels=3, size=(32, 32))).to(
         memory_format=torch.channels_last
     )
     figures, candidates = {}, {"step": lambda: network(pixels).logsumexp(1).sum().backward()}
     for words in WORDS:
         started = time.process_time()  # of all threads together: what one core would take
-        step = fit(images, words, 3)
+        step = fit_preprocessing(images, words, 3)
         figures[words] = {"fit_core_s": round(time.process_time() - started, 1)}
-        if said := forecast(words, images.geometry.shape, len(images)):
+        if said := forecast_fit(words, images.geometry.shape, len(images)):
             figures[words]["forecast"] = said[0]
         candidates[words] = torch.no_grad()(lambda step=step: step(pixels))
-    times = runtime.time_in_turn(candidates, ROUNDS)
+    times = runtime.time_interleaved(candidates, ROUNDS)
     medians = {name: statistics.median(seconds) for name, seconds in times.items()}
     for words in WORDS:
         figures[words]["batch_ms"] = round(medians[words] * 1000, 2)

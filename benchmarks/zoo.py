@@ -22,11 +22,11 @@ from record import RESULTS, Notebook, record, shared
 from sightline import runtime
 from sightline.evaluation import evaluate
 from sightline.files import write_json
-from sightline.models import architecture, build, multiply_adds
-from sightline.models.catalogue import MEASURED, REFERENCE
+from sightline.models import build, count_multiply_adds, parse_architecture
+from sightline.models.registry import MEASURED_FILE, REFERENCE_IMAGES
 from sightline.training import Recipe
-from sightline.training.folder import Quiet
-from sightline.training.run import prepare, train_on
+from sightline.training.run import prepare, train_on_splits
+from sightline.training.run_folder import SilentRunFolder
 from sightline.types import Splits
 
 IMAGES, EPOCHS, TESTED = 2000, 5, 2000
@@ -35,7 +35,7 @@ IMAGES, EPOCHS, TESTED = 2000, 5, 2000
 def main() -> None:
     """Measure what is missing, then write what there is."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("names", nargs="*", default=list(REFERENCE))
+    parser.add_argument("names", nargs="*", default=list(REFERENCE_IMAGES))
     parser.add_argument("--data", type=Path)
     parser.add_argument("--images", type=int, default=IMAGES)
     parser.add_argument("--epochs", type=int, default=EPOCHS)
@@ -54,24 +54,24 @@ def main() -> None:
 
 def cheapest_first(names: Sequence[str]) -> list[str]:
     """By multiply-adds for an image of 32 x 32 pixels."""
-    plans = {name: architecture(name, classes=10, channels=3, size=(32, 32)) for name in names}
-    return sorted(names, key=lambda name: multiply_adds(build(plans[name]), 3, (32, 32)))
+    plans = {name: parse_architecture(name, classes=10, channels=3, size=(32, 32)) for name in names}
+    return sorted(names, key=lambda name: count_multiply_adds(build(plans[name]), 3, (32, 32)))
 
 
 def keep(book: Notebook, protocol: dict[str, int]) -> None:
     """Write what was measured so far, for us and for the package."""
-    found = {name: book.find(network=name, **protocol) for name in REFERENCE}
+    found = {name: book.find(network=name, **protocol) for name in REFERENCE_IMAGES}
     found = {name: line for name, line in found.items() if line is not None}
     record("zoo", {"protocol": protocol, "networks": found})
     words = f"CIFAR-10: {IMAGES:,} training images, {EPOCHS} epochs, 1 seed, {TESTED:,} test images"
-    write_json(MEASURED, {"protocol": words, "accuracy": {n: line["accuracy"] for n, line in found.items()}})
+    write_json(MEASURED_FILE, {"protocol": words, "accuracy": {n: line["accuracy"] for n, line in found.items()}})
 
 
 def drawn(data: Path, images: int) -> Splits:
     """That many training images, a tenth as many for validation, some test images; all by seed 0."""
     _, splits, _ = prepare(Recipe(data=str(data), size=32, channels=3, model="mlp"))
     parts = ((splits.train, images), (splits.val, images // 10), (splits.test, TESTED))
-    train, val, test = (part.subset(runtime.order(len(part), 0)[:count]) for part, count in parts)
+    train, val, test = (part.subset(runtime.permutation(len(part), 0)[:count]) for part, count in parts)
     return replace(splits, train=train, val=val, test=test)
 
 
@@ -80,7 +80,7 @@ def measure(name: str, splits: Splits, epochs: int) -> dict:
     recipe = Recipe(data="cifar10", size=32, channels=3, model=name, epochs=epochs)
     with tempfile.TemporaryDirectory() as place:
         started = time.perf_counter()
-        run = train_on(splits, recipe, Quiet(Path(place)))
+        run = train_on_splits(splits, recipe, SilentRunFolder(Path(place)))
         took = time.perf_counter() - started
         accuracy = evaluate(run.classifier, splits.test).metrics["accuracy"].value
     print(f"{name}: {accuracy:.4f}, {took / 60:.1f} min", flush=True)

@@ -13,8 +13,8 @@ from PIL import Image, ImageDraw
 from sklearn.datasets import load_sample_image
 
 from sightline import pictures, runtime
-from sightline.augmentation import AUGMENTATIONS, policy
-from sightline.data.loader import to_batch
+from sightline.augmentation import AUGMENTATIONS, parse_policy
+from sightline.data.loader import to_tensor
 from sightline.types import Batch
 
 SIZE, GAP, LINE, TIMES, ACROSS = 56, 4, 22, 4, 3
@@ -35,8 +35,8 @@ def examples(word: str, flower: np.ndarray, temple: np.ndarray) -> np.ndarray:
     """Four results (4 H W C); what mixes images gets two different ones."""
     mixes = word.startswith(("mixup", "cutmix"))
     images = np.stack([temple if mixes and i % 2 else flower for i in range(TIMES)])
-    batch = Batch(to_batch(images), torch.arange(TIMES) % 2, torch.arange(TIMES), classes=2)
-    pixels = policy(word)(batch, runtime.generator(11)).pixels
+    batch = Batch(to_tensor(images), torch.arange(TIMES) % 2, torch.arange(TIMES), classes=2)
+    pixels = parse_policy(word)(batch, runtime.make_generator(11)).pixels
     return (pixels.permute(0, 2, 3, 1) * 255).round().byte().numpy()
 
 

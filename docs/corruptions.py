@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 from sklearn.datasets import load_sample_image
 
-from sightline.robustness.shift import sheet
+from sightline.robustness.corruption_benchmark import draw_corruptions
 
 SIZE, CELL = 56, 112
 
@@ -24,7 +24,7 @@ def main() -> None:
     cut = Image.fromarray(load_sample_image("china.jpg")).crop((170, 20, 560, 410))
     image = np.asarray(cut.resize((SIZE, SIZE), Image.Resampling.LANCZOS))
     target = Path(__file__).parent / "pictures" / "corruptions.png"
-    sheet(image, cell=CELL).quantize(COLOURS, dither=Image.Dither.NONE).save(target, optimize=True)
+    draw_corruptions(image, cell=CELL).quantize(COLOURS, dither=Image.Dither.NONE).save(target, optimize=True)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from sightline.explanation import explain_change, explain_images, explain_wish
+from sightline.explanation import counterfactual_run, explain_run, visualise_run
 from sightline.training import Recipe, reopen, train
 
 PICTURES = Path(__file__).parent / "pictures"
@@ -39,9 +39,9 @@ def of_digits(folder: Path) -> None:
     recipe = Recipe(model="lenet5", size=16, epochs=12, batch_size=32, augment=("shift:1", "rotate:8"))
     run = train("digits", recipe, out=folder / "digits").folder
     three, eight = files_of(run, {"3": 1, "8": 1}, folder)
-    explain_images(run, [three, eight], by="all", out=folder / "explain-digits.png")
-    explain_change(run, [three, eight], "9", out=folder / "counterfactual.png")
-    explain_wish(run, "all", out=folder / "wishes.png")
+    explain_run(run, [three, eight], by="all", out=folder / "explain-digits.png")
+    counterfactual_run(run, [three, eight], "9", out=folder / "counterfactual.png")
+    visualise_run(run, "all", out=folder / "wishes.png")
     for name in ("explain-digits.png", "counterfactual.png", "wishes.png"):
         keep(folder / name)
 
@@ -51,7 +51,7 @@ def of_cifar(folder: Path, data: Path, weights: Path) -> None:
     recipe = Recipe(model="resnet20", weights=str(weights), normalize="imagenet", epochs=0, limit=6000)
     run = train(data, recipe, out=folder / "cifar").folder
     chosen = files_of(run, {"dog": 1, "horse": 1, "ship": 1}, folder)
-    explain_images(run, chosen, by="gradcam", out=folder / "explain-cifar.png")
+    explain_run(run, chosen, by="gradcam", out=folder / "explain-cifar.png")
     keep(folder / "explain-cifar.png")
 
 

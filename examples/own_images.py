@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
-from sightline.evaluation.examine import examine
-from sightline.evidence import complete
+from sightline.evaluation.run_evaluation import evaluate_run
+from sightline.evidence import write_report
 from sightline.training import Recipe, train
 
 
@@ -36,9 +36,9 @@ def draw(folder: Path, per_class: int = 80) -> Path:
 def main(folder: Path, images: list[Path], recipe: Recipe) -> None:
     """Train, test, report, predict."""
     run = train(folder, recipe)
-    tested = examine(run)
+    tested = evaluate_run(run)
     print(f"\nAccuracy on test images, with its 95 % interval: {tested.metrics['accuracy']}")
-    print(f"The report: {complete(run.folder)}\n")
+    print(f"The report: {write_report(run.folder)}\n")
     for answer in run.classifier.predict(images or [folder / file for file in tested.files[::5]]):
         print(answer.error or f"{answer.file}: {answer.label}, {answer.confidence:.1%}")
 

@@ -12,7 +12,7 @@ from torch import Generator, Tensor
 from torch.nn import functional as F
 
 from sightline.classifier import Classifier
-from sightline.data import Shuffled, batches
+from sightline.data import Shuffle, iterate_batches
 from sightline.training import Recipe, train
 from sightline.types import Batch, Dataset
 
@@ -34,7 +34,7 @@ def focal(classifier: Classifier, batch: Batch) -> Tensor:
 
 def accuracy(classifier: Classifier, data: Dataset) -> float:
     """Share of covered images it names rightly."""
-    covered = batches(data, 64, order=Shuffled(1), augment=cover)
+    covered = iterate_batches(data, 64, order=Shuffle(1), augment=cover)
     right = [classifier.eval()(batch.pixels).argmax(1) == batch.labels for batch in covered]
     return torch.cat(right).float().mean().item()
 

@@ -17,12 +17,12 @@ from scipy.stats import binomtest, ttest_rel
 sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
 from record import Notebook, record, shared
 
-from sightline.evaluation.growth import nested
+from sightline.comparison.learning_curve import nested_subset
 from sightline.metrics import seeds_interval
 from sightline.training import Recipe, prepare
-from sightline.training.calibrate import logits_of
-from sightline.training.folder import Quiet
-from sightline.training.run import train_on
+from sightline.training.calibrate import predict_logits
+from sightline.training.run import train_on_splits
+from sightline.training.run_folder import SilentRunFolder
 from sightline.types import Splits
 
 RESULTS = Path(__file__).parent / "results"
@@ -60,15 +60,15 @@ def images(recipe: Recipe, data: Path, count: int | None = None) -> Splits:
     _, splits, _ = prepare(recipe.replace(data=str(data)))
     if count is None or count >= len(splits.train):
         return splits
-    chosen = nested(splits.train.labels, count / len(splits.train), recipe.seed)
+    chosen = nested_subset(splits.train.labels, count / len(splits.train), recipe.seed)
     return replace(splits, train=splits.train.subset(chosen))
 
 
 def trained(recipe: Recipe, splits: Splits) -> dict[str, Any]:
     """Train, and test once: accuracies, and which test images were answered rightly."""
     with tempfile.TemporaryDirectory() as place:
-        run = train_on(splits, recipe.replace(**WAY), Quiet(Path(place)))
-    logits, labels = logits_of(run.classifier, splits.test)
+        run = train_on_splits(splits, recipe.replace(**WAY), SilentRunFolder(Path(place)))
+    logits, labels = predict_logits(run.classifier, splits.test)
     answers = logits.argmax(1)
     right = (answers == labels).numpy()
     return {

@@ -15,7 +15,7 @@ from common import arguments, changed, images, keep, mean, notebook, paired, tol
 from record import Notebook
 
 from sightline.training import Recipe
-from sightline.training.objectives import lambda_safe
+from sightline.training.losses import lambda_safe
 from sightline.training.presets import PRESETS
 
 CASES = {

@@ -17,13 +17,13 @@ from common import arguments, changed, keep, mean, notebook, told
 from numpy import ndarray
 
 from sightline.data import load
-from sightline.evaluation.groups import by_group
-from sightline.evaluation.sureness import answers_of
+from sightline.evaluation.fairness_metrics import evaluate_groups
+from sightline.evaluation.uncertainty import predict_matched
 from sightline.metrics import seeds_interval
 from sightline.training import Recipe
-from sightline.training.folder import Quiet
-from sightline.training.mitigation import MITIGATIONS
-from sightline.training.run import train_on
+from sightline.training.fairness import MITIGATIONS
+from sightline.training.run import train_on_splits
+from sightline.training.run_folder import SilentRunFolder
 from sightline.types import Dataset, Geometry, Splits
 
 RECIPE = Recipe(model="lenet5", epochs=8, batch_size=64, lr=0.05, augment=("shift:1",), precision="float32")
@@ -113,13 +113,13 @@ def _mixed(pixels: ndarray) -> ndarray:
 def measured(recipe: Recipe, splits: Splits) -> dict[str, Any]:
     """Train, and test once: accuracy over all, of usual and unusual colours, and the gaps between colours."""
     with tempfile.TemporaryDirectory() as place:
-        run = train_on(splits, recipe, Quiet(Path(place)))
-    probabilities, labels = answers_of(run.classifier, splits.test)
+        run = train_on_splits(splits, recipe, SilentRunFolder(Path(place)))
+    probabilities, labels = predict_matched(run.classifier, splits.test)
     columns, classes = splits.test.columns, run.classifier.classes
-    colour = by_group("colour", columns["colour"], labels, probabilities, classes)
+    colour = evaluate_groups("colour", columns["colour"], labels, probabilities, classes)
     usual = {
         one.name: one.accuracy.value
-        for one in by_group("u", columns["usual"], labels, probabilities, classes).groups
+        for one in evaluate_groups("u", columns["usual"], labels, probabilities, classes).groups
     }
     assert colour.equalised_odds is not None
     odds = [one.equalised_odds for one in colour.classes if one.equalised_odds is not None]

@@ -32,7 +32,7 @@ def main() -> None:
         trials={"type": int, "default": None},
     )
     table = SPACES["table3"]
-    over = table.with_words([f"epochs={','.join(map(str, asked.epochs))}"])
+    over = table.override([f"epochs={','.join(map(str, asked.epochs))}"])
     found = tune(
         asked.data / "cifar10_jpg.zip",
         table.recipe.replace(limit=asked.images, size=asked.size),

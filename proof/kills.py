@@ -123,14 +123,14 @@ def releases_of(site: Path) -> dict[str, int]:
     from sightline.serving import releases
 
     count = damaged = 0
-    for number in releases.numbers(site):
+    for number in releases.release_numbers(site):
         try:
-            releases.verify(releases.release(site, number))
+            releases.verify(releases.load_release(site, number))
             count += 1
         except SightlineError:
             damaged += (site / "releases" / f"{number:04}").exists()  # else it was pruned meanwhile
     try:
-        releases.current(site)
+        releases.current_release(site)
     except SightlineError:
         damaged += 1
     return {"whole": count, "damaged": damaged}

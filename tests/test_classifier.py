@@ -10,20 +10,20 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from sightline.classifier import FORMAT, Classifier, write_card
+from helpers.tiny_classifiers import WORDS
+from sightline.classifier import BUNDLE_FORMAT, Classifier, write_bundle_card
 from sightline.errors import BundleError, OutputError
 from sightline.files import checksum
-from sightline.models import Architecture, architecture, build
+from sightline.models import Architecture, build, parse_architecture
 from sightline.preprocessing import Normalise, Preprocessing
 from sightline.types import Geometry
-from small import WORDS
 
 
 def make(
     model: str = "lenet5", classes: tuple[str, ...] = ("cat", "dog", "émeu"), channels: int = 1
 ) -> Classifier:
     torch.manual_seed(0)
-    plan = architecture(model, classes=len(classes), channels=channels, size=(28, 28))
+    plan = parse_architecture(model, classes=len(classes), channels=channels, size=(28, 28))
     return Classifier(
         Preprocessing([Normalise((0.1,) * channels, (0.3,) * channels)]),
         build(plan),
@@ -126,13 +126,13 @@ def test_saving_twice_replaces_and_leaves_no_traces(tmp_path):
 
 
 def test_card_can_be_replaced(bundle):
-    write_card(bundle, "# Better words\n")
+    write_bundle_card(bundle, "# Better words\n")
     Classifier.load(bundle)
     assert (bundle / "README.md").read_text() == "# Better words\n"
 
 
 def test_a_newer_format_is_refused(bundle):
-    rewrite(bundle, format=FORMAT + 1)
+    rewrite(bundle, format=BUNDLE_FORMAT + 1)
     with pytest.raises(BundleError, match=r"format 2, newer than this release reads \(1\).*[Uu]pgrade"):
         Classifier.load(bundle)
 

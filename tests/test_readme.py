@@ -12,13 +12,13 @@ from pathlib import Path
 
 import pytest
 
-from sightline.augmentation import policy
+from sightline.augmentation import parse_policy
 from sightline.cli import main
 from sightline.cli.app import app
-from sightline.cli.flags import recipe_of
-from sightline.models import architecture, build
-from sightline.training import choices
-from sightline.training.recipe import Recipe, descriptions
+from sightline.cli.flags import recipe_from_flags
+from sightline.models import build, parse_architecture
+from sightline.training import defaults
+from sightline.training.recipe import Recipe, field_descriptions
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
@@ -80,10 +80,10 @@ def test_commands_parse(words):
     words = ["--help" if word == "--help-all" else word for word in words]
     _, bound, _ = app.parse_args(words, exit_on_error=False, print_error=False)
     if words[0] == "train" and "flags" in bound.arguments:
-        recipe = recipe_of(bound.arguments["flags"], None)
-        policy(recipe.augment or ())
+        recipe = recipe_from_flags(bound.arguments["flags"], None)
+        parse_policy(recipe.augment or ())
         if recipe.model is not None:
-            build(architecture(recipe.model, classes=2, channels=3, size=(32, 32)))
+            build(parse_architecture(recipe.model, classes=2, channels=3, size=(32, 32)))
 
 
 def test_unknown_commands_do_not_parse():
@@ -100,7 +100,7 @@ def test_readme_commands_on_built_in_data_run(elsewhere, capsys):
 
 
 def test_the_demo_makes_what_the_readme_lists(elsewhere, capsys, monkeypatch):
-    monkeypatch.setattr(choices, "MAX_EPOCHS", 12)  # the same road, walked for a shorter time
+    monkeypatch.setattr(defaults, "MAX_DEFAULT_EPOCHS", 12)  # the same road, walked for a shorter time
     assert "sightline demo" in (ROOT / "Makefile").read_text(encoding="utf-8")
     assert main(["demo", "--json"]) == 0
     answer = json.loads(capsys.readouterr().out)
@@ -166,7 +166,7 @@ def recipe_table():
     for f in dataclasses.fields(Recipe):
         none = "chosen" if f.name in CHOSEN else "none"
         default = none if f.default is None else f"`{json.dumps(f.default)}`"
-        rows.append(f"| `{f.name}` | {default} | {' '.join(descriptions()[f.name].split())} |")
+        rows.append(f"| `{f.name}` | {default} | {' '.join(field_descriptions()[f.name].split())} |")
     return "\n".join(rows)
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from task import BATCH, LR, MOMENTUM, WEIGHT_DECAY, Answer, Asked, main
 
-from sightline.models import parameter_count
+from sightline.models import count_parameters
 from sightline.training import Recipe, train
 
 
@@ -42,7 +42,7 @@ def run(asked: Asked) -> Answer:
     chosen = f"{done.recipe.precision} {done.recipe.memory_format}"
     if (done.recipe.replicas or 1) > 1:
         chosen += f", {done.recipe.replicas} replicas"
-    return Answer(rate, parameter_count(done.classifier.network), chosen)
+    return Answer(rate, count_parameters(done.classifier.network), chosen)
 
 
 def images(asked: Asked) -> int:

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 from .errors import ChoiceError
 
-T = TypeVar("T")
+_Member = TypeVar("_Member")
 
 
 def suggest(name: str, known: Iterable[str]) -> str:
@@ -30,7 +30,7 @@ def suggest(name: str, known: Iterable[str]) -> str:
     return f"Did you mean '{near[0]}'?" if near else f"Choose one of: {', '.join(known)}."
 
 
-def lookup(family: Mapping[str, T], name: str, what: str) -> T:
+def lookup(family: Mapping[str, _Member], name: str, what: str) -> _Member:
     """The member called ``name``, or a ChoiceError that suggests one.
 
     ``what`` names the family in the message: "model", "augmentation", ...
@@ -40,7 +40,7 @@ def lookup(family: Mapping[str, T], name: str, what: str) -> T:
     return family[name]
 
 
-def choose(family: Mapping[str, Callable[..., T]], by: str | T, what: str) -> T:
+def choose(family: Mapping[str, Callable[..., _Member]], by: str | _Member, what: str) -> _Member:
     """``by`` itself if it is an object; otherwise the member it names, built with its arguments.
 
     >>> choose({"step": lambda every, gamma=0.1: (every, gamma)}, "step:30:gamma=0.5", "schedule")
@@ -50,9 +50,9 @@ def choose(family: Mapping[str, Callable[..., T]], by: str | T, what: str) -> T:
         return by
     name, *words = by.strip().split(":")
     make = lookup(family, name, what)
-    positional = [_literal(word) for word in words if "=" not in word]
-    named = {key: _literal(value) for key, _, value in (w.partition("=") for w in words if "=" in w)}
-    _check_named(make, name, named, what)
+    positional = [_parse_literal(word) for word in words if "=" not in word]
+    named = {key: _parse_literal(value) for key, _, value in (w.partition("=") for w in words if "=" in w)}
+    _check_arguments(make, name, named, what)
     try:
         inspect.signature(make).bind(*positional, **named)  # it complains without naming a class of ours
         return make(*positional, **named)
@@ -60,7 +60,7 @@ def choose(family: Mapping[str, Callable[..., T]], by: str | T, what: str) -> T:
         raise ChoiceError(f"The {what} '{by}' cannot be made: {error}.") from error
 
 
-def _check_named(make: Callable[..., Any], name: str, named: Iterable[str], what: str) -> None:
+def _check_arguments(make: Callable[..., Any], name: str, named: Iterable[str], what: str) -> None:
     """Raise ChoiceError for a named argument that the member does not take, with the nearest one it does."""
     takes = inspect.signature(make).parameters.values()
     if any(one.kind is inspect.Parameter.VAR_KEYWORD for one in takes):
@@ -71,10 +71,10 @@ def _check_named(make: Callable[..., Any], name: str, named: Iterable[str], what
             raise ChoiceError(f"The {what} '{name}' has no argument '{argument}'. {suggest(argument, known)}")
 
 
-def _literal(word: str) -> Any:
+def _parse_literal(word: str) -> Any:
     """A number (8/255 is one), tuple or boolean where the word is one, else the word itself."""
     above, slash, below = word.partition("/")
-    parts = (_literal(above), _literal(below)) if slash else ()
+    parts = (_parse_literal(above), _parse_literal(below)) if slash else ()
     if parts and all(isinstance(part, int | float) for part in parts) and parts[1]:
         return parts[0] / parts[1]
     try:

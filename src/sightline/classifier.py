@@ -24,24 +24,23 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from . import runtime
-from .data.images import decode
-from .data.loader import batches, to_batch
+from .data import decode, iterate_batches, to_tensor
 from .errors import BundleError, ImageError, SightlineError
-from .files import checksum, replacing, write_json, write_text
-from .models import Architecture, Network, build, embed
-from .models.exported import ExportedNetwork, geometry_of, open_exported
+from .files import atomic_replace, checksum, write_json, write_text
+from .layers import Network
+from .models import Architecture, ExportedNetwork, build, embed_pixels, geometry_from_config, open_exported
 from .preprocessing import Preprocessing
 from .types import Dataset, Geometry, Prediction
 
-FORMAT = 1
+BUNDLE_FORMAT = 1
 """Version of the bundle's layout; a release reads its own and every earlier one."""
 
-ANSWERS = "answers.json"
+ANSWERS_FILE = "answers.json"
 """The optional part of a bundle that says how its answers may be read."""
 
-Image = str | Path | bytes | UInt8[ndarray, "H W C"]
+ImageInput = str | Path | bytes | UInt8[ndarray, "H W C"]
 
-_Decoded = ndarray | str
+_PixelsOrError = ndarray | str
 """Pixels (H W C), or why there are none."""
 
 
@@ -88,13 +87,16 @@ class Classifier(nn.Module):
 
     def features(self, pixels: Float[Tensor, "B C H W"]) -> Float[Tensor, "B D"]:
         """What the network's last layer is given for pixels in [0, 1]; BundleError where it has none."""
-        return embed(self.network, self.preprocessing(pixels))
+        return embed_pixels(self.network, self.preprocessing(pixels))
 
     @torch.inference_mode()
     def embed(self, dataset: Dataset, *, batch_size: int = 256) -> Float[ndarray, "N D"]:
         """The features of every image of a dataset, in order, in one pass in eval mode."""
         self.eval()
-        parts = [self.features(batch.pixels).float() for batch in batches(dataset, batch_size, device=self.device)]
+        parts = [
+            self.features(batch.pixels).float()
+            for batch in iterate_batches(dataset, batch_size, device=self.device)
+        ]
         return torch.cat(parts).cpu().numpy()
 
     @property
@@ -107,7 +109,7 @@ class Classifier(nn.Module):
         """Whether logits have a gradient to the pixels: those of a scikit-learn estimator have none."""
         return self.network.differentiable
 
-    def predict(self, images: Image | Iterable[Image], *, top: int = 5) -> list[Prediction]:
+    def predict(self, images: ImageInput | Iterable[ImageInput], *, top: int = 5) -> list[Prediction]:
         """The ``top`` likeliest classes of each image, in order.
 
         ``images`` are files, their bytes, or decoded uint8 arrays (H W C) of any size. One that
@@ -115,28 +117,32 @@ class Classifier(nn.Module):
         """
         if isinstance(images, str | Path | bytes) or (isinstance(images, ndarray) and images.ndim == 3):
             images = [images]
-        return list(self.predictions(images, top=top))
+        return list(self.iter_predictions(images, top=top))
 
-    def predictions(self, images: Iterable[Image], *, top: int = 5) -> Iterator[Prediction]:
+    def iter_predictions(self, images: Iterable[ImageInput], *, top: int = 5) -> Iterator[Prediction]:
         """``predict`` one by one, as they are ready: for more images than should be waited for or held."""
         with ThreadPoolExecutor(runtime.cpu_count()) as pool:
-            for chunk, decoded in self._decoded(images, pool):
-                yield from self._answer(chunk, decoded, top)
+            for chunk, decoded in self._decode_chunks(images, pool):
+                yield from self._predict_chunk(chunk, decoded, top)
 
-    def _decoded(self, images: Iterable[Image], pool: Executor) -> Iterator[tuple[list[Image], list[_Decoded]]]:
+    def _decode_chunks(
+        self, images: Iterable[ImageInput], pool: Executor
+    ) -> Iterator[tuple[list[ImageInput], list[_PixelsOrError]]]:
         """Chunks of images with their pixels; the next chunk is decoded while this one is answered."""
-        coming: list[tuple[list[Image], list[Future[_Decoded]]]] = []
-        for chunk in _chunks(images, 64):
-            coming.append((chunk, [pool.submit(_read, image, self.geometry) for image in chunk]))
+        coming: list[tuple[list[ImageInput], list[Future[_PixelsOrError]]]] = []
+        for chunk in _chunk_images(images, 64):
+            coming.append((chunk, [pool.submit(_decode_input, image, self.geometry) for image in chunk]))
             if len(coming) == 2:
                 ready, waiting = coming.pop(0)
                 yield ready, [each.result() for each in waiting]
         for ready, waiting in coming:
             yield ready, [each.result() for each in waiting]
 
-    def _answer(self, images: Sequence[Image], decoded: Sequence[_Decoded], top: int) -> Iterator[Prediction]:
+    def _predict_chunk(
+        self, images: Sequence[ImageInput], decoded: Sequence[_PixelsOrError], top: int
+    ) -> Iterator[Prediction]:
         good = [pixels for pixels in decoded if isinstance(pixels, ndarray)]
-        rows = iter(self._probabilities_of(np.stack(good)).tolist() if good else [])
+        rows = iter(self._predict_probabilities(np.stack(good)).tolist() if good else [])
         for image, pixels in zip(images, decoded, strict=True):
             name = str(image) if isinstance(image, str | Path) else ""
             if isinstance(pixels, ndarray):
@@ -147,21 +153,21 @@ class Classifier(nn.Module):
                 yield Prediction(name, None, None, error=str(pixels))
 
     @torch.inference_mode()
-    def _probabilities_of(self, images: UInt8[ndarray, "B H W C"]) -> Float[Tensor, "B K"]:
+    def _predict_probabilities(self, images: UInt8[ndarray, "B H W C"]) -> Float[Tensor, "B K"]:
         self.eval()
-        return self.probabilities(to_batch(images, self.device)).cpu()
+        return self.probabilities(to_tensor(images, self.device)).cpu()
 
     def save(self, folder: Path | str) -> Path:
         """Write the bundle, whole or not at all; raises OutputError where it cannot be written."""
         folder = Path(folder)
         tensors = {name: t.detach().cpu().contiguous() for name, t in self.state_dict().items()}
-        with replacing(folder) as temporary:
+        with atomic_replace(folder) as temporary:
             temporary.mkdir()
             (temporary / "model.safetensors").write_bytes(save(tensors))
-            self.network.write_parts(temporary)
+            self.network.save_extra_files(temporary)
             if self.answers:
-                write_json(temporary / ANSWERS, self.answers)
-            (temporary / "README.md").write_text(self._card(), encoding="utf-8")
+                write_json(temporary / ANSWERS_FILE, self.answers)
+            (temporary / "README.md").write_text(self._card_text(), encoding="utf-8")
             names = sorted(path.name for path in temporary.iterdir())
             config = self.config() | {"files": {name: checksum(temporary / name) for name in names}}
             write_json(temporary / "config.json", config)
@@ -170,7 +176,7 @@ class Classifier(nn.Module):
     def config(self) -> dict[str, Any]:
         """All that is not a tensor, as ``config.json`` holds it."""
         return {
-            "format": FORMAT,
+            "format": BUNDLE_FORMAT,
             "sightline": runtime.version(),
             "architecture": self.architecture.config(),
             "classes": list(self.classes),
@@ -181,7 +187,7 @@ class Classifier(nn.Module):
             "provenance": self.provenance,
         }
 
-    def _card(self) -> str:
+    def _card_text(self) -> str:
         g, plan = self.geometry, self.architecture
         return (
             f"# A Sightline image classifier\n\n{plan.arguments.get('word') or plan.name} for "
@@ -199,14 +205,14 @@ class Classifier(nn.Module):
         Raises BundleError where it is damaged, unsafe, unknown or too new.
         """
         if Path(folder).is_file():
-            return cls._of_file(Path(folder))
-        folder = bundle_of(folder)
-        config = _read_config(folder)
-        _verify_files(folder, config)
+            return cls._from_exported(Path(folder))
+        folder = find_bundle(folder)
+        config = _read_bundle_config(folder)
+        _check_bundle_files(folder, config)
         try:
             architecture = Architecture.from_config(config["architecture"])
-            geometry = geometry_of(config["geometry"])
-            _check_values(config)
+            geometry = geometry_from_config(config["geometry"])
+            _check_config_values(config)
             classifier = cls(
                 Preprocessing.from_config(config["preprocessing"]),
                 build(architecture),
@@ -215,20 +221,20 @@ class Classifier(nn.Module):
                 geometry=geometry,
                 temperature=float(config["temperature"]),
                 threshold=float(config.get("threshold", 0.0)),  # bundles of the first releases have none
-                answers=_read_answers(folder),
+                answers=_read_bundle_answers(folder),
                 provenance=config["provenance"],
             )
         except (KeyError, TypeError, ValueError, SightlineError) as error:
             raise BundleError(f"The config.json of '{folder}' cannot be understood: {error}.") from error
-        classifier._take(_read_tensors(folder), folder)
-        classifier.network.read_parts(folder)
-        if (outputs := classifier.network.outputs) != len(classifier.classes):
+        classifier._load_tensors(_read_bundle_tensors(folder), folder)
+        classifier.network.load_extra_files(folder)
+        if (outputs := classifier.network.n_classes) != len(classifier.classes):
             names = f"{len(classifier.classes)} classes for {outputs} outputs"
             raise BundleError(f"The config.json of '{folder}' names {names}. Copy the bundle again.")
         return classifier.eval()
 
     @classmethod
-    def _of_file(cls, path: Path) -> "Classifier":
+    def _from_exported(cls, path: Path) -> "Classifier":
         """An exported file as a classifier: preprocessing and temperature are inside its network."""
         found = open_exported(path)
         geometry = found.geometry
@@ -243,7 +249,7 @@ class Classifier(nn.Module):
             provenance=found.facts.get("provenance", {}),
         ).eval()
 
-    def _take(self, tensors: Mapping[str, Tensor], folder: Path) -> None:
+    def _load_tensors(self, tensors: Mapping[str, Tensor], folder: Path) -> None:
         own = {name: tuple(t.shape) for name, t in self.state_dict().items()}
         given = {name: tuple(t.shape) for name, t in tensors.items()}
         for what, names in (
@@ -260,7 +266,7 @@ class Classifier(nn.Module):
         self.load_state_dict(tensors)
 
 
-def bundle_of(path: Path | str) -> Path:
+def find_bundle(path: Path | str) -> Path:
     """The bundle folder of a run folder, or the folder itself; raises BundleError where there is none."""
     folder = Path(path)
     if not folder.exists():
@@ -270,8 +276,8 @@ def bundle_of(path: Path | str) -> Path:
     return folder / "classifier" if (folder / "classifier").is_dir() else folder
 
 
-def _chunks(images: Iterable[Image], size: int) -> Iterator[list[Image]]:
-    chunk: list[Image] = []
+def _chunk_images(images: Iterable[ImageInput], size: int) -> Iterator[list[ImageInput]]:
+    chunk: list[ImageInput] = []
     for image in images:
         chunk.append(image)
         if len(chunk) == size:
@@ -281,16 +287,16 @@ def _chunks(images: Iterable[Image], size: int) -> Iterator[list[Image]]:
         yield chunk
 
 
-def _read(image: Image, geometry: Geometry) -> _Decoded:
+def _decode_input(image: ImageInput, geometry: Geometry) -> _PixelsOrError:
     try:
         if isinstance(image, ndarray):
-            return decode(_png(image), geometry)
+            return decode(_encode_png(image), geometry)
         return decode(image if isinstance(image, bytes) else Path(image).read_bytes(), geometry)
     except (ImageError, OSError) as error:
         return str(error.strerror if isinstance(error, OSError) else error)
 
 
-def _png(image: UInt8[ndarray, "H W C"]) -> bytes:
+def _encode_png(image: UInt8[ndarray, "H W C"]) -> bytes:
     """An array takes the way of a file, so that there is one way."""
     import io
 
@@ -301,7 +307,7 @@ def _png(image: UInt8[ndarray, "H W C"]) -> bytes:
     return stream.getvalue()
 
 
-def _read_config(folder: Path) -> dict[str, Any]:
+def _read_bundle_config(folder: Path) -> dict[str, Any]:
     path = folder / "config.json"
     if not path.is_file():
         raise BundleError(f"'{folder}' is no classifier: it has no config.json. Name a run or bundle folder.")
@@ -310,15 +316,15 @@ def _read_config(folder: Path) -> dict[str, Any]:
         version = int(config["format"])
     except (ValueError, KeyError, TypeError) as error:
         raise BundleError(f"The config.json of '{folder}' is damaged. Copy the bundle again.") from error
-    if version > FORMAT:
+    if version > BUNDLE_FORMAT:
         raise BundleError(
-            f"The bundle '{folder}' has format {version}, newer than this release reads ({FORMAT}). "
+            f"The bundle '{folder}' has format {version}, newer than this release reads ({BUNDLE_FORMAT}). "
             "Upgrade with: pip install --upgrade sightline"
         )
     return config
 
 
-def _check_values(config: Mapping[str, Any]) -> None:
+def _check_config_values(config: Mapping[str, Any]) -> None:
     """Fields that would load, and answer wrongly later."""
     classes, temperature = config["classes"], config["temperature"]
     if len(set(classes)) != len(classes) or not all(isinstance(name, str) for name in classes):
@@ -330,7 +336,7 @@ def _check_values(config: Mapping[str, Any]) -> None:
         raise ValueError(f"its threshold is {threshold!r}, not a confidence from 0 to 1")
 
 
-def _verify_files(folder: Path, config: Mapping[str, Any]) -> None:
+def _check_bundle_files(folder: Path, config: Mapping[str, Any]) -> None:
     """Every file is listed and has its checksum; whatever is not listed is refused."""
     listed = config.get("files")
     if not isinstance(listed, dict) or "model.safetensors" not in listed:
@@ -351,16 +357,16 @@ def _verify_files(folder: Path, config: Mapping[str, Any]) -> None:
             )
 
 
-def _read_answers(folder: Path) -> dict[str, Any]:
-    if not (folder / ANSWERS).is_file():
+def _read_bundle_answers(folder: Path) -> dict[str, Any]:
+    if not (folder / ANSWERS_FILE).is_file():
         return {}
-    answers = json.loads((folder / ANSWERS).read_text(encoding="utf-8"))
+    answers = json.loads((folder / ANSWERS_FILE).read_text(encoding="utf-8"))
     if not isinstance(answers, dict):
-        raise ValueError(f"its {ANSWERS} is not a JSON object")
+        raise ValueError(f"its {ANSWERS_FILE} is not a JSON object")
     return answers
 
 
-def _read_tensors(folder: Path) -> dict[str, Tensor]:
+def _read_bundle_tensors(folder: Path) -> dict[str, Tensor]:
     try:
         return load_file(folder / "model.safetensors")
     except (SafetensorError, OSError) as error:
@@ -369,28 +375,30 @@ def _read_tensors(folder: Path) -> dict[str, Tensor]:
         ) from error
 
 
-def write_card(folder: Path, text: str) -> None:
+def write_bundle_card(folder: Path, text: str) -> None:
     """Replace a bundle's card and its checksum; the tensors are not touched."""
-    config = _read_config(folder)
+    config = _read_bundle_config(folder)
     write_text(folder / "README.md", text)
     config["files"]["README.md"] = checksum(folder / "README.md")
     write_json(folder / "config.json", config)
 
 
-def amend(folder: Path | str, *, threshold: float | None = None, answers: Mapping[str, Any] | None = None) -> Path:
+def amend_bundle(
+    folder: Path | str, *, threshold: float | None = None, answers: Mapping[str, Any] | None = None
+) -> Path:
     """Set the threshold or the ``answers.json`` of a bundle, or of a run's; tensors and card are not touched.
 
     The bundle is written anew and renamed into place. Raises BundleError for one that cannot be loaded.
     """
-    folder = bundle_of(folder)
-    config = _read_config(folder)
-    _verify_files(folder, config)
-    with replacing(folder) as temporary:
+    folder = find_bundle(folder)
+    config = _read_bundle_config(folder)
+    _check_bundle_files(folder, config)
+    with atomic_replace(folder) as temporary:
         shutil.copytree(folder, temporary)
         if threshold is not None:
             config["threshold"] = threshold
         if answers is not None:
-            write_json(temporary / ANSWERS, answers)
-            config["files"][ANSWERS] = checksum(temporary / ANSWERS)
+            write_json(temporary / ANSWERS_FILE, answers)
+            config["files"][ANSWERS_FILE] = checksum(temporary / ANSWERS_FILE)
         write_json(temporary / "config.json", config)
     return folder

@@ -61,7 +61,7 @@ class ReleaseError(SightlineError):
     """A release that is not there, is damaged, or cannot be made."""
 
 
-class KeyRefused(SightlineError):
+class AuthError(SightlineError):
     """A key that is wrong, expired, or not allowed what it was used for."""
 
 
@@ -73,14 +73,14 @@ class ServiceError(SightlineError):
     """A service that does not answer, refuses, or cannot be started."""
 
 
-class LostError(TrainingError):
+class WorkerLostError(TrainingError):
     """A process of a run in several processes ended, so all of them stopped."""
 
     def __init__(self, text: str = "A process of this run was lost, so all of them stopped.") -> None:
         super().__init__(text)
 
 
-class Refused(SightlineError):
+class RequirementNotMet(SightlineError):
     """A requirement, a gate or a parity check said no."""
 
     exit_code = 3

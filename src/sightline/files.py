@@ -13,7 +13,7 @@ from typing import Any
 
 from .errors import OutputError
 
-_REMEDIES = {
+_WRITE_REMEDIES = {
     errno.ENOSPC: "the disk is full: free some space or choose another place",
     errno.EDQUOT: "your disk quota is used up: free some space or choose another place",
     errno.EROFS: "that file system is read-only: choose another place",
@@ -26,30 +26,30 @@ _REMEDIES = {
 
 
 @contextmanager
-def explaining(path: Path) -> Iterator[None]:
+def explain_write_errors(path: Path) -> Iterator[None]:
     """Turn an operating-system error about ``path`` into an OutputError with a remedy."""
     try:
         yield
     except OSError as error:
         reason = (error.strerror or str(error)).lower()
-        remedy = _REMEDIES.get(error.errno or 0, f"{reason}: choose another place")
+        remedy = _WRITE_REMEDIES.get(error.errno or 0, f"{reason}: choose another place")
         raise OutputError(f"Cannot write '{path}': {remedy}.") from error
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def atomic_replace(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside ``path``; rename it into place only if the block succeeds.
 
     Works for a file or a folder (the block creates either). A process killed while writing leaves the
     old content untouched, and at most a hidden temporary of which no reader takes notice.
     """
-    with explaining(path):
+    with explain_write_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         holder = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
         temporary = holder / path.name
         try:
             yield temporary
-            _sync(temporary)
+            _fsync(temporary)
             if temporary.is_dir() and path.exists():
                 path.replace(holder / "old")
             temporary.replace(path)
@@ -57,7 +57,7 @@ def replacing(path: Path) -> Iterator[Path]:
             shutil.rmtree(holder, ignore_errors=True)
 
 
-def _sync(path: Path) -> None:
+def _fsync(path: Path) -> None:
     for file in path.rglob("*") if path.is_dir() else [path]:
         if file.is_file():
             with file.open("rb") as stream:
@@ -66,7 +66,7 @@ def _sync(path: Path) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Write ``text`` as UTF-8, atomically."""
-    with replacing(path) as temporary:
+    with atomic_replace(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 

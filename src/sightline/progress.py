@@ -8,7 +8,7 @@ Advance = Callable[..., None]
 
 
 @contextmanager
-def bar(what: str, total: float | None) -> Iterator[Advance]:
+def progress_bar(what: str, total: float | None) -> Iterator[Advance]:
     """A progress bar of ``total`` steps: the block calls ``advance(n=1, note="")``.
 
     Silent when stderr is not a terminal, so that logs and pipes stay clean.
@@ -38,6 +38,6 @@ def bar(what: str, total: float | None) -> Iterator[Advance]:
         yield advance
 
 
-def say(text: str) -> None:
+def notify(text: str) -> None:
     """A sentence for the person at the terminal: stderr, so that stdout stays the answer's."""
     print(text, file=sys.stderr, flush=True)  # noqa: T201

@@ -23,7 +23,7 @@ from .errors import ChoiceError
 DEVICES = ("auto", "cpu", "cuda", "mps")
 
 
-def device(name: str = "auto") -> torch.device:
+def resolve_device(name: str = "auto") -> torch.device:
     """The device called ``name``; ``auto`` takes CUDA, then MPS, then the CPU.
 
     Raises ChoiceError where the named device is unknown or absent.
@@ -41,24 +41,24 @@ def device(name: str = "auto") -> torch.device:
     return torch.device(name)
 
 
-def seed(value: int) -> None:
+def seed_torch(value: int) -> None:
     """Seed torch's global generators: initial weights and dropout draw from them."""
     torch.manual_seed(value)
 
 
-def random_state() -> dict[str, Any]:
+def get_rng_state() -> dict[str, Any]:
     """Where torch's global generators are, on the CPU and on every CUDA device."""
     return {"cpu": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all()}
 
 
-def restore_random_state(state: Mapping[str, Any]) -> None:
-    """Put torch's global generators back where ``random_state`` found them."""
+def set_rng_state(state: Mapping[str, Any]) -> None:
+    """Put torch's global generators back where ``get_rng_state`` found them."""
     torch.set_rng_state(state["cpu"].cpu())
     if len(state["cuda"]) == torch.cuda.device_count():
         torch.cuda.set_rng_state_all([one.cpu() for one in state["cuda"]])
 
 
-def generator(seed: int, *counters: int) -> torch.Generator:
+def make_generator(seed: int, *counters: int) -> torch.Generator:
     """A fresh CPU generator that is a pure function of its arguments.
 
     Randomness that is addressed (seed, epoch, step) instead of consumed needs no saved state:
@@ -69,9 +69,9 @@ def generator(seed: int, *counters: int) -> torch.Generator:
     return torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
 
 
-def order(count: int, seed: int, *counters: int) -> Int64[ndarray, " N"]:
+def permutation(count: int, seed: int, *counters: int) -> Int64[ndarray, " N"]:
     """The numbers 0 to count - 1 in an order that is a pure function of the arguments."""
-    return torch.randperm(count, generator=generator(seed, *counters)).numpy()
+    return torch.randperm(count, generator=make_generator(seed, *counters)).numpy()
 
 
 def cpu_count() -> int:
@@ -85,13 +85,13 @@ def cache_dir() -> Path:
 
 
 @contextmanager
-def keeping_memory() -> Iterator[None]:
+def keep_freed_memory() -> Iterator[None]:
     """Within it, the C library keeps freed memory for the next step instead of giving it back at once.
 
     By default every large tensor is fresh pages that the system must clear: up to a quarter of the time of a small
     network's step (``benchmarks/memory.py``). Other systems than Linux with glibc are left as they are.
     """
-    library = _glibc()
+    library = _load_glibc()
     if library is None:
         yield
         return
@@ -109,7 +109,7 @@ _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # malloc.h
 
 
 @cache
-def _glibc() -> ctypes.CDLL | None:
+def _load_glibc() -> ctypes.CDLL | None:
     if platform.libc_ver()[0] != "glibc":
         return None
     library = ctypes.CDLL(None)
@@ -131,7 +131,7 @@ def version() -> str:
     return _version("sightline")
 
 
-def time_in_turn(candidates: Mapping[str, Callable[[], None]], rounds: int) -> dict[str, list[float]]:
+def time_interleaved(candidates: Mapping[str, Callable[[], None]], rounds: int) -> dict[str, list[float]]:
     """Seconds of each candidate in each of ``rounds``, taken in turn after one untimed call of each."""
     times: dict[str, list[float]] = {name: [] for name in candidates}
     for run in candidates.values():
@@ -151,7 +151,7 @@ def environment() -> dict[str, Any]:
         "python": platform.python_version(),
         "torch": torch.__version__,
         "platform": platform.platform(),
-        "processor": processor(),
+        "processor": processor_name(),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "cores": cpu_count(),
         "threads": torch.get_num_threads(),
@@ -159,7 +159,7 @@ def environment() -> dict[str, Any]:
     }
 
 
-def processor() -> str:
+def processor_name() -> str:
     """The processor's name, as the system tells it."""
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():

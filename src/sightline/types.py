@@ -16,8 +16,8 @@ from jaxtyping import Float, Int, Shaped, UInt8
 from numpy import ndarray
 from torch import Tensor
 
-Fit = Literal["squash", "crop", "pad"]
-Filter = Literal["bilinear", "bicubic", "box", "lanczos"]
+ResizeMode = Literal["squash", "crop", "pad"]
+Interpolation = Literal["bilinear", "bicubic", "box", "lanczos"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,10 +28,10 @@ class Geometry:
     """Working size (height, width) in pixels."""
     channels: Literal[1, 3] = 3
     """1 for grey, 3 for RGB."""
-    fit: Fit = "squash"
+    fit: ResizeMode = "squash"
     """``squash`` keeps every pixel and bends the aspect; ``crop`` keeps the aspect and loses the
     borders of the long side; ``pad`` keeps both and adds black borders."""
-    filter: Filter = "bilinear"
+    filter: Interpolation = "bilinear"
     """Resampling filter, antialiased when shrinking."""
     exif: bool = True
     """Turn the image upright as its EXIF orientation says."""
@@ -43,7 +43,7 @@ class Geometry:
         whole = all(isinstance(side, int) and 1 <= side <= 4096 for side in self.size)
         if len(self.size) != 2 or not whole or self.channels not in (1, 3):
             raise ValueError(f"a geometry of {self.size} pixels and {self.channels} channels is impossible")
-        if self.fit not in get_args(Fit) or self.filter not in get_args(Filter):
+        if self.fit not in get_args(ResizeMode) or self.filter not in get_args(Interpolation):
             raise ValueError(f"there is no fit '{self.fit}' or no filter '{self.filter}'")
         if self.window is not None and not -1e9 < self.window[0] < self.window[1] < 1e9:
             raise ValueError(f"a window from {self.window[0]} to {self.window[1]} is empty or impossible")
@@ -69,7 +69,7 @@ class Pixels(Protocol):
 
 
 @dataclass(frozen=True)
-class Skipped:
+class SkippedFile:
     """A file that could not be used, and why."""
 
     file: str
@@ -97,7 +97,7 @@ class Dataset:
     """Hash of the files this came from; two datasets of equal fingerprint and geometry have equal pixels."""
     columns: Mapping[str, Shaped[ndarray, " N"]] = field(default_factory=dict)
     """Whatever else is known of each image: ``split``, ``group``, ``width``, ``height``, ..."""
-    skipped: tuple[Skipped, ...] = ()
+    skipped: tuple[SkippedFile, ...] = ()
     """Files found but not usable."""
     notes: tuple[str, ...] = ()
     """What reading did that the user should know, one sentence each."""
@@ -188,14 +188,14 @@ class Interval:
         return f"{self.value:.4f} [{self.low:.4f}, {self.high:.4f}] (n={self.n})"
 
 
-Level = Literal["problem", "warning", "note"]
+RemarkLevel = Literal["problem", "warning", "note"]
 
 
 @dataclass(frozen=True)
 class Remark:
     """One thing found, in a sentence, with what to do about it."""
 
-    level: Level
+    level: RemarkLevel
     text: str
     examples: tuple[str, ...] = ()
     """Files or classes it is about, a few of them."""

@@ -10,13 +10,13 @@ from typing import Any
 
 from ..choose import choose, suggest
 from ..errors import ChoiceError
-from .auto import APGD
-from .ball import BALLS, Attack, Ball, check_eps, pixels, written
-from .decision import RayS
-from .gradient import FGSM, PGD
+from .apgd import APGD
+from .base import BALLS, Attack, Ball, check_eps, check_norm, format_eps, parse_eps, random_like
+from .gradient import FGSM, PGD, check_count, gradient_ascent, loss_gradient
+from .losses import cross_entropy_loss, frozen_eval, is_correct, require_gradient
 from .noise import RandomNoise
-from .quiet import require_gradient, undisturbed
-from .universal import Perturbation, Universal
+from .rays import RayS
+from .universal import Universal, UniversalPerturbation
 
 __all__ = [
     "APGD",
@@ -26,17 +26,25 @@ __all__ = [
     "PGD",
     "Attack",
     "Ball",
-    "Perturbation",
     "RandomNoise",
     "RayS",
     "Universal",
-    "attack_of",
+    "UniversalPerturbation",
+    "check_count",
     "check_eps",
-    "pixels",
+    "check_norm",
+    "cross_entropy_loss",
+    "format_eps",
+    "frozen_eval",
+    "gradient_ascent",
+    "is_correct",
+    "loss_gradient",
+    "make_attack",
+    "parse_eps",
+    "random_like",
     "require_gradient",
-    "undisturbed",
-    "written",
 ]
+
 
 ATTACKS: Mapping[str, Callable[..., Attack]] = {
     "noise": RandomNoise,
@@ -49,7 +57,7 @@ ATTACKS: Mapping[str, Callable[..., Attack]] = {
 """Name -> the attack, its own arguments after colons: ``pgd:40:restarts=5``."""
 
 
-def attack_of(by: str | Attack, **fields: Any) -> Attack:
+def make_attack(by: str | Attack, **fields: Any) -> Attack:
     """The attack a word names, with these fields of its own where they are not None: ``attack_of("pgd",
     steps=20)``.
 

@@ -10,12 +10,20 @@ from torch import Tensor
 from .. import runtime
 from ..choose import lookup
 from ..classifier import Classifier
-from .ball import BALLS, Ball, check_eps, check_norm
-from .quiet import LOSSES, Goal, Loss, cross_entropy, require_gradient, right, undisturbed
+from .base import BALLS, Ball, check_eps, check_norm
+from .losses import (
+    ATTACK_LOSSES,
+    AttackLoss,
+    StopCondition,
+    cross_entropy_loss,
+    frozen_eval,
+    is_correct,
+    require_gradient,
+)
 
 
-def gradient(
-    classifier: Classifier, at: Float[Tensor, "B C H W"], against: Tensor, loss: Loss
+def loss_gradient(
+    classifier: Classifier, at: Float[Tensor, "B C H W"], against: Tensor, loss: AttackLoss
 ) -> tuple[Float[Tensor, "B C H W"], Float[Tensor, "B K"], Float[Tensor, " B"]]:
     """The gradient of each image's loss to its pixels, the logits and the losses; no weight gets a gradient.
 
@@ -29,16 +37,16 @@ def gradient(
     return slope, logits.detach(), losses.detach()
 
 
-def ascend(
+def gradient_ascent(
     classifier: Classifier,
     ball: Ball,
     at: Float[Tensor, "B C H W"],
     against: Tensor,
-    loss: Loss,
+    loss: AttackLoss,
     *,
     size: float,
     steps: int,
-    until: Goal | None = None,
+    until: StopCondition | None = None,
 ) -> Float[Tensor, "B C H W"]:
     """``steps`` steps of ``size`` up the loss, from ``at`` (overwritten), never leaving the ball.
 
@@ -47,12 +55,12 @@ def ascend(
     """
     whole, rows = None, torch.arange(len(at), device=at.device)
     for _ in range(steps):
-        slope, logits, _ = gradient(classifier, at, against, loss)
+        slope, logits, _ = loss_gradient(classifier, at, against, loss)
         if until is not None and (done := until(logits, against)).any():
             whole = torch.empty_like(ball.images) if whole is None else whole
             whole[rows[done]] = at[done]
             on = ~done
-            rows, at, slope, against, ball = rows[on], at[on], slope[on], against[on], ball.keep(on)
+            rows, at, slope, against, ball = rows[on], at[on], slope[on], against[on], ball.select(on)
             if not len(rows):
                 return whole
         at = ball.step(at, slope, size)
@@ -62,17 +70,17 @@ def ascend(
     return whole
 
 
-def fooled(logits: Float[Tensor, "B K"], labels: Tensor) -> Bool[Tensor, " B"]:
+def is_fooled(logits: Float[Tensor, "B K"], labels: Tensor) -> Bool[Tensor, " B"]:
     """Where the answer is not the label."""
     return logits.argmax(1) != labels
 
 
-def reached(logits: Float[Tensor, "B K"], labels: Tensor) -> Bool[Tensor, " B"]:
+def is_target_reached(logits: Float[Tensor, "B K"], labels: Tensor) -> Bool[Tensor, " B"]:
     """Where the answer is the label."""
     return logits.argmax(1) == labels
 
 
-def _downhill(loss: Loss) -> Loss:
+def _negate(loss: AttackLoss) -> AttackLoss:
     return lambda logits, labels: -loss(logits, labels)
 
 
@@ -107,10 +115,12 @@ class FGSM:
         if not eps:
             return images
         ball = BALLS[self.norm](images, eps)
-        loss, goal = (_downhill(cross_entropy), reached) if self.targeted else (cross_entropy, fooled)
+        loss, goal = (
+            (_negate(cross_entropy_loss), is_target_reached) if self.targeted else (cross_entropy_loss, is_fooled)
+        )
         until = goal if self.early_stop else None
-        with undisturbed(classifier):
-            return ascend(classifier, ball, images.clone(), labels, loss, size=eps, steps=1, until=until)
+        with frozen_eval(classifier):
+            return gradient_ascent(classifier, ball, images.clone(), labels, loss, size=eps, steps=1, until=until)
 
 
 @no_type_check
@@ -138,7 +148,7 @@ class PGD:
     def __post_init__(self) -> None:
         """Raise ValueError or ChoiceError for a field that cannot be."""
         check_norm(self.norm)
-        lookup(LOSSES, self.loss, "loss of an attack")
+        lookup(ATTACK_LOSSES, self.loss, "loss of an attack")
         for name in ("steps", "restarts"):
             check_count(name, vars(self)[name])
         if self.step is not None and not (isinstance(self.step, int | float) and self.step > 0):
@@ -156,34 +166,36 @@ class PGD:
         require_gradient(classifier, "PGD")
         if not eps:
             return images
-        with undisturbed(classifier):
+        with frozen_eval(classifier):
             found, ball = images.clone(), BALLS[self.norm](images, eps)
             left = torch.arange(len(images), device=images.device)
             if self.early_stop:
-                left = self._open(classifier, images, labels)
+                left = self._unfinished_rows(classifier, images, labels)
             for restart in range(self.restarts):
                 if not len(left):
                     break
-                found[left] = self._climb(classifier, ball, left, labels[left], restart)
+                found[left] = self._attack_rows(classifier, ball, left, labels[left], restart)
                 if restart + 1 < self.restarts:
-                    left = left[self._open(classifier, found[left], labels[left])]
+                    left = left[self._unfinished_rows(classifier, found[left], labels[left])]
         return found
 
-    def _open(self, classifier: Classifier, images: Tensor, labels: Tensor) -> Tensor:
+    def _unfinished_rows(self, classifier: Classifier, images: Tensor, labels: Tensor) -> Tensor:
         """Rows whose answer is not yet what the attack wants."""
-        same = right(classifier, images, labels)
+        same = is_correct(classifier, images, labels)
         return (~same if self.targeted else same).nonzero().squeeze(1)
 
-    def _climb(self, classifier: Classifier, whole: Ball, left: Tensor, labels: Tensor, restart: int) -> Tensor:
+    def _attack_rows(
+        self, classifier: Classifier, whole: Ball, left: Tensor, labels: Tensor, restart: int
+    ) -> Tensor:
         """One climb of the rows that are left; an image's start does not depend on which others are."""
-        generator = None if self.seed is None else runtime.generator(self.seed, restart)
+        generator = None if self.seed is None else runtime.make_generator(self.seed, restart)
         at = (whole.random(generator) if self.random_start else whole.images)[left]
-        loss, goal = LOSSES[self.loss], fooled
+        loss, goal = ATTACK_LOSSES[self.loss], is_fooled
         if self.targeted:
-            loss, goal = _downhill(loss), reached
-        return ascend(
+            loss, goal = _negate(loss), is_target_reached
+        return gradient_ascent(
             classifier,
-            whole.keep(left),
+            whole.select(left),
             at,
             labels,
             loss,

@@ -8,9 +8,9 @@ from torch import Tensor
 
 from .. import runtime
 from ..classifier import Classifier
-from .ball import BALLS, check_eps, check_norm
+from .base import BALLS, check_eps, check_norm
 from .gradient import check_count
-from .quiet import right, undisturbed
+from .losses import frozen_eval, is_correct
 
 
 @no_type_check  # it checks its own fields, and says it better
@@ -42,13 +42,13 @@ class RandomNoise:
         check_eps(eps, images, self.norm)
         if not eps:
             return images
-        with undisturbed(classifier):
+        with frozen_eval(classifier):
             found = images.clone()
-            left = right(classifier, images, labels).nonzero().squeeze(1)
+            left = is_correct(classifier, images, labels).nonzero().squeeze(1)
             for number in range(self.tries):
                 if not len(left):
                     break
                 ball = BALLS[self.norm](images[left], eps)
-                found[left] = ball.random(runtime.generator(self.seed, number))
-                left = left[right(classifier, found[left], labels[left])] if number + 1 < self.tries else left
+                found[left] = ball.random(runtime.make_generator(self.seed, number))
+                left = left[is_correct(classifier, found[left], labels[left])] if number + 1 < self.tries else left
         return found

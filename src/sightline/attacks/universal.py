@@ -9,16 +9,16 @@ from torch import Tensor
 
 from .. import runtime
 from ..classifier import Classifier
-from .ball import BALLS, check_eps, check_norm
-from .gradient import check_count, gradient
-from .quiet import cross_entropy, require_gradient, undisturbed
+from .base import BALLS, check_eps, check_norm
+from .gradient import check_count, loss_gradient
+from .losses import cross_entropy_loss, frozen_eval, require_gradient
 
-ENOUGH = 9.0
+MAX_IMAGE_LOSS = 9.0
 """Cross-entropy above which an image counts no more: it is fooled, and must not hide the others."""
 
 
 @dataclass(frozen=True, eq=False)
-class Perturbation:
+class UniversalPerturbation:
     """A change that is added to every image: an attack that looks at nothing."""
 
     needs_gradient: ClassVar[bool] = False
@@ -79,22 +79,22 @@ class Universal:
         images: Float[Tensor, "N C H W"],
         labels: Int[Tensor, " N"],
         eps: float,
-    ) -> Perturbation:
+    ) -> UniversalPerturbation:
         """The change that fools on these images; GradientError for a classifier without gradients."""
         check_eps(eps, images, self.norm)
         require_gradient(classifier, "A universal perturbation")
         ball = BALLS[self.norm]
-        generator = runtime.generator(self.seed)
-        with undisturbed(classifier):
+        generator = runtime.make_generator(self.seed)
+        with frozen_eval(classifier):
             change = torch.zeros_like(images[:1])
             for _ in range(self.steps):
                 some = torch.randint(len(images), (self.batch_size,), generator=generator).to(images.device)
-                slope, _, _ = gradient(
+                slope, _, _ = loss_gradient(
                     classifier,
                     (images[some] + change).clamp_(0, 1),
                     labels[some],
-                    lambda logits, given: cross_entropy(logits, given).clamp(max=ENOUGH),
+                    lambda logits, given: cross_entropy_loss(logits, given).clamp(max=MAX_IMAGE_LOSS),
                 )
-                change.add_(ball.uphill(slope.sum(0, keepdim=True)), alpha=eps / 10)
-                change = ball.shortened(change, eps)
-        return Perturbation(change, eps, self.norm)
+                change.add_(ball.steepest_direction(slope.sum(0, keepdim=True)), alpha=eps / 10)
+                change = ball.clip_norm(change, eps)
+        return UniversalPerturbation(change, eps, self.norm)

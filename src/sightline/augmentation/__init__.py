@@ -4,7 +4,7 @@ A member is a frozen value, ``(Batch, generator) -> Batch``; its ``repr`` rebuil
 """
 
 from .automatic import RandAugment, TrivialAugment
-from .colour import Blur, Brightness, Contrast, Hue, Noise, Saturation, Sharpen
+from .colour import LUMA_WEIGHTS, Blur, Brightness, Contrast, Hue, Noise, Saturation, Sharpen
 from .geometry import (
     Affine,
     AlternatingFlip,
@@ -17,12 +17,14 @@ from .geometry import (
     Shift,
     VerticalFlip,
 )
-from .kernels import warp
+from .kernels import affine_matrices, gaussian_blur, resample, similarity_matrices, warp
 from .mix import CutMix, Erase, Mixup
-from .policy import AUGMENTATIONS, Augmentation, Compose, policy
+from .policy import AUGMENTATIONS, Augmentation, Compose, parse_policy
+from .sampling import check_range, check_whole
 
 __all__ = [
     "AUGMENTATIONS",
+    "LUMA_WEIGHTS",
     "Affine",
     "AlternatingFlip",
     "Augmentation",
@@ -47,6 +49,12 @@ __all__ = [
     "Shift",
     "TrivialAugment",
     "VerticalFlip",
-    "policy",
+    "affine_matrices",
+    "check_range",
+    "check_whole",
+    "gaussian_blur",
+    "parse_policy",
+    "resample",
+    "similarity_matrices",
     "warp",
 ]

@@ -12,83 +12,100 @@ from jaxtyping import Float, Int
 from torch import Generator, Tensor
 
 from ..types import Batch
-from .colour import brighten, contrast, equalize, posterize, saturate, sharpen, solarize, stretch
-from .kernels import matrices, put, similarity, take, warp
+from .colour import (
+    adjust_brightness,
+    adjust_contrast,
+    adjust_saturation,
+    adjust_sharpness,
+    autocontrast,
+    equalize,
+    posterize,
+    solarize,
+)
+from .kernels import affine_matrices, gather_images, scatter_images, similarity_matrices, warp
 from .sampling import check_range, check_whole
 
 Operation = Callable[[Tensor, Tensor], Tensor]
 """(pixels (B C H W), one amount for each image) -> pixels."""
 
 
-def lean_x(pixels: Float[Tensor, "B C H W"], slopes: Float[Tensor, " B"]) -> Float[Tensor, "B C H W"]:
+def shear_x(pixels: Float[Tensor, "B C H W"], slopes: Float[Tensor, " B"]) -> Float[Tensor, "B C H W"]:
     """Each row moved sideways by its distance from the centre times the slope."""
-    return warp(pixels, matrices(xy=slopes, count=len(pixels)))
+    return warp(pixels, affine_matrices(xy=slopes, count=len(pixels)))
 
 
-def lean_y(pixels: Float[Tensor, "B C H W"], slopes: Float[Tensor, " B"]) -> Float[Tensor, "B C H W"]:
+def shear_y(pixels: Float[Tensor, "B C H W"], slopes: Float[Tensor, " B"]) -> Float[Tensor, "B C H W"]:
     """Each column moved up or down by its distance from the centre times the slope."""
-    return warp(pixels, matrices(yx=slopes, count=len(pixels)))
+    return warp(pixels, affine_matrices(yx=slopes, count=len(pixels)))
 
 
-def move_x(pixels: Float[Tensor, "B C H W"], distances: Float[Tensor, " B"]) -> Float[Tensor, "B C H W"]:
+def translate_x(pixels: Float[Tensor, "B C H W"], distances: Float[Tensor, " B"]) -> Float[Tensor, "B C H W"]:
     """Each image moved to the right, in pixels."""
-    return warp(pixels, matrices(x=-distances, count=len(pixels)))
+    return warp(pixels, affine_matrices(x=-distances, count=len(pixels)))
 
 
-def move_y(pixels: Float[Tensor, "B C H W"], distances: Float[Tensor, " B"]) -> Float[Tensor, "B C H W"]:
+def translate_y(pixels: Float[Tensor, "B C H W"], distances: Float[Tensor, " B"]) -> Float[Tensor, "B C H W"]:
     """Each image moved down, in pixels."""
-    return warp(pixels, matrices(y=-distances, count=len(pixels)))
+    return warp(pixels, affine_matrices(y=-distances, count=len(pixels)))
 
 
-def turn(pixels: Float[Tensor, "B C H W"], degrees: Float[Tensor, " B"]) -> Float[Tensor, "B C H W"]:
+def rotate(pixels: Float[Tensor, "B C H W"], degrees: Float[Tensor, " B"]) -> Float[Tensor, "B C H W"]:
     """Each image turned about its centre."""
     still = degrees.new_zeros(len(degrees), 2)
-    turned = similarity(torch.deg2rad(degrees), torch.ones_like(degrees), still, pixels.shape[-2:])
+    turned = similarity_matrices(torch.deg2rad(degrees), torch.ones_like(degrees), still, pixels.shape[-2:])
     return warp(pixels, turned)
 
 
-Space = Mapping[str, tuple[Operation, float, float, bool]]
+OperationSpace = Mapping[str, tuple[Operation, float, float, bool]]
 """Name -> (operation, amount at magnitude 0, at the greatest, whether it may be taken the other way)."""
 
 
-def _keep(pixels: Tensor, amounts: Tensor) -> Tensor:  # noqa: ARG001
+def _identity(pixels: Tensor, amounts: Tensor) -> Tensor:  # noqa: ARG001
     return pixels
 
 
-def _factor(change: Operation) -> Operation:
+def _from_factor(change: Operation) -> Operation:
     return lambda pixels, amounts: change(pixels, 1 + amounts)
 
 
-def _share(change: Operation, axis: int) -> Operation:
+def _from_share(change: Operation, axis: int) -> Operation:
     return lambda pixels, amounts: change(pixels, amounts * pixels.shape[axis])
 
 
-def _space(
+def _build_space(
     lean: float, move: tuple[Operation, Operation, float], degrees: float, factor: float, bits: int
-) -> Space:
+) -> OperationSpace:
 
     return {
-        "identity": (_keep, 0, 0, False),
-        "lean-x": (lean_x, 0, lean, True),
-        "lean-y": (lean_y, 0, lean, True),
+        "identity": (_identity, 0, 0, False),
+        "lean-x": (shear_x, 0, lean, True),
+        "lean-y": (shear_y, 0, lean, True),
         "move-x": (move[0], 0, move[2], True),
         "move-y": (move[1], 0, move[2], True),
-        "turn": (turn, 0, degrees, True),
-        "brightness": (_factor(brighten), 0, factor, True),
-        "saturation": (_factor(saturate), 0, factor, True),
-        "contrast": (_factor(contrast), 0, factor, True),
-        "sharpness": (_factor(sharpen), 0, factor, True),
+        "turn": (rotate, 0, degrees, True),
+        "brightness": (_from_factor(adjust_brightness), 0, factor, True),
+        "saturation": (_from_factor(adjust_saturation), 0, factor, True),
+        "contrast": (_from_factor(adjust_contrast), 0, factor, True),
+        "sharpness": (_from_factor(adjust_sharpness), 0, factor, True),
         "posterize": (posterize, 8, bits, False),
         "solarize": (solarize, 1, 0, False),
-        "autocontrast": (lambda pixels, _: stretch(pixels), 0, 0, False),
+        "autocontrast": (lambda pixels, _: autocontrast(pixels), 0, 0, False),
         "equalize": (lambda pixels, _: equalize(pixels), 0, 0, False),
     }
 
 
-WIDE = _space(lean=0.99, move=(move_x, move_y, 32.0), degrees=135, factor=0.99, bits=2)
+TRIVIALAUGMENT_SPACE = _build_space(
+    lean=0.99, move=(translate_x, translate_y, 32.0), degrees=135, factor=0.99, bits=2
+)
 """TrivialAugment's wide space: slopes, pixels, degrees, factors from 1, bits."""
 
-CLASSIC = _space(lean=0.3, move=(_share(move_x, 3), _share(move_y, 2), 150 / 331), degrees=30, factor=0.9, bits=4)
+RANDAUGMENT_SPACE = _build_space(
+    lean=0.3,
+    move=(_from_share(translate_x, 3), _from_share(translate_y, 2), 150 / 331),
+    degrees=30,
+    factor=0.9,
+    bits=4,
+)
 """RandAugment's space, as AutoAugment had it; displacements are shares of the sides."""
 
 
@@ -103,7 +120,7 @@ class TrivialAugment:
     def __call__(self, batch: Batch, generator: Generator) -> Batch:
         """The batch with every image changed by its own operation."""
         levels = torch.randint(31, (len(batch),), generator=generator).double() / 30
-        return replace(batch, pixels=_one_each(batch.pixels, levels, WIDE, generator))
+        return replace(batch, pixels=_apply_random(batch.pixels, levels, TRIVIALAUGMENT_SPACE, generator))
 
 
 @dataclass(frozen=True)
@@ -124,25 +141,25 @@ class RandAugment:
         """The batch with every image changed by its own operations."""
         pixels, levels = batch.pixels, torch.full((len(batch),), self.m / 30, dtype=torch.float64)
         for _ in range(self.n):
-            pixels = _one_each(pixels, levels, CLASSIC, generator)
+            pixels = _apply_random(pixels, levels, RANDAUGMENT_SPACE, generator)
         return replace(batch, pixels=pixels)
 
 
-def _one_each(
-    pixels: Float[Tensor, "B C H W"], levels: Float[Tensor, " B"], space: Space, generator: Generator
+def _apply_random(
+    pixels: Float[Tensor, "B C H W"], levels: Float[Tensor, " B"], space: OperationSpace, generator: Generator
 ) -> Float[Tensor, "B C H W"]:
     """Each image changed by one operation of the space, with the magnitude of its level in [0, 1]."""
     chosen = torch.randint(len(space), (len(pixels),), generator=generator)
     signs = 2 * torch.randint(2, (len(pixels),), generator=generator) - 1
-    return apply(pixels, chosen, levels, signs, space)
+    return apply_operations(pixels, chosen, levels, signs, space)
 
 
-def apply(
+def apply_operations(
     pixels: Float[Tensor, "B C H W"],
     chosen: Int[Tensor, " B"],
     levels: Float[Tensor, " B"],
     signs: Int[Tensor, " B"],
-    space: Space,
+    space: OperationSpace,
 ) -> Float[Tensor, "B C H W"]:
     """Operation number ``chosen`` of the space for each image: each operation once, on all that chose it."""
     order = torch.argsort(chosen, stable=True)
@@ -151,5 +168,5 @@ def apply(
     for rows, (operation, low, high, signed) in zip(order.split(counts), space.values(), strict=True):
         if len(rows):
             amounts = low + (high - low) * levels[rows]
-            changed.append(operation(take(pixels, rows), amounts * signs[rows] if signed else amounts))
-    return put(pixels, order, torch.cat(changed))
+            changed.append(operation(gather_images(pixels, rows), amounts * signs[rows] if signed else amounts))
+    return scatter_images(pixels, order, torch.cat(changed))

@@ -12,33 +12,33 @@ from jaxtyping import Float
 from torch import Generator, Tensor
 
 from ..types import Batch
-from .kernels import alike, smooth
-from .sampling import check_range, each, uniform
+from .kernels import gaussian_blur, match_layout
+from .sampling import check_range, per_image, uniform_per_image
 
-LUMINANCE = (0.299, 0.587, 0.114)
+LUMA_WEIGHTS = (0.299, 0.587, 0.114)
 """Weights of R, G and B in grey (ITU-R BT.601), as Pillow has them."""
 
 
-def brighten(pixels: Float[Tensor, "B C H W"], factors: Float[Tensor, " B"]) -> Float[Tensor, "B C H W"]:
+def adjust_brightness(pixels: Float[Tensor, "B C H W"], factors: Float[Tensor, " B"]) -> Float[Tensor, "B C H W"]:
     """Each image times its factor."""
-    return (pixels * each(factors, pixels)).clamp_(0, 1)
+    return (pixels * per_image(factors, pixels)).clamp_(0, 1)
 
 
-def contrast(pixels: Float[Tensor, "B C H W"], factors: Float[Tensor, " B"]) -> Float[Tensor, "B C H W"]:
+def adjust_contrast(pixels: Float[Tensor, "B C H W"], factors: Float[Tensor, " B"]) -> Float[Tensor, "B C H W"]:
     """Each pixel's distance from its image's mean grey, times the factor."""
     means = pixels.mean((2, 3), keepdim=True)
-    return _blend(_grey(means), pixels, factors)
+    return _blend(_to_grey(means), pixels, factors)
 
 
-def saturate(pixels: Float[Tensor, "B C H W"], factors: Float[Tensor, " B"]) -> Float[Tensor, "B C H W"]:
+def adjust_saturation(pixels: Float[Tensor, "B C H W"], factors: Float[Tensor, " B"]) -> Float[Tensor, "B C H W"]:
     """Each pixel's distance from its own grey, times the factor; grey images are returned as they are."""
     if pixels.shape[1] != 3:
         return pixels
     planes = pixels.contiguous()  # meeting one grey plane costs more in channels_last than going there and back
-    return alike(_blend(_grey(planes), planes, factors), pixels)
+    return match_layout(_blend(_to_grey(planes), planes, factors), pixels)
 
 
-def turn_hue(pixels: Float[Tensor, "B C H W"], turns: Float[Tensor, " B"]) -> Float[Tensor, "B C H W"]:
+def adjust_hue(pixels: Float[Tensor, "B C H W"], turns: Float[Tensor, " B"]) -> Float[Tensor, "B C H W"]:
     """The hue of HSV moved by ``turns`` of the colour circle (1 is once round); grey images as they are.
 
     R, G, B are v - c clamp(2 - |k - 2|, 0, 1), with k = (n + 6 hue) mod 6, n = 5, 3, 1, v the greatest of them
@@ -52,17 +52,17 @@ def turn_hue(pixels: Float[Tensor, "B C H W"], turns: Float[Tensor, " B"]) -> Fl
     chroma = value - torch.minimum(torch.minimum(r, g), b)
     scale = 1 / (6 * chroma + (chroma == 0))
     hue = torch.where(value == g, 1 / 3 + (b - r) * scale, 2 / 3 + (r - g) * scale)
-    hue = torch.where(value == r, (g - b) * scale, hue) + each(turns, planes).view(-1, 1, 1)
+    hue = torch.where(value == r, (g - b) * scale, hue) + per_image(turns, planes).view(-1, 1, 1)
     turned = torch.empty_like(planes)
     for channel, n in enumerate((5, 3, 1)):
         k = (hue + (1 + n / 6)).frac_().mul_(6)  # plus one round: the fraction of a negative number is negative
         torch.addcmul(
             value, chroma, k.sub_(2).abs_().neg_().add_(2).clamp_(0, 1), value=-1, out=turned[:, channel]
         )
-    return alike(turned.clamp_(0, 1), pixels)
+    return match_layout(turned.clamp_(0, 1), pixels)
 
 
-def sharpen(pixels: Float[Tensor, "B C H W"], factors: Float[Tensor, " B"]) -> Float[Tensor, "B C H W"]:
+def adjust_sharpness(pixels: Float[Tensor, "B C H W"], factors: Float[Tensor, " B"]) -> Float[Tensor, "B C H W"]:
     """Each pixel's distance from the smoothed image, times the factor; the outermost pixels stay.
 
     Smoothed by (1 1 1; 1 5 1; 1 1 1) / 13, as in Pillow.
@@ -78,16 +78,16 @@ def sharpen(pixels: Float[Tensor, "B C H W"], factors: Float[Tensor, " B"]) -> F
 
 def posterize(pixels: Float[Tensor, "B C H W"], bits: Float[Tensor, " B"]) -> Float[Tensor, "B C H W"]:
     """Only the highest ``bits`` of each 8-bit value."""
-    steps = each(2 ** (8 - bits.round()), pixels)
+    steps = per_image(2 ** (8 - bits.round()), pixels)
     return (pixels * 255).round_().div_(steps).floor_().mul_(steps).div_(255)
 
 
 def solarize(pixels: Float[Tensor, "B C H W"], thresholds: Float[Tensor, " B"]) -> Float[Tensor, "B C H W"]:
     """Values at or above the threshold inverted."""
-    return torch.where(pixels >= each(thresholds, pixels), 1 - pixels, pixels)
+    return torch.where(pixels >= per_image(thresholds, pixels), 1 - pixels, pixels)
 
 
-def stretch(pixels: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
+def autocontrast(pixels: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
     """Each channel of each image stretched to [0, 1] (autocontrast); a constant one stays."""
     low, high = pixels.amin((2, 3), keepdim=True), pixels.amax((2, 3), keepdim=True)
     flat = high <= low
@@ -102,24 +102,26 @@ def equalize(pixels: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
     step = (values.shape[2] - last) // 255
     table = (step // 2 + counts.cumsum(2) - counts) // step.clamp_min(1)
     table = torch.where(step > 0, table.clamp_max(255), torch.arange(256, device=pixels.device))
-    return alike((table.gather(2, values) / 255).view(pixels.shape), pixels)
+    return match_layout((table.gather(2, values) / 255).view(pixels.shape), pixels)
 
 
-def _grey(pixels: Float[Tensor, "B C h w"]) -> Float[Tensor, "B 1 h w"]:
+def _to_grey(pixels: Float[Tensor, "B C h w"]) -> Float[Tensor, "B 1 h w"]:
     """Luminance of RGB; the mean of any other number of channels."""
     if pixels.shape[1] != 3:
         return pixels.mean(1, keepdim=True)
     r, g, b = (pixels[:, channel : channel + 1] for channel in range(3))
-    return (r * LUMINANCE[0]).add_(g, alpha=LUMINANCE[1]).add_(b, alpha=LUMINANCE[2])
+    return (r * LUMA_WEIGHTS[0]).add_(g, alpha=LUMA_WEIGHTS[1]).add_(b, alpha=LUMA_WEIGHTS[2])
 
 
 def _blend(without: Tensor, pixels: Float[Tensor, "B C H W"], factors: Tensor) -> Float[Tensor, "B C H W"]:
     """``without + factor (pixels - without)``; exactly ``pixels`` for a factor of 1."""
-    return alike(torch.lerp(without.expand_as(pixels), pixels, each(factors, pixels)).clamp_(0, 1), pixels)
+    return match_layout(
+        torch.lerp(without.expand_as(pixels), pixels, per_image(factors, pixels)).clamp_(0, 1), pixels
+    )
 
 
 @dataclass(frozen=True)
-class _Factor(ABC):
+class _FactorAugmentation(ABC):
     """A factor for each image, uniform in [1 - ``strength``, 1 + ``strength``]."""
 
     strength: float = 0.4
@@ -129,7 +131,7 @@ class _Factor(ABC):
 
     def __call__(self, batch: Batch, generator: Generator) -> Batch:
         """The batch with every image changed by its own factor."""
-        factors = uniform(len(batch), 1 - self.strength, 1 + self.strength, generator)
+        factors = uniform_per_image(len(batch), 1 - self.strength, 1 + self.strength, generator)
         return replace(batch, pixels=self.change(batch.pixels, factors)) if self.strength else batch
 
     @staticmethod
@@ -138,25 +140,25 @@ class _Factor(ABC):
         """The pixels, each image changed by its factor."""
 
 
-class Brightness(_Factor):
+class Brightness(_FactorAugmentation):
     """Make each image darker or lighter, by a factor from 1 - ``strength`` to 1 + ``strength``."""
 
-    change = staticmethod(brighten)
+    change = staticmethod(adjust_brightness)
 
 
-class Contrast(_Factor):
+class Contrast(_FactorAugmentation):
     """Lower or raise each image's contrast, by a factor from 1 - ``strength`` to 1 + ``strength``."""
 
-    change = staticmethod(contrast)
+    change = staticmethod(adjust_contrast)
 
 
-class Saturation(_Factor):
+class Saturation(_FactorAugmentation):
     """Make each image's colours paler or stronger, by a factor from 1 - ``strength`` to 1 + ``strength``.
 
     Grey images have none: they stay as they are.
     """
 
-    change = staticmethod(saturate)
+    change = staticmethod(adjust_saturation)
 
 
 @dataclass(frozen=True)
@@ -173,8 +175,8 @@ class Hue:
 
     def __call__(self, batch: Batch, generator: Generator) -> Batch:
         """The batch with every image's hue turned by its own amount."""
-        turns = uniform(len(batch), -self.turn, self.turn, generator)
-        return replace(batch, pixels=turn_hue(batch.pixels, turns)) if self.turn else batch
+        turns = uniform_per_image(len(batch), -self.turn, self.turn, generator)
+        return replace(batch, pixels=adjust_hue(batch.pixels, turns)) if self.turn else batch
 
 
 @dataclass(frozen=True)
@@ -188,8 +190,8 @@ class Sharpen:
 
     def __call__(self, batch: Batch, generator: Generator) -> Batch:
         """The batch with every image sharpened by its own factor."""
-        factors = uniform(len(batch), 1, 1 + self.strength, generator)
-        return replace(batch, pixels=sharpen(batch.pixels, factors)) if self.strength else batch
+        factors = uniform_per_image(len(batch), 1, 1 + self.strength, generator)
+        return replace(batch, pixels=adjust_sharpness(batch.pixels, factors)) if self.strength else batch
 
 
 @dataclass(frozen=True)
@@ -203,8 +205,8 @@ class Blur:
 
     def __call__(self, batch: Batch, generator: Generator) -> Batch:
         """The batch with every image blurred by its own amount."""
-        sigmas = uniform(len(batch), 0, self.sigma, generator)
-        return replace(batch, pixels=smooth(batch.pixels, sigmas).clamp_(0, 1)) if self.sigma else batch
+        sigmas = uniform_per_image(len(batch), 0, self.sigma, generator)
+        return replace(batch, pixels=gaussian_blur(batch.pixels, sigmas).clamp_(0, 1)) if self.sigma else batch
 
 
 @dataclass(frozen=True)
@@ -219,6 +221,8 @@ class Noise:
     def __call__(self, batch: Batch, generator: Generator) -> Batch:
         """The batch with noise of its own in every image."""
         pixels = batch.pixels
-        stds = uniform(len(batch), 0, self.std, generator)
-        noise = alike(torch.randn(pixels.shape, generator=generator).to(pixels.device, non_blocking=True), pixels)
-        return replace(batch, pixels=noise.mul_(each(stds, pixels)).add_(pixels).clamp_(0, 1))
+        stds = uniform_per_image(len(batch), 0, self.std, generator)
+        noise = match_layout(
+            torch.randn(pixels.shape, generator=generator).to(pixels.device, non_blocking=True), pixels
+        )
+        return replace(batch, pixels=noise.mul_(per_image(stds, pixels)).add_(pixels).clamp_(0, 1))

@@ -7,8 +7,24 @@ import torch
 from torch import Generator
 
 from ..types import Batch
-from .kernels import matrices, mirror, move, resample, similarity, smooth, warp
-from .sampling import Fill, check_choice, check_range, check_whole, happens, sides, uniform
+from .kernels import (
+    affine_matrices,
+    flip_images,
+    gaussian_blur,
+    resample,
+    similarity_matrices,
+    translate_images,
+    warp,
+)
+from .sampling import (
+    BorderFill,
+    check_choice,
+    check_range,
+    check_whole,
+    draw_bernoulli,
+    draw_boxes,
+    uniform_per_image,
+)
 
 
 @dataclass(frozen=True)
@@ -22,8 +38,8 @@ class Flip:
 
     def __call__(self, batch: Batch, generator: Generator) -> Batch:
         """The batch with some images mirrored."""
-        chosen = happens(len(batch), self.p, generator).nonzero().flatten()
-        return replace(batch, pixels=mirror(batch.pixels, chosen))
+        chosen = draw_bernoulli(len(batch), self.p, generator).nonzero().flatten()
+        return replace(batch, pixels=flip_images(batch.pixels, chosen))
 
 
 @dataclass(frozen=True)
@@ -37,8 +53,8 @@ class VerticalFlip:
 
     def __call__(self, batch: Batch, generator: Generator) -> Batch:
         """The batch with some images upside down."""
-        chosen = happens(len(batch), self.p, generator).nonzero().flatten()
-        return replace(batch, pixels=mirror(batch.pixels, chosen, axis=2))
+        chosen = draw_bernoulli(len(batch), self.p, generator).nonzero().flatten()
+        return replace(batch, pixels=flip_images(batch.pixels, chosen, axis=2))
 
 
 @dataclass(frozen=True)
@@ -71,16 +87,16 @@ class Shift:
     """
 
     pixels: int = 4
-    fill: Fill = "zero"
+    fill: BorderFill = "zero"
 
     def __post_init__(self):
         check_whole("pixels", self.pixels, 256)
-        check_choice("fill", self.fill, Fill)
+        check_choice("fill", self.fill, BorderFill)
 
     def __call__(self, batch: Batch, generator: Generator) -> Batch:
         """The batch with every image moved by its own offset."""
         offsets = torch.randint(-self.pixels, self.pixels + 1, (len(batch), 2), generator=generator)
-        return replace(batch, pixels=move(batch.pixels, offsets, self.pixels, self.fill))
+        return replace(batch, pixels=translate_images(batch.pixels, offsets, self.pixels, self.fill))
 
 
 @dataclass(frozen=True)
@@ -94,13 +110,13 @@ class Affine:
     degrees: float = 10.0
     scale: float = 0.1
     translate: float = 0.1
-    fill: Fill = "zero"
+    fill: BorderFill = "zero"
 
     def __post_init__(self):
         check_range("degrees", self.degrees, 180)
         check_range("scale", self.scale, 10)
         check_range("translate", self.translate, 1)
-        check_choice("fill", self.fill, Fill)
+        check_choice("fill", self.fill, BorderFill)
 
     def __call__(self, batch: Batch, generator: Generator) -> Batch:
         """The batch with every image turned, resized and moved by its own amounts."""
@@ -109,7 +125,7 @@ class Affine:
             return batch
         turns = drawn[:, 0] * math.radians(self.degrees)
         sizes = torch.exp(drawn[:, 1] * math.log1p(self.scale))
-        moved = similarity(turns, sizes, drawn[:, 2:] * self.translate, batch.pixels.shape[-2:])
+        moved = similarity_matrices(turns, sizes, drawn[:, 2:] * self.translate, batch.pixels.shape[-2:])
         return replace(batch, pixels=warp(batch.pixels, moved, self.fill))
 
 
@@ -118,7 +134,7 @@ class Rotate:
     """Turn each image about its centre by up to ``degrees`` either way."""
 
     degrees: float = 10.0
-    fill: Fill = "zero"
+    fill: BorderFill = "zero"
 
     def __post_init__(self):
         Affine(degrees=self.degrees, fill=self.fill)
@@ -133,7 +149,7 @@ class Scale:
     """Resize each image about its centre by a factor from 1/(1+``scale``) to 1+``scale``."""
 
     scale: float = 0.1
-    fill: Fill = "zero"
+    fill: BorderFill = "zero"
 
     def __post_init__(self):
         Affine(scale=self.scale, fill=self.fill)
@@ -148,20 +164,20 @@ class Shear:
     """Lean each image by up to ``degrees`` either way, upwards and sideways; areas are kept."""
 
     degrees: float = 10.0
-    fill: Fill = "zero"
+    fill: BorderFill = "zero"
 
     def __post_init__(self):
         check_range("degrees", self.degrees, 60)
-        check_choice("fill", self.fill, Fill)
+        check_choice("fill", self.fill, BorderFill)
 
     def __call__(self, batch: Batch, generator: Generator) -> Batch:
         """The batch with every image leaning by its own two angles."""
         count, most = len(batch), math.radians(self.degrees)
-        a, b = (torch.tan(uniform(count, -most, most, generator)) for _ in range(2))
+        a, b = (torch.tan(uniform_per_image(count, -most, most, generator)) for _ in range(2))
         if not self.degrees:
             return batch
         # First along y by b, then along x by a: the determinant is 1, so nothing collapses.
-        leaning = matrices(xx=1 + a * b, xy=a, yx=b, count=count)
+        leaning = affine_matrices(xx=1 + a * b, xy=a, yx=b, count=count)
         return replace(batch, pixels=warp(batch.pixels, leaning, self.fill))
 
 
@@ -185,8 +201,8 @@ class ResizedCrop:
 
     def __call__(self, batch: Batch, generator: Generator) -> Batch:
         """The batch with a box of every image in its place."""
-        heights, widths = sides(len(batch), self.least, self.most, self.aspect, generator)
-        tops, lefts = (uniform(len(batch), -0.5, 0.5, generator) for _ in range(2))
+        heights, widths = draw_boxes(len(batch), self.least, self.most, self.aspect, generator)
+        tops, lefts = (uniform_per_image(len(batch), -0.5, 0.5, generator) for _ in range(2))
         if self.least == self.aspect == 1:
             return batch
         fits = (heights <= 1) & (widths <= 1)
@@ -194,7 +210,7 @@ class ResizedCrop:
         whole = ~fits.any(1)
         h, w = (side.gather(1, first).flatten().masked_fill(whole, 1) for side in (heights, widths))
         height, width = batch.pixels.shape[-2:]
-        boxes = matrices(xx=w, yy=h, x=lefts * (1 - w) * width, y=tops * (1 - h) * height, count=len(batch))
+        boxes = affine_matrices(xx=w, yy=h, x=lefts * (1 - w) * width, y=tops * (1 - h) * height, count=len(batch))
         return replace(batch, pixels=warp(batch.pixels, boxes, "edge"))
 
 
@@ -209,12 +225,12 @@ class Elastic:
 
     alpha: float = 34.0
     sigma: float = 4.0
-    fill: Fill = "zero"
+    fill: BorderFill = "zero"
 
     def __post_init__(self):
         check_range("alpha", self.alpha, 10_000)
         check_range("sigma", self.sigma, 100, 0.1)
-        check_choice("fill", self.fill, Fill)
+        check_choice("fill", self.fill, BorderFill)
 
     def __call__(self, batch: Batch, generator: Generator) -> Batch:
         """The batch with every image bent by a field of its own."""
@@ -223,7 +239,7 @@ class Elastic:
         if not self.alpha:
             return batch
         field = field.to(batch.pixels.device, non_blocking=True).mul_(2).sub_(1)
-        field = smooth(field, torch.tensor([self.sigma], dtype=torch.float64)).mul_(self.alpha)
+        field = gaussian_blur(field, torch.tensor([self.sigma], dtype=torch.float64)).mul_(self.alpha)
         places = torch.empty(count, height, width, 2, device=field.device)
         for axis, side in enumerate((width, height)):
             still = (2 * torch.arange(side) + 1) / side - 1  # half sides from the centre

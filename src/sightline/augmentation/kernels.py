@@ -8,43 +8,45 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
-from .sampling import Fill
+from .sampling import BorderFill
 
 
-def mirror(pixels: Float[Tensor, "B C H W"], chosen: Int[Tensor, " n"], axis: int = 3) -> Float[Tensor, "B C H W"]:
+def flip_images(
+    pixels: Float[Tensor, "B C H W"], chosen: Int[Tensor, " n"], axis: int = 3
+) -> Float[Tensor, "B C H W"]:
     """A copy of ``pixels`` with the chosen images mirrored: left to right, or along ``axis`` 2 top to bottom."""
     # Copying the chosen out and back is twice as fast as a where over the whole batch.
-    return put(pixels, chosen, take(pixels, chosen).flip(axis))
+    return scatter_images(pixels, chosen, gather_images(pixels, chosen).flip(axis))
 
 
-def take(pixels: Float[Tensor, "B C H W"], chosen: Int[Tensor, " n"]) -> Float[Tensor, "n C H W"]:
+def gather_images(pixels: Float[Tensor, "B C H W"], chosen: Int[Tensor, " n"]) -> Float[Tensor, "n C H W"]:
     """The chosen images, in the memory format of all."""
-    pixels = dense(pixels)
+    pixels = as_dense(pixels)
     # In the order of memory an image is one copy, much faster than indexing channels_last pixels.
-    cells = _cells(pixels).index_select(0, chosen.to(pixels.device, non_blocking=True))
+    cells = _memory_cells(pixels).index_select(0, chosen.to(pixels.device, non_blocking=True))
     return cells.as_strided((len(chosen), *pixels.shape[1:]), pixels.stride())
 
 
-def put(
+def scatter_images(
     pixels: Float[Tensor, "B C H W"], chosen: Int[Tensor, " n"], images: Float[Tensor, "n C H W"]
 ) -> Float[Tensor, "B C H W"]:
     """A copy of ``pixels`` with ``images`` in the chosen places."""
-    copy = dense(pixels).clone()
-    cells = _cells(alike(images, copy))
-    _cells(copy).index_copy_(0, chosen.to(pixels.device, non_blocking=True), cells)
+    copy = as_dense(pixels).clone()
+    cells = _memory_cells(match_layout(images, copy))
+    _memory_cells(copy).index_copy_(0, chosen.to(pixels.device, non_blocking=True), cells)
     return copy
 
 
-def move(
-    pixels: Float[Tensor, "B C H W"], offsets: Int[Tensor, "B 2"], margin: int, fill: Fill
+def translate_images(
+    pixels: Float[Tensor, "B C H W"], offsets: Int[Tensor, "B 2"], margin: int, fill: BorderFill
 ) -> Float[Tensor, "B C H W"]:
     """Each image moved down and right by its offsets (dy, dx), each within ±``margin`` pixels.
 
     One gather of whole rows from the padded batch: each row is one memory copy, where
     indexing windows or gathering pixels copies a pixel at a time.
     """
-    pixels = dense(pixels)
-    padded = _padded(_cells(pixels), margin, fill)  # (B P H+2m W+2m U)
+    pixels = as_dense(pixels)
+    padded = _pad_cells(_memory_cells(pixels), margin, fill)  # (B P H+2m W+2m U)
     count, planes, height, width, unit = padded.shape
     h, w = pixels.shape[-2:]
     top, left = (margin - offsets).unbind(1)
@@ -56,7 +58,7 @@ def move(
     return moved.as_strided(pixels.size(), pixels.stride())
 
 
-def similarity(
+def similarity_matrices(
     turns: Float[Tensor, " B"],
     sizes: Float[Tensor, " B"],
     moves: Float[Tensor, "B 2"],
@@ -70,7 +72,7 @@ def similarity(
     return torch.cat([linear, -linear @ pixels[:, :, None]], 2)
 
 
-def matrices(
+def affine_matrices(
     xx: Tensor | float = 1.0,
     xy: Tensor | float = 0.0,
     x: Tensor | float = 0.0,
@@ -88,7 +90,7 @@ def matrices(
 
 
 def warp(
-    pixels: Float[Tensor, "B C H W"], matrices: Float[Tensor, "B 2 3"], fill: Fill = "zero"
+    pixels: Float[Tensor, "B C H W"], matrices: Float[Tensor, "B 2 3"], fill: BorderFill = "zero"
 ) -> Float[Tensor, "B C H W"]:
     """The one affine kernel: ``out(x, y) = in(M (x, y, 1))``, bilinear.
 
@@ -106,30 +108,30 @@ def warp(
 
 
 def resample(
-    pixels: Float[Tensor, "B C H W"], places: Float[Tensor, "B H W 2"], fill: Fill = "zero"
+    pixels: Float[Tensor, "B C H W"], places: Float[Tensor, "B H W 2"], fill: BorderFill = "zero"
 ) -> Float[Tensor, "B C H W"]:
     """``out(x, y) = in(places(x, y))``, bilinear; places (x, y) in half sides from the centre."""
     mode = "zeros" if fill == "zero" else "border"
     # Bilinear weights sum to one only up to rounding, hence the clamp.
     moved = F.grid_sample(pixels.float(), places, padding_mode=mode, align_corners=False).clamp_(0, 1)
-    return alike(moved, pixels)
+    return match_layout(moved, pixels)
 
 
-def smooth(pixels: Float[Tensor, "B C H W"], sigmas: Float[Tensor, " b"]) -> Float[Tensor, "B C H W"]:
+def gaussian_blur(pixels: Float[Tensor, "B C H W"], sigmas: Float[Tensor, " b"]) -> Float[Tensor, "B C H W"]:
     """Each image convolved with a Gaussian, the image mirrored at its borders; b is B, or 1 for all.
 
     ``sigmas`` are standard deviations in pixels; 0 changes nothing. Separable, a product with one matrix per
     direction: as fast as a convolution, with a sigma of its own for each image.
     """
     height, width = pixels.shape[-2:]
-    across = _gaussians(sigmas, width).to(pixels.device, non_blocking=True)
-    down = across if height == width else _gaussians(sigmas, height).to(pixels.device, non_blocking=True)
+    across = _gaussian_matrices(sigmas, width).to(pixels.device, non_blocking=True)
+    down = across if height == width else _gaussian_matrices(sigmas, height).to(pixels.device, non_blocking=True)
     # The matrices are symmetric. Images side by side make one product of each image's rows.
     rows = pixels.float().contiguous().flatten(1, 2) @ across  # (B C*H W)
-    return alike(down[:, None] @ rows.view(pixels.shape), pixels)
+    return match_layout(down[:, None] @ rows.view(pixels.shape), pixels)
 
 
-def _gaussians(sigmas: Float[Tensor, " b"], size: int) -> Float[Tensor, "b n n"]:
+def _gaussian_matrices(sigmas: Float[Tensor, " b"], size: int) -> Float[Tensor, "b n n"]:
     """Matrices that convolve a line of ``size`` pixels, mirrored at its ends (d c b a | a b c d | d c b a).
 
     Mirrored, a line has period 2n: fold the Gaussian g to F(d) = sum_m g(d + 2nm); then
@@ -144,29 +146,29 @@ def _gaussians(sigmas: Float[Tensor, " b"], size: int) -> Float[Tensor, "b n n"]
     return folded[:, (place[:, None] - place).abs()] + folded[:, place[:, None] + place + 1]
 
 
-def dense(pixels: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
+def as_dense(pixels: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
     """``pixels`` if their memory is one block in a known order, else a contiguous copy."""
     known = (torch.channels_last, torch.contiguous_format)
     return pixels if any(pixels.is_contiguous(memory_format=order) for order in known) else pixels.contiguous()
 
 
-def alike(images: Float[Tensor, "n C H W"], pixels: Float[Tensor, "B C H W"]) -> Float[Tensor, "n C H W"]:
+def match_layout(images: Float[Tensor, "n C H W"], pixels: Float[Tensor, "B C H W"]) -> Float[Tensor, "n C H W"]:
     """``images`` in the dtype and memory format of ``pixels``: themselves where they are so already."""
     last = pixels.is_contiguous(memory_format=torch.channels_last)
-    strides = pixels.stride() if last or pixels.is_contiguous() else dense(pixels).stride()
+    strides = pixels.stride() if last or pixels.is_contiguous() else as_dense(pixels).stride()
     if images.dtype == pixels.dtype and images.stride() == strides:
         return images
     return torch.empty_strided(images.shape, strides, dtype=pixels.dtype, device=pixels.device).copy_(images)
 
 
-def _cells(pixels: Tensor) -> Tensor:
+def _memory_cells(pixels: Tensor) -> Tensor:
     """A view (B P H W U) in the order of memory: one plane of C-unit cells, or C planes of units."""
     if pixels.is_contiguous(memory_format=torch.channels_last):
         return pixels.permute(0, 2, 3, 1).unsqueeze(1)
     return pixels.unsqueeze(-1)
 
 
-def _padded(cells: Tensor, margin: int, fill: Fill) -> Tensor:
+def _pad_cells(cells: Tensor, margin: int, fill: BorderFill) -> Tensor:
     """(B P H W U) with ``margin`` cells more on each side."""
     count, planes, height, width, unit = cells.shape
     bottom, right = margin + height, margin + width

@@ -10,10 +10,10 @@ from torch import Generator, Tensor
 from torch.nn import functional as F
 
 from ..types import Batch
-from .kernels import alike, dense, take
-from .sampling import check_choice, check_range, each, happens, sides
+from .kernels import as_dense, gather_images, match_layout
+from .sampling import check_choice, check_range, draw_bernoulli, draw_boxes, per_image
 
-Content = Literal["noise", "grey", "black"]
+EraseContent = Literal["noise", "grey", "black"]
 """What an erased box shows."""
 
 
@@ -29,14 +29,14 @@ class Erase:
     least: float = 0.02
     most: float = 0.4
     aspect: float = 10 / 3
-    content: Content = "noise"
+    content: EraseContent = "noise"
 
     def __post_init__(self):
         check_range("p", self.p, 1)
         check_range("most", self.most, 1)
         check_range("least", self.least, self.most)
         check_range("aspect", self.aspect, 10, 1)
-        check_choice("content", self.content, Content)
+        check_choice("content", self.content, EraseContent)
 
     def __call__(self, batch: Batch, generator: Generator) -> Batch:
         """The batch with boxes erased."""
@@ -46,15 +46,17 @@ class Erase:
         if self.content == "noise":
             content = torch.rand(pixels.shape, generator=generator)
         content = content.to(pixels.device, non_blocking=True).expand(pixels.shape)
-        return replace(batch, pixels=paste(content, pixels, boxes))
+        return replace(batch, pixels=paste_boxes(content, pixels, boxes))
 
     def _boxes(self, count: int, shape: torch.Size, generator: Generator) -> Int[Tensor, "B 4"]:
         size = torch.tensor(shape)
-        shares = torch.stack(sides(count, self.least, self.most, self.aspect, generator), 2)  # (B T 2)
+        shares = torch.stack(draw_boxes(count, self.least, self.most, self.aspect, generator), 2)  # (B T 2)
         lengths = (shares * size).round().long()
         fits = (lengths < size).all(2)
         first = fits.int().argmax(1)
-        chosen = lengths[torch.arange(count), first] * (fits.any(1) & happens(count, self.p, generator))[:, None]
+        chosen = (
+            lengths[torch.arange(count), first] * (fits.any(1) & draw_bernoulli(count, self.p, generator))[:, None]
+        )
         starts = (torch.rand(count, 2, generator=generator, dtype=torch.float64) * (size - chosen + 1)).long()
         return torch.cat([starts, starts + chosen], 1)
 
@@ -77,12 +79,14 @@ class Mixup:
 
     def __call__(self, batch: Batch, generator: Generator) -> Batch:
         """The batch with blended images and labels."""
-        shares = _beta(len(batch), self.alpha, generator)
-        shares = torch.where(happens(len(batch), self.p, generator), shares, 1.0)
+        shares = _draw_beta(len(batch), self.alpha, generator)
+        shares = torch.where(draw_bernoulli(len(batch), self.p, generator), shares, 1.0)
         partners = torch.randperm(len(batch), generator=generator)
-        others = take(batch.pixels, partners)
-        blended = torch.lerp(others, batch.pixels, each(shares, batch.pixels))
-        return replace(batch, pixels=alike(blended, batch.pixels), labels=_mixed(batch, partners, shares))
+        others = gather_images(batch.pixels, partners)
+        blended = torch.lerp(others, batch.pixels, per_image(shares, batch.pixels))
+        return replace(
+            batch, pixels=match_layout(blended, batch.pixels), labels=_mix_labels(batch, partners, shares)
+        )
 
 
 @dataclass(frozen=True)
@@ -105,19 +109,19 @@ class CutMix:
     def __call__(self, batch: Batch, generator: Generator) -> Batch:
         """The batch with pasted boxes and labels shared out."""
         count, size = len(batch), torch.tensor(batch.pixels.shape[-2:])
-        side = (1 - _beta(count, self.alpha, generator)).sqrt() * happens(count, self.p, generator)
+        side = (1 - _draw_beta(count, self.alpha, generator)).sqrt() * draw_bernoulli(count, self.p, generator)
         centres = torch.rand(count, 2, generator=generator, dtype=torch.float64) * size
         halves = side[:, None] * size / 2
         # Pixels whose centre is in the box: none for a box of no size.
         ends = torch.cat([centres - halves, centres + halves], 1).add(0.5).floor().long()
         boxes = ends.clamp_min(0).minimum(size.repeat(2))
         partners = torch.randperm(count, generator=generator)
-        pixels = paste(take(batch.pixels, partners), batch.pixels, boxes)
+        pixels = paste_boxes(gather_images(batch.pixels, partners), batch.pixels, boxes)
         kept = 1 - (boxes[:, 2:] - boxes[:, :2]).prod(1).double() / size.prod()
-        return replace(batch, pixels=pixels, labels=_mixed(batch, partners, kept))
+        return replace(batch, pixels=pixels, labels=_mix_labels(batch, partners, kept))
 
 
-def paste(
+def paste_boxes(
     images: Float[Tensor, "B C H W"], pixels: Float[Tensor, "B C H W"], boxes: Int[Tensor, "B 4"]
 ) -> Float[Tensor, "B C H W"]:
     """``pixels`` with the box (top, left, bottom, right; the last two outside) of each image from ``images``."""
@@ -128,26 +132,26 @@ def paste(
     )
     where = down[:, None, :, None] & across[:, None, None, :]  # (B 1 H W)
     # Weights of 0 and 1 in the memory format of the pixels: a where that broadcasts is slower.
-    weights = torch.empty_like(dense(pixels)).copy_(where)
-    return torch.lerp(pixels, alike(images, pixels), weights)
+    weights = torch.empty_like(as_dense(pixels)).copy_(where)
+    return torch.lerp(pixels, match_layout(images, pixels), weights)
 
 
-def _beta(count: int, alpha: float, generator: Generator) -> Float[Tensor, " B"]:
+def _draw_beta(count: int, alpha: float, generator: Generator) -> Float[Tensor, " B"]:
     """One draw of Beta(alpha, alpha) for each image."""
     # torch's Beta cannot be given a generator; numpy's can be seeded from it.
     seed = int(torch.randint(2**62, (), generator=generator))
     return torch.from_numpy(np.random.default_rng(seed).beta(alpha, alpha, count))
 
 
-def _mixed(batch: Batch, partners: Int[Tensor, " B"], shares: Float[Tensor, " B"]) -> Float[Tensor, "B K"]:
+def _mix_labels(batch: Batch, partners: Int[Tensor, " B"], shares: Float[Tensor, " B"]) -> Float[Tensor, "B K"]:
     """A share of each image's label and the rest of its partner's."""
-    labels = soft(batch)
+    labels = soft_labels(batch)
     there = labels.device
     others = labels[partners.to(there, non_blocking=True)]
     return torch.lerp(others, labels, shares.to(labels.dtype).to(there, non_blocking=True)[:, None])
 
 
-def soft(batch: Batch) -> Float[Tensor, "B K"]:
+def soft_labels(batch: Batch) -> Float[Tensor, "B K"]:
     """Labels as distributions: themselves where they are so already, else one-hot.
 
     Raises ValueError where hard labels come without ``batch.classes``.

@@ -64,7 +64,7 @@ class Compose:
         return batch
 
 
-def policy(words: str | Sequence[str | Augmentation]) -> Compose:
+def parse_policy(words: str | Sequence[str | Augmentation]) -> Compose:
     """The augmentations these words name, such as ``["flip", "shift:4"]`` or ``"flip shift:4"``.
 
     An object stands for itself. Raises ChoiceError for an unknown name or an impossible magnitude.

@@ -10,10 +10,10 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Generator, Tensor
 
-Fill = Literal["zero", "edge"]
+BorderFill = Literal["zero", "edge"]
 """What appears where the picture ends: black, or its border continued."""
 
-TRIES = 10
+CROP_TRIES = 10
 """Boxes drawn for each image until one fits into it, as torchvision does."""
 
 
@@ -37,29 +37,29 @@ def check_choice(name: str, value: str, kind: object) -> None:
         raise ValueError(f"{name} is one of {', '.join(get_args(kind))}, not '{value}'")
 
 
-def uniform(count: int, low: float, high: float, generator: Generator) -> Float[Tensor, " B"]:
+def uniform_per_image(count: int, low: float, high: float, generator: Generator) -> Float[Tensor, " B"]:
     """One number in [low, high) for each image."""
     return low + (high - low) * torch.rand(count, generator=generator, dtype=torch.float64)
 
 
-def happens(count: int, p: float, generator: Generator) -> Bool[Tensor, " B"]:
+def draw_bernoulli(count: int, p: float, generator: Generator) -> Bool[Tensor, " B"]:
     """True for each image with probability ``p``."""
     return torch.rand(count, generator=generator) < p
 
 
-def sides(
+def draw_boxes(
     count: int, least: float, most: float, aspect: float, generator: Generator
 ) -> tuple[Float[Tensor, "B T"], Float[Tensor, "B T"]]:
     """``TRIES`` boxes for each image: (heights, widths) as shares of the sides.
 
     The area is uniform in [least, most] of the image's, the ratio of the shares log-uniform in [1/aspect, aspect].
     """
-    drawn = torch.rand(2, count, TRIES, generator=generator, dtype=torch.float64)
+    drawn = torch.rand(2, count, CROP_TRIES, generator=generator, dtype=torch.float64)
     areas = least + (most - least) * drawn[0]
     ratios = torch.exp((2 * drawn[1] - 1) * math.log(aspect))
     return (areas / ratios).sqrt(), (areas * ratios).sqrt()
 
 
-def each(values: Float[Tensor, " B"], pixels: Float[Tensor, "B C H W"]) -> Float[Tensor, "B 1 1 1"]:
+def per_image(values: Float[Tensor, " B"], pixels: Float[Tensor, "B C H W"]) -> Float[Tensor, "B 1 1 1"]:
     """One number per image, ready to meet its pixels: on their device, of their dtype."""
     return values.to(pixels.dtype).to(pixels.device, non_blocking=True).view(-1, 1, 1, 1)

@@ -4,16 +4,16 @@ A word names both: ``svm-rbf``, ``svm-rbf:C=5@hog``, ``knn@hog+lbp``, ``svm-line
 fitted is a ``Classifier`` like any other.
 """
 
-from .classifiers import CHEAP, CLASSIFIERS
-from .features import FEATURES, features_of
-from .fit import Baseline, baseline, fit_baseline
+from .estimators import BASELINES, DEFAULT_BASELINES
+from .features import FEATURES, parse_features
+from .fit import Baseline, fit_baseline, parse_baseline
 
 __all__ = [
-    "CHEAP",
-    "CLASSIFIERS",
+    "BASELINES",
+    "DEFAULT_BASELINES",
     "FEATURES",
     "Baseline",
-    "baseline",
-    "features_of",
     "fit_baseline",
+    "parse_baseline",
+    "parse_features",
 ]

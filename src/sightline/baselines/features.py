@@ -5,12 +5,11 @@ from collections.abc import Callable, Mapping
 from ..choose import choose
 from ..classifier import Classifier
 from ..errors import ChoiceError
-from ..models.estimator import Embedding
-from ..models.features import HANDMADE, Feature
+from ..models import HANDCRAFTED_FEATURES, EmbeddingFeature, Feature
 from ..types import Geometry
 
 
-class Learnt(Embedding):
+class LearntFeatures(EmbeddingFeature):
     """What the last layer of a trained network is given; the word says which run or bundle: embedding:RUN."""
 
     def __init__(self, run: object) -> None:
@@ -20,11 +19,14 @@ class Learnt(Embedding):
         self.geometry = classifier.geometry
 
 
-FEATURES: Mapping[str, Callable[..., Feature | Embedding]] = {**HANDMADE, "embedding": Learnt}
+FEATURES: Mapping[str, Callable[..., Feature | EmbeddingFeature]] = {
+    **HANDCRAFTED_FEATURES,
+    "embedding": LearntFeatures,
+}
 """Name -> ``(arguments) -> feature``."""
 
 
-def features_of(words: str, geometry: Geometry | None = None) -> tuple[Feature | Embedding, ...]:
+def parse_features(words: str, geometry: Geometry | None = None) -> tuple[Feature | EmbeddingFeature, ...]:
     """The features that ``words`` name, in order: ``hog+lbp``.
 
     Raises ChoiceError for one that nobody knows, or an embedding of a network that takes other pixels than
@@ -32,7 +34,7 @@ def features_of(words: str, geometry: Geometry | None = None) -> tuple[Feature |
     """
     found = tuple(choose(FEATURES, word, "feature") for word in words.split("+"))
     for feature in found:
-        if isinstance(feature, Learnt) and geometry is not None and feature.geometry != geometry:
+        if isinstance(feature, LearntFeatures) and geometry is not None and feature.geometry != geometry:
             (height, width), channels = feature.geometry.size, feature.geometry.channels
             raise ChoiceError(
                 f"The network of 'embedding:{feature.run}' takes images decoded as {feature.geometry}, and these "

@@ -14,17 +14,16 @@ from numpy import ndarray
 
 from ..choose import choose
 from ..classifier import Classifier
-from ..data.loader import batches
+from ..data import iterate_batches
 from ..errors import ChoiceError, TrainingError
-from ..models import Architecture
-from ..models.estimator import EstimatorNetwork, feature_config
+from ..models import Architecture, EstimatorNetwork, feature_config
 from ..preprocessing import Preprocessing
-from ..training.calibrate import logits_of, temperature
+from ..training import fit_temperature, predict_logits
 from ..types import Dataset, Splits
-from .classifiers import CLASSIFIERS
-from .features import features_of
+from .estimators import BASELINES
+from .features import parse_features
 
-COPIES = 4
+VECTOR_COPIES = 4
 """Copies of the vectors that fitting may hold at once: an estimator works in float64, beside our float32."""
 
 
@@ -42,17 +41,17 @@ class Baseline:
 
     def estimator(self, seed: int = 0) -> Any:
         """The unfitted scikit-learn classifier; raises ChoiceError for a name or argument nobody knows."""
-        return choose({n: partial(f, seed=seed) for n, f in CLASSIFIERS.items()}, self.classifier, "baseline")
+        return choose({n: partial(f, seed=seed) for n, f in BASELINES.items()}, self.classifier, "baseline")
 
 
-def baseline(word: str, features: str = "pixels") -> Baseline:
+def parse_baseline(word: str, features: str = "pixels") -> Baseline:
     """The baseline a word names, on ``features`` where it says none; raises ChoiceError for unknown names."""
     classifier, at, own = word.partition("@")
     if at and not own:
         raise ChoiceError(f"'{word}' names no features after the @. Write, for example, {classifier}@hog.")
     found = Baseline(classifier.strip(), own.strip() or features)
     found.estimator()
-    features_of(found.features)
+    parse_features(found.features)
     return found
 
 
@@ -63,15 +62,15 @@ def fit_baseline(splits: Splits, word: str | Baseline, *, seed: int = 0) -> Clas
     differentiable. Equal seeds give equal classifiers. Raises ChoiceError for an unknown name, TrainingError where
     the images, the settings or the memory do not allow it.
     """
-    chosen = baseline(word) if isinstance(word, str) else word
+    chosen = parse_baseline(word) if isinstance(word, str) else word
     train = splits.train
-    network, plan = _network(chosen, train)
-    vectors = _vectors(network, train, chosen)
+    network, plan = _build_network(chosen, train)
+    vectors = _feature_matrix(network, train, chosen)
     network.fit_units(vectors)
     np.subtract(vectors, network.shift.numpy(), out=vectors)
     np.divide(vectors, network.scale.numpy(), out=vectors)
-    estimator, remarks = _fitted(chosen, vectors, train.labels, seed)
-    network.take(estimator)
+    estimator, remarks = _fit_estimator(chosen, vectors, train.labels, seed)
+    network.set_estimator(estimator)
     classifier = Classifier(
         Preprocessing(),
         network,
@@ -87,14 +86,14 @@ def fit_baseline(splits: Splits, word: str | Baseline, *, seed: int = 0) -> Clas
         },
     ).eval()
     if len(splits.val):
-        with _in_a_sentence(chosen):
-            classifier.temperature = round(temperature(*logits_of(classifier, splits.val)), 6)
+        with _explain_fit_errors(chosen):
+            classifier.temperature = round(fit_temperature(*predict_logits(classifier, splits.val)), 6)
     return classifier
 
 
-def _network(chosen: Baseline, train: Dataset) -> tuple[EstimatorNetwork, Architecture]:
+def _build_network(chosen: Baseline, train: Dataset) -> tuple[EstimatorNetwork, Architecture]:
     """The features as a network without its estimator."""
-    features = features_of(chosen.features, train.geometry)
+    features = parse_features(chosen.features, train.geometry)
     plan = Architecture(
         "estimator",
         {
@@ -112,10 +111,10 @@ def _network(chosen: Baseline, train: Dataset) -> tuple[EstimatorNetwork, Archit
     return network, plan
 
 
-def _vectors(network: EstimatorNetwork, dataset: Dataset, chosen: Baseline) -> Float[ndarray, "N D"]:
+def _feature_matrix(network: EstimatorNetwork, dataset: Dataset, chosen: Baseline) -> Float[ndarray, "N D"]:
     """The features of every image, in order."""
     width = sum(network.widths)
-    needed, free = COPIES * 4 * len(dataset) * width, _free_bytes()
+    needed, free = VECTOR_COPIES * 4 * len(dataset) * width, _available_memory()
     if free is not None and needed > free:
         raise TrainingError(
             f"'{chosen}' needs about {needed / 1e9:,.1f} GB of memory for {width:,} numbers of each of "
@@ -123,12 +122,12 @@ def _vectors(network: EstimatorNetwork, dataset: Dataset, chosen: Baseline) -> F
             "(--features hog), a smaller --size, or --limit."
         )
     found = np.empty((len(dataset), width), np.float32)
-    for batch in batches(dataset, 256):
-        found[batch.index.numpy()] = network.vectors(batch.pixels).numpy()
+    for batch in iterate_batches(dataset, 256):
+        found[batch.index.numpy()] = network.feature_vectors(batch.pixels).numpy()
     return found
 
 
-def _free_bytes() -> int | None:
+def _available_memory() -> int | None:
     """Memory this process may still take, as Linux tells it; None elsewhere."""
     found: list[int] = []
     with suppress(OSError, ValueError, IndexError):
@@ -142,10 +141,12 @@ def _free_bytes() -> int | None:
     return min(found, default=None)
 
 
-def _fitted(chosen: Baseline, vectors: Float[ndarray, "N D"], labels: ndarray, seed: int) -> tuple[Any, list[str]]:
+def _fit_estimator(
+    chosen: Baseline, vectors: Float[ndarray, "N D"], labels: ndarray, seed: int
+) -> tuple[Any, list[str]]:
     """The estimator, fitted, and what it complained of."""
     estimator = chosen.estimator(seed)
-    with warnings.catch_warnings(record=True) as said, _in_a_sentence(chosen):
+    with warnings.catch_warnings(record=True) as said, _explain_fit_errors(chosen):
         warnings.simplefilter("always")
         estimator.fit(vectors, labels)
     if hasattr(estimator, "n_jobs"):
@@ -155,7 +156,7 @@ def _fitted(chosen: Baseline, vectors: Float[ndarray, "N D"], labels: ndarray, s
 
 
 @contextmanager
-def _in_a_sentence(chosen: Baseline) -> Iterator[None]:
+def _explain_fit_errors(chosen: Baseline) -> Iterator[None]:
     """What scikit-learn refuses, as one error."""
     try:
         yield

@@ -6,7 +6,10 @@ from collections.abc import Sequence
 
 from ..errors import SightlineError
 
-GARBAGE = 100_000
+__all__ = ["GC_THRESHOLD", "main"]
+
+
+GC_THRESHOLD = 100_000
 """New objects after which Python looks for garbage. Imports make many and none of it, and to look through
 them over and over delays every command."""
 
@@ -17,7 +20,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Mistakes are one sentence on stderr; ``--debug`` shows the traceback as well.
     """
-    gc.set_threshold(max(GARBAGE, gc.get_threshold()[0]))
+    gc.set_threshold(max(GC_THRESHOLD, gc.get_threshold()[0]))
     words = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in words
     words = ["--help" if word == "--help-all" else word for word in words if word != "--debug"]
@@ -28,24 +31,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         app(words, exit_on_error=False, print_error=False, result_action="return_value")
     except CycloptsError as error:
-        return _complain(_sentence(error, words), 2)
+        return _print_error(_usage_error_text(error, words), 2)
     except SightlineError as error:
         if debug:
             raise
-        return _complain(str(error), error.exit_code)
+        return _print_error(str(error), error.exit_code)
     except KeyboardInterrupt:
-        return _complain("Interrupted.", 130)
+        return _print_error("Interrupted.", 130)
     except BrokenPipeError:
         sys.stdout = None  # the reader of our output is gone: nothing more to say, and not an error
         return 0
     except OSError as error:
         if debug or error.filename is None:
             raise
-        return _complain(f"'{error.filename}': {(error.strerror or str(error)).lower()}.", 2)
+        return _print_error(f"'{error.filename}': {(error.strerror or str(error)).lower()}.", 2)
     return 0
 
 
-def _sentence(error: Exception, words: Sequence[str]) -> str:
+def _usage_error_text(error: Exception, words: Sequence[str]) -> str:
     from cyclopts import UnknownCommandError, UnusedCliTokensError
 
     text = " ".join(str(error).split())
@@ -56,6 +59,6 @@ def _sentence(error: Exception, words: Sequence[str]) -> str:
     return f"{text} See: sightline {words[0]} --help"
 
 
-def _complain(text: str, code: int) -> int:
+def _print_error(text: str, code: int) -> int:
     print(f"sightline: {text}", file=sys.stderr)  # noqa: T201
     return code

@@ -8,10 +8,9 @@ from cyclopts import Group, Parameter
 
 from ..choose import lookup
 from ..errors import RecipeError
-from ..training.presets import PRESETS
-from ..training.recipe import Recipe, descriptions
+from ..training import PRESETS, Recipe, field_descriptions
 
-EVERYTHING = "--help-all" in sys.argv
+SHOW_ALL_FLAGS = "--help-all" in sys.argv
 """Help shows the dozen flags people use; the rest only when asked for."""
 
 _GROUPS = ("Data", "Pixels", "Model", "Training", "Machine")
@@ -19,10 +18,10 @@ _GROUPS = ("Data", "Pixels", "Model", "Training", "Machine")
 
 def _flag(f: dataclasses.Field[Any]) -> tuple[str, Any, Any]:
     kind: Any = f.type
-    common = f.metadata["common"] or EVERYTHING
+    common = f.metadata["common"] or SHOW_ALL_FLAGS
     default = "" if f.default is None or f.default == () else f" [{f.default}]"
     parameter = Parameter(
-        help=" ".join(descriptions()[f.name].split()) + default,
+        help=" ".join(field_descriptions()[f.name].split()) + default,
         group=Group(f.metadata["group"], sort_key=10 + _GROUPS.index(f.metadata["group"])),
         show=common,
         consume_multiple=f.name == "augment" or None,
@@ -31,7 +30,7 @@ def _flag(f: dataclasses.Field[Any]) -> tuple[str, Any, Any]:
     return f.name, Annotated[kind | None, parameter], None
 
 
-def _flags(name: str, *without: str) -> Any:
+def _make_flags(name: str, *without: str) -> Any:
     """A dataclass with the fields of Recipe as flags, but for those."""
     return dataclasses.make_dataclass(
         name,
@@ -43,14 +42,14 @@ def _flags(name: str, *without: str) -> Any:
     )
 
 
-RecipeFlags = _flags("RecipeFlags", "data")
+RecipeFlags = _make_flags("RecipeFlags", "data")
 """Every field of Recipe but ``data``, None where the flag was not given."""
 
-SharedFlags = _flags("SharedFlags", "data", "model")
+SharedFlags = _make_flags("SharedFlags", "data", "model")
 """What the networks of a comparison share: each has its own name in --models."""
 
 
-def recipe_of(flags: object, file: str | None, preset: str | None = None) -> Recipe:
+def recipe_from_flags(flags: object, file: str | None, preset: str | None = None) -> Recipe:
     """Flags over the recipe file or preset over the defaults."""
     from pathlib import Path
 

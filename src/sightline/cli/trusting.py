@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import Group, Parameter
 
 from ..errors import DataError, RecipeError
-from .show import emit, redraw, table
+from .output import emit, make_table, update_report
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -26,7 +26,7 @@ def _flag(help: str) -> Parameter:
 
 @Parameter(name="*")
 @dataclass(frozen=True, kw_only=True)
-class Wishes:
+class EvaluateOptions:
     """The flags of ``evaluate`` that ask for more than a test."""
 
     group: Annotated[
@@ -51,17 +51,17 @@ class Wishes:
     ] = None
 
     @property
-    def any(self) -> bool:
+    def any_given(self) -> bool:
         """Whether any flag was given."""
         return any(one not in (None, False) for one in vars(self).values())
 
     @property
-    def sure(self) -> bool:
+    def asks_for_uncertainty(self) -> bool:
         """Whether it is asked how sure the classifier is."""
         return self.keep or any(one is not None for one in (self.risk, self.coverage, self.sets))
 
 
-Deep = Annotated[
+LabelIssuesFlag = Annotated[
     bool,
     Parameter(
         help="Also rank the labels that look wrong, by classifiers that never saw the image: seconds for a "
@@ -69,11 +69,11 @@ Deep = Annotated[
         negative=(),
     ),
 ]
-DeepBy = Annotated[
+LabelIssuesMethod = Annotated[
     str | None,
     Parameter(help="With --deep: what those classifiers are, a baseline (svm-rbf@hog by default) or a network."),
 ]
-DeepFolder = Annotated[
+LabelIssuesFolder = Annotated[
     Path | None,
     Parameter(
         help="With --deep: folder for suspects.csv, suspects.json and suspects.png. Default: runs/DATA-suspects."
@@ -81,16 +81,16 @@ DeepFolder = Annotated[
 ]
 
 
-def examine(run: Path, data: str | None, wishes: Wishes, device: str, json: bool) -> None:
+def evaluate_trust(run: Path, data: str | None, wishes: EvaluateOptions, device: str, json: bool) -> None:
     """Carry out one of the wishes and print it."""
     if wishes.against is not None and wishes.group is None:
         raise RecipeError("--against shows two classifiers by group: say which column with --group.")
-    if sum((wishes.group is not None, wishes.sure, wishes.outliers is not None)) > 1:
+    if sum((wishes.group is not None, wishes.asks_for_uncertainty, wishes.outliers is not None)) > 1:
         raise RecipeError("--group, --outliers, and --risk, --coverage or --sets are examined one at a time.")
     if wishes.group is not None:
-        value = _groups(run, data, wishes.group, wishes.against, device)
-        redraw(run, data)
-        emit({"run": str(run), **value}, json, groups_table)
+        value = _evaluate_groups(run, data, wishes.group, wishes.against, device)
+        update_report(run, data)
+        emit({"run": str(run), **value}, json, print_groups)
         return
     if data is not None or (run / "config.json").is_file():
         raise DataError(
@@ -98,64 +98,68 @@ def examine(run: Path, data: str | None, wishes: Wishes, device: str, json: bool
             "its test images. Name the run alone."
         )
     if wishes.outliers is not None:
-        emit({**_outliers(run, wishes.outliers, device), "run": str(run)}, json, outliers_table)
+        emit({**_evaluate_ood(run, wishes.outliers, device), "run": str(run)}, json, print_ood)
     else:
-        value = _sureness(run, wishes, device)
-        redraw(run)
-        emit({**value, "run": str(run)}, json, sureness_table)
+        value = _evaluate_uncertainty(run, wishes, device)
+        update_report(run)
+        emit({**value, "run": str(run)}, json, print_uncertainty)
 
 
-def _groups(run: Path, data: str | None, column: str, against: Path | None, device: str) -> dict[str, Any]:
-    from ..evaluation.grouped import examine_groups, examine_groups_on
-    from ..training.run import reopen
+def _evaluate_groups(
+    run: Path, data: str | None, column: str, against: Path | None, device: str
+) -> dict[str, Any]:
+    from ..evaluation import evaluate_groups_on, evaluate_groups_run
+    from ..training import reopen
 
     if data is not None:
-        return examine_groups_on(run, data, column, against=against, device=device)
+        return evaluate_groups_on(run, data, column, against=against, device=device)
     if (run / "config.json").is_file():
         raise DataError(f"'{run}' is a classifier without its run: name the images to test it on, after it.")
     other = None if against is None else reopen(against, device=device)
-    return examine_groups(reopen(run, device=device), column, against=other)
+    return evaluate_groups_run(reopen(run, device=device), column, against=other)
 
 
-def _sureness(run: Path, wishes: Wishes, device: str) -> dict[str, Any]:
-    from ..evaluation.sureness import examine_sureness
-    from ..training.run import reopen
+def _evaluate_uncertainty(run: Path, wishes: EvaluateOptions, device: str) -> dict[str, Any]:
+    from ..evaluation import evaluate_uncertainty_run
+    from ..training import reopen
 
     alpha = 0.1 if wishes.sets is None else wishes.sets
-    return examine_sureness(
+    return evaluate_uncertainty_run(
         reopen(run, device=device), risk=wishes.risk, coverage=wishes.coverage, alpha=alpha, keep=wishes.keep
     )
 
 
-def _outliers(run: Path, data: str, device: str) -> dict[str, Any]:
-    from ..evaluation.sureness import examine_outliers
-    from ..training.run import reopen
+def _evaluate_ood(run: Path, data: str, device: str) -> dict[str, Any]:
+    from ..evaluation import evaluate_ood_run
+    from ..training import reopen
 
-    return examine_outliers(reopen(run, device=device), data)
+    return evaluate_ood_run(reopen(run, device=device), data)
 
 
-def groups_table(console: "Console", value: Mapping[str, Any]) -> None:
+def print_groups(console: "Console", value: Mapping[str, Any]) -> None:
     """Each group's numbers, the gaps, and what another classifier changes."""
     rows = [
         (
             f"{row['group']}{' (few images)' if row['small'] else ''}",
             f"{row['n']:,}",
             f"{row['accuracy']:.2%}",
-            _between(row["intervals"]["accuracy"]),
+            _format_bounds(row["intervals"]["accuracy"]),
             f"{row['confidence']:.2%}",
             "-" if row["worst_class"] is None else f"{row['worst_recall']:.1%} of {row['worst_class']}",
         )
         for row in value["groups"]
     ]
     heads = (value["column"], "images", "accuracy", "95 % interval", "mean confidence", "found least")
-    console.print(table(heads, rows))
+    console.print(make_table(heads, rows))
     console.print()
-    console.print(table(("gap between groups", "", "95 % interval"), _gap_rows(value)))
+    console.print(make_table(("gap between groups", "", "95 % interval"), _gap_rows(value)))
     if "changes" in value:
         console.print(f"\n[bold]Against {value['against']['run']}[/bold]\n")
-        console.print(table((value["column"], "before", "after", "change", "95 % interval"), _change_rows(value)))
+        console.print(
+            make_table((value["column"], "before", "after", "change", "95 % interval"), _change_rows(value))
+        )
         console.print()
-        console.print(table(("gap between groups, after", "", "95 % interval"), _gap_rows(value["against"])))
+        console.print(make_table(("gap between groups, after", "", "95 % interval"), _gap_rows(value["against"])))
     for remark in value["remarks"]:
         console.print(f"\n{remark}", markup=False)
 
@@ -164,7 +168,7 @@ def _gap_rows(value: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     names = {"gap": "accuracy", "demographic_parity": "demographic parity, largest over classes"}
     names["equalised_odds"] = "equalised odds, largest over classes"
     rows = [
-        (title, f"{value[name]['value']:.2%}", _between(value[name]))
+        (title, f"{value[name]['value']:.2%}", _format_bounds(value[name]))
         for name, title in names.items()
         if value[name]
     ]
@@ -190,20 +194,20 @@ def _change_rows(value: Mapping[str, Any]) -> list[tuple[str, ...]]:
     ]
 
 
-def _between(bounds: Mapping[str, float]) -> str:
+def _format_bounds(bounds: Mapping[str, float]) -> str:
     return f"{bounds['low']:.2%} to {bounds['high']:.2%}"
 
 
-def sureness_table(console: "Console", value: Mapping[str, Any]) -> None:
+def print_uncertainty(console: "Console", value: Mapping[str, Any]) -> None:
     """Calibration, risk over coverage, the threshold, and the sets."""
     before = value["uncalibrated"]
     names = {"ece": "ECE, equal widths", "ece_equal_mass": "ECE, equal masses", "mce": "largest gap of a bin"}
     rows = [(title, f"{before[name]:.2%}", f"{value[name]:.2%}") for name, title in names.items()]
     console.print(f"\n[bold]How sure, on {value['n']:,} test images[/bold]\n")
-    console.print(table(("", "at temperature 1", f"at {value['temperature']:g}"), rows))
+    console.print(make_table(("", "at temperature 1", f"at {value['temperature']:g}"), rows))
     console.print()
     risks = [(f"{float(share):.0%}", f"{risk:.2%}") for share, risk in value["risk_at"].items()]
-    console.print(table(("answered", "wrong among them"), risks))
+    console.print(make_table(("answered", "wrong among them"), risks))
     console.print(f"\nAURC {value['aurc']:.5f}, of which {value['excess_aurc']:.5f} is avoidable.", markup=False)
     if chosen := value["abstention"]:
         tested = chosen["test"]
@@ -211,7 +215,7 @@ def sureness_table(console: "Console", value: Mapping[str, Any]) -> None:
         console.print(
             f"On the test images {tested['coverage']['value']:.1%} are answered, {tested['risk']['value']:.2%} "
             "of them "
-            f"wrongly (95 % interval {_between(tested['risk'])}).",
+            f"wrongly (95 % interval {_format_bounds(tested['risk'])}).",
             markup=False,
         )
     sets = value["conformal"]
@@ -219,7 +223,7 @@ def sureness_table(console: "Console", value: Mapping[str, Any]) -> None:
     heads = ("sets", "hold the true class", "95 % interval", "classes", "empty", "of one class", "worst class")
     title = f"Conformal sets at error rate {sets['alpha']:g}, by {sets['images']:,} validation images"
     console.print(f"\n[bold]{title}[/bold]\n")
-    console.print(table(heads, rows))
+    console.print(make_table(heads, rows))
     for remark in sets["remarks"]:
         console.print(f"\n{remark}", markup=False)
     done = "Kept in the classifier." if value["kept"] else "The classifier was not changed: --keep does that."
@@ -230,7 +234,7 @@ def _set_row(name: str, one: Mapping[str, Any]) -> tuple[str, ...]:
     return (
         name.replace("-per-class", ", each class"),
         f"{one['coverage']:.2%}",
-        _between(one["interval"]),
+        _format_bounds(one["interval"]),
         f"{one['size']:.2f}",
         f"{one['empty']:.1%}",
         f"{one['single']:.1%}",
@@ -238,7 +242,7 @@ def _set_row(name: str, one: Mapping[str, Any]) -> tuple[str, ...]:
     )
 
 
-def outliers_table(console: "Console", value: Mapping[str, Any]) -> None:
+def print_ood(console: "Console", value: Mapping[str, Any]) -> None:
     """Scores, the best first; in-distribution is the positive side."""
     rows = [
         (
@@ -246,7 +250,7 @@ def outliers_table(console: "Console", value: Mapping[str, Any]) -> None:
             f"{row['auroc']:.4f}",
             "{low:.4f} to {high:.4f}".format(**row["intervals"]["auroc"]),
             f"{row['fpr95']:.2%}",
-            _between(row["intervals"]["fpr95"]),
+            _format_bounds(row["intervals"]["fpr95"]),
         )
         for row in value["scores"]
     ]
@@ -254,26 +258,26 @@ def outliers_table(console: "Console", value: Mapping[str, Any]) -> None:
         f"\n[bold]{value['n']:,} test images (positive) against {value['n_outliers']:,} of "
         f"'{value['data']}'[/bold]\n"
     )
-    console.print(table(("score", "AUROC", "95 % interval", "FPR at 95 % TPR", "95 % interval"), rows))
+    console.print(make_table(("score", "AUROC", "95 % interval", "FPR at 95 % TPR", "95 % interval"), rows))
     for row in value["failed"]:
         console.print(f"\n{row['score']}: {row['error']}", markup=False)
     for remark in value["remarks"]:
         console.print(f"\n{remark}", markup=False)
 
 
-def suspects(dataset: "Dataset", data: str, by: str | None, folder: Path | None) -> dict[str, Any]:
+def rank_label_issues(dataset: "Dataset", data: str, by: str | None, folder: Path | None) -> dict[str, Any]:
     """Rank the labels that look wrong, write them down, and say where."""
-    from ..evaluation.suspects import DEFAULT, find_suspects, write_suspects
+    from ..comparison import DEFAULT_LABEL_CHECKER, find_label_issues, write_label_issues
 
     name = re.sub(r"[^\w.-]+", "_", Path(data).name.partition(".")[0]) or "data"
-    found = find_suspects(dataset, by or DEFAULT)
+    found = find_label_issues(dataset, by or DEFAULT_LABEL_CHECKER)
     return {
         **found.as_json(),
-        "files": write_suspects(found, dataset, folder or Path("runs") / f"{name}-suspects"),
+        "files": write_label_issues(found, dataset, folder or Path("runs") / f"{name}-suspects"),
     }
 
 
-def suspects_text(value: Mapping[str, Any], shown: int = 10) -> str:
+def label_issues_text(value: Mapping[str, Any], shown: int = 10) -> str:
     """The first suspects, and what to expect of the list."""
     lines = [value["sentence"]]
     for rank, one in enumerate(value["suspects"][:shown], 1):

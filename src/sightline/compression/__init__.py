@@ -4,39 +4,39 @@ A compressor is ``(classifier, images) -> classifier``: another network that a b
 another, ``prune``, ``channels``, ``lowrank``, ``int8``; ``distil`` begins with a fresh one.
 """
 
-from .chain import COMPRESSORS, Compressor, Parent, called, steps_of
 from .channels import Channels
-from .costs import counted
-from .distil import Distil, Distillation
-from .heal import Healed, Healing, heal
+from .comparison import SizeComparison, compare_with_original
+from .compressing import CompressionResult, compress
+from .distil import Distil, DistillationLoss
+from .fine_tuning import FineTuned, FineTuning, fine_tune
 from .lowrank import LowRank
-from .opening import opened
+from .opening import open_original
+from .pipeline import COMPRESSORS, Compressor, Original, format_step, parse_steps
+from .profiling import count_weights
 from .prune import Prune
 from .quantize import Int8
-from .runs import Compressed, compress
-from .table import Table, measured
 from .target import Target
 
 __all__ = [
     "COMPRESSORS",
     "Channels",
-    "Compressed",
+    "CompressionResult",
     "Compressor",
     "Distil",
-    "Distillation",
-    "Healed",
-    "Healing",
+    "DistillationLoss",
+    "FineTuned",
+    "FineTuning",
     "Int8",
     "LowRank",
-    "Parent",
+    "Original",
     "Prune",
-    "Table",
+    "SizeComparison",
     "Target",
-    "called",
+    "compare_with_original",
     "compress",
-    "counted",
-    "heal",
-    "measured",
-    "opened",
-    "steps_of",
+    "count_weights",
+    "fine_tune",
+    "format_step",
+    "open_original",
+    "parse_steps",
 ]

@@ -11,13 +11,10 @@ from torch import Tensor
 
 from .. import runtime
 from ..classifier import Classifier
-from ..data.loader import to_batch
-from ..models import architecture, build
-from ..preprocessing import Preprocessing
-from ..preprocessing import fit as fit_preprocessing
-from ..training.assemble import SAMPLE
-from ..training.objectives import CrossEntropy, Objective, OnLogits
-from ..training.robust import divergence
+from ..data import to_tensor
+from ..models import build, parse_architecture
+from ..preprocessing import Preprocessing, fit_preprocessing
+from ..training import ADAPTATION_IMAGES, CrossEntropy, LogitLoss, Objective, kl_divergence
 from ..types import Batch, Dataset, Splits
 
 
@@ -41,8 +38,8 @@ class Distil:
 
     def __post_init__(self) -> None:
         """Raise ValueError for a temperature or alpha that cannot be, ChoiceError for a network nobody knows."""
-        check(self.temperature, self.alpha)
-        architecture(self.to, classes=2, channels=3, size=(32, 32))
+        check_distillation(self.temperature, self.alpha)
+        parse_architecture(self.to, classes=2, channels=3, size=(32, 32))
 
     def __call__(self, classifier: Classifier, data: Splits) -> Classifier:
         """The student before its training: same classes, same pixels, fresh weights.
@@ -51,13 +48,15 @@ class Distil:
         its own, as an ensemble.
         """
         known = classifier.geometry
-        plan = architecture(self.to, classes=len(classifier.classes), channels=known.channels, size=known.size)
-        preprocessing = _preprocessing(classifier, data.train)
-        runtime.seed(self.seed)
+        plan = parse_architecture(
+            self.to, classes=len(classifier.classes), channels=known.channels, size=known.size
+        )
+        preprocessing = _student_preprocessing(classifier, data.train)
+        runtime.seed_torch(self.seed)
         network = build(plan)
-        sample = np.sort(runtime.order(len(data.train), self.seed)[:SAMPLE])
+        sample = np.sort(runtime.permutation(len(data.train), self.seed)[:ADAPTATION_IMAGES])
         with torch.no_grad():
-            network.adapt(preprocessing(to_batch(data.train[sample])))
+            network.init_from_data(preprocessing(to_tensor(data.train[sample])))
         student = Classifier(
             preprocessing,
             network,
@@ -68,9 +67,9 @@ class Distil:
         )
         return student.to(classifier.device)
 
-    def objective(self, teacher: Classifier, labels: Objective) -> "Distillation":
+    def objective(self, teacher: Classifier, labels: Objective) -> "DistillationLoss":
         """What the student minimises; ``labels`` is the loss that its own labels enter by."""
-        return Distillation(teacher, labels, temperature=self.temperature, alpha=self.alpha)
+        return DistillationLoss(teacher, labels, temperature=self.temperature, alpha=self.alpha)
 
 
 def distil(to: str = "lenet5", temperature: float = 4.0, alpha: float = 0.9, **arguments: Any) -> Distil:
@@ -85,7 +84,7 @@ def distil(to: str = "lenet5", temperature: float = 4.0, alpha: float = 0.9, **a
 
 @no_type_check
 @dataclass(frozen=True, eq=False)
-class Distillation:
+class DistillationLoss:
     """alpha T^2 KL(softmax(z_teacher / T) || softmax(z / T)) + (1 - alpha) loss(z, labels), mean over the batch.
 
     T^2 keeps the first part's gradient as large as the second's while logits are small beside T (Hinton et al.
@@ -101,7 +100,7 @@ class Distillation:
 
     def __post_init__(self) -> None:
         """Raise ValueError for a temperature or alpha that cannot be."""
-        check(self.temperature, self.alpha)
+        check_distillation(self.temperature, self.alpha)
         self.teacher.eval()
 
     def __call__(self, classifier: Classifier, batch: Batch) -> Float[Tensor, ""]:
@@ -109,17 +108,17 @@ class Distillation:
         with torch.no_grad():
             taught = self.teacher(batch.pixels).float()
         logits = classifier(batch.pixels).float()
-        pull = divergence(logits / self.temperature, taught / self.temperature).mean() * self.temperature**2
+        pull = kl_divergence(logits / self.temperature, taught / self.temperature).mean() * self.temperature**2
         if self.alpha == 1:
             return pull
-        if isinstance(self.labels, OnLogits):
-            own = self.labels.of(logits, batch.labels)
+        if isinstance(self.labels, LogitLoss):
+            own = self.labels.from_logits(logits, batch.labels)
         else:  # a loss that looks at pixels of its own making
             own = self.labels(classifier, batch)
         return self.alpha * pull + (1 - self.alpha) * own
 
 
-def check(temperature: object, alpha: object) -> None:
+def check_distillation(temperature: object, alpha: object) -> None:
     """Raise ValueError for a temperature that is not above 0, or an alpha outside [0, 1]."""
     if not 0 < _number(temperature) < float("inf"):
         raise ValueError(f"temperature is a number above 0, not {temperature!r}")
@@ -132,7 +131,7 @@ def _number(value: object) -> float:
     return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else float("nan")
 
 
-def _preprocessing(classifier: Classifier, images: Dataset) -> Preprocessing:
+def _student_preprocessing(classifier: Classifier, images: Dataset) -> Preprocessing:
     if classifier.preprocessing.config():
         return copy.deepcopy(classifier.preprocessing).cpu()
     return fit_preprocessing(images, "fitted", classifier.geometry.channels)

@@ -11,41 +11,43 @@ from .. import progress
 from ..choose import suggest
 from ..classifier import Classifier
 from ..errors import RecipeError
-from ..models import Network, parameter_count
-from ..models.factors import Factors, factors
+from ..layers import FactorisedLayer, Network, factorise_layers
+from ..models import count_parameters
 from ..types import Splits
-from .changing import closed, example, layers, opened
-from .decompose import WAYS, Decomposition, rank_of
+from .changing import compressible_layers, copy_network, example_input, with_network
+from .decomposition import DECOMPOSITIONS, Decomposition, rank_for_energy
 
-ENERGY = 0.95
+DEFAULT_ENERGY = 0.95
 """Share of the squared weights that is kept where nothing else is asked."""
 
-MASKED = {"masked": "Its weights hold zeros, which factors would fill: factorise first, and prune then."}
+BLOCKED_BY_PRUNING = {
+    "masked": "Its weights hold zeros, which factors would fill: factorise first, and prune then."
+}
 
-ROUNDS = 30
+LEVEL_SEARCH_STEPS = 30
 """Halvings of the search for a level."""
 
 
 @dataclass(frozen=True, eq=False)
-class Candidate:
+class FactorisableLayer:
     """A layer that can be taken apart."""
 
     layer: nn.Conv2d | nn.Linear
     kind: str
-    parts: Decomposition
+    decomposition: Decomposition
     by_energy: bool
 
     def ranks(self, level: float) -> list[int]:
         """By the share ``level`` of the energy in each spectrum, or of the layer's numbers."""
         if self.by_energy:
-            return [rank_of(values, level) for values in self.parts.spectra]
+            return [rank_for_energy(values, level) for values in self.decomposition.spectra]
         shape = self.layer.weight.shape
-        return [max(1, int(level * shape.numel() / self.parts.numbers(shape, 1)))]
+        return [max(1, int(level * shape.numel() / self.decomposition.parameter_count(shape, 1)))]
 
     def saving(self, ranks: list[int]) -> int:
         """Numbers fewer than now, at these ranks; 0 where there would be none."""
         shape = self.layer.weight.shape
-        return max(0, shape.numel() - self.parts.numbers(shape, *ranks))
+        return max(0, shape.numel() - self.decomposition.parameter_count(shape, *ranks))
 
 
 @no_type_check  # it checks its own fields, and says it better
@@ -68,8 +70,8 @@ class LowRank:
 
     def __post_init__(self) -> None:
         """Raise ValueError for a way or a share that cannot be, and for two that contradict each other."""
-        if self.by not in WAYS:
-            raise ValueError(f"there is no way '{self.by}'. {suggest(str(self.by), WAYS)}")
+        if self.by not in DECOMPOSITIONS:
+            raise ValueError(f"there is no way '{self.by}'. {suggest(str(self.by), DECOMPOSITIONS)}")
         for name in ("energy", "budget"):
             share = vars(self)[name]
             if share is not None and not (isinstance(share, int | float) and 0 < share <= 1):
@@ -86,48 +88,50 @@ class LowRank:
         that cannot be brought within the budget.
         """
         del data
-        network = opened(classifier, "factors", after=MASKED)
-        pixels = example(classifier)
-        found = {name: self._candidate(layer) for name, layer in layers(network, pixels).items()}
+        network = copy_network(classifier, "factors", after=BLOCKED_BY_PRUNING)
+        pixels = example_input(classifier)
+        found = {name: self._factorisable(layer) for name, layer in compressible_layers(network, pixels).items()}
         known = {name: one for name, one in found.items() if one is not None}
-        level = _level(network, known, self.budget) if self.budget else self.energy or ENERGY
+        level = _find_level(network, known, self.budget) if self.budget else self.energy or DEFAULT_ENERGY
         ranks = {name: one.ranks(level) for name, one in known.items()}
         plan = {name: {"kind": known[name].kind, "ranks": r} for name, r in ranks.items() if known[name].saving(r)}
         if not plan:
             raise RecipeError(
                 "No layer of this network would shrink: ask for less energy, give a budget, or choose another way."
             )
-        made = factors(network, plan)
-        with progress.bar("Taking layers apart", len(plan)) as advance:
+        made = factorise_layers(network, plan)
+        with progress.progress_bar("Taking layers apart", len(plan)) as advance:
             for name in plan:
-                fill(made.get_submodule(name), known[name].layer, known[name].parts)
+                fill_factors(made.get_submodule(name), known[name].layer, known[name].decomposition)
                 advance()
-        _check(made, pixels)
-        return closed(classifier, made, "factors", {"layers": plan})
+        _check_forward(made, pixels)
+        return with_network(classifier, made, "factors", {"layers": plan})
 
-    def _candidate(self, layer: nn.Conv2d | nn.Linear) -> Candidate | None:
+    def _factorisable(self, layer: nn.Conv2d | nn.Linear) -> FactorisableLayer | None:
         """How a layer would be taken apart, if at all."""
         flat = isinstance(layer, nn.Linear) or layer.kernel_size == (1, 1)
         kind = "svd" if flat else self.by
         grouped = isinstance(layer, nn.Conv2d) and (layer.groups != 1 or layer.padding_mode != "zeros")
         if grouped or (kind == "svd" and not flat):
             return None
-        return Candidate(layer, kind, WAYS[kind](layer.weight.detach()), by_energy=self.by != "cp")
+        return FactorisableLayer(
+            layer, kind, DECOMPOSITIONS[kind](layer.weight.detach()), by_energy=self.by != "cp"
+        )
 
 
 @torch.no_grad()
-def fill(made: nn.Module, layer: nn.Conv2d | nn.Linear, parts: Decomposition) -> None:
+def fill_factors(made: nn.Module, layer: nn.Conv2d | nn.Linear, parts: Decomposition) -> None:
     """Put what a layer was into the factors in its place."""
-    assert isinstance(made, Factors)
+    assert isinstance(made, FactorisedLayer)
     small = [*made.children()]
-    for each, weight in zip(small, parts.weights(*made.ranks), strict=True):
+    for each, weight in zip(small, parts.factor_weights(*made.ranks), strict=True):
         each.get_parameter("weight").copy_(weight)
     if layer.bias is not None:
         small[-1].get_parameter("bias").copy_(layer.bias)
 
 
 @torch.no_grad()
-def _check(network: Network, pixels: torch.Tensor) -> None:
+def _check_forward(network: Network, pixels: torch.Tensor) -> None:
     """Raise RecipeError for a network that uses the weights of its layers without calling them."""
     try:
         network.logits(pixels)
@@ -138,9 +142,9 @@ def _check(network: Network, pixels: torch.Tensor) -> None:
         ) from error
 
 
-def _level(network: Network, known: Mapping[str, Candidate], budget: float) -> float:
+def _find_level(network: Network, known: Mapping[str, FactorisableLayer], budget: float) -> float:
     """The highest level at which the parameters are within the budget; RecipeError where there is none."""
-    whole = parameter_count(network)
+    whole = count_parameters(network)
 
     def left(level: float) -> float:
         return 1 - sum(one.saving(one.ranks(level)) for one in known.values()) / whole
@@ -153,7 +157,7 @@ def _level(network: Network, known: Mapping[str, Candidate], budget: float) -> f
         )
     if left(high) <= budget:
         return high
-    for _ in range(ROUNDS):
+    for _ in range(LEVEL_SEARCH_STEPS):
         middle = (low + high) / 2
         low, high = (middle, high) if left(middle) <= budget else (low, middle)
     return low

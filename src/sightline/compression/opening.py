@@ -3,17 +3,14 @@
 from pathlib import Path
 
 from .. import runtime
-from ..classifier import Classifier, bundle_of
+from ..classifier import Classifier, find_bundle
 from ..errors import DataError
-from ..training.folder import RunFolder
-from ..training.recipe import Recipe
-from ..training.run import prepare, reopen
-from ..training.transfer import START, word_of
+from ..training import INHERIT, Recipe, RunFolder, architecture_word, prepare, reopen
 from ..types import Splits
-from .chain import Parent
+from .pipeline import Original
 
 
-def opened(run: Path | str, data: str | None = None, *, device: str = "auto") -> Parent:
+def open_original(run: Path | str, data: str | None = None, *, device: str = "auto") -> Original:
     """A run with the very images it was trained, chosen and tested on; or with ``data``, split as it splits.
 
     A bundle without its run needs ``data``. Raises DataError where the images are missing, were decoded otherwise
@@ -24,7 +21,7 @@ def opened(run: Path | str, data: str | None = None, *, device: str = "auto") ->
         raise DataError(
             f"'{run}' is an exported file, whose network cannot be changed: compress the run it is of."
         )
-    bundle_of(folder)  # says what is missing, before anything is decoded
+    find_bundle(folder)  # says what is missing, before anything is decoded
     known = (folder / "recipe.toml").is_file()
     if data is None:
         if not known:
@@ -33,26 +30,26 @@ def opened(run: Path | str, data: str | None = None, *, device: str = "auto") ->
                 f"name them, as in sightline compress {run} DATA."
             )
         whole = reopen(folder, device=device)
-        return Parent(folder, whole.classifier.eval(), whole.recipe, whole.splits)
-    classifier = Classifier.load(run).to(runtime.device(device))
-    recipe = RunFolder(folder).recipe() if known else recipe_of(classifier)
-    weights = {"weights": None, "normalize": None if recipe.normalize == START else recipe.normalize}
-    recipe, splits, notes = prepare(recipe.replace(data=_absolute(data), **weights))
-    check_fits(classifier, splits, data)
+        return Original(folder, whole.classifier.eval(), whole.recipe, whole.splits)
+    classifier = Classifier.load(run).to(runtime.resolve_device(device))
+    recipe = RunFolder(folder).read_recipe() if known else recipe_from_classifier(classifier)
+    weights = {"weights": None, "normalize": None if recipe.normalize == INHERIT else recipe.normalize}
+    recipe, splits, notes = prepare(recipe.replace(data=_absolute_path(data), **weights))
+    check_images_fit(classifier, splits, data)
     if splits.train.fingerprint == classifier.provenance.get("data_fingerprint") and not known:
         notes = (
             *notes,
             f"'{data}' holds the very images this classifier was trained on, and which of them it was tested on "
             "is not known: the accuracies of both flatter.",
         )
-    return Parent(folder, classifier, recipe, splits, notes)
+    return Original(folder, classifier, recipe, splits, notes)
 
 
-def _absolute(data: str) -> str:
+def _absolute_path(data: str) -> str:
     return str(Path(data).resolve()) if Path(data).exists() else data
 
 
-def recipe_of(classifier: Classifier) -> Recipe:
+def recipe_from_classifier(classifier: Classifier) -> Recipe:
     """A recipe that reads images as a classifier does; DataError where no recipe can say how."""
     known = classifier.geometry
     if known.size[0] != known.size[1] or not known.exif:
@@ -61,7 +58,7 @@ def recipe_of(classifier: Classifier) -> Recipe:
             "compress the run it came from."
         )
     return Recipe(
-        model=word_of(classifier.architecture),
+        model=architecture_word(classifier.architecture),
         size=known.size[0],
         channels=known.channels,
         fit=known.fit,
@@ -71,7 +68,7 @@ def recipe_of(classifier: Classifier) -> Recipe:
     )
 
 
-def check_fits(classifier: Classifier, splits: Splits, data: str = "the images") -> None:
+def check_images_fit(classifier: Classifier, splits: Splits, data: str = "the images") -> None:
     """Raise DataError for images of another geometry or of other classes than the classifier's."""
     if splits.train.geometry != classifier.geometry:
         raise DataError(

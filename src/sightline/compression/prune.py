@@ -11,13 +11,13 @@ from torch import Tensor
 from ..choose import suggest
 from ..classifier import Classifier
 from ..errors import RecipeError
-from ..models.masks import masked
+from ..layers import keep_zeros
 from ..types import Splits
-from .changing import closed, example, layers, opened
+from .changing import compressible_layers, copy_network, example_input, with_network
 
 
 @torch.no_grad()
-def smallest(weights: Tensor, amount: float) -> Bool[Tensor, "..."]:
+def smallest_weights(weights: Tensor, amount: float) -> Bool[Tensor, "..."]:
     """Where the share ``amount`` of the numbers is that are smallest in magnitude, to the nearest whole number."""
     magnitudes = weights.abs().flatten()
     if not (count := round(amount * len(magnitudes))):
@@ -29,21 +29,21 @@ def smallest(weights: Tensor, amount: float) -> Bool[Tensor, "..."]:
     return chosen.view(weights.shape)
 
 
-def by_layer(weights: Sequence[Tensor], amount: float) -> list[Bool[Tensor, "..."]]:
+def prune_per_layer(weights: Sequence[Tensor], amount: float) -> list[Bool[Tensor, "..."]]:
     """The same share of each layer."""
-    return [smallest(weight, amount) for weight in weights]
+    return [smallest_weights(weight, amount) for weight in weights]
 
 
-def together(weights: Sequence[Tensor], amount: float) -> list[Bool[Tensor, "..."]]:
+def prune_globally(weights: Sequence[Tensor], amount: float) -> list[Bool[Tensor, "..."]]:
     """One threshold for all: layers of small weights give more."""
-    chosen = smallest(torch.cat([weight.flatten() for weight in weights]), amount)
+    chosen = smallest_weights(torch.cat([weight.flatten() for weight in weights]), amount)
     parts = chosen.split([weight.numel() for weight in weights])
     return [part.view(weight.shape) for part, weight in zip(parts, weights, strict=True)]
 
 
-SCOPES: Mapping[str, Callable[[Sequence[Tensor], float], list[Bool[Tensor, "..."]]]] = {
-    "global": together,
-    "layer": by_layer,
+PRUNING_SCOPES: Mapping[str, Callable[[Sequence[Tensor], float], list[Bool[Tensor, "..."]]]] = {
+    "global": prune_globally,
+    "layer": prune_per_layer,
 }
 """Name -> ``(weights of each layer, amount) -> where they become zero``."""
 
@@ -67,8 +67,8 @@ class Prune:
         """Raise ValueError for a share or a scope that cannot be."""
         if not isinstance(self.amount, int | float) or not 0 < self.amount < 1:
             raise ValueError(f"amount is the share of the weights to take, between 0 and 1, not {self.amount}")
-        if self.scope not in SCOPES:
-            raise ValueError(f"there is no scope '{self.scope}'. {suggest(str(self.scope), SCOPES)}")
+        if self.scope not in PRUNING_SCOPES:
+            raise ValueError(f"there is no scope '{self.scope}'. {suggest(str(self.scope), PRUNING_SCOPES)}")
 
     def __call__(self, classifier: Classifier, data: Splits | None = None) -> Classifier:
         """The classifier with its smallest weights at zero, for good: see ``models.masks``.
@@ -77,11 +77,11 @@ class Prune:
         would lose a whole layer.
         """
         del data
-        network = opened(classifier, "masked")
-        found = layers(network, example(classifier))
+        network = copy_network(classifier, "masked")
+        found = compressible_layers(network, example_input(classifier))
         if not found:
             raise RecipeError("This network has no layer to prune but its last one: choose another compressor.")
-        chosen = SCOPES[self.scope]([layer.weight.detach() for layer in found.values()], self.amount)
+        chosen = PRUNING_SCOPES[self.scope]([layer.weight.detach() for layer in found.values()], self.amount)
         for (name, layer), gone in zip(found.items(), chosen, strict=True):
             if gone.all():
                 raise RecipeError(
@@ -89,4 +89,4 @@ class Prune:
                     "scope=layer for the same share of each."
                 )
             layer.weight.data[gone] = 0
-        return closed(classifier, masked(network, [*found]), "masked", {"layers": [*found]})
+        return with_network(classifier, keep_zeros(network, [*found]), "masked", {"layers": [*found]})

@@ -1,40 +1,47 @@
 """Bytes become labelled images: find them, decode them once, split them, hand them out in batches."""
 
-from ..sources.builtin import BUILTIN
-from ..sources.source import Source, find
+from .audit import (
+    audit,
+    draw_sample_sheet,
+    find_faulty_images,
+    format_audit,
+    format_clean_summary,
+    write_clean_manifest,
+)
 from .dataset import load
-from .duplicates import near_duplicates
-from .findings import as_text, audit, faults, sample_sheet, write_clean
-from .headers import Range, Survey, survey
-from .images import Header, decode, inspect
-from .loader import Shuffled, batches, count_batches, order_of, to_batch
-from .parts import Fold, folds, leaks, split, units
+from .decode import IMAGE_FORMATS, MAX_IMAGE_PIXELS, ImageHeader, decode, decode_with_header, read_header
+from .duplicates import find_near_duplicates
+from .loader import Augment, Shuffle, batch_order, count_batches, iterate_batches, to_tensor
+from .splits import Fold, find_leak_groups, find_leaks, make_folds, split
+from .survey import LengthRange, Survey, survey
 
 __all__ = [
-    "BUILTIN",
+    "IMAGE_FORMATS",
+    "MAX_IMAGE_PIXELS",
+    "Augment",
     "Fold",
-    "Header",
-    "Range",
-    "Shuffled",
-    "Source",
+    "ImageHeader",
+    "LengthRange",
+    "Shuffle",
     "Survey",
-    "as_text",
     "audit",
-    "batches",
+    "batch_order",
     "count_batches",
     "decode",
-    "faults",
-    "find",
-    "folds",
-    "inspect",
-    "leaks",
+    "decode_with_header",
+    "draw_sample_sheet",
+    "find_faulty_images",
+    "find_leak_groups",
+    "find_leaks",
+    "find_near_duplicates",
+    "format_audit",
+    "format_clean_summary",
+    "iterate_batches",
     "load",
-    "near_duplicates",
-    "order_of",
-    "sample_sheet",
+    "make_folds",
+    "read_header",
     "split",
     "survey",
-    "to_batch",
-    "units",
-    "write_clean",
+    "to_tensor",
+    "write_clean_manifest",
 ]

@@ -16,21 +16,21 @@ from numpy import ndarray
 
 from ..errors import ImageError
 
-CUT_SHORT = "the file is damaged or cut short"
-ORIENTATION = 0x0112
+DAMAGED_IMAGE = "the file is damaged or cut short"
+EXIF_ORIENTATION_TAG = 0x0112
 """The EXIF tag."""
-OPENING = threading.Lock()
+PILLOW_LOCK = threading.Lock()
 """Held while Pillow opens a file: ``warnings.catch_warnings`` changes global state, one thread at a time."""
 
-_GAP = 2
+_MIN_JPEG_OVERSAMPLING = 2
 """Large JPEGs are decoded at a half, a quarter or an eighth, but at least this many times the size asked
 for, as Pillow's ``thumbnail`` does. Other scales take longer than decoding all of it."""
-_DAMAGE = ("premature end", "bad huffman", "no image", "truncated", "ended prematurely")
+_LIBJPEG_DAMAGE_WORDS = ("premature end", "bad huffman", "no image", "truncated", "ended prematurely")
 
 # JPEG
 
 
-class JpegHead(NamedTuple):
+class JpegHeader(NamedTuple):
     """What a JPEG says of itself, sides as stored."""
 
     height: int
@@ -41,7 +41,7 @@ class JpegHead(NamedTuple):
 
 
 @cache
-def simplejpeg() -> Any:
+def import_simplejpeg() -> Any:
     """The module, or None where it is not installed (Pillow then reads JPEG)."""
     try:
         import simplejpeg
@@ -50,9 +50,9 @@ def simplejpeg() -> Any:
     return simplejpeg
 
 
-def jpeg_head(data: bytes) -> JpegHead | None:
+def read_jpeg_header(data: bytes) -> JpegHeader | None:
     """The header of a grey or colour JPEG; None for other inks, and where simplejpeg cannot read it."""
-    jpeg = simplejpeg()
+    jpeg = import_simplejpeg()
     if jpeg is None:
         return None
     try:
@@ -61,11 +61,11 @@ def jpeg_head(data: bytes) -> JpegHead | None:
         return None
     if space not in ("Gray", "GRAY", "YCbCr", "RGB"):
         return None
-    return JpegHead(height, width, space.upper() == "GRAY", _orientation(data))
+    return JpegHeader(height, width, space.upper() == "GRAY", _jpeg_orientation(data))
 
 
-def read_jpeg(
-    data: bytes, head: JpegHead, channels: int, tall: int, wide: int
+def decode_jpeg(
+    data: bytes, head: JpegHeader, channels: int, tall: int, wide: int
 ) -> tuple[UInt8[ndarray, "h w C"], tuple[float, float]] | None:
     """Pixels as stored, for a picture that will have ``tall`` rows and ``wide`` columns of them.
 
@@ -73,49 +73,51 @@ def read_jpeg(
     188, of which it fills 187.5. Raises ImageError for a damaged file.
     """
     eighths = 8
-    if head.height >= 2 * _GAP * tall and head.width >= 2 * _GAP * wide:
-        eighths = next(n for n in (1, 2, 4) if min(head.height / tall, head.width / wide) * n >= 8 * _GAP)
+    if head.height >= 2 * _MIN_JPEG_OVERSAMPLING * tall and head.width >= 2 * _MIN_JPEG_OVERSAMPLING * wide:
+        eighths = next(
+            n for n in (1, 2, 4) if min(head.height / tall, head.width / wide) * n >= 8 * _MIN_JPEG_OVERSAMPLING
+        )
     least = {"min_height": -(-head.height * eighths // 8), "min_width": -(-head.width * eighths // 8)}
     try:
-        pixels = simplejpeg().decode_jpeg(
+        pixels = import_simplejpeg().decode_jpeg(
             data, "GRAY" if channels == 1 else "RGB", **(least if eighths < 8 else {})
         )
     except ValueError as error:
-        if any(word in str(error).lower() for word in _DAMAGE):
-            raise ImageError(CUT_SHORT) from error
+        if any(word in str(error).lower() for word in _LIBJPEG_DAMAGE_WORDS):
+            raise ImageError(DAMAGED_IMAGE) from error
         return None  # harmless warnings of libjpeg: Pillow judges
     return pixels, (head.height * eighths / 8, head.width * eighths / 8)
 
 
-def _orientation(data: bytes) -> int:
+def _jpeg_orientation(data: bytes) -> int:
     """EXIF orientation of a JPEG; 1 (upright) when it has none or nonsense. Cheap without EXIF."""
     scan = data.find(b"\xff\xda")
     start = data.find(b"Exif\0\0", 0, scan if scan > 0 else len(data))
     if start < 4:
         return 1
     length = int.from_bytes(data[start - 2 : start], "big") - 2
-    return _exif_orientation(data[start : start + length])
+    return _parse_exif_orientation(data[start : start + length])
 
 
-def _exif_orientation(block: bytes) -> int:
+def _parse_exif_orientation(block: bytes) -> int:
     from PIL import Image
 
-    with OPENING, warnings.catch_warnings():
+    with PILLOW_LOCK, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
             exif = Image.Exif()
             exif.load(block)
-            return plausible(exif.get(ORIENTATION))
+            return valid_orientation(exif.get(EXIF_ORIENTATION_TAG))
         except Exception:  # a broken EXIF block must not cost the picture
             return 1
 
 
-def plausible(orientation: Any) -> int:
+def valid_orientation(orientation: Any) -> int:
     """The orientation, or 1 for nonsense."""
     return orientation if isinstance(orientation, int) and 1 <= orientation <= 8 else 1
 
 
-def jpeg_segments(data: bytes) -> dict[int, bytes]:
+def parse_jpeg_segments(data: bytes) -> dict[int, bytes]:
     """The segments before the picture by marker (the last byte of ``ff xx``), the first of each."""
     found: dict[int, bytes] = {}
     at = 2
@@ -128,29 +130,29 @@ def jpeg_segments(data: bytes) -> dict[int, bytes]:
 
 # PNG
 
-_SIGNATURE = b"\x89PNG\r\n\x1a\n"
-_HEAD = struct.Struct(">I4sIIBBBBB")
-_KINDS = {0: ("L", 1), 2: ("RGB", 3)}
-_KNOWN = frozenset((b"pHYs", b"gAMA", b"sRGB", b"cHRM", b"tEXt", b"tIME", b"IDAT"))
+_PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+_PNG_HEADER = struct.Struct(">I4sIIBBBBB")
+_PNG_MODES = {0: ("L", 1), 2: ("RGB", 3)}
+_PNG_CHUNKS = frozenset((b"pHYs", b"gAMA", b"sRGB", b"cHRM", b"tEXt", b"tIME", b"IDAT"))
 
 
-def read_png(data: bytes, largest: int) -> UInt8[ndarray, "H W C"] | None:
+def decode_png(data: bytes, largest: int) -> UInt8[ndarray, "H W C"] | None:
     """Pixels of a plain PNG (8-bit grey or RGB, nothing exotic) of at most ``largest`` pixels.
 
     Tiny PNGs by the ten thousand are common (MNIST and its kin), and nine tenths of the time to open one
     go into finding the plugin and building its objects. None for any other file, damaged ones too.
     """
-    if data[:8] != _SIGNATURE or len(data) < 45:
+    if data[:8] != _PNG_SIGNATURE or len(data) < 45:
         return None
-    length, kind, width, height, depth, colour, *methods = _HEAD.unpack_from(data, 8)
-    if length != 13 or kind != b"IHDR" or depth != 8 or colour not in _KINDS or any(methods):
+    length, kind, width, height, depth, colour, *methods = _PNG_HEADER.unpack_from(data, 8)
+    if length != 13 or kind != b"IHDR" or depth != 8 or colour not in _PNG_MODES or any(methods):
         return None
-    if not 0 < width * height <= largest or (packed := _pixel_data(data)) is None:
+    if not 0 < width * height <= largest or (packed := _join_idat(data)) is None:
         return None
-    return _decoded(packed, width, height, *_KINDS[colour])
+    return _unfilter_png(packed, width, height, *_PNG_MODES[colour])
 
 
-def _pixel_data(data: bytes) -> bytes | None:
+def _join_idat(data: bytes) -> bytes | None:
     """The joined IDAT chunks of a file whose every chunk is known and whole."""
     at, parts = 8, []
     while at + 12 <= len(data):
@@ -162,13 +164,13 @@ def _pixel_data(data: bytes) -> bytes | None:
             parts.append(data[at + 8 : end])
         elif kind == b"IEND":
             return b"".join(parts) if parts else None
-        elif kind not in _KNOWN and at > 8:
+        elif kind not in _PNG_CHUNKS and at > 8:
             return None
         at = end + 4
     return None
 
 
-def _decoded(packed: bytes, width: int, height: int, mode: str, channels: int) -> ndarray | None:
+def _unfilter_png(packed: bytes, width: int, height: int, mode: str, channels: int) -> ndarray | None:
     from PIL import Image
 
     try:

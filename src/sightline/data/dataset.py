@@ -6,12 +6,12 @@ import numpy as np
 from numpy import ndarray
 
 from ..errors import DataError
-from ..sources.source import Source, find
-from ..types import Dataset, Geometry, Skipped
-from .images import FULL
-from .store import LivePixels, Store, open_store
+from ..sources import Source, find
+from ..types import Dataset, Geometry, SkippedFile
+from .decode import FULL_RANGE_16_BIT
+from .store import LivePixels, PixelStore, open_store
 
-_SHOWN = 12
+_MAX_LISTED_FILES = 12
 FACT_COLUMNS = ("width", "height", "channels", "rotated")
 
 
@@ -35,8 +35,8 @@ def load(
         source = find(source)
     store = open_store(source, geometry, cache, keep=keep)
     rows = np.flatnonzero(store.facts["ok"])
-    skipped = _skipped(source, store)
-    _check(source, skipped, max_bad)
+    skipped = _list_skipped(source, store)
+    _check_unreadable_share(source, skipped, max_bad)
     facts = store.facts[rows]
     given = {name: column[rows] for name, column in source.columns.items() if name not in FACT_COLUMNS}
     dataset = Dataset(
@@ -50,44 +50,49 @@ def load(
         fingerprint=source.fingerprint,
         columns={**given, **{name: np.ascontiguousarray(facts[name]) for name in FACT_COLUMNS}},
         skipped=skipped,
-        notes=(*source.notes, *_notes(source, skipped), *_handled(facts, geometry), *_live(store, keep)),
+        notes=(
+            *source.notes,
+            *_skipped_notes(source, skipped),
+            *_conversion_notes(facts, geometry),
+            *_live_notes(store, keep),
+        ),
     )
-    _check_classes(source, dataset)
+    _check_no_class_lost(source, dataset)
     return dataset
 
 
-def _skipped(source: Source, store: Store) -> tuple[Skipped, ...]:
-    return tuple(Skipped(str(source.files[row]), store.reasons[row]) for row in sorted(store.reasons))
+def _list_skipped(source: Source, store: PixelStore) -> tuple[SkippedFile, ...]:
+    return tuple(SkippedFile(str(source.files[row]), store.reasons[row]) for row in sorted(store.reasons))
 
 
-def listed(skipped: tuple[Skipped, ...], shown: int = _SHOWN) -> str:
+def format_skipped(skipped: tuple[SkippedFile, ...], shown: int = _MAX_LISTED_FILES) -> str:
     """The first few skipped files with their reasons, a line each."""
     lines = [f"  {each.file}: {each.reason}" for each in skipped[:shown]]
     more = len(skipped) - shown
     return "\n".join([*lines, f"  ... and {more:,} more"] if more > 0 else lines)
 
 
-def _check(source: Source, skipped: tuple[Skipped, ...], max_bad: float) -> None:
+def _check_unreadable_share(source: Source, skipped: tuple[SkippedFile, ...], max_bad: float) -> None:
     if len(skipped) <= max_bad * len(source) and len(skipped) < len(source):
         return
     raise DataError(
         f"{len(skipped):,} of the {len(source):,} images of '{source.name}' cannot be read, "
         f"more than the {max_bad:.0%} that are skipped without asking: "
-        f"repair or remove them.\n{listed(skipped)}"
+        f"repair or remove them.\n{format_skipped(skipped)}"
     )
 
 
-def _check_classes(source: Source, dataset: Dataset) -> None:
+def _check_no_class_lost(source: Source, dataset: Dataset) -> None:
     """A class whose every file is unreadable has silently lost its images: say it."""
     lost = [name for name, count in zip(dataset.classes, dataset.counts, strict=True) if count == 0]
     if lost:
         raise DataError(
             f"No image of the class '{lost[0]}' of '{source.name}' can be read: "
-            f"repair its files or remove the class.\n{listed(dataset.skipped)}"
+            f"repair its files or remove the class.\n{format_skipped(dataset.skipped)}"
         )
 
 
-def _notes(source: Source, skipped: tuple[Skipped, ...]) -> tuple[str, ...]:
+def _skipped_notes(source: Source, skipped: tuple[SkippedFile, ...]) -> tuple[str, ...]:
     if not skipped:
         return ()
     first = f"{skipped[0].file}: {skipped[0].reason}"
@@ -95,7 +100,7 @@ def _notes(source: Source, skipped: tuple[Skipped, ...]) -> tuple[str, ...]:
     return (f"Skipped {what} of {len(source):,} ({first}{'; ...' if len(skipped) > 1 else ''}).",)
 
 
-def _handled(facts: ndarray, geometry: Geometry) -> list[str]:
+def _conversion_notes(facts: ndarray, geometry: Geometry) -> list[str]:
     """What was done with pictures that are not plain, a sentence for each kind."""
     kinds = {
         "rotated": ("stored turned or mirrored", "turned upright, as EXIF says" if geometry.exif else "left so"),
@@ -109,15 +114,15 @@ def _handled(facts: ndarray, geometry: Geometry) -> list[str]:
         for name, (what, done) in kinds.items()
         if counts[name]
     ]
-    return notes + _deep(facts, geometry)
+    return notes + _depth_notes(facts, geometry)
 
 
-def _deep(facts: ndarray, geometry: Geometry) -> list[str]:
+def _depth_notes(facts: ndarray, geometry: Geometry) -> list[str]:
     """The window of 16-bit images, and whether their own values ask for another."""
     deep = facts[facts["depth"] > 8]
     if not len(deep):
         return []
-    low, high = (f"{edge:g}" for edge in geometry.window or FULL)
+    low, high = (f"{edge:g}" for edge in geometry.window or FULL_RANGE_16_BIT)
     what = "1 image has" if len(deep) == 1 else f"{len(deep):,} images have"
     note = f"{what} more than 8 bits a value: {low} becomes black and {high} white"
     grey = deep[(deep["channels"] == 1) & (deep["depth"] == 16)]
@@ -125,12 +130,12 @@ def _deep(facts: ndarray, geometry: Geometry) -> list[str]:
         return [f"{note}."]
     least, most = int(grey["low"].min()), int(grey["high"].max())
     note += f" (their own values go from {least:,} to {most:,}"
-    if geometry.window is None and most < FULL[1] / 2:
+    if geometry.window is None and most < FULL_RANGE_16_BIT[1] / 2:
         note += f", which leaves them dark: --window {least}:{most} shows their full contrast"
     return [f"{note})."]
 
 
-def _live(store: Store, keep: bool | None) -> list[str]:
+def _live_notes(store: PixelStore, keep: bool | None) -> list[str]:
     if not isinstance(store.pixels, LivePixels):
         return []
     size = np.prod([float(side) for side in store.pixels.shape]) / 1e9

@@ -17,83 +17,83 @@ from jaxtyping import Bool, Float32, Int64, UInt8
 from numpy import ndarray
 
 from ..errors import OutputError
-from ..files import replacing
+from ..files import atomic_replace
 from ..types import Dataset
-from .geometry import shrunk
+from .geometry import resize_images
 from .store import MappedPixels
 
-VERSION = 1
+DUPLICATES_VERSION = 1
 """Raised whenever other pairs would be found."""
 
-SIDE = 32
+SIGNATURE_SIDE = 32
 """Thumbnails are this large, or as large as the images where those are smaller."""
-SMALLEST = 16
+MIN_COMPARED_SIDE = 16
 """Images smaller than this are only compared byte for byte: they have too few pixels to be told apart."""
-RESIDUE = 0.003
+MAX_RESIDUAL_VARIANCE = 0.003
 """Share of a thumbnail's variance that may stay unexplained."""
-NOISE = 0.5
+ROUNDING_NOISE = 0.5
 """Levels (of 255) that may stay unexplained whatever the contrast: rounding."""
-FLAT = 4.0
+MIN_CONTRAST = 4.0
 """Levels of contrast (standard deviation) below which an image has nothing to be recognised by."""
-MOVED = 0.06
+MAX_DISPLACEMENT = 0.06
 """Largest shift or stretch, as a share of the side."""
-COLOUR = 8.0
+MAX_COLOUR_DIFFERENCE = 8.0
 """Largest mean difference in colour, in levels, of pictures that agree in grey."""
 
 _FREQUENCIES = 8
 _TABLES, _BITS, _WINDOW, _APART = 16, 14, 24, 12
-_CLOSE = 0.2
+_MAX_SPECTRAL_DISTANCE = 0.2
 """Candidates farther apart than this in their normalised low frequencies are not looked at."""
-_FEW = 3000
+_MAX_ALL_PAIRS_IMAGES = 3000
 """Up to this many images all pairs are compared."""
-_CHUNK = 128
+_PAIRS_PER_CHUNK = 128
 
 
-def near_duplicates(dataset: Dataset) -> Int64[ndarray, " N"]:
+def find_near_duplicates(dataset: Dataset) -> Int64[ndarray, " N"]:
     """For each image the position of the one it is a near duplicate of; its own position where there is none.
 
     Every image of a group is confirmed against the group's leader: no chains. Byte for byte the same
     files are of one group. Images without contrast, or smaller than 16 pixels, have no near duplicates.
     What was found is kept beside the store of the pixels.
     """
-    place = _place(dataset)
+    place = _result_file(dataset)
     try:
         found = np.load(place) if place else None
     except (OSError, ValueError):
         found = None
     if found is None or found.shape != (len(dataset),):
-        found = _found(dataset)
+        found = _search_near_duplicates(dataset)
         if place:
-            with suppress(OutputError), replacing(place) as temporary, temporary.open("wb") as stream:
+            with suppress(OutputError), atomic_replace(place) as temporary, temporary.open("wb") as stream:
                 np.save(stream, found)
     return found
 
 
-def _place(dataset: Dataset) -> Path | None:
+def _result_file(dataset: Dataset) -> Path | None:
     """The file for the near duplicates of these images, where they have a store on disk."""
     if not isinstance(dataset.pixels, MappedPixels):
         return None
-    what = hashlib.blake2b(f"{VERSION}".encode() + dataset.rows.astype("<i8").tobytes(), digest_size=8)
+    what = hashlib.blake2b(f"{DUPLICATES_VERSION}".encode() + dataset.rows.astype("<i8").tobytes(), digest_size=8)
     return dataset.pixels.path.with_name(f"near-{what.hexdigest()}.npy")
 
 
-def _found(dataset: Dataset) -> Int64[ndarray, " N"]:
+def _search_near_duplicates(dataset: Dataset) -> Int64[ndarray, " N"]:
     first, back = np.unique(dataset.digests, return_index=True, return_inverse=True)[1:]
     leader = np.arange(len(first))
-    if min(dataset.geometry.size) >= SMALLEST and len(first) > 1:
-        looks = Looks(dataset, first)
-        pairs = looks.candidates()
-        leader = _stars(pairs[looks.confirmed(pairs)], len(first))
+    if min(dataset.geometry.size) >= MIN_COMPARED_SIDE and len(first) > 1:
+        looks = ImageSignatures(dataset, first)
+        pairs = looks.candidate_pairs()
+        leader = _assign_leaders(pairs[looks.confirm_pairs(pairs)], len(first))
     return first[leader[back]]
 
 
-class Looks:
+class ImageSignatures:
     """What is kept of each image to compare it by: about 2.5 kB."""
 
     def __init__(self, dataset: Dataset, positions: Int64[ndarray, " n"]):
-        size = min(SIDE, dataset.geometry.size[0]), min(SIDE, dataset.geometry.size[1])
-        tall, wide = (_cosines(side) for side in size)
-        down, across = (_smoothing(side) for side in size)
+        size = min(SIGNATURE_SIDE, dataset.geometry.size[0]), min(SIGNATURE_SIDE, dataset.geometry.size[1])
+        tall, wide = (_dct_matrix(side) for side in size)
+        down, across = (_smoothing_matrix(side) for side in size)
         count, channels = len(positions), dataset.geometry.channels
         self.thumbs = np.empty((count, *size), np.uint16)  # in 256ths of a level
         self.low = np.empty((count, _FREQUENCIES**2 - 1), np.float32)
@@ -103,73 +103,77 @@ class Looks:
         for start in range(0, count, step):
             part = slice(start, start + step)
             pixels = dataset[positions[part]]
-            small = pixels if pixels.shape[1:3] == size else shrunk(pixels, size)
-            grey = _grey(small)
+            small = pixels if pixels.shape[1:3] == size else resize_images(pixels, size)
+            grey = _to_grey(small)
             self.contrast[part] = grey.std((1, 2))
             self.thumbs[part] = np.rint(down @ grey @ across.T * 256)
             waves = (tall @ grey @ wide.T).reshape(len(grey), -1)[:, 1:]
             self.low[part] = waves / np.maximum(np.linalg.norm(waves, axis=1, keepdims=True), 1e-6)
             if self.colours is not None:
-                self.colours[part] = shrunk(small, (4, 4)).reshape(len(small), -1)
+                self.colours[part] = resize_images(small, (4, 4)).reshape(len(small), -1)
 
-    def candidates(self) -> Int64[ndarray, "p 2"]:
+    def candidate_pairs(self) -> Int64[ndarray, "p 2"]:
         """Pairs that may be near duplicates, each once, the smaller position first."""
-        vivid = np.flatnonzero(self.contrast >= FLAT)
-        if len(vivid) <= _FEW:
-            pairs = np.stack(np.nonzero(np.triu(self.low[vivid] @ self.low[vivid].T > 1 - _CLOSE**2 / 2, 1)), 1)
+        vivid = np.flatnonzero(self.contrast >= MIN_CONTRAST)
+        if len(vivid) <= _MAX_ALL_PAIRS_IMAGES:
+            pairs = np.stack(
+                np.nonzero(np.triu(self.low[vivid] @ self.low[vivid].T > 1 - _MAX_SPECTRAL_DISTANCE**2 / 2, 1)), 1
+            )
             return vivid[pairs]
-        pairs = vivid[_alike(self.low[vivid])]
+        pairs = vivid[_match_hashes(self.low[vivid])]
         close = np.empty(len(pairs), np.bool_)
         for start in range(0, len(pairs), 1 << 16):
             one, two = (self.low[pairs[start : start + (1 << 16), side]] for side in (0, 1))
-            close[start : start + (1 << 16)] = np.einsum("ij,ij->i", one, two) > 1 - _CLOSE**2 / 2
+            close[start : start + (1 << 16)] = np.einsum("ij,ij->i", one, two) > 1 - _MAX_SPECTRAL_DISTANCE**2 / 2
         return pairs[close]
 
-    def confirmed(self, pairs: Int64[ndarray, "p 2"]) -> Bool[ndarray, " p"]:
+    def confirm_pairs(self, pairs: Int64[ndarray, "p 2"]) -> Bool[ndarray, " p"]:
         """Which pairs are near duplicates, by their pixels."""
         found = np.zeros(len(pairs), np.bool_)
-        for start in range(0, len(pairs), _CHUNK):
-            one, two = (self.thumbs[side] * np.float32(1 / 256) for side in pairs[start : start + _CHUNK].T)
-            likely = np.flatnonzero(_same_picture(one, two, every=3, slack=3.0))  # a ninth of the points
-            found[start + likely] = _same_picture(one[likely], two[likely])
+        for start in range(0, len(pairs), _PAIRS_PER_CHUNK):
+            one, two = (
+                self.thumbs[side] * np.float32(1 / 256) for side in pairs[start : start + _PAIRS_PER_CHUNK].T
+            )
+            likely = np.flatnonzero(_is_same_picture(one, two, every=3, slack=3.0))  # a ninth of the points
+            found[start + likely] = _is_same_picture(one[likely], two[likely])
         if self.colours is not None:
             one, two = pairs[found].T
-            found[found] = _same_colour(self.colours[one], self.colours[two])
+            found[found] = _is_same_colour(self.colours[one], self.colours[two])
         return found
 
 
-def _grey(pixels: UInt8[ndarray, "B h w C"]) -> Float32[ndarray, "B h w"]:
+def _to_grey(pixels: UInt8[ndarray, "B h w C"]) -> Float32[ndarray, "B h w"]:
     if pixels.shape[3] == 1:
         return pixels[..., 0].astype(np.float32)
     flat = pixels.reshape(-1, 3).astype(np.float32) @ np.array([0.299, 0.587, 0.114], np.float32)
     return flat.reshape(pixels.shape[:3])
 
 
-def _smoothing(side: int) -> Float32[ndarray, "side side"]:
+def _smoothing_matrix(side: int) -> Float32[ndarray, "side side"]:
     """The binomial filter 1 2 1 as a matrix: what resampling and JPEG change most is left out."""
     rows = (np.eye(side, k=-1) + 2 * np.eye(side) + np.eye(side, k=1)) / 4
     rows[0, 0] = rows[-1, -1] = 0.75  # the border is repeated
     return rows.astype(np.float32)
 
 
-def _cosines(side: int) -> Float32[ndarray, "f side"]:
+def _dct_matrix(side: int) -> Float32[ndarray, "f side"]:
     """The lowest frequencies of the discrete cosine transform (DCT-II) as a matrix."""
     angles = np.pi * np.arange(_FREQUENCIES)[:, None] * (np.arange(side) + 0.5) / side
     return np.cos(angles).astype(np.float32)
 
 
-def _alike(low: Float32[ndarray, "n f"]) -> Int64[ndarray, "p 2"]:
+def _match_hashes(low: Float32[ndarray, "n f"]) -> Int64[ndarray, "p 2"]:
     """Pairs whose hashes agree in all bits of a table and differ in few of the others.
 
     A table sorts the hashes by its own bits first and looks at the next few: the time is that of sorting.
     """
     count = len(low)
     bits = np.pad(low > np.median(low, axis=0), ((0, 0), (0, 1)))
-    whole = _packed(bits)
+    whole = _pack_bits(bits)
     drawn = np.random.default_rng(0)
     found = []
     for _ in range(_TABLES):
-        keys = _packed(bits[:, [*drawn.permutation(bits.shape[1] - 1), bits.shape[1] - 1]])
+        keys = _pack_bits(bits[:, [*drawn.permutation(bits.shape[1] - 1), bits.shape[1] - 1]])
         order = np.argsort(keys)
         table, hashes = keys[order] >> np.uint64(64 - _BITS), whole[order]
         for lag in range(1, min(_WINDOW, count - 1) + 1):
@@ -181,11 +185,11 @@ def _alike(low: Float32[ndarray, "n f"]) -> Int64[ndarray, "p 2"]:
     return np.stack(np.divmod(pairs[np.diff(pairs, prepend=-1) > 0], count), 1)
 
 
-def _packed(bits: Bool[ndarray, "n 64"]) -> ndarray:
+def _pack_bits(bits: Bool[ndarray, "n 64"]) -> ndarray:
     return np.ascontiguousarray(np.packbits(bits, axis=1)).view(">u8")[:, 0].astype(np.uint64)
 
 
-def _same_picture(
+def _is_same_picture(
     one: Float32[ndarray, "B h w"], two: Float32[ndarray, "B h w"], *, every: int = 1, slack: float = 1.0
 ) -> Bool[ndarray, " B"]:
     """Whether one is the other, slightly shifted, stretched, blurred or changed in contrast.
@@ -216,21 +220,21 @@ def _same_picture(
     amounts = np.linalg.solve(normal, design @ change[..., None])
     rest = change - (amounts.transpose(0, 2, 1) @ design)[:, 0]
     moved = np.abs(amounts[:, :4, 0]).max(1)
-    allowed = RESIDUE * (contrast**2).mean((1, 2)) + NOISE**2
-    return ((rest**2).mean(1) <= slack * allowed) & (moved <= slack * MOVED)
+    allowed = MAX_RESIDUAL_VARIANCE * (contrast**2).mean((1, 2)) + ROUNDING_NOISE**2
+    return ((rest**2).mean(1) <= slack * allowed) & (moved <= slack * MAX_DISPLACEMENT)
 
 
-def _same_colour(one: UInt8[ndarray, "p c"], two: UInt8[ndarray, "p c"]) -> Bool[ndarray, " p"]:
+def _is_same_colour(one: UInt8[ndarray, "p c"], two: UInt8[ndarray, "p c"]) -> Bool[ndarray, " p"]:
     """Whether pictures that agree in grey agree in colour: the mean over a coarse grid, brightness aside."""
     apart = one.astype(np.float32).reshape(len(one), 16, 3) - two.reshape(len(two), 16, 3)
-    return np.abs(apart - apart.mean(2, keepdims=True)).mean((1, 2)) <= COLOUR
+    return np.abs(apart - apart.mean(2, keepdims=True)).mean((1, 2)) <= MAX_COLOUR_DIFFERENCE
 
 
-def _stars(pairs: Int64[ndarray, "p 2"], count: int) -> Int64[ndarray, " n"]:
+def _assign_leaders(pairs: Int64[ndarray, "p 2"], count: int) -> Int64[ndarray, " n"]:
     """The leader of each image: the one with most partners leads all of them that are still free, and so on."""
     leader = np.arange(count)
     free = np.ones(count, np.bool_)
-    for head, members in _by_partners(pairs, count):
+    for head, members in _iterate_by_degree(pairs, count):
         if free[head]:
             taken = members[free[members]]
             leader[taken] = head
@@ -239,7 +243,7 @@ def _stars(pairs: Int64[ndarray, "p 2"], count: int) -> Int64[ndarray, " n"]:
     return leader
 
 
-def _by_partners(pairs: ndarray, count: int) -> Iterator[tuple[int, ndarray]]:
+def _iterate_by_degree(pairs: ndarray, count: int) -> Iterator[tuple[int, ndarray]]:
     """Each image that has partners, with them: those with most first, then in their order."""
     both = np.concatenate([pairs, pairs[:, ::-1]])
     both = both[np.lexsort((both[:, 1], both[:, 0]))]

@@ -14,7 +14,7 @@ _RESAMPLE = {"bilinear": torch.ops.aten._upsample_bilinear2d_aa, "bicubic": torc
 """torch's antialiased filters on uint8: Pillow's own, vectorised; at most two levels of 255 apart, mostly none."""
 
 
-def fitted(height: float, width: float, geometry: Geometry) -> tuple[int, int]:
+def resized_shape(height: float, width: float, geometry: Geometry) -> tuple[int, int]:
     """The (height, width) a picture of this size is resampled to: smaller than the working size for pad only."""
     tall, wide = geometry.size
     if geometry.fit != "pad":
@@ -23,7 +23,7 @@ def fitted(height: float, width: float, geometry: Geometry) -> tuple[int, int]:
     return min(tall, max(1, round(height * scale))), min(wide, max(1, round(width * scale)))
 
 
-def kept(height: float, width: float, geometry: Geometry) -> tuple[float, float, float, float]:
+def crop_box(height: float, width: float, geometry: Geometry) -> tuple[float, float, float, float]:
     """The box (left, top, right, bottom) of the original that is used: less than all of it for crop only."""
     if geometry.fit != "crop":
         return 0.0, 0.0, float(width), float(height)
@@ -33,7 +33,7 @@ def kept(height: float, width: float, geometry: Geometry) -> tuple[float, float,
     return max(left, 0.0), max(top, 0.0), min(left + wide, width), min(top + tall, height)
 
 
-def turned(pixels: ndarray, orientation: int) -> ndarray:
+def apply_orientation(pixels: ndarray, orientation: int) -> ndarray:
     """Upright pixels, by EXIF orientation: 2 mirror, 3 half turn, 6 a quarter turn clockwise, ..."""
     if orientation > 4:
         pixels = pixels.swapaxes(0, 1)
@@ -44,7 +44,7 @@ def turned(pixels: ndarray, orientation: int) -> ndarray:
     return pixels
 
 
-def fit(
+def resize_to_geometry(
     pixels: UInt8[ndarray, "h w C"], geometry: Geometry, extent: tuple[float, float] | None = None
 ) -> UInt8[ndarray, "H W C"]:
     """Squash, crop or pad to the working size, antialiased; untouched when already of that size.
@@ -56,11 +56,11 @@ def fit(
     if (height, width) == geometry.size:
         return pixels
     tall, wide = extent or (height, width)
-    size = fitted(tall, wide, geometry)
+    size = resized_shape(tall, wide, geometry)
     if size != (height, width) and (geometry.fit == "crop" or geometry.filter not in _RESAMPLE):
-        pixels = _by_pillow(pixels, size, kept(tall, wide, geometry), geometry.filter)
+        pixels = _resize_with_pillow(pixels, size, crop_box(tall, wide, geometry), geometry.filter)
     elif size != (height, width):
-        pixels = shrunk(pixels[None], size, geometry.filter, extent)[0]
+        pixels = resize_images(pixels[None], size, geometry.filter, extent)[0]
     if size == geometry.size:
         return pixels
     padded = np.zeros(geometry.shape, np.uint8)
@@ -69,7 +69,7 @@ def fit(
     return padded
 
 
-def shrunk(
+def resize_images(
     pixels: UInt8[ndarray, "B h w C"],
     size: tuple[int, int],
     filter: str = "bilinear",
@@ -89,7 +89,7 @@ def shrunk(
     return made
 
 
-def _by_pillow(
+def _resize_with_pillow(
     pixels: ndarray, size: tuple[int, int], box: tuple[float, float, float, float], filter: str
 ) -> ndarray:
     """Fractional boxes and the rarer filters."""
@@ -102,25 +102,27 @@ def _by_pillow(
 
 
 @dataclass(frozen=True, eq=False)
-class Loss:
+class GeometryLoss:
     """One kind of loss, for every image."""
 
     amounts: Float64[ndarray, " N"]
-    says: str
+    sentence: str
     """A sentence's beginning, with a place for the amount."""
     remedy: str
-    worth: float
+    note_above: float
     """Mean from which it is remarked."""
-    apart: float
+    class_gap: float
     """Difference between classes from which it is a warning."""
-    shows: Callable[[float], str] = "{:.0%}".format
+    format_amount: Callable[[float], str] = "{:.0%}".format
 
-    def tells(self, amount: float) -> str:
+    def describe(self, amount: float) -> str:
         """The sentence with this amount in it."""
-        return self.says.format(self.shows(amount))
+        return self.sentence.format(self.format_amount(amount))
 
 
-def losses(height: Shaped[ndarray, " N"], width: Shaped[ndarray, " N"], geometry: Geometry) -> dict[str, Loss]:
+def geometry_losses(
+    height: Shaped[ndarray, " N"], width: Shaped[ndarray, " N"], geometry: Geometry
+) -> dict[str, GeometryLoss]:
     """What is lost of images of these sizes (upright, in pixels), by the kinds that the fit can have.
 
     ``cropped`` is the share of a picture's area cut off, ``padding`` the share of the working area
@@ -133,7 +135,7 @@ def losses(height: Shaped[ndarray, " N"], width: Shaped[ndarray, " N"], geometry
     scale = {"squash": np.sqrt(down * across), "crop": np.maximum(down, across)}.get(
         geometry.fit, np.minimum(down, across)
     )
-    enlarged = Loss(
+    enlarged = GeometryLoss(
         (scale > 1).astype(np.float64),
         "{} of the images are smaller than the working size and are enlarged",
         ": a smaller --size would lose nothing and be faster.",
@@ -141,11 +143,11 @@ def losses(height: Shaped[ndarray, " N"], width: Shaped[ndarray, " N"], geometry
         0.5,
     )
     own = {
-        "squash": ("bend", Loss(bend, "Squashing bends the aspect by a factor of {} on average",
+        "squash": ("bend", GeometryLoss(bend, "Squashing bends the aspect by a factor of {} on average",
                     ": --fit crop or pad keeps it.", 1.15, 0.25, "{:.2f}".format)),
-        "crop": ("cropped", Loss(1 - 1 / bend, "Cropping cuts away {} of the area on average",
+        "crop": ("cropped", GeometryLoss(1 - 1 / bend, "Cropping cuts away {} of the area on average",
                     ": --fit squash or pad keeps it.", 0.1, 0.15)),
-        "pad": ("padding", Loss(1 - 1 / bend, "Padding leaves {} of the working area black on average",
+        "pad": ("padding", GeometryLoss(1 - 1 / bend, "Padding leaves {} of the working area black on average",
                     ": --fit squash or crop fills it.", 0.1, 0.15)),
     }  # fmt: skip
     name, loss = own[geometry.fit]

@@ -21,7 +21,7 @@ _SHUFFLE, _AUGMENT = 1, 2  # separate streams of random numbers of one seed
 
 
 @dataclass(frozen=True)
-class Shuffled:
+class Shuffle:
     """A new order each epoch, a pure function of (seed, epoch)."""
 
     seed: int
@@ -32,21 +32,21 @@ class Shuffled:
     """Balanced by the column ``group`` instead of the class."""
 
 
-def order_of(labels: Int64[ndarray, " N"], order: Shuffled | None) -> Int64[ndarray, " N"]:
+def batch_order(labels: Int64[ndarray, " N"], order: Shuffle | None) -> Int64[ndarray, " N"]:
     """The positions 0 to N - 1 in the order they are visited; None leaves them as they are."""
     count = len(labels)
     if order is None:
         return np.arange(count)
-    mixed = runtime.order(count, order.seed, order.epoch, _SHUFFLE)
+    mixed = runtime.permutation(count, order.seed, order.epoch, _SHUFFLE)
     if not order.balanced:
         return mixed
     positions = [mixed[labels[mixed] == label] for label in np.unique(labels)]
     share = -(-count // len(positions))
     drawn = np.concatenate([np.resize(of_class, share) for of_class in positions])
-    return drawn[runtime.order(len(drawn), order.seed, order.epoch, _SHUFFLE, 1)][:count]
+    return drawn[runtime.permutation(len(drawn), order.seed, order.epoch, _SHUFFLE, 1)][:count]
 
 
-def to_batch(pixels: UInt8[ndarray, "B H W C"], device: torch.device | str = "cpu") -> Float[Tensor, "B C H W"]:
+def to_tensor(pixels: UInt8[ndarray, "B H W C"], device: torch.device | str = "cpu") -> Float[Tensor, "B C H W"]:
     """Stored pixels as a network takes them: float32 in [0, 1], channels_last in memory.
 
     They travel to the device as uint8, a quarter of the bytes.
@@ -60,11 +60,11 @@ def count_batches(count: int, batch_size: int, *, drop_last: bool = False) -> in
     return count // batch_size if drop_last else -(-count // batch_size)
 
 
-def batches(
+def iterate_batches(
     dataset: Dataset,
     batch_size: int,
     *,
-    order: Shuffled | None = None,
+    order: Shuffle | None = None,
     start: int = 0,
     device: torch.device | str = "cpu",
     drop_last: bool = False,
@@ -75,7 +75,7 @@ def batches(
 ) -> Iterator[Batch]:
     """The dataset in batches from number ``start`` on, at most ``ahead`` of them prepared in advance.
 
-    ``order`` None is the dataset's own; ``Shuffled(seed, epoch)`` visits all in a random order.
+    ``order`` None is the dataset's own; ``Shuffle(seed, epoch)`` visits all in a random order.
     ``augment`` receives a generator that depends on seed, epoch and batch number alone, so a
     resumed epoch goes on exactly as it would have. ``ahead`` None is 2 for an accelerator and for images
     decoded on the fly, else 0: a second thread would only take the cores from the network.
@@ -84,15 +84,15 @@ def batches(
     if ahead is None:
         stored = not isinstance(dataset.pixels, LivePixels)
         ahead = 0 if stored and torch.device(device).type == "cpu" else 2
-    make = _maker(dataset, batch_size, order, torch.device(device), augment, memory_format, share)
+    make = _batch_builder(dataset, batch_size, order, torch.device(device), augment, memory_format, share)
     steps = range(start, count_batches(len(dataset), batch_size, drop_last=drop_last))
-    return _ahead(make, steps, ahead) if ahead else map(make, steps)
+    return _prefetch(make, steps, ahead) if ahead else map(make, steps)
 
 
-def _maker(
+def _batch_builder(
     dataset: Dataset,
     batch_size: int,
-    order: Shuffled | None,
+    order: Shuffle | None,
     device: torch.device,
     augment: Augment | None,
     memory_format: torch.memory_format,
@@ -105,14 +105,14 @@ def _maker(
     groups = dataset.columns.get("group")
     codes = None if groups is None else torch.from_numpy(np.unique(groups, return_inverse=True)[1])
     by_group = codes is not None and order is not None and order.groups
-    indices = order_of(codes.numpy() if by_group and codes is not None else dataset.labels, order)
+    indices = batch_order(codes.numpy() if by_group and codes is not None else dataset.labels, order)
     seed, epoch = (order.seed, order.epoch) if order else (0, 0)
 
     def make(step: int) -> Batch:
         chosen = indices[step * batch_size : (step + 1) * batch_size][rank::ranks]
         index = torch.from_numpy(chosen)
         batch = Batch(
-            pixels=to_batch(dataset[chosen], device).contiguous(memory_format=memory_format),
+            pixels=to_tensor(dataset[chosen], device).contiguous(memory_format=memory_format),
             labels=labels[index].to(device),
             index=index.to(device),
             group=None if codes is None else codes[index].to(device),
@@ -121,12 +121,12 @@ def _maker(
         )
         if augment is None:
             return batch
-        return augment(batch, runtime.generator(seed, epoch, step, _AUGMENT, *own))
+        return augment(batch, runtime.make_generator(seed, epoch, step, _AUGMENT, *own))
 
     return make
 
 
-def _ahead(make: Callable[[int], Batch], steps: range, ahead: int) -> Iterator[Batch]:
+def _prefetch(make: Callable[[int], Batch], steps: range, ahead: int) -> Iterator[Batch]:
     """Made in another thread, handed over in order; the thread ends with the iterator."""
     ready: queue.Queue[Batch | BaseException | None] = queue.Queue(ahead)
     stop = threading.Event()

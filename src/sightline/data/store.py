@@ -25,11 +25,11 @@ from numpy import ndarray
 
 from .. import files, progress, runtime
 from ..errors import DataError, ImageError, OutputError
-from ..sources.source import Source
+from ..sources import Source
 from ..types import Geometry
-from .images import Header, decode, decoder, read
+from .decode import ImageHeader, decode, decode_with_header, decoder_name
 
-FACTS = np.dtype(
+STORE_FACTS = np.dtype(
     [
         ("ok", np.bool_),
         ("rotated", np.bool_),
@@ -49,8 +49,8 @@ FACTS = np.dtype(
 
 _CHUNK, _CHUNK_BYTES = 64, 1_000_000
 """What a thread takes at a time: so many images, or fewer large ones."""
-_TRIAL = 0.1
-_ROOM = 0.9
+_TRIAL_SECONDS = 0.1
+_MAX_DISK_SHARE = 0.9
 """Share of the free disk that a store may take."""
 
 
@@ -111,7 +111,7 @@ class LivePixels:
 
 
 @dataclass(frozen=True, eq=False)
-class Store:
+class PixelStore:
     """A decoded source."""
 
     pixels: MappedPixels | LivePixels
@@ -125,40 +125,40 @@ class Store:
 
 def open_store(
     source: Source, geometry: Geometry, cache: Path | None = None, *, keep: bool | None = None
-) -> Store:
+) -> PixelStore:
     """The store of this source at this geometry; built first if there is none yet.
 
     ``keep`` False decodes on the fly, None does so where the disk has no room for the pixels.
     Raises OutputError, naming SIGHTLINE_CACHE as the remedy, where the cache cannot be written.
     """
-    folder = (cache or runtime.cache_dir()) / "stores" / key(source, geometry)
-    if keep is not False and (store := _opened(folder, source, geometry)):
+    folder = (cache or runtime.cache_dir()) / "stores" / store_key(source, geometry)
+    if keep is not False and (store := _load_store(folder, source, geometry)):
         return store
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        kept = _fits(folder, len(source) * int(np.prod(geometry.shape))) if keep is None else keep
+        kept = _has_room(folder, len(source) * int(np.prod(geometry.shape))) if keep is None else keep
         folder = folder if kept else folder.with_name(folder.name + "-facts")
-        with FileLock(_lock(folder)):
-            return _opened(folder, source, geometry) or _build(folder, source, geometry, kept=kept)
+        with FileLock(_lock_path(folder)):
+            return _load_store(folder, source, geometry) or _build_store(folder, source, geometry, kept=kept)
     except (OSError, OutputError) as error:
-        raise _unwritable(folder, error) from error
+        raise _unwritable_error(folder, error) from error
 
 
-def key(source: Source, geometry: Geometry) -> str:
+def store_key(source: Source, geometry: Geometry) -> str:
     """Name of the store: a hash of the files, the geometry and the decoder."""
-    words = repr((source.fingerprint, len(source), geometry, decoder(), FACTS.descr))
+    words = repr((source.fingerprint, len(source), geometry, decoder_name(), STORE_FACTS.descr))
     return hashlib.blake2b(words.encode(), digest_size=12).hexdigest()
 
 
-def _lock(folder: Path) -> Path:
+def _lock_path(folder: Path) -> Path:
     return folder.with_name(folder.name + ".lock")
 
 
-def _fits(folder: Path, size: int) -> bool:
-    return size < _ROOM * shutil.disk_usage(folder.parent).free
+def _has_room(folder: Path, size: int) -> bool:
+    return size < _MAX_DISK_SHARE * shutil.disk_usage(folder.parent).free
 
 
-def _unwritable(folder: Path, error: Exception) -> OutputError:
+def _unwritable_error(folder: Path, error: Exception) -> OutputError:
     if isinstance(error, OSError):
         reason = f"Cannot write '{error.filename or folder.parent}': {(error.strerror or str(error)).lower()}."
     else:
@@ -169,7 +169,7 @@ def _unwritable(folder: Path, error: Exception) -> OutputError:
     )
 
 
-def _opened(folder: Path, source: Source, geometry: Geometry) -> Store | None:
+def _load_store(folder: Path, source: Source, geometry: Geometry) -> PixelStore | None:
     """The store in this folder; None when it is absent or damaged, or a file can now be opened."""
     live = folder.name.endswith("-facts")
     try:
@@ -177,14 +177,16 @@ def _opened(folder: Path, source: Source, geometry: Geometry) -> Store | None:
         facts = np.load(folder / "facts.npy")
         bad = json.loads((folder / "unreadable.json").read_text("utf-8"))
         reasons = {int(row): text for row, text in bad["reasons"].items()}
-        store = Store(pixels, facts, reasons, tuple(bad["unopened"]))
+        store = PixelStore(pixels, facts, reasons, tuple(bad["unopened"]))
     except (OSError, ValueError, EOFError, LookupError, TypeError):
         return None
-    whole = pixels.shape == (len(source), *geometry.shape) and facts.dtype == FACTS and len(facts) == len(source)
-    return store if whole and not any(_opens(source, row) for row in store.unopened) else None
+    whole = (
+        pixels.shape == (len(source), *geometry.shape) and facts.dtype == STORE_FACTS and len(facts) == len(source)
+    )
+    return store if whole and not any(_can_open(source, row) for row in store.unopened) else None
 
 
-def _opens(source: Source, row: int) -> bool:
+def _can_open(source: Source, row: int) -> bool:
     try:
         source.read(row)
     except ImageError as error:
@@ -192,23 +194,23 @@ def _opens(source: Source, row: int) -> bool:
     return True
 
 
-def _build(folder: Path, source: Source, geometry: Geometry, *, kept: bool) -> Store:
-    _sweep(folder)
-    built = _Building(source, geometry)
-    with files.replacing(folder) as temporary:
+def _build_store(folder: Path, source: Source, geometry: Geometry, *, kept: bool) -> PixelStore:
+    _remove_leftovers(folder)
+    built = _StoreBuilder(source, geometry)
+    with files.atomic_replace(folder) as temporary:
         temporary.mkdir()
         if kept:
             _write_pixels(temporary / "pixels.npy", built)
         else:
-            _run(built.decode, len(source), "Reading images", int(np.prod(geometry.shape)))
+            _process_rows(built.decode, len(source), "Reading images", int(np.prod(geometry.shape)))
         np.save(temporary / "facts.npy", built.facts)
         bad = {"reasons": built.reasons, "unopened": sorted(built.unopened)}
         (temporary / "unreadable.json").write_text(json.dumps(bad), "utf-8")
     pixels = MappedPixels(folder / "pixels.npy") if kept else LivePixels(source, geometry)
-    return Store(pixels, built.facts, built.reasons, tuple(sorted(built.unopened)))
+    return PixelStore(pixels, built.facts, built.reasons, tuple(sorted(built.unopened)))
 
 
-def _sweep(folder: Path) -> None:
+def _remove_leftovers(folder: Path) -> None:
     """Remove what killed builds left behind: our own, and any whose lock nobody holds."""
     for leftover in folder.parent.glob(".*.*"):
         name = leftover.name[1:].rpartition(".")[0]
@@ -216,13 +218,13 @@ def _sweep(folder: Path) -> None:
             shutil.rmtree(leftover, ignore_errors=True)
             continue
         try:
-            with FileLock(_lock(folder.with_name(name)), timeout=0):
+            with FileLock(_lock_path(folder.with_name(name)), timeout=0):
                 shutil.rmtree(leftover, ignore_errors=True)
         except (Timeout, OSError):
             continue
 
 
-def _write_pixels(path: Path, built: "_Building") -> None:
+def _write_pixels(path: Path, built: "_StoreBuilder") -> None:
     shape = (len(built.source), *built.geometry.shape)
     pixels = np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=shape)
     first: int = pixels.offset  # type: ignore[attr-defined]  a memmap has one
@@ -234,12 +236,12 @@ def _write_pixels(path: Path, built: "_Building") -> None:
             os.posix_fallocate(target, first, size)
 
         def work(rows: range) -> None:
-            _write(target, built.decode(rows), first + rows.start * each)
+            _pwrite_all(target, built.decode(rows), first + rows.start * each)
 
-        _run(work, len(built.source), "Decoding images", each)
+        _process_rows(work, len(built.source), "Decoding images", each)
 
 
-def _write(target: int, pixels: list[ndarray], at: int) -> None:
+def _pwrite_all(target: int, pixels: list[ndarray], at: int) -> None:
     """All of the pixels at this place, uncopied; the system may take less than it is offered."""
     done = os.pwritev(target, [each.data for each in pixels], at)
     if done == sum(each.nbytes for each in pixels):
@@ -249,34 +251,34 @@ def _write(target: int, pixels: list[ndarray], at: int) -> None:
         done += os.pwrite(target, rest[done:], at + done)
 
 
-class _Building:
+class _StoreBuilder:
     """What becomes known of a source while its images are decoded, by any thread."""
 
     def __init__(self, source: Source, geometry: Geometry):
         self.source, self.geometry = source, geometry
-        self.facts = np.zeros(len(source), FACTS)
+        self.facts = np.zeros(len(source), STORE_FACTS)
         self.reasons: dict[int, str] = {}
         self.unopened: list[int] = []
         self._black = np.zeros(geometry.shape, np.uint8)
 
     def decode(self, rows: range) -> list[ndarray]:
         """The pixels of these files, black where one cannot be read; the facts of each are noted."""
-        heads: dict[Header | None, int] = {}  # a chunk has few kinds of header: each becomes a record once
+        heads: dict[ImageHeader | None, int] = {}  # a chunk has few kinds of header: each becomes a record once
         kinds, digests, chunk = [], [], []
         for row in rows:
-            pixels, head, digest = self._one(row)
+            pixels, head, digest = self._decode_file(row)
             chunk.append(pixels)
             kinds.append(heads.setdefault(head, len(heads)))
             digests.append(digest)
-        facts = np.array([_fact(head) for head in heads], FACTS)[kinds]
+        facts = np.array([_fact_record(head) for head in heads], STORE_FACTS)[kinds]
         facts["digest"] = np.frombuffer(b"".join(digests), "<u8")
         self.facts[rows.start : rows.stop] = facts
         return chunk
 
-    def _one(self, row: int) -> tuple[ndarray, Header | None, bytes]:
+    def _decode_file(self, row: int) -> tuple[ndarray, ImageHeader | None, bytes]:
         try:
             data = self.source.read(row)
-            pixels, header = read(data, self.geometry)
+            pixels, header = decode_with_header(data, self.geometry)
         except ImageError as error:
             self.reasons[row] = str(error)
             if isinstance(error.__cause__, OSError):
@@ -285,15 +287,15 @@ class _Building:
         return np.ascontiguousarray(pixels), header, hashlib.blake2b(data, digest_size=8).digest()
 
 
-def _fact(head: Header | None) -> tuple[Any, ...]:
+def _fact_record(head: ImageHeader | None) -> tuple[Any, ...]:
     """A FACTS record, the digest left at 0."""
     if head is None:
-        return (False,) * len(FACTS.descr)
+        return (False,) * len(STORE_FACTS.descr)
     known = (
         head.rotated,
         head.animated,
         head.transparent,
-        head.inks,
+        head.cmyk,
         head.channels,
         head.depth,
         head.low,
@@ -302,7 +304,7 @@ def _fact(head: Header | None) -> tuple[Any, ...]:
     return (True, *known, head.width, head.height, 0)
 
 
-def _run(work: Callable[[range], Any], total: int, what: str, each: int) -> None:
+def _process_rows(work: Callable[[range], Any], total: int, what: str, each: int) -> None:
     """Do all rows, in one thread or in several, whichever a short trial finds faster here.
 
     JPEG and large images decode without Python's lock and gain from threads; tiny PNGs lose.
@@ -310,20 +312,20 @@ def _run(work: Callable[[range], Any], total: int, what: str, each: int) -> None
     size = max(1, min(_CHUNK, _CHUNK_BYTES // each))
     chunks = (range(start, min(start + size, total)) for start in range(0, total, size))
     threads = runtime.cpu_count()
-    with progress.bar(what, total) as advance:
-        _alone(work, islice(chunks, 1), advance)  # imports and caches
+    with progress.progress_bar(what, total) as advance:
+        _run_serially(work, islice(chunks, 1), advance)  # imports and caches
         if threads == 1:
-            _alone(work, chunks, advance)
+            _run_serially(work, chunks, advance)
             return
-        alone = _alone(work, chunks, advance, _TRIAL)
-        together = _together(work, chunks, advance, threads, _TRIAL)
+        alone = _run_serially(work, chunks, advance, _TRIAL_SECONDS)
+        together = _run_threaded(work, chunks, advance, threads, _TRIAL_SECONDS)
         if together > alone:
-            _together(work, chunks, advance, threads)
+            _run_threaded(work, chunks, advance, threads)
         else:
-            _alone(work, chunks, advance)
+            _run_serially(work, chunks, advance)
 
 
-def _alone(
+def _run_serially(
     work: Callable[[range], Any], chunks: Iterator[range], advance: progress.Advance, seconds: float = np.inf
 ) -> float:
     """Images a second in this thread, working for at most about so many seconds."""
@@ -335,7 +337,7 @@ def _alone(
     return done / (time.perf_counter() - start)
 
 
-def _together(
+def _run_threaded(
     work: Callable[[range], Any],
     chunks: Iterator[range],
     advance: progress.Advance,
@@ -347,7 +349,7 @@ def _together(
     with ThreadPoolExecutor(threads) as pool:
 
         def begin(count: int) -> set[Future[int]]:
-            return {pool.submit(_counted, work, chunk) for chunk in islice(chunks, count)}
+            return {pool.submit(_run_and_count, work, chunk) for chunk in islice(chunks, count)}
 
         running = begin(2 * threads)
         while running:
@@ -360,6 +362,6 @@ def _together(
     return done / (time.perf_counter() - start)
 
 
-def _counted(work: Callable[[range], Any], chunk: range) -> int:
+def _run_and_count(work: Callable[[range], Any], chunk: range) -> int:
     work(chunk)
     return len(chunk)

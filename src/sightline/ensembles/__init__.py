@@ -1,17 +1,17 @@
 """Several classifiers become one."""
 
-from .runs import beside, combine_runs, shared
-from .ways import COMBINATIONS, Combination, GreedySoup, Mean, Soup, combine, settle_norms
+from .combining import combine_runs, compare_with_members, shared_splits
+from .methods import COMBINERS, Combination, GreedySoup, Mean, Soup, combine, update_bn
 
 __all__ = [
-    "COMBINATIONS",
+    "COMBINERS",
     "Combination",
     "GreedySoup",
     "Mean",
     "Soup",
-    "beside",
     "combine",
     "combine_runs",
-    "settle_norms",
-    "shared",
+    "compare_with_members",
+    "shared_splits",
+    "update_bn",
 ]

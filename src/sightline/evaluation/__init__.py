@@ -1,25 +1,50 @@
 """How good is it, and how sure are we? One pass of the classifier feeds every number."""
 
-from .comparison import compare as compare
-from .conformal import calibrate as calibrate
-from .crossval import CrossValidation as CrossValidation
-from .crossval import cross_validate as cross_validate
-from .efficiency import Efficiency as Efficiency
-from .efficiency import Latency as Latency
-from .grouped import examine_groups as examine_groups
-from .growth import LearningCurve as LearningCurve
-from .growth import learning_curve as learning_curve
-from .measure import Evaluation as Evaluation
-from .measure import evaluate as evaluate
-from .mistakes import ConfusablePair as ConfusablePair
-from .mistakes import Confusion as Confusion
-from .mistakes import confusable_pairs as confusable_pairs
-from .mistakes import confused_pairs as confused_pairs
-from .mistakes import worst_mistakes as worst_mistakes
-from .record import gallery as gallery
-from .record import report_json as report_json
-from .standings import Comparison as Comparison
-from .sureness import examine_outliers as examine_outliers
-from .sureness import examine_sureness as examine_sureness
-from .suspects import Suspects as Suspects
-from .suspects import find_suspects as find_suspects
+from .conformal import add_sets, conformalize, load_sets
+from .confusions import ConfusablePair, Confusion, confusable_pairs, top_confusions, worst_mistakes
+from .efficiency import (
+    LATENCY_BATCH_SIZES,
+    LATENCY_SECONDS,
+    MAX_LATENCY_REPEATS,
+    MIN_LATENCY_REPEATS,
+    Efficiency,
+    Latency,
+    time_batch,
+)
+from .fairness import evaluate_groups_on, evaluate_groups_run
+from .model_evaluation import Evaluation, evaluate, match_labels
+from .ood import OOD_SCORES
+from .report_file import mistake_gallery, report_json
+from .run_evaluation import evaluate_on, evaluate_run, test_split
+from .uncertainty import evaluate_ood_run, evaluate_uncertainty_run
+
+__all__ = [
+    "LATENCY_BATCH_SIZES",
+    "LATENCY_SECONDS",
+    "MAX_LATENCY_REPEATS",
+    "MIN_LATENCY_REPEATS",
+    "OOD_SCORES",
+    "ConfusablePair",
+    "Confusion",
+    "Efficiency",
+    "Evaluation",
+    "Latency",
+    "add_sets",
+    "conformalize",
+    "confusable_pairs",
+    "evaluate",
+    "evaluate_groups_on",
+    "evaluate_groups_run",
+    "evaluate_on",
+    "evaluate_ood_run",
+    "evaluate_run",
+    "evaluate_uncertainty_run",
+    "load_sets",
+    "match_labels",
+    "mistake_gallery",
+    "report_json",
+    "test_split",
+    "time_batch",
+    "top_confusions",
+    "worst_mistakes",
+]

@@ -17,27 +17,27 @@ from ..errors import DataError, RecipeError
 from ..metrics import risk_coverage, wilson
 from ..types import Interval
 
-LEVEL = 0.95
+GUARANTEE_CONFIDENCE = 0.95
 """Confidence of every promise here."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Threshold:
+class AbstentionThreshold:
     """A threshold, why it was chosen, and what holds for images like those it was chosen on."""
 
     value: float
     """Answers of lower confidence are "unknown"; 0 keeps all."""
-    wanted: Literal["risk", "coverage"]
+    criterion: Literal["risk", "coverage"]
     target: float
     risk: Interval
     """Share of wrong answers among the N validation images kept, with Wilson's interval."""
     coverage: Interval
     """Share of the validation images kept, with the interval of that share among new images."""
-    bound: float
+    risk_bound: float
     """With probability 95 % over validation sets, new images kept err at most so often."""
-    promised: bool
+    guaranteed: bool
     """Whether the target holds with that probability; else it was only met on the validation images."""
-    needed: int | None = None
+    min_images: int | None = None
     """Images without an error that it takes at least to promise this risk; None where that is not the trouble."""
 
     @property
@@ -45,16 +45,20 @@ class Threshold:
         """What was chosen and what that promises."""
         kept = f"Confidences of at least {self.value:.4g} are answered: {self.coverage.value:.1%} of the "
         kept += f"validation images, of which {self.risk.value:.2%} are wrong (n = {self.risk.n:,})."
-        if self.wanted == "coverage":
+        if self.criterion == "coverage":
             low, high = self.coverage.low, self.coverage.high
             return f"{kept} Of new images like them {low:.1%} to {high:.1%} would be answered (95 %)."
-        if self.promised:
+        if self.guaranteed:
             return f"{kept} With 95 % confidence at most {self.target:.2%} of such answers are wrong."
-        more = "" if self.needed is None else f"; it takes at least {self.needed:,} images kept without an error"
+        more = (
+            ""
+            if self.min_images is None
+            else f"; it takes at least {self.min_images:,} images kept without an error"
+        )
         return (
             f"{kept} That is no promise: too few validation images are kept to be sure of "
             f"{self.target:.2%}{more}. "
-            f"What can be said with 95 % confidence is at most {self.bound:.2%}."
+            f"What can be said with 95 % confidence is at most {self.risk_bound:.2%}."
         )
 
     def as_json(self) -> dict[str, Any]:
@@ -62,19 +66,21 @@ class Threshold:
         named = {"risk": self.risk, "coverage": self.coverage}
         return {
             "threshold": self.value,
-            "wanted": self.wanted,
+            "wanted": self.criterion,
             "target": self.target,
             **{
                 name: {"value": one.value, "low": one.low, "high": one.high, "n": one.n}
                 for name, one in named.items()
             },
-            "risk_bound": self.bound,
-            "promised": self.promised,
+            "risk_bound": self.risk_bound,
+            "promised": self.guaranteed,
             "sentence": self.sentence,
         }
 
 
-def threshold_for_risk(confidence: Float[ndarray, " N"], right: Bool[ndarray, " N"], risk: float) -> Threshold:
+def threshold_for_risk(
+    confidence: Float[ndarray, " N"], right: Bool[ndarray, " N"], risk: float
+) -> AbstentionThreshold:
     """The threshold that keeps most images while at most a share ``risk`` of the answers kept is wrong.
 
     First it is sought with a guarantee: Selection with Guaranteed Risk (Geifman and El-Yaniv 2017, algorithm 1), a
@@ -84,15 +90,15 @@ def threshold_for_risk(confidence: Float[ndarray, " N"], right: Bool[ndarray, " 
     """
     if not 0 <= risk < 1:
         raise RecipeError(f"The risk asked for is {risk}: it must be a share from 0 to below 1, such as 0.01.")
-    _check(confidence, right)
+    _check_confidences(confidence, right)
     curve = risk_coverage(confidence, right)
     ends = np.append(np.diff(curve.confidence) != 0, True)  # a tie is kept as a whole or not at all
     kept, found = np.flatnonzero(ends) + 1, curve.risk[ends]
     errors = np.rint(found * kept).astype(np.int64)
-    place = _promised(errors, kept, risk)
+    place = _find_guaranteed(errors, kept, risk)
     if place is not None:
-        bound = _upper(int(errors[place]), int(kept[place]), _share(len(kept)))
-        return _threshold(curve.confidence[ends], kept, errors, place, risk, bound, promised=True)
+        bound = _clopper_pearson_upper(int(errors[place]), int(kept[place]), _step_delta(len(kept)))
+        return _build_threshold(curve.confidence[ends], kept, errors, place, risk, bound, promised=True)
     met = np.flatnonzero(errors <= risk * kept + 1e-9)
     if not len(met):
         best = int(found.argmin())
@@ -102,13 +108,13 @@ def threshold_for_risk(confidence: Float[ndarray, " N"], right: Bool[ndarray, " 
             "for that, or train a better classifier."
         )
     place = int(met[-1])
-    bound = _upper(int(errors[place]), int(kept[place]), 1 - LEVEL)
-    return _threshold(curve.confidence[ends], kept, errors, place, risk, bound, promised=False)
+    bound = _clopper_pearson_upper(int(errors[place]), int(kept[place]), 1 - GUARANTEE_CONFIDENCE)
+    return _build_threshold(curve.confidence[ends], kept, errors, place, risk, bound, promised=False)
 
 
 def threshold_for_coverage(
     confidence: Float[ndarray, " N"], right: Bool[ndarray, " N"], coverage: float
-) -> Threshold:
+) -> AbstentionThreshold:
     """The threshold below which a share 1 - ``coverage`` of images falls, rounded so that more are kept, not
     fewer.
 
@@ -118,25 +124,25 @@ def threshold_for_coverage(
     """
     if not 0 < coverage <= 1:
         raise RecipeError(f"The coverage asked for is {coverage}: it must be above 0 and at most 1, such as 0.9.")
-    _check(confidence, right)
+    _check_confidences(confidence, right)
     n = len(right)
     k = int(np.floor((n + 1) * (1 - coverage) + 1e-9))
     value = float(np.sort(confidence)[k - 1]) if k else 0.0
     chosen = confidence >= value
     kept, errors = int(chosen.sum()), int((chosen & ~right).sum())
     low, high = beta_interval(n, k)
-    return Threshold(
+    return AbstentionThreshold(
         value=value,
-        wanted="coverage",
+        criterion="coverage",
         target=coverage,
         risk=wilson(errors, kept),
         coverage=Interval(kept / n, low, high, n),
-        bound=_upper(errors, kept, 1 - LEVEL),
-        promised=True,
+        risk_bound=_clopper_pearson_upper(errors, kept, 1 - GUARANTEE_CONFIDENCE),
+        guaranteed=True,
     )
 
 
-def beta_interval(n: int, k: int, *, level: float = LEVEL) -> tuple[float, float]:
+def beta_interval(n: int, k: int, *, level: float = GUARANTEE_CONFIDENCE) -> tuple[float, float]:
     """Where the share of new values at or above the k-th smallest of ``n`` lies: quantiles of Beta(n + 1 - k, k).
 
     Exact for exchangeable values without ties; k = 0 stands for minus infinity.
@@ -149,43 +155,43 @@ def beta_interval(n: int, k: int, *, level: float = LEVEL) -> tuple[float, float
     return float(low), float(high)
 
 
-def _check(confidence: ndarray, right: ndarray) -> None:
+def _check_confidences(confidence: ndarray, right: ndarray) -> None:
     if not len(right):
         raise DataError("There are no validation images to choose a threshold on.")
     if not np.isfinite(confidence).all():
         raise DataError("Some confidences are not numbers: the classifier's weights are damaged; train again.")
 
 
-def _threshold(
+def _build_threshold(
     confidences: ndarray, kept: ndarray, errors: ndarray, place: int, risk: float, bound: float, *, promised: bool
-) -> Threshold:
+) -> AbstentionThreshold:
     n = int(kept[-1])
-    needed = _needed(risk, len(kept))
-    return Threshold(
+    needed = _min_images_without_error(risk, len(kept))
+    return AbstentionThreshold(
         value=0.0 if place == len(kept) - 1 else float(confidences[place]),
-        wanted="risk",
+        criterion="risk",
         target=risk,
         risk=wilson(int(errors[place]), int(kept[place])),
         coverage=wilson(int(kept[place]), n),
-        bound=bound,
-        promised=promised,
-        needed=None if promised or needed is None or needed <= kept[place] else needed,
+        risk_bound=bound,
+        guaranteed=promised,
+        min_images=None if promised or needed is None or needed <= kept[place] else needed,
     )
 
 
-def _promised(errors: ndarray, kept: ndarray, risk: float) -> int | None:
+def _find_guaranteed(errors: ndarray, kept: ndarray, risk: float) -> int | None:
     """The last place whose bound holds, by bisection among those with enough images kept; None where none does.
 
     All images are tried first: below them fewer errors, and fewer images, pull the bound both ways.
     """
-    needed = _needed(risk, len(kept))
+    needed = _min_images_without_error(risk, len(kept))
     if needed is None:
         return None
     places = np.flatnonzero(kept >= needed)
     held, failed, middle = -1, len(places), len(places) - 1
     while failed - held > 1:
         here = places[middle]
-        if _upper(int(errors[here]), int(kept[here]), _share(len(kept))) <= risk:
+        if _clopper_pearson_upper(int(errors[here]), int(kept[here]), _step_delta(len(kept))) <= risk:
             held = middle
         else:
             failed = middle
@@ -193,17 +199,17 @@ def _promised(errors: ndarray, kept: ndarray, risk: float) -> int | None:
     return None if held < 0 else int(places[held])
 
 
-def _needed(risk: float, places: int) -> int | None:
+def _min_images_without_error(risk: float, places: int) -> int | None:
     """Images without an error whose bound is at most ``risk``; None where no number is enough."""
-    return ceil(log(_share(places)) / log(1 - risk) - 1e-9) if risk > 0 else None
+    return ceil(log(_step_delta(places)) / log(1 - risk) - 1e-9) if risk > 0 else None
 
 
-def _share(places: int) -> float:
+def _step_delta(places: int) -> float:
     """What each step of the bisection may be wrong with: all of them together 5 %."""
-    return (1 - LEVEL) / (1 + ceil(log2(places + 1)))
+    return (1 - GUARANTEE_CONFIDENCE) / (1 + ceil(log2(places + 1)))
 
 
-def _upper(errors: int, n: int, delta: float) -> float:
+def _clopper_pearson_upper(errors: int, n: int, delta: float) -> float:
     """Clopper and Pearson's upper bound of a rate: exceeded with probability at most ``delta``."""
     if errors >= n:
         return 1.0

@@ -23,7 +23,7 @@ from ..errors import BundleError, DataError, RecipeError
 from ..metrics import wilson
 from ..types import Interval, Prediction
 
-ALPHAS = (0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3)
+SAVED_ALPHAS = (0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3)
 """Error rates whose quantiles a bundle keeps."""
 
 
@@ -50,12 +50,12 @@ def aps(probabilities: Float[ndarray, "N K"]) -> Float[ndarray, "N K"]:
     return found
 
 
-NONCONFORMITY: Mapping[str, Callable[[ndarray], ndarray]] = {"lac": lac, "aps": aps}
+NONCONFORMITY_SCORES: Mapping[str, Callable[[ndarray], ndarray]] = {"lac": lac, "aps": aps}
 """Name -> ``(probabilities (N K)) -> scores (N K)``: the higher, the less the class fits the image."""
 
 
 @dataclass(frozen=True, eq=False)
-class Sets:
+class ConformalSets:
     """A rule that gives each image a set of classes."""
 
     by: str
@@ -64,62 +64,62 @@ class Sets:
     """Share of images whose set may lack the true class."""
     quantiles: Float[ndarray, " K"]
     """The largest score let in, for each class; infinite where there were too few images: always let in."""
-    images: Int[ndarray, " K"]
+    n_calibration: Int[ndarray, " K"]
     """Calibration images behind each quantile: those of the class, or all of them."""
     per_class: bool
     """Whether the promise holds within each class (Mondrian), not only over all of them."""
 
     def __call__(self, probabilities: Float[ndarray, "N K"]) -> Bool[ndarray, "N K"]:
         """Which classes are in each image's set."""
-        return lookup(NONCONFORMITY, self.by, "kind of conformal set")(probabilities) <= self.quantiles
+        return lookup(NONCONFORMITY_SCORES, self.by, "kind of conformal set")(probabilities) <= self.quantiles
 
     @property
-    def boundless(self) -> Int[ndarray, " k"]:
+    def unbounded_classes(self) -> Int[ndarray, " k"]:
         """Classes that are in every set, because too few images calibrated them."""
         return np.flatnonzero(np.isinf(self.quantiles))
 
     def remark(self, classes: tuple[str, ...]) -> str | None:
         """What is to be known of boundless classes, in a sentence."""
-        if not len(self.boundless):
+        if not len(self.unbounded_classes):
             return None
-        least = needed(self.alpha)
-        if len(self.boundless) == len(self.quantiles) and not self.per_class:
+        least = min_calibration_images(self.alpha)
+        if len(self.unbounded_classes) == len(self.quantiles) and not self.per_class:
             return (
-                f"{self.images[0]:,} calibration images are too few for an error rate of {self.alpha:g}: it takes "
+                f"{self.n_calibration[0]:,} calibration images are too few for an error rate of {self.alpha:g}: it takes "
                 f"{least:,}. Every set holds every class."
             )
-        names = ", ".join(repr(classes[k]) for k in self.boundless[:5]) + (
-            " ..." if len(self.boundless) > 5 else ""
+        names = ", ".join(repr(classes[k]) for k in self.unbounded_classes[:5]) + (
+            " ..." if len(self.unbounded_classes) > 5 else ""
         )
         return (
             f"Fewer than {least:,} calibration images, what an error rate of {self.alpha:g} takes in each class, "
-            f"are of {names}: {'it is' if len(self.boundless) == 1 else 'they are'} in every set."
+            f"are of {names}: {'it is' if len(self.unbounded_classes) == 1 else 'they are'} in every set."
         )
 
 
-def needed(alpha: float) -> int:
+def min_calibration_images(alpha: float) -> int:
     """Calibration images below which a set must hold every class: 19 for 0.05, 99 for 0.01."""
     n = max(1, floor(1 / alpha) - 2)
-    while isinf(quantile(np.zeros(n), alpha)):
+    while isinf(conformal_quantile(np.zeros(n), alpha)):
         n += 1
     return n
 
 
-def quantile(scores: Float[ndarray, " n"], alpha: float) -> float:
+def conformal_quantile(scores: Float[ndarray, " n"], alpha: float) -> float:
     """The score of rank ceil((n + 1) (1 - alpha)) of ``n``; infinite where that rank is above n."""
     n = len(scores)
     rank = n + 1 - floor((n + 1) * alpha + 1e-9)
     return float(np.partition(scores, rank - 1)[rank - 1]) if rank <= n else inf
 
 
-def calibrate(
+def conformalize(
     probabilities: Float[ndarray, "N K"],
     labels: Int[ndarray, " N"],
     alpha: float = 0.1,
     *,
     by: str = "lac",
     per_class: bool = False,
-) -> Sets:
+) -> ConformalSets:
     """The rule whose sets lack the true class of a share ``alpha`` of images like these at most.
 
     These images must not have been trained on. With ``per_class`` the promise holds within each class, which takes
@@ -130,16 +130,20 @@ def calibrate(
         raise RecipeError(f"The error rate of conformal sets is {alpha}: it must be between 0 and 1, such as 0.1.")
     if not len(labels):
         raise DataError("There are no images to calibrate conformal sets on.")
-    scores = lookup(NONCONFORMITY, by, "kind of conformal set")(probabilities)[np.arange(len(labels)), labels]
+    scores = lookup(NONCONFORMITY_SCORES, by, "kind of conformal set")(probabilities)[
+        np.arange(len(labels)), labels
+    ]
     classes = probabilities.shape[1]
     if per_class:
-        quantiles = np.array([quantile(scores[labels == k], alpha) for k in range(classes)])
-        return Sets(by, alpha, quantiles, np.bincount(labels, minlength=classes), True)
-    return Sets(by, alpha, np.full(classes, quantile(scores, alpha)), np.full(classes, len(labels)), False)
+        quantiles = np.array([conformal_quantile(scores[labels == k], alpha) for k in range(classes)])
+        return ConformalSets(by, alpha, quantiles, np.bincount(labels, minlength=classes), True)
+    return ConformalSets(
+        by, alpha, np.full(classes, conformal_quantile(scores, alpha)), np.full(classes, len(labels)), False
+    )
 
 
 @dataclass(frozen=True)
-class SetQuality:
+class ConformalSetQuality:
     """How a rule's sets fare on labelled images."""
 
     coverage: Interval
@@ -159,12 +163,14 @@ class SetQuality:
         return {**vars(self), "coverage": self.coverage.value, "interval": bounds}
 
 
-def quality(sets: Sets, probabilities: Float[ndarray, "N K"], labels: Int[ndarray, " N"]) -> SetQuality:
+def measure_sets(
+    sets: ConformalSets, probabilities: Float[ndarray, "N K"], labels: Int[ndarray, " N"]
+) -> ConformalSetQuality:
     """Coverage and sizes of a rule's sets on images of known class."""
     chosen = sets(probabilities)
     sizes, held = chosen.sum(1), chosen[np.arange(len(labels)), labels]
     present = np.unique(labels)
-    return SetQuality(
+    return ConformalSetQuality(
         coverage=wilson(float(held.sum()), len(held)),
         size=float(sizes.mean()),
         empty=float((sizes == 0).mean()),
@@ -176,33 +182,33 @@ def quality(sets: Sets, probabilities: Float[ndarray, "N K"], labels: Int[ndarra
 # in a bundle
 
 
-def as_part(probabilities: Float[ndarray, "N K"], labels: Int[ndarray, " N"]) -> dict[str, Any]:
+def quantiles_json(probabilities: Float[ndarray, "N K"], labels: Int[ndarray, " N"]) -> dict[str, Any]:
     """What ``answers.json`` holds: the quantiles of each kind at ``ALPHAS``, over all classes and within each."""
     counts = np.bincount(labels, minlength=probabilities.shape[1])
     part: dict[str, Any] = {"images": len(labels), "per_class_images": counts.tolist()}
-    for by in NONCONFORMITY:
-        whole = {a: calibrate(probabilities, labels, a, by=by).quantiles[0] for a in ALPHAS}
-        apart = {a: calibrate(probabilities, labels, a, by=by, per_class=True).quantiles for a in ALPHAS}
-        part[by] = {f"{a:g}": _finite(value) for a, value in whole.items()}
-        part[f"{by}-per-class"] = {f"{a:g}": [_finite(v) for v in values] for a, values in apart.items()}
+    for by in NONCONFORMITY_SCORES:
+        whole = {a: conformalize(probabilities, labels, a, by=by).quantiles[0] for a in SAVED_ALPHAS}
+        apart = {a: conformalize(probabilities, labels, a, by=by, per_class=True).quantiles for a in SAVED_ALPHAS}
+        part[by] = {f"{a:g}": _finite_or_none(value) for a, value in whole.items()}
+        part[f"{by}-per-class"] = {f"{a:g}": [_finite_or_none(v) for v in values] for a, values in apart.items()}
     return {"conformal": part}
 
 
-def _finite(value: float) -> float | None:
+def _finite_or_none(value: float) -> float | None:
     """JSON has no infinity."""
     return None if isinf(value) else float(value)
 
 
-def from_part(
+def load_sets(
     answers: Mapping[str, Any], classes: int, alpha: float, *, by: str = "lac", per_class: bool = False
-) -> Sets:
+) -> ConformalSets:
     """The rule that a bundle's answers hold; DataError where it was not calibrated, or not for ``alpha``."""
     if "conformal" not in answers:
         raise DataError(
             "This classifier has no conformal sets yet. Make them with: sightline evaluate RUN --sets 0.1 --keep"
         )
     part = answers["conformal"]
-    lookup(NONCONFORMITY, by, "kind of conformal set")
+    lookup(NONCONFORMITY_SCORES, by, "kind of conformal set")
     try:
         rows = part[f"{by}-per-class" if per_class else by]
         if f"{alpha:g}" not in rows:
@@ -212,13 +218,13 @@ def from_part(
         images = part["per_class_images"] if per_class else [part["images"]] * classes
         if len(values) != classes or len(images) != classes:
             raise ValueError("it is of another number of classes")
-        return Sets(by, alpha, values, np.array(images, np.int64), per_class)
+        return ConformalSets(by, alpha, values, np.array(images, np.int64), per_class)
     except (KeyError, TypeError, ValueError) as error:
         raise BundleError(f"The answers.json of this classifier cannot be understood: {error}.") from error
 
 
-def with_sets(
-    predictions: Iterable[Prediction], sets: Sets, classes: tuple[str, ...], top: int
+def add_sets(
+    predictions: Iterable[Prediction], sets: ConformalSets, classes: tuple[str, ...], top: int
 ) -> Iterator[Prediction]:
     """Predictions that name all K classes, with the set of each, cut to the ``top`` likeliest classes."""
     place = {name: k for k, name in enumerate(classes)}

@@ -15,12 +15,12 @@ from torch import Tensor
 
 from .. import runtime
 from ..classifier import Classifier
-from ..models.cost import learnt, multiply_adds
+from ..models import count_multiply_adds, learnt_tensors
 
-BATCHES = (1, 32)
+LATENCY_BATCH_SIZES = (1, 32)
 """Batch sizes whose latency is measured: one visitor, and a small crowd."""
 
-SECONDS, LEAST, MOST = 1.0, 10, 200
+LATENCY_SECONDS, MIN_LATENCY_REPEATS, MAX_LATENCY_REPEATS = 1.0, 10, 200
 """Each is asked until about this time is spent, at least and at most so many times."""
 
 
@@ -52,7 +52,7 @@ class Efficiency:
     """For one image."""
     memory_mb: float | None
     """Growth of memory in MB (10^6 bytes) over answers for ``batch_size`` images; None where it cannot be told."""
-    memory_of: str
+    memory_kind: str
     """Whose memory that is: the ``process`` (resident, network not counted) or the ``device`` (all of torch's)."""
 
     @property
@@ -72,20 +72,20 @@ class Efficiency:
             "parameters": self.parameters,
             "multiply_adds": self.multiply_adds,
             "inference_memory_mb": self.memory_mb,
-            "inference_memory_of": self.memory_of,
+            "inference_memory_of": self.memory_kind,
         }
 
 
 @dataclass(frozen=True)
-class Cost:
+class WarmupCost:
     """What one warm-up batch showed, before the pass that is timed as a whole."""
 
     latency: tuple[Latency, ...]
     memory_mb: float | None
-    memory_of: str
+    memory_kind: str
 
 
-def timed(classifier: Classifier, pixels: Float[Tensor, "B C H W"]) -> tuple[Float[Tensor, "B K"], float]:
+def time_batch(classifier: Classifier, pixels: Float[Tensor, "B C H W"]) -> tuple[Float[Tensor, "B K"], float]:
     """Probabilities on the CPU, where waiting for them includes the device's work, and the seconds."""
     start = time.perf_counter()
     answer = classifier.probabilities(pixels).cpu()
@@ -93,18 +93,20 @@ def timed(classifier: Classifier, pixels: Float[Tensor, "B C H W"]) -> tuple[Flo
 
 
 @torch.inference_mode()
-def cost(classifier: Classifier, pixels: Float[Tensor, "B C H W"]) -> Cost:
+def measure_warmup(classifier: Classifier, pixels: Float[Tensor, "B C H W"]) -> WarmupCost:
     """Memory and latency of a classifier in eval mode, from one batch on its device; also warms it up."""
-    with _watched(pixels.device) as memory:
-        timed(classifier, pixels)
+    with _track_memory(pixels.device) as memory:
+        time_batch(classifier, pixels)
     found = []
-    for size in BATCHES:
+    for size in LATENCY_BATCH_SIZES:
         some = pixels[torch.arange(size, device=pixels.device) % len(pixels)]
-        found.append(_latency(classifier, some.contiguous(memory_format=torch.channels_last)))
-    return Cost(tuple(found), *memory)
+        found.append(_measure_latency(classifier, some.contiguous(memory_format=torch.channels_last)))
+    return WarmupCost(tuple(found), *memory)
 
 
-def efficiency(classifier: Classifier, cost: Cost, batch_size: int, seconds_per_image: float) -> Efficiency:
+def summarise_efficiency(
+    classifier: Classifier, cost: WarmupCost, batch_size: int, seconds_per_image: float
+) -> Efficiency:
     """The whole account, once the pass over all images is timed."""
     geometry = classifier.geometry
     return Efficiency(
@@ -112,27 +114,27 @@ def efficiency(classifier: Classifier, cost: Cost, batch_size: int, seconds_per_
         batch_size=batch_size,
         seconds_per_image=seconds_per_image,
         latency=cost.latency,
-        parameters=sum(one.numel() for one in learnt(classifier)),
-        multiply_adds=multiply_adds(classifier.network, geometry.channels, geometry.size),
+        parameters=sum(one.numel() for one in learnt_tensors(classifier)),
+        multiply_adds=count_multiply_adds(classifier.network, geometry.channels, geometry.size),
         memory_mb=cost.memory_mb,
-        memory_of=cost.memory_of,
+        memory_kind=cost.memory_kind,
     )
 
 
-def _latency(classifier: Classifier, pixels: Float[Tensor, "B C H W"]) -> Latency:
+def _measure_latency(classifier: Classifier, pixels: Float[Tensor, "B C H W"]) -> Latency:
     for _ in range(2):
-        timed(classifier, pixels)  # another batch size: memory is planned, kernels are chosen anew
+        time_batch(classifier, pixels)  # another batch size: memory is planned, kernels are chosen anew
     tries: list[float] = []
-    while len(tries) < LEAST or (sum(tries) < SECONDS and len(tries) < MOST):
-        tries.append(timed(classifier, pixels)[1])
-        if sum(tries) > 3 * SECONDS:  # a large network on a slow machine
+    while len(tries) < MIN_LATENCY_REPEATS or (sum(tries) < LATENCY_SECONDS and len(tries) < MAX_LATENCY_REPEATS):
+        tries.append(time_batch(classifier, pixels)[1])
+        if sum(tries) > 3 * LATENCY_SECONDS:  # a large network on a slow machine
             break
     p50, p95 = np.quantile(tries, (0.5, 0.95)) * 1000
     return Latency(len(pixels), float(p50), float(p95), len(tries))
 
 
 @contextmanager
-def _watched(device: torch.device) -> Iterator[list[Any]]:
+def _track_memory(device: torch.device) -> Iterator[list[Any]]:
     """A list that holds, after the block, the growth of memory in MB over it (or None) and whose it is."""
     found: list[Any] = []
     if device.type == "cuda":
@@ -140,13 +142,13 @@ def _watched(device: torch.device) -> Iterator[list[Any]]:
         yield found
         found += [torch.cuda.max_memory_allocated(device) / 1e6, "device"]
         return
-    before = _resident(reset=True)
+    before = _resident_mb(reset=True)
     yield found
-    after = _resident(reset=False)
+    after = _resident_mb(reset=False)
     found += [None if before is None or after is None else max(0.0, after - before), "process"]
 
 
-def _resident(*, reset: bool) -> float | None:
+def _resident_mb(*, reset: bool) -> float | None:
     """Largest resident memory of this process in MB, counted anew from now where ``reset`` and the system can."""
     if sys.platform == "linux":
         with suppress(OSError, ValueError, KeyError):

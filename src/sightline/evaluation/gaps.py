@@ -7,76 +7,83 @@ import numpy as np
 from jaxtyping import Float, Int
 from numpy import ndarray
 
-from ..metrics.classes import ratio
+from ..metrics import safe_divide
 from ..types import Interval
 
-ROUNDS = 1000
+MAX_GAP_RESAMPLES = 1000
 """Resamples behind an interval, at most."""
 
 
 @dataclass(frozen=True, eq=False)
-class Counts:
+class GroupCounts:
     """What gaps are made of, for G groups in each of R sets of answers: images by true class, answer, and both."""
 
     true: Int[ndarray, "R G K"]
-    answered: Int[ndarray, "R G K"]
-    right: Int[ndarray, "R G K"]
+    predicted: Int[ndarray, "R G K"]
+    correct: Int[ndarray, "R G K"]
 
     @classmethod
-    def of(cls, tables: Int[ndarray, "G K K"]) -> "Counts":
+    def from_tables(cls, tables: Int[ndarray, "G K K"]) -> "GroupCounts":
         """The one set of G confusion tables."""
         right = np.diagonal(tables, axis1=1, axis2=2)
         return cls(tables.sum(2)[None], tables.sum(1)[None], right[None])
 
 
 @dataclass(frozen=True, eq=False)
-class Gaps:
+class GroupGaps:
     """Gaps between groups in each of R sets of answers; nan where fewer than two groups can tell."""
 
     accuracy: Float[ndarray, " R"]
-    selected: Float[ndarray, "R K"]
+    demographic_parity: Float[ndarray, "R K"]
     """max - min over groups of P(A = c): demographic parity."""
-    found: Float[ndarray, "R K"]
+    true_positive_rate: Float[ndarray, "R K"]
     """max - min of P(A = c | Y = c)."""
-    mistaken: Float[ndarray, "R K"]
+    false_positive_rate: Float[ndarray, "R K"]
     """max - min of P(A = c | Y != c)."""
 
     @property
-    def odds(self) -> Float[ndarray, "R K"]:
+    def equalised_odds(self) -> Float[ndarray, "R K"]:
         """Equalised odds: the larger of found and mistaken."""
-        return np.fmax(self.found, self.mistaken)
+        return np.fmax(self.true_positive_rate, self.false_positive_rate)
 
     def largest(self) -> Float[ndarray, "R 3"]:
         """The accuracy gap, and the largest parity and odds differences over classes."""
-        return np.stack([self.accuracy, _largest(self.selected), _largest(self.odds)], 1)
+        return np.stack(
+            [
+                self.accuracy,
+                _largest_over_classes(self.demographic_parity),
+                _largest_over_classes(self.equalised_odds),
+            ],
+            1,
+        )
 
 
-def gaps(counts: Counts) -> Gaps:
+def measure_gaps(counts: GroupCounts) -> GroupGaps:
     """The gaps in each set."""
     n = counts.true.sum(2, keepdims=True)
-    return Gaps(
-        accuracy=_range(counts.right.sum(2, keepdims=True), n)[:, 0],
-        selected=_range(counts.answered, n),
-        found=_range(counts.right, counts.true),
-        mistaken=_range(counts.answered - counts.right, n - counts.true),
+    return GroupGaps(
+        accuracy=_range_over_groups(counts.correct.sum(2, keepdims=True), n)[:, 0],
+        demographic_parity=_range_over_groups(counts.predicted, n),
+        true_positive_rate=_range_over_groups(counts.correct, counts.true),
+        false_positive_rate=_range_over_groups(counts.predicted - counts.correct, n - counts.true),
     )
 
 
-def _range(top: Int[ndarray, "R G M"], bottom: Int[ndarray, "R G _"]) -> Float[ndarray, "R M"]:
+def _range_over_groups(top: Int[ndarray, "R G M"], bottom: Int[ndarray, "R G _"]) -> Float[ndarray, "R M"]:
     """Highest less lowest top / bottom over the groups whose bottom is above 0; nan for fewer than two of them."""
     bottom = np.broadcast_to(bottom, top.shape)
-    shares, known = ratio(top, bottom), bottom > 0
+    shares, known = safe_divide(top, bottom), bottom > 0
     high, low = np.where(known, shares, -1.0).max(1), np.where(known, shares, 2.0).min(1)
     return np.where(known.sum(1) > 1, high - low, np.nan)
 
 
-def _largest(values: Float[ndarray, "R K"]) -> Float[ndarray, " R"]:
+def _largest_over_classes(values: Float[ndarray, "R K"]) -> Float[ndarray, " R"]:
     """The largest over classes that are numbers; nan where none is."""
     highest = np.where(np.isnan(values), -1.0, values).max(1)
     return np.where(highest < 0, np.nan, highest)
 
 
-def gap_intervals(
+def bootstrap_gaps(
     tables: Int[ndarray, "G K K"], *, level: float = 0.95, seed: int = 0
 ) -> tuple[Interval | None, Interval | None, Interval | None]:
     """The accuracy gap and the largest parity and odds differences, each with its interval; None where none is.
@@ -86,17 +93,17 @@ def gap_intervals(
     differ, all drawn from the pooled table, would as easily show such a gap. Groups keep their numbers of images.
     """
     rng, n = np.random.default_rng(seed), int(tables.sum())
-    values = gaps(Counts.of(tables)).largest()[0]
-    cells, own, pool = _shares(tables)
-    resampled = gaps(_drawn(tables, cells, own, rng)).largest()
-    chance = gaps(_drawn(tables, cells, np.broadcast_to(pool, own.shape), rng)).largest()
+    values = measure_gaps(GroupCounts.from_tables(tables)).largest()[0]
+    cells, own, pool = _smooth_shares(tables)
+    resampled = measure_gaps(_resample_counts(tables, cells, own, rng)).largest()
+    chance = measure_gaps(_resample_counts(tables, cells, np.broadcast_to(pool, own.shape), rng)).largest()
     one, two, three = (
-        _interval(float(values[i]), resampled[:, i], chance[:, i], level, n) for i in range(len(values))
+        _gap_interval(float(values[i]), resampled[:, i], chance[:, i], level, n) for i in range(len(values))
     )
     return one, two, three
 
 
-def _interval(
+def _gap_interval(
     value: float, resampled: Float[ndarray, " R"], chance: Float[ndarray, " R"], level: float, n: int
 ) -> Interval | None:
     if np.isnan(value):
@@ -107,7 +114,7 @@ def _interval(
     return Interval(value, low, min(1.0, value + reach), n)
 
 
-def _shares(
+def _smooth_shares(
     tables: Int[ndarray, "G K K"],
 ) -> tuple[Int[ndarray, " m"], Float[ndarray, "G m"], Float[ndarray, " m"]]:
     """Cells (true, answered) that can be drawn, and the share of each in every group and in the pool.
@@ -129,15 +136,15 @@ def _shares(
     return cells, own / own.sum(1, keepdims=True), whole / whole.sum()
 
 
-def _drawn(
+def _resample_counts(
     tables: Int[ndarray, "G K K"],
     cells: Int[ndarray, " m"],
     shares: Float[ndarray, "G m"],
     rng: np.random.Generator,
-) -> Counts:
+) -> GroupCounts:
     """Resamples in which every group keeps its number of images."""
     k = tables.shape[1]
-    rounds = int(np.clip(20_000_000 // (len(tables) * (len(cells) + 3 * k)), 100, ROUNDS))
+    rounds = int(np.clip(20_000_000 // (len(tables) * (len(cells) + 3 * k)), 100, MAX_GAP_RESAMPLES))
     true, answered = cells // k, cells % k
     sums = [np.equal.outer(side, np.arange(k)).astype(float) for side in (true, answered)]  # (m, K)
     sums.append(sums[0] * (true == answered)[:, None])
@@ -146,4 +153,4 @@ def _drawn(
         drawn = rng.multinomial(int(table.sum()), share, size=rounds).astype(float)
         for part, onto in zip(parts, sums, strict=True):
             part.append((drawn @ onto).astype(np.int64))
-    return Counts(*(np.stack(part, 1) for part in parts))
+    return GroupCounts(*(np.stack(part, 1) for part in parts))

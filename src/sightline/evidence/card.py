@@ -5,11 +5,11 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from .limits import known_limits
-from .words import METRICS, count, number, share, spelled
+from .formatting import METRIC_LABELS, format_count, format_interval, format_metric, format_percent
+from .limitations import list_limitations
 
 
-def card(
+def render_card(
     config: Mapping[str, Any], report: Mapping[str, Any] | None = None, extras: Mapping[str, Any] | None = None
 ) -> str:
     """A model card in Markdown, with the YAML front matter that model hubs read.
@@ -21,17 +21,17 @@ def card(
     measured = (report or {}).get("test") or {}
     parts = [
         _front_matter(config, measured),
-        f"# {_text(_title(config))}",
-        _what(config),
-        "## Data\n\n" + _data(config, measured),
-        "## Measured\n\n" + _measured(measured),
-        "## Use and limits\n\n" + _limits(config, measured, extras or {}),
-        "## How to load it\n\n" + _LOADING,
+        f"# {_escape_markdown(_card_title(config))}",
+        _description_section(config),
+        "## Data\n\n" + _data_section(config, measured),
+        "## Measured\n\n" + _metrics_section(measured),
+        "## Use and limits\n\n" + _limitations_section(config, measured, extras or {}),
+        "## How to load it\n\n" + _LOADING_EXAMPLE,
     ]
     return "\n\n".join(parts) + "\n"
 
 
-_LOADING = """```python
+_LOADING_EXAMPLE = """```python
 from sightline.classifier import Classifier
 
 classifier = Classifier.load("THIS_FOLDER")
@@ -41,18 +41,18 @@ print(classifier.predict("image.jpg"))
 The images may have any size and format: the bundle holds how they become pixels."""
 
 
-def _title(config: Mapping[str, Any]) -> str:
+def _card_title(config: Mapping[str, Any]) -> str:
     name = (config.get("architecture") or {}).get("name", "image classifier")
     return f"{name} for {len(config.get('classes', ()))} classes"
 
 
 def _front_matter(config: Mapping[str, Any], measured: Mapping[str, Any]) -> str:
     """YAML, every string written as JSON, which YAML contains: no name can leave its quotes."""
-    title = _title(config)
+    title = _card_title(config)
     data = str((config.get("provenance") or {}).get("data") or "images")
     lines = ["---", "library_name: sightline", "pipeline_tag: image-classification"]
     lines += ["tags:", "- image-classification", "- sightline", "metrics:"]
-    names = [name for name in METRICS if name in measured]
+    names = [name for name in METRIC_LABELS if name in measured]
     lines += [f"- {name}" for name in names or ("accuracy",)]
     if names:
         lines += ["model-index:", f"- name: {json.dumps(title)}", "  results:"]
@@ -64,49 +64,52 @@ def _front_matter(config: Mapping[str, Any], measured: Mapping[str, Any]) -> str
     return "\n".join([*lines, "---"])
 
 
-def _what(config: Mapping[str, Any]) -> str:
+def _description_section(config: Mapping[str, Any]) -> str:
     geometry, classes = config.get("geometry") or {}, [str(name) for name in config.get("classes", ())]
     size = " x ".join(str(side) for side in geometry.get("size", ("?", "?")))
     colour = "grey" if geometry.get("channels") == 1 else "colour"
-    some = ", ".join(_text(name) for name in classes[:20]) + (", ..." if len(classes) > 20 else "")
+    some = ", ".join(_escape_markdown(name) for name in classes[:20]) + (", ..." if len(classes) > 20 else "")
     return (
         f"An image classifier made with Sightline. It works on {size} {colour} pixels "
-        f"(images are fitted by '{_text(str(geometry.get('fit', '?')))}'), "
+        f"(images are fitted by '{_escape_markdown(str(geometry.get('fit', '?')))}'), "
         f"and answers with one of {len(classes)} classes: {some}."
     )
 
 
-def _data(config: Mapping[str, Any], measured: Mapping[str, Any]) -> str:
+def _data_section(config: Mapping[str, Any], measured: Mapping[str, Any]) -> str:
     provenance = config.get("provenance") or {}
     trained = provenance.get("train_images")
-    said = [f"Trained on `{_code(str(provenance.get('data') or 'unknown data'))}`"]
-    said.append(f" ({count(trained)} training images)" if trained is not None else "")
-    said.append(f"; tested on {count(measured['n'])} images it never saw." if "n" in measured else ".")
+    said = [f"Trained on `{_escape_code(str(provenance.get('data') or 'unknown data'))}`"]
+    said.append(f" ({format_count(trained)} training images)" if trained is not None else "")
+    said.append(f"; tested on {format_count(measured['n'])} images it never saw." if "n" in measured else ".")
     if provenance.get("data_fingerprint"):
-        said.append(f" Fingerprint of the files: `{_code(str(provenance['data_fingerprint']))}`.")
+        said.append(f" Fingerprint of the files: `{_escape_code(str(provenance['data_fingerprint']))}`.")
     return "".join(said)
 
 
-def _measured(measured: Mapping[str, Any]) -> str:
+def _metrics_section(measured: Mapping[str, Any]) -> str:
     if not measured:
         return "Nothing yet: run `sightline evaluate` on this classifier."
     intervals = measured.get("intervals") or {}
     lines = ["| metric | value | 95 % interval | n |", "|---|---|---|---|"]
-    for name, metric in METRICS.items():
+    for name, metric in METRIC_LABELS.items():
         if name in measured:
             bounds = intervals.get(name)
             lines.append(
-                f"| {metric.title} (`{name}`) | {number(measured[name])} | "
-                f"{spelled(bounds, number)} | {count((bounds or measured)['n'])} |"
+                f"| {metric.title} (`{name}`) | {format_metric(measured[name])} | "
+                f"{format_interval(bounds, format_metric)} | {format_count((bounds or measured)['n'])} |"
             )
     worst = sorted((row for row in measured.get("per_class", ()) if row["n"]), key=lambda row: row["recall"])
     if worst:
-        weak = ", ".join(f"{_text(row['class'])} ({share(row['recall'])} of {row['n']})" for row in worst[:3])
+        weak = ", ".join(
+            f"{_escape_markdown(row['class'])} ({format_percent(row['recall'])} of {row['n']})"
+            for row in worst[:3]
+        )
         lines += ["", f"Found least often: {weak}."]
     return "\n".join(lines)
 
 
-def _limits(config: Mapping[str, Any], measured: Mapping[str, Any], extras: Mapping[str, Any]) -> str:
+def _limitations_section(config: Mapping[str, Any], measured: Mapping[str, Any], extras: Mapping[str, Any]) -> str:
     lines = [
         "Meant for images like those it was trained on: same kinds of subject, camera and framing.",
         "It always answers with one of its classes, also for an image that shows none of them."
@@ -120,22 +123,22 @@ def _limits(config: Mapping[str, Any], measured: Mapping[str, Any], extras: Mapp
             "on images from elsewhere they may be lower."
         )
         if measured["n"] < 1000:
-            lines.append(f"Only {count(measured['n'])} test images: mind the intervals.")
+            lines.append(f"Only {format_count(measured['n'])} test images: mind the intervals.")
     temperature = config.get("temperature")
     if temperature is not None:
         lines.append(
             f"Confidence was calibrated on validation images (temperature {float(temperature):.3g}). "
             "It means what it says only on similar images."
         )
-    lines += known_limits(extras)
+    lines += list_limitations(extras)
     return "\n".join(f"- {line}" for line in lines)
 
 
-def _text(name: str) -> str:
+def _escape_markdown(name: str) -> str:
     """A name from the data as plain Markdown text, on one line."""
     return re.sub(r"([\\`*_\[\]<>|#&~$!])", r"\\\1", " ".join(name.split())).replace("\\<", "&lt;")
 
 
-def _code(name: str) -> str:
+def _escape_code(name: str) -> str:
     """A name for a code span, on one line."""
     return " ".join(name.split()).replace("`", "'")

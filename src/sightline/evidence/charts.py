@@ -8,12 +8,12 @@ WIDTH, HEIGHT = 480, 290
 LEFT, RIGHT, TOP, BOTTOM = 70, 14, 10, 46
 """Room for the ticks and the names of the axes, in CSS pixels."""
 
-HUES = ("blue", "orange", "green")
+LINE_COLOURS = ("blue", "orange", "green")
 """Colours of the page, by line."""
 
 
 @dataclass(frozen=True)
-class Line:
+class ChartLine:
     """Points from left to right, and where an interval is known, its bounds at each of them."""
 
     name: str
@@ -22,8 +22,8 @@ class Line:
     """(low, high) at each point, or none."""
 
 
-def chart(
-    lines: Sequence[Line],
+def line_chart(
+    lines: Sequence[ChartLine],
     *,
     x: str,
     y: str,
@@ -40,15 +40,15 @@ def chart(
         across, down = WIDTH - LEFT - RIGHT, HEIGHT - TOP - BOTTOM
         return LEFT + across * one / right, TOP + down * (1 - min(share / top, 1.0))
 
-    parts = [_grid(at, ticks, right, top, write_x), _names(x, y)]
+    parts = [_grid(at, ticks, right, top, write_x), _axis_labels(x, y)]
     for number, line in enumerate(lines):
-        parts.append(_drawn(line, at, HUES[number % len(HUES)]))
+        parts.append(_draw_line(line, at, LINE_COLOURS[number % len(LINE_COLOURS)]))
     label = escape(title, quote=True)
     view = f'viewBox="0 0 {WIDTH} {HEIGHT}" class="chart" role="img" aria-label="{label}"'
     return f"<svg {view}><title>{label}</title>{''.join(parts)}</svg>"
 
 
-def rounded_up(share: float) -> float:
+def round_up_axis_limit(share: float) -> float:
     """The next share whose quarters are easily read.
 
     >>> [rounded_up(one) for one in (0.0511, 0.3, 0.97)]
@@ -58,10 +58,10 @@ def rounded_up(share: float) -> float:
     return next((step for step in steps if step >= share), 1.0)
 
 
-At = Callable[[float, float], tuple[float, float]]
+ToPixels = Callable[[float, float], tuple[float, float]]
 
 
-def _grid(at: At, ticks: Sequence[float], right: float, top: float, write_x: Callable[[float], str]) -> str:
+def _grid(at: ToPixels, ticks: Sequence[float], right: float, top: float, write_x: Callable[[float], str]) -> str:
     """Five lines across with their shares, and the ticks below."""
     parts = []
     for step in range(5):
@@ -77,7 +77,7 @@ def _grid(at: At, ticks: Sequence[float], right: float, top: float, write_x: Cal
     return "".join(parts)
 
 
-def _names(x: str, y: str) -> str:
+def _axis_labels(x: str, y: str) -> str:
     """What the axes mean."""
     middle, height = LEFT + (WIDTH - LEFT - RIGHT) / 2, TOP + (HEIGHT - TOP - BOTTOM) / 2
     turned = f'transform="translate(11 {height:.0f}) rotate(-90)"'
@@ -87,19 +87,19 @@ def _names(x: str, y: str) -> str:
     )
 
 
-def _drawn(line: Line, at: At, hue: str) -> str:
+def _draw_line(line: ChartLine, at: ToPixels, hue: str) -> str:
     """The band, the line and its points."""
     places = [at(*point) for point in line.points]
     parts = []
     if line.band:
         upper = [at(point[0], high) for point, (_, high) in zip(line.points, line.band, strict=True)]
         lower = [at(point[0], low) for point, (low, _) in zip(line.points, line.band, strict=True)]
-        parts.append(f'<polygon points="{_spelled([*upper, *reversed(lower)])}" class="band {hue}"/>')
-    parts.append(f'<polyline points="{_spelled(places)}" class="line {hue}"/>')
+        parts.append(f'<polygon points="{_svg_points([*upper, *reversed(lower)])}" class="band {hue}"/>')
+    parts.append(f'<polyline points="{_svg_points(places)}" class="line {hue}"/>')
     if len(places) <= 20:
         parts += [f'<circle cx="{px:.1f}" cy="{py:.1f}" r="3.5" class="dot {hue}"/>' for px, py in places]
     return "".join(parts)
 
 
-def _spelled(places: Sequence[tuple[float, float]]) -> str:
+def _svg_points(places: Sequence[tuple[float, float]]) -> str:
     return " ".join(f"{x:.1f},{y:.1f}" for x, y in places)

@@ -9,43 +9,51 @@ from typing import Any
 
 from .. import pictures
 from ..errors import DataError
-from ..files import replacing, write_json, write_text
-from .card import card
-from .collect import EXTRAS, Evidence, collect
-from .trust import embedded, lacking, sections
-from .verdict import Verdict, judged
-from .words import METRICS, count, duration, number, share, short, spelled
+from ..files import atomic_replace, write_json, write_text
+from .card import render_card
+from .formatting import (
+    METRIC_LABELS,
+    format_count,
+    format_duration,
+    format_interval,
+    format_magnitude,
+    format_metric,
+    format_percent,
+)
+from .load import EVIDENCE_FILES, Evidence, load_evidence
+from .requirements import Verdict, check_requirements
+from .sections import build_sections, missing_sections, with_embedded_images
 
-MATRIX = 20
+MAX_CONFUSION_TABLE_CLASSES = 20
 """Up to this many classes the confusion matrix is a table one can read; beyond, a picture."""
 
 
-def complete(run: Path | str, verdicts: Sequence[Verdict] = ()) -> Path:
+def write_report(run: Path | str, verdicts: Sequence[Verdict] = ()) -> Path:
     """Write ``report.html`` and its pictures from what a run folder holds, and the card into run and bundle.
 
     What is absent is named on the page; ``verdicts`` head it. Returns the page's path; raises DataError where
     there is no such folder, OutputError where it cannot be written.
     """
-    evidence = collect(run)
-    page, drawn = Path(run) / "report.html", _drawn(evidence.report)
+    evidence = load_evidence(run)
+    page, drawn = Path(run) / "report.html", _draw_pictures(evidence.report)
     for name, content in drawn.items():
-        with replacing(Path(run) / f"{name}.png") as temporary:
+        with atomic_replace(Path(run) / f"{name}.png") as temporary:
             temporary.write_bytes(content)
-    write_text(page, render(evidence, drawn, verdicts))
+    write_text(page, render_page(evidence, drawn, verdicts))
     if evidence.config:
-        text = card(evidence.config, evidence.report, evidence.extras)
+        text = render_card(evidence.config, evidence.report, evidence.extras)
         write_text(Path(run) / "README.md", text)
-        _share(Path(run) / "classifier", text)
+        _copy_card_to_bundle(Path(run) / "classifier", text)
     return page
 
 
-def judge(run: Path | str, wishes: Mapping[str, float]) -> list[Verdict]:
+def check_run(run: Path | str, wishes: Mapping[str, float]) -> list[Verdict]:
     """What a run's folder says to each wish."""
-    evidence = collect(run)
-    return judged(wishes, evidence.measured, evidence.extras)
+    evidence = load_evidence(run)
+    return check_requirements(wishes, evidence.measured, evidence.extras)
 
 
-def put_beside(run: Path | str, comparison: Path | str) -> None:
+def attach_comparison(run: Path | str, comparison: Path | str) -> None:
     """Keep the table of a folder that `sightline compare` made with a run; DataError where it is none."""
     file = Path(comparison) / "compare.json"
     try:
@@ -55,33 +63,35 @@ def put_beside(run: Path | str, comparison: Path | str) -> None:
         raise DataError(
             f"'{comparison}' holds no finished comparison (compare.json): name the folder of `sightline compare`."
         ) from error
-    write_json(Path(run) / EXTRAS["comparison"], known)
+    write_json(Path(run) / EVIDENCE_FILES["comparison"], known)
 
 
-def _drawn(report: Mapping[str, Any]) -> dict[str, bytes]:
+def _draw_pictures(report: Mapping[str, Any]) -> dict[str, bytes]:
     """The pictures that are also files of the run, as PNG."""
     drawn = {}
     if roc := report.get("roc"):
-        drawn["roc"] = pictures.png(pictures.roc(roc["macro"], roc["classes"]))
+        drawn["roc"] = pictures.encode_png(pictures.plot_roc(roc["macro"], roc["classes"]))
     if curve := report.get("learning_curve"):
-        drawn["learning_curve"] = pictures.png(pictures.learning_curve(curve["sizes"]))
+        drawn["learning_curve"] = pictures.encode_png(pictures.plot_learning_curve(curve["sizes"]))
     return drawn
 
 
-def _share(bundle: Path, text: str) -> None:
+def _copy_card_to_bundle(bundle: Path, text: str) -> None:
     """Give the bundle the card too: it is what travels alone."""
     if (bundle / "model.safetensors").is_file():
-        from ..classifier import write_card
+        from ..classifier import write_bundle_card
 
-        write_card(bundle, text)
+        write_bundle_card(bundle, text)
 
 
-def _width(png: bytes) -> int:
+def _css_width(png: bytes) -> int:
     """CSS pixels at which a picture's letters are as large as the page's: it has half as many again."""
     return int.from_bytes(png[16:20]) * 2 // 3
 
 
-def render(evidence: Evidence, drawn: Mapping[str, bytes] | None = None, verdicts: Sequence[Verdict] = ()) -> str:
+def render_page(
+    evidence: Evidence, drawn: Mapping[str, bytes] | None = None, verdicts: Sequence[Verdict] = ()
+) -> str:
     """The page as HTML; every name from the data is escaped. ``drawn`` are pictures that are at hand."""
     from jinja2 import Environment, FunctionLoader, StrictUndefined
 
@@ -90,46 +100,51 @@ def render(evidence: Evidence, drawn: Mapping[str, bytes] | None = None, verdict
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
-        loader=FunctionLoader(_template),
+        loader=FunctionLoader(_load_template),
     )
-    environment.filters |= {"share": share, "number": number, "count": count, "duration": duration}
+    environment.filters |= {
+        "share": format_percent,
+        "number": format_metric,
+        "count": format_count,
+        "duration": format_duration,
+    }
     measured = evidence.measured
-    drawn = _drawn(evidence.report) if drawn is None else drawn
-    trust, damaged = sections(evidence.extras)
+    drawn = _draw_pictures(evidence.report) if drawn is None else drawn
+    trust, damaged = build_sections(evidence.extras)
     return environment.get_template("page.html.jinja").render(
         evidence=evidence,
         trust=trust,
-        damaged=[f"{EXTRAS[name]} (cannot be understood)" for name in damaged],
-        lacking=lacking(evidence.extras),
+        damaged=[f"{EVIDENCE_FILES[name]} (cannot be understood)" for name in damaged],
+        lacking=missing_sections(evidence.extras),
         verdicts=verdicts,
         measured=measured,
-        facts=_facts(evidence),
-        cards=_cards(evidence),
+        facts=_headline_facts(evidence),
+        cards=_headline_figures(evidence),
         caveats=_caveats(evidence),
-        metrics=_metrics(measured),
-        classes=_classes(measured),
-        counts=_counts(evidence.counts),
+        metrics=_metric_rows(measured),
+        classes=_class_rows(measured),
+        counts=_count_table(evidence.counts),
         given=evidence.report.get("given") or {},
-        confusion=_confusion(measured, evidence.report),
-        costs=_costs(measured, evidence.training),
-        pairs=_pairs(evidence.report),
-        mistakes=_mistakes(evidence.report),
-        wrong=_wrong(measured),
-        curves=pictures.data_url(pictures.curves(evidence.history)) if evidence.history else None,
-        reliability=_reliability(evidence.report),
-        drawn={name: (pictures.data_url(content), _width(content)) for name, content in drawn.items()},
+        confusion=_confusion_table(measured, evidence.report),
+        costs=_cost_rows(measured, evidence.training),
+        pairs=_confusable_pairs(evidence.report),
+        mistakes=_mistake_gallery(evidence.report),
+        wrong=_count_errors(measured),
+        curves=pictures.data_url(pictures.plot_history(evidence.history)) if evidence.history else None,
+        reliability=_reliability_picture(evidence.report),
+        drawn={name: (pictures.data_url(content), _css_width(content)) for name, content in drawn.items()},
         curve=evidence.report.get("learning_curve"),
         train_batch=pictures.data_url(evidence.train_batch) if evidence.train_batch else None,
-        recipe=_table(evidence.recipe),
-        environment=_table(evidence.environment),
+        recipe=_setting_rows(evidence.recipe),
+        environment=_setting_rows(evidence.environment),
     )
 
 
-def _template(name: str) -> str:
+def _load_template(name: str) -> str:
     return resources("sightline.evidence").joinpath(name).read_text(encoding="utf-8")
 
 
-def _facts(evidence: Evidence) -> dict[str, Any]:
+def _headline_facts(evidence: Evidence) -> dict[str, Any]:
     """The words of the headline and of the line under it."""
     config, architecture = evidence.config, evidence.config.get("architecture") or {}
     measured, provenance = evidence.measured, config.get("provenance") or {}
@@ -137,8 +152,8 @@ def _facts(evidence: Evidence) -> dict[str, Any]:
     accuracy = (measured.get("intervals") or {}).get("accuracy")
     digits = 2 if measured.get("n", 0) >= 5000 else 1
     return {
-        "headline": share(measured["accuracy"], digits) if measured else None,
-        "between": spelled(accuracy, lambda v: share(v, digits)) if accuracy else None,
+        "headline": format_percent(measured["accuracy"], digits) if measured else None,
+        "between": format_interval(accuracy, lambda v: format_percent(v, digits)) if accuracy else None,
         "split": {"val": "validation"}.get(measured.get("split", "test"), measured.get("split", "test")),
         "model": architecture.get("name") or evidence.recipe.get("model"),
         "classes": len(config.get("classes") or measured.get("classes") or ()),
@@ -149,30 +164,34 @@ def _facts(evidence: Evidence) -> dict[str, Any]:
     }
 
 
-def _cards(evidence: Evidence) -> list[tuple[str, str, str]]:
+def _headline_figures(evidence: Evidence) -> list[tuple[str, str, str]]:
     """The few figures shown large: (value, name, remark)."""
     measured, training = evidence.measured, evidence.training
     cards = []
     for name in ("balanced_accuracy", "f1_macro", "roc_auc_ovr", "ece"):
         if name in measured:
-            write = (lambda value: f"{value:.3f}") if name == "roc_auc_ovr" else share
+            write = (lambda value: f"{value:.3f}") if name == "roc_auc_ovr" else format_percent
             bounds = (measured.get("intervals") or {}).get(name)
-            cards.append((write(measured[name]), METRICS[name].title, spelled(bounds, write)))
+            cards.append((write(measured[name]), METRIC_LABELS[name].title, format_interval(bounds, write)))
     if "images_per_second" in measured:
         rate = f"{measured['images_per_second']:,.0f}"
         alone = f"{measured['latency_ms']:.2g} ms for one image alone" if "latency_ms" in measured else ""
         cards.append((rate, "Images per second", alone))
     if "seconds" in training:
-        cards.append((duration(training["seconds"]), "Training", _epochs(training)))
+        cards.append((format_duration(training["seconds"]), "Training", _describe_epochs(training)))
     if "parameters" in measured:
         adds = measured.get("multiply_adds")
         cards.append(
-            (count(measured["parameters"]), "Parameters", f"{short(adds)} multiply-adds an image" if adds else "")
+            (
+                format_count(measured["parameters"]),
+                "Parameters",
+                f"{format_magnitude(adds)} multiply-adds an image" if adds else "",
+            )
         )
     return cards
 
 
-def _epochs(training: Mapping[str, Any]) -> str:
+def _describe_epochs(training: Mapping[str, Any]) -> str:
     """How long it was trained, and which epoch was kept."""
     count, best = training.get("epochs", "?"), training.get("best_epoch", "?")
     kept = f"best {best}" if best else "none better than its start"
@@ -187,16 +206,16 @@ def _caveats(evidence: Evidence) -> list[str]:
     n = measured["n"]
     if measured.get("split", "test") != "test":
         found.append(
-            f"These are results on the {_facts(evidence)['split']} images, which also chose the best epoch: "
+            f"These are results on the {_headline_facts(evidence)['split']} images, which also chose the best epoch: "
             "expect a little less on images that were never used."
         )
     elif evidence.training.get("epochs"):
         found.append("Validation images chose the epoch that is kept; the test images chose nothing.")
     if n < 1000:
-        found.append(f"Small test: {count(n)} images. Differences inside the intervals mean nothing.")
-    trained = _facts(evidence)["trained"]
+        found.append(f"Small test: {format_count(n)} images. Differences inside the intervals mean nothing.")
+    trained = _headline_facts(evidence)["trained"]
     if trained and trained < 2000:
-        found.append(f"Small data: {count(trained)} training images. More images usually help most.")
+        found.append(f"Small data: {format_count(trained)} training images. More images usually help most.")
     found += [str(remark) for remark in measured.get("remarks") or ()]
     found.append(
         "Training and test images come from the same collection; images from another place, camera "
@@ -206,11 +225,11 @@ def _caveats(evidence: Evidence) -> list[str]:
     return found
 
 
-def _metrics(measured: Mapping[str, Any]) -> dict[str, Any]:
+def _metric_rows(measured: Mapping[str, Any]) -> dict[str, Any]:
     """Rows of the metrics table, with places (in percent) on an axis from ``low`` to 1."""
     intervals = measured.get("intervals") or {}
-    shown = [name for name in METRICS if name in measured and name in intervals]
-    lows = [intervals[name]["low"] for name in shown if not METRICS[name].lower]
+    shown = [name for name in METRIC_LABELS if name in measured and name in intervals]
+    lows = [intervals[name]["low"] for name in shown if not METRIC_LABELS[name].lower]
     low = min(floor(min(lows, default=0) * 10) / 10, 0.9)
 
     def place(value: float) -> str:
@@ -218,7 +237,7 @@ def _metrics(measured: Mapping[str, Any]) -> dict[str, Any]:
 
     rows = []
     for name in shown:
-        bounds, metric = intervals[name], METRICS[name]
+        bounds, metric = intervals[name], METRIC_LABELS[name]
         places = (place(bounds["low"]), place(measured[name]), place(bounds["high"]))
         rows.append(
             {
@@ -226,28 +245,28 @@ def _metrics(measured: Mapping[str, Any]) -> dict[str, Any]:
                 "first": metric.first,
                 "title": metric.title,
                 "means": metric.means,
-                "value": number(measured[name]),
-                "interval": spelled(bounds, number),
-                "n": count(bounds["n"]),
+                "value": format_metric(measured[name]),
+                "interval": format_interval(bounds, format_metric),
+                "n": format_count(bounds["n"]),
                 "bar": None if metric.lower else places,
             }
         )
-    return {"rows": rows, "low": share(low, 0)}
+    return {"rows": rows, "low": format_percent(low, 0)}
 
 
-def _classes(measured: Mapping[str, Any]) -> list[dict[str, Any]]:
+def _class_rows(measured: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Rows of the per-class table; a class without images has no recall to show."""
     return [
         {
             "name": row["class"],
             "n": row["n"],
             "predicted": row["predicted"],
-            "auc": None if row.get("roc_auc") is None else number(row["roc_auc"]),
-            "auc_interval": spelled((row.get("intervals") or {}).get("roc_auc"), number),
+            "auc": None if row.get("roc_auc") is None else format_metric(row["roc_auc"]),
+            "auc_interval": format_interval((row.get("intervals") or {}).get("roc_auc"), format_metric),
             "cells": [
                 {
                     "value": row[key] if known else None,
-                    "interval": spelled((row.get("intervals") or {}).get(key), share),
+                    "interval": format_interval((row.get("intervals") or {}).get(key), format_percent),
                 }
                 for key, known in (
                     ("recall", row["n"]),
@@ -260,7 +279,7 @@ def _classes(measured: Mapping[str, Any]) -> list[dict[str, Any]]:
     ]
 
 
-def _costs(measured: Mapping[str, Any], training: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+def _cost_rows(measured: Mapping[str, Any], training: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     """Rows of the table of costs: (what, how much, under which circumstances)."""
     if "seconds_per_image" not in measured:
         return []
@@ -268,9 +287,9 @@ def _costs(measured: Mapping[str, Any], training: Mapping[str, Any]) -> list[tup
     rows = []
     for one in measured.get("latency") or ():
         what = "One image alone" if one["batch_size"] == 1 else f"{one['batch_size']} images at once"
-        spread = f"median of {one['repetitions']}; 19 in 20 within {duration(one['p95_ms'] / 1000)}"
-        rows.append((what, duration(one["p50_ms"] / 1000), spread))
-    per_image = duration(measured["seconds_per_image"])
+        spread = f"median of {one['repetitions']}; 19 in 20 within {format_duration(one['p95_ms'] / 1000)}"
+        rows.append((what, format_duration(one["p50_ms"] / 1000), spread))
+    per_image = format_duration(measured["seconds_per_image"])
     rows.append(("Each of many", per_image, f"in batches of {measured.get('batch_size', '?')}, {where}"))
     if (memory := measured.get("inference_memory_mb")) is not None:
         whose = {"process": "growth of the process, the network not counted"}
@@ -279,14 +298,14 @@ def _costs(measured: Mapping[str, Any], training: Mapping[str, Any]) -> list[tup
         )
     if "multiply_adds" in measured:
         what = "convolutions and linear layers"
-        rows.append(("Multiply-adds for one image", count(measured["multiply_adds"]), what))
-    rows.append(("Parameters", count(measured.get("parameters", "?")), ""))
+        rows.append(("Multiply-adds for one image", format_count(measured["multiply_adds"]), what))
+    rows.append(("Parameters", format_count(measured.get("parameters", "?")), ""))
     if memory := training.get("peak_memory_mb"):
         rows.append(("Memory to train", f"{memory:,.0f} MB", "of the process at its peak"))
     return rows
 
 
-def _counts(counts: Mapping[str, Mapping[str, int]]) -> dict[str, Any] | None:
+def _count_table(counts: Mapping[str, Mapping[str, int]]) -> dict[str, Any] | None:
     """Images by class (row) and split (column), with bars against the largest class."""
     if not counts:
         return None
@@ -300,14 +319,16 @@ def _counts(counts: Mapping[str, Mapping[str, int]]) -> dict[str, Any] | None:
     }
 
 
-def _confusion(measured: Mapping[str, Any], report: Mapping[str, Any]) -> dict[str, Any] | None:
+def _confusion_table(measured: Mapping[str, Any], report: Mapping[str, Any]) -> dict[str, Any] | None:
     """A table of shaded cells that open their images, or a picture where there are too many classes to read."""
     matrix, classes = measured.get("confusion"), measured.get("classes")
     if not matrix or not classes:
         return None
-    if len(classes) > MATRIX:
-        return {"picture": pictures.data_url(pictures.confusion(matrix, classes))}
-    opened = [{**cell, "examples": embedded(cell["examples"], "image")} for cell in report.get("cells") or ()]
+    if len(classes) > MAX_CONFUSION_TABLE_CLASSES:
+        return {"picture": pictures.data_url(pictures.plot_confusion_matrix(matrix, classes))}
+    opened = [
+        {**cell, "examples": with_embedded_images(cell["examples"], "image")} for cell in report.get("cells") or ()
+    ]
     known = {(cell["row"], cell["column"]) for cell in opened}
     rows = []
     for i, (name, counts) in enumerate(zip(classes, matrix, strict=True)):
@@ -322,23 +343,23 @@ def _confusion(measured: Mapping[str, Any], report: Mapping[str, Any]) -> dict[s
     return {"picture": None, "classes": classes, "rows": rows, "tilt": tilt, "cells": opened}
 
 
-def _wrong(measured: Mapping[str, Any]) -> int:
+def _count_errors(measured: Mapping[str, Any]) -> int:
     matrix = measured.get("confusion") or []
     return sum(sum(row) for row in matrix) - sum(row[i] for i, row in enumerate(matrix))
 
 
-def _mistakes(report: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+def _mistake_gallery(report: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     """The gallery."""
-    return embedded(report.get("mistakes"), "image")
+    return with_embedded_images(report.get("mistakes"), "image")
 
 
-def _pairs(report: Mapping[str, Any]) -> list[dict[str, Any]]:
+def _confusable_pairs(report: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Classes taken for each other; of each direction its mistakes, with examples."""
     return [
         {
             "count": pair["count"],
             "ways": [
-                {**way, "examples": embedded(way.get("examples"), "image")}
+                {**way, "examples": with_embedded_images(way.get("examples"), "image")}
                 for way in pair["directions"]
                 if way["count"]
             ],
@@ -348,15 +369,15 @@ def _pairs(report: Mapping[str, Any]) -> list[dict[str, Any]]:
     ]
 
 
-def _reliability(report: Mapping[str, Any]) -> str | None:
+def _reliability_picture(report: Mapping[str, Any]) -> str | None:
     bins = report.get("reliability")
     if not bins:
         return None
-    picture = pictures.reliability(bins["edges"], bins["counts"], bins["confidence"], bins["accuracy"])
+    picture = pictures.plot_reliability(bins["edges"], bins["counts"], bins["confidence"], bins["accuracy"])
     return pictures.data_url(picture)
 
 
-def _table(values: Mapping[str, Any]) -> list[tuple[str, str]]:
+def _setting_rows(values: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Settings as rows of text; lists on one line, absent ones left out."""
     return [
         (name, ", ".join(str(v) for v in value) if isinstance(value, list) else str(value))

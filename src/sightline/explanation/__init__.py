@@ -1,25 +1,34 @@
 """Why this answer? Where the evidence lies, what would change it, what it is like, and whether to believe that."""
 
 from .attention import AttentionRollout
-from .cam import GradCam, GradCamPlusPlus, choose_layers
-from .counterfactual import Counterfactuals, counterfactual
-from .examine import EXPLAINERS, Explanation, explain, usual
-from .explainer import Explainer, evidence, heat
-from .faithfulness import Curves, Faithfulness, curves, faithfulness, randomisation, similarity
+from .base import Explainer, reduce_channels, to_heat_map
+from .cam import GradCam, GradCamPlusPlus, choose_cam_layers
+from .counterfactual import Counterfactuals, find_counterfactuals
+from .explain_run import counterfactual_run, draw_explanations, explain_answers_run, explain_run, visualise_run
+from .explanation import EXPLAINERS, Explanation, default_explainer, explain
+from .faithfulness import (
+    Faithfulness,
+    FaithfulnessCurves,
+    compare_with_shuffled,
+    measure_curves,
+    measure_faithfulness,
+    rank_correlation,
+)
+from .feature_visualisation import FeatureVisualisation, visualise_features
+from .figures import overlay_heat
 from .gradients import IntegratedGradients, Saliency, SmoothGrad
-from .neighbours import Gallery, Neighbours, features_of, gallery
+from .neighbours import Gallery, Neighbours, build_gallery, embed_images
 from .perturbation import Occlusion, Rise
-from .runs import explain_answers, explain_change, explain_images, explain_wish, explanation_sheet
-from .visualise import Visions, visualise
 
 __all__ = [
     "EXPLAINERS",
     "AttentionRollout",
     "Counterfactuals",
-    "Curves",
     "Explainer",
     "Explanation",
     "Faithfulness",
+    "FaithfulnessCurves",
+    "FeatureVisualisation",
     "Gallery",
     "GradCam",
     "GradCamPlusPlus",
@@ -29,23 +38,23 @@ __all__ = [
     "Rise",
     "Saliency",
     "SmoothGrad",
-    "Visions",
-    "choose_layers",
-    "counterfactual",
-    "curves",
-    "evidence",
+    "build_gallery",
+    "choose_cam_layers",
+    "compare_with_shuffled",
+    "counterfactual_run",
+    "default_explainer",
+    "draw_explanations",
+    "embed_images",
     "explain",
-    "explain_answers",
-    "explain_change",
-    "explain_images",
-    "explain_wish",
-    "explanation_sheet",
-    "faithfulness",
-    "features_of",
-    "gallery",
-    "heat",
-    "randomisation",
-    "similarity",
-    "usual",
-    "visualise",
+    "explain_answers_run",
+    "explain_run",
+    "find_counterfactuals",
+    "measure_curves",
+    "measure_faithfulness",
+    "overlay_heat",
+    "rank_correlation",
+    "reduce_channels",
+    "to_heat_map",
+    "visualise_features",
+    "visualise_run",
 ]

@@ -12,15 +12,22 @@ from torch.overrides import TorchFunctionMode
 
 from ..classifier import Classifier
 from ..errors import ChoiceError
-from ..models import Ensemble
-from .cam import fill_image, token_grid
-from .explainer import Explainer, check_gradient, in_parts, leaf, steady, target_logits
+from ..models import EnsembleNetwork
+from .base import (
+    Explainer,
+    as_leaf,
+    deterministic_eval,
+    explain_in_batches,
+    gather_target_logits,
+    require_logit_gradient,
+)
+from .cam import resize_to_image, token_grid
 
-FEW = 16
+ATTENTION_BATCH_SIZE = 16
 """Images at a time: their attention in every layer and head is held at once."""
 
 
-class _Attentions(TorchFunctionMode):
+class _AttentionRecorder(TorchFunctionMode):
     """Within it, attention is worked out in the open and kept: ``softmax(q k^T / sqrt(d))`` of each layer."""
 
     def __init__(self) -> None:
@@ -59,34 +66,36 @@ class AttentionRollout(Explainer):
         self, classifier: Classifier, images: Float[Tensor, "B C H W"], targets: Int[Tensor, " B"]
     ) -> Float[Tensor, "B C H W"]:
         """Each place's share over an even one, less 1; raises ChoiceError where a network does not attend so."""
-        check_gradient(classifier, "Attention rollout")
-        if isinstance(classifier.network, Ensemble):
+        require_logit_gradient(classifier, "Attention rollout")
+        if isinstance(classifier.network, EnsembleNetwork):
             raise ChoiceError("Attention rollout is of a single network: explain the members of the ensemble.")
-        return in_parts(lambda some, of: self._explain(classifier, some, of), images, targets, FEW)
+        return explain_in_batches(
+            lambda some, of: self._explain(classifier, some, of), images, targets, ATTENTION_BATCH_SIZE
+        )
 
     def _explain(
         self, classifier: Classifier, images: Float[Tensor, "B C H W"], targets: Int[Tensor, " B"]
     ) -> Float[Tensor, "B C H W"]:
-        with steady(classifier), _Attentions() as attending:
-            score = target_logits(classifier, leaf(images), targets).sum()
+        with deterministic_eval(classifier), _AttentionRecorder() as attending:
+            score = gather_target_logits(classifier, as_leaf(images), targets).sum()
             seen = attending.seen
-            skipped = _grid(seen, images)[0]
+            skipped = _patch_grid(seen, images)[0]
             grads = torch.autograd.grad(score, seen) if self.gradient else [None] * len(seen)
-        looks = 2 if classifier.network.mirrored else 1  # a mirrored network attends to each image twice
+        looks = 2 if classifier.network.flip_tta else 1  # a mirrored network attends to each image twice
         count, size = len(seen) // looks, (images.shape[2], images.shape[3])
         maps = []
         for look in range(looks):
             chosen = slice(look * count, (look + 1) * count)
-            rolled = _rolled(seen[chosen], grads[chosen])
+            rolled = _roll_out(seen[chosen], grads[chosen])
             row = rolled[:, 0, skipped:] if skipped else rolled.mean(1)
-            _, *grid = _grid(seen, images)
-            whole = fill_image(classifier.network, row.unflatten(1, grid)[:, None], size)
+            _, *grid = _patch_grid(seen, images)
+            whole = resize_to_image(classifier.network, row.unflatten(1, grid)[:, None], size)
             maps.append(whole.flip(3) if look else whole)
         shares = torch.stack(maps).mean(0)
         return (shares / shares.mean((2, 3), keepdim=True).clamp(min=1e-30) - 1).expand_as(images)
 
 
-def _grid(seen: Sequence[Tensor], images: Float[Tensor, "B C H W"]) -> tuple[int, int, int]:
+def _patch_grid(seen: Sequence[Tensor], images: Float[Tensor, "B C H W"]) -> tuple[int, int, int]:
     """(tokens that are no patch, patches down, patches across); raises ChoiceError where there are none."""
     tokens = {(one.shape[0], *one.shape[2:]) for one in seen}
     grid = token_grid(seen[0].shape[-1], (images.shape[2], images.shape[3])) if len(tokens) == 1 else None
@@ -98,7 +107,7 @@ def _grid(seen: Sequence[Tensor], images: Float[Tensor, "B C H W"]) -> tuple[int
     return grid
 
 
-def _rolled(seen: Sequence[Tensor], grads: Sequence[Tensor | None]) -> Float[Tensor, "B T T"]:
+def _roll_out(seen: Sequence[Tensor], grads: Sequence[Tensor | None]) -> Float[Tensor, "B T T"]:
     """What each token at the end holds of each at the beginning."""
     tokens = seen[0].shape[-1]
     whole = torch.eye(tokens, device=seen[0].device).expand(len(seen[0]), -1, -1)

@@ -18,23 +18,30 @@ from torch.nn import functional as F
 from .. import runtime
 from ..classifier import Classifier
 from ..errors import ChoiceError
-from ..models import Ensemble, Network
-from ..models.vit import ViT
-from .explainer import Explainer, check_gradient, in_parts, leaf, steady, target_logits
+from ..layers import Network
+from ..models import EnsembleNetwork, ViT
+from .base import (
+    Explainer,
+    as_leaf,
+    deterministic_eval,
+    explain_in_batches,
+    gather_target_logits,
+    require_logit_gradient,
+)
 
-ROOMY = 4
+MIN_MAP_SIDE = 4
 """Places on the shorter side that a map should have, to say where; one of 2 x 2 hardly can."""
 
-EXTRA = 8
+MAX_EXTRA_TOKENS = 8
 """Tokens that are no patch, at most: one for the class, and registers."""
 
-Seen = dict[str, list[Tensor]]
+ModuleOutputs = dict[str, list[Tensor]]
 """What modules gave, by name: once a pass, or twice where the network also looks at the mirror image."""
 
 
 def token_grid(tokens: int, size: tuple[int, int]) -> tuple[int, int, int] | None:
     """(tokens that are no patch, patches down, patches across) of an image of ``size``; None where none fits."""
-    for extra in range(min(EXTRA + 1, tokens - 1)):
+    for extra in range(min(MAX_EXTRA_TOKENS + 1, tokens - 1)):
         patches = tokens - extra
         for down in range(1, patches + 1):
             if patches % down == 0 and abs(down * size[1] - patches // down * size[0]) < max(size):
@@ -42,7 +49,7 @@ def token_grid(tokens: int, size: tuple[int, int]) -> tuple[int, int, int] | Non
     return None
 
 
-def as_map(output: object, size: tuple[int, int]) -> Float[Tensor, "B C h w"] | None:
+def as_feature_map(output: object, size: tuple[int, int]) -> Float[Tensor, "B C h w"] | None:
     """A module's output as a map of an image of ``size``, whatever the order of its axes; None for others."""
     if not isinstance(output, Tensor) or not output.is_floating_point():
         return None
@@ -51,21 +58,21 @@ def as_map(output: object, size: tuple[int, int]) -> Float[Tensor, "B C h w"] | 
     if output.ndim != 4:
         return None
     ours, theirs = (output.shape[2:4], output.shape[1:3])
-    if _like(ours, size):
+    if _has_image_proportions(ours, size):
         return output
-    return output.permute(0, 3, 1, 2) if _like(theirs, size) else None
+    return output.permute(0, 3, 1, 2) if _has_image_proportions(theirs, size) else None
 
 
-def _like(sides: Sequence[int], size: tuple[int, int]) -> bool:
+def _has_image_proportions(sides: Sequence[int], size: tuple[int, int]) -> bool:
     """Whether these are the sides of a map of the image: more than one place, and nearly its proportions."""
     down, across = sides
     return down * across > 1 and abs(down * size[1] - across * size[0]) <= 4 * max(size)
 
 
 @contextmanager
-def watching(network: Network, names: Sequence[str]) -> Iterator[Seen]:
+def record_outputs(network: Network, names: Sequence[str]) -> Iterator[ModuleOutputs]:
     """Within it, the outputs of these modules are kept, in the order they are finished."""
-    seen: Seen = {}
+    seen: ModuleOutputs = {}
     modules = dict(network.named_modules())
 
     def keep(name: str):
@@ -79,7 +86,7 @@ def watching(network: Network, names: Sequence[str]) -> Iterator[Seen]:
             hook.remove()
 
 
-def fill_image(
+def resize_to_image(
     network: nn.Module, maps: Float[Tensor, "B c h w"], size: tuple[int, int]
 ) -> Float[Tensor, "B c H W"]:
     """Maps enlarged to the image, bilinear; of an image that ``vit`` padded, the image's part."""
@@ -102,30 +109,30 @@ class _Cam(Explainer):
 
         Raises ChoiceError for a layer that is not there or keeps no places, GradientError without a gradient.
         """
-        check_gradient(classifier, "Grad-CAM")
-        layers = (self.layer,) if self.layer else choose_layers(classifier, images.shape[1:])
-        if self.layer and self.layer not in _names(classifier.network):
-            check_layer(classifier, self.layer, images.shape[1:])
-        return in_parts(lambda some, of: self._explain(classifier, layers, some, of), images, targets)
+        require_logit_gradient(classifier, "Grad-CAM")
+        layers = (self.layer,) if self.layer else choose_cam_layers(classifier, images.shape[1:])
+        if self.layer and self.layer not in _module_names(classifier.network):
+            check_cam_layer(classifier, self.layer, images.shape[1:])
+        return explain_in_batches(lambda some, of: self._explain(classifier, layers, some, of), images, targets)
 
     def _explain(
         self, classifier: Classifier, layers: Sequence[str], images: Tensor, targets: Tensor
     ) -> Float[Tensor, "B C H W"]:
         size, total = (images.shape[2], images.shape[3]), torch.zeros_like(images[:, :1])
-        with steady(classifier), watching(classifier.network, layers) as seen:
-            score = target_logits(classifier, leaf(images), targets).sum()
+        with deterministic_eval(classifier), record_outputs(classifier.network, layers) as seen:
+            score = gather_target_logits(classifier, as_leaf(images), targets).sum()
             outputs = [one for name in layers for one in seen.get(name, ())]
-            if not outputs or any(as_map(one, size) is None for one in outputs):
-                check_layer(classifier, layers[0], images.shape[1:])
+            if not outputs or any(as_feature_map(one, size) is None for one in outputs):
+                check_cam_layer(classifier, layers[0], images.shape[1:])
             grads = iter(torch.autograd.grad(score, outputs, allow_unused=True, materialize_grads=True))
         for name in layers:
-            owner = _owner(classifier.network, name)
+            owner = _owning_network(classifier.network, name)
             for look, output in enumerate(seen[name]):
-                maps, slopes = as_map(output.detach(), size), as_map(next(grads), size)
+                maps, slopes = as_feature_map(output.detach(), size), as_feature_map(next(grads), size)
                 assert maps is not None
                 assert slopes is not None
-                found = fill_image(owner, (self.weights(maps, slopes) * maps).sum(1, keepdim=True), size)
-                total += found.flip(3) if owner.mirrored and look else found
+                found = resize_to_image(owner, (self.weights(maps, slopes) * maps).sum(1, keepdim=True), size)
+                total += found.flip(3) if owner.flip_tta and look else found
         return total.expand_as(images)
 
     @abstractmethod
@@ -165,14 +172,14 @@ class GradCamPlusPlus(_Cam):
         return (shares * slopes.clamp(min=0)).sum((2, 3), keepdim=True)
 
 
-def choose_layers(classifier: Classifier, shape: Sequence[int]) -> tuple[str, ...]:
+def choose_cam_layers(classifier: Classifier, shape: Sequence[int]) -> tuple[str, ...]:
     """The layer that Grad-CAM looks at for images (C, H, W), by name; of an ensemble one in every member.
 
     Raises ChoiceError where no layer keeps the places of the image, as in a multilayer perceptron.
     """
-    found = _probed(classifier, shape)
-    singles = [n for n, m in _networks(classifier.network).items() if not isinstance(m, Ensemble)]
-    chosen = tuple(name for single in singles if (name := _chosen(found, f"{single}." if single else "")))
+    found = _probe_layers(classifier, shape)
+    singles = [n for n, m in _networks(classifier.network).items() if not isinstance(m, EnsembleNetwork)]
+    chosen = tuple(name for single in singles if (name := _choose_layer(found, f"{single}." if single else "")))
     if not chosen:
         raise ChoiceError(
             f"The network {classifier.architecture.name} has no layer that keeps the places of an image, which "
@@ -181,9 +188,9 @@ def choose_layers(classifier: Classifier, shape: Sequence[int]) -> tuple[str, ..
     return chosen
 
 
-def check_layer(classifier: Classifier, name: str, shape: Sequence[int]) -> None:
+def check_cam_layer(classifier: Classifier, name: str, shape: Sequence[int]) -> None:
     """Raise ChoiceError, with a name near it, for a layer that is not there or keeps no places."""
-    found = _probed(classifier, shape)
+    found = _probe_layers(classifier, shape)
     if name in found:
         return
     known = [each for each, _ in classifier.network.named_modules() if each]
@@ -198,7 +205,7 @@ def check_layer(classifier: Classifier, name: str, shape: Sequence[int]) -> None
 
 
 @dataclass(frozen=True)
-class _Kept:
+class _MapLayer:
     """A module that keeps places: how many, and whether the answer depends on what it says of them."""
 
     tokens: bool
@@ -208,37 +215,42 @@ class _Kept:
     """Whether it is a branch of a block that goes on to a smaller map: what the others say is not in it."""
 
 
-def _probed(classifier: Classifier, shape: Sequence[int]) -> Mapping[str, _Kept]:
+def _probe_layers(classifier: Classifier, shape: Sequence[int]) -> Mapping[str, _MapLayer]:
     """Every module that keeps places, in the order they are finished with an image of noise."""
-    probe = torch.rand(1, *shape, generator=runtime.generator(0)).to(classifier.device)
+    probe = torch.rand(1, *shape, generator=runtime.make_generator(0)).to(classifier.device)
     size = (shape[1], shape[2])
-    with steady(classifier), watching(classifier.network, _names(classifier.network)) as seen:
-        logits = classifier(leaf(probe))
-        kept = {name: outputs[-1] for name, outputs in seen.items() if as_map(outputs[-1], size) is not None}
+    with (
+        deterministic_eval(classifier),
+        record_outputs(classifier.network, _module_names(classifier.network)) as seen,
+    ):
+        logits = classifier(as_leaf(probe))
+        kept = {
+            name: outputs[-1] for name, outputs in seen.items() if as_feature_map(outputs[-1], size) is not None
+        }
         if not kept:
             return {}
-        weights = torch.randn(logits.shape, generator=runtime.generator(1)).to(logits)
+        weights = torch.randn(logits.shape, generator=runtime.make_generator(1)).to(logits)
         grads = torch.autograd.grad((logits * weights).sum(), [*kept.values()], allow_unused=True)
-    narrowed = _narrowed(classifier.network, seen)
+    narrowed = _block_map_sides(classifier.network, seen)
     found = {}
     for (name, output), grad in zip(kept.items(), grads, strict=True):
-        slopes = None if grad is None else as_map(grad, size)
-        mapped = as_map(output, size)
+        slopes = None if grad is None else as_feature_map(grad, size)
+        mapped = as_feature_map(output, size)
         assert mapped is not None
         used = slopes is not None and bool((slopes != 0).any())
         inner = any(
             name.startswith(f"{block}.") and sides != output.shape[2:] for block, sides in narrowed.items()
         )
-        found[name] = _Kept(output.ndim == 3, tuple(mapped.shape[1:]), used, inner)
+        found[name] = _MapLayer(output.ndim == 3, tuple(mapped.shape[1:]), used, inner)
     return found
 
 
-def _names(network: Network) -> list[str]:
+def _module_names(network: Network) -> list[str]:
     """Every module inside a network as it is now."""
     return [name for name, _ in network.named_modules() if name]
 
 
-def _narrowed(network: Network, seen: Seen) -> dict[str, torch.Size]:
+def _block_map_sides(network: Network, seen: ModuleOutputs) -> dict[str, torch.Size]:
     """Blocks, not mere lists of layers, and the sides of the maps that they give."""
     modules = dict(network.named_modules())
     return {
@@ -250,7 +262,7 @@ def _narrowed(network: Network, seen: Seen) -> dict[str, torch.Size]:
     }
 
 
-def _chosen(found: Mapping[str, _Kept], prefix: str) -> str | None:
+def _choose_layer(found: Mapping[str, _MapLayer], prefix: str) -> str | None:
     """The last roomy map of one network, or its largest; of tokens the last as wide that the answer depends on."""
     own = {name: kept for name, kept in found.items() if name.startswith(prefix)}
     if not own:
@@ -262,7 +274,7 @@ def _chosen(found: Mapping[str, _Kept], prefix: str) -> str | None:
     maps = {name: kept for name, kept in own.items() if not kept.tokens}
     outer = {name: kept for name, kept in maps.items() if not kept.inner} or maps
     side = {name: min(kept.shape[1:]) for name, kept in outer.items()}
-    least = min(ROOMY, max(side.values()))
+    least = min(MIN_MAP_SIDE, max(side.values()))
     return [name for name, places in side.items() if places >= least][-1]
 
 
@@ -271,7 +283,7 @@ def _networks(network: Network) -> dict[str, Network]:
     return {name: module for name, module in network.named_modules() if isinstance(module, Network)}
 
 
-def _owner(network: Network, layer: str) -> Network:
+def _owning_network(network: Network, layer: str) -> Network:
     """The single network that a layer belongs to."""
     inside = [name for name in _networks(network) if not name or layer.startswith(f"{name}.")]
     return _networks(network)[max(inside, key=len)]

@@ -17,19 +17,19 @@ from torch import Tensor
 from .. import progress
 from ..classifier import Classifier
 from ..errors import ChoiceError
-from .explainer import check_gradient, steady
-from .neighbours import Gallery, features_of
+from .base import deterministic_eval, require_logit_gradient
+from .neighbours import Gallery, embed_images
 
-REACH = 0.5
+TURNING_PROBABILITY = 0.5
 """Probability of the wanted class at which the answer has turned."""
 
-BEYOND = 0.1
+PROBABILITY_MARGIN = 0.1
 """Probability above that aimed at, so that rounding to 8 bits does not turn the answer back."""
 
-NEAREST = 5
+PULL_NEIGHBOURS = 5
 """Training images of the wanted class whose mean, in features, the change is pulled to."""
 
-BAND = 32
+MAX_FREQUENCIES = 32
 """Lowest frequencies in each direction, at most; of small images, those of the lower half."""
 
 
@@ -52,10 +52,10 @@ class Counterfactuals:
     @property
     def reached(self) -> Bool[ndarray, " B"]:
         """Whether the answer turned."""
-        return self.probabilities >= REACH
+        return self.probabilities >= TURNING_PROBABILITY
 
 
-def counterfactual(
+def find_counterfactuals(
     classifier: Classifier,
     images: Float[Tensor, "B C H W"],
     targets: Int[Tensor, " B"],
@@ -72,10 +72,10 @@ def counterfactual(
     lowest cosines of each direction, f the features, f0 those of the image, a the mean of the nearest training
     images of the class. Without a ``gallery`` nothing pulls. Raises GradientError where there is no gradient.
     """
-    check_gradient(classifier, "A counterfactual")
-    check_targets(classifier, targets)
-    goal, scale, near = _goal(classifier, images, targets, gallery)
-    waves = _waves(images, band)
+    require_logit_gradient(classifier, "A counterfactual")
+    check_target_classes(classifier, targets)
+    goal, scale, near = _feature_goal(classifier, images, targets, gallery)
+    waves = _cosine_basis(images, band)
     shape = (len(images), images.shape[1], *(len(each) for each in waves))
     weights = torch.zeros(shape, device=images.device, requires_grad=True)
     rate = 0.01 * math.sqrt(
@@ -83,14 +83,14 @@ def counterfactual(
     )  # a hundredth of the range a step, a pixel
     optimizer = torch.optim.Adam([weights], rate)
     best, least = images.clone(), torch.full((len(images),), torch.inf, device=images.device)
-    wanted = math.log((REACH + BEYOND) / (1 - REACH - BEYOND))
-    with steady(classifier), progress.bar("counterfactual", steps) as advance:
+    wanted = math.log((TURNING_PROBABILITY + PROBABILITY_MARGIN) / (1 - TURNING_PROBABILITY - PROBABILITY_MARGIN))
+    with deterministic_eval(classifier), progress.progress_bar("counterfactual", steps) as advance:
         for _ in range(steps):
             changed = (images + torch.einsum("bcij,ih,jw->bchw", weights, *waves)).clamp(0, 1)
-            missing = F.relu(wanted - _odds(classifier, changed, targets))
+            missing = F.relu(wanted - _log_odds(classifier, changed, targets))
             cost = size * (changed - images).square().mean((1, 2, 3))
             if goal is not None:
-                cost = cost + pull * (features_of(classifier, changed) - goal).square().sum(1) / scale
+                cost = cost + pull * (embed_images(classifier, changed) - goal).square().sum(1) / scale
             with torch.no_grad():  # what turns the answer beats what does not, then the cheaper
                 value = torch.where(missing > 0, 1e6 * (1 + missing), cost)
                 better = value < least
@@ -99,24 +99,24 @@ def counterfactual(
             (weights.grad,) = torch.autograd.grad((missing + cost).sum(), weights)
             optimizer.step()
             advance()
-    return _measured(classifier, images, best.detach(), targets, gallery, near)
+    return _measure(classifier, images, best.detach(), targets, gallery, near)
 
 
-def check_targets(classifier: Classifier, targets: Int[Tensor, " B"]) -> None:
+def check_target_classes(classifier: Classifier, targets: Int[Tensor, " B"]) -> None:
     """Raise ChoiceError for a class number that the classifier does not have."""
     if len(targets) and not 0 <= int(targets.min()) <= int(targets.max()) < len(classifier.classes):
         raise ChoiceError(f"Class numbers go from 0 to {len(classifier.classes) - 1}.")
 
 
-def _goal(
+def _feature_goal(
     classifier: Classifier, images: Tensor, targets: Tensor, gallery: Gallery | None
 ) -> tuple[Tensor | None, Tensor, Int[ndarray, " B"]]:
     """Where the features are pulled to, the squared distance there, and the nearest real image of the class."""
     if gallery is None:
         return None, torch.ones(len(images)), np.full(len(images), -1)
-    with steady(classifier), torch.no_grad():
-        features = features_of(classifier, images)
-    found = gallery.nearest(features, NEAREST, targets)
+    with deterministic_eval(classifier), torch.no_grad():
+        features = embed_images(classifier, images)
+    found = gallery.nearest(features, PULL_NEIGHBOURS, targets)
     index = torch.from_numpy(found.index).to(images.device)
     known = (index >= 0)[:, :, None]
     around = torch.where(known, gallery.features[index.clamp(min=0)], 0)
@@ -125,11 +125,11 @@ def _goal(
     return goal, (features - goal).square().sum(1).clamp(min=1e-6), found.index[:, 0]
 
 
-def _waves(images: Tensor, band: int | None) -> list[Tensor]:
+def _cosine_basis(images: Tensor, band: int | None) -> list[Tensor]:
     """The lowest cosines (DCT-II, orthonormal) of the rows and of the columns, (frequencies, pixels) each."""
     made = []
     for side in images.shape[2:]:
-        count = min(side, band or min(BAND, max(2, side // 2)))
+        count = min(side, band or min(MAX_FREQUENCIES, max(2, side // 2)))
         phase = torch.arange(count)[:, None] * (torch.arange(side) + 0.5) * math.pi / side
         waves = torch.cos(phase) * math.sqrt(2 / side)
         waves[0] /= math.sqrt(2)
@@ -137,7 +137,7 @@ def _waves(images: Tensor, band: int | None) -> list[Tensor]:
     return made
 
 
-def _odds(classifier: Classifier, images: Tensor, targets: Tensor) -> Float[Tensor, " B"]:
+def _log_odds(classifier: Classifier, images: Tensor, targets: Tensor) -> Float[Tensor, " B"]:
     """The logarithm of p / (1 - p), p the target's calibrated probability."""
     logits = classifier(images).float() / classifier.temperature
     own = targets[:, None]
@@ -146,7 +146,7 @@ def _odds(classifier: Classifier, images: Tensor, targets: Tensor) -> Float[Tens
 
 
 @torch.no_grad()
-def _measured(
+def _measure(
     classifier: Classifier,
     images: Tensor,
     changed: Tensor,
@@ -157,11 +157,12 @@ def _measured(
     """The changed images in 8 bits, as they would be saved, and what is true of those."""
     changed = (changed * 255).round() / 255
     before = after = np.full(len(images), np.nan)
-    with steady(classifier), torch.no_grad():
+    with deterministic_eval(classifier), torch.no_grad():
         likely = classifier.probabilities(changed).gather(1, targets[:, None])[:, 0]
         if gallery is not None:
             before, after = (
-                gallery.distance(features_of(classifier, each), targets, NEAREST) for each in (images, changed)
+                gallery.distance(embed_images(classifier, each), targets, PULL_NEIGHBOURS)
+                for each in (images, changed)
             )
     length = (changed - images).flatten(1).norm(dim=1)
     return Counterfactuals(

@@ -14,24 +14,24 @@ from torch import Tensor
 from .. import runtime
 from ..classifier import Classifier
 from ..types import Remark
-from .explainer import PART, Explainer, evidence, steady
-from .perturbation import Fill, blank
+from .base import EXPLANATION_BATCH_SIZE, Explainer, deterministic_eval, reduce_channels
+from .perturbation import FillValue, fill_images
 
-STEPS = 20
+CURVE_STEPS = 20
 """Equal parts of the image that are taken away, or brought back, one after the other."""
 
-ELSEWHERE = 4
+ROLLED_MAPS = 4
 """Times a map is moved to another place, to see what its order is worth there."""
 
-SHUFFLES = 3
+WEIGHT_SHUFFLES = 3
 """Networks with shuffled weights that a map is compared with."""
 
-SIMILAR = 0.7
+MAX_SHUFFLED_SIMILARITY = 0.7
 """Rank correlation from which a map hardly depends on the weights: an edge detector has 1."""
 
 
 @dataclass(frozen=True, eq=False)
-class Curves:
+class FaithfulnessCurves:
     """The target's probability while the image goes and while it comes, the places with most evidence first."""
 
     deletion: Float[ndarray, "B S"]
@@ -50,15 +50,15 @@ class Curves:
         return np.trapezoid(self.insertion, dx=1 / (self.insertion.shape[1] - 1), axis=1)
 
 
-def curves(
+def measure_curves(
     classifier: Classifier,
     images: Float[Tensor, "B C H W"],
     targets: Int[Tensor, " B"],
     found: Float[Tensor, "B H W"],
     *,
-    steps: int = STEPS,
-    fill: Fill = "blur",
-) -> Curves:
+    steps: int = CURVE_STEPS,
+    fill: FillValue = "blur",
+) -> FaithfulnessCurves:
     """Deletion and insertion (Petsiuk et al. 2018, arXiv 1806.07421) of places in the order of their evidence.
 
     Calibrated probabilities of the targets; what is taken away becomes ``fill``: blurred, unless told otherwise.
@@ -67,32 +67,32 @@ def curves(
     rank = order.argsort(dim=1).view_as(found)
     edges = torch.linspace(0, order.shape[1], steps + 1, device=found.device).round()
     gone = rank < edges.view(-1, 1, 1, 1)  # (S B H W)
-    without = blank(images, fill)
+    without = fill_images(images, fill)
     both = [
-        _probabilities(classifier, base, other, gone, targets)
+        _predict_mixed(classifier, base, other, gone, targets)
         for base, other in ((images, without), (without, images))
     ]
-    return Curves(*both)
+    return FaithfulnessCurves(*both)
 
 
 @torch.no_grad()
-def _probabilities(
+def _predict_mixed(
     classifier: Classifier, base: Tensor, other: Tensor, chosen: Tensor, targets: Tensor
 ) -> Float[ndarray, "B S"]:
     """Of the targets, ``base`` with the chosen places from ``other``."""
     found = []
-    with steady(classifier), torch.no_grad():
-        for some in chosen.split(max(1, PART // len(base))):
+    with deterministic_eval(classifier), torch.no_grad():
+        for some in chosen.split(max(1, EXPLANATION_BATCH_SIZE // len(base))):
             mixed = torch.where(some[:, :, None], other, base).flatten(0, 1)
             answers = classifier.probabilities(mixed).gather(1, targets.repeat(len(some))[:, None])
             found.append(answers.view(len(some), -1))
     return torch.cat(found).T.cpu().numpy().astype(np.float64)
 
 
-def shuffled(classifier: Classifier, seed: int = 0) -> Classifier:
+def shuffle_weights(classifier: Classifier, seed: int = 0) -> Classifier:
     """A copy whose weights are the same numbers in random order, tensor by tensor; biases and norms stay."""
     other = copy.deepcopy(classifier)
-    generator = runtime.generator(seed)
+    generator = runtime.make_generator(seed)
     with torch.no_grad():
         for weight in other.network.parameters():
             if weight.ndim > 1:
@@ -101,7 +101,7 @@ def shuffled(classifier: Classifier, seed: int = 0) -> Classifier:
     return other
 
 
-def similarity(one: Float[Tensor, "B H W"], other: Float[Tensor, "B H W"]) -> Float[ndarray, " B"]:
+def rank_correlation(one: Float[Tensor, "B H W"], other: Float[Tensor, "B H W"]) -> Float[ndarray, " B"]:
     """Spearman's rank correlation of two maps of each image, ties sharing their rank; 1 for two flat maps."""
     from scipy.stats import rankdata
 
@@ -112,20 +112,20 @@ def similarity(one: Float[Tensor, "B H W"], other: Float[Tensor, "B H W"]) -> Fl
     return np.where(flat, 1.0, np.divide((a * b).sum(1), size, out=np.zeros(len(a)), where=size > 0))
 
 
-def randomisation(
+def compare_with_shuffled(
     classifier: Classifier,
     images: Float[Tensor, "B C H W"],
     targets: Int[Tensor, " B"],
     explainer: Explainer,
     found: Float[Tensor, "B H W"],
     *,
-    shuffles: int = SHUFFLES,
+    shuffles: int = WEIGHT_SHUFFLES,
 ) -> Float[ndarray, " B"]:
     """How like the maps of shuffled weights are to these, on average (Adebayo et al. 2018, arXiv 1810.03292)."""
     alike = []
     for seed in range(shuffles):
-        other = shuffled(classifier, seed)
-        alike.append(similarity(found, evidence(explainer, explainer(other, images, targets))))
+        other = shuffle_weights(classifier, seed)
+        alike.append(rank_correlation(found, reduce_channels(explainer, explainer(other, images, targets))))
     return np.mean(alike, axis=0)
 
 
@@ -133,25 +133,25 @@ def randomisation(
 class Faithfulness:
     """How far the maps of B images by one method can be believed."""
 
-    curves: Curves
-    elsewhere: Mapping[str, Float[ndarray, " B"]]
+    curves: FaithfulnessCurves
+    rolled: Mapping[str, Float[ndarray, " B"]]
     """Areas of the same maps moved to other places: ``deletion`` and ``insertion``."""
     similarity: Float[ndarray, " B"] | None
     """With the maps of shuffled weights; None where there are no weights to shuffle."""
 
-    def of(self, i: int) -> dict[str, Any]:
+    def row(self, i: int) -> dict[str, Any]:
         """The numbers of one image, JSON-ready."""
         return {
             "deletion_area": float(self.curves.deletion_area[i]),
             "insertion_area": float(self.curves.insertion_area[i]),
-            "deletion_elsewhere": float(self.elsewhere["deletion"][i]),
-            "insertion_elsewhere": float(self.elsewhere["insertion"][i]),
+            "deletion_elsewhere": float(self.rolled["deletion"][i]),
+            "insertion_elsewhere": float(self.rolled["insertion"][i]),
             "similarity_shuffled": None if self.similarity is None else float(self.similarity[i]),
         }
 
     def as_json(self) -> dict[str, Any]:
         """The means over the images."""
-        rows = [self.of(i) for i in range(len(self.curves.deletion))]
+        rows = [self.row(i) for i in range(len(self.curves.deletion))]
         return {
             name: None if rows[0][name] is None else float(np.mean([row[name] for row in rows]))
             for name in rows[0]
@@ -161,7 +161,7 @@ class Faithfulness:
         """Warnings: a map that ignores the weights, one that says no more than it would anywhere else."""
         said, found = [], self.as_json()
         alike = found["similarity_shuffled"]
-        if alike is not None and alike >= SIMILAR:
+        if alike is not None and alike >= MAX_SHUFFLED_SIMILARITY:
             said.append(
                 f"The map of {by} hardly depends on the network's weights (rank correlation {alike:.2f} with the "
                 "map of shuffled weights): it shows the image, not the reason for the answer. Try another --by."
@@ -176,33 +176,33 @@ class Faithfulness:
         return tuple(Remark("warning", text) for text in said)
 
 
-def faithfulness(
+def measure_faithfulness(
     classifier: Classifier,
     images: Float[Tensor, "B C H W"],
     targets: Int[Tensor, " B"],
     explainer: Explainer,
     attribution: Float[Tensor, "B C H W"],
     *,
-    shuffles: int = SHUFFLES,
+    shuffles: int = WEIGHT_SHUFFLES,
 ) -> Faithfulness:
     """Test the maps of an explainer: their curves, those of the maps moved elsewhere, and shuffled weights."""
-    found = evidence(explainer, attribution)
-    moved = [curves(classifier, images, targets, one) for one in _moved(found)]
+    found = reduce_channels(explainer, attribution)
+    moved = [measure_curves(classifier, images, targets, one) for one in _roll_maps(found)]
     elsewhere = {
         "deletion": np.mean([one.deletion_area for one in moved], axis=0),
         "insertion": np.mean([one.insertion_area for one in moved], axis=0),
     }
     alike = None
     if classifier.differentiable and shuffles:
-        alike = randomisation(classifier, images, targets, explainer, found, shuffles=shuffles)
-    return Faithfulness(curves(classifier, images, targets, found), elsewhere, alike)
+        alike = compare_with_shuffled(classifier, images, targets, explainer, found, shuffles=shuffles)
+    return Faithfulness(measure_curves(classifier, images, targets, found), elsewhere, alike)
 
 
-def _moved(found: Float[Tensor, "B H W"]) -> list[Float[Tensor, "B H W"]]:
+def _roll_maps(found: Float[Tensor, "B H W"]) -> list[Float[Tensor, "B H W"]]:
     """The maps rolled by a quarter to three quarters of each side: as rough as they are, and wrong."""
     height, width = found.shape[1:]
-    generator = runtime.generator(0)
-    shares = 0.25 + 0.5 * torch.rand(ELSEWHERE, 2, generator=generator)
+    generator = runtime.make_generator(0)
+    shares = 0.25 + 0.5 * torch.rand(ROLLED_MAPS, 2, generator=generator)
     return [
         found.roll((round(float(down) * height), round(float(along) * width)), (1, 2)) for down, along in shares
     ]

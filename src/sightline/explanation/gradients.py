@@ -10,18 +10,26 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from .. import runtime
-from ..augmentation.sampling import check_range, check_whole
+from ..augmentation import check_range, check_whole
 from ..classifier import Classifier
-from .explainer import PART, Explainer, check_gradient, in_parts, leaf, steady, target_logits
+from .base import (
+    EXPLANATION_BATCH_SIZE,
+    Explainer,
+    as_leaf,
+    deterministic_eval,
+    explain_in_batches,
+    gather_target_logits,
+    require_logit_gradient,
+)
 
 
-def input_gradient(
+def logit_gradient(
     classifier: Classifier, images: Float[Tensor, "B C H W"], targets: Int[Tensor, " B"]
 ) -> Float[Tensor, "B C H W"]:
     """The gradient of each image's target logit with respect to its pixels."""
-    with steady(classifier):
-        pixels = leaf(images)
-        (found,) = torch.autograd.grad(target_logits(classifier, pixels, targets).sum(), pixels)
+    with deterministic_eval(classifier):
+        pixels = as_leaf(images)
+        (found,) = torch.autograd.grad(gather_target_logits(classifier, pixels, targets).sum(), pixels)
     return found
 
 
@@ -38,8 +46,8 @@ class Saliency(Explainer):
         self, classifier: Classifier, images: Float[Tensor, "B C H W"], targets: Int[Tensor, " B"]
     ) -> Float[Tensor, "B C H W"]:
         """Change of the logit per unit of pixel; raises GradientError where there is none."""
-        check_gradient(classifier, "Saliency")
-        return in_parts(lambda some, of: input_gradient(classifier, some, of), images, targets)
+        require_logit_gradient(classifier, "Saliency")
+        return explain_in_batches(lambda some, of: logit_gradient(classifier, some, of), images, targets)
 
 
 @no_type_check  # it checks its own fields, and says it better
@@ -64,16 +72,16 @@ class SmoothGrad(Explainer):
         self, classifier: Classifier, images: Float[Tensor, "B C H W"], targets: Int[Tensor, " B"]
     ) -> Float[Tensor, "B C H W"]:
         """Change of the logit per unit of pixel, averaged; raises GradientError where there is none."""
-        check_gradient(classifier, "SmoothGrad")
-        drawn = torch.randn(self.samples, *images.shape[1:], generator=runtime.generator(self.seed))
+        require_logit_gradient(classifier, "SmoothGrad")
+        drawn = torch.randn(self.samples, *images.shape[1:], generator=runtime.make_generator(self.seed))
         noise = drawn.to(images)[:, None] * self.noise
 
         def explain(some: Tensor, of: Tensor) -> Tensor:
             reach = (some.amax((1, 2, 3)) - some.amin((1, 2, 3)))[:, None, None, None]
             shares = torch.full((self.samples,), 1 / self.samples)
-            return _along(classifier, some, of, shares, lambda steps: some + reach * noise[steps])
+            return _sum_gradients(classifier, some, of, shares, lambda steps: some + reach * noise[steps])
 
-        return in_parts(explain, images, targets)
+        return explain_in_batches(explain, images, targets)
 
 
 @no_type_check
@@ -97,20 +105,20 @@ class IntegratedGradients(Explainer):
         self, classifier: Classifier, images: Float[Tensor, "B C H W"], targets: Int[Tensor, " B"]
     ) -> Float[Tensor, "B C H W"]:
         """Each pixel's part of the logit's change; raises GradientError where there is no gradient."""
-        check_gradient(classifier, "Integrated gradients")
+        require_logit_gradient(classifier, "Integrated gradients")
         points, weights = (torch.from_numpy(each) for each in np.polynomial.legendre.leggauss(self.steps))
         places = ((points + 1) / 2).to(images).view(-1, 1, 1, 1, 1)
 
         def explain(some: Tensor, of: Tensor) -> Tensor:
             way = some - self.baseline
-            return way * _along(
+            return way * _sum_gradients(
                 classifier, some, of, weights / 2, lambda steps: self.baseline + places[steps] * way
             )
 
-        return in_parts(explain, images, targets)
+        return explain_in_batches(explain, images, targets)
 
 
-def _along(
+def _sum_gradients(
     classifier: Classifier,
     images: Float[Tensor, "B C H W"],
     targets: Int[Tensor, " B"],
@@ -119,7 +127,7 @@ def _along(
 ) -> Float[Tensor, "B C H W"]:
     """The weighted sum of the gradients at S points of each image, as many at once as fit into one pass."""
     total, weights = torch.zeros_like(images), weights.to(images)
-    for steps in torch.arange(len(weights)).split(max(1, PART // len(images))):
-        found = input_gradient(classifier, points(steps).flatten(0, 1), targets.repeat(len(steps)))
+    for steps in torch.arange(len(weights)).split(max(1, EXPLANATION_BATCH_SIZE // len(images))):
+        found = logit_gradient(classifier, points(steps).flatten(0, 1), targets.repeat(len(steps)))
         total += torch.einsum("s,sbchw->bchw", weights[steps], found.unflatten(0, (len(steps), -1)))
     return total

@@ -10,21 +10,21 @@ from torch import Tensor
 
 from .. import progress, runtime
 from ..classifier import Classifier
-from ..data.loader import batches, count_batches
+from ..data import count_batches, iterate_batches
 from ..errors import DataError
-from ..models.estimator import EstimatorNetwork
+from ..models import EstimatorNetwork
 from ..types import Dataset
-from .explainer import PART, steady
+from .base import EXPLANATION_BATCH_SIZE, deterministic_eval
 
-MOST = 5000
+MAX_GALLERY_IMAGES = 5000
 """Training images that are looked through, at most; of more, a stratified sample."""
 
 
-def features_of(classifier: Classifier, pixels: Float[Tensor, "B C H W"]) -> Float[Tensor, "B D"]:
+def embed_images(classifier: Classifier, pixels: Float[Tensor, "B C H W"]) -> Float[Tensor, "B D"]:
     """What the last layer is given; of a baseline the features its estimator is given."""
     network = classifier.network
     if isinstance(network, EstimatorNetwork):
-        return network.standard(network.vectors(classifier.preprocessing(pixels)))
+        return network.standardise(network.feature_vectors(classifier.preprocessing(pixels)))
     return classifier.features(pixels).flatten(1).float()
 
 
@@ -67,11 +67,11 @@ class Gallery:
         return np.where(count > 0, total / np.maximum(count, 1), np.inf)
 
 
-def gallery(
+def build_gallery(
     classifier: Classifier,
     dataset: Dataset,
     *,
-    most: int = MOST,
+    most: int = MAX_GALLERY_IMAGES,
     seed: int = 0,
     features: Float[Tensor, "N D"] | None = None,
 ) -> Gallery:
@@ -80,22 +80,22 @@ def gallery(
     Labels become those of the classifier, by name. ``features`` are those of an equal call before.
     Raises DataError where no image is left.
     """
-    chosen = _known(classifier, dataset, most, seed)
+    chosen = _match_classes(classifier, dataset, most, seed)
     if features is not None and len(features) == len(chosen):
         return Gallery(chosen, features.to(classifier.device))
     parts = []
     with (
-        steady(classifier),
+        deterministic_eval(classifier),
         torch.no_grad(),
-        progress.bar("training images", count_batches(len(chosen), PART)) as advance,
+        progress.progress_bar("training images", count_batches(len(chosen), EXPLANATION_BATCH_SIZE)) as advance,
     ):
-        for batch in batches(chosen, PART, device=classifier.device):
-            parts.append(features_of(classifier, batch.pixels))
+        for batch in iterate_batches(chosen, EXPLANATION_BATCH_SIZE, device=classifier.device):
+            parts.append(embed_images(classifier, batch.pixels))
             advance()
     return Gallery(chosen, torch.cat(parts))
 
 
-def _known(classifier: Classifier, dataset: Dataset, most: int, seed: int) -> Dataset:
+def _match_classes(classifier: Classifier, dataset: Dataset, most: int, seed: int) -> Dataset:
     """The images of the classifier's classes, at most ``most``, their labels those of the classifier."""
     index = {name: k for k, name in enumerate(classifier.classes)}
     known = np.array([index.get(name, -1) for name in dataset.classes], np.int64)[dataset.labels]
@@ -103,13 +103,13 @@ def _known(classifier: Classifier, dataset: Dataset, most: int, seed: int) -> Da
     if not len(kept):
         raise DataError("There are no training images of the classifier's classes to compare with.")
     if len(kept) > most:
-        kept = kept[_sample(known[kept], most, seed)]
+        kept = kept[_sample_positions(known[kept], most, seed)]
     return replace(dataset.subset(kept), labels=known[kept], classes=classifier.classes)
 
 
-def _sample(labels: Int[ndarray, " N"], most: int, seed: int) -> Int[ndarray, " M"]:
+def _sample_positions(labels: Int[ndarray, " N"], most: int, seed: int) -> Int[ndarray, " M"]:
     """Positions of about ``most`` images, of each class its share and at least one, in order."""
-    mixed = runtime.order(len(labels), seed)
+    mixed = runtime.permutation(len(labels), seed)
     chosen = []
     for label in np.unique(labels):
         own = mixed[labels[mixed] == label]

@@ -9,19 +9,18 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .. import runtime
-from ..augmentation.kernels import smooth
-from ..augmentation.sampling import check_range, check_whole
+from ..augmentation import check_range, check_whole, gaussian_blur
 from ..classifier import Classifier
-from .explainer import PART, Explainer, in_parts, steady, target_logits
+from .base import EXPLANATION_BATCH_SIZE, Explainer, deterministic_eval, explain_in_batches, gather_target_logits
 
-BLUR = 1 / 4
+FILL_BLUR = 1 / 4
 """Standard deviation of the blur that takes a part away, as a share of the shorter side."""
 
-Fill = float | str
+FillValue = float | str
 """What a part is replaced by: a value in [0, 1], ``mean`` (the image's colour) or ``blur`` (its surroundings)."""
 
 
-def check_fill(fill: Fill) -> None:
+def check_fill(fill: FillValue) -> None:
     """Raise ValueError for what nothing can be filled with."""
     if isinstance(fill, str):
         if fill not in ("blur", "mean"):
@@ -30,10 +29,10 @@ def check_fill(fill: Fill) -> None:
         check_range("fill", fill, 1)
 
 
-def blank(images: Float[Tensor, "B C H W"], fill: Fill) -> Float[Tensor, "B C H W"]:
+def fill_images(images: Float[Tensor, "B C H W"], fill: FillValue) -> Float[Tensor, "B C H W"]:
     """The images with everything taken away."""
     if fill == "blur":
-        return smooth(images, torch.tensor([min(images.shape[2:]) * BLUR]))
+        return gaussian_blur(images, torch.tensor([min(images.shape[2:]) * FILL_BLUR]))
     if fill == "mean":
         return images.mean((2, 3), keepdim=True).expand_as(images)
     return torch.full_like(images, float(fill))
@@ -49,9 +48,11 @@ def masked_logits(
 ) -> Float[Tensor, "M B"]:
     """Logits of each image seen through each mask: 1 shows the image, 0 what it is without."""
     found = []
-    for some in masks.split(max(1, PART // len(images))):
+    for some in masks.split(max(1, EXPLANATION_BATCH_SIZE // len(images))):
         shown = torch.lerp(without, images, some[:, None])  # (m B C H W)
-        found.append(target_logits(classifier, shown.flatten(0, 1), targets.repeat(len(some))).view(len(some), -1))
+        found.append(
+            gather_target_logits(classifier, shown.flatten(0, 1), targets.repeat(len(some))).view(len(some), -1)
+        )
     return torch.cat(found)
 
 
@@ -65,7 +66,7 @@ class Occlusion(Explainer):
 
     window: int | None = None
     stride: int | None = None
-    fill: Fill = "blur"
+    fill: FillValue = "blur"
     needs_gradient = False
 
     def __post_init__(self) -> None:
@@ -82,13 +83,13 @@ class Occlusion(Explainer):
         masks = self._windows(images.shape[2], images.shape[3]).to(images)
 
         def explain(some: Tensor, of: Tensor) -> Tensor:
-            with steady(classifier), torch.no_grad():
-                whole = target_logits(classifier, some, of)
-                fall = whole - masked_logits(classifier, some, blank(some, self.fill), of, 1 - masks)
+            with deterministic_eval(classifier), torch.no_grad():
+                whole = gather_target_logits(classifier, some, of)
+                fall = whole - masked_logits(classifier, some, fill_images(some, self.fill), of, 1 - masks)
             found = torch.einsum("mb,mhw->bhw", fall, masks[:, 0]) / masks.sum(0)
             return found[:, None].expand_as(some)
 
-        return in_parts(explain, images, targets)
+        return explain_in_batches(explain, images, targets)
 
     def _windows(self, height: int, width: int) -> Float[Tensor, "M 1 H W"]:
         """1 inside each window; those at the far borders are cut off, so that every pixel is covered."""
@@ -118,7 +119,7 @@ class Rise(Explainer):
     cells: int = 7
     keep: float = 0.5
     seed: int = 0
-    fill: Fill = "blur"
+    fill: FillValue = "blur"
     needs_gradient = False
 
     def __post_init__(self) -> None:
@@ -132,20 +133,20 @@ class Rise(Explainer):
         self, classifier: Classifier, images: Float[Tensor, "B C H W"], targets: Int[Tensor, " B"]
     ) -> Float[Tensor, "B C H W"]:
         """Rise of the logit as each pixel goes from hidden to shown, every channel alike."""
-        masks = self._drawn(images.shape[2], images.shape[3]).to(images)
+        masks = self._draw_masks(images.shape[2], images.shape[3]).to(images)
         apart = (masks - masks.mean(0))[:, 0]
 
         def explain(some: Tensor, of: Tensor) -> Tensor:
-            with steady(classifier):
-                logits = masked_logits(classifier, some, blank(some, self.fill), of, masks)
+            with deterministic_eval(classifier):
+                logits = masked_logits(classifier, some, fill_images(some, self.fill), of, masks)
             together = torch.einsum("mb,mhw->bhw", logits - logits.mean(0), apart)
             return (together / apart.square().sum(0).clamp(min=1e-12))[:, None].expand_as(some)
 
-        return in_parts(explain, images, targets)
+        return explain_in_batches(explain, images, targets)
 
-    def _drawn(self, height: int, width: int) -> Float[Tensor, "M 1 H W"]:
+    def _draw_masks(self, height: int, width: int) -> Float[Tensor, "M 1 H W"]:
         """The masks: coarse grids enlarged beyond the image, from each a window of its size at a random place."""
-        random = runtime.generator(self.seed)
+        random = runtime.make_generator(self.seed)
         tall, wide = -(-height // self.cells), -(-width // self.cells)
         coarse = (torch.rand(self.masks, 1, self.cells + 1, self.cells + 1, generator=random) < self.keep).float()
         tops = torch.randint(tall, (self.masks,), generator=random).tolist()

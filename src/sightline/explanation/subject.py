@@ -12,27 +12,27 @@ from numpy import ndarray
 
 from .. import runtime
 from ..choose import lookup
-from ..classifier import Classifier, bundle_of
-from ..data.images import Header, read
+from ..classifier import Classifier, find_bundle
+from ..data import ImageHeader, decode_with_header
 from ..errors import DataError, ImageError, OutputError, SightlineError
-from ..files import checksum, replacing, write_json
-from ..sources.layout import images_at
-from ..training.run import reopen
+from ..files import atomic_replace, checksum, write_json
+from ..sources import list_images
+from ..training import reopen
 from ..types import Dataset, Geometry, Remark
-from .neighbours import Gallery, gallery
+from .neighbours import Gallery, build_gallery
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-FOLDER = "explanations"
+EXPLANATIONS_FOLDER = "explanations"
 """Where a run keeps what was explained."""
 
-MANY = 100
+MAX_EXPLAINED_IMAGES = 100
 """Images explained by one command, at most: more than that nobody looks at."""
 
 
 @dataclass(frozen=True, eq=False)
-class Subject:
+class ExplanationSubject:
     """A classifier to explain, and what its run tells of the images it learnt from."""
 
     path: Path
@@ -50,23 +50,23 @@ class Subject:
         """The training images and their features, kept in the run folder for the next time; None without a run."""
         if self.train is None:
             return None
-        kept, key = self.path / FOLDER / "features.npz", self._key()
+        kept, key = self.path / EXPLANATIONS_FOLDER / "features.npz", self._key()
         if kept.is_file():
             with np.load(kept, allow_pickle=False) as saved:
                 if str(saved["key"]) == key:
-                    return gallery(self.classifier, self.train, features=torch.from_numpy(saved["features"]))
-        made = gallery(self.classifier, self.train)
-        with replacing(kept) as temporary, temporary.open("wb") as stream:
+                    return build_gallery(self.classifier, self.train, features=torch.from_numpy(saved["features"]))
+        made = build_gallery(self.classifier, self.train)
+        with atomic_replace(kept) as temporary, temporary.open("wb") as stream:
             np.savez(stream, key=key, features=made.features.cpu().numpy())
         return made
 
     def _key(self) -> str:
         assert self.train is not None
-        return f"{checksum(bundle_of(self.path) / 'config.json')} {self.train.fingerprint} {len(self.train)}"
+        return f"{checksum(find_bundle(self.path) / 'config.json')} {self.train.fingerprint} {len(self.train)}"
 
 
 @dataclass(frozen=True, eq=False)
-class Pictures:
+class DecodedFiles:
     """Image files as the classifier sees them."""
 
     files: tuple[str, ...]
@@ -74,46 +74,48 @@ class Pictures:
     remarks: tuple[Remark, ...] = field(default=())
 
 
-def open_subject(run: Path, *, device: str = "auto") -> Subject:
+def open_explanation_subject(run: Path, *, device: str = "auto") -> ExplanationSubject:
     """A run with its images, where they still are, or a bundle; raises BundleError for anything else."""
     if not (run / "recipe.toml").is_file():
-        return Subject(run, Classifier.load(run).to(runtime.device(device)))
-    classifier = Classifier.load(run).to(runtime.device(device))
+        return ExplanationSubject(run, Classifier.load(run).to(runtime.resolve_device(device)))
+    classifier = Classifier.load(run).to(runtime.resolve_device(device))
     try:
         splits = reopen(run, device=device).splits
     except SightlineError as error:  # an answer can be explained without the images it was learnt from
         remark = Remark("note", f"Nearest training images are left out: {error}")
-        return Subject(run, classifier, remarks=(remark,))
-    return Subject(run, classifier, splits.train, splits.test)
+        return ExplanationSubject(run, classifier, remarks=(remark,))
+    return ExplanationSubject(run, classifier, splits.train, splits.test)
 
 
-def read_pictures(words: Sequence[str], geometry: Geometry) -> Pictures:
+def decode_files(words: Sequence[str], geometry: Geometry) -> DecodedFiles:
     """The images that files, folders and patterns name, decoded by the classifier's geometry, which is said.
 
     One that cannot be read is a remark. Raises DataError where none can, or where there are more than a hundred.
     """
-    files = [file for word in words for file in images_at(word)]
-    if len(files) > MANY:
-        raise DataError(f"These are {len(files):,} images, and at most {MANY} are explained at once: name fewer.")
+    files = [file for word in words for file in list_images(word)]
+    if len(files) > MAX_EXPLAINED_IMAGES:
+        raise DataError(
+            f"These are {len(files):,} images, and at most {MAX_EXPLAINED_IMAGES} are explained at once: name fewer."
+        )
     kept, pixels, remarks = [], [], []
     for file in files:
         try:
-            picture, header = read(Path(file).read_bytes(), geometry)
+            picture, header = decode_with_header(Path(file).read_bytes(), geometry)
         except (ImageError, OSError) as error:
             reason = str(error.strerror if isinstance(error, OSError) else error)
             remarks.append(Remark("problem", f"'{file}' could not be read: {reason}.", (file,)))
             continue
         kept.append(file)
         pixels.append(picture)
-        if said := _changed(file, header, geometry):
+        if said := _describe_changes(file, header, geometry):
             remarks.append(Remark("note", said, (file,)))
     if not kept:
         named = f" ({remarks[0].text})" if remarks else ""
         raise DataError(f"No image could be read{named}: give image files, folders of them, or a pattern.")
-    return Pictures(tuple(kept), np.stack(pixels), tuple(remarks))
+    return DecodedFiles(tuple(kept), np.stack(pixels), tuple(remarks))
 
 
-def _changed(file: str, header: Header, geometry: Geometry) -> str:
+def _describe_changes(file: str, header: ImageHeader, geometry: Geometry) -> str:
     """What became of an image of another size or mode, in a sentence; "" where nothing did."""
     done = []
     if (header.height, header.width) != geometry.size:
@@ -131,7 +133,7 @@ def class_index(classifier: Classifier, name: str) -> int:
     return lookup({each: k for k, each in enumerate(classifier.classes)}, name, "class")
 
 
-def place(subject: Subject, out: Path | None, name: str) -> Path:
+def resolve_picture_path(subject: ExplanationSubject, out: Path | None, name: str) -> Path:
     """Where a picture goes: ``out``, or under its name in the run's folder.
 
     Raises OutputError for a bundle without ``out``, or an ending that is no picture's.
@@ -141,24 +143,24 @@ def place(subject: Subject, out: Path | None, name: str) -> Path:
             raise OutputError(
                 f"'{subject.path}' is a classifier without its run: say where the picture goes, --out {name}."
             )
-        return subject.path / FOLDER / name
+        return subject.path / EXPLANATIONS_FOLDER / name
     if out.suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp"):
         raise OutputError(f"'{out}' does not end like a picture. Call it {out.stem or 'heat'}.png, for example.")
     return out
 
 
-def draw(picture: "Image", path: Path) -> None:
+def save_picture(picture: "Image", path: Path) -> None:
     """Write a picture, whole or not at all."""
-    with replacing(path) as temporary:
+    with atomic_replace(path) as temporary:
         picture.save(temporary)
 
 
-def keep(subject: Subject, name: str, value: Mapping[str, Any]) -> None:
+def write_result(subject: ExplanationSubject, name: str, value: Mapping[str, Any]) -> None:
     """Write what was measured into the run's folder; of a bundle nothing is kept."""
     if subject.is_run:
-        write_json(subject.path / FOLDER / name, value)
+        write_json(subject.path / EXPLANATIONS_FOLDER / name, value)
 
 
-def as_rows(remarks: Sequence[Remark]) -> list[dict[str, Any]]:
+def remarks_json(remarks: Sequence[Remark]) -> list[dict[str, Any]]:
     """Remarks, JSON-ready."""
     return [{"level": one.level, "text": one.text, "examples": list(one.examples)} for one in remarks]

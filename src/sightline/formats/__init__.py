@@ -1,22 +1,25 @@
 """The same answers, in another file: exported, and compared before it is handed over."""
 
-from ..models.exported import Exported, open_exported
-from .handover import export
-from .members import FORMATS, Format, Runner, write
-from .parity import InTorch, Parity, compared, latencies
-from .waist import Waist
+from ..models import ExportedModel, open_exported
+from .exporting import MAX_COMPARED_IMAGES, export
+from .module import ExportModule
+from .parity import FLOAT_LIMITS, INT8_LIMITS, Parity, TorchRunner, compare_answers, measure_latencies
+from .registry import FORMATS, Format, Runner, write_exported
 
 __all__ = [
+    "FLOAT_LIMITS",
     "FORMATS",
-    "Exported",
+    "INT8_LIMITS",
+    "MAX_COMPARED_IMAGES",
+    "ExportModule",
+    "ExportedModel",
     "Format",
-    "InTorch",
     "Parity",
     "Runner",
-    "Waist",
-    "compared",
+    "TorchRunner",
+    "compare_answers",
     "export",
-    "latencies",
+    "measure_latencies",
     "open_exported",
-    "write",
+    "write_exported",
 ]

@@ -16,74 +16,80 @@ from numpy import ndarray
 from torch import Tensor
 
 from ..classifier import Classifier
-from ..errors import Refused
-from ..models.exported import INPUT, OUTPUT, Exported, open_exported
-from ..models.quantised import Grid, Int8Conv2d, Int8Layer, Int8Linear
-from .waist import Waist, example, facts_of, quietly
+from ..errors import RequirementNotMet
+from ..layers import ActivationGrid, Int8Conv2d, Int8Layer, Int8Linear
+from ..models import EXPORT_INPUT, EXPORT_OUTPUT, ExportedModel, open_exported
+from .module import ExportModule, example_images, export_metadata, silence_exporters
 
-OPSET = 18
+ONNX_OPSET = 18
 """Of ONNX: what programs of 2023 read."""
 
-LARGEST = 2_000_000_000
+MAX_ONNX_BYTES = 2_000_000_000
 """Bytes that one ONNX file may have, nearly."""
 
 
 def write_onnx(classifier: Classifier, path: Path) -> None:
     """Write the file; raises Refused for a classifier that ONNX cannot hold."""
-    model = graph_of(classifier)
-    for name, value in facts_of(classifier).items():
+    model = build_onnx_model(classifier)
+    for name, value in export_metadata(classifier).items():
         model.metadata_props.add(key=name, value=json.dumps(value, ensure_ascii=False))
-    if model.ByteSize() > LARGEST:
-        raise Refused("This classifier is larger than 2 GB, more than one ONNX file holds: compress it first.")
+    if model.ByteSize() > MAX_ONNX_BYTES:
+        raise RequirementNotMet(
+            "This classifier is larger than 2 GB, more than one ONNX file holds: compress it first."
+        )
     path.write_bytes(model.SerializeToString())
 
 
-def opened(path: Path) -> Exported:
+def open_onnx(path: Path) -> ExportedModel:
     """A file just written, ready to answer."""
     return open_exported(path)
 
 
-def graph_of(classifier: Classifier) -> Any:
+def build_onnx_model(classifier: Classifier) -> Any:
     """The waist as an ONNX model, without what the exporter notes for itself."""
-    module = Waist(classifier)
+    module = ExportModule(classifier)
     for part in [*module.modules()]:
         if isinstance(part, Int8Conv2d | Int8Linear):
             part.register_buffer("scale", (part.step * part.gain).detach().flatten())
             part.register_buffer("points", torch.zeros(len(part.codes), dtype=torch.int8))
-            part.dequantise = partial(_as_node, part)
-        elif isinstance(part, Grid):
+            part.dequantise = partial(_weight_node, part)
+        elif isinstance(part, ActivationGrid):
             part.register_buffer("point", part.zero.to(torch.uint8))
-            part.nearest = partial(_as_nodes, part)
-    with quietly(), torch.no_grad():
+            part.fake_quantise = partial(_rounding_nodes, part)
+    with silence_exporters(), torch.no_grad():
         try:
             program = torch.onnx.export(
                 module,
-                (example(classifier),),
+                (example_images(classifier),),
                 dynamo=True,
-                input_names=[INPUT],
-                output_names=[OUTPUT],
+                input_names=[EXPORT_INPUT],
+                output_names=[EXPORT_OUTPUT],
                 dynamic_shapes=({0: torch.export.Dim.DYNAMIC},),
-                opset_version=OPSET,
+                opset_version=ONNX_OPSET,
                 external_data=False,
                 verbose=False,
             )
         except Exception as error:  # the exporter raises many kinds, each with pages of its own workings
-            raise Refused(f"ONNX cannot hold this network: {_reason(error)}. Ship the bundle instead.") from error
+            raise RequirementNotMet(
+                f"ONNX cannot hold this network: {_innermost_reason(error)}. Ship the bundle instead."
+            ) from error
     assert program is not None
     model = program.model_proto
-    _tidy(model)
-    _integer_biases(model)
+    _strip_exporter_traces(model)
+    _quantise_biases(model)
     return model
 
 
-def _as_node(layer: Int8Layer, codes: Int8[Tensor, "..."], _: Tensor) -> Float[Tensor, "..."]:
+def _weight_node(layer: Int8Layer, codes: Int8[Tensor, "..."], _: Tensor) -> Float[Tensor, "..."]:
     """The weight as a node of the graph, so that the file holds its codes."""
     inputs = (codes, layer.get_buffer("scale"), layer.get_buffer("points"))
     axis: dict[str, Any] = {"axis": 0}
     return torch.onnx.ops.symbolic("DequantizeLinear", inputs, axis, dtype=torch.float32, shape=codes.shape)
 
 
-def _as_nodes(grid: Grid, x: Float[Tensor, "..."], scale: Tensor, zero: Tensor) -> Float[Tensor, "..."]:
+def _rounding_nodes(
+    grid: ActivationGrid, x: Float[Tensor, "..."], scale: Tensor, zero: Tensor
+) -> Float[Tensor, "..."]:
     """Rounding as two nodes of the graph, between which the numbers are integers."""
     del zero
     point = grid.get_buffer("point")
@@ -91,7 +97,7 @@ def _as_nodes(grid: Grid, x: Float[Tensor, "..."], scale: Tensor, zero: Tensor) 
     return torch.onnx.ops.symbolic("DequantizeLinear", (codes, scale, point), dtype=x.dtype, shape=x.shape)
 
 
-def _reason(error: BaseException) -> str:
+def _innermost_reason(error: BaseException) -> str:
     """The innermost cause, in a line."""
     while error.__cause__ is not None:
         error = error.__cause__
@@ -99,7 +105,7 @@ def _reason(error: BaseException) -> str:
     return text.splitlines()[0].strip().rstrip(".")[:200]
 
 
-def _tidy(model: Any) -> None:
+def _strip_exporter_traces(model: Any) -> None:
     """Take out traces of the code it came from; name the number of images."""
     model.ClearField("metadata_props")
     model.producer_name, model.producer_version, model.doc_string = "sightline", "", ""
@@ -118,7 +124,7 @@ def _tidy(model: Any) -> None:
         value.type.tensor_type.shape.dim[0].dim_param = "N"
 
 
-def _integer_biases(model: Any) -> None:
+def _quantise_biases(model: Any) -> None:
     """Give each layer of int8 weights its bias as int32, in units of input scale times weight scale."""
     from onnx import helper, numpy_helper
 
@@ -127,7 +133,7 @@ def _integer_biases(model: Any) -> None:
     makers = {name: node for node in graph.node for name in node.output}
     nodes, spent = [], set()
     for node in graph.node:
-        scales = _scales(node, makers, held) if node.op_type in ("Conv", "Gemm") else None
+        scales = _bias_scales(node, makers, held) if node.op_type in ("Conv", "Gemm") else None
         if scales is not None and len(node.input) == 3 and node.input[2] in held:
             bias, scale = numpy_helper.to_array(held[node.input[2]]), scales.astype(np.float32)
             codes = np.clip(np.rint(bias.astype(np.float64) / scale), -(2**31), 2**31 - 1).astype(np.int32)
@@ -145,7 +151,7 @@ def _integer_biases(model: Any) -> None:
         repeated.extend(copies)
 
 
-def _scales(node: Any, makers: Any, held: Any) -> Float[ndarray, " O"] | None:
+def _bias_scales(node: Any, makers: Any, held: Any) -> Float[ndarray, " O"] | None:
     """Input scale times weight scales of a layer whose input and weight are both dequantised; None for others."""
     from onnx import numpy_helper
 

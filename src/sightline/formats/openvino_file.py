@@ -12,37 +12,39 @@ from jaxtyping import Float, UInt8
 from numpy import ndarray
 
 from ..classifier import Classifier
-from ..errors import Refused
-from ..models.exported import INPUT, OUTPUT
+from ..errors import RequirementNotMet
+from ..models import EXPORT_INPUT, EXPORT_OUTPUT
+from .module import export_metadata
 from .onnx_file import write_onnx
-from .waist import facts_of
 
-EXACT = {"INFERENCE_PRECISION_HINT": "f32"}
+FLOAT32_HINT = {"INFERENCE_PRECISION_HINT": "f32"}
 """OpenVINO computes in bfloat16 where the processor can, unless told not to."""
 
 
 @dataclass(frozen=True, eq=False)
-class Compiled:
+class OpenVINORunner:
     """A model just written, ready to answer."""
 
     model: Any
 
     def probabilities(self, images: UInt8[ndarray, "N H W C"]) -> Float[ndarray, "N K"]:
         """The file's answers."""
-        return self.model({INPUT: np.ascontiguousarray(images)})[OUTPUT]
+        return self.model({EXPORT_INPUT: np.ascontiguousarray(images)})[EXPORT_OUTPUT]
 
 
-def openvino() -> ModuleType:
+def import_openvino() -> ModuleType:
     """OpenVINO, an optional extra; raises Refused where it is not installed."""
     try:
         return import_module("openvino")
     except ImportError as error:
-        raise Refused("OpenVINO is not installed: pip install 'sightline[openvino]', or use --to onnx.") from error
+        raise RequirementNotMet(
+            "OpenVINO is not installed: pip install 'sightline[openvino]', or use --to onnx."
+        ) from error
 
 
 def write_openvino(classifier: Classifier, path: Path) -> None:
     """Write the folder; raises Refused for a classifier that cannot be held."""
-    engine = openvino()
+    engine = import_openvino()
     path.mkdir()
     graph = path / "model.onnx"
     write_onnx(classifier, graph)
@@ -51,10 +53,10 @@ def write_openvino(classifier: Classifier, path: Path) -> None:
     engine.save_model(model, path / "model.xml", compress_to_fp16=False)
     del model
     graph.unlink()
-    facts = json.dumps(facts_of(classifier), indent=2, ensure_ascii=False)
+    facts = json.dumps(export_metadata(classifier), indent=2, ensure_ascii=False)
     (path / "sightline.json").write_text(facts + "\n", encoding="utf-8")
 
 
-def opened(path: Path) -> Compiled:
+def open_openvino(path: Path) -> OpenVINORunner:
     """A folder just written, ready to answer."""
-    return Compiled(openvino().Core().compile_model(path / "model.xml", "CPU", EXACT))
+    return OpenVINORunner(import_openvino().Core().compile_model(path / "model.xml", "CPU", FLOAT32_HINT))

@@ -12,16 +12,22 @@ from numpy import ndarray
 
 from .. import metrics
 from ..classifier import Classifier
-from ..data.loader import to_batch
-from ..errors import Refused
-from ..evaluation.efficiency import BATCHES, LEAST, MOST, SECONDS, Latency
-from ..evaluation.measure import labels_of
+from ..data import to_tensor
+from ..errors import RequirementNotMet
+from ..evaluation import (
+    LATENCY_BATCH_SIZES,
+    LATENCY_SECONDS,
+    MAX_LATENCY_REPEATS,
+    MIN_LATENCY_REPEATS,
+    Latency,
+    match_labels,
+)
 from ..types import Dataset, Interval
-from .members import Runner
+from .registry import Runner
 
 
 @dataclass(frozen=True)
-class Limits:
+class ParityLimits:
     """What a file must keep to be handed over."""
 
     agreement: float
@@ -30,16 +36,16 @@ class Limits:
     """Largest difference of a probability."""
 
 
-EXACT = Limits(0.999, 1e-3)
+FLOAT_LIMITS = ParityLimits(0.999, 1e-3)
 """The same sums in another order: floats are rounded otherwise in the last digits."""
 
-INT8 = Limits(0.98, 1.0)
+INT8_LIMITS = ParityLimits(0.98, 1.0)
 """Integer kernels round each result once, floats that imitate them several times: a value in the middle between
 two levels may take the other one, and answers that hung by a thread change."""
 
 
 @dataclass(frozen=True)
-class InTorch:
+class TorchRunner:
     """The classifier itself, given the same images."""
 
     classifier: Classifier
@@ -47,7 +53,7 @@ class InTorch:
     def probabilities(self, images: UInt8[ndarray, "N H W C"]) -> Float[ndarray, "N K"]:
         """Its probabilities."""
         with torch.inference_mode():
-            return self.classifier.probabilities(to_batch(images, self.classifier.device)).cpu().numpy()
+            return self.classifier.probabilities(to_tensor(images, self.classifier.device)).cpu().numpy()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,15 +84,15 @@ class Parity:
     """Of the file, in MB (10^6 bytes)."""
 
     @property
-    def limits(self) -> Limits:
+    def limits(self) -> ParityLimits:
         """What it has to keep."""
-        return INT8 if self.int8 else EXACT
+        return INT8_LIMITS if self.int8 else FLOAT_LIMITS
 
-    def check(self) -> None:
+    def require(self) -> None:
         """Raise Refused where the file gives other answers."""
         limits = self.limits
         if not (self.agreement >= limits.agreement and self.largest_difference <= limits.difference):
-            raise Refused(
+            raise RequirementNotMet(
                 f"The file gives other answers than the classifier: the same class for {self.agreement:.2%} of "
                 f"{self.n:,} images (at least {limits.agreement:.1%}), probabilities up to "
                 f"{self.largest_difference:.2g} apart (at most {limits.difference:g}). Nothing was kept; please "
@@ -105,60 +111,65 @@ class Parity:
             "largest_difference": self.largest_difference,
             "accuracy": self.accuracy.value,
             "accuracy_before": self.accuracy_before.value,
-            "intervals": {"accuracy": _bounds(self.accuracy), "accuracy_before": _bounds(self.accuracy_before)},
+            "intervals": {
+                "accuracy": _interval_json(self.accuracy),
+                "accuracy_before": _interval_json(self.accuracy_before),
+            },
             "latency": [vars(one) for one in self.latency],
             "latency_before": [vars(one) for one in self.latency_before],
             "size_mb": self.size_mb,
         }
 
 
-def _bounds(one: Interval) -> dict[str, float]:
+def _interval_json(one: Interval) -> dict[str, float]:
     return {"low": one.low, "high": one.high}
 
 
-def answers(runner: Runner, images: Dataset, batch: int = 128) -> Float[ndarray, "N K"]:
+def run_in_batches(runner: Runner, images: Dataset, batch: int = 128) -> Float[ndarray, "N K"]:
     """The probabilities of every image of a dataset, in order."""
     return np.concatenate([runner.probabilities(images[i : i + batch]) for i in range(0, len(images), batch)])
 
 
-def compared(classifier: Classifier, runner: Runner, images: Dataset) -> dict[str, Any]:
+def compare_answers(classifier: Classifier, runner: Runner, images: Dataset) -> dict[str, Any]:
     """Agreement, the largest difference, and both accuracies, on labelled images."""
-    labels = labels_of(classifier, images)
-    ours, theirs = answers(InTorch(classifier), images), answers(runner, images)
+    labels = match_labels(classifier, images)
+    ours, theirs = run_in_batches(TorchRunner(classifier), images), run_in_batches(runner, images)
     if theirs.shape != ours.shape or not np.isfinite(theirs).all():
-        return {"agreement": 0.0, "largest_difference": 1.0} | dict.fromkeys(_ACCURACIES, _right(labels, ours))
+        return {"agreement": 0.0, "largest_difference": 1.0} | dict.fromkeys(
+            _ACCURACIES, _accuracy_interval(labels, ours)
+        )
     return {
         "agreement": float((ours.argmax(1) == theirs.argmax(1)).mean()),
         "largest_difference": float(np.abs(ours - theirs).max()),
-        "accuracy": _right(labels, theirs),
-        "accuracy_before": _right(labels, ours),
+        "accuracy": _accuracy_interval(labels, theirs),
+        "accuracy_before": _accuracy_interval(labels, ours),
     }
 
 
 _ACCURACIES = ("accuracy", "accuracy_before")
 
 
-def _right(labels: ndarray, probabilities: ndarray) -> Interval:
+def _accuracy_interval(labels: ndarray, probabilities: ndarray) -> Interval:
     return metrics.wilson(int((probabilities.argmax(1) == labels).sum()), len(labels))
 
 
-def latencies(
-    runners: Mapping[str, Runner], images: UInt8[ndarray, "N H W C"], *, seconds: float = SECONDS
+def measure_latencies(
+    runners: Mapping[str, Runner], images: UInt8[ndarray, "N H W C"], *, seconds: float = LATENCY_SECONDS
 ) -> dict[str, tuple[Latency, ...]]:
     """How long each takes for 1 image and for 32, asked in turn until ``seconds`` are spent on each.
 
     ``images`` are repeated as often as a batch needs. Two unmeasured answers come first.
     """
     found: dict[str, list[Latency]] = {name: [] for name in runners}
-    for size in BATCHES:
+    for size in LATENCY_BATCH_SIZES:
         some = np.ascontiguousarray(images[np.arange(size) % len(images)])
-        for name, tries in _tries(runners, some, seconds).items():
+        for name, tries in _time_runners(runners, some, seconds).items():
             p50, p95 = np.quantile(tries, (0.5, 0.95)) * 1000
             found[name].append(Latency(size, float(p50), float(p95), len(tries)))
     return {name: tuple(each) for name, each in found.items()}
 
 
-def _tries(runners: Mapping[str, Runner], images: ndarray, seconds: float) -> dict[str, list[float]]:
+def _time_runners(runners: Mapping[str, Runner], images: ndarray, seconds: float) -> dict[str, list[float]]:
     """Seconds of each try of each, in turn."""
     for runner in runners.values():
         for _ in range(2):
@@ -170,5 +181,7 @@ def _tries(runners: Mapping[str, Runner], images: ndarray, seconds: float) -> di
             runner.probabilities(images)
             tries[name].append(time.perf_counter() - start)
         count, spent = len(next(iter(tries.values()))), min(map(sum, tries.values()))
-        if (count >= LEAST and (spent >= seconds or count >= MOST)) or spent > 3 * seconds:
+        if (
+            count >= MIN_LATENCY_REPEATS and (spent >= seconds or count >= MAX_LATENCY_REPEATS)
+        ) or spent > 3 * seconds:
             return tries

@@ -17,16 +17,16 @@ from numpy import ndarray
 from torch import Tensor
 
 from ..classifier import Classifier
-from ..errors import Refused
-from ..models.quantised import LEVELS, Grid
-from .waist import Waist, example, facts_of, quietly
+from ..errors import RequirementNotMet
+from ..layers import MAX_ACTIVATION_CODE, ActivationGrid
+from .module import ExportModule, example_images, export_metadata, silence_exporters
 
-FACTS = "sightline.json"
+PROGRAM_METADATA_FILE = "sightline.json"
 """The extra file in the archive that says what ``open_exported`` would."""
 
 
 @dataclass(frozen=True, eq=False)
-class Program:
+class ProgramRunner:
     """A program just written, ready to answer."""
 
     module: Any
@@ -39,27 +39,31 @@ class Program:
 
 def write_torch(classifier: Classifier, path: Path) -> None:
     """Write the file; raises Refused for a classifier that cannot be followed."""
-    module = Waist(classifier)
+    module = ExportModule(classifier)
     for part in module.modules():
-        if isinstance(part, Grid):
-            part.nearest = partial(_fixed, float(part.scale), int(part.zero))
+        if isinstance(part, ActivationGrid):
+            part.fake_quantise = partial(_round_to_grid, float(part.scale), int(part.zero))
     shapes = ({0: torch.export.Dim.DYNAMIC},)
-    with quietly(), torch.no_grad():
+    with silence_exporters(), torch.no_grad():
         try:
-            program = torch.export.export(module, (example(classifier),), dynamic_shapes=shapes, strict=False)
+            program = torch.export.export(
+                module, (example_images(classifier),), dynamic_shapes=shapes, strict=False
+            )
         except Exception as error:  # torch raises many kinds, each with pages of its own workings
             reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
-            raise Refused(f"torch.export cannot follow this network: {reason}. Use --to onnx.") from error
-        facts = json.dumps(facts_of(classifier), ensure_ascii=False)
-        torch.export.save(program, path, extra_files={FACTS: facts})
+            raise RequirementNotMet(
+                f"torch.export cannot follow this network: {reason}. Use --to onnx."
+            ) from error
+        facts = json.dumps(export_metadata(classifier), ensure_ascii=False)
+        torch.export.save(program, path, extra_files={PROGRAM_METADATA_FILE: facts})
 
 
-def _fixed(step: float, point: int, x: Float[Tensor, "..."], *_: Tensor) -> Float[Tensor, "..."]:
+def _round_to_grid(step: float, point: int, x: Float[Tensor, "..."], *_: Tensor) -> Float[Tensor, "..."]:
     """Rounding in plain operators: torch.export does not know the one that has it all."""
-    return ((x / step).round() + point).clamp(0, LEVELS).sub(point) * step
+    return ((x / step).round() + point).clamp(0, MAX_ACTIVATION_CODE).sub(point) * step
 
 
-def opened(path: Path) -> Program:
+def open_torch_program(path: Path) -> ProgramRunner:
     """A file just written here, ready to answer."""
-    with quietly():
-        return Program(torch.export.load(path).module())
+    with silence_exporters():
+        return ProgramRunner(torch.export.load(path).module())

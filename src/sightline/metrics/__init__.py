@@ -8,30 +8,51 @@ Values equal scikit-learn's default calls. Intervals (docs/evaluation.md gives t
     log loss, Brier score, ECE                         bootstrap over images, seeded
 """
 
-from .classes import confusion_matrix as confusion_matrix
-from .confidence import BINS as BINS
-from .confidence import Reliability as Reliability
-from .confidence import brier_scores as brier_scores
-from .confidence import equal_mass_reliability as equal_mass_reliability
-from .confidence import log_losses as log_losses
-from .confidence import reliability as reliability
-from .intervals import paired_difference as paired_difference
-from .intervals import seeds_interval as seeds_interval
-from .intervals import wilson as wilson
-from .overall import ClassMetrics as ClassMetrics
-from .overall import check as check
-from .overall import measure as measure
-from .overall import per_class as per_class
-from .paired import bootstrap_difference as bootstrap_difference
-from .paired import corrected_interval as corrected_interval
-from .paired import holm as holm
-from .paired import mcnemar as mcnemar
-from .ranking import TOP as TOP
-from .ranking import OneVsRest as OneVsRest
-from .ranking import RocCurve as RocCurve
-from .ranking import one_vs_rest as one_vs_rest
-from .ranking import roc_curve as roc_curve
-from .selective import RiskCoverage as RiskCoverage
-from .selective import risk_coverage as risk_coverage
-from .separation import Separation as Separation
-from .separation import separation as separation
+from .calibration import (
+    CALIBRATION_BINS,
+    ReliabilityDiagram,
+    brier_scores,
+    equal_mass_reliability,
+    log_losses,
+    reliability,
+)
+from .classification import class_averages, confusion_matrix, safe_divide
+from .intervals import paired_difference, score_bounds, seeds_interval, wilson
+from .ood import OODMetrics, ood_metrics
+from .paired import bootstrap_difference, holm, mcnemar, nadeau_bengio_interval
+from .ranking import TOP_K, OneVsRest, RocCurve, one_vs_rest, roc_curve
+from .selective import RiskCoverage, risk_coverage
+from .summary import ClassMetrics, check_probabilities, overall_metrics, per_class_metrics
+
+__all__ = [
+    "CALIBRATION_BINS",
+    "TOP_K",
+    "ClassMetrics",
+    "OODMetrics",
+    "OneVsRest",
+    "ReliabilityDiagram",
+    "RiskCoverage",
+    "RocCurve",
+    "bootstrap_difference",
+    "brier_scores",
+    "check_probabilities",
+    "class_averages",
+    "confusion_matrix",
+    "equal_mass_reliability",
+    "holm",
+    "log_losses",
+    "mcnemar",
+    "nadeau_bengio_interval",
+    "one_vs_rest",
+    "ood_metrics",
+    "overall_metrics",
+    "paired_difference",
+    "per_class_metrics",
+    "reliability",
+    "risk_coverage",
+    "roc_curve",
+    "safe_divide",
+    "score_bounds",
+    "seeds_interval",
+    "wilson",
+]

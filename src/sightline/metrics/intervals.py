@@ -10,7 +10,7 @@ from numpy import ndarray
 from ..types import Interval
 
 
-def squared_normal(level: float) -> float:
+def z_squared(level: float) -> float:
     """z^2 of a two-sided interval of this level: 3.84 at 0.95."""
     return NormalDist().inv_cdf((1 + level) / 2) ** 2
 
@@ -29,7 +29,7 @@ def wilson(successes: float, n: float, *, level: float = 0.95) -> Interval:
 
 def score_bounds(value: float, n: float, level: float) -> tuple[float, float]:
     """Wilson's bounds of a proportion; ``n`` may be an effective, fractional, sample size."""
-    zz = squared_normal(level)
+    zz = z_squared(level)
     centre = (value + zz / (2 * n)) / (1 + zz / n)
     half = sqrt(zz * (value * (1 - value) / n + zz / (4 * n * n))) / (1 + zz / n)
     return max(0.0, min(value, centre - half)), min(1.0, max(value, centre + half))
@@ -64,7 +64,7 @@ def paired_difference(
     change = after.astype(float) - before.astype(float)
     n, total = len(change) + 2, float(change.sum())
     variance = (float(change @ change) + 1 - total * total / n) / n**2
-    half = sqrt(squared_normal(level) * variance)
+    half = sqrt(z_squared(level) * variance)
     value = total / len(change)
     return Interval(
         value, max(-1.0, min(value, total / n - half)), min(1.0, max(value, total / n + half)), len(change)

@@ -68,7 +68,7 @@ def holm(p: Sequence[float]) -> list[float]:
     return corrected
 
 
-def corrected_interval(
+def nadeau_bengio_interval(
     values: Sequence[float], ratio: float, *, level: float = 0.95, bounds: tuple[float, float] = (-inf, inf)
 ) -> Interval:
     """Mean over folds (of all repetitions) with an interval that knows that their training images overlap.

@@ -8,12 +8,12 @@ from jaxtyping import Bool, Float, Int
 from numpy import ndarray
 
 from ..types import Interval
-from .intervals import score_bounds, squared_normal, wilson
+from .intervals import score_bounds, wilson, z_squared
 
-GRID = 500
+ROC_GRID_STEPS = 500
 """Steps per axis to which saved ROC curves are rounded: finer than the pixels they are drawn with."""
 
-TOP = (2, 3, 5)
+TOP_K = (2, 3, 5)
 """The k of top-k accuracy, where there are more classes than that."""
 
 
@@ -29,9 +29,11 @@ class RocCurve:
         """Area under the line through the points."""
         return float(np.trapezoid(self.true_positive, self.false_positive))
 
-    def rounded(self) -> "RocCurve":
+    def simplify(self) -> "RocCurve":
         """The same curve to the eye: corners on a grid of ``GRID`` steps, at most half a step away."""
-        return RocCurve(*_corners(*(np.rint(axis * GRID) / GRID for axis in self._axes)))
+        return RocCurve(
+            *_drop_collinear(*(np.rint(axis * ROC_GRID_STEPS) / ROC_GRID_STEPS for axis in self._axes))
+        )
 
     @property
     def _axes(self) -> tuple[ndarray, ndarray]:
@@ -46,18 +48,18 @@ class RocCurve:
 class OneVsRest:
     """Each class against all the others; None for a class that is absent, or alone."""
 
-    areas: tuple[Interval | None, ...]
+    aucs: tuple[Interval | None, ...]
     """Area under each class's ROC curve, with DeLong's interval."""
     curves: tuple[RocCurve | None, ...]
     """Each rounded to the grid."""
-    macro_area: Interval | None
+    macro_auc: Interval | None
     """Mean of the areas; None where fewer than two classes are present."""
     macro_curve: RocCurve | None
     """Mean height of the curves at each share of false positives."""
 
 
 @dataclass(frozen=True, eq=False)
-class _Area:
+class _ClassAUC:
     """One class against the rest, from one sort."""
 
     value: float
@@ -83,9 +85,11 @@ def one_vs_rest(
     value, influence, smooth, extra, few = 0.0, np.zeros(n), 0.0, 0.0, []
     areas: list[Interval | None] = []
     curves: list[RocCurve | None] = []
-    for k, scores in enumerate(_columns(probabilities)):
-        area = _area(labels == k, scores, level)
-        areas.append(area and _interval(area.value, area.smooth_value, area.smooth_variance, area.few, n, level))
+    for k, scores in enumerate(_contiguous_columns(probabilities)):
+        area = _class_auc(labels == k, scores, level)
+        areas.append(
+            area and _auc_interval(area.value, area.smooth_value, area.smooth_variance, area.few, n, level)
+        )
         curves.append(area and area.curve)
         if area:
             value, smooth = value + area.value, smooth + area.smooth_value
@@ -97,24 +101,24 @@ def one_vs_rest(
     present = len(few)
     # the classes' curves hang together: of K of them, K - 1 are free
     variance = float(influence @ influence) / (n * present) ** 2 + extra / (present * (present - 1))
-    macro = _interval(value / present, smooth / present, variance, sum(few) / present, n, level)
+    macro = _auc_interval(value / present, smooth / present, variance, sum(few) / present, n, level)
     return OneVsRest(tuple(areas), tuple(curves), macro, _mean_curve([curve for curve in curves if curve]))
 
 
-def _columns(probabilities: Float[ndarray, "N K"]) -> Iterator[Float[ndarray, " N"]]:
+def _contiguous_columns(probabilities: Float[ndarray, "N K"]) -> Iterator[Float[ndarray, " N"]]:
     """The scores of each class, side by side in memory: a column far apart is slow to read."""
     for first in range(0, probabilities.shape[1], 64):
         yield from np.ascontiguousarray(probabilities[:, first : first + 64].T)
 
 
-def _interval(value: float, smooth: float, variance: float, few: float, n: int, level: float) -> Interval:
+def _auc_interval(value: float, smooth: float, variance: float, few: float, n: int, level: float) -> Interval:
     """Wilson's interval at the effective sample size, less the share of it that was imagined."""
     size = smooth * (1 - smooth) / variance * few / (few + 1)
     value = min(1.0, value)
     return Interval(value, *score_bounds(value, size, level), n)
 
 
-def _area(positive: Bool[ndarray, " N"], scores: Float[ndarray, " N"], level: float) -> _Area | None:
+def _class_auc(positive: Bool[ndarray, " N"], scores: Float[ndarray, " N"], level: float) -> _ClassAUC | None:
     """Area under the ROC curve, each image's influence on it, and the curve; None without both sides."""
     n, positives = len(scores), int(positive.sum())
     if positives in (0, n):
@@ -122,39 +126,41 @@ def _area(positive: Bool[ndarray, " N"], scores: Float[ndarray, " N"], level: fl
     negatives = n - positives
     own, others = scores[positive], scores[~positive]
     ranked, below = np.sort(own), np.sort(others)
-    beaten = _places(below, own) / negatives  # share of negatives each positive beats
-    beating = 1 - _places(ranked, others) / positives  # share of positives that beat each negative
+    beaten = _mid_ranks(below, own) / negatives  # share of negatives each positive beats
+    beating = 1 - _mid_ranks(ranked, others) / positives  # share of positives that beat each negative
     area = float(beaten.mean())
-    smooth, variance = _smoothed(
+    smooth, variance = _smooth_auc(
         area, [(positives, float(beaten @ beaten)), (negatives, float(beating @ beating))], level
     )
     influence = np.empty(n)
     influence[positive] = (beaten - area) * (n / positives)
     influence[~positive] = (beating - area) * (n / negatives)
-    return _Area(area, influence, smooth, variance, min(positives, negatives), _curve(ranked, below).rounded())
+    return _ClassAUC(
+        area, influence, smooth, variance, min(positives, negatives), _exact_curve(ranked, below).simplify()
+    )
 
 
-def _places(ranked: ndarray, scores: ndarray) -> Float[ndarray, " M"]:
+def _mid_ranks(ranked: ndarray, scores: ndarray) -> Float[ndarray, " M"]:
     """How many of ``ranked`` (sorted) each score exceeds; ties count half."""
     return (np.searchsorted(ranked, scores) + np.searchsorted(ranked, scores, side="right")) / 2
 
 
-def _curve(own: ndarray, others: ndarray) -> RocCurve:
+def _exact_curve(own: ndarray, others: ndarray) -> RocCurve:
     """The exact ROC curve of two sorted sides: it can turn only at the scores of the class itself."""
     at = np.unique(own)[::-1]
     axes = []
     for side in (others, own):
         reached = [len(side) - np.searchsorted(side, at, side=edge) for edge in ("right", "left")]
         axes.append(np.concatenate([[0], np.stack(reached, 1).ravel(), [len(side)]]) / len(side))
-    return RocCurve(*_corners(*axes))
+    return RocCurve(*_drop_collinear(*axes))
 
 
-def _smoothed(area: float, sides: list[tuple[int, float]], level: float) -> tuple[float, float]:
+def _smooth_auc(area: float, sides: list[tuple[int, float]], level: float) -> tuple[float, float]:
     """Area and DeLong variance with one imagined image on each side, given (images, sum of squared shares).
 
     It beats all or none of the other side: all of them as often as Wilson's centre of the area says.
     """
-    zz, values, variance = squared_normal(level), {}, 0.0
+    zz, values, variance = z_squared(level), {}, 0.0
     for count, squares in sides:
         rate = (area * count + zz / 2) / (count + zz)
         mean, square = (area * count + rate) / (count + 1), (squares + rate) / (count + 1)
@@ -166,10 +172,10 @@ def roc_curve(positive: Bool[ndarray, " N"], scores: Float[ndarray, " N"]) -> Ro
     """The exact ROC curve, its corners only; raises ValueError where one side has no images."""
     if positive.all() or not positive.any():
         raise ValueError("a ROC curve needs images of the class and others")
-    return _curve(np.sort(scores[positive]), np.sort(scores[~positive]))
+    return _exact_curve(np.sort(scores[positive]), np.sort(scores[~positive]))
 
 
-def _corners(x: ndarray, y: ndarray) -> tuple[ndarray, ndarray]:
+def _drop_collinear(x: ndarray, y: ndarray) -> tuple[ndarray, ndarray]:
     """The points at which a rising line turns: repeated ones, and those on the way, left out."""
     moved = np.append(True, (np.diff(x) != 0) | (np.diff(y) != 0))
     x, y = x[moved], y[moved]
@@ -182,11 +188,11 @@ def _corners(x: ndarray, y: ndarray) -> tuple[ndarray, ndarray]:
 
 def _mean_curve(curves: list[RocCurve]) -> RocCurve:
     """Mean height over the curves, just before and at each step of the grid they are rounded to."""
-    steps = np.arange(GRID + 1) / GRID
+    steps = np.arange(ROC_GRID_STEPS + 1) / ROC_GRID_STEPS
     sides = (steps - 1e-9, steps)  # a curve may rise straight up at a step
     heights = [np.mean([np.interp(x, *curve._axes) for curve in curves], axis=0) for x in sides]
     heights[0][0] = 0.0
-    return RocCurve(*_corners(np.repeat(steps, 2), np.stack(heights, 1).ravel().round(9)))
+    return RocCurve(*_drop_collinear(np.repeat(steps, 2), np.stack(heights, 1).ravel().round(9)))
 
 
 def top_k(
@@ -196,12 +202,12 @@ def top_k(
 
     Of equally likely classes the earlier counts first, as in the answer itself.
     """
-    rank = _rank(labels, probabilities)
-    ks = [k for k in TOP if k < probabilities.shape[1]]
+    rank = _true_class_ranks(labels, probabilities)
+    ks = [k for k in TOP_K if k < probabilities.shape[1]]
     return {f"top_{k}_accuracy": wilson(float((rank < k).sum()), len(labels), level=level) for k in ks}
 
 
-def _rank(labels: Int[ndarray, " N"], probabilities: Float[ndarray, "N K"]) -> Int[ndarray, " N"]:
+def _true_class_ranks(labels: Int[ndarray, " N"], probabilities: Float[ndarray, "N K"]) -> Int[ndarray, " N"]:
     """How many classes come before the true one."""
     own = probabilities[np.arange(len(labels)), labels][:, None]
     earlier = np.arange(probabilities.shape[1]) < labels[:, None]

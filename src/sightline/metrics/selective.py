@@ -38,7 +38,7 @@ class RiskCoverage:
         """What the order of the confidences costs, whatever the error: 0 where every wrong answer comes last."""
         return self.aurc - self.best_aurc
 
-    def at(self, coverage: float) -> float:
+    def risk_at(self, coverage: float) -> float:
         """The risk when at least this share of the images is kept."""
         return float(self.risk[max(1, int(np.ceil(coverage * len(self.risk) - 1e-9))) - 1])
 

@@ -4,47 +4,68 @@ A network is rebuilt by name: ``build(Architecture("resnet20", {"classes": 10, .
 weights is a table of tensors and nothing else.
 """
 
-from .attention import ATTENTIONS
-from .blocks import Network
-from .catalogue import (
+from .cost import count_multiply_adds, learnt_tensors
+from .ensemble import EnsembleMember, EnsembleNetwork
+from .estimator import EmbeddingFeature, EstimatorNetwork, estimator_scores, feature_config
+from .exported import (
+    EXPORT_FORMAT,
+    EXPORT_INPUT,
+    EXPORT_OUTPUT,
+    ExportedModel,
+    ExportedNetwork,
+    geometry_from_config,
+    open_exported,
+    open_session,
+    read_exported,
+)
+from .handcrafted import HANDCRAFTED_FEATURES, Feature
+from .registry import (
     NETWORKS,
     Architecture,
-    Description,
-    architecture,
+    NetworkDescription,
     build,
-    describe,
-    parameter_count,
+    count_parameters,
+    describe_networks,
+    parse_architecture,
 )
-from .cost import learnt, multiply_adds
-from .ensemble import Ensemble, Member
-from .initialise import INITIALISATIONS, initialise
-from .noise import WeightNoise
-from .stages import Stage, embed, stages
-from .surgery import SURGERY, head
+from .stages import NetworkStage, embed_pixels, find_stages
+from .surgery import SURGERY, get_head
+from .vit import ViT
 from .weights import WeightsReport, load_weights
 
 __all__ = [
-    "ATTENTIONS",
-    "INITIALISATIONS",
+    "EXPORT_FORMAT",
+    "EXPORT_INPUT",
+    "EXPORT_OUTPUT",
+    "HANDCRAFTED_FEATURES",
     "NETWORKS",
     "SURGERY",
     "Architecture",
-    "Description",
-    "Ensemble",
-    "Member",
-    "Network",
-    "Stage",
-    "WeightNoise",
+    "EmbeddingFeature",
+    "EnsembleMember",
+    "EnsembleNetwork",
+    "EstimatorNetwork",
+    "ExportedModel",
+    "ExportedNetwork",
+    "Feature",
+    "NetworkDescription",
+    "NetworkStage",
+    "ViT",
     "WeightsReport",
-    "architecture",
     "build",
-    "describe",
-    "embed",
-    "head",
-    "initialise",
-    "learnt",
+    "count_multiply_adds",
+    "count_parameters",
+    "describe_networks",
+    "embed_pixels",
+    "estimator_scores",
+    "feature_config",
+    "find_stages",
+    "geometry_from_config",
+    "get_head",
+    "learnt_tensors",
     "load_weights",
-    "multiply_adds",
-    "parameter_count",
-    "stages",
+    "open_exported",
+    "open_session",
+    "parse_architecture",
+    "read_exported",
 ]

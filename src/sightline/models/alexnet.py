@@ -9,17 +9,26 @@ from collections.abc import Sequence
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from .blocks import Network, Size, dropout_of, enlarged, is_large, pools, scaled, shrinking
-from .initialise import he_normal
+from ..layers import (
+    ImageSize,
+    Network,
+    downscaling_notes,
+    he_normal,
+    is_large,
+    make_dropout,
+    scale_widths,
+    stem_pools,
+    upsample_to_side,
+)
 
-LEAST = 64
+ALEXNET_MIN_SIDE = 64
 """Pixels of the shorter side below which ``alexnet`` enlarges: its strides leave nothing of fewer than 63."""
 
 
 class AlexNet(Network):
     """Convolutions, a grid of means, two hidden layers with dropout before each, the head."""
 
-    elsewhere = (("classifier.6.", "head."),)
+    key_prefixes = (("classifier.6.", "head."),)
 
     def __init__(
         self,
@@ -37,10 +46,10 @@ class AlexNet(Network):
         self.features = features
         self.avgpool = nn.AdaptiveAvgPool2d(grid)
         self.classifier = nn.Sequential(
-            dropout_of(dropout),
+            make_dropout(dropout),
             nn.Linear(channels * grid * grid, first),
             nn.ReLU(),
-            dropout_of(dropout),
+            make_dropout(dropout),
             nn.Linear(first, second),
             nn.ReLU(),
         )
@@ -50,16 +59,16 @@ class AlexNet(Network):
 
     def logits(self, pixels: Float[Tensor, "B C H W"]) -> Float[Tensor, "B K"]:
         """Logits."""
-        x = self.avgpool(self.features(enlarged(pixels, self.least)))
+        x = self.avgpool(self.features(upsample_to_side(pixels, self.least)))
         return self.head(self.classifier(x.flatten(1)))
 
 
-def alexnet(classes: int, channels: int, size: Size, dropout: float = 0.5, width: float = 1.0) -> Network:
+def alexnet(classes: int, channels: int, size: ImageSize, dropout: float = 0.5, width: float = 1.0) -> Network:
     """AlexNet as torchvision has it: 61 million parameters, made for images of 224 pixels.
 
     Smaller images are enlarged to a shorter side of 64 pixels. ``width`` is a factor on all channels.
     """
-    a, b, c, d, e, *hidden = scaled((64, 192, 384, 256, 256, 4096, 4096), width)
+    a, b, c, d, e, *hidden = scale_widths((64, 192, 384, 256, 256, 4096, 4096), width)
     features = nn.Sequential(
         nn.Conv2d(channels, a, 11, 4, 2),
         nn.ReLU(),
@@ -75,43 +84,45 @@ def alexnet(classes: int, channels: int, size: Size, dropout: float = 0.5, width
         nn.ReLU(),
         nn.MaxPool2d(3, 2),
     )
-    network = AlexNet(features, e, 6, hidden, classes, dropout=dropout, least=LEAST)
-    if min(size) < LEAST:
+    network = AlexNet(features, e, 6, hidden, classes, dropout=dropout, least=ALEXNET_MIN_SIDE)
+    if min(size) < ALEXNET_MIN_SIDE:
         network.notes = (
-            f"alexnet enlarges images of {size[0]} x {size[1]} pixels to a shorter side of {LEAST}: "
+            f"alexnet enlarges images of {size[0]} x {size[1]} pixels to a shorter side of {ALEXNET_MIN_SIDE}: "
             "it is made for 224. alexnet-small is made for small images.",
         )
     return network
 
 
-def alexnet_small(classes: int, channels: int, size: Size, dropout: float = 0.5, width: float = 1.0) -> Network:
+def alexnet_small(
+    classes: int, channels: int, size: ImageSize, dropout: float = 0.5, width: float = 1.0
+) -> Network:
     """AlexNet for small images: 3x3 filters, three pools, hidden layers of 1,024 and 512.
 
     ``width`` is a factor on all channels.
     """
-    a, b, c, d, e, *hidden = scaled((64, 192, 384, 256, 256, 1024, 512), width)
+    a, b, c, d, e, *hidden = scale_widths((64, 192, 384, 256, 256, 1024, 512), width)
     large = is_large(size)
     features = nn.Sequential(
         nn.Conv2d(channels, a, 3, 2 if large else 1, 1),
         nn.ReLU(),
-        pools(size) if large else nn.Identity(),
-        _pool(),
+        stem_pools(size) if large else nn.Identity(),
+        _ceil_pool(),
         nn.Conv2d(a, b, 3, padding=1),
         nn.ReLU(),
-        _pool(),
+        _ceil_pool(),
         nn.Conv2d(b, c, 3, padding=1),
         nn.ReLU(),
         nn.Conv2d(c, d, 3, padding=1),
         nn.ReLU(),
         nn.Conv2d(d, e, 3, padding=1),
         nn.ReLU(),
-        _pool(),
+        _ceil_pool(),
     )
     network = AlexNet(features, e, 4, hidden, classes, dropout=dropout, least=1)
-    network.notes = shrinking(size)
+    network.notes = downscaling_notes(size)
     return network
 
 
-def _pool() -> nn.MaxPool2d:
+def _ceil_pool() -> nn.MaxPool2d:
     """Half the size, rounded up, so that nothing is too small: 28 pixels become the grid of 4."""
     return nn.MaxPool2d(2, ceil_mode=True)

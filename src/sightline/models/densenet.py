@@ -10,21 +10,30 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..errors import RecipeError
-from .blocks import Network, Size, dropout_of, he_, is_large, pools, shrinking, whole
+from ..layers import (
+    ImageSize,
+    Network,
+    check_whole_argument,
+    downscaling_notes,
+    init_he_fan_out,
+    is_large,
+    make_dropout,
+    stem_pools,
+)
 
-BOTTLENECK = 4
+BOTTLENECK_FACTOR = 4
 """Channels of the 1x1 convolution before a 3x3 one, in growths."""
 
 
-class Layer(nn.Module):
+class DenseLayer(nn.Module):
     """``concat[x, conv 3x3(relu(BN(conv 1x1(relu(BN(x))))))]``."""
 
     def __init__(self, inputs: int, growth: int):
         super().__init__()
         self.norm1 = nn.BatchNorm2d(inputs)
-        self.conv1 = nn.Conv2d(inputs, BOTTLENECK * growth, 1, bias=False)
-        self.norm2 = nn.BatchNorm2d(BOTTLENECK * growth)
-        self.conv2 = nn.Conv2d(BOTTLENECK * growth, growth, 3, padding=1, bias=False)
+        self.conv1 = nn.Conv2d(inputs, BOTTLENECK_FACTOR * growth, 1, bias=False)
+        self.norm2 = nn.BatchNorm2d(BOTTLENECK_FACTOR * growth)
+        self.conv2 = nn.Conv2d(BOTTLENECK_FACTOR * growth, growth, 3, padding=1, bias=False)
 
     def forward(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C2 H W"]:
         """What was known, and ``growth`` channels more."""
@@ -48,25 +57,25 @@ class Transition(nn.Module):
 class DenseNet(Network):
     """A stem, three stages of layers with transitions between, batch norm, the mean, the head."""
 
-    def __init__(self, classes: int, channels: int, size: Size, depth: int, growth: int, dropout: float):
+    def __init__(self, classes: int, channels: int, size: ImageSize, depth: int, growth: int, dropout: float):
         super().__init__()
-        self.notes = shrinking(size)
+        self.notes = downscaling_notes(size)
         large, width = is_large(size), 2 * growth
         self.stem = nn.Conv2d(channels, width, 3, 2 if large else 1, 1, bias=False)
-        self.pools = pools(size) if large else nn.Identity()
+        self.pools = stem_pools(size) if large else nn.Identity()
         layers: list[nn.Module] = []
         for stage in range(3):
             for _ in range((depth - 4) // 6):
-                layers.append(Layer(width, growth))
+                layers.append(DenseLayer(width, growth))
                 width += growth
             if stage < 2:
                 layers.append(Transition(width, width // 2))
                 width //= 2
         self.features = nn.Sequential(*layers)
         self.norm = nn.BatchNorm2d(width)
-        self.dropout = dropout_of(dropout)
+        self.dropout = make_dropout(dropout)
         self.head = nn.Linear(width, classes)
-        he_(self)
+        init_he_fan_out(self)
 
     def logits(self, pixels: Float[Tensor, "B C H W"]) -> Float[Tensor, "B K"]:
         """Logits."""
@@ -75,13 +84,13 @@ class DenseNet(Network):
 
 
 def densenet(
-    classes: int, channels: int, size: Size, depth: int = 100, growth: int = 12, dropout: float = 0.0
+    classes: int, channels: int, size: ImageSize, depth: int = 100, growth: int = 12, dropout: float = 0.0
 ) -> Network:
     """DenseNet-BC: every layer sees all before it; few parameters, much work.
 
     ``depth`` counts the weighted layers, 4 more than a multiple of 6; ``growth`` the channels a layer adds.
     """
-    whole("growth", growth)
-    if whole("depth", depth, 10) % 6 != 4:
+    check_whole_argument("growth", growth)
+    if check_whole_argument("depth", depth, 10) % 6 != 4:
         raise RecipeError(f"depth is 4 more than a multiple of 6 (22, 40, 100), not {depth}.")
     return DenseNet(classes, channels, size, depth, growth, dropout)

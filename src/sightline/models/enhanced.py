@@ -9,10 +9,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .blocks import Network, Size, dropout_of, he_, is_large, pools
+from ..layers import ImageSize, Network, init_he_fan_out, is_large, make_dropout, stem_pools
 
 
-def _norm(width: int, on: bool) -> nn.Module:
+def _norm_or_identity(width: int, on: bool) -> nn.Module:
     return nn.BatchNorm2d(width) if on else nn.Identity()
 
 
@@ -27,7 +27,7 @@ class MultiScale(nn.Module):
             nn.Conv2d(inputs, width, kernel, stride, kernel // 2, bias=not batch_norm)
             for kernel, width in shares.items()
         )
-        self.norm = _norm(outputs, batch_norm)
+        self.norm = _norm_or_identity(outputs, batch_norm)
 
     def forward(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C2 H2 W2"]:
         """Features seen at each scale, side by side."""
@@ -35,18 +35,18 @@ class MultiScale(nn.Module):
         return F.relu(self.norm(torch.cat(parts, 1)))
 
 
-class Block(nn.Module):
+class MultiScaleBlock(nn.Module):
     """``relu(BN(conv 3x3(MultiScale(x))) + shortcut(x))``; the shortcut is a projection where shapes change."""
 
     def __init__(self, inputs: int, outputs: int, stride: int, *, residual: bool, batch_norm: bool, scales: bool):
         super().__init__()
         self.scales = MultiScale(inputs, outputs, stride, batch_norm, scales)
         self.conv = nn.Conv2d(outputs, outputs, 3, padding=1, bias=not batch_norm)
-        self.norm = _norm(outputs, batch_norm)
+        self.norm = _norm_or_identity(outputs, batch_norm)
         self.shortcut: nn.Module | None = nn.Identity() if residual else None
         if residual and (inputs != outputs or stride != 1):
             self.shortcut = nn.Sequential(
-                nn.Conv2d(inputs, outputs, 1, stride, bias=not batch_norm), _norm(outputs, batch_norm)
+                nn.Conv2d(inputs, outputs, 1, stride, bias=not batch_norm), _norm_or_identity(outputs, batch_norm)
             )
 
     def forward(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C2 H2 W2"]:
@@ -55,14 +55,14 @@ class Block(nn.Module):
         return F.relu(y if self.shortcut is None else y + self.shortcut(x))
 
 
-class Enhanced(Network):
+class EnhancedNetwork(Network):
     """A multi-scale stem, four blocks, the mean, dropout, the head."""
 
     def __init__(
         self,
         classes: int,
         channels: int,
-        size: Size,
+        size: ImageSize,
         *,
         residual: bool,
         batch_norm: bool,
@@ -72,24 +72,28 @@ class Enhanced(Network):
         super().__init__()
         large = is_large(size)
         self.stem = MultiScale(channels, 32, 2 if large else 1, batch_norm, multi_scale)
-        self.pools = pools(size) if large else nn.Identity()
+        self.pools = stem_pools(size) if large else nn.Identity()
         self.blocks = nn.Sequential(
             *(
-                Block(i, o, stride, residual=residual, batch_norm=batch_norm, scales=multi_scale)
+                MultiScaleBlock(i, o, stride, residual=residual, batch_norm=batch_norm, scales=multi_scale)
                 for i, o, stride in ((32, 32, 1), (32, 64, 2), (64, 128, 2), (128, 128, 1))
             )
         )
-        self.dropout = dropout_of(dropout)
+        self.dropout = make_dropout(dropout)
         self.head = nn.Linear(128, classes)
         self._initialise()
 
     def _initialise(self) -> None:
-        he_(self)
+        init_he_fan_out(self)
         nn.init.xavier_uniform_(self.head.weight)
         nn.init.zeros_(self.head.bias)
         for block in self.blocks:
             # A block begins as its shortcut; without one, a zero here would silence the network.
-            if isinstance(block, Block) and block.shortcut is not None and isinstance(block.norm, nn.BatchNorm2d):
+            if (
+                isinstance(block, MultiScaleBlock)
+                and block.shortcut is not None
+                and isinstance(block.norm, nn.BatchNorm2d)
+            ):
                 nn.init.zeros_(block.norm.weight)
 
     def logits(self, pixels: Float[Tensor, "B C H W"]) -> Float[Tensor, "B K"]:
@@ -101,14 +105,14 @@ class Enhanced(Network):
 def enhanced(
     classes: int,
     channels: int,
-    size: Size,
+    size: ImageSize,
     residual: bool = True,
     batch_norm: bool = True,
     dropout: float = 0.5,
     multi_scale: bool = True,
 ) -> Network:
     """Enhanced network: residual, batch norm, dropout and multi-scale filters, each with a switch."""
-    return Enhanced(
+    return EnhancedNetwork(
         classes,
         channels,
         size,

@@ -9,11 +9,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ..errors import BundleError
+from ..layers import ImageSize, Network
 from ..preprocessing import Preprocessing
-from .blocks import Network, Size
 
 
-class Member(nn.Module):
+class EnsembleMember(nn.Module):
     """One classifier of an ensemble: pixels in [0, 1] -> calibrated log-probabilities, in the ensemble's order."""
 
     def __init__(
@@ -33,25 +33,25 @@ class Member(nn.Module):
         return answers if self.order == tuple(range(len(self.order))) else answers[:, list(self.order)]
 
 
-class Ensemble(Network):
+class EnsembleNetwork(Network):
     """``log(mean over members of softmax(z_m / T_m))``: logits whose softmax is the mean of the probabilities.
 
     It takes pixels in [0, 1]: each member has its own preprocessing.
     """
 
-    def __init__(self, members: Sequence[Member]) -> None:
+    def __init__(self, members: Sequence[EnsembleMember]) -> None:
         super().__init__()
         self.members = nn.ModuleList(members)
         self.differentiable = all(one.network.differentiable for one in members)
 
-    def each(self) -> list[Member]:
+    def member_list(self) -> list[EnsembleMember]:
         """The members."""
-        return [one for one in self.members if isinstance(one, Member)]
+        return [one for one in self.members if isinstance(one, EnsembleMember)]
 
     @property
-    def outputs(self) -> int:
+    def n_classes(self) -> int:
         """Classes it tells apart."""
-        return len(self.each()[0].order)
+        return len(self.member_list()[0].order)
 
     def logits(self, pixels: Float[Tensor, "B C H W"]) -> Float[Tensor, "B K"]:
         """Logarithms of the mean probabilities."""
@@ -59,11 +59,11 @@ class Ensemble(Network):
         return torch.logsumexp(answers, 0) - math.log(len(answers))
 
 
-def ensemble(
+def rebuild_ensemble(
     rebuilt: Callable[[Mapping[str, Any]], Network],
     classes: int,
     channels: int,
-    size: Size,
+    size: ImageSize,
     members: Sequence[Mapping[str, Any]],
 ) -> Network:
     """An ensemble from its members' configs: ``architecture``, ``preprocessing``, ``temperature``, ``order``.
@@ -71,23 +71,23 @@ def ensemble(
     ``rebuilt`` makes a network of an architecture's config. Raises BundleError for what makes no ensemble.
     """
     try:
-        made = [_member(rebuilt, one) for one in members]
+        made = [_rebuild_member(rebuilt, one) for one in members]
     except (KeyError, TypeError, ValueError) as error:
         raise BundleError(f"A member of the ensemble cannot be rebuilt: {error}.") from error
     for one, given in zip(made, members, strict=True):
         shape = given["architecture"]["arguments"]
-        if (one.network.outputs, sorted(one.order)) != (classes, list(range(classes))):
+        if (one.network.n_classes, sorted(one.order)) != (classes, list(range(classes))):
             raise BundleError("The members of the ensemble do not tell the same classes apart.")
         if (shape.get("channels"), list(shape.get("size", ()))) != (channels, list(size)):
             raise BundleError("The members of the ensemble do not take the same pixels.")
     if not made:
         raise BundleError("The ensemble has no members.")
-    return Ensemble(made)
+    return EnsembleNetwork(made)
 
 
-def _member(rebuilt: Callable[[Mapping[str, Any]], Network], config: Mapping[str, Any]) -> Member:
+def _rebuild_member(rebuilt: Callable[[Mapping[str, Any]], Network], config: Mapping[str, Any]) -> EnsembleMember:
     temperature = float(config["temperature"])
     if not 0 < temperature < math.inf:
         raise ValueError(f"its temperature is {temperature}, not a number above 0")
     steps = Preprocessing.from_config(config["preprocessing"])
-    return Member(steps, rebuilt(config["architecture"]), temperature, [int(k) for k in config["order"]])
+    return EnsembleMember(steps, rebuilt(config["architecture"]), temperature, [int(k) for k in config["order"]])

@@ -21,27 +21,27 @@ from torch import Tensor, nn
 from .. import progress
 from ..choose import lookup
 from ..errors import BundleError
+from ..layers import ImageSize, Network
 from ..preprocessing import Preprocessing
-from .blocks import Network, Size
-from .features import HANDMADE, Feature
-from .stages import embed
+from .handcrafted import HANDCRAFTED_FEATURES, Feature
+from .stages import embed_pixels
 
-FILE = "estimator.skops"
+ESTIMATOR_FILE = "estimator.skops"
 
-FLOOR = 1e-7
+MIN_PROBABILITY = 1e-7
 """A probability of 0 becomes this before its logarithm is taken."""
 
-TREES = (
+TREE_TYPES = (
     "sklearn.tree._tree.Tree",
     "sklearn.ensemble._hist_gradient_boosting.predictor.TreePredictor",
 )
 """Types that skops loads only where asked: their nodes name nodes and features, which ``_check_inside`` checks."""
 
 
-class Embedding(nn.Module):
+class EmbeddingFeature(nn.Module):
     """What a network's last layer is given: the features that it learnt."""
 
-    apart = True
+    separate_units = True
 
     def __init__(self, preprocessing: Preprocessing, network: Network, architecture: Mapping[str, Any]) -> None:
         super().__init__()
@@ -53,7 +53,7 @@ class Embedding(nn.Module):
     def forward(self, pixels: Float[Tensor, "B C H W"]) -> Float[Tensor, "B D"]:
         """The penultimate activations, in eval mode."""
         with torch.no_grad():
-            return embed(self.network, self.preprocessing(pixels)).flatten(1).float()
+            return embed_pixels(self.network, self.preprocessing(pixels)).flatten(1).float()
 
     def config(self) -> dict[str, Any]:
         """All that is not a tensor, as JSON."""
@@ -73,15 +73,15 @@ class EstimatorNetwork(Network):
         self,
         classes: int,
         channels: int,
-        size: Size,
-        features: Sequence[Feature | Embedding],
+        size: ImageSize,
+        features: Sequence[Feature | EmbeddingFeature],
         estimator: Any = None,
     ) -> None:
         super().__init__()
         self.features = tuple(features)
-        self.embeddings = nn.ModuleList(one for one in features if isinstance(one, Embedding))
+        self.embeddings = nn.ModuleList(one for one in features if isinstance(one, EmbeddingFeature))
         self.estimator = estimator
-        widths = [part.shape[1] for part in self._parts(torch.zeros(1, channels, *size))]
+        widths = [part.shape[1] for part in self._feature_parts(torch.zeros(1, channels, *size))]
         self.widths = tuple(widths)
         """Numbers each feature gives."""
         self.register_buffer("known", torch.zeros(classes, dtype=torch.bool))
@@ -89,7 +89,7 @@ class EstimatorNetwork(Network):
         self.register_buffer("scale", torch.ones(sum(widths)))
 
     @property
-    def outputs(self) -> int:
+    def n_classes(self) -> int:
         """Classes it tells apart."""
         return len(self.known)
 
@@ -99,13 +99,13 @@ class EstimatorNetwork(Network):
         self.embeddings.eval()
         return self
 
-    def _parts(self, pixels: Float[Tensor, "B C H W"]) -> list[Tensor]:
+    def _feature_parts(self, pixels: Float[Tensor, "B C H W"]) -> list[Tensor]:
         return [feature(pixels) for feature in self.features]
 
     @torch.no_grad()
-    def vectors(self, pixels: Float[Tensor, "B C H W"]) -> Float[Tensor, "B D"]:
+    def feature_vectors(self, pixels: Float[Tensor, "B C H W"]) -> Float[Tensor, "B D"]:
         """The features, joined, before they are brought to one unit."""
-        return torch.cat(self._parts(pixels), 1).float()
+        return torch.cat(self._feature_parts(pixels), 1).float()
 
     def fit_units(self, vectors: Float[ndarray, "N D"]) -> None:
         """Set shift and scale from training vectors, so that every feature has the same say (variance in all).
@@ -118,7 +118,7 @@ class EstimatorNetwork(Network):
         for feature, width in zip(self.features, self.widths, strict=True):
             own = vectors[:, begin : begin + width]
             deviation = own.std(0, dtype=np.float64)
-            if feature.apart:
+            if feature.separate_units:
                 shift.append(own.mean(0, dtype=np.float64))
             else:
                 shift.append(np.zeros(width))
@@ -129,42 +129,42 @@ class EstimatorNetwork(Network):
         self.shift.copy_(torch.from_numpy(np.concatenate(shift)))
         self.scale.copy_(torch.from_numpy(np.concatenate(scale)))
 
-    def standard(self, vectors: Float[Tensor, "B D"]) -> Float[Tensor, "B D"]:
+    def standardise(self, vectors: Float[Tensor, "B D"]) -> Float[Tensor, "B D"]:
         """Vectors as the estimator learnt them."""
         return (vectors - self.shift) / self.scale
 
-    def take(self, estimator: Any) -> None:
+    def set_estimator(self, estimator: Any) -> None:
         """Use this fitted estimator, whose classes are indices of ours."""
         self.estimator = estimator
         self.known.zero_()[torch.from_numpy(np.asarray(estimator.classes_, np.int64))] = True
 
     def logits(self, pixels: Float[Tensor, "B C H W"]) -> Float[Tensor, "B K"]:
         """Scores whose largest is the estimator's own answer; a class it never saw is below all others."""
-        vectors = self.standard(self.vectors(pixels)).cpu().numpy()
-        seen = scores(self.estimator, vectors)
-        whole = np.repeat(seen.min(1, keepdims=True) - 1, self.outputs, 1)
+        vectors = self.standardise(self.feature_vectors(pixels)).cpu().numpy()
+        seen = estimator_scores(self.estimator, vectors)
+        whole = np.repeat(seen.min(1, keepdims=True) - 1, self.n_classes, 1)
         whole[:, self.known.cpu().numpy()] = seen
-        return torch.from_numpy(_single(whole)).to(pixels.device)
+        return torch.from_numpy(_to_float32(whole)).to(pixels.device)
 
-    def write_parts(self, folder: Path) -> None:
+    def save_extra_files(self, folder: Path) -> None:
         """Write the estimator beside the tensors."""
         from skops.io import dump
 
-        dump(self.estimator, folder / FILE, compression=zipfile.ZIP_DEFLATED, compresslevel=1)
+        dump(self.estimator, folder / ESTIMATOR_FILE, compression=zipfile.ZIP_DEFLATED, compresslevel=1)
 
-    def read_parts(self, folder: Path) -> None:
+    def load_extra_files(self, folder: Path) -> None:
         """Read the estimator of a bundle; raises BundleError for what is no baseline's."""
-        estimator = read_estimator(folder / FILE)
+        estimator = read_estimator(folder / ESTIMATOR_FILE)
         known = np.flatnonzero(self.known.cpu().numpy())
         if estimator.n_features_in_ != len(self.shift) or not np.array_equal(estimator.classes_, known):
             raise BundleError(
-                f"The {FILE} of '{folder}' was fitted on other features or classes than its config.json says. "
+                f"The {ESTIMATOR_FILE} of '{folder}' was fitted on other features or classes than its config.json says. "
                 "Copy the bundle again."
             )
         self.estimator = estimator
 
 
-def scores(estimator: Any, vectors: Float[ndarray, "N D"]) -> Float[ndarray, "N k"]:
+def estimator_scores(estimator: Any, vectors: Float[ndarray, "N D"]) -> Float[ndarray, "N k"]:
     """The decision function of an estimator that decides by one, else the logarithm of its probabilities.
 
     The largest is what ``estimator.predict`` answers. Where both exist (logistic regression, boosting) the softmax
@@ -173,10 +173,10 @@ def scores(estimator: Any, vectors: Float[ndarray, "N D"]) -> Float[ndarray, "N 
     if hasattr(estimator, "decision_function"):
         decided = np.asarray(estimator.decision_function(vectors), np.float64)
         return decided if decided.ndim == 2 else np.stack([-decided / 2, decided / 2], 1)
-    return np.log(np.maximum(np.asarray(estimator.predict_proba(vectors), np.float64), FLOOR))
+    return np.log(np.maximum(np.asarray(estimator.predict_proba(vectors), np.float64), MIN_PROBABILITY))
 
 
-def _single(whole: Float[ndarray, "N K"]) -> Float[ndarray, "N K"]:
+def _to_float32(whole: Float[ndarray, "N K"]) -> Float[ndarray, "N K"]:
     """In float32, where what was largest stays so: two that become equal are told apart again."""
     single, best = whole.astype(np.float32), whole.argmax(1)
     rows = np.flatnonzero(single.argmax(1) != best)
@@ -184,11 +184,11 @@ def _single(whole: Float[ndarray, "N K"]) -> Float[ndarray, "N K"]:
     return single
 
 
-def estimator(
+def rebuild_estimator(
     rebuilt: Callable[[Mapping[str, Any]], Network],
     classes: int,
     channels: int,
-    size: Size,
+    size: ImageSize,
     features: Sequence[Mapping[str, Any]],
     word: str = "",
 ) -> Network:
@@ -199,7 +199,7 @@ def estimator(
     """
     del word
     try:
-        made = [_feature(rebuilt, **one) for one in features]
+        made = [_rebuild_feature(rebuilt, **one) for one in features]
     except (KeyError, TypeError, ValueError) as error:
         raise BundleError(f"A feature of the baseline cannot be rebuilt: {error}.") from error
     if not made:
@@ -207,20 +207,20 @@ def estimator(
     return EstimatorNetwork(classes, channels, size, made)
 
 
-def _feature(
+def _rebuild_feature(
     rebuilt: Callable[[Mapping[str, Any]], Network], feature: str, **arguments: Any
-) -> Feature | Embedding:
+) -> Feature | EmbeddingFeature:
     if feature != "embedding":
-        return lookup(HANDMADE, feature, "feature")(**arguments)
+        return lookup(HANDCRAFTED_FEATURES, feature, "feature")(**arguments)
     steps = Preprocessing.from_config(arguments["preprocessing"])
-    return Embedding(steps, rebuilt(arguments["architecture"]), arguments["architecture"])
+    return EmbeddingFeature(steps, rebuilt(arguments["architecture"]), arguments["architecture"])
 
 
-def feature_config(feature: Feature | Embedding) -> dict[str, Any]:
+def feature_config(feature: Feature | EmbeddingFeature) -> dict[str, Any]:
     """What ``estimator`` needs to make a feature again, as JSON."""
-    if isinstance(feature, Embedding):
+    if isinstance(feature, EmbeddingFeature):
         return {"feature": "embedding", **feature.config()}
-    names = {kind: name for name, kind in HANDMADE.items()}
+    names = {kind: name for name, kind in HANDCRAFTED_FEATURES.items()}
     return {"feature": names[type(feature)], **feature.config()}
 
 
@@ -233,9 +233,9 @@ def read_estimator(file: Path) -> Any:
     from skops.io import get_untrusted_types, load
 
     if not file.is_file():
-        raise BundleError(f"The bundle '{file.parent}' lacks its file '{FILE}'. Copy the bundle again.")
+        raise BundleError(f"The bundle '{file.parent}' lacks its file '{ESTIMATOR_FILE}'. Copy the bundle again.")
     try:
-        strange = [name for name in get_untrusted_types(file=file) if name not in TREES]
+        strange = [name for name in get_untrusted_types(file=file) if name not in TREE_TYPES]
         if strange:
             raise BundleError(
                 f"The file '{file}' holds {', '.join(strange[:3])}, which no baseline is made of: do not use this "
@@ -243,22 +243,22 @@ def read_estimator(file: Path) -> Any:
             )
         with warnings.catch_warnings(record=True) as said:
             warnings.simplefilter("always")
-            found = load(file, trusted=list(TREES))
+            found = load(file, trusted=list(TREE_TYPES))
     except BundleError:
         raise
     except Exception as error:  # skops and scikit-learn raise many kinds for a damaged or foreign file
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise BundleError(f"The file '{file}' cannot be read: {reason}. Fit the baseline again.") from error
-    if type(found) not in _kinds():
+    if type(found) not in _estimator_types():
         raise BundleError(f"The file '{file}' holds a {type(found).__name__}, which is no baseline.")
-    _check_inside(found, file)
+    _check_estimator(found, file)
     if any("version" in str(one.message) for one in said):
-        progress.say(f"'{file}' was made with another scikit-learn: test it before you trust its answers.")
+        progress.notify(f"'{file}' was made with another scikit-learn: test it before you trust its answers.")
     return found
 
 
 @cache
-def _kinds() -> frozenset[type]:
+def _estimator_types() -> frozenset[type]:
     """The estimators a baseline may be."""
     from sklearn.ensemble import HistGradientBoostingClassifier, RandomForestClassifier
     from sklearn.linear_model import LogisticRegression
@@ -281,20 +281,22 @@ def _kinds() -> frozenset[type]:
     )
 
 
-def _check_inside(found: Any, file: Path) -> None:
+def _check_estimator(found: Any, file: Path) -> None:
     """Raise BundleError for what leads outside itself or in a circle: asking it would read foreign memory."""
     width = int(found.n_features_in_)
     members = found.estimators_ if hasattr(found, "estimators_") else [found]
     trees = [one.tree_ for one in members if hasattr(one, "tree_")]
     boosted = [tree for stage in found._predictors for tree in stage] if hasattr(found, "_predictors") else []
-    sound = all(_sound_tree(tree, width) for tree in trees) and all(_sound_boosted(t, width) for t in boosted)
+    sound = all(_is_sound_tree(tree, width) for tree in trees) and all(
+        _is_sound_boosted_tree(t, width) for t in boosted
+    )
     if not sound:
         raise BundleError(f"A tree in '{file}' is damaged: its nodes lead nowhere. Fit the baseline again.")
-    if hasattr(found, "support_vectors_") and not _sound_svm(found, width):
+    if hasattr(found, "support_vectors_") and not _is_sound_svm(found, width):
         raise BundleError(f"The support vectors in '{file}' do not fit together. Fit the baseline again.")
 
 
-def _sound_svm(found: Any, width: int) -> bool:
+def _is_sound_svm(found: Any, width: int) -> bool:
     """Whether libsvm, which trusts them, may be handed these arrays."""
     vectors, classes = found.support_vectors_, len(found.classes_)
     shapes = (found._dual_coef_.shape, np.shape(found._n_support), np.shape(found._intercept_))
@@ -304,22 +306,22 @@ def _sound_svm(found: Any, width: int) -> bool:
     return bool(fitting and counts.min() >= 0 and counts.sum() == len(vectors))
 
 
-def _sound_tree(tree: Any, width: int) -> bool:
+def _is_sound_tree(tree: Any, width: int) -> bool:
     if tree.node_count != tree.capacity or tree.n_features != width:
         return False
     left, right = tree.children_left, tree.children_right
-    return _sound(left != -1, left, right, tree.feature, width)
+    return _leads_to_leaves(left != -1, left, right, tree.feature, width)
 
 
-def _sound_boosted(tree: Any, width: int) -> bool:
+def _is_sound_boosted_tree(tree: Any, width: int) -> bool:
     nodes = tree.nodes
     inner = nodes["is_leaf"] == 0
     plain = not nodes["is_categorical"].any()
     left, right, feature = (nodes[name].astype(np.int64) for name in ("left", "right", "feature_idx"))
-    return bool(plain) and _sound(inner, left, right, feature, width)
+    return bool(plain) and _leads_to_leaves(inner, left, right, feature, width)
 
 
-def _sound(
+def _leads_to_leaves(
     inner: Shaped[ndarray, " n"],
     left: Shaped[ndarray, " n"],
     right: Shaped[ndarray, " n"],

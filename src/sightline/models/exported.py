@@ -19,21 +19,21 @@ from torch import Tensor
 
 from .. import runtime
 from ..errors import BundleError, OutputError
+from ..layers import Network
 from ..types import Geometry
-from .blocks import Network
 
-FORMAT = 1
+EXPORT_FORMAT = 1
 """Version of what an exported file says of itself; a release reads its own and every earlier one."""
 
-INPUT, OUTPUT = "images", "probabilities"
+EXPORT_INPUT, EXPORT_OUTPUT = "images", "probabilities"
 """Names of what goes in, uint8 (N H W C), and of what comes out, float32 (N K)."""
 
-CHUNK = 256
+MAX_EXPORTED_BATCH = 256
 """Images that a file is given at once, at most."""
 
 
 @dataclass(frozen=True, eq=False)
-class Exported:
+class ExportedModel:
     """An exported file, ready to answer."""
 
     session: Any
@@ -49,12 +49,17 @@ class Exported:
         """The file's answers."""
         if not len(images):
             return np.zeros((0, len(self.classes)), np.float32)
-        if len(images) <= CHUNK:
-            return self.session.run(None, {INPUT: np.ascontiguousarray(images)})[0]
-        return np.concatenate([self.probabilities(images[i : i + CHUNK]) for i in range(0, len(images), CHUNK)])
+        if len(images) <= MAX_EXPORTED_BATCH:
+            return self.session.run(None, {EXPORT_INPUT: np.ascontiguousarray(images)})[0]
+        return np.concatenate(
+            [
+                self.probabilities(images[i : i + MAX_EXPORTED_BATCH])
+                for i in range(0, len(images), MAX_EXPORTED_BATCH)
+            ]
+        )
 
 
-def open_exported(path: Path | str, *, threads: int | None = None) -> Exported:
+def open_exported(path: Path | str, *, threads: int | None = None) -> ExportedModel:
     """An ONNX file that ``export`` wrote, on as many ``threads`` as there are cores unless told otherwise.
 
     Raises BundleError for what is no such file, is damaged, or is newer than this release.
@@ -65,10 +70,10 @@ def open_exported(path: Path | str, *, threads: int | None = None) -> Exported:
         raise BundleError(f"'{path}' cannot be opened: {why}. Name a run, a bundle folder or an .onnx file.")
     if not path.is_file():
         raise BundleError(f"There is no file '{path}'.")
-    return exported(session_of(path, threads), path)
+    return read_exported(open_session(path, threads), path)
 
 
-def session_of(path: Path, threads: int | None = None, settings: Mapping[str, str] | None = None) -> Any:
+def open_session(path: Path, threads: int | None = None, settings: Mapping[str, str] | None = None) -> Any:
     """A session of onnxruntime for a file, with its ``settings``; raises BundleError where it cannot be read."""
     import onnxruntime
 
@@ -85,39 +90,39 @@ def session_of(path: Path, threads: int | None = None, settings: Mapping[str, st
         raise BundleError(f"'{path}' cannot be read by onnxruntime: {reason}. Export it again.") from error
 
 
-def exported(session: Any, path: Path) -> Exported:
+def read_exported(session: Any, path: Path) -> ExportedModel:
     """What a file says of itself; raises BundleError where that is missing or makes no sense."""
     said = session.get_modelmeta().custom_metadata_map
     if "classes" not in said or "geometry" not in said:
         raise BundleError(f"'{path}' was not exported by Sightline: it names no classes. Name a run or a bundle.")
     try:
         facts = {name: json.loads(text) for name, text in said.items()}
-        if (version := int(facts["format"])) > FORMAT:
+        if (version := int(facts["format"])) > EXPORT_FORMAT:
             raise BundleError(
-                f"'{path}' has format {version}, newer than this release reads ({FORMAT}). "
+                f"'{path}' has format {version}, newer than this release reads ({EXPORT_FORMAT}). "
                 "Upgrade with: pip install --upgrade sightline"
             )
-        geometry, threshold = geometry_of(facts.pop("geometry")), float(facts.pop("threshold"))
-        found = Exported(session, tuple(facts.pop("classes")), geometry, threshold, facts)
-        _check(found)
+        geometry, threshold = geometry_from_config(facts.pop("geometry")), float(facts.pop("threshold"))
+        found = ExportedModel(session, tuple(facts.pop("classes")), geometry, threshold, facts)
+        _check_exported(found)
         return found
     except (ValueError, KeyError, TypeError) as error:
         raise BundleError(f"What '{path}' says of itself makes no sense: {error}. Export it again.") from error
 
 
-def geometry_of(config: Mapping[str, Any]) -> Geometry:
+def geometry_from_config(config: Mapping[str, Any]) -> Geometry:
     """A geometry from JSON, where pairs are lists."""
     values: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in config.items()}
     return Geometry(**values)
 
 
-def _check(found: Exported) -> None:
+def _check_exported(found: ExportedModel) -> None:
     """Raise ValueError where names, sizes and the graph do not belong together."""
     classes, shape = found.classes, found.geometry.shape
     if len(set(classes)) != len(classes) or not all(isinstance(name, str) for name in classes):
         raise ValueError("its classes are not different names")
     ends = {one.name: one for one in (*found.session.get_inputs(), *found.session.get_outputs())}
-    given, answers = list(ends[INPUT].shape[1:]), ends[OUTPUT].shape[-1]
+    given, answers = list(ends[EXPORT_INPUT].shape[1:]), ends[EXPORT_OUTPUT].shape[-1]
     if given != list(shape) or answers != len(classes):
         raise ValueError(f"it takes {given} and gives {answers} numbers, not {list(shape)} and {len(classes)}")
     if not 0 <= found.threshold <= 1 or math.isnan(found.threshold):
@@ -131,13 +136,13 @@ class ExportedNetwork(Network):
 
     known: Tensor
 
-    def __init__(self, found: Exported):
+    def __init__(self, found: ExportedModel):
         super().__init__()
         self.found = found
         self.register_buffer("known", torch.ones(len(found.classes), dtype=torch.bool))
 
     @property
-    def outputs(self) -> int:
+    def n_classes(self) -> int:
         """Classes it tells apart."""
         return len(self.known)
 
@@ -148,7 +153,7 @@ class ExportedNetwork(Network):
         tiny = float(np.finfo(np.float32).tiny)
         return torch.from_numpy(answers).clamp_min(tiny).log().to(pixels.device)
 
-    def write_parts(self, folder: Path) -> None:
+    def save_extra_files(self, folder: Path) -> None:
         """A file is kept by copying it: raises OutputError."""
         del folder
         raise OutputError("An exported file is kept by copying it: it holds no weights that could be saved apart.")

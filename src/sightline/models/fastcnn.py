@@ -14,10 +14,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..errors import RecipeError
-from .blocks import Network, Size, dropout_of, is_large, pools
-from .whitening import Whitening
+from ..layers import ImageSize, Network, Whitening, is_large, make_dropout, stem_pools
 
-SCALE = 1 / 9
+LOGIT_SCALE = 1 / 9
 """Of the logits; it is put on the features, which for a head without bias is the same."""
 
 
@@ -35,7 +34,7 @@ class BiasNorm(nn.BatchNorm2d):
         nn.init.zeros_(self.bias)
 
 
-class Group(nn.Module):
+class ConvGroup(nn.Module):
     """conv 3x3, max pool 2, norm, GELU, conv 3x3, norm, GELU."""
 
     def __init__(self, inputs: int, outputs: int, momentum: float, eps: float):
@@ -61,7 +60,7 @@ class FastCNN(Network):
         self,
         classes: int,
         channels: int,
-        size: Size,
+        size: ImageSize,
         widths: Sequence[int],
         *,
         momentum: float,
@@ -70,10 +69,10 @@ class FastCNN(Network):
     ):
         super().__init__()
         self.whiten = Whitening(channels, 2, both_signs=True, bias=True)
-        self.pools = nn.Sequential(nn.MaxPool2d(2), pools(size)) if is_large(size) else nn.Identity()
+        self.pools = nn.Sequential(nn.MaxPool2d(2), stem_pools(size)) if is_large(size) else nn.Identity()
         steps = pairwise([self.whiten.out_channels, *widths])
-        self.groups = nn.Sequential(*(Group(i, o, momentum, eps) for i, o in steps))
-        self.dropout = dropout_of(dropout)
+        self.groups = nn.Sequential(*(ConvGroup(i, o, momentum, eps) for i, o in steps))
+        self.dropout = make_dropout(dropout)
         self.head = nn.Linear(widths[-1], classes, bias=False)
 
     def logits(self, pixels: Float[Tensor, "B C H W"]) -> Float[Tensor, "B K"]:
@@ -81,9 +80,9 @@ class FastCNN(Network):
         x = self.groups(self.pools(F.gelu(self.whiten(pixels))))
         # At 32x32 this is the published 3x3 max pool; other sizes then need no other weights.
         x = F.adaptive_max_pool2d(x, 1).flatten(1)
-        return self.head(self.dropout(x) * SCALE)
+        return self.head(self.dropout(x) * LOGIT_SCALE)
 
-    def adapt(self, pixels: Float[Tensor, "B C H W"]) -> None:
+    def init_from_data(self, pixels: Float[Tensor, "B C H W"]) -> None:
         """Whiten the patches of these images."""
         self.whiten.fit(pixels)
 
@@ -91,7 +90,7 @@ class FastCNN(Network):
 def fastcnn(
     classes: int,
     channels: int,
-    size: Size,
+    size: ImageSize,
     widths: Sequence[int] = (64, 256, 256),
     width: float = 1.0,
     momentum: float = 0.4,

@@ -9,17 +9,26 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .blocks import Network, Size, dropout_of, he_, is_large, pools, scaled, shrinking
+from ..layers import (
+    ImageSize,
+    Network,
+    downscaling_notes,
+    init_he_fan_out,
+    is_large,
+    make_dropout,
+    scale_widths,
+    stem_pools,
+)
 from .fastcnn import BiasNorm
 
-STAGES = (((32, 32), (32, 48)), ((112, 48), (96, 64), (80, 80), (48, 96)), ((176, 160), (176, 160)))
+INCEPTION_STAGES = (((32, 32), (32, 48)), ((112, 48), (96, 64), (80, 80), (48, 96)), ((176, 160), (176, 160)))
 """Outputs of the 1x1 and of the 3x3 convolution of each module."""
 
-DOWN = (80, 96)
+INCEPTION_DOWN_WIDTHS = (80, 96)
 """Outputs of the 3x3 convolution with stride 2 after the first and the second stage."""
 
 
-def _convolution(inputs: int, outputs: int, kernel: int, stride: int = 1) -> nn.Sequential:
+def _conv_norm_relu(inputs: int, outputs: int, kernel: int, stride: int = 1) -> nn.Sequential:
     """Convolution, norm, ReLU."""
     return nn.Sequential(
         nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, bias=False),
@@ -28,24 +37,24 @@ def _convolution(inputs: int, outputs: int, kernel: int, stride: int = 1) -> nn.
     )
 
 
-class Parallel(nn.Module):
+class InceptionModule(nn.Module):
     """``concat[conv 1x1, conv 3x3]``."""
 
     def __init__(self, inputs: int, ones: int, threes: int):
         super().__init__()
-        self.ones, self.threes = _convolution(inputs, ones, 1), _convolution(inputs, threes, 3)
+        self.ones, self.threes = _conv_norm_relu(inputs, ones, 1), _conv_norm_relu(inputs, threes, 3)
 
     def forward(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C2 H W"]:
         """What one pixel says and what its neighbours say, side by side."""
         return torch.cat([self.ones(x), self.threes(x)], 1)
 
 
-class Down(nn.Module):
+class InceptionDownsample(nn.Module):
     """``concat[conv 3x3 with stride 2, max pool 3x3 with stride 2]``."""
 
     def __init__(self, inputs: int, outputs: int):
         super().__init__()
-        self.threes = _convolution(inputs, outputs, 3, 2)
+        self.threes = _conv_norm_relu(inputs, outputs, 3, 2)
 
     def forward(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C2 H2 W2"]:
         """Features of half the size, new ones and the strongest of the old."""
@@ -55,27 +64,27 @@ class Down(nn.Module):
 class Inception(Network):
     """A 3x3 stem, modules in three stages, the mean, the head."""
 
-    def __init__(self, classes: int, channels: int, size: Size, dropout: float, width: float):
+    def __init__(self, classes: int, channels: int, size: ImageSize, dropout: float, width: float):
         super().__init__()
-        self.notes = shrinking(size)
+        self.notes = downscaling_notes(size)
         large = is_large(size)
-        (inputs,) = scaled((96,), width)
-        self.stem = _convolution(channels, inputs, 3, 2 if large else 1)
-        self.pools = pools(size) if large else nn.Identity()
+        (inputs,) = scale_widths((96,), width)
+        self.stem = _conv_norm_relu(channels, inputs, 3, 2 if large else 1)
+        self.pools = stem_pools(size) if large else nn.Identity()
         modules: list[nn.Module] = []
-        for stage, down in zip(STAGES, (*DOWN, None), strict=True):
+        for stage, down in zip(INCEPTION_STAGES, (*INCEPTION_DOWN_WIDTHS, None), strict=True):
             for pair in stage:
-                ones, threes = scaled(pair, width)
-                modules.append(Parallel(inputs, ones, threes))
+                ones, threes = scale_widths(pair, width)
+                modules.append(InceptionModule(inputs, ones, threes))
                 inputs = ones + threes
             if down is not None:
-                (new,) = scaled((down,), width)
-                modules.append(Down(inputs, new))
+                (new,) = scale_widths((down,), width)
+                modules.append(InceptionDownsample(inputs, new))
                 inputs += new
         self.features = nn.Sequential(*modules)
-        self.dropout = dropout_of(dropout)
+        self.dropout = make_dropout(dropout)
         self.head = nn.Linear(inputs, classes)
-        he_(self)
+        init_he_fan_out(self)
 
     def logits(self, pixels: Float[Tensor, "B C H W"]) -> Float[Tensor, "B K"]:
         """Logits."""
@@ -83,6 +92,6 @@ class Inception(Network):
         return self.head(self.dropout(x.mean((2, 3))))
 
 
-def inception(classes: int, channels: int, size: Size, dropout: float = 0.0, width: float = 1.0) -> Network:
+def inception(classes: int, channels: int, size: ImageSize, dropout: float = 0.0, width: float = 1.0) -> Network:
     """Small Inception: filters of 1x1 and 3x3 side by side (width: a factor on the channels)."""
     return Inception(classes, channels, size, dropout, width)

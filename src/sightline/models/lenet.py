@@ -7,10 +7,9 @@ from torch import Tensor, nn
 
 from ..choose import lookup
 from ..errors import RecipeError
-from .blocks import Network, Size, dropout_of
-from .initialise import he_normal
+from ..layers import ImageSize, Network, he_normal, make_dropout
 
-POOLS: dict[str, type[nn.AvgPool2d | nn.MaxPool2d]] = {
+LENET_POOLS: dict[str, type[nn.AvgPool2d | nn.MaxPool2d]] = {
     "avg": nn.AvgPool2d,
     "max": nn.MaxPool2d,
 }
@@ -19,7 +18,7 @@ POOLS: dict[str, type[nn.AvgPool2d | nn.MaxPool2d]] = {
 class LeNet5(Network):
     """conv 6@5x5, pool, conv 16@5x5, pool, 120, 84, K; ReLU, no trainable pooling, dense C3."""
 
-    def __init__(self, classes: int, channels: int, size: Size, pool: str, dropout: float):
+    def __init__(self, classes: int, channels: int, size: ImageSize, pool: str, dropout: float):
         super().__init__()
         # The original took 32x32: digits of 28x28 with 2 pixels of border.
         padding = 2 if min(size) < 32 else 0
@@ -29,7 +28,7 @@ class LeNet5(Network):
                 f"lenet5 needs images of at least 12x12 pixels, not {size[0]}x{size[1]}: "
                 "choose a larger --size, or --model mlp."
             )
-        shrink = lookup(POOLS, pool, "pooling")
+        shrink = lookup(LENET_POOLS, pool, "pooling")
         self.features = nn.Sequential(
             OrderedDict(
                 conv1=nn.Conv2d(channels, 6, 5, padding=padding),
@@ -41,10 +40,10 @@ class LeNet5(Network):
                 flatten=nn.Flatten(),
                 fc1=nn.Linear(16 * height * width, 120),
                 relu3=nn.ReLU(),
-                dropout1=dropout_of(dropout),
+                dropout1=make_dropout(dropout),
                 fc2=nn.Linear(120, 84),
                 relu4=nn.ReLU(),
-                dropout2=dropout_of(dropout),
+                dropout2=make_dropout(dropout),
             )
         )
         self.head = nn.Linear(84, classes)
@@ -55,6 +54,6 @@ class LeNet5(Network):
         return self.head(self.features(pixels))
 
 
-def lenet5(classes: int, channels: int, size: Size, pool: str = "avg", dropout: float = 0.0) -> Network:
+def lenet5(classes: int, channels: int, size: ImageSize, pool: str = "avg", dropout: float = 0.0) -> Network:
     """LeNet-5 with ReLU: the classic for digits, seconds to train (``pool``: avg or max)."""
     return LeNet5(classes, channels, size, pool, dropout)

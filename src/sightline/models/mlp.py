@@ -7,8 +7,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ..errors import RecipeError
-from .blocks import Network, Size, dropout_of
-from .initialise import he_normal
+from ..layers import ImageSize, Network, he_normal, make_dropout
 
 
 class MLP(Network):
@@ -19,7 +18,7 @@ class MLP(Network):
         layers: list[nn.Module] = []
         widths = [inputs, *hidden]
         for fan_in, fan_out in pairwise(widths):
-            layers += [nn.Linear(fan_in, fan_out), nn.ReLU(), dropout_of(dropout)]
+            layers += [nn.Linear(fan_in, fan_out), nn.ReLU(), make_dropout(dropout)]
         self.hidden = nn.Sequential(*layers)
         he_normal(self.hidden)
         self.head = nn.Linear(widths[-1], classes)
@@ -30,7 +29,7 @@ class MLP(Network):
 
 
 def mlp(
-    classes: int, channels: int, size: Size, hidden: Sequence[int] = (256, 128), dropout: float = 0.0
+    classes: int, channels: int, size: ImageSize, hidden: Sequence[int] = (256, 128), dropout: float = 0.0
 ) -> Network:
     """Small multilayer perceptron: fast, and blind to where a pixel is."""
     if any(width < 1 for width in hidden):

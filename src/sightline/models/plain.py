@@ -7,14 +7,13 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ..errors import RecipeError
-from .blocks import Network, Size, dropout_of, he_, is_large, pools
-from .initialise import he_normal
+from ..layers import ImageSize, Network, he_normal, init_he_fan_out, is_large, make_dropout, stem_pools
 
-STAGES = 3
+N_PLAIN_STAGES = 3
 """Stages of a plain network; the width doubles and the side halves from each to the next."""
 
 
-class Plain(Network):
+class PlainNetwork(Network):
     """Any features ``(B, F)``, then the head."""
 
     def __init__(self, features: nn.Sequential, width: int, classes: int):
@@ -27,7 +26,9 @@ class Plain(Network):
         return self.head(self.features(pixels))
 
 
-def small_cnn(classes: int, channels: int, size: Size, padding: str = "same", dropout: float = 0.2) -> Network:
+def small_cnn(
+    classes: int, channels: int, size: ImageSize, padding: str = "same", dropout: float = 0.2
+) -> Network:
     """Small network of source paper 002: one 5x5 convolution, batch norm, pool, 128 hidden units.
 
     ``padding`` is same or valid; the paper does not say which. Batch norm follows the ReLU, as printed.
@@ -36,7 +37,7 @@ def small_cnn(classes: int, channels: int, size: Size, padding: str = "same", dr
         raise RecipeError(f"padding is same or valid, not '{padding}'.")
     lost = 0 if padding == "same" else 4
     height, width = ((side - lost) // 2 for side in size)
-    _at_least_one("small-cnn", height, width, size, lost + 2)
+    _check_image_size("small-cnn", height, width, size, lost + 2)
     features = nn.Sequential(
         OrderedDict(
             conv=nn.Conv2d(channels, 32, 5, padding=padding),
@@ -46,17 +47,17 @@ def small_cnn(classes: int, channels: int, size: Size, padding: str = "same", dr
             flatten=nn.Flatten(),
             fc=nn.Linear(32 * height * width, 128),
             relu2=nn.ReLU(),
-            dropout=dropout_of(dropout),
+            dropout=make_dropout(dropout),
         )
     )
     he_normal(features)
-    return Plain(features, 128, classes)
+    return PlainNetwork(features, 128, classes)
 
 
-def table2(classes: int, channels: int, size: Size, dropout: float = 0.0) -> Network:
+def table2(classes: int, channels: int, size: ImageSize, dropout: float = 0.0) -> Network:
     """Network of Table II of source papers 003 and 004: two 3x3 convolutions, pools, 128 hidden units."""
     height, width = (side // 4 for side in size)
-    _at_least_one("table2", height, width, size, 4)
+    _check_image_size("table2", height, width, size, 4)
     features = nn.Sequential(
         OrderedDict(
             conv1=nn.Conv2d(channels, 32, 3, padding=1),
@@ -68,14 +69,14 @@ def table2(classes: int, channels: int, size: Size, dropout: float = 0.0) -> Net
             flatten=nn.Flatten(),
             fc=nn.Linear(64 * height * width, 128),
             relu3=nn.ReLU(),
-            dropout=dropout_of(dropout),
+            dropout=make_dropout(dropout),
         )
     )
     he_normal(features)
-    return Plain(features, 128, classes)
+    return PlainNetwork(features, 128, classes)
 
 
-def strided_cnn(classes: int, channels: int, size: Size, width: int = 16, dropout: float = 0.0) -> Network:
+def strided_cnn(classes: int, channels: int, size: ImageSize, width: int = 16, dropout: float = 0.0) -> Network:
     """Two 4x4 convolutions of stride 2 and 100 hidden units: cheap, and what robust digits are trained with.
 
     Wong and Kolter 2018 (arXiv 1711.00851), Wong et al. 2020; torch's own initial weights, as theirs. ``width``
@@ -84,7 +85,7 @@ def strided_cnn(classes: int, channels: int, size: Size, width: int = 16, dropou
     if not isinstance(width, int) or width < 1:
         raise RecipeError(f"width is the channels of the first convolution, 1 or more, not {width}.")
     height, breadth = (side // 2 // 2 for side in size)
-    _at_least_one("strided-cnn", height, breadth, size, 4)
+    _check_image_size("strided-cnn", height, breadth, size, 4)
     features = nn.Sequential(
         OrderedDict(
             conv1=nn.Conv2d(channels, width, 4, 2, padding=1),
@@ -94,16 +95,16 @@ def strided_cnn(classes: int, channels: int, size: Size, width: int = 16, dropou
             flatten=nn.Flatten(),
             fc=nn.Linear(2 * width * height * breadth, 100),
             relu3=nn.ReLU(),
-            dropout=dropout_of(dropout),
+            dropout=make_dropout(dropout),
         )
     )
-    return Plain(features, 100, classes)
+    return PlainNetwork(features, 100, classes)
 
 
 def plain_cnn(
     classes: int,
     channels: int,
-    size: Size,
+    size: ImageSize,
     depth: int = 10,
     kernel: int = 3,
     width: int = 32,
@@ -121,7 +122,7 @@ def plain_cnn(
         raise RecipeError(f"kernel is the odd side of the filters in pixels, not {kernel}.")
     if not isinstance(width, int) or width < 1:
         raise RecipeError(f"width is the channels of the first stage, 1 or more, not {width}.")
-    stages = [step * STAGES // (depth - 1) for step in range(depth - 1)]
+    stages = [step * N_PLAIN_STAGES // (depth - 1) for step in range(depth - 1)]
     layers: list[nn.Module] = []
     side, shrunk = min(size), is_large(size)
     for step, (before, stage) in enumerate(pairwise([0, *stages])):
@@ -130,19 +131,19 @@ def plain_cnn(
             side //= 2
         inputs = width * 2 ** stages[step - 1] if step else channels
         stride = 2 if shrunk and step == 0 else 1
-        layers += _convolution(inputs, width * 2**stage, kernel, stride, batch_norm)
-        layers += [pools(size)] if stride == 2 else []
-    features = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), dropout_of(dropout))
-    he_(features)
-    return Plain(features, width * 2 ** stages[-1], classes)
+        layers += _conv_relu(inputs, width * 2**stage, kernel, stride, batch_norm)
+        layers += [stem_pools(size)] if stride == 2 else []
+    features = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), make_dropout(dropout))
+    init_he_fan_out(features)
+    return PlainNetwork(features, width * 2 ** stages[-1], classes)
 
 
-def _convolution(inputs: int, outputs: int, kernel: int, stride: int, batch_norm: bool) -> list[nn.Module]:
+def _conv_relu(inputs: int, outputs: int, kernel: int, stride: int, batch_norm: bool) -> list[nn.Module]:
     convolution = nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, bias=not batch_norm)
     return [convolution, *([nn.BatchNorm2d(outputs)] if batch_norm else []), nn.ReLU()]
 
 
-def _at_least_one(name: str, height: int, width: int, size: Size, least: int) -> None:
+def _check_image_size(name: str, height: int, width: int, size: ImageSize, least: int) -> None:
     if min(height, width) < 1:
         raise RecipeError(
             f"{name} needs images of at least {least}x{least} pixels, not {size[0]}x{size[1]}: "

@@ -10,15 +10,23 @@ from torch.nn import functional as F
 
 from ..choose import lookup
 from ..errors import RecipeError
-from .attention import ATTENTIONS
-from .blocks import Network, Size, dropout_of, he_, is_large, pools, shrinking
-from .whitening import Whitening
+from ..layers import (
+    ATTENTIONS,
+    ImageSize,
+    Network,
+    Whitening,
+    downscaling_notes,
+    init_he_fan_out,
+    is_large,
+    make_dropout,
+    stem_pools,
+)
 
-STEMS = ("auto", "small", "large", "whitened")
+RESNET_STEMS = ("auto", "small", "large", "whitened")
 """What comes first: 3x3, or 7x7 with stride 2 and pools (auto: by the size), or a frozen whitening before it."""
 
 
-class Block(nn.Module):
+class ResidualBlock(nn.Module):
     """``relu(x + attend(BN(conv(relu(BN(conv(x)))))))``; shortcuts have no parameters (option A)."""
 
     def __init__(self, inputs: int, outputs: int, stride: int, attention: str = "none"):
@@ -40,14 +48,14 @@ class Block(nn.Module):
         return F.relu(y + x)
 
 
-def shrinks(stem: str, size: Size) -> bool:
+def has_strided_stem(stem: str, size: ImageSize) -> bool:
     """Whether the first convolution has a stride; raises RecipeError for a stem nobody knows."""
-    if stem not in STEMS:
-        raise RecipeError(f"stem is one of {', '.join(STEMS)}, not '{stem}'.")
+    if stem not in RESNET_STEMS:
+        raise RecipeError(f"stem is one of {', '.join(RESNET_STEMS)}, not '{stem}'.")
     return stem == "large" or (stem != "small" and is_large(size))
 
 
-def first_layers(channels: int, width: int, stem: str, large: bool) -> tuple[nn.Module, nn.Conv2d]:
+def make_stem(channels: int, width: int, stem: str, large: bool) -> tuple[nn.Module, nn.Conv2d]:
     """A frozen whitening of 3x3 patches, or nothing, and the first convolution."""
     whiten: nn.Module = nn.Identity()
     if stem == "whitened":
@@ -61,24 +69,24 @@ class ResNet(Network):
     """A stem, three stages of ``depth`` blocks with 16, 32 and 64 channels, the mean, the head."""
 
     def __init__(
-        self, depth: int, classes: int, channels: int, size: Size, stem: str, attention: str, dropout: float
+        self, depth: int, classes: int, channels: int, size: ImageSize, stem: str, attention: str, dropout: float
     ):
         super().__init__()
-        large = shrinks(stem, size)
-        self.notes = shrinking(size) if large else ()
-        self.whiten, self.conv1 = first_layers(channels, 16, stem, large)
+        large = has_strided_stem(stem, size)
+        self.notes = downscaling_notes(size) if large else ()
+        self.whiten, self.conv1 = make_stem(channels, 16, stem, large)
         self.bn1 = nn.BatchNorm2d(16)
-        self.pools = pools(size) if large else nn.Identity()
+        self.pools = stem_pools(size) if large else nn.Identity()
         self.layer1, self.layer2, self.layer3 = (
             nn.Sequential(
-                Block(inputs, outputs, stride, attention),
-                *(Block(outputs, outputs, 1, attention) for _ in range(depth - 1)),
+                ResidualBlock(inputs, outputs, stride, attention),
+                *(ResidualBlock(outputs, outputs, 1, attention) for _ in range(depth - 1)),
             )
             for inputs, outputs, stride in ((16, 16, 1), (16, 32, 2), (32, 64, 2))
         )
-        self.dropout = dropout_of(dropout)
+        self.dropout = make_dropout(dropout)
         self.head = nn.Linear(64, classes)
-        he_(self)
+        init_he_fan_out(self)
 
     def logits(self, pixels: Float[Tensor, "B C H W"]) -> Float[Tensor, "B K"]:
         """Logits."""
@@ -86,35 +94,35 @@ class ResNet(Network):
         x = self.layer3(self.layer2(self.layer1(x)))
         return self.head(self.dropout(x.mean((2, 3))))
 
-    def adapt(self, pixels: Float[Tensor, "B C H W"]) -> None:
+    def init_from_data(self, pixels: Float[Tensor, "B C H W"]) -> None:
         """Whiten the patches of these images, where the stem asks for it."""
         if isinstance(self.whiten, Whitening):
             self.whiten.fit(pixels)
 
 
 def resnet20(
-    classes: int, channels: int, size: Size, stem: str = "auto", attention: str = "none", dropout: float = 0.0
+    classes: int, channels: int, size: ImageSize, stem: str = "auto", attention: str = "none", dropout: float = 0.0
 ) -> Network:
     """ResNet-20 for small images: a good first choice in colour."""
     return ResNet(3, classes, channels, size, stem, attention, dropout)
 
 
 def resnet32(
-    classes: int, channels: int, size: Size, stem: str = "auto", attention: str = "none", dropout: float = 0.0
+    classes: int, channels: int, size: ImageSize, stem: str = "auto", attention: str = "none", dropout: float = 0.0
 ) -> Network:
     """ResNet-32 for small images: deeper, 1.7 times the work of ResNet-20."""
     return ResNet(5, classes, channels, size, stem, attention, dropout)
 
 
 def resnet44(
-    classes: int, channels: int, size: Size, stem: str = "auto", attention: str = "none", dropout: float = 0.0
+    classes: int, channels: int, size: ImageSize, stem: str = "auto", attention: str = "none", dropout: float = 0.0
 ) -> Network:
     """ResNet-44 for small images: deeper still, 2.4 times the work of ResNet-20."""
     return ResNet(7, classes, channels, size, stem, attention, dropout)
 
 
 def resnet56(
-    classes: int, channels: int, size: Size, stem: str = "auto", attention: str = "none", dropout: float = 0.0
+    classes: int, channels: int, size: ImageSize, stem: str = "auto", attention: str = "none", dropout: float = 0.0
 ) -> Network:
     """ResNet-56 for small images: the best of the four after long training, 3.1 times the work of ResNet-20."""
     return ResNet(9, classes, channels, size, stem, attention, dropout)

@@ -7,18 +7,18 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from .blocks import Network
-from .ensemble import Ensemble
-from .surgery import head
+from ..layers import Network
+from .ensemble import EnsembleNetwork
+from .surgery import get_head
 
-HEAD = "head"
+HEAD_STAGE = "head"
 """Name of the last stage."""
 
-Part = tuple[str, nn.Module]
+NamedModule = tuple[str, nn.Module]
 
 
 @dataclass(frozen=True, eq=False)
-class Stage:
+class NetworkStage:
     """Modules that are used one after the other, and train or rest together."""
 
     name: str
@@ -33,17 +33,17 @@ class Stage:
         return list(dict.fromkeys((*self.loose, *owned)))
 
 
-def stages(network: Network) -> tuple[Stage, ...]:
+def find_stages(network: Network) -> tuple[NetworkStage, ...]:
     """The network's stages in the order they are defined in, the head last; every parameter is in exactly one.
 
     Lists of layers are opened, blocks are not: ``conv1``, ``layer1``, ``layer2``, ``layer3``, ``head`` of a
     ResNet. A norm belongs to what it follows; what has no weights, to what comes next. Raises BundleError
     where there is no head.
     """
-    last = head(network)
-    groups: list[list[Part]] = []
-    waiting: list[Part] = []
-    for part in _opened(network, last):
+    last = get_head(network)
+    groups: list[list[NamedModule]] = []
+    waiting: list[NamedModule] = []
+    for part in _parts_before_head(network, last):
         weights = [p.ndim for p in part[1].parameters()]
         if groups and weights and max(weights) <= 1:
             groups[-1] += [*waiting, part]
@@ -53,53 +53,55 @@ def stages(network: Network) -> tuple[Stage, ...]:
             waiting = []
         else:
             waiting.append(part)
-    named = [(_name(group), tuple(module for _, module in group)) for group in groups]
-    named.append((HEAD, (*(module for _, module in waiting), last)))
-    return _with_loose(network, [Stage(*each) for each in named])
+    named = [(_stage_name(group), tuple(module for _, module in group)) for group in groups]
+    named.append((HEAD_STAGE, (*(module for _, module in waiting), last)))
+    return _add_loose_parameters(network, [NetworkStage(*each) for each in named])
 
 
-def embed(network: Network, pixels: Float[Tensor, "B C H W"]) -> Float[Tensor, "B D"]:
+def embed_pixels(network: Network, pixels: Float[Tensor, "B C H W"]) -> Float[Tensor, "B D"]:
     """What the head is given for preprocessed pixels: the features before the last layer.
 
     Of a mirrored network in eval mode the mean of both looks, of an ensemble its members' side by side, of one
     with noise in its weights what it sees without.
     Raises BundleError where there is no head.
     """
-    if isinstance(network, Ensemble):
-        return torch.cat([embed(one.network, one.preprocessing(pixels)) for one in network.each()], 1)
+    if isinstance(network, EnsembleNetwork):
+        return torch.cat(
+            [embed_pixels(one.network, one.preprocessing(pixels)) for one in network.member_list()], 1
+        )
     seen: list[Tensor] = []
-    watching = head(network).register_forward_pre_hook(lambda _, given: seen.append(given[0]))
+    watching = get_head(network).register_forward_pre_hook(lambda _, given: seen.append(given[0]))
     try:
-        network.look(pixels)
+        network.forward_clean(pixels)
     finally:
         watching.remove()
     return seen[0] if len(seen) == 1 else torch.stack(seen).mean(0)
 
 
-def _opened(network: Network, last: nn.Module) -> list[Part]:
+def _parts_before_head(network: Network, last: nn.Module) -> list[NamedModule]:
     """The network's parts before the head, its lists of layers taken apart."""
     parts = [*network.named_children()]
-    while (place := _to_open(parts, last)) is not None:
+    while (place := _index_to_split(parts, last)) is not None:
         name, module = parts[place]
         parts[place : place + 1] = [(f"{name}.{inner}", child) for inner, child in module.named_children()]
     return [(name, module) for name, module in parts if module is not last]
 
 
-def _to_open(parts: Sequence[Part], last: nn.Module) -> int | None:
+def _index_to_split(parts: Sequence[NamedModule], last: nn.Module) -> int | None:
     """The first part that is no stage but holds several; None where there is none left."""
     inside = [module is not last and any(m is last for m in module.modules()) for _, module in parts]
-    weighty = [i for i, (_, m) in enumerate(parts) if m is not last and _weighty(m) and not _is_layer(m)]
+    weighty = [i for i, (_, m) in enumerate(parts) if m is not last and _has_weights(m) and not _is_layer(m)]
     lists = [i for i in weighty if isinstance(parts[i][1], nn.Sequential | nn.ModuleList)]
     for i, (_, module) in enumerate(parts):
-        if inside[i] or (i in lists and any(_is_layer(m) and _weighty(m) for m in module.children())):
+        if inside[i] or (i in lists and any(_is_layer(m) and _has_weights(m) for m in module.children())):
             return i
     if len(lists) == 1:
         return lists[0]
-    only = [i for i, (_, m) in enumerate(parts) if m is not last and _weighty(m)]
+    only = [i for i, (_, m) in enumerate(parts) if m is not last and _has_weights(m)]
     return only[0] if len(only) == 1 and weighty == only else None
 
 
-def _weighty(module: nn.Module) -> bool:
+def _has_weights(module: nn.Module) -> bool:
     """Whether it has weights, not only the biases and scales of norms."""
     return any(p.ndim > 1 for p in module.parameters())
 
@@ -108,13 +110,13 @@ def _is_layer(module: nn.Module) -> bool:
     return next(module.children(), None) is None
 
 
-def _name(group: Sequence[Part]) -> str:
-    return next(name for name, module in group if _weighty(module))
+def _stage_name(group: Sequence[NamedModule]) -> str:
+    return next(name for name, module in group if _has_weights(module))
 
 
-def _with_loose(network: Network, found: Sequence[Stage]) -> tuple[Stage, ...]:
+def _add_loose_parameters(network: Network, found: Sequence[NetworkStage]) -> tuple[NetworkStage, ...]:
     """The stages, the first of them with the parameters that none of them has."""
     owned = {id(p) for stage in found for p in stage.parameters()}
     loose = tuple(p for p in network.parameters() if id(p) not in owned)
-    first = Stage(found[0].name, found[0].modules, loose)
+    first = NetworkStage(found[0].name, found[0].modules, loose)
     return (first, *found[1:])

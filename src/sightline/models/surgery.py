@@ -11,15 +11,18 @@ import torch
 from torch import nn
 
 from ..errors import BundleError
-from .blocks import Network
-from .factors import factors
-from .masks import masked
-from .noise import WeightNoise, layers
-from .quantised import quantised
-from .widths import widths
+from ..layers import (
+    Network,
+    WeightNoise,
+    factorise_layers,
+    keep_zeros,
+    narrow_layers,
+    noisy_weight_names,
+    quantise_layers,
+)
 
 
-def head(network: Network) -> nn.Linear:
+def get_head(network: Network) -> nn.Linear:
     """The layer whose outputs are the logits; raises BundleError where there is none, as in an ensemble."""
     try:
         return network.head
@@ -29,13 +32,13 @@ def head(network: Network) -> nn.Linear:
         ) from error
 
 
-def grown_head(network: Network, classes: int) -> Network:
+def expand_head(network: Network, classes: int) -> Network:
     """The same network with ``classes`` outputs: old rows are kept, new ones start at zero.
 
     A new class so begins with logit 0 for every image, and old logits do not change.
     Raises BundleError if that would lose classes.
     """
-    old = head(network)
+    old = get_head(network)
     if classes < old.out_features:
         raise BundleError(f"A head of {old.out_features} classes cannot grow to {classes}.")
     biased = old.bias is not None
@@ -48,17 +51,17 @@ def grown_head(network: Network, classes: int) -> Network:
     return network
 
 
-def mirrored(network: Network) -> Network:
+def add_flip_tta(network: Network) -> Network:
     """The same network, whose answers in eval mode are the mean logits of an image and its mirror image.
 
     Training sees each image once. Tensors and their names stay as they are, so weights fit with and without.
     """
-    network.mirrored = True
+    network.flip_tta = True
     return network
 
 
 @no_type_check
-def noise(network: Network, alpha: float = 0.25) -> Network:
+def add_weight_noise(network: Network, alpha: float = 0.25) -> Network:
     """The same network with noise in the weights of every layer, in training and in answers: see ``WeightNoise``.
 
     ``alpha`` is its strength at first, in deviations of each layer's weights; training changes it. The other
@@ -66,18 +69,18 @@ def noise(network: Network, alpha: float = 0.25) -> Network:
     """
     if not isinstance(alpha, int | float) or isinstance(alpha, bool) or not 0 < alpha <= 10:
         raise ValueError(f"alpha is a number above 0 and at most 10, not {alpha}")
-    if not (names := layers(network)):
+    if not (names := noisy_weight_names(network)):
         raise ValueError("the network has no layer whose weights could be disturbed")
     network.noise = WeightNoise(names, alpha)
     return network
 
 
 SURGERY: dict[str, Callable[..., Network]] = {
-    "grown_head": grown_head,
-    "mirrored": mirrored,
-    "noise": noise,
-    "masked": masked,
-    "widths": widths,
-    "factors": factors,
-    "quantised": quantised,
+    "grown_head": expand_head,
+    "mirrored": add_flip_tta,
+    "noise": add_weight_noise,
+    "masked": keep_zeros,
+    "widths": narrow_layers,
+    "factors": factorise_layers,
+    "quantised": quantise_layers,
 }

@@ -8,44 +8,53 @@ The convolutions are torchvision's ``vgg11_bn`` to the names of the tensors; aft
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from .blocks import Network, Size, dropout_of, he_, is_large, pools, scaled, shrinking
-from .initialise import he_normal
+from ..layers import (
+    ImageSize,
+    Network,
+    downscaling_notes,
+    he_normal,
+    init_he_fan_out,
+    is_large,
+    make_dropout,
+    scale_widths,
+    stem_pools,
+)
 
-STAGES = (64, 128, 256, 512, 512)
+VGG_WIDTHS = (64, 128, 256, 512, 512)
 """Channels of each stage; a pool ends it."""
 
 
 class VGG(Network):
     """Five stages of 3x3 convolutions, the mean, two hidden layers, the head."""
 
-    elsewhere = (("classifier.6.", "head."),)
+    key_prefixes = (("classifier.6.", "head."),)
 
     def __init__(
-        self, repeats: tuple[int, ...], classes: int, channels: int, size: Size, dropout: float, width: float
+        self, repeats: tuple[int, ...], classes: int, channels: int, size: ImageSize, dropout: float, width: float
     ):
         super().__init__()
-        self.notes = shrinking(size)
-        widths = scaled(STAGES, width)
+        self.notes = downscaling_notes(size)
+        widths = scale_widths(VGG_WIDTHS, width)
         layers: list[nn.Module] = []
         for outputs, count in zip(widths, repeats, strict=True):
             for _ in range(count):
                 large = not layers and is_large(size)
                 convolution = nn.Conv2d(channels, outputs, 3, 2 if large else 1, 1)
-                relu = nn.Sequential(nn.ReLU(), *pools(size)) if large else nn.ReLU()
+                relu = nn.Sequential(nn.ReLU(), *stem_pools(size)) if large else nn.ReLU()
                 layers += [convolution, nn.BatchNorm2d(outputs), relu]
                 channels = outputs
             # Rounded up, so that 28 pixels pass five pools; at 32 this is the plain pool.
             layers.append(nn.MaxPool2d(2, ceil_mode=True))
         self.features = nn.Sequential(*layers)
-        he_(self.features)
-        (hidden,) = scaled((512,), width)
+        init_he_fan_out(self.features)
+        (hidden,) = scale_widths((512,), width)
         self.classifier = nn.Sequential(
             nn.Linear(channels, hidden),
             nn.ReLU(),
-            dropout_of(dropout),
+            make_dropout(dropout),
             nn.Linear(hidden, hidden),
             nn.ReLU(),
-            dropout_of(dropout),
+            make_dropout(dropout),
         )
         he_normal(self.classifier)
         self.head = nn.Linear(hidden, classes)
@@ -55,16 +64,16 @@ class VGG(Network):
         return self.head(self.classifier(self.features(pixels).mean((2, 3))))
 
 
-def vgg11(classes: int, channels: int, size: Size, dropout: float = 0.5, width: float = 1.0) -> Network:
+def vgg11(classes: int, channels: int, size: ImageSize, dropout: float = 0.5, width: float = 1.0) -> Network:
     """VGG-11 with batch norm: eight 3x3 convolutions one after the other (width: a factor on the channels)."""
     return VGG((1, 1, 2, 2, 2), classes, channels, size, dropout, width)
 
 
-def vgg13(classes: int, channels: int, size: Size, dropout: float = 0.5, width: float = 1.0) -> Network:
+def vgg13(classes: int, channels: int, size: ImageSize, dropout: float = 0.5, width: float = 1.0) -> Network:
     """VGG-13 with batch norm: ten 3x3 convolutions, 1.5 times the work of VGG-11."""
     return VGG((2, 2, 2, 2, 2), classes, channels, size, dropout, width)
 
 
-def vgg16(classes: int, channels: int, size: Size, dropout: float = 0.5, width: float = 1.0) -> Network:
+def vgg16(classes: int, channels: int, size: ImageSize, dropout: float = 0.5, width: float = 1.0) -> Network:
     """VGG-16 with batch norm: thirteen 3x3 convolutions, 15 million parameters."""
     return VGG((2, 2, 3, 3, 3), classes, channels, size, dropout, width)

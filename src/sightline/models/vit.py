@@ -10,13 +10,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..errors import RecipeError
-from .blocks import Network, Size, dropout_of, is_large, whole
+from ..layers import ImageSize, Network, check_whole_argument, is_large, make_dropout
 
-POOLS = ("mean", "class")
+VIT_POOLS = ("mean", "class")
 """What the head sees: the mean over the patches, or a token of its own that attends to them."""
 
 
-class Attention(nn.Module):
+class SelfAttention(nn.Module):
     """``softmax(q k^T / sqrt(D / heads)) v``, in each head, then a projection."""
 
     def __init__(self, width: int, heads: int):
@@ -32,7 +32,7 @@ class Attention(nn.Module):
         return self.proj(mixed.transpose(1, 2).flatten(2))
 
 
-class MLP(nn.Module):
+class FeedForward(nn.Module):
     """``W2 gelu(W1 x)``, four times as wide between."""
 
     def __init__(self, width: int):
@@ -45,15 +45,15 @@ class MLP(nn.Module):
         return self.fc2(F.gelu(self.fc1(x)))
 
 
-class Block(nn.Module):
+class TransformerBlock(nn.Module):
     """``x + attention(LN(x))``, then ``x + mlp(LN(x))``."""
 
     def __init__(self, width: int, heads: int):
         super().__init__()
         self.norm1 = nn.LayerNorm(width, eps=1e-6)
-        self.attn = Attention(width, heads)
+        self.attn = SelfAttention(width, heads)
         self.norm2 = nn.LayerNorm(width, eps=1e-6)
-        self.mlp = MLP(width)
+        self.mlp = FeedForward(width)
 
     def forward(self, x: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
         """Tokens that have looked at each other."""
@@ -68,7 +68,7 @@ class ViT(Network):
         self,
         classes: int,
         channels: int,
-        size: Size,
+        size: ImageSize,
         *,
         patch: int,
         depth: int,
@@ -78,14 +78,14 @@ class ViT(Network):
         dropout: float,
     ):
         super().__init__()
-        self.patch, self.grid = patch, _grid(size, patch)
+        self.patch, self.grid = patch, _patch_grid(size, patch)
         self.patch_embed = nn.ModuleDict({"proj": nn.Conv2d(channels, width, patch, patch)})
         self.cls_token = nn.Parameter(torch.zeros(1, 1, width)) if pool == "class" else None
         tokens = self.grid[0] * self.grid[1] + (pool == "class")
         self.pos_embed = nn.Parameter(torch.zeros(1, tokens, width))
-        self.blocks = nn.Sequential(*(Block(width, heads) for _ in range(depth)))
+        self.blocks = nn.Sequential(*(TransformerBlock(width, heads) for _ in range(depth)))
         self.norm = nn.LayerNorm(width, eps=1e-6)
-        self.dropout = dropout_of(dropout)
+        self.dropout = make_dropout(dropout)
         self.head = nn.Linear(width, classes)
         self._initialise()
 
@@ -102,7 +102,7 @@ class ViT(Network):
 
     def logits(self, pixels: Float[Tensor, "B C H W"]) -> Float[Tensor, "B K"]:
         """Logits."""
-        grid = _grid(pixels.shape[2:], self.patch)
+        grid = _patch_grid(pixels.shape[2:], self.patch)
         missing = [count * self.patch - side for count, side in zip(grid, pixels.shape[2:], strict=True)]
         if any(missing):
             pixels = F.pad(pixels, (0, missing[1], 0, missing[0]))
@@ -122,7 +122,7 @@ class ViT(Network):
         return torch.cat([own, table.flatten(2).transpose(1, 2)], 1)
 
 
-def _grid(size: Size, patch: int) -> tuple[int, int]:
+def _patch_grid(size: ImageSize, patch: int) -> tuple[int, int]:
     """Patches (down, across) that cover an image."""
     return -(-size[0] // patch), -(-size[1] // patch)
 
@@ -130,7 +130,7 @@ def _grid(size: Size, patch: int) -> tuple[int, int]:
 def vit(
     classes: int,
     channels: int,
-    size: Size,
+    size: ImageSize,
     patch: int | None = None,
     depth: int = 6,
     width: int = 192,
@@ -143,12 +143,12 @@ def vit(
     ``patch`` is the side of a patch in pixels (4; 16 from 96 pixels on); images are padded to whole patches.
     ``width`` is shared by ``heads``; ``pool`` is mean or class.
     """
-    patch = whole("patch", (16 if is_large(size) else 4) if patch is None else patch)
-    whole("depth", depth)
-    if whole("width", width) % whole("heads", heads):
+    patch = check_whole_argument("patch", (16 if is_large(size) else 4) if patch is None else patch)
+    check_whole_argument("depth", depth)
+    if check_whole_argument("width", width) % check_whole_argument("heads", heads):
         raise RecipeError(f"width is a multiple of heads, {heads}, not {width}.")
-    if pool not in POOLS:
-        raise RecipeError(f"pool is {' or '.join(POOLS)}, not '{pool}'.")
+    if pool not in VIT_POOLS:
+        raise RecipeError(f"pool is {' or '.join(VIT_POOLS)}, not '{pool}'.")
     network = ViT(
         classes, channels, size, patch=patch, depth=depth, width=width, heads=heads, pool=pool, dropout=dropout
     )

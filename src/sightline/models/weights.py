@@ -12,15 +12,15 @@ import torch
 from torch import Tensor
 
 from ..errors import BundleError, DataError
-from .blocks import Network
+from ..layers import Network
 
-CONTAINERS = ("state_dict", "model_state_dict", "model_state", "model", "net", "network", "weights")
+STATE_DICT_KEYS = ("state_dict", "model_state_dict", "model_state", "model", "net", "network", "weights")
 """Where trainers put the tensors in what they save."""
 
-PREFIXES = ("module.", "model.", "network.", "net.", "backbone.", "_orig_mod.")
+WRAPPER_PREFIXES = ("module.", "model.", "network.", "net.", "backbone.", "_orig_mod.")
 """What wrappers put before every name."""
 
-HEADS = ("head", "linear", "fc", "classifier", "output", "last_linear")
+HEAD_NAMES = ("head", "linear", "fc", "classifier", "output", "last_linear")
 """What the last layer is called."""
 
 TORCH_SUFFIXES = (".pth", ".pt", ".th", ".tar", ".ckpt", ".bin")
@@ -55,17 +55,17 @@ def load_weights(network: Network, file: str | Path) -> WeightsReport:
     file that is not there, BundleError for one that is unsafe, damaged or made for another network.
     """
     path = Path(file)
-    everything = stripped(read_tensors(path))
-    kept = network_only(everything)
+    everything = strip_prefixes(read_tensors(path))
+    kept = select_network_tensors(everything)
     wanted = {name: t for name, t in network.state_dict().items() if not name.endswith("num_batches_tracked")}
-    given = _with_head(_renamed(kept, network, wanted), network)
+    given = _rename_head(_rename_keys(kept, network, wanted), network)
     given = {name: t for name, t in given.items() if not name.endswith("num_batches_tracked")}
     apart = {"noise.alpha"} - (given.keys() & wanted.keys())  # one side has noise in its weights: the rest fits
     given, wanted = ({name: t for name, t in side.items() if name not in apart} for side in (given, wanted))
-    initial = _other_classes(given, wanted)
+    initial = _mismatched_head(given, wanted)
     _check_fit(path, {n: t for n, t in given.items() if n not in initial}, wanted, initial)
     loaded = [name for name in wanted if name not in initial]
-    _check_values(path, given, loaded)
+    _check_loaded_values(path, given, loaded)
     with torch.no_grad():
         for name in loaded:
             wanted[name].copy_(given[name])
@@ -85,7 +85,7 @@ def read_tensors(path: Path) -> Tensors:
     if path.suffix == ".safetensors":
         return _read_safetensors(path)
     if path.suffix in TORCH_SUFFIXES:
-        return _tensors_in(path, _read_torch(path))
+        return _unwrap_state_dict(path, _read_torch(path))
     known = ", ".join((".safetensors", *TORCH_SUFFIXES))
     raise BundleError(f"'{path}' is not a file of weights by its name: the endings read are {known}.")
 
@@ -97,10 +97,10 @@ def _read_safetensors(path: Path) -> Tensors:
     try:
         return load_file(path, device="cpu")
     except (SafetensorError, OSError, ValueError, KeyError) as error:
-        raise _damaged(path) from error
+        raise _damaged_error(path) from error
 
 
-def _damaged(path: Path) -> BundleError:
+def _damaged_error(path: Path) -> BundleError:
     return BundleError(f"'{path}' is damaged or is no file of weights: download or copy it again.")
 
 
@@ -115,15 +115,15 @@ def _read_torch(path: Path) -> Any:
                 f"'{path}' was refused as unsafe: it holds Python code, not only tensors. Ask its author for "
                 "a safetensors file, or for the state_dict alone."
             ) from error
-        raise _damaged(path) from error
+        raise _damaged_error(path) from error
     except RuntimeError as error:
         if "TorchScript" in str(error):
             raise BundleError(
                 f"'{path}' is a TorchScript program, not weights: ask its author for the state_dict."
             ) from error
-        raise _damaged(path) from error
+        raise _damaged_error(path) from error
     except (EOFError, OSError, ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
-        raise _damaged(path) from error
+        raise _damaged_error(path) from error
 
 
 def _calls_python(path: Path) -> bool:
@@ -135,10 +135,10 @@ def _calls_python(path: Path) -> bool:
         return False
 
 
-def _tensors_in(path: Path, saved: Any) -> Tensors:
+def _unwrap_state_dict(path: Path, saved: Any) -> Tensors:
     """The innermost table of tensors, through the names trainers use."""
     while isinstance(saved, Mapping):
-        inner = [saved[name] for name in CONTAINERS if isinstance(saved.get(name), Mapping)]
+        inner = [saved[name] for name in STATE_DICT_KEYS if isinstance(saved.get(name), Mapping)]
         if not inner:
             break
         saved = inner[0]
@@ -147,43 +147,43 @@ def _tensors_in(path: Path, saved: Any) -> Tensors:
     return {str(name): value for name, value in saved.items() if isinstance(value, Tensor)}
 
 
-def stripped(tensors: Tensors) -> Tensors:
+def strip_prefixes(tensors: Tensors) -> Tensors:
     """The same tensors without the prefixes that all of their names share.
 
     >>> list(stripped({"module.model.conv1.weight": torch.ones(1)}))
     ['conv1.weight']
     """
     while tensors:
-        shared = [p for p in PREFIXES if all(name.startswith(p) for name in tensors)]
+        shared = [p for p in WRAPPER_PREFIXES if all(name.startswith(p) for name in tensors)]
         if not shared:
             break
         tensors = {name.removeprefix(shared[0]): tensor for name, tensor in tensors.items()}
     return tensors
 
 
-def network_only(tensors: Tensors) -> Tensors:
+def select_network_tensors(tensors: Tensors) -> Tensors:
     """Of one of our own classifiers, the network; anything else as it is."""
     own = {name: t for name, t in tensors.items() if name.startswith("network.")}
     rest = [name for name in tensors if name not in own]
     if own and all(name.startswith(("preprocessing.", "temperature")) for name in rest):
-        return stripped(own)
+        return strip_prefixes(own)
     return tensors
 
 
-def _renamed(given: Tensors, network: Network, wanted: Tensors) -> Tensors:
+def _rename_keys(given: Tensors, network: Network, wanted: Tensors) -> Tensors:
     """The file's tensors under our names, where the network is known elsewhere under others that fit better."""
     ours: Tensors = {}
     for name, tensor in given.items():
-        there, here = next((pair for pair in network.elsewhere if name.startswith(pair[0])), ("", ""))
+        there, here = next((pair for pair in network.key_prefixes if name.startswith(pair[0])), ("", ""))
         ours[here + name.removeprefix(there)] = tensor
     return ours if len(ours.keys() & wanted.keys()) > len(given.keys() & wanted.keys()) else given
 
 
-def _with_head(given: Tensors, network: Network) -> Tensors:
+def _rename_head(given: Tensors, network: Network) -> Tensors:
     """The file's tensors with its last layer under the name ``head``."""
     if "head.weight" in given:
         return given
-    found = [name for name in HEADS if f"{name}.weight" in given and given[f"{name}.weight"].ndim == 2]
+    found = [name for name in HEAD_NAMES if f"{name}.weight" in given and given[f"{name}.weight"].ndim == 2]
     found = [name for name in found if f"{name}.weight" not in network.state_dict()]
     if len(found) != 1:
         return given
@@ -191,7 +191,7 @@ def _with_head(given: Tensors, network: Network) -> Tensors:
     return {(f"head.{n.removeprefix(old)}" if n.startswith(old) else n): t for n, t in given.items()}
 
 
-def _other_classes(given: Tensors, wanted: Tensors) -> tuple[str, ...]:
+def _mismatched_head(given: Tensors, wanted: Tensors) -> tuple[str, ...]:
     """The head's tensors, if the file's differ in the number of classes and in nothing else."""
     weight = given.get("head.weight")
     if weight is None or "head.weight" not in wanted or weight.ndim != 2:
@@ -212,7 +212,7 @@ def _check_fit(path: Path, given: Tensors, wanted: Tensors, skipped: tuple[str, 
         if name in wanted and given[name].shape != wanted[name].shape
     ]
     faults = [
-        f"{what}: {_few(names)}"
+        f"{what}: {_abbreviate(names)}"
         for what, names in (("missing", missing), ("unexpected", unexpected), ("of another shape", misshapen))
         if names
     ]
@@ -223,12 +223,12 @@ def _check_fit(path: Path, given: Tensors, wanted: Tensors, skipped: tuple[str, 
         )
 
 
-def _few(names: list[str], most: int = 3) -> str:
+def _abbreviate(names: list[str], most: int = 3) -> str:
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + more
 
 
-def _check_values(path: Path, given: Tensors, names: list[str]) -> None:
+def _check_loaded_values(path: Path, given: Tensors, names: list[str]) -> None:
     """Refuse integers, which are some quantised code, and numbers that are none."""
     for name in names:
         if not given[name].is_floating_point():

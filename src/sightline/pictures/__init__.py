@@ -3,21 +3,35 @@
 Imports no torch; Pillow and matplotlib come in only when a picture is drawn.
 """
 
-from .canvas import PALETTE as PALETTE
-from .canvas import cut as cut
-from .canvas import drawn as drawn
-from .canvas import house_look as house_look
-from .canvas import panels as panels
-from .diagrams import confusion as confusion
-from .diagrams import curves as curves
-from .diagrams import entrants as entrants
-from .diagrams import learning_curve as learning_curve
-from .diagrams import rates as rates
-from .diagrams import reliability as reliability
-from .diagrams import roc as roc
-from .sheets import contact_sheet as contact_sheet
-from .sheets import data_url as data_url
-from .sheets import font_of as font_of
-from .sheets import png as png
-from .sheets import shortened as shortened
-from .sheets import thumbnail as thumbnail
+from .contact_sheets import contact_sheet, data_url, encode_png, load_font, shorten_text, thumbnail
+from .plots import (
+    plot_candidates,
+    plot_confusion_matrix,
+    plot_history,
+    plot_learning_curve,
+    plot_lr_finder,
+    plot_reliability,
+    plot_roc,
+)
+from .style import PALETTE, house_style, make_panels, render_figure, shorten_label
+
+__all__ = [
+    "PALETTE",
+    "contact_sheet",
+    "data_url",
+    "encode_png",
+    "house_style",
+    "load_font",
+    "make_panels",
+    "plot_candidates",
+    "plot_confusion_matrix",
+    "plot_history",
+    "plot_learning_curve",
+    "plot_lr_finder",
+    "plot_reliability",
+    "plot_roc",
+    "render_figure",
+    "shorten_label",
+    "shorten_text",
+    "thumbnail",
+]

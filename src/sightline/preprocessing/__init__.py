@@ -3,31 +3,50 @@
 Statistics are measured on training images only; every number is in units of [0, 1] pixels.
 """
 
-from .filters import FILTERS, Bits, Filter, Jpeg, Median, Noise
-from .pipeline import NORMALISATIONS, STATISTICS, STEPS, Preprocessing, check, fit, forecast
-from .statistics import Images, measure
-from .steps import STD_FLOOR, Contrast, Normalise, Step
+from .filters import (
+    PIXEL_FILTERS,
+    BitDepthFilter,
+    JpegFilter,
+    MedianFilter,
+    NoiseFilter,
+    PixelFilter,
+    compress_jpeg,
+    to_uint8,
+)
+from .pipeline import (
+    CHANNEL_STATISTICS,
+    NORMALISATIONS,
+    PREPROCESSING_STEPS,
+    Preprocessing,
+    check_normalisation,
+    fit_preprocessing,
+    forecast_fit,
+)
+from .statistics import ImageRows, measure_channels
+from .steps import STD_FLOOR, ContrastNormalise, Normalise, PreprocessingStep
 from .whitening import Zca
 
 __all__ = [
-    "FILTERS",
+    "CHANNEL_STATISTICS",
     "NORMALISATIONS",
-    "STATISTICS",
+    "PIXEL_FILTERS",
+    "PREPROCESSING_STEPS",
     "STD_FLOOR",
-    "STEPS",
-    "Bits",
-    "Contrast",
-    "Filter",
-    "Images",
-    "Jpeg",
-    "Median",
-    "Noise",
+    "BitDepthFilter",
+    "ContrastNormalise",
+    "ImageRows",
+    "JpegFilter",
+    "MedianFilter",
+    "NoiseFilter",
     "Normalise",
+    "PixelFilter",
     "Preprocessing",
-    "Step",
+    "PreprocessingStep",
     "Zca",
-    "check",
-    "fit",
-    "forecast",
-    "measure",
+    "check_normalisation",
+    "compress_jpeg",
+    "fit_preprocessing",
+    "forecast_fit",
+    "measure_channels",
+    "to_uint8",
 ]

@@ -16,17 +16,17 @@ from numpy import ndarray
 from torch import Tensor
 from torch.nn import functional as F
 
-from .steps import Step
+from .steps import PreprocessingStep
 
-Kind = Literal["gaussian", "uniform"]
+NoiseKind = Literal["gaussian", "uniform"]
 """How noise is distributed."""
 
 
-class Filter(Step):
+class PixelFilter(PreprocessingStep):
     """A step from pixels in [0, 1] to pixels in [0, 1]."""
 
 
-class Median(Filter):
+class MedianFilter(PixelFilter):
     """Each pixel becomes the median of the ``size`` x ``size`` pixels around it, borders continued.
 
     Its gradient is exact: it goes to the pixel that was the median. (Xu, Evans and Qi 2018, feature squeezing.)
@@ -51,7 +51,7 @@ class Median(Filter):
         return {"size": self.size}
 
 
-class Jpeg(Filter):
+class JpegFilter(PixelFilter):
     """Compressed to JPEG of this quality (1 to 100, colour at half resolution) and decoded again.
 
     It has no gradient of its own; backwards it passes gradients on as they are (BPDA: Athalye, Carlini and Wagner
@@ -67,14 +67,14 @@ class Jpeg(Filter):
 
     def forward(self, pixels: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
         """Pixels as they come out of the file."""
-        return straight_through(pixels, compressed(pixels, self.quality))
+        return straight_through(pixels, compress_jpeg(pixels, self.quality))
 
     def config(self) -> dict[str, Any]:
         """The quality."""
         return {"quality": self.quality}
 
 
-class Bits(Filter):
+class BitDepthFilter(PixelFilter):
     """Each value rounded to one of ``2 ** bits`` levels from 0 to 1 (Xu, Evans and Qi 2018).
 
     It is flat almost everywhere; backwards it passes gradients on as they are (BPDA). Raises ValueError unless
@@ -98,7 +98,7 @@ class Bits(Filter):
         return {"bits": self.bits}
 
 
-class Noise(Filter):
+class NoiseFilter(PixelFilter):
     """``clip(x + sigma n)``, n of mean 0 and deviation 1, in training and when answering: noise fusion.
 
     n is drawn anew in training and wherever gradients are asked for, so by every attack; an answer draws it from a
@@ -107,18 +107,18 @@ class Noise(Filter):
     """
 
     @no_type_check
-    def __init__(self, sigma: float = 0.1, kind: Kind = "gaussian"):
+    def __init__(self, sigma: float = 0.1, kind: NoiseKind = "gaussian"):
         super().__init__()
         if not isinstance(sigma, int | float) or isinstance(sigma, bool) or not 0 < sigma <= 1:
             raise ValueError(f"sigma is a number above 0 and at most 1, not {sigma}")
-        if kind not in get_args(Kind):
-            raise ValueError(f"kind is one of {', '.join(get_args(Kind))}, not '{kind}'")
+        if kind not in get_args(NoiseKind):
+            raise ValueError(f"kind is one of {', '.join(get_args(NoiseKind))}, not '{kind}'")
         self.sigma, self.kind = float(sigma), kind
 
     def forward(self, pixels: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
         """Pixels with noise."""
         afresh = self.training or torch.is_grad_enabled()
-        noise = _drawn(pixels, self.kind) if afresh else own_noise(pixels, self.kind)
+        noise = _draw_noise(pixels, self.kind) if afresh else content_seeded_noise(pixels, self.kind)
         return (pixels + self.sigma * noise).clamp(0, 1)
 
     def config(self) -> dict[str, Any]:
@@ -126,11 +126,16 @@ class Noise(Filter):
         return {"sigma": self.sigma, "kind": self.kind}
 
 
-FILTERS: dict[str, Callable[..., Filter]] = {"median": Median, "jpeg": Jpeg, "bits": Bits, "noise": Noise}
+PIXEL_FILTERS: dict[str, Callable[..., PixelFilter]] = {
+    "median": MedianFilter,
+    "jpeg": JpegFilter,
+    "bits": BitDepthFilter,
+    "noise": NoiseFilter,
+}
 """The words of ``--normalize`` that come before any normalisation: ``median:3+fitted``."""
 
 
-class _Straight(torch.autograd.Function):
+class _StraightThrough(torch.autograd.Function):
     """Forwards the second argument; backwards the gradient as it is, to the first."""
 
     @staticmethod
@@ -148,16 +153,16 @@ def straight_through(
     pixels: Float[Tensor, "B C H W"], changed: Float[Tensor, "B C H W"]
 ) -> Float[Tensor, "B C H W"]:
     """``changed``, with the gradient of the identity: how an attacker sees through what has none."""
-    return _Straight.apply(pixels, changed) if torch.is_grad_enabled() else changed
+    return _StraightThrough.apply(pixels, changed) if torch.is_grad_enabled() else changed
 
 
-def compressed(pixels: Float[Tensor, "B C H W"], quality: int) -> Float[Tensor, "B C H W"]:
+def compress_jpeg(pixels: Float[Tensor, "B C H W"], quality: int) -> Float[Tensor, "B C H W"]:
     """Each image as 8-bit JPEG of this quality, colour at half resolution, decoded again; no gradient."""
-    images = np.stack([_squeezed(image, quality) for image in eight_bits(pixels)])
+    images = np.stack([_jpeg_round_trip(image, quality) for image in to_uint8(pixels)])
     return torch.from_numpy(images).permute(0, 3, 1, 2).to(pixels.device, pixels.dtype).div_(255)
 
 
-def _squeezed(image: UInt8[ndarray, "H W C"], quality: int) -> UInt8[ndarray, "H W C"]:
+def _jpeg_round_trip(image: UInt8[ndarray, "H W C"], quality: int) -> UInt8[ndarray, "H W C"]:
     """Through Pillow, as the published corruptions were made: simplejpeg gives other pixels."""
     from PIL import Image
 
@@ -166,23 +171,23 @@ def _squeezed(image: UInt8[ndarray, "H W C"], quality: int) -> UInt8[ndarray, "H
     return np.asarray(Image.open(stream)).reshape(image.shape)
 
 
-def eight_bits(pixels: Float[Tensor, "B C H W"]) -> UInt8[ndarray, "B H W C"]:
+def to_uint8(pixels: Float[Tensor, "B C H W"]) -> UInt8[ndarray, "B H W C"]:
     """Pixels as a file would hold them."""
     whole = (pixels.detach().clamp(0, 1) * 255).round_().byte()
     return whole.permute(0, 2, 3, 1).contiguous().cpu().numpy()
 
 
-def own_noise(pixels: Float[Tensor, "B C H W"], kind: Kind) -> Float[Tensor, "B C H W"]:
+def content_seeded_noise(pixels: Float[Tensor, "B C H W"], kind: NoiseKind) -> Float[Tensor, "B C H W"]:
     """Noise of deviation 1 that is a function of each image's 8-bit content alone."""
     rows = []
-    for image in eight_bits(pixels):
+    for image in to_uint8(pixels):
         digest = hashlib.blake2b(image.tobytes(), digest_size=8).digest()
         chance = torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
-        rows.append(_drawn(torch.empty(pixels.shape[1:]), kind, chance))
+        rows.append(_draw_noise(torch.empty(pixels.shape[1:]), kind, chance))
     return torch.stack(rows).to(pixels.device, pixels.dtype)
 
 
-def _drawn(like: Tensor, kind: Kind, generator: torch.Generator | None = None) -> Tensor:
+def _draw_noise(like: Tensor, kind: NoiseKind, generator: torch.Generator | None = None) -> Tensor:
     """Noise of this shape and deviation 1; without a generator from torch's global one."""
     shape, where = like.shape, {"device": like.device, "dtype": like.dtype}
     if kind == "gaussian":

@@ -12,22 +12,22 @@ from torch import Tensor, nn
 
 from ..choose import choose, suggest
 from ..errors import BundleError, ChoiceError
-from .filters import FILTERS, Bits, Filter, Jpeg, Median, Noise
-from .statistics import Images, measure, measure_changed
-from .steps import STD_FLOOR, Contrast, Normalise, Step
-from .whitening import Zca, fit_zca, sentence
+from .filters import PIXEL_FILTERS, BitDepthFilter, JpegFilter, MedianFilter, NoiseFilter, PixelFilter
+from .statistics import ImageRows, measure_channels, measure_transformed_channels
+from .steps import STD_FLOOR, ContrastNormalise, Normalise, PreprocessingStep
+from .whitening import Zca, describe_zca, fit_zca
 
-_LUMINANCE = (0.299, 0.587, 0.114)
+_GREY_WEIGHTS = (0.299, 0.587, 0.114)
 """Weights of R, G and B in grey (ITU-R BT.601), as image decoders apply them."""
 
-STEPS: dict[str, type[Step]] = {
+PREPROCESSING_STEPS: dict[str, type[PreprocessingStep]] = {
     "normalise": Normalise,
-    "contrast": Contrast,
+    "contrast": ContrastNormalise,
     "zca": Zca,
-    "median": Median,
-    "jpeg": Jpeg,
-    "bits": Bits,
-    "noise": Noise,
+    "median": MedianFilter,
+    "jpeg": JpegFilter,
+    "bits": BitDepthFilter,
+    "noise": NoiseFilter,
 }
 
 
@@ -38,7 +38,7 @@ class Preprocessing(nn.Module):
     sentences about how it was fitted.
     """
 
-    def __init__(self, steps: Iterable[Step] = (), notes: Iterable[str] = ()):
+    def __init__(self, steps: Iterable[PreprocessingStep] = (), notes: Iterable[str] = ()):
         super().__init__()
         self.steps = nn.ModuleList(steps)
         self.notes = tuple(notes)
@@ -51,28 +51,28 @@ class Preprocessing(nn.Module):
 
     def config(self) -> list[dict[str, Any]]:
         """The steps and their arguments, as JSON."""
-        names = {kind: name for name, kind in STEPS.items()}
-        return [{"step": names[type(s)], **s.config()} for s in self.steps if isinstance(s, Step)]
+        names = {kind: name for name, kind in PREPROCESSING_STEPS.items()}
+        return [{"step": names[type(s)], **s.config()} for s in self.steps if isinstance(s, PreprocessingStep)]
 
     @classmethod
     def from_config(cls, config: Sequence[Mapping[str, Any]]) -> "Preprocessing":
         """The steps a config names; raises BundleError where it cannot be understood."""
         try:
-            return cls(_step(**item) for item in config)
+            return cls(_build_step(**item) for item in config)
         except (TypeError, ValueError) as error:
             raise BundleError(f"The preprocessing cannot be rebuilt: {error}.") from error
 
 
-def _step(step: str, **arguments: Any) -> Step:
-    if step not in STEPS:
+def _build_step(step: str, **arguments: Any) -> PreprocessingStep:
+    if step not in PREPROCESSING_STEPS:
         raise BundleError(
-            f"There is no preprocessing step called '{step}' in this release. {suggest(step, STEPS)} "
+            f"There is no preprocessing step called '{step}' in this release. {suggest(step, PREPROCESSING_STEPS)} "
             "A newer Sightline may know it."
         )
-    return STEPS[step](**arguments)
+    return PREPROCESSING_STEPS[step](**arguments)
 
 
-STATISTICS: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
+CHANNEL_STATISTICS: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
     "none": ((), ()),
     # ILSVRC-2012 training images, as published with torchvision's models.
     "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
@@ -86,11 +86,11 @@ STATISTICS: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
 """Name -> (mean, std) per channel."""
 
 
-class Plan(ABC):
+class StepPlan(ABC):
     """A word's meaning: how a step comes from training images."""
 
     @abstractmethod
-    def fit(self, images: Images, before: Preprocessing, channels: int) -> list[Step]:
+    def fit(self, images: ImageRows, before: Preprocessing, channels: int) -> list[PreprocessingStep]:
         """The steps for these images as ``before`` leaves them; none is the identity."""
 
     def forecast(self, shape: tuple[int, int, int], count: int) -> list[str]:  # noqa: ARG002
@@ -99,7 +99,7 @@ class Plan(ABC):
 
 
 @dataclass(frozen=True)
-class Known(Plan):
+class KnownStatistics(StepPlan):
     """Mean and std of a name in ``STATISTICS``; images are not read.
 
     RGB statistics on grey images become their luminance-weighted mean; grey ones on RGB are repeated.
@@ -107,31 +107,35 @@ class Known(Plan):
 
     name: str
 
-    def fit(self, images: Images, before: Preprocessing, channels: int) -> list[Step]:  # noqa: ARG002
+    def fit(self, images: ImageRows, before: Preprocessing, channels: int) -> list[PreprocessingStep]:  # noqa: ARG002
         """One step, or none."""
-        mean, std = STATISTICS[self.name]
-        return [Normalise(_adapted(mean, channels), _adapted(std, channels))] if mean else []
+        mean, std = CHANNEL_STATISTICS[self.name]
+        return [Normalise(_match_channels(mean, channels), _match_channels(std, channels))] if mean else []
 
 
-def _adapted(values: tuple[float, ...], channels: int) -> tuple[float, ...]:
+def _match_channels(values: tuple[float, ...], channels: int) -> tuple[float, ...]:
     if len(values) == channels:
         return values
     if len(values) == 1:
         return values * channels
-    return (sum(w * v for w, v in zip(_LUMINANCE, values, strict=True)),) * channels
+    return (sum(w * v for w, v in zip(_GREY_WEIGHTS, values, strict=True)),) * channels
 
 
 @dataclass(frozen=True)
-class Fitted(Plan):
+class FittedStatistics(StepPlan):
     """Mean and std of each channel, measured on the training images; a std is never below ``STD_FLOOR``."""
 
-    def fit(self, images: Images, before: Preprocessing, channels: int) -> list[Step]:  # noqa: ARG002
+    def fit(self, images: ImageRows, before: Preprocessing, channels: int) -> list[PreprocessingStep]:  # noqa: ARG002
         """One step. Exact where it comes first."""
-        return [Normalise(*(measure_changed(images, before) if len(before.steps) else measure(images)))]
+        return [
+            Normalise(
+                *(measure_transformed_channels(images, before) if len(before.steps) else measure_channels(images))
+            )
+        ]
 
 
 @dataclass(frozen=True)
-class Gcn(Plan):
+class GlobalContrast(StepPlan):
     """Global contrast normalisation: each image minus its mean, over its std, which is at least ``floor``."""
 
     floor: float = STD_FLOOR
@@ -140,13 +144,13 @@ class Gcn(Plan):
     def __post_init__(self):
         _check_positive("floor", self.floor)
 
-    def fit(self, images: Images, before: Preprocessing, channels: int) -> list[Step]:  # noqa: ARG002
+    def fit(self, images: ImageRows, before: Preprocessing, channels: int) -> list[PreprocessingStep]:  # noqa: ARG002
         """One step; nothing is measured."""
-        return [Contrast(self.floor)]
+        return [ContrastNormalise(self.floor)]
 
 
 @dataclass(frozen=True)
-class Whiten(Plan):
+class ZcaPlan(StepPlan):
     """ZCA whitening fitted to the training images: whole up to 4,096 values per image, low-rank above.
 
     ``eps`` is added to each variance, in units of the values it is given; ``rank`` asks for so many directions.
@@ -163,22 +167,22 @@ class Whiten(Plan):
         ):
             raise ValueError(f"rank is a whole number above 0, not {self.rank}")
 
-    def fit(self, images: Images, before: Preprocessing, channels: int) -> list[Step]:  # noqa: ARG002
+    def fit(self, images: ImageRows, before: Preprocessing, channels: int) -> list[PreprocessingStep]:  # noqa: ARG002
         """One step."""
         return [fit_zca(images, before, self.eps, self.rank)]
 
     def forecast(self, shape: tuple[int, int, int], count: int) -> list[str]:
         """What it will cost, and what is done where the whole is too much."""
-        return [sentence(shape, count, self.rank)]
+        return [describe_zca(shape, count, self.rank)]
 
 
 @dataclass(frozen=True)
-class Filtered(Plan):
+class FilterPlan(StepPlan):
     """A filter of pixels: nothing is measured."""
 
-    step: Filter
+    step: PixelFilter
 
-    def fit(self, images: Images, before: Preprocessing, channels: int) -> list[Step]:  # noqa: ARG002
+    def fit(self, images: ImageRows, before: Preprocessing, channels: int) -> list[PreprocessingStep]:  # noqa: ARG002
         """The filter."""
         return [self.step]
 
@@ -189,29 +193,29 @@ def _check_positive(name, value):
         raise ValueError(f"{name} is a number above 0, not {value}")
 
 
-NORMALISATIONS: dict[str, Callable[..., Plan]] = {
-    "fitted": Fitted,
-    **{name: partial(Known, name) for name in STATISTICS},
-    "gcn": Gcn,
-    "zca": Whiten,
+NORMALISATIONS: dict[str, Callable[..., StepPlan]] = {
+    "fitted": FittedStatistics,
+    **{name: partial(KnownStatistics, name) for name in CHANNEL_STATISTICS},
+    "gcn": GlobalContrast,
+    "zca": ZcaPlan,
 }
 """The words of ``--normalize``."""
 
 
-def check(how: str) -> None:
+def check_normalisation(how: str) -> None:
     """Raise ChoiceError where ``how`` is not words that ``fit`` understands; no image is needed."""
-    _plans(how)
+    _parse_plans(how)
 
 
-def forecast(how: str, shape: tuple[int, int, int], count: int) -> tuple[str, ...]:
+def forecast_fit(how: str, shape: tuple[int, int, int], count: int) -> tuple[str, ...]:
     """What is worth saying before fitting ``how`` to ``count`` images of ``shape`` (H, W, C): what it will cost.
 
     Raises ChoiceError as ``check`` does.
     """
-    return tuple(text for plan in _plans(how) for text in plan.forecast(shape, count))
+    return tuple(text for plan in _parse_plans(how) for text in plan.forecast(shape, count))
 
 
-def fit(images: Images, how: str, channels: int) -> Preprocessing:
+def fit_preprocessing(images: ImageRows, how: str, channels: int) -> Preprocessing:
     """The preprocessing called ``how``, measured on ``images`` (give training images only).
 
     ``how`` is a word of ``NORMALISATIONS`` with its arguments, or several joined by +, each measured on what
@@ -219,18 +223,18 @@ def fit(images: Images, how: str, channels: int) -> Preprocessing:
     what it took, where that is much.
     Raises ChoiceError for an unknown word, DataError where there is nothing to measure.
     """
-    steps: list[Step] = []
-    for plan in _plans(how):
+    steps: list[PreprocessingStep] = []
+    for plan in _parse_plans(how):
         steps += plan.fit(images, Preprocessing(steps).eval(), channels)
     costly = len(images) and any(isinstance(step, Zca) for step in steps)
-    return Preprocessing(steps, forecast(how, images[:1].shape[1:], len(images)) if costly else ())
+    return Preprocessing(steps, forecast_fit(how, images[:1].shape[1:], len(images)) if costly else ())
 
 
-def _plans(how: str) -> list[Plan]:
+def _parse_plans(how: str) -> list[StepPlan]:
     words = re.split(r"\+(?!\d)", how)  # the plus of 1e+3 is none
-    found = [choose({**NORMALISATIONS, **FILTERS}, word, "normalisation") for word in words]
-    plans = [Filtered(one) if isinstance(one, Filter) else one for one in found]
+    found = [choose({**NORMALISATIONS, **PIXEL_FILTERS}, word, "normalisation") for word in words]
+    plans = [FilterPlan(one) if isinstance(one, PixelFilter) else one for one in found]
     for word, before, plan in zip(words[1:], plans, plans[1:], strict=False):
-        if isinstance(plan, Filtered) and not isinstance(before, Filtered):
+        if isinstance(plan, FilterPlan) and not isinstance(before, FilterPlan):
             raise ChoiceError(f"In the normalisation '{how}', '{word}' filters pixels in [0, 1]: put it first.")
     return plans

@@ -15,10 +15,10 @@ from .. import progress
 from ..errors import DataError
 from .steps import STD_FLOOR
 
-CHUNK = 1 << 20
+CHUNK_VALUES = 1 << 20
 """Pixel values read at once."""
 
-MOST_IMAGES = 100_000
+MAX_COVARIANCE_IMAGES = 100_000
 """Covariances are measured on at most so many images, evenly spaced: they change no more after that."""
 
 SWEEPS, SPARE = 3, 16
@@ -26,7 +26,7 @@ SWEEPS, SPARE = 3, 16
 
 
 @runtime_checkable
-class Images(Protocol):
+class ImageRows(Protocol):
     """What statistics are measured on: a dataset, a memory map or an array."""
 
     def __len__(self) -> int: ...
@@ -34,17 +34,19 @@ class Images(Protocol):
     def __getitem__(self, rows: slice, /) -> UInt8[ndarray, "B H W C"]: ...
 
 
-Change = Callable[[Tensor], Tensor]
+PixelTransform = Callable[[Tensor], Tensor]
 """Pixels in [0, 1] (B C H W) to what is to be measured."""
 
 
-def chunks(images: Images, change: Change, stride: int = 1) -> Iterator[Float[Tensor, "n C H W"]]:
+def iterate_chunks(
+    images: ImageRows, change: PixelTransform, stride: int = 1
+) -> Iterator[Float[Tensor, "n C H W"]]:
     """Every ``stride``-th image as a float32 tensor, changed, a few million bytes at a time."""
     if not len(images):
         raise DataError("There are no training images to measure: the training part is empty.")
-    step = stride * max(1, CHUNK // images[:1].size)
+    step = stride * max(1, CHUNK_VALUES // images[:1].size)
     starts = range(0, len(images), step)
-    with progress.bar("Measuring pixels", len(starts)) as advance:
+    with progress.progress_bar("Measuring pixels", len(starts)) as advance:
         for start in starts:
             chunk = np.ascontiguousarray(images[start : start + step : stride])
             with torch.no_grad():
@@ -53,7 +55,7 @@ def chunks(images: Images, change: Change, stride: int = 1) -> Iterator[Float[Te
             advance()
 
 
-def measure(images: Images) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def measure_channels(images: ImageRows) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and population std of each channel over all pixels, in [0, 1] units, exact.
 
     Streams: never holds more than about 16 MB of integers beside one chunk of images.
@@ -61,25 +63,27 @@ def measure(images: Images) -> tuple[tuple[float, ...], tuple[float, ...]]:
     if not len(images):
         raise DataError("There are no training images to measure: the training part is empty.")
     count, sums = 0, np.zeros((2, images[:1].shape[-1]), np.int64)
-    chunk = max(1, CHUNK // images[:1].size)
+    chunk = max(1, CHUNK_VALUES // images[:1].size)
     for start in range(0, len(images), chunk):
         values = torch.from_numpy(np.ascontiguousarray(images[start : start + chunk])).flatten(0, 2).int()
         count += len(values)
         sums += torch.stack([values.sum(0), values.square().sum(0)]).numpy()
-    moments = [_moments(count, int(one), int(two)) for one, two in sums.T]
+    moments = [_mean_and_std(count, int(one), int(two)) for one, two in sums.T]
     return tuple(mean for mean, _ in moments), tuple(std for _, std in moments)
 
 
-def _moments(count: int, one: int, two: int) -> tuple[float, float]:
+def _mean_and_std(count: int, one: int, two: int) -> tuple[float, float]:
     """Mean and std in [0, 1] from a count, a sum and a sum of squares of uint8 values."""
     variance = (count * two - one * one) / count**2
     return one / count / 255, max(math.sqrt(variance) / 255, STD_FLOOR)
 
 
-def measure_changed(images: Images, change: Change) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def measure_transformed_channels(
+    images: ImageRows, change: PixelTransform
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and population std of each channel after earlier steps, in float64."""
     count, sums = 0, torch.zeros(2, images[:1].shape[-1], dtype=torch.float64)
-    for pixels in chunks(images, change):
+    for pixels in iterate_chunks(images, change):
         values = pixels.double()
         count += values.shape[0] * values.shape[2] * values.shape[3]
         sums += torch.stack([values.sum((0, 2, 3)), values.square().sum((0, 2, 3))])
@@ -89,25 +93,25 @@ def measure_changed(images: Images, change: Change) -> tuple[tuple[float, ...], 
 
 
 @dataclass(frozen=True, eq=False)
-class Directions:
+class PrincipalDirections:
     """The eigenvectors of a covariance, the leading ones first or all of them."""
 
     mean: Float[Tensor, " D"]
     vectors: Float[Tensor, "D k"]
     variances: Float[Tensor, " k"]
-    rest: float
+    residual_variance: float
     """Mean variance of the directions left out; 0 where there are none."""
 
 
-def all_directions(images: Images, change: Change) -> Directions:
+def compute_all_directions(images: ImageRows, change: PixelTransform) -> PrincipalDirections:
     """Every eigenvector of the covariance (divided by n), in float64. Holds about four D x D matrices."""
     from scipy.linalg import get_blas_funcs
 
     syrk: Any = get_blas_funcs("syrk", dtype=np.float64)
-    size = change(torch.zeros(1, *_shape(images))).numel()
+    size = change(torch.zeros(1, *_image_shape(images))).numel()
     count, total = 0, torch.zeros(size, dtype=torch.float64)
     products = np.zeros((size, size), order="F")
-    for pixels in chunks(images, change, _stride(images)):
+    for pixels in iterate_chunks(images, change, _covariance_stride(images)):
         rows = pixels.flatten(1).double()
         count += len(rows)
         total += rows.sum(0)
@@ -116,22 +120,22 @@ def all_directions(images: Images, change: Change) -> Directions:
     mean = total / count
     covariance = torch.from_numpy(products.T).div_(count).sub_(torch.outer(mean, mean))
     variances, vectors = torch.linalg.eigh(covariance, UPLO="L")
-    return Directions(mean, vectors, variances.clamp_min(0), 0.0)
+    return PrincipalDirections(mean, vectors, variances.clamp_min(0), 0.0)
 
 
-def leading_directions(images: Images, change: Change, rank: int) -> Directions:
+def compute_leading_directions(images: ImageRows, change: PixelTransform, rank: int) -> PrincipalDirections:
     """About the ``rank`` leading eigenvectors of the covariance, without ever forming it.
 
     Subspace iteration from a random start, then Rayleigh-Ritz (Halko, Martinsson and Tropp 2011, section 4.5 and
     algorithm 5.1): five passes over the images; exact where ``rank`` is D.
     """
-    stride = _stride(images)
+    stride = _covariance_stride(images)
 
     def centred() -> Iterator[Tensor]:
-        return (pixels.flatten(1) - mean for pixels in chunks(images, change, stride))
+        return (pixels.flatten(1) - mean for pixels in iterate_chunks(images, change, stride))
 
     count, total, squares = 0, torch.zeros((), dtype=torch.float64), torch.zeros((), dtype=torch.float64)
-    for pixels in chunks(images, change, stride):
+    for pixels in iterate_chunks(images, change, stride):
         rows = pixels.flatten(1).double()
         count, total, squares = count + len(rows), total + rows.sum(0), squares + rows.square().sum(0)
     trace = float((squares / count - (total / count).square()).clamp_min(0).sum())
@@ -151,14 +155,14 @@ def leading_directions(images: Images, change: Change, rank: int) -> Directions:
     variances, turns = variances[-rank:].flip(0).clamp_min(0), turns[:, -rank:].flip(1)
     left = len(mean) - rank
     rest = max(trace - float(variances.sum()), 0.0) / left if left else 0.0
-    return Directions(total / count, basis.double() @ turns, variances, rest)
+    return PrincipalDirections(total / count, basis.double() @ turns, variances, rest)
 
 
-def _shape(images: Images) -> tuple[int, int, int]:
+def _image_shape(images: ImageRows) -> tuple[int, int, int]:
     """(C, H, W) of one image."""
     height, width, channels = images[:1].shape[1:]
     return channels, height, width
 
 
-def _stride(images: Images) -> int:
-    return max(1, -(-len(images) // MOST_IMAGES))
+def _covariance_stride(images: ImageRows) -> int:
+    return max(1, -(-len(images) // MAX_COVARIANCE_IMAGES))

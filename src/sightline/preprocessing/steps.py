@@ -15,7 +15,7 @@ STD_FLOOR = 1 / 255
 """One grey level: what a constant channel or image is divided by, and the least any is."""
 
 
-class Step(nn.Module, ABC):
+class PreprocessingStep(nn.Module, ABC):
     """One change of pixels, ``(B C H W) -> (B C H W)``, that its ``config()`` rebuilds."""
 
     @abstractmethod
@@ -23,7 +23,7 @@ class Step(nn.Module, ABC):
         """The arguments that rebuild this step, as JSON; larger tensors belong in the state_dict."""
 
 
-class Normalise(Step):
+class Normalise(PreprocessingStep):
     """``(x - mean) / std``, per channel.
 
     Raises ValueError unless mean and std are finite, of one length, and std is positive.
@@ -68,7 +68,7 @@ class Normalise(Step):
         return f"mean={self.statistics[0]}, std={self.statistics[1]}"
 
 
-class Contrast(Step):
+class ContrastNormalise(PreprocessingStep):
     """Global contrast normalisation: ``(x - m) / max(s, floor)``, m and s the mean and std of each image.
 
     All channels together; a constant image becomes 0. As Coates, Ng and Lee 2011, section 3.1.1, do to patches.

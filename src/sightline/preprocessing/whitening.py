@@ -10,17 +10,25 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..errors import DataError
-from .statistics import MOST_IMAGES, SPARE, SWEEPS, Change, Images, all_directions, leading_directions
-from .steps import Step
+from .statistics import (
+    MAX_COVARIANCE_IMAGES,
+    SPARE,
+    SWEEPS,
+    ImageRows,
+    PixelTransform,
+    compute_all_directions,
+    compute_leading_directions,
+)
+from .steps import PreprocessingStep
 
-FULL_LIMIT = 4096
+MAX_FULL_ZCA_VALUES = 4096
 """Values per image up to which the whole matrix is used: 64 x 64 grey, 36 x 36 RGB."""
 
-MOST_DIRECTIONS = 512
+MAX_ZCA_DIRECTIONS = 512
 """Directions whitened above the limit, or as many as need no more room than the matrix at the limit."""
 
 
-class Zca(Step):
+class Zca(PreprocessingStep):
     """``W (x - mean)``, ``W = U diag(1 / sqrt(s + eps)) U^T``, of the pixels' eigenvectors U and variances s.
 
     Decorrelates pixels and, of all maps that do, changes them least. ``eps``, a variance in units of the values
@@ -44,13 +52,13 @@ class Zca(Step):
         self.shape, self.eps, self.rank, size = tuple(shape), float(eps), rank, math.prod(shape)
         self.register_buffer("mean", torch.zeros(size))
         if rank is None:
-            if size > FULL_LIMIT:
+            if size > MAX_FULL_ZCA_VALUES:
                 raise ValueError(f"{size} values per image are too many for a whole matrix")
             self.register_buffer("matrix", torch.zeros(size, size))
             return
-        if not 0 < rank <= min(size, most_rank(size)):
+        if not 0 < rank <= min(size, max_zca_rank(size)):
             raise ValueError(
-                f"rank is at most {min(size, most_rank(size))} for {size} values per image, not {rank}"
+                f"rank is at most {min(size, max_zca_rank(size))} for {size} values per image, not {rank}"
             )
         self.register_buffer("basis", torch.zeros(size, rank))
         self.register_buffer("variances", torch.zeros(rank))
@@ -60,16 +68,18 @@ class Zca(Step):
         """Whitened pixels; raises DataError where their shape is not that it was made for."""
         if tuple(pixels.shape[1:]) != self.shape:
             raise DataError(
-                f"These images are {_text(pixels.shape[1:])} (channels, height, width) and the whitening is for "
-                f"{_text(self.shape)}: decode them with the classifier's geometry."
+                f"These images are {_format_shape(pixels.shape[1:])} (channels, height, width) and the whitening is for "
+                f"{_format_shape(self.shape)}: decode them with the classifier's geometry."
             )
         # In bfloat16 the small differences that whitening enlarges would be lost.
         with torch.autocast(pixels.device.type, enabled=False):
             centred = pixels.flatten(1).to(self.mean.dtype) - self.mean
             if self.rank is None:
-                return _shaped(centred @ self.matrix, pixels)
+                return _reshape_like(centred @ self.matrix, pixels)
             rest = (self.rest + self.eps).rsqrt()
-            return _shaped(_along(centred, self.basis, (self.variances + self.eps).rsqrt(), rest), pixels)
+            return _reshape_like(
+                _scale_directions(centred, self.basis, (self.variances + self.eps).rsqrt(), rest), pixels
+            )
 
     def inverse(self, whitened: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
         """The pixels that give ``whitened``: for pictures, in float64 inside."""
@@ -78,8 +88,10 @@ class Zca(Step):
             pixels = torch.linalg.solve(self.matrix.double(), values, left=False)
         else:
             rest = (self.rest.double() + self.eps).sqrt()
-            pixels = _along(values, self.basis.double(), (self.variances.double() + self.eps).sqrt(), rest)
-        return _shaped(pixels + mean, whitened)
+            pixels = _scale_directions(
+                values, self.basis.double(), (self.variances.double() + self.eps).sqrt(), rest
+            )
+        return _reshape_like(pixels + mean, whitened)
 
     def config(self) -> dict[str, Any]:
         """Shape (C, H, W), eps and rank; the matrix is in the state_dict."""
@@ -90,31 +102,31 @@ class Zca(Step):
         return f"shape={self.shape}, eps={self.eps}, rank={self.rank}"
 
 
-def _along(values: Tensor, basis: Tensor, gains: Tensor, rest: Tensor) -> Tensor:
+def _scale_directions(values: Tensor, basis: Tensor, gains: Tensor, rest: Tensor) -> Tensor:
     """Rows times ``gains`` along the basis and times ``rest`` across it."""
     return values * rest + (values @ basis * (gains - rest)) @ basis.T
 
 
-def _shaped(rows: Tensor, pixels: Tensor) -> Tensor:
+def _reshape_like(rows: Tensor, pixels: Tensor) -> Tensor:
     """Rows (B D) in the shape, dtype and memory format of ``pixels``."""
     last = pixels.is_contiguous(memory_format=torch.channels_last) and not pixels.is_contiguous()
     shaped = rows.view(pixels.shape).to(pixels.dtype)
     return shaped.contiguous(memory_format=torch.channels_last) if last else shaped
 
 
-def fit_zca(images: Images, change: Change, eps: float, rank: int | None) -> Zca:
+def fit_zca(images: ImageRows, change: PixelTransform, eps: float, rank: int | None) -> Zca:
     """The whitening of these images after ``change``, with as many directions as ``plan`` allows."""
     height, width, channels = images[:1].shape[1:] if len(images) else (1, 1, 1)
-    rank = plan(channels * height * width, len(images), rank).rank
+    rank = plan_zca(channels * height * width, len(images), rank).rank
     step = Zca((channels, height, width), eps, rank)
     if rank is None:
-        found = all_directions(images, change)
+        found = compute_all_directions(images, change)
         step.matrix.copy_((found.vectors * (found.variances + eps).rsqrt()) @ found.vectors.T)
     else:
-        found = leading_directions(images, change, rank)
+        found = compute_leading_directions(images, change, rank)
         step.basis.copy_(found.vectors)
         step.variances.copy_(found.variances)
-        step.rest.fill_(found.rest)
+        step.rest.fill_(found.residual_variance)
     step.mean.copy_(found.mean)
     return step
 
@@ -123,70 +135,70 @@ def fit_zca(images: Images, change: Change, eps: float, rank: int | None) -> Zca
 
 
 @dataclass(frozen=True)
-class Cost:
+class ZcaCost:
     """What fitting takes, roughly, and what the classifier then holds."""
 
     memory: float
     """Bytes while fitting."""
     seconds: float
     """On one core of 20 GFLOP/s in float64, twice that in float32."""
-    kept: float
+    stored: float
     """Bytes in the classifier."""
     rank: int | None
     """Directions; None is all of them in one matrix."""
 
 
-def plan(size: int, count: int, rank: int | None = None) -> Cost:
+def plan_zca(size: int, count: int, rank: int | None = None) -> ZcaCost:
     """What whitening ``count`` images of ``size`` values will cost, done as it will be done.
 
-    All directions up to ``FULL_LIMIT`` values; above, or where a ``rank`` is asked for, the leading ones.
+    All directions up to ``MAX_FULL_ZCA_VALUES`` values; above, or where a ``rank`` is asked for, the leading ones.
     """
-    if rank is None and size <= FULL_LIMIT:
-        return whole(size, count)
-    rank = max(1, min(rank or min(MOST_DIRECTIONS, count - 1), most_rank(size), size))
-    images, width = min(count, MOST_IMAGES), min(rank + SPARE, size)
+    if rank is None and size <= MAX_FULL_ZCA_VALUES:
+        return full_zca_cost(size, count)
+    rank = max(1, min(rank or min(MAX_ZCA_DIRECTIONS, count - 1), max_zca_rank(size), size))
+    images, width = min(count, MAX_COVARIANCE_IMAGES), min(rank + SPARE, size)
     seconds = (4 * SWEEPS + 2) * images * size * width / 40e9 + SWEEPS * 4 * size * width**2 / 20e9
-    return Cost(32 * size * width, seconds, 4 * size * rank, rank)
+    return ZcaCost(32 * size * width, seconds, 4 * size * rank, rank)
 
 
-def whole(size: int, count: int) -> Cost:
+def full_zca_cost(size: int, count: int) -> ZcaCost:
     """What the whole matrix would cost, affordable or not."""
-    seconds = (min(count, MOST_IMAGES) * size**2 + 12 * size**3) / 20e9
-    return Cost(4 * 8 * size**2, seconds, 4 * size**2, None)
+    seconds = (min(count, MAX_COVARIANCE_IMAGES) * size**2 + 12 * size**3) / 20e9
+    return ZcaCost(4 * 8 * size**2, seconds, 4 * size**2, None)
 
 
-def most_rank(size: int) -> int:
+def max_zca_rank(size: int) -> int:
     """Directions that need no more room than the whole matrix at the limit."""
-    return max(1, FULL_LIMIT**2 // size)
+    return max(1, MAX_FULL_ZCA_VALUES**2 // size)
 
 
-def sentence(shape: tuple[int, int, int], count: int, rank: int | None) -> str:
+def describe_zca(shape: tuple[int, int, int], count: int, rank: int | None) -> str:
     """What whitening images of (H, W, C) will do and cost, and what the whole would cost where it is too much."""
     size = math.prod(shape)
-    cost = plan(size, count, rank)
-    price = f"about {_bytes(cost.memory)} of memory and {_time(cost.seconds)} to fit, {_bytes(cost.kept)} kept"
+    cost = plan_zca(size, count, rank)
+    price = f"about {_format_bytes(cost.memory)} of memory and {_format_seconds(cost.seconds)} to fit, {_format_bytes(cost.stored)} kept"
     if cost.rank is None:
         return f"ZCA whitens {size:,} values per image by one matrix: {price}."
     done = f"ZCA whitens the {cost.rank:,} leading directions of {size:,} and scales the others alike: {price}."
-    if size <= FULL_LIMIT:
+    if size <= MAX_FULL_ZCA_VALUES:
         return done
-    full = whole(size, count)
-    side = math.isqrt(FULL_LIMIT // shape[2])
+    full = full_zca_cost(size, count)
+    side = math.isqrt(MAX_FULL_ZCA_VALUES // shape[2])
     return (
-        f"{done} All of them would take about {_bytes(full.memory)} and {_time(full.seconds)}; "
+        f"{done} All of them would take about {_format_bytes(full.memory)} and {_format_seconds(full.seconds)}; "
         f"for that, images of at most {side} x {side} pixels (--size {side})."
     )
 
 
-def _text(shape: Sequence[int]) -> str:
+def _format_shape(shape: Sequence[int]) -> str:
     return " x ".join(map(str, shape))
 
 
-def _bytes(number: float) -> str:
+def _format_bytes(number: float) -> str:
     return f"{number / 1e9:,.1f} GB" if number >= 1e9 else f"{max(number / 1e6, 1):,.0f} MB"
 
 
-def _time(seconds: float) -> str:
+def _format_seconds(seconds: float) -> str:
     if seconds < 100:
         return f"{max(seconds, 1):.0f} s"
     return f"{seconds / 60:,.0f} minutes" if seconds < 6000 else f"{seconds / 3600:,.0f} hours"

@@ -1,38 +1,38 @@
 """What breaks it? Attacks over eps, and whether to believe what they say."""
 
+from .adaptive import AdaptiveEvaluation, EOTClassifier, attack_view, evaluate_adaptive, strip_defences
+from .attack_run import attack_run
+from .corruption_benchmark import CorruptionResult, corrupt_run, evaluate_corruptions
+from .corruption_kernels import SEVERITIES
 from .corruptions import CORRUPTIONS
-from .curves import Curve, Point, robust_curve
-from .examine import attack
-from .knowing import Attackers, Averaged, attackers, known, undefended
-from .levels import SEVERITIES
-from .masking import Check, check_masking, masking_remarks
-from .opening import Subject, opened, sampled
-from .shift import Shift, corrupt, shifted
-from .smoothing import ABSTAINS, Certificate, certify, smoothed
+from .masking import MaskingCheck, check_masking, masking_remarks
+from .opening import AttackSubject, open_attack_subject, sample_images
+from .robust_accuracy import CurvePoint, RobustCurve, robust_curve
+from .smoothing import ABSTAINS, Certificate, certify, predict_smoothed
 
 __all__ = [
     "ABSTAINS",
     "CORRUPTIONS",
     "SEVERITIES",
-    "Attackers",
-    "Averaged",
+    "AdaptiveEvaluation",
+    "AttackSubject",
     "Certificate",
-    "Check",
-    "Curve",
-    "Point",
-    "Shift",
-    "Subject",
-    "attack",
-    "attackers",
+    "CorruptionResult",
+    "CurvePoint",
+    "EOTClassifier",
+    "MaskingCheck",
+    "RobustCurve",
+    "attack_run",
+    "attack_view",
     "certify",
     "check_masking",
-    "corrupt",
-    "known",
+    "corrupt_run",
+    "evaluate_adaptive",
+    "evaluate_corruptions",
     "masking_remarks",
-    "opened",
+    "open_attack_subject",
+    "predict_smoothed",
     "robust_curve",
-    "sampled",
-    "shifted",
-    "smoothed",
-    "undefended",
+    "sample_images",
+    "strip_defences",
 ]

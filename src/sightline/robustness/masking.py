@@ -7,22 +7,33 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from ..attacks import BALLS, FGSM, PGD, Attack, RandomNoise, RayS, check_eps, require_gradient, undisturbed
-from ..attacks.gradient import gradient
-from ..attacks.quiet import cross_entropy, right
+from ..attacks import (
+    BALLS,
+    FGSM,
+    PGD,
+    Attack,
+    RandomNoise,
+    RayS,
+    check_eps,
+    cross_entropy_loss,
+    frozen_eval,
+    is_correct,
+    loss_gradient,
+    require_gradient,
+)
 from ..classifier import Classifier
 from ..types import Remark
-from .knowing import known
+from .adaptive import attack_view
 
-SLACK = 0.03
+MASKING_TOLERANCE = 0.03
 """Share of the images by which the stronger attack may do worse, by chance."""
 
-QUERIES = 500
+MASKING_QUERIES = 500
 """Answers that the black-box attack may ask for about one image."""
 
 
 @dataclass(frozen=True)
-class Check:
+class MaskingCheck:
     """One thing that holds where gradients tell the truth."""
 
     name: str
@@ -42,7 +53,7 @@ def check_masking(
     *,
     norm: str = "linf",
     seed: int = 0,
-) -> tuple[Check, ...]:
+) -> tuple[MaskingCheck, ...]:
     """What must hold of attacks on these images, those answered rightly: a failed check is a sign of masking.
 
     A stronger attack may leave up to 3 % of the images (at least one) more than a weaker one. Passing proves
@@ -50,19 +61,19 @@ def check_masking(
     """
     check_eps(eps, images, norm)
     require_gradient(classifier, "A check for masked gradients")
-    with undisturbed(classifier):
-        good = right(classifier, images, labels)
+    with frozen_eval(classifier):
+        good = is_correct(classifier, images, labels)
     images, labels = images[good], labels[good]
     n = len(images)
     if not n or not eps:
         return ()
-    most = BALLS[norm].widest(images)
+    most = BALLS[norm].max_eps(images)
 
     def after(attack: Attack, reach: float = eps) -> Bool[Tensor, " B"]:
-        with undisturbed(classifier):
-            return right(classifier, attack(known(classifier), images, labels, reach), labels)
+        with frozen_eval(classifier):
+            return is_correct(classifier, attack(attack_view(classifier), images, labels, reach), labels)
 
-    slack = max(1.0, SLACK * n)
+    slack = max(1.0, MASKING_TOLERANCE * n)
     strong = after(PGD(steps=40, norm=norm, seed=seed))
     counts = {
         "fgsm": after(FGSM(norm=norm)),
@@ -71,22 +82,28 @@ def check_masking(
         "huge": after(PGD(steps=40, norm=norm, seed=seed), most),
     }
     left = {name: int(found.sum()) for name, found in counts.items()} | {"strong": int(strong.sum())}
-    flat = _flat(classifier, images, labels)
+    flat = _count_flat(classifier, images, labels)
     checks = [
-        _check("many steps beat one", left["strong"] <= left["fgsm"] + slack, "PGD-40", "FGSM", left, "fgsm"),
-        _check("more steps do not hurt", left["strong"] <= left["few"] + slack, "PGD-40", "PGD-10", left, "few"),
-        _check("an attack beats noise", left["strong"] <= left["noise"] + slack, "PGD-40", "noise", left, "noise"),
-        Check(
+        _compare_attacks(
+            "many steps beat one", left["strong"] <= left["fgsm"] + slack, "PGD-40", "FGSM", left, "fgsm"
+        ),
+        _compare_attacks(
+            "more steps do not hurt", left["strong"] <= left["few"] + slack, "PGD-40", "PGD-10", left, "few"
+        ),
+        _compare_attacks(
+            "an attack beats noise", left["strong"] <= left["noise"] + slack, "PGD-40", "noise", left, "noise"
+        ),
+        MaskingCheck(
             "a huge eps breaks everything",
             left["huge"] <= slack,
             f"With every image within reach PGD-40 leaves {left['huge']} of {n} right.",
         ),
-        Check("there are gradients", flat <= slack, f"{flat} of {n} images have a gradient of 0 or none."),
+        MaskingCheck("there are gradients", flat <= slack, f"{flat} of {n} images have a gradient of 0 or none."),
     ]
     if norm == "linf":
-        beaten = strong & ~after(RayS(queries=QUERIES))
+        beaten = strong & ~after(RayS(queries=MASKING_QUERIES))
         checks.append(
-            Check(
+            MaskingCheck(
                 "answers alone do not beat gradients",
                 int(beaten.sum()) <= slack,
                 f"An attack that only asks for answers fools {int(beaten.sum())} of the {left['strong']} images "
@@ -96,7 +113,7 @@ def check_masking(
     return tuple(checks)
 
 
-def masking_remarks(checks: tuple[Check, ...]) -> tuple[Remark, ...]:
+def masking_remarks(checks: tuple[MaskingCheck, ...]) -> tuple[Remark, ...]:
     """A warning for what failed; nothing where nothing did."""
     failed = [check for check in checks if not check.passed]
     if not failed:
@@ -111,13 +128,15 @@ def masking_remarks(checks: tuple[Check, ...]) -> tuple[Remark, ...]:
     )
 
 
-def _check(name: str, passed: bool, strong: str, weak: str, left: dict[str, int], key: str) -> Check:
-    return Check(name, passed, f"{strong} leaves {left['strong']} images right, {weak} {left[key]}.")
+def _compare_attacks(
+    name: str, passed: bool, strong: str, weak: str, left: dict[str, int], key: str
+) -> MaskingCheck:
+    return MaskingCheck(name, passed, f"{strong} leaves {left['strong']} images right, {weak} {left[key]}.")
 
 
-def _flat(classifier: Classifier, images: Tensor, labels: Tensor) -> int:
+def _count_flat(classifier: Classifier, images: Tensor, labels: Tensor) -> int:
     """Images whose loss has no slope at all, or one that is no number."""
-    with undisturbed(classifier):
-        slope, _, _ = gradient(classifier, images.clone(), labels, cross_entropy)
+    with frozen_eval(classifier):
+        slope, _, _ = loss_gradient(classifier, images.clone(), labels, cross_entropy_loss)
     steepest = slope.abs().amax((1, 2, 3))
     return int((~(steepest > 0) | ~torch.isfinite(steepest)).sum())

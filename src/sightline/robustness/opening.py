@@ -5,32 +5,32 @@ from pathlib import Path
 
 from .. import runtime
 from ..classifier import Classifier
-from ..data.dataset import load
+from ..comparison import nested_subset
+from ..data import load
 from ..errors import DataError
-from ..evaluation.growth import nested
-from ..evaluation.measure import labels_of
-from ..sources.source import find
-from ..training.run import reopen
+from ..evaluation import match_labels
+from ..sources import find
+from ..training import reopen
 from ..types import Dataset
 
 
 @dataclass(frozen=True, eq=False)
-class Subject:
+class AttackSubject:
     """A classifier, the images it is examined on, and what a reader must know of them."""
 
     classifier: Classifier
     images: Dataset
-    sample: str
+    sentence: str
     """Which images these are, in a sentence."""
-    others: Dataset | None
+    validation: Dataset | None
     """Validation images of the run, for what must be made on images that are not tested."""
     folder: Path | None
     """The run whose own test images these are."""
 
 
-def opened(
+def open_attack_subject(
     run: Path | str, data: str | None = None, *, limit: int | None = None, seed: int = 0, device: str = "auto"
-) -> Subject:
+) -> AttackSubject:
     """A run with its test images, or a run or bundle with the images of ``data``: about ``limit`` of them.
 
     The sample has each class in its share. Raises DataError where a bundle is named without images.
@@ -44,19 +44,19 @@ def opened(
         whole = reopen(folder, device=device)
         classifier, images, others, split = whole.classifier, whole.splits.test, whole.splits.val, "test images"
     else:
-        classifier = Classifier.load(run).to(runtime.device(device))
+        classifier = Classifier.load(run).to(runtime.resolve_device(device))
         images, others, split = load(find(data, several=False), classifier.geometry), None, f"images of '{data}'"
         parts = images.columns.get("split")
         if parts is not None and "test" in parts:
             images, split = images.subset(parts == "test"), f"test images of '{data}'"
-    labels_of(classifier, images)  # says what does not fit before any work
-    some, sentence = sampled(images, limit, seed, split)
-    return Subject(classifier.eval(), some, sentence, others, folder if data is None else None)
+    match_labels(classifier, images)  # says what does not fit before any work
+    some, sentence = sample_images(images, limit, seed, split)
+    return AttackSubject(classifier.eval(), some, sentence, others, folder if data is None else None)
 
 
-def sampled(images: Dataset, limit: int | None, seed: int, what: str = "images") -> tuple[Dataset, str]:
+def sample_images(images: Dataset, limit: int | None, seed: int, what: str = "images") -> tuple[Dataset, str]:
     """About ``limit`` images, each class in its share and at least once, drawn by ``seed``; and the sentence."""
     if limit is None or limit >= len(images):
         return images, f"All {len(images):,} {what}."
-    some = images.subset(nested(images.labels, limit / len(images), seed))
+    some = images.subset(nested_subset(images.labels, limit / len(images), seed))
     return some, f"{len(some):,} of the {len(images):,} {what}, each class in its share (seed {seed})."

@@ -11,10 +11,10 @@ from torch import Tensor
 from .. import progress, runtime
 from ..classifier import Classifier
 from ..errors import RecipeError
-from ..metrics.intervals import wilson
-from ..preprocessing import Noise
+from ..metrics import wilson
+from ..preprocessing import NoiseFilter
 from ..types import Interval
-from .knowing import undefended
+from .adaptive import strip_defences
 
 ABSTAINS = -1
 """In place of a class."""
@@ -59,22 +59,22 @@ def certify(
     that of the classifier's own noise filter. Its own noise is left out: smoothing brings the noise.
     Raises RecipeError for numbers that make no certificate.
     """
-    sigma = _checked(classifier, sigma, draws, first, alpha)
-    bare = undefended(classifier).eval()
+    sigma = _resolve_sigma(classifier, sigma, draws, first, alpha)
+    bare = strip_defences(classifier).eval()
     answers, radii = np.full(len(images), ABSTAINS), np.zeros(len(images))
-    with progress.bar("Certifying", len(images)) as advance:
+    with progress.progress_bar("Certifying", len(images)) as advance:
         for i, image in enumerate(images):
-            chance = runtime.generator(seed, i)
-            guess = int(_votes(bare, image, sigma, first, chance, batch_size).argmax())
-            count = int(_votes(bare, image, sigma, draws, chance, batch_size)[guess])
-            least = lower_bound(count, draws, alpha)
+            chance = runtime.make_generator(seed, i)
+            guess = int(_count_votes(bare, image, sigma, first, chance, batch_size).argmax())
+            count = int(_count_votes(bare, image, sigma, draws, chance, batch_size)[guess])
+            least = clopper_pearson_lower(count, draws, alpha)
             if least > 0.5:
-                answers[i], radii[i] = guess, radius(sigma, least)
+                answers[i], radii[i] = guess, certified_radius(sigma, least)
             advance()
     return Certificate(answers, radii, sigma, draws, alpha)
 
 
-def smoothed(
+def predict_smoothed(
     classifier: Classifier,
     images: Float[Tensor, "N C H W"],
     *,
@@ -91,11 +91,11 @@ def smoothed(
     """
     from scipy.stats import binomtest
 
-    sigma = _checked(classifier, sigma, draws, 1, alpha)
-    bare = undefended(classifier).eval()
+    sigma = _resolve_sigma(classifier, sigma, draws, 1, alpha)
+    bare = strip_defences(classifier).eval()
     answers = np.full(len(images), ABSTAINS)
     for i, image in enumerate(images):
-        votes = _votes(bare, image, sigma, draws, runtime.generator(seed, i), batch_size)
+        votes = _count_votes(bare, image, sigma, draws, runtime.make_generator(seed, i), batch_size)
         best, second = np.argsort(-votes, kind="stable")[:2]
         most, next_most = int(votes[best]), int(votes[second])
         if binomtest(most, most + next_most, 0.5).pvalue <= alpha:
@@ -103,7 +103,7 @@ def smoothed(
     return answers
 
 
-def lower_bound(count: int, n: int, alpha: float) -> float:
+def clopper_pearson_lower(count: int, n: int, alpha: float) -> float:
     """The Clopper-Pearson bound: the p at which ``count`` or more of n successes have probability alpha.
 
     So a proportion is below it with a confidence of at most alpha, whatever it is.
@@ -113,7 +113,7 @@ def lower_bound(count: int, n: int, alpha: float) -> float:
     return float(betaincinv(count, n - count + 1, alpha)) if count else 0.0
 
 
-def radius(sigma: float, p: float) -> float:
+def certified_radius(sigma: float, p: float) -> float:
     """``sigma Phi^-1(p)``: how far the answer holds whose probability is at least p (Cohen et al., equation 3)."""
     from scipy.special import ndtri
 
@@ -121,7 +121,7 @@ def radius(sigma: float, p: float) -> float:
 
 
 @torch.inference_mode()
-def _votes(
+def _count_votes(
     classifier: Classifier,
     image: Float[Tensor, "C H W"],
     sigma: float,
@@ -138,9 +138,9 @@ def _votes(
     return votes
 
 
-def _checked(classifier: Classifier, sigma: float | None, draws: int, first: int, alpha: float) -> float:
+def _resolve_sigma(classifier: Classifier, sigma: float | None, draws: int, first: int, alpha: float) -> float:
     """The sigma to smooth with."""
-    own = [step.sigma for step in classifier.preprocessing.steps if isinstance(step, Noise)]
+    own = [step.sigma for step in classifier.preprocessing.steps if isinstance(step, NoiseFilter)]
     if sigma is None and not own:
         raise RecipeError(
             "This classifier has no noise of its own to smooth with: give sigma, such as 0.25, and train it for "

@@ -3,33 +3,31 @@
 ``publish`` is ``serving.publishing``'s: it needs what training needs, and a service should start without.
 """
 
-from .client import Client
+from .api_keys import Keyring, create_key, revoke_key
+from .client import Client, read_api_key
 from .engine import Engine, open_engine
-from .entries import Correction, Entry, Row
-from .journal import Journal
-from .keys import Keyring, make, revoke
-from .limits import Limits
-from .releases import Release, current, promote, prune, release, released, rollback, verify
+from .limits import RequestLimits, build_limits
+from .publishing import publish
+from .releases import Release, current_release, list_releases, load_release, promote, prune, rollback, verify
 from .server import serve
 
 __all__ = [
     "Client",
-    "Correction",
     "Engine",
-    "Entry",
-    "Journal",
     "Keyring",
-    "Limits",
     "Release",
-    "Row",
-    "current",
-    "make",
+    "RequestLimits",
+    "build_limits",
+    "create_key",
+    "current_release",
+    "list_releases",
+    "load_release",
     "open_engine",
     "promote",
     "prune",
-    "release",
-    "released",
-    "revoke",
+    "publish",
+    "read_api_key",
+    "revoke_key",
     "rollback",
     "serve",
     "verify",

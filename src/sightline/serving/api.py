@@ -14,19 +14,19 @@ from starlette.middleware.cors import CORSMiddleware
 
 from .. import runtime
 from ..errors import JournalError
+from ..journal import DatabaseUnavailable, UnknownPrediction
 from . import releases
-from .entries import Unavailable, UnknownPrediction
-from .front import FAILED, Front, refused
-from .keys import Denied
-from .limits import Refusal
-from .page import page
-from .schema import PREDICT, Schema
+from .api_keys import Unauthorized
+from .asgi import INTERNAL_ERROR_DETAIL, PredictASGI, error_response
+from .docs_page import render_docs_page
+from .limits import RequestError
+from .openapi import PREDICT_OPENAPI, OpenAPISchema
 from .service import Service
 
 if TYPE_CHECKING:
-    from .journal import Journal
+    from ..journal import Journal
 
-MOST = 1000
+MAX_LISTED_PREDICTIONS = 1000
 """Predictions that one request may list."""
 
 
@@ -36,7 +36,7 @@ class Problem(BaseModel):
     detail: str
 
 
-class Said(BaseModel):
+class FeedbackRequest(BaseModel):
     """The right label of a prediction."""
 
     model_config = ConfigDict(extra="forbid")
@@ -45,7 +45,7 @@ class Said(BaseModel):
     label: str = Field(min_length=1, max_length=500, description="The right class: one of /classes.")
 
 
-class Corrected(BaseModel):
+class FeedbackResponse(BaseModel):
     """A correction that is in the journal."""
 
     id: str
@@ -58,12 +58,12 @@ def create_app(service: Service) -> Any:
     app = FastAPI(
         title="Sightline", version=runtime.version(), docs_url=None, redoc_url=None, redirect_slashes=False
     )
-    app.openapi = Schema(app, service)  # type: ignore[method-assign]  FastAPI says to replace it so
-    _errors(app)
-    front = Front(service, app)
-    _about(app, service)
-    _answering(app, service, front)
-    _keeping(app, service)
+    app.openapi = OpenAPISchema(app, service)  # type: ignore[method-assign]  FastAPI says to replace it so
+    _add_error_handlers(app)
+    front = PredictASGI(service, app)
+    _add_model_routes(app, service)
+    _add_prediction_routes(app, service, front)
+    _add_site_routes(app, service)
     if not service.settings.origins:
         return front
     return CORSMiddleware(
@@ -74,12 +74,12 @@ def create_app(service: Service) -> Any:
     )
 
 
-def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
+def error_responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """The errors of a route, for its description."""
-    return {status: {"model": Problem, "description": _WHY[status]} for status in statuses}
+    return {status: {"model": Problem, "description": _STATUS_DESCRIPTIONS[status]} for status in statuses}
 
 
-_WHY = {
+_STATUS_DESCRIPTIONS = {
     400: "Malformed",
     401: "No key, or a wrong or expired one",
     403: "The key does not allow this",
@@ -93,21 +93,21 @@ _WHY = {
 }
 
 
-def needs(service: Service, scope: str) -> Any:
+def require_scope(service: Service, scope: str) -> Any:
     """A dependency that lets through who may do this, and is the name of their key."""
 
     async def key(request: Request) -> str | None:
-        return service.allow(dict(request.scope["headers"]), scope)
+        return service.authorize(dict(request.scope["headers"]), scope)
 
     return Depends(key)
 
 
-def _errors(app: FastAPI) -> None:
+def _add_error_handlers(app: FastAPI) -> None:
     """Every error is ``{"detail": one sentence}``."""
 
     async def refusal(_: Request, error: Exception) -> Response:
-        assert isinstance(error, Refusal | Denied)
-        status, more, body = refused(error)
+        assert isinstance(error, RequestError | Unauthorized)
+        status, more, body = error_response(error)
         headers = {name.decode(): value.decode() for name, value in more}
         return Response(body, status, headers=headers, media_type="application/json")
 
@@ -126,53 +126,55 @@ def _errors(app: FastAPI) -> None:
 
     async def fault(_: Request, error: Exception) -> Response:
         del error  # which the door logs
-        return JSONResponse({"detail": FAILED}, 500)
+        return JSONResponse({"detail": INTERNAL_ERROR_DETAIL}, 500)
 
-    app.add_exception_handler(Refusal, refusal)
-    app.add_exception_handler(Denied, refusal)
+    app.add_exception_handler(RequestError, refusal)
+    app.add_exception_handler(Unauthorized, refusal)
     app.add_exception_handler(Exception, fault)
     app.add_exception_handler(RequestValidationError, invalid)
     app.add_exception_handler(HTTPException, other)
 
 
-def _about(app: FastAPI, service: Service) -> None:
-    read = [needs(service, "read")]
+def _add_model_routes(app: FastAPI, service: Service) -> None:
+    read = [require_scope(service, "read")]
 
     @app.get("/", include_in_schema=False)
     @app.get("/docs", include_in_schema=False)
     def docs(request: Request) -> HTMLResponse:
-        text, policy = page(app.openapi(), service.engine, str(request.base_url).rstrip("/"))
+        text, policy = render_docs_page(app.openapi(), service.engine, str(request.base_url).rstrip("/"))
         return HTMLResponse(text, headers={"Content-Security-Policy": policy})
 
     @app.get("/healthz", tags=["state"], summary="Whether the process lives")
     async def healthz() -> dict[str, bool]:
         return {"alive": True}
 
-    @app.get("/readyz", tags=["state"], summary="Whether it answers now", responses=problems(503))
+    @app.get("/readyz", tags=["state"], summary="Whether it answers now", responses=error_responses(503))
     async def readyz() -> dict[str, Any]:
         if not service.ready:
-            raise Refusal(503, "The service is stopping.")
+            raise RequestError(503, "The service is stopping.")
         if service.batcher.full:
-            raise Refusal(503, "Too many requests are waiting.")
+            raise RequestError(503, "Too many requests are waiting.")
         return {"ready": True, "release": service.engine.release}
 
-    @app.get("/metrics", tags=["state"], dependencies=read, responses=problems(401, 403), response_class=Response)
+    @app.get(
+        "/metrics", tags=["state"], dependencies=read, responses=error_responses(401, 403), response_class=Response
+    )
     def metrics() -> Response:
         """Counts for Prometheus, of all workers."""
-        return Response(service.monitor.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
+        return Response(service.monitor.prometheus_text(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
-    @app.get("/classes", tags=["model"], dependencies=read, responses=problems(401, 403))
+    @app.get("/classes", tags=["model"], dependencies=read, responses=error_responses(401, 403))
     async def classes() -> dict[str, Any]:
         """The names of the classes, in order."""
         return {"release": service.engine.release, "classes": list(service.engine.classes)}
 
-    @app.get("/model", tags=["model"], dependencies=read, responses=problems(401, 403))
+    @app.get("/model", tags=["model"], dependencies=read, responses=error_responses(401, 403))
     async def model() -> dict[str, Any]:
         """What answers: its geometry, its threshold, how it was measured."""
-        return _model(service)
+        return _describe_model(service)
 
 
-def _model(service: Service) -> dict[str, Any]:
+def _describe_model(service: Service) -> dict[str, Any]:
     engine, limits = service.engine, service.limits
     shown = ("runtime", "model", "sightline", "time", "note", "metrics", "onnx")
     return {
@@ -181,44 +183,44 @@ def _model(service: Service) -> dict[str, Any]:
         "geometry": asdict(engine.geometry),
         "threshold": engine.threshold,
         **{name: engine.facts[name] for name in shown if name in engine.facts},
-        "largest_batch": engine.pace.largest,
+        "largest_batch": engine.pace.max_batch,
         "limits": {"body_mb": limits.body_mb, "pixels": limits.pixels, "images": limits.images},
     }
 
 
-def _answering(app: FastAPI, service: Service, front: Front) -> None:
-    said = problems(400, 401, 403, 408, 413, 415, 422, 503)
+def _add_prediction_routes(app: FastAPI, service: Service, front: PredictASGI) -> None:
+    said = error_responses(400, 401, 403, 408, 413, 415, 422, 503)
 
-    @app.post("/predict", tags=["answers"], responses=said, openapi_extra=PREDICT, response_class=Response)
+    @app.post("/predict", tags=["answers"], responses=said, openapi_extra=PREDICT_OPENAPI, response_class=Response)
     async def predict(request: Request) -> Response:
         """Classify one or many images: raw bytes, a form with files, or base64 in JSON."""
         scope = request.scope  # the door answers this route itself; so does this, where it is mounted elsewhere
         body = await front.predict(dict(scope["headers"]), scope["query_string"], request.receive)
         return Response(body, media_type="application/json")
 
-    by = needs(service, "feedback")
+    by = require_scope(service, "feedback")
 
-    @app.post("/feedback", tags=["answers"], responses=problems(400, 401, 403, 404, 408, 413, 422, 503))
-    def feedback(said: Said, name: Annotated[str | None, by]) -> Corrected:
+    @app.post("/feedback", tags=["answers"], responses=error_responses(400, 401, 403, 404, 408, 413, 422, 503))
+    def feedback(said: FeedbackRequest, name: Annotated[str | None, by]) -> FeedbackResponse:
         """Say what a prediction should have been; the same twice is once."""
         if said.label not in service.engine.classes:
-            raise Refusal(422, f"There is no class {said.label[:60]!r}: GET /classes lists them.")
+            raise RequestError(422, f"There is no class {said.label[:60]!r}: GET /classes lists them.")
         try:
-            found = _journal(service).correct(said.id, said.label, by=name)
+            found = _require_journal(service).correct(said.id, said.label, by=name)
         except UnknownPrediction as error:
-            raise Refusal(404, "There is no prediction with this id.") from error
+            raise RequestError(404, "There is no prediction with this id.") from error
         except JournalError as error:
-            raise Refusal(503, str(error)) from error
-        return Corrected(id=found.id, label=found.label, already=found.already)
+            raise RequestError(503, str(error)) from error
+        return FeedbackResponse(id=found.id, label=found.label, already=found.already)
 
 
-def _journal(service: Service) -> "Journal":
+def _require_journal(service: Service) -> "Journal":
     if service.journal is None:
-        raise Refusal(404, "This service keeps no journal: serve a site, or start it with --journal.")
+        raise RequestError(404, "This service keeps no journal: serve a site, or start it with --journal.")
     return service.journal
 
 
-class Kept(BaseModel):
+class JournalledPrediction(BaseModel):
     """A prediction as the journal remembers it."""
 
     model_config = ConfigDict(extra="allow")
@@ -230,19 +232,21 @@ class Kept(BaseModel):
     correction: str | None
 
 
-class Listed(BaseModel):
+class PredictionPage(BaseModel):
     """Predictions, the latest first; ``before`` asks for the next page."""
 
-    predictions: list[Kept]
+    predictions: list[JournalledPrediction]
     before: str | None
 
 
-def _keeping(app: FastAPI, service: Service) -> None:
-    read, admin = needs(service, "read"), needs(service, "admin")
+def _add_site_routes(app: FastAPI, service: Service) -> None:
+    read, admin = require_scope(service, "read"), require_scope(service, "admin")
 
-    @app.get("/predictions", tags=["journal"], dependencies=[read], responses=problems(401, 403, 404, 422, 503))
+    @app.get(
+        "/predictions", tags=["journal"], dependencies=[read], responses=error_responses(401, 403, 404, 422, 503)
+    )
     def predictions(
-        limit: Annotated[int, Query(ge=1, le=MOST)] = 100,
+        limit: Annotated[int, Query(ge=1, le=MAX_LISTED_PREDICTIONS)] = 100,
         before: Annotated[str | None, Query(max_length=64)] = None,
         label: Annotated[str | None, Query(max_length=500)] = None,
         release: Annotated[int | None, Query(ge=0, le=2**31 - 1)] = None,
@@ -250,10 +254,10 @@ def _keeping(app: FastAPI, service: Service) -> None:
         corrected: bool | None = None,
         since: Annotated[float | None, Query(ge=0, le=1e11, description="Seconds since 1970")] = None,
         until: Annotated[float | None, Query(ge=0, le=1e11, description="Seconds since 1970")] = None,
-    ) -> Listed:
+    ) -> PredictionPage:
         """What was answered, and what it should have been."""
         try:
-            rows = _journal(service).predictions(
+            rows = _require_journal(service).predictions(
                 limit=limit,
                 before=before,
                 label=label,
@@ -263,20 +267,22 @@ def _keeping(app: FastAPI, service: Service) -> None:
                 since=since,
                 until=until,
             )
-        except Unavailable as error:
-            raise Refusal(503, str(error)) from error
+        except DatabaseUnavailable as error:
+            raise RequestError(503, str(error)) from error
         except JournalError as error:
-            raise Refusal(422, str(error)) from error
-        found = [Kept.model_validate(_row(asdict(one))) for one in rows]
-        return Listed(predictions=found, before=found[-1].id if len(found) == limit else None)
+            raise RequestError(422, str(error)) from error
+        found = [JournalledPrediction.model_validate(_row(asdict(one))) for one in rows]
+        return PredictionPage(predictions=found, before=found[-1].id if len(found) == limit else None)
 
-    @app.get("/releases", tags=["releases"], dependencies=[read], responses=problems(401, 403))
+    @app.get("/releases", tags=["releases"], dependencies=[read], responses=error_responses(401, 403))
     def listed() -> dict[str, Any]:
         """Every release, and which one answers."""
-        return {"current": service.engine.release, "releases": _releases(service)}
+        return {"current": service.engine.release, "releases": _describe_releases(service)}
 
     @app.post(
-        "/releases/{number}/promote", tags=["releases"], responses=problems(401, 403, 404, 408, 409, 413, 422)
+        "/releases/{number}/promote",
+        tags=["releases"],
+        responses=error_responses(401, 403, 404, 408, 409, 413, 422),
     )
     def promote(
         number: Annotated[int, Path(ge=1, le=2**31 - 1)], name: Annotated[str | None, admin]
@@ -292,11 +298,11 @@ def _row(kept: dict[str, Any]) -> dict[str, Any]:
     return kept | {"image": kept["image"] is not None}
 
 
-def _releases(service: Service) -> list[Mapping[str, Any]]:
+def _describe_releases(service: Service) -> list[Mapping[str, Any]]:
     if not service.settings.site:
         return []
     shown = ("time", "by", "note", "sightline", "metrics", "classes")
     return [
         {"release": one.number, **{name: one.facts[name] for name in shown if name in one.facts}}
-        for one in releases.released(service.settings.path)
+        for one in releases.list_releases(service.settings.path)
     ]

@@ -11,16 +11,16 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from typing import Any
 
-from .answers import Asked
-from .limits import Refusal
+from .limits import RequestError
+from .requests import PredictRequest
 
 
-class Job:
+class PredictJob:
     """A request on its way, and who waits for it."""
 
     __slots__ = ("asked", "future", "loop", "started")
 
-    def __init__(self, asked: Asked, future: Any, loop: asyncio.AbstractEventLoop | None, started: float):
+    def __init__(self, asked: PredictRequest, future: Any, loop: asyncio.AbstractEventLoop | None, started: float):
         self.asked = asked
         self.future = future
         self.loop = loop
@@ -29,7 +29,7 @@ class Job:
         """When the request came, by ``time.perf_counter``."""
 
 
-Work = Callable[[Sequence[Job], bool], Sequence[Any]]
+AnswerBatch = Callable[[Sequence[PredictJob], bool], Sequence[Any]]
 """``(jobs, alone) -> a result or an exception for each``; ``alone`` where nothing else is being answered."""
 
 
@@ -37,10 +37,16 @@ class Batcher:
     """Threads that answer what waits. ``ask`` from an event loop, ``submit`` from a thread."""
 
     def __init__(
-        self, work: Work, *, runners: int, depth: int, largest: Callable[[], int] = lambda: 1, wait: float = 0.0
+        self,
+        work: AnswerBatch,
+        *,
+        runners: int,
+        depth: int,
+        largest: Callable[[], int] = lambda: 1,
+        wait: float = 0.0,
     ):
         self._work = work
-        self._queue: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[PredictJob | None] = queue.SimpleQueue()
         self._largest = largest
         self._depth = depth
         self._wait = wait
@@ -64,24 +70,24 @@ class Batcher:
         """Whether one more request would be refused."""
         return self._queue.qsize() >= self._depth
 
-    def ask(self, asked: Asked, started: float | None = None) -> "asyncio.Future[Any]":
+    def submit_async(self, asked: PredictRequest, started: float | None = None) -> "asyncio.Future[Any]":
         """Queue a request and get what will hold its result; raises Refusal (503) where too many wait."""
         loop = asyncio.get_running_loop()
         future: asyncio.Future[Any] = loop.create_future()
-        self._put(Job(asked, future, loop, time.perf_counter() if started is None else started))
+        self._enqueue(PredictJob(asked, future, loop, time.perf_counter() if started is None else started))
         return future
 
-    def submit(self, asked: Asked) -> "Future[Any]":
+    def submit(self, asked: PredictRequest) -> "Future[Any]":
         """``ask`` for a thread."""
         future: Future[Any] = Future()
-        self._put(Job(asked, future, None, time.perf_counter()))
+        self._enqueue(PredictJob(asked, future, None, time.perf_counter()))
         return future
 
-    def _put(self, job: Job) -> None:
+    def _enqueue(self, job: PredictJob) -> None:
         if self._closed:
-            raise Refusal(503, "The service is stopping.")
+            raise RequestError(503, "The service is stopping.")
         if self._queue.qsize() >= self._depth:
-            raise Refusal(503, f"{self._depth} requests are waiting already: try again in a second.")
+            raise RequestError(503, f"{self._depth} requests are waiting already: try again in a second.")
         self._queue.put(job)
 
     def close(self) -> None:
@@ -94,7 +100,7 @@ class Batcher:
 
     def _run(self) -> None:
         while (job := self._queue.get()) is not None:
-            jobs = self._share(job)
+            jobs = self._take_batch(job)
             with self._count:
                 self._busy += 1
                 alone = self._busy == 1 and self._queue.empty()
@@ -105,9 +111,9 @@ class Batcher:
             finally:
                 with self._count:
                     self._busy -= 1
-            _deliver(jobs, results)
+            _deliver_results(jobs, results)
 
-    def _share(self, job: Job) -> list[Job]:
+    def _take_batch(self, job: PredictJob) -> list[PredictJob]:
         """The job and others that wait, up to this thread's share of the images."""
         jobs, most = [job], self._largest()
         if most == 1:
@@ -132,22 +138,22 @@ class Batcher:
         return jobs
 
 
-def _deliver(jobs: Sequence[Job], results: Sequence[Any]) -> None:
+def _deliver_results(jobs: Sequence[PredictJob], results: Sequence[Any]) -> None:
     """Hand out results: one call into each event loop for the whole batch."""
     loops: dict[asyncio.AbstractEventLoop, list[tuple[Any, Any]]] = {}
     for job, result in zip(jobs, results, strict=True):
         if job.loop is None:
-            _settle([(job.future, result)])
+            _set_results([(job.future, result)])
         else:
             loops.setdefault(job.loop, []).append((job.future, result))
     for loop, pairs in loops.items():
         try:
-            loop.call_soon_threadsafe(_settle, pairs)
+            loop.call_soon_threadsafe(_set_results, pairs)
         except RuntimeError:  # the loop is closed: nobody waits any more
             continue
 
 
-def _settle(pairs: Sequence[tuple[Any, Any]]) -> None:
+def _set_results(pairs: Sequence[tuple[Any, Any]]) -> None:
     for future, result in pairs:
         if future.cancelled():  # the client went away
             continue

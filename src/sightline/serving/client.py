@@ -18,23 +18,23 @@ from numpy import ndarray
 from urllib3.exceptions import HTTPError, LocationParseError, MaxRetryError
 from urllib3.util import parse_url
 
-from ..classifier import Image
+from ..classifier import ImageInput
 from ..errors import ServiceError
 from ..types import Prediction
 
-PACKET, PACKET_BYTES = 16, 4_000_000
+MAX_REQUEST_IMAGES, MAX_REQUEST_BYTES = 16, 4_000_000
 """Images that one request carries at most, and bytes of them; a larger image goes by itself."""
 
-AT_ONCE = 4
+MAX_CONCURRENT_REQUESTS = 4
 """Requests under way at a time."""
 
-ANSWER_BYTES = 64_000_000
+MAX_RESPONSE_BYTES = 64_000_000
 """Longest answer that is read."""
 
-UNREAD = "The image cannot be read: "
+UNREADABLE_PREFIX = "The image cannot be read: "
 """How a service begins to say why it declines a request of one image."""
 
-LONGEST_WAIT = 30
+MAX_RETRY_AFTER_SECONDS = 30
 """Seconds between two attempts at most, whatever the service asks for in Retry-After."""
 
 
@@ -48,7 +48,7 @@ class Reply(Prediction):
     """The number of the release that answered; None where the service has no releases."""
 
 
-class Declined(ServiceError):
+class DeclinedError(ServiceError):
     """The service answered, and says no."""
 
     def __init__(self, status: int, detail: str, text: str):
@@ -57,7 +57,7 @@ class Declined(ServiceError):
 
 
 @dataclass(frozen=True)
-class _Item:
+class _Upload:
     """An image on its way: its name, and its bytes or why there are none."""
 
     name: str
@@ -65,7 +65,7 @@ class _Item:
     error: str | None = None
 
 
-class _Retry(urllib3.Retry):
+class _BoundedRetry(urllib3.Retry):
     """Attempts with growing pauses; a service may ask for longer ones, not for hours."""
 
     def get_retry_after(self, response: urllib3.BaseHTTPResponse) -> float | None:
@@ -74,7 +74,7 @@ class _Retry(urllib3.Retry):
             asked = super().get_retry_after(response)
         except HTTPError:  # a header that makes no sense
             return None
-        return None if asked is None else min(asked, LONGEST_WAIT)
+        return None if asked is None else min(asked, MAX_RETRY_AFTER_SECONDS)
 
 
 class Client:
@@ -86,12 +86,12 @@ class Client:
     """
 
     def __init__(self, url: str, *, key: str | None = None, timeout: float = 30.0, retries: int = 3):
-        self.url, self.timeout = _checked(url), timeout
+        self.url, self.timeout = _check_url(url), timeout
         headers = {"Accept": "application/json", "User-Agent": "sightline"}
         if key is not None:
-            headers["Authorization"] = f"Bearer {_checked_key(key)}"
+            headers["Authorization"] = f"Bearer {_check_key(key)}"
         self._keyed = key is not None
-        again = _Retry(
+        again = _BoundedRetry(
             total=retries,
             redirect=False,  # a key goes where it was meant to, and nowhere else
             status_forcelist=(502, 503, 504),
@@ -101,7 +101,7 @@ class Client:
             raise_on_status=False,
         )
         self._pool = urllib3.PoolManager(
-            maxsize=AT_ONCE,
+            maxsize=MAX_CONCURRENT_REQUESTS,
             block=True,
             headers=headers,
             retries=again,
@@ -123,7 +123,9 @@ class Client:
 
     # The verbs of the service.
 
-    def predict(self, images: Image | Iterable[Image], *, top: int = 5, subject: str | None = None) -> list[Reply]:
+    def predict(
+        self, images: ImageInput | Iterable[ImageInput], *, top: int = 5, subject: str | None = None
+    ) -> list[Reply]:
         """The ``top`` likeliest classes of each image, in order, as ``Classifier.predict`` gives them.
 
         ``images`` are files, their bytes, or uint8 arrays (H W C). One that cannot be read is a Reply with its
@@ -131,16 +133,18 @@ class Client:
         """
         if isinstance(images, str | Path | bytes) or (isinstance(images, ndarray) and images.ndim == 3):
             images = [images]
-        return list(self.replies(images, top=top, subject=subject))
+        return list(self.stream_predictions(images, top=top, subject=subject))
 
-    def replies(self, images: Iterable[Image], *, top: int = 5, subject: str | None = None) -> Iterator[Reply]:
+    def stream_predictions(
+        self, images: Iterable[ImageInput], *, top: int = 5, subject: str | None = None
+    ) -> Iterator[Reply]:
         """``predict`` one by one, in order, several requests at a time; no more are held than are under way."""
         waiting: deque[Future[list[Reply]]] = deque()
-        with ThreadPoolExecutor(AT_ONCE) as pool:
+        with ThreadPoolExecutor(MAX_CONCURRENT_REQUESTS) as pool:
             try:
-                for packet in _packets(images):
-                    waiting.append(pool.submit(self._answered, packet, top, subject))
-                    if len(waiting) > AT_ONCE:
+                for packet in _split_into_requests(images):
+                    waiting.append(pool.submit(self._predict_batch, packet, top, subject))
+                    if len(waiting) > MAX_CONCURRENT_REQUESTS:
                         yield from waiting.popleft().result()
                 while waiting:
                     yield from waiting.popleft().result()
@@ -150,7 +154,7 @@ class Client:
     def feedback(self, id: str, label: str) -> bool:
         """Tell what the image of this prediction truly shows; whether that was known already.
 
-        Raises ServiceError (``Declined`` with status 404 or 422) for a prediction or a class nobody knows.
+        Raises ServiceError (``DeclinedError`` with status 404 or 422) for a prediction or a class nobody knows.
         """
         return bool(self._post("/feedback", {"id": id, "label": label})["already"])
 
@@ -176,7 +180,9 @@ class Client:
 
         The names are those of ``GET /predictions``; one that is None is left out.
         """
-        return self._get("/predictions", {name: _word(value) for name, value in only.items() if value is not None})
+        return self._get(
+            "/predictions", {name: _query_text(value) for name, value in only.items() if value is not None}
+        )
 
     def ready(self) -> bool:
         """Whether the service is there and takes images; asks once, never raises."""
@@ -188,68 +194,77 @@ class Client:
 
     # How they are asked.
 
-    def _answered(self, packet: Sequence[_Item], top: int, subject: str | None) -> list[Reply]:
+    def _predict_batch(self, packet: Sequence[_Upload], top: int, subject: str | None) -> list[Reply]:
         """The replies of one packet; where the service declines several images at once, they go in halves."""
         sent = [item for item in packet if item.error is None]
         try:
-            rows = iter(self._sent(sent, top, subject) if sent else [])
-        except Declined as error:
+            rows = iter(self._post_images(sent, top, subject) if sent else [])
+        except DeclinedError as error:
             if error.status not in (413, 415, 422):
                 raise
             if len(packet) > 1:
                 half = len(packet) // 2
-                parts = (self._answered(part, top, subject) for part in (packet[:half], packet[half:]))
+                parts = (self._predict_batch(part, top, subject) for part in (packet[:half], packet[half:]))
                 return [reply for part in parts for reply in part]
-            if error.status != 413 and not error.detail.startswith(UNREAD):
+            if error.status != 413 and not error.detail.startswith(UNREADABLE_PREFIX):
                 raise
-            return [Reply(packet[0].name, None, None, error=error.detail.removeprefix(UNREAD).removesuffix("."))]
+            return [
+                Reply(
+                    packet[0].name,
+                    None,
+                    None,
+                    error=error.detail.removeprefix(UNREADABLE_PREFIX).removesuffix("."),
+                )
+            ]
         return [_failed(item) if item.error else next(rows) for item in packet]
 
-    def _sent(self, items: Sequence[_Item], top: int, subject: str | None) -> list[Reply]:
+    def _post_images(self, items: Sequence[_Upload], top: int, subject: str | None) -> list[Reply]:
         if len(items) == 1 and subject is None:  # as it is: a third shorter than in JSON
-            found = self._ask("POST", f"/predict?top={top}", items[0].data, "application/octet-stream")
+            found = self._request("POST", f"/predict?top={top}", items[0].data, "application/octet-stream")
         else:
             images = [base64.b64encode(item.data).decode("ascii") for item in items]
             found = self._post("/predict", {"images": images, "top": top, "subject": subject})
         rows = found.get("predictions") if isinstance(found, Mapping) else None
         if not isinstance(rows, list) or len(rows) != len(items):
-            raise self._stranger()
+            raise self._unexpected_response()
         try:
-            return [_reply(item.name, row, found.get("release")) for item, row in zip(items, rows, strict=True)]
+            return [
+                _parse_reply(item.name, row, found.get("release")) for item, row in zip(items, rows, strict=True)
+            ]
         except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise self._stranger() from error
+            raise self._unexpected_response() from error
 
     def _get(self, path: str, query: Mapping[str, str] | None = None) -> Any:
-        return self._ask("GET", path + (f"?{urlencode(query)}" if query else ""))
+        return self._request("GET", path + (f"?{urlencode(query)}" if query else ""))
 
     def _post(self, path: str, value: Mapping[str, Any]) -> Any:
         given = {name: each for name, each in value.items() if each is not None}
-        return self._ask("POST", path, json.dumps(given).encode(), "application/json")
+        return self._request("POST", path, json.dumps(given).encode(), "application/json")
 
-    def _ask(self, method: str, path: str, body: bytes | None = None, kind: str | None = None) -> Any:
+    def _request(self, method: str, path: str, body: bytes | None = None, kind: str | None = None) -> Any:
         """The JSON that the service answers. Raises ServiceError in a sentence."""
         headers = {**self._pool.headers, **({"Content-Type": kind} if kind else {})}
         try:
             answer = self._pool.request(method, self.url + path, body=body, headers=headers, preload_content=False)
             with answer:
-                data, status = answer.read(ANSWER_BYTES, decode_content=True), answer.status
+                data, status = answer.read(MAX_RESPONSE_BYTES, decode_content=True), answer.status
         except HTTPError as error:
-            raise ServiceError(f"The service at {self.url} {_why(error, self.timeout)}") from error
+            raise ServiceError(f"The service at {self.url} {_explain_http_error(error, self.timeout)}") from error
         try:
             found = json.loads(data)
         except (ValueError, RecursionError):
             found = None
         if status != 200:
-            raise self._declined(status, found)
+            raise self._declined_error(status, found)
         if found is None:
-            raise self._stranger()
+            raise self._unexpected_response()
         return found
 
-    def _declined(self, status: int, found: Any) -> ServiceError:
+    def _declined_error(self, status: int, found: Any) -> ServiceError:
         detail = found.get("detail") if isinstance(found, Mapping) else None
         if not isinstance(detail, str):
-            return self._stranger(status)
-        detail = _plain(detail)
+            return self._unexpected_response(status)
+        detail = _sanitize_text(detail)
         if status == 401:
             given = "does not take this key" if self._keyed else "asks for a key"
             text = f"The service at {self.url} {given}: name one with --key-file or in SIGHTLINE_KEY."
@@ -261,14 +276,14 @@ class Client:
             text = f"The service at {self.url} cannot answer now: {detail} Try again later."
         else:
             text = f"The service at {self.url} declines: {detail}"
-        return Declined(status, detail, text)
+        return DeclinedError(status, detail, text)
 
-    def _stranger(self, status: int = 200) -> ServiceError:
+    def _unexpected_response(self, status: int = 200) -> ServiceError:
         said = "an answer of another kind" if status == 200 else f"HTTP {status} without a reason"
         return ServiceError(f"What answers at {self.url} is no service of Sightline: {said}. Look at the URL.")
 
 
-def key_from(file: Path | None) -> str | None:
+def read_api_key(file: Path | None) -> str | None:
     """The key in this file, or else in the environment variable SIGHTLINE_KEY; None where there is neither.
 
     Raises ServiceError where the file cannot be read. A key is no argument: others could see it.
@@ -283,7 +298,7 @@ def key_from(file: Path | None) -> str | None:
         raise ServiceError(f"The file '{file}' holds no key: keys begin with sl_.") from error
 
 
-def _checked(url: str) -> str:
+def _check_url(url: str) -> str:
     """The URL without a slash at its end; raises ServiceError for what is none, or holds a secret."""
     try:
         parts = urlsplit(url)
@@ -303,7 +318,7 @@ def _checked(url: str) -> str:
     return f"{parts.scheme}://{parts.netloc}{quote(parts.path.rstrip('/'), safe='/%')}"
 
 
-def _checked_key(key: str) -> str:
+def _check_key(key: str) -> str:
     if not key or not key.isascii() or not key.isprintable() or " " in key:
         raise ServiceError(
             "The key is empty or has characters that no key has: copy it again; keys begin with sl_."
@@ -311,12 +326,12 @@ def _checked_key(key: str) -> str:
     return key
 
 
-def _packets(images: Iterable[Image]) -> Iterator[list[_Item]]:
+def _split_into_requests(images: Iterable[ImageInput]) -> Iterator[list[_Upload]]:
     """The images in the portions they are sent in."""
-    packet: list[_Item] = []
-    for item in map(_item, images):
+    packet: list[_Upload] = []
+    for item in map(_load_upload, images):
         size = sum(len(other.data) for other in packet)
-        if packet and (len(packet) == PACKET or size + len(item.data) > PACKET_BYTES):
+        if packet and (len(packet) == MAX_REQUEST_IMAGES or size + len(item.data) > MAX_REQUEST_BYTES):
             yield packet
             packet = []
         packet.append(item)
@@ -324,23 +339,23 @@ def _packets(images: Iterable[Image]) -> Iterator[list[_Item]]:
         yield packet
 
 
-def _item(image: Image) -> _Item:
+def _load_upload(image: ImageInput) -> _Upload:
     if isinstance(image, bytes):
-        return _Item("", image, None if image else "the file is empty (zero bytes)")
+        return _Upload("", image, None if image else "the file is empty (zero bytes)")
     if isinstance(image, ndarray):
-        return _Item("", _png(image))
+        return _Upload("", _encode_png(image))
     try:
         data = Path(image).read_bytes()
     except OSError as error:
-        return _Item(str(image), b"", error.strerror)
-    return _Item(str(image), data, None if data else "the file is empty (zero bytes)")
+        return _Upload(str(image), b"", error.strerror)
+    return _Upload(str(image), data, None if data else "the file is empty (zero bytes)")
 
 
-def _failed(item: _Item) -> Reply:
+def _failed(item: _Upload) -> Reply:
     return Reply(item.name, None, None, error=item.error)
 
 
-def _png(image: UInt8[ndarray, "H W C"]) -> bytes:
+def _encode_png(image: UInt8[ndarray, "H W C"]) -> bytes:
     from PIL import Image as pillow
 
     stream = io.BytesIO()
@@ -348,9 +363,9 @@ def _png(image: UInt8[ndarray, "H W C"]) -> bytes:
     return stream.getvalue()
 
 
-def _reply(name: str, row: Mapping[str, Any], release: int | None) -> Reply:
+def _parse_reply(name: str, row: Mapping[str, Any], release: int | None) -> Reply:
     if row.get("error") is not None:
-        return Reply(name, None, None, error=_plain(str(row["error"])), release=release)
+        return Reply(name, None, None, error=_sanitize_text(str(row["error"])), release=release)
     top = tuple((str(label), float(share)) for label, share in row["top"])
     return Reply(
         name,
@@ -363,18 +378,18 @@ def _reply(name: str, row: Mapping[str, Any], release: int | None) -> Reply:
     )
 
 
-def _word(value: object) -> str:
+def _query_text(value: object) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def _plain(text: str) -> str:
+def _sanitize_text(text: str) -> str:
     """What a stranger says, fit for a terminal: one line, no control characters, not long."""
     return "".join(c if c.isprintable() else " " for c in text)[:500]
 
 
-def _why(error: HTTPError, timeout: float) -> str:
+def _explain_http_error(error: HTTPError, timeout: float) -> str:
     """What went wrong on the way, in words."""
-    causes = list(_causes(error))
+    causes = list(_iterate_causes(error))
     kinds = {type(one).__name__ for one in causes}
     if kinds & {"ReadTimeoutError", "ConnectTimeoutError", "TimeoutError"}:
         return f"gave no answer within {timeout:g} seconds. Try again, or with fewer or smaller images."
@@ -387,7 +402,7 @@ def _why(error: HTTPError, timeout: float) -> str:
     return "broke the connection off. Try again; its log says why."
 
 
-def _causes(error: BaseException | None) -> Iterator[BaseException]:
+def _iterate_causes(error: BaseException | None) -> Iterator[BaseException]:
     """An error and what it came of; urllib3 keeps the last attempt's as the reason of its own."""
     while error is not None:
         yield error

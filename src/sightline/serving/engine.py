@@ -15,28 +15,28 @@ from jaxtyping import Float, UInt8
 from numpy import ndarray
 
 from .. import runtime
-from ..data.images import decode
+from ..data import decode
 from ..errors import ImageError
 from ..types import Geometry
-from .answers import Answer
-from .limits import LARGE, Limits, Refusal, checked
-from .pace import Faster, Pace, measured
+from .batch_tuning import BatchTuning, FasterRunner, tune_batch_size
+from .limits import LARGE_IMAGE_PIXELS, RequestError, RequestLimits, check_image
+from .requests import RankedPrediction
 
 if TYPE_CHECKING:
     from ..classifier import Classifier
 
-HEAVY = 200_000
+PARALLEL_DECODE_BYTES = 200_000
 """Bytes of images from which they are decoded by several threads."""
 
-AWAKE = {"session.intra_op.spin_duration_us": "1000"}
+SPIN_OPTIONS = {"session.intra_op.spin_duration_us": "1000"}
 """Threads that slept between two layers would take longer together than one alone; onnxruntime's own default has
 them awake for tens of milliseconds after an answer, in which they keep a core from everyone else."""
 
-_ONE_LARGE = threading.Lock()
+_LARGE_IMAGE_LOCK = threading.Lock()
 
 
 @runtime_checkable
-class Runner(Protocol):
+class EngineRunner(Protocol):
     """Anything that answers 8-bit images with probabilities."""
 
     def probabilities(self, images: UInt8[ndarray, "N H W C"], /) -> Float[ndarray, "N K"]:
@@ -44,7 +44,7 @@ class Runner(Protocol):
         ...
 
 
-class Torch:
+class BundleRunner:
     """A bundle's own network, one batch at a time."""
 
     def __init__(self, classifier: "Classifier"):
@@ -55,10 +55,10 @@ class Torch:
         """The classifier's answers."""
         import torch
 
-        from ..data.loader import to_batch
+        from ..data import to_tensor
 
         with self._turn, torch.inference_mode():
-            return self.classifier.probabilities(to_batch(images, self.classifier.device)).cpu().numpy()
+            return self.classifier.probabilities(to_tensor(images, self.classifier.device)).cpu().numpy()
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -71,62 +71,66 @@ class Engine:
     geometry: Geometry
     threshold: float
     """Confidences below it are answered with ``abstained``."""
-    crowd: Runner
+    crowd: EngineRunner
     """One thread: what several threads share."""
-    alone: Runner
+    alone: EngineRunner
     """One thread or all, whichever is faster: for a request that nothing else competes with."""
-    pace: Pace
+    pace: BatchTuning
     """What was measured when it was opened."""
     bundle: Path | None = None
     """Where its classifier can be loaded from, for heat maps."""
     facts: Mapping[str, Any] = field(default_factory=dict)
     """What else is known of it."""
 
-    def answers(self, images: Sequence[bytes], *, top: int = 5) -> list[Answer | str]:
+    def predict_images(self, images: Sequence[bytes], *, top: int = 5) -> list[RankedPrediction | str]:
         """The answer for each image, or the sentence that says why it cannot be read."""
-        limits = Limits()
-        read = [self.read(data, "", limits) for data in images]
+        limits = RequestLimits()
+        read = [self.decode_image(data, "", limits) for data in images]
         good = [pixels for pixels in read if isinstance(pixels, ndarray)]
-        answers = iter(self.ranked(good, [top] * len(good)))
+        answers = iter(self.rank(good, [top] * len(good)))
         return [next(answers) if isinstance(pixels, ndarray) else pixels.detail for pixels in read]
 
-    def read(self, data: bytes, declared: str, limits: Limits) -> UInt8[ndarray, "H W C"] | Refusal:
+    def decode_image(
+        self, data: bytes, declared: str, limits: RequestLimits
+    ) -> UInt8[ndarray, "H W C"] | RequestError:
         """The pixels of an image at the working size, or why there are none."""
         try:
-            count = checked(data, declared, limits)
-            if count > LARGE:
-                with _ONE_LARGE:
+            count = check_image(data, declared, limits)
+            if count > LARGE_IMAGE_PIXELS:
+                with _LARGE_IMAGE_LOCK:
                     return decode(data, self.geometry)
             return decode(data, self.geometry)
-        except Refusal as refusal:
+        except RequestError as refusal:
             return refusal
         except ImageError as error:
-            return Refusal(422, str(error))
+            return RequestError(422, str(error))
         except MemoryError:
-            return Refusal(413, "the image needs more memory than there is")
+            return RequestError(413, "the image needs more memory than there is")
 
-    def read_all(
-        self, images: Sequence[bytes], types: Sequence[str], limits: Limits, pool: ThreadPoolExecutor
-    ) -> list[ndarray | Refusal]:
+    def decode_images(
+        self, images: Sequence[bytes], types: Sequence[str], limits: RequestLimits, pool: ThreadPoolExecutor
+    ) -> list[ndarray | RequestError]:
         """``read`` of each, by several threads where there is much to decode."""
-        if len(images) > 1 and sum(map(len, images)) > HEAVY:
-            return list(pool.map(self.read, images, types, [limits] * len(images)))
-        return [self.read(data, kind, limits) for data, kind in zip(images, types, strict=True)]
+        if len(images) > 1 and sum(map(len, images)) > PARALLEL_DECODE_BYTES:
+            return list(pool.map(self.decode_image, images, types, [limits] * len(images)))
+        return [self.decode_image(data, kind, limits) for data, kind in zip(images, types, strict=True)]
 
-    def ranked(self, pixels: Sequence[ndarray], tops: Sequence[int], *, alone: bool = True) -> list[Answer]:
+    def rank(
+        self, pixels: Sequence[ndarray], tops: Sequence[int], *, alone: bool = True
+    ) -> list[RankedPrediction]:
         """The ``tops[i]`` likeliest classes of the i-th image."""
         if not pixels:
             return []
         runner = self.alone if alone else self.crowd
         images = pixels[0][None] if len(pixels) == 1 else np.stack(pixels)
         rows = runner.probabilities(images).tolist()
-        return [self._answer(row, top) for row, top in zip(rows, tops, strict=True)]
+        return [self._top_classes(row, top) for row, top in zip(rows, tops, strict=True)]
 
-    def _answer(self, row: list[float], top: int) -> Answer:
+    def _top_classes(self, row: list[float], top: int) -> RankedPrediction:
         best = sorted(range(len(row)), key=row.__getitem__, reverse=True)[:top]
         ranked = [(self.classes[k], row[k]) for k in best]
         label, confidence = ranked[0]
-        return Answer(label, confidence, confidence < self.threshold, ranked)
+        return RankedPrediction(label, confidence, confidence < self.threshold, ranked)
 
 
 def open_engine(
@@ -135,7 +139,7 @@ def open_engine(
     release: int = 0,
     bundle: Path | None = None,
     threads: int | None = None,
-    pace: Pace | None = None,
+    pace: BatchTuning | None = None,
     facts: Mapping[str, Any] | None = None,
 ) -> Engine:
     """Open an ONNX file that ``export`` wrote, a bundle or a run, and measure how it answers fastest.
@@ -143,15 +147,15 @@ def open_engine(
     ``threads`` are the cores it may use; ``pace`` skips the measurement. Raises BundleError.
     """
     threads = threads or runtime.cpu_count()
-    opened = _of_onnx(path, threads) if path.suffix.lower() == ".onnx" else _of_bundle(path)
-    pace = pace or measured(opened["crowd"], opened["geometry"].shape)
+    opened = _open_onnx(path, threads) if path.suffix.lower() == ".onnx" else _open_bundle(path)
+    pace = pace or tune_batch_size(opened["crowd"], opened["geometry"].shape)
     opened["facts"] = {**(facts or {}), **opened["facts"]}
     return Engine(release=release, bundle=opened.pop("folder", bundle), pace=pace, **opened)
 
 
-def _of_onnx(path: Path, threads: int) -> dict[str, Any]:
-    crowd = _session(path, 1)
-    alone = Faster(crowd, _session(path, threads)) if threads > 1 else crowd
+def _open_onnx(path: Path, threads: int) -> dict[str, Any]:
+    crowd = _open_session(path, 1)
+    alone = FasterRunner(crowd, _open_session(path, threads)) if threads > 1 else crowd
     return {
         "classes": crowd.classes,
         "geometry": crowd.geometry,
@@ -162,25 +166,25 @@ def _of_onnx(path: Path, threads: int) -> dict[str, Any]:
     }
 
 
-def _session(path: Path, threads: int) -> Any:
+def _open_session(path: Path, threads: int) -> Any:
     """An exported file on so many threads, which stay awake for a moment after an answer, as the next is near."""
-    from ..models.exported import exported, session_of
+    from ..models import open_session, read_exported
 
-    return exported(session_of(path, threads, AWAKE if threads > 1 else {}), path)
+    return read_exported(open_session(path, threads, SPIN_OPTIONS if threads > 1 else {}), path)
 
 
-def _of_bundle(path: Path) -> dict[str, Any]:
-    from ..classifier import Classifier, bundle_of
+def _open_bundle(path: Path) -> dict[str, Any]:
+    from ..classifier import Classifier, find_bundle
 
     classifier = Classifier.load(path)
-    runner, plan = Torch(classifier), classifier.architecture
+    runner, plan = BundleRunner(classifier), classifier.architecture
     return {
         "classes": classifier.classes,
         "geometry": classifier.geometry,
         "threshold": classifier.threshold,
         "crowd": runner,
         "alone": runner,
-        "folder": bundle_of(path),
+        "folder": find_bundle(path),
         "facts": {
             "runtime": "torch",
             "model": plan.arguments.get("word") or plan.name,

@@ -4,11 +4,10 @@ import struct
 from dataclasses import dataclass
 from typing import no_type_check
 
-from ..data import codecs
-from ..data.images import FORMATS, MAX_PIXELS, inspect
+from ..data import IMAGE_FORMATS, MAX_IMAGE_PIXELS, codecs, read_header
 from ..errors import ImageError, ServiceError
 
-TYPES = {
+IMAGE_SIGNATURES = {
     b"\xff\xd8\xff": "image/jpeg",
     b"\x89PNG\r\n\x1a\n": "image/png",
     b"GIF87a": "image/gif",
@@ -21,7 +20,7 @@ TYPES = {
 }
 """How the content of each kind of image begins; WebP and the PNM family are told apart in ``sniff``."""
 
-NAMES = {
+TYPE_ALIASES = {
     "image/jpg": "image/jpeg",
     "image/pjpeg": "image/jpeg",
     "image/apng": "image/png",
@@ -34,17 +33,17 @@ NAMES = {
 }
 """Other names of the same types."""
 
-UNTOLD = ("", "application/octet-stream", "binary/octet-stream", "image/*")
+GENERIC_TYPES = ("", "application/octet-stream", "binary/octet-stream", "image/*")
 """Declared types that say nothing."""
 
-LARGE = 4_000_000
+LARGE_IMAGE_PIXELS = 4_000_000
 """Pixels from which an image is decoded alone, so that memory does not grow with the number of threads."""
 
-SCANS = 100
+MAX_JPEG_SCANS = 100
 """Passes over the picture that a JPEG may have, each as little as ten bytes; a progressive one has about ten."""
 
 
-class Refusal(Exception):
+class RequestError(Exception):
     """A request, or one image of it, that is not answered: an HTTP status and one sentence."""
 
     def __init__(self, status: int, detail: str):
@@ -55,7 +54,7 @@ class Refusal(Exception):
 
 @no_type_check
 @dataclass(frozen=True, kw_only=True)
-class Limits:
+class RequestLimits:
     """How much one request may bring, and how many may wait."""
 
     body_mb: float = 20.0
@@ -71,27 +70,27 @@ class Limits:
         """Raise ValueError for limits that would refuse everything."""
         if not 0.001 <= self.body_mb <= 1000:
             raise ValueError(f"--max-body-mb is {self.body_mb:g}: it must be from 0.001 to 1000")
-        if not 1 <= self.pixels <= MAX_PIXELS:
-            raise ValueError(f"--max-pixels is {self.pixels}: it must be from 1 to {MAX_PIXELS:,}")
+        if not 1 <= self.pixels <= MAX_IMAGE_PIXELS:
+            raise ValueError(f"--max-pixels is {self.pixels}: it must be from 1 to {MAX_IMAGE_PIXELS:,}")
         if not 1 <= self.images <= 10_000:
             raise ValueError(f"--max-images is {self.images}: it must be from 1 to 10,000")
         if not 1 <= self.queue <= 100_000:
             raise ValueError(f"--queue is {self.queue}: it must be from 1 to 100,000")
 
     @property
-    def body(self) -> int:
+    def max_body_bytes(self) -> int:
         """Bytes of a request, at most."""
         return int(self.body_mb * 1e6)
 
     @property
-    def held(self) -> int:
+    def max_buffered_bytes(self) -> int:
         """Bytes of all requests that are being read or wait, at most."""
-        return max(64_000_000, 2 * self.body)
+        return max(64_000_000, 2 * self.max_body_bytes)
 
 
-def sniff(data: bytes) -> str | None:
+def sniff_type(data: bytes) -> str | None:
     """The type that the content has by its first bytes; None for what is no image we read."""
-    for start, kind in TYPES.items():
+    for start, kind in IMAGE_SIGNATURES.items():
         if data.startswith(start):
             return kind
     if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
@@ -101,34 +100,36 @@ def sniff(data: bytes) -> str | None:
     return None
 
 
-def checked(data: bytes, declared: str, limits: Limits) -> int:
+def check_image(data: bytes, declared: str, limits: RequestLimits) -> int:
     """The number of pixels of an image that may be decoded; 0 where its header does not tell.
 
     Raises Refusal: 400 for no bytes, 415 for what is no image or another than declared, 413 for too many pixels.
     """
     if not data:
-        raise Refusal(400, "the image is empty (zero bytes)")
-    kind = sniff(data)
+        raise RequestError(400, "the image is empty (zero bytes)")
+    kind = sniff_type(data)
     if kind is None:
         if data[4:8] == b"ftyp":
-            raise Refusal(
+            raise RequestError(
                 415, "the content is HEIC, AVIF or a video, which is not read: convert it to JPEG or PNG"
             )
-        raise Refusal(415, f"the content is not an image ({', '.join(FORMATS)} are read)")
-    if declared not in UNTOLD and NAMES.get(declared, declared) != kind:
-        raise Refusal(415, f"the content is {kind}, not what it was declared to be")
-    if kind == "image/jpeg" and (scans := data.count(b"\xff\xda")) > SCANS:
-        raise Refusal(413, f"the JPEG has {scans} scans, more than the {SCANS} that are allowed")
-    count = pixels_of(data, kind)
+        raise RequestError(415, f"the content is not an image ({', '.join(IMAGE_FORMATS)} are read)")
+    if declared not in GENERIC_TYPES and TYPE_ALIASES.get(declared, declared) != kind:
+        raise RequestError(415, f"the content is {kind}, not what it was declared to be")
+    if kind == "image/jpeg" and (scans := data.count(b"\xff\xda")) > MAX_JPEG_SCANS:
+        raise RequestError(413, f"the JPEG has {scans} scans, more than the {MAX_JPEG_SCANS} that are allowed")
+    count = count_pixels(data, kind)
     if count > limits.pixels:
-        raise Refusal(413, f"the image has {count:,} pixels, more than the {limits.pixels:,} that are allowed")
+        raise RequestError(
+            413, f"the image has {count:,} pixels, more than the {limits.pixels:,} that are allowed"
+        )
     return count
 
 
-def pixels_of(data: bytes, kind: str) -> int:
+def count_pixels(data: bytes, kind: str) -> int:
     """Width times height as the decoder will find them, without decoding; 0 where they cannot be told."""
     if kind == "image/jpeg":
-        head = codecs.jpeg_head(data)
+        head = codecs.read_jpeg_header(data)
         return head.width * head.height if head else _inspected(data)
     if kind == "image/png" and data.count(b"IHDR") == 1 and len(data) >= 24:  # with two, the last one counts
         width, height = struct.unpack_from(">II", data, 16)
@@ -138,15 +139,15 @@ def pixels_of(data: bytes, kind: str) -> int:
 
 def _inspected(data: bytes) -> int:
     try:
-        header = inspect(data)
+        header = read_header(data)
     except ImageError:
         return 0  # decoding says why
     return header.width * header.height
 
 
-def limits_of(**values: float) -> Limits:
+def build_limits(**values: float) -> RequestLimits:
     """Limits as a user named them; raises ServiceError for impossible ones."""
     try:
-        return Limits(**values)  # type: ignore[arg-type]  counts come as whole numbers
+        return RequestLimits(**values)  # type: ignore[arg-type]  counts come as whole numbers
     except ValueError as error:
         raise ServiceError(f"{error}.") from error

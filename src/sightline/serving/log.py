@@ -6,13 +6,13 @@ import threading
 from datetime import UTC, datetime
 from typing import Any
 
-_TURN = threading.Lock()
+_LOG_LOCK = threading.Lock()
 
 
-def say(event: str, **facts: Any) -> None:
+def log_event(event: str, **facts: Any) -> None:
     """Write one line: when, what, and what belongs to it."""
     now = datetime.now(UTC).isoformat(timespec="milliseconds")
     line = json.dumps({"time": now, "event": event, **facts}, ensure_ascii=False, default=str)
-    with _TURN:
+    with _LOG_LOCK:
         sys.stderr.write(line + "\n")
         sys.stderr.flush()

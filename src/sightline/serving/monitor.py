@@ -12,21 +12,21 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from .log import say
+from .log import log_event
 
-SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
-IMAGES = (1, 2, 4, 8, 16, 32, 64, 128)
-SHARES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99)
+LATENCY_BUCKETS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
+BATCH_SIZE_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128)
+CONFIDENCE_BUCKETS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99)
 
-FOLDER = "PROMETHEUS_MULTIPROC_DIR"
+METRICS_FOLDER_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
 """The environment variable by which prometheus-client finds the folder that workers share."""
 
-SUMMARY = 10.0
+SUMMARY_SECONDS = 10.0
 """Seconds between lines of the log that sum up what was answered."""
 
 
 @dataclass(frozen=True, slots=True)
-class Batch:
+class BatchStats:
     """What one batch was."""
 
     release: int
@@ -46,15 +46,15 @@ class Monitor:
         from prometheus_client import CollectorRegistry, disable_created_metrics
 
         disable_created_metrics()  # the moment of each counter's first use, which nobody asked for
-        self._batches: deque[Batch] = deque()
+        self._batches: deque[BatchStats] = deque()
         self._statuses: deque[tuple[str, int]] = deque()
         self._gauges = gauges
         self._turn = threading.Lock()
         self._registry = CollectorRegistry()
-        self._make(self._registry)
+        self._create_metrics(self._registry)
         self._summary = _Summary()
 
-    def _make(self, registry: Any) -> None:
+    def _create_metrics(self, registry: Any) -> None:
         from prometheus_client import Counter, Gauge, Histogram
 
         def histogram(name: str, what: str, buckets: Sequence[float]) -> Any:
@@ -66,9 +66,9 @@ class Monitor:
         def gauge(name: str, what: str, mode: Any) -> Any:
             return Gauge(f"sightline_{name}", what, registry=registry, multiprocess_mode=mode)
 
-        self._seconds = histogram("predict_seconds", "Seconds from a request to its answer", SECONDS)
-        self._sizes = histogram("batch_images", "Images answered together", IMAGES)
-        self._confidence = histogram("confidence", "Confidence of the likeliest class", SHARES)
+        self._seconds = histogram("predict_seconds", "Seconds from a request to its answer", LATENCY_BUCKETS)
+        self._sizes = histogram("batch_images", "Images answered together", BATCH_SIZE_BUCKETS)
+        self._confidence = histogram("confidence", "Confidence of the likeliest class", CONFIDENCE_BUCKETS)
         self._answers = counter("answers", "Images answered, by likeliest class and release", "label", "release")
         self._abstained = counter("abstained", "Images answered with too little confidence to decide")
         self._unread = counter("unreadable", "Images that could not be read")
@@ -87,11 +87,11 @@ class Monitor:
             "ready": gauge("ready", "Whether requests are answered", "livemin"),
         }
 
-    def batch(self, batch: Batch) -> None:
+    def record_batch(self, batch: BatchStats) -> None:
         """Remember a batch; from any thread."""
         self._batches.append(batch)
 
-    def response(self, route: str, status: int) -> None:
+    def record_response(self, route: str, status: int) -> None:
         """Remember a response; from any thread."""
         self._statuses.append((route, status))
 
@@ -108,13 +108,13 @@ class Monitor:
                 self._summary.statuses[status] += count
             labels: Tally[tuple[str, int]] = Tally()
             while self._batches:
-                self._count(self._batches.popleft(), labels)
+                self._count_batch(self._batches.popleft(), labels)
             for (label, release), count in labels.items():
                 self._answers.labels(label, release).inc(count)
             for name, value in self._gauges().items():
                 self._gauge[name].set(value)
 
-    def _count(self, batch: Batch, labels: "Tally[tuple[str, int]]") -> None:
+    def _count_batch(self, batch: BatchStats, labels: "Tally[tuple[str, int]]") -> None:
         for seconds in batch.seconds:
             self._seconds.observe(seconds)
         for confidence in batch.confidences:
@@ -130,19 +130,19 @@ class Monitor:
         self._summary.seconds.extend(batch.seconds)
         self._summary.images += batch.images
 
-    def summary(self) -> None:
+    def log_summary(self) -> None:
         """Write a line of what was answered since the last one; nothing where nothing was asked."""
         with self._turn:
             done, self._summary = self._summary, _Summary()
         if done.statuses:
-            say("answered", **done.as_json())
+            log_event("answered", **done.as_json())
 
-    def text(self) -> bytes:
+    def prometheus_text(self) -> bytes:
         """All metrics in the form that Prometheus reads."""
         from prometheus_client import CollectorRegistry, generate_latest
 
         self.flush()
-        if FOLDER not in os.environ:
+        if METRICS_FOLDER_VARIABLE not in os.environ:
             return generate_latest(self._registry)
         from prometheus_client.multiprocess import MultiProcessCollector
 

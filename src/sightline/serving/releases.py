@@ -19,14 +19,20 @@ from typing import Any
 from filelock import FileLock
 
 from ..errors import ReleaseError
-from ..files import checksum, explaining, write_json
+from ..files import checksum, explain_write_errors, write_json
 
-FORMAT = 1
+RELEASE_FORMAT = 1
 """Version of the layout of a release; a release of Sightline reads its own and every earlier one."""
 
-FACTS, CURRENT, AUDIT, BUNDLE, ONNX = "release.json", "current", "releases.jsonl", "classifier", "model.onnx"
+RELEASE_FILE, CURRENT_FILE, AUDIT_FILE, BUNDLE_FOLDER, ONNX_FILE = (
+    "release.json",
+    "current",
+    "releases.jsonl",
+    "classifier",
+    "model.onnx",
+)
 
-_REMEMBERED = 100
+_MAX_PREVIOUS_RELEASES = 100
 """Releases that ``current`` remembers to have answered before."""
 
 
@@ -43,12 +49,12 @@ class Release:
     @property
     def bundle(self) -> Path:
         """The folder that ``Classifier.load`` opens."""
-        return self.path / BUNDLE
+        return self.path / BUNDLE_FOLDER
 
     @property
     def onnx(self) -> Path | None:
         """The exported file; None for a classifier that ONNX cannot hold."""
-        path = self.path / ONNX
+        path = self.path / ONNX_FILE
         return path if path.is_file() else None
 
 
@@ -57,56 +63,56 @@ def is_site(folder: Path | str) -> bool:
     return (Path(folder) / "releases").is_dir()
 
 
-def released(site: Path | str) -> list[Release]:
+def list_releases(site: Path | str) -> list[Release]:
     """Every release of a site, oldest first; of one that cannot be read the facts only say why: ``damaged``.
 
     Raises ReleaseError where there is no site.
     """
-    return [_or_damaged(site, number) for number in numbers(site)]
+    return [_or_damaged(site, number) for number in release_numbers(site)]
 
 
 def _or_damaged(site: Path | str, number: int) -> Release:
     try:
-        return release(site, number)
+        return load_release(site, number)
     except ReleaseError as error:  # one must not hide the others
         return Release(number, _folder(site, number), {"number": number, "damaged": str(error)})
 
 
-def release(site: Path | str, number: int) -> Release:
+def load_release(site: Path | str, number: int) -> Release:
     """Release ``number``; raises ReleaseError where it is not there, or cannot be read."""
     path = _folder(site, number)
     if not path.is_dir():
-        known = ", ".join(map(str, numbers(site))) or "none yet"
+        known = ", ".join(map(str, release_numbers(site))) or "none yet"
         raise ReleaseError(f"'{site}' has no release {number}. It has: {known}.")
-    facts = _json(path / FACTS, f"Release {number} of '{site}'")
+    facts = _read_json(path / RELEASE_FILE, f"Release {number} of '{site}'")
     _check_format(facts, number, site)
     return Release(number, path, facts)
 
 
-def current(site: Path | str) -> Release:
+def current_release(site: Path | str) -> Release:
     """The release that answers; raises ReleaseError where none was promoted yet."""
-    number = _pointer(site)["release"]
+    number = _read_pointer(site)["release"]
     if number is None:
-        has = numbers(site)
+        has = release_numbers(site)
         what = f"promote {has[-1]}" if has else "publish RUN"
         raise ReleaseError(f"No release of '{site}' answers yet. Make one: sightline releases {site} {what}")
-    return release(site, number)
+    return load_release(site, number)
 
 
-def answering(site: Path | str) -> int | None:
+def current_number(site: Path | str) -> int | None:
     """Number of the release that answers; None where none does yet."""
-    return _pointer(site)["release"]
+    return _read_pointer(site)["release"]
 
 
-def before(site: Path | str) -> list[int]:
+def previous_numbers(site: Path | str) -> list[int]:
     """Releases that answered before the current one, the latest first."""
-    return _pointer(site)["before"]
+    return _read_pointer(site)["before"]
 
 
-def stamp(site: Path | str) -> tuple[int, ...]:
+def pointer_stamp(site: Path | str) -> tuple[int, ...]:
     """Changes whenever another release is promoted; costs one look at the file system."""
     try:
-        status = os.stat(Path(site) / CURRENT)  # noqa: PTH116 asked twice a second
+        status = os.stat(Path(site) / CURRENT_FILE)  # noqa: PTH116 asked twice a second
     except OSError:
         return ()
     return (status.st_mtime_ns, status.st_ino, status.st_size)
@@ -117,25 +123,25 @@ def promote(site: Path | str, number: int, *, by: str | None = None) -> Release:
 
     Raises ReleaseError where it is not there, was tampered with, or is newer than this Sightline reads.
     """
-    found = release(site, number)
+    found = load_release(site, number)
     verify(found)
-    with locked(site):
-        point(site, found, "promote", by)
+    with lock_releases(site):
+        set_current(site, found, "promote", by)
     return found
 
 
 def rollback(site: Path | str, *, by: str | None = None) -> Release:
     """Let the release answer that did before the current one; raises ReleaseError where there is none."""
-    numbers(site)  # says where there is no site
-    with locked(site):
-        pointer = _pointer(site)
+    release_numbers(site)  # says where there is no site
+    with lock_releases(site):
+        pointer = _read_pointer(site)
         if not pointer["before"]:
             raise ReleaseError(f"There is no release to go back to: '{site}' had no other one before.")
         number, *older = pointer["before"]
-        found = release(site, number)
+        found = load_release(site, number)
         verify(found)
         _write_pointer(site, {"release": number, "before": older})
-        audit(site, "rollback", number, by, was=pointer["release"])
+        append_audit(site, "rollback", number, by, was=pointer["release"])
     return found
 
 
@@ -143,18 +149,18 @@ def prune(site: Path | str, *, keep: int = 5, by: str | None = None) -> list[int
     """Remove all but the ``keep`` newest releases, never the current one nor the one before; which these were."""
     if keep < 1:
         raise ReleaseError(f"--keep is {keep}: it must be at least 1 release.")
-    numbers(site)  # says where there is no site
-    with locked(site):
-        pointer = _pointer(site)
-        spared = {pointer["release"], *pointer["before"][:1], *numbers(site)[-keep:]}
-        gone = [number for number in numbers(site) if number not in spared]
+    release_numbers(site)  # says where there is no site
+    with lock_releases(site):
+        pointer = _read_pointer(site)
+        spared = {pointer["release"], *pointer["before"][:1], *release_numbers(site)[-keep:]}
+        gone = [number for number in release_numbers(site) if number not in spared]
         for number in gone:
             path = _folder(site, number)
             hidden = path.with_name(f".{path.name}.gone")
-            with explaining(path):
+            with explain_write_errors(path):
                 path.rename(hidden)  # whoever looks sees all of it or nothing
                 shutil.rmtree(hidden)
-            audit(site, "prune", number, by)
+            append_audit(site, "prune", number, by)
         if gone:
             left = [number for number in pointer["before"] if number not in gone]
             _write_pointer(site, pointer | {"before": left})
@@ -167,8 +173,8 @@ def verify(release: Release) -> None:
     _check_format(release.facts, release.number, release.path.parent.parent)
     listed = release.facts.get("files")
     if not isinstance(listed, dict) or not listed:
-        raise ReleaseError(f"{what} is damaged: its {FACTS} lists no files. Publish the run again.")
-    present = held(release.path)
+        raise ReleaseError(f"{what} is damaged: its {RELEASE_FILE} lists no files. Publish the run again.")
+    present = release_files(release.path)
     for name in sorted(listed.keys() - present.keys()):
         raise ReleaseError(f"{what} lacks its file '{name}'. Publish the run again, or bring the file back.")
     for name in sorted(present.keys() - listed.keys()):
@@ -183,7 +189,7 @@ def verify(release: Release) -> None:
 # what publishing uses too
 
 
-def numbers(site: Path | str) -> list[int]:
+def release_numbers(site: Path | str) -> list[int]:
     """Numbers of the releases, oldest first; raises ReleaseError where there is no site."""
     folder = Path(site) / "releases"
     if not folder.is_dir():
@@ -194,21 +200,21 @@ def numbers(site: Path | str) -> list[int]:
     return sorted(int(name) for name in names if name == f"{int(name):04d}")
 
 
-def folder_of(site: Path | str, number: int) -> Path:
+def release_folder(site: Path | str, number: int) -> Path:
     """Where a release lies."""
     return _folder(site, number)
 
 
-def held(folder: Path) -> dict[str, Path]:
+def release_files(folder: Path) -> dict[str, Path]:
     """The files of a release but ``release.json``, by their names within it."""
     files = (path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir())
-    return {name: path for path in files if (name := path.relative_to(folder).as_posix()) != FACTS}
+    return {name: path for path in files if (name := path.relative_to(folder).as_posix()) != RELEASE_FILE}
 
 
 @contextmanager
-def locked(site: Path | str) -> Iterator[None]:
+def lock_releases(site: Path | str) -> Iterator[None]:
     """One process at a time numbers, promotes and removes."""
-    with explaining(Path(site)):
+    with explain_write_errors(Path(site)):
         lock = FileLock(Path(site) / ".releases.lock")
         lock.acquire()
     try:
@@ -217,33 +223,33 @@ def locked(site: Path | str) -> Iterator[None]:
         lock.release()
 
 
-def point(site: Path | str, release: Release, what: str, by: str | None) -> None:
+def set_current(site: Path | str, release: Release, what: str, by: str | None) -> None:
     """Make a release the current one; the lock is held."""
-    pointer = _pointer(site)
+    pointer = _read_pointer(site)
     was = pointer["release"]
     if was != release.number:
         older = [was, *pointer["before"]] if was is not None else pointer["before"]
         older = [number for number in older if number != release.number]
-        _write_pointer(site, {"release": release.number, "before": older[:_REMEMBERED]})
-    audit(site, what, release.number, by, was=was)
+        _write_pointer(site, {"release": release.number, "before": older[:_MAX_PREVIOUS_RELEASES]})
+    append_audit(site, what, release.number, by, was=was)
 
 
-def audit(site: Path | str, what: str, number: int, by: str | None, **more: Any) -> None:
+def append_audit(site: Path | str, what: str, number: int, by: str | None, **more: Any) -> None:
     """A line for ``releases.jsonl``: who did what, and when."""
-    line = {"time": now(), "by": by or whoami(), "what": what, "release": number, **more}
-    path = Path(site) / AUDIT
-    with explaining(path), path.open("ab") as stream:
+    line = {"time": timestamp(), "by": by or current_user(), "what": what, "release": number, **more}
+    path = Path(site) / AUDIT_FILE
+    with explain_write_errors(path), path.open("ab") as stream:
         stream.write(json.dumps(line, ensure_ascii=False).encode() + b"\n")
         stream.flush()
         os.fsync(stream.fileno())
 
 
-def now() -> str:
+def timestamp() -> str:
     """The time, for people and programs."""
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
-def whoami() -> str:
+def current_user() -> str:
     """The user's name, where the system tells."""
     try:
         return getpass.getuser()
@@ -255,41 +261,41 @@ def _folder(site: Path | str, number: int) -> Path:
     return Path(site) / "releases" / f"{number:04d}"
 
 
-def _pointer(site: Path | str) -> dict[str, Any]:
-    path = Path(site) / CURRENT
+def _read_pointer(site: Path | str) -> dict[str, Any]:
+    path = Path(site) / CURRENT_FILE
     if not path.exists():
         return {"release": None, "before": []}
-    found = _json(path, f"The file '{CURRENT}' of '{site}'")
+    found = _read_json(path, f"The file '{CURRENT_FILE}' of '{site}'")
     try:
         return {"release": int(found["release"]), "before": [int(number) for number in found["before"]]}
     except (KeyError, TypeError, ValueError) as error:
-        raise _damaged(f"The file '{CURRENT}' of '{site}'") from error
+        raise _damaged_error(f"The file '{CURRENT_FILE}' of '{site}'") from error
 
 
 def _write_pointer(site: Path | str, pointer: Mapping[str, Any]) -> None:
-    write_json(Path(site) / CURRENT, pointer)
+    write_json(Path(site) / CURRENT_FILE, pointer)
 
 
-def _json(path: Path, what: str) -> dict[str, Any]:
+def _read_json(path: Path, what: str) -> dict[str, Any]:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise _damaged(what) from error
+        raise _damaged_error(what) from error
     if not isinstance(found, dict):
-        raise _damaged(what)
+        raise _damaged_error(what)
     return found
 
 
-def _damaged(what: str) -> ReleaseError:
+def _damaged_error(what: str) -> ReleaseError:
     return ReleaseError(f"{what} is damaged or cannot be read. Promote or publish another release.")
 
 
 def _check_format(facts: Mapping[str, Any], number: int, site: Path | str) -> None:
     version = facts.get("format")
     if not isinstance(version, int) or facts.get("number") != number:
-        raise _damaged(f"Release {number} of '{site}'")
-    if version > FORMAT:
+        raise _damaged_error(f"Release {number} of '{site}'")
+    if version > RELEASE_FORMAT:
         raise ReleaseError(
-            f"Release {number} of '{site}' has format {version}, newer than this Sightline reads ({FORMAT}). "
+            f"Release {number} of '{site}' has format {version}, newer than this Sightline reads ({RELEASE_FORMAT}). "
             "Upgrade with: pip install --upgrade sightline"
         )

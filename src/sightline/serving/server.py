@@ -16,24 +16,24 @@ from pathlib import Path
 from typing import Any
 
 from .. import runtime
-from ..classifier import bundle_of
+from ..classifier import find_bundle
 from ..errors import ServiceError, SightlineError
 from . import releases
-from .keys import Keyring
-from .limits import Limits
-from .log import say
-from .monitor import FOLDER
-from .service import Service, Settings
+from .api_keys import Keyring
+from .limits import RequestLimits
+from .log import log_event
+from .monitor import METRICS_FOLDER_VARIABLE
+from .service import Service, ServiceSettings
 
-JOURNAL = "SIGHTLINE_JOURNAL"
+JOURNAL_URL_VARIABLE = "SIGHTLINE_JOURNAL"
 """The environment variable with the journal's URL, so that its password is in no list of processes."""
 
-MOST_WORKERS = 64
+MAX_SERVER_WORKERS = 64
 
-TRIES = 3
+MAX_EARLY_EXITS = 3
 """Times that a worker may end soon after its start before the service gives up."""
 
-SOON = 10.0
+EARLY_EXIT_SECONDS = 10.0
 """Seconds."""
 
 
@@ -44,7 +44,7 @@ def serve(
     port: int = 8000,
     workers: int = 1,
     threads: int | None = None,
-    limits: Limits | None = None,
+    limits: RequestLimits | None = None,
     journal: str | None = None,
     keep_images: bool = False,
     quota_mb: float = 1000.0,
@@ -60,48 +60,48 @@ def serve(
     for an address that cannot be had or would let strangers in, and what opening the release or journal raises.
     """
     path, watched = Path(path), None if watch is None else Path(watch)
-    local = is_local(host)
-    settings = Settings(
+    local = is_loopback(host)
+    settings = ServiceSettings(
         path=path,
-        limits=limits or Limits(),
-        journal=journal or os.environ.get(JOURNAL) or None,
+        limits=limits or RequestLimits(),
+        journal=journal or os.environ.get(JOURNAL_URL_VARIABLE) or None,
         keep_images=keep_images,
         quota_mb=quota_mb,
-        threads=_threads(threads, workers),
+        threads=_check_threads(threads, workers),
         open=open,
         local=local,
         hosts=("localhost", "127.0.0.1", "[::1]", host.lower()),
         origins=tuple(origin.lower().rstrip("/") for origin in origins),
     )
-    _check(settings, host, workers, watched, http=http)
-    listening = bound(host, port) if http else None
-    told = {"url": _url(host, listening), "path": str(path), "workers": workers}
+    _check_settings(settings, host, workers, watched, http=http)
+    listening = bind_socket(host, port) if http else None
+    told = {"url": _service_url(host, listening), "path": str(path), "workers": workers}
     try:
         if workers > 1:
-            Workers(settings, listening, watched).run(workers, lambda: tell(told))
+            WorkerPool(settings, listening, watched).run(workers, lambda: tell(told))
         else:
-            from .process import run
+            from .worker import run_worker
 
-            run(settings, listening, watched, lambda service: tell(told | about(service)))
+            run_worker(settings, listening, watched, lambda service: tell(told | describe_service(service)))
     finally:
         if listening is not None:
             listening.close()
 
 
-def about(service: Service) -> dict[str, Any]:
+def describe_service(service: Service) -> dict[str, Any]:
     """What a service answers with, to be told when it starts."""
     engine = service.engine
     return {
         "release": engine.release,
         "classes": len(engine.classes),
         "runtime": engine.facts["runtime"],
-        "keys": service.keyed,
+        "keys": service.requires_key,
         "journal": service.journal is not None,
-        "largest_batch": engine.pace.largest,
+        "largest_batch": engine.pace.max_batch,
     }
 
 
-def is_local(host: str) -> bool:
+def is_loopback(host: str) -> bool:
     """Whether only this machine can reach the address."""
     try:
         return ipaddress.ip_address(host).is_loopback
@@ -109,21 +109,23 @@ def is_local(host: str) -> bool:
         return host.lower() == "localhost"
 
 
-def _threads(threads: int | None, workers: int) -> int:
+def _check_threads(threads: int | None, workers: int) -> int:
     if threads is not None and not 1 <= threads <= 1024:
         raise ServiceError(f"--threads is {threads}: it must be from 1 to 1024.")
-    if not 1 <= workers <= MOST_WORKERS:
-        raise ServiceError(f"--workers is {workers}: it must be from 1 to {MOST_WORKERS}.")
+    if not 1 <= workers <= MAX_SERVER_WORKERS:
+        raise ServiceError(f"--workers is {workers}: it must be from 1 to {MAX_SERVER_WORKERS}.")
     return threads or max(1, runtime.cpu_count() // workers)
 
 
-def _check(settings: Settings, host: str, workers: int, watched: Path | None, *, http: bool) -> None:
+def _check_settings(
+    settings: ServiceSettings, host: str, workers: int, watched: Path | None, *, http: bool
+) -> None:
     """Raise a SightlineError for what would fail or be unsafe later."""
     path = settings.path
     if settings.site:
-        releases.current(path)
+        releases.current_release(path)
     elif not path.is_file():
-        bundle_of(path)  # says what is missing
+        find_bundle(path)  # says what is missing
     keyless = not settings.site or Keyring(path).empty
     if http and keyless and not settings.local and not settings.open:
         make = f"make one with: sightline keys {path} make NAME" if settings.site else "serve a site with keys"
@@ -141,7 +143,7 @@ def _check(settings: Settings, host: str, workers: int, watched: Path | None, *,
             raise ServiceError(f"--origin '{origin}' is not like https://example.org.")
 
 
-def bound(host: str, port: int) -> socket.socket:
+def bind_socket(host: str, port: int) -> socket.socket:
     """A socket that listens; raises ServiceError, saying what to do, where it cannot."""
     if not 0 <= port <= 65535:
         raise ServiceError(f"--port is {port}: it must be from 0 (any free one) to 65535.")
@@ -159,21 +161,23 @@ def bound(host: str, port: int) -> socket.socket:
         listening.listen(1024)
     except OSError as error:
         listening.close()
-        raise ServiceError(_WHY.get(error.errno or 0, _OTHER).format(host=host, port=port, error=error)) from error
+        raise ServiceError(
+            _BIND_ERRORS.get(error.errno or 0, _OTHER_BIND_ERROR).format(host=host, port=port, error=error)
+        ) from error
     listening.setblocking(False)
     listening.set_inheritable(True)
     return listening
 
 
-_WHY = {
+_BIND_ERRORS = {
     errno.EADDRINUSE: "Port {port} of {host} is in use already: choose another --port or stop what listens there.",
     errno.EACCES: "Port {port} may not be used without more rights: choose a --port above 1023.",
     errno.EADDRNOTAVAIL: "The address {host} is not one of this machine: use --host 127.0.0.1 or 0.0.0.0.",
 }
-_OTHER = "Port {port} of {host} cannot be used: {error}."
+_OTHER_BIND_ERROR = "Port {port} of {host} cannot be used: {error}."
 
 
-def _url(host: str, listening: socket.socket | None) -> str | None:
+def _service_url(host: str, listening: socket.socket | None) -> str | None:
     if listening is None:
         return None
     name = f"[{host}]" if ":" in host else host
@@ -181,29 +185,29 @@ def _url(host: str, listening: socket.socket | None) -> str | None:
 
 
 @dataclass(eq=False)
-class Workers:
+class WorkerPool:
     """Several processes that answer at one address. One that dies is replaced."""
 
-    settings: Settings
+    settings: ServiceSettings
     listening: Any
     watched: Path | None
 
     def run(self, count: int, started: Callable[[], None]) -> None:
         """Start them, and see to them until a signal comes."""
-        from .process import stopping
+        from .worker import handle_stop_signals
 
         if self.settings.site:
-            releases.verify(releases.current(self.settings.path))  # said once, not by every worker
+            releases.verify(releases.current_release(self.settings.path))  # said once, not by every worker
         context = multiprocessing.get_context("spawn")
         self._ready = context.Event()
         self._early = 0
         with ExitStack() as stack:
             folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="sightline-metrics-"))
-            os.environ[FOLDER] = folder  # which every worker inherits
-            stack.callback(os.environ.pop, FOLDER)
+            os.environ[METRICS_FOLDER_VARIABLE] = folder  # which every worker inherits
+            stack.callback(os.environ.pop, METRICS_FOLDER_VARIABLE)
             signals: list[int] = []  # a handler may interrupt whoever holds an Event's lock, and would wait for it
-            stack.enter_context(stopping(lambda number, _: signals.append(number)))
-            processes = [self._started(context, number) for number in range(count)]
+            stack.enter_context(handle_stop_signals(lambda number, _: signals.append(number)))
+            processes = [self._start(context, number) for number in range(count)]
             try:
                 told = False
                 while not signals:
@@ -211,48 +215,48 @@ class Workers:
                     if not told and self._ready.is_set():
                         told = True
                         started()
-                    processes = [self._seen(context, *one) for one in processes]
+                    processes = [self._replace_if_dead(context, *one) for one in processes]
             finally:
-                _ended([process for process, _, _ in processes])
+                _stop_workers([process for process, _, _ in processes])
 
-    def _started(self, context: Any, number: int) -> tuple[Any, int, float]:
+    def _start(self, context: Any, number: int) -> tuple[Any, int, float]:
         watched = self.watched if number == 0 else None
         arguments = (self.settings, self.listening, watched, self._ready)
-        process = context.Process(target=_work, args=arguments, name=f"worker-{number}")
+        process = context.Process(target=_worker_main, args=arguments, name=f"worker-{number}")
         process.start()
         return process, number, time.monotonic()
 
-    def _seen(self, context: Any, process: Any, number: int, since: float) -> tuple[Any, int, float]:
+    def _replace_if_dead(self, context: Any, process: Any, number: int, since: float) -> tuple[Any, int, float]:
         """The process, or another in its place."""
         if process.is_alive():
             return process, number, since
         from prometheus_client.multiprocess import mark_process_dead
 
         mark_process_dead(process.pid)
-        self._early = self._early + 1 if time.monotonic() - since < SOON else 0
-        say("worker lost", worker=number, code=process.exitcode)
-        if self._early >= TRIES:
+        self._early = self._early + 1 if time.monotonic() - since < EARLY_EXIT_SECONDS else 0
+        log_event("worker lost", worker=number, code=process.exitcode)
+        if self._early >= MAX_EARLY_EXITS:
             raise ServiceError("The workers end as soon as they start; the log says why.")
         time.sleep(0.2 * self._early)
-        return self._started(context, number)
+        return self._start(context, number)
 
 
-def _ended(processes: Sequence[Any]) -> None:
+def _stop_workers(processes: Sequence[Any]) -> None:
     """Ask them to finish, and wait; whoever does not is killed."""
-    from .process import GRACE
+    from .worker import SHUTDOWN_SECONDS
 
     for process in processes:
         if process.is_alive():
             process.terminate()
-    until = time.monotonic() + GRACE + 10
+    until = time.monotonic() + SHUTDOWN_SECONDS + 10
     for process in processes:
         process.join(max(0.0, until - time.monotonic()))
         if process.is_alive():
-            say("worker killed", worker=process.name)
+            log_event("worker killed", worker=process.name)
             process.kill()
 
 
-def _orphaned() -> None:
+def _stop_with_parent() -> None:
     """Stop when the parent is gone, killed perhaps: nobody else would, and the port would stay taken."""
     parent = multiprocessing.parent_process()
     if parent is not None:
@@ -260,13 +264,13 @@ def _orphaned() -> None:
         os.kill(os.getpid(), signal.SIGTERM)
 
 
-def _work(settings: Settings, listening: socket.socket, watched: Path | None, ready: Any) -> None:
+def _worker_main(settings: ServiceSettings, listening: socket.socket, watched: Path | None, ready: Any) -> None:
     """What a worker does, for as long as the process that started it lives."""
-    from .process import run
+    from .worker import run_worker
 
-    threading.Thread(target=_orphaned, name="parent", daemon=True).start()
+    threading.Thread(target=_stop_with_parent, name="parent", daemon=True).start()
     try:
-        run(settings, listening, watched, lambda _: ready.set())
+        run_worker(settings, listening, watched, lambda _: ready.set())
     except SightlineError as error:
-        say("worker failed", error=str(error))
+        log_event("worker failed", error=str(error))
         raise SystemExit(error.exit_code) from error

@@ -19,7 +19,7 @@ from jaxtyping import Int64
 from numpy import ndarray
 
 from ..errors import DataError, ImageError
-from .listing import MAX_BYTES, Listing
+from .listing import MAX_FILE_BYTES, Listing
 
 _STORED, _DEFLATED = 0, 8
 _END = struct.Struct("<4s4H2LH")
@@ -44,8 +44,8 @@ class ArchiveReader:
     def read(self, key: int) -> bytes:
         """The bytes of member ``key``, checked against its CRC in a zip; raises ImageError."""
         size = int(self.sizes[key])
-        if size > MAX_BYTES:
-            raise ImageError(f"the file is larger than {MAX_BYTES // 1_000_000} MB, which is refused unread")
+        if size > MAX_FILE_BYTES:
+            raise ImageError(f"the file is larger than {MAX_FILE_BYTES // 1_000_000} MB, which is refused unread")
         view, start = self._map(), int(self.offsets[key])
         if self.crcs is None or self.deflated is None:
             return view[start : start + size]
@@ -75,12 +75,12 @@ def _inflate(data: bytes, size: int) -> bytes:
         return b""
 
 
-def damaged(path: Path, kind: str) -> DataError:
+def damaged_archive_error(path: Path, kind: str) -> DataError:
     """What to say of an archive that is not whole."""
     return DataError(f"'{path}' is not a complete {kind} archive: copy or download it again.")
 
 
-def safe(name: str, path: Path) -> str:
+def check_member_path(name: str, path: Path) -> str:
     """The member's path inside the archive; DataError when it points outside."""
     name = name.replace("\\", "/") if "\\" in name else name
     if ".." in name or name[:1] == "/" or name[1:2] == ":":
@@ -93,7 +93,7 @@ def safe(name: str, path: Path) -> str:
     return name[2:] if name[:2] == "./" else name
 
 
-def refused_link(name: str, path: Path, what: str) -> DataError:
+def link_error(name: str, path: Path, what: str) -> DataError:
     """What to say of an archive that holds something else than files and folders."""
     return DataError(
         f"'{path}' holds a {what} ('{name}'), and only plain files are accepted, so nothing was read: "
@@ -124,24 +124,24 @@ def _mapped(stream: Any, path: Path) -> mmap.mmap:
     try:
         return mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
     except ValueError as error:
-        raise damaged(path, "zip") from error
+        raise damaged_archive_error(path, "zip") from error
 
 
 def _find_directory(view: mmap.mmap, path: Path) -> tuple[bytes, int, int]:
     """The central directory, its number of entries, and by how much all offsets are shifted."""
     end = view.rfind(b"PK\5\6", max(0, len(view) - 66_000))
     if end < 0 or end + _END.size > len(view):
-        raise damaged(path, "zip")
+        raise damaged_archive_error(path, "zip")
     *_, count, size, offset, _ = _END.unpack(view[end : end + _END.size])
     locator = end - 20
     if locator >= 0 and view[locator : locator + 4] == b"PK\6\7":
         end = view.rfind(b"PK\6\6", max(0, locator - 10_000), locator)
         if end < 0:
-            raise damaged(path, "zip")
+            raise damaged_archive_error(path, "zip")
         *_, count, size, offset = _END64.unpack(view[end : end + _END64.size])
     shift = end - size - offset
     if shift < 0:
-        raise damaged(path, "zip")
+        raise damaged_archive_error(path, "zip")
     return view[end - size : end], count, shift
 
 
@@ -154,13 +154,13 @@ def _zip_entries(directory: bytes, count: int, path: Path) -> Iterator[tuple[str
                 directory, at
             )
             if mark != b"PK\1\2":
-                raise damaged(path, "zip")
+                raise damaged_archive_error(path, "zip")
             raw = directory[at + step : at + step + n]
-            name = safe(_text(raw), path)
+            name = check_member_path(_text(raw), path)
             if flags & 1:
                 raise DataError(f"'{path}' is protected by a password: make it again without one.")
             if mode >> 16 and stat.S_IFMT(mode >> 16) not in (0, stat.S_IFREG, stat.S_IFDIR):
-                raise refused_link(name, path, "link or device")
+                raise link_error(name, path, "link or device")
             if method not in (_STORED, _DEFLATED):
                 raise DataError(
                     f"'{path}' uses an unusual compression (method {method}) for '{name}': "
@@ -172,7 +172,7 @@ def _zip_entries(directory: bytes, count: int, path: Path) -> Iterator[tuple[str
             yield name, (packed, size, crc, offset, method)
             at += step + n + m + k
     except struct.error as error:
-        raise damaged(path, "zip") from error
+        raise damaged_archive_error(path, "zip") from error
 
 
 def _text(raw: bytes) -> str:

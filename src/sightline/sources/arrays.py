@@ -14,14 +14,14 @@ from jaxtyping import Int64, UInt8
 from numpy import ndarray
 
 from ..errors import DataError
-from .layout import check_some, check_unseen, ordered
+from .layout import check_has_classes, check_train_covers_classes, sort_classes
 
 
 @dataclass(frozen=True, eq=False)
-class Part:
+class ArrayChunk:
     """Some images of one origin, with labels as they were found there."""
 
-    place: str
+    name: str
     """What the images are called: the file or array they lie in."""
     images: UInt8[ndarray, "n H W"] | UInt8[ndarray, "n H W 3"]
     labels: ndarray
@@ -30,7 +30,7 @@ class Part:
 
 
 @dataclass(frozen=True, eq=False)
-class Arrays:
+class ImageArrays:
     """Images in memory, with their labels."""
 
     images: UInt8[ndarray, "N H W"] | UInt8[ndarray, "N H W 3"]
@@ -49,55 +49,55 @@ class Arrays:
         return digest.hexdigest()
 
 
-def joined(
-    parts: Sequence[Part], place: str, names: Sequence[str] | None = None, notes: tuple[str, ...] = ()
-) -> Arrays:
+def concatenate_chunks(
+    parts: Sequence[ArrayChunk], place: str, names: Sequence[str] | None = None, notes: tuple[str, ...] = ()
+) -> ImageArrays:
     """One set of images from its parts; ``names`` are the class names where labels are numbers.
 
     Raises DataError, naming ``place``, when the parts do not fit together.
     """
     shapes = {part.images.shape[1:] for part in parts}
     if len(shapes) > 1:
-        raise DataError(f"'{place}' has images of several shapes ({_list(shapes)}): make them all alike.")
+        raise DataError(f"'{place}' has images of several shapes ({_format_shapes(shapes)}): make them all alike.")
     for part in parts:
         if len(part.images) != len(part.labels):
             raise DataError(
-                f"'{part.place}' of '{place}' has {len(part.images):,} images but {len(part.labels):,} labels: "
+                f"'{part.name}' of '{place}' has {len(part.images):,} images but {len(part.labels):,} labels: "
                 "one of the two is from elsewhere or was cut; copy or download them again."
             )
-    texts = [_texts(part, place, names) for part in parts]
-    classes = ordered(set().union(*(set(known) for known, _ in texts)))
+    texts = [_name_labels(part, place, names) for part in parts]
+    classes = sort_classes(set().union(*(set(known) for known, _ in texts)))
     classes = tuple(name for name in names if name in classes) if names else classes
-    check_some(classes, place)
-    splits = _splits(parts)
+    check_has_classes(classes, place)
+    splits = _split_column(parts)
     if splits is not None:
         pairs = ((part.split or "", name) for part, (known, _) in zip(parts, texts, strict=True) for name in known)
-        check_unseen(pairs, classes, place)
+        check_train_covers_classes(pairs, classes, place)
     number = {name: i for i, name in enumerate(classes)}
     labels = [np.array([number[name] for name in known], np.int64)[codes] for known, codes in texts]
-    files = np.array([f"{part.place}:{i}" for part in parts for i in range(len(part.labels))], object)
+    files = np.array([f"{part.name}:{i}" for part in parts for i in range(len(part.labels))], object)
     images = parts[0].images if len(parts) == 1 else np.concatenate([part.images for part in parts])
-    return Arrays(images, np.concatenate(labels), classes, files, splits, notes)
+    return ImageArrays(images, np.concatenate(labels), classes, files, splits, notes)
 
 
-def _list(shapes: set[tuple[int, ...]]) -> str:
+def _format_shapes(shapes: set[tuple[int, ...]]) -> str:
     return ", ".join(sorted("x".join(map(str, shape)) for shape in shapes))
 
 
-def _splits(parts: Sequence[Part]) -> ndarray | None:
+def _split_column(parts: Sequence[ArrayChunk]) -> ndarray | None:
     if not any(part.split for part in parts):
         return None
     return np.concatenate([np.full(len(part.labels), part.split or "train", "<U5") for part in parts])
 
 
-def _texts(part: Part, place: str, names: Sequence[str] | None) -> tuple[list[str], ndarray]:
+def _name_labels(part: ArrayChunk, place: str, names: Sequence[str] | None) -> tuple[list[str], ndarray]:
     """The class names that occur in a part, and which of them each image has."""
     known, codes = np.unique(part.labels, return_inverse=True)
     if names is None:
         return [str(label) for label in known.tolist()], codes
     if len(known) and not 0 <= known[0] <= known[-1] < len(names):
         raise DataError(
-            f"'{part.place}' of '{place}' has the label {known[-1] if known[0] >= 0 else known[0]}, but there are "
+            f"'{part.name}' of '{place}' has the label {known[-1] if known[0] >= 0 else known[0]}, but there are "
             f"only {len(names)} class names: labels count from 0."
         )
     return [str(names[label]) for label in known.tolist()], codes
@@ -120,23 +120,23 @@ class ArrayReader:
         height = image.shape[0]
         rows = np.zeros((height, 1 + image.size // height), np.uint8)  # each row begins with filter 0: none
         rows[:, 1:] = image.reshape(height, -1)
-        return self._head + _chunk(b"IDAT", zlib.compress(rows.data, 0)) + _chunk(b"IEND", b"")
+        return self._png_header + _png_chunk(b"IDAT", zlib.compress(rows.data, 0)) + _png_chunk(b"IEND", b"")
 
     @cached_property
-    def _head(self) -> bytes:
+    def _png_header(self) -> bytes:
         height, width, *channels = self.images.shape[1:]
         colour = 2 if channels else 0
         size = struct.pack(">IIBBBBB", width, height, 8, colour, 0, 0, 0)
-        return b"\x89PNG\r\n\x1a\n" + _chunk(b"IHDR", size)
+        return b"\x89PNG\r\n\x1a\n" + _png_chunk(b"IHDR", size)
 
     def __reduce__(self) -> Any:
-        return (mapped, (self.path,)) if self.path else (ArrayReader, (self.images,))
+        return (open_npy_reader, (self.path,)) if self.path else (ArrayReader, (self.images,))
 
 
-def mapped(path: Path) -> ArrayReader:
+def open_npy_reader(path: Path) -> ArrayReader:
     """A reader of the images in a ``.npy`` file, which is mapped into memory."""
     return ArrayReader(np.asarray(np.load(path, mmap_mode="r", allow_pickle=False)), path)
 
 
-def _chunk(kind: bytes, data: bytes) -> bytes:
+def _png_chunk(kind: bytes, data: bytes) -> bytes:
     return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(data, zlib.crc32(kind)))

@@ -12,9 +12,9 @@ from numpy import ndarray
 
 from ..errors import DataError
 from .listing import Listing, is_junk, list_folder
-from .names import tidied, tidy_names
+from .names import normalise_names, normalised_names_note
 
-SPLITS = {
+SPLIT_WORDS = {
     "train": "train",
     "training": "train",
     "val": "val",
@@ -23,7 +23,7 @@ SPLITS = {
     "test": "test",
     "testing": "test",
 }
-SUFFIXES = frozenset(
+IMAGE_SUFFIXES = frozenset(
     "jpg jpeg jpe jfif png apng bmp dib gif tif tiff webp pbm pgm ppm pnm heic heif avif".split()  # noqa: SIM905
 )
 """What an image file may be called; its content decides whether it is one."""
@@ -44,7 +44,7 @@ class Layout:
     """Whatever else is known of each file."""
 
 
-def ordered(names: Iterable[str]) -> tuple[str, ...]:
+def sort_classes(names: Iterable[str]) -> tuple[str, ...]:
     """Class names in label order: by number where all are numbers, else alphabetical.
 
     >>> ordered(["10", "9", "1"]), ordered(["b", "a"])
@@ -56,27 +56,27 @@ def ordered(names: Iterable[str]) -> tuple[str, ...]:
     return tuple(sorted(names))
 
 
-def understand(listing: Listing, place: str) -> Layout:
+def infer_layout(listing: Listing, place: str) -> Layout:
     """Labels and splits of a listing's images, from its folders.
 
     Raises DataError, naming ``place``, when the folders do not say what the classes are.
     """
-    images, strays = _images(listing.names)
-    folders, files, groups = _group(listing, images)
-    root = _enter(folders, groups, place)
+    images, strays = _select_images(listing.names)
+    folders, files, groups = _group_by_folder(listing, images)
+    root = _find_class_root(folders, groups, place)
     inside = {name[len(root) :]: rows for name, rows in groups.items() if name.startswith(root) and name}
     below = sorted({name[len(root) :] for name in folders if name.startswith(root)} | set(inside))
     loose = len(groups.get(root.rstrip("/"), ()))
-    split_folders = _split_folders(inside, place)
-    plain = tidy_names({name for folder in below for name in folder.split("/")[:2]})
-    labelled = {name: _label_of(name, split_folders, plain) for name in inside}
-    classes = ordered(label for _, label in labelled.values())
+    split_folders = _find_split_folders(inside, place)
+    plain = normalise_names({name for folder in below for name in folder.split("/")[:2]})
+    labelled = {name: _split_and_class(name, split_folders, plain) for name in inside}
+    classes = sort_classes(label for _, label in labelled.values())
     _check_classes(classes, below, labelled, split_folders, plain, place + ("/" + root).rstrip("/"))
-    notes = (*_notes(strays, loose, split_folders), *tidied(plain))
-    return _assemble(files, inside, labelled, classes, bool(split_folders), notes)
+    notes = (*_layout_notes(strays, loose, split_folders), *normalised_names_note(plain))
+    return _build_layout(files, inside, labelled, classes, bool(split_folders), notes)
 
 
-def _images(names: Sequence[str]) -> tuple[list[int], Counter[str]]:
+def _select_images(names: Sequence[str]) -> tuple[list[int], Counter[str]]:
     """Positions of files named like images, and the other suffixes with their number."""
     chosen: list[int] = []
     strays: Counter[str] = Counter()
@@ -85,40 +85,40 @@ def _images(names: Sequence[str]) -> tuple[list[int], Counter[str]]:
         if base[:1] in ("", ".") or is_junk(base):
             continue
         suffix = base[base.rfind(".") + 1 :].lower() if "." in base else ""
-        if suffix in SUFFIXES:
+        if suffix in IMAGE_SUFFIXES:
             chosen.append(i)
         else:
             strays["." + suffix if suffix else "without a suffix"] += 1
     return chosen, strays
 
 
-def images_at(word: str) -> list[str]:
+def list_images(word: str) -> list[str]:
     """The image files a word means: a file itself (there or not), a folder's images, or a glob's matches."""
     if glob.has_magic(word) and not Path(word).exists():
         return sorted(glob.glob(word, recursive=True))  # noqa: PTH207 a Path cannot start at the root
     if not Path(word).is_dir():
         return [word]
     listing = list_folder(Path(word))
-    return [str(Path(word, name)) for name in sorted(listing.names[i] for i in _images(listing.names)[0])]
+    return [str(Path(word, name)) for name in sorted(listing.names[i] for i in _select_images(listing.names)[0])]
 
 
-def _group(listing: Listing, images: list[int]) -> tuple[set[str], list[str], dict[str, list[int]]]:
+def _group_by_folder(listing: Listing, images: list[int]) -> tuple[set[str], list[str], dict[str, list[int]]]:
     """Folders free of junk, and the images directly in each of them."""
     names = listing.names
     groups: dict[str, list[int]] = {}
     for i in images:
         name = names[i]
         groups.setdefault(name[: max(0, name.rfind("/"))], []).append(i)
-    clean = {folder: rows for folder, rows in groups.items() if not _in_junk(folder)}
-    folders = {folder for folder in {*listing.folders, *clean} if folder and not _in_junk(folder)}
+    clean = {folder: rows for folder, rows in groups.items() if not _is_in_junk(folder)}
+    folders = {folder for folder in {*listing.folders, *clean} if folder and not _is_in_junk(folder)}
     return folders, list(names), clean
 
 
-def _in_junk(folder: str) -> bool:
+def _is_in_junk(folder: str) -> bool:
     return bool(folder) and any(is_junk(part) for part in folder.split("/") if part)
 
 
-def _enter(folders: set[str], groups: dict[str, list[int]], place: str) -> str:
+def _find_class_root(folders: set[str], groups: dict[str, list[int]], place: str) -> str:
     """The prefix of the folder that holds the classes or splits: single wrapping folders are entered."""
     if not groups:
         raise DataError(f"'{place}' holds no images: give a folder with one sub-folder of images for each class.")
@@ -129,7 +129,7 @@ def _enter(folders: set[str], groups: dict[str, list[int]], place: str) -> str:
             break
         (top,) = tops
         inner = root + top
-        if top.lower() in SPLITS or inner in groups or not any(f.startswith(inner + "/") for f in folders):
+        if top.lower() in SPLIT_WORDS or inner in groups or not any(f.startswith(inner + "/") for f in folders):
             break
         root = inner + "/"
     if not any(name and name.startswith(root) for name in groups):
@@ -140,11 +140,11 @@ def _enter(folders: set[str], groups: dict[str, list[int]], place: str) -> str:
     return root
 
 
-def _split_folders(inside: dict[str, list[int]], place: str) -> dict[str, str]:
+def _find_split_folders(inside: dict[str, list[int]], place: str) -> dict[str, str]:
     """Top folders that are splits (they hold folders), with the split each stands for."""
     tops = {name.split("/")[0] for name in inside}
     nested = {name.split("/")[0] for name in inside if "/" in name}
-    named = {top for top in tops if top.lower() in SPLITS}
+    named = {top for top in tops if top.lower() in SPLIT_WORDS}
     if named and named == tops and (direct := sorted(top for top in named if top in inside)):
         raise DataError(
             f"The folder '{direct[0]}' of '{place}' holds images directly: inside {', '.join(sorted(named))}, "
@@ -156,10 +156,10 @@ def _split_folders(inside: dict[str, list[int]], place: str) -> dict[str, str]:
             f"'{place}' mixes split folders ({', '.join(sorted(splits))}) with others "
             f"({', '.join(sorted(tops - splits)[:5])}): move the others away or into the splits."
         )
-    return {top: SPLITS[top.lower()] for top in splits}
+    return {top: SPLIT_WORDS[top.lower()] for top in splits}
 
 
-def _label_of(folder: str, split_folders: dict[str, str], plain: Mapping[str, str]) -> tuple[str, str]:
+def _split_and_class(folder: str, split_folders: dict[str, str], plain: Mapping[str, str]) -> tuple[str, str]:
     """(split, class) of the images in a folder; folders nested below a class belong to it."""
     parts = folder.split("/")
     return (split_folders[parts[0]], plain[parts[1]]) if split_folders else ("", plain[parts[0]])
@@ -173,7 +173,7 @@ def _check_classes(
     plain: Mapping[str, str],
     place: str,
 ) -> None:
-    check_unseen(labelled.values(), classes, place)
+    check_train_covers_classes(labelled.values(), classes, place)
     depth = 2 if split_folders else 1
     known = set(classes)
     for folder in below:
@@ -183,16 +183,16 @@ def _check_classes(
             raise DataError(
                 f"The class folder '{folder}' of '{place}' has no images: add some or remove the folder."
             )
-    check_some(classes, place)
+    check_has_classes(classes, place)
 
 
-def check_some(classes: Sequence[str], place: str) -> None:
+def check_has_classes(classes: Sequence[str], place: str) -> None:
     """DataError where there is no class; one is enough to test a classifier on."""
     if not classes:
         raise DataError(f"'{place}' has no class: a classifier needs at least two.")
 
 
-def check_unseen(pairs: Iterable[tuple[str, str]], classes: Sequence[str], place: str) -> None:
+def check_train_covers_classes(pairs: Iterable[tuple[str, str]], classes: Sequence[str], place: str) -> None:
     """DataError when val or test has a class that train, where given, never saw."""
     seen: dict[str, set[str]] = {}
     for part, label in pairs:
@@ -209,7 +209,7 @@ def check_unseen(pairs: Iterable[tuple[str, str]], classes: Sequence[str], place
             )
 
 
-def _notes(strays: Counter[str], loose: int, split_folders: dict[str, str]) -> tuple[str, ...]:
+def _layout_notes(strays: Counter[str], loose: int, split_folders: dict[str, str]) -> tuple[str, ...]:
     notes = []
     if strays:
         kinds = ", ".join(f"{count} {suffix}" for suffix, count in strays.most_common(5))
@@ -223,7 +223,7 @@ def _notes(strays: Counter[str], loose: int, split_folders: dict[str, str]) -> t
     return tuple(notes)
 
 
-def _assemble(
+def _build_layout(
     names: list[str],
     inside: dict[str, list[int]],
     labelled: dict[str, tuple[str, str]],

@@ -13,11 +13,11 @@ from jaxtyping import Int64
 
 from ..errors import DataError, ImageError
 
-JUNK = frozenset({"__MACOSX", "Thumbs.db", "ehthumbs.db", "desktop.ini", "$RECYCLE.BIN"})
+JUNK_NAMES = frozenset({"__MACOSX", "Thumbs.db", "ehthumbs.db", "desktop.ini", "$RECYCLE.BIN"})
 """What systems leave behind; whatever begins with a dot is ignored too."""
 
 
-MAX_BYTES = 256_000_000
+MAX_FILE_BYTES = 256_000_000
 """Image files larger than this are refused unread."""
 
 
@@ -71,7 +71,7 @@ class FolderReader:
             raise ImageError(f"the file cannot be opened ({error.strerror})") from error
 
 
-def stamp_of(*paths: Path) -> str:
+def file_stamp(*paths: Path) -> str:
     """Size, time and identity of some files: it changes when one of them does."""
     facts = [(s.st_size, s.st_mtime_ns, s.st_ctime_ns, s.st_ino, s.st_dev) for s in (p.stat() for p in paths)]
     return repr(facts)
@@ -86,13 +86,13 @@ def list_folder(root: Path) -> Listing:
     waiting = [(str(root), "")]
     while waiting:
         place, prefix = waiting.pop()
-        for entry in _entries(place):
+        for entry in _scan_folder(place):
             if is_junk(entry.name):
                 continue
             name = prefix + entry.name
             if entry.is_dir():
                 folders.add(name)
-                if not entry.is_symlink() or _first_visit(entry, seen):
+                if not entry.is_symlink() or _is_first_visit(entry, seen):
                     waiting.append((entry.path, name + "/"))
             elif entry.is_file():
                 status = entry.stat()
@@ -102,7 +102,7 @@ def list_folder(root: Path) -> Listing:
     return Listing(names, sizes, stamps, frozenset(folders), FolderReader(root, names))
 
 
-def _entries(place: str) -> Iterator[os.DirEntry[str]]:
+def _scan_folder(place: str) -> Iterator[os.DirEntry[str]]:
     """One by one: a folder may hold a million files."""
     try:
         with os.scandir(place) as entries:
@@ -111,7 +111,7 @@ def _entries(place: str) -> Iterator[os.DirEntry[str]]:
         raise DataError(f"The folder '{place}' cannot be opened ({error.strerror}).") from error
 
 
-def _first_visit(entry: os.DirEntry[str], seen: set[tuple[int, int]]) -> bool:
+def _is_first_visit(entry: os.DirEntry[str], seen: set[tuple[int, int]]) -> bool:
     """Whether a linked folder is new: links may form circles."""
     status = entry.stat()
     identity = (status.st_dev, status.st_ino)
@@ -122,4 +122,4 @@ def _first_visit(entry: os.DirEntry[str], seen: set[tuple[int, int]]) -> bool:
 
 def is_junk(part: str) -> bool:
     """Whether a file or folder of this name was left by a system, not by a person."""
-    return part[0] == "." or part in JUNK
+    return part[0] == "." or part in JUNK_NAMES

@@ -12,17 +12,17 @@ from jaxtyping import Int64
 from numpy import ndarray
 
 from ..errors import DataError, ImageError
-from .layout import SPLITS, Layout
+from .layout import SPLIT_WORDS, Layout
 from .listing import Listing
-from .manifest import labelled
-from .tables import PATHS, Table, text_of
+from .manifest import layout_from_table
+from .tables import PATH_COLUMNS, TextTable, cell_text
 
-_IMAGES = (*PATHS, "img", "picture", "photo")
-_GROUP = 4_000_000_000
-_KEPT = 4
+_IMAGE_COLUMNS = (*PATH_COLUMNS, "img", "picture", "photo")
+_MAX_ROW_GROUP_BYTES = 4_000_000_000
+_MAX_CACHED_GROUPS = 4
 
 
-def _arrow() -> Any:
+def _import_pyarrow() -> Any:
     try:
         import pyarrow.parquet
     except ImportError as error:
@@ -32,16 +32,16 @@ def _arrow() -> Any:
 
 def open_parquet(path: Path) -> Any:
     """The file's metadata, read; DataError where it is no whole Parquet file."""
-    arrow = _arrow()
+    arrow = _import_pyarrow()
     try:
         return arrow.parquet.ParquetFile(path)
     except (arrow.ArrowException, OSError) as error:
         raise DataError(f"'{path}' is not a complete Parquet file: copy or download it again.") from error
 
 
-def image_column(schema: Any) -> str | None:
+def find_image_column(schema: Any) -> str | None:
     """The column that holds image files: bytes, or a struct with a field ``bytes``; None for a table of paths."""
-    types = _arrow().types
+    types = _import_pyarrow().types
 
     def is_bytes(kind: Any) -> bool:
         return types.is_binary(kind) or types.is_large_binary(kind)
@@ -52,27 +52,27 @@ def image_column(schema: Any) -> str | None:
         if is_bytes(each.type)
         or (types.is_struct(each.type) and any(f.name == "bytes" and is_bytes(f.type) for f in each.type))
     ]
-    named = [name for name in held if name.lower() in _IMAGES]
+    named = [name for name in held if name.lower() in _IMAGE_COLUMNS]
     return (named or held or [None])[0]
 
 
-def read_parquet(path: Path) -> Table:
+def read_parquet(path: Path) -> TextTable:
     """The columns of a Parquet file as text, images left out; class numbers become names where it has them."""
-    return read_parquets([path], path)
+    return read_parquet_files([path], path)
 
 
-def read_parquets(paths: Sequence[Path], place: Path) -> Table:
+def read_parquet_files(paths: Sequence[Path], place: Path) -> TextTable:
     """As ``read_parquet`` for several files, one after the other; a split in their names becomes a column."""
     columns: dict[str, list[str]] = {}
     ends: list[int] = []
     done = 0
     for path in paths:
         file = open_parquet(path)
-        image = image_column(file.schema_arrow)
+        image = find_image_column(file.schema_arrow)
         names = [name for name in file.schema_arrow.names if name != image]
         count = file.metadata.num_rows
-        read = _texts(file, names, path)
-        if "split" not in read and (split := _split_of(path)):
+        read = _read_text_columns(file, names, path)
+        if "split" not in read and (split := _split_from_path(path)):
             read["split"] = [split] * count
         for name in {**columns, **read}:
             column = columns.setdefault(name, [""] * done)
@@ -81,24 +81,24 @@ def read_parquets(paths: Sequence[Path], place: Path) -> Table:
         ends.append(done)
     if not done:
         raise DataError(f"'{place}' lists no images: it has no rows.")
-    return Table(place, columns, lambda row: _row_name(row, ends, paths))
+    return TextTable(place, columns, lambda row: _describe_row(row, ends, paths))
 
 
-def _row_name(row: int, ends: list[int], paths: Sequence[Path]) -> str:
+def _describe_row(row: int, ends: list[int], paths: Sequence[Path]) -> str:
     number = int(np.searchsorted(ends, row, side="right"))
     inside = row - (ends[number - 1] if number else 0)
     return f"Row {inside + 1}" + (f" of {paths[number].name}" if len(paths) > 1 else "")
 
 
-def _split_of(path: Path) -> str | None:
+def _split_from_path(path: Path) -> str | None:
     """``train`` for ``train-00000-of-00002.parquet`` and for ``train/0000.parquet``."""
     words = path.stem.lower().replace("_", "-").replace(".", "-").split("-")
-    return next((word for word in (words[0], path.parent.name.lower()) if word in SPLITS), None)
+    return next((word for word in (words[0], path.parent.name.lower()) if word in SPLIT_WORDS), None)
 
 
-def _texts(file: Any, names: list[str], path: Path) -> dict[str, list[str]]:
-    arrow = _arrow()
-    classes = _class_names(file.schema_arrow)
+def _read_text_columns(file: Any, names: list[str], path: Path) -> dict[str, list[str]]:
+    arrow = _import_pyarrow()
+    classes = _huggingface_class_names(file.schema_arrow)
     columns: dict[str, list[str]] = {name: [] for name in names}
     try:
         for batch in file.iter_batches(columns=names, use_threads=False):
@@ -107,13 +107,13 @@ def _texts(file: Any, names: list[str], path: Path) -> dict[str, list[str]]:
                 if known := classes.get(name):
                     values = [known[v] if isinstance(v, int) and 0 <= v < len(known) else v for v in values]
                 shared: dict[str, str] = {}
-                columns[name] += [shared.setdefault(text, text) for text in (text_of(v).strip() for v in values)]
+                columns[name] += [shared.setdefault(text, text) for text in (cell_text(v).strip() for v in values)]
     except (arrow.ArrowException, OSError) as error:
         raise DataError(f"'{path}' cannot be read ({error}): copy or download it again.") from error
     return columns
 
 
-def _class_names(schema: Any) -> dict[str, list[str]]:
+def _huggingface_class_names(schema: Any) -> dict[str, list[str]]:
     """The names of numbered classes, where Hugging Face's description in the file has them."""
     try:
         features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
@@ -134,49 +134,49 @@ class ParquetReader:
     starts: Int64[ndarray, " G"]
     """The first row of each group."""
     _open: dict[int, Any] = field(default_factory=dict, repr=False)
-    _held: dict[int, Any] = field(default_factory=dict, repr=False)
+    _cached: dict[int, Any] = field(default_factory=dict, repr=False)
     _lock: Any = field(default_factory=Lock, repr=False)
 
     def read(self, key: int) -> bytes:
         """The file in row ``key``; raises ImageError."""
         group = int(np.searchsorted(self.starts, key, side="right")) - 1
         with self._lock:
-            value = self._rows(group)[key - int(self.starts[group])].as_py()
+            value = self._load_group(group)[key - int(self.starts[group])].as_py()
         data = value.get("bytes") if isinstance(value, dict) else value
         if not data:
             raise ImageError("the row holds no image")
         return data
 
-    def _rows(self, group: int) -> Any:
-        if group not in self._held:
-            while len(self._held) >= _KEPT:
-                self._held.pop(next(iter(self._held)))
+    def _load_group(self, group: int) -> Any:
+        if group not in self._cached:
+            while len(self._cached) >= _MAX_CACHED_GROUPS:
+                self._cached.pop(next(iter(self._cached)))
             number, part = self.groups[group].tolist()
             if number not in self._open:
                 self._open[number] = open_parquet(self.paths[number])
             try:
                 table = self._open[number].read_row_group(part, columns=[self.columns[number]], use_threads=False)
-            except (_arrow().ArrowException, OSError) as error:
+            except (_import_pyarrow().ArrowException, OSError) as error:
                 raise ImageError(f"the Parquet file is damaged ({error})") from error
-            self._held[group] = table.column(0)
-        return self._held[group]
+            self._cached[group] = table.column(0)
+        return self._cached[group]
 
     def __reduce__(self) -> Any:
         return ParquetReader, (self.paths, self.columns, self.groups, self.starts)
 
 
-def _reader(paths: Sequence[Path]) -> ParquetReader | None:
+def _embedded_image_reader(paths: Sequence[Path]) -> ParquetReader | None:
     """A reader of the images in these files; None where they hold none."""
     columns, groups, starts, done = [], [], [], 0
     for number, path in enumerate(paths):
         file = open_parquet(path)
-        name = image_column(file.schema_arrow)
+        name = find_image_column(file.schema_arrow)
         if name is None:
             return None
         columns.append(name)
         for part in range(file.num_row_groups):
             facts = file.metadata.row_group(part)
-            if facts.total_byte_size > _GROUP:
+            if facts.total_byte_size > _MAX_ROW_GROUP_BYTES:
                 raise DataError(
                     f"'{path}' keeps {facts.total_byte_size / 1e9:.0f} GB in one row group, which would all have "
                     "to be in memory: write it again with row groups of about 1,000 rows."
@@ -187,12 +187,12 @@ def _reader(paths: Sequence[Path]) -> ParquetReader | None:
     return ParquetReader(tuple(paths), tuple(columns), np.array(groups, np.int64), np.array(starts, np.int64))
 
 
-def held_images(paths: Sequence[Path], place: Path) -> tuple[Listing, Layout] | None:
+def read_embedded_images(paths: Sequence[Path], place: Path) -> tuple[Listing, Layout] | None:
     """The images that Parquet files hold, with their labels; None where they hold none. Raises DataError."""
-    reader = _reader(paths)
+    reader = _embedded_image_reader(paths)
     if reader is None:
         return None
-    layout = labelled(read_parquets(paths, place), set())
+    layout = layout_from_table(read_parquet_files(paths, place), set())
     rows = [open_parquet(path).metadata.num_rows for path in paths]
     names = [f"{path.name}:{row}" for path, count in zip(paths, rows, strict=True) for row in range(count)]
     status = [path.stat() for path in paths]

@@ -12,51 +12,51 @@ from typing import Any
 
 from .. import progress, runtime
 from ..errors import DataError
-from ..files import replacing
-from .arrays import Arrays
-from .cifar import cifar_files, read_cifar
+from ..files import atomic_replace
+from .arrays import ImageArrays
+from .cifar import read_cifar, select_cifar_files
 from .idx import read_idx
 from .tars import list_tar
 
-_BLOCK = 1 << 18
-_PATIENCE = 30
-_LOCAL = ("localhost", "127.0.0.1", "::1")
+_DOWNLOAD_BLOCK_BYTES = 1 << 18
+_DOWNLOAD_TIMEOUT_SECONDS = 30
+_LOCAL_HOSTS = ("localhost", "127.0.0.1", "::1")
 
 
 @dataclass(frozen=True)
-class Published:
+class PublishedDataset:
     """A set of images on the internet."""
 
-    what: str
+    description: str
     """A line about it."""
-    base: str
+    base_url: str
     """The address its files are below."""
     files: dict[str, tuple[str, int]]
     """MD5 (as published) and bytes of each file."""
-    read: Callable[[Sequence[Path]], Arrays]
+    read: Callable[[Sequence[Path]], ImageArrays]
 
 
-def _idx(paths: Sequence[Path], names: Sequence[str] | None = None) -> Arrays:
+def _read_idx_files(paths: Sequence[Path], names: Sequence[str] | None = None) -> ImageArrays:
     return read_idx({path.name: path.read_bytes() for path in paths}, str(paths[0].parent), names)
 
 
-def _fashion(paths: Sequence[Path]) -> Arrays:
+def _read_fashion_mnist(paths: Sequence[Path]) -> ImageArrays:
     names = "T-shirt/top,Trouser,Pullover,Dress,Coat,Sandal,Shirt,Sneaker,Bag,Ankle boot"
-    return _idx(paths, names.split(","))
+    return _read_idx_files(paths, names.split(","))
 
 
-def _cifar(paths: Sequence[Path]) -> Arrays:
+def _read_cifar_archive(paths: Sequence[Path]) -> ImageArrays:
     (path,) = paths
     listing = list_tar(path)
-    known = set(cifar_files(listing.names))
+    known = set(select_cifar_files(listing.names))
     files = {name: listing.reader.read(i) for i, name in enumerate(listing.names) if name in known}
     return read_cifar(files, str(path))
 
 
-_TORONTO = "https://www.cs.toronto.edu/~kriz/"
+_CIFAR_URL = "https://www.cs.toronto.edu/~kriz/"
 
-PUBLISHED: dict[str, Published] = {
-    "mnist": Published(
+PUBLISHED_DATASETS: dict[str, PublishedDataset] = {
+    "mnist": PublishedDataset(
         "MNIST: 70,000 handwritten digits, 28x28 grey, downloaded (11 MB)",
         "https://ossci-datasets.s3.amazonaws.com/mnist/",
         {
@@ -65,9 +65,9 @@ PUBLISHED: dict[str, Published] = {
             "t10k-images-idx3-ubyte.gz": ("9fb629c4189551a2d022fa330f9573f3", 1_648_877),
             "t10k-labels-idx1-ubyte.gz": ("ec29112dd5afa0611ce80d1b7f02629c", 4_542),
         },
-        _idx,
+        _read_idx_files,
     ),
-    "fashion-mnist": Published(
+    "fashion-mnist": PublishedDataset(
         "Fashion-MNIST: 70,000 pieces of clothing, 28x28 grey, downloaded (31 MB)",
         "https://raw.githubusercontent.com/zalandoresearch/fashion-mnist/master/data/fashion/",
         {
@@ -76,113 +76,117 @@ PUBLISHED: dict[str, Published] = {
             "t10k-images-idx3-ubyte.gz": ("bef4ecab320f06d8554ea6380940ec79", 4_422_102),
             "t10k-labels-idx1-ubyte.gz": ("bb300cfdad3c16e7a12a480ee83cd310", 5_148),
         },
-        _fashion,
+        _read_fashion_mnist,
     ),
-    "cifar10": Published(
+    "cifar10": PublishedDataset(
         "CIFAR-10: 60,000 photographs of ten things, 32x32 RGB, downloaded (170 MB)",
-        _TORONTO,
+        _CIFAR_URL,
         {"cifar-10-python.tar.gz": ("c58f30108f718f92721af3b95e74349a", 170_498_071)},
-        _cifar,
+        _read_cifar_archive,
     ),
-    "cifar100": Published(
+    "cifar100": PublishedDataset(
         "CIFAR-100: 60,000 photographs of a hundred things, 32x32 RGB, downloaded (169 MB)",
-        _TORONTO,
+        _CIFAR_URL,
         {"cifar-100-python.tar.gz": ("eb9058c3a382ffc7106e4002c42a8d85", 169_001_437)},
-        _cifar,
+        _read_cifar_archive,
     ),
 }
 """The sets that are downloaded when they are first asked for."""
 
 
-def fetched(name: str) -> list[Path]:
+def download_dataset(name: str) -> list[Path]:
     """The files of a published set in the cache, downloaded where they are missing.
 
     ``SIGHTLINE_MIRROR`` names another place to fetch them from: ``<mirror>/<name>/<file>``. A file is
     there whole and with the right checksum, or not at all. Raises DataError, saying what to do by hand.
     """
-    chosen = PUBLISHED[name]
+    chosen = PUBLISHED_DATASETS[name]
     folder = runtime.cache_dir() / "downloads" / name
     mirror = os.environ.get("SIGHTLINE_MIRROR")
-    base = f"{mirror.rstrip('/')}/{name}/" if mirror else chosen.base
-    missing = [file for file, (_, size) in chosen.files.items() if not _has(folder / file, size)]
+    base = f"{mirror.rstrip('/')}/{name}/" if mirror else chosen.base_url
+    missing = [file for file, (_, size) in chosen.files.items() if not _is_complete(folder / file, size)]
     for file in missing:
         try:
-            with replacing(folder / file) as temporary:
-                _download(base + file, temporary, *chosen.files[file])
-        except _LostError as error:
-            raise DataError(_by_hand(name, base, folder, missing[missing.index(file) :], error)) from error
+            with atomic_replace(folder / file) as temporary:
+                _download_file(base + file, temporary, *chosen.files[file])
+        except _DownloadError as error:
+            raise DataError(
+                _manual_download_help(name, base, folder, missing[missing.index(file) :], error)
+            ) from error
     return [folder / file for file in chosen.files]
 
 
-def check(name: str, paths: Sequence[Path]) -> None:
+def verify_checksums(name: str, paths: Sequence[Path]) -> None:
     """DataError unless these are the files that were published: asked before a byte of them is understood."""
     for path in paths:
         with path.open("rb") as stream:
-            found = hashlib.file_digest(stream, _md5).hexdigest()
-        if found != PUBLISHED[name].files[path.name][0]:
+            found = hashlib.file_digest(stream, _new_md5).hexdigest()
+        if found != PUBLISHED_DATASETS[name].files[path.name][0]:
             raise DataError(
                 f"'{path}' is not the published file (its MD5 is {found}, it should be "
-                f"{PUBLISHED[name].files[path.name][0]}): delete it and start again."
+                f"{PUBLISHED_DATASETS[name].files[path.name][0]}): delete it and start again."
             )
 
 
-def _md5() -> Any:
+def _new_md5() -> Any:
     return hashlib.md5(usedforsecurity=False)  # what the authors publish
 
 
-def _has(path: Path, size: int) -> bool:
+def _is_complete(path: Path, size: int) -> bool:
     return path.is_file() and path.stat().st_size == size
 
 
-class _LostError(Exception):
+class _DownloadError(Exception):
     """Why a file did not come, or not whole; what the disk says is another matter."""
 
 
-def _download(url: str, target: Path, md5: str, size: int) -> None:
-    digest = _md5()
+def _download_file(url: str, target: Path, md5: str, size: int) -> None:
+    digest = _new_md5()
     title = f"Downloading {url.rpartition('/')[2]} (MB)"
-    with target.open("wb") as stream, progress.bar(title, size / 1e6) as advance:
-        for block in _blocks(url):
+    with target.open("wb") as stream, progress.progress_bar(title, size / 1e6) as advance:
+        for block in _stream_url(url):
             digest.update(block)
             stream.write(block)
             advance(len(block) / 1e6)
             if stream.tell() > size:
-                raise _LostError(f"it is longer than the {size:,} bytes of the published file")
+                raise _DownloadError(f"it is longer than the {size:,} bytes of the published file")
         if stream.tell() != size:
-            raise _LostError(f"only {stream.tell():,} of {size:,} bytes came")
+            raise _DownloadError(f"only {stream.tell():,} of {size:,} bytes came")
     if digest.hexdigest() != md5:
-        raise _LostError(f"its MD5 is {digest.hexdigest()}, not the published {md5}")
+        raise _DownloadError(f"its MD5 is {digest.hexdigest()}, not the published {md5}")
 
 
-def _blocks(url: str) -> Iterator[bytes]:
+def _stream_url(url: str) -> Iterator[bytes]:
     try:
-        _check_safe(url)
-        with urllib.request.build_opener(_Redirections()).open(url, timeout=_PATIENCE) as answer:
-            while block := answer.read(_BLOCK):
+        _check_url(url)
+        with urllib.request.build_opener(_SafeRedirectHandler()).open(
+            url, timeout=_DOWNLOAD_TIMEOUT_SECONDS
+        ) as answer:
+            while block := answer.read(_DOWNLOAD_BLOCK_BYTES):
                 yield block
     except (OSError, HTTPException, ValueError) as error:
         reason = getattr(error, "reason", None) or error
-        raise _LostError(getattr(reason, "strerror", None) or reason) from error
+        raise _DownloadError(getattr(reason, "strerror", None) or reason) from error
 
 
-class _Redirections(urllib.request.HTTPRedirectHandler):
+class _SafeRedirectHandler(urllib.request.HTTPRedirectHandler):
     def redirect_request(self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> Any:
         """Follow to another safe address only."""
         try:
-            _check_safe(newurl)
+            _check_url(newurl)
         except ValueError:
             fp.close()
             raise
         return super().redirect_request(req, fp, code, msg, headers, newurl)
 
 
-def _check_safe(url: str) -> None:
+def _check_url(url: str) -> None:
     where = urllib.parse.urlsplit(url)
-    if where.scheme != "https" and not (where.scheme == "http" and where.hostname in _LOCAL):
+    if where.scheme != "https" and not (where.scheme == "http" and where.hostname in _LOCAL_HOSTS):
         raise ValueError(f"only https is used, not '{where.scheme or url}'")
 
 
-def _by_hand(name: str, base: str, folder: Path, files: Sequence[str], error: Exception) -> str:
+def _manual_download_help(name: str, base: str, folder: Path, files: Sequence[str], error: Exception) -> str:
     return (
         f"'{name}' has to be downloaded, and {base}{files[0]} cannot be had ({error}): "
         f"fetch {' and '.join(files)} from {base} by hand into the folder '{folder}', "

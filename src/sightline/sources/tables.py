@@ -11,32 +11,32 @@ from typing import Any, TextIO
 
 from ..errors import DataError
 
-PATHS = ("path", "image", "file_name", "filename")
-LABELS = ("label", "class", "target")
-_CHUNK = 256
-_SHARED = 1 << 16
+PATH_COLUMNS = ("path", "image", "file_name", "filename")
+LABEL_COLUMNS = ("label", "class", "target")
+_CHUNK_ROWS = 256
+_MAX_INTERNED_CELLS = 1 << 16
 
 
 @dataclass(frozen=True, eq=False)
-class Table:
+class TextTable:
     """The columns of a table, as text without spaces around it."""
 
     path: Path
     columns: Mapping[str, list[str]]
-    where: Callable[[int], str]
-    """Names a row as a person would find it: ``Line 3``."""
+    describe_row: Callable[[int], str]
+    """Names a row as a person would find it: ``ChartLine 3``."""
 
     def __len__(self) -> int:
         return max((len(column) for column in self.columns.values()), default=0)
 
-    def named(self, accepted: tuple[str, ...]) -> str | None:
+    def find_column(self, accepted: tuple[str, ...]) -> str | None:
         """The column called by one of these names, whatever its case."""
         lower = {name.lower(): name for name in reversed(list(self.columns))}
         return next((lower[name] for name in accepted if name in lower), None)
 
-    def column(self, accepted: tuple[str, ...]) -> str:
+    def require_column(self, accepted: tuple[str, ...]) -> str:
         """As ``named``; raises DataError where there is none."""
-        name = self.named(accepted)
+        name = self.find_column(accepted)
         if name is None:
             raise DataError(
                 f"'{self.path}' has no column called {', '.join(accepted[:-1])} or {accepted[-1]} "
@@ -45,7 +45,7 @@ class Table:
         return name
 
 
-class _Columns:
+class _ColumnBuilder:
     """Columns that grow row by row; equal cells are one string, so that a row costs little memory."""
 
     def __init__(self, names: list[str]):
@@ -59,7 +59,7 @@ class _Columns:
         """Add rows of equal length."""
         for (cells, known), column in zip(self._columns, zip(*rows, strict=True), strict=False):
             texts = [cell.strip() for cell in column]
-            if len(known) < _SHARED:
+            if len(known) < _MAX_INTERNED_CELLS:
                 texts = [known.setdefault(text, text) for text in texts]
             cells.extend(texts)
 
@@ -67,65 +67,65 @@ class _Columns:
 # CSV and TSV
 
 
-def read_csv(path: Path) -> Table:
+def read_csv(path: Path) -> TextTable:
     """Comma, semicolon or tab; UTF-8, with or without a mark, or UTF-16 with one.
 
     Raises DataError, naming the line, for other encodings and for rows longer than the header.
     """
-    with _csv(path) as (header, rows):
+    with _open_csv(path) as (header, rows):
         width, done = len(header), 0
-        columns = _Columns(header)
-        while chunk := list(islice(rows, _CHUNK)):
+        columns = _ColumnBuilder(header)
+        while chunk := list(islice(rows, _CHUNK_ROWS)):
             if set(map(len, chunk)) != {width} or not all(map(any, chunk)):
-                chunk = [row + [""] * (width - len(row)) for row in chunk if not _blank(row)]
+                chunk = [row + [""] * (width - len(row)) for row in chunk if not _is_blank(row)]
             if any(len(row) > width for row in chunk):
-                line = _line(path, lambda row: len(row) > width)
+                line = _find_line(path, lambda row: len(row) > width)
                 raise DataError(f"{line} of '{path}' has more fields than the header: quote it.")
             columns.extend(chunk)
             done += len(chunk)
     if not done:
         raise DataError(f"'{path}' lists no images: give it a header and one line for each image.")
-    return Table(path, columns.cells, lambda row: _line(path, None, row))
+    return TextTable(path, columns.cells, lambda row: _find_line(path, None, row))
 
 
-def header_of(path: Path) -> list[str]:
+def read_table_header(path: Path) -> list[str]:
     """The names of a table's columns. Raises DataError."""
-    with _csv(path) as (header, _):
+    with _open_csv(path) as (header, _):
         return header
 
 
 @contextmanager
-def _csv(path: Path) -> Iterator[tuple[list[str], Any]]:
+def _open_csv(path: Path) -> Iterator[tuple[list[str], Any]]:
     """The header and a reader of the rows after it."""
-    with _opened(path) as stream:
+    with _open_text(path) as stream:
         first = stream.readline()
-        reader = csv.reader(chain([first], stream), delimiter=delimiter_of(first))
+        reader = csv.reader(chain([first], stream), delimiter=detect_delimiter(first))
         try:
             yield [name.strip() for name in next(reader, [])], reader
         except csv.Error as error:
             raise DataError(f"Line {reader.line_num} of '{path}' cannot be read ({error}).") from error
         except UnicodeDecodeError as error:
-            raise _misread(path) from error
+            raise _encoding_error(path) from error
 
 
-def _blank(row: list[str]) -> bool:
+def _is_blank(row: list[str]) -> bool:
     return not any(row) or (len(row) == 1 and not row[0].strip())
 
 
-def _line(path: Path, wrong: Callable[[list[str]], bool] | None, number: int = 0) -> str:
+def _find_line(path: Path, wrong: Callable[[list[str]], bool] | None, number: int = 0) -> str:
     """Where a row ends: row ``number``, or the first ``wrong`` one. Asked for messages only, so it reads again."""
-    with _csv(path) as (_, rows):
-        wanted = (row for row in rows if not _blank(row) and (wrong is None or wrong(row)))
+    with _open_csv(path) as (_, rows):
+        wanted = (row for row in rows if not _is_blank(row) and (wrong is None or wrong(row)))
         next(islice(wanted, number, None))
         return f"Line {rows.line_num}"
 
 
-def delimiter_of(header: str) -> str:
+def detect_delimiter(header: str) -> str:
     """What separates the fields: whichever of comma, semicolon and tab the header has most of."""
     return max(",;\t", key=header.count)
 
 
-def encoding_of(path: Path) -> str:
+def detect_encoding(path: Path) -> str:
     """UTF-8 unless a mark says otherwise. Raises DataError for UTF-16 without one."""
     with path.open("rb") as stream:
         head = stream.read(4096)
@@ -136,20 +136,20 @@ def encoding_of(path: Path) -> str:
     return "utf-8-sig"
 
 
-def _opened(path: Path) -> TextIO:
-    stream = path.open(encoding=encoding_of(path), newline="")
+def _open_text(path: Path) -> TextIO:
+    stream = path.open(encoding=detect_encoding(path), newline="")
     try:
         stream.read(1)
     except UnicodeDecodeError as error:
         stream.close()
-        raise _misread(path) from error
+        raise _encoding_error(path) from error
     stream.seek(0)
     return stream
 
 
-def _misread(path: Path) -> DataError:
+def _encoding_error(path: Path) -> DataError:
     """Which line is not in the encoding the file has to be in."""
-    if encoding_of(path) == "utf-16":
+    if detect_encoding(path) == "utf-16":
         return DataError(f"'{path}' is not whole UTF-16 text: save it again in UTF-8.")
     with path.open("rb") as stream:
         for number, line in enumerate(stream, 1):
@@ -166,38 +166,38 @@ def _misread(path: Path) -> DataError:
 # JSONL
 
 
-def read_jsonl(path: Path) -> Table:
+def read_jsonl(path: Path) -> TextTable:
     """An object on each line; its values become text, what a line lacks is empty. Raises DataError."""
     columns: dict[str, list[str]] = {}
     known: dict[str, str] = {}
     count = 0
-    for line, row in _json_rows(path):
+    for line, row in _iterate_json_rows(path):
         for name, value in row.items():
-            text = text_of(value).strip()
+            text = cell_text(value).strip()
             column = columns.setdefault(name, [])
             column.extend([""] * (count - len(column)))
             if len(column) > count:
                 raise DataError(f"Line {line} of '{path}' has the field '{name}' twice.")
-            column.append(known.setdefault(text, text) if len(known) < _SHARED else text)
+            column.append(known.setdefault(text, text) if len(known) < _MAX_INTERNED_CELLS else text)
         count += 1
     for column in columns.values():
         column.extend([""] * (count - len(column)))
     if not count:
         raise DataError(f"'{path}' lists no images: give it a JSON object on a line for each image.")
-    return Table(path, columns, lambda row: f"Line {next(islice(_json_rows(path), row, None))[0]}")
+    return TextTable(path, columns, lambda row: f"Line {next(islice(_iterate_json_rows(path), row, None))[0]}")
 
 
-def _json_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    with _opened(path) as stream:
+def _iterate_json_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    with _open_text(path) as stream:
         try:
             for number, line in enumerate(stream, 1):
                 if line.strip():
-                    yield number, _object(line, number, path)
+                    yield number, _parse_object(line, number, path)
         except UnicodeDecodeError as error:
-            raise _misread(path) from error
+            raise _encoding_error(path) from error
 
 
-def _object(line: str, number: int, path: Path) -> dict[str, Any]:
+def _parse_object(line: str, number: int, path: Path) -> dict[str, Any]:
     try:
         row = json.loads(line)
     except (ValueError, RecursionError) as error:
@@ -207,7 +207,7 @@ def _object(line: str, number: int, path: Path) -> dict[str, Any]:
     return row
 
 
-def text_of(value: Any) -> str:
+def cell_text(value: Any) -> str:
     """A cell as text: nothing for null, JSON for what is nested.
 
     >>> text_of(None), text_of(3), text_of("x"), text_of(["a"])

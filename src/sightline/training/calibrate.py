@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ..classifier import Classifier
-from ..data.loader import batches
+from ..data import iterate_batches
 from ..types import Dataset
 
 TEMPERATURE_PRIOR = 0.5
@@ -17,13 +17,13 @@ TEMPERATURE_PRIOR = 0.5
 
 
 @torch.inference_mode()
-def logits_of(
+def predict_logits(
     classifier: Classifier, dataset: Dataset, *, batch_size: int = 256
 ) -> tuple[Float[Tensor, "N K"], Int[Tensor, " N"]]:
     """Logits (on the CPU, float32) and labels of a dataset in order, the classifier in eval mode."""
     classifier.eval()
     logits, labels = [], []
-    for batch in batches(dataset, batch_size, device=classifier.device):
+    for batch in iterate_batches(dataset, batch_size, device=classifier.device):
         logits.append(classifier(batch.pixels).float())
         labels.append(batch.labels)
     return torch.cat(logits).cpu(), torch.cat(labels).cpu()
@@ -31,12 +31,12 @@ def logits_of(
 
 def validate(classifier: Classifier, dataset: Dataset) -> tuple[float, float]:
     """Mean cross-entropy and accuracy on a dataset."""
-    logits, labels = logits_of(classifier, dataset)
+    logits, labels = predict_logits(classifier, dataset)
     loss = F.cross_entropy(logits, labels).item()
     return loss, (logits.argmax(1) == labels).double().mean().item()
 
 
-def temperature(logits: Float[Tensor, "N K"], labels: Int[Tensor, " N"]) -> float:
+def fit_temperature(logits: Float[Tensor, "N K"], labels: Int[Tensor, " N"]) -> float:
     """The T that minimises the negative log-likelihood of softmax(logits / T) (Guo et al. 2017, section 4.2).
 
     With a weak prior, log T ~ N(0, 0.5): of no weight for a thousand images, and what keeps T sane for thirty.

@@ -17,23 +17,23 @@ from .. import runtime
 from ..classifier import Classifier
 from ..errors import TrainingError
 from ..types import Batch
+from .distributed import SINGLE_PROCESS, ProcessGroup
 from .gradients import Gradients
-from .objectives import Objective
-from .schedules import Moment, Schedule
-from .team import ALONE, Team
+from .losses import Objective
+from .schedules import Schedule, TrainingProgress
 
 Batches = Callable[[int, int], Iterable[Batch]]
 """(epoch, batches already done in it) -> the epoch's remaining batches, always the same ones."""
 
-CHECK_EVERY = 50
+LOSS_CHECK_STEPS = 50
 """Steps between looks at the loss: looking makes an accelerator wait."""
 
 
-_CALMER = "Try a lower --lr (a tenth), a longer --warmup, or --precision float32."
+_DIVERGENCE_ADVICE = "Try a lower --lr (a tenth), a longer --warmup, or --precision float32."
 
 
 @dataclass(frozen=True)
-class Row:
+class EpochMetrics:
     """One epoch, as ``history.csv`` holds it."""
 
     epoch: int
@@ -46,7 +46,7 @@ class Row:
 
 
 @dataclass
-class State:
+class TrainingState:
     """Where training is: all that a checkpoint must hold besides the hooks' own state."""
 
     classifier: Classifier
@@ -57,7 +57,7 @@ class State:
     """Epochs finished."""
     batch: int = 0
     """Batches finished in the epoch under way."""
-    history: list[Row] = field(default_factory=list)
+    history: list[EpochMetrics] = field(default_factory=list)
     stop: str | None = None
     """Why training should end before its last epoch; set by a hook, obeyed after the epoch."""
     interrupted: bool = False
@@ -75,17 +75,17 @@ class State:
         return self.epoch * self.steps_per_epoch + self.batch
 
     @property
-    def moment(self) -> Moment:
+    def progress(self) -> TrainingProgress:
         """What a schedule may know of it."""
         done = self.epoch + self.batch / max(self.steps_per_epoch, 1)
-        return Moment(done, self.epochs, [row.val_loss for row in self.history])
+        return TrainingProgress(done, self.epochs, [row.val_loss for row in self.history])
 
     @property
-    def steps(self) -> int:
+    def total_steps(self) -> int:
         """Optimiser steps of the whole run."""
         return self.epochs * self.steps_per_epoch
 
-    def settle(self) -> None:
+    def flush_losses(self) -> None:
         """Read the pending losses; raise TrainingError naming the first step whose loss is not finite."""
         if not self.pending:
             return
@@ -93,30 +93,32 @@ class State:
         first = self.step - len(losses) + 1
         for step, (loss, (_, images)) in enumerate(zip(losses, self.pending, strict=True), first):
             if not math.isfinite(loss):
-                raise TrainingError(f"The loss became {loss} at step {step} (epoch {self.epoch + 1}). {_CALMER}")
+                raise TrainingError(
+                    f"The loss became {loss} at step {step} (epoch {self.epoch + 1}). {_DIVERGENCE_ADVICE}"
+                )
             self.loss_sum += loss * images
             self.images += images
         self.pending.clear()
 
-    def to_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, Any]:
         """What ``torch.save`` keeps and ``torch.load(weights_only=True)`` reads."""
-        self.settle()
+        self.flush_losses()
         return {
             "classifier": self.classifier.state_dict(),
             "optimizer": self.optimizer.state_dict(),
-            "random": runtime.random_state(),
+            "random": runtime.get_rng_state(),
             "history": [asdict(row) for row in self.history],
             "stop": self.stop,
             "counters": [self.epochs, self.epoch, self.batch, self.images],
             "sums": [self.loss_sum, self.seconds],
         }
 
-    def take(self, saved: dict[str, Any]) -> None:
+    def load_state_dict(self, saved: dict[str, Any]) -> None:
         """Become what ``to_dict`` saved."""
         self.classifier.load_state_dict(saved["classifier"])
         self.optimizer.load_state_dict(saved["optimizer"])
-        runtime.restore_random_state(saved["random"])
-        self.history = [Row(**row) for row in saved["history"]]
+        runtime.set_rng_state(saved["random"])
+        self.history = [EpochMetrics(**row) for row in saved["history"]]
         self.stop = saved["stop"]
         self.epochs, self.epoch, self.batch, self.images = saved["counters"]
         self.loss_sum, self.seconds = saved["sums"]
@@ -126,25 +128,25 @@ class State:
 class Hook(Protocol):
     """Watches training; what it must remember across a resume is in its state."""
 
-    def after_step(self, state: State) -> None:
+    def after_step(self, state: TrainingState) -> None:
         """Called after each optimiser step."""
         ...
 
-    def after_epoch(self, state: State) -> None:
+    def after_epoch(self, state: TrainingState) -> None:
         """Called when an epoch is in ``state.history``."""
         ...
 
-    def to_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, Any]:
         """What a checkpoint must hold of this hook."""
         ...
 
-    def take(self, saved: dict[str, Any]) -> None:
+    def load_state_dict(self, saved: dict[str, Any]) -> None:
         """Become what ``to_dict`` saved."""
         ...
 
 
-def fit(
-    state: State,
+def optimise(
+    state: TrainingState,
     gradients: Gradients,
     objective: Objective,
     batches: Batches,
@@ -156,7 +158,7 @@ def fit(
     clip: float = 0.0,
     gradient_step: Callable[[Classifier, Batch], None] | None = None,
     hooks: Sequence[Hook] = (),
-    team: Team = ALONE,
+    team: ProcessGroup = SINGLE_PROCESS,
 ) -> None:
     """Train ``state.classifier`` from where ``state`` is to its last epoch.
 
@@ -171,32 +173,34 @@ def fit(
         if begin is not None:
             begin(state.epoch)
         for batch in batches(state.epoch, state.batch):
-            factor = schedule(state.moment)
+            factor = schedule(state.progress)
             for group in state.optimizer.param_groups:
                 group["lr"] = peak_lr * factor * group["lr_factor"]
-            loss = team.average(state.classifier, gradients(objective, batch))
-            _move(state, batch, clip, gradient_step)
+            loss = team.average_gradients(state.classifier, gradients(objective, batch))
+            _step_optimizer(state, batch, clip, gradient_step)
             state.batch += 1
             state.pending.append((loss, len(batch) * team.size))
             state.seconds = time.perf_counter() - started
-            if len(state.pending) >= CHECK_EVERY:
-                state.settle()
+            if len(state.pending) >= LOSS_CHECK_STEPS:
+                state.flush_losses()
             for hook in hooks:
                 hook.after_step(state)
             if team.any(state.interrupted, state.step):
                 state.interrupted = True
                 return
-        state.settle()
+        state.flush_losses()
         val_loss, val_accuracy = validate()
         if not math.isfinite(val_loss):
-            raise TrainingError(f"The validation loss became {val_loss} in epoch {state.epoch + 1}. {_CALMER}")
+            raise TrainingError(
+                f"The validation loss became {val_loss} in epoch {state.epoch + 1}. {_DIVERGENCE_ADVICE}"
+            )
         _finish_epoch(state, val_loss, val_accuracy)
         for hook in hooks:
             hook.after_epoch(state)
 
 
-def _move(
-    state: State, batch: Batch, clip: float, gradient_step: Callable[[Classifier, Batch], None] | None
+def _step_optimizer(
+    state: TrainingState, batch: Batch, clip: float, gradient_step: Callable[[Classifier, Batch], None] | None
 ) -> None:
     """One step of the optimiser along the gradients that are there."""
     if gradient_step is not None:
@@ -207,9 +211,9 @@ def _move(
     state.optimizer.zero_grad(set_to_none=True)
 
 
-def _finish_epoch(state: State, val_loss: float, val_accuracy: float) -> None:
+def _finish_epoch(state: TrainingState, val_loss: float, val_accuracy: float) -> None:
     state.epoch += 1
-    row = Row(
+    row = EpochMetrics(
         epoch=state.epoch,
         seconds=round(state.seconds, 3),
         lr=state.optimizer.param_groups[0]["lr"],

@@ -7,53 +7,54 @@ from typing import Protocol, no_type_check, runtime_checkable
 from ..choose import choose
 from ..classifier import Classifier
 from ..errors import RecipeError
-from ..models import Network, stages
+from ..layers import Network
+from ..models import find_stages
 from .recipe import Recipe
-from .transfer import pretrained
+from .transfer import is_pretrained
 
 
 @runtime_checkable
-class Freezing(Protocol):
+class FreezeSchedule(Protocol):
     """Which stages keep their weights: always the first so many, counted from the pixels."""
 
-    def resting(self, names: Sequence[str], epoch: int) -> int:
+    def n_frozen(self, names: Sequence[str], epoch: int) -> int:
         """How many of the stages ``names`` rest in this epoch (the first is 0); the head is the last of them."""
         ...
 
-    def begins(self) -> int:
+    def first_change(self) -> int:
         """The first epoch in which something else rests than in the one before; 0 where nothing ever changes."""
         ...
 
 
 @dataclass(frozen=True)
-class Nothing:
+class NoFreezing:
     """All of the network learns from the first step."""
 
-    def resting(self, names: Sequence[str], epoch: int) -> int:  # noqa: ARG002
+    def n_frozen(self, names: Sequence[str], epoch: int) -> int:  # noqa: ARG002
         """None."""
         return 0
 
-    def begins(self) -> int:
+    def first_change(self) -> int:
         """Never changes."""
         return 0
 
 
 @dataclass(frozen=True)
-class Backbone:
+class FreezeBackbone:
     """All but the head rests: a linear probe."""
 
-    def resting(self, names: Sequence[str], epoch: int) -> int:  # noqa: ARG002
+    def n_frozen(self, names: Sequence[str], epoch: int) -> int:  # noqa: ARG002
         """All but the last."""
         return len(names) - 1
 
-    def begins(self) -> int:
+    def first_change(self) -> int:
         """Never changes."""
         return 0
 
 
 @no_type_check
 @dataclass(frozen=True)
-class Until:
+class UntilEpoch:
     """All but the head rests for the first ``epochs`` epochs; then all learns."""
 
     epochs: int
@@ -61,18 +62,18 @@ class Until:
     def __post_init__(self):
         _check_epochs(self.epochs)
 
-    def resting(self, names: Sequence[str], epoch: int) -> int:
+    def n_frozen(self, names: Sequence[str], epoch: int) -> int:
         """All but the last, or none."""
         return len(names) - 1 if epoch < self.epochs else 0
 
-    def begins(self) -> int:
+    def first_change(self) -> int:
         """When all begins to learn."""
         return self.epochs
 
 
 @no_type_check
 @dataclass(frozen=True)
-class UpTo:
+class UpToStage:
     """The stages up to this one rest: their number from the pixels, or the name of the last."""
 
     stage: int | str
@@ -82,7 +83,7 @@ class UpTo:
         if not whole and not isinstance(self.stage, str):
             raise ValueError(f"a stage is a number from 1 on or a name, not {self.stage}")
 
-    def resting(self, names: Sequence[str], epoch: int) -> int:  # noqa: ARG002
+    def n_frozen(self, names: Sequence[str], epoch: int) -> int:  # noqa: ARG002
         """Up to the stage; raises RecipeError where the network has none such before its head."""
         able = [*names[:-1]]
         if self.stage in able:
@@ -94,14 +95,14 @@ class UpTo:
             f"{', '.join(able) or 'none'}: name one of them, or a number from 1 to {len(able)}."
         )
 
-    def begins(self) -> int:
+    def first_change(self) -> int:
         """Never changes."""
         return 0
 
 
 @no_type_check
 @dataclass(frozen=True)
-class Staged:
+class GradualUnfreezing:
     """The head learns first; every ``epochs`` epochs the last stage that rests joins in (Howard & Ruder 2018)."""
 
     epochs: int
@@ -109,11 +110,11 @@ class Staged:
     def __post_init__(self):
         _check_epochs(self.epochs)
 
-    def resting(self, names: Sequence[str], epoch: int) -> int:
+    def n_frozen(self, names: Sequence[str], epoch: int) -> int:
         """One fewer every so many epochs."""
         return max(0, len(names) - 1 - epoch // self.epochs)
 
-    def begins(self) -> int:
+    def first_change(self) -> int:
         """When the first stage joins the head."""
         return self.epochs
 
@@ -124,19 +125,19 @@ def _check_epochs(epochs):
         raise ValueError(f"epochs are a whole number of at least 1, not {epochs}")
 
 
-FREEZINGS: Mapping[str, Callable[..., Freezing]] = {
-    "none": Nothing,
-    "backbone": Backbone,
-    "until": Until,
-    "stage": UpTo,
-    "staged": Staged,
+FREEZE_SCHEDULES: Mapping[str, Callable[..., FreezeSchedule]] = {
+    "none": NoFreezing,
+    "backbone": FreezeBackbone,
+    "until": UntilEpoch,
+    "stage": UpToStage,
+    "staged": GradualUnfreezing,
 }
 """The words of ``--freeze``."""
 
 
-def freezing_of(recipe: Recipe) -> Freezing:
+def parse_freezing(recipe: Recipe) -> FreezeSchedule:
     """The recipe's word as a value; raises ChoiceError where it names none."""
-    return choose(FREEZINGS, recipe.freeze, "way to freeze")
+    return choose(FREEZE_SCHEDULES, recipe.freeze, "way to freeze")
 
 
 def check_freezing(recipe: Recipe, network: Network | None = None) -> None:
@@ -144,35 +145,35 @@ def check_freezing(recipe: Recipe, network: Network | None = None) -> None:
 
     Raises RecipeError.
     """
-    how = freezing_of(recipe)
-    if isinstance(how, Nothing):
+    how = parse_freezing(recipe)
+    if isinstance(how, NoFreezing):
         return
-    if recipe.weights is None and not pretrained(recipe):
+    if recipe.weights is None and not is_pretrained(recipe):
         raise RecipeError(
             f"The recipe's freeze is '{recipe.freeze}', which keeps the weights as they start, and they start "
             "random: give --weights to start from, or leave --freeze out."
         )
-    if recipe.epochs and how.begins() >= recipe.epochs:
+    if recipe.epochs and how.first_change() >= recipe.epochs:
         raise RecipeError(
             f"The recipe's freeze is '{recipe.freeze}', but the training ends after {recipe.epochs} epochs: "
             "choose fewer, or freeze backbone to train only the head."
         )
     if network is not None:
-        how.resting([stage.name for stage in stages(network)], 0)
+        how.n_frozen([stage.name for stage in find_stages(network)], 0)
 
 
-class Rest:
+class Freezer:
     """Keeps the resting stages of a classifier as they are: no gradients, norms and dropout as in eval mode."""
 
     def __init__(self, classifier: Classifier, recipe: Recipe) -> None:
-        self.freezing = freezing_of(recipe)
-        still = isinstance(self.freezing, Nothing)
-        self.stages = () if still else stages(classifier.network)
+        self.freezing = parse_freezing(recipe)
+        still = isinstance(self.freezing, NoFreezing)
+        self.stages = () if still else find_stages(classifier.network)
         self.trained = [[p for p in stage.parameters() if p.requires_grad] for stage in self.stages]
 
     def __call__(self, epoch: int) -> None:
         """Set the stages for this epoch; the classifier has just been put into training mode."""
-        count = self.freezing.resting([stage.name for stage in self.stages], epoch)
+        count = self.freezing.n_frozen([stage.name for stage in self.stages], epoch)
         for number, (stage, trained) in enumerate(zip(self.stages, self.trained, strict=True)):
             for parameter in trained:
                 parameter.requires_grad_(number >= count)
@@ -180,7 +181,7 @@ class Rest:
                 for module in stage.modules:
                     module.eval()
 
-    def end(self) -> None:
+    def unfreeze(self) -> None:
         """All can learn again: what comes after this training decides for itself."""
         for trained in self.trained:
             for parameter in trained:

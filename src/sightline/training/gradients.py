@@ -13,16 +13,16 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ..classifier import Classifier
-from ..models import WeightNoise
-from ..preprocessing import Noise
+from ..layers import WeightNoise
+from ..preprocessing import NoiseFilter
 from ..types import Batch
-from .objectives import Objective
+from .losses import Objective
 
 Gradients = Callable[[Objective, Batch], Tensor]
 """Leaves the gradient in the classifier's parameters and returns the batch's mean loss, detached."""
 
 
-class Whole:
+class SingleReplica:
     """The batch at once, or in ``pieces`` whose gradients add up: the same step in less memory.
 
     Only layers that look across the batch (batch norm) see the difference.
@@ -31,7 +31,7 @@ class Whole:
     def __init__(self, classifier: Classifier, *, bfloat16: bool = False, pieces: int = 1) -> None:
         self.classifier, self.bfloat16, self.pieces = classifier, bfloat16, pieces
 
-    def __enter__(self) -> "Whole":
+    def __enter__(self) -> "SingleReplica":
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -40,8 +40,8 @@ class Whole:
     def __call__(self, objective: Objective, batch: Batch) -> Float[Tensor, ""]:
         """The mean loss; gradients are in the parameters."""
         losses = []
-        for piece in cut(batch, self.pieces):
-            with arithmetic(batch, self.bfloat16):
+        for piece in split_batch(batch, self.pieces):
+            with autocast(batch, self.bfloat16):
                 loss = objective(self.classifier, piece)
             if len(piece) < len(batch):
                 loss = loss * (len(piece) / len(batch))
@@ -58,8 +58,8 @@ class Replicas:
     """
 
     def __init__(self, classifier: Classifier, count: int, *, bfloat16: bool = False, pieces: int = 1) -> None:
-        copies = [classifier, *(_sharing(classifier) for _ in range(count - 1))]
-        self.work = [Whole(one, bfloat16=bfloat16, pieces=pieces) for one in copies]
+        copies = [classifier, *(_share_weights(classifier) for _ in range(count - 1))]
+        self.work = [SingleReplica(one, bfloat16=bfloat16, pieces=pieces) for one in copies]
         self.copies = copies
         self.parameters = [[*one.parameters()] for one in copies]
         threads = torch.get_num_threads()
@@ -70,9 +70,9 @@ class Replicas:
 
     def __call__(self, objective: Objective, batch: Batch) -> Float[Tensor, ""]:
         """The mean loss; gradients are in the parameters of the first copy."""
-        shares = cut(batch, len(self.work))
+        shares = split_batch(batch, len(self.work))
         for one in self.copies[1:]:
-            _follow(one, self.copies[0])
+            _copy_modes(one, self.copies[0])
         waiting = [
             pool.submit(work, objective, share)
             for pool, work, share in zip(self.pools, self.work, shares, strict=False)
@@ -93,7 +93,7 @@ class Replicas:
                 torch._foreach_add_(grads[0], grads[i])
                 for p in self.parameters[i]:
                     p.grad = None
-        buffers = [running_statistics(one, moving=True) for one in self.copies]
+        buffers = [norm_statistics(one, moving=True) for one in self.copies]
         if buffers[0]:
             torch._foreach_mul_(buffers[0], parts[0])
             for i in used[1:]:
@@ -110,29 +110,29 @@ class Replicas:
             pool.shutdown()
 
 
-def gradients(
+def build_gradients(
     classifier: Classifier, *, bfloat16: bool = False, pieces: int = 1, replicas: int = 1
-) -> "Whole | Replicas":
+) -> "SingleReplica | Replicas":
     """How a recipe's numbers say that gradients come about."""
     if replicas > 1:
         return Replicas(classifier, replicas, bfloat16=bfloat16, pieces=pieces)
-    return Whole(classifier, bfloat16=bfloat16, pieces=pieces)
+    return SingleReplica(classifier, bfloat16=bfloat16, pieces=pieces)
 
 
-def arithmetic(batch: Batch, bfloat16: bool) -> AbstractContextManager[Any]:
+def autocast(batch: Batch, bfloat16: bool) -> AbstractContextManager[Any]:
     """The precision of a step."""
     return torch.autocast(batch.pixels.device.type, torch.bfloat16, enabled=bfloat16)
 
 
-def cut(batch: Batch, count: int) -> list[Batch]:
+def split_batch(batch: Batch, count: int) -> list[Batch]:
     """The batch in at most ``count`` pieces of nearly equal length."""
     if count == 1:
         return [batch]
     edges = [len(batch) * i // count for i in range(count + 1)]
-    return [_piece(batch, a, b) for a, b in pairwise(edges) if a < b]
+    return [_slice_batch(batch, a, b) for a, b in pairwise(edges) if a < b]
 
 
-def _piece(batch: Batch, start: int, stop: int) -> Batch:
+def _slice_batch(batch: Batch, start: int, stop: int) -> Batch:
     group = None if batch.group is None else batch.group[start:stop]
     return replace(
         batch,
@@ -143,7 +143,7 @@ def _piece(batch: Batch, start: int, stop: int) -> Batch:
     )
 
 
-def _sharing(classifier: Classifier) -> Classifier:
+def _share_weights(classifier: Classifier) -> Classifier:
     """A copy whose parameters are the same memory, with gradients and buffers of its own."""
     twin = copy.deepcopy(classifier)
     for own, first in zip(twin.parameters(), classifier.parameters(), strict=True):
@@ -151,7 +151,7 @@ def _sharing(classifier: Classifier) -> Classifier:
     return twin
 
 
-def _follow(twin: Classifier, first: Classifier) -> None:
+def _copy_modes(twin: Classifier, first: Classifier) -> None:
     """What rests in the first copy rests in the others."""
     for own, module in zip(twin.modules(), first.modules(), strict=True):
         own.training = module.training
@@ -159,7 +159,7 @@ def _follow(twin: Classifier, first: Classifier) -> None:
         own.requires_grad_(parameter.requires_grad)
 
 
-def running_statistics(*modules: nn.Module, moving: bool = False) -> list[Tensor]:
+def norm_statistics(*modules: nn.Module, moving: bool = False) -> list[Tensor]:
     """What norms gather over the batches they see: all that differs between copies whose weights are equal.
 
     ``moving``: only of norms in training mode.
@@ -169,8 +169,10 @@ def running_statistics(*modules: nn.Module, moving: bool = False) -> list[Tensor
     return [b for norm in norms for b in (norm.running_mean, norm.running_var) if b is not None]
 
 
-def draws(network: nn.Module) -> bool:
+def is_stochastic(network: nn.Module) -> bool:
     """Whether the network draws random numbers while training: replicas would draw in no certain order."""
     dropped = nn.modules.dropout._DropoutNd
     layers = [*network.modules()]
-    return any(isinstance(one, Noise | WeightNoise) or (isinstance(one, dropped) and one.p > 0) for one in layers)
+    return any(
+        isinstance(one, NoiseFilter | WeightNoise) or (isinstance(one, dropped) and one.p > 0) for one in layers
+    )

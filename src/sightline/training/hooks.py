@@ -15,28 +15,28 @@ from torch import Tensor
 
 from .. import progress
 from ..classifier import Classifier
-from ..files import replacing
-from .fit import Hook, Row, State
+from ..files import atomic_replace
+from .fit import EpochMetrics, Hook, TrainingState
 
 
-class Watcher:
+class BaseHook:
     """A hook that does nothing: override what is needed."""
 
-    def after_step(self, state: State) -> None:
+    def after_step(self, state: TrainingState) -> None:
         """Nothing."""
 
-    def after_epoch(self, state: State) -> None:
+    def after_epoch(self, state: TrainingState) -> None:
         """Nothing."""
 
-    def to_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, Any]:
         """Nothing to remember."""
         return {}
 
-    def take(self, saved: dict[str, Any]) -> None:
+    def load_state_dict(self, saved: dict[str, Any]) -> None:
         """Nothing to recall."""
 
 
-class Average(Watcher):
+class EMA(BaseHook):
     """An exponential moving average of the weights: w <- w + (1 - d) (w_now - w) after each step.
 
     d = min(decay, (1 + t) / (10 + t)), so that early steps do not linger. Running statistics of
@@ -48,28 +48,28 @@ class Average(Watcher):
         self.decay = decay
 
     @torch.no_grad()
-    def after_step(self, state: State) -> None:
+    def after_step(self, state: TrainingState) -> None:
         """Move the average towards the weights."""
         rate = 1 - min(self.decay, (1 + state.step) / (10 + state.step))
-        torch._foreach_lerp_(_floating(self.classifier), _floating(state.classifier), rate)
+        torch._foreach_lerp_(_float_tensors(self.classifier), _float_tensors(state.classifier), rate)
         for own, new in zip(self.classifier.buffers(), state.classifier.buffers(), strict=True):
             if not own.is_floating_point():
                 own.copy_(new)
 
-    def to_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, Any]:
         """The averaged weights."""
         return self.classifier.state_dict()
 
-    def take(self, saved: dict[str, Any]) -> None:
+    def load_state_dict(self, saved: dict[str, Any]) -> None:
         """Take up the saved average."""
         self.classifier.load_state_dict(saved)
 
 
-def _floating(classifier: Classifier) -> list[Tensor]:
+def _float_tensors(classifier: Classifier) -> list[Tensor]:
     return [t for t in classifier.state_dict().values() if t.is_floating_point()]
 
 
-class Best(Watcher):
+class BestWeights(BaseHook):
     """Keeps a copy of the weights that did best on validation: highest accuracy, then lowest loss."""
 
     def __init__(self, candidate: Classifier) -> None:
@@ -78,7 +78,7 @@ class Best(Watcher):
         self.score = (-1.0, 0.0)
         self.weights: Mapping[str, Tensor] | None = None
 
-    def after_epoch(self, state: State) -> None:
+    def after_epoch(self, state: TrainingState) -> None:
         """Compare the epoch just finished with the best so far."""
         row = state.history[-1]
         score = (row.val_accuracy, -row.val_loss)
@@ -86,24 +86,24 @@ class Best(Watcher):
             self.score, self.epoch = score, row.epoch
             self.weights = {name: t.detach().clone() for name, t in self.candidate.state_dict().items()}
 
-    def to_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, Any]:
         """The best epoch and its weights."""
         return {"epoch": self.epoch, "score": list(self.score), "weights": self.weights}
 
-    def take(self, saved: dict[str, Any]) -> None:
+    def load_state_dict(self, saved: dict[str, Any]) -> None:
         """Take up the saved best."""
         self.epoch, self.weights = saved["epoch"], saved["weights"]
         accuracy, loss = saved["score"]
         self.score = (accuracy, loss)
 
 
-class Patience(Watcher):
+class EarlyStopping(BaseHook):
     """Stops training after ``epochs`` epochs without a lower validation loss."""
 
     def __init__(self, epochs: int) -> None:
         self.epochs = epochs
 
-    def after_epoch(self, state: State) -> None:
+    def after_epoch(self, state: TrainingState) -> None:
         """Count the epochs since the lowest validation loss."""
         losses = [row.val_loss for row in state.history]
         since = len(losses) - 1 - losses.index(min(losses))
@@ -111,7 +111,7 @@ class Patience(Watcher):
             state.stop = f"the validation loss has not fallen for {since} epochs"
 
 
-class Checkpoint(Watcher):
+class Checkpoint(BaseHook):
     """Writes everything needed to go on exactly, after each epoch and every ``every`` seconds."""
 
     def __init__(
@@ -124,67 +124,67 @@ class Checkpoint(Watcher):
         self.every = every
         self.saved_at = time.monotonic()
 
-    def after_step(self, state: State) -> None:
+    def after_step(self, state: TrainingState) -> None:
         """Save if the last one is old."""
         if time.monotonic() - self.saved_at > self.every:
             self.save(state)
 
-    def after_epoch(self, state: State) -> None:
+    def after_epoch(self, state: TrainingState) -> None:
         """Save, unless that was done moments ago; the last epoch is always saved."""
         last = state.epoch >= state.epochs or state.stop is not None
         if last or time.monotonic() - self.saved_at > min(1.0, self.every):
             self.save(state)
 
-    def save(self, state: State) -> None:
+    def save(self, state: TrainingState) -> None:
         """Write ``last.ckpt`` whole, or leave the one before."""
         content = {
-            "state": state.to_dict(),
-            "hooks": {name: hook.to_dict() for name, hook in self.hooks.items()},
+            "state": state.state_dict(),
+            "hooks": {name: hook.state_dict() for name, hook in self.hooks.items()},
             "fingerprint": self.fingerprint,
             "recipe": self.recipe,
             "provenance": state.classifier.provenance,
         }
         whole = io.BytesIO()  # torch would not say that a disk is full
         torch.save(content, whole)
-        with replacing(self.path) as temporary:
+        with atomic_replace(self.path) as temporary:
             temporary.write_bytes(whole.getbuffer())
         self.saved_at = time.monotonic()
 
 
-class History(Watcher):
+class HistoryWriter(BaseHook):
     """Writes ``history.csv``, whole, after each epoch."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
-    def after_epoch(self, state: State) -> None:
+    def after_epoch(self, state: TrainingState) -> None:
         """Rewrite the table."""
-        with replacing(self.path) as temporary, temporary.open("w", newline="", encoding="utf-8") as stream:
-            writer = csv.DictWriter(stream, [f.name for f in fields(Row)])
+        with atomic_replace(self.path) as temporary, temporary.open("w", newline="", encoding="utf-8") as stream:
+            writer = csv.DictWriter(stream, [f.name for f in fields(EpochMetrics)])
             writer.writeheader()
             writer.writerows(asdict(row) for row in state.history)
 
 
-class Live(Watcher):
+class ProgressReporter(BaseHook):
     """A progress bar over the whole run, and a line for each epoch (on the terminal, one a second at most)."""
 
-    def __init__(self, stack: ExitStack, state: State, say: Callable[..., None]) -> None:
-        self.said_at = 0.0
-        self.advance = stack.enter_context(progress.bar("Training", state.steps))
+    def __init__(self, stack: ExitStack, state: TrainingState, say: Callable[..., None]) -> None:
+        self.logged_at = 0.0
+        self.advance = stack.enter_context(progress.progress_bar("Training", state.total_steps))
         self.advance(state.step)
-        self.say = say
+        self.log = say
 
-    def after_step(self, state: State) -> None:
+    def after_step(self, state: TrainingState) -> None:
         """Move the bar."""
         self.advance(1, note=f"epoch {state.epoch + 1} of {state.epochs}")
 
-    def after_epoch(self, state: State) -> None:
+    def after_epoch(self, state: TrainingState) -> None:
         """Say how the epoch went."""
         row = state.history[-1]
-        aloud = time.monotonic() - self.said_at > 1 or state.epoch == state.epochs
+        aloud = time.monotonic() - self.logged_at > 1 or state.epoch == state.epochs
         if aloud:
-            self.said_at = time.monotonic()
-        self.say(
+            self.logged_at = time.monotonic()
+        self.log(
             f"epoch {row.epoch:>{len(str(state.epochs))}}/{state.epochs}  train loss {row.train_loss:.4f}  "
             f"validation loss {row.val_loss:.4f}  accuracy {row.val_accuracy:.2%}  {row.seconds:.1f} s",
             aloud=aloud,

@@ -10,11 +10,11 @@ from torch import nn
 
 from ..choose import choose
 from ..classifier import Classifier
-from ..models import stages
+from ..models import find_stages
 from .recipe import Recipe
 
 
-def groups(module: nn.Module, recipe: Recipe) -> list[dict[str, Any]]:
+def parameter_groups(module: nn.Module, recipe: Recipe) -> list[dict[str, Any]]:
     """Two groups of parameters: matrices and kernels decay; biases and norms (one dimension) do not.
 
     ``lr_factor`` is a factor on the rate that the loop sets. With a ``layer_decay`` d there are two groups for
@@ -22,7 +22,7 @@ def groups(module: nn.Module, recipe: Recipe) -> list[dict[str, Any]]:
     rest, because torch's fused SGD wants the parameters of a group to take their first step together.
     """
     found = []
-    for number, parameters in enumerate(_stages_back(module, recipe)):
+    for number, parameters in enumerate(_parameters_by_stage(module, recipe)):
         trained, slower = [p for p in parameters if p.requires_grad], recipe.layer_decay**number
         large, small = [p for p in trained if p.ndim > 1], [p for p in trained if p.ndim <= 1]
         found += [
@@ -32,14 +32,14 @@ def groups(module: nn.Module, recipe: Recipe) -> list[dict[str, Any]]:
     return found
 
 
-def _stages_back(module: nn.Module, recipe: Recipe) -> list[list[nn.Parameter]]:
+def _parameters_by_stage(module: nn.Module, recipe: Recipe) -> list[list[nn.Parameter]]:
     """The parameters of each stage from the head back; all together where they learn alike."""
     if (recipe.layer_decay == 1 and recipe.freeze == "none") or not isinstance(module, Classifier):
         return [[*module.parameters()]]
-    return [stage.parameters() for stage in reversed(stages(module.network))]
+    return [stage.parameters() for stage in reversed(find_stages(module.network))]
 
 
-def _plain(kind: type[torch.optim.Optimizer]) -> type[Any]:
+def _without_compile(kind: type[torch.optim.Optimizer]) -> type[Any]:
     """Torch's optimiser without the decorators that serve torch.compile.
 
     They import the compiler when first called, which doubles the time from the command to the first step.
@@ -56,7 +56,7 @@ def _plain(kind: type[torch.optim.Optimizer]) -> type[Any]:
     )
 
 
-_SGD, _Adam, _AdamW = map(_plain, (torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW))
+_SGD, _Adam, _AdamW = map(_without_compile, (torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW))
 
 
 class _DecoupledSGD(_SGD):
@@ -76,7 +76,7 @@ def _sgd(
     module: nn.Module, recipe: Recipe, lr: float, *, fused: bool, nesterov: bool = True, decoupled: bool = False
 ) -> torch.optim.Optimizer:
     """Momentum, Nesterov's unless told otherwise; the decay is added to the gradient (L2) or decoupled."""
-    parameters = groups(module, recipe)
+    parameters = parameter_groups(module, recipe)
     settings: dict[str, Any] = {
         "lr": lr,
         "momentum": recipe.momentum,
@@ -92,14 +92,14 @@ def _adam(
     module: nn.Module, recipe: Recipe, lr: float, *, fused: bool, beta2: float = 0.999
 ) -> torch.optim.Optimizer:
     """Adam (Kingma & Ba 2015); the decay is added to the gradient (L2)."""
-    return _Adam(groups(module, recipe), lr=lr, betas=(recipe.momentum, beta2), fused=fused)
+    return _Adam(parameter_groups(module, recipe), lr=lr, betas=(recipe.momentum, beta2), fused=fused)
 
 
 def _adamw(
     module: nn.Module, recipe: Recipe, lr: float, *, fused: bool, beta2: float = 0.999
 ) -> torch.optim.Optimizer:
     """Adam with decoupled decay (Loshchilov & Hutter 2019)."""
-    return _AdamW(groups(module, recipe), lr=lr, betas=(recipe.momentum, beta2), fused=fused)
+    return _AdamW(parameter_groups(module, recipe), lr=lr, betas=(recipe.momentum, beta2), fused=fused)
 
 
 OPTIMIZERS: Mapping[str, Callable[..., torch.optim.Optimizer]] = {"sgd": _sgd, "adam": _adam, "adamw": _adamw}
@@ -109,7 +109,7 @@ DEFAULT_LR: Mapping[str, float] = {"sgd": 0.1, "adam": 2e-3, "adamw": 2e-3}
 """Peak learning rates per 128 images of a batch; scaled linearly (Goyal et al. 2017) below and above."""
 
 
-def optimizer(module: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
+def build_optimizer(module: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     """The recipe's optimiser over ``module``; fused where torch has the kernel.
 
     Raises ChoiceError where the recipe's word names none.

@@ -43,7 +43,7 @@ def cifar10_fast() -> Recipe:
     Measured on CIFAR-10 as JPEG, seed 0: 84.3 % of the test images in 7.0 minutes on two cores with AVX2 and no
     bfloat16, 12.8 core minutes (``benchmarks/presets.py cifar10-fast --seeds 0``).
     """
-    return _photographs(epochs=5)
+    return _cifar10(epochs=5)
 
 
 def cifar10_best() -> Recipe:
@@ -52,7 +52,7 @@ def cifar10_best() -> Recipe:
     Measured on CIFAR-10 as JPEG, seed 0: 87.2 % of the test images in 15.6 minutes on two cores with AVX2 and no
     bfloat16, 26.2 core minutes (``benchmarks/presets.py cifar10-best --seeds 0``).
     """
-    return _photographs(epochs=11)
+    return _cifar10(epochs=11)
 
 
 def mnist_robust() -> Recipe:
@@ -75,7 +75,7 @@ def mnist_robust() -> Recipe:
     )
 
 
-def _photographs(epochs: int) -> Recipe:
+def _cifar10(epochs: int) -> Recipe:
     return Recipe(
         model="fastcnn:width=0.5:eps=1e-12",
         epochs=epochs,

@@ -21,10 +21,10 @@ from typing import Any, Literal, no_type_check
 from ..choose import suggest
 from ..errors import RecipeError
 
-SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+SECONDS_PER_UNIT = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
-def _knob(default: Any, group: str, *, common: bool = False) -> Any:
+def _recipe_field(default: Any, group: str, *, common: bool = False) -> Any:
     """A field that becomes a flag: ``common`` ones are shown by --help, all by --help-all."""
     return field(default=default, metadata={"group": group, "common": common})
 
@@ -37,121 +37,121 @@ class Recipe:
     Raises RecipeError, naming the field, where a value is impossible.
     """
 
-    data: str | None = _knob(None, "Data")
+    data: str | None = _recipe_field(None, "Data")
     """Where the images are; the command's first argument."""
-    limit: int | None = _knob(None, "Data", common=True)
+    limit: int | None = _recipe_field(None, "Data", common=True)
     """Use about this many images, drawn at random but evenly: a quick first try."""
-    val: float = _knob(0.1, "Data")
+    val: float = _recipe_field(0.1, "Data")
     """Share of the training images kept for validation, where no validation split is given."""
-    test: float = _knob(0.15, "Data")
+    test: float = _recipe_field(0.15, "Data")
     """Share of the images kept for the test, where no test split is given."""
-    split_seed: int | None = _knob(None, "Data")
+    split_seed: int | None = _recipe_field(None, "Data")
     """Seed of what is drawn from the data, the parts and --limit, where it is not the seed: classifiers to be
     compared or combined share it."""
-    group: str | None = _knob(None, "Data")
+    group: str | None = _recipe_field(None, "Data")
     """Column of a table whose images belong together (one patient, one scene) and stay on one side of a split.
     A column called group is taken by itself."""
 
-    size: int | None = _knob(None, "Pixels", common=True)
+    size: int | None = _recipe_field(None, "Pixels", common=True)
     """Working size: images become size x size pixels. Chosen from the median short side."""
-    channels: Literal[1, 3] | None = _knob(None, "Pixels")
+    channels: Literal[1, 3] | None = _recipe_field(None, "Pixels")
     """1 for grey, 3 for colour. Chosen from the images."""
-    fit: Literal["squash", "crop", "pad"] = _knob("squash", "Pixels", common=True)
+    fit: Literal["squash", "crop", "pad"] = _recipe_field("squash", "Pixels", common=True)
     """How an image that is not square becomes square: bend it, cut its borders, or add black ones."""
-    filter: Literal["bilinear", "bicubic", "box", "lanczos"] = _knob("bilinear", "Pixels")
+    filter: Literal["bilinear", "bicubic", "box", "lanczos"] = _recipe_field("bilinear", "Pixels")
     """Resampling filter."""
-    window: str | None = _knob(None, "Pixels")
+    window: str | None = _recipe_field(None, "Pixels")
     """Values of 16-bit grey images that become black and white, such as 0:4095. The full range, 0:65535, where not
     given."""
-    normalize: str | None = _knob(None, "Pixels", common=True)
+    normalize: str | None = _recipe_field(None, "Pixels", common=True)
     """How pixels are normalised: fitted (mean and deviation of the training images), imagenet, cifar10, mnist,
     signed (to [-1, 1]), none, gcn (each image's own contrast), zca:eps=0.1; several joined by +: gcn+zca; start
     (as the run or bundle of --weights does). start where there is such a one, else fitted. Filters come first:
     median:3+fitted, jpeg:75, bits:4, noise:0.1."""
-    augment: tuple[str, ...] | None = _knob(None, "Pixels", common=True)
+    augment: tuple[str, ...] | None = _recipe_field(None, "Pixels", common=True)
     """Augmentations in order, with arguments after colons: flip shift:4 rotate:10; or none. `sightline list
     augmentations` names them all."""
 
-    model: str | None = _knob(None, "Model", common=True)
+    model: str | None = _recipe_field(None, "Model", common=True)
     """Network, with arguments after colons: lenet5, resnet20, enhanced:dropout=0.3. Chosen from size and data."""
-    dropout: float | None = _knob(None, "Model")
+    dropout: float | None = _recipe_field(None, "Model")
     """Share of the features dropped before the last layer while training. The network's own where not given."""
-    init: str = _knob("own", "Model")
+    init: str = _recipe_field("own", "Model")
     """Initial weights: own (as the network's authors do), or glorot-uniform, he-normal, lecun-normal, ..."""
-    mirrored: bool = _knob(False, "Model")
+    mirrored: bool = _recipe_field(False, "Model")
     """Answer with the mean over an image and its mirror image: a little better, at twice the work per answer."""
-    weight_noise: float = _knob(0.0, "Model")
+    weight_noise: float = _recipe_field(0.0, "Model")
     """Noise in the weights of every layer while training and answering, in deviations of each layer's weights at
     first; training adjusts it (parametric noise injection). 0.25 is usual; 0 for none."""
-    weights: str | None = _knob(None, "Model", common=True)
+    weights: str | None = _recipe_field(None, "Model", common=True)
     """What to start from: a run or bundle folder, or a file of weights: .safetensors, or .pth/.th without code in
     it."""
-    freeze: str = _knob("none", "Model")
+    freeze: str = _recipe_field("none", "Model")
     """What keeps its weights: none, backbone (all but the head), until:3 (all but the head in the first 3 epochs),
     stage:layer2 or stage:3 (up to that stage), staged:2 (all but the head, and one stage fewer every 2 epochs)."""
 
-    epochs: int | None = _knob(None, "Training", common=True)
+    epochs: int | None = _recipe_field(None, "Training", common=True)
     """Passes over the training images; 0 tests the weights as they are. Chosen to fit the budget."""
-    budget: str = _knob("10m", "Training", common=True)
+    budget: str = _recipe_field("10m", "Training", common=True)
     """Time the training may take when epochs are not given: 90s, 10m, 2h."""
-    batch_size: int | None = _knob(None, "Training", common=True)
+    batch_size: int | None = _recipe_field(None, "Training", common=True)
     """Images per step. 128, or fewer where the training set is small."""
-    loss: str = _knob("cross-entropy", "Training")
+    loss: str = _recipe_field("cross-entropy", "Training")
     """Objective to minimise, with arguments after colons: cross-entropy, focal:gamma=2, m3ce-cec, ..."""
-    loss_weight: float | None = _knob(None, "Training")
+    loss_weight: float | None = _recipe_field(None, "Training")
     """Weight of M3CE beside cross-entropy, for the losses m3ce-cec (its own: 1) and m3ce-cec-normalised."""
-    class_weights: str = _knob("none", "Training")
+    class_weights: str = _recipe_field("none", "Training")
     """balanced: errors on rare classes weigh more in the loss, by N / (K n); effective:0.999: by the effective
     number of images, (1 - beta^n) / (1 - beta)."""
-    sampling: Literal["shuffled", "balanced"] = _knob("shuffled", "Training")
+    sampling: Literal["shuffled", "balanced"] = _recipe_field("shuffled", "Training")
     """shuffled: every image once an epoch; balanced: every class equally often, rare images repeatedly."""
-    fair: str | None = _knob(None, "Training")
+    fair: str | None = _recipe_field(None, "Training")
     """Column of a table whose groups should fare alike: its values within each class are to count the same."""
-    fair_by: str = _knob("balanced", "Training")
+    fair_by: str = _recipe_field("balanced", "Training")
     """How, where fair names a column: balanced (each drawn equally often), reweighing, group-dro:eta=0.01."""
-    label_smoothing: float = _knob(0.0, "Training")
+    label_smoothing: float = _recipe_field(0.0, "Training")
     """Share of each label spread evenly over all classes, in [0, 1)."""
-    optimizer: str = _knob("sgd", "Training")
+    optimizer: str = _recipe_field("sgd", "Training")
     """sgd (Nesterov momentum; sgd:nesterov=False for the classical one), adam or adamw."""
-    lr: float | None = _knob(None, "Training", common=True)
+    lr: float | None = _recipe_field(None, "Training", common=True)
     """Peak learning rate. Chosen for the optimiser, network and batch size."""
-    bias_lr: float = _knob(1.0, "Training")
+    bias_lr: float = _recipe_field(1.0, "Training")
     """Factor on the learning rate of biases and norms."""
-    layer_decay: float = _knob(1.0, "Training")
+    layer_decay: float = _recipe_field(1.0, "Training")
     """Factor on the learning rate from each stage of the network to the one before it, from the head back to the
     pixels; below 1, early stages learn slower."""
-    momentum: float = _knob(0.9, "Training")
+    momentum: float = _recipe_field(0.9, "Training")
     """Momentum of SGD, first decay rate of AdamW."""
-    weight_decay: float = _knob(5e-4, "Training")
+    weight_decay: float = _recipe_field(5e-4, "Training")
     """Decay of the weights (never of biases and norms): added to the gradient by sgd and adam (L2), decoupled
     by adamw and sgd:decoupled=True."""
-    schedule: str = _knob("one-cycle", "Training")
+    schedule: str = _recipe_field("one-cycle", "Training")
     """How the learning rate moves: one-cycle (up and down to zero), cosine, linear, step:every=30:gamma=0.1,
     exponential:0.9, plateau (down when validation stops improving), constant."""
-    warmup: float = _knob(0.2, "Training")
+    warmup: float = _recipe_field(0.2, "Training")
     """Share of the steps in which the learning rate rises to its peak (any schedule)."""
-    clip: float = _knob(0.0, "Training")
+    clip: float = _recipe_field(0.0, "Training")
     """Largest norm a step's gradient may have; longer ones are shortened to it. 0 for no limit."""
-    accumulate: int = _knob(1, "Training")
+    accumulate: int = _recipe_field(1, "Training")
     """Pieces a batch is worked in, their gradients added: the same step (norms aside) in less memory."""
-    start_size: int | None = _knob(None, "Training")
+    start_size: int | None = _recipe_field(None, "Training")
     """Train at this many pixels at first, growing to the working size by two thirds of the epochs: faster, for
     networks that take any size."""
-    ema: float = _knob(0.0, "Training")
+    ema: float = _recipe_field(0.0, "Training")
     """Decay per step of a moving average of the weights, used in their place; 0 for none, 0.999 is common."""
-    patience: int = _knob(0, "Training")
+    patience: int = _recipe_field(0, "Training")
     """Stop after this many epochs without a better validation loss; 0 never stops early."""
 
-    precision: Literal["float32", "bfloat16"] | None = _knob(None, "Machine")
+    precision: Literal["float32", "bfloat16"] | None = _recipe_field(None, "Machine")
     """Arithmetic of training. Whichever measures faster here."""
-    memory_format: Literal["contiguous", "channels_last"] | None = _knob(None, "Machine")
+    memory_format: Literal["contiguous", "channels_last"] | None = _recipe_field(None, "Machine")
     """Layout of images in memory. Whichever measures faster here."""
-    replicas: int | None = _knob(None, "Machine")
+    replicas: int | None = _recipe_field(None, "Machine")
     """Copies of the network that share each batch, one thread each (CPU only); norms see their share.
     Used where it measures faster than one network with all threads."""
-    processes: int = _knob(1, "Machine")
+    processes: int = _recipe_field(1, "Machine")
     """Processes (CPU) or GPUs that share each batch."""
-    seed: int = _knob(0, "Machine", common=True)
+    seed: int = _recipe_field(0, "Machine", common=True)
     """Seed of split, initial weights, order and augmentation."""
 
     def __post_init__(self) -> None:
@@ -167,7 +167,7 @@ class Recipe:
             value = vars(self)[name]
             if value is not None and not _holds(holds, value):
                 raise RecipeError(f"The recipe's {name} is {value!r}: it must be {wanted}.")
-        seconds(self.budget)
+        parse_duration(self.budget)
 
     @property
     def data_seed(self) -> int:
@@ -190,7 +190,7 @@ class Recipe:
                 group = f.metadata["group"]
                 lines += ["", f"# --- {group} ---"]
             value = vars(self)[f.name]
-            lines += [f"# {' '.join(descriptions()[f.name].split())}"]
+            lines += [f"# {' '.join(field_descriptions()[f.name].split())}"]
             lines += [f"# {f.name} =" if value is None else f"{f.name} = {_toml(value)}"]
         return "\n".join(lines) + "\n"
 
@@ -209,7 +209,7 @@ class Recipe:
             raise RecipeError(f"In '{file}': {error}") from error
 
 
-def window(text: str | None) -> tuple[float, float] | None:
+def parse_window(text: str | None) -> tuple[float, float] | None:
     """The two values of '0:4095'; None for None and for nonsense.
 
     >>> window("0:4095")
@@ -222,7 +222,7 @@ def window(text: str | None) -> tuple[float, float] | None:
     return (low, high) if -1e9 < low < high < 1e9 else None
 
 
-def seconds(budget: str) -> float:
+def parse_duration(budget: str) -> float:
     """Seconds in '90s', '10m', '1.5h' or a plain number of seconds.
 
     >>> seconds("1.5m")
@@ -230,7 +230,7 @@ def seconds(budget: str) -> float:
     """
     match = re.fullmatch(r"\s*([0-9.]+)\s*([smhd]?)\s*", str(budget))
     try:
-        amount = float(match[1]) * SECONDS[match[2] or "s"] if match else 0.0
+        amount = float(match[1]) * SECONDS_PER_UNIT[match[2] or "s"] if match else 0.0
     except ValueError:
         amount = 0.0
     if amount <= 0 or not math.isfinite(amount):
@@ -239,7 +239,7 @@ def seconds(budget: str) -> float:
 
 
 @cache
-def descriptions() -> Mapping[str, str]:
+def field_descriptions() -> Mapping[str, str]:
     """The docstring under each field, by field name: help texts and TOML comments come from here."""
     (body,) = (n.body for n in ast.parse(inspect.getsource(Recipe)).body if isinstance(n, ast.ClassDef))
     found: dict[str, str] = {}
@@ -293,7 +293,7 @@ _RULES: Mapping[str, tuple[str, Callable[[Any], bool]]] = {
     "channels": _one_of(1, 3),
     "fit": _one_of("squash", "crop", "pad"),
     "filter": _one_of("bilinear", "bicubic", "box", "lanczos"),
-    "window": ("two numbers such as 0:4095, the smaller first", lambda v: bool(window(v))),
+    "window": ("two numbers such as 0:4095, the smaller first", lambda v: bool(parse_window(v))),
     "normalize": ("a name", _text),
     "augment": ("a list of names", lambda v: all(_text(word) for word in v)),
     "model": ("a name", _text),

@@ -12,21 +12,21 @@ import torch
 
 from .. import runtime
 from ..classifier import Classifier
-from ..errors import Interrupted, LostError, TrainingError
+from ..errors import Interrupted, TrainingError, WorkerLostError
 from ..files import write_json
 from ..types import Batch, Splits
-from .calibrate import logits_of, temperature, validate
-from .fit import Batches, Hook, State, fit
-from .folder import RunFolder
-from .freezing import Rest
-from .gradients import gradients
-from .hooks import Average, Best, Checkpoint, History, Live, Patience
-from .objectives import Objective
-from .optimizers import optimizer
+from .adversarial import AdversarialLoss
+from .calibrate import fit_temperature, predict_logits, validate
+from .distributed import SINGLE_PROCESS, ProcessGroup
+from .fit import Batches, Hook, TrainingState, optimise
+from .freezing import Freezer
+from .gradients import build_gradients
+from .hooks import EMA, BestWeights, Checkpoint, EarlyStopping, HistoryWriter, ProgressReporter
+from .losses import Objective
+from .optimizers import build_optimizer
 from .recipe import Recipe
-from .robust import Robust
-from .schedules import schedule
-from .team import ALONE, Team
+from .run_folder import RunFolder
+from .schedules import parse_schedule
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ def refine(
     folder: RunFolder,
     *,
     resume: bool = False,
-    team: Team = ALONE,
+    team: ProcessGroup = SINGLE_PROCESS,
 ) -> dict[str, Any]:
     """Train ``classifier`` in place by a complete recipe; keep the best on validation, calibrated, as the bundle.
 
@@ -57,41 +57,47 @@ def refine(
     every process calls it, and the first one writes.
     """
     assert recipe.epochs is not None
-    runtime.seed(recipe.seed + team.rank)  # what drew from the global generator before must not matter to dropout
-    state = State(classifier, optimizer(classifier, recipe), recipe.epochs, method.steps_per_epoch)
-    averaged = Average(classifier, recipe.ema) if recipe.ema else None
-    best = Best(averaged.classifier if averaged else classifier)
+    runtime.seed_torch(
+        recipe.seed + team.rank
+    )  # what drew from the global generator before must not matter to dropout
+    state = TrainingState(classifier, build_optimizer(classifier, recipe), recipe.epochs, method.steps_per_epoch)
+    averaged = EMA(classifier, recipe.ema) if recipe.ema else None
+    best = BestWeights(averaged.classifier if averaged else classifier)
     remembered: dict[str, Hook] = dict(method.hooks or {}) | {"best": best}
     if averaged:
         remembered["average"] = averaged
     checkpoint = Checkpoint(folder.checkpoint, remembered, splits.train.fingerprint, recipe.to_toml())
     if resume:
-        _recall(folder, state, remembered, splits, recipe)
+        _load_checkpoint(folder, state, remembered, splits, recipe)
     watching: list[Hook] = [*remembered.values()]
     if recipe.patience:
-        watching.append(Patience(recipe.patience))
+        watching.append(EarlyStopping(recipe.patience))
     with ExitStack() as stack:
-        stack.enter_context(_interruptible(state))
-        stack.enter_context(runtime.keeping_memory())
-        if team.leads:
-            watching += [History(folder.path / "history.csv"), checkpoint, Live(stack, state, folder.say)]
-        if team.leads and not resume:
+        stack.enter_context(_handle_signals(state))
+        stack.enter_context(runtime.keep_freed_memory())
+        if team.is_main:
+            watching += [
+                HistoryWriter(folder.path / "history.csv"),
+                checkpoint,
+                ProgressReporter(stack, state, folder.log),
+            ]
+        if team.is_main and not resume:
             checkpoint.save(state)
         _watched(state, recipe, splits, method, best, watching, team, checkpoint, folder)
-    if team.leads and state.stop:
-        folder.say(f"Stopped early: {state.stop}.")
-    _keep(classifier, best, splits, folder, team)
-    return _finish(state, best, classifier, folder, team)
+    if team.is_main and state.stop:
+        folder.log(f"Stopped early: {state.stop}.")
+    _save_best(classifier, best, splits, folder, team)
+    return _write_facts(state, best, classifier, folder, team)
 
 
 def _watched(
-    state: State,
+    state: TrainingState,
     recipe: Recipe,
     splits: Splits,
     method: Method,
-    best: Best,
+    best: BestWeights,
     watching: Sequence[Hook],
-    team: Team,
+    team: ProcessGroup,
     checkpoint: Checkpoint,
     folder: RunFolder,
 ) -> None:
@@ -99,35 +105,35 @@ def _watched(
     onward = f"Go on with: sightline train --resume {folder.path}"
     try:
         _fit(state, recipe, method, splits, best.candidate, watching, team)
-    except LostError as error:
-        raise LostError(f"{error} {onward}") from error
+    except WorkerLostError as error:
+        raise WorkerLostError(f"{error} {onward}") from error
     except TrainingError as error:
         kept = f"No epoch was finished; the last weights saved are in {folder.checkpoint}."
         if best.weights is not None:
-            kept = _keep(state.classifier, best, splits, folder, team)
+            kept = _save_best(state.classifier, best, splits, folder, team)
         raise TrainingError(f"{error} {kept}") from error
     if state.interrupted:
-        if team.leads:
+        if team.is_main:
             checkpoint.save(state)
-        raise Interrupted(f"Stopped at step {state.step} of {state.steps}; nothing is lost. {onward}")
+        raise Interrupted(f"Stopped at step {state.step} of {state.total_steps}; nothing is lost. {onward}")
 
 
 def _fit(
-    state: State,
+    state: TrainingState,
     recipe: Recipe,
     method: Method,
     splits: Splits,
     candidate: Classifier,
     hooks: Sequence[Hook],
-    team: Team,
+    team: ProcessGroup,
 ) -> None:
     """The loop, as recipe and method say."""
     assert recipe.lr is not None
     own = splits.val if team.size == 1 else splits.val.subset(np.arange(team.rank, len(splits.val), team.size))
 
     def look() -> tuple[float, float]:
-        team.level(*{state.classifier, candidate})
-        asked = method.objective.validate if isinstance(method.objective, Robust) else validate
+        team.sync_norm_stats(*{state.classifier, candidate})
+        asked = method.objective.validate if isinstance(method.objective, AdversarialLoss) else validate
         loss, accuracy = asked(candidate, own)
         if team.size == 1:
             return loss, accuracy
@@ -135,20 +141,20 @@ def _fit(
         loss, accuracy, count = team.sum(sums).tolist()
         return loss / count, accuracy / count
 
-    worked = gradients(
+    worked = build_gradients(
         state.classifier,
         bfloat16=recipe.precision == "bfloat16",
         pieces=recipe.accumulate,
         replicas=recipe.replicas or 1,
     )
-    rest = Rest(state.classifier, recipe)
+    rest = Freezer(state.classifier, recipe)
     with worked:
-        fit(
+        optimise(
             state,
             worked,
             method.objective,
             method.batches,
-            schedule(recipe.schedule, recipe.warmup, recipe.epochs),
+            parse_schedule(recipe.schedule, recipe.warmup, recipe.epochs),
             recipe.lr,
             validate=look,
             begin=rest,
@@ -157,20 +163,24 @@ def _fit(
             hooks=hooks,
             team=team,
         )
-    rest.end()
+    rest.unfreeze()
 
 
-def _keep(classifier: Classifier, best: Best, splits: Splits, folder: RunFolder, team: Team) -> str:
+def _save_best(
+    classifier: Classifier, best: BestWeights, splits: Splits, folder: RunFolder, team: ProcessGroup
+) -> str:
     """Put the best weights into the classifier, fit the temperature, save the bundle; say what was kept."""
     if best.weights is not None:
         classifier.load_state_dict(best.weights)
-    classifier.temperature = round(temperature(*logits_of(classifier, splits.val)), 6)
-    if team.leads:
+    classifier.temperature = round(fit_temperature(*predict_logits(classifier, splits.val)), 6)
+    if team.is_main:
         classifier.save(folder.bundle)
     return f"The weights of epoch {best.epoch} are kept in {folder.bundle}."
 
 
-def _finish(state: State, best: Best, classifier: Classifier, folder: RunFolder, team: Team) -> dict[str, Any]:
+def _write_facts(
+    state: TrainingState, best: BestWeights, classifier: Classifier, folder: RunFolder, team: ProcessGroup
+) -> dict[str, Any]:
     rows = [asdict(row) for row in state.history]
     facts = {
         "epochs": state.epoch,
@@ -182,13 +192,15 @@ def _finish(state: State, best: Best, classifier: Classifier, folder: RunFolder,
         "temperature": classifier.temperature,
         "val_accuracy": best.score[0] if rows else None,
     }
-    if team.leads:
+    if team.is_main:
         folder.write_curves(rows)
         write_json(folder.path / "training.json", facts)
     return facts
 
 
-def _recall(folder: RunFolder, state: State, hooks: Mapping[str, Hook], splits: Splits, recipe: Recipe) -> None:
+def _load_checkpoint(
+    folder: RunFolder, state: TrainingState, hooks: Mapping[str, Hook], splits: Splits, recipe: Recipe
+) -> None:
     try:
         saved = torch.load(folder.checkpoint, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
@@ -205,14 +217,14 @@ def _recall(folder: RunFolder, state: State, hooks: Mapping[str, Hook], splits: 
             f"The recipe.toml of '{folder.path}' was changed since it began, so it cannot be resumed exactly. "
             "Change it back, or train anew from it with --recipe."
         )
-    state.take(saved["state"])
+    state.load_state_dict(saved["state"])
     state.classifier.provenance = saved["provenance"]
     for name, hook in hooks.items():
-        hook.take(saved["hooks"][name])
+        hook.load_state_dict(saved["hooks"][name])
 
 
 @contextmanager
-def _interruptible(state: State) -> Iterator[None]:
+def _handle_signals(state: TrainingState) -> Iterator[None]:
     """The first Ctrl-C or SIGTERM asks training to stop after its step; a second one acts at once."""
     if threading.current_thread() is not threading.main_thread():
         yield

@@ -1,4 +1,4 @@
-"""How the learning rate moves: ``Moment -> factor on the peak``. To add one, write it and name it in SCHEDULES.
+"""How the learning rate moves: ``TrainingProgress -> factor on the peak``. To add one, write it and name it in SCHEDULES.
 
 Every member takes ``warmup``, the share of the run in which the rate rises to its peak.
 """
@@ -13,7 +13,7 @@ from ..errors import RecipeError
 
 
 @dataclass(frozen=True)
-class Moment:
+class TrainingProgress:
     """Where a run is, as far as a schedule may know."""
 
     epoch: float
@@ -24,12 +24,12 @@ class Moment:
     """Validation loss after each finished epoch."""
 
     @property
-    def done(self) -> float:
+    def fraction(self) -> float:
         """Share of the run that is done, in [0, 1]."""
         return self.epoch / max(self.epochs, 1)
 
 
-Schedule = Callable[[Moment], float]
+Schedule = Callable[[TrainingProgress], float]
 """A factor on the peak learning rate, in [0, 1]."""
 
 
@@ -39,11 +39,11 @@ class OneCycle:
 
     warmup: float = 0.2
 
-    def __call__(self, moment: Moment) -> float:
+    def __call__(self, moment: TrainingProgress) -> float:
         """The factor."""
-        if moment.done < self.warmup:
-            return _between(1 / 25, 1.0, moment.done / self.warmup)
-        return _between(1.0, 1e-4, (moment.done - self.warmup) / (1 - self.warmup))
+        if moment.fraction < self.warmup:
+            return _interpolate_cosine(1 / 25, 1.0, moment.fraction / self.warmup)
+        return _interpolate_cosine(1.0, 1e-4, (moment.fraction - self.warmup) / (1 - self.warmup))
 
 
 @dataclass(frozen=True)
@@ -52,9 +52,11 @@ class Cosine:
 
     warmup: float = 0.2
 
-    def __call__(self, moment: Moment) -> float:
+    def __call__(self, moment: TrainingProgress) -> float:
         """The factor."""
-        return _rise(self.warmup, moment) * _between(1.0, 0.0, _after(self.warmup, moment))
+        return _warmup_factor(self.warmup, moment) * _interpolate_cosine(
+            1.0, 0.0, _fraction_after_warmup(self.warmup, moment)
+        )
 
 
 @dataclass(frozen=True)
@@ -67,9 +69,11 @@ class Linear:
     def __post_init__(self) -> None:
         _check("end", self.end, 0, 1)
 
-    def __call__(self, moment: Moment) -> float:
+    def __call__(self, moment: TrainingProgress) -> float:
         """The factor."""
-        return _rise(self.warmup, moment) * (1 + (self.end - 1) * _after(self.warmup, moment))
+        return _warmup_factor(self.warmup, moment) * (
+            1 + (self.end - 1) * _fraction_after_warmup(self.warmup, moment)
+        )
 
 
 @dataclass(frozen=True)
@@ -78,13 +82,13 @@ class Constant:
 
     warmup: float = 0.2
 
-    def __call__(self, moment: Moment) -> float:
+    def __call__(self, moment: TrainingProgress) -> float:
         """The factor."""
-        return _rise(self.warmup, moment)
+        return _warmup_factor(self.warmup, moment)
 
 
 @dataclass(frozen=True)
-class Step:
+class StepDecay:
     """gamma^floor(epoch / every): a drop every so many epochs (formulas of He et al. 2015, and most papers)."""
 
     every: int = 10
@@ -96,13 +100,13 @@ class Step:
         _check("gamma", self.gamma, 0, 1)
 
     @property
-    def acts_after(self) -> int:
+    def first_drop(self) -> int:
         """Epochs before the first change."""
         return self.every
 
-    def __call__(self, moment: Moment) -> float:
+    def __call__(self, moment: TrainingProgress) -> float:
         """The factor."""
-        return _rise(self.warmup, moment) * self.gamma ** math.floor(moment.epoch / self.every + 1e-9)
+        return _warmup_factor(self.warmup, moment) * self.gamma ** math.floor(moment.epoch / self.every + 1e-9)
 
 
 @dataclass(frozen=True)
@@ -115,9 +119,9 @@ class Exponential:
     def __post_init__(self) -> None:
         _check("gamma", self.gamma, 0, 1)
 
-    def __call__(self, moment: Moment) -> float:
+    def __call__(self, moment: TrainingProgress) -> float:
         """The factor."""
-        return _rise(self.warmup, moment) * self.gamma**moment.epoch
+        return _warmup_factor(self.warmup, moment) * self.gamma**moment.epoch
 
 
 @dataclass(frozen=True)
@@ -139,11 +143,11 @@ class Plateau:
         _check("threshold", self.threshold, 0, 1)
 
     @property
-    def acts_after(self) -> int:
+    def first_drop(self) -> int:
         """Epochs before the first change."""
         return self.patience + 1
 
-    def __call__(self, moment: Moment) -> float:
+    def __call__(self, moment: TrainingProgress) -> float:
         """The factor."""
         drops, waited, best = 0, 0, math.inf
         for loss in moment.val_losses:
@@ -153,44 +157,44 @@ class Plateau:
                 waited += 1
             if waited >= self.patience:
                 drops, waited = drops + 1, 0
-        return _rise(self.warmup, moment) * self.gamma**drops
+        return _warmup_factor(self.warmup, moment) * self.gamma**drops
 
 
 SCHEDULES: Mapping[str, Callable[..., Schedule]] = {
     "one-cycle": OneCycle,
     "cosine": Cosine,
     "linear": Linear,
-    "step": Step,
+    "step": StepDecay,
     "exponential": Exponential,
     "plateau": Plateau,
     "constant": Constant,
 }
 
 
-def schedule(word: str, warmup: float, epochs: int | None = None) -> Schedule:
+def parse_schedule(word: str, warmup: float, epochs: int | None = None) -> Schedule:
     """The schedule a word names, such as ``step:every=30:gamma=0.1``.
 
     Raises ChoiceError for a word that names none, and RecipeError for one that would never act in ``epochs``.
     """
     made = choose({name: partial(make, warmup=warmup) for name, make in SCHEDULES.items()}, word, "schedule")
-    if epochs and isinstance(made, Step | Plateau) and made.acts_after >= epochs:
+    if epochs and isinstance(made, StepDecay | Plateau) and made.first_drop >= epochs:
         raise RecipeError(
-            f"The schedule '{word}' first changes the rate after {made.acts_after} epochs, and the run has "
+            f"The schedule '{word}' first changes the rate after {made.first_drop} epochs, and the run has "
             f"{epochs}: give it a smaller number, or the run more --epochs."
         )
     return made
 
 
-def _rise(warmup: float, moment: Moment) -> float:
-    return min(1.0, moment.done / warmup) if warmup else 1.0
+def _warmup_factor(warmup: float, moment: TrainingProgress) -> float:
+    return min(1.0, moment.fraction / warmup) if warmup else 1.0
 
 
-def _after(warmup: float, moment: Moment) -> float:
+def _fraction_after_warmup(warmup: float, moment: TrainingProgress) -> float:
     """Share of what follows the warm-up that is done."""
-    return max(0.0, moment.done - warmup) / (1 - warmup)
+    return max(0.0, moment.fraction - warmup) / (1 - warmup)
 
 
-def _between(start: float, end: float, t: float) -> float:
+def _interpolate_cosine(start: float, end: float, t: float) -> float:
     """Cosine interpolation, flat at both ends."""
     return end + (start - end) * (1 + math.cos(math.pi * t)) / 2
 

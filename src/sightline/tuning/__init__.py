@@ -1,27 +1,26 @@
 """Many recipes, one winner.
 
->>> from sightline.tuning import Between
->>> Between(1e-4, 1e-1).log, Between(1, 3).grid()
+>>> from sightline.tuning import NumericRange
+>>> NumericRange(1e-4, 1e-1).log, NumericRange(1, 3).grid()
 (True, (1, 2, 3))
 """
 
 from typing import TYPE_CHECKING, Any
 
-from .search import SEARCHES as SEARCHES
-from .space import SPACES as SPACES
-from .space import Among as Among
-from .space import Between as Between
+from .search import SEARCHES
+from .space import SPACES, Categorical, NumericRange
 
 if TYPE_CHECKING:
-    from .study import Tuned, tune
+    from .study import TuningResult, tune
+    from .trial import format_values
 
-__all__ = ["SEARCHES", "SPACES", "Among", "Between", "Tuned", "tune"]
+__all__ = ["SEARCHES", "SPACES", "Categorical", "NumericRange", "TuningResult", "format_values", "tune"]
 
 
 def __getattr__(name: str) -> Any:
     """Load the rest when it is first asked for: the command line names searches without torch."""
-    if name not in ("Tuned", "tune"):
+    if name not in ("TuningResult", "format_values", "tune"):
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from . import study
+    from . import study, trial
 
-    return vars(study)[name]
+    return vars(trial if name == "format_values" else study)[name]

@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..pictures import PALETTE, drawn, house_look, panels
-from .space import Among, Between, Range, Space
+from ..pictures import PALETTE, house_style, make_panels, render_figure
+from .space import Categorical, Dimension, NumericRange, SearchSpace
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -17,16 +17,16 @@ _MARKS: Mapping[str, dict[str, Any]] = {
     "pruned": {"marker": "x", "color": PALETTE["faint"], "label": "stopped early"},
 }
 
-MOST = 6
+MAX_PANELS_PER_ROW = 6
 """Panels side by side before a picture gets a second row."""
 
 
-@house_look()
+@house_style()
 def history_picture(rows: Sequence[Mapping[str, Any]]) -> "Image":
     """Validation accuracy of each trial in the order they were begun, and the best so far."""
-    figure, (panel,) = panels(1, (7.2, 3.4))
+    figure, (panel,) = make_panels(1, (7.2, 3.4))
     rows = sorted(rows, key=lambda row: row["trial"])
-    _points(panel, rows, [row["trial"] for row in rows])
+    _draw_trials(panel, rows, [row["trial"] for row in rows])
     done = [row for row in rows if row["state"] == "finished"]
     if done:
         best = np.maximum.accumulate([row["val_accuracy"] for row in done])
@@ -44,18 +44,18 @@ def history_picture(rows: Sequence[Mapping[str, Any]]) -> "Image":
             transform=panel.get_xaxis_transform(),
             label="failed",
         )
-    _whole_ticks(panel)
+    _integer_ticks(panel)
     panel.set(xlabel="trial", ylabel="validation accuracy")
-    _accuracies(panel)
+    _percent_ticks(panel)
     if panel.get_legend_handles_labels()[0]:
         panel.legend()
-    return drawn(figure)
+    return render_figure(figure)
 
 
-@house_look()
+@house_style()
 def importance_picture(importance: Mapping[str, float]) -> "Image":
     """Share of the spread of accuracy that each field explains by itself."""
-    figure, (panel,) = panels(1, (5.6, 1.1 + 0.34 * len(importance)))
+    figure, (panel,) = make_panels(1, (5.6, 1.1 + 0.34 * len(importance)))
     names = list(importance)[::-1]
     panel.barh(names, [importance[name] for name in names], color=PALETTE["blue"], alpha=0.75)
     for place, name in enumerate(names):
@@ -63,53 +63,53 @@ def importance_picture(importance: Mapping[str, float]) -> "Image":
     panel.set(xlim=(0, 1.1), xlabel="share of the spread of validation accuracy")
     panel.xaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
     panel.tick_params(left=False)
-    return drawn(figure)
+    return render_figure(figure)
 
 
-@house_look()
-def slices_picture(rows: Sequence[Mapping[str, Any]], space: Space) -> "Image":
+@house_style()
+def slices_picture(rows: Sequence[Mapping[str, Any]], space: SearchSpace) -> "Image":
     """Validation accuracy over the values of each field."""
     count = len(space.ranges)
-    down = -(-count // MOST)
+    down = -(-count // MAX_PANELS_PER_ROW)
     across = -(-count // down)
-    figure, axes = panels(across * down, (max(3.6, 2.6 * across), 3.2 * down), rows=down)
+    figure, axes = make_panels(across * down, (max(3.6, 2.6 * across), 3.2 * down), rows=down)
     for panel, (name, each) in zip(axes, space.ranges.items(), strict=False):
         shown = [row for row in rows if row[name] is not None and row["val_accuracy"] is not None]
-        _points(panel, shown, [_place(each, row[name]) for row in shown])
-        _scale(panel, each)
+        _draw_trials(panel, shown, [_axis_position(each, row[name]) for row in shown])
+        _scale_axis(panel, each)
         panel.set_title(name)
-        _accuracies(panel)
+        _percent_ticks(panel)
     for panel in axes[:count:across]:
         panel.set_ylabel("validation accuracy")
     for panel in axes[count:]:
         panel.set_axis_off()
-    return drawn(figure)
+    return render_figure(figure)
 
 
-def _points(panel: "Axes", rows: Sequence[Mapping[str, Any]], places: Sequence[float]) -> None:
+def _draw_trials(panel: "Axes", rows: Sequence[Mapping[str, Any]], places: Sequence[float]) -> None:
     for state, style in _MARKS.items():
         spots = [(x, row["val_accuracy"]) for x, row in zip(places, rows, strict=True) if row["state"] == state]
         if spots:
             panel.scatter(*zip(*spots, strict=True), s=22, alpha=0.8, **style)
 
 
-def _place(each: Range, value: Any) -> float:
-    return each.values.index(value) if isinstance(each, Among) else value
+def _axis_position(each: Dimension, value: Any) -> float:
+    return each.values.index(value) if isinstance(each, Categorical) else value
 
 
-def _scale(panel: "Axes", each: Range) -> None:
-    if isinstance(each, Among):
+def _scale_axis(panel: "Axes", each: Dimension) -> None:
+    if isinstance(each, Categorical):
         names = [str(value).replace("$", r"\$") for value in each.values]
         long = max(map(len, names)) > 6
         panel.set_xticks(range(len(names)), names, rotation=30 if long else 0, ha="right" if long else "center")
         panel.set_xlim(-0.5, len(names) - 0.5)
     elif each.log:
         _log_ticks(panel, each)
-    elif each.whole:
-        _whole_ticks(panel)
+    elif each.is_integer:
+        _integer_ticks(panel)
 
 
-def _log_ticks(panel: "Axes", each: Between) -> None:
+def _log_ticks(panel: "Axes", each: NumericRange) -> None:
     """The searched range in logarithms, with as few numbers under it as one can read side by side."""
     from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
@@ -122,12 +122,12 @@ def _log_ticks(panel: "Axes", each: Between) -> None:
     panel.xaxis.set_minor_formatter(NullFormatter())
 
 
-def _whole_ticks(panel: "Axes") -> None:
+def _integer_ticks(panel: "Axes") -> None:
     from matplotlib.ticker import MaxNLocator
 
     panel.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
 
 
-def _accuracies(panel: "Axes") -> None:
+def _percent_ticks(panel: "Axes") -> None:
     panel.yaxis.set_major_formatter(lambda value, _: f"{value * 100:.4g} %")
     panel.grid(axis="y", color=PALETTE["line"], linewidth=0.7)

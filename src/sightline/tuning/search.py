@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol, no_type_check, runtime_checkabl
 
 from .. import runtime
 from ..choose import choose
-from .space import Space
+from .space import SearchSpace
 
 if TYPE_CHECKING:
     from optuna.pruners import BasePruner
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 @runtime_checkable
-class Search(Protocol):
+class SearchMethod(Protocol):
     """A way of searching: Optuna's sampler and pruner behind one word."""
 
     prunes: bool
@@ -32,7 +32,7 @@ class Search(Protocol):
         ...
 
 
-class _Unpruned:
+class _WithoutPruning:
     """Every trial is trained to its end."""
 
     prunes = False
@@ -46,7 +46,7 @@ class _Unpruned:
 
 
 @dataclass(frozen=True)
-class Random(_Unpruned):
+class RandomSearch(_WithoutPruning):
     """Each value at random, evenly over its range (Bergstra and Bengio 2012)."""
 
     def sampler(self, seed: int) -> "BaseSampler":
@@ -57,13 +57,13 @@ class Random(_Unpruned):
 
 
 @dataclass(frozen=True)
-class Grid(Random):
+class GridSearch(RandomSearch):
     """Every combination once, in random order; it ends when all are done."""
 
 
 @no_type_check
 @dataclass(frozen=True)
-class TPE(_Unpruned):
+class TPESearch(_WithoutPruning):
     """Tree-structured Parzen estimator (Bergstra et al. 2011): where good trials are dense and bad ones not."""
 
     startup: int = 10
@@ -84,7 +84,7 @@ class TPE(_Unpruned):
 
 @no_type_check
 @dataclass(frozen=True)
-class Hyperband(TPE):
+class HyperbandSearch(TPESearch):
     """TPE, and most trials stopped early, by several rules at once (Li et al. 2018)."""
 
     prunes = True
@@ -94,7 +94,7 @@ class Hyperband(TPE):
     """Epochs every trial has."""
 
     def __post_init__(self) -> None:
-        TPE.__post_init__(self)
+        TPESearch.__post_init__(self)
         _check_whole("eta", self.eta, 2)
         _check_whole("least", self.least, 1)
 
@@ -107,7 +107,7 @@ class Hyperband(TPE):
 
 @no_type_check
 @dataclass(frozen=True)
-class Median(TPE):
+class MedianStopping(TPESearch):
     """TPE, and a trial stopped whose best so far is below the median of the others at the same epoch."""
 
     prunes = True
@@ -117,7 +117,7 @@ class Median(TPE):
     """Epochs every trial has."""
 
     def __post_init__(self) -> None:
-        TPE.__post_init__(self)
+        TPESearch.__post_init__(self)
         _check_whole("after", self.after, 1)
         _check_whole("least", self.least, 1)
 
@@ -129,44 +129,44 @@ class Median(TPE):
         return MedianPruner(n_startup_trials=self.after, n_warmup_steps=self.least)
 
 
-SEARCHES: Mapping[str, Callable[..., Search]] = {
-    "grid": Grid,
-    "random": Random,
-    "tpe": TPE,
-    "hyperband": Hyperband,
-    "median": Median,
+SEARCHES: Mapping[str, Callable[..., SearchMethod]] = {
+    "grid": GridSearch,
+    "random": RandomSearch,
+    "tpe": TPESearch,
+    "hyperband": HyperbandSearch,
+    "median": MedianStopping,
 }
 """Name -> a way of searching, with its arguments: ``hyperband:eta=3:least=2``."""
 
 
-def search_of(by: str | Search) -> Search:
+def parse_search(by: str | SearchMethod) -> SearchMethod:
     """The search a word names. Raises ChoiceError."""
     return choose(SEARCHES, by, "search")
 
 
-def propose(trial: "Trial", space: Space, search: Search, seed: int) -> None:
+def sample_values(trial: "Trial", space: SearchSpace, search: SearchMethod, seed: int) -> None:
     """Give the trial a value for each range: what it has already stays, the rest is sampled.
 
     Each draw's seed is a pure function of seed, trial and name, so that a search that was stopped anywhere
     proposes what the uninterrupted one would have.
     """
     for name, each in space.ranges.items():
-        trial.study.sampler = search.sampler(_address(seed, trial.number, name))
+        trial.study.sampler = search.sampler(_draw_seed(seed, trial.number, name))
         each.suggest(trial, name)
 
 
-def point_of(space: Space, seed: int, number: int, tried: list[dict[str, Any]]) -> dict[str, Any] | None:
+def grid_point(space: SearchSpace, seed: int, number: int, tried: list[dict[str, Any]]) -> dict[str, Any] | None:
     """The ``number``-th point of the grid, in an order drawn from the seed; those tried before are left out."""
-    new = [point for point in space.points() if point not in tried]
-    return new[runtime.order(len(new), seed)[number]] if number < len(new) else None
+    new = [point for point in space.grid_points() if point not in tried]
+    return new[runtime.permutation(len(new), seed)[number]] if number < len(new) else None
 
 
-def size_of(space: Space, tried: list[dict[str, Any]]) -> int:
+def grid_size(space: SearchSpace, tried: list[dict[str, Any]]) -> int:
     """Points of the grid that were not tried before."""
-    return sum(point not in tried for point in space.points())
+    return sum(point not in tried for point in space.grid_points())
 
 
-def _address(seed: int, *words: object) -> int:
+def _draw_seed(seed: int, *words: object) -> int:
     text = ",".join(str(word) for word in (seed, *words))
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=4).digest(), "little")
 

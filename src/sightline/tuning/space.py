@@ -13,22 +13,22 @@ from typing import Any, no_type_check
 
 from ..choose import suggest
 from ..errors import RecipeError
-from ..training.recipe import Recipe
+from ..training import Recipe
 
 if typing.TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
     from optuna.trial import Trial
 
-WIDE = 10
+LOG_SCALE_RATIO = 10
 """A range whose ends differ by this factor or more is searched in logarithms, unless ``lin`` is said."""
 
-POINTS = 5
+GRID_POINTS = 5
 """Values a grid takes from a range that does not say how many."""
 
-KEPT = 0.5
+ZOOM_FACTOR = 0.5
 """Share of its width that a range keeps when it is narrowed."""
 
-FIXED = dict.fromkeys(
+UNSEARCHABLE_FIELDS = dict.fromkeys(
     ("data", "limit", "val", "test", "group", "seed", "split_seed"),
     "it decides on which images the trials are judged",
 ) | {
@@ -40,7 +40,7 @@ FIXED = dict.fromkeys(
 
 @no_type_check  # it checks its own fields, and says it better
 @dataclass(frozen=True)
-class Between:
+class NumericRange:
     """Numbers from ``low`` to ``high``, both included; whole ones where both ends are whole.
 
     ``log`` None searches logarithms where high / low is 10 or more. ``points`` is how many values a grid takes.
@@ -59,7 +59,7 @@ class Between:
             why = "empty" if self.low == self.high else "reversed"
             raise ValueError(f"the range {self.low}..{self.high} is {why}: the lower end comes first")
         if self.log is None:
-            object.__setattr__(self, "log", self.low > 0 and self.high / self.low >= WIDE)
+            object.__setattr__(self, "log", self.low > 0 and self.high / self.low >= LOG_SCALE_RATIO)
         if self.log and self.low <= 0:
             raise ValueError(f"logarithms need a range above 0, not {self.low}..{self.high}")
         if self.points is not None and (not isinstance(self.points, int) or self.points < 2):
@@ -70,33 +70,33 @@ class Between:
         return f"{self.low}..{self.high}:{'log' if self.log else 'lin'}{number}"
 
     @property
-    def whole(self) -> bool:
+    def is_integer(self) -> bool:
         """Whether only whole numbers are meant."""
         return isinstance(self.low, int) and isinstance(self.high, int)
 
     @property
-    def examples(self) -> tuple[Any, ...]:
+    def boundary_values(self) -> tuple[Any, ...]:
         """Values that tell whether the range is possible."""
         return self.low, self.high
 
-    def grid(self) -> tuple[Any, ...]:
+    def grid_values(self) -> tuple[Any, ...]:
         """The values a grid takes: evenly spaced on the searched scale, both ends included."""
-        count = self.points or POINTS
-        if self.whole and self.points is None and self.high - self.low < POINTS:
-            low, high = self.examples
+        count = self.points or GRID_POINTS
+        if self.is_integer and self.points is None and self.high - self.low < GRID_POINTS:
+            low, high = self.boundary_values
             return tuple(range(low, high + 1))
         low, high = self._scaled(self.low), self._scaled(self.high)
         inner = (self._unscaled(low + (high - low) * i / (count - 1)) for i in range(1, count - 1))
         # A grid's 0.01 is 0.01, whatever the logarithm made of it.
-        tidy = (round(value) if self.whole else float(f"{value:.9g}") for value in inner)
+        tidy = (round(value) if self.is_integer else float(f"{value:.9g}") for value in inner)
         return tuple(sorted({self.low, *tidy, self.high}))
 
-    def narrowed(self, best: float) -> "Between":
+    def narrow_around(self, best: float) -> "NumericRange":
         """Half as wide on the searched scale, round ``best``, within the old ends; whole ones round outwards."""
         low, high, middle = self._scaled(self.low), self._scaled(self.high), self._scaled(best)
-        reach = (high - low) * KEPT / 2
+        reach = (high - low) * ZOOM_FACTOR / 2
         below, above = self._unscaled(middle - reach), self._unscaled(middle + reach)
-        if self.whole:
+        if self.is_integer:
             below, above = math.floor(below), math.ceil(above)
         return dataclasses.replace(
             self, low=max(self.low, min(below, best)), high=min(self.high, max(above, best))
@@ -112,18 +112,18 @@ class Between:
         """The same for Optuna."""
         from optuna.distributions import FloatDistribution, IntDistribution
 
-        kind = IntDistribution if self.whole else FloatDistribution
-        return kind(*self.examples, log=bool(self.log))
+        kind = IntDistribution if self.is_integer else FloatDistribution
+        return kind(*self.boundary_values, log=bool(self.log))
 
     def suggest(self, trial: "Trial", name: str) -> Any:
         """The trial's value, sampled where it has none yet."""
-        ask = trial.suggest_int if self.whole else trial.suggest_float
-        return ask(name, *self.examples, log=bool(self.log))
+        ask = trial.suggest_int if self.is_integer else trial.suggest_float
+        return ask(name, *self.boundary_values, log=bool(self.log))
 
 
 @no_type_check
 @dataclass(frozen=True)
-class Among:
+class Categorical:
     """One of these values."""
 
     values: tuple[Any, ...]
@@ -138,15 +138,15 @@ class Among:
         return ",".join(map(str, self.values))
 
     @property
-    def examples(self) -> tuple[Any, ...]:
+    def boundary_values(self) -> tuple[Any, ...]:
         """Every value."""
         return self.values
 
-    def grid(self) -> tuple[Any, ...]:
+    def grid_values(self) -> tuple[Any, ...]:
         """Every value."""
         return self.values
 
-    def narrowed(self, best: Any) -> "Among":
+    def narrow_around(self, best: Any) -> "Categorical":
         """The same: there is nothing between values."""
         del best
         return self
@@ -162,82 +162,82 @@ class Among:
         return trial.suggest_categorical(name, self.values)
 
 
-Range = Between | Among
-Over = Mapping[str, Range | str] | Iterable[str]
+Dimension = NumericRange | Categorical
+SpaceSpec = Mapping[str, Dimension | str] | Iterable[str]
 
 
 @dataclass(frozen=True)
-class Space:
+class SearchSpace:
     """Named ranges; a name is a field of the recipe, or ``field.argument`` for an argument of the word in it."""
 
-    ranges: Mapping[str, Range]
+    ranges: Mapping[str, Dimension]
 
-    def recipe(self, base: Recipe, values: Mapping[str, Any]) -> Recipe:
+    def apply_to(self, base: Recipe, values: Mapping[str, Any]) -> Recipe:
         """The base recipe with these values in their places. Raises RecipeError where one is impossible."""
         recipe = base.replace(**{name: value for name, value in values.items() if "." not in name})
         for name, value in values.items():
             field, _, argument = name.partition(".")
             if argument:
-                recipe = recipe.replace(**{field: _with(vars(recipe)[field], argument, value)})
+                recipe = recipe.replace(**{field: _set_argument(vars(recipe)[field], argument, value)})
         return recipe
 
-    def narrowed(self, best: Mapping[str, Any]) -> "Space":
+    def narrow_around(self, best: Mapping[str, Any]) -> "SearchSpace":
         """Every range narrowed round the best values."""
-        return Space({name: each.narrowed(best[name]) for name, each in self.ranges.items()})
+        return SearchSpace({name: each.narrow_around(best[name]) for name, each in self.ranges.items()})
 
-    def points(self) -> list[dict[str, Any]]:
+    def grid_points(self) -> list[dict[str, Any]]:
         """Every combination of the ranges' grids."""
-        grids = (each.grid() for each in self.ranges.values())
+        grids = (each.grid_values() for each in self.ranges.values())
         return [dict(zip(self.ranges, point, strict=True)) for point in itertools.product(*grids)]
 
-    def middle(self) -> dict[str, Any]:
+    def costly_point(self) -> dict[str, Any]:
         """One point that is dear rather than cheap: the middle choices, the upper ends."""
-        return {name: each.examples[len(each.examples) // 2] for name, each in self.ranges.items()}
+        return {name: each.boundary_values[len(each.boundary_values) // 2] for name, each in self.ranges.items()}
 
-    def words(self) -> dict[str, str]:
+    def to_words(self) -> dict[str, str]:
         """The ranges as ``read`` takes them."""
         return {name: str(each) for name, each in self.ranges.items()}
 
 
-def read(over: Over, base: Recipe) -> Space:
+def parse_space(over: SpaceSpec, base: Recipe) -> SearchSpace:
     """The space that words such as ``lr=1e-4..1e-1`` or ranges by name describe, checked against the recipe.
 
     Raises RecipeError for a field nobody knows or that cannot be searched, a range that is empty, reversed or not
     of the field's type, and a name or value that the recipe or the network refuses.
     """
-    pairs = over.items() if isinstance(over, Mapping) else [_pair(word) for word in over]
-    ranges: dict[str, Range] = {}
+    pairs = over.items() if isinstance(over, Mapping) else [_split_pair(word) for word in over]
+    ranges: dict[str, Dimension] = {}
     for given, said in pairs:
         name = given.replace("-", "_")
         _check_field(name)
         if name in ranges:
             raise RecipeError(f"'{name}' is searched twice: give one range for it.")
         try:
-            if not isinstance(said, str | Between | Among):
+            if not isinstance(said, str | NumericRange | Categorical):
                 raise ValueError(f"it is {said!r}, not a range")
-            found = _parsed(name, said) if isinstance(said, str) else said
-            ranges[name] = _floats(name, found)
+            found = _parse_dimension(name, said) if isinstance(said, str) else said
+            ranges[name] = _as_floats(name, found)
         except ValueError as error:
-            raise RecipeError(f"The range of {name} cannot be used: {error}. {_HOW}") from error
+            raise RecipeError(f"The range of {name} cannot be used: {error}. {_SPACE_EXAMPLE}") from error
     if not ranges:
-        raise RecipeError(f"Say what to search. {_HOW}")
-    space = Space(ranges)
+        raise RecipeError(f"Say what to search. {_SPACE_EXAMPLE}")
+    space = SearchSpace(ranges)
     _check_values(space, base)
     return space
 
 
-def worded(words: Mapping[str, str]) -> Space:
+def space_from_words(words: Mapping[str, str]) -> SearchSpace:
     """The space that ``Space.words`` wrote down."""
-    return Space({name: _floats(name, _parsed(name, word)) for name, word in words.items()})
+    return SearchSpace({name: _as_floats(name, _parse_dimension(name, word)) for name, word in words.items()})
 
 
-_HOW = "Write --over lr=1e-4..1e-1 for a range, --over batch_size=32,64,128 for a choice."
+_SPACE_EXAMPLE = "Write --over lr=1e-4..1e-1 for a range, --over batch_size=32,64,128 for a choice."
 
 
-def _pair(word: str) -> tuple[str, str]:
+def _split_pair(word: str) -> tuple[str, str]:
     name, equals, said = word.partition("=")
     if not equals:
-        raise RecipeError(f"'{word}' does not say what to search. {_HOW}")
+        raise RecipeError(f"'{word}' does not say what to search. {_SPACE_EXAMPLE}")
     return name.strip().replace("-", "_"), said
 
 
@@ -245,15 +245,15 @@ def _check_field(name: str) -> None:
     known = {f.name: f for f in dataclasses.fields(Recipe)}
     field, dot, argument = name.partition(".")
     if field not in known:
-        able = [each for each in known if each not in FIXED]
+        able = [each for each in known if each not in UNSEARCHABLE_FIELDS]
         raise RecipeError(f"A recipe has no field '{field}' to search. {suggest(field, able)}")
-    if field in FIXED:
-        raise RecipeError(f"'{field}' cannot be searched: {FIXED[field]}.")
-    if dot and (str not in _kinds(field) or not argument):
+    if field in UNSEARCHABLE_FIELDS:
+        raise RecipeError(f"'{field}' cannot be searched: {UNSEARCHABLE_FIELDS[field]}.")
+    if dot and (str not in _field_types(field) or not argument):
         raise RecipeError(f"'{name}' cannot be searched: {field} takes no arguments. Write {field}=...")
 
 
-def _kinds(field: str) -> tuple[Any, ...]:
+def _field_types(field: str) -> tuple[Any, ...]:
     """The types a field may have; the values of a Literal stand for themselves."""
     (kind,) = (f.type for f in dataclasses.fields(Recipe) if f.name == field)
     parts = typing.get_args(kind) if isinstance(kind, types.UnionType) or _is_union(kind) else (kind,)
@@ -267,19 +267,21 @@ def _is_union(kind: Any) -> bool:
     return typing.get_origin(kind) is typing.Union  # what Literal | None makes
 
 
-def _parsed(name: str, text: str) -> Range:
+def _parse_dimension(name: str, text: str) -> Dimension:
     """``low..high``, with ``:log``, ``:lin`` or ``:points`` after it, or values between commas."""
     ends, *options = text.strip().split(":")
     low, dots, high = ends.partition("..")
     if dots and _is_number(low) and _is_number(high):
-        return _between(low, high, options)
-    plain = "." not in name and (str in _kinds(name) or tuple[str, ...] in _kinds(name))
+        return _parse_range(low, high, options)
+    plain = "." not in name and (str in _field_types(name) or tuple[str, ...] in _field_types(name))
     if dots and not plain:
         raise ValueError(f"the ends of a range are numbers, not '{low}' and '{high}'")
-    return Among(tuple(part.strip() if plain else _literal(part) for part in _apart(text) if part.strip()))
+    return Categorical(
+        tuple(part.strip() if plain else _parse_literal(part) for part in _split_choices(text) if part.strip())
+    )
 
 
-def _between(low: str, high: str, options: list[str]) -> Between:
+def _parse_range(low: str, high: str, options: list[str]) -> NumericRange:
     log: bool | None = None
     points: int | None = None
     for option in options:
@@ -289,19 +291,19 @@ def _between(low: str, high: str, options: list[str]) -> Between:
             points = int(option)
         else:
             raise ValueError(f"after a range comes log, lin or a number of points, not '{option}'")
-    return Between(ast.literal_eval(low.strip()), ast.literal_eval(high.strip()), log, points)
+    return NumericRange(ast.literal_eval(low.strip()), ast.literal_eval(high.strip()), log, points)
 
 
 def _is_number(text: str) -> bool:
     return bool(re.fullmatch(r"\s*[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?\s*", text))
 
 
-def _apart(text: str) -> list[str]:
+def _split_choices(text: str) -> list[str]:
     """The parts between commas, but not those inside brackets: ``mlp:hidden=(256,128),lenet5`` has two."""
     return re.split(r",(?![^(\[]*[)\]])", text)
 
 
-def _literal(text: str) -> Any:
+def _parse_literal(text: str) -> Any:
     """A number or truth value where the text is one, else the text."""
     text = text.strip()
     if text.lower() in ("true", "false"):
@@ -309,29 +311,31 @@ def _literal(text: str) -> Any:
     return ast.literal_eval(text) if _is_number(text) else text
 
 
-def _floats(name: str, found: Range) -> Range:
+def _as_floats(name: str, found: Dimension) -> Dimension:
     """A field of real numbers is searched in real numbers, though its ends were written as whole ones."""
-    if "." in name or float not in _kinds(name):
+    if "." in name or float not in _field_types(name):
         return found
-    if isinstance(found, Between):
+    if isinstance(found, NumericRange):
         return dataclasses.replace(found, low=float(found.low), high=float(found.high))
-    return Among(tuple(float(v) if isinstance(v, int) and not isinstance(v, bool) else v for v in found.values))
+    return Categorical(
+        tuple(float(v) if isinstance(v, int) and not isinstance(v, bool) else v for v in found.values)
+    )
 
 
-def _check_values(space: Space, base: Recipe) -> None:
+def _check_values(space: SearchSpace, base: Recipe) -> None:
     """Every end and value is one the recipe takes, each alone: the recipe itself says what is wrong."""
-    from ..training.assemble import check_names
+    from ..training import validate_recipe
 
-    check_names(base)
+    validate_recipe(base)
     for name, each in space.ranges.items():
         field, _, argument = name.partition(".")
         if argument and vars(base)[field] is None:
             raise RecipeError(f"Say whose argument '{argument}' is: add --{field} NAME.")
-        for value in each.examples:
-            check_names(space.recipe(base, {name: value}))
+        for value in each.boundary_values:
+            validate_recipe(space.apply_to(base, {name: value}))
 
 
-def _with(word: str, argument: str, value: Any) -> str:
+def _set_argument(word: str, argument: str, value: Any) -> str:
     """The word with one argument set.
 
     >>> _with("enhanced:dropout=0.3:residual=False", "dropout", 0.1)
@@ -342,20 +346,20 @@ def _with(word: str, argument: str, value: Any) -> str:
 
 
 @dataclass(frozen=True)
-class Preset:
+class TuningPreset:
     """A recipe to start from, what to search, and how."""
 
     recipe: Recipe
     over: Mapping[str, str]
     by: str
 
-    def with_words(self, words: Iterable[str]) -> dict[str, str]:
+    def override(self, words: Iterable[str]) -> dict[str, str]:
         """Its ranges, those of the words in the place of its own."""
-        return {**self.over, **dict(_pair(word) for word in words)}
+        return {**self.over, **dict(_split_pair(word) for word in words)}
 
 
-SPACES: Mapping[str, Preset] = {
-    "table3": Preset(
+SPACES: Mapping[str, TuningPreset] = {
+    "table3": TuningPreset(
         Recipe(model="plain-cnn", optimizer="adam"),
         {
             "lr": "0.001,0.01,0.1",

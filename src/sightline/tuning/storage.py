@@ -10,7 +10,7 @@ from ..errors import OutputError
 if TYPE_CHECKING:
     from optuna.storages import BaseStorage
 
-WAIT = 30.0
+SQLITE_TIMEOUT_SECONDS = 30.0
 """Seconds a write waits for another process's to end, on SQLite."""
 
 _REMEDIES = {
@@ -40,7 +40,7 @@ _REMEDIES = {
 }
 
 
-def address(storage: str | Path | None, folder: Path) -> str:
+def database_url(storage: str | Path | None, folder: Path) -> str:
     """The SQLAlchemy URL of a storage: given, a SQLite file by its path, or ``study.db`` in the folder.
 
     Raises OutputError for a path that is a folder.
@@ -51,21 +51,23 @@ def address(storage: str | Path | None, folder: Path) -> str:
     return text if "://" in text else f"sqlite:///{Path(text).resolve()}"
 
 
-def connect(url: str) -> "BaseStorage":
+def open_storage(url: str) -> "BaseStorage":
     """The storage behind a URL, with its tables. Raises OutputError with a remedy."""
-    with explaining(url):
+    with explain_database_errors(url):
         import optuna
 
         optuna.logging.set_verbosity(optuna.logging.ERROR)  # trials are told of in our words
-        waiting: dict[str, Any] = {"connect_args": {"timeout": WAIT}} if url.startswith("sqlite") else {}
+        waiting: dict[str, Any] = (
+            {"connect_args": {"timeout": SQLITE_TIMEOUT_SECONDS}} if url.startswith("sqlite") else {}
+        )
         try:
             return optuna.storages.get_storage(optuna.storages.RDBStorage(url, engine_kwargs=waiting))
         except (RuntimeError, ValueError, ImportError, AssertionError) as error:  # another version, no driver
-            raise OutputError(_sentence(url, error)) from error
+            raise OutputError(_error_sentence(url, error)) from error
 
 
 @contextmanager
-def explaining(url: str) -> Iterator[None]:
+def explain_database_errors(url: str) -> Iterator[None]:
     """Turn what a database complains of into an OutputError with a remedy."""
     from alembic.util import CommandError
     from optuna.exceptions import StorageInternalError
@@ -74,10 +76,10 @@ def explaining(url: str) -> Iterator[None]:
     try:
         yield
     except (SQLAlchemyError, StorageInternalError, CommandError) as error:
-        raise OutputError(_sentence(url, error)) from error
+        raise OutputError(_error_sentence(url, error)) from error
 
 
-def _sentence(url: str, error: BaseException) -> str:
+def _error_sentence(url: str, error: BaseException) -> str:
     cause: BaseException | None = error
     told: list[str] = []
     while cause is not None:
@@ -85,10 +87,10 @@ def _sentence(url: str, error: BaseException) -> str:
         cause = cause.__cause__
     known = (remedy for sign, remedy in _REMEDIES.items() if any(sign in text.lower() for text in told))
     reason = next(known, f"it says '{told[-1].partition(' [SQL')[0]}': correct the address, or choose another")
-    return f"The study's database '{shown(url)}' cannot be used: {reason}."
+    return f"The study's database '{redact_url(url)}' cannot be used: {reason}."
 
 
-def shown(url: str) -> str:
+def redact_url(url: str) -> str:
     """The address as it may be shown: a file's path, or the URL without its password."""
     from sqlalchemy.engine import make_url
     from sqlalchemy.exc import ArgumentError

@@ -1,0 +1,117 @@
+"""The verb that compares: compare."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from cyclopts import Parameter
+from rich.markup import escape
+
+from .flags import SharedFlags, recipe_from_flags
+from .output import Device, Json, emit, make_table
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from rich.console import Console
+
+    Flags = Any  # the dataclass is made at run time, from Recipe
+else:
+    Flags = Annotated[SharedFlags, Parameter(name="*")]
+NO_SHARED_FLAGS = SharedFlags()
+
+
+def compare(
+    data: str,
+    /,
+    *,
+    models: str | None = None,
+    baselines: str | None = None,
+    features: str = "pixels",
+    folds: int = 0,
+    seeds: int = 1,
+    recipe: str | None = None,
+    out: Path | None = None,
+    flags: Flags = NO_SHARED_FLAGS,
+    device: Device = "auto",
+    json: Json = False,
+) -> None:
+    """Train networks and classical baselines on the same images, and rank them.
+
+    Parameters
+    ----------
+    data: str
+        A folder, archive, table or name, as for train.
+    models: str
+        Networks, separated by commas: lenet5,resnet20; or none. Default: two that fit the images.
+    baselines: str
+        Classical methods: svm-rbf,knn:3,random-forest@hog; or none. Default: the six quick ones.
+    features: str
+        What baselines that name none look at, each of these: pixels,hog,lbp+hog.
+    folds: int
+        Cross-validate with so many folds instead of testing on one split.
+    seeds: int
+        Train each so many times, with other seeds (and folds).
+    recipe: str
+        A recipe.toml by which the networks are trained; flags win over it.
+    out: Path
+        Folder of the comparison. Default: runs/DATA-compare. What is finished there is not repeated.
+    """
+    from ..comparison import compare as run_comparison
+
+    named, others = (None if words is None else _split_names(words) for words in (models, baselines))
+    asked = recipe_from_flags(flags, recipe).replace(**({} if recipe is None else {"model": None}))
+    found = run_comparison(
+        data, models=named, baselines=others, features=_split_names(features), folds=folds, seeds=seeds, recipe=asked,
+        out=out, device=device,
+    )  # fmt: skip
+    emit(found.as_json(), json, print_ranking)
+
+
+def _split_names(text: str) -> list[str]:
+    return [] if text.strip() == "none" else [word.strip() for word in text.split(",") if word.strip()]
+
+
+def print_ranking(console: "Console", value: "Mapping[str, Any]") -> None:
+    """The table of a comparison, and what it says."""
+    rows = [_ranking_row(row) for row in value["entrants"]]
+    kind = "held-out images" if value["folds"] else "test images"
+    console.print(f"\n[bold]Accuracy on {value['n']:,} {kind}[/bold]\n")
+    heads = (
+        "",
+        "entrant",
+        "accuracy",
+        "95 % interval",
+        "against the first",
+        "p (Holm)",
+        "trained",
+        "an image",
+        "size",
+    )
+    console.print(make_table(heads, rows))
+    for failure in value["failures"]:
+        console.print(f"\n{failure['entrant']} failed: {failure['error']}", markup=False)
+    for sentence in value["sentences"]:
+        console.print(f"\n{sentence}", markup=False)
+    for row in value["entrants"]:
+        for note in row["notes"]:
+            console.print(f"\n{row['entrant']}: {note}", markup=False)
+    place = Path(value["entrants"][0]["folder"]).parent
+    console.print(f"\nThe picture, compare.json and a run of each are in [bold]{escape(str(place))}[/bold]")
+
+
+def _ranking_row(row: "Mapping[str, Any]") -> tuple[str, ...]:
+    change = row["difference"]
+    points = "" if change is None else "{:+.2f} ({:+.2f} to {:+.2f})".format(
+        *(100 * change[name] for name in ("value", "low", "high"))
+    )  # fmt: skip
+    return (
+        str(row["rank"]),
+        row["entrant"],
+        f"{row['accuracy']:.2%}",
+        f"{row['low']:.2%} to {row['high']:.2%}",
+        points,
+        "" if row["p_holm"] is None else f"{row['p_holm']:.2g}",
+        f"{row['train_seconds']:,.1f} s",
+        f"{row['ms_per_image']:.2g} ms",
+        f"{row['bytes'] / 1e6:,.2f} MB",
+    )

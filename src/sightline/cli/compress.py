@@ -1,0 +1,95 @@
+"""The verb that makes a smaller classifier: compress."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from shlex import quote
+from typing import TYPE_CHECKING, Annotated, Any
+
+from cyclopts import Parameter
+
+from .output import Device, Json, emit, make_table
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from ..compression import CompressionResult
+
+TargetWords = Annotated[tuple[str, ...], Parameter(consume_multiple=True, negative=())]
+
+
+def compress(
+    run: Path,
+    data: str | None = None,
+    /,
+    *,
+    by: str,
+    out: Path,
+    target: TargetWords = (),
+    allowance: float = 0.01,
+    epochs: int | None = None,
+    lr: float | None = None,
+    overwrite: bool = False,
+    seed: int = 0,
+    device: Device = "auto",
+    json: Json = False,
+) -> None:
+    """Make a smaller classifier of one, heal it, and measure both in one run.
+
+    Give the same command again to go on with work that was stopped.
+
+    Parameters
+    ----------
+    run: Path
+        A run folder; or a bundle, with images.
+    data: str
+        Other images to heal and measure on. Default: the run's own.
+    by: str
+        prune, channels, lowrank, int8, distil, with arguments after colons; several, in order, with commas:
+        channels:0.4,int8. See sightline list compressors.
+    out: Path
+        Folder of the smaller classifier's run.
+    target: tuple[str, ...]
+        What to reach, as shares of the original: latency=0.5x, size=0.1x, multiply-adds=0.5x, parameters=0.2x. The
+        strength of prune, channels and lowrank is then looked for. Exit code 3 where it is not reached.
+    allowance: float
+        With --target: accuracy on validation that may be lost; 0.01 is one point.
+    epochs: int
+        Of each healing, or of a distilled network's training. Default: a quarter of the original's; all of them.
+    lr: float
+        Peak learning rate of those. Default: a fifth of the original's.
+    overwrite: bool
+        Replace the run that is in --out.
+    """
+    from ..compression import FineTuning
+    from ..compression import compress as run_compression
+
+    healing = FineTuning(epochs=epochs, lr=lr, seed=seed)
+    found = run_compression(
+        run, data, by=by, out=out, target=target, allowance=allowance, healing=healing, device=device,
+        overwrite=overwrite,
+    )  # fmt: skip
+    emit(_evaluate_and_report(found), json, _print_compression)
+    found.require()
+
+
+def _evaluate_and_report(found: "CompressionResult") -> dict[str, Any]:
+    """What every verb that makes a run does at its end: test it, complete its page."""
+    from ..evaluation import evaluate_run
+    from ..evidence import write_report
+
+    evaluate_run(found.run)
+    page = write_report(found.run.folder)
+    return {"run": str(found.run.folder), **found.as_json(), "report": str(page)}
+
+
+def _print_compression(console: "Console", value: Mapping[str, Any]) -> None:
+    from ..evidence import compression_rows
+
+    console.print(f"\n[bold]{value['n']:,} test images, both in one run[/bold]\n")
+    console.print(make_table(("", "original", "small", ""), compression_rows(value)))
+    for sentence in (*value["sentences"], *value["notes"]):
+        console.print(f"\n{sentence}", markup=False)
+    if value["target"]:
+        console.print(f"\n{value['target']['sentence']}", markup=False)
+    console.print(f"\nThe smaller classifier is in {value['run']}", markup=False)
+    console.print(f"Then try: sightline export {quote(value['run'])} --out model.onnx", markup=False)

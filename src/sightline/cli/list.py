@@ -1,0 +1,143 @@
+"""Verbs that list: runs, and the members of each family."""
+
+import json as json_module
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ..errors import SightlineError
+from .output import Json, emit, make_table
+
+
+def runs(folder: Path = Path("runs"), /, *, json: Json = False) -> None:
+    """The runs in a folder, newest first."""
+    found = [_run_summary(path.parent) for path in folder.glob("*/recipe.toml")]
+    found.sort(key=lambda row: row["started"], reverse=True)
+    columns = ("run", "data", "model", "epochs", "accuracy", "state")
+    emit(
+        {"runs": found},
+        json,
+        lambda console, value: console.print(
+            make_table(columns, [[_format_cell(row[name]) for name in columns] for row in value["runs"]])
+            if value["runs"]
+            else f"There are no runs in '{folder}'. Make one with: sightline demo"
+        ),
+    )
+
+
+def list_members(family: str = "", /, *, json: Json = False) -> None:
+    """What can be chosen: models, baselines, features, augmentations, losses, optimizers, presets, data, ...
+
+    Parameters
+    ----------
+    family: str
+        One of these words; without it, all of them.
+    """
+    from ..choose import lookup
+
+    families = _family_lists()
+    chosen = {family: lookup(families, family, "family")} if family else families
+    emit({name: make() for name, make in chosen.items()}, json, _print_families)
+
+
+def _family_lists() -> Mapping[str, Any]:
+    """Each family's members with a line about each."""
+    from ..attacks import ATTACKS
+    from ..augmentation import AUGMENTATIONS
+    from ..baselines import BASELINES, FEATURES
+    from ..compression import COMPRESSORS
+    from ..ensembles import COMBINERS
+    from ..evaluation import OOD_SCORES
+    from ..explanation import EXPLAINERS
+    from ..formats import FORMATS
+    from ..layers import INITIALISATIONS
+    from ..models import describe_networks
+    from ..preprocessing import CHANNEL_STATISTICS, NORMALISATIONS, PIXEL_FILTERS
+    from ..robustness import CORRUPTIONS
+    from ..sources import BUILTIN_DATASETS, PUBLISHED_DATASETS
+    from ..training import FREEZE_SCHEDULES, MITIGATIONS, OBJECTIVES, OPTIMIZERS, PRESETS, SCHEDULES
+    from ..tuning import SEARCHES
+
+    return {
+        "models": lambda: [
+            vars(line) | {"best_sizes": list(line.best_sizes or ()) or None} for line in describe_networks()
+        ],
+        "augmentations": lambda: _member_lines(AUGMENTATIONS),
+        "losses": lambda: _member_lines(OBJECTIVES),
+        "attacks": lambda: _member_lines(ATTACKS),
+        "optimizers": lambda: _member_lines(OPTIMIZERS),
+        "initialisations": lambda: _member_lines(INITIALISATIONS),
+        "schedules": lambda: _member_lines(SCHEDULES),
+        "searches": lambda: _member_lines(SEARCHES),
+        "freezings": lambda: _member_lines(FREEZE_SCHEDULES),
+        "mitigations": lambda: _member_lines(MITIGATIONS),
+        "scores": lambda: _member_lines(OOD_SCORES),
+        "explainers": lambda: _member_lines(EXPLAINERS),
+        "combinations": lambda: _member_lines(COMBINERS),
+        "filters": lambda: _member_lines(PIXEL_FILTERS),
+        "corruptions": lambda: _member_lines(CORRUPTIONS),
+        "normalisations": lambda: _normalisation_lines(NORMALISATIONS, CHANNEL_STATISTICS),
+        "presets": lambda: _member_lines(PRESETS),
+        "baselines": lambda: _member_lines(BASELINES),
+        "features": lambda: _member_lines(FEATURES),
+        "data": lambda: [
+            *_member_lines(BUILTIN_DATASETS),
+            *({"name": n, "what": each.description} for n, each in PUBLISHED_DATASETS.items()),
+        ],
+        "compressors": lambda: _member_lines(COMPRESSORS),
+        "formats": lambda: [{"name": name, "what": each.summary} for name, each in FORMATS.items()],
+    }
+
+
+def _member_lines(family: Mapping[str, Any]) -> list[dict[str, object]]:
+    return [
+        {"name": name, "what": (member.__doc__ or "").strip().partition("\n")[0].replace("``", "")}
+        for name, member in family.items()
+    ]
+
+
+def _normalisation_lines(family: Mapping[str, Any], known: Mapping[str, Any]) -> list[dict[str, object]]:
+    rows = {row["name"]: row for row in _member_lines(family)}
+    for name, (mean, std) in known.items():
+        rows[name]["what"] = f"Known mean {mean} and std {std}." if mean else "Pixels as they are, in [0, 1]."
+    return [*rows.values()]
+
+
+def _print_families(console: Any, families: Mapping[str, Any]) -> None:
+    for name, rows in families.items():
+        columns = list(rows[0]) if rows else ["name"]
+        console.print(f"[bold]{name}[/bold]")
+        console.print(make_table(columns, [[_format_cell(row[c]) for c in columns] for row in rows]))
+        console.print()
+
+
+def _run_summary(folder: Path) -> dict[str, Any]:
+    """One line about a run, from its files."""
+    from ..training import RunFolder
+
+    row: dict[str, Any] = dict.fromkeys(("data", "model", "epochs", "accuracy", "n"))
+    row |= {"run": str(folder), "started": (folder / "recipe.toml").stat().st_mtime}
+    report = folder / "report.json"
+    try:
+        recipe, facts = RunFolder(folder).read_recipe(), RunFolder(folder).read_facts()
+        tested = json_module.loads(report.read_text(encoding="utf-8"))["test"] if report.is_file() else {}
+    except (SightlineError, ValueError, KeyError):
+        return row | {"state": "damaged"}  # one bad run must not hide the others
+    return row | {
+        "data": recipe.data,
+        "model": recipe.model,
+        "epochs": facts.get("epochs"),
+        "accuracy": tested.get("accuracy"),
+        "n": tested.get("n"),
+        "state": "tested" if tested else "trained" if facts else "unfinished",
+    }
+
+
+def _format_cell(value: object) -> str:
+    if value is None:
+        return "-"
+    if isinstance(value, list):
+        return " to ".join(str(part) for part in value)
+    if isinstance(value, tuple):
+        return " x ".join(str(part) for part in value)
+    return f"{value:.4f}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)

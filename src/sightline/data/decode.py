@@ -1,0 +1,350 @@
+"""Bytes become pixels: the only place in the package where an image file is opened.
+
+``read`` gives the picture with what its header says, ``decode`` the picture alone, ``inspect``
+the header alone. JPEG goes through simplejpeg (turbo, scaled decoding for large photos), the
+rest through Pillow; where simplejpeg cannot be imported, Pillow reads JPEG too.
+"""
+
+import struct
+import warnings
+from io import BytesIO
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+from jaxtyping import UInt8
+from numpy import ndarray
+
+from ..errors import ImageError
+from ..sources import MAX_FILE_BYTES
+from ..types import Geometry
+from . import codecs
+from .geometry import apply_orientation, resize_to_geometry, resized_shape
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+DECODER_VERSION = 2
+"""Raised whenever the same bytes would decode to other pixels: old stores are then rebuilt."""
+
+IMAGE_FORMATS = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP", "PPM")
+MAX_IMAGE_PIXELS = 100_000_000
+FULL_RANGE_16_BIT = (0.0, 65535.0)
+"""The window of 16-bit pictures where none is given."""
+
+_TOO_LARGE = "the header announces more than 100 megapixels, which is refused unread"
+_GREY_MODES = ("1", "L", "LA", "La", "I", "F")
+_ALPHA_MODES = ("RGBA", "LA", "PA", "RGBa", "La")
+_SAMPLES, _DEPTHS = 277, 258
+"""TIFF tags: channels, and bits of each."""
+
+
+class ImageHeader(NamedTuple):
+    """What an image file says of itself; width and height as seen upright, in pixels."""
+
+    width: int
+    height: int
+    channels: int
+    """1 for grey, 3 for anything with colour."""
+    format: str
+    rotated: bool
+    """True when EXIF says the picture must be turned or mirrored to be upright."""
+    animated: bool = False
+    """Has more than one frame or page: the first is used."""
+    transparent: bool = False
+    """Has transparency: laid on white. After ``read``, only where some pixel is not opaque."""
+    cmyk: bool = False
+    """Is in printers' inks (CMYK): turned into RGB without a colour profile."""
+    depth: int = 8
+    """Bits of a value: 8, 16 or 32."""
+    low: int = 0
+    high: int = 0
+    """Smallest and largest value of deep grey (more than 8 bits), clipped to 16 bits; known after ``read``."""
+
+
+def decode(data: bytes, geometry: Geometry) -> UInt8[ndarray, "H W C"]:
+    """The picture in these bytes at the working size.
+
+    Transparency is laid on white; 16-bit values keep their full range (65535 becomes 255) or the
+    geometry's window; of an animation the first frame is taken. A picture already of the working size
+    is not resampled. Raises ImageError, with the reason, for anything that is not one whole image.
+    """
+    return decode_with_header(data, geometry)[0]
+
+
+def decode_with_header(data: bytes, geometry: Geometry) -> tuple[UInt8[ndarray, "H W C"], ImageHeader]:
+    """The picture at the working size, and its header. Raises ImageError."""
+    _check_size(data)
+    quick = _decode_jpeg if data[:3] == b"\xff\xd8\xff" else _decode_png
+    return quick(data, geometry) or _decode_with_pillow(data, geometry)
+
+
+def read_header(data: bytes) -> ImageHeader:
+    """What the header says, without decoding the picture. Raises ImageError."""
+    _check_size(data)
+    if data[:3] == b"\xff\xd8\xff" and (head := _checked_jpeg_header(data)):
+        return _header_from_jpeg(head)
+    image, orientation = _open_with_pillow(data)
+    return _header_from_pillow(image, orientation, data)
+
+
+def decoder_name() -> str:
+    """Which code turns bytes into pixels here: part of a store's name."""
+    return f"{DECODER_VERSION}-{'pillow' if codecs.import_simplejpeg() is None else 'simplejpeg'}"
+
+
+def _check_size(data: bytes) -> None:
+    if not data:
+        raise ImageError("the file is empty (zero bytes)")
+    if len(data) > MAX_FILE_BYTES:
+        raise ImageError(f"the file is larger than {MAX_FILE_BYTES // 1_000_000} MB, which is refused unread")
+
+
+# the quick ways
+
+
+def _checked_jpeg_header(data: bytes) -> codecs.JpegHeader | None:
+    head = codecs.read_jpeg_header(data)
+    if head and head.height * head.width > MAX_IMAGE_PIXELS:
+        raise ImageError(_TOO_LARGE)
+    return head
+
+
+def _header_from_jpeg(head: codecs.JpegHeader) -> ImageHeader:
+    height, width = (head.width, head.height) if head.orientation > 4 else (head.height, head.width)
+    return ImageHeader(width, height, 1 if head.grey else 3, "JPEG", head.orientation > 1)
+
+
+def _decode_jpeg(data: bytes, geometry: Geometry) -> tuple[ndarray, ImageHeader] | None:
+    """As ``read``; None where Pillow should read the file instead (CMYK, oddities)."""
+    head = _checked_jpeg_header(data)
+    if head is None:
+        return None
+    orientation = head.orientation if geometry.exif else 1
+    across = orientation > 4
+    tall, wide = resized_shape(*_swap((head.height, head.width), across), geometry)
+    tall, wide = _swap((tall, wide), across)
+    found = codecs.decode_jpeg(data, head, geometry.channels, tall, wide)
+    if found is None:
+        return None
+    pixels, extent = found
+    return resize_to_geometry(
+        apply_orientation(pixels, orientation), geometry, _swap(extent, across)
+    ), _header_from_jpeg(head)
+
+
+def _swap(pair: tuple[Any, Any], swap: bool) -> tuple[Any, Any]:
+    return pair[::-1] if swap else pair
+
+
+def _decode_png(data: bytes, geometry: Geometry) -> tuple[ndarray, ImageHeader] | None:
+    """As ``read`` for a plain PNG whose channels are those asked for; None for all else."""
+    pixels = codecs.decode_png(data, MAX_IMAGE_PIXELS)
+    if pixels is None or pixels.shape[2] > geometry.channels:
+        return None
+    height, width, channels = pixels.shape
+    if channels < geometry.channels:
+        pixels = pixels.repeat(3, axis=2)
+    return resize_to_geometry(pixels, geometry), ImageHeader(width, height, channels, "PNG", False)
+
+
+# everything else by Pillow
+
+
+def _open_with_pillow(data: bytes) -> "tuple[Image.Image, int]":
+    """The image, its pixels not yet read, and its EXIF orientation (1 to 8)."""
+    from PIL import Image
+
+    _check_bands(data)
+    with codecs.PILLOW_LOCK, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            image = Image.open(BytesIO(data), formats=IMAGE_FORMATS)
+            orientation = _exif_orientation(image, data)
+        except Image.DecompressionBombError as error:
+            raise ImageError(_TOO_LARGE) from error
+        except Image.UnidentifiedImageError as error:
+            raise ImageError(_unknown_format_reason(data)) from error
+        except Exception as error:  # Pillow's readers raise nearly anything on damaged files
+            raise ImageError(codecs.DAMAGED_IMAGE) from error
+    if image.width * image.height > MAX_IMAGE_PIXELS:
+        raise ImageError(_TOO_LARGE)
+    return image, orientation
+
+
+def _exif_orientation(image: "Image.Image", data: bytes) -> int:
+    """What EXIF says (1 to 8); a broken EXIF block must not cost the picture."""
+    if image.format != "TIFF" and not (b"Exif" in data or b"eXIf" in data or b"EXIF" in data):
+        return 1
+    try:
+        return codecs.valid_orientation(image.getexif().get(codecs.EXIF_ORIENTATION_TAG))
+    except Exception:  # as above: nearly anything
+        return 1
+
+
+def _unknown_format_reason(data: bytes) -> str:
+    """Why Pillow knows no format for this content."""
+    if data[4:8] == b"ftyp":
+        return "the file is HEIC, AVIF or a video, which is not read: convert it to JPEG or PNG"
+    if tags := _read_tiff_tags(data):
+        depths = tags.get(_DEPTHS, (1,))
+        return (
+            f"the TIFF has {_count_channels(tags.get(_SAMPLES, (1,))[0])} of {depths[0]} bits in a form that is not read: "
+            "save it as 8-bit RGB, or as 8- or 16-bit grey"
+        )
+    if data[:3] == b"\xff\xd8\xff" or data[:4] == b"\x89PNG":
+        return codecs.DAMAGED_IMAGE
+    return f"the content is not an image ({', '.join(IMAGE_FORMATS)} are read)"
+
+
+def _check_bands(data: bytes) -> None:
+    """Refuse by name what has more channels than a picture; Pillow would silently drop some."""
+    bands, kind = 1, ""
+    if data[:3] == b"\xff\xd8\xff":
+        segments, kind = codecs.parse_jpeg_segments(data), "JPEG"
+        frame = next((body for mark, body in segments.items() if mark in range(0xC0, 0xC4)), b"")
+        bands = frame[5] if len(frame) > 5 else 1
+    elif tags := _read_tiff_tags(data):
+        bands, kind = tags.get(_SAMPLES, (1,))[0], "TIFF"
+    if bands > 4 or (kind == "JPEG" and bands == 2):
+        raise ImageError(
+            f"the {kind} has {_count_channels(bands)}, and only grey (1), RGB (3), CMYK (4) and their transparent "
+            "kinds are read: save the bands that matter as RGB or grey"
+        )
+
+
+def _count_channels(bands: int) -> str:
+    return "1 channel" if bands == 1 else f"{bands} channels"
+
+
+def _read_tiff_tags(data: bytes) -> dict[int, tuple[int, ...]]:
+    """The whole numbers of a TIFF's first page by tag; empty for other files, damaged ones and BigTIFF."""
+    order = {b"II*\0": "<", b"MM\0*": ">"}.get(data[:4])
+    if order is None:
+        return {}
+    found: dict[int, tuple[int, ...]] = {}
+    try:
+        (at,) = struct.unpack_from(order + "I", data, 4)
+        (entries,) = struct.unpack_from(order + "H", data, at)
+        for entry in range(at + 2, at + 2 + 12 * entries, 12):
+            tag, kind, count = struct.unpack_from(order + "HHI", data, entry)
+            if (size := {3: "H", 4: "I"}.get(kind)) and 0 < count <= 64:
+                wide = struct.calcsize(size) * count > 4
+                (where,) = struct.unpack_from(order + "I", data, entry + 8) if wide else (entry + 8,)
+                found[tag] = struct.unpack_from(f"{order}{count}{size}", data, where)
+    except struct.error:
+        return {}
+    return found
+
+
+def _header_from_pillow(image: "Image.Image", orientation: int, data: bytes) -> ImageHeader:
+    swapped = orientation > 4 and image.format != "TIFF"  # Pillow turns a TIFF itself
+    width, height = image.size[::-1] if swapped else image.size
+    grey = image.mode in _GREY_MODES or image.mode.startswith("I;16")
+    clear = "transparency" in image.info or image.mode in _ALPHA_MODES
+    inks, kind = image.mode == "CMYK", image.format or ""
+    depth = _bit_depth(image, data)
+    return ImageHeader(
+        width, height, 1 if grey else 3, kind, orientation > 1, _has_second_frame(kind, data), clear, inks, depth
+    )
+
+
+def _bit_depth(image: "Image.Image", data: bytes) -> int:
+    """Bits of a value; Pillow shows 16-bit colour as 8-bit, so the file is asked."""
+    if image.mode.startswith("I;16"):
+        return 16
+    if image.format == "PNG":
+        return 16 if data[24] == 16 else 8
+    if image.format == "TIFF":
+        return max(8, *_read_tiff_tags(data).get(_DEPTHS, (8,)))
+    return {"I": 16, "F": 32}.get(image.mode, 8)
+
+
+def _has_second_frame(kind: str, data: bytes) -> bool:
+    """Whether there is a second frame or page."""
+    from PIL import Image
+
+    if kind not in ("GIF", "WEBP", "TIFF") and not (kind == "PNG" and b"acTL" in data):
+        return False
+    with codecs.PILLOW_LOCK, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            Image.open(BytesIO(data), formats=(kind,)).seek(1)
+        except Exception:  # no such frame, or a damaged one
+            return False
+    return True
+
+
+def _decode_with_pillow(data: bytes, geometry: Geometry) -> tuple[ndarray, ImageHeader]:
+    image, orientation = _open_with_pillow(data)
+    header = _header_from_pillow(image, orientation, data)
+    if not geometry.exif and image.format != "TIFF":  # Pillow turns a TIFF upright while loading it
+        orientation = 1
+    extent = None
+    try:
+        if image.format in ("JPEG", "MPO"):
+            across = orientation > 4
+            tall, wide = resized_shape(*_swap((image.height, image.width), across), geometry)
+            extent = _draft_jpeg(image, *_swap((tall, wide), across))
+            extent = extent and _swap(extent, across)
+        image.load()
+        pixels, header = _to_array(image, geometry, header, data)
+    except ImageError:
+        raise
+    except Exception as error:
+        raise ImageError(codecs.DAMAGED_IMAGE) from error
+    upright = pixels if image.format == "TIFF" else apply_orientation(pixels, orientation)
+    return resize_to_geometry(upright, geometry, extent), header
+
+
+def _draft_jpeg(image: "Image.Image", tall: int, wide: int) -> tuple[float, float] | None:
+    """Have Pillow decode a large JPEG at reduced scale; the height and width it then truly has."""
+    width, height = image.size
+    image.draft(None, (2 * wide, 2 * tall))
+    scale = round(width / image.width)
+    return (height / scale, width / scale) if scale > 1 else None
+
+
+def _to_array(
+    image: "Image.Image", geometry: Geometry, header: ImageHeader, data: bytes
+) -> tuple[UInt8[ndarray, "h w C"], ImageHeader]:
+    """Pixels of a loaded image as 8-bit grey or RGB, whatever its mode; the header, now knowing them."""
+    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
+        deep = np.asarray(image)
+        shown = _apply_window(deep, image.mode, geometry.window)[..., None].repeat(geometry.channels, axis=2)
+        low, high = np.clip((deep.min(), deep.max()), 0, 65535)
+        return shown, header._replace(low=int(low), high=int(high))
+    if header.depth > 8 and geometry.window is not None:
+        raise ImageError("16-bit colour is read by its full range only: leave the window out, or save it as grey")
+    if image.mode == "CMYK" and image.format == "JPEG" and 0xEE not in codecs.parse_jpeg_segments(data):
+        # Adobe's files hold inks inverted, and Pillow takes every file for one of Adobe's.
+        image.frombytes(bytes(255 - np.asarray(image)))
+    if header.transparent:
+        image, header = _flatten_on_white(image, header)
+    mode = "L" if geometry.channels == 1 else "RGB"
+    if image.mode != mode:
+        image = image.convert(mode)
+    pixels = np.asarray(image)
+    return pixels if pixels.ndim == 3 else pixels[..., None], header
+
+
+def _apply_window(deep: ndarray, mode: str, window: tuple[float, float] | None) -> UInt8[ndarray, "h w"]:
+    """Deep grey by a window: low becomes 0, high 255.
+
+    Without one whole numbers are read by the full 16 bits, floats by [0, 1] or else by [0, 255].
+    """
+    if not np.isfinite(deep).all():
+        raise ImageError("the image has pixels that are not numbers")
+    if window is None and mode == "F":
+        window = (0.0, 1.0) if deep.max(initial=0) <= 1 else (0.0, 255.0)
+    low, high = window or FULL_RANGE_16_BIT
+    return np.rint(np.clip((deep.astype(np.float64) - low) * (255 / (high - low)), 0, 255)).astype(np.uint8)
+
+
+def _flatten_on_white(image: "Image.Image", header: ImageHeader) -> "tuple[Image.Image, ImageHeader]":
+    from PIL import Image
+
+    image = image.convert("RGBA")
+    clear = image.getextrema()[3][0] < 255  # type: ignore[index]  RGBA has a pair for each of four bands
+    if not clear:
+        return image.convert("RGB"), header._replace(transparent=False)
+    return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB"), header

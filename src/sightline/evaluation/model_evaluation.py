@@ -1,0 +1,226 @@
+"""One pass of a classifier over a dataset: its answers, every number about them, and its speed."""
+
+import csv
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int, Shaped
+from numpy import ndarray
+
+from .. import metrics as measures
+from .. import runtime
+from ..choose import suggest
+from ..classifier import Classifier
+from ..data import iterate_batches
+from ..errors import DataError
+from ..files import atomic_replace
+from ..types import Dataset, Interval, Remark
+from .efficiency import Efficiency, measure_warmup, summarise_efficiency, time_batch
+
+MIN_RELIABLE_IMAGES = 30
+"""Images of a class below which its own numbers say little."""
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Evaluation:
+    """A classifier's answers on N images of K classes, and what they amount to."""
+
+    split: str
+    classes: tuple[str, ...]
+    labels: Int[ndarray, " N"]
+    """True class of each image, as an index into ``classes``."""
+    probabilities: Float[ndarray, "N K"]
+    files: Shaped[ndarray, " N"]
+    metrics: Mapping[str, Interval]
+    """``accuracy``, ``balanced_accuracy``, ``precision_macro``, ...: see ``metrics.measure``."""
+    per_class: tuple[measures.ClassMetrics, ...]
+    one_vs_rest: measures.OneVsRest
+    """ROC curves and their areas, one class against the rest."""
+    confusion: Int[ndarray, "K K"]
+    """Images of class i (row) that were given class j (column)."""
+    reliability: measures.ReliabilityDiagram
+    efficiency: Efficiency
+    remarks: tuple[Remark, ...] = ()
+
+    @property
+    def n(self) -> int:
+        """Images evaluated."""
+        return len(self.labels)
+
+    @property
+    def predicted(self) -> Int[ndarray, " N"]:
+        """The likeliest class of each image."""
+        return self.probabilities.argmax(1)
+
+    @property
+    def confidence(self) -> Float[ndarray, " N"]:
+        """The probability of that class."""
+        return self.probabilities.max(1)
+
+    @property
+    def correct(self) -> Bool[ndarray, " N"]:
+        """Whether that class is the true one."""
+        return self.predicted == self.labels
+
+    def as_json(self) -> dict[str, Any]:
+        """Everything but the images' own answers, flat, under the names of the field."""
+        return {
+            "split": self.split,
+            "n": self.n,
+            **{name: interval.value for name, interval in self.metrics.items()},
+            "intervals": {name: _interval_json(interval) for name, interval in self.metrics.items()},
+            "classes": list(self.classes),
+            "per_class": [_class_row(self.classes[one.index], one) for one in self.per_class],
+            "confusion": self.confusion.tolist(),
+            **self.efficiency.as_json(),
+            "remarks": [remark.text for remark in self.remarks],
+        }
+
+    def write_predictions(self, path: Path | str) -> None:
+        """Write ``file,label,predicted,confidence,correct`` and, up to 20 classes, ``p_<class>`` as CSV."""
+        names = np.asarray(self.classes)
+        wide = self.probabilities if len(names) <= 20 else self.probabilities[:, :0]
+        columns = (self.files, names[self.labels], names[self.predicted], self.confidence, self.correct, wide)
+        with atomic_replace(Path(path)) as temporary, temporary.open("w", newline="", encoding="utf-8") as stream:
+            writer = csv.writer(stream)
+            head = ["file", "label", "predicted", "confidence", "correct"]
+            writer.writerow([*head, *(f"p_{name}" for name in names[: wide.shape[1]])])
+            for file, label, answer, confidence, correct, row in zip(*columns, strict=True):
+                rest = (f"{p:.6f}" for p in row)
+                writer.writerow([file, label, answer, f"{confidence:.6f}", int(correct), *rest])
+
+
+def _interval_json(interval: Interval) -> dict[str, float]:
+    return {"low": interval.low, "high": interval.high, "n": interval.n}
+
+
+def _class_row(name: str, one: measures.ClassMetrics) -> dict[str, Any]:
+    """A class's line of the per-class table."""
+    numbers = {"precision": one.precision, "recall": one.recall, "f1": one.f1}
+    if one.roc_auc is not None:
+        numbers["roc_auc"] = one.roc_auc
+    return {
+        "class": name,
+        "n": one.n,
+        "predicted": one.predicted,
+        "roc_auc": None,
+        **{key: interval.value for key, interval in numbers.items()},
+        "intervals": {key: _interval_json(interval) for key, interval in numbers.items()},
+    }
+
+
+def evaluate(
+    classifier: Classifier,
+    dataset: Dataset,
+    *,
+    batch_size: int = 256,
+    device: str = "auto",
+    split: str = "test",
+    remarks: tuple[Remark, ...] = (),
+) -> Evaluation:
+    """Measure ``classifier`` on ``dataset`` in one pass, in eval mode; the classifier moves to ``device``.
+
+    Labels are matched by class name, so the dataset's classes may be in another order, or fewer. ``remarks``
+    are what the caller knows that a reader of the numbers should.
+    Raises DataError where the dataset is empty, has images of a class the classifier does not know,
+    or was decoded with another geometry.
+    """
+    labels = match_labels(classifier, dataset)
+    probabilities, spent = _predict_timed(classifier, dataset, batch_size, runtime.resolve_device(device))
+    measures.check_probabilities(labels, probabilities)
+    classes = tuple(classifier.classes)
+    ranks = measures.one_vs_rest(labels, probabilities)
+    one_by_one = measures.per_class_metrics(labels, probabilities, ranks=ranks)
+    return Evaluation(
+        split=split,
+        classes=classes,
+        labels=labels,
+        probabilities=probabilities,
+        files=dataset.files,
+        metrics=measures.overall_metrics(labels, probabilities, ranks=ranks),
+        per_class=one_by_one,
+        one_vs_rest=ranks,
+        confusion=measures.confusion_matrix(labels, probabilities.argmax(1), len(classes)),
+        reliability=measures.reliability(labels, probabilities),
+        efficiency=spent,
+        remarks=(*remarks, *_class_remarks(classes, one_by_one, split)),
+    )
+
+
+def match_labels(classifier: Classifier, dataset: Dataset) -> Int[ndarray, " N"]:
+    """The dataset's labels as the classifier's class indices."""
+    if not len(dataset):
+        raise DataError("There are no images to evaluate on: give data with at least one readable image.")
+    if dataset.geometry != classifier.geometry:
+        raise DataError(
+            f"The images were decoded as {dataset.geometry}, but the classifier expects "
+            f"{classifier.geometry}: load them with the classifier's geometry."
+        )
+    index = {name: k for k, name in enumerate(classifier.classes)}
+    unknown = [dataset.classes[k] for k in np.unique(dataset.labels) if dataset.classes[k] not in index]
+    if unknown:
+        more = f" and {len(unknown) - 5} more" if len(unknown) > 5 else ""
+        hint = suggest(unknown[0], index) if len(index) <= 20 or len(unknown) == 1 else ""
+        raise DataError(
+            f"The data has images of classes the classifier was never trained on: "
+            f"{', '.join(repr(name) for name in unknown[:5])}{more}. "
+            f"Rename or leave out those images, or train on them. {hint}".strip()
+        )
+    return np.array([index.get(name, -1) for name in dataset.classes], dtype=np.int64)[dataset.labels]
+
+
+@torch.inference_mode()
+def _predict_timed(
+    classifier: Classifier, dataset: Dataset, batch_size: int, device: torch.device
+) -> tuple[Float[ndarray, "N K"], Efficiency]:
+    """Probabilities of every image in order, and what they cost."""
+    classifier.to(device)
+    training, answers, seconds, first = classifier.training, [], 0.0, None
+    classifier.eval()
+    try:
+        for batch in iterate_batches(dataset, batch_size, device=device):
+            first = first or measure_warmup(classifier, batch.pixels)
+            answer, took = time_batch(classifier, batch.pixels)
+            answers.append(answer)
+            seconds += took
+    finally:
+        classifier.train(training)
+    assert first is not None
+    spent = summarise_efficiency(classifier, first, batch_size, max(seconds, 1e-9) / len(dataset))
+    return torch.cat(answers).numpy(), spent
+
+
+def _class_remarks(
+    classes: tuple[str, ...], one_by_one: tuple[measures.ClassMetrics, ...], split: str
+) -> tuple[Remark, ...]:
+    """What a reader of the numbers should know."""
+    found = []
+    absent = tuple(classes[one.index] for one in one_by_one if one.n == 0)
+    few = tuple(classes[one.index] for one in one_by_one if 0 < one.n < MIN_RELIABLE_IMAGES)
+    if absent:
+        found.append(
+            Remark(
+                "warning",
+                f"{len(absent)} of {len(classes)} classes have no {split} images and are left out of "
+                f"balanced accuracy and AUC: {_join_names(absent)}.",
+                absent[:8],
+            )
+        )
+    if few:
+        found.append(
+            Remark(
+                "note",
+                f"{len(few)} of {len(classes)} classes have fewer than {MIN_RELIABLE_IMAGES} {split} images, "
+                f"so their own numbers are rough: {_join_names(few)}.",
+                few[:8],
+            )
+        )
+    return tuple(found)
+
+
+def _join_names(names: tuple[str, ...]) -> str:
+    return ", ".join(names[:5]) + (" and others" if len(names) > 5 else "")

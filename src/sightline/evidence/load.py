@@ -1,0 +1,139 @@
+"""What a run folder holds, read with patience: whatever is absent or damaged is named, never fatal."""
+
+import csv
+import json
+import tomllib
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+from ..errors import DataError
+
+Parsed = TypeVar("Parsed")
+
+EVIDENCE_FILES = {
+    "calibration": "calibration.json",
+    "groups": "groups.json",
+    "robustness": "robustness.json",
+    "corruptions": "corruptions.json",
+    "explanations": "explanations/answers.json",
+    "suspects": "suspects.json",
+    "comparison": "comparison.json",
+    "compression": "compression.json",
+}
+"""What other verbs leave in a run -> its file. None of them is missed where it is absent: it was not asked for."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evidence:
+    """Everything saved in one run folder that the page and the card speak of."""
+
+    run: str
+    """The folder's name."""
+    report: Mapping[str, Any] = field(default_factory=dict)
+    config: Mapping[str, Any] = field(default_factory=dict)
+    recipe: Mapping[str, Any] = field(default_factory=dict)
+    environment: Mapping[str, Any] = field(default_factory=dict)
+    training: Mapping[str, Any] = field(default_factory=dict)
+    history: Sequence[Mapping[str, str]] = ()
+    notes: Sequence[str] = ()
+    counts: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    """Images by split and class."""
+    extras: Mapping[str, Any] = field(default_factory=dict)
+    """What other verbs found, by the names of ``EXTRAS``."""
+    train_batch: bytes | None = None
+    """The PNG of what the network saw."""
+    missing: tuple[str, ...] = ()
+    """Files that are absent or cannot be read, each with why."""
+
+    @property
+    def measured(self) -> Mapping[str, Any]:
+        """The evaluation in the report: of the test split, else of whichever was evaluated."""
+        parts = [self.report.get("test"), *self.report.values()]
+        return next((part for part in parts if isinstance(part, dict) and "intervals" in part), {})
+
+
+def load_evidence(run: Path | str) -> Evidence:
+    """Read a run folder; raises DataError where there is no such folder, and for nothing else."""
+    folder = Path(run)
+    if not folder.is_dir():
+        raise DataError(f"There is no run '{run}': name a run folder. `sightline runs` lists the runs.")
+    missing: list[str] = []
+
+    def read(name: str, parse: Callable[[Path], Parsed], default: Parsed) -> Parsed:
+        try:
+            return parse(folder / name)
+        except FileNotFoundError:
+            missing.append(f"{name} (absent)")
+        except (OSError, ValueError, TypeError, KeyError, csv.Error) as error:
+            missing.append(f"{name} (cannot be read: {error})")
+        return default
+
+    report = read("report.json", _read_json_object, {})
+    return Evidence(
+        run=folder.resolve().name,
+        report=report,
+        config=read("classifier/config.json", _read_json_object, {}),
+        recipe=read("recipe.toml", lambda path: tomllib.loads(path.read_text(encoding="utf-8")), {}),
+        environment=read("environment.json", _read_json_object, {}),
+        training=_read_training_facts(folder, report),
+        history=read("history.csv", _read_history, []),
+        notes=read("notes.json", _read_notes, []),
+        counts=read("split.csv", _count_split, {}),
+        train_batch=read("train_batch.png", _read_png, None),
+        extras={
+            name: read(file, _read_json_object, {})
+            for name, file in EVIDENCE_FILES.items()
+            if (folder / file).exists()
+        },
+        missing=tuple(missing),
+    )
+
+
+def _read_json_object(path: Path) -> dict[str, Any]:
+    value = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(value, dict):
+        raise ValueError("it is not a JSON object")
+    return value
+
+
+def _read_training_facts(folder: Path, report: Mapping[str, Any]) -> dict[str, Any]:
+    """The facts of training: as the report has them, else as training left them."""
+    if isinstance(report.get("training"), dict) and report["training"]:
+        return report["training"]
+    try:
+        return _read_json_object(folder / "training.json")
+    except (OSError, ValueError):
+        return {}
+
+
+def _read_notes(path: Path) -> list[str]:
+    return [str(sentence) for sentence in json.loads(path.read_text(encoding="utf-8"))]
+
+
+def _read_history(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="", encoding="utf-8") as stream:
+        rows = list(csv.DictReader(stream))
+    for row in rows:
+        for value in row.values():
+            float(value or "nan")  # a damaged table is named as a whole, not drawn in part
+    return rows
+
+
+def _count_split(path: Path) -> dict[str, dict[str, int]]:
+    with path.open(newline="", encoding="utf-8") as stream:
+        pairs = Counter((row["split"], row["label"]) for row in csv.DictReader(stream))
+    splits = sorted({split for split, _ in pairs}, key=lambda name: _ORDER.get(name, len(_ORDER)))
+    return {split: {label: n for (s, label), n in sorted(pairs.items()) if s == split} for split in splits}
+
+
+_ORDER = {"train": 0, "val": 1, "test": 2}
+
+
+def _read_png(path: Path) -> bytes | None:
+    content = path.read_bytes()
+    if not content.startswith(b"\x89PNG\r\n\x1a\n"):
+        raise ValueError("it is not a PNG file")
+    return content

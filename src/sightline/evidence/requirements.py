@@ -1,0 +1,126 @@
+"""Whether a classifier is what was required of it: ``accuracy=0.98 ece=0.02`` against what was measured."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ..choose import suggest
+from ..errors import ChoiceError, RecipeError
+from .formatting import METRIC_LABELS, format_metric
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """One requirement and what became of it."""
+
+    metric: str
+    wanted: float
+    lower: bool
+    """Whether it is better the lower it is."""
+    value: float | None
+    """None where it was not measured."""
+    low: float | None = None
+    high: float | None = None
+
+    @property
+    def is_met(self) -> bool:
+        """Whether the measured value is good enough."""
+        if self.value is None:
+            return False
+        return self.value <= self.wanted if self.lower else self.value >= self.wanted
+
+    @property
+    def is_conclusive(self) -> bool:
+        """Whether the whole interval is on the value's side of what was wanted."""
+        if self.low is None or self.high is None:
+            return True
+        good = (self.high <= self.wanted, self.low > self.wanted)
+        return any(good) if self.lower else self.low >= self.wanted or self.high < self.wanted
+
+    @property
+    def sentence(self) -> str:
+        """The verdict in words.
+
+        >>> Verdict("accuracy", 0.98, False, 0.985, 0.978, 0.99).sentence
+        'accuracy is 0.9850, at least 0.98 wanted: met, but the interval (0.9780 to 0.9900) reaches across'
+        """
+        wish = f"{'at most' if self.lower else 'at least'} {self.wanted:g} wanted"
+        if self.value is None:
+            return f"{self.metric} was not measured, {wish}: missed"
+        said = f"{self.metric} is {format_metric(self.value)}, {wish}: {'met' if self.is_met else 'missed'}"
+        if not self.is_conclusive and self.low is not None and self.high is not None:
+            said += f", but the interval ({format_metric(self.low)} to {format_metric(self.high)}) reaches across"
+        return said
+
+    def as_json(self) -> dict[str, Any]:
+        """All of it, flat."""
+        return {**vars(self), "met": self.is_met, "sure": self.is_conclusive, "sentence": self.sentence}
+
+
+def parse_requirements(words: Sequence[str], known: Mapping[str, bool] | None = None) -> dict[str, float]:
+    """``name=number`` words as wishes; raises RecipeError for another form, ChoiceError for an unknown metric."""
+    names = REQUIRABLE_METRICS if known is None else known
+    wishes = {}
+    for word in words:
+        name, equals, text = word.partition("=")
+        try:
+            wished = float(text)
+        except ValueError:
+            wished = float("nan")
+        if not equals or wished != wished:  # noqa: PLR0124
+            raise RecipeError(f"'{word}' is no requirement: write a metric and a number, such as accuracy=0.98.")
+        if name not in names:
+            raise ChoiceError(f"There is no metric '{name}' to require. {suggest(name, names)}")
+        wishes[name] = wished
+    return wishes
+
+
+def check_requirements(
+    wishes: Mapping[str, float], measured: Mapping[str, Any], extras: Mapping[str, Any]
+) -> list[Verdict]:
+    """Each wish against the evaluation and what other verbs found."""
+    found = _measured_intervals(measured, extras)
+    return [
+        Verdict(name, wished, REQUIRABLE_METRICS[name], *found.get(name, (None, None, None)))
+        for name, wished in wishes.items()
+    ]
+
+
+MeasuredInterval = tuple[float | None, float | None, float | None]
+
+
+def _measured_intervals(measured: Mapping[str, Any], extras: Mapping[str, Any]) -> dict[str, MeasuredInterval]:
+    """(value, low, high) of everything that can be required and was measured."""
+    bounds = measured.get("intervals") or {}
+    found: dict[str, MeasuredInterval] = {
+        name: (measured[name], (bounds.get(name) or {}).get("low"), (bounds.get(name) or {}).get("high"))
+        for name in METRIC_LABELS
+        if isinstance(measured.get(name), float | int)
+    }
+    attacks = list((extras.get("robustness") or {}).get("attacks", {}).values())
+    if attacks:  # of several attacks the strongest counts
+        last = min((one["points"][-1] for one in attacks), key=lambda point: point["accuracy"])
+        found["robust_accuracy"] = (last["accuracy"], last["low"], last["high"])
+    if error := (extras.get("corruptions") or {}).get("mean_corruption_error"):
+        found["mean_corruption_error"] = (error["value"], error["low"], error["high"])
+    worst = [
+        (row["accuracy"], row["intervals"]["accuracy"]["low"], row["intervals"]["accuracy"]["high"])
+        for column in (extras.get("groups") or {}).values()
+        for row in column["groups"]
+        if row["group"] == column["worst_group"]
+    ]
+    if worst:
+        found["worst_group_accuracy"] = min(worst)
+    if "latency_ms" in measured:
+        found["latency_ms"] = (measured["latency_ms"], None, None)
+    return found
+
+
+REQUIRABLE_METRICS: Mapping[str, bool] = {
+    **{name: metric.lower for name, metric in METRIC_LABELS.items()},
+    "robust_accuracy": False,
+    "mean_corruption_error": True,
+    "worst_group_accuracy": False,
+    "latency_ms": True,
+}
+"""What can be required -> whether it is better the lower it is."""

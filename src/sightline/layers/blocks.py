@@ -1,0 +1,163 @@
+"""What small-image networks are made of."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..errors import RecipeError
+from .noise import WeightNoise
+from .quantised import ActivationRounding
+from .whitening import Whitening
+
+ImageSize = Sequence[int]
+"""(height, width) of the images, in pixels."""
+
+LARGE_IMAGE_SIDE = 96
+"""Shorter side, in pixels, from which a network begins by shrinking."""
+
+
+class Network(nn.Module, ABC):
+    """``pixels (B C H W) -> logits (B K)``, with its last layer at ``head``."""
+
+    head: nn.Linear
+
+    flip_tta: bool = False
+    """Whether answers in eval mode are the mean over an image and its mirror image."""
+
+    differentiable: bool = True
+    """Whether logits have a gradient with respect to the pixels."""
+
+    notes: tuple[str, ...] = ()
+    """What becomes of images of this size before the network proper, a sentence each."""
+
+    key_prefixes: tuple[tuple[str, str], ...] = ()
+    """How names of tensors begin in other people's files, and here: the first pair that fits is exchanged."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.noise: WeightNoise | None = None
+        """What the weights are disturbed by, in training and in answers."""
+        self.rounding: ActivationRounding | None = None
+        """What rounds activations to the levels of int8, where the network is quantised."""
+
+    @property
+    def n_classes(self) -> int:
+        """Classes it tells apart."""
+        return self.head.out_features
+
+    @abstractmethod
+    def logits(self, pixels: Float[Tensor, "B C H W"]) -> Float[Tensor, "B K"]:
+        """Raw scores of each class, seen once."""
+
+    def forward(self, pixels: Float[Tensor, "B C H W"]) -> Float[Tensor, "B K"]:
+        """Raw scores of each class."""
+        return (
+            self.forward_clean(pixels)
+            if self.noise is None
+            else self.noise.forward_noisy(self, self.forward_clean, pixels)
+        )
+
+    def forward_clean(self, pixels: Float[Tensor, "B C H W"]) -> Float[Tensor, "B K"]:
+        """Raw scores of each class by the weights as they are, without noise."""
+        if self.flip_tta and not self.training:
+            return (self._forward_once(pixels) + self._forward_once(pixels.flip(3))) / 2
+        return self._forward_once(pixels)
+
+    def _forward_once(self, pixels: Float[Tensor, "B C H W"]) -> Float[Tensor, "B K"]:
+        return self.logits(pixels) if self.rounding is None else self.rounding.forward_rounded(self.logits, pixels)
+
+    def init_from_data(self, pixels: Float[Tensor, "B C H W"]) -> None:
+        """Set what depends on the data from preprocessed training images; most networks need nothing."""
+
+    def save_extra_files(self, folder: Path) -> None:
+        """Write into a bundle's folder what tensors cannot hold; most networks have nothing."""
+
+    def load_extra_files(self, folder: Path) -> None:
+        """Read back what ``write_parts`` wrote."""
+
+    def load_published(self) -> str:
+        """Take the published weights the architecture asks for: a sentence about them, or "" as nearly always."""
+        return ""
+
+
+def is_large(size: ImageSize) -> bool:
+    """Whether images of this size are shrunk before the network proper."""
+    return min(size) >= LARGE_IMAGE_SIDE
+
+
+def stem_pools(size: ImageSize) -> nn.Sequential:
+    """2x2 max pools that, after a stride-2 stem, leave a shorter side of at most 64 pixels."""
+    side, layers = (min(size) + 1) // 2, []
+    while side > 64:
+        side, layers = side // 2, [*layers, nn.MaxPool2d(2)]
+    return nn.Sequential(*layers)
+
+
+def downscaling_notes(size: ImageSize) -> tuple[str, ...]:
+    """What a stride-2 stem and ``pools`` do to images of this size, in a sentence; nothing to small ones."""
+    if not is_large(size):
+        return ()
+    factor = 2 ** (1 + len(stem_pools(size)))
+    return (f"Images of {size[0]} x {size[1]} pixels are shrunk by {factor} before the first block.",)
+
+
+def upsample_to_side(pixels: Float[Tensor, "B C H W"], least: int) -> Float[Tensor, "B C H2 W2"]:
+    """The same images with a shorter side of at least ``least`` pixels, bilinear."""
+    height, width = pixels.shape[2:]
+    short = min(height, width)
+    if short >= least:
+        return pixels
+    size = [round(side * least / short) for side in (height, width)]
+    return F.interpolate(pixels, size, mode="bilinear", align_corners=False)
+
+
+def conv_norm(
+    inputs: int,
+    outputs: int,
+    kernel: int,
+    stride: int = 1,
+    *,
+    groups: int = 1,
+    then: Callable[[], nn.Module] | None = nn.ReLU,
+) -> nn.Sequential:
+    """A convolution that keeps the size (over its stride), batch norm, and what follows."""
+    convolution = nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, groups=groups, bias=False)
+    return nn.Sequential(convolution, nn.BatchNorm2d(outputs), *([then()] if then else []))
+
+
+def scale_widths(widths: Sequence[int], factor: float) -> list[int]:
+    """Channels of each layer times a factor, rounded; raises RecipeError where a layer would have none."""
+    made = [round(width * factor) for width in widths]
+    if min(made) < 1:
+        raise RecipeError(f"width is a factor on the channels that leaves each layer at least one, not {factor}.")
+    return made
+
+
+def check_whole_argument(name: str, value: object, least: int = 1) -> int:
+    """``value``, where it is a whole number from ``least``; raises RecipeError otherwise."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise RecipeError(f"{name} is a whole number, {least} or more, not {value}.")
+    return value
+
+
+def make_dropout(share: float) -> nn.Dropout:
+    """Dropout with this share of zeros in training; raises RecipeError outside [0, 1)."""
+    if not 0 <= share < 1:
+        raise RecipeError(f"dropout goes from 0 to below 1, not {share}.")
+    return nn.Dropout(share)
+
+
+def init_he_fan_out(module: nn.Module) -> None:
+    """Initialise every convolution below ``module`` by He et al. 2015 (arXiv 1502.01852), fan out in its group."""
+    for layer in module.modules():
+        if isinstance(layer, nn.Conv2d) and not isinstance(layer, Whitening):
+            nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
+            with torch.no_grad():
+                layer.weight.mul_(layer.groups**0.5)  # torch counts the outputs of all groups
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)

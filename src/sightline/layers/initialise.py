@@ -1,0 +1,93 @@
+"""How the weights of a network begin: the variance each layer draws them with.
+
+``n_in`` and ``n_out`` are the numbers one output is made from and one input goes to: for a convolution
+``kernel area * channels``. Biases become 0; norms and frozen whitenings stay as they are.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import nn
+
+from ..choose import lookup
+from .whitening import Whitening
+
+
+def glorot_uniform(module: nn.Module) -> None:
+    """U(-a, a) with a = sqrt(6 / (n_in + n_out)): Glorot and Bengio 2010, equation 16."""
+    for layer, n_in, n_out in _weight_layers(module):
+        _draw_uniform(layer, 2 / (n_in + n_out))
+
+
+def glorot_normal(module: nn.Module) -> None:
+    """N(0, 2 / (n_in + n_out)): the variance of Glorot and Bengio 2010, equation 12."""
+    for layer, n_in, n_out in _weight_layers(module):
+        _draw_normal(layer, 2 / (n_in + n_out))
+
+
+def he_uniform(module: nn.Module) -> None:
+    """U(-a, a) with a = sqrt(6 / n_in): the variance of He et al. 2015 (arXiv 1502.01852), for ReLU."""
+    for layer, n_in, _ in _weight_layers(module):
+        _draw_uniform(layer, 2 / n_in)
+
+
+def he_normal(module: nn.Module) -> None:
+    """N(0, 2 / n_in): He et al. 2015 (arXiv 1502.01852), equation 10, for ReLU."""
+    for layer, n_in, _ in _weight_layers(module):
+        _draw_normal(layer, 2 / n_in)
+
+
+def lecun_uniform(module: nn.Module) -> None:
+    """U(-a, a) with a = sqrt(3 / n_in): the variance of LeCun et al. 1998, Efficient BackProp."""
+    for layer, n_in, _ in _weight_layers(module):
+        _draw_uniform(layer, 1 / n_in)
+
+
+def lecun_normal(module: nn.Module) -> None:
+    """N(0, 1 / n_in): LeCun et al. 1998, Efficient BackProp, equation 16."""
+    for layer, n_in, _ in _weight_layers(module):
+        _draw_normal(layer, 1 / n_in)
+
+
+INITIALISATIONS: dict[str, Callable[[nn.Module], None]] = {
+    "glorot-uniform": glorot_uniform,
+    "glorot-normal": glorot_normal,
+    "he-uniform": he_uniform,
+    "he-normal": he_normal,
+    "lecun-uniform": lecun_uniform,
+    "lecun-normal": lecun_normal,
+}
+"""Name -> ``(module) -> None``: every convolution and linear layer below it, drawn from torch's global seed."""
+
+
+def initialise(network: nn.Module, how: str | Callable[[nn.Module], None]) -> None:
+    """Draw the weights anew, in place; raises ChoiceError for an unknown name."""
+    (lookup(INITIALISATIONS, how, "initialisation") if isinstance(how, str) else how)(network)
+
+
+def _weight_layers(module: nn.Module) -> Iterator[tuple[nn.Conv2d | nn.Linear, int, int]]:
+    """Each layer with its n_in and n_out."""
+    for layer in module.modules():
+        if isinstance(layer, nn.Conv2d | nn.Linear) and not isinstance(layer, Whitening):
+            weight = layer.weight
+            groups = layer.groups if isinstance(layer, nn.Conv2d) else 1
+            yield layer, weight[0].numel(), weight[:, 0].numel() // groups
+
+
+def _draw_uniform(layer: nn.Conv2d | nn.Linear, variance: float) -> None:
+    bound = math.sqrt(3 * variance)
+    with torch.no_grad():
+        layer.weight.uniform_(-bound, bound)
+    _clear_bias(layer)
+
+
+def _draw_normal(layer: nn.Conv2d | nn.Linear, variance: float) -> None:
+    with torch.no_grad():
+        layer.weight.normal_(0, math.sqrt(variance))
+    _clear_bias(layer)
+
+
+def _clear_bias(layer: nn.Conv2d | nn.Linear) -> None:
+    if layer.bias is not None:
+        nn.init.zeros_(layer.bias)

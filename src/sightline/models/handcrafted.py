@@ -1,0 +1,304 @@
+"""Hand-made features: pixels (B C H W) in [0, 1] become vectors (B D), the way it was done before networks.
+
+Each is a frozen value that acts on a batch at once; where a library has it image by image, the tests compare.
+"""
+
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any, Literal, no_type_check
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Complex, Float
+from torch import Tensor
+
+GREY_WEIGHTS = (0.299, 0.587, 0.114)
+"""Weights of R, G and B in grey (ITU-R BT.601)."""
+
+
+class Feature(ABC):
+    """``pixels (B C H W) in [0, 1] -> vectors (B D)``, float32, each image by itself, always the same."""
+
+    separate_units: bool = False
+    """Whether its numbers are of different kinds, so that each is brought to a unit of its own."""
+
+    @abstractmethod
+    def __call__(self, pixels: Float[Tensor, "B C H W"]) -> Float[Tensor, "B D"]:
+        """The vectors of these images."""
+
+    def config(self) -> dict[str, Any]:
+        """Its arguments as JSON."""
+        return dict(vars(self))
+
+
+def to_grey(pixels: Float[Tensor, "B C H W"]) -> Float[Tensor, "B H W"]:
+    """Luminance; grey images as they are."""
+    if pixels.shape[1] == 1:
+        return pixels[:, 0]
+    return torch.einsum("bchw,c->bhw", pixels, pixels.new_tensor(GREY_WEIGHTS))
+
+
+@dataclass(frozen=True)
+class RawPixels(Feature):
+    """The pixels themselves, in a row."""
+
+    def __call__(self, pixels: Float[Tensor, "B C H W"]) -> Float[Tensor, "B D"]:
+        """C H W numbers in [0, 1]."""
+        return pixels.flatten(1)
+
+
+@no_type_check  # it checks its own fields, and says it better
+@dataclass(frozen=True)
+class HOG(Feature):
+    """Histograms of oriented gradients: which way edges run, cell by cell (Dalal and Triggs 2005).
+
+    ``cell`` is the side of a cell in pixels, an eighth of the shorter side where it is not given; 2 x 2 cells
+    make a block, normalised by L2-Hys. Of colours the strongest gradient counts.
+    """
+
+    orientations: int = 9
+    cell: int | None = None
+
+    def __post_init__(self) -> None:
+        """Raise ValueError for no orientations or cells without pixels."""
+        _check_whole_field("orientations", self.orientations, 1)
+        if self.cell is not None:
+            _check_whole_field("cell", self.cell, 1)
+
+    def __call__(self, pixels: Float[Tensor, "B C H W"]) -> Float[Tensor, "B D"]:
+        """As scikit-image's ``hog`` with 2 x 2 cells per block, for all images at once."""
+        side = min(pixels.shape[2:])
+        cell = self.cell or max(2, round(side / 8))
+        if 2 * cell > side:
+            raise ValueError(f"hog needs two cells of {cell} pixels a side, and the images have {side}")
+        down, along = _pixel_gradients(pixels)
+        magnitude = torch.hypot(down, along)
+        strongest = magnitude.argmax(1, keepdim=True)
+        down, along, magnitude = (t.gather(1, strongest) for t in (down, along, magnitude))
+        angle = torch.remainder(torch.rad2deg(torch.atan2(down, along)), 180)
+        which = (angle * (self.orientations / 180)).long().clamp(max=self.orientations - 1)
+        shares = magnitude.new_zeros(len(pixels), self.orientations, *pixels.shape[2:])
+        cells = F.avg_pool2d(shares.scatter_(1, which, magnitude), cell)  # (B O h w)
+        blocks = cells.unfold(2, 2, 1).unfold(3, 2, 1).permute(0, 2, 3, 4, 5, 1).flatten(3)  # (B h-1 w-1 4 O)
+        blocks = (blocks / _block_norm(blocks)).clamp(max=0.2)
+        return (blocks / _block_norm(blocks)).flatten(1)
+
+
+def _pixel_gradients(
+    pixels: Float[Tensor, "B C H W"],
+) -> tuple[Float[Tensor, "B C H W"], Float[Tensor, "B C H W"]]:
+    """Differences of the pixels above and below, left and right; 0 at the border."""
+    down, along = torch.zeros_like(pixels), torch.zeros_like(pixels)
+    down[:, :, 1:-1] = pixels[:, :, 2:] - pixels[:, :, :-2]
+    along[..., 1:-1] = pixels[..., 2:] - pixels[..., :-2]
+    return down, along
+
+
+def _block_norm(blocks: Tensor, eps: float = 1e-5) -> Tensor:
+    return (blocks.square().sum(-1, keepdim=True) + eps**2).sqrt()
+
+
+@no_type_check
+@dataclass(frozen=True)
+class LBP(Feature):
+    """Texture: histograms of uniform local binary patterns, over a grid of cells (Ojala et al. 2002).
+
+    A pattern says which of 8 neighbours at ``radius`` pixels are at least as bright as the middle. Patterns of at
+    most two changes count by their bright neighbours (0 to 8), all others together; shares of each of ``grid`` x
+    ``grid`` cells.
+    """
+
+    radius: float = 1
+    grid: int = 4
+
+    def __post_init__(self) -> None:
+        """Raise ValueError for an impossible radius or grid."""
+        _check_whole_field("grid", self.grid, 1)
+        if not isinstance(self.radius, int | float) or not 0 < self.radius <= 16:
+            raise ValueError(f"radius is a number of pixels above 0 and up to 16, not {self.radius!r}")
+
+    def __call__(self, pixels: Float[Tensor, "B C H W"]) -> Float[Tensor, "B D"]:
+        """10 shares a cell, from the luminance in 256 steps; beyond the border is black."""
+        image = (to_grey(pixels).double() * 255).round()  # whole numbers: what is equal is exactly equal
+        bright = torch.stack(
+            [_shift_image(image, *offset) >= image - 1e-6 for offset in _circle_offsets(self.radius)], 1
+        )
+        changes = (bright != bright.roll(1, 1)).sum(1)
+        code = torch.where(changes <= 2, bright.sum(1), 9)
+        shares = F.one_hot(code, 10).permute(0, 3, 1, 2).float()
+        return _cell_means(shares, self.grid)
+
+
+def _cell_means(maps: Float[Tensor, "B C H W"], grid: int) -> Float[Tensor, "B D"]:
+    """The mean of each map in each of grid x grid cells, fewer where there are fewer pixels."""
+    height, width = maps.shape[2:]
+    return F.adaptive_avg_pool2d(maps, (min(grid, height), min(grid, width))).flatten(1)
+
+
+def _circle_offsets(radius: float) -> list[tuple[float, float]]:
+    """(rows, columns) to 8 neighbours on a circle, as scikit-image rounds them."""
+    angles = [2 * math.pi * i / 8 for i in range(8)]
+    return [(round(-radius * math.sin(a), 5), round(radius * math.cos(a), 5)) for a in angles]
+
+
+def _shift_image(image: Float[Tensor, "B H W"], down: float, along: float) -> Float[Tensor, "B H W"]:
+    """The image read so far away from each pixel, linear between pixels, 0 outside."""
+    (row, part), (column, share) = ((math.floor(v), v - math.floor(v)) for v in (down, along))
+    reach, (height, width) = math.ceil(max(abs(down), abs(along))) + 1, image.shape[1:]
+    wide = F.pad(image, (reach,) * 4)
+
+    def at(r: int, c: int) -> Tensor:
+        return wide[:, reach + r : reach + r + height, reach + c : reach + c + width]
+
+    top = (1 - share) * at(row, column) + share * at(row, column + 1)
+    return (1 - part) * top + part * ((1 - share) * at(row + 1, column) + share * at(row + 1, column + 1))
+
+
+@no_type_check
+@dataclass(frozen=True)
+class EdgeStrength(Feature):
+    """Where edges are: the strength of Sobel's gradient, or Canny's thin lines, averaged over a grid.
+
+    ``by`` is sobel or canny (``sigma`` pixels of smoothing, image by image, so slower).
+    """
+
+    by: Literal["sobel", "canny"] = "sobel"
+    grid: int = 14
+    sigma: float = 1.0
+
+    def __post_init__(self) -> None:
+        """Raise ValueError for an unknown kind of edge or an impossible number."""
+        if self.by not in ("sobel", "canny"):
+            raise ValueError(f"edges are found by sobel or canny, not {self.by!r}")
+        _check_whole_field("grid", self.grid, 1)
+        if not isinstance(self.sigma, int | float) or not 0 < self.sigma <= 16:
+            raise ValueError(f"sigma is a number of pixels above 0 and up to 16, not {self.sigma!r}")
+
+    def __call__(self, pixels: Float[Tensor, "B C H W"]) -> Float[Tensor, "B D"]:
+        """The mean edge in each cell of the luminance."""
+        image = to_grey(pixels)
+        edges = sobel(image) if self.by == "sobel" else _canny(image, self.sigma)
+        return _cell_means(edges[:, None], self.grid)
+
+
+def sobel(image: Float[Tensor, "B H W"]) -> Float[Tensor, "B H W"]:
+    """sqrt((gx^2 + gy^2) / 2) with Sobel's kernels over 4, borders repeated: scikit-image's ``sobel``."""
+    wide = F.pad(image[:, None], (1, 1, 1, 1), mode="replicate")
+    smooth, change = image.new_tensor([1.0, 2, 1]) / 4, image.new_tensor([1.0, 0, -1])
+    down = F.conv2d(wide, (change[:, None] * smooth)[None, None])
+    along = F.conv2d(wide, (smooth[:, None] * change)[None, None])
+    return ((down.square() + along.square()) / 2).sqrt()[:, 0]
+
+
+def _canny(image: Float[Tensor, "B H W"], sigma: float) -> Float[Tensor, "B H W"]:
+    """Canny's edges (1986) by scikit-image: following a line is a matter of one image at a time."""
+    from skimage.feature import canny
+
+    found = np.stack([canny(one, sigma=sigma) for one in image.double().cpu().numpy()])
+    return torch.from_numpy(found).to(image)
+
+
+@no_type_check
+@dataclass(frozen=True)
+class ShapeMoments(Feature):
+    """The shape as a whole: Hu's seven invariants and the strengths of Zernike's moments.
+
+    ``by`` is both, hu (1962; unchanged by shifting, size and turning) or zernike (up to ``degree``, in the disc
+    inscribed in the image; unchanged by turning and by contrast). Bright is what has mass.
+    """
+
+    by: Literal["both", "hu", "zernike"] = "both"
+    degree: int = 8
+    separate_units = True
+
+    def __post_init__(self) -> None:
+        """Raise ValueError for an unknown kind of moment or an impossible degree."""
+        if self.by not in ("both", "hu", "zernike"):
+            raise ValueError(f"moments are hu, zernike or both, not {self.by!r}")
+        _check_whole_field("degree", self.degree, 1)
+        if self.degree > 20:
+            raise ValueError(f"degree goes up to 20, not {self.degree}: pixels do not tell more")
+
+    def __call__(self, pixels: Float[Tensor, "B C H W"]) -> Float[Tensor, "B D"]:
+        """Hu's as asinh(1e8 h), for they span many powers of ten; Zernike's over the mass in the disc."""
+        image = to_grey(pixels).double()
+        parts = []
+        if self.by in ("both", "hu"):
+            parts.append(torch.asinh(hu_moments(image) * 1e8))
+        if self.by in ("both", "zernike"):
+            parts.append(zernike_moments(image, self.degree))
+        return torch.cat(parts, 1).float()
+
+
+def hu_moments(image: Float[Tensor, "B H W"]) -> Float[Tensor, "B 7"]:
+    """Hu's invariants of the images as masses (Hu 1962); 0 for a black image."""
+    height, width = image.shape[1:]
+    rows, columns = (torch.arange(side, dtype=image.dtype, device=image.device) for side in (height, width))
+    mass = image.sum((1, 2)).clamp(min=1e-12)
+    middle = [torch.einsum("bhw,h->b", image, rows) / mass, torch.einsum("bhw,w->b", image, columns) / mass]
+    y, x = rows - middle[0][:, None], columns - middle[1][:, None]  # (B H), (B W)
+
+    def n(p: int, q: int) -> Tensor:
+        return torch.einsum("bhw,bh,bw->b", image, y**p, x**q) / mass ** (1 + (p + q) / 2)
+
+    n20, n02, n11, n30, n03, n21, n12 = (n(*pq) for pq in ((2, 0), (0, 2), (1, 1), (3, 0), (0, 3), (2, 1), (1, 2)))
+    a, b = n30 + n12, n21 + n03
+    c, d = n30 - 3 * n12, 3 * n21 - n03
+    invariants = [
+        n20 + n02,
+        (n20 - n02) ** 2 + 4 * n11**2,
+        c**2 + d**2,
+        a**2 + b**2,
+        c * a * (a**2 - 3 * b**2) + d * b * (3 * a**2 - b**2),
+        (n20 - n02) * (a**2 - b**2) + 4 * n11 * a * b,
+        d * a * (a**2 - 3 * b**2) - c * b * (3 * a**2 - b**2),
+    ]
+    return torch.stack(invariants, 1)
+
+
+def zernike_moments(image: Float[Tensor, "B H W"], degree: int) -> Float[Tensor, "B D"]:
+    """|A_nm| for 1 <= n <= ``degree``, m >= 0, n - m even, over the mass in the inscribed disc (Teague 1980)."""
+    basis, inside = zernike_basis(image.shape[1], image.shape[2], degree)
+    basis, inside = basis.to(image.device), inside.to(image.device)
+    mass = torch.einsum("bhw,hw->b", image, inside.to(image.dtype)).clamp(min=1e-12)
+    return (torch.einsum("bhw,dhw->bd", image.to(basis.dtype), basis).abs() / mass[:, None]).to(image.dtype)
+
+
+def zernike_basis(height: int, width: int, degree: int) -> tuple[Complex[Tensor, "D H W"], Float[Tensor, "H W"]]:
+    """(n + 1) / pi conj(V_nm) at the pixels' centres, 0 outside the inscribed disc; and the disc, as 0 or 1."""
+    side = min(height, width)
+    y = (2 * torch.arange(height, dtype=torch.float64) + 1 - height) / side
+    x = (2 * torch.arange(width, dtype=torch.float64) + 1 - width) / side
+    radius, angle = torch.hypot(y[:, None], x[None]), torch.atan2(y[:, None], x[None])
+    inside = (radius <= 1).double()
+    members = [(n, m) for n in range(1, degree + 1) for m in range(n % 2, n + 1, 2)]
+    waves = [
+        (n + 1) / math.pi * torch.polar(zernike_radial(radius, n, m) * inside, -m * angle) for n, m in members
+    ]
+    return torch.stack(waves), inside
+
+
+def zernike_radial(radius: Tensor, n: int, m: int) -> Tensor:
+    """Zernike's radial polynomial R_nm: sum over k of (-1)^k (n-k)! / (k! ((n+m)/2-k)! ((n-m)/2-k)!) r^(n-2k)."""
+    total = torch.zeros_like(radius)
+    for k in range((n - m) // 2 + 1):
+        below = math.factorial(k) * math.factorial((n + m) // 2 - k) * math.factorial((n - m) // 2 - k)
+        total += (-1) ** k * math.factorial(n - k) / below * radius ** (n - 2 * k)
+    return total
+
+
+def _check_whole_field(name: str, value: object, least: int) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise ValueError(f"{name} is a whole number of at least {least}, not {value!r}")
+
+
+HANDCRAFTED_FEATURES: dict[str, type[Feature]] = {
+    "pixels": RawPixels,
+    "hog": HOG,
+    "lbp": LBP,
+    "edges": EdgeStrength,
+    "moments": ShapeMoments,
+}
+"""Name -> the feature; its fields are the arguments of the word: ``hog:cell=4``."""

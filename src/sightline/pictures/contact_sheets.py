@@ -1,0 +1,105 @@
+"""Images side by side with their names, and images as files hold them."""
+
+import base64
+import io
+from collections.abc import Sequence
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from jaxtyping import UInt8
+from numpy import ndarray
+
+from .style import PALETTE
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+    from PIL.ImageFont import FreeTypeFont, ImageFont
+
+
+def contact_sheet(
+    images: Sequence[UInt8[ndarray, "H W C"]],
+    captions: Sequence[str],
+    *,
+    columns: int = 8,
+    cell: int = 112,
+    notes: Sequence[str] | None = None,
+) -> "Image":
+    """A grid of images with a caption under each, at most ``columns`` wide, ``cell`` pixels a cell.
+
+    Small images are enlarged by whole factors without smoothing, so that their pixels show; large ones
+    are shrunk. ``notes`` are second lines, in orange: what was answered, for example.
+    """
+    from PIL import Image, ImageDraw
+
+    if len(captions) != len(images) or (notes is not None and len(notes) != len(images)):
+        raise ValueError("a contact sheet needs one caption, and one note if any, for each image")
+    font, gap = load_font(13), 10
+    line = 20 if notes is None else 37
+    across = max(1, min(columns, len(images)))
+    down = -(-len(images) // across)
+    size = (across * (cell + gap) + gap, down * (cell + line + gap) + gap)
+    sheet = Image.new("RGB", size, PALETTE["paper"])
+    draw = ImageDraw.Draw(sheet)
+    lines = ((captions, "ink", 5),) if notes is None else ((captions, "ink", 5), (notes, "orange", 22))
+    for i, image in enumerate(images):
+        left, top = gap + i % across * (cell + gap), gap + i // across * (cell + line + gap)
+        tile = _fit_cell(image, cell)
+        sheet.paste(tile, (left + (cell - tile.width) // 2, top + (cell - tile.height) // 2))
+        for words, colour, below in lines:
+            place = (left + cell / 2, top + cell + below)
+            draw.text(place, shorten_text(words[i], font, cell), fill=PALETTE[colour], font=font, anchor="ma")
+    return sheet
+
+
+def thumbnail(image: UInt8[ndarray, "H W C"], *, most: int = 128) -> "Image":
+    """One image, shrunk where its longer side is above ``most`` pixels, else as it is."""
+    return _fit_cell(image, min(most, max(image.shape[:2])))
+
+
+def _fit_cell(image: ndarray, cell: int) -> "Image":
+    """The image inside a square of ``cell``: whole-factor enlargement, or antialiased shrinking."""
+    from PIL import Image
+
+    picture = Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image).convert("RGB")
+    longest = max(picture.size)
+    if longest > cell:
+        width, height = (max(1, round(side * cell / longest)) for side in picture.size)
+        return picture.resize((width, height), Image.Resampling.LANCZOS, reducing_gap=3)
+    factor = cell // longest
+    return picture.resize((picture.width * factor, picture.height * factor), Image.Resampling.NEAREST)
+
+
+@cache
+def load_font(size: int) -> "FreeTypeFont | ImageFont":
+    """DejaVu Sans, which comes with matplotlib: many scripts and signs on every system."""
+    from PIL import ImageFont
+
+    matplotlib = find_spec("matplotlib")  # found, not imported: that takes longer than the picture
+    assert matplotlib is not None
+    assert matplotlib.origin is not None
+    return ImageFont.truetype(Path(matplotlib.origin).parent / "mpl-data/fonts/ttf/DejaVuSans.ttf", size)
+
+
+def shorten_text(text: str, font: Any, width: float) -> str:
+    """The text on one line, cut with an ellipsis to fit ``width`` pixels."""
+    text = " ".join(text.split())
+    if font.getlength(text) <= width:
+        return text
+    while text and font.getlength(f"{text}…") > width:
+        text = text[:-1]
+    return f"{text}…"
+
+
+def encode_png(image: "Image") -> bytes:
+    """The image as a PNG file's bytes."""
+    stream = io.BytesIO()
+    image.save(stream, "png", optimize=True)
+    return stream.getvalue()
+
+
+def data_url(image: "Image | bytes") -> str:
+    """An image, or the bytes of a PNG file, as a ``data:`` address that a page can hold."""
+    content = image if isinstance(image, bytes) else encode_png(image)
+    return f"data:image/png;base64,{base64.b64encode(content).decode('ascii')}"

@@ -1,0 +1,87 @@
+"""What every diagram is drawn on: the house look, panels, and the way from a figure to an image.
+
+Colours are Okabe and Ito's (2008), told apart by colour-blind eyes, and never the only sign of a difference.
+"""
+
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from PIL.Image import Image
+
+PALETTE = {
+    "ink": "#1f2a37",
+    "faint": "#6b7684",
+    "line": "#d9dee5",
+    "paper": "#ffffff",
+    "blue": "#0072b2",
+    "orange": "#d55e00",
+    "green": "#00876c",
+}
+"""The house colours: blue is training and count, orange is validation and wrong, green is right."""
+
+
+_STYLE: dict[Any, Any] = {
+    "font.family": "DejaVu Sans",
+    "font.size": 9,
+    "axes.titlesize": 10,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.edgecolor": PALETTE["line"],
+    "axes.labelcolor": PALETTE["faint"],
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.axisbelow": True,
+    "text.color": PALETTE["ink"],
+    "xtick.color": PALETTE["faint"],
+    "ytick.color": PALETTE["faint"],
+    "legend.frameon": False,
+    "legend.fontsize": 8,
+    "lines.linewidth": 1.8,
+}
+
+
+@contextmanager
+def house_style() -> Iterator[None]:
+    """Draw within it, or decorate what draws: matplotlib's settings are put back afterwards."""
+    from matplotlib import rc_context
+
+    with rc_context(_STYLE):
+        yield
+
+
+def make_panels(
+    count: int, size: tuple[float, float], *, rows: int = 1, heights: Sequence[float] | None = None
+) -> "tuple[Figure, list[Axes]]":
+    """A figure of its own, unknown to pyplot, with ``count`` panels in the house look; size in inches."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=size, layout="constrained", facecolor=PALETTE["paper"])
+    ratios = list(heights) if heights else None
+    grid = figure.subplots(rows, count // rows, squeeze=False, height_ratios=ratios)
+    return figure, list(grid.ravel())
+
+
+def render_figure(figure: "Figure", *, dpi: int = 144) -> "Image":
+    """The figure as an image; 144 dots per inch is twice what a page shows, so that it stays sharp."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from PIL import Image
+
+    figure.set_dpi(dpi)
+    canvas = FigureCanvasAgg(figure)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+        canvas.draw()
+    return Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
+
+
+def shorten_label(name: str, most: int = 18) -> str:
+    """A name short enough for an axis."""
+    # matplotlib would read a pair of dollar signs as mathematics
+    return (name if len(name) <= most else f"{name[: most - 1]}…").replace("$", r"\$")

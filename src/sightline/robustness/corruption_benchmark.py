@@ -1,0 +1,177 @@
+"""How a classifier bears what the world does to images: its accuracy under every corruption and severity."""
+
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from numpy import ndarray
+from torch import Tensor
+
+from .. import progress, runtime
+from ..classifier import Classifier
+from ..data import iterate_batches, to_tensor
+from ..evaluation import match_labels
+from ..files import atomic_replace, write_json
+from ..metrics import score_bounds, wilson
+from ..pictures import contact_sheet
+from ..preprocessing import to_uint8
+from ..training import Run
+from ..types import Dataset, Interval
+from .corruption_kernels import SEVERITIES
+from .corruptions import CORRUPTIONS
+from .opening import sample_images
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+MAX_CORRUPTED_IMAGES = 1000
+"""Images tested at most, unless told otherwise: each is answered 76 times."""
+
+CORRUPTION_BATCH_PIXELS = 1 << 18
+"""Pixels corrupted together, 256 images of 32 x 32: what is drawn depends on it, so that it is fixed."""
+
+
+@dataclass(frozen=True, eq=False)
+class CorruptionResult:
+    """Answers to the same n images, as they are and under each corruption at each severity."""
+
+    clean: Bool[ndarray, " n"]
+    """Whether the answer to each image, as it is, was right."""
+    correct: Mapping[str, Bool[ndarray, "n 5"]]
+    """The same under each corruption, severity 1 to 5."""
+    sample: str
+    """Which images these are, in a sentence."""
+    seconds: float
+
+    @property
+    def accuracy(self) -> Interval:
+        """Of the images as they are."""
+        return wilson(int(self.clean.sum()), len(self.clean))
+
+    @property
+    def accuracies(self) -> dict[str, tuple[Interval, ...]]:
+        """Of each corruption, severity 1 to 5."""
+        n = len(self.clean)
+        return {name: tuple(wilson(int(c), n) for c in right.sum(0)) for name, right in self.correct.items()}
+
+    @property
+    def mean_corruption_error(self) -> Interval:
+        """The plain mean of the errors over all corruptions and severities, as is usual for CIFAR-10-C.
+
+        The interval is over images: each counts once, with the share of its 75 forms that were answered wrongly.
+        """
+        return _mean_interval(np.stack([1.0 - right.mean(1) for right in self.correct.values()]).mean(0))
+
+    @property
+    def sentence(self) -> str:
+        """The result in words."""
+        worst = min(self.accuracies, key=lambda name: sum(one.value for one in self.accuracies[name]))
+        mean = sum(one.value for one in self.accuracies[worst]) / len(SEVERITIES)
+        return (
+            f"Of {len(self.clean):,} images {self.accuracy.value:.1%} are answered rightly as they are, "
+            f"{1 - self.mean_corruption_error.value:.1%} on average under {len(self.correct)} corruptions at "
+            f"{len(SEVERITIES)} severities; worst is {worst}, {mean:.1%}."
+        )
+
+    def as_json(self) -> dict[str, Any]:
+        """All of it but the single answers, JSON-ready."""
+        return {
+            "n": len(self.clean),
+            "sample": self.sample,
+            "clean": _row(self.accuracy),
+            "mean_corruption_error": _row(self.mean_corruption_error),
+            "corruptions": {
+                name: [{"severity": s, **_row(one)} for s, one in zip(SEVERITIES, row, strict=True)]
+                for name, row in self.accuracies.items()
+            },
+            "sentence": self.sentence,
+            "seconds": round(self.seconds, 1),
+        }
+
+
+def _row(one: Interval) -> dict[str, float]:
+    return {"value": one.value, "low": one.low, "high": one.high}
+
+
+def _mean_interval(shares: Float[ndarray, " n"]) -> Interval:
+    """The mean of a share for each image, with Wilson's bounds for as many images as its variance is worth."""
+    n, value, spread = len(shares), float(shares.mean()), float(shares.var())
+    worth = n * value * (1 - value) / spread if spread > 0 else n
+    return Interval(value, *score_bounds(value, worth, 0.95), n)
+
+
+def corrupt_run(run: Run, *, limit: int = MAX_CORRUPTED_IMAGES, seed: int = 0) -> CorruptionResult:
+    """Test a run's classifier under every corruption; write its ``corruptions.json`` and ``corruptions.png``.
+
+    About ``limit`` of its test images, each class in its share. The picture shows one image in all its forms, each
+    with the accuracy of its kind. Raises DataError for a limit below 1.
+    """
+    some, sentence = sample_images(run.splits.test, limit, seed, "test images")
+    shift = evaluate_corruptions(run.classifier, some, sample=sentence, seed=seed)
+    write_json(run.folder / "corruptions.json", {"run": run.folder.name, **shift.as_json()})
+    with atomic_replace(run.folder / "corruptions.png") as temporary:
+        draw_corruptions(run.splits.test[:1][0], shift).save(temporary)
+    return shift
+
+
+def evaluate_corruptions(
+    classifier: Classifier, dataset: Dataset, *, sample: str = "", seed: int = 0
+) -> CorruptionResult:
+    """Answer every image as it is and in 75 corrupted forms, in eval mode, where the classifier is.
+
+    What is drawn depends on ``seed`` alone. Raises DataError where the images do not fit the classifier.
+    """
+    labels, forms = match_labels(classifier, dataset), len(CORRUPTIONS) * len(SEVERITIES)
+    progress.notify(f"{len(dataset):,} images, each as it is and in {forms} corrupted forms.")
+    classifier.eval()
+    started, clean = time.perf_counter(), []
+    found: dict[str, list[list[ndarray]]] = {name: [[] for _ in SEVERITIES] for name in CORRUPTIONS}
+    height, width, _ = dataset.geometry.shape
+    size = max(1, CORRUPTION_BATCH_PIXELS // (height * width))
+    steps = -(-len(dataset) // size)
+    with progress.progress_bar("Corrupting", forms * steps) as advance:
+        for step, batch in enumerate(iterate_batches(dataset, size, device=classifier.device)):
+            clean.append(_predict(classifier, batch.pixels))
+            for name, severity, images in iterate_corruptions(batch.pixels, seed, step):
+                found[name][severity - 1].append(_predict(classifier, images))
+                advance(note=name)
+    right = {name: np.stack([np.concatenate(s) == labels for s in row], 1) for name, row in found.items()}
+    sample = sample or f"All {len(dataset):,} images."
+    return CorruptionResult(np.concatenate(clean) == labels, right, sample, time.perf_counter() - started)
+
+
+def iterate_corruptions(
+    images: Float[Tensor, "B C H W"], seed: int, step: int = 0
+) -> Iterator[tuple[str, int, Float[Tensor, "B C H W"]]]:
+    """Every corruption of these images at every severity: (name, severity, images), one after the other."""
+    for number, (name, member) in enumerate(CORRUPTIONS.items()):
+        for severity in SEVERITIES:
+            yield name, severity, member(images, severity, runtime.make_generator(seed, number, severity, step))
+
+
+@torch.inference_mode()
+def _predict(classifier: Classifier, images: Float[Tensor, "B C H W"]) -> Int[ndarray, " B"]:
+    return classifier(images).argmax(1).cpu().numpy()
+
+
+def draw_corruptions(
+    image: ndarray, shift: CorruptionResult | None = None, *, seed: int = 0, cell: int = 112
+) -> "Image":
+    """One image (H W C, uint8) in all its forms: a row for each corruption, as it is and at five severities.
+
+    With a ``shift`` the accuracy of each kind stands under it.
+    """
+    shown, captions = [], []
+    for name, severity, form in iterate_corruptions(to_tensor(np.array(image)[None]), seed):
+        if severity == 1:
+            shown.append(image)
+            captions.append(name)
+        shown.append(to_uint8(form)[0])
+        captions.append(
+            f"{severity}: {shift.accuracies[name][severity - 1].value:.0%}" if shift else f"{severity}"
+        )
+    return contact_sheet(shown, captions, columns=1 + len(SEVERITIES), cell=cell)

@@ -1,0 +1,248 @@
+"""How many answers stay right as the attacker may change more: robust accuracy over eps, with its intervals."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int, UInt8
+from numpy import ndarray
+from torch import Tensor
+
+from .. import progress
+from ..attacks import FGSM, PGD, Attack, Universal, check_eps, format_eps, require_gradient
+from ..classifier import Classifier
+from ..data import to_tensor
+from ..errors import RecipeError
+from ..evaluation import match_labels
+from ..metrics import wilson
+from ..types import Dataset, Findings, Interval, Remark
+from .adaptive import attack_view, is_stochastic_classifier
+
+ATTACK_BATCH_SIZE = 250
+"""Images attacked at once."""
+
+MAX_ATTACK_EXAMPLES = 8
+"""Fooled images that are kept for a picture."""
+
+MAX_FITTING_IMAGES = 1000
+"""Images at most that a universal perturbation is made on."""
+
+
+@dataclass(frozen=True)
+class CurvePoint:
+    """What is left at one eps."""
+
+    eps: float
+    accuracy: Interval
+    """Share still answered rightly, with Wilson's interval."""
+    seconds: float
+
+
+@dataclass(frozen=True, eq=False)
+class AttackExample:
+    """An image before and after."""
+
+    file: str
+    eps: float
+    original: UInt8[ndarray, "H W C"]
+    attacked: Float[ndarray, "H W C"]
+    """In [0, 1]: rounding to whole grey values might undo the attack."""
+    label: str
+    answer: str
+    confidence: float
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class RobustCurve:
+    """Robust accuracy of a classifier on N images under one attack."""
+
+    attack: Attack
+    points: tuple[CurvePoint, ...]
+    """The first is at eps 0: the accuracy without an attack."""
+    broken_eps: Float[ndarray, " N"]
+    """The smallest eps tried at which each image was answered wrongly: 0 without an attack, inf never."""
+    examples: tuple[AttackExample, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    @property
+    def sentence(self) -> str:
+        """What the last point says."""
+        first, last = self.points[0].accuracy, self.points[-1].accuracy
+        return (
+            f"Of {first.n:,} images {first.value:.1%} are answered rightly; {last.value:.1%} "
+            f"({last.low:.1%} to {last.high:.1%}) still are when {describe_attack(self.attack)} may change "
+            f"them by {format_eps(self.points[-1].eps)} ({self.attack.norm})."
+        )
+
+    def findings(self) -> Findings:
+        """Numbers for programs and sentences for people."""
+        values: dict[str, Any] = {
+            "attack": describe_attack(self.attack),
+            "norm": self.attack.norm,
+            "n": len(self.broken_eps),
+            "accuracy": self.points[0].accuracy.value,
+            "robust_accuracy": self.points[-1].accuracy.value,
+            "eps": self.points[-1].eps,
+            "points": [
+                {
+                    "eps": one.eps,
+                    "accuracy": one.accuracy.value,
+                    "low": one.accuracy.low,
+                    "high": one.accuracy.high,
+                    "seconds": round(one.seconds, 3),
+                }
+                for one in self.points
+            ],
+        }
+        remarks = (Remark("note", self.sentence), *(Remark("note", text) for text in self.notes))
+        return Findings("robustness", values, remarks)
+
+
+def describe_attack(attack: Attack) -> str:
+    """The attack with its steps and whatever is not usual of it, as Python would make it again.
+
+    >>> called(PGD(norm="l2"))
+    "PGD(steps=40, norm='l2')"
+    """
+    made: Any = attack
+    told = [f for f in fields(made) if f.repr and (f.name == "steps" or vars(made)[f.name] != f.default)]
+    return f"{type(made).__name__}({', '.join(f'{f.name}={vars(made)[f.name]!r}' for f in told)})"
+
+
+def robust_curve(
+    classifier: Classifier,
+    dataset: Dataset,
+    attack: Attack,
+    epsilons: Sequence[float],
+    *,
+    fit_on: Dataset | None = None,
+) -> RobustCurve:
+    """Attack every image at each eps, rising; what is fooled once counts as fooled at every larger eps.
+
+    That is so because a larger ball holds the smaller one, and it saves attacking it again. A universal
+    perturbation is made on ``fit_on`` (at most 1,000 images of it) and tested on ``dataset``. A classifier that
+    answers at random is attacked through the mean of several draws. Raises RecipeError for an impossible eps,
+    DataError for images that do not fit the classifier, GradientError before any work.
+    """
+    labels = match_labels(classifier, dataset)
+    radii = sort_epsilons(epsilons)
+    if attack.needs_gradient:
+        require_gradient(classifier, "This attack")
+    check_eps(radii[-1], to_tensor(dataset[:1]), attack.norm)
+    classifier.eval()
+    if is_stochastic_classifier(classifier) and isinstance(attack, FGSM | PGD):
+        attack = replace(attack, early_stop=False)  # one lucky draw would end the attack on an image
+    broken = np.full(len(dataset), np.inf)
+    found: list[AttackExample] = []
+    notes = _notes(attack, fit_on)
+    with progress.progress_bar("Attacking", len(dataset) * (len(radii) + 1)) as advance:
+        points = []
+        for eps in (0.0, *radii):
+            started = time.perf_counter()
+            left = np.flatnonzero(np.isinf(broken))
+            one = _at(classifier, fit_on or dataset, attack, eps)
+            advance(len(dataset) - len(left))
+            for rows in np.array_split(left, range(ATTACK_BATCH_SIZE, len(left), ATTACK_BATCH_SIZE)):
+                wrong, shown = _attack_batch(
+                    classifier, dataset, labels, rows, one, eps, MAX_ATTACK_EXAMPLES if eps else 0
+                )
+                broken[rows[wrong]] = eps
+                found += shown
+                advance(len(rows), f"eps {format_eps(eps)}")
+            right = int(np.isinf(broken).sum())
+            points.append(CurvePoint(eps, wilson(right, len(dataset)), time.perf_counter() - started))
+    return RobustCurve(
+        attack=attack,
+        points=tuple(points),
+        broken_eps=broken,
+        examples=tuple(_select_examples(found)),
+        notes=tuple(notes),
+    )
+
+
+def sort_epsilons(epsilons: Sequence[float]) -> list[float]:
+    """The radii in order, each once; RecipeError where there is none above 0."""
+    radii = sorted({float(eps) for eps in epsilons})
+    if not radii or not radii[0] > 0:
+        given = ", ".join(map(format_eps, radii)) or "nothing"
+        raise RecipeError(f"eps must be above 0, such as 8/255 or 0.3, not {given}.")
+    return radii
+
+
+def _notes(attack: Attack, fit_on: Dataset | None) -> list[str]:
+    if not isinstance(attack, Universal):
+        return []
+    if fit_on is None:
+        return ["The universal perturbation was made on the very images it was tested on."]
+    return [f"The universal perturbation was made on {min(MAX_FITTING_IMAGES, len(fit_on)):,} other images."]
+
+
+def _at(classifier: Classifier, images: Dataset, attack: Attack, eps: float) -> Attack:
+    """The attack at one eps: a universal one is made for it first."""
+    if not isinstance(attack, Universal) or not eps:
+        return attack
+    some = np.unique(np.linspace(0, len(images) - 1, MAX_FITTING_IMAGES).round().astype(np.int64))
+    pixels = to_tensor(images[some], classifier.device)
+    labels = torch.from_numpy(match_labels(classifier, images)[some]).to(classifier.device)
+    return attack.fit(attack_view(classifier), pixels, labels, eps)
+
+
+def _attack_batch(
+    classifier: Classifier,
+    dataset: Dataset,
+    labels: Int[ndarray, " N"],
+    rows: Int[ndarray, " b"],
+    attack: Attack,
+    eps: float,
+    shown: int,
+) -> tuple[ndarray, list[AttackExample]]:
+    """Which of these rows are answered wrongly after the attack, and some of them to look at."""
+    if not len(rows):
+        return np.zeros(0, dtype=bool), []
+    originals = dataset[rows]
+    pixels = to_tensor(originals, classifier.device)
+    truth = torch.from_numpy(labels[rows]).to(classifier.device)
+    moved = attack(attack_view(classifier), pixels, truth, eps) if eps else pixels
+    with torch.inference_mode():
+        answers = classifier.probabilities(moved)
+    wrong = (answers.argmax(1) != truth).cpu().numpy()
+    examples = [
+        _example(classifier, dataset, int(rows[i]), originals[i], moved[i], answers[i], int(truth[i]), eps)
+        for i in np.flatnonzero(wrong)[:shown]
+    ]
+    return wrong, examples
+
+
+def _example(
+    classifier: Classifier,
+    dataset: Dataset,
+    row: int,
+    original: ndarray,
+    moved: Tensor,
+    answers: Tensor,
+    truth: int,
+    eps: float,
+) -> AttackExample:
+    best = int(answers.argmax())
+    return AttackExample(
+        file=str(dataset.files[row]),
+        eps=eps,
+        original=original,
+        attacked=moved.permute(1, 2, 0).cpu().numpy(),
+        label=classifier.classes[truth],
+        answer=classifier.classes[best],
+        confidence=float(answers[best]),
+    )
+
+
+def _select_examples(found: Sequence[AttackExample]) -> list[AttackExample]:
+    """A few examples: of as many classes as there are, the smallest change of each first."""
+    seen: dict[str, int] = {}
+    ranked = []
+    for one in sorted(found, key=lambda each: each.eps):
+        seen[one.label] = seen.get(one.label, 0) + 1
+        ranked.append((seen[one.label], one.label, one))
+    return [one for _, _, one in sorted(ranked, key=lambda each: each[:2])][:MAX_ATTACK_EXAMPLES]

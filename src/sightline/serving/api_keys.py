@@ -1,0 +1,205 @@
+"""Who may do what: keys that are shown once, and kept only as hashes."""
+
+import hashlib
+import json
+import os
+import re
+import secrets
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from hmac import compare_digest
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+
+from ..choose import suggest
+from ..errors import AuthError, ChoiceError, SightlineError
+from ..files import atomic_replace, explain_write_errors
+
+KEYS_FORMAT = 1
+"""Version of the layout of ``keys.json``."""
+
+KEYS_FILE = "keys.json"
+
+KEY_SCOPES = ("read", "predict", "feedback", "admin")
+"""What a key may be allowed; ``admin`` includes the others."""
+
+KEY_PREFIX = "sl_"
+"""How every key begins, so that one that leaks into a log or a repository can be found."""
+
+_MAX_KEY_LENGTH = 128
+_KEY_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,63}")
+
+
+class Unauthorized(AuthError):
+    """A key that is refused, with the status of HTTP that says so and nothing more."""
+
+    def __init__(self, status: int):
+        super().__init__("A valid key is needed." if status == 401 else "This key does not allow that.")
+        self.status = status
+        """401 for no key, a wrong or an expired one; 403 for one without the scope."""
+
+
+@dataclass(frozen=True)
+class ApiKey:
+    """What is known of a key; the key itself is not."""
+
+    name: str
+    sha256: str
+    """Of the key, in hexadecimal."""
+    scopes: tuple[str, ...]
+    created: float
+    """Seconds since 1970."""
+    expires: float | None
+    """None: never."""
+
+    @property
+    def expired(self) -> bool:
+        """Whether its time is over."""
+        return self.expires is not None and time.time() >= self.expires
+
+    def allows(self, scope: str) -> bool:
+        """Whether it may be used for this."""
+        return scope in self.scopes or "admin" in self.scopes
+
+    def as_json(self) -> dict[str, Any]:
+        """All that may be shown."""
+        return {key: value for key, value in asdict(self).items() if key != "sha256"} | {"expired": self.expired}
+
+
+def create_key(site: Path | str, name: str, scopes: Sequence[str], *, expires_days: float | None = None) -> str:
+    """Make a key and return it: it is never shown again.
+
+    Raises ChoiceError for an unknown scope or a taken name, OutputError where ``keys.json`` cannot be written.
+    """
+    if not _KEY_NAME.fullmatch(name):
+        raise ChoiceError(f"'{name}' is no name for a key: letters, digits and . _ @ -, at most 64 of them.")
+    wanted = tuple(scope for scope in KEY_SCOPES if scope in scopes)
+    if unknown := [scope for scope in scopes if scope not in KEY_SCOPES]:
+        raise ChoiceError(f"There is no scope '{unknown[0]}'. {suggest(unknown[0], KEY_SCOPES)}")
+    if not wanted:
+        raise ChoiceError(f"Say what the key is for: --scopes with some of {', '.join(KEY_SCOPES)}.")
+    if expires_days is not None and not 0 < expires_days < 36_500:
+        raise ChoiceError(f"--expires-days is {expires_days:g}: it must be a number of days above 0, such as 90.")
+    secret, now = KEY_PREFIX + secrets.token_urlsafe(32), time.time()
+    expires = None if expires_days is None else now + 86_400 * expires_days
+    with _edit_keys(Path(site)) as keys:
+        if any(key.name == name for key in keys):
+            raise ChoiceError(f"There is a key named '{name}' already: revoke it first, or choose another name.")
+        keys.append(ApiKey(name, _hash_key(secret), wanted, now, expires))
+    return secret
+
+
+def list_keys(site: Path | str) -> list[ApiKey]:
+    """The keys of a site, in the order they were made; raises SightlineError where the file is damaged."""
+    return _read_keys(Path(site) / KEYS_FILE)
+
+
+def revoke_key(site: Path | str, name: str) -> ApiKey:
+    """Take a key away, at once and for every worker; raises ChoiceError where there is none of this name."""
+    with _edit_keys(Path(site)) as keys:
+        for key in keys:
+            if key.name == name:
+                keys.remove(key)
+                return key
+        near = suggest(name, tuple(key.name for key in keys)) if keys else "There are none."
+        raise ChoiceError(f"There is no key named '{name}'. {near}")
+
+
+class Keyring:
+    """The keys of a site, read anew whenever they change. Safe to share between threads."""
+
+    def __init__(self, site: Path | str, *, every: float = 0.0):
+        """Every so many seconds, at most, the file is looked at: a look lets other threads in, who may take long.
+
+        Raises SightlineError where ``keys.json`` is damaged.
+        """
+        self._path, self._every = Path(site) / KEYS_FILE, every
+        self._looked = time.monotonic()
+        self._stamp = _file_stamp(self._path)
+        self._keys = _read_keys(self._path)
+
+    @property
+    def empty(self) -> bool:
+        """Whether no key was ever made. Where the last one was revoked, nobody is let in until one is made."""
+        self._reload()
+        return not self._stamp
+
+    def authorize(self, secret: str | None, scope: str) -> str:
+        """The name of the key that allows this; raises Denied, saying nothing more."""
+        given = _hash_key(secret) if secret is not None and len(secret) <= _MAX_KEY_LENGTH else ""
+        found = None
+        self._reload()
+        for key in self._keys:  # every one is compared, so that time tells nothing
+            if compare_digest(key.sha256, given):
+                found = key
+        if found is None or found.expired:
+            raise Unauthorized(401)
+        if not found.allows(scope):
+            raise Unauthorized(403)
+        return found.name
+
+    def _reload(self) -> None:
+        """Read the keys where the file is another than it was."""
+        now = time.monotonic()
+        if now - self._looked < self._every:
+            return
+        self._looked, stamp = now, _file_stamp(self._path)
+        if stamp != self._stamp:
+            try:
+                self._keys = _read_keys(self._path)
+            except SightlineError:
+                self._keys = []  # a damaged file opens no door
+            self._stamp = stamp
+
+
+def _hash_key(secret: str) -> str:
+    return hashlib.sha256(secret.encode("utf-8", "replace")).hexdigest()
+
+
+def _file_stamp(path: Path) -> tuple[int, ...]:
+    try:
+        status = os.stat(path)  # noqa: PTH116 asked at every request
+    except FileNotFoundError:
+        return ()
+    except OSError:  # it cannot be told: that opens no door
+        return (-1,)
+    return (status.st_mtime_ns, status.st_ino, status.st_size)
+
+
+def _read_keys(path: Path) -> list[ApiKey]:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return []
+    except (OSError, UnicodeDecodeError) as error:
+        raise SightlineError(f"'{path}' cannot be read: check who may read it.") from error
+    try:
+        held = json.loads(text)
+        if (version := int(held["format"])) > KEYS_FORMAT:
+            raise SightlineError(
+                f"'{path}' has format {version}, newer than this release reads ({KEYS_FORMAT}). "
+                "Upgrade with: pip install --upgrade sightline"
+            )
+        return [ApiKey(**one | {"scopes": tuple(one["scopes"])}) for one in held["keys"]]
+    except (ValueError, KeyError, TypeError) as error:
+        raise SightlineError(f"'{path}' is damaged: bring a copy back, or remove it and make new keys.") from error
+
+
+@contextmanager
+def _edit_keys(site: Path) -> Iterator[list[ApiKey]]:
+    """The keys, to be changed by one process at a time; written whole, for the owner's eyes only."""
+    path = site / KEYS_FILE
+    with explain_write_errors(path):
+        site.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(site / ".keys.lock")
+    with lock:
+        keys = _read_keys(path)
+        yield keys
+        held = {"format": KEYS_FORMAT, "keys": [asdict(key) for key in keys]}
+        with atomic_replace(path) as temporary:
+            temporary.write_text(json.dumps(held, indent=2) + "\n", encoding="utf-8")
+            temporary.chmod(0o600)

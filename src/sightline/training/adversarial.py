@@ -1,0 +1,238 @@
+"""Losses that are taken on attacked images, so that what is learnt holds within eps of them.
+
+The attack sees the classifier in eval mode, as its users and attackers will (TRADES' own code does so, Wong's does
+not), and afterwards every module and weight is as it was: norms gather only from the images trained on. It draws
+from torch's global generator, whose state is in the checkpoint. eps and step are in pixels of [0, 1].
+"""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
+from typing import no_type_check
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from ..attacks import (
+    BALLS,
+    PGD,
+    check_count,
+    check_norm,
+    cross_entropy_loss,
+    frozen_eval,
+    gradient_ascent,
+    random_like,
+    require_gradient,
+)
+from ..classifier import Classifier
+from ..data import iterate_batches
+from ..types import Batch, Dataset
+from .criteria import mean_cross_entropy
+
+Labels = Int[Tensor, " B"] | Float[Tensor, "B K"]
+
+TRAIN_A_NETWORK = "Train a network instead: --model lenet5, for example."
+
+MAX_ATTACKED_VAL_IMAGES = 1000
+"""Validation images that are attacked after an epoch, evenly spaced."""
+
+
+@no_type_check  # it checks its own fields, and says it better
+@dataclass(frozen=True)
+class AdversarialLoss(ABC):
+    """A loss on images attacked within ``eps``. The epoch kept is the best one on attacked validation images.
+
+    ``ramp`` epochs come first in which eps rises in equal steps to its size: from random weights a large eps may
+    leave nothing to learn.
+    """
+
+    eps: float = 8 / 255
+    ramp: int = field(default=0, kw_only=True)
+    norm: str = field(default="linf", kw_only=True)
+    label_smoothing: float = field(default=0.0, kw_only=True)
+    class_weights: tuple[float, ...] | None = field(default=None, kw_only=True)
+
+    def __post_init__(self) -> None:
+        """Raise ValueError or ChoiceError for a field that cannot be."""
+        check_training_eps(self.eps, self.norm)
+        if not isinstance(self.ramp, int) or isinstance(self.ramp, bool) or self.ramp < 0:
+            raise ValueError(f"ramp is a whole number of epochs, 0 or more, not {self.ramp!r}")
+
+    def eps_fraction(self, batch: Batch) -> float:
+        """The part of eps that is reached in the batch's epoch."""
+        return min(1.0, (batch.epoch + 1) / (self.ramp + 1))
+
+    @abstractmethod
+    def __call__(self, classifier: Classifier, batch: Batch) -> Float[Tensor, ""]:
+        """The mean loss over the batch."""
+
+    def cross_entropy(
+        self, classifier: Classifier, pixels: Float[Tensor, "B C H W"], labels: Labels
+    ) -> Float[Tensor, ""]:
+        """The mean cross-entropy of these pixels, in float32."""
+        return mean_cross_entropy(classifier(pixels).float(), labels, self.class_weights, self.label_smoothing)
+
+    def validate(self, classifier: Classifier, dataset: Dataset) -> tuple[float, float]:
+        """Mean cross-entropy and accuracy under PGD-10 on at most 1,000 of the images, always the same ones."""
+        attack = PGD(steps=10, norm=self.norm, early_stop=False)
+        some = dataset.subset(
+            np.unique(np.linspace(0, len(dataset) - 1, MAX_ATTACKED_VAL_IMAGES).round().astype(np.int64))
+        )
+        loss, hits = 0.0, 0
+        classifier.eval()
+        for batch in iterate_batches(some, 250, device=classifier.device):
+            with torch.no_grad():
+                logits = classifier(attack(classifier, batch.pixels, batch.labels, self.eps)).float()
+            loss += F.cross_entropy(logits, batch.labels, reduction="sum").item()
+            hits += int((logits.argmax(1) == batch.labels).sum())
+        return loss / len(some), hits / len(some)
+
+
+@no_type_check
+@dataclass(frozen=True)
+class PGDAdversarial(AdversarialLoss):
+    """Cross-entropy of images attacked by PGD: the strongest plain defence (Madry et al. 2018).
+
+    ``steps`` of ``step`` pixels (2.5 eps / steps where not given) from a random start; ``clean`` is the weight of
+    the images as they are, 1 - clean that of the attacked ones. A step costs ``steps`` + 1 passes.
+    """
+
+    steps: int = 7
+    step: float | None = None
+    clean: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Raise ValueError or ChoiceError for a field that cannot be."""
+        super().__post_init__()
+        check_count("steps", self.steps)
+        if self.step is not None:
+            check_positive("step", self.step)
+        if not isinstance(self.clean, int | float) or not 0 <= self.clean < 1:
+            raise ValueError(f"clean goes from 0 to below 1, not {self.clean!r}")
+
+    def __call__(self, classifier: Classifier, batch: Batch) -> Float[Tensor, ""]:
+        """The mean loss over the batch."""
+        require_gradient(classifier, "Adversarial training", TRAIN_A_NETWORK)
+        share = self.eps_fraction(batch)
+        ball = BALLS[self.norm](batch.pixels, share * self.eps)
+        size = share * (self.step or 2.5 * self.eps / self.steps)
+        with frozen_eval(classifier):
+            start = ball.random(None)
+            attacked = gradient_ascent(
+                classifier, ball, start, batch.labels, cross_entropy_loss, size=size, steps=self.steps
+            )
+        loss = self.cross_entropy(classifier, attacked, batch.labels)
+        if not self.clean:
+            return loss
+        return (1 - self.clean) * loss + self.clean * self.cross_entropy(classifier, batch.pixels, batch.labels)
+
+
+@no_type_check
+@dataclass(frozen=True)
+class FastAdversarial(AdversarialLoss):
+    """Cross-entropy of images attacked by one step from a random start: two passes a step (Wong et al. 2020).
+
+    ``step`` is in units of eps. ``noise`` is how far the start is drawn, in units of eps: 1 stays in the ball, as
+    published; 2 is N-FGSM (de Jorge et al. 2022, with step 1), which leaves it and is not cut back, against
+    overfitting to a single step. Look at its accuracy under PGD: one step can be learnt by heart.
+    """
+
+    step: float = 1.25
+    noise: float = 1.0
+
+    def __post_init__(self) -> None:
+        """Raise ValueError or ChoiceError for a field that cannot be."""
+        super().__post_init__()
+        check_positive("step", self.step)
+        if not isinstance(self.noise, int | float) or not 0 <= self.noise < float("inf"):
+            raise ValueError(f"noise must be a number of at least 0, not {self.noise!r}")
+
+    def __call__(self, classifier: Classifier, batch: Batch) -> Float[Tensor, ""]:
+        """The mean loss over the batch."""
+        require_gradient(classifier, "Adversarial training", TRAIN_A_NETWORK)
+        near, eps = BALLS[self.norm], self.eps_fraction(batch) * self.eps
+        # beyond the ball there is nothing to be cut back to but [0, 1]
+        far = eps * (1.0 if self.noise <= 1 else self.noise + self.step)
+        with frozen_eval(classifier):
+            start = near(batch.pixels, self.noise * eps).random(None)
+            attacked = gradient_ascent(
+                classifier,
+                near(batch.pixels, far),
+                start,
+                batch.labels,
+                cross_entropy_loss,
+                size=self.step * eps,
+                steps=1,
+            )
+        return self.cross_entropy(classifier, attacked, batch.labels)
+
+
+@no_type_check
+@dataclass(frozen=True)
+class Trades(AdversarialLoss):
+    """Cross-entropy of the images + beta KL(answers to them || answers to attacked ones): Zhang et al. 2019.
+
+    The attack raises the divergence, from a start of normal noise of 0.001. A large ``beta`` buys robustness with
+    accuracy: 6 is usual for photographs, 1 for digits. Class weights weigh both parts. A step costs ``steps`` + 3
+    passes.
+    """
+
+    steps: int = 10
+    beta: float = 6.0
+    step: float | None = None
+
+    def __post_init__(self) -> None:
+        """Raise ValueError or ChoiceError for a field that cannot be."""
+        super().__post_init__()
+        check_count("steps", self.steps)
+        check_positive("beta", self.beta)
+        if self.step is not None:
+            check_positive("step", self.step)
+
+    def __call__(self, classifier: Classifier, batch: Batch) -> Float[Tensor, ""]:
+        """The mean loss over the batch."""
+        require_gradient(classifier, "TRADES", TRAIN_A_NETWORK)
+        share = self.eps_fraction(batch)
+        ball = BALLS[self.norm](batch.pixels, share * self.eps)
+        size = share * (self.step or 2.5 * self.eps / self.steps)
+        with frozen_eval(classifier):
+            with torch.no_grad():
+                target = classifier(batch.pixels).float()
+            start = ball.project(random_like(batch.pixels, None, normal=True).mul_(1e-3).add_(batch.pixels))
+            attacked = gradient_ascent(classifier, ball, start, target, kl_divergence, size=size, steps=self.steps)
+        logits = classifier(batch.pixels).float()
+        pull = kl_divergence(classifier(attacked).float(), logits)
+        if self.class_weights is not None:
+            pull = pull * _sample_weights(self.class_weights, batch.labels, pull)
+        entropy = mean_cross_entropy(logits, batch.labels, self.class_weights, self.label_smoothing)
+        return entropy + self.beta * pull.mean()
+
+
+def kl_divergence(logits: Float[Tensor, "B K"], target: Tensor) -> Float[Tensor, " B"]:
+    """KL(softmax(target) || softmax(logits)) of each image; both sides have gradients."""
+    return F.kl_div(logits.log_softmax(1), target.log_softmax(1), reduction="none", log_target=True).sum(1)
+
+
+def _sample_weights(
+    class_weights: tuple[float, ...], labels: Labels, like: Float[Tensor, " B"]
+) -> Float[Tensor, " B"]:
+    """What each image weighs, by its label or by the shares of its labels."""
+    weights = torch.tensor(class_weights, device=like.device, dtype=like.dtype)
+    return weights[labels] if labels.ndim == 1 else labels.to(like.dtype) @ weights
+
+
+def check_training_eps(eps: object, norm: str) -> None:
+    """Raise ValueError for an eps nothing can be trained against, ChoiceError for a norm nobody knows."""
+    check_norm(norm)
+    most = 1 if norm == "linf" else float("inf")
+    if not isinstance(eps, int | float) or not 0 < eps <= most:
+        hint = f"; for {eps} of 255 grey values write {eps}/255" if isinstance(eps, int) and eps > 1 else ""
+        raise ValueError(f"eps must be above 0 and at most {most} (pixels go from 0 to 1), not {eps!r}{hint}")
+
+
+def check_positive(name: str, value: object) -> None:
+    """Raise ValueError unless ``value`` is a number above 0."""
+    if not isinstance(value, int | float) or not 0 < value < float("inf"):
+        raise ValueError(f"{name} must be a number above 0, not {value!r}")

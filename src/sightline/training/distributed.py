@@ -1,0 +1,194 @@
+"""Several processes that train one classifier: PyTorch's distributed package, through Lightning Fabric.
+
+Fabric is imported only where there is more than one process. Every process holds the whole classifier and
+works on its share of each batch; gradients are averaged before the step, so all stay equal.
+"""
+
+import json
+import os
+import pickle
+import signal
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from .. import errors
+from ..errors import RecipeError, SightlineError, WorkerLostError
+from .gradients import norm_statistics
+
+
+@dataclass(frozen=True)
+class ProcessGroup:
+    """The processes of one run, seen from one of them; without Fabric, a team of one."""
+
+    fabric: Any = None
+
+    @property
+    def rank(self) -> int:
+        """Number of this process, from 0."""
+        return 0 if self.fabric is None else self.fabric.global_rank
+
+    @property
+    def size(self) -> int:
+        """How many processes there are."""
+        return 1 if self.fabric is None else self.fabric.world_size
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this is the process that writes and speaks."""
+        return self.rank == 0
+
+    def average_gradients(self, module: nn.Module, loss: Float[Tensor, ""]) -> Float[Tensor, ""]:
+        """The team's mean loss; gradients become the team's mean, in one exchange. Raises LostError."""
+        if self.fabric is None:
+            return loss
+        grads = [p.grad for p in module.parameters() if p.grad is not None]
+        *means, loss = self._mean([*grads, loss.float()])
+        torch._foreach_copy_(grads, means)
+        return loss
+
+    def sync_norm_stats(self, *modules: nn.Module) -> None:
+        """Make the running statistics of norms the team's mean."""
+        if self.fabric is not None and (statistics := norm_statistics(*modules)):
+            torch._foreach_copy_(statistics, self._mean(statistics))
+
+    def broadcast_state(self, module: nn.Module) -> None:
+        """Give every process the first one's tensors.
+
+        What each has worked out for itself may differ by rounding, and a rounding may turn an eigenvector's sign.
+        """
+        if self.fabric is not None:
+            module.load_state_dict(self.fabric.broadcast(module.state_dict()))
+
+    def sum(self, values: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
+        """The team's sum. Raises LostError."""
+        return values if self.fabric is None else self._reduce(values, "sum")
+
+    def broadcast_text(self, text: str) -> str:
+        """The first process's text, in every process."""
+        return text if self.fabric is None else self.fabric.broadcast(text)
+
+    def any(self, flag: bool, step: int, *, every: int = 50) -> bool:
+        """Whether any process has set its flag; asked every few steps where asking makes an accelerator wait."""
+        if self.fabric is None:
+            return flag
+        device = self.fabric.device
+        if device.type != "cpu" and step % every:
+            return False
+        return bool(self._reduce(torch.tensor(float(flag), device=device), "sum").item())
+
+    def _mean(self, tensors: list[Tensor]) -> list[Tensor]:
+        flat = self._reduce(torch.cat([t.detach().flatten() for t in tensors]), "mean")
+        pieces = flat.split([t.numel() for t in tensors])
+        return [piece.view(t.shape) for piece, t in zip(pieces, tensors, strict=True)]
+
+    def _reduce(self, values: Tensor, how: str) -> Tensor:
+        try:
+            return self.fabric.all_reduce(values, reduce_op=how)
+        except RuntimeError as error:
+            raise WorkerLostError() from error
+
+
+SINGLE_PROCESS = ProcessGroup()
+
+
+def check_processes(processes: int, device: torch.device, batch_size: int) -> None:
+    """Raise RecipeError where a batch cannot be shared by so many processes, or there are not so many GPUs."""
+    if processes == 1:
+        return
+    if device.type == "mps":
+        raise RecipeError("Several processes need CUDA GPUs or the CPU: use --processes 1 with mps.")
+    if device.type == "cuda" and torch.cuda.device_count() < processes:
+        raise RecipeError(f"--processes {processes} needs as many GPUs, and here are {torch.cuda.device_count()}.")
+    if batch_size % processes:
+        raise RecipeError(f"A batch of {batch_size} cannot be shared evenly by {processes} processes: change one.")
+
+
+def is_under_launcher() -> bool:
+    """Whether torchrun (or another launcher) started this process as one of several."""
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1 and "LOCAL_RANK" in os.environ
+
+
+def is_secondary() -> bool:
+    """Whether a launcher started this process, and another one writes and speaks."""
+    return is_under_launcher() and os.environ.get("RANK", "0") != "0"
+
+
+def group_from_env(device: torch.device) -> ProcessGroup:
+    """The team that torchrun started this process in."""
+    return ProcessGroup(_make_fabric(device, int(os.environ["WORLD_SIZE"]), "ddp"))
+
+
+def launch_processes(work: Callable[..., object], processes: int, device: torch.device, *arguments: Any) -> None:
+    """Call ``work(team, *arguments)`` in so many new processes and wait for them.
+
+    ``work`` and its arguments travel by pickle to processes of this machine and no further. The SightlineError
+    of the first process to fail is raised here; where one is lost without a word, LostError.
+    """
+    try:
+        pickle.dumps((work, arguments))
+    except Exception as error:
+        raise RecipeError(f"What trains in several processes must be picklable: {error}.") from error
+    fabric = _make_fabric(device, processes, "ddp_spawn")
+    with TemporaryDirectory(prefix="sightline-team-") as letters, _ignore_interrupts():
+        threads = torch.get_num_threads()
+        try:
+            fabric.launch(_run_worker, work, letters, max(1, threads // processes), arguments)
+        except Exception as error:  # torch's launcher has its own kinds
+            raise _find_worker_error(Path(letters)) or WorkerLostError() from error
+        if (told := _find_worker_error(Path(letters))) is not None:
+            raise told
+
+
+def _run_worker(
+    fabric: Any, work: Callable[..., object], letters: str, threads: int, arguments: Iterable[Any]
+) -> None:
+    torch.set_num_threads(threads)
+    try:
+        work(ProcessGroup(fabric), *arguments)
+    except SightlineError as error:  # raising it would end the others in the middle of saving
+        letter = {"kind": type(error).__name__, "text": str(error)}
+        (Path(letters) / f"{fabric.global_rank:05d}.json").write_text(json.dumps(letter))
+
+
+def _find_worker_error(letters: Path) -> SightlineError | None:
+    """The most telling error that a process left: any that is not about another one's end."""
+    found = [json.loads(path.read_text()) for path in sorted(letters.glob("*.json"))]
+    told = [vars(errors)[each["kind"]](each["text"]) for each in found]
+    return next((e for e in told if not isinstance(e, WorkerLostError)), told[0] if told else None)
+
+
+@contextmanager
+def _ignore_interrupts() -> Iterator[None]:
+    """Ctrl-C reaches every process of a terminal: the children save and end, and this one waits for them."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _make_fabric(device: torch.device, processes: int, strategy: str) -> Any:
+    import logging
+    import warnings
+
+    for name in ("lightning_fabric", "lightning_utilities"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module="lightning")
+    from lightning_fabric import Fabric
+
+    fabric = Fabric(accelerator=device.type, devices=processes, strategy=strategy)
+    if strategy == "ddp":
+        fabric.launch()
+    return fabric

@@ -1,0 +1,142 @@
+"""The run folder: what a training writes, and where.
+
+``recipe.toml environment.json notes.json split.csv train_batch.png history.csv curves.png
+training.json last.ckpt classifier/ log.txt``; later verbs add to it. Never overwritten unless asked.
+"""
+
+import csv
+import json
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .. import progress, runtime
+from ..errors import DataError, OutputError
+from ..files import atomic_replace, explain_write_errors, write_json, write_text
+from ..types import Batch, Splits
+from .recipe import Recipe
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Paths of one run, and the writing of what is the run's own."""
+
+    path: Path
+
+    @property
+    def bundle(self) -> Path:
+        """The classifier's folder."""
+        return self.path / "classifier"
+
+    @property
+    def checkpoint(self) -> Path:
+        """Everything needed to resume exactly."""
+        return self.path / "last.ckpt"
+
+    def read_recipe(self) -> Recipe:
+        """The resolved recipe; raises DataError where this is no run folder."""
+        file = self.path / "recipe.toml"
+        if not file.is_file():
+            raise DataError(f"'{self.path}' is no run: it has no recipe.toml. `sightline runs` lists the runs.")
+        return Recipe.from_toml(file)
+
+    def read_facts(self) -> dict[str, Any]:
+        """What ``training.json`` says, empty while training has not finished."""
+        file = self.path / "training.json"
+        return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+
+    def log(self, text: str, *, aloud: bool = True) -> None:
+        """A sentence for ``log.txt`` and, said ``aloud``, for the terminal."""
+        if aloud:
+            progress.notify(text)
+        with explain_write_errors(self.path), (self.path / "log.txt").open("a", encoding="utf-8") as log:
+            log.write(text + "\n")
+
+    def write_header(self, recipe: Recipe, splits: Splits, notes: Sequence[str]) -> None:
+        """Write what is known before the first step."""
+        for note in notes:
+            self.log(note, aloud=False)
+        write_text(self.path / "recipe.toml", recipe.to_toml())
+        write_json(self.path / "environment.json", runtime.environment())
+        write_json(self.path / "notes.json", list(notes))
+        self._write_split(splits)
+
+    def _write_split(self, splits: Splits) -> None:
+        path = self.path / "split.csv"
+        with atomic_replace(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as stream:
+            writer = csv.writer(stream)
+            writer.writerow(["file", "label", "split"])
+            for name, part in (("train", splits.train), ("val", splits.val), ("test", splits.test)):
+                labels = np.asarray(part.classes)[part.labels]
+                writer.writerows(zip(part.files, labels, [name] * len(part), strict=True))
+
+    def write_train_batch(self, batch: Batch, classes: Sequence[str]) -> None:
+        """A picture of what the network sees, augmentation included."""
+        from ..pictures import contact_sheet
+
+        images = (batch.pixels[:32].float() * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
+        labels = batch.labels if batch.labels.ndim == 1 else batch.labels.argmax(1)
+        sheet = contact_sheet(list(images), [classes[int(i)] for i in labels[: len(images)]])
+        with explain_write_errors(self.path):
+            sheet.save(self.path / "train_batch.png")
+
+    def write_curves(self, history: Sequence[dict[str, Any]]) -> None:
+        """Loss and accuracy over the epochs, as a picture."""
+        from ..pictures import plot_history
+
+        if history:
+            with explain_write_errors(self.path):
+                plot_history(history).save(self.path / "curves.png")
+
+
+class SilentRunFolder(RunFolder):
+    """A run among many: its epochs are not news, and nobody will look at its curves."""
+
+    def log(self, text: str, *, aloud: bool = True) -> None:
+        """Only for the log."""
+        del aloud
+        super().log(text, aloud=False)
+
+    def write_curves(self, history: Sequence[dict[str, Any]]) -> None:
+        """Nothing."""
+
+
+def check_run_folder(out: Path | None, *, overwrite: bool) -> None:
+    """Raise OutputError where ``out`` holds something that may not be replaced."""
+    if out is None or not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return
+    if not overwrite:
+        raise OutputError(f"'{out}' exists already. Choose another --out, or add --overwrite to replace it.")
+    if not (out / "recipe.toml").is_file():
+        raise OutputError(f"'{out}' is not a run, so it is not overwritten. Choose another --out.")
+
+
+def create_run_folder(out: Path | None, name: str, *, overwrite: bool = False) -> RunFolder:
+    """Make the folder of a new run: ``out``, or ``runs/<name>`` with a number where that exists.
+
+    Raises OutputError where ``out`` exists (unless ``overwrite`` and it is a run) or cannot be written.
+    """
+    check_run_folder(out, overwrite=overwrite)
+    if out is not None:
+        with explain_write_errors(out):
+            if (out / "recipe.toml").is_file():
+                shutil.rmtree(out)
+            out.mkdir(parents=True, exist_ok=True)
+        return RunFolder(out)
+    for path in _candidate_paths(Path("runs") / name):
+        with explain_write_errors(path), suppress(FileExistsError):  # another run may take the name first
+            path.mkdir(parents=True)
+            return RunFolder(path)
+    raise AssertionError("numbers do not end")
+
+
+def _candidate_paths(path: Path) -> Iterator[Path]:
+    yield path
+    for number in count(2):
+        yield path.with_name(f"{path.name}-{number}")

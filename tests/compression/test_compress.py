@@ -1,0 +1,538 @@
+"""Compressors keep what they must and shrink what they promise; the verb heals, measures, and loses nothing."""
+
+import copy
+import dataclasses
+import json
+import os
+import shutil
+import signal
+from dataclasses import replace
+from math import comb
+
+import numpy as np
+import pytest
+import torch
+from sklearn.datasets import load_digits
+from sklearn.metrics import accuracy_score
+
+from sightline.baselines import fit_baseline
+from sightline.classifier import Classifier
+from sightline.compression import (
+    COMPRESSORS,
+    FineTuning,
+    compress,
+    compressing,
+    count_weights,
+    fine_tune,
+    format_step,
+    open_original,
+    parse_steps,
+    pipeline,
+    profiling,
+)
+from sightline.compression.compressing import COMPRESSION_FILE, WORK_FOLDER
+from sightline.compression.fine_tuning import recalibrate_norms
+from sightline.compression.opening import check_images_fit, recipe_from_classifier
+from sightline.compression.profiling import median_interval
+from sightline.data import load
+from sightline.data.splits import split
+from sightline.ensembles import combine_runs
+from sightline.errors import (
+    ChoiceError,
+    DataError,
+    Interrupted,
+    OutputError,
+    RecipeError,
+    RequirementNotMet,
+    SightlineError,
+)
+from sightline.evaluation import evaluate
+from sightline.evidence import write_report
+from sightline.evidence.sections import build_sections
+from sightline.models import build, count_multiply_adds, parse_architecture
+from sightline.preprocessing import fit_preprocessing
+from sightline.training import Recipe, train
+from sightline.training.calibrate import predict_logits, validate
+from sightline.training.plan import build_objective
+from sightline.training.run import reopen
+from sightline.training.run_folder import SilentRunFolder
+from sightline.types import Dataset, Geometry, Splits
+
+GEOMETRY = Geometry(size=(16, 16), channels=1)
+PLAIN = {"precision": "float32", "memory_format": "contiguous", "replicas": 1, "augment": ()}
+TINY = Recipe(model="small-cnn", size=12, limit=400, epochs=3, batch_size=32, lr=0.05, **PLAIN)
+
+
+@pytest.fixture(autouse=True)
+def _short_races(monkeypatch):
+    """What the clock says is not tested, so it need not be asked for long."""
+    monkeypatch.setattr(profiling, "TIMING_SECONDS", 0.02)
+
+
+@pytest.fixture
+def unexported(monkeypatch):
+    """As where nothing can be exported: for tests that are not about the file, which takes seconds to write."""
+
+    def refuse(*_):
+        raise RequirementNotMet("No file is written here.")
+
+    monkeypatch.setattr(profiling, "write_exported", refuse)
+
+
+# laws of the family
+
+WORDS = {
+    "prune": "prune:0.7",
+    "channels": "channels:0.4",
+    "lowrank": "lowrank:tucker:budget=0.6",
+    "int8": "int8:minmax:images=32",
+    "distil": "distil:lenet5",
+}
+"""A word for each member that does something to a small network."""
+
+PROMISES = {
+    "prune": lambda one: count_weights(one.network)[1],
+    "channels": lambda one: count_multiply_adds(one.network, 1, (16, 16)),
+    "lowrank": lambda one: count_weights(one.network)[0],
+    "int8": lambda one: sum(t.numel() * t.element_size() for t in one.state_dict().values()),
+    "distil": lambda one: count_multiply_adds(one.network, 1, (16, 16)),
+}
+"""What each of them makes smaller."""
+
+
+def images(classes):
+    """Real digits of the first so many classes, 16 x 16, in three parts."""
+    known = load_digits()
+    chosen = np.flatnonzero(known.target < classes)[:240]
+    pixels = np.kron(np.rint(known.images[chosen] * 255 / 16).astype(np.uint8), np.ones((1, 2, 2), np.uint8))[
+        ..., None
+    ]
+    whole = Dataset(
+        pixels=pixels, rows=np.arange(len(chosen)), labels=known.target[chosen].astype(np.int64),
+        classes=tuple("abcdefghij"[:classes]), files=np.array([f"{i}.png" for i in chosen]),
+        digests=chosen.astype(np.uint64), geometry=GEOMETRY, fingerprint=f"digits {classes}",
+    )  # fmt: skip
+    parts = np.arange(len(chosen)) % 4
+    return Splits(*(whole.subset(parts >= 2) if n == 2 else whole.subset(parts == n) for n in (2, 0, 1)))
+
+
+def classifier_of(splits):
+    torch.manual_seed(0)
+    word = "plain-cnn:depth=4:width=16"
+    plan = parse_architecture(word, classes=len(splits.train.classes), channels=1, size=(16, 16))
+    return Classifier(
+        fit_preprocessing(splits.train, "fitted", 1), build(plan), architecture=plan, classes=splits.train.classes,
+        geometry=GEOMETRY, provenance={"data_fingerprint": splits.train.fingerprint},
+    ).eval()  # fmt: skip
+
+
+@pytest.fixture(scope="module", params=[10, 2], ids=["ten classes", "two classes"])
+def subject(request):
+    splits = images(request.param)
+    return classifier_of(splits), splits
+
+
+def test_there_is_a_word_and_a_promise_for_every_member():
+    assert set(WORDS) == set(PROMISES) == set(COMPRESSORS) == set(pipeline.COMPRESSOR_TYPES)
+    for name, word in WORDS.items():
+        (step,) = parse_steps(word)
+        assert isinstance(step, pipeline.Compressor)
+        assert parse_steps(format_step(step)) == [step]
+        assert format_step(step).startswith(name)
+
+
+@pytest.mark.parametrize("name", COMPRESSORS)
+def test_a_compressor_keeps_the_signature_shrinks_what_it_promises_and_is_rebuilt(name, subject, tmp_path):
+    classifier, splits = subject
+    before, config = copy.deepcopy(classifier.state_dict()), classifier.config()
+    small = parse_steps(WORDS[name])[0](classifier, splits)
+    pixels = torch.rand(5, 1, 16, 16)
+    with torch.no_grad():
+        logits = small.eval()(pixels)
+        assert logits.shape == (5, len(classifier.classes))
+        assert logits.isfinite().all()
+        small.save(tmp_path / "small")
+        assert torch.equal(Classifier.load(tmp_path / "small")(pixels), logits)
+    assert (small.classes, small.geometry) == (classifier.classes, classifier.geometry)
+    assert PROMISES[name](small) < PROMISES[name](classifier)
+    assert classifier.config() == config
+    after = classifier.state_dict()
+    assert before.keys() == after.keys()
+    assert all(torch.equal(value, after[key]) for key, value in before.items())
+    if name != "distil":  # which begins anew
+        with pytest.raises(SightlineError, match=r"already"):
+            parse_steps(WORDS[name])[0](small, splits)
+
+
+def test_they_stack(subject, tmp_path):
+    classifier, splits = subject
+    small = classifier
+    for step in parse_steps("channels:0.3,lowrank:tucker:budget=0.7,prune:0.5,int8:minmax:images=32"):
+        small = step(small, splits)
+    pixels = torch.rand(3, 1, 16, 16)
+    small.save(tmp_path / "small")
+    with torch.no_grad():
+        assert torch.equal(Classifier.load(tmp_path / "small")(pixels), small(pixels))
+    assert len(small.architecture.surgery) == 4
+
+
+def test_numbers_are_counted_by_hand():
+    torch.manual_seed(0)
+    network = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.BatchNorm1d(3))
+    assert count_weights(network) == (4 * 3 + 3 + 2 * 3, 4 * 3 + 3 + 3)  # a norm's shifts start at zero
+    with torch.no_grad():
+        network[0].weight[0] = 0
+    network.register_buffer("codes", torch.tensor([1, 0, -3], dtype=torch.int8))
+    assert count_weights(network) == (21 + 3, 18 - 4 + 2)
+
+
+# the interval of a median
+
+
+def test_the_interval_of_a_median_is_exact():
+    """Against the binomial: the true median is outside as often as counting heads says."""
+    rng = np.random.default_rng(0)
+    for count in (6, 11, 40):
+        found = median_interval(np.arange(count, dtype=float))  # its ends say how many are below, and not above
+        outside = sum(comb(count, heads) for heads in range(count + 1) if not found.low < heads <= found.high)
+        assert outside / 2**count <= 0.05
+        tighter = sum(comb(count, heads) for heads in range(count + 1) if not found.low + 1 < heads < found.high)
+        assert tighter / 2**count > 0.05
+        drawn = [median_interval(rng.lognormal(0, 1, count)) for _ in range(300)]
+        missed = sum(not one.low <= 1 <= one.high for one in drawn)
+        assert missed / 300 == pytest.approx(outside / 2**count, abs=0.04)
+    assert median_interval(np.array([3.0, 1.0, 2.0])).value == 2
+
+
+# the verb
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    return train("digits", TINY, out=tmp_path_factory.mktemp("compress") / "run")
+
+
+@pytest.fixture(scope="module")
+def small(run, tmp_path_factory):
+    """The run, pruned and healed, with its table."""
+    before = profiling.TIMING_SECONDS
+    profiling.TIMING_SECONDS = 0.02
+    state = copy.deepcopy(run.classifier.state_dict())
+    files = {path: path.stat().st_mtime_ns for path in run.folder.rglob("*")}
+    made = compress(run.folder, by="prune:0.8", out=tmp_path_factory.mktemp("compress") / "small", device="cpu")
+    profiling.TIMING_SECONDS = before
+    assert {path: path.stat().st_mtime_ns for path in run.folder.rglob("*")} == files
+    again = Classifier.load(run.folder).state_dict()
+    assert all(torch.equal(value.cpu(), again[name]) for name, value in state.items())
+    return made
+
+
+def test_the_result_is_a_run_like_any_other(run, small, cli):
+    folder = small.run.folder
+    names = {path.name for path in folder.iterdir()}
+    assert names >= {"recipe.toml", "environment.json", "split.csv", "notes.json", "history.csv", "training.json"}
+    assert names >= {"classifier", COMPRESSION_FILE}
+    assert WORK_FOLDER not in names
+    again = reopen(folder, device="cpu")
+    assert again.splits.test.files.tolist() == run.splits.test.files.tolist()
+    pixels = torch.rand(4, 1, 12, 12)
+    with torch.no_grad():
+        assert torch.equal(again.classifier(pixels), small.run.classifier.eval()(pixels))
+    known = again.classifier.provenance
+    assert known["parent"] == run.folder.name
+    assert known["compressed"] == ["prune:amount=0.8"]
+    assert (folder / "split.csv").read_text() == (run.folder / "split.csv").read_text()
+    assert (folder / "recipe.toml").read_text().startswith("# Made by `sightline compress")
+    assert small.run.facts["epochs"] == 2  # a quarter of 3, but 2 at least
+    every, left = count_weights(again.classifier.network)
+    assert left < 0.3 * every
+    answer = cli("evaluate", folder, "--device", "cpu", "--json")
+    assert json.loads(answer.out)["accuracy"] == pytest.approx(small.table.accuracies[1].value)
+    assert cli("report", folder).code == 0
+    answer = cli("runs", folder.parent, "--json")
+    (row,) = [one for one in json.loads(answer.out)["runs"] if one["run"] == str(folder)]
+    assert row["state"] == "tested"
+
+
+def test_the_table_says_what_others_measure(run, small):
+    table, test = small.table, run.splits.test
+    before = evaluate(run.classifier, test, device="cpu")
+    after = evaluate(small.run.classifier, test, device="cpu")
+    assert table.accuracies[0].value == pytest.approx(accuracy_score(before.labels, before.predicted))
+    assert table.accuracies[1].value == pytest.approx(accuracy_score(after.labels, after.predicted))
+    assert table.agreement.value == pytest.approx((before.predicted == after.predicted).mean())
+    assert table.difference.value == pytest.approx(after.correct.mean() - before.correct.mean())
+    assert table.n == len(test)
+    count = sum(p.numel() for p in run.classifier.network.parameters())
+    assert (table.original.parameters, table.small.parameters) == (count, count)
+    assert table.small.nonzero < 0.3 * table.small.parameters
+    folder = small.run.folder / "classifier"
+    # the card and the provenance are written later, or differ: the tensors are nearly all of it
+    assert table.small.bundle_mb == pytest.approx(sum(f.stat().st_size for f in folder.iterdir()) / 1e6, rel=0.02)
+    assert table.small.file_mb == pytest.approx(table.original.file_mb, rel=0.01)
+    said = " ".join(table.sentences())
+    assert "zeros among its numbers are stored like any other" in said
+    value = json.loads((small.run.folder / COMPRESSION_FILE).read_text())
+    assert value["sentences"] == table.sentences()
+    assert value["by"] == ["prune:amount=0.8"]
+    assert {one["batch_size"] for one in value["small"]["latency"]} == {1, 32}
+    for ratio in value["latency_ratio"].values():
+        assert 0 < ratio["low"] <= ratio["value"] <= ratio["high"]
+
+
+def test_the_sentences_are_plain(small):
+    """Whatever the clock said here, the same numbers turned round must be said the other way."""
+    table = small.table
+    slow = {
+        size: replace(race, ratio=replace(race.ratio, value=1.3, low=1.2, high=1.4))
+        for size, race in table.races.items()
+    }
+    fast = {
+        size: replace(race, ratio=replace(race.ratio, value=0.5, low=0.4, high=0.6))
+        for size, race in table.races.items()
+    }
+    even = {
+        size: replace(race, ratio=replace(race.ratio, value=1.0, low=0.9, high=1.1))
+        for size, race in table.races.items()
+    }
+    assert "Slower than the original, so it is no gain in speed here" in " ".join(
+        replace(table, races=slow).sentences()
+    )
+    assert "Faster: one image takes 0.50 times as long" in " ".join(replace(table, races=fast).sentences())
+    assert "Not faster, as far as can be told" in " ".join(replace(table, races=even).sentences())
+    assert "Slower in part" in " ".join(replace(table, races={1: slow[1], 32: fast[32]}).sentences())
+    shrunk = replace(table, small=replace(table.small, file_mb=table.original.file_mb / 2))
+    assert shrunk.sentences()[0].startswith("Smaller: its exported file")
+    assert "Timed by torch" in " ".join(
+        replace(table, small=replace(table.small, exported=None, why="No.")).sentences()
+    )
+
+
+def test_the_page_shows_it_and_names_what_is_damaged(small, tmp_path):
+    folder = tmp_path / "copy"
+    shutil.copytree(small.run.folder, folder)
+    html = write_report(folder).read_text(encoding="utf-8")
+    assert '<section id="compression">' in html
+    assert f"{small.table.original.parameters:,}" in html
+    assert build_sections({"compression": {"parent": 1}}) == ({}, ["compression"])
+
+
+def test_healing_keeps_what_is_better(run):
+    """A rate that destroys is not kept; norms that were spoilt are measured anew."""
+    spoilt = copy.deepcopy(run.classifier).eval()
+    with torch.no_grad():
+        for module in spoilt.modules():
+            if isinstance(module, torch.nn.BatchNorm2d):
+                module.running_mean.add_(1.0)
+                module.running_var.mul_(9.0)
+    before = validate(spoilt, run.splits.val)
+    anew, better = recalibrate_norms(spoilt, run.splits)
+    assert better
+    assert validate(anew, run.splits.val)[0] < before[0]
+
+
+def test_a_healing_that_harms_is_not_kept(run, tmp_path):
+    """Training images whose labels are all wrong."""
+    recipe = FineTuning(epochs=1, lr=0.05).fine_tuning_recipe(run.recipe)
+    wrong = replace(run.splits.train, labels=(run.splits.train.labels + 1) % 10)
+    images = replace(run.splits, train=wrong)
+    found = fine_tune(run.classifier, images, recipe, SilentRunFolder(tmp_path), objective=build_objective(recipe))
+    assert any("kept as it was" in note for note in found.notes)
+    assert validate(found.classifier, run.splits.val)[1] >= validate(run.classifier, run.splits.val)[1]
+    assert found.facts["epochs"] == 0
+
+
+def stop_after_an_epoch(monkeypatch):
+    """A Ctrl-C when the first epoch of a healing is told."""
+    told = []
+
+    def say(self, text, *, aloud=True):
+        del self, aloud
+        told.append(text)
+        if len(told) == 1:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(SilentRunFolder, "log", say)
+
+
+@pytest.mark.usefixtures("unexported")
+def test_an_interrupted_healing_goes_on_exactly(run, tmp_path, monkeypatch):
+    asked = {"by": "channels:0.3:criterion=l2,prune:0.5", "healing": FineTuning(epochs=2), "device": "cpu"}
+    whole = compress(run.folder, out=tmp_path / "whole", **asked)
+    with monkeypatch.context() as patched:
+        stop_after_an_epoch(patched)
+        with pytest.raises(Interrupted, match="same command again"):
+            compress(run.folder, out=tmp_path / "parts", **asked)
+    assert (tmp_path / "parts" / WORK_FOLDER / "request.json").is_file()
+    with pytest.raises(OutputError, match="unfinished work that was asked for otherwise"):
+        compress(run.folder, out=tmp_path / "parts", **asked | {"by": "prune:0.3"})
+    with monkeypatch.context() as patched:  # and again, when all is trained and nothing is written
+        patched.setattr(compressing, "measured", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            compress(run.folder, out=tmp_path / "parts", **asked)
+    with monkeypatch.context() as patched:
+        patched.setattr(pipeline, "fine_tune", interrupted)  # nothing is left to be healed
+        again = compress(run.folder, out=tmp_path / "parts", **asked)
+    states = [one.run.classifier.state_dict() for one in (whole, again)]
+    assert all(torch.equal(value, states[1][name]) for name, value in states[0].items())
+    assert [one["step"] for one in again.result.facts] == ["channels:amount=0.3:criterion=l2", "prune"]
+    assert again.run.facts["epochs"] == 4
+    assert not (tmp_path / "parts" / WORK_FOLDER).exists()
+
+
+def interrupted(*_, **__):
+    raise KeyboardInterrupt
+
+
+@pytest.mark.usefixtures("unexported")
+def test_a_threshold_of_other_answers_is_left_behind(run, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(run.folder, folder)
+    classifier = Classifier.load(folder)
+    classifier.threshold = 0.9
+    classifier.save(folder / "classifier")
+    made = compress(folder, by="int8:minmax:images=32", out=tmp_path / "small", device="cpu")
+    assert Classifier.load(made.run.folder).threshold == 0
+    assert any("set them anew" in note for note in made.notes)
+    assert made.comparison.smaller
+    assert made.run.facts["epochs"] == 0
+
+
+@pytest.mark.usefixtures("unexported")
+def test_a_bundle_is_compressed_with_images_named(run, tmp_path):
+    bundle = run.classifier.save(tmp_path / "bundle")
+    made = compress(
+        bundle, "digits", by="prune:0.5", out=tmp_path / "small", healing=FineTuning(epochs=0), device="cpu"
+    )
+    again = reopen(made.run.folder, device="cpu")
+    assert len(again.splits.train) > len(run.splits.train)  # all of them, not 400
+    assert again.recipe.data == "digits"
+
+
+@pytest.mark.usefixtures("unexported")
+def test_an_ensemble_is_distilled_and_nothing_else(run, tmp_path):
+    combine_runs([run.folder, other(run, tmp_path)], out=tmp_path / "all", device="cpu")
+    with pytest.raises(SightlineError, match="member by member"):
+        compress(tmp_path / "all", "digits", by="prune", out=tmp_path / "x", device="cpu")
+    assert not (tmp_path / "x").exists()
+    made = compress(
+        tmp_path / "all",
+        "digits",
+        by="distil:mlp",
+        out=tmp_path / "small",
+        healing=FineTuning(epochs=1),
+        device="cpu",
+    )
+    assert made.run.classifier.architecture.name == "mlp"
+    assert "members" not in made.run.classifier.provenance
+    assert reopen(made.run.folder, device="cpu").recipe.model == "mlp"
+
+
+def other(run, place):
+    folder = place / "other"
+    shutil.copytree(run.folder, folder)
+    return folder
+
+
+@pytest.mark.usefixtures("unexported")
+def test_the_verb(run, tmp_path, cli):
+    out = tmp_path / "a"
+    shutil.copytree(run.folder, out)
+    words = ("compress", run.folder, "--by", "prune:0.6", "--epochs", "1", "--device", "cpu", "--out", out)
+    assert cli(*words).code == 2
+    told = cli(*words, "--overwrite")
+    assert told.code == 0, told.err
+    assert "healing by 1 epoch of" in told.err
+    assert "Multiply-adds an image" in told.out
+    assert str(out) in told.out
+    assert Classifier.load(out).provenance["compressed"] == ["prune:amount=0.6"]
+    listed = cli("list", "compressors", "--json")
+    assert [row["name"] for row in json.loads(listed.out)["compressors"]] == list(COMPRESSORS)
+
+
+def test_mistakes_are_one_sentence(run, small, tmp_path, cli):
+    bundle = run.classifier.save(tmp_path / "bundle")
+    baseline = fit_baseline(split(load("digits", Geometry(size=(8, 8), channels=1))), "decision-tree")
+    baseline.save(tmp_path / "tree")
+    (tmp_path / "file").write_text("")
+    out = ("--out", tmp_path / "x")
+    wrong = {
+        "Did you mean 'prune'": (run.folder, "--by", "pruen", *out),
+        "named twice": (run.folder, "--by", "prune,prune:0.3", *out),
+        "name it first": (run.folder, "--by", "prune,distil", *out),
+        "Say how to compress": (run.folder, "--by", ",", *out),
+        "cannot be made": (run.folder, "--by", "prune:2", *out),
+        "pruned already": (small.run.folder, "--by", "prune", *out),
+        "without its run": (bundle, "--by", "prune", *out),
+        "classes of 'shapes'": (bundle, "shapes", "--by", "prune", *out),
+        "no network to make smaller": (tmp_path / "tree", "digits", "--by", "prune", *out),
+        "no run or bundle": (tmp_path / "absent", "--by", "prune", *out),
+        "where the original is": (run.folder, "--by", "prune", "--out", run.folder, "--overwrite"),
+        "is a file, not a folder": (run.folder, "--by", "prune", "--out", tmp_path / "file" / "x"),
+        "exists already": (run.folder, "--by", "prune", "--out", small.run.folder),
+        "There is no target 'speed'": (run.folder, "--by", "prune", "--target", "speed=0.5x", *out),
+        "is no target: write": (run.folder, "--by", "prune", "--target", "size=half", *out),
+        "allowance is 2": (run.folder, "--by", "prune", "--target", "size=0.5x", "--allowance", "2", *out),
+        "exported file": (tmp_path / "model.onnx", "--by", "prune", *out),
+    }
+    for message, words in wrong.items():
+        answer = cli("compress", *words, "--device", "cpu")
+        assert answer.code == 2, (message, answer.err)
+        assert message in answer.err
+        assert answer.out == ""
+        assert "Traceback" not in answer.err
+    assert not (tmp_path / "x").exists()
+    assert not (run.folder / WORK_FOLDER).exists()
+
+
+def test_images_of_another_kind_are_refused(run):
+    splits = images(10)
+    with pytest.raises(DataError, match="load the images with the classifier's geometry"):
+        check_images_fit(run.classifier, splits)
+    turned = replace(run.splits.train, classes=run.splits.train.classes[::-1])
+    with pytest.raises(DataError, match="in another order"):
+        check_images_fit(run.classifier, replace(run.splits, train=turned))
+    strange = copy.deepcopy(run.classifier)
+    strange.geometry = Geometry(size=(12, 16), channels=1)
+    with pytest.raises(DataError, match="12 x 16 pixels as no run does"):
+        recipe_from_classifier(strange)
+
+
+def test_steps_may_be_objects_and_words(run):
+    (step,) = parse_steps("prune:0.3")
+    assert parse_steps([step, "int8"]) == [step, *parse_steps("int8")]
+    assert parse_steps(step) == [step]
+    with pytest.raises(ChoiceError, match="named twice"):
+        parse_steps([step, "prune"])
+    assert dataclasses.is_dataclass(step)
+    assert open_original(run.folder, device="cpu").recipe.data == run.recipe.data
+
+
+def test_what_cannot_be_exported_is_timed_by_torch(run, tmp_path):
+    """A filter that no file holds stands before the network."""
+    made = train("digits", TINY.replace(normalize="jpeg:75+fitted", epochs=1), out=tmp_path / "run")
+    small = compress(
+        made.folder, by="prune:0.5", out=tmp_path / "small", healing=FineTuning(epochs=0), device="cpu"
+    )
+    assert not small.comparison.exported
+    assert small.comparison.small.file_mb is None
+    said = small.comparison.sentences()
+    assert any("Timed by torch" in one and "JPEG" in one for one in said)
+    assert any("its bundle has" in one for one in said)
+    logits = predict_logits(small.run.classifier, made.splits.test)[0]
+    assert logits.shape[1] == 10
+    del run
+
+
+def test_recipes_of_healing_are_short_and_gentle():
+    long = TINY.replace(epochs=60, lr=0.1, ema=0.999, patience=3, layer_decay=0.7, weights=None)
+    short = FineTuning().fine_tuning_recipe(long)
+    assert (short.epochs, short.lr, short.ema, short.patience, short.layer_decay) == (10, 0.02, 0.0, 0, 1.0)
+    assert short.data_seed == long.data_seed
+    assert FineTuning(seed=5).fine_tuning_recipe(long).data_seed == long.data_seed
+    assert FineTuning().fine_tuning_recipe(long.replace(epochs=0)).epochs == 4
+    assert FineTuning(epochs=1, lr=0.3).fine_tuning_recipe(long).lr == 0.3
+    whole = FineTuning().full_training_recipe(long, "lenet5", 400)
+    assert (whole.model, whole.epochs, whole.lr) == ("lenet5", 60, 0.025)
+    with pytest.raises(RecipeError, match="epochs"):
+        FineTuning(epochs=-1).fine_tuning_recipe(long)

@@ -1,0 +1,741 @@
+"""The journal, on both databases: nothing acknowledged is lost, nothing said is changed, the erased is gone."""
+
+import json
+import os
+import shutil
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from sqlalchemy import create_engine, event, text
+from sqlalchemy.exc import DBAPIError
+
+from helpers.postgres import Cluster, programs
+from sightline.errors import DataError, JournalError
+from sightline.journal.database import connect_database
+from sightline.journal.journal import JOURNAL_FILE, Journal
+from sightline.journal.migrations import MIGRATIONS
+from sightline.journal.records import (
+    DatabaseUnavailable,
+    PredictionRecord,
+    UnknownPrediction,
+    decode_line,
+    encode_lines,
+    new_prediction_id,
+)
+from sightline.journal.spool import Spool
+from sightline.journal.tables import SCHEMA_HEAD, metadata
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    place = programs()
+    if place is None:
+        pytest.skip("PostgreSQL is not installed, or there is no user to run it as")
+    server = Cluster(place)
+    yield server
+    server.close()
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def where(request, tmp_path):
+    """Where a fresh journal lives: a site folder, or a URL."""
+    if request.param == "sqlite":
+        return tmp_path / "site"
+    return request.getfixturevalue("cluster").database()
+
+
+@pytest.fixture
+def opened(where, tmp_path):
+    """Open the journal, as often as wanted; all are closed in the end."""
+    held = []
+
+    def open(**options):
+        held.append(Journal.open(where, site=tmp_path / "site", **options))
+        return held[-1]
+
+    yield open
+    for one in held:
+        one.close()
+
+
+@pytest.fixture
+def journal(opened):
+    return opened()
+
+
+def entry(**facts):
+    given = {"at": time.time(), "release": 1, "label": "cat", "confidence": 0.75, "abstained": False}
+    return PredictionRecord(**{"id": new_prediction_id(), "sha256": "ab" * 32, **given, **facts})
+
+
+def recorded(journal, *entries):
+    journal.record(entries)
+    journal.flush()
+    return [one.id for one in entries]
+
+
+# Ids and lines.
+
+
+def test_ids_sort_by_time_and_never_repeat():
+    ids = [new_prediction_id() for _ in range(20_000)]
+    assert len(set(ids)) == len(ids)
+    assert {len(id) for id in ids} == {32}
+    assert all(id.isalnum() and id.isascii() for id in ids[:100])
+    times = [int(id[:14], 16) for id in ids]
+    assert times == sorted(times)
+    time.sleep(0.001)
+    assert new_prediction_id() > max(ids)
+
+
+def test_a_line_gives_its_entries_back():
+    some = [entry(), entry(subject="Zoë \U0001f600", source="a\nb", image=b"\0\xff" * 99), entry(sha256=None)]
+    lines = encode_lines(some, images=True)
+    assert [one for line in lines.splitlines() for one in decode_line(line)] == some
+    assert [one.image for one in decode_line(encode_lines(some, images=False))] == [None] * 3
+    large = [entry(image=os.urandom(3_000_000)) for _ in range(3)]
+    lines = encode_lines(large, images=True).splitlines()
+    assert len(lines) > 1
+    assert [one for line in lines for one in decode_line(line)] == large
+    for bad in (b"", b"{}", b"[]", b"[2]", b'[1,["x"]]', b"[1,3]", lines[0][:-20]):
+        with pytest.raises(ValueError, match=r"line|Expecting|unpack|Unterminated|Invalid"):
+            decode_line(bad)
+
+
+# Answers.
+
+
+def test_what_is_recorded_is_read_back(journal):
+    given = [
+        entry(
+            label=label, confidence=p, abstained=p < 0.5, release=release, subject=subject, source="front-door.jpg"
+        )
+        for label, p, release, subject in (("cat", 0.9, 1, None), ("dog", 0.4, 1, "Zoë"), ("cat", 0.6, 2, "b"))
+    ]
+    recorded(journal, *given)
+    rows = journal.predictions()
+    assert [row.id for row in rows] == [one.id for one in given[::-1]]
+    for row, one in zip(rows, given[::-1], strict=True):
+        for name in ("id", "at", "release", "label", "confidence", "abstained", "sha256", "subject", "source"):
+            assert getattr(row, name) == getattr(one, name)
+        assert (row.image, row.erased_at, row.correction) == (None, None, None)
+    ids = [one.id for one in given]
+    for wanted, found in (
+        ({"label": "cat"}, [2, 0]),
+        ({"release": 1}, [1, 0]),
+        ({"abstained": True}, [1]),
+        ({"abstained": False}, [2, 0]),
+        ({"subject": "Zoë"}, [1]),
+        ({"limit": 2}, [2, 1]),
+        ({"limit": 0}, []),
+        ({"before": ids[2]}, [1, 0]),
+        ({"before": ids[2], "limit": 1}, [1]),
+        ({"since": given[1].at, "until": given[2].at}, [1]),
+        ({"corrected": True}, []),
+        ({"label": "cow"}, []),
+    ):
+        assert [ids.index(row.id) for row in journal.predictions(**wanted)] == found, wanted
+    assert journal.count() | {"image_bytes": 0} == {
+        "predictions": 3, "abstained": 1, "corrected": 0, "erased": 0, "images": 0, "image_bytes": 0
+    }  # fmt: skip
+
+
+def test_a_thread_brings_entries_to_the_database_by_itself(journal):
+    journal.record([entry() for _ in range(1200)])
+    assert journal.waiting <= 1200
+    deadline = time.monotonic() + 30
+    while journal.waiting and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert journal.waiting == 0
+    assert journal.count()["predictions"] == 1200
+    assert journal.healthy
+    assert list((journal._site / "spool").glob("*.jsonl")) == []
+
+
+def test_the_same_entry_twice_is_one_row(journal):
+    one = entry()
+    recorded(journal, one, one)
+    recorded(journal, one, entry(), replace(one, label="dog"))
+    assert journal.count()["predictions"] == 2
+    assert journal.predictions()[-1].label == "cat"
+
+
+def test_texts_that_no_database_takes_are_cleaned(journal):
+    hostile = "a\0b\ud800c" + "x" * 1000
+    recorded(journal, entry(subject=hostile, source=hostile, label=hostile, confidence=float("nan")))
+    (row,) = journal.predictions()
+    assert row.subject == row.source == row.label
+    assert row.subject.startswith("a\ufffdb?c")
+    assert len(row.subject) == 500
+    assert row.confidence == 0
+    assert journal.erase(hostile) == 1
+
+
+def test_a_value_the_database_cannot_hold_does_not_stop_the_others(journal, capsys):
+    ids = recorded(journal, entry(), entry(release=2**70, subject="too large"), entry())
+    assert {row.id for row in journal.predictions()} == {ids[0], ids[2]}
+    assert journal.waiting == 0
+    assert "cannot hold an answer" in capsys.readouterr().err
+    (held,) = decode_line((journal._site / "spool" / "refused").read_bytes())
+    assert held.id == ids[1]
+    journal.erase("someone else")
+    assert capsys.readouterr().err == ""
+    journal.erase("too large")
+    assert "refused' was set aside earlier and tells of this subject too" in capsys.readouterr().err
+
+
+# Corrections.
+
+
+def test_a_correction_is_noted_once_and_the_latest_counts(journal):
+    (id, other) = recorded(journal, entry(), entry())
+    first = journal.correct(id, "dog", by="camera")
+    assert (first.label, first.by, first.already) == ("dog", "camera", False)
+    again = journal.correct(id, "dog", by="other")
+    assert again.already
+    assert (again.at, again.by) == (first.at, "camera")
+    assert not journal.correct(id, "cow").already
+    assert not journal.correct(id, "dog").already  # what counts is what was said last
+    (row,) = journal.predictions(corrected=True)
+    assert (row.id, row.correction, row.label, row.corrected_by) == (id, "dog", "cat", None)
+    assert [row.id for row in journal.predictions(corrected=False)] == [other]
+    assert journal.count()["corrected"] == 1
+
+
+@pytest.mark.parametrize("id", ["", "0" * 32, "x", "'; DROP TABLE predictions; --", "é\0", "\ud800", "x" * 10_000])
+def test_an_unknown_id_is_said(journal, id):
+    recorded(journal, entry())
+    with pytest.raises(UnknownPrediction, match="no prediction of this id"):
+        journal.correct(id, "dog")
+    assert journal.count() | {"corrected": 0} == journal.count()
+
+
+def test_an_answer_is_known_before_it_is_in_the_database(journal, tmp_path):
+    own = entry()
+    journal.record([own])
+    assert journal.correct(own.id, "dog").label == "dog"
+    other = Spool(tmp_path / "site" / "spool", images=False)  # another worker's, alive
+    theirs = [entry(), entry()]
+    other.append(theirs)
+    assert not journal.correct(theirs[1].id, "dog").already
+    journal.flush()
+    assert other.waiting == 2  # the living bring their own
+    assert {row.id for row in journal.predictions()} == {own.id, *(one.id for one in theirs)}
+    other.close()
+    journal.flush()
+    assert journal.count()["predictions"] == 3
+
+
+# Nothing is lost.
+
+WORKERS = """
+import os, sys, time
+from sightline.journal.journal import Journal
+from sightline.journal.records import Entry, new_id
+
+def say(*words):
+    os.write(1, (" ".join(words) + "\\n").encode())  # of one piece
+
+def work(name, count):
+    journal = Journal.open(sys.argv[1], site=sys.argv[2])
+    if name != "c":
+        say("pid", str(os.getpid()))
+    for i in range(count):
+        some = [Entry(new_id(), time.time(), 1, "cat", 0.5, False, None, name) for _ in range(1 + i % 3)]
+        journal.record(some)
+        say("recorded", *(one.id for one in some))
+        if i % 10 == 5:
+            say("corrected", journal.correct(some[0].id, name).id)
+    journal.close()
+
+for name, count in (("a", 100_000), ("b", 100_000), ("c", 40)):  # three processes, after one import
+    if not os.fork():
+        work(name, count)
+        os._exit(0)
+say("ended", *(str(os.WEXITSTATUS(status) - os.WTERMSIG(status)) for _, status in (os.wait() for _ in "abc")))
+"""
+
+
+def test_processes_killed_while_they_write_lose_nothing(where, opened, tmp_path):
+    site = tmp_path / "site"  # all three find no journal, and make it at once
+    words = [sys.executable, "-c", WORKERS, str(where), str(site)]
+    said = {"recorded": [], "corrected": [], "pid": [], "ended": []}
+    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as workers:
+        for line in workers.stdout:
+            word, *told = line.split()
+            said[word] += told
+            if len(said["pid"]) == 2 and len(said["corrected"]) >= 20:  # the two that would write without end
+                for pid in map(int, said["pid"]):
+                    os.kill(pid, signal.SIGKILL)
+                said["pid"].append("killed")
+    assert sorted(said["ended"]) == ["-9", "-9", "0"]
+    recorded_ids, corrected_ids = said["recorded"], said["corrected"]
+    assert len(recorded_ids) > 50
+    journal = opened()
+    journal.flush()
+    held = {row.id: row for row in journal.predictions(limit=100_000)}
+    assert set(recorded_ids) <= held.keys()
+    for id in corrected_ids:
+        assert held[id].correction == held[id].subject
+    assert list((site / "spool").glob("*.jsonl")) == []
+    assert len(list((site / "spool").glob("*.lock"))) == 1  # our own
+
+
+def test_a_line_cut_short_was_never_acknowledged(opened, tmp_path):
+    dead = Spool(tmp_path / "site" / "spool", images=False)
+    whole = entry()
+    dead.append([whole])
+    segment = dead.oldest_segment()
+    with segment.open("ab") as stream:
+        stream.write(encode_lines([entry()], images=False)[:-30])
+    dead.close()
+    journal = opened()
+    journal.flush()
+    assert [row.id for row in journal.predictions()] == [whole.id]
+    assert list((tmp_path / "site" / "spool").glob("*.damaged")) == []
+
+
+@pytest.mark.parametrize("line", [b"rubbish\n", b"[9,[]]\n"])
+def test_what_cannot_be_read_is_set_aside_and_said(opened, tmp_path, capsys, line):
+    dead = Spool(tmp_path / "site" / "spool", images=False)
+    whole = entry()
+    dead.append([whole])
+    segment = dead.oldest_segment()
+    with segment.open("ab") as stream:
+        stream.write(line)
+    dead.close()
+    journal = opened()
+    journal.flush()
+    after = recorded(journal, entry())
+    assert journal.waiting == 0
+    assert {row.id for row in journal.predictions()} >= set(after)
+    (aside,) = (tmp_path / "site" / "spool").glob("*.damaged")
+    assert whole.id.encode() in aside.read_bytes()
+    assert "cannot be read; it was set aside" in capsys.readouterr().err
+
+
+def test_the_spool_is_bounded(tmp_path):
+    spool = Spool(tmp_path / "spool", images=True, limit=20_000, segment=3000)
+    image = os.urandom(600)
+    held = 0
+    with pytest.raises(JournalError, match=r"spool is full: \d+ answers wait"):  # noqa: PT012
+        for _ in range(1000):
+            spool.append([entry(image=image)])
+            held += 1
+    assert spool.waiting == held
+    assert spool.dropped_images > 0  # images gave way first
+    assert sum(path.stat().st_size for path in (tmp_path / "spool").glob("*.jsonl")) <= 20_000
+    while segment := spool.oldest_segment():
+        spool.remove(segment)
+    assert spool.waiting == 0
+    spool.append([entry(image=image)])
+    spool.close()
+
+
+# Nothing said is changed.
+
+
+def statements(journal):
+    found = []
+    for engine in {journal._database.quick, journal._database.sure}:
+        event.listen(engine, "before_cursor_execute", lambda *given: found.append(given[2].split()[0].upper()))
+    return found
+
+
+def test_rows_are_only_added(journal):
+    found = statements(journal)
+    (id,) = recorded(journal, entry())
+    journal.correct(id, "dog")
+    journal.correct(id, "cow")
+    journal.predictions()
+    assert set(found) <= {"SELECT", "INSERT", "BEGIN", "SET"}
+    assert "INSERT" in found
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "UPDATE predictions SET label = 'dog'",
+        "UPDATE predictions SET confidence = 1",
+        "UPDATE predictions SET subject = 'someone'",
+        "UPDATE predictions SET id = 'x'",
+        "DELETE FROM predictions",
+        "UPDATE corrections SET label = 'cow'",
+        "DELETE FROM corrections",
+    ],
+)
+def test_the_database_itself_refuses_to_change_them(journal, statement):
+    (id,) = recorded(journal, entry())
+    journal.correct(id, "dog")
+    with pytest.raises(DBAPIError, match="never changed"), journal._database.sure.begin() as connection:
+        connection.execute(text(statement))
+    (row,) = journal.predictions()
+    assert (row.label, row.correction) == ("cat", "dog")
+
+
+# Erasure.
+
+
+def test_a_subject_is_erased_everywhere(opened, tmp_path):
+    journal = opened(keep_images=True)
+    mine, same, others = picture(1), picture(1), picture(2)
+    ids = recorded(
+        journal,
+        entry(subject="alice", image=mine, sha256="a1" * 32),
+        entry(subject="alice", image=picture(3), sha256="a3" * 32),
+        entry(subject=None, image=same, sha256="a1" * 32),
+        entry(subject="bob", image=others, sha256="b2" * 32),
+    )
+    journal.correct(ids[0], "dog")
+    journal.record([entry(subject="alice", image=picture(4), sha256="a4" * 32)])  # still on its way
+    before = {row.id: row for row in journal.predictions()}
+    assert journal.erase("alice") == 4
+    after = {row.id: row for row in journal.predictions()}
+    assert journal.erase("alice") == 0
+    for id in set(after) - {ids[3]}:
+        row = after[id]
+        assert (row.image, row.sha256) == (None, None)
+        assert abs(row.erased_at - time.time()) < 60
+        if id in before:
+            assert replace(before[id], image=None, sha256=None, erased_at=row.erased_at) == row
+    assert after[ids[3]] == before[ids[3]]
+    journal.flush()
+    files = [path for path in (tmp_path / "site" / "images").rglob("*") if path.is_file()]
+    assert [path.name for path in files] == [after[ids[3]].image]
+    assert journal.count()["images"] == 1
+    assert journal.erase("nobody") == 0
+
+
+def test_an_erased_hash_is_nowhere_in_the_file(tmp_path):
+    with Journal.open(tmp_path) as journal:
+        recorded(journal, *(entry(subject=f"s{i % 7}", sha256=f"{i:02x}" * 32) for i in range(200)))
+        journal.erase("s3")
+    held = (tmp_path / JOURNAL_FILE).read_bytes()
+    assert b"04" * 32 in held
+    assert b"03" * 32 not in held
+    assert not (tmp_path / f"{JOURNAL_FILE}-wal").exists()
+
+
+def test_retention_spares_what_is_young(opened, tmp_path):
+    journal = opened(keep_images=True)
+    old, now = time.time() - 10 * 86_400, time.time()
+    ids = recorded(
+        journal,
+        entry(at=old, image=picture(1)),
+        entry(at=old, image=picture(2)),
+        entry(at=now, image=picture(2)),
+        entry(at=old, sha256=None),
+    )
+    assert journal.retain(30) == 0
+    assert journal.retain(9) == 2
+    rows = {row.id: row for row in journal.predictions()}
+    assert [rows[id].image is None for id in ids] == [True, True, False, True]
+    assert journal.image(rows[ids[2]]).is_file()
+    assert journal.count() | {"image_bytes": 0} == {
+        "predictions": 4, "abstained": 0, "corrected": 0, "erased": 2, "images": 1, "image_bytes": 0
+    }  # fmt: skip
+    assert journal.retain(0) >= 1
+    assert [path for path in (tmp_path / "site" / "images").rglob("*") if path.is_file()] == []
+    with pytest.raises(JournalError, match="--days is -1"):
+        journal.retain(-1)
+
+
+# Images.
+
+
+def picture(seed):
+    import io
+
+    from PIL import Image
+
+    stream = io.BytesIO()
+    pixels = np.random.default_rng(seed).integers(0, 256, (12, 10, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(stream, "png")
+    return stream.getvalue()
+
+
+def test_images_are_kept_only_when_asked_and_within_a_quota(opened, tmp_path, capsys):
+    pictures = [picture(seed) for seed in range(6)]
+    journal = opened()
+    recorded(journal, entry(image=pictures[0]))
+    assert journal.count()["images"] == 0
+    journal.close()
+    room = sum(map(len, pictures[:3])) + 10
+    journal = opened(keep_images=True, quota_mb=room / 1e6)
+    recorded(
+        journal, *(entry(image=one) for one in pictures[:2]), entry(image=pictures[0]), entry(image=b"rubbish")
+    )
+    recorded(journal, *(entry(image=one) for one in pictures[2:]))
+    kept = [row.image is not None for row in journal.predictions()[::-1]]
+    assert kept == [False, True, True, True, False, True, False, False, False]
+    assert journal.unkept == 4
+    assert capsys.readouterr().err.count("No more images are kept") <= 1
+    assert journal.count()["images"] == 3
+    assert journal.count()["image_bytes"] <= room
+    another = opened(keep_images=True, quota_mb=room / 1e6)  # the quota is of all processes
+    recorded(another, entry(image=pictures[5]))
+    assert another.unkept == 1
+    assert "No more images are kept" in capsys.readouterr().err
+
+
+def test_corrected_images_become_a_data_set(opened, tmp_path):
+    from sightline.types import Geometry
+
+    journal = opened(keep_images=True)
+    small = Geometry(size=(12, 10), channels=3)
+    with pytest.raises(DataError, match="has no labelled images"):
+        journal.dataset(geometry=small)
+    ids = recorded(
+        journal,
+        entry(image=picture(0), subject="a"),
+        entry(image=picture(1), subject="a", confidence=0.95),
+        entry(image=picture(2), confidence=0.99),
+        entry(image=picture(3), confidence=0.99, abstained=True),
+        entry(image=picture(0), subject="b", release=2),
+        entry(image=None),
+    )
+    for id, label in ((ids[0], "dog"), (ids[1], "cow"), (ids[1], "emu"), (ids[5], "dog")):
+        journal.correct(id, label)
+    found = journal.dataset(geometry=small)
+    assert found.classes == ("dog", "emu")
+    assert [found.classes[k] for k in found.labels] == ["dog", "emu"]
+    assert list(found.columns["prediction"]) == ids[:2]
+    assert list(found.columns["group"]) == ["a", "a"]
+    assert list(found.columns["release"]) == [1, 1]
+    for i, seed in enumerate((0, 1)):
+        expected = np.random.default_rng(seed).integers(0, 256, (12, 10, 3), dtype=np.uint8)
+        assert np.array_equal(found[[i]][0], expected)
+    journal.correct(ids[4], "cow")  # the same image, said later
+    more = journal.dataset(corrected_only=False, geometry=small)
+    assert [more.classes[k] for k in more.labels] == ["emu", "cat", "cow"]
+    assert list(more.columns["prediction"]) == [ids[1], ids[2], ids[4]]
+    assert list(more.columns["group"]) == ["a", ids[2], "b"]
+
+
+# Databases that cannot be used.
+
+
+def test_a_database_that_goes_away_loses_nothing(request, cluster, tmp_path, capsys):
+    server = Cluster(programs())
+    request.addfinalizer(server.close)
+    with Journal.open(server.database(), site=tmp_path) as journal:
+        known = recorded(journal, entry())
+        journal.correct(known[0], "dog")
+        server.stop()
+        ids = [one.id for one in (entry() for _ in range(50)) if journal.record([replace(one)]) is None]
+        for way in (
+            lambda: journal.correct(known[0], "cow"),
+            lambda: journal.erase("x"),
+            journal.predictions,
+            journal.flush,
+        ):
+            with pytest.raises(DatabaseUnavailable, match="does not answer") as away:
+                way()
+            assert "hidden-word" not in str(away.value)
+        deadline = time.monotonic() + 20
+        while journal.healthy and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert not journal.healthy
+        assert "hidden-word" not in journal.last_error
+        assert journal.waiting == 50
+        assert capsys.readouterr().err.count("does not answer") == 1
+        server.start()
+        deadline = time.monotonic() + 30
+        while journal.waiting and time.monotonic() < deadline:
+            time.sleep(0.05)
+        rows = {row.id: row for row in journal.predictions()}
+        assert rows.keys() == {*known, *ids}
+        assert rows[known[0]].correction == "dog"
+        assert journal.healthy
+
+
+def test_a_full_database_acknowledges_nothing_it_did_not_take(opened, where, tmp_path):
+    if not isinstance(where, type(tmp_path)):
+        pytest.skip("SQLite can be told how large it may be")
+    journal = opened()
+    (id,) = recorded(journal, entry())
+    for engine in (journal._database.quick, journal._database.sure):
+        engine.dispose()
+        event.listen(engine, "connect", lambda held, _: held.execute("PRAGMA max_page_count = 1"))
+    journal.record([entry(subject="x" * 400) for _ in range(300)])
+    with pytest.raises(DatabaseUnavailable, match="full"):
+        journal.flush()
+    with pytest.raises(DatabaseUnavailable, match="full"):  # noqa: PT012
+        for word in range(3000):
+            journal.correct(id, f"class {word}")
+    assert journal.waiting == 300
+    noted = len({row.correction for row in journal.predictions(corrected=True)})
+    for engine in (journal._database.quick, journal._database.sure):
+        engine.dispose()
+        event.listen(engine, "connect", lambda held, _: held.execute("PRAGMA max_page_count = 1000000"))
+    journal.flush()
+    assert journal.waiting == 0
+    assert journal.count()["predictions"] == 301
+    assert len({row.correction for row in journal.predictions(corrected=True)}) == noted
+
+
+def test_a_newer_schema_is_said(where, opened):
+    opened().close()
+    url = where if isinstance(where, str) else f"sqlite:///{where / JOURNAL_FILE}"
+    engine = create_engine(url.replace("postgresql:", "postgresql+psycopg:"))
+    with engine.begin() as connection:
+        connection.execute(text("UPDATE alembic_version SET version_num = '9999'"))
+    engine.dispose()
+    with pytest.raises(JournalError, match=r"has schema 9999, newer than this release knows \(0001\)"):
+        opened()
+
+
+@pytest.mark.parametrize(
+    ("url", "message"),
+    [
+        ("postgresql://user:hidden-word@127.0.0.1:1/journal", "does not answer"),
+        ("postgresql://user@127.0.0.1:1/journal?password=hidden-word", "does not answer"),
+        ("mysql://user:hidden-word@host/x", "cannot be used: give postgresql://"),
+        ("sqlite://", "cannot be used"),
+        ("://hidden-word", "cannot be used"),
+        ("nonsense://hidden-word@/", "cannot be used"),
+        ("postgresql://user:hidden-word@host:port/x", "cannot be used"),
+    ],
+)
+def test_a_wrong_url_is_said_without_its_password(url, message, tmp_path):
+    with pytest.raises(JournalError, match=message) as refused:
+        Journal.open(url, site=tmp_path)
+    assert "hidden-word" not in str(refused.value)
+    with pytest.raises(JournalError, match="needs a folder"):
+        Journal.open("postgresql://host/x")
+
+
+def test_a_journal_does_not_show_its_password(cluster, tmp_path):
+    with Journal.open(cluster.database(), site=tmp_path) as journal:
+        for shown in (repr(journal), str(journal), repr(journal._database), repr(vars(journal))):
+            assert "hidden-word" not in shown
+
+
+def test_what_is_no_database_is_said(tmp_path):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / JOURNAL_FILE).write_bytes(b"not a database at all" * 100)
+    with pytest.raises(JournalError, match=r"journal\.sqlite' refuses: file is not a database"):
+        Journal.open(tmp_path / "a")
+    (tmp_path / "b" / JOURNAL_FILE).mkdir(parents=True)
+    with pytest.raises(JournalError, match="unable to open"):
+        Journal.open(tmp_path / "b")
+    (tmp_path / "c").mkdir()
+    sqlite3.connect(tmp_path / "c" / JOURNAL_FILE).execute("CREATE TABLE predictions (x)").connection.close()
+    with pytest.raises(JournalError, match="already exists"):
+        Journal.open(tmp_path / "c")
+
+
+# Migrations.
+
+
+def test_the_migrations_make_the_tables(where, opened):
+    from alembic.autogenerate import compare_metadata
+    from alembic.runtime.migration import MigrationContext
+
+    assert list(MIGRATIONS)[-1] == SCHEMA_HEAD
+    assert list(MIGRATIONS) == sorted(MIGRATIONS)
+    journal = opened()
+    with journal._database.reading() as connection:
+        context = MigrationContext.configure(connection, opts={"compare_type": True})
+        assert compare_metadata(context, metadata) == []
+        assert context.get_current_heads() == (SCHEMA_HEAD,)
+
+
+def test_a_journal_is_its_owners_only(tmp_path):
+    with Journal.open(tmp_path, keep_images=True) as journal:
+        recorded(journal, entry(image=picture(0)))
+        journal.record([entry()])
+        for path in [
+            tmp_path / JOURNAL_FILE,
+            *(tmp_path / "images").rglob("*.png"),
+            *(tmp_path / "spool").glob("*.jsonl"),
+        ]:
+            assert path.stat().st_mode & 0o077 == 0, path
+
+
+def test_every_durability_is_as_said(tmp_path):
+    database = connect_database(tmp_path / "x.sqlite")
+    for engine, level in ((database.fast_engine, 1), (database.durable_engine, 2)):
+        with engine.connect() as connection:
+            assert connection.scalar(text("PRAGMA synchronous")) == level  # 1 is NORMAL, 2 is FULL
+            assert connection.scalar(text("PRAGMA journal_mode")) == "wal"
+            assert connection.scalar(text("PRAGMA busy_timeout")) == 10_000
+    database.close()
+
+
+def test_postgresql_is_on_the_disk_whatever_its_settings(cluster):
+    database = connect_database(url := cluster.database())
+    with database.fast_engine.execution_options(isolation_level="AUTOCOMMIT").connect() as connection:
+        connection.execute(text(f"ALTER DATABASE {url.rpartition('/')[2]} SET synchronous_commit = off"))
+    database.close()
+    for sure, setting in ((False, "off"), (True, "on")):
+        with database.write_transaction(sure=sure) as connection:
+            assert connection.scalar(text("SHOW synchronous_commit")) == setting
+    database.close()
+
+
+# From a shell.
+
+
+def shell_entry(i):
+    return entry(image=picture(i), subject=f"=s{i % 2}", at=1e9 + i, sha256=f"{i:02x}" * 32)
+
+
+def test_the_journal_from_a_shell(cli, tmp_path):
+    from sightline.data import load
+    from sightline.types import Geometry
+
+    site = tmp_path / "site"
+    assert "has no journal yet" in cli("journal", site).err
+    with Journal.open(site, keep_images=True) as journal:
+        ids = recorded(journal, *(shell_entry(i) for i in range(6)))
+        for i, id in enumerate(ids):
+            journal.correct(id, ("dog", "emu")[i % 2])
+    shown = cli("journal", site, "list", "--limit", 2)
+    assert shown.code == 0, shown.err
+    assert ids[5] in shown.out
+    assert ids[3] not in shown.out
+    assert "6 answers, 0 of them unknown; 6 corrected; 6 images kept" in shown.out
+    value = json.loads(cli("journal", site, "--label", "cat", "--before", ids[1], "--json").out)
+    assert [row["id"] for row in value["rows"]] == [ids[0]]
+    assert json.loads(cli("journal", site, "list", "--no-corrected", "--json").out)["rows"] == []
+    assert json.loads(cli("journal", site, "export", "--out", tmp_path / "a.csv", "--json").out)["n"] == 6
+    lines = (tmp_path / "a.csv").read_text().splitlines()
+    assert lines[0].startswith("id,at,release,label,confidence")
+    assert lines[1].startswith(ids[0])
+    assert ",'=s1," in lines[2]
+    assert json.loads(cli("journal", site, "export", "--out", tmp_path / "images", "--json").out)["n"] == 6
+    found = load(tmp_path / "images", Geometry(size=(12, 10), channels=3))
+    assert found.classes == ("dog", "emu")
+    assert sorted(found.columns["prediction"]) == ids
+    assert json.loads(cli("journal", site, "erase", "=s1", "--json").out)["erased"] == 3
+    assert "3 rows" in cli("journal", site, "retain", "--days", 30).out
+    for words, message in (
+        (("erase",), "Say what to erase"),
+        (("retain",), "Say how long"),
+        (("export",), "Say where to write"),
+        (("list", "x"), "There is no place for 'x'"),
+        (("export", "--out", tmp_path / "a.csv"), "exists already"),
+        (("export", "--out", tmp_path / "b"), "has no labelled images"),
+        (("list", "--url", "mysql://u:hidden-word@h/d"), "cannot be used"),
+    ):
+        refused = cli("journal", site, *words)
+        assert (refused.code, message in refused.err, "hidden-word" in refused.err) == (2, True, False), (
+            refused.err
+        )
+
+
+def test_a_copied_site_is_whole(tmp_path):
+    with Journal.open(tmp_path / "a", keep_images=True) as journal:
+        (id,) = recorded(journal, entry(image=picture(0)))
+        journal.correct(id, "dog")
+    shutil.copytree(tmp_path / "a", tmp_path / "b")
+    with Journal.open(tmp_path / "b") as journal:
+        (row,) = journal.predictions()
+        assert (row.correction, journal.image_path(row).is_file()) == ("dog", True)

@@ -1,0 +1,572 @@
+"""The service by its routes: what it answers, what it remembers, whom it lets in, and what it says to nonsense."""
+
+import asyncio
+import base64
+import hashlib
+import json
+import re
+import shutil
+import threading
+import time
+from contextlib import contextmanager
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+from starlette.testclient import TestClient
+
+from helpers.live_server import CLASSES, GEOMETRY, encoded, pictures, site_of_two
+from sightline.classifier import Classifier
+from sightline.data import decode
+from sightline.journal.journal import Journal
+from sightline.serving import api_keys, asgi, releases
+from sightline.serving.api import create_app
+from sightline.serving.docs_page import PAGE_STYLE
+from sightline.serving.folder_watcher import FolderWatcher
+from sightline.serving.limits import RequestLimits
+from sightline.serving.service import KEY_RELOAD_SECONDS, Service, ServiceSettings
+
+JPEG = encoded(np.full((16, 16, 3), 90, np.uint8), "JPEG")
+
+
+@pytest.fixture
+def site(tmp_path):
+    return shutil.copytree(site_of_two(), tmp_path / "site")
+
+
+@contextmanager
+def asking(path, **settings):
+    """A client of a service in this process, and the service."""
+    service = Service(ServiceSettings(path=path, threads=2, **settings)).open()
+    with TestClient(create_app(service), base_url="http://localhost", raise_server_exceptions=False) as client:
+        yield client, service
+
+
+@pytest.fixture
+def client(site):
+    with asking(site) as (client, _):
+        yield client
+
+
+def raw(client, data, kind="application/octet-stream", query="", **headers):
+    return client.post(f"/predict{query}", content=data, headers={"Content-Type": kind, **headers})
+
+
+def as_json(client, **fields):
+    return client.post("/predict", json=fields)
+
+
+def text(data):
+    return base64.b64encode(data).decode()
+
+
+# answers
+
+
+def test_every_way_of_asking_gives_the_answers_of_predict(client):
+    known = Classifier.load(site_of_two() / "releases" / "0001" / "classifier").predict(list(pictures()))
+    ways = (
+        [raw(client, one).json() for one in pictures()],
+        [as_json(client, images=[text(one) for one in pictures()]).json()],
+        [client.post("/predict", files=[("any", (f"{k}", one)) for k, one in enumerate(pictures())]).json()],
+    )
+    for way in ways:
+        rows = [row for answer in way for row in answer["predictions"]]
+        assert [row["label"] for row in rows] == [one.label for one in known]
+        assert [row["confidence"] for row in rows] == pytest.approx([one.confidence for one in known], abs=1e-5)
+        assert [row["abstained"] for row in rows] == [one.abstained for one in known]
+        assert [[name for name, _ in row["top"]] for row in rows] == [
+            [name for name, _ in one.top] for one in known
+        ]
+        assert {row["error"] for row in rows} == {None}
+        assert len({row["id"] for row in rows}) == len(rows)
+        assert all(answer["release"] == 1 and answer["ms"] > 0 for answer in way)
+
+
+@pytest.mark.parametrize("kind", ["", "image/jpeg", "image/jpg", "image/*", "application/octet-stream"])
+def test_a_raw_image_may_be_declared_or_not(client, kind):
+    assert raw(client, JPEG, kind).status_code == 200
+
+
+def test_top_is_as_many_as_asked_for_and_as_there_are(client):
+    assert len(raw(client, JPEG, query="?top=2").json()["predictions"][0]["top"]) == 2
+    assert len(as_json(client, image=text(JPEG), top=1).json()["predictions"][0]["top"]) == 1
+    form = client.post("/predict", files={"x": ("x", JPEG)}, data={"top": "900"})
+    ranked = form.json()["predictions"][0]["top"]
+    assert [name for name, _ in sorted(ranked, key=lambda pair: -pair[1])] == [name for name, _ in ranked]
+    assert sum(share for _, share in ranked) == pytest.approx(1, abs=1e-5)
+
+
+def test_an_unreadable_image_among_others_is_a_row(client):
+    form = client.post("/predict", files=[("a", ("a", JPEG)), ("b", ("b", b"junk")), ("c", ("c", JPEG))])
+    first, second, third = form.json()["predictions"]
+    assert first["label"] == third["label"] is not None
+    assert second == {
+        "id": None,
+        "label": None,
+        "confidence": None,
+        "abstained": False,
+        "top": [],
+        "error": "the content is not an image (PNG, JPEG, BMP, GIF, TIFF, WEBP, PPM are read)",
+    }
+
+
+@pytest.mark.parametrize("release", [1, 2])
+def test_a_heat_map_is_a_picture_for_each_image(site, release):
+    releases.promote(site, release)
+    with asking(site) as (client, _):
+        answer = as_json(client, images=[text(JPEG), text(b"junk"), text(pictures()[0])], heat=True).json()
+    first, second, third = answer["predictions"]
+    assert "heat" not in second
+    for one in (first, third):
+        drawn = decode(
+            base64.b64decode(one["heat"].removeprefix("data:image/png;base64,")), replace(GEOMETRY, size=(64, 64))
+        )
+        assert drawn.std() > 1
+
+
+def test_a_file_alone_has_no_heat_map_and_no_journal():
+    with asking(site_of_two() / "releases" / "0001" / "model.onnx") as (client, _):
+        assert raw(client, JPEG).json()["release"] == 0
+        assert raw(client, JPEG, query="?heat=true").status_code == 422
+        id = raw(client, JPEG).json()["predictions"][0]["id"]
+        for answer in (client.post("/feedback", json={"id": id, "label": "star"}), client.get("/predictions")):
+            assert answer.status_code == 404
+            assert "journal" in answer.json()["detail"]
+        assert client.get("/releases").json() == {"current": 0, "releases": []}
+        assert client.post("/releases/1/promote").status_code == 404
+
+
+BAD = {
+    "nothing": (lambda c: raw(c, b""), 400),
+    "junk": (lambda c: raw(c, b"junk"), 415),
+    "another type": (lambda c: raw(c, JPEG, "image/png"), 415),
+    "text": (lambda c: raw(c, JPEG, "text/html"), 415),
+    "curl's own": (lambda c: raw(c, JPEG, "application/x-www-form-urlencoded"), 415),
+    "compressed": (lambda c: raw(c, JPEG, **{"Content-Encoding": "gzip"}), 415),
+    "cut short": (lambda c: raw(c, JPEG[:400]), 422),
+    "an empty image": (lambda c: as_json(c, image=""), 400),
+    "no json": (lambda c: raw(c, b"{", "application/json"), 400),
+    "deep json": (lambda c: raw(c, b"[" * 50_000, "application/json"), 400),
+    "no utf-8": (lambda c: raw(c, b'{"image": "\xff"}', "application/json"), 400),
+    "a list": (lambda c: raw(c, b"[]", "application/json"), 422),
+    "no field": (as_json, 422),
+    "both fields": (lambda c: as_json(c, image=text(JPEG), images=[text(JPEG)]), 422),
+    "no images": (lambda c: as_json(c, images=[]), 422),
+    "a number": (lambda c: as_json(c, image=3), 422),
+    "no base64": (lambda c: as_json(c, image="%%%"), 422),
+    "a path": (lambda c: as_json(c, image="/etc/passwd"), 422),
+    "a strange field": (lambda c: as_json(c, image=text(JPEG), file="x"), 422),
+    "no top": (lambda c: as_json(c, image=text(JPEG), top=0), 422),
+    "top is true": (lambda c: as_json(c, image=text(JPEG), top=True), 422),
+    "top in words": (lambda c: raw(c, JPEG, query="?top=three"), 422),
+    "a strange query": (lambda c: raw(c, JPEG, query="?file=x"), 422),
+    "heat in words": (lambda c: as_json(c, image=text(JPEG), heat="yes"), 422),
+    "a long subject": (lambda c: as_json(c, image=text(JPEG), subject="x" * 201), 422),
+    "a subject of two lines": (lambda c: as_json(c, image=text(JPEG), subject="a\nb"), 422),
+    "no boundary": (lambda c: raw(c, b"x", "multipart/form-data"), 400),
+    "a form cut short": (lambda c: raw(c, b"--x\r\n", "multipart/form-data; boundary=x"), 400),
+    "no form": (lambda c: raw(c, JPEG, "multipart/form-data; boundary=x"), 400),
+    "a form without files": (lambda c: c.post("/predict", files={"subject": (None, "anna")}), 422),
+    "a strange part": (lambda c: c.post("/predict", files={"x": ("x", JPEG), "y": (None, "z")}), 422),
+    "too many images": (lambda c: as_json(c, images=[text(JPEG)] * 5), 413),
+    "too many parts": (lambda c: c.post("/predict", files=[("x", (None, "z"))] * 20), 413),
+    "too many bytes": (lambda c: raw(c, JPEG + b"\0" * 200_000), 413),
+    "too many pixels": (lambda c: raw(c, encoded(np.zeros((101, 100, 3), np.uint8))), 413),
+    "too many pixels of all": (
+        lambda c: as_json(c, images=[text(encoded(np.zeros((101, 100), np.uint8)))] * 2),
+        413,
+    ),
+    "a bad one and a worse one": (lambda c: as_json(c, images=[text(JPEG[:400]), text(b"junk")]), 422),
+    "feedback without a body": (lambda c: c.post("/feedback"), 422),
+    "feedback that is no json": (
+        lambda c: c.post("/feedback", content=b"{", headers={"Content-Type": "application/json"}),
+        400,
+    ),
+    "a long feedback": (lambda c: c.post("/feedback", json={"id": "x", "label": "y" * 70_000}), 413),
+    "a strange route": (lambda c: c.get("/etc/passwd"), 404),
+    "a path up": (lambda c: c.get("/releases/../../etc/passwd"), 404),
+    "another method": (lambda c: c.get("/predict"), 405),
+    "a strange page size": (lambda c: c.get("/predictions?limit=0"), 422),
+    "no release": (lambda c: c.post("/releases/x/promote"), 422),
+}
+
+
+@pytest.mark.parametrize("what", BAD)
+def test_nonsense_is_told_in_one_sentence(small, what):
+    ask, status = BAD[what]
+    answer = ask(small)
+    assert answer.status_code == status
+    assert list(answer.json()) == ["detail"]
+    assert re.fullmatch(r"[A-Z].{5,250}[.]", answer.json()["detail"])
+    assert "Traceback" not in answer.text
+    secured(answer)
+
+
+@pytest.fixture(scope="module")
+def small():
+    """A service with narrow bounds."""
+    limits = RequestLimits(body_mb=0.1, pixels=10_000, images=4)
+    with asking(site_of_two() / "releases" / "0001" / "model.onnx", limits=limits) as (client, _):
+        yield client
+
+
+def secured(answer):
+    """Every answer has the headers that keep browsers from being helpful."""
+    assert answer.headers["x-content-type-options"] == "nosniff"
+    assert answer.headers["x-frame-options"] == "DENY"
+    assert answer.headers["cache-control"] == "no-store"
+    assert "default-src 'none'" in answer.headers["content-security-policy"]
+
+
+def test_a_body_without_a_length_is_counted_while_it_comes(small):
+    def endless():
+        for _ in range(50):
+            yield b"\xff\xd8\xff" + b"\0" * 10_000
+
+    answer = small.post("/predict", content=endless(), headers={"Content-Type": "image/jpeg"})
+    assert answer.status_code == 413
+    assert raw(small, JPEG).status_code == 200
+
+
+def test_a_body_that_never_comes_is_not_waited_for(monkeypatch, small):
+    monkeypatch.setattr(asgi, "BODY_TIMEOUT_SECONDS", 0.05)
+    sent = []
+
+    async def never():
+        await asyncio.sleep(60)
+
+    async def keep(message):
+        sent.append(message)
+
+    scope = {
+        "type": "http",
+        "path": "/predict",
+        "method": "POST",
+        "query_string": b"",
+        "headers": [(b"host", b"localhost")],
+    }
+    asyncio.run(asyncio.wait_for(small.app(scope, never, keep), 10))
+    assert sent[0]["status"] == 408
+
+
+# the journal
+
+
+def test_every_answer_is_remembered_and_can_be_corrected_once(site):
+    with asking(site) as (client, service):
+        first = raw(client, JPEG, **{"Sightline-Subject": "anna"}).json()["predictions"][0]
+        second = as_json(client, image=text(pictures()[1]), subject="bob").json()["predictions"][0]
+        wrong = next(name for name in CLASSES if name != first["label"])
+        for already in (False, True):
+            answer = client.post("/feedback", json={"id": first["id"], "label": wrong})
+            assert answer.json() == {"id": first["id"], "label": wrong, "already": already}
+        service.journal.flush()
+        rows = client.get("/predictions").json()["predictions"]
+    assert [row["id"] for row in rows] == [second["id"], first["id"]]
+    assert [row["subject"] for row in rows] == ["bob", "anna"]
+    assert [row["label"] for row in rows] == [second["label"], first["label"]]
+    assert [row["correction"] for row in rows] == [None, wrong]
+    assert [row["sha256"] for row in rows] == [hashlib.sha256(one).hexdigest() for one in (pictures()[1], JPEG)]
+    assert {row["release"] for row in rows} == {1}
+    assert {row["image"] for row in rows} == {False}
+
+
+def test_feedback_for_what_is_not_known(client):
+    id = raw(client, JPEG).json()["predictions"][0]["id"]
+    assert client.post("/feedback", json={"id": "0" * 31, "label": "star"}).status_code == 404
+    assert client.post("/feedback", json={"id": id, "label": "start"}).status_code == 422
+    assert client.post("/feedback", json={"id": id, "label": "star", "by": "me"}).status_code == 422
+
+
+def test_predictions_come_in_pages_and_by_what_is_asked(site):
+    with asking(site, keep_images=True) as (client, service):
+        ids = [raw(client, pictures()[k % 12]).json()["predictions"][0]["id"] for k in range(7)]
+        service.journal.flush()
+        found, before = [], ""
+        while before is not None:
+            page = client.get(f"/predictions?limit=3{before and '&before=' + before}").json()
+            found += page["predictions"]
+            before = page["before"]
+        assert [row["id"] for row in found] == ids[::-1]
+        assert all(row["image"] is True for row in found)
+        label = found[0]["label"]
+        assert {row["label"] for row in client.get(f"/predictions?label={label}").json()["predictions"]} == {label}
+        assert client.get("/predictions?release=2").json()["predictions"] == []
+        assert client.get("/predictions?corrected=true").json()["predictions"] == []
+
+
+def test_what_cannot_be_remembered_is_not_answered(site, tmp_path):
+    with asking(site) as (client, service):
+        kept, service.journal = service.journal, Journal.open(tmp_path / "other", spool_mb=0.0001)
+        answers = [raw(client, JPEG) for _ in range(3)]
+        service.journal.close()
+        service.journal = kept
+        assert raw(client, JPEG).status_code == 200
+    assert answers[-1].status_code == 503
+    assert answers[-1].headers["retry-after"]
+    assert "detail" in answers[-1].json()
+
+
+def test_a_file_that_cannot_be_remembered_is_looked_at_again(site, tmp_path):
+    folder, told = tmp_path / "camera", []
+    folder.mkdir()
+    with asking(site) as (_, service):
+        watch = FolderWatcher(service, folder, told.append)
+        (folder / "one.jpg").write_bytes(JPEG)
+        (folder / "large.jpg").write_bytes(JPEG + b"\0" * 21_000_000)
+        assert watch.poll() == 0  # it may still grow
+        kept, service.journal = service.journal, Journal.open(tmp_path / "other", spool_mb=0.0001)
+        assert watch.poll() == 2
+        service.journal.close()
+        service.journal = kept
+        assert [one["file"] for one in told] == ["large.jpg"]
+        assert "larger than 20 MB" in told[0]["error"]
+        assert [watch.poll() for _ in range(3)] == [1, 0, 0]
+        kept.flush()
+        assert [row.source for row in kept.predictions()] == ["one.jpg"]
+    assert [one["file"] for one in told] == ["large.jpg", "one.jpg"]
+
+
+# releases
+
+
+def test_another_release_answers_after_its_promotion(client):
+    expected = Classifier.load(site_of_two() / "releases" / "0002" / "classifier").predict(list(pictures()))
+    assert client.get("/releases").json()["current"] == 1
+    answer = client.post("/releases/2/promote")
+    assert (answer.json()["release"], answer.json()["before"]) == (2, 1)
+    rows = [raw(client, one).json() for one in pictures()]
+    assert {row["release"] for row in rows} == {2}
+    assert [row["predictions"][0]["label"] for row in rows] == [one.label for one in expected]
+    found = client.get("/releases").json()
+    assert found["current"] == 2
+    assert [one["release"] for one in found["releases"]] == [1, 2]
+    assert client.get("/model").json()["runtime"] == "torch"
+
+
+def test_what_is_not_there_or_was_tampered_with_is_not_promoted(site, capsys):
+    with asking(site) as (client, _):
+        assert client.post("/releases/9/promote").status_code == 404
+        weights = site / "releases" / "0002" / "classifier" / "model.safetensors"
+        weights.chmod(0o644)
+        weights.write_bytes(weights.read_bytes()[:-1] + b"x")
+        answer = client.post("/releases/2/promote")
+        assert answer.status_code == 409
+        assert str(site) not in answer.text
+        assert "model.safetensors" in capsys.readouterr().err
+        assert raw(client, JPEG).json()["release"] == 1
+    assert releases.current_release(site).number == 1
+
+
+def test_a_promotion_from_elsewhere_is_seen_and_a_bad_one_refused(site, capsys):
+    with asking(site) as (client, service):
+        releases.promote(site, 2)
+        service.poll_release()
+        assert raw(client, JPEG).json()["release"] == 2
+        path = site / "releases" / "0001" / "model.onnx"
+        path.chmod(0o644)
+        path.write_bytes(b"tampered")
+        (site / "current").write_text(json.dumps({"release": 1, "before": [2]}))
+        for _ in range(3):
+            service.poll_release()
+        assert raw(client, JPEG).json()["release"] == 2
+        assert client.get("/readyz").status_code == 200
+    events = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
+    refused = [one for one in events if one["event"] == "release refused"]
+    assert len(refused) == 1
+    assert "model.onnx" in refused[0]["error"]
+
+
+# who may ask
+
+NEEDS = {
+    "/predict": ("predict", lambda c, h: c.post("/predict", content=JPEG, headers=h)),
+    "/feedback": ("feedback", lambda c, h: c.post("/feedback", json={"id": "x", "label": "star"}, headers=h)),
+    "/predictions": ("read", lambda c, h: c.get("/predictions", headers=h)),
+    "/classes": ("read", lambda c, h: c.get("/classes", headers=h)),
+    "/model": ("read", lambda c, h: c.get("/model", headers=h)),
+    "/releases": ("read", lambda c, h: c.get("/releases", headers=h)),
+    "/metrics": ("read", lambda c, h: c.get("/metrics", headers=h)),
+    "/releases/{number}/promote": ("admin", lambda c, h: c.post("/releases/1/promote", headers=h)),
+}
+FREE = ("/healthz", "/readyz", "/docs", "/openapi.json")
+
+
+def test_a_key_opens_what_it_is_for_and_nothing_else(site, capsys):
+    made = {scope: api_keys.create_key(site, f"for-{scope}", [scope]) for scope in api_keys.KEY_SCOPES}
+    with asking(site, local=False) as (client, _):
+        paths = client.get("/openapi.json").json()["paths"]
+        assert set(paths) == {*NEEDS, "/healthz", "/readyz"}
+        for path, (needed, ask) in NEEDS.items():
+            for scope, secret in made.items():
+                for headers in ({"Authorization": f"Bearer {secret}"}, {"X-API-Key": secret}):
+                    status = ask(client, headers).status_code
+                    assert (status != 403) == (scope in (needed, "admin")), (path, scope)
+                    assert status != 401
+            for headers in (
+                {},
+                {"X-API-Key": "sl_wrong"},
+                {"Authorization": "Basic x"},
+                {"X-API-Key": b"\xff" * 300},
+            ):
+                answer = ask(client, headers)
+                assert answer.status_code == 401
+                assert answer.headers["www-authenticate"] == "Bearer"
+                assert answer.json() == {"detail": "A valid key is needed."}
+                secured(answer)
+        assert all(client.get(path).status_code == 200 for path in FREE)
+    logged = capsys.readouterr().err
+    assert not any(secret in logged for secret in made.values())
+
+
+def test_keys_made_revoked_and_expired_count_in_a_moment(site):
+    def moment():
+        time.sleep(1.5 * KEY_RELOAD_SECONDS)
+
+    with asking(site) as (client, _):
+        assert client.get("/classes").status_code == 200  # this machine, and no key was made
+        assert "security" not in client.get("/openapi.json").json()["paths"]["/classes"]["get"]
+        secret = api_keys.create_key(site, "anna", ["read"])
+        moment()
+        assert client.get("/classes").status_code == 401
+        assert client.get("/classes", headers={"X-API-Key": secret}).status_code == 200
+        assert client.get("/openapi.json").json()["paths"]["/classes"]["get"]["security"]
+        held = json.loads((site / "keys.json").read_text())
+        held["keys"][0]["expires"] = 1.0
+        (site / "keys.json").write_text(json.dumps(held))
+        moment()
+        assert client.get("/classes", headers={"X-API-Key": secret}).status_code == 401
+        api_keys.revoke_key(site, "anna")
+        moment()
+        assert client.get("/classes").status_code == 401
+        (site / "keys.json").unlink()
+        moment()
+        assert client.get("/classes").status_code == 200
+
+
+def test_without_keys_strangers_are_let_in_only_where_that_was_said(site):
+    for settings, status in (({"local": False}, 401), ({"local": False, "open": True}, 200), ({}, 200)):
+        with asking(site, **settings) as (client, _):
+            assert client.get("/classes").status_code == status
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({"Host": "evil.example"}, 403),
+        ({"Host": "evil.example:8000"}, 403),
+        ({"Host": "localhost.evil.example"}, 403),
+        ({"Host": "127.0.0.1:8000"}, 200),
+        ({"Host": "[::1]:8000"}, 200),
+        ({"Origin": "http://evil.example"}, 403),
+        ({"Origin": "null"}, 403),
+        ({"Origin": "http://localhost"}, 200),
+        ({"Host": "localhost:8000", "Origin": "http://localhost:8000"}, 200),
+        ({"Host": "localhost:8000", "Origin": "http://localhost:9000"}, 403),
+    ],
+)
+def test_without_keys_no_page_from_elsewhere_may_ask(small, headers, status):
+    assert small.get("/classes", headers=headers).status_code == status
+    assert raw(small, JPEG, **headers).status_code == status
+
+
+def test_other_origins_only_where_they_were_named(site):
+    page = {"Origin": "https://example.org"}
+    asks = page | {"Access-Control-Request-Method": "POST"}
+    with asking(site) as (client, _):
+        assert "access-control-allow-origin" not in client.get("/healthz", headers=page).headers
+        assert "access-control-allow-origin" not in client.options("/predict", headers=asks).headers
+    with asking(site, origins=("https://example.org",)) as (client, _):
+        assert raw(client, JPEG, **page).headers["access-control-allow-origin"] == "https://example.org"
+        assert client.options("/predict", headers=asks).status_code == 200
+        other = client.options("/predict", headers=asks | {"Origin": "https://evil.example"})
+        assert "access-control-allow-origin" not in other.headers
+        assert raw(client, JPEG, Origin="https://evil.example").status_code == 403
+
+
+# its state
+
+
+def test_a_full_queue_is_told_with_when_to_come_back(site):
+    with asking(site, limits=RequestLimits(queue=1)) as (client, service):
+        gate, work = threading.Event(), service.batcher._work
+        service.batcher._work = lambda jobs, alone: (gate.wait(10), work(jobs, alone))[1]
+        found = []
+        threads = [threading.Thread(target=lambda: found.append(raw(client, JPEG))) for _ in range(6)]
+        for thread in threads:
+            thread.start()
+        while len(found) < 3:  # two are being answered, one waits
+            pass
+        ready = client.get("/readyz")
+        gate.set()
+        for thread in threads:
+            thread.join()
+        assert client.get("/readyz").json() == {"ready": True, "release": 1}
+    assert sorted(one.status_code for one in found) == [200] * 3 + [503] * 3
+    for one in (ready, *(one for one in found if one.status_code == 503)):
+        assert one.status_code == 503
+        assert one.headers["retry-after"] == "1"
+
+
+def test_a_fault_of_ours_is_logged_and_says_nothing(site, capsys):
+    with asking(site) as (client, service):
+        service.batcher._work = lambda *_: 1 / 0
+        answer = raw(client, JPEG)
+        kept, service.journal = service.journal, object()
+        other = client.get("/predictions")
+        service.journal = kept
+    for one in (answer, other):
+        assert one.status_code == 500
+        assert one.json() == {"detail": "The service failed; its log says more."}
+        secured(one)
+    assert "ZeroDivisionError" in capsys.readouterr().err
+
+
+def test_metrics_count_what_happened(site):
+    with asking(site) as (client, _):
+        labels = [raw(client, one).json()["predictions"][0] for one in pictures()]
+        raw(client, b"junk")
+        as_json(client, images=[text(JPEG), text(b"junk")])
+        answer = client.get("/metrics")
+    found = {
+        s.name: s.value
+        for family in text_string_to_metric_families(answer.text)
+        for s in family.samples
+        if not s.labels
+    }
+    by_label = {
+        s.labels["label"]: s.value
+        for family in text_string_to_metric_families(answer.text)
+        for s in family.samples
+        if s.name == "sightline_answers_total"
+    }
+    assert sum(by_label.values()) == 13
+    assert set(by_label) <= set(CLASSES)
+    assert len(by_label) == len({one["label"] for one in labels})
+    assert found["sightline_predict_seconds_count"] == 14
+    assert found["sightline_confidence_count"] == 13
+    assert found["sightline_unreadable_total"] == 2
+    assert found["sightline_abstained_total"] >= sum(one["abstained"] for one in labels) > 0
+    assert found["sightline_release"] == 1
+    assert found["sightline_ready"] == 1
+    assert found["sightline_queue_waiting"] == 0
+
+
+def test_the_page_loads_nothing_and_its_policy_allows_its_style(client):
+    answer = client.get("/docs")
+    secured(answer)
+    digest = base64.b64encode(hashlib.sha256(PAGE_STYLE.encode()).digest()).decode()
+    assert f"style-src 'sha256-{digest}'" in answer.headers["content-security-policy"]
+    assert re.search("<style>(.*?)</style>", answer.text, re.DOTALL)[1] == PAGE_STYLE
+    assert not re.search(r"<script|src=|@import|url\(", answer.text)
+    assert all(f"<code>{path}</code>" in answer.text for path in NEEDS)
+    assert "circle" in answer.text
+
+
+def test_the_page_shows_the_address_that_was_asked_and_nothing_a_shell_would_run(client):
+    asked = client.get("/docs", headers={"Host": "localhost:9123"}).text
+    assert "http://localhost:9123/predict" in asked
+    asked = client.get("/docs", headers={"Host": "localhost;reboot:9123"}).text
+    assert "reboot" not in asked
