@@ -18,7 +18,7 @@ from record import record
 from sightline import runtime
 from sightline.robustness.corruption_benchmark import evaluate_corruptions
 from sightline.robustness.corruptions import CORRUPTIONS
-from sightline.robustness.opening import open_attack_subject
+from sightline.runs import open_subject
 
 ROUNDS = 5
 TIMED = {32: 256, 224: 32}
@@ -38,7 +38,7 @@ def costs(side: int, count: int) -> dict[str, float]:
 
 def tested(run: Path, limit: int) -> dict[str, Any]:
     """The run's accuracies and its mean corruption error."""
-    subject = open_attack_subject(run, limit=limit)
+    subject = open_subject(run, limit=limit)
     shift = evaluate_corruptions(subject.classifier, subject.images, sample=subject.sentence)
     return {"architecture": subject.classifier.architecture.name, **shift.as_json()}
 

@@ -26,8 +26,8 @@ from sightline.data.loader import to_tensor
 from sightline.evaluation.model_evaluation import match_labels
 from sightline.preprocessing import BitDepthFilter, JpegFilter, MedianFilter, NoiseFilter, PixelFilter
 from sightline.robustness.adaptive import evaluate_adaptive
-from sightline.robustness.opening import sample_images
 from sightline.robustness.smoothing import certify
+from sightline.runs import sample_images
 from sightline.training.recipe import Recipe
 from sightline.training.run import Run, train
 

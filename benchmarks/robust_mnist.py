@@ -21,7 +21,8 @@ from record import RESULTS, Notebook, record, shared
 from sightline import runtime
 from sightline.attacks import APGD, PGD, RayS
 from sightline.data.loader import to_tensor
-from sightline.robustness import check_masking, robust_curve, sample_images
+from sightline.robustness import check_masking, robust_curve
+from sightline.runs import sample_images
 from sightline.training import reopen, resume, train
 from sightline.training.presets import PRESETS
 

@@ -10,6 +10,7 @@ models : from pixels to logits, and every change a network can survive
 classifier : the waist, preprocessing + network + class names + calibration
 attacks : the smallest change that breaks an answer
 training : data and a recipe become a classifier
+runs : a run or bundle opened with the images to examine it on
 baselines : what the classical methods would have given
 evaluation : how good is it, how sure are we, and for whom?
 comparison : many trained, one table

@@ -483,7 +483,7 @@ def test_values_that_training_never_saw_and_images_the_other_learnt_from_are_sai
     assert any("No training image has 'yellow'" in remark for remark in found["remarks"])
     swapped = replace(plain, splits=replace(plain.splits, test=plain.splits.train))
     found = evaluate_groups_run(swapped, "colour", against=fair)
-    assert any("learnt from" in remark and "flatter" in remark for remark in found["remarks"])
+    assert any("was trained or validated on" in remark for remark in found["remarks"])
 
 
 def test_a_run_of_other_pixels_cannot_stand_beside(plain, tmp_path):

@@ -22,12 +22,11 @@ from sightline.robustness import (
     check_masking,
     masking,
     masking_remarks,
-    open_attack_subject,
     robust_curve,
-    sample_images,
 )
 from sightline.robustness.attack_run import parse_epsilons
 from sightline.robustness.plots import draw_examples, draw_robust_curve, draw_robustness
+from sightline.runs import open_subject, sample_images
 from sightline.training import train
 from sightline.training.recipe import Recipe
 
@@ -267,7 +266,7 @@ def test_a_bundle_alone_and_a_run_without_classifier_are_refused(run, cli, tmp_p
     (tmp_path / "half" / "recipe.toml").write_text((run / "recipe.toml").read_text())
     assert "--resume" in cli("attack", tmp_path / "half").err
     with pytest.raises(DataError, match="at least 1 image"):
-        open_attack_subject(run, limit=0)
+        open_subject(run, limit=0)
 
 
 def test_epsilons_of_words_numbers_and_lists():

@@ -113,15 +113,13 @@ def evaluate(
     from ..evaluation import evaluate_on, evaluate_run
     from ..evidence import write_report
     from ..robustness import corrupt_run
-    from ..training import reopen
+    from ..runs import open_run
 
-    if data is None and (run.is_file() or (run / "config.json").is_file()):
-        raise DataError(f"'{run}' is a classifier without its run: name the images to test it on, after it.")
     if data is not None and (learning_curve or corruptions):
         what = "A learning curve is" if learning_curve else "Corruptions are"
         raise DataError(f"{what} tested on the run's own test images: leave DATA out.")
     if data is None:
-        opened = reopen(run, device=device)
+        opened = open_run(run, device=device)
         grown = {"learning_curve": grow(opened).as_json()} if learning_curve else {}
         shift = {"corruptions": corrupt_run(opened).as_json()} if corruptions else {}
         value: dict[str, Any] = evaluate_run(opened).as_json() | grown | shift

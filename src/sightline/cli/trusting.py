@@ -109,14 +109,13 @@ def _evaluate_groups(
     run: Path, data: str | None, column: str, against: Path | None, device: str
 ) -> dict[str, Any]:
     from ..evaluation import evaluate_groups_on, evaluate_groups_run
-    from ..training import reopen
+    from ..runs import open_run
 
     if data is not None:
         return evaluate_groups_on(run, data, column, against=against, device=device)
-    if (run / "config.json").is_file():
-        raise DataError(f"'{run}' is a classifier without its run: name the images to test it on, after it.")
-    other = None if against is None else reopen(against, device=device)
-    return evaluate_groups_run(reopen(run, device=device), column, against=other)
+    whole = open_run(run, device=device)
+    other = None if against is None else open_run(against, device=device)
+    return evaluate_groups_run(whole, column, against=other)
 
 
 def _evaluate_uncertainty(run: Path, wishes: EvaluateOptions, device: str) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from .cross_validation import CrossValidation, cross_validate
 from .label_issues import DEFAULT_LABEL_CHECKER, LabelIssueReport, find_label_issues, write_label_issues
-from .learning_curve import LearningCurve, learning_curve_run, nested_subset, read_learning_curve
+from .learning_curve import LearningCurve, learning_curve_run, read_learning_curve
 from .model_comparison import compare
 from .ranking import Comparison
 
@@ -16,7 +16,6 @@ __all__ = [
     "cross_validate",
     "find_label_issues",
     "learning_curve_run",
-    "nested_subset",
     "read_learning_curve",
     "write_label_issues",
 ]

@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from numpy import ndarray
 
 from .. import progress
 from ..classifier import Classifier
+from ..data import nested_subset
 from ..errors import Interrupted, RecipeError, TrainingError
 from ..files import write_json
 from ..metrics import paired_difference, wilson
@@ -147,16 +148,6 @@ def _announce_trainings(run: Run, todo: Sequence[tuple[float, int]]) -> None:
         about = f"about {total / 60:.0f} minutes" if total >= 90 else f"about {max(1, round(total))} seconds"
         times = "once" if len(todo) == 1 else f"{len(todo)} times"
         progress.notify(f"A learning curve trains {times}, {about} in all; stop and go on as you like.")
-
-
-def nested_subset(labels: Int[ndarray, " N"], share: float, seed: int) -> Int[ndarray, " n"]:
-    """Indices of this share of each class, at least one image; a larger share holds all of a smaller one's."""
-    order = np.random.default_rng([seed, 5]).permutation(len(labels))
-    order = order[np.argsort(labels[order], kind="stable")]
-    counts = np.bincount(labels)
-    place = np.arange(len(labels)) - np.repeat(np.cumsum(counts) - counts, counts)
-    wanted = np.maximum(1, np.rint(share * counts))
-    return np.sort(order[place < wanted[labels[order]]])
 
 
 @dataclass(frozen=True, eq=False)

@@ -3,9 +3,10 @@
 from pathlib import Path
 
 from .. import runtime
-from ..classifier import Classifier, find_bundle
+from ..classifier import Classifier
 from ..errors import DataError
-from ..training import INHERIT, Recipe, RunFolder, architecture_word, prepare, reopen
+from ..runs import open_run, trained_on
+from ..training import INHERIT, Recipe, RunFolder, architecture_word, prepare
 from ..types import Splits
 from .pipeline import Original
 
@@ -21,26 +22,21 @@ def open_original(run: Path | str, data: str | None = None, *, device: str = "au
         raise DataError(
             f"'{run}' is an exported file, whose network cannot be changed: compress the run it is of."
         )
-    find_bundle(folder)  # says what is missing, before anything is decoded
-    known = (folder / "recipe.toml").is_file()
     if data is None:
-        if not known:
-            raise DataError(
-                f"'{run}' is a classifier without its run, so there are no images to calibrate and heal it on: "
-                f"name them, as in sightline compress {run} DATA."
-            )
-        whole = reopen(folder, device=device)
+        remedy = f"name images to calibrate and fine-tune it on: sightline compress {run} DATA"
+        whole = open_run(run, device=device, remedy=remedy)
         return Original(folder, whole.classifier.eval(), whole.recipe, whole.splits)
     classifier = Classifier.load(run).to(runtime.resolve_device(device))
+    known = (folder / "recipe.toml").is_file()
     recipe = RunFolder(folder).read_recipe() if known else recipe_from_classifier(classifier)
     weights = {"weights": None, "normalize": None if recipe.normalize == INHERIT else recipe.normalize}
     recipe, splits, notes = prepare(recipe.replace(data=_absolute_path(data), **weights))
     check_images_fit(classifier, splits, data)
-    if splits.train.fingerprint == classifier.provenance.get("data_fingerprint") and not known:
+    if not known and trained_on(run, splits.test).any():
         notes = (
             *notes,
-            f"'{data}' holds the very images this classifier was trained on, and which of them it was tested on "
-            "is not known: the accuracies of both flatter.",
+            f"This classifier was trained on images of '{data}'. Without its run it is not known which of them "
+            "were held out, so both accuracies are too optimistic.",
         )
     return Original(folder, classifier, recipe, splits, notes)
 

@@ -12,6 +12,7 @@ from .dataset import load
 from .decode import IMAGE_FORMATS, MAX_IMAGE_PIXELS, ImageHeader, decode, decode_with_header, read_header
 from .duplicates import find_near_duplicates
 from .loader import Augment, Shuffle, batch_order, count_batches, iterate_batches, to_tensor
+from .sampling import nested_subset
 from .splits import Fold, find_leak_groups, find_leaks, make_folds, split
 from .survey import LengthRange, Survey, survey
 
@@ -39,6 +40,7 @@ __all__ = [
     "iterate_batches",
     "load",
     "make_folds",
+    "nested_subset",
     "read_header",
     "split",
     "survey",

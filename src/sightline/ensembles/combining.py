@@ -14,7 +14,8 @@ from ..choose import choose
 from ..classifier import Classifier
 from ..errors import BundleError, DataError, OutputError
 from ..evaluation import match_labels
-from ..training import Run, predict_logits, reopen
+from ..runs import open_run, trained_on
+from ..training import Run, predict_logits
 from ..types import Dataset, Findings, Interval, Remark, Splits
 from .methods import COMBINERS, check_compatible, combine
 
@@ -73,15 +74,12 @@ def _check_output_free(out: Path, *, overwrite: bool) -> None:
 
 
 def _reopen_runs(folders: Sequence[Path | str], device: str) -> tuple[list[Run], tuple[str, ...]]:
-    """All the runs with their images; none, and why, where the images of one are not known."""
-    for folder in map(Path, folders):
-        if folder.is_dir() and not (folder / "recipe.toml").is_file():
-            why = f"'{folder}' is a classifier without its run, so the images it learnt from are not known"
-            return [], (f"{why}: nothing was measured.",)
+    """All runs with their images; or none, and a note that says why, where one comes without its images."""
     try:
-        return [reopen(folder, device=device) for folder in folders], ()
+        remedy = "the images it was trained on are not known"
+        return [open_run(folder, device=device, remedy=remedy) for folder in folders], ()
     except DataError as error:
-        return [], (f"Nothing was measured: {error}",)
+        return [], (f"The combination was not tested: {error}",)
 
 
 def shared_splits(runs: Sequence[Run]) -> tuple[Splits, tuple[str, ...]]:
@@ -90,24 +88,20 @@ def shared_splits(runs: Sequence[Run]) -> tuple[Splits, tuple[str, ...]]:
     Test images that were training or validation images of another run are left out, and validation images
     that were training images of another; equal files are one image.
     """
-    own = runs[0].splits
-    trained = [run.splits.train.digests for run in runs[1:]]
-    chosen = [run.splits.val.digests for run in runs[1:]]
-    test = _exclude_images(own.test, [*trained, *chosen])
+    own, others = runs[0].splits, runs[1:]
+    test, val = own.test, own.val
+    for run in others:
+        test = test.subset(~trained_on(run, test))
+        val = val.subset(~trained_on(run, val, validation=False))
     notes = []
     if lost := len(own.test) - len(test):
         what = "all" if not len(test) else f"{lost:,} of the {len(own.test):,}"
-        left = "nothing is left to test on" if not len(test) else f"tested on the other {len(test):,}"
+        left = "no image is left to test on" if not len(test) else f"tested on the other {len(test):,}"
         notes.append(
             f"The runs were split differently: {what} test images of '{runs[0].folder}' were training or "
             f"validation images of another member; {left}. Members with one --split-seed share their test images."
         )
-    return Splits(own.train, _exclude_images(own.val, trained), test, own.notes), tuple(notes)
-
-
-def _exclude_images(images: Dataset, digests: Sequence[ndarray]) -> Dataset:
-    """The images whose files are not among these."""
-    return images.subset(np.flatnonzero(~np.isin(images.digests, np.concatenate(digests))))
+    return Splits(own.train, val, test, own.notes), tuple(notes)
 
 
 def compare_with_members(

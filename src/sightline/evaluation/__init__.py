@@ -15,7 +15,7 @@ from .fairness import evaluate_groups_on, evaluate_groups_run
 from .model_evaluation import Evaluation, evaluate, match_labels
 from .ood import OOD_SCORES
 from .report_file import mistake_gallery, report_json
-from .run_evaluation import evaluate_on, evaluate_run, test_split
+from .run_evaluation import evaluate_on, evaluate_run
 from .uncertainty import evaluate_ood_run, evaluate_uncertainty_run
 
 __all__ = [
@@ -43,7 +43,6 @@ __all__ = [
     "match_labels",
     "mistake_gallery",
     "report_json",
-    "test_split",
     "time_batch",
     "top_confusions",
     "worst_mistakes",

@@ -1,6 +1,5 @@
 """A run examined group by group, alone or beside another one, on the same test images."""
 
-import csv
 import json
 import re
 from dataclasses import asdict
@@ -11,18 +10,15 @@ import numpy as np
 from jaxtyping import Shaped
 from numpy import ndarray
 
-from .. import runtime
 from ..choose import suggest
 from ..classifier import Classifier
-from ..data import load
 from ..errors import DataError
 from ..files import atomic_replace, write_json
-from ..sources import find
+from ..runs import open_subject, trained_on
 from ..training import BLANK_GROUP, Run
 from ..types import Dataset
 from .fairness_metrics import compare_groups, evaluate_groups
 from .plots import plot_groups
-from .run_evaluation import test_split
 from .uncertainty import predict_matched
 
 MAX_GROUPS = 200
@@ -95,8 +91,11 @@ def evaluate_groups_run(run: Run, column: str, *, against: Run | None = None) ->
     )
     found = {"run": run.folder.name, "split": "test", **found}
     found["remarks"] += _unseen_remarks(train, test, column)
-    if against is not None:
-        found["remarks"] += _leak_remarks(against.folder, test)
+    if against is not None and (count := int(trained_on(against, test).sum())):
+        found["remarks"].append(
+            f"'{against.folder.name}' was trained or validated on {count:,} of these {len(test):,} test images, "
+            "so its figures are too optimistic: train it on the same split (--split-seed)."
+        )
     file = run.folder / "groups.json"
     write_json(file, _read_saved(file) | {column: found})
     with atomic_replace(run.folder / f"groups-{re.sub(r'[^A-Za-z0-9._-]+', '_', column)}.png") as temporary:
@@ -108,10 +107,10 @@ def evaluate_groups_on(
     bundle: Path | str, data: str | Path, column: str, *, against: Path | str | None = None, device: str = "auto"
 ) -> dict[str, Any]:
     """The same on other labelled images, for classifiers with or without a run; nothing is written."""
-    classifier = Classifier.load(bundle).to(runtime.resolve_device(device))
-    other = None if against is None else Classifier.load(against).to(runtime.resolve_device(device))
-    part = test_split(load(find(data, several=False), classifier.geometry))
-    return {"data": str(data), **_evaluate_column(classifier, part, column, other, str(against))}
+    subject = open_subject(bundle, data, device=device)
+    other = None if against is None else Classifier.load(against).to(subject.classifier.device)
+    found = _evaluate_column(subject.classifier, subject.images, column, other, str(against))
+    return {"data": str(data), **found}
 
 
 def _evaluate_column(
@@ -146,22 +145,6 @@ def _unseen_remarks(train: Dataset, test: Dataset, column: str) -> list[str]:
         return []
     names = ", ".join(f"'{word or BLANK_GROUP}'" for word in new[:5]) + (" ..." if len(new) > 5 else "")
     return [f"No training image has {names} in the column '{column}': what is said of them is about strangers."]
-
-
-def _leak_remarks(folder: Path, test: Dataset) -> list[str]:
-    """A sentence where the other run learnt from images that are the test here."""
-    split = folder / "split.csv"
-    if not split.is_file():
-        return []
-    with split.open(newline="", encoding="utf-8") as stream:
-        learnt = {row["file"] for row in csv.DictReader(stream) if row["split"] != "test"}
-    count = sum(str(file) in learnt for file in test.files)
-    if not count:
-        return []
-    return [
-        f"'{folder.name}' learnt from {count:,} of these {len(test):,} test images, so its numbers flatter: train "
-        "it on the same split (--split-seed)."
-    ]
 
 
 def _read_saved(file: Path) -> dict[str, Any]:

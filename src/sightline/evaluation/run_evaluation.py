@@ -3,10 +3,8 @@
 from pathlib import Path
 
 from .. import runtime
-from ..classifier import Classifier
-from ..data import load
 from ..files import atomic_replace, explain_write_errors, write_json
-from ..sources import find
+from ..runs import open_subject, trained_on
 from ..training import Run
 from ..types import Dataset, Remark
 from .model_evaluation import Evaluation, evaluate
@@ -39,22 +37,13 @@ def _write_gallery(evaluation: Evaluation, test: Dataset, path: Path) -> None:
 
 def evaluate_on(bundle: Path | str, data: str | Path, *, device: str = "auto") -> Evaluation:
     """Evaluate a run's or bundle's classifier on other labelled images: their test split, or else all of them."""
-    classifier = Classifier.load(bundle)
-    dataset = load(find(data, several=False), classifier.geometry)
-    part = test_split(dataset)
+    subject = open_subject(bundle, data, device=device)
     remarks: tuple[Remark, ...] = ()
-    if part is dataset and dataset.fingerprint == classifier.provenance.get("data_fingerprint"):
-        remarks = (Remark("warning", f"'{data}' {_TRAINED_ON_WARNING}"),)
-    return evaluate(classifier, part, device=str(runtime.resolve_device(device)), remarks=remarks)
-
-
-_TRAINED_ON_WARNING = (
-    "holds the very images this classifier was trained on, so the result flatters: "
-    "leave DATA out to test on those set aside."
-)
-
-
-def test_split(dataset: Dataset) -> Dataset:
-    """The test images where the data have parts, else all."""
-    splits = dataset.columns.get("split")
-    return dataset if splits is None or "test" not in splits else dataset.subset(splits == "test")
+    if count := int(trained_on(bundle, subject.images).sum()):
+        text = (
+            f"The classifier was trained or validated on {count:,} of these {len(subject.images):,} images of "
+            f"'{data}', so the result is too optimistic: leave DATA out to test on the images set aside."
+        )
+        remarks = (Remark("warning", text),)
+    where = str(runtime.resolve_device(device))
+    return evaluate(subject.classifier, subject.images, device=where, remarks=remarks)

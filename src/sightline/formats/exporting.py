@@ -2,17 +2,12 @@
 
 from pathlib import Path
 
-import torch
-
 from .. import progress
-from ..classifier import Classifier, find_bundle
-from ..comparison import nested_subset
-from ..data import load
-from ..errors import DataError, OutputError
-from ..evaluation import match_labels, test_split
+from ..classifier import Classifier
+from ..errors import OutputError
+from ..evaluation import match_labels
 from ..files import atomic_replace
-from ..sources import find
-from ..training import reopen
+from ..runs import open_subject
 from ..types import Dataset
 from .module import check_exportable
 from .parity import Parity, TorchRunner, compare_answers, measure_latencies
@@ -44,11 +39,11 @@ def export(
     form = get_format(to, out)
     _check_file_free(out, overwrite=overwrite)
     with progress.progress_bar("Exporting", EXPORT_STEPS) as advance:
-        classifier, images, what = _open_images(run, data)
-        classifier = classifier.to(torch.device("cpu")).eval()
+        remedy = "name images to compare the file on with --data"
+        subject = open_subject(run, data, split="val", limit=limit, device="cpu", remedy=remedy)
+        classifier, images = subject.classifier, subject.images
         check_exportable(classifier)
-        match_labels(classifier, images)  # says what does not fit before any work
-        images, sample = _sample_images(images, limit, what)
+        match_labels(classifier, images)  # before any work
         advance()
         with atomic_replace(out) as temporary:
             form.write(classifier, temporary)
@@ -62,7 +57,7 @@ def export(
                 to=to,
                 int8=classifier.network.rounding is not None,
                 n=len(images),
-                sample=sample,
+                sample=subject.sentence,
                 latency=times["after"],
                 latency_before=times["before"],
                 size_mb=_size_bytes(temporary) / 1e6,
@@ -77,32 +72,6 @@ def export(
 def _check_file_free(out: Path, *, overwrite: bool) -> None:
     if out.exists() and not overwrite:
         raise OutputError(f"'{out}' exists already. Choose another --out, or add --overwrite to replace it.")
-
-
-def _open_images(
-    run: Path | str | Classifier, data: Path | str | Dataset | None
-) -> tuple[Classifier, Dataset, str]:
-    """The classifier, the images to compare on, and what these are."""
-    if data is None:
-        if isinstance(run, Classifier) or Path(run).is_file() or (Path(run) / "config.json").is_file():
-            named = "This classifier" if isinstance(run, Classifier) else f"'{run}'"
-            raise DataError(f"{named} has no images of its own to compare the file on: name some with --data.")
-        find_bundle(run)  # says what is missing
-        whole = reopen(run, device="cpu")
-        return whole.classifier, whole.splits.val, "validation images"
-    classifier = run if isinstance(run, Classifier) else Classifier.load(run)
-    if isinstance(data, Dataset):
-        return classifier, data, "images"
-    return classifier, test_split(load(find(data, several=False), classifier.geometry)), f"images of '{data}'"
-
-
-def _sample_images(images: Dataset, limit: int | None, what: str) -> tuple[Dataset, str]:
-    if limit is not None and limit < 1:
-        raise DataError(f"--limit is {limit}: it must be at least 1 image.")
-    if limit is None or limit >= len(images):
-        return images, f"All {len(images):,} {what}."
-    some = images.subset(nested_subset(images.labels, limit / len(images), 0))
-    return some, f"{len(some):,} of the {len(images):,} {what}, each class in its share."
 
 
 def _size_bytes(path: Path) -> int:

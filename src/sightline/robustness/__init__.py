@@ -6,7 +6,6 @@ from .corruption_benchmark import CorruptionResult, corrupt_run, evaluate_corrup
 from .corruption_kernels import SEVERITIES
 from .corruptions import CORRUPTIONS
 from .masking import MaskingCheck, check_masking, masking_remarks
-from .opening import AttackSubject, open_attack_subject, sample_images
 from .robust_accuracy import CurvePoint, RobustCurve, robust_curve
 from .smoothing import ABSTAINS, Certificate, certify, predict_smoothed
 
@@ -15,7 +14,6 @@ __all__ = [
     "CORRUPTIONS",
     "SEVERITIES",
     "AdaptiveEvaluation",
-    "AttackSubject",
     "Certificate",
     "CorruptionResult",
     "CurvePoint",
@@ -30,9 +28,7 @@ __all__ = [
     "evaluate_adaptive",
     "evaluate_corruptions",
     "masking_remarks",
-    "open_attack_subject",
     "predict_smoothed",
     "robust_curve",
-    "sample_images",
     "strip_defences",
 ]

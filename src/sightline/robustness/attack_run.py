@@ -17,9 +17,9 @@ from ..data import to_tensor
 from ..errors import RecipeError
 from ..evaluation import match_labels
 from ..files import atomic_replace, write_json
+from ..runs import Subject, open_subject, sample_images
 from ..types import Findings
 from .masking import check_masking, masking_remarks
-from .opening import AttackSubject, open_attack_subject, sample_images
 from .plots import draw_robustness
 from .robust_accuracy import RobustCurve, describe_attack, robust_curve, sort_epsilons
 
@@ -53,7 +53,7 @@ def attack_run(
     chosen, radii = make_attack(by), parse_epsilons(eps)
     if chosen.needs_gradient:
         require_gradient(Classifier.load(run), type(chosen).__name__)
-    subject = open_attack_subject(run, data, limit=limit, seed=seed, device=device)
+    subject = open_subject(run, data, limit=limit, seed=seed, device=device)
     at = ", ".join(map(format_eps, radii))
     progress.notify(
         f"Attacking {len(subject.images):,} images by {describe_attack(chosen)} at eps {at} ({chosen.norm})."
@@ -61,7 +61,7 @@ def attack_run(
     curve = robust_curve(subject.classifier, subject.images, chosen, radii, fit_on=subject.validation)
     found = _add_masking_checks(curve, subject, seed) if checks else curve.findings()
     found = replace(found, values={**found.values, "sample": subject.sentence})
-    _write_results(subject.folder, found, curve, out)
+    _write_results(subject.run and subject.run.folder, found, curve, out)
     return found
 
 
@@ -82,7 +82,7 @@ def parse_epsilons(eps: Epsilons) -> list[float]:
     return radii if len(given) > 1 else [radii[0] / 4, radii[0] / 2, radii[0]]
 
 
-def _add_masking_checks(curve: RobustCurve, subject: AttackSubject, seed: int) -> Findings:
+def _add_masking_checks(curve: RobustCurve, subject: Subject, seed: int) -> Findings:
     """The curve's findings with what the checks for masking say, at the largest eps."""
     found, classifier = curve.findings(), subject.classifier
     if not classifier.differentiable:

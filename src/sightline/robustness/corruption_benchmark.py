@@ -19,11 +19,11 @@ from ..files import atomic_replace, write_json
 from ..metrics import score_bounds, wilson
 from ..pictures import contact_sheet
 from ..preprocessing import to_uint8
+from ..runs import sample_images
 from ..training import Run
 from ..types import Dataset, Interval
 from .corruption_kernels import SEVERITIES
 from .corruptions import CORRUPTIONS
-from .opening import sample_images
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -14,8 +14,7 @@ from numpy import ndarray
 
 from .. import runtime
 from ..classifier import Classifier, find_bundle
-from ..comparison import nested_subset
-from ..data import load
+from ..data import load, nested_subset
 from ..errors import BundleError, ChoiceError, DataError, RecipeError, ReleaseError, RequirementNotMet
 from ..files import atomic_replace, checksum, explain_write_errors, write_json
 from ..formats import FLOAT_LIMITS, INT8_LIMITS, MAX_COMPARED_IMAGES, TorchRunner, compare_answers, write_exported

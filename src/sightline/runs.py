@@ -1,0 +1,136 @@
+"""A run or bundle, opened with the images to examine it on.
+
+>>> from sightline.runs import open_subject
+>>> open_subject("runs/photos", limit=0)
+Traceback (most recent call last):
+    ...
+sightline.errors.DataError: --limit is 0: it must be at least 1 image.
+"""
+
+import csv
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from jaxtyping import Bool
+from numpy import ndarray
+
+from . import runtime
+from .classifier import Classifier, find_bundle
+from .data import load, nested_subset
+from .errors import DataError
+from .sources import find
+from .training import Run, reopen
+from .types import Dataset
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Subject:
+    """A classifier, the images to examine it on, and what a reader must know about them."""
+
+    classifier: Classifier
+    """In eval mode, on the device asked for."""
+    images: Dataset
+    sentence: str
+    """Which images these are: "300 of the 1,797 test images, each class in its share (seed 0)."."""
+    validation: Dataset | None = None
+    """The run's validation images, for whatever is fitted on images that are not examined; None for other data."""
+    run: Run | None = None
+    """The run whose own images these are, which keeps the results; None for other data."""
+
+
+NAME_IMAGES = "name the images to test it on, after it"
+
+
+def open_run(run: Path | str, *, device: str = "auto", remedy: str = NAME_IMAGES) -> Run:
+    """Reopen a finished run with the images it was trained on.
+
+    ``remedy`` ends the message for a classifier without its run. Raises DataError for such a classifier and for
+    images that changed since, BundleError where there is nothing to open.
+    """
+    find_bundle(run)  # before any image is decoded
+    folder = Path(run)
+    if folder.is_file() or (folder / "config.json").is_file():
+        raise DataError(f"'{run}' is a classifier without its run: {remedy}.")
+    return reopen(folder, device=device)
+
+
+def open_subject(
+    run: Path | str | Classifier,
+    data: Path | str | Dataset | None = None,
+    *,
+    split: Literal["test", "val"] = "test",
+    limit: int | None = None,
+    seed: int = 0,
+    device: str = "auto",
+    remedy: str = NAME_IMAGES,
+) -> Subject:
+    """Open a run with its own images, or a run, bundle or classifier with other labelled images.
+
+    Args:
+        run: a run or bundle folder, an exported file, or a classifier.
+        data: other images: a dataset, or what ``sources.find`` takes. Its test split where it has splits, else all
+            of it. Default: the run's own ``split``.
+        split: which of the run's own images, where ``data`` is None.
+        limit: about how many images, each class in its share and at least once; None for all.
+        seed: seed of that sample.
+        remedy: the end of the message for a classifier without its run and without ``data``.
+
+    Raises DataError where there are no images to open, and what loading a classifier or images raises.
+    """
+    if limit is not None and limit < 1:
+        raise DataError(f"--limit is {limit}: it must be at least 1 image.")
+    where = None if isinstance(run, Classifier) and device == "auto" else runtime.resolve_device(device)
+    if data is None:
+        if isinstance(run, Classifier):
+            raise DataError(f"This classifier comes without its run: {remedy}.")
+        whole = open_run(run, device=device, remedy=remedy)
+        splits = whole.splits
+        images, what = (splits.test, "test images") if split == "test" else (splits.val, "validation images")
+        some, sentence = sample_images(images, limit, seed, what)
+        return Subject(
+            classifier=whole.classifier.eval(), images=some, sentence=sentence, validation=splits.val, run=whole
+        )
+    classifier = run if isinstance(run, Classifier) else Classifier.load(run)
+    classifier = classifier if where is None else classifier.to(where)
+    named = "images" if isinstance(data, Dataset) else f"images of '{data}'"
+    images = data if isinstance(data, Dataset) else load(find(data, several=False), classifier.geometry)
+    own = images.columns.get("split")
+    if own is not None and "test" in own:
+        images, named = images.subset(own == "test"), f"test {named}"
+    some, sentence = sample_images(images, limit, seed, named)
+    return Subject(classifier=classifier.eval(), images=some, sentence=sentence)
+
+
+def sample_images(images: Dataset, limit: int | None, seed: int = 0, what: str = "images") -> tuple[Dataset, str]:
+    """About ``limit`` of the images, each class in its share and at least once, and a sentence that says so."""
+    if limit is None or limit >= len(images):
+        return images, f"All {len(images):,} {what}."
+    some = images.subset(nested_subset(images.labels, limit / len(images), seed))
+    return some, f"{len(some):,} of the {len(images):,} {what}, each class in its share (seed {seed})."
+
+
+def trained_on(run: Run | Path | str, images: Dataset, *, validation: bool = True) -> Bool[ndarray, " N"]:
+    """Which of the images a run or bundle was trained on, or with ``validation`` was validated on.
+
+    Images are compared with a reopened run by their content. A folder knows the names in its ``split.csv``, which
+    count for images of the very data it was trained on; a bundle without that file counts all images of its data
+    but those of their test split.
+    """
+    if isinstance(run, Run):
+        used = [run.splits.train, run.splits.val] if validation else [run.splits.train]
+        return np.isin(images.digests, np.concatenate([part.digests for part in used]))
+    if Path(run).is_file():  # an exported file
+        provenance = Classifier.load(run).provenance
+    else:
+        provenance = json.loads((find_bundle(run) / "config.json").read_text(encoding="utf-8"))["provenance"]
+    if provenance.get("data_fingerprint") != images.fingerprint:
+        return np.zeros(len(images), dtype=bool)
+    if not (Path(run) / "split.csv").is_file():
+        return images.columns.get("split", np.full(len(images), "")) != "test"
+    names = {"train", "val"} if validation else {"train"}
+    with (Path(run) / "split.csv").open(newline="", encoding="utf-8") as stream:
+        files = {row["file"] for row in csv.DictReader(stream) if row["split"] in names}
+    return np.array([str(file) in files for file in images.files], dtype=bool)
