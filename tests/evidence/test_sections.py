@@ -11,7 +11,7 @@ from sightline.cli import main
 from sightline.errors import ChoiceError, DataError, RecipeError
 from sightline.evidence import load_evidence, render_card, render_page, write_report
 from sightline.evidence.charts import ChartLine, line_chart
-from sightline.evidence.measure_missing import LEAST, measure_missing
+from sightline.evidence.measure_missing import LEAST, measure_missing_evidence
 from sightline.evidence.page import attach_comparison
 from sightline.evidence.requirements import REQUIRABLE_METRICS, Verdict, check_requirements, parse_requirements
 from sightline.evidence.sections import SECTION_BUILDERS, SECTION_COMMANDS, build_sections
@@ -26,7 +26,7 @@ def run(tmp_path_factory):
     place = tmp_path_factory.mktemp("collected") / "run"
     recipe = Recipe(model="lenet5", epochs=2, limit=400, size=16)
     train("digits", recipe, out=place)
-    came = measure_missing(place, budget="5s")
+    came = measure_missing_evidence(place, budget="5s")
     assert all(one.startswith("done") for one in came.values()), came
     return place
 
@@ -48,7 +48,7 @@ def test_collecting_makes_every_section_and_measures_nothing_twice(run):
     for name in ("coverage", "robustness", "corruptions", "explanations"):
         assert f'<section id="{name}">' in html
     assert all((run / file).is_file() for file in FILES)
-    assert measure_missing(run) == {}
+    assert measure_missing_evidence(run) == {}
     held = json.loads((run / "robustness.json").read_text())["attacks"]
     (attack,) = held.values()
     assert attack["n"] >= LEAST
@@ -137,7 +137,7 @@ def test_the_card_says_what_was_measured_and_what_not(run):
     ],
 )
 def test_a_verdict_is_met_by_the_value_and_sure_by_the_interval(verdict, met, sure):
-    assert (verdict.met, verdict.sure) == (met, sure)
+    assert (verdict.is_met, verdict.is_conclusive) == (met, sure)
     assert ("reaches across" in verdict.sentence) is not sure
 
 
@@ -185,7 +185,7 @@ def test_groups_need_collecting(run, capsys):
 
 
 def test_a_missing_column_is_said_and_the_rest_goes_on(run):
-    came = measure_missing(run, columns=("colour",))
+    came = measure_missing_evidence(run, columns=("colour",))
     assert "no column 'colour'" in came["groups, colour"]
 
 

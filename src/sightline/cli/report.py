@@ -68,9 +68,9 @@ def report(
 
 
 def _measure_missing(run: Path, budget: str, group: tuple[str, ...], device: str) -> dict[str, str]:
-    from ..evidence import measure_missing
+    from ..evidence import measure_missing_evidence
 
-    return measure_missing(run, budget=budget, columns=group, device=device)
+    return measure_missing_evidence(run, budget=budget, columns=group, device=device)
 
 
 def _print_report(console: "Console", value: Mapping[str, Any]) -> None:

@@ -76,7 +76,7 @@ MEASUREMENTS = (
 """In the order of use; the last ones take what is left of the budget."""
 
 
-def measure_missing(
+def measure_missing_evidence(
     folder: Path | str, *, budget: str = "10m", columns: Sequence[str] = (), device: str = "auto"
 ) -> dict[str, str]:
     """Measure what a run's page lacks, and its ``columns`` as groups; what came of each, by name.

@@ -56,7 +56,7 @@ def _spawn_worker(letter: bytes) -> "subprocess.Popen[bytes]":
     source = str(Path(__file__).parents[2])
     paths = os.pathsep.join([source, *filter(None, [os.environ.get("PYTHONPATH")])])
     one = subprocess.Popen(
-        [sys.executable, "-c", "from sightline.tuning.workers import main; main()"],
+        [sys.executable, "-c", "from sightline.tuning.workers import worker_main; worker_main()"],
         env={**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"},
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
