@@ -5,12 +5,14 @@ A bundle is its folder: ``config.json`` (with a checksum of every other file),
 ``model.safetensors`` and a card. No pickle, ever.
 """
 
+import copy
 import dataclasses
 import json
 import math
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -28,7 +30,7 @@ from .data import decode, iterate_batches, to_tensor
 from .errors import BundleError, ImageError, SightlineError
 from .files import atomic_replace, checksum, write_json, write_text
 from .layers import Network
-from .models import Architecture, ExportedNetwork, build, embed_pixels, geometry_from_config, open_exported
+from .models import Architecture, ExportedNetwork, build, geometry_from_config, open_exported
 from .preprocessing import Preprocessing
 from .types import Dataset, Geometry, Prediction
 
@@ -86,8 +88,11 @@ class Classifier(nn.Module):
         return torch.softmax(self(pixels).float() / self.temperature, dim=1)
 
     def features(self, pixels: Float[Tensor, "B C H W"]) -> Float[Tensor, "B D"]:
-        """What the network's last layer is given for pixels in [0, 1]; BundleError where it has none."""
-        return embed_pixels(self.network, self.preprocessing(pixels))
+        """The input of the last layer (of a baseline, of its estimator) for pixels in [0, 1].
+
+        Raises BundleError where the network has no last layer.
+        """
+        return self.network.embed(self.preprocessing(pixels))
 
     @torch.inference_mode()
     def embed(self, dataset: Dataset, *, batch_size: int = 256) -> Float[ndarray, "N D"]:
@@ -108,6 +113,28 @@ class Classifier(nn.Module):
     def differentiable(self) -> bool:
         """Whether logits have a gradient to the pixels: those of a scikit-learn estimator have none."""
         return self.network.differentiable
+
+    @property
+    def stochastic(self) -> bool:
+        """Whether answers are drawn at random: by a module that says so, such as noise on pixels or weights."""
+        return any(getattr(module, "stochastic", False) for module in self.modules())
+
+    def with_network(self, network: Network, change: str, arguments: Mapping[str, Any]) -> "Classifier":
+        """A classifier with ``network`` in place of its own, on which the surgery ``change`` was carried out.
+
+        ``arguments`` are those the surgery is repeated with when the bundle is loaded. Threshold, conformal quantiles
+        and memory belong to the old answers and are left behind; the temperature stays.
+        """
+        plan = self.architecture
+        return Classifier(
+            copy.deepcopy(self.preprocessing),
+            network,
+            architecture=dataclasses.replace(plan, surgery=(*plan.surgery, (change, arguments))),
+            classes=self.classes,
+            geometry=self.geometry,
+            temperature=self.temperature,
+            provenance=self.provenance,
+        ).to(self.device).eval()  # fmt: skip
 
     def predict(self, images: ImageInput | Iterable[ImageInput], *, top: int = 5) -> list[Prediction]:
         """The ``top`` likeliest classes of each image, in order.
@@ -264,6 +291,33 @@ class Classifier(nn.Module):
                     "Save or copy it again; its config.json and model.safetensors do not belong together."
                 )
         self.load_state_dict(tensors)
+
+
+@contextmanager
+def frozen_eval(classifier: Classifier, *, weight_noise: bool = True) -> Iterator[None]:
+    """Eval mode, gradients recorded for the pixels and not for the weights; afterwards every module is as before.
+
+    ``weight_noise=False`` also switches off the noise that a defence draws in the weights.
+    """
+    modes = [(module, module.training) for module in classifier.modules()]
+    trained = [parameter for parameter in classifier.parameters() if parameter.requires_grad]
+    networks = [module for module in classifier.modules() if isinstance(module, Network)]
+    noisy = [] if weight_noise else [(one, one.noise) for one in networks if one.noise is not None]
+    try:
+        for network, _ in noisy:
+            network.noise = None
+        classifier.eval()
+        for parameter in trained:
+            parameter.requires_grad_(False)
+        with torch.inference_mode(False), torch.enable_grad():
+            yield
+    finally:
+        for parameter in trained:
+            parameter.requires_grad_(True)
+        for module, mode in modes:
+            module.training = mode
+        for network, noise in noisy:
+            network.noise = noise
 
 
 def find_bundle(path: Path | str) -> Path:

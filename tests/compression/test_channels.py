@@ -227,7 +227,7 @@ def test_more_than_there_is():
 
 def test_taking_channels_twice_is_refused():
     smaller = Channels(0.3, "l2")(make("lenet5"), splits(8))
-    with pytest.raises(RecipeError, match="relieved of channels already"):
+    with pytest.raises(RecipeError, match="narrowed already"):
         Channels(0.3, "l2")(smaller, splits(8))
 
 

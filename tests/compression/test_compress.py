@@ -465,7 +465,7 @@ def test_mistakes_are_one_sentence(run, small, tmp_path, cli):
         "pruned already": (small.run.folder, "--by", "prune", *out),
         "without its run": (bundle, "--by", "prune", *out),
         "classes of 'shapes'": (bundle, "shapes", "--by", "prune", *out),
-        "no network to make smaller": (tmp_path / "tree", "digits", "--by", "prune", *out),
+        "no network to compress": (tmp_path / "tree", "digits", "--by", "prune", *out),
         "no run or bundle": (tmp_path / "absent", "--by", "prune", *out),
         "where the original is": (run.folder, "--by", "prune", "--out", run.folder, "--overwrite"),
         "is a file, not a folder": (run.folder, "--by", "prune", "--out", tmp_path / "file" / "x"),

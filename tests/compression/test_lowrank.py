@@ -10,7 +10,7 @@ from torch import nn
 
 from helpers.pruned_classifiers import logits, make, saved_and_loaded
 from helpers.tiny_classifiers import WORDS
-from sightline.compression.changing import compressible_layers, example_input
+from sightline.compression.changing import example_input
 from sightline.compression.decomposition import DECOMPOSITIONS, rank_for_energy
 from sightline.compression.lowrank import LowRank, fill_factors
 from sightline.errors import RecipeError
@@ -19,6 +19,7 @@ from sightline.models import (
     SURGERY,
     Architecture,
     build,
+    compressible_layers,
     count_multiply_adds,
     count_parameters,
     parse_architecture,

@@ -8,12 +8,12 @@ from torch.nn.utils import prune as torch_prune
 
 from helpers.pruned_classifiers import logits, make, pixels_of, saved_and_loaded, splits
 from helpers.tiny_classifiers import SETTLED, WORDS
-from sightline.compression.changing import compressible_layers, example_input
+from sightline.compression.changing import example_input
 from sightline.compression.prune import PRUNING_SCOPES, Prune
 from sightline.errors import RecipeError
 from sightline.layers import WeightNoise
 from sightline.layers.sparse import SparseConv2d, SparseLinear, count_zeros
-from sightline.models import SURGERY, Architecture, build
+from sightline.models import SURGERY, Architecture, build, compressible_layers
 from sightline.training import Recipe
 from sightline.training.fit import TrainingState
 from sightline.training.hooks import EMA

@@ -86,7 +86,7 @@ def test_what_has_no_network_of_its_own_is_refused(name):
 def test_an_estimator_is_refused(name):
     classifier = make("lenet5")
     classifier.architecture = Architecture("estimator", classifier.architecture.arguments)
-    with pytest.raises(RecipeError, match="no network to make smaller"):
+    with pytest.raises(RecipeError, match="no network to compress"):
         STEPS[name](classifier, splits(8))
 
 

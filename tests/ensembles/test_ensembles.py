@@ -19,7 +19,6 @@ from sightline.models import (
     Architecture,
     build,
     count_multiply_adds,
-    embed_pixels,
     get_head,
     parse_architecture,
 )
@@ -131,7 +130,7 @@ def test_features_of_an_ensemble_are_its_members_side_by_side(three):
         assert torch.equal(made.features(pixels), torch.cat(parts, 1))
     with pytest.raises(BundleError, match="no last layer of its own"):
         get_head(made.network)
-    assert embed_pixels(made.network, pixels).shape == (2, sum(part.shape[1] for part in parts))
+    assert made.network.embed(pixels).shape == (2, sum(part.shape[1] for part in parts))
 
 
 MEMBER = {

@@ -17,7 +17,7 @@ from sightline import runtime
 from sightline.attacks.gradient import FGSM, PGD
 from sightline.classifier import Classifier
 from sightline.errors import BundleError, ChoiceError, RecipeError
-from sightline.models import SURGERY, Architecture, build, embed_pixels, load_weights, parse_architecture
+from sightline.models import SURGERY, Architecture, build, load_weights, parse_architecture
 from sightline.preprocessing import (
     PIXEL_FILTERS,
     BitDepthFilter,
@@ -261,7 +261,7 @@ def test_weight_noise_disturbs_every_network(word):
         assert torch.allclose(alone, answers, rtol=1e-4, atol=1e-5 * answers.abs().max().item())
         assert not torch.allclose(answers, plain(pixels), rtol=1e-2)
         assert torch.equal(noisy.forward_clean(pixels), plain(pixels)), "the weights themselves are as they were"
-        assert torch.equal(embed_pixels(noisy, pixels), embed_pixels(plain, pixels))
+        assert torch.equal(noisy.embed(pixels), plain.embed(pixels))
     assert not torch.equal(noisy(pixels), noisy(pixels)), "an attacker sees another draw each time"
     noisy.train()
     noisy(pixels).square().sum().backward()

@@ -12,7 +12,7 @@ import torch
 
 from sightline.classifier import Classifier
 from sightline.errors import BundleError, ChoiceError, Interrupted, RecipeError
-from sightline.models import NETWORKS, SURGERY, build, embed_pixels, find_stages, get_head, parse_architecture
+from sightline.models import NETWORKS, SURGERY, build, find_stages, get_head, parse_architecture
 from sightline.models.registry import REFERENCE_IMAGES
 from sightline.training import resume, run, train
 from sightline.training.estimate import estimate_cost
@@ -143,7 +143,7 @@ def test_the_embedding_is_what_the_head_is_given(name):
     pixels = torch.rand(2, 3, 32, 32)
     with torch.no_grad():
         for one in (network, SURGERY["mirrored"](copy.deepcopy(network))):
-            given = embed_pixels(one, pixels)
+            given = one.embed(pixels)
             logits = one(pixels)
             torch.testing.assert_close(
                 get_head(one)(given), logits, rtol=1e-4, atol=1e-4 * logits.abs().max().item()
@@ -155,7 +155,7 @@ def test_the_embedding_of_a_dataset_is_that_of_its_images(started):
     together = started.classifier.embed(images, batch_size=7)
     pixels = torch.from_numpy(images[:3]).permute(0, 3, 1, 2).float() / 255
     with torch.no_grad():
-        alone = embed_pixels(started.classifier.network, started.classifier.preprocessing(pixels))
+        alone = started.classifier.network.embed(started.classifier.preprocessing(pixels))
     assert together.shape == (len(images), 128)
     np.testing.assert_allclose(together[:3], alone.numpy(), rtol=1e-4, atol=1e-5)
 

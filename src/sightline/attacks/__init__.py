@@ -13,7 +13,7 @@ from ..errors import ChoiceError
 from .apgd import APGD
 from .base import BALLS, Attack, Ball, check_eps, check_norm, format_eps, parse_eps, random_like
 from .gradient import FGSM, PGD, check_count, gradient_ascent, loss_gradient
-from .losses import cross_entropy_loss, frozen_eval, is_correct, require_gradient
+from .losses import cross_entropy_loss, is_correct, require_gradient
 from .noise import RandomNoise
 from .rays import RayS
 from .universal import Universal, UniversalPerturbation
@@ -35,7 +35,6 @@ __all__ = [
     "check_norm",
     "cross_entropy_loss",
     "format_eps",
-    "frozen_eval",
     "gradient_ascent",
     "is_correct",
     "loss_gradient",

@@ -9,10 +9,10 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from .. import runtime
-from ..classifier import Classifier
+from ..classifier import Classifier, frozen_eval
 from .base import BALLS, Ball, check_eps, check_norm
 from .gradient import check_count, is_fooled, loss_gradient
-from .losses import AttackLoss, cross_entropy_loss, dlr_loss, frozen_eval, is_correct, require_gradient
+from .losses import AttackLoss, cross_entropy_loss, dlr_loss, is_correct, require_gradient
 
 STEP_MOMENTUM = 0.75
 """Share of the new step; the rest is the step before it."""

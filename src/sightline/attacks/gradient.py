@@ -9,14 +9,13 @@ from torch import Tensor
 
 from .. import runtime
 from ..choose import lookup
-from ..classifier import Classifier
+from ..classifier import Classifier, frozen_eval
 from .base import BALLS, Ball, check_eps, check_norm
 from .losses import (
     ATTACK_LOSSES,
     AttackLoss,
     StopCondition,
     cross_entropy_loss,
-    frozen_eval,
     is_correct,
     require_gradient,
 )
@@ -51,7 +50,7 @@ def gradient_ascent(
     """``steps`` steps of ``size`` up the loss, from ``at`` (overwritten), never leaving the ball.
 
     An image for which ``until(logits, against)`` holds at the beginning of a step stays there, and is not worked
-    on any more. Call it within ``undisturbed``.
+    on any more. Call it within ``frozen_eval``.
     """
     whole, rows = None, torch.arange(len(at), device=at.device)
     for _ in range(steps):

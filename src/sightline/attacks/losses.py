@@ -1,7 +1,6 @@
 """How an attack looks at a classifier: in eval mode, for gradients to the pixels alone, leaving no trace."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -16,24 +15,6 @@ AttackLoss = Callable[[Float[Tensor, "B K"], Tensor], Float[Tensor, " B"]]
 
 StopCondition = Callable[[Float[Tensor, "B K"], Tensor], Bool[Tensor, " B"]]
 """(logits, labels) -> which images are where the attack wants them."""
-
-
-@contextmanager
-def frozen_eval(classifier: Classifier) -> Iterator[None]:
-    """Eval mode, weights at rest and gradients on; afterwards every module and weight is as it was."""
-    modes = [(module, module.training) for module in classifier.modules()]
-    learning = [parameter for parameter in classifier.parameters() if parameter.requires_grad]
-    try:
-        classifier.eval()
-        for parameter in learning:
-            parameter.requires_grad_(False)
-        with torch.inference_mode(False), torch.enable_grad():
-            yield
-    finally:
-        for parameter in learning:
-            parameter.requires_grad_(True)
-        for module, mode in modes:
-            module.training = mode
 
 
 USE_DECISION_ATTACK = "Choose an attack that only asks for answers: --by rays."

@@ -7,10 +7,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from .. import runtime
-from ..classifier import Classifier
+from ..classifier import Classifier, frozen_eval
 from .base import BALLS, check_eps, check_norm
 from .gradient import check_count
-from .losses import frozen_eval, is_correct
+from .losses import is_correct
 
 
 @no_type_check  # it checks its own fields, and says it better

@@ -7,10 +7,10 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from ..classifier import Classifier
+from ..classifier import Classifier, frozen_eval
 from .base import check_eps
 from .gradient import check_count
-from .losses import frozen_eval, is_correct
+from .losses import is_correct
 
 RADIUS_TOLERANCE = 1e-3
 """Pixels to which a radius is known."""

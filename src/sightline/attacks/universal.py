@@ -8,10 +8,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from .. import runtime
-from ..classifier import Classifier
+from ..classifier import Classifier, frozen_eval
 from .base import BALLS, check_eps, check_norm
 from .gradient import check_count, loss_gradient
-from .losses import cross_entropy_loss, frozen_eval, require_gradient
+from .losses import cross_entropy_loss, require_gradient
 
 MAX_IMAGE_LOSS = 9.0
 """Cross-entropy above which an image counts no more: it is fooled, and must not hide the others."""

@@ -17,9 +17,9 @@ from ..classifier import Classifier
 from ..data import iterate_batches
 from ..errors import DataError, RecipeError
 from ..layers import Network, is_narrowable, layer_widths
-from ..models import count_multiply_adds
+from ..models import copy_network, count_multiply_adds
 from ..types import Dataset, Splits
-from .changing import copy_network, example_input, with_network
+from .changing import example_input
 from .channel_groups import (
     ChannelGroup,
     RemovedChannels,
@@ -118,7 +118,7 @@ class Channels:
         Raises RecipeError for a network that was relieved of channels before, has none to give, or cannot give so
         many.
         """
-        network = copy_network(classifier, "widths")
+        network = copy_network(classifier.network, classifier.architecture, "widths")
         pixels = example_input(classifier)
         found = find_channel_groups(network, pixels)
         if not found:
@@ -138,7 +138,7 @@ class Channels:
             for of in (network, small)
         )
         layers = {name: new for name, new in after.items() if new != before[name]}
-        return with_network(classifier, small, "widths", {"layers": layers})
+        return classifier.with_network(small, "widths", {"layers": layers})
 
     def _search(
         self,

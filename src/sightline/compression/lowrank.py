@@ -12,9 +12,9 @@ from ..choose import suggest
 from ..classifier import Classifier
 from ..errors import RecipeError
 from ..layers import FactorisedLayer, Network, factorise_layers
-from ..models import count_parameters
+from ..models import compressible_layers, copy_network, count_parameters
 from ..types import Splits
-from .changing import compressible_layers, copy_network, example_input, with_network
+from .changing import example_input
 from .decomposition import DECOMPOSITIONS, Decomposition, rank_for_energy
 
 DEFAULT_ENERGY = 0.95
@@ -88,7 +88,7 @@ class LowRank:
         that cannot be brought within the budget.
         """
         del data
-        network = copy_network(classifier, "factors", after=BLOCKED_BY_PRUNING)
+        network = copy_network(classifier.network, classifier.architecture, "factors", after=BLOCKED_BY_PRUNING)
         pixels = example_input(classifier)
         found = {name: self._factorisable(layer) for name, layer in compressible_layers(network, pixels).items()}
         known = {name: one for name, one in found.items() if one is not None}
@@ -105,7 +105,7 @@ class LowRank:
                 fill_factors(made.get_submodule(name), known[name].layer, known[name].decomposition)
                 advance()
         _check_forward(made, pixels)
-        return with_network(classifier, made, "factors", {"layers": plan})
+        return classifier.with_network(made, "factors", {"layers": plan})
 
     def _factorisable(self, layer: nn.Conv2d | nn.Linear) -> FactorisableLayer | None:
         """How a layer would be taken apart, if at all."""

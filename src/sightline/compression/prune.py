@@ -12,8 +12,9 @@ from ..choose import suggest
 from ..classifier import Classifier
 from ..errors import RecipeError
 from ..layers import keep_zeros
+from ..models import compressible_layers, copy_network
 from ..types import Splits
-from .changing import compressible_layers, copy_network, example_input, with_network
+from .changing import example_input
 
 
 @torch.no_grad()
@@ -77,7 +78,7 @@ class Prune:
         would lose a whole layer.
         """
         del data
-        network = copy_network(classifier, "masked")
+        network = copy_network(classifier.network, classifier.architecture, "masked")
         found = compressible_layers(network, example_input(classifier))
         if not found:
             raise RecipeError("This network has no layer to prune but its last one: choose another compressor.")
@@ -89,4 +90,4 @@ class Prune:
                     "scope=layer for the same share of each."
                 )
             layer.weight.data[gone] = 0
-        return with_network(classifier, keep_zeros(network, [*found]), "masked", {"layers": [*found]})
+        return classifier.with_network(keep_zeros(network, [*found]), "masked", {"layers": [*found]})

@@ -19,7 +19,6 @@ from .. import runtime
 from ..classifier import Classifier
 from ..data import iterate_batches
 from ..errors import DataError
-from ..models import EstimatorNetwork
 from ..types import Dataset
 from .mc_dropout import predict_with_dropout
 
@@ -180,9 +179,6 @@ OOD_SCORES: Mapping[str, Callable[..., OODScore]] = {
 
 def ood_features(classifier: Classifier, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B D"]:
     """What the last layer is given; of a baseline, what its estimator is given."""
-    network = classifier.network
-    if isinstance(network, EstimatorNetwork):
-        return network.standardise(network.feature_vectors(classifier.preprocessing(images)))
     return classifier.features(images).flatten(1)
 
 

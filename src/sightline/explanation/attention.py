@@ -12,7 +12,6 @@ from torch.overrides import TorchFunctionMode
 
 from ..classifier import Classifier
 from ..errors import ChoiceError
-from ..models import EnsembleNetwork
 from .base import (
     Explainer,
     as_leaf,
@@ -67,7 +66,7 @@ class AttentionRollout(Explainer):
     ) -> Float[Tensor, "B C H W"]:
         """Each place's share over an even one, less 1; raises ChoiceError where a network does not attend so."""
         require_logit_gradient(classifier, "Attention rollout")
-        if isinstance(classifier.network, EnsembleNetwork):
+        if classifier.network.member_list():
             raise ChoiceError("Attention rollout is of a single network: explain the members of the ensemble.")
         return explain_in_batches(
             lambda some, of: self._explain(classifier, some, of), images, targets, ATTENTION_BATCH_SIZE

@@ -9,9 +9,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ..attacks import frozen_eval, require_gradient
-from ..classifier import Classifier
-from ..layers import Network
+from ..attacks import require_gradient
+from ..classifier import Classifier, frozen_eval
 
 EXPLANATION_BATCH_SIZE = 128
 """Images in one pass of the network, at most."""
@@ -45,16 +44,8 @@ def deterministic_eval(classifier: Classifier, *, noise: bool = False) -> Iterat
 
     Weights are as they are, without the noise that a defence puts into them, unless ``noise`` is asked for.
     """
-    inside = [module for module in classifier.modules() if isinstance(module, Network)]
-    noisy = [] if noise else [(module, module.noise) for module in inside if module.noise is not None]
-    try:
-        for module, _ in noisy:
-            module.noise = None
-        with frozen_eval(classifier):
-            yield
-    finally:
-        for module, own in noisy:
-            module.noise = own
+    with frozen_eval(classifier, weight_noise=noise):
+        yield
 
 
 def require_logit_gradient(classifier: Classifier, what: str) -> None:

@@ -19,7 +19,7 @@ from .. import runtime
 from ..classifier import Classifier
 from ..errors import ChoiceError
 from ..layers import Network
-from ..models import EnsembleNetwork, ViT
+from ..models import ViT
 from .base import (
     Explainer,
     as_leaf,
@@ -178,7 +178,7 @@ def choose_cam_layers(classifier: Classifier, shape: Sequence[int]) -> tuple[str
     Raises ChoiceError where no layer keeps the places of the image, as in a multilayer perceptron.
     """
     found = _probe_layers(classifier, shape)
-    singles = [n for n, m in _networks(classifier.network).items() if not isinstance(m, EnsembleNetwork)]
+    singles = [n for n, m in _networks(classifier.network).items() if not m.member_list()]
     chosen = tuple(name for single in singles if (name := _choose_layer(found, f"{single}." if single else "")))
     if not chosen:
         raise ChoiceError(

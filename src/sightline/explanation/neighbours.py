@@ -12,7 +12,6 @@ from .. import progress, runtime
 from ..classifier import Classifier
 from ..data import count_batches, iterate_batches
 from ..errors import DataError
-from ..models import EstimatorNetwork
 from ..types import Dataset
 from .base import EXPLANATION_BATCH_SIZE, deterministic_eval
 
@@ -22,9 +21,6 @@ MAX_GALLERY_IMAGES = 5000
 
 def embed_images(classifier: Classifier, pixels: Float[Tensor, "B C H W"]) -> Float[Tensor, "B D"]:
     """What the last layer is given; of a baseline the features its estimator is given."""
-    network = classifier.network
-    if isinstance(network, EstimatorNetwork):
-        return network.standardise(network.feature_vectors(classifier.preprocessing(pixels)))
     return classifier.features(pixels).flatten(1).float()
 
 

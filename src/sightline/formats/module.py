@@ -17,8 +17,8 @@ from .. import runtime
 from ..classifier import Classifier
 from ..errors import RequirementNotMet
 from ..layers import Network
-from ..models import EXPORT_FORMAT, EnsembleNetwork, ExportedNetwork
-from ..preprocessing import JpegFilter, MedianFilter, NoiseFilter, Normalise, Preprocessing, PreprocessingStep
+from ..models import EXPORT_FORMAT
+from ..preprocessing import JpegFilter, MedianFilter, Normalise, Preprocessing, PreprocessingStep
 
 
 class ExportModule(nn.Module):
@@ -109,8 +109,6 @@ def to_exportable_steps(preprocessing: Preprocessing) -> Preprocessing:
 
 def ensemble_members(network: Network) -> list[Any]:
     """The members of an ensemble and of ensembles in it."""
-    if not isinstance(network, EnsembleNetwork):
-        return []
     return [inner for one in network.member_list() for inner in (one, *ensemble_members(one.network))]
 
 
@@ -119,14 +117,9 @@ def check_exportable(classifier: Classifier) -> None:
     inside = ensemble_members(classifier.network)
     networks = [classifier.network, *(one.network for one in inside)]
     steps = [step for one in (classifier, *inside) for step in one.preprocessing.steps]
-    if any(isinstance(one, ExportedNetwork) for one in networks):
-        raise RequirementNotMet("This is an exported file already: copy it, or export the run it came from.")
-    if any(not one.differentiable for one in networks):
-        raise RequirementNotMet(
-            "A scikit-learn estimator has no converter, so it cannot be exported: export a network, or ship the "
-            "bundle and let Sightline answer."
-        )
-    if any(isinstance(step, NoiseFilter) for step in steps) or any(one.noise is not None for one in networks):
+    if refusal := next((one.export_refusal for one in networks if one.export_refusal), ""):
+        raise RequirementNotMet(refusal)
+    if classifier.stochastic:
         raise RequirementNotMet(
             "This classifier defends itself with noise drawn from each image, which no file can draw alike: train "
             "it without noise to export it."

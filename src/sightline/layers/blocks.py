@@ -3,13 +3,14 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..errors import RecipeError
+from ..errors import BundleError, RecipeError
 from .noise import WeightNoise
 from .quantised import ActivationRounding
 from .whitening import Whitening
@@ -31,6 +32,9 @@ class Network(nn.Module, ABC):
 
     differentiable: bool = True
     """Whether logits have a gradient with respect to the pixels."""
+
+    export_refusal: str = ""
+    """Why no exported file can hold the network, and what to do instead; empty where one can."""
 
     notes: tuple[str, ...] = ()
     """What becomes of images of this size before the network proper, a sentence each."""
@@ -62,6 +66,24 @@ class Network(nn.Module, ABC):
             else self.noise.forward_noisy(self, self.forward_clean, pixels)
         )
 
+    def embed(self, pixels: Float[Tensor, "B C H W"]) -> Float[Tensor, "B D"]:
+        """Features of preprocessed pixels: the input of the last layer, without noise in the weights.
+
+        With flip test-time augmentation, in eval mode, the mean over an image and its mirror image. Raises BundleError
+        where the network has no last layer.
+        """
+        seen: list[Tensor] = []
+        watching = get_head(self).register_forward_pre_hook(lambda _, given: seen.append(given[0]))
+        try:
+            self.forward_clean(pixels)
+        finally:
+            watching.remove()
+        return seen[0] if len(seen) == 1 else torch.stack(seen).mean(0)
+
+    def member_list(self) -> list[Any]:
+        """The classifiers that a network combines, each with a ``preprocessing`` and a ``network``; of most none."""
+        return []
+
     def forward_clean(self, pixels: Float[Tensor, "B C H W"]) -> Float[Tensor, "B K"]:
         """Raw scores of each class by the weights as they are, without noise."""
         if self.flip_tta and not self.training:
@@ -78,11 +100,21 @@ class Network(nn.Module, ABC):
         """Write into a bundle's folder what tensors cannot hold; most networks have nothing."""
 
     def load_extra_files(self, folder: Path) -> None:
-        """Read back what ``write_parts`` wrote."""
+        """Read back what ``save_extra_files`` wrote."""
 
     def load_published(self) -> str:
         """Take the published weights the architecture asks for: a sentence about them, or "" as nearly always."""
         return ""
+
+
+def get_head(network: Network) -> nn.Linear:
+    """The layer whose outputs are the logits; raises BundleError where there is none, as in an ensemble."""
+    try:
+        return network.head
+    except AttributeError as error:
+        raise BundleError(
+            f"{type(network).__name__} has no last layer of its own: start from a single network instead."
+        ) from error
 
 
 def is_large(size: ImageSize) -> bool:

@@ -22,6 +22,8 @@ class WeightNoise(nn.Module):
     (arXiv 1811.09310), equations 1 and 2, layer-wise, on weights.
     """
 
+    stochastic = True
+
     def __init__(self, names: Sequence[str], alpha: float):
         super().__init__()
         self.names = tuple(names)

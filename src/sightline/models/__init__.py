@@ -4,6 +4,8 @@ A network is rebuilt by name: ``build(Architecture("resnet20", {"classes": 10, .
 weights is a table of tensors and nothing else.
 """
 
+from ..layers import get_head
+from .architecture import Architecture
 from .cost import count_multiply_adds, learnt_tensors
 from .ensemble import EnsembleMember, EnsembleNetwork
 from .estimator import EmbeddingFeature, EstimatorNetwork, estimator_scores, feature_config
@@ -21,15 +23,14 @@ from .exported import (
 from .handcrafted import HANDCRAFTED_FEATURES, Feature
 from .registry import (
     NETWORKS,
-    Architecture,
     NetworkDescription,
     build,
     count_parameters,
     describe_networks,
     parse_architecture,
 )
-from .stages import NetworkStage, embed_pixels, find_stages
-from .surgery import SURGERY, get_head
+from .stages import NetworkStage, find_stages
+from .surgery import SURGERY, compressible_layers, copy_network
 from .vit import ViT
 from .weights import WeightsReport, load_weights
 
@@ -53,10 +54,11 @@ __all__ = [
     "ViT",
     "WeightsReport",
     "build",
+    "compressible_layers",
+    "copy_network",
     "count_multiply_adds",
     "count_parameters",
     "describe_networks",
-    "embed_pixels",
     "estimator_scores",
     "feature_config",
     "find_stages",

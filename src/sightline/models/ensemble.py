@@ -53,6 +53,10 @@ class EnsembleNetwork(Network):
         """Classes it tells apart."""
         return len(self.member_list()[0].order)
 
+    def embed(self, pixels: Float[Tensor, "B C H W"]) -> Float[Tensor, "B D"]:
+        """The features of each member, side by side."""
+        return torch.cat([one.network.embed(one.preprocessing(pixels)) for one in self.member_list()], 1)
+
     def logits(self, pixels: Float[Tensor, "B C H W"]) -> Float[Tensor, "B K"]:
         """Logarithms of the mean probabilities."""
         answers = torch.stack([member(pixels) for member in self.members])

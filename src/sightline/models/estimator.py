@@ -24,7 +24,6 @@ from ..errors import BundleError
 from ..layers import ImageSize, Network
 from ..preprocessing import Preprocessing
 from .handcrafted import HANDCRAFTED_FEATURES, Feature
-from .stages import embed_pixels
 
 ESTIMATOR_FILE = "estimator.skops"
 
@@ -53,7 +52,7 @@ class EmbeddingFeature(nn.Module):
     def forward(self, pixels: Float[Tensor, "B C H W"]) -> Float[Tensor, "B D"]:
         """The penultimate activations, in eval mode."""
         with torch.no_grad():
-            return embed_pixels(self.network, self.preprocessing(pixels)).flatten(1).float()
+            return self.network.embed(self.preprocessing(pixels)).flatten(1).float()
 
     def config(self) -> dict[str, Any]:
         """All that is not a tensor, as JSON."""
@@ -64,6 +63,10 @@ class EstimatorNetwork(Network):
     """Features, brought to one unit, then an estimator; its tensors are the units and any network of a feature."""
 
     differentiable = False
+    export_refusal = (
+        "A scikit-learn estimator has no converter, so it cannot be exported: export a network, or ship the "
+        "bundle and let Sightline answer."
+    )
 
     known: Tensor
     shift: Tensor
@@ -132,6 +135,10 @@ class EstimatorNetwork(Network):
     def standardise(self, vectors: Float[Tensor, "B D"]) -> Float[Tensor, "B D"]:
         """Vectors as the estimator learnt them."""
         return (vectors - self.shift) / self.scale
+
+    def embed(self, pixels: Float[Tensor, "B C H W"]) -> Float[Tensor, "B D"]:
+        """What the estimator is given."""
+        return self.standardise(self.feature_vectors(pixels))
 
     def set_estimator(self, estimator: Any) -> None:
         """Use this fitted estimator, whose classes are indices of ours."""

@@ -133,6 +133,7 @@ class ExportedNetwork(Network):
     """``pixels (B C H W) in [0, 1] -> log probabilities (B K)`` by the file; it has no gradient."""
 
     differentiable = False
+    export_refusal = "This is an exported file already: copy it, or export the run it came from."
 
     known: Tensor
 

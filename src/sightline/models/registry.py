@@ -3,7 +3,7 @@
 import inspect
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,9 +12,10 @@ import torch
 from torch import nn
 
 from ..choose import choose, lookup, suggest
-from ..errors import BundleError, ChoiceError, RecipeError
+from ..errors import ChoiceError, RecipeError
 from ..layers import ImageSize, Network
 from .alexnet import alexnet, alexnet_small
+from .architecture import Architecture
 from .cost import count_multiply_adds
 from .densenet import densenet
 from .enhanced import enhanced
@@ -101,37 +102,6 @@ REFERENCE_IMAGES: dict[str, ReferenceImages] = {
 
 MEASURED_FILE = Path(__file__).with_name("measured.json")
 """Accuracies that ``benchmarks/zoo.py`` measured, and how."""
-
-
-@dataclass(frozen=True)
-class Architecture:
-    """What ``build`` needs to make a network again; all of it JSON."""
-
-    name: str
-    """One of ``NETWORKS``."""
-    arguments: Mapping[str, Any]
-    """``classes``, ``channels``, ``size`` and whatever else the network takes."""
-    surgery: tuple[tuple[str, Mapping[str, Any]], ...] = field(default=())
-    """(name in ``SURGERY``, arguments), in order."""
-
-    def config(self) -> dict[str, Any]:
-        """The same as JSON."""
-        return {
-            "name": self.name,
-            "arguments": dict(self.arguments),
-            "surgery": [{"name": name, "arguments": dict(given)} for name, given in self.surgery],
-        }
-
-    @classmethod
-    def from_config(cls, config: Mapping[str, Any]) -> "Architecture":
-        """From JSON; raises BundleError where it is not what ``config`` writes."""
-        try:
-            surgery = tuple((str(item["name"]), dict(item["arguments"])) for item in config["surgery"])
-            return cls(str(config["name"]), dict(config["arguments"]), surgery)
-        except KeyError as error:
-            raise BundleError(f"The architecture has no field {error}.") from error
-        except (TypeError, ValueError) as error:
-            raise BundleError(f"The architecture cannot be read: {error}.") from error
 
 
 def parse_architecture(model: str, *, classes: int, channels: int, size: ImageSize) -> Architecture:

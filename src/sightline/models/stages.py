@@ -3,13 +3,9 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
-from jaxtyping import Float
-from torch import Tensor, nn
+from torch import nn
 
-from ..layers import Network
-from .ensemble import EnsembleNetwork
-from .surgery import get_head
+from ..layers import Network, get_head
 
 HEAD_STAGE = "head"
 """Name of the last stage."""
@@ -56,26 +52,6 @@ def find_stages(network: Network) -> tuple[NetworkStage, ...]:
     named = [(_stage_name(group), tuple(module for _, module in group)) for group in groups]
     named.append((HEAD_STAGE, (*(module for _, module in waiting), last)))
     return _add_loose_parameters(network, [NetworkStage(*each) for each in named])
-
-
-def embed_pixels(network: Network, pixels: Float[Tensor, "B C H W"]) -> Float[Tensor, "B D"]:
-    """What the head is given for preprocessed pixels: the features before the last layer.
-
-    Of a mirrored network in eval mode the mean of both looks, of an ensemble its members' side by side, of one
-    with noise in its weights what it sees without.
-    Raises BundleError where there is no head.
-    """
-    if isinstance(network, EnsembleNetwork):
-        return torch.cat(
-            [embed_pixels(one.network, one.preprocessing(pixels)) for one in network.member_list()], 1
-        )
-    seen: list[Tensor] = []
-    watching = get_head(network).register_forward_pre_hook(lambda _, given: seen.append(given[0]))
-    try:
-        network.forward_clean(pixels)
-    finally:
-        watching.remove()
-    return seen[0] if len(seen) == 1 else torch.stack(seen).mean(0)
 
 
 def _parts_before_head(network: Network, last: nn.Module) -> list[NamedModule]:

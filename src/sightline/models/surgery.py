@@ -4,32 +4,89 @@ A member is ``(network, arguments) -> network`` and changes structure only; the 
 loaded afterwards. The arguments are JSON.
 """
 
-from collections.abc import Callable
+import copy
+from collections.abc import Callable, Mapping
 from typing import no_type_check
 
 import torch
-from torch import nn
+from jaxtyping import Float
+from torch import Tensor, nn
 
-from ..errors import BundleError
+from ..errors import BundleError, RecipeError
 from ..layers import (
+    SPARSE_LAYERS,
     Network,
     WeightNoise,
     factorise_layers,
+    get_head,
     keep_zeros,
     narrow_layers,
     noisy_weight_names,
     quantise_layers,
 )
+from .architecture import Architecture
+
+SURGERY_VERBS = {"masked": "pruned", "widths": "narrowed", "factors": "factorised"}
+"""Surgery -> what was done to a network that has it."""
+
+UNCOMPRESSIBLE_NETWORKS = {
+    "ensemble": "An ensemble is compressed member by member: compress each classifier, then combine them again.",
+    "estimator": "A scikit-learn estimator has no network to compress: train a network and compress that.",
+}
+"""Networks without weights of their own, and what to do instead."""
+
+BLOCKING_SURGERY = {
+    "noise": "Its weights carry noise, which would undo it: compress a classifier trained without weight_noise.",
+    "quantised": "Its weights are int8 already: compress the float classifier first, and apply int8 last.",
+}
+"""Surgery that no other may follow, and why."""
 
 
-def get_head(network: Network) -> nn.Linear:
-    """The layer whose outputs are the logits; raises BundleError where there is none, as in an ensemble."""
-    try:
-        return network.head
-    except AttributeError as error:
-        raise BundleError(
-            f"{type(network).__name__} has no last layer of its own: start from a single network instead."
-        ) from error
+def copy_network(
+    network: Network, architecture: Architecture, change: str, after: Mapping[str, str] | None = None
+) -> Network:
+    """A copy of ``network`` on the CPU and in eval mode, on which the surgery ``change`` may be carried out.
+
+    ``after`` adds surgeries to ``BLOCKING_SURGERY``: name -> why ``change`` cannot follow it. Raises RecipeError where
+    the network has had ``change`` before, has had a blocking one, or has no weights of its own.
+    """
+    if architecture.name in UNCOMPRESSIBLE_NETWORKS:
+        raise RecipeError(UNCOMPRESSIBLE_NETWORKS[architecture.name])
+    names = [name for name, _ in architecture.surgery]
+    if change in names:
+        raise RecipeError(
+            f"This classifier was {SURGERY_VERBS[change]} already. To do it with other settings, start from the "
+            "classifier it was made from."
+        )
+    for name in names:
+        if reason := {**BLOCKING_SURGERY, **(after or {})}.get(name):
+            raise RecipeError(reason)
+    return copy.deepcopy(network).cpu().eval()
+
+
+@torch.no_grad()
+def compressible_layers(network: Network, pixels: Float[Tensor, "B C H W"]) -> dict[str, nn.Conv2d | nn.Linear]:
+    """The plain convolutions and linear layers that a pass over ``pixels`` calls, by name, without the head.
+
+    The head is left out because features are its input and classes are added to it. So are frozen layers and those
+    that compute with their weights in another way (subclasses).
+    """
+    last, found = get_head(network), dict[str, nn.Conv2d | nn.Linear]()
+    names = {
+        layer: name
+        for name, layer in network.named_modules()
+        if type(layer) in SPARSE_LAYERS and layer is not last
+    }
+
+    def record(layer: nn.Module, *_: object) -> None:
+        assert isinstance(layer, nn.Conv2d | nn.Linear)
+        found[names[layer]] = layer
+
+    watching = [layer.register_forward_hook(record) for layer in names]
+    network.logits(pixels)
+    for one in watching:
+        one.remove()
+    return found
 
 
 def expand_head(network: Network, classes: int) -> Network:

@@ -106,6 +106,8 @@ class NoiseFilter(PixelFilter):
     gaussian or uniform. Raises ValueError unless sigma is above 0 and at most 1.
     """
 
+    stochastic = True
+
     @no_type_check
     def __init__(self, sigma: float = 0.1, kind: NoiseKind = "gaussian"):
         super().__init__()

@@ -12,9 +12,9 @@ from .. import runtime
 from ..attacks import FGSM, PGD, Attack
 from ..classifier import Classifier
 from ..errors import RecipeError
-from ..layers import Network, WeightNoise
+from ..layers import Network
 from ..metrics import wilson
-from ..preprocessing import NoiseFilter, PixelFilter, Preprocessing
+from ..preprocessing import PixelFilter, Preprocessing
 from ..types import Interval
 
 EOT_DRAWS = 10
@@ -55,7 +55,7 @@ class EOTClassifier(Classifier):
 
 def is_stochastic_classifier(classifier: nn.Module) -> bool:
     """Whether it draws when it answers: noise at its input or in its weights."""
-    return any(isinstance(module, NoiseFilter | WeightNoise) for module in classifier.modules())
+    return any(getattr(module, "stochastic", False) for module in classifier.modules())
 
 
 def attack_view(classifier: Classifier, draws: int = EOT_DRAWS) -> Classifier:

@@ -16,12 +16,11 @@ from ..attacks import (
     RayS,
     check_eps,
     cross_entropy_loss,
-    frozen_eval,
     is_correct,
     loss_gradient,
     require_gradient,
 )
-from ..classifier import Classifier
+from ..classifier import Classifier, frozen_eval
 from ..types import Remark
 from .adaptive import attack_view
 

@@ -21,12 +21,11 @@ from ..attacks import (
     check_count,
     check_norm,
     cross_entropy_loss,
-    frozen_eval,
     gradient_ascent,
     random_like,
     require_gradient,
 )
-from ..classifier import Classifier
+from ..classifier import Classifier, frozen_eval
 from ..data import iterate_batches
 from ..types import Batch, Dataset
 from .criteria import mean_cross_entropy

@@ -13,8 +13,6 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ..classifier import Classifier
-from ..layers import WeightNoise
-from ..preprocessing import NoiseFilter
 from ..types import Batch
 from .losses import Objective
 
@@ -173,6 +171,4 @@ def is_stochastic(network: nn.Module) -> bool:
     """Whether the network draws random numbers while training: replicas would draw in no certain order."""
     dropped = nn.modules.dropout._DropoutNd
     layers = [*network.modules()]
-    return any(
-        isinstance(one, NoiseFilter | WeightNoise) or (isinstance(one, dropped) and one.p > 0) for one in layers
-    )
+    return any(getattr(one, "stochastic", False) or (isinstance(one, dropped) and one.p > 0) for one in layers)
