@@ -11,10 +11,10 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from helpers.tiny_classifiers import WORDS
-from sightline.classifier import BUNDLE_FORMAT, Classifier, write_bundle_card
+from sightline.classifier import Classifier, write_bundle_card
 from sightline.errors import BundleError, OutputError
 from sightline.files import checksum
-from sightline.models import Architecture, build, parse_architecture
+from sightline.models import BUNDLE_FORMAT, Architecture, build, parse_architecture
 from sightline.preprocessing import Normalise, Preprocessing
 from sightline.types import Geometry
 

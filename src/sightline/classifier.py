@@ -7,8 +7,6 @@ A bundle is its folder: ``config.json`` (with a checksum of every other file),
 
 import copy
 import dataclasses
-import json
-import math
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
@@ -21,8 +19,7 @@ import numpy as np
 import torch
 from jaxtyping import Float, UInt8
 from numpy import ndarray
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from . import runtime
@@ -30,15 +27,27 @@ from .data import decode, iterate_batches, to_tensor
 from .errors import BundleError, ImageError, SightlineError
 from .files import atomic_replace, checksum, write_json, write_text
 from .layers import Network
-from .models import Architecture, ExportedNetwork, build, geometry_from_config, open_exported
+from .models import (
+    ANSWERS_FILE,
+    BUNDLE_FORMAT,
+    CARD_FILE,
+    MEMORY_FOLDER,
+    TENSORS_FILE,
+    Architecture,
+    ExportedNetwork,
+    Memory,
+    build,
+    check_bundle_files,
+    check_bundle_values,
+    geometry_from_config,
+    list_bundle_files,
+    open_exported,
+    read_answers,
+    read_bundle_config,
+    read_bundle_tensors,
+)
 from .preprocessing import Preprocessing
 from .types import Dataset, Geometry, Prediction
-
-BUNDLE_FORMAT = 1
-"""Version of the bundle's layout; a release reads its own and every earlier one."""
-
-ANSWERS_FILE = "answers.json"
-"""The optional part of a bundle that says how its answers may be read."""
 
 ImageInput = str | Path | bytes | UInt8[ndarray, "H W C"]
 
@@ -64,6 +73,7 @@ class Classifier(nn.Module):
         temperature: float = 1.0,
         threshold: float = 0.0,
         answers: Mapping[str, Any] | None = None,
+        memory: Memory | None = None,
         provenance: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
@@ -77,6 +87,8 @@ class Classifier(nn.Module):
         """Confidences below it are answered "unknown"; 0 never abstains."""
         self.answers = dict(answers or {})
         """What the bundle's ``answers.json`` holds: conformal quantiles. Empty where nothing was calibrated."""
+        self.memory = memory or Memory()
+        """What later training needs to know of past data; empty unless training that keeps one wrote it."""
         self.provenance = dict(provenance or {})
 
     def forward(self, pixels: Float[Tensor, "B C H W"]) -> Float[Tensor, "B K"]:
@@ -190,13 +202,15 @@ class Classifier(nn.Module):
         tensors = {name: t.detach().cpu().contiguous() for name, t in self.state_dict().items()}
         with atomic_replace(folder) as temporary:
             temporary.mkdir()
-            (temporary / "model.safetensors").write_bytes(save(tensors))
+            (temporary / TENSORS_FILE).write_bytes(save(tensors))
             self.network.save_extra_files(temporary)
             if self.answers:
                 write_json(temporary / ANSWERS_FILE, self.answers)
-            (temporary / "README.md").write_text(self._card_text(), encoding="utf-8")
-            names = sorted(path.name for path in temporary.iterdir())
-            config = self.config() | {"files": {name: checksum(temporary / name) for name in names}}
+            if self.memory:
+                self.memory.save(temporary / MEMORY_FOLDER)
+            (temporary / CARD_FILE).write_text(self._card_text(), encoding="utf-8")
+            config = self.config()
+            config["files"] = {name: checksum(temporary / name) for name in list_bundle_files(temporary)}
             write_json(temporary / "config.json", config)
         return folder
 
@@ -234,12 +248,12 @@ class Classifier(nn.Module):
         if Path(folder).is_file():
             return cls._from_exported(Path(folder))
         folder = find_bundle(folder)
-        config = _read_bundle_config(folder)
-        _check_bundle_files(folder, config)
+        config = read_bundle_config(folder)
+        check_bundle_files(folder, config)
         try:
             architecture = Architecture.from_config(config["architecture"])
             geometry = geometry_from_config(config["geometry"])
-            _check_config_values(config)
+            check_bundle_values(config)
             classifier = cls(
                 Preprocessing.from_config(config["preprocessing"]),
                 build(architecture),
@@ -248,12 +262,13 @@ class Classifier(nn.Module):
                 geometry=geometry,
                 temperature=float(config["temperature"]),
                 threshold=float(config.get("threshold", 0.0)),  # bundles of the first releases have none
-                answers=_read_bundle_answers(folder),
+                answers=read_answers(folder),
+                memory=Memory.load(folder / MEMORY_FOLDER),
                 provenance=config["provenance"],
             )
         except (KeyError, TypeError, ValueError, SightlineError) as error:
             raise BundleError(f"The config.json of '{folder}' cannot be understood: {error}.") from error
-        classifier._load_tensors(_read_bundle_tensors(folder), folder)
+        classifier._load_tensors(read_bundle_tensors(folder), folder)
         classifier.network.load_extra_files(folder)
         if (outputs := classifier.network.n_classes) != len(classifier.classes):
             names = f"{len(classifier.classes)} classes for {outputs} outputs"
@@ -361,79 +376,11 @@ def _encode_png(image: UInt8[ndarray, "H W C"]) -> bytes:
     return stream.getvalue()
 
 
-def _read_bundle_config(folder: Path) -> dict[str, Any]:
-    path = folder / "config.json"
-    if not path.is_file():
-        raise BundleError(f"'{folder}' is no classifier: it has no config.json. Name a run or bundle folder.")
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-        version = int(config["format"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise BundleError(f"The config.json of '{folder}' is damaged. Copy the bundle again.") from error
-    if version > BUNDLE_FORMAT:
-        raise BundleError(
-            f"The bundle '{folder}' has format {version}, newer than this release reads ({BUNDLE_FORMAT}). "
-            "Upgrade with: pip install --upgrade sightline"
-        )
-    return config
-
-
-def _check_config_values(config: Mapping[str, Any]) -> None:
-    """Fields that would load, and answer wrongly later."""
-    classes, temperature = config["classes"], config["temperature"]
-    if len(set(classes)) != len(classes) or not all(isinstance(name, str) for name in classes):
-        raise ValueError("its classes are not different names")
-    if isinstance(temperature, bool) or not 0 < float(temperature) < math.inf:
-        raise ValueError(f"its temperature is {temperature!r}, not a number above 0")
-    threshold = config.get("threshold", 0.0)
-    if isinstance(threshold, bool) or not 0 <= float(threshold) <= 1:
-        raise ValueError(f"its threshold is {threshold!r}, not a confidence from 0 to 1")
-
-
-def _check_bundle_files(folder: Path, config: Mapping[str, Any]) -> None:
-    """Every file is listed and has its checksum; whatever is not listed is refused."""
-    listed = config.get("files")
-    if not isinstance(listed, dict) or "model.safetensors" not in listed:
-        raise BundleError(f"The config.json of '{folder}' lists no files. Copy the bundle again.")
-    present = {path.name for path in folder.iterdir() if path.is_file()} - {"config.json"}
-    for name in sorted(present - listed.keys()):
-        raise BundleError(
-            f"The bundle '{folder}' holds '{name}', which its config.json does not list. "
-            "Remove the file: bundles hold no pickles and nothing unlisted."
-        )
-    for name, expected in listed.items():
-        if name not in present:
-            raise BundleError(f"The bundle '{folder}' lacks its file '{name}'. Copy the bundle again.")
-        if name != "README.md" and checksum(folder / name) != expected:  # a card may be edited by hand
-            raise BundleError(
-                f"The file '{name}' of the bundle '{folder}' has a wrong checksum: "
-                "it was changed or damaged. Copy the bundle again."
-            )
-
-
-def _read_bundle_answers(folder: Path) -> dict[str, Any]:
-    if not (folder / ANSWERS_FILE).is_file():
-        return {}
-    answers = json.loads((folder / ANSWERS_FILE).read_text(encoding="utf-8"))
-    if not isinstance(answers, dict):
-        raise ValueError(f"its {ANSWERS_FILE} is not a JSON object")
-    return answers
-
-
-def _read_bundle_tensors(folder: Path) -> dict[str, Tensor]:
-    try:
-        return load_file(folder / "model.safetensors")
-    except (SafetensorError, OSError) as error:
-        raise BundleError(
-            f"The model.safetensors of '{folder}' is not a safetensors file (a pickle is never read): {error}."
-        ) from error
-
-
 def write_bundle_card(folder: Path, text: str) -> None:
     """Replace a bundle's card and its checksum; the tensors are not touched."""
-    config = _read_bundle_config(folder)
-    write_text(folder / "README.md", text)
-    config["files"]["README.md"] = checksum(folder / "README.md")
+    config = read_bundle_config(folder)
+    write_text(folder / CARD_FILE, text)
+    config["files"][CARD_FILE] = checksum(folder / CARD_FILE)
     write_json(folder / "config.json", config)
 
 
@@ -445,8 +392,8 @@ def amend_bundle(
     The bundle is written anew and renamed into place. Raises BundleError for one that cannot be loaded.
     """
     folder = find_bundle(folder)
-    config = _read_bundle_config(folder)
-    _check_bundle_files(folder, config)
+    config = read_bundle_config(folder)
+    check_bundle_files(folder, config)
     with atomic_replace(folder) as temporary:
         shutil.copytree(folder, temporary)
         if threshold is not None:

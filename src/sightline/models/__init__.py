@@ -6,6 +6,20 @@ weights is a table of tensors and nothing else.
 
 from ..layers import get_head
 from .architecture import Architecture
+from .bundle import (
+    ANSWERS_FILE,
+    BUNDLE_FORMAT,
+    CARD_FILE,
+    MEMORY_FOLDER,
+    TENSORS_FILE,
+    Memory,
+    check_bundle_files,
+    check_bundle_values,
+    list_bundle_files,
+    read_answers,
+    read_bundle_config,
+    read_bundle_tensors,
+)
 from .cost import count_multiply_adds, learnt_tensors
 from .ensemble import EnsembleMember, EnsembleNetwork
 from .estimator import EmbeddingFeature, EstimatorNetwork, estimator_scores, feature_config
@@ -35,12 +49,17 @@ from .vit import ViT
 from .weights import WeightsReport, load_weights
 
 __all__ = [
+    "ANSWERS_FILE",
+    "BUNDLE_FORMAT",
+    "CARD_FILE",
     "EXPORT_FORMAT",
     "EXPORT_INPUT",
     "EXPORT_OUTPUT",
     "HANDCRAFTED_FEATURES",
+    "MEMORY_FOLDER",
     "NETWORKS",
     "SURGERY",
+    "TENSORS_FILE",
     "Architecture",
     "EmbeddingFeature",
     "EnsembleMember",
@@ -49,11 +68,14 @@ __all__ = [
     "ExportedModel",
     "ExportedNetwork",
     "Feature",
+    "Memory",
     "NetworkDescription",
     "NetworkStage",
     "ViT",
     "WeightsReport",
     "build",
+    "check_bundle_files",
+    "check_bundle_values",
     "compressible_layers",
     "copy_network",
     "count_multiply_adds",
@@ -65,9 +87,13 @@ __all__ = [
     "geometry_from_config",
     "get_head",
     "learnt_tensors",
+    "list_bundle_files",
     "load_weights",
     "open_exported",
     "open_session",
     "parse_architecture",
+    "read_answers",
+    "read_bundle_config",
+    "read_bundle_tensors",
     "read_exported",
 ]

@@ -1,0 +1,205 @@
+"""A bundle is a folder: what it may contain, and what is checked before anything in it is believed.
+
+``config.json`` lists every other file with its SHA-256. Tensors are safetensors, the rest is JSON or a card; a
+pickle is never read.
+"""
+
+import json
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from ..errors import BundleError
+from ..files import checksum, write_json
+
+BUNDLE_FORMAT = 1
+"""Version of the bundle's layout; a release reads its own and every earlier one."""
+
+TENSORS_FILE = "model.safetensors"
+CARD_FILE = "README.md"
+
+ANSWERS_FILE = "answers.json"
+"""Optional: conformal quantiles, how the classifier's answers may be read."""
+
+MEMORY_FOLDER = "memory"
+"""Optional: the only folder a bundle may have."""
+
+_TENSOR_TABLES = ("statistics", "fisher")
+MEMORY_FILES = (*(f"{table}.safetensors" for table in _TENSOR_TABLES), "exemplars.json")
+"""All that the folder ``memory`` may hold."""
+
+
+@dataclass(frozen=True, eq=False)
+class Memory:
+    """What later training needs to know of past data: numbers and hashes, never images.
+
+    The images of exemplars lie once, in the run or the site: erasing one there breaks no checksum of a bundle.
+    Raises ValueError for anything but finite tensors and SHA-256 hashes.
+    """
+
+    statistics: Mapping[str, Tensor] = field(default_factory=dict)
+    """Sums over past data by name, such as means of features (K D) and their covariance (D D)."""
+    fisher: Mapping[str, Tensor] = field(default_factory=dict)
+    """Diagonal of the Fisher information by name of the parameter, each in its shape."""
+    exemplars: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    """Class name -> SHA-256 of each image that stands for the class, in hexadecimal, most typical first."""
+
+    def __post_init__(self) -> None:
+        """Check every value."""
+        for table in _TENSOR_TABLES:
+            for name, tensor in getattr(self, table).items():
+                if not isinstance(tensor, Tensor) or not bool(tensor.isfinite().all()):
+                    raise ValueError(f"the memory's {table} '{name}' is not a tensor of finite numbers")
+        for name, hashes in self.exemplars.items():
+            if isinstance(hashes, str) or not all(re.fullmatch("[0-9a-f]{64}", str(one)) for one in hashes):
+                raise ValueError(f"the memory's exemplars of '{name}' are not SHA-256 hashes of images")
+
+    def __bool__(self) -> bool:
+        """Whether there is anything to remember."""
+        return bool(self.statistics or self.fisher or self.exemplars)
+
+    def save(self, folder: Path) -> None:
+        """Write the parts that are not empty into ``folder``, which is made."""
+        folder.mkdir()
+        for table in _TENSOR_TABLES:
+            if tensors := getattr(self, table):
+                plain = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
+                save_file(plain, folder / f"{table}.safetensors")
+        if self.exemplars:
+            write_json(folder / "exemplars.json", {name: list(hashes) for name, hashes in self.exemplars.items()})
+
+    @classmethod
+    def load(cls, folder: Path) -> "Memory":
+        """Read what ``save`` wrote; an absent folder is an empty memory. Raises BundleError where it is damaged."""
+        parts: dict[str, Any] = {}
+        try:
+            for table in _TENSOR_TABLES:
+                if (file := folder / f"{table}.safetensors").is_file():
+                    parts[table] = load_file(file)
+            if (file := folder / "exemplars.json").is_file():
+                parts["exemplars"] = {
+                    name: tuple(hashes) for name, hashes in json.loads(file.read_text("utf-8")).items()
+                }
+            return cls(**parts)
+        except (SafetensorError, OSError, ValueError, TypeError, AttributeError) as error:
+            raise BundleError(
+                f"The memory in '{folder}' cannot be read: {error}. Copy the bundle again."
+            ) from error
+
+
+def list_bundle_files(folder: Path) -> list[str]:
+    """Names of all files of a bundle but ``config.json``, sorted, those of its memory as ``memory/NAME``.
+
+    Raises BundleError for a folder that is not the memory, a link, or anything else that is not a regular file.
+    """
+    names: list[str] = []
+    for path in folder.iterdir():
+        if path.name == MEMORY_FOLDER and path.is_dir() and not path.is_symlink():
+            for inner in path.iterdir():
+                if inner.name not in MEMORY_FILES:
+                    raise BundleError(
+                        f"The bundle '{folder}' holds '{MEMORY_FOLDER}/{inner.name}', which is no part of a memory. "
+                        f"Remove it: a memory holds {', '.join(MEMORY_FILES)}, and never images."
+                    )
+                _require_regular_file(folder, inner)
+                names.append(f"{MEMORY_FOLDER}/{inner.name}")
+        else:
+            _require_regular_file(folder, path)
+            names.append(path.name)
+    return sorted(set(names) - {"config.json"})
+
+
+def _require_regular_file(folder: Path, path: Path) -> None:
+    kind = (
+        "a link"
+        if path.is_symlink()
+        else "a folder"
+        if path.is_dir()
+        else ""
+        if path.is_file()
+        else "a device or pipe"
+    )
+    if kind:
+        raise BundleError(
+            f"The bundle '{folder}' holds '{path.relative_to(folder)}', which is {kind}. Remove it, or put the file "
+            f"itself there: a bundle holds plain files and the folder '{MEMORY_FOLDER}'."
+        )
+
+
+def read_bundle_config(folder: Path) -> dict[str, Any]:
+    """The ``config.json`` of a bundle; raises BundleError where it is absent, damaged or too new."""
+    path = folder / "config.json"
+    if not path.is_file():
+        raise BundleError(f"'{folder}' is no classifier: it has no config.json. Name a run or bundle folder.")
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+        version = int(config["format"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise BundleError(f"The config.json of '{folder}' is damaged. Copy the bundle again.") from error
+    if version > BUNDLE_FORMAT:
+        raise BundleError(
+            f"The bundle '{folder}' has format {version}, newer than this release reads ({BUNDLE_FORMAT}). "
+            "Upgrade with: pip install --upgrade sightline"
+        )
+    return config
+
+
+def check_bundle_files(folder: Path, config: Mapping[str, Any]) -> None:
+    """Check that every file is listed and has its checksum; raises BundleError for anything else in the folder."""
+    listed = config.get("files")
+    if not isinstance(listed, dict) or TENSORS_FILE not in listed:
+        raise BundleError(f"The config.json of '{folder}' lists no files. Copy the bundle again.")
+    present = list_bundle_files(folder)
+    for name in present:
+        if name not in listed:
+            raise BundleError(
+                f"The bundle '{folder}' holds '{name}', which its config.json does not list. "
+                "Remove the file: bundles hold no pickles and nothing unlisted."
+            )
+    for name, expected in listed.items():
+        if name not in present:
+            raise BundleError(f"The bundle '{folder}' lacks its file '{name}'. Copy the bundle again.")
+        if name != CARD_FILE and checksum(folder / name) != expected:  # a card may be edited by hand
+            raise BundleError(
+                f"The file '{name}' of the bundle '{folder}' has a wrong checksum: "
+                "it was changed or damaged. Copy the bundle again."
+            )
+
+
+def check_bundle_values(config: Mapping[str, Any]) -> None:
+    """Raise ValueError for fields that would load and then give wrong answers."""
+    classes, temperature = config["classes"], config["temperature"]
+    if len(set(classes)) != len(classes) or not all(isinstance(name, str) for name in classes):
+        raise ValueError("its classes are not different names")
+    if isinstance(temperature, bool) or not 0 < float(temperature) < math.inf:
+        raise ValueError(f"its temperature is {temperature!r}, not a number above 0")
+    threshold = config.get("threshold", 0.0)
+    if isinstance(threshold, bool) or not 0 <= float(threshold) <= 1:
+        raise ValueError(f"its threshold is {threshold!r}, not a confidence from 0 to 1")
+
+
+def read_answers(folder: Path) -> dict[str, Any]:
+    """The bundle's ``answers.json``, or nothing; raises ValueError where it is not a JSON object."""
+    if not (folder / ANSWERS_FILE).is_file():
+        return {}
+    answers = json.loads((folder / ANSWERS_FILE).read_text(encoding="utf-8"))
+    if not isinstance(answers, dict):
+        raise ValueError(f"its {ANSWERS_FILE} is not a JSON object")
+    return answers
+
+
+def read_bundle_tensors(folder: Path) -> dict[str, Tensor]:
+    """The tensors of a bundle by name; raises BundleError where the file is not safetensors."""
+    try:
+        return load_file(folder / TENSORS_FILE)
+    except (SafetensorError, OSError) as error:
+        raise BundleError(
+            f"The {TENSORS_FILE} of '{folder}' is not a safetensors file (a pickle is never read): {error}."
+        ) from error
