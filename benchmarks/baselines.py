@@ -29,7 +29,7 @@ from sklearn.tree import DecisionTreeClassifier
 
 from sightline.baselines import BASELINES, fit_baseline
 from sightline.comparison.candidates import measure_answers
-from sightline.data import load
+from sightline.data import load_dataset
 from sightline.data.splits import split
 from sightline.types import Geometry, Splits
 
@@ -90,7 +90,7 @@ def _figures(right: ndarray, seconds: float, per_image: float) -> dict[str, floa
 
 def images(folder: Path, count: int) -> Splits:
     """So many training images of each class alike, a tenth as many to validate on, and the whole test."""
-    whole = split(load(folder / "mnist_png.zip", Geometry(size=(28, 28), channels=1)), val=0.02)
+    whole = split(load_dataset(folder / "mnist_png.zip", Geometry(size=(28, 28), channels=1)), val=0.02)
     train, order = whole.train, np.random.default_rng(0).permutation(len(whole.train))
     each = [order[train.labels[order] == k][: count // 10] for k in range(10)]
     return replace(whole, train=train.subset(np.sort(np.concatenate(each))))

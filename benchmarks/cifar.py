@@ -4,13 +4,13 @@ from pathlib import Path
 
 import numpy as np
 
-from sightline.data import load
+from sightline.data import load_dataset
 from sightline.types import Dataset, Geometry, Splits
 
 
 def images(folder: Path) -> Dataset:
     """All of them, at their own size."""
-    return load(folder / "cifar10_jpg.zip", Geometry(size=(32, 32), channels=3))
+    return load_dataset(folder / "cifar10_jpg.zip", Geometry(size=(32, 32), channels=3))
 
 
 def drawn(data: Dataset, count: int, *, seed: int = 0, tested: int = 1000) -> Splits:

@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 from record import record, shared
 
-from sightline.data import decode, find_near_duplicates, load
+from sightline.data import decode, find_near_duplicates, load_dataset
 from sightline.data.duplicates import ImageSignatures
 from sightline.sources import find
 from sightline.types import Dataset, Geometry
@@ -93,7 +93,7 @@ def main() -> None:
     torch.set_num_threads(1)
     folder, figures = shared(sys.argv[1] if len(sys.argv) > 1 else None), {}
     for name, (file, geometry) in CASES.items():
-        dataset = load(folder / file, geometry)
+        dataset = load_dataset(folder / file, geometry)
         as_array = Dataset(**vars(dataset) | {"pixels": dataset[:], "rows": np.arange(len(dataset))})
         started = time.perf_counter()
         leader = find_near_duplicates(as_array)  # not beside a store: looked for anew

@@ -27,7 +27,7 @@ from record import RESULTS, Notebook, record, shared
 from sightline import runtime
 from sightline.classifier import Classifier
 from sightline.compression.quantize import Int8
-from sightline.data import load, to_tensor
+from sightline.data import load_dataset, to_tensor
 from sightline.formats import TorchRunner, compare_answers, export, open_exported, write_exported
 from sightline.formats.parity import run_in_batches
 from sightline.models import NETWORKS, build, parse_architecture
@@ -65,7 +65,7 @@ def theirs(file: Path, archive: Path, limit: int | None) -> np.ndarray:
 
 def differing(classifier: Classifier, archive: Path, place: Path, limit: int | None) -> dict[str, Any]:
     """How many labels differ, on all images of an archive."""
-    images = load(find(archive, limit=limit), classifier.geometry)
+    images = load_dataset(find(archive, limit=limit), classifier.geometry)
     file = place / "model.onnx"
     export(classifier, file, data=images, overwrite=True)
     ours = run_in_batches(TorchRunner(classifier), images).argmax(1)
@@ -115,7 +115,7 @@ def main() -> None:
                 run = train(folder / archive, recipe, out=Path(place) / name)
                 found = differing(run.classifier, folder / archive, Path(place), given.limit)
                 print(book.add(found, data=name, limit=given.limit), flush=True)
-        images = load(find("shapes:256"), Geometry(size=(32, 32), channels=3))
+        images = load_dataset(find("shapes:256"), Geometry(size=(32, 32), channels=3))
         for name in NETWORKS:
             if book.find(network=name) is None:
                 print(book.add(network(name, images, Path(place)), network=name), flush=True)

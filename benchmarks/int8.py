@@ -23,7 +23,7 @@ from record import record, shared
 from sightline import metrics, runtime
 from sightline.classifier import Classifier
 from sightline.compression.quantize import Int8
-from sightline.data import load
+from sightline.data import load_dataset
 from sightline.evaluation.model_evaluation import match_labels
 from sightline.formats import Runner, TorchRunner, open_exported, write_exported
 from sightline.formats.parity import run_in_batches
@@ -109,7 +109,7 @@ def resnet20(folder: Path, place: Path, limit: int | None, rounds: int) -> dict[
 def resnet18(folder: Path, place: Path, rounds: int) -> dict[str, Any]:
     """Size and speed of a large network on large images."""
     geometry = Geometry(size=(224, 224), channels=3)
-    images = load(find(folder / "photos_jpg.zip", limit=128), geometry)
+    images = load_dataset(find(folder / "photos_jpg.zip", limit=128), geometry)
     runtime.seed_torch(0)
     plan = parse_architecture("resnet18", classes=10, channels=3, size=geometry.size)
     classes = [str(k) for k in range(10)]

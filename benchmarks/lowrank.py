@@ -19,7 +19,7 @@ from record import record, shared
 
 from sightline.compression import LowRank
 from sightline.compression.decomposition import DECOMPOSITIONS
-from sightline.data import load, split
+from sightline.data import load_dataset, split
 from sightline.training import Recipe
 from sightline.training.calibrate import validate
 from sightline.training.run import train_on_splits
@@ -54,7 +54,7 @@ def main() -> None:
     asked = parser.parse_args()
     place = asked.runs / ("tiny" if asked.tiny else "whole")
     recipe, healing = (one.replace(epochs=1) if asked.tiny else one for one in (RECIPE, HEALING))
-    data = load(shared(asked.data) / "mnist_png.zip", Geometry(size=(28, 28), channels=1))
+    data = load_dataset(shared(asked.data) / "mnist_png.zip", Geometry(size=(28, 28), channels=1))
     splits = split(data, val=5000 / 60_000, seed=0)
     if asked.tiny:
         parts = (splits.train, splits.val, splits.test)

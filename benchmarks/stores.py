@@ -24,7 +24,7 @@ from PIL import Image
 from record import record, shared
 
 from sightline import runtime
-from sightline.data import decode, load
+from sightline.data import decode, load_dataset
 from sightline.sources import Source, find
 from sightline.types import Geometry
 
@@ -37,13 +37,13 @@ FEW, MANY = 10_000, 100_000
 PEAK = """
 import resource, sys, tracemalloc
 from pathlib import Path
-from sightline.data import load
+from sightline.data import load_dataset
 from sightline.sources import find
 from sightline.types import Geometry
 source, geometry = find(sys.argv[1]), Geometry(size=(8, 8), channels=1)
 if sys.argv[3] == "building":
     tracemalloc.start()
-load(source, geometry, cache=Path(sys.argv[2]))
+load_dataset(source, geometry, cache=Path(sys.argv[2]))
 status = Path("/proc/self/status")  # getrusage would count the parent's memory, on Linux
 if status.exists():
     whole = 1024 * next(int(line.split()[1]) for line in status.read_text().splitlines() if "VmHWM" in line)
@@ -75,9 +75,9 @@ def timed(path: Path, geometry: Geometry) -> dict[str, float]:
         started = time.perf_counter()
         source = find(path)
         found = time.perf_counter()
-        images = len(load(source, geometry, cache=Path(cache)))
+        images = len(load_dataset(source, geometry, cache=Path(cache)))
         loaded = time.perf_counter()
-        load(find(path), geometry, cache=Path(cache))
+        load_dataset(find(path), geometry, cache=Path(cache))
         again = time.perf_counter() - loaded
     share = images / (loaded - found) / decoder_rate(source, geometry)
     return {"images": images, "first_seconds": loaded - started, "again_seconds": again, "decoder_share": share}

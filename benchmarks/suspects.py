@@ -17,7 +17,7 @@ import numpy as np
 from record import Notebook, record, shared
 
 from sightline.comparison.label_issues import find_label_issues
-from sightline.data import load
+from sightline.data import load_dataset
 from sightline.training import Recipe
 from sightline.types import Dataset, Geometry
 
@@ -35,7 +35,7 @@ def main() -> None:
     parser.add_argument("--fresh", action="store_true")
     asked = parser.parse_args()
     book = Notebook(Path(tempfile.gettempdir()) / "sightline-suspects.jsonl", fresh=asked.fresh)
-    whole = load(shared(asked.data) / "mnist_png.zip", Geometry(size=(28, 28), channels=1))
+    whole = load_dataset(shared(asked.data) / "mnist_png.zip", Geometry(size=(28, 28), channels=1))
     rng = np.random.default_rng(0)
     images = np.sort(rng.permutation(np.flatnonzero(whole.columns["split"] == "train"))[: asked.images])
     dataset = whole.subset(images)

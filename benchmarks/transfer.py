@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 from record import RESULTS, Notebook, record, shared
 
-from sightline.data import load
+from sightline.data import load_dataset
 from sightline.evaluation.model_evaluation import match_labels
 from sightline.metrics import seeds_interval
 from sightline.training import Recipe
@@ -74,7 +74,7 @@ def main() -> None:
     book = Notebook(RESULTS / f"{name}.jsonl", fresh=asked.fresh)
     for task in asked.tasks:
         archive, sizes, tested = TASKS[task]
-        data = load(folder / archive, Geometry(size=(32, 32), channels=3))
+        data = load_dataset(folder / archive, Geometry(size=(32, 32), channels=3))
         for count, epochs in sizes.items():
             for seed in asked.seeds:
                 splits = drawn(data, count, tested, seed)

@@ -16,7 +16,7 @@ import numpy as np
 from common import arguments, changed, keep, mean, notebook, told
 from numpy import ndarray
 
-from sightline.data import load
+from sightline.data import load_dataset
 from sightline.evaluation.fairness_metrics import evaluate_groups
 from sightline.evaluation.uncertainty import predict_matched
 from sightline.metrics import seeds_interval
@@ -76,7 +76,7 @@ def main() -> None:
 
 def coloured(archive: Path, images: int, follows: float, seed: int) -> Splits:
     """Training and validation images whose colour follows the parity of the digit, test images whose does not."""
-    grey = load(archive, Geometry(size=(28, 28), channels=1))
+    grey = load_dataset(archive, Geometry(size=(28, 28), channels=1))
     parts, rng = grey.columns["split"], np.random.default_rng([seed, 11])
     learnt = rng.permutation(np.flatnonzero(parts == "train"))[: images + images // 5]
     tested = np.sort(rng.permutation(np.flatnonzero(parts == "test"))[: max(2000, images)])

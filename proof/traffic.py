@@ -42,11 +42,11 @@ def pictures(count: int = IMAGES) -> list[bytes]:
 
     from PIL import Image
 
-    from sightline.data import load
+    from sightline.data import load_dataset
     from sightline.types import Geometry
 
     files = []
-    for pixels in load("digits", Geometry(size=(28, 28), channels=1))[:count]:
+    for pixels in load_dataset("digits", Geometry(size=(28, 28), channels=1))[:count]:
         stream = io.BytesIO()
         Image.fromarray(pixels[..., 0]).save(stream, "png")
         files.append(stream.getvalue())

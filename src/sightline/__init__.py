@@ -22,6 +22,85 @@ evidence : all of it on one page
 journal : what was answered, and what people said of it
 serving : the classifier meets the world
 cli : the same verbs, from a shell
+
+The verbs of this table are offered here, and loaded when first used:
+
+>>> import sightline
+>>> sightline.Recipe(model="lenet5").model
+'lenet5'
 """
 
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .classifier import Classifier, load
+    from .comparison import compare, cross_validate
+    from .compression import compress
+    from .data import audit
+    from .ensembles import combine
+    from .evaluation import evaluate
+    from .evidence import write_report
+    from .explanation import explain
+    from .formats import export
+    from .journal import Journal
+    from .robustness import attack_run
+    from .serving import Client, publish, serve
+    from .training import Recipe, Run, reopen, resume, train
+    from .tuning import tune
+
 __version__ = "0.1.0"
+
+__all__ = [
+    "Classifier",
+    "Client",
+    "Journal",
+    "Recipe",
+    "Run",
+    "attack_run",
+    "audit",
+    "combine",
+    "compare",
+    "compress",
+    "cross_validate",
+    "evaluate",
+    "explain",
+    "export",
+    "load",
+    "publish",
+    "reopen",
+    "resume",
+    "serve",
+    "train",
+    "tune",
+    "write_report",
+]
+
+_STAGES = {
+    "classifier": ("Classifier", "load"),
+    "data": ("audit",),
+    "training": ("Recipe", "Run", "reopen", "resume", "train"),
+    "evaluation": ("evaluate",),
+    "comparison": ("compare", "cross_validate"),
+    "tuning": ("tune",),
+    "ensembles": ("combine",),
+    "formats": ("export",),
+    "explanation": ("explain",),
+    "robustness": ("attack_run",),
+    "compression": ("compress",),
+    "evidence": ("write_report",),
+    "journal": ("Journal",),
+    "serving": ("Client", "publish", "serve"),
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a stage when a name of it is first used: ``import sightline`` alone costs nothing."""
+    for stage, names in _STAGES.items():
+        if name in names:
+            return getattr(import_module(f".{stage}", __name__), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

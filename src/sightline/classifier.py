@@ -335,6 +335,11 @@ def frozen_eval(classifier: Classifier, *, weight_noise: bool = True) -> Iterato
             network.noise = noise
 
 
+def load(run: str | Path) -> Classifier:
+    """The classifier of a run, a bundle or a release folder: ``Classifier.load``."""
+    return Classifier.load(run)
+
+
 def find_bundle(path: Path | str) -> Path:
     """The bundle folder of a run folder, or the folder itself; raises BundleError where there is none."""
     folder = Path(path)

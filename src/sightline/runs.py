@@ -19,7 +19,7 @@ from numpy import ndarray
 
 from . import runtime
 from .classifier import Classifier, find_bundle
-from .data import load, nested_subset
+from .data import load_dataset, nested_subset
 from .errors import DataError
 from .sources import find
 from .training import Run, reopen
@@ -96,7 +96,7 @@ def open_subject(
     classifier = run if isinstance(run, Classifier) else Classifier.load(run)
     classifier = classifier if where is None else classifier.to(where)
     named = "images" if isinstance(data, Dataset) else f"images of '{data}'"
-    images = data if isinstance(data, Dataset) else load(find(data, several=False), classifier.geometry)
+    images = data if isinstance(data, Dataset) else load_dataset(find(data, several=False), classifier.geometry)
     own = images.columns.get("split")
     if own is not None and "test" in own:
         images, named = images.subset(own == "test"), f"test {named}"

@@ -27,7 +27,7 @@ from sightline.attacks.apgd import checkpoint_intervals
 from sightline.attacks.losses import ATTACK_LOSSES, dlr_loss, margin_loss
 from sightline.baselines import fit_baseline
 from sightline.choose import choose
-from sightline.data import load
+from sightline.data import load_dataset
 from sightline.data.splits import split
 from sightline.errors import ChoiceError, GradientError, RecipeError
 
@@ -378,7 +378,7 @@ def test_apgd_leaves_no_more_than_that_of_the_toolbox(theirs):
 @pytest.fixture(scope="module")
 def tree():
     """A baseline: a classifier without gradients."""
-    return fit_baseline(split(load("digits", GEOMETRY), seed=1), "decision-tree")
+    return fit_baseline(split(load_dataset("digits", GEOMETRY), seed=1), "decision-tree")
 
 
 @pytest.mark.parametrize("attack", [one for one in MADE if one.needs_gradient], ids=repr)

@@ -19,7 +19,7 @@ from sightline.baselines import (
     parse_features,
 )
 from sightline.classifier import Classifier
-from sightline.data import load
+from sightline.data import load_dataset
 from sightline.data.loader import to_tensor
 from sightline.data.splits import split
 from sightline.errors import BundleError, ChoiceError, TrainingError
@@ -43,7 +43,7 @@ GEOMETRY = Geometry(size=(16, 16), channels=1)
 
 @pytest.fixture(scope="module")
 def digits():
-    return split(load("digits", GEOMETRY), seed=3)
+    return split(load_dataset("digits", GEOMETRY), seed=3)
 
 
 @pytest.fixture(scope="module")

@@ -21,7 +21,7 @@ from sightline.comparison.candidates import Candidate, Trial, parse_candidate
 from sightline.comparison.cross_validation import assign_folds, cross_validation_pool, fold_splits
 from sightline.comparison.model_comparison import SECOND_NETWORK, compare
 from sightline.comparison.ranking import CandidateResult, rank_candidates
-from sightline.data import load
+from sightline.data import load_dataset
 from sightline.data.splits import make_folds
 from sightline.errors import ChoiceError, DataError, OutputError, RecipeError, TrainingError
 from sightline.metrics import (
@@ -43,7 +43,7 @@ QUICK = {"models": ["mlp"], "baselines": ["knn", "naive-bayes"], "recipe": TINY}
 
 @pytest.fixture(scope="module")
 def digits():
-    whole = load("digits", GEOMETRY)
+    whole = load_dataset("digits", GEOMETRY)
     return whole.subset(np.arange(600))
 
 

@@ -15,7 +15,7 @@ from sightline.comparison.label_issues import (
     find_label_issues,
     write_label_issues,
 )
-from sightline.data import load
+from sightline.data import load_dataset
 from sightline.errors import ChoiceError, DataError, RecipeError
 from sightline.training.recipe import Recipe
 from sightline.types import Geometry
@@ -25,7 +25,7 @@ GEOMETRY = Geometry(size=(8, 8), channels=1)
 
 @pytest.fixture(scope="module")
 def digits():
-    return load("digits", GEOMETRY)
+    return load_dataset("digits", GEOMETRY)
 
 
 def planted(dataset, where, seed=0):

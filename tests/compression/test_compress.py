@@ -34,7 +34,7 @@ from sightline.compression.compressing import COMPRESSION_FILE, WORK_FOLDER
 from sightline.compression.fine_tuning import recalibrate_norms
 from sightline.compression.opening import check_images_fit, recipe_from_classifier
 from sightline.compression.profiling import median_interval
-from sightline.data import load
+from sightline.data import load_dataset
 from sightline.data.splits import split
 from sightline.ensembles import combine_runs
 from sightline.errors import (
@@ -452,7 +452,7 @@ def test_the_verb(run, tmp_path, cli):
 
 def test_mistakes_are_one_sentence(run, small, tmp_path, cli):
     bundle = run.classifier.save(tmp_path / "bundle")
-    baseline = fit_baseline(split(load("digits", Geometry(size=(8, 8), channels=1))), "decision-tree")
+    baseline = fit_baseline(split(load_dataset("digits", Geometry(size=(8, 8), channels=1))), "decision-tree")
     baseline.save(tmp_path / "tree")
     (tmp_path / "file").write_text("")
     out = ("--out", tmp_path / "x")

@@ -9,7 +9,7 @@ from torch import nn
 
 from sightline.classifier import Classifier
 from sightline.compression import COMPRESSORS, Distil, DistillationLoss, fine_tune, format_step
-from sightline.data import load
+from sightline.data import load_dataset
 from sightline.data.splits import split
 from sightline.ensembles import combine
 from sightline.errors import ChoiceError
@@ -138,7 +138,7 @@ def test_words_name_the_student_and_its_own_arguments():
 
 @pytest.fixture(scope="module")
 def digits():
-    return split(load("digits", GEOMETRY), seed=1)
+    return split(load_dataset("digits", GEOMETRY), seed=1)
 
 
 def teacher_of(digits, steps=(), model="small-cnn"):

@@ -14,7 +14,7 @@ from sightline.data import (
     draw_sample_sheet,
     find_faulty_images,
     format_audit,
-    load,
+    load_dataset,
     split,
     write_clean_manifest,
 )
@@ -36,7 +36,7 @@ def said(findings, level: str) -> list[str]:
 
 
 def test_clean_data_are_called_clean():
-    findings = audit(load("digits", Geometry(size=(8, 8), channels=1)))
+    findings = audit(load_dataset("digits", Geometry(size=(8, 8), channels=1)))
     assert findings.remarks == ()
     assert findings.values["images"] == 1797
     assert findings.values["per_class"]["3"] == 183
@@ -71,7 +71,7 @@ def messy(tmp_path_factory) -> Path:
 
 
 def test_what_is_planted_is_found(messy):
-    findings = audit(load(messy, Geometry(size=(10, 10))))
+    findings = audit(load_dataset(messy, Geometry(size=(10, 10))))
     values = findings.values
     assert values["unreadable"] == [{"file": "train/cat/empty.png", "reason": "the file is empty (zero bytes)"}]
     assert (values["duplicates"], values["duplicate_sets"], values["conflicting_sets"]) == (3, 3, 1)
@@ -106,7 +106,7 @@ def test_geometry_that_tells_classes_apart_is_a_warning(tmp_path):
         noise(tmp_path / f"wide/{i}.png", 10, 30)
         noise(tmp_path / f"square/{i}.png", 10, 10)
     for fit in ("squash", "crop", "pad"):
-        findings = audit(load(tmp_path, Geometry(size=(8, 8), fit=fit)))
+        findings = audit(load_dataset(tmp_path, Geometry(size=(8, 8), fit=fit)))
         (text,) = said(findings, "warning")
         assert "in class 'wide'" in text
         assert "'square'" in text
@@ -134,7 +134,7 @@ def test_padding_equals_what_decode_leaves_black(tmp_path):
         path = tmp_path / name
         Image.fromarray(np.full((*size, 3), 255, np.uint8)).save(path)
     geometry = Geometry(size=(40, 40), fit="pad")
-    dataset = load(tmp_path, geometry)
+    dataset = load_dataset(tmp_path, geometry)
     black = (dataset[:] == 0).all(axis=-1).mean(axis=(1, 2))
     expected = geometry_losses(dataset.columns["height"], dataset.columns["width"], geometry)["padding"].amounts
     np.testing.assert_allclose(black, expected, atol=0.02)
@@ -145,7 +145,7 @@ def test_many_unreadable_files_are_a_problem(tmp_path):
         noise(tmp_path / f"a/{i}.png")
         noise(tmp_path / f"b/{i}.png")
         (tmp_path / f"a/bad{i}.png").write_bytes(b"")
-    findings = audit(load(tmp_path, Geometry(size=(10, 10)), max_bad=1))
+    findings = audit(load_dataset(tmp_path, Geometry(size=(10, 10)), max_bad=1))
     (problem,) = said(findings, "problem")
     assert problem.startswith("12 images of 36 cannot be read")
     assert len(findings.values["unreadable"]) == 12
@@ -153,7 +153,7 @@ def test_many_unreadable_files_are_a_problem(tmp_path):
 
 def test_sample_sheet():
     pytest.importorskip("sightline.pictures")
-    sheet = draw_sample_sheet(load("shapes:40", Geometry(size=(32, 32))), per_class=3)
+    sheet = draw_sample_sheet(load_dataset("shapes:40", Geometry(size=(32, 32))), per_class=3)
     assert isinstance(sheet, Image.Image)
     assert sheet.width > 3 * 32
 
@@ -181,7 +181,7 @@ SIZE = Geometry(size=(40, 40))
 
 
 def test_near_duplicates_are_found_and_their_leaks(resembling):
-    findings = audit(load(resembling, SIZE))
+    findings = audit(load_dataset(resembling, SIZE))
     values = findings.values
     assert (values["duplicates"], values["near_duplicates"]) == (3, 3)
     assert values["leaks"] == {"test in train": 1}
@@ -195,7 +195,7 @@ def test_near_duplicates_are_found_and_their_leaks(resembling):
 
 
 def test_faults_by_hand(resembling):
-    data = load(resembling, SIZE)
+    data = load_dataset(resembling, SIZE)
     name = data.files.tolist()
     found = {name[i]: (what, name[other]) for i, (what, other) in find_faulty_images(data).items()}
     copies = ({"train/a/3.png", "train/a/copy.png"} & set(found)).pop()
@@ -213,11 +213,11 @@ def test_faults_by_hand(resembling):
 def test_a_clean_list_is_data_without_the_faults(resembling, tmp_path, place):
     """And the data are as they were."""
     before = {path: path.read_bytes() for path in resembling.rglob("*") if path.is_file()}
-    data = load(resembling, SIZE)
+    data = load_dataset(resembling, SIZE)
     out = (resembling if place == "beside" else tmp_path) / "clean.csv"
     counts = write_clean_manifest(data, resembling, out)
     assert counts == {"kept": len(data) - 6, "unreadable": 1, "copies": 2, "disputed": 2, "leaks": 2}
-    clean = load(out, SIZE)
+    clean = load_dataset(out, SIZE)
     assert len(clean) == len(data) - 6
     values = audit(clean).values
     assert (values["duplicates"], values["leaks"], values["near_leaks"], values["unreadable"]) == (0, {}, {}, [])
@@ -237,17 +237,19 @@ def test_a_clean_list_is_data_without_the_faults(resembling, tmp_path, place):
 def test_a_clean_list_of_a_list_keeps_its_columns(resembling, tmp_path):
     lines = ["path;label;patient"] + [f"{resembling}/train/{c}/{i}.png;{c};p{i}" for c in "ab" for i in range(3)]
     (tmp_path / "list.csv").write_text("\n".join(lines))
-    write_clean_manifest(load(tmp_path / "list.csv", SIZE), tmp_path / "list.csv", tmp_path / "sub.tsv")
-    clean = load(tmp_path / "sub.tsv", SIZE)
+    write_clean_manifest(load_dataset(tmp_path / "list.csv", SIZE), tmp_path / "list.csv", tmp_path / "sub.tsv")
+    clean = load_dataset(tmp_path / "sub.tsv", SIZE)
     assert clean.columns["patient"].tolist() == ["p0", "p1", "p2"] * 2
 
 
 def test_an_archive_has_no_clean_list(resembling, tmp_path):
     archive = Path(shutil.make_archive(str(tmp_path / "data"), "zip", resembling))
     with pytest.raises(DataError, match=r"are not files of their own, which a table could name: unpack it"):
-        write_clean_manifest(load(archive, SIZE), archive, tmp_path / "clean.csv")
+        write_clean_manifest(load_dataset(archive, SIZE), archive, tmp_path / "clean.csv")
     with pytest.raises(DataError, match="'digits' are not files"):
-        write_clean_manifest(load("digits", Geometry(size=(8, 8), channels=1)), "digits", tmp_path / "clean.csv")
+        write_clean_manifest(
+            load_dataset("digits", Geometry(size=(8, 8), channels=1)), "digits", tmp_path / "clean.csv"
+        )
     assert not (tmp_path / "clean.csv").exists()
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFilter
 
-from sightline.data import decode, find_near_duplicates, load
+from sightline.data import decode, find_near_duplicates, load_dataset
 from sightline.data import duplicates as module
 from sightline.types import Dataset, Geometry
 
@@ -131,7 +131,7 @@ def test_exact_copies_are_of_one_group_and_flat_pictures_of_none():
 
 
 def test_tiny_images_are_compared_byte_for_byte():
-    data = load("digits", Geometry(size=(8, 8), channels=1))
+    data = load_dataset("digits", Geometry(size=(8, 8), channels=1))
     np.testing.assert_array_equal(find_near_duplicates(data), np.arange(1797))
 
 
@@ -155,7 +155,7 @@ def test_an_answer_is_kept_beside_the_store(tmp_path, monkeypatch):
         path = tmp_path / f"data/{'ab'[i % 2]}/{i}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(COPIES["half"](scene(seed=i // 2)) if i % 2 else encoded(scene(seed=i // 2)))
-    data = load(tmp_path / "data", Geometry(size=(64, 64)))
+    data = load_dataset(tmp_path / "data", Geometry(size=(64, 64)))
     first = find_near_duplicates(data)
     assert len(np.unique(first)) == 3
     part = find_near_duplicates(data.subset(np.array([0, 1, 2])))

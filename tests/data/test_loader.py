@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 import torch
 
-from sightline.data import Shuffle, batch_order, count_batches, iterate_batches, load, to_tensor
+from sightline.data import Shuffle, batch_order, count_batches, iterate_batches, load_dataset, to_tensor
 from sightline.types import Batch, Dataset, Geometry
 
 
 @pytest.fixture(scope="module")
 def shapes() -> Dataset:
-    return load("shapes:100", Geometry(size=(16, 16)))
+    return load_dataset("shapes:100", Geometry(size=(16, 16)))
 
 
 def jitter(batch: Batch, generator: torch.Generator) -> Batch:

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sightline.data import find_leak_groups, find_leaks, load, make_folds, split
+from sightline.data import find_leak_groups, find_leaks, load_dataset, make_folds, split
 from sightline.errors import DataError, RecipeError
 from sightline.types import Dataset, Geometry, Splits
 
@@ -146,7 +146,7 @@ def test_too_few_to_set_aside():
 
 
 def test_digits():
-    splits = split(load("digits", Geometry(size=(8, 8), channels=1)), test=0.1, seed=0)
+    splits = split(load_dataset("digits", Geometry(size=(8, 8), channels=1)), test=0.1, seed=0)
     assert (len(splits.train), len(splits.val), len(splits.test)) == (1439, 179, 179)
     assert not set(splits.train.digests) & set(splits.test.digests)
 

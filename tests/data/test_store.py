@@ -18,7 +18,7 @@ from filelock import FileLock
 from PIL import Image
 
 from sightline import runtime
-from sightline.data import Shuffle, decode, iterate_batches, load
+from sightline.data import Shuffle, decode, iterate_batches, load_dataset
 from sightline.data import store as store_module
 from sightline.data.store import LivePixels
 from sightline.errors import DataError, ImageError, OutputError
@@ -46,7 +46,7 @@ def stores(cache: Path) -> list[str]:
 
 def test_pixels_are_those_of_decode(tmp_path):
     root = plant(tmp_path / "data", 300)
-    dataset = load(root, GEOMETRY)
+    dataset = load_dataset(root, GEOMETRY)
     for i in range(0, 300, 7):
         expected = decode((root / dataset.files[i]).read_bytes(), GEOMETRY)
         np.testing.assert_array_equal(dataset[i][0], expected)
@@ -67,18 +67,18 @@ def test_one_thread_and_several_store_the_same(tmp_path, monkeypatch, way):
         arguments = (3,) if way is store_module._run_threaded else ()
         way(work, chunks, lambda *_: None, *arguments)
 
-    expected = load(root, GEOMETRY, cache=tmp_path / "one")
+    expected = load_dataset(root, GEOMETRY, cache=tmp_path / "one")
     monkeypatch.setattr(store_module, "_process_rows", run)
-    other = load(root, GEOMETRY, cache=tmp_path / "two")
+    other = load_dataset(root, GEOMETRY, cache=tmp_path / "two")
     np.testing.assert_array_equal(other[:], expected[:])
     np.testing.assert_array_equal(other.digests, expected.digests)
 
 
 def test_second_load_decodes_nothing(tmp_path, monkeypatch):
     root = plant(tmp_path / "data")
-    first = load(root, GEOMETRY)
+    first = load_dataset(root, GEOMETRY)
     monkeypatch.setattr(store_module, "_build_store", lambda *_, **__: pytest.fail("built again"))
-    second = load(root, GEOMETRY)
+    second = load_dataset(root, GEOMETRY)
     np.testing.assert_array_equal(first[:], second[:])
     np.testing.assert_array_equal(first.digests, second.digests)
 
@@ -86,18 +86,18 @@ def test_second_load_decodes_nothing(tmp_path, monkeypatch):
 @pytest.mark.parametrize("change", ["file", "geometry"])
 def test_another_file_or_geometry_is_another_store(tmp_path, change):
     root = plant(tmp_path / "data")
-    before = load(root, GEOMETRY)
+    before = load_dataset(root, GEOMETRY)
     if change == "file":
         Image.new("RGB", (5, 5), "red").save(root / "a/000.png")
-        after = load(root, GEOMETRY)
+        after = load_dataset(root, GEOMETRY)
         assert (after[0] == (255, 0, 0)).all()
         assert after.fingerprint != before.fingerprint
     else:
-        assert load(root, Geometry(size=(12, 10), fit="pad")).pixels.path != before.pixels.path
+        assert load_dataset(root, Geometry(size=(12, 10), fit="pad")).pixels.path != before.pixels.path
 
 
 def test_other_processes_open_the_store_by_path(tmp_path):
-    dataset = load(plant(tmp_path / "data", 60), GEOMETRY)
+    dataset = load_dataset(plant(tmp_path / "data", 60), GEOMETRY)
     packed = pickle.dumps(dataset)
     assert len(packed) < dataset[:].nbytes
     np.testing.assert_array_equal(pickle.loads(packed)[:], dataset[:])
@@ -112,11 +112,11 @@ def test_names_and_manifest_columns(tmp_path):
         "a/002.bmp,x,test,p1,9",
     ]
     (root / "list.csv").write_text("\n".join(lines))
-    dataset = load(root / "list.csv", GEOMETRY)
+    dataset = load_dataset(root / "list.csv", GEOMETRY)
     assert dataset.columns["group"].tolist() == ["p1", "p2", "p1"]
     assert dataset.columns["split"].tolist() == ["train", "train", "test"]
     assert dataset.columns["width"].tolist() == [10, 10, 10]  # what was measured, not what was written
-    assert load("digits", Geometry(size=(8, 8), channels=1)).counts.sum() == 1797
+    assert load_dataset("digits", Geometry(size=(8, 8), channels=1)).counts.sum() == 1797
 
 
 def spoil(root: Path, names: dict[str, bytes]) -> None:
@@ -130,7 +130,7 @@ def test_bad_images_are_skipped_and_listed(tmp_path):
     Image.fromarray(RNG.integers(0, 255, (30, 30, 3), dtype=np.uint8)).save(stream, "JPEG")
     bad = {"a/x.jpg": stream.getvalue()[:500], "a/y.png": b"", "b/z.png": b"a text, renamed"}
     spoil(root, bad)
-    dataset = load(root, GEOMETRY)
+    dataset = load_dataset(root, GEOMETRY)
     assert len(dataset) == 100
     assert {each.file: each.reason for each in dataset.skipped} == {
         "a/x.jpg": "the file is damaged or cut short",
@@ -143,7 +143,7 @@ def test_bad_images_are_skipped_and_listed(tmp_path):
     )
     for i, name in enumerate(dataset.files):
         np.testing.assert_array_equal(dataset[i][0], decode((root / name).read_bytes(), GEOMETRY))
-    again = load(root, GEOMETRY)
+    again = load_dataset(root, GEOMETRY)
     assert again.skipped == dataset.skipped
 
 
@@ -151,13 +151,13 @@ def test_too_many_bad_images_stop_with_the_list(tmp_path):
     root = plant(tmp_path / "data", 60)
     spoil(root, {f"a/bad{i:02d}.png": b"" for i in range(20)})
     with pytest.raises(DataError) as caught:
-        load(root, GEOMETRY)
+        load_dataset(root, GEOMETRY)
     text = str(caught.value)
     assert "20 of the 80 images" in text
     assert "more than the 5%" in text
     assert text.count("the file is empty") == 12
     assert "... and 8 more" in text
-    assert len(load(root, GEOMETRY, max_bad=1).skipped) == 20
+    assert len(load_dataset(root, GEOMETRY, max_bad=1).skipped) == 20
 
 
 def test_no_readable_image_at_all(tmp_path):
@@ -165,7 +165,7 @@ def test_no_readable_image_at_all(tmp_path):
         (tmp_path / name).mkdir()
     spoil(tmp_path, {"a/1.png": b"", "b/1.png": b"x"})
     with pytest.raises(DataError, match="2 of the 2 images"):
-        load(tmp_path, GEOMETRY, max_bad=1)
+        load_dataset(tmp_path, GEOMETRY, max_bad=1)
 
 
 def test_a_class_whose_every_file_is_bad_is_named(tmp_path):
@@ -173,16 +173,16 @@ def test_a_class_whose_every_file_is_bad_is_named(tmp_path):
     (root / "owl").mkdir()
     spoil(root, {"owl/1.png": b""})
     with pytest.raises(DataError, match="No image of the class 'owl'"):
-        load(root, GEOMETRY)
+        load_dataset(root, GEOMETRY)
 
 
 def test_a_damaged_store_is_built_again(tmp_path):
     root = plant(tmp_path / "data")
-    dataset = load(root, GEOMETRY)
+    dataset = load_dataset(root, GEOMETRY)
     expected = dataset[:].copy()
     pixels = dataset.pixels.path
     pixels.write_bytes(pixels.read_bytes()[:1000])
-    np.testing.assert_array_equal(load(root, GEOMETRY)[:], expected)
+    np.testing.assert_array_equal(load_dataset(root, GEOMETRY)[:], expected)
 
 
 def test_cache_that_cannot_be_written(tmp_path, monkeypatch):
@@ -190,35 +190,35 @@ def test_cache_that_cannot_be_written(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("not a folder")
     monkeypatch.setenv("SIGHTLINE_CACHE", str(tmp_path / "file"))
     with pytest.raises(OutputError, match=r"Cannot write .*file.*set the environment variable SIGHTLINE_CACHE"):
-        load(root, GEOMETRY)
+        load_dataset(root, GEOMETRY)
 
 
 def test_read_only_cache_is_read_but_not_written(tmp_path, monkeypatch):
     root = plant(tmp_path / "data")
     cache = tmp_path / "cache"
-    load(root, GEOMETRY, cache=cache)
+    load_dataset(root, GEOMETRY, cache=cache)
 
     def refuse(*_args, **_options):
         raise PermissionError(13, "Permission denied", str(cache))
 
     monkeypatch.setattr(Path, "mkdir", refuse)
     monkeypatch.setattr(store_module, "FileLock", refuse)
-    assert len(load(root, GEOMETRY, cache=cache)) == 20
+    assert len(load_dataset(root, GEOMETRY, cache=cache)) == 20
     with pytest.raises(OutputError, match=r"permission denied.*SIGHTLINE_CACHE"):
-        load(root, Geometry(size=(5, 5)), cache=cache)
+        load_dataset(root, Geometry(size=(5, 5)), cache=cache)
 
 
 def test_a_disk_without_room_means_decoding_on_the_fly(tmp_path, monkeypatch):
     root = plant(tmp_path / "data", 30)
-    kept = load(root, GEOMETRY, cache=tmp_path / "kept")
+    kept = load_dataset(root, GEOMETRY, cache=tmp_path / "kept")
     monkeypatch.setattr(store_module.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 4000}))
     cache = tmp_path / "cache"
-    live = load(root, GEOMETRY, cache=cache)
+    live = load_dataset(root, GEOMETRY, cache=cache)
     assert isinstance(live.pixels, LivePixels)
     assert "The decoded images would take 0.0 GB and are not kept (the disk has no room for them)" in live.notes[0]
     np.testing.assert_array_equal(live[:], kept[:])
     monkeypatch.setattr(store_module, "_build_store", lambda *_, **__: pytest.fail("looked at every image again"))
-    assert len(load(root, GEOMETRY, cache=cache)) == 30
+    assert len(load_dataset(root, GEOMETRY, cache=cache)) == 30
     assert sum(path.stat().st_size for path in (cache / "stores").rglob("*.npy")) < kept[:].nbytes
 
 
@@ -226,7 +226,7 @@ def test_on_the_fly_has_the_face_of_the_store(tmp_path):
     """A spoiled file, subsets, every kind of index, batches and another process: all as with the store."""
     root = plant(tmp_path / "data", 90)
     spoil(root, {"a/bad.png": b""})
-    kept, live = load(root, GEOMETRY), load(root, GEOMETRY, keep=False)
+    kept, live = load_dataset(root, GEOMETRY), load_dataset(root, GEOMETRY, keep=False)
     assert "(as asked)" in live.notes[-1]
     assert live.pixels.shape == kept.pixels.shape
     assert live.skipped == kept.skipped
@@ -248,7 +248,7 @@ def test_on_the_fly_has_the_face_of_the_store(tmp_path):
 
 def test_on_the_fly_a_lost_file_is_named(tmp_path):
     root = plant(tmp_path / "data", 10)
-    live = load(root, GEOMETRY, keep=False)
+    live = load_dataset(root, GEOMETRY, keep=False)
     (root / "b/003.png").unlink()
     with pytest.raises(DataError, match=r"'b/003.png' could be read before and now cannot.*Bring it back"):
         live[:]
@@ -272,11 +272,11 @@ def test_a_file_that_could_not_be_opened_is_tried_again(tmp_path, keep):
     lock = tmp_path / "lock"
     lock.touch()
     source = dataclasses.replace(source, reader=Locked(source.reader, lock))
-    first = load(source, GEOMETRY, keep=keep)
+    first = load_dataset(source, GEOMETRY, keep=keep)
     assert [each.reason for each in first.skipped] == ["the file cannot be opened (Permission denied)"] * 2
-    assert len(load(source, GEOMETRY, keep=keep).skipped) == 2
+    assert len(load_dataset(source, GEOMETRY, keep=keep).skipped) == 2
     lock.unlink()
-    again = load(source, GEOMETRY, keep=keep)
+    again = load_dataset(source, GEOMETRY, keep=keep)
     assert again.skipped == ()
     for i in range(60):
         np.testing.assert_array_equal(again[i][0], decode(source.read(i), GEOMETRY))
@@ -284,10 +284,10 @@ def test_a_file_that_could_not_be_opened_is_tried_again(tmp_path, keep):
 
 def test_writes_that_the_system_cuts_short_are_completed(tmp_path, monkeypatch):
     root, write = plant(tmp_path / "data", 100), os.pwrite
-    expected = load(root, GEOMETRY, cache=tmp_path / "whole")[:]
+    expected = load_dataset(root, GEOMETRY, cache=tmp_path / "whole")[:]
     monkeypatch.setattr(os, "pwrite", lambda target, data, at: write(target, data[:1000], at))
     monkeypatch.setattr(os, "pwritev", lambda target, pixels, at: write(target, pixels[0].cast("B")[:77], at))
-    np.testing.assert_array_equal(load(root, GEOMETRY, cache=tmp_path / "short")[:], expected)
+    np.testing.assert_array_equal(load_dataset(root, GEOMETRY, cache=tmp_path / "short")[:], expected)
 
 
 def test_what_a_killed_build_of_other_data_left_is_removed(tmp_path):
@@ -296,7 +296,7 @@ def test_what_a_killed_build_of_other_data_left_is_removed(tmp_path):
     for name in (".dead.x1", ".busy.x2"):
         (folder / name / "part").mkdir(parents=True)
     with FileLock(folder / "busy.lock"):
-        load(plant(tmp_path / "data"), GEOMETRY, cache=tmp_path / "cache")
+        load_dataset(plant(tmp_path / "data"), GEOMETRY, cache=tmp_path / "cache")
     assert not (folder / ".dead.x1").exists()
     assert (folder / ".busy.x2/part").exists()
 
@@ -318,7 +318,7 @@ def test_what_is_handled_is_said(tmp_path):
     picture.convert("RGBA").save(root / "b/opaque.png")  # is not said: nothing is lost
     for i in range(2):
         Image.fromarray(np.array([[100, 4000 + i]], np.uint16)).save(root / f"b/deep{i}.png")
-    said = load(root, GEOMETRY).notes
+    said = load_dataset(root, GEOMETRY).notes
     assert said == (
         "1 image is stored turned or mirrored: turned upright, as EXIF says.",
         "3 images are in several frames or pages: only the first is used.",
@@ -327,7 +327,7 @@ def test_what_is_handled_is_said(tmp_path):
         "2 images have more than 8 bits a value: 0 becomes black and 65535 white (their own values go from 100 to "
         "4,001, which leaves them dark: --window 100:4001 shows their full contrast).",
     )
-    windowed = load(root, dataclasses.replace(GEOMETRY, window=(100.0, 4001.0)))
+    windowed = load_dataset(root, dataclasses.replace(GEOMETRY, window=(100.0, 4001.0)))
     assert windowed.notes[-1].endswith("100 becomes black and 4001 white (their own values go from 100 to 4,001).")
     deep = windowed.files.tolist().index("b/deep1.png")
     assert (windowed[deep].min(), windowed[deep].max()) == (0, 255)
@@ -355,7 +355,7 @@ if sys.argv[3] == "slow":
         time.sleep(0.02)
         return read(*arguments)
     store.read = slowly
-dataset = data.load(sys.argv[1], Geometry(size=(12, 10)), cache=Path(sys.argv[2]))
+dataset = data.load_dataset(sys.argv[1], Geometry(size=(12, 10)), cache=Path(sys.argv[2]))
 print(len(dataset), int(dataset[:].astype("int64").sum()), flush=True)
 """
 
@@ -397,7 +397,7 @@ def test_a_killed_build_leaves_nothing_half_made(tmp_path):
     process.communicate(timeout=60)
     assert process.returncode == -signal.SIGKILL
     assert [name for name in stores(cache) if not name.startswith(".")] == []
-    dataset = load(root, GEOMETRY, cache=cache)
+    dataset = load_dataset(root, GEOMETRY, cache=cache)
     assert len(dataset) == 300
     np.testing.assert_array_equal(dataset[0][0], decode((root / dataset.files[0]).read_bytes(), GEOMETRY))
     assert len(stores(cache)) == 1  # the remains of the killed build are gone
@@ -410,18 +410,18 @@ def test_an_error_in_a_thread_ends_the_build(tmp_path, monkeypatch):
     monkeypatch.setattr(store_module, "read", fail)
     before = threading.active_count()
     with pytest.raises(RuntimeError, match="a fault of ours"):
-        load(plant(tmp_path / "data", 200), GEOMETRY, cache=tmp_path / "cache")
+        load_dataset(plant(tmp_path / "data", 200), GEOMETRY, cache=tmp_path / "cache")
     assert threading.active_count() == before
     assert stores(tmp_path / "cache") == []
 
 
 def test_cache_folder_is_the_runtimes(tmp_path):
     source = find(plant(tmp_path / "data"))
-    dataset = load(source, GEOMETRY)
+    dataset = load_dataset(source, GEOMETRY)
     assert dataset.pixels.path.is_relative_to(runtime.cache_dir())
 
 
 def test_real_archives(shared_data):
-    dataset = load(find(shared_data / "cifar10_jpg.zip", limit=500), Geometry(size=(32, 32)))
+    dataset = load_dataset(find(shared_data / "cifar10_jpg.zip", limit=500), Geometry(size=(32, 32)))
     assert dataset.counts.tolist() == [50] * 10
     assert dataset.skipped == ()

@@ -443,11 +443,11 @@ def test_the_command_line_says_and_gives_the_curve(run, cli):
 
 def test_images_of_one_class_are_a_fair_test(tmp_path):
     """A folder of one of the classifier's classes: no AUC, but an accuracy."""
-    from sightline.data import load
+    from sightline.data import load_dataset
     from sightline.sources import find
 
     run = train("digits", Recipe(model="mlp", size=8, limit=300, epochs=2, lr=0.05), out=tmp_path / "run")
-    images = load(find("digits", limit=60), run.classifier.geometry)
+    images = load_dataset(find("digits", limit=60), run.classifier.geometry)
     (tmp_path / "new" / "7").mkdir(parents=True)
     for i, pixels in enumerate(images[images.labels == 7]):
         Image.fromarray(pixels[..., 0]).save(tmp_path / "new" / "7" / f"{i}.png")

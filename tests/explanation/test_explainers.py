@@ -399,10 +399,10 @@ def test_a_map_of_the_wrong_places_is_found_out(sighted):
 @pytest.fixture(scope="module")
 def estimator():
     from sightline.baselines import fit_baseline
-    from sightline.data import load
+    from sightline.data import load_dataset
     from sightline.data.splits import split
 
-    parts = split(load("digits", Geometry(size=(8, 8), channels=1)), seed=0)
+    parts = split(load_dataset("digits", Geometry(size=(8, 8), channels=1)), seed=0)
     parts = replace(parts, train=parts.train.subset(np.arange(300)))
     return fit_baseline(parts, "logistic-regression"), parts
 

@@ -17,7 +17,7 @@ from helpers.tiny_classifiers import WORDS
 from sightline.baselines import fit_baseline
 from sightline.classifier import Classifier
 from sightline.compression.quantize import Int8
-from sightline.data import load
+from sightline.data import load_dataset
 from sightline.ensembles import combine
 from sightline.errors import BundleError, ChoiceError, DataError, OutputError, RequirementNotMet
 from sightline.evaluation import evaluate
@@ -52,12 +52,12 @@ QUICK = ("mlp", "small-cnn", "vit:depth=2:width=48:heads=2")
 
 @pytest.fixture(scope="module")
 def images():
-    return load("shapes:64", COLOUR)
+    return load_dataset("shapes:64", COLOUR)
 
 
 @pytest.fixture(scope="module")
 def digits():
-    found = load("digits", GREY)
+    found = load_dataset("digits", GREY)
     return found.subset(found.labels < 2)
 
 
@@ -388,7 +388,7 @@ def test_what_has_no_images_to_be_compared_on(images, tmp_path):
     with pytest.raises(DataError, match="--limit"):
         export(classifier, tmp_path / "m.onnx", data=images, limit=0)
     with pytest.raises(DataError, match="decoded"):
-        export(classifier, tmp_path / "m.onnx", data=load("digits", GREY))
+        export(classifier, tmp_path / "m.onnx", data=load_dataset("digits", GREY))
     assert not list(tmp_path.glob("*.onnx"))
 
 

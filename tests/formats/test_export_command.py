@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from helpers.tiny_classifiers import SETTLED
-from sightline.data import decode, load
+from sightline.data import decode, load_dataset
 from sightline.formats import open_exported
 from sightline.training import Recipe, train
 from sightline.types import Geometry
@@ -58,7 +58,7 @@ def test_export_says_what_it_compared(cli, run, tmp_path):
 
 
 def test_a_file_is_evaluated_and_predicts(cli, run, file, tmp_path):
-    images = load("digits", Geometry(size=(16, 16), channels=1))
+    images = load_dataset("digits", Geometry(size=(16, 16), channels=1))
     ours, theirs = (json.loads(cli("evaluate", one, "digits", "--json").out) for one in (run, file))
     assert theirs["accuracy"] == ours["accuracy"]
     assert theirs["log_loss"] == pytest.approx(ours["log_loss"], abs=1e-4)

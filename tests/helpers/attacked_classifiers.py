@@ -7,7 +7,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from sightline.classifier import Classifier
-from sightline.data import load
+from sightline.data import load_dataset
 from sightline.data.loader import to_tensor
 from sightline.layers import Network
 from sightline.models import build, parse_architecture
@@ -20,7 +20,7 @@ GEOMETRY = Geometry(size=(8, 8), channels=1)
 @cache
 def digits(classes=10):
     """All images of the first so many digits: pixels (N 1 8 8), labels, dataset."""
-    dataset = load("digits", GEOMETRY)
+    dataset = load_dataset("digits", GEOMETRY)
     dataset = dataset.subset(dataset.labels < classes)
     return to_tensor(dataset[:]).contiguous(), torch.from_numpy(dataset.labels), dataset
 

@@ -21,7 +21,7 @@ from PIL import Image
 from torch import nn
 
 from sightline.classifier import Classifier
-from sightline.data import load
+from sightline.data import load_dataset
 from sightline.models import build, parse_architecture
 from sightline.preprocessing import JpegFilter, Normalise, Preprocessing
 from sightline.serving.publishing import publish
@@ -72,7 +72,7 @@ def encoded(pixels: np.ndarray, kind: str = "PNG", **options) -> bytes:
 @cache
 def pictures() -> tuple[bytes, ...]:
     """Twelve images of various kinds and sizes."""
-    drawn = load("shapes:12", Geometry(size=(40, 48), channels=3))[:]
+    drawn = load_dataset("shapes:12", Geometry(size=(40, 48), channels=3))[:]
     kinds = [("PNG", {}), ("JPEG", {"quality": 90}), ("GIF", {}), ("BMP", {}), ("TIFF", {}), ("WEBP", {})]
     return tuple(encoded(one, kinds[k % 6][0], **kinds[k % 6][1]) for k, one in enumerate(drawn))
 

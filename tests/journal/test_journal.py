@@ -688,7 +688,7 @@ def shell_entry(i):
 
 
 def test_the_journal_from_a_shell(cli, tmp_path):
-    from sightline.data import load
+    from sightline.data import load_dataset
     from sightline.types import Geometry
 
     site = tmp_path / "site"
@@ -711,7 +711,7 @@ def test_the_journal_from_a_shell(cli, tmp_path):
     assert lines[1].startswith(ids[0])
     assert ",'=s1," in lines[2]
     assert json.loads(cli("journal", site, "export", "--out", tmp_path / "images", "--json").out)["n"] == 6
-    found = load(tmp_path / "images", Geometry(size=(12, 10), channels=3))
+    found = load_dataset(tmp_path / "images", Geometry(size=(12, 10), channels=3))
     assert found.classes == ("dog", "emu")
     assert sorted(found.columns["prediction"]) == ids
     assert json.loads(cli("journal", site, "erase", "=s1", "--json").out)["erased"] == 3

@@ -12,7 +12,7 @@ from torch import nn
 from helpers.tiny_classifiers import WORDS
 from sightline.classifier import Classifier
 from sightline.compression.quantize import CALIBRATORS, ActivationHistogram, Int8
-from sightline.data import load, to_tensor
+from sightline.data import load_dataset, to_tensor
 from sightline.errors import BundleError, ChoiceError, DataError, RecipeError
 from sightline.layers.quantised import (
     ActivationGrid,
@@ -31,7 +31,7 @@ GEOMETRY = Geometry(size=(16, 16), channels=3)
 
 @pytest.fixture(scope="module")
 def shapes():
-    return load("shapes:96", GEOMETRY)
+    return load_dataset("shapes:96", GEOMETRY)
 
 
 def made(word, images, surgery=(), classes=4):
@@ -99,7 +99,7 @@ def test_gradients_pass_within_the_levels_and_stop_outside():
 
 def test_a_residual_block_is_rounded_where_integers_are_added():
     """Every place, written out by hand: what enters a layer, what leaves it after its ReLU, and the sum."""
-    images = load("shapes:96", GEOMETRY)
+    images = load_dataset("shapes:96", GEOMETRY)
     found = Int8(by="minmax", images=32)(made("resnet18:stem=small", images), splits(images))
     network, grids = found.network, found.network.rounding.grids
     x = found.preprocessing(to_tensor(images[:4]))
@@ -199,7 +199,7 @@ def test_it_stacks_on_other_changes(surgery, shapes, tmp_path):
 
 
 def test_grey_images_and_two_classes():
-    images = load("digits", Geometry(size=(12, 12), channels=1))
+    images = load_dataset("digits", Geometry(size=(12, 12), channels=1))
     images = images.subset(images.labels < 2)
     parent = made("lenet5", images, classes=2)
     found = Int8()(parent, splits(images))
@@ -258,7 +258,7 @@ def test_images_that_cannot_calibrate(shapes):
     none = shapes.subset(np.zeros(0, np.int64))
     with pytest.raises(DataError, match="no training images"):
         Int8()(parent, Splits(none, shapes, shapes))
-    other = load("shapes:96", Geometry(size=(20, 20), channels=3))
+    other = load_dataset("shapes:96", Geometry(size=(20, 20), channels=3))
     with pytest.raises(DataError, match=r"20, 20.*16, 16"):
         Int8()(parent, splits(other))
 

@@ -15,7 +15,7 @@ from sklearn.tree import DecisionTreeClassifier
 
 from sightline.baselines import BASELINES, fit_baseline
 from sightline.classifier import Classifier
-from sightline.data import load
+from sightline.data import load_dataset
 from sightline.data.loader import to_tensor
 from sightline.data.splits import split
 from sightline.errors import BundleError
@@ -31,7 +31,7 @@ GEOMETRY = Geometry(size=(8, 8), channels=1)
 
 @pytest.fixture(scope="module")
 def digits():
-    return split(load("digits", GEOMETRY), seed=1)
+    return split(load_dataset("digits", GEOMETRY), seed=1)
 
 
 @pytest.fixture(scope="module")

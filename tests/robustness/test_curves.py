@@ -12,7 +12,7 @@ from helpers.attacked_classifiers import GEOMETRY, digits, trained
 from sightline.attacks import FGSM, PGD, RayS, Universal, UniversalPerturbation
 from sightline.baselines import fit_baseline
 from sightline.classifier import Classifier
-from sightline.data import load
+from sightline.data import load_dataset
 from sightline.data.splits import split
 from sightline.errors import DataError, GradientError, RecipeError
 from sightline.evaluation import evaluate
@@ -221,7 +221,7 @@ def test_a_sample_is_stratified_stated_and_repeats():
 
 @pytest.fixture(scope="module")
 def tree(tmp_path_factory):
-    fitted = fit_baseline(split(load("digits", GEOMETRY), seed=1), "decision-tree")
+    fitted = fit_baseline(split(load_dataset("digits", GEOMETRY), seed=1), "decision-tree")
     return fitted.save(tmp_path_factory.mktemp("tree") / "bundle")
 
 

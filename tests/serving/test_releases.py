@@ -19,7 +19,7 @@ from helpers.tiny_classifiers import SETTLED
 from sightline.baselines import fit_baseline
 from sightline.classifier import Classifier
 from sightline.compression.quantize import Int8
-from sightline.data import load
+from sightline.data import load_dataset
 from sightline.errors import BundleError, DataError, ReleaseError, RequirementNotMet
 from sightline.formats import TorchRunner, open_exported
 from sightline.serving import publishing
@@ -51,7 +51,7 @@ def run(tmp_path_factory):
 @pytest.fixture(scope="module")
 def plain(run, tmp_path_factory):
     """The bundle of a baseline: nothing of it is exported, so that it is published in no time."""
-    some = load("digits", Classifier.load(run).geometry).subset(np.arange(300))
+    some = load_dataset("digits", Classifier.load(run).geometry).subset(np.arange(300))
     return fit_baseline(Splits(some, some, some), "decision-tree").save(
         tmp_path_factory.mktemp("plain") / "bundle"
     )
@@ -98,7 +98,7 @@ def test_a_run_becomes_a_release(run, site):
 
 
 def test_bundle_and_file_answer_as_the_run_does(run, template):
-    images = load("digits", Classifier.load(run).geometry)[:40]
+    images = load_dataset("digits", Classifier.load(run).geometry)[:40]
     found = load_release(template, 2)
     ours = TorchRunner(Classifier.load(run)).probabilities(images)
     assert np.array_equal(TorchRunner(Classifier.load(found.bundle)).probabilities(images), ours)
@@ -266,14 +266,14 @@ def test_what_onnx_cannot_hold_is_published_without_a_file(site, plain):
     assert made.facts["onnx"]["file"] is None
     assert "scikit-learn estimator" in made.facts["onnx"]["why"]
     verify(made)
-    images = load("digits", Classifier.load(plain).geometry)[:40]
+    images = load_dataset("digits", Classifier.load(plain).geometry)[:40]
     answers = [TorchRunner(Classifier.load(place)).probabilities(images) for place in (plain, made.path)]
     assert np.array_equal(*answers)
 
 
 def test_int8_is_published_as_int8(site, tmp_path):
     parent = Classifier.load(load_release(site, 2).bundle)
-    digits = load("digits", parent.geometry)
+    digits = load_dataset("digits", parent.geometry)
     Int8(by="minmax", images=64)(parent, Splits(digits, digits, digits)).save(tmp_path / "small")
     made = publish(site, tmp_path / "small", images="digits")
     assert made.facts["onnx"]["int8"]

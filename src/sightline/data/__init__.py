@@ -8,7 +8,7 @@ from .audit import (
     format_clean_summary,
     write_clean_manifest,
 )
-from .dataset import load
+from .dataset import load_dataset
 from .decode import IMAGE_FORMATS, MAX_IMAGE_PIXELS, ImageHeader, decode, decode_with_header, read_header
 from .duplicates import find_near_duplicates
 from .loader import Augment, Shuffle, batch_order, count_batches, iterate_batches, to_tensor
@@ -38,7 +38,7 @@ __all__ = [
     "format_audit",
     "format_clean_summary",
     "iterate_batches",
-    "load",
+    "load_dataset",
     "make_folds",
     "nested_subset",
     "read_header",

@@ -15,7 +15,7 @@ _MAX_LISTED_FILES = 12
 FACT_COLUMNS = ("width", "height", "channels", "rotated")
 
 
-def load(
+def load_dataset(
     source: Source | str | Path,
     geometry: Geometry,
     *,

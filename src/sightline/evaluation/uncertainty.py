@@ -11,7 +11,7 @@ from numpy import ndarray
 from .. import metrics as measures
 from ..choose import choose
 from ..classifier import Classifier, amend_bundle
-from ..data import load
+from ..data import load_dataset
 from ..errors import BundleError, DataError, RecipeError
 from ..files import atomic_replace, write_json
 from ..pictures import plot_reliability as reliability_picture
@@ -166,7 +166,7 @@ def evaluate_ood_run(run: Run, data: str | Path, *, by: tuple[str, ...] = tuple(
     """
     classifier, splits = run.classifier, run.splits
     wanted = {word: choose(OOD_SCORES, word, "score") for word in by}
-    outside = load(find(data, several=False), classifier.geometry)
+    outside = load_dataset(find(data, several=False), classifier.geometry)
     shared = sorted(set(outside.classes) & set(classifier.classes))
     remarks = []
     if shared:

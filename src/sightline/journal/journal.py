@@ -220,7 +220,7 @@ class Journal:
             return queries.count_rows(connection)
 
     def dataset(self, *, geometry: Geometry, corrected_only: bool = True, least: float = 0.9) -> Dataset:
-        """The kept images, labelled by their latest correction, as ``data.load`` gives any other data set.
+        """The kept images, labelled by their latest correction, as ``data.load_dataset`` gives any other data set.
 
         Unless ``corrected_only``, answers with a confidence of at ``least`` that nobody corrected count as right.
         The columns hold ``release``, ``prediction`` and, where subjects are known, ``group``. Raises DataError where there is no such image.

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from sqlalchemy import ColumnElement, Connection, Select, and_, func, or_, select
 
-from ..data import load
+from ..data import load_dataset
 from ..errors import DataError
 from ..sources import FolderReader, Layout, Listing, sort_classes, source_from_files
 from ..types import Dataset, Geometry
@@ -125,7 +125,7 @@ def build_dataset(held: Sequence[JournalRow], site: Path, geometry: Geometry) ->
     sizes = np.array([look.st_size for look in looks], np.int64)
     listing = Listing(names, sizes, stamps, frozenset(), FolderReader(kept.folder, names))
     source = source_from_files(f"journal of {site}", listing, _dataset_layout([row for row, _ in there]))
-    return load(source, geometry)
+    return load_dataset(source, geometry)
 
 
 def _dataset_layout(held: Sequence[JournalRow]) -> Layout:

@@ -14,7 +14,7 @@ from numpy import ndarray
 
 from .. import runtime
 from ..classifier import Classifier, find_bundle
-from ..data import load, nested_subset
+from ..data import load_dataset, nested_subset
 from ..errors import BundleError, ChoiceError, DataError, RecipeError, ReleaseError, RequirementNotMet
 from ..files import atomic_replace, checksum, explain_write_errors, write_json
 from ..formats import FLOAT_LIMITS, INT8_LIMITS, MAX_COMPARED_IMAGES, TorchRunner, compare_answers, write_exported
@@ -195,7 +195,7 @@ def _compare_answers(
 def _comparison_images(classifier: Classifier, run: Path, images: Path | str | None) -> tuple[Dataset | None, str]:
     """Labelled images to compare on, and what they are; or why there are none, and what stands in for them."""
     if images is not None:
-        return load(find(images, several=False), classifier.geometry), f"images of '{images}'"
+        return load_dataset(find(images, several=False), classifier.geometry), f"images of '{images}'"
     if not (run / "recipe.toml").is_file():
         return None, "drawn pictures, as a bundle has no images of its own"
     from ..training import reopen

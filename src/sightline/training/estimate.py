@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from .. import runtime
-from ..data import iterate_batches, load, survey
+from ..data import iterate_batches, load_dataset, survey
 from ..errors import DataError, RecipeError
 from ..sources import Source, find
 from ..types import Dataset, Findings, Remark, Splits
@@ -93,7 +93,7 @@ def _decode_sample(source: Source, recipe: Recipe) -> tuple[Dataset, float]:
     rows = np.sort(runtime.permutation(len(source), recipe.seed)[:count])
     with TemporaryDirectory(prefix="sightline-outlook-") as folder:
         started = time.perf_counter()
-        dataset = load(source.subset(rows), recipe_geometry(recipe), cache=Path(folder), max_bad=1.0)
+        dataset = load_dataset(source.subset(rows), recipe_geometry(recipe), cache=Path(folder), max_bad=1.0)
         took = time.perf_counter() - started
         if not len(dataset):
             raise DataError(f"None of {count} images of '{recipe.data}' could be read: sightline check lists why.")

@@ -9,7 +9,7 @@ import torch
 
 from .. import progress, runtime
 from ..classifier import Classifier
-from ..data import Augment, iterate_batches, load, split, survey
+from ..data import Augment, iterate_batches, load_dataset, split, survey
 from ..errors import DataError, RecipeError
 from ..preprocessing import forecast_fit
 from ..sources import find
@@ -196,7 +196,7 @@ def read_dataset(recipe: Recipe, *, max_bad: float = 0.05) -> tuple[Dataset, lis
     known = recipe.size is not None and recipe.channels is not None
     chosen = [] if known else defaults.default_pixels(recipe, survey(source))
     recipe = recipe.replace(**{choice.field: choice.value for choice in chosen})
-    return load(source, recipe_geometry(recipe), max_bad=max_bad), chosen
+    return load_dataset(source, recipe_geometry(recipe), max_bad=max_bad), chosen
 
 
 def prepare(recipe: Recipe) -> tuple[Recipe, Splits, tuple[str, ...]]:
