@@ -23,7 +23,7 @@ from torch import nn
 from sightline.attacks.gradient import PGD
 from sightline.classifier import Classifier
 from sightline.data.loader import to_tensor
-from sightline.evaluation.model_evaluation import match_labels
+from sightline.inference import match_labels
 from sightline.preprocessing import BitDepthFilter, JpegFilter, MedianFilter, NoiseFilter, PixelFilter
 from sightline.robustness.adaptive import evaluate_adaptive
 from sightline.robustness.smoothing import certify

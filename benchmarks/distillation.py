@@ -28,11 +28,10 @@ from record import RESULTS, Notebook, record, shared
 
 from sightline.classifier import Classifier
 from sightline.compression import Distil, fine_tune
-from sightline.evaluation.model_evaluation import match_labels
+from sightline.inference import match_labels, predict_logits
 from sightline.metrics import mcnemar, seeds_interval
 from sightline.models import count_multiply_adds, count_parameters
 from sightline.training import Recipe
-from sightline.training.calibrate import predict_logits
 from sightline.training.plan import build_objective
 from sightline.training.run import train_on_splits
 from sightline.training.run_folder import SilentRunFolder

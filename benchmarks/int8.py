@@ -24,9 +24,9 @@ from sightline import metrics, runtime
 from sightline.classifier import Classifier
 from sightline.compression.quantize import Int8
 from sightline.data import load_dataset
-from sightline.evaluation.model_evaluation import match_labels
 from sightline.formats import Runner, TorchRunner, open_exported, write_exported
 from sightline.formats.parity import run_in_batches
+from sightline.inference import match_labels
 from sightline.models import build, parse_architecture
 from sightline.preprocessing import Preprocessing
 from sightline.preprocessing.pipeline import CHANNEL_STATISTICS

@@ -20,8 +20,8 @@ from record import record, shared
 from sightline.compression import LowRank
 from sightline.compression.decomposition import DECOMPOSITIONS
 from sightline.data import load_dataset, split
+from sightline.inference import validate
 from sightline.training import Recipe
-from sightline.training.calibrate import validate
 from sightline.training.run import train_on_splits
 from sightline.training.run_folder import SilentRunFolder
 from sightline.types import Geometry, Splits

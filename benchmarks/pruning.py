@@ -29,8 +29,8 @@ from sightline.classifier import Classifier
 from sightline.compression import Channels, compare_with_original, fine_tune
 from sightline.compression.channels import CHANNEL_CRITERIA, CHANNEL_SCOPES
 from sightline.compression.fine_tuning import recalibrate_norms
+from sightline.inference import validate
 from sightline.training import Recipe
-from sightline.training.calibrate import validate
 from sightline.training.plan import build_objective
 from sightline.training.run import train_on_splits
 from sightline.training.run_folder import SilentRunFolder
@@ -128,9 +128,8 @@ def compared(parent: Classifier, made: Classifier, splits: Splits) -> dict[str, 
 
 def difference(before: Classifier, after: Classifier, images: Dataset) -> dict[str, float]:
     """In accuracy, image by image, with its interval."""
-    from sightline.evaluation.model_evaluation import match_labels
+    from sightline.inference import match_labels, predict_logits
     from sightline.metrics import paired_difference
-    from sightline.training.calibrate import predict_logits
 
     labels = match_labels(before, images)
     right = [predict_logits(one, images)[0].argmax(1).numpy() == labels for one in (after, before)]

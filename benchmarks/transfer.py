@@ -26,10 +26,9 @@ import numpy as np
 from record import RESULTS, Notebook, record, shared
 
 from sightline.data import load_dataset
-from sightline.evaluation.model_evaluation import match_labels
+from sightline.inference import match_labels, predict_logits
 from sightline.metrics import seeds_interval
 from sightline.training import Recipe
-from sightline.training.calibrate import predict_logits
 from sightline.training.run import train_on_splits
 from sightline.training.run_folder import SilentRunFolder
 from sightline.types import Dataset, Geometry, Splits

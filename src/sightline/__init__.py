@@ -8,6 +8,7 @@ augmentation : one image becomes many
 layers : what networks are made of
 models : from pixels to logits, and every change a network can survive
 classifier : the waist, preprocessing + network + class names + calibration
+inference : a classifier run over a dataset, logits, probabilities, features
 attacks : the smallest change that breaks an answer
 training : data and a recipe become a classifier
 runs : a run or bundle opened with the images to examine it on

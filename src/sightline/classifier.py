@@ -23,7 +23,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from . import runtime
-from .data import decode, iterate_batches, to_tensor
+from .data import decode, to_tensor
 from .errors import BundleError, ImageError, SightlineError
 from .files import atomic_replace, checksum, write_json, write_text
 from .layers import Network
@@ -47,7 +47,7 @@ from .models import (
     read_bundle_tensors,
 )
 from .preprocessing import Preprocessing
-from .types import Dataset, Geometry, Prediction
+from .types import Geometry, Prediction
 
 ImageInput = str | Path | bytes | UInt8[ndarray, "H W C"]
 
@@ -105,16 +105,6 @@ class Classifier(nn.Module):
         Raises BundleError where the network has no last layer.
         """
         return self.network.embed(self.preprocessing(pixels))
-
-    @torch.inference_mode()
-    def embed(self, dataset: Dataset, *, batch_size: int = 256) -> Float[ndarray, "N D"]:
-        """The features of every image of a dataset, in order, in one pass in eval mode."""
-        self.eval()
-        parts = [
-            self.features(batch.pixels).float()
-            for batch in iterate_batches(dataset, batch_size, device=self.device)
-        ]
-        return torch.cat(parts).cpu().numpy()
 
     @property
     def device(self) -> torch.device:

@@ -23,6 +23,7 @@ from sightline.data import load_dataset
 from sightline.data.loader import to_tensor
 from sightline.data.splits import split
 from sightline.errors import BundleError, ChoiceError, TrainingError
+from sightline.inference import predict_logits
 from sightline.models import NETWORKS, build, parse_architecture
 from sightline.models.handcrafted import (
     HANDCRAFTED_FEATURES,
@@ -35,7 +36,6 @@ from sightline.models.handcrafted import (
     zernike_radial,
 )
 from sightline.preprocessing import Preprocessing
-from sightline.training.calibrate import predict_logits
 from sightline.types import Geometry
 
 GEOMETRY = Geometry(size=(16, 16), channels=1)

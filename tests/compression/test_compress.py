@@ -49,10 +49,10 @@ from sightline.errors import (
 from sightline.evaluation import evaluate
 from sightline.evidence import write_report
 from sightline.evidence.sections import build_sections
+from sightline.inference import predict_logits, validate
 from sightline.models import build, count_multiply_adds, parse_architecture
 from sightline.preprocessing import fit_preprocessing
 from sightline.training import Recipe, train
-from sightline.training.calibrate import predict_logits, validate
 from sightline.training.plan import build_objective
 from sightline.training.run import reopen
 from sightline.training.run_folder import SilentRunFolder

@@ -13,12 +13,12 @@ from sightline.data import load_dataset
 from sightline.data.splits import split
 from sightline.ensembles import combine
 from sightline.errors import ChoiceError
+from sightline.inference import predict_logits
 from sightline.layers import Network
 from sightline.models import build, parse_architecture
 from sightline.preprocessing import Normalise, Preprocessing
 from sightline.training import Recipe
 from sightline.training.adversarial import FastAdversarial
-from sightline.training.calibrate import predict_logits
 from sightline.training.losses import CrossEntropy, Focal
 from sightline.training.plan import build_objective
 from sightline.training.run_folder import SilentRunFolder

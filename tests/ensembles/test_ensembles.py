@@ -14,6 +14,7 @@ from sightline.data.loader import to_tensor
 from sightline.ensembles import COMBINERS, GreedySoup, combine, combine_runs, update_bn
 from sightline.errors import BundleError, ChoiceError, DataError, OutputError, RecipeError
 from sightline.evaluation import evaluate
+from sightline.inference import predict_logits
 from sightline.models import (
     SURGERY,
     Architecture,
@@ -24,7 +25,7 @@ from sightline.models import (
 )
 from sightline.preprocessing import ContrastNormalise, Normalise, Preprocessing
 from sightline.training import Recipe, train
-from sightline.training.calibrate import fit_temperature, predict_logits
+from sightline.training.calibrate import fit_temperature
 from sightline.types import Geometry
 
 PLAIN = {"precision": "float32", "memory_format": "contiguous", "replicas": 1, "augment": ()}

@@ -16,6 +16,7 @@ from sightline.classifier import Classifier
 from sightline.errors import ChoiceError, DataError
 from sightline.evaluation.ood import OOD_SCORES, FittableScore, fit_score, ood_features, score_dataset
 from sightline.evaluation.uncertainty import evaluate_ood_run
+from sightline.inference import embed
 from sightline.metrics import ood_metrics
 from sightline.models import build, parse_architecture
 from sightline.preprocessing import Preprocessing
@@ -112,7 +113,7 @@ def test_mahalanobis_is_that_of_scikit_learns_shrunk_covariance(run, images):
 def test_nearest_neighbours_are_a_plain_distance_matrix(run, images):
     score = ready(run, "knn")
     with torch.inference_mode():
-        train = run.classifier.embed(run.splits.train).reshape(len(run.splits.train), -1)
+        train = embed(run.classifier, run.splits.train).reshape(len(run.splits.train), -1)
         new = ood_features(run.classifier.eval(), images).numpy()
         got = score(run.classifier, images).numpy()
     unit = [x / np.linalg.norm(x, axis=1, keepdims=True) for x in (new, train)]

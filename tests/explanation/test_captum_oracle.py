@@ -30,6 +30,7 @@ from sightline.explanation.counterfactual import _cosine_basis, _log_odds
 from sightline.explanation.faithfulness import shuffle_weights
 from sightline.explanation.gradients import logit_gradient
 from sightline.explanation.perturbation import fill_images
+from sightline.inference import embed
 from sightline.layers import Network
 from sightline.models import Architecture, build, load_weights, parse_architecture
 from sightline.preprocessing import Normalise, Preprocessing
@@ -431,8 +432,8 @@ def test_neighbours_are_those_of_scikit_learn():
     assert near.dataset.classes == classifier.classes
     names = np.asarray(dataset.classes)[dataset.labels]
     assert [near.dataset.classes[k] for k in near.dataset.labels] == names.tolist()
-    features = torch.from_numpy(classifier.embed(dataset.subset(np.arange(5))))
-    oracle = NearestNeighbors(n_neighbors=4).fit(classifier.embed(dataset))
+    features = torch.from_numpy(embed(classifier, dataset.subset(np.arange(5))))
+    oracle = NearestNeighbors(n_neighbors=4).fit(embed(classifier, dataset))
     distance, index = oracle.kneighbors(features.numpy())
     found = near.nearest(features, 4)
     np.testing.assert_array_equal(found.index, index)

@@ -12,6 +12,7 @@ import torch
 
 from sightline.classifier import Classifier
 from sightline.errors import BundleError, ChoiceError, Interrupted, RecipeError
+from sightline.inference import embed
 from sightline.models import NETWORKS, SURGERY, build, find_stages, get_head, parse_architecture
 from sightline.models.registry import REFERENCE_IMAGES
 from sightline.training import resume, run, train
@@ -152,7 +153,7 @@ def test_the_embedding_is_what_the_head_is_given(name):
 
 def test_the_embedding_of_a_dataset_is_that_of_its_images(started):
     images = started.splits.test
-    together = started.classifier.embed(images, batch_size=7)
+    together = embed(started.classifier, images, batch_size=7)
     pixels = torch.from_numpy(images[:3]).permute(0, 3, 1, 2).float() / 255
     with torch.no_grad():
         alone = started.classifier.network.embed(started.classifier.preprocessing(pixels))

@@ -16,9 +16,10 @@ from ..choose import choose
 from ..classifier import Classifier
 from ..data import iterate_batches
 from ..errors import ChoiceError, TrainingError
+from ..inference import predict_logits
 from ..models import Architecture, EstimatorNetwork, feature_config
 from ..preprocessing import Preprocessing
-from ..training import fit_temperature, predict_logits
+from ..training import fit_temperature
 from ..types import Dataset, Splits
 from .estimators import BASELINES
 from .features import parse_features

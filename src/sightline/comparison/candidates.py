@@ -8,7 +8,7 @@ import shutil
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,14 +19,13 @@ from numpy import ndarray
 
 from ..baselines import BASELINES, FEATURES, fit_baseline, parse_baseline
 from ..choose import suggest
-from ..classifier import Classifier, find_bundle
-from ..data import iterate_batches
+from ..classifier import find_bundle
 from ..errors import ChoiceError
-from ..evaluation import time_batch
 from ..files import checksum, explain_write_errors, write_json
+from ..inference import validate
 from ..models import NETWORKS
-from ..training import Recipe, Run, SilentRunFolder, train_on_splits, validate, validate_recipe
-from ..types import Dataset, Splits
+from ..training import Recipe, Run, SilentRunFolder, train_on_splits, validate_recipe
+from ..types import Splits
 
 TRIALS_FILE = "trials.json"
 
@@ -138,18 +137,34 @@ class Trial:
         return float(self.correct.mean())
 
     def as_json(self) -> dict[str, Any]:
-        """All of it; ``right`` as packed bits."""
-        bits = base64.b64encode(np.packbits(self.correct).tobytes()).decode("ascii")
-        return asdict(self) | {"right": bits, "n": len(self.correct), "accuracy": self.accuracy}
+        """A row of ``trials.json``; ``right`` is ``correct`` as packed bits."""
+        return {
+            "part": self.part,
+            "seed": self.seed,
+            "right": base64.b64encode(np.packbits(self.correct).tobytes()).decode("ascii"),
+            "seconds": self.seconds,
+            "seconds_per_image": self.seconds_per_image,
+            "size": self.bundle_bytes,
+            "validation": self.val_accuracy,
+            "notes": self.notes,
+            "n": len(self.correct),
+            "accuracy": self.accuracy,
+        }
 
     @classmethod
     def from_json(cls, row: Mapping[str, Any]) -> "Trial":
-        """What ``findings_json`` gave."""
+        """Read a row that ``as_json`` wrote."""
         bits = np.unpackbits(np.frombuffer(base64.b64decode(row["right"]), np.uint8), count=row["n"])
-        given = {
-            name: row[name] for name in ("part", "seed", "seconds", "seconds_per_image", "size", "validation")
-        }
-        return cls(correct=bits.astype(bool), notes=tuple(row["notes"]), **given)
+        return cls(
+            part=row["part"],
+            seed=row["seed"],
+            correct=bits.astype(bool),
+            seconds=row["seconds"],
+            seconds_per_image=row["seconds_per_image"],
+            bundle_bytes=row["size"],
+            val_accuracy=row["validation"],
+            notes=tuple(row["notes"]),
+        )
 
 
 def run_candidate_trial(
@@ -157,35 +172,20 @@ def run_candidate_trial(
 ) -> Trial:
     """Train an entrant on a split, into ``folder`` as a run, and test it there."""
     run, seconds = entrant.train(splits, folder, seed=seed, device=device)
-    right, per_image = measure_answers(run.classifier, splits.test)
+    probabilities, per_image = predict_timed(run.classifier, splits.test)
     if run.recipe.data is not None:
         run_folder = SilentRunFolder(folder)
         run_folder.write_header(run.recipe, splits, run.notes)
     return Trial(
         part=part,
         seed=seed,
-        correct=right,
+        correct=probabilities.argmax(1) == splits.test.labels,
         seconds=seconds,
         seconds_per_image=per_image,
         bundle_bytes=sum(file.stat().st_size for file in (folder / "classifier").iterdir()),
         val_accuracy=run.facts.get("val_accuracy"),
         notes=run.notes,
     )
-
-
-@torch.inference_mode()
-def measure_answers(classifier: Classifier, dataset: Dataset) -> tuple[Bool[ndarray, " N"], float]:
-    """Which images of a dataset are answered rightly, and the seconds an image after a warm-up batch."""
-    classifier.eval()
-    answers, seconds, warm = [], 0.0, False
-    for batch in iterate_batches(dataset, 256, device=classifier.device):
-        if not warm:
-            time_batch(classifier, batch.pixels)
-            warm = True
-        answer, took = time_batch(classifier, batch.pixels)
-        answers.append(answer.argmax(1))
-        seconds += took
-    return torch.cat(answers).numpy() == dataset.labels, max(seconds, 1e-9) / len(dataset)
 
 
 class TrialCache:

@@ -24,10 +24,11 @@ from ..data import make_folds as folds_of
 from ..errors import DataError, RecipeError
 from ..evaluation import top_confusions
 from ..files import atomic_replace, write_json
+from ..inference import predict_logits
 from ..metrics import wilson
 from ..models import EstimatorNetwork, estimator_scores
 from ..pictures import contact_sheet
-from ..training import Recipe, fit_temperature, predict_logits
+from ..training import Recipe, fit_temperature
 from ..types import Dataset, Interval
 from .candidates import Candidate, parse_candidate
 from .cross_validation import HeldOutFold, fold_splits

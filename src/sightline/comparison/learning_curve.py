@@ -16,13 +16,13 @@ from jaxtyping import Bool, Float
 from numpy import ndarray
 
 from .. import progress
-from ..classifier import Classifier
 from ..data import nested_subset
 from ..errors import Interrupted, RecipeError, TrainingError
 from ..files import write_json
+from ..inference import predict_correct
 from ..metrics import paired_difference, wilson
-from ..training import Run, SilentRunFolder, predict_logits, train_on_splits
-from ..types import Dataset, Interval
+from ..training import Run, SilentRunFolder, train_on_splits
+from ..types import Interval
 
 LEARNING_CURVE_SHARES = (0.1, 0.25, 0.5, 1.0)
 """Of the training images."""
@@ -112,7 +112,7 @@ def learning_curve_run(
     done = _read_trainings(run)
     own = (1.0, run.recipe.seed)
     if own in wanted:
-        done[own] = _SavedTraining(len(run.splits.train), _predict_correct(run.classifier, run.splits.test))
+        done[own] = _SavedTraining(len(run.splits.train), predict_correct(run.classifier, run.splits.test))
     todo = [key for key in wanted if key not in done]
     _announce_trainings(run, todo)
     for number, (share, seed) in enumerate(todo, 1):
@@ -170,7 +170,7 @@ def _train_on_share(run: Run, share: float, seed: int) -> _SavedTraining:
     ):
         splits = replace(run.splits, train=part)
         trained = train_on_splits(splits, recipe, SilentRunFolder(Path(folder)), device=run.classifier.device)
-    return _SavedTraining(len(part), _predict_correct(trained.classifier, run.splits.test))
+    return _SavedTraining(len(part), predict_correct(trained.classifier, run.splits.test))
 
 
 @contextmanager
@@ -186,11 +186,6 @@ def _explain_errors(images: int) -> Iterator[None]:
     except TrainingError as error:
         reason = str(error).partition(". ")[0]
         raise TrainingError(f"The run's recipe fails on {images:,} training images: {reason}.") from error
-
-
-def _predict_correct(classifier: Classifier, test: Dataset) -> Bool[ndarray, " N"]:
-    logits, labels = predict_logits(classifier, test)
-    return (logits.argmax(1) == labels).numpy()
 
 
 def _summarise_point(share: float, trainings: Sequence[_SavedTraining]) -> LearningCurvePoint:

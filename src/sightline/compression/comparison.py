@@ -12,9 +12,9 @@ from numpy import ndarray
 
 from .. import progress
 from ..classifier import Classifier
-from ..evaluation import LATENCY_BATCH_SIZES, match_labels
+from ..evaluation import LATENCY_BATCH_SIZES
+from ..inference import match_labels, predict_logits
 from ..metrics import mcnemar, paired_difference, wilson
-from ..training import predict_logits
 from ..types import Dataset, Interval
 from .profiling import LATENCY_TOLERANCE, LatencyPair, Profile, profile, time_pair
 

@@ -11,8 +11,8 @@ from typing import Any
 from .. import progress
 from ..classifier import Classifier
 from ..errors import OutputError, RecipeError, RequirementNotMet
-from ..evaluation import match_labels
 from ..files import atomic_replace, explain_write_errors, write_json, write_text
+from ..inference import match_labels
 from ..training import INHERIT, Recipe, Run, RunFolder, architecture_word, check_run_folder, create_run_folder
 from .comparison import SizeComparison, compare_with_original
 from .distil import Distil

@@ -11,6 +11,7 @@ from ..classifier import Classifier
 from ..data import iterate_batches
 from ..ensembles import update_bn
 from ..errors import Interrupted
+from ..inference import predict_logits, validate
 from ..training import (
     AdversarialLoss,
     Objective,
@@ -20,9 +21,7 @@ from ..training import (
     build_method,
     defaults,
     fit_temperature,
-    predict_logits,
     refine,
-    validate,
 )
 from ..types import Splits
 

@@ -16,6 +16,7 @@ from ..choose import suggest
 from ..classifier import Classifier
 from ..data import iterate_batches
 from ..errors import BundleError, DataError
+from ..inference import predict_logits
 from ..layers import (
     MAX_ACTIVATION_CODE,
     MAX_WEIGHT_CODE,
@@ -32,7 +33,6 @@ from ..layers import (
     quantise_weight,
 )
 from ..models import SURGERY
-from ..training import predict_logits
 from ..types import Dataset, Splits
 
 ACTIVATION_BINS = 2048

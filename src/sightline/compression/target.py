@@ -16,7 +16,7 @@ from ..choose import suggest
 from ..classifier import Classifier
 from ..errors import ChoiceError, RecipeError, SightlineError
 from ..files import write_json
-from ..training import predict_logits
+from ..inference import predict_logits
 from ..types import Dataset
 from .fine_tuning import FineTuning
 from .pipeline import Compressor, Original, PipelineResult, compressor_name, dry_run, format_step, run_pipeline

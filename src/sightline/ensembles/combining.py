@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from jaxtyping import Bool
 from numpy import ndarray
 
@@ -13,9 +12,9 @@ from .. import metrics, progress, runtime
 from ..choose import choose
 from ..classifier import Classifier
 from ..errors import BundleError, DataError, OutputError
-from ..evaluation import match_labels
+from ..inference import predict_probabilities
 from ..runs import open_run, trained_on
-from ..training import Run, predict_logits
+from ..training import Run
 from ..types import Dataset, Findings, Interval, Remark, Splits
 from .methods import COMBINERS, check_compatible, combine
 
@@ -128,9 +127,7 @@ def compare_with_members(
 
 def _test_classifier(classifier: Classifier, images: Dataset) -> tuple[dict[str, Any], Bool[ndarray, " N"]]:
     """What is shown of one classifier, and which images it got right."""
-    logits, _ = predict_logits(classifier, images)
-    probabilities = torch.softmax(logits / classifier.temperature, 1).numpy()
-    labels = match_labels(classifier, images)
+    probabilities, labels = predict_probabilities(classifier, images)
     found = metrics.overall_metrics(labels, probabilities)
     values = {name: found[name].value for name in COMPARED_METRICS}
     intervals = {name: _interval_json(found[name]) for name in COMPARED_METRICS}

@@ -14,9 +14,10 @@ from ..choose import choose
 from ..classifier import Classifier
 from ..data import Shuffle, iterate_batches
 from ..errors import BundleError, DataError
+from ..inference import predict_logits, validate
 from ..models import Architecture, EnsembleMember, EnsembleNetwork
 from ..preprocessing import Preprocessing
-from ..training import backbone_fingerprint, fit_temperature, predict_logits, validate
+from ..training import backbone_fingerprint, fit_temperature
 from ..types import Dataset, Splits
 
 MAX_NORM_IMAGES = 5_000

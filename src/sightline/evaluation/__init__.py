@@ -9,10 +9,11 @@ from .efficiency import (
     MIN_LATENCY_REPEATS,
     Efficiency,
     Latency,
+    predict_timed,
     time_batch,
 )
 from .fairness import evaluate_groups_on, evaluate_groups_run
-from .model_evaluation import Evaluation, evaluate, match_labels
+from .model_evaluation import Evaluation, evaluate
 from .ood import OOD_SCORES
 from .report_file import mistake_gallery, report_json
 from .run_evaluation import evaluate_on, evaluate_run
@@ -40,8 +41,8 @@ __all__ = [
     "evaluate_run",
     "evaluate_uncertainty_run",
     "load_sets",
-    "match_labels",
     "mistake_gallery",
+    "predict_timed",
     "report_json",
     "time_batch",
     "top_confusions",

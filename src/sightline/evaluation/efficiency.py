@@ -2,20 +2,24 @@
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Float
+from numpy import ndarray
 from torch import Tensor
 
 from .. import runtime
 from ..classifier import Classifier
+from ..inference import INFERENCE_BATCH_SIZE, map_batches
 from ..models import count_multiply_adds, learnt_tensors
+from ..types import Dataset
 
 LATENCY_BATCH_SIZES = (1, 32)
 """Batch sizes whose latency is measured: one visitor, and a small crowd."""
@@ -90,6 +94,31 @@ def time_batch(classifier: Classifier, pixels: Float[Tensor, "B C H W"]) -> tupl
     start = time.perf_counter()
     answer = classifier.probabilities(pixels).cpu()
     return answer, time.perf_counter() - start
+
+
+def predict_timed(
+    classifier: Classifier,
+    dataset: Dataset,
+    *,
+    batch_size: int = INFERENCE_BATCH_SIZE,
+    warm_up: Callable[[Float[Tensor, "B C H W"]], object] | None = None,
+) -> tuple[Float[ndarray, "N K"], float]:
+    """Probabilities of every image in order, and the seconds per image, decoding left out.
+
+    The first batch is answered once before the clock starts, by ``warm_up(pixels)`` where it is given.
+    """
+    seconds: list[float] = []
+
+    def predict(pixels: Float[Tensor, "B C H W"]) -> Float[Tensor, "B K"]:
+        if not seconds:
+            (warm_up or partial(time_batch, classifier))(pixels)
+        answer, took = time_batch(classifier, pixels)
+        seconds.append(took)
+        return answer
+
+    with torch.inference_mode():
+        probabilities = map_batches(classifier, dataset, predict, batch_size=batch_size)
+    return probabilities.numpy(), max(sum(seconds), 1e-9) / len(dataset)
 
 
 @torch.inference_mode()

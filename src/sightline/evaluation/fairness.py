@@ -14,12 +14,12 @@ from ..choose import suggest
 from ..classifier import Classifier
 from ..errors import DataError
 from ..files import atomic_replace, write_json
+from ..inference import predict_probabilities
 from ..runs import open_subject, trained_on
 from ..training import BLANK_GROUP, Run
 from ..types import Dataset
 from .fairness_metrics import compare_groups, evaluate_groups
 from .plots import plot_groups
-from .uncertainty import predict_matched
 
 MAX_GROUPS = 200
 """Groups beyond which a column is no grouping."""
@@ -117,7 +117,7 @@ def _evaluate_column(
     classifier: Classifier, test: Dataset, column: str, other: Classifier | None, name: str | None
 ) -> dict[str, Any]:
     values, notes = group_values(test, column)
-    probabilities, labels = predict_matched(classifier, test)
+    probabilities, labels = predict_probabilities(classifier, test)
     found = evaluate_groups(column, values, labels, probabilities, classifier.classes)
     value = found.as_json()
     value["remarks"] = [*notes, *value["remarks"]]
@@ -128,7 +128,7 @@ def _evaluate_column(
             f"The two classifiers take other pixels ({classifier.geometry} and {other.geometry}), so they cannot "
             "be asked the same images: train the second at the size, channels and fit of the first."
         )
-    theirs, their_labels = predict_matched(other, test)
+    theirs, their_labels = predict_probabilities(other, test)
     beside = evaluate_groups(column, values, their_labels, theirs, other.classes)
     before, after = probabilities.argmax(1) == labels, theirs.argmax(1) == their_labels
     value["against"] = {"run": name, **beside.as_json()}

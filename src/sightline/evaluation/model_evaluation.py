@@ -7,19 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from jaxtyping import Bool, Float, Int, Shaped
 from numpy import ndarray
 
 from .. import metrics as measures
 from .. import runtime
-from ..choose import suggest
 from ..classifier import Classifier
-from ..data import iterate_batches
-from ..errors import DataError
 from ..files import atomic_replace
+from ..inference import match_labels
 from ..types import Dataset, Interval, Remark
-from .efficiency import Efficiency, measure_warmup, summarise_efficiency, time_batch
+from .efficiency import Efficiency, WarmupCost, measure_warmup, predict_timed, summarise_efficiency
 
 MIN_RELIABLE_IMAGES = 30
 """Images of a class below which its own numbers say little."""
@@ -130,7 +127,18 @@ def evaluate(
     or was decoded with another geometry.
     """
     labels = match_labels(classifier, dataset)
-    probabilities, spent = _predict_timed(classifier, dataset, batch_size, runtime.resolve_device(device))
+    training = classifier.training
+    classifier.to(runtime.resolve_device(device))
+    warmup: list[WarmupCost] = []
+    try:
+        probabilities, seconds = predict_timed(
+            classifier,
+            dataset,
+            batch_size=batch_size,
+            warm_up=lambda pixels: warmup.append(measure_warmup(classifier, pixels)),
+        )
+    finally:
+        classifier.train(training)
     measures.check_probabilities(labels, probabilities)
     classes = tuple(classifier.classes)
     ranks = measures.one_vs_rest(labels, probabilities)
@@ -146,52 +154,9 @@ def evaluate(
         one_vs_rest=ranks,
         confusion=measures.confusion_matrix(labels, probabilities.argmax(1), len(classes)),
         reliability=measures.reliability(labels, probabilities),
-        efficiency=spent,
+        efficiency=summarise_efficiency(classifier, warmup[0], batch_size, seconds),
         remarks=(*remarks, *_class_remarks(classes, one_by_one, split)),
     )
-
-
-def match_labels(classifier: Classifier, dataset: Dataset) -> Int[ndarray, " N"]:
-    """The dataset's labels as the classifier's class indices."""
-    if not len(dataset):
-        raise DataError("There are no images to evaluate on: give data with at least one readable image.")
-    if dataset.geometry != classifier.geometry:
-        raise DataError(
-            f"The images were decoded as {dataset.geometry}, but the classifier expects "
-            f"{classifier.geometry}: load them with the classifier's geometry."
-        )
-    index = {name: k for k, name in enumerate(classifier.classes)}
-    unknown = [dataset.classes[k] for k in np.unique(dataset.labels) if dataset.classes[k] not in index]
-    if unknown:
-        more = f" and {len(unknown) - 5} more" if len(unknown) > 5 else ""
-        hint = suggest(unknown[0], index) if len(index) <= 20 or len(unknown) == 1 else ""
-        raise DataError(
-            f"The data has images of classes the classifier was never trained on: "
-            f"{', '.join(repr(name) for name in unknown[:5])}{more}. "
-            f"Rename or leave out those images, or train on them. {hint}".strip()
-        )
-    return np.array([index.get(name, -1) for name in dataset.classes], dtype=np.int64)[dataset.labels]
-
-
-@torch.inference_mode()
-def _predict_timed(
-    classifier: Classifier, dataset: Dataset, batch_size: int, device: torch.device
-) -> tuple[Float[ndarray, "N K"], Efficiency]:
-    """Probabilities of every image in order, and what they cost."""
-    classifier.to(device)
-    training, answers, seconds, first = classifier.training, [], 0.0, None
-    classifier.eval()
-    try:
-        for batch in iterate_batches(dataset, batch_size, device=device):
-            first = first or measure_warmup(classifier, batch.pixels)
-            answer, took = time_batch(classifier, batch.pixels)
-            answers.append(answer)
-            seconds += took
-    finally:
-        classifier.train(training)
-    assert first is not None
-    spent = summarise_efficiency(classifier, first, batch_size, max(seconds, 1e-9) / len(dataset))
-    return torch.cat(answers).numpy(), spent
 
 
 def _class_remarks(

@@ -6,7 +6,8 @@ compare with training images are fitted to them first: ``fitted(score, classifie
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Protocol, no_type_check, runtime_checkable
+from functools import partial
+from typing import Protocol, no_type_check, runtime_checkable
 
 import numpy as np
 import torch
@@ -17,8 +18,8 @@ from torch import Tensor
 
 from .. import runtime
 from ..classifier import Classifier
-from ..data import iterate_batches
 from ..errors import DataError
+from ..inference import map_batches
 from ..types import Dataset
 from .mc_dropout import predict_with_dropout
 
@@ -201,12 +202,10 @@ def fit_score(
     if not len(dataset):
         raise DataError("There are no training images to fit a score to.")
     chosen = dataset.subset(np.sort(runtime.permutation(len(dataset), seed)[:MAX_REFERENCE_IMAGES]))
-    classifier.eval()
-    parts = [
-        ood_features(classifier, batch.pixels).float().cpu()
-        for batch in iterate_batches(chosen, batch_size, device=classifier.device)
-    ]
-    return score.fit(torch.cat(parts), torch.from_numpy(chosen.labels))
+    features = map_batches(
+        classifier, chosen, lambda pixels: ood_features(classifier, pixels).float().cpu(), batch_size=batch_size
+    )
+    return score.fit(features, torch.from_numpy(chosen.labels))
 
 
 @torch.inference_mode()
@@ -216,8 +215,5 @@ def score_dataset(
     """The score of every image of a dataset, in order, the classifier in eval mode."""
     if not len(dataset):
         raise DataError("There are no images to score: give data with at least one readable image.")
-    classifier.eval()
-    parts: list[Any] = [
-        score(classifier, batch.pixels) for batch in iterate_batches(dataset, batch_size, device=classifier.device)
-    ]
-    return torch.cat(parts).cpu().numpy().astype(np.float64)
+    scores = map_batches(classifier, dataset, partial(score, classifier), batch_size=batch_size)
+    return scores.cpu().numpy().astype(np.float64)

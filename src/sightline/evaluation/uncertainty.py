@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from jaxtyping import Float, Int
 from numpy import ndarray
 
@@ -14,30 +13,18 @@ from ..classifier import Classifier, amend_bundle
 from ..data import load_dataset
 from ..errors import BundleError, DataError, RecipeError
 from ..files import atomic_replace, write_json
+from ..inference import match_labels, predict_logits, predict_probabilities, to_probabilities
 from ..pictures import plot_reliability as reliability_picture
 from ..sources import find
-from ..training import Run, predict_logits
+from ..training import Run
 from ..types import Dataset
 from .abstention import AbstentionThreshold, threshold_for_coverage, threshold_for_risk
 from .conformal import NONCONFORMITY_SCORES, conformalize, measure_sets, quantiles_json
-from .model_evaluation import match_labels
 from .ood import OOD_SCORES, OODScore, fit_score, score_dataset
 from .plots import plot_risk_coverage
 
 RISK_COVERAGE_POINTS = (0.5, 0.7, 0.8, 0.9, 0.95, 0.99, 1.0)
 """Shares of the images answered at which the risk is shown."""
-
-
-def predict_matched(
-    classifier: Classifier, dataset: Dataset, *, temperature: float | None = None
-) -> tuple[Float[ndarray, "N K"], Int[ndarray, " N"]]:
-    """Probabilities at the classifier's temperature, or another, and labels as its class indices, in order."""
-    labels = match_labels(classifier, dataset)
-    return _softmax(predict_logits(classifier, dataset)[0], temperature or classifier.temperature), labels
-
-
-def _softmax(logits: torch.Tensor, temperature: float) -> Float[ndarray, "N K"]:
-    return torch.softmax(logits / temperature, 1).numpy()
 
 
 def evaluate_uncertainty_run(
@@ -52,13 +39,13 @@ def evaluate_uncertainty_run(
     if risk is not None and coverage is not None:
         raise RecipeError("A risk and a coverage were both asked for: one threshold can meet one of them.")
     classifier, splits = run.classifier, run.splits
-    held, held_labels = predict_matched(classifier, splits.val)
+    held, held_labels = predict_probabilities(classifier, splits.val)
     chosen = _choose_threshold(held, held_labels, risk, coverage)
     labels, logits = match_labels(classifier, splits.test), predict_logits(classifier, splits.test)[0]
-    probabilities = _softmax(logits, classifier.temperature)
+    probabilities = to_probabilities(logits, classifier.temperature)
     found: dict[str, Any] = {"run": run.folder.name, "split": "test", "n": len(labels), "n_validation": len(held)}
     found |= measure_calibration(labels, probabilities) | {"temperature": classifier.temperature}
-    found["uncalibrated"] = _calibration_errors(labels, _softmax(logits, 1.0))
+    found["uncalibrated"] = _calibration_errors(labels, to_probabilities(logits))
     found["abstention"] = chosen and chosen.as_json() | {
         "test": measure_threshold(labels, probabilities, chosen.value)
     }

@@ -5,8 +5,8 @@ from pathlib import Path
 from .. import progress
 from ..classifier import Classifier
 from ..errors import OutputError
-from ..evaluation import match_labels
 from ..files import atomic_replace
+from ..inference import match_labels
 from ..runs import open_subject
 from ..types import Dataset
 from .module import check_exportable

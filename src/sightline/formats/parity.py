@@ -14,14 +14,8 @@ from .. import metrics
 from ..classifier import Classifier
 from ..data import to_tensor
 from ..errors import RequirementNotMet
-from ..evaluation import (
-    LATENCY_BATCH_SIZES,
-    LATENCY_SECONDS,
-    MAX_LATENCY_REPEATS,
-    MIN_LATENCY_REPEATS,
-    Latency,
-    match_labels,
-)
+from ..evaluation import LATENCY_BATCH_SIZES, LATENCY_SECONDS, MAX_LATENCY_REPEATS, MIN_LATENCY_REPEATS, Latency
+from ..inference import match_labels
 from ..types import Dataset, Interval
 from .registry import Runner
 

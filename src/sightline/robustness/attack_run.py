@@ -15,8 +15,8 @@ from ..attacks import Attack, format_eps, make_attack, parse_eps, require_gradie
 from ..classifier import Classifier
 from ..data import to_tensor
 from ..errors import RecipeError
-from ..evaluation import match_labels
 from ..files import atomic_replace, write_json
+from ..inference import match_labels
 from ..runs import Subject, open_subject, sample_images
 from ..types import Findings
 from .masking import check_masking, masking_remarks

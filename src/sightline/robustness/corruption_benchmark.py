@@ -14,8 +14,8 @@ from torch import Tensor
 from .. import progress, runtime
 from ..classifier import Classifier
 from ..data import iterate_batches, to_tensor
-from ..evaluation import match_labels
 from ..files import atomic_replace, write_json
+from ..inference import match_labels
 from ..metrics import score_bounds, wilson
 from ..pictures import contact_sheet
 from ..preprocessing import to_uint8

@@ -16,7 +16,7 @@ from ..attacks import FGSM, PGD, Attack, Universal, check_eps, format_eps, requi
 from ..classifier import Classifier
 from ..data import to_tensor
 from ..errors import RecipeError
-from ..evaluation import match_labels
+from ..inference import match_labels
 from ..metrics import wilson
 from ..types import Dataset, Findings, Interval, Remark
 from .adaptive import attack_view, is_stochastic_classifier

@@ -12,7 +12,7 @@ from .recipe import Recipe, field_descriptions, parse_duration
 
 if TYPE_CHECKING:
     from .adversarial import AdversarialLoss, kl_divergence
-    from .calibrate import fit_temperature, predict_logits, validate
+    from .calibrate import fit_temperature
     from .distributed import is_secondary
     from .estimate import estimate_cost
     from .fairness import BLANK_GROUP, MITIGATIONS
@@ -72,7 +72,6 @@ __all__ = [
     "is_secondary",
     "kl_divergence",
     "parse_duration",
-    "predict_logits",
     "prepare",
     "read_dataset",
     "recipe_geometry",
@@ -81,7 +80,6 @@ __all__ = [
     "resume",
     "train",
     "train_on_splits",
-    "validate",
     "validate_recipe",
 ]
 
@@ -90,11 +88,7 @@ _MEMBERS = {
         "AdversarialLoss",
         "kl_divergence",
     ),
-    "calibrate": (
-        "fit_temperature",
-        "predict_logits",
-        "validate",
-    ),
+    "calibrate": ("fit_temperature",),
     "distributed": ("is_secondary",),
     "estimate": ("estimate_cost",),
     "fairness": (

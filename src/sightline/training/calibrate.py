@@ -1,39 +1,13 @@
-"""Looking at validation: loss and accuracy after each epoch, the temperature at the end."""
+"""The temperature of a trained classifier, fitted on its validation images."""
 
 import math
 
 import numpy as np
-import torch
-import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ..classifier import Classifier
-from ..data import iterate_batches
-from ..types import Dataset
-
 TEMPERATURE_PRIOR = 0.5
 """Standard deviation of the prior on log T: a small validation set without an error would ask for T = 0."""
-
-
-@torch.inference_mode()
-def predict_logits(
-    classifier: Classifier, dataset: Dataset, *, batch_size: int = 256
-) -> tuple[Float[Tensor, "N K"], Int[Tensor, " N"]]:
-    """Logits (on the CPU, float32) and labels of a dataset in order, the classifier in eval mode."""
-    classifier.eval()
-    logits, labels = [], []
-    for batch in iterate_batches(dataset, batch_size, device=classifier.device):
-        logits.append(classifier(batch.pixels).float())
-        labels.append(batch.labels)
-    return torch.cat(logits).cpu(), torch.cat(labels).cpu()
-
-
-def validate(classifier: Classifier, dataset: Dataset) -> tuple[float, float]:
-    """Mean cross-entropy and accuracy on a dataset."""
-    logits, labels = predict_logits(classifier, dataset)
-    loss = F.cross_entropy(logits, labels).item()
-    return loss, (logits.argmax(1) == labels).double().mean().item()
 
 
 def fit_temperature(logits: Float[Tensor, "N K"], labels: Int[Tensor, " N"]) -> float:

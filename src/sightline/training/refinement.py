@@ -14,9 +14,10 @@ from .. import runtime
 from ..classifier import Classifier
 from ..errors import Interrupted, TrainingError, WorkerLostError
 from ..files import write_json
+from ..inference import predict_logits, validate
 from ..types import Batch, Splits
 from .adversarial import AdversarialLoss
-from .calibrate import fit_temperature, predict_logits, validate
+from .calibrate import fit_temperature
 from .distributed import SINGLE_PROCESS, ProcessGroup
 from .fit import Batches, Hook, TrainingState, optimise
 from .freezing import Freezer
