@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 
-.PHONY: help demo test proof lint types clean
+.PHONY: help demo quick test durations proof lint types clean
 
 help:            ## list the commands
 	@grep -E '^[a-z]+: .*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/  -/'
@@ -34,6 +34,13 @@ types: $(VENV)/equipped ## static types
 
 test: lint types ## everything: style, types, architecture, laws, oracles, bad input, README
 	@OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n 2 --dist worksteal -q
+
+quick: $(VENV)/equipped ## style, architecture, and the fast tests of the stages that changed: under two minutes
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check -q .
+	@OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n 2 --dist worksteal -q --quick
+
+durations: $(VENV)/equipped ## run every test and record those that take more than a second
+	@OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n 2 --dist worksteal -q --record-durations --durations=50
 
 proof: $(VENV)/equipped ## long protocols, run by hand: what no test has the time for
 	@OMP_NUM_THREADS=1 $(BIN)/python proof/tuning_kills.py

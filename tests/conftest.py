@@ -1,12 +1,76 @@
 """What every test may ask for."""
 
+import json
 import os
+import subprocess
+from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
-SHARED = Path(__file__).parents[2] / "shared"
+ROOT = Path(__file__).parents[1]
+SHARED = ROOT.parent / "shared"
+DURATIONS = Path(__file__).parent / "durations.json"
+"""Seconds of every test that took more than one, written by ``make durations``."""
+MAX_QUICK_SECONDS = 2.0
+"""Tests that took longer are left to ``make test``."""
+
+
+def pytest_addoption(parser):
+    parser.addoption("--quick", action="store_true", help="only the fast tests of the stages that changed")
+    parser.addoption("--record-durations", action="store_true", help=f"write {DURATIONS.name}")
+
+
+def changed_stages() -> set[str]:
+    """Stages with files that differ from the last commit, or that the last commit changed where none do."""
+
+    def names(*words):
+        found = subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True, check=False)
+        return [line.split()[-1] for line in found.stdout.splitlines()]
+
+    files = names("status", "--porcelain") or names("diff", "--name-only", "HEAD~1")
+    parts = [Path(file).parts for file in files]
+    places = {part[2] for part in parts if part[:2] == ("src", "sightline")}
+    return places | {part[1] for part in parts if part[0] == "tests" and len(part) > 2}
+
+
+def pytest_collection_modifyitems(config, items):
+    """For --quick: the architecture, and of the stages that changed every test that is recorded as fast."""
+    if not config.getoption("--quick"):
+        return
+    slow = json.loads(DURATIONS.read_text(encoding="utf-8")) if DURATIONS.exists() else {}
+    stages = changed_stages()
+    ground = any(name.endswith(".py") for name in stages)  # every stage stands on it
+
+    def runs(item):
+        parts = item.path.relative_to(ROOT).parts
+        place = parts[2] if parts[0] == "src" else parts[1]
+        wanted = ground or place in stages or place == "test_architecture.py"
+        return wanted and slow.get(item.nodeid, 0.0) <= MAX_QUICK_SECONDS
+
+    kept = [item for item in items if runs(item)]
+    config.hook.pytest_deselected(items=[item for item in items if item not in set(kept)])
+    items[:] = kept
+
+
+class DurationRecorder:
+    """Adds up what setup, call and teardown of each test took."""
+
+    def __init__(self):
+        self.seconds = Counter()
+
+    def pytest_runtest_logreport(self, report):
+        self.seconds[report.nodeid] += report.duration
+
+    def pytest_sessionfinish(self):
+        slow = {name: round(took, 1) for name, took in self.seconds.most_common() if took > 1}
+        DURATIONS.write_text(json.dumps(slow, indent=1) + "\n", encoding="utf-8")
+
+
+def pytest_configure(config):
+    if config.getoption("--record-durations") and not hasattr(config, "workerinput"):
+        config.pluginmanager.register(DurationRecorder())
 
 
 @pytest.fixture(scope="session")
