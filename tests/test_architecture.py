@@ -160,7 +160,8 @@ def test_files_and_functions_are_small(file):
 
 
 def test_stages_are_never_deeper_than_a_member():
-    assert all(len(file.relative_to(SOURCE).parts) <= 2 for file in FILES)
+    deeper = {file.relative_to(SOURCE).parts[:2] for file in FILES if len(file.relative_to(SOURCE).parts) > 2}
+    assert deeper == {("journal", "migrations")}  # scripts that Alembic runs, not members
 
 
 def test_no_stage_has_the_name_of_a_verb():

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,9 +18,8 @@ from sqlalchemy.exc import DBAPIError
 
 from helpers.postgres import Cluster, programs
 from sightline.errors import DataError, JournalError
-from sightline.journal.database import connect_database
+from sightline.journal.database import MIGRATIONS_FOLDER, SCHEMA_HEAD, connect_database, metadata
 from sightline.journal.journal import JOURNAL_FILE, Journal
-from sightline.journal.migrations import MIGRATIONS
 from sightline.journal.records import (
     DatabaseUnavailable,
     PredictionRecord,
@@ -29,7 +29,6 @@ from sightline.journal.records import (
     new_prediction_id,
 )
 from sightline.journal.spool import Spool
-from sightline.journal.tables import SCHEMA_HEAD, metadata
 
 
 @pytest.fixture(scope="module")
@@ -181,13 +180,13 @@ def test_a_value_the_database_cannot_hold_does_not_stop_the_others(journal, caps
     ids = recorded(journal, entry(), entry(release=2**70, subject="too large"), entry())
     assert {row.id for row in journal.predictions()} == {ids[0], ids[2]}
     assert journal.waiting == 0
-    assert "cannot hold an answer" in capsys.readouterr().err
+    assert "cannot store an answer" in capsys.readouterr().err
     (held,) = decode_line((journal._site / "spool" / "refused").read_bytes())
     assert held.id == ids[1]
     journal.erase("someone else")
     assert capsys.readouterr().err == ""
     journal.erase("too large")
-    assert "refused' was set aside earlier and tells of this subject too" in capsys.readouterr().err
+    assert "refused' could not be stored earlier and mentions this subject" in capsys.readouterr().err
 
 
 # Corrections.
@@ -211,7 +210,7 @@ def test_a_correction_is_noted_once_and_the_latest_counts(journal):
 @pytest.mark.parametrize("id", ["", "0" * 32, "x", "'; DROP TABLE predictions; --", "é\0", "\ud800", "x" * 10_000])
 def test_an_unknown_id_is_said(journal, id):
     recorded(journal, entry())
-    with pytest.raises(UnknownPrediction, match="no prediction of this id"):
+    with pytest.raises(UnknownPrediction, match="no prediction with this id"):
         journal.correct(id, "dog")
     assert journal.count() | {"corrected": 0} == journal.count()
 
@@ -237,7 +236,7 @@ def test_an_answer_is_known_before_it_is_in_the_database(journal, tmp_path):
 WORKERS = """
 import os, sys, time
 from sightline.journal.journal import Journal
-from sightline.journal.records import Entry, new_id
+from sightline.journal.records import PredictionRecord, new_prediction_id
 
 def say(*words):
     os.write(1, (" ".join(words) + "\\n").encode())  # of one piece
@@ -247,7 +246,8 @@ def work(name, count):
     if name != "c":
         say("pid", str(os.getpid()))
     for i in range(count):
-        some = [Entry(new_id(), time.time(), 1, "cat", 0.5, False, None, name) for _ in range(1 + i % 3)]
+        ids = [new_prediction_id() for _ in range(1 + i % 3)]
+        some = [PredictionRecord(id, time.time(), 1, "cat", 0.5, False, None, name) for id in ids]
         journal.record(some)
         say("recorded", *(one.id for one in some))
         if i % 10 == 5:
@@ -317,7 +317,7 @@ def test_what_cannot_be_read_is_set_aside_and_said(opened, tmp_path, capsys, lin
     assert {row.id for row in journal.predictions()} >= set(after)
     (aside,) = (tmp_path / "site" / "spool").glob("*.damaged")
     assert whole.id.encode() in aside.read_bytes()
-    assert "cannot be read; it was set aside" in capsys.readouterr().err
+    assert "cannot be read. It was moved to" in capsys.readouterr().err
 
 
 def test_the_spool_is_bounded(tmp_path):
@@ -343,7 +343,7 @@ def test_the_spool_is_bounded(tmp_path):
 
 def statements(journal):
     found = []
-    for engine in {journal._database.quick, journal._database.sure}:
+    for engine in {journal._database.fast_engine, journal._database.durable_engine}:
         event.listen(engine, "before_cursor_execute", lambda *given: found.append(given[2].split()[0].upper()))
     return found
 
@@ -373,7 +373,7 @@ def test_rows_are_only_added(journal):
 def test_the_database_itself_refuses_to_change_them(journal, statement):
     (id,) = recorded(journal, entry())
     journal.correct(id, "dog")
-    with pytest.raises(DBAPIError, match="never changed"), journal._database.sure.begin() as connection:
+    with pytest.raises(DBAPIError, match="never changed"), journal._database.durable_engine.begin() as connection:
         connection.execute(text(statement))
     (row,) = journal.predictions()
     assert (row.label, row.correction) == ("cat", "dog")
@@ -436,7 +436,7 @@ def test_retention_spares_what_is_young(opened, tmp_path):
     assert journal.retain(9) == 2
     rows = {row.id: row for row in journal.predictions()}
     assert [rows[id].image is None for id in ids] == [True, True, False, True]
-    assert journal.image(rows[ids[2]]).is_file()
+    assert journal.image_path(rows[ids[2]]).is_file()
     assert journal.count() | {"image_bytes": 0} == {
         "predictions": 4, "abstained": 0, "corrected": 0, "erased": 2, "images": 1, "image_bytes": 0
     }  # fmt: skip
@@ -474,13 +474,13 @@ def test_images_are_kept_only_when_asked_and_within_a_quota(opened, tmp_path, ca
     recorded(journal, *(entry(image=one) for one in pictures[2:]))
     kept = [row.image is not None for row in journal.predictions()[::-1]]
     assert kept == [False, True, True, True, False, True, False, False, False]
-    assert journal.unkept == 4
+    assert journal.dropped_images == 4
     assert capsys.readouterr().err.count("No more images are kept") <= 1
     assert journal.count()["images"] == 3
     assert journal.count()["image_bytes"] <= room
     another = opened(keep_images=True, quota_mb=room / 1e6)  # the quota is of all processes
     recorded(another, entry(image=pictures[5]))
-    assert another.unkept == 1
+    assert another.dropped_images == 1
     assert "No more images are kept" in capsys.readouterr().err
 
 
@@ -560,7 +560,7 @@ def test_a_full_database_acknowledges_nothing_it_did_not_take(opened, where, tmp
         pytest.skip("SQLite can be told how large it may be")
     journal = opened()
     (id,) = recorded(journal, entry())
-    for engine in (journal._database.quick, journal._database.sure):
+    for engine in (journal._database.fast_engine, journal._database.durable_engine):
         engine.dispose()
         event.listen(engine, "connect", lambda held, _: held.execute("PRAGMA max_page_count = 1"))
     journal.record([entry(subject="x" * 400) for _ in range(300)])
@@ -571,7 +571,7 @@ def test_a_full_database_acknowledges_nothing_it_did_not_take(opened, where, tmp
             journal.correct(id, f"class {word}")
     assert journal.waiting == 300
     noted = len({row.correction for row in journal.predictions(corrected=True)})
-    for engine in (journal._database.quick, journal._database.sure):
+    for engine in (journal._database.fast_engine, journal._database.durable_engine):
         engine.dispose()
         event.listen(engine, "connect", lambda held, _: held.execute("PRAGMA max_page_count = 1000000"))
     journal.flush()
@@ -587,7 +587,7 @@ def test_a_newer_schema_is_said(where, opened):
     with engine.begin() as connection:
         connection.execute(text("UPDATE alembic_version SET version_num = '9999'"))
     engine.dispose()
-    with pytest.raises(JournalError, match=r"has schema 9999, newer than this release knows \(0001\)"):
+    with pytest.raises(JournalError, match=r"has schema 9999, newer than this release reads \(0001\)"):
         opened()
 
 
@@ -637,14 +637,45 @@ def test_what_is_no_database_is_said(tmp_path):
 def test_the_migrations_make_the_tables(where, opened):
     from alembic.autogenerate import compare_metadata
     from alembic.runtime.migration import MigrationContext
+    from alembic.script import ScriptDirectory
 
-    assert list(MIGRATIONS)[-1] == SCHEMA_HEAD
-    assert list(MIGRATIONS) == sorted(MIGRATIONS)
+    assert ScriptDirectory(str(MIGRATIONS_FOLDER)).get_current_head() == SCHEMA_HEAD
     journal = opened()
-    with journal._database.reading() as connection:
+    with journal._database.read_transaction() as connection:
         context = MigrationContext.configure(connection, opts={"compare_type": True})
         assert compare_metadata(context, metadata) == []
         assert context.get_current_heads() == (SCHEMA_HEAD,)
+
+
+def dump(file):
+    connection = sqlite3.connect(file)
+    try:
+        return "\n".join(connection.iterdump())
+    finally:
+        connection.close()
+
+
+def test_a_journal_of_revision_0001_opens_unchanged(tmp_path):
+    """``journal-0001.sql`` was written before the migrations had a script directory."""
+    held = Path(__file__).with_name("journal-0001.sql").read_text()
+    (tmp_path / "old").mkdir()
+    connection = sqlite3.connect(tmp_path / "old" / JOURNAL_FILE)
+    connection.executescript(held)
+    connection.close()
+    with Journal.open(tmp_path / "old") as journal:
+        assert dump(tmp_path / "old" / JOURNAL_FILE) == held.strip()
+        assert [row.correction for row in journal.predictions()] == [None, "dog", "dog", None]
+        journal.correct(journal.predictions()[0].id, "emu")
+        assert journal.count()["corrected"] == 3
+        with (
+            pytest.raises(DBAPIError, match="never changed"),
+            journal._database.durable_engine.begin() as connection,
+        ):
+            connection.execute(text("UPDATE predictions SET label = 'dog'"))
+    Journal.open(tmp_path / "new").close()
+    tables = [line for line in held.splitlines() if not line.startswith("INSERT")]
+    fresh = [line for line in dump(tmp_path / "new" / JOURNAL_FILE).splitlines() if not line.startswith("INSERT")]
+    assert fresh == tables
 
 
 def test_a_journal_is_its_owners_only(tmp_path):
@@ -674,8 +705,8 @@ def test_postgresql_is_on_the_disk_whatever_its_settings(cluster):
     with database.fast_engine.execution_options(isolation_level="AUTOCOMMIT").connect() as connection:
         connection.execute(text(f"ALTER DATABASE {url.rpartition('/')[2]} SET synchronous_commit = off"))
     database.close()
-    for sure, setting in ((False, "off"), (True, "on")):
-        with database.write_transaction(sure=sure) as connection:
+    for durable, setting in ((False, "off"), (True, "on")):
+        with database.write_transaction(durable=durable) as connection:
             assert connection.scalar(text("SHOW synchronous_commit")) == setting
     database.close()
 

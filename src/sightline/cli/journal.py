@@ -66,7 +66,7 @@ def releases(
 def _run_release_action(
     site: Path, action: str, what: str | None, given: Mapping[str, Any], keep: int
 ) -> dict[str, Any]:
-    from ..serving import releases as kept
+    from ..serving import promote, prune, rollback
 
     gone: list[int] = []
     if action == "publish":
@@ -75,13 +75,13 @@ def _run_release_action(
         made = publish(site, _require_argument(what, "publish", "the run"), **given)
         return _release_list(site) | {"published": made.number, "onnx": made.facts["onnx"]}
     if action == "promote":
-        kept.promote(site, _parse_release_number(_require_argument(what, "promote", "the number of a release")))
+        promote(site, _parse_release_number(_require_argument(what, "promote", "the number of a release")))
     elif what is not None:
         raise ChoiceError(f"There is no place for '{what}' after {action}.")
     elif action == "rollback":
-        kept.rollback(site)
+        rollback(site)
     elif action == "prune":
-        gone = kept.prune(site, keep=keep)
+        gone = prune(site, keep=keep)
     return _release_list(site) | ({"removed": gone} if action == "prune" else {})
 
 
@@ -98,12 +98,12 @@ def _parse_release_number(word: str) -> int:
 
 
 def _release_list(site: Path) -> dict[str, Any]:
-    from ..serving import releases as kept
+    from ..serving import current_number, list_releases
 
-    found = kept.list_releases(site)
+    found = list_releases(site)
     return {
         "site": str(site),
-        "current": kept.current_number(site),
+        "current": current_number(site),
         "releases": [_release_json(one) for one in found],
     }
 
@@ -172,18 +172,18 @@ def keys(
     expires_days: float
         Days until it is refused. Default: never.
     """
-    from ..serving import api_keys as kept
+    from ..serving import Keyring, create_key, list_keys, revoke_key
 
     said: dict[str, Any] = {}
     if action == "make":
         wanted = [word for word in scopes.split(",") if word]
-        said["key"] = kept.create_key(
+        said["key"] = create_key(
             site, _require_argument(name, "make", "the name of a key"), wanted, expires_days=expires_days
         )
     elif action == "revoke":
-        said["revoked"] = kept.revoke_key(site, _require_argument(name, "revoke", "the name of a key")).name
-    found = [key.as_json() for key in kept.list_keys(site)]
-    emit({"site": str(site), "keys": found, "open": kept.Keyring(site).empty, **said}, json, _print_keys)
+        said["revoked"] = revoke_key(site, _require_argument(name, "revoke", "the name of a key")).name
+    found = [key.as_json() for key in list_keys(site)]
+    emit({"site": str(site), "keys": found, "open": Keyring(site).empty, **said}, json, _print_keys)
 
 
 def _print_keys(console: "Console", value: Mapping[str, Any]) -> None:

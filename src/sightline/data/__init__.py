@@ -8,6 +8,7 @@ from .audit import (
     format_clean_summary,
     write_clean_manifest,
 )
+from .codecs import DAMAGED_IMAGE, EXIF_ORIENTATION_TAG, PILLOW_LOCK, read_jpeg_header, valid_orientation
 from .dataset import load_dataset
 from .decode import IMAGE_FORMATS, MAX_IMAGE_PIXELS, ImageHeader, decode, decode_with_header, read_header
 from .duplicates import find_near_duplicates
@@ -17,8 +18,11 @@ from .splits import Fold, find_leak_groups, find_leaks, make_folds, split
 from .survey import LengthRange, Survey, survey
 
 __all__ = [
+    "DAMAGED_IMAGE",
+    "EXIF_ORIENTATION_TAG",
     "IMAGE_FORMATS",
     "MAX_IMAGE_PIXELS",
+    "PILLOW_LOCK",
     "Augment",
     "Fold",
     "ImageHeader",
@@ -42,8 +46,10 @@ __all__ = [
     "make_folds",
     "nested_subset",
     "read_header",
+    "read_jpeg_header",
     "split",
     "survey",
     "to_tensor",
+    "valid_orientation",
     "write_clean_manifest",
 ]

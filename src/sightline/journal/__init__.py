@@ -1,6 +1,10 @@
-"""What was answered, and what people said of it: predictions, corrections, their images."""
+"""What was answered, and what people said of it: predictions, corrections, their images.
 
-from .journal import JOURNAL_FILE, Journal
+``Journal.open`` gives the journal of a site; ``Journal.dataset`` turns corrected images into a data set.
+"""
+
+from typing import TYPE_CHECKING, Any
+
 from .records import (
     Correction,
     DatabaseUnavailable,
@@ -9,6 +13,9 @@ from .records import (
     UnknownPrediction,
     new_prediction_id,
 )
+
+if TYPE_CHECKING:
+    from .journal import JOURNAL_FILE, Journal
 
 __all__ = [
     "JOURNAL_FILE",
@@ -20,3 +27,12 @@ __all__ = [
     "UnknownPrediction",
     "new_prediction_id",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Import ``Journal`` when it is first used: a service without a journal starts without SQLAlchemy."""
+    if name in ("JOURNAL_FILE", "Journal"):
+        from . import journal
+
+        return getattr(journal, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,4 +1,4 @@
-"""The database a journal lives in: SQLite or PostgreSQL, opened so that what is acknowledged lasts."""
+"""The journal's database, SQLite or PostgreSQL: its tables, their migrations, and durable transactions."""
 
 import os
 import sqlite3
@@ -8,7 +8,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, Engine, Table, create_engine, event, text
+from sqlalchemy import (
+    Boolean,
+    Column,
+    Connection,
+    Double,
+    Engine,
+    ForeignKey,
+    Index,
+    Integer,
+    MetaData,
+    String,
+    Table,
+    create_engine,
+    event,
+    inspect,
+    text,
+)
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import (
@@ -26,18 +42,65 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from ..errors import JournalError
 from .records import DatabaseUnavailable
 
+SCHEMA_HEAD = "0001"
+"""Newest revision in ``migrations/versions``, which leads to the tables below."""
+
+MIGRATIONS_FOLDER = Path(__file__).with_name("migrations")
+"""Alembic's script directory."""
+
 LOCK_TIMEOUT_SECONDS = 10
-"""Seconds that a writer waits for another one."""
+"""Seconds a writer waits for another one (SQLite)."""
 
 _ADVISORY_LOCK = 0x5167_4C69
-"""Number of the lock of PostgreSQL under which journals are written, as SQLite's writers are, one by one."""
+"""Key of the PostgreSQL advisory lock that serialises writers, as SQLite does by itself."""
 
 _TRANSIENT_SQLITE_ERRORS = ("full", "locked", "readonly", "read-only", "unable to open", "disk i/o")
-"""Words of SQLite for what may pass."""
+"""Words in SQLite's messages for conditions that may pass."""
+
+metadata = MetaData()
+
+predictions = Table(
+    "predictions",
+    metadata,
+    Column("id", String(40), primary_key=True),
+    Column("at", Double, nullable=False),  # seconds since 1970
+    Column("release", Integer, nullable=False),
+    Column("label", String(500), nullable=False),
+    Column("confidence", Double, nullable=False),
+    Column("abstained", Boolean, nullable=False),
+    Column("sha256", String(64)),  # of the bytes received
+    Column("subject", String(500)),
+    Column("source", String(500)),
+    Column("image", String(80)),  # name in images/
+    Column("erased_at", Double),
+    Index("predictions_at", "at"),
+    Index("predictions_subject", "subject"),
+)
+"""Served predictions. Only erasure updates a row, and only ``sha256``, ``image`` and ``erased_at``."""
+
+corrections = Table(
+    "corrections",
+    metadata,
+    Column("number", Integer, primary_key=True, autoincrement=True),
+    Column("prediction", String(40), ForeignKey("predictions.id"), nullable=False),
+    Column("label", String(500), nullable=False),
+    Column("at", Double, nullable=False),
+    Column("by", String(64)),  # name of an API key
+    Index("corrections_prediction", "prediction"),
+)
+"""Corrected labels; of several for one prediction the latest counts. Rows are never updated."""
+
+images = Table(
+    "images",
+    metadata,
+    Column("name", String(80), primary_key=True),
+    Column("bytes", Integer, nullable=False),
+)
+"""Kept images, so that all processes together respect one quota."""
 
 
 class RejectedValue(JournalError):
-    """A value that this database cannot hold; others it may."""
+    """The database cannot store this value; other rows are not affected."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,118 +108,147 @@ class Database:
     """Connections to one database."""
 
     name: str
-    """How it is called in messages: never with a password."""
+    """Name for messages, without a password."""
     fast_engine: Engine
-    """For predictions. SQLite's survive a killed process, and a power cut but for the last moments."""
+    """For predictions. Commits in SQLite survive a killed process; a power cut may undo the last moments."""
     durable_engine: Engine
-    """For corrections and erasures: on the disk when a commit returns."""
+    """For corrections and erasures: on disk when the commit returns."""
 
     @contextmanager
     def read_transaction(self) -> Iterator[Connection]:
-        """A connection that sees one state; raises Unavailable where there is none."""
+        """Yield a connection that sees one consistent state; raise DatabaseUnavailable."""
         with _translate_errors(self.name), self.fast_engine.connect() as connection:
             yield connection.execution_options(reading=True)
 
     @contextmanager
-    def write_transaction(self, *, sure: bool) -> Iterator[Connection]:
-        """A transaction that is the only one writing; raises Unavailable, and then nothing happened."""
-        with (
-            _translate_errors(self.name),
-            (self.durable_engine if sure else self.fast_engine).begin() as connection,
-        ):
+    def write_transaction(self, *, durable: bool) -> Iterator[Connection]:
+        """Yield a connection in the only write transaction; raise DatabaseUnavailable, with nothing written.
+
+        ``durable`` means that the commit returns after the data is on disk.
+        """
+        engine = self.durable_engine if durable else self.fast_engine
+        with _translate_errors(self.name), engine.begin() as connection:
             if connection.dialect.name == "postgresql":
-                if sure:  # whatever the server's own setting is
+                if durable:  # overrides the server's own setting
                     connection.execute(text("SET LOCAL synchronous_commit = on"))
                 connection.execute(text(f"SELECT pg_advisory_xact_lock({_ADVISORY_LOCK})"))
             yield connection
 
     def insert_ignore(self, table: Table) -> Any:
-        """An INSERT that leaves alone what is there already."""
-        kind = sqlite if self.fast_engine.dialect.name == "sqlite" else postgresql
-        return kind.insert(table).on_conflict_do_nothing()
+        """Return an INSERT that skips rows whose key exists."""
+        dialect = sqlite if self.fast_engine.dialect.name == "sqlite" else postgresql
+        return dialect.insert(table).on_conflict_do_nothing()
 
     def close(self) -> None:
-        """Let the connections go."""
+        """Close the connections."""
         for engine in (self.fast_engine, self.durable_engine):
             with suppress(SQLAlchemyError):
                 engine.dispose()
 
 
 def connect_database(where: Path | str) -> Database:
-    """The database at a path or a URL, not yet looked into; raises JournalError for what is neither."""
+    """Return the database at a path (SQLite) or a URL, not connected yet; raise JournalError for any other URL."""
     url = _parse_url(where)
     if url.get_backend_name() == "sqlite":
-        return _connect_sqlite(url)
-    options = "-c statement_timeout=30000 -c idle_in_transaction_session_timeout=60000"
-    given = {"connect_timeout": 5, "tcp_user_timeout": 10_000, "application_name": "sightline", "options": options}
+        path = Path(url.database or "")
+        if not path.exists():
+            with suppress(OSError):  # SQLite reports it when it connects
+                os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
+        options = {"timeout": LOCK_TIMEOUT_SECONDS}
+        fast, durable = (create_engine(url, hide_parameters=True, connect_args=options) for _ in range(2))
+        _set_pragmas(fast, synchronous="NORMAL")
+        _set_pragmas(durable, synchronous="FULL")
+        return Database(str(path), fast, durable)
+    options = {
+        "connect_timeout": 5,
+        "tcp_user_timeout": 10_000,
+        "application_name": "sightline",
+        "options": "-c statement_timeout=30000 -c idle_in_transaction_session_timeout=60000",
+    }
     try:
-        engine = create_engine(url, pool_pre_ping=True, hide_parameters=True, connect_args=given)
+        engine = create_engine(url, pool_pre_ping=True, hide_parameters=True, connect_args=options)
     except ModuleNotFoundError as error:
         raise JournalError(
             "A journal in PostgreSQL needs its driver: pip install 'sightline[postgresql]'"
         ) from error
-    return Database(_display_name(url), engine, engine)
+    port = f":{url.port}" if url.port else ""
+    return Database(f"postgresql://{url.host or 'localhost'}{port}/{url.database or ''}", engine, engine)
+
+
+def migrate(database: Database) -> None:
+    """Create the tables, or bring them to ``SCHEMA_HEAD``; raise JournalError if a newer release changed them."""
+    with database.read_transaction() as connection:
+        if _revisions(connection) == [SCHEMA_HEAD]:
+            return
+    from alembic import command
+    from alembic.config import Config
+    from alembic.script import ScriptDirectory
+
+    config = Config()
+    config.set_main_option("script_location", str(MIGRATIONS_FOLDER).replace("%", "%%"))
+    known = {script.revision for script in ScriptDirectory.from_config(config).walk_revisions()}
+    with database.write_transaction(durable=True) as connection:  # another process may have migrated meanwhile
+        for revision in _revisions(connection):
+            if revision not in known:
+                raise JournalError(
+                    f"The journal '{database.name}' has schema {revision}, newer than this release reads "
+                    f"({SCHEMA_HEAD}). Upgrade with: pip install --upgrade sightline"
+                )
+        config.attributes["connection"] = connection  # for migrations/env.py
+        command.upgrade(config, "head")
+
+
+def _revisions(connection: Connection) -> list[str]:
+    """The Alembic revisions that a database is at; empty for a new one."""
+    if not inspect(connection).has_table("alembic_version"):
+        return []
+    return list(connection.exec_driver_sql("SELECT version_num FROM alembic_version").scalars().all())
 
 
 def _parse_url(where: Path | str) -> URL:
     if isinstance(where, Path):
         return URL.create("sqlite", database=str(where))
-    try:
+    with suppress(ArgumentError, NoSuchModuleError, ValueError):
         url = make_url(where)
         backend = url.get_backend_name()
         if backend in ("postgresql", "postgres"):
             return url.set(drivername="postgresql+psycopg")
         if backend == "sqlite" and url.database:
             return url.set(drivername="sqlite")
-    except (ArgumentError, NoSuchModuleError, ValueError):
-        backend = "that"
-    raise JournalError(  # the URL itself is not repeated: it may hold a password
+    raise JournalError(  # the URL is not repeated: it may contain a password
         "The journal's URL cannot be used: give postgresql://user:password@host/database or sqlite:////path/to/file."
     ) from None
 
 
-def _display_name(url: URL) -> str:
-    port = f":{url.port}" if url.port else ""
-    return f"postgresql://{url.host or 'localhost'}{port}/{url.database or ''}"
-
-
-def _connect_sqlite(url: URL) -> Database:
-    path = Path(url.database or "")
-    if not path.exists():
-        with suppress(OSError):  # SQLite will say it
-            os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
-    quick, sure = (
-        create_engine(url, hide_parameters=True, connect_args={"timeout": LOCK_TIMEOUT_SECONDS}) for _ in range(2)
-    )
-    _set_pragmas(quick, "NORMAL")
-    _set_pragmas(sure, "FULL")
-    return Database(str(path), quick, sure)
-
-
-def _set_pragmas(engine: Engine, durability: str) -> None:
-    def opened(connection: Any, _: object) -> None:
-        connection.isolation_level = None  # transactions are begun below, not by the driver
-        for pragma in ("journal_mode=WAL", f"synchronous={durability}", "secure_delete=ON", "foreign_keys=ON"):
+def _set_pragmas(engine: Engine, *, synchronous: str) -> None:
+    def on_connect(connection: Any, _: object) -> None:
+        connection.isolation_level = None  # transactions begin in on_begin, not in the driver
+        for pragma in ("journal_mode=WAL", f"synchronous={synchronous}", "secure_delete=ON", "foreign_keys=ON"):
             connection.execute(f"PRAGMA {pragma}")
 
-    def begun(connection: Connection) -> None:
-        # Whoever will write takes the lock at once: one that read first could only be refused.
+    def on_begin(connection: Connection) -> None:
+        # A writer locks at once: a read transaction that wants to write later can only be refused.
         reading = connection.get_execution_options().get("reading")
         connection.exec_driver_sql("BEGIN" if reading else "BEGIN IMMEDIATE")
 
-    event.listen(engine, "connect", opened)
-    event.listen(engine, "begin", begun)
+    event.listen(engine, "connect", on_connect)
+    event.listen(engine, "begin", on_begin)
 
 
 @contextmanager
 def _translate_errors(name: str) -> Iterator[None]:
-    """Turn what a driver says into one sentence, without statements, values or passwords."""
+    """Turn a driver's error into one sentence without statements, values or passwords."""
     try:
         yield
     except (DBAPIError, sqlite3.Error) as error:
         cause = error.orig if isinstance(error, DBAPIError) else error
         reason = " ".join(str(cause).split())[:200].rstrip(".")
-        if _is_transient(error, cause, reason):
+        if isinstance(cause, sqlite3.Error):
+            transient = any(word in reason.lower() for word in _TRANSIENT_SQLITE_ERRORS)
+        else:
+            lost = isinstance(error, DBAPIError) and error.connection_invalidated
+            transient = lost or isinstance(error, OperationalError | InterfaceError)
+        if transient:
             raise DatabaseUnavailable(f"The journal's database '{name}' does not answer: {reason}.") from error
         kind = RejectedValue if isinstance(error, DataError | IntegrityError) else JournalError
         raise kind(f"The journal's database '{name}' refuses: {reason}.") from error
@@ -164,11 +256,3 @@ def _translate_errors(name: str) -> Iterator[None]:
         raise RejectedValue(f"The journal's database '{name}' cannot hold this: {error}.") from error
     except PoolTimeout as error:
         raise DatabaseUnavailable(f"The journal's database '{name}' is too busy to answer.") from error
-
-
-def _is_transient(error: BaseException, cause: BaseException | None, reason: str) -> bool:
-    """Whether the same may work later."""
-    if isinstance(cause, sqlite3.Error):
-        return any(word in reason.lower() for word in _TRANSIENT_SQLITE_ERRORS)
-    gone = isinstance(error, DBAPIError) and error.connection_invalidated
-    return gone or isinstance(error, OperationalError | InterfaceError)

@@ -1,4 +1,4 @@
-"""What a journal holds: an answer that was given, a correction of it, and both as they are read back."""
+"""What a journal holds: a prediction that was served, a correction of it, and both as they are read back."""
 
 import json
 import math
@@ -7,68 +7,71 @@ import time
 from base64 import b64decode, b64encode
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypedDict
 
 from ..errors import JournalError
 
 LINE_FORMAT = 1
-"""Version of a line of the spool; a release reads its own and every earlier one."""
+"""Version of a line in the spool; a release reads its own version and every earlier one."""
 
 MAX_LINE_CHARACTERS = 4_000_000
-"""Characters of images in a line, nearly: a segment is read line by line."""
+"""Characters of encoded images after which a new line is begun: a segment is read line by line."""
 
 MAX_TEXT_CHARACTERS = 500
-"""Characters of a label, a subject or a source that are kept."""
+"""Characters of a label, subject or source that are stored; the rest is cut off."""
 
 
 class UnknownPrediction(JournalError):
-    """A correction of an answer that was never given here."""
+    """A correction names a prediction that this journal never recorded."""
 
 
 class DatabaseUnavailable(JournalError):
-    """The database does not answer now; nothing of what was asked has happened."""
+    """The database does not answer at the moment; nothing was changed."""
 
 
 @dataclass(frozen=True, slots=True)
 class PredictionRecord:
-    """An answer that was given."""
+    """One served prediction."""
 
     id: str
     """From ``new_prediction_id``."""
     at: float
     """Seconds since 1970."""
     release: int
-    """Number of the release that answered; 0 where a bundle was served without releases."""
+    """Number of the release that answered; 0 for a bundle served without releases."""
     label: str
-    """The likeliest class, where it abstained too."""
+    """Most probable class, also when the classifier abstained."""
     confidence: float
+    """Probability of ``label``, in [0, 1]."""
     abstained: bool
     sha256: str | None
-    """Of the bytes received, in hexadecimal."""
+    """SHA-256 of the bytes received, in hexadecimal."""
     subject: str | None = None
-    """Whom or what it is about, as the caller named it: what ``erase`` goes by."""
+    """Whom or what the image shows, as named by the caller: the key of ``Journal.erase``."""
     source: str | None = None
     """Where the image came from: a file name, a device."""
     image: bytes | None = None
-    """The bytes received, where the image is to be kept."""
+    """The bytes received, if the image is to be kept."""
 
 
 @dataclass(frozen=True, slots=True)
 class Correction:
-    """The right label of an answer, as someone said it."""
+    """The right label of a prediction, as a person reported it."""
 
     id: str
+    """Of the prediction."""
     label: str
     at: float
+    """Seconds since 1970."""
     by: str | None
-    """Name of the key it came by."""
+    """Name of the API key it was sent with."""
     already: bool
-    """Whether the same had been said before: nothing was added."""
+    """Whether this label was already the latest correction; then no row was added."""
 
 
 @dataclass(frozen=True, slots=True)
 class JournalRow:
-    """An answer as the journal remembers it, with its latest correction."""
+    """A prediction as stored, with its latest correction."""
 
     id: str
     at: float
@@ -80,45 +83,56 @@ class JournalRow:
     subject: str | None
     source: str | None
     image: str | None
-    """Name of the kept image; None where none was kept, or it was erased."""
+    """Name of the kept image; None if none was kept, or it was erased."""
     erased_at: float | None
-    """When image and hash were removed."""
+    """When image and hash were erased, in seconds since 1970."""
     correction: str | None
-    """The right label, where someone said it."""
+    """Latest correction of the label."""
     corrected_at: float | None
     corrected_by: str | None
 
 
+class RowConditions(TypedDict, total=False):
+    """Conditions on rows of the journal, joined by AND; None is no condition."""
+
+    before: str | None
+    """Only ids that sort before this one: the next page."""
+    label: str | None
+    """Predicted class."""
+    release: int | None
+    abstained: bool | None
+    corrected: bool | None
+    subject: str | None
+    since: float | None
+    """Seconds since 1970, inclusive."""
+    until: float | None
+    """Seconds since 1970, exclusive."""
+
+
 def new_prediction_id() -> str:
-    """32 characters that sort by time: microseconds since 1970 and 72 random bits, in hexadecimal."""
+    """Return 32 hexadecimal characters that sort by time: microseconds since 1970, then 72 random bits."""
     return ((time.time_ns() // 1000).to_bytes(7, "big") + os.urandom(9)).hex()
 
 
 def database_safe_text(text: str | None) -> str | None:
-    """Text that any database takes: no zero characters, no halves of characters, at most ``TEXT`` of them."""
+    """Return text that any database stores: no NUL, no lone surrogates, at most ``MAX_TEXT_CHARACTERS``."""
     if text is None or (text.isascii() and "\0" not in text and len(text) <= MAX_TEXT_CHARACTERS):
         return text
     return text[:MAX_TEXT_CHARACTERS].replace("\0", "\ufffd").encode("utf-8", "replace").decode("utf-8")
 
 
-def encode_lines(entries: Sequence[PredictionRecord], *, images: bool) -> bytes:
-    """Lines of the spool, ended; ``images`` are left out unless they are to be kept."""
+def encode_lines(records: Sequence[PredictionRecord], *, images: bool) -> bytes:
+    """Encode records as newline-terminated lines of the spool; ``images=False`` leaves the images out."""
     lines: list[bytes] = []
     rows: list[Any] = [LINE_FORMAT]
     size = 0
-    for e in entries:
-        image = b64encode(e.image).decode("ascii") if images and e.image is not None else None
-        sure = e.confidence if math.isfinite(e.confidence) else 0.0
-        said = (
-            database_safe_text(e.label),
-            sure,
-            e.abstained,
-            e.sha256,
-            database_safe_text(e.subject),
-            database_safe_text(e.source),
-            image,
+    for one in records:
+        image = b64encode(one.image).decode("ascii") if images and one.image is not None else None
+        confidence = one.confidence if math.isfinite(one.confidence) else 0.0
+        label, subject, source = map(database_safe_text, (one.label, one.subject, one.source))
+        rows.append(
+            (one.id, one.at, one.release, label, confidence, one.abstained, one.sha256, subject, source, image)
         )
-        rows.append((e.id, e.at, e.release, *said))
         size += len(image or "")
         if size > MAX_LINE_CHARACTERS:
             lines.append(json.dumps(rows).encode("ascii"))
@@ -129,7 +143,7 @@ def encode_lines(entries: Sequence[PredictionRecord], *, images: bool) -> bytes:
 
 
 def decode_line(line: bytes) -> list[PredictionRecord]:
-    """The entries of a line; raises ValueError for one that is damaged or newer than this release reads."""
+    """Decode one line of the spool; raise ValueError if it is damaged or of a newer format."""
     try:
         version, *rows = json.loads(line)
         if version == LINE_FORMAT:

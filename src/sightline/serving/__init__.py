@@ -1,17 +1,32 @@
-"""The classifier meets the world: releases, a service, a journal of what it answered, and a client.
+"""The classifier meets the world: releases, a service that answers from one, and a client.
 
-``publish`` is ``serving.publishing``'s: it needs what training needs, and a service should start without.
+The verbs are ``publish``, ``promote``, ``rollback`` and ``prune`` for releases, ``serve``, and ``Client(url).predict``.
 """
 
-from .api_keys import Keyring, create_key, revoke_key
-from .client import Client, read_api_key
-from .engine import Engine, open_engine
-from .limits import RequestLimits, build_limits
-from .publishing import publish
-from .releases import Release, current_release, list_releases, load_release, promote, prune, rollback, verify
-from .server import serve
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .api_keys import ApiKey, Keyring, create_key, list_keys, revoke_key
+    from .client import Client, read_api_key
+    from .engine import Engine, open_engine
+    from .limits import RequestLimits, build_limits
+    from .publishing import publish
+    from .releases import (
+        Release,
+        current_number,
+        current_release,
+        list_releases,
+        load_release,
+        promote,
+        prune,
+        rollback,
+        verify,
+    )
+    from .server import serve
 
 __all__ = [
+    "ApiKey",
     "Client",
     "Engine",
     "Keyring",
@@ -19,7 +34,9 @@ __all__ = [
     "RequestLimits",
     "build_limits",
     "create_key",
+    "current_number",
     "current_release",
+    "list_keys",
     "list_releases",
     "load_release",
     "open_engine",
@@ -32,3 +49,31 @@ __all__ = [
     "serve",
     "verify",
 ]
+
+_MEMBERS = {
+    "api_keys": ("ApiKey", "Keyring", "create_key", "list_keys", "revoke_key"),
+    "client": ("Client", "read_api_key"),
+    "engine": ("Engine", "open_engine"),
+    "limits": ("RequestLimits", "build_limits"),
+    "publishing": ("publish",),
+    "releases": (
+        "Release",
+        "current_number",
+        "current_release",
+        "list_releases",
+        "load_release",
+        "promote",
+        "prune",
+        "rollback",
+        "verify",
+    ),
+    "server": ("serve",),
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a member when a name of it is first used: a service starts without what publishing needs."""
+    for member, names in _MEMBERS.items():
+        if name in names:
+            return getattr(import_module(f".{member}", __name__), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -4,7 +4,7 @@ import struct
 from dataclasses import dataclass
 from typing import no_type_check
 
-from ..data import IMAGE_FORMATS, MAX_IMAGE_PIXELS, codecs, read_header
+from ..data import IMAGE_FORMATS, MAX_IMAGE_PIXELS, read_header, read_jpeg_header
 from ..errors import ImageError, ServiceError
 
 IMAGE_SIGNATURES = {
@@ -129,7 +129,7 @@ def check_image(data: bytes, declared: str, limits: RequestLimits) -> int:
 def count_pixels(data: bytes, kind: str) -> int:
     """Width times height as the decoder will find them, without decoding; 0 where they cannot be told."""
     if kind == "image/jpeg":
-        head = codecs.read_jpeg_header(data)
+        head = read_jpeg_header(data)
         return head.width * head.height if head else _inspected(data)
     if kind == "image/png" and data.count(b"IHDR") == 1 and len(data) >= 24:  # with two, the last one counts
         width, height = struct.unpack_from(">II", data, 16)
