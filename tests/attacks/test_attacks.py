@@ -417,7 +417,7 @@ def test_an_impossible_eps_is_refused(name, eps, norm, words):
     [
         ("pdg", {}, "no attack called 'pdg'.*'pgd'"),
         ("pgd:0", {}, "steps must be a whole number of at least 1"),
-        ("pgd:step=-1", {}, "step must be a number of pixels"),
+        ("pgd:step=-1", {}, "step must be a number above 0"),
         ("pgd:loss=hinge", {}, "no loss of an attack called 'hinge'"),
         ("pgd:norm=l1", {}, "no norm called 'l1'"),
         ("pgd:stepz=3", {}, "stepz"),

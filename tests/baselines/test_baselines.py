@@ -195,11 +195,11 @@ def test_zernike_moments_do_not_change_by_turning_or_contrast_and_find_their_own
     [
         ("hogg", "Did you mean 'hog'"),
         ("hog:cells=3", "'hog' has no argument 'cells'. Did you mean 'cell'"),
-        ("hog:orientations=0", "orientations is a whole number of at least 1, not 0"),
-        ("lbp:radius=0", "radius is a number of pixels"),
-        ("edges:prewitt", "found by sobel or canny, not 'prewitt'"),
-        ("moments:legendre", "hu, zernike or both"),
-        ("moments:degree=40", "degree goes up to 20"),
+        ("hog:orientations=0", "orientations must be a whole number of at least 1, not 0"),
+        ("lbp:radius=0", "radius must be a number above 0"),
+        ("edges:prewitt", "by must be one of sobel, canny, not 'prewitt'"),
+        ("moments:legendre", "by must be one of both, hu, zernike"),
+        ("moments:degree=40", "degree must be a whole number from 1 to 20"),
         ("pixels+", "There is no feature called ''"),
     ],
 )

@@ -242,7 +242,7 @@ def test_no_channels_to_give():
         ({"amount": 1.0}, "between 0 and 1"),
         ({"criterion": "l3"}, "no criterion 'l3'"),
         ({"scope": "local"}, "no scope 'local'"),
-        ({"multiple": 0}, "multiple is a whole number"),
+        ({"multiple": 0}, "multiple must be a whole number"),
     ],
 )
 def test_impossible_values(given, hint):

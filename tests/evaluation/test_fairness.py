@@ -355,7 +355,7 @@ class Own:
         ({"fair": "color"}, RecipeError, "no such column. Did you mean 'colour'"),
         ({"fair": "one"}, RecipeError, "all training images are of one group there, 'same'"),
         ({"fair": "colour", "fair_by": "group-dor"}, ChoiceError, "Did you mean 'group-dro'"),
-        ({"fair": "colour", "fair_by": "group-dro:0"}, ChoiceError, "eta must be above 0"),
+        ({"fair": "colour", "fair_by": "group-dro:0"}, ChoiceError, "eta must be a number above 0"),
         ({"fair": "colour", "fair_by": "group-dro", "processes": 2}, RecipeError, "--processes 1"),
     ],
 )

@@ -624,7 +624,7 @@ def test_a_bundle_is_explained_without_its_run(cli, run, files, tmp_path):
         (("0.png", "--by", "gradcan"), "There is no explainer called 'gradcan'. Did you mean 'gradcam'?"),
         (
             ("0.png", "--by", "rise:masks=0"),
-            "The explainer 'rise:masks=0' cannot be made: masks is a number from 2",
+            "The explainer 'rise:masks=0' cannot be made: masks must be a whole number from 2",
         ),
         (("0.png", "--layer", "features.conv9"), "no layer called 'features.conv9'. Did you mean 'features.conv"),
         (("0.png", "--layer", "head"), "'head' keeps no places of the image"),

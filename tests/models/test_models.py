@@ -391,7 +391,7 @@ def test_unknown_names_are_suggested():
 @pytest.mark.parametrize(
     ("name", "arguments", "hint"),
     [
-        ("mlp", {"classes": 1}, "classes must be a whole number, 2 or more"),
+        ("mlp", {"classes": 1}, "classes must be a whole number of at least 2"),
         ("mlp", {"classes": "ten"}, "classes must be"),
         ("mlp", {"channels": 0}, "channels must be"),
         ("mlp", {"size": [32]}, "size is"),

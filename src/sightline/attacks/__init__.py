@@ -12,7 +12,7 @@ from ..choose import choose, suggest
 from ..errors import ChoiceError
 from .apgd import APGD
 from .base import BALLS, Attack, Ball, check_eps, check_norm, format_eps, parse_eps, random_like
-from .gradient import FGSM, PGD, check_count, gradient_ascent, loss_gradient
+from .gradient import FGSM, PGD, gradient_ascent, loss_gradient
 from .losses import cross_entropy_loss, is_correct, require_gradient
 from .noise import RandomNoise
 from .rays import RayS
@@ -30,7 +30,6 @@ __all__ = [
     "RayS",
     "Universal",
     "UniversalPerturbation",
-    "check_count",
     "check_eps",
     "check_norm",
     "cross_entropy_loss",

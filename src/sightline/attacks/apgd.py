@@ -2,16 +2,17 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import ClassVar, no_type_check
+from typing import ClassVar
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from .. import runtime
+from ..checks import check_int
 from ..classifier import Classifier, frozen_eval
 from .base import BALLS, Ball, check_eps, check_norm
-from .gradient import check_count, is_fooled, loss_gradient
+from .gradient import is_fooled, loss_gradient
 from .losses import AttackLoss, cross_entropy_loss, dlr_loss, is_correct, require_gradient
 
 STEP_MOMENTUM = 0.75
@@ -21,7 +22,6 @@ MIN_RISING_SHARE = 0.75
 """Share of a window's steps that must raise the loss for the step size to stay."""
 
 
-@no_type_check  # it checks its own fields, and says it better
 @dataclass(frozen=True)
 class APGD:
     """PGD that halves its step where the climb stalls: Auto-PGD (Croce and Hein 2020), nothing to tune.
@@ -40,8 +40,8 @@ class APGD:
     def __post_init__(self) -> None:
         """Raise ValueError or ChoiceError for a field that cannot be."""
         check_norm(self.norm)
-        check_count("steps", self.steps)
-        check_count("restarts", self.restarts)
+        check_int("steps", self.steps, 1)
+        check_int("restarts", self.restarts, 1)
 
     def __call__(
         self,

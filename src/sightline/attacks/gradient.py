@@ -1,13 +1,14 @@
 """Attacks that climb the loss by its gradient to the pixels: one step (FGSM) or many (PGD)."""
 
 from dataclasses import dataclass
-from typing import ClassVar, no_type_check
+from typing import ClassVar
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from .. import runtime
+from ..checks import check_int, check_positive
 from ..choose import lookup
 from ..classifier import Classifier, frozen_eval
 from .base import BALLS, Ball, check_eps, check_norm
@@ -83,7 +84,6 @@ def _negate(loss: AttackLoss) -> AttackLoss:
     return lambda logits, labels: -loss(logits, labels)
 
 
-@no_type_check  # it checks its own fields, and says it better
 @dataclass(frozen=True)
 class FGSM:
     """One step of eps by the sign of the gradient (Goodfellow et al. 2015): quick, and easily resisted.
@@ -122,7 +122,6 @@ class FGSM:
             return gradient_ascent(classifier, ball, images.clone(), labels, loss, size=eps, steps=1, until=until)
 
 
-@no_type_check
 @dataclass(frozen=True)
 class PGD:
     """Steps up the gradient from a random start, never leaving the ball (Madry et al. 2018): the standard attack.
@@ -148,10 +147,10 @@ class PGD:
         """Raise ValueError or ChoiceError for a field that cannot be."""
         check_norm(self.norm)
         lookup(ATTACK_LOSSES, self.loss, "loss of an attack")
-        for name in ("steps", "restarts"):
-            check_count(name, vars(self)[name])
-        if self.step is not None and not (isinstance(self.step, int | float) and self.step > 0):
-            raise ValueError(f"step must be a number of pixels above 0, such as 2/255, not {self.step!r}")
+        check_int("steps", self.steps, 1)
+        check_int("restarts", self.restarts, 1)
+        if self.step is not None:
+            check_positive("step", self.step)
 
     def __call__(
         self,
@@ -202,9 +201,3 @@ class PGD:
             steps=self.steps,
             until=goal if self.early_stop else None,
         )
-
-
-def check_count(name: str, value: object) -> None:
-    """Raise ValueError unless ``value`` is a whole number of at least 1."""
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise ValueError(f"{name} must be a whole number of at least 1, not {value!r}")

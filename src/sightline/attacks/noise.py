@@ -1,19 +1,18 @@
 """Random noise of a given size: no attack, but what every attack must beat."""
 
 from dataclasses import dataclass
-from typing import ClassVar, no_type_check
+from typing import ClassVar
 
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from .. import runtime
+from ..checks import check_int
 from ..classifier import Classifier, frozen_eval
 from .base import BALLS, check_eps, check_norm
-from .gradient import check_count
 from .losses import is_correct
 
 
-@no_type_check  # it checks its own fields, and says it better
 @dataclass(frozen=True)
 class RandomNoise:
     """A point drawn from the ball: no attack, but what every attack must beat.
@@ -29,7 +28,7 @@ class RandomNoise:
     def __post_init__(self) -> None:
         """Raise ValueError or ChoiceError for a field that cannot be."""
         check_norm(self.norm)
-        check_count("tries", self.tries)
+        check_int("tries", self.tries, 1)
 
     def __call__(
         self,

@@ -1,22 +1,21 @@
 """An attack that sees nothing but answers: no logits, no gradients, as over a network."""
 
 from dataclasses import dataclass
-from typing import ClassVar, no_type_check
+from typing import ClassVar
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from ..checks import check_int
 from ..classifier import Classifier, frozen_eval
 from .base import check_eps
-from .gradient import check_count
 from .losses import is_correct
 
 RADIUS_TOLERANCE = 1e-3
 """Pixels to which a radius is known."""
 
 
-@no_type_check  # it checks its own fields, and says it better
 @dataclass(frozen=True)
 class RayS:
     """Answers alone, no gradients: looks for the nearest wrong answer along directions of +1 and -1 (RayS).
@@ -31,7 +30,7 @@ class RayS:
 
     def __post_init__(self) -> None:
         """Raise ValueError for no queries."""
-        check_count("queries", self.queries)
+        check_int("queries", self.queries, 1)
 
     @property
     def norm(self) -> str:

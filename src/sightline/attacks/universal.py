@@ -1,16 +1,17 @@
 """One change for all images: made on some, it fools on others."""
 
 from dataclasses import dataclass, field
-from typing import ClassVar, no_type_check
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from .. import runtime
+from ..checks import check_int
 from ..classifier import Classifier, frozen_eval
 from .base import BALLS, check_eps, check_norm
-from .gradient import check_count, loss_gradient
+from .gradient import loss_gradient
 from .losses import cross_entropy_loss, require_gradient
 
 MAX_IMAGE_LOSS = 9.0
@@ -39,7 +40,6 @@ class UniversalPerturbation:
         return (images + self.change * min(1.0, eps / self.eps)).clamp(0, 1) if eps else images
 
 
-@no_type_check  # it checks its own fields, and says it better
 @dataclass(frozen=True)
 class Universal:
     """One change for all images, by stochastic gradient ascent (Shafahi et al. 2018, Algorithm 1).
@@ -57,8 +57,8 @@ class Universal:
     def __post_init__(self) -> None:
         """Raise ValueError or ChoiceError for a field that cannot be."""
         check_norm(self.norm)
-        check_count("steps", self.steps)
-        check_count("batch_size", self.batch_size)
+        check_int("steps", self.steps, 1)
+        check_int("batch_size", self.batch_size, 1)
 
     def __call__(
         self,

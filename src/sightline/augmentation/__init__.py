@@ -20,7 +20,6 @@ from .geometry import (
 from .kernels import affine_matrices, gaussian_blur, resample, similarity_matrices, warp
 from .mix import CutMix, Erase, Mixup
 from .policy import AUGMENTATIONS, Augmentation, Compose, parse_policy
-from .sampling import check_range, check_whole
 
 __all__ = [
     "AUGMENTATIONS",
@@ -50,8 +49,6 @@ __all__ = [
     "TrivialAugment",
     "VerticalFlip",
     "affine_matrices",
-    "check_range",
-    "check_whole",
     "gaussian_blur",
     "parse_policy",
     "resample",

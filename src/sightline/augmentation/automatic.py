@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Generator, Tensor
 
+from ..checks import check_int, check_number
 from ..types import Batch
 from .colour import (
     adjust_brightness,
@@ -23,7 +24,6 @@ from .colour import (
     solarize,
 )
 from .kernels import affine_matrices, gather_images, scatter_images, similarity_matrices, warp
-from .sampling import check_range, check_whole
 
 Operation = Callable[[Tensor, Tensor], Tensor]
 """(pixels (B C H W), one amount for each image) -> pixels."""
@@ -134,8 +134,8 @@ class RandAugment:
     m: float = 9
 
     def __post_init__(self):
-        check_whole("n", self.n, 20)
-        check_range("m", self.m, 30)
+        check_int("n", self.n, 0, 20)
+        check_number("m", self.m, 0, 30)
 
     def __call__(self, batch: Batch, generator: Generator) -> Batch:
         """The batch with every image changed by its own operations."""

@@ -11,9 +11,10 @@ import torch
 from jaxtyping import Float
 from torch import Generator, Tensor
 
+from ..checks import check_number
 from ..types import Batch
 from .kernels import gaussian_blur, match_layout
-from .sampling import check_range, per_image, uniform_per_image
+from .sampling import per_image, uniform_per_image
 
 LUMA_WEIGHTS = (0.299, 0.587, 0.114)
 """Weights of R, G and B in grey (ITU-R BT.601), as Pillow has them."""
@@ -127,7 +128,7 @@ class _FactorAugmentation(ABC):
     strength: float = 0.4
 
     def __post_init__(self):
-        check_range("strength", self.strength, 1)
+        check_number("strength", self.strength, 0, 1)
 
     def __call__(self, batch: Batch, generator: Generator) -> Batch:
         """The batch with every image changed by its own factor."""
@@ -171,7 +172,7 @@ class Hue:
     turn: float = 0.05
 
     def __post_init__(self):
-        check_range("turn", self.turn, 0.5)
+        check_number("turn", self.turn, 0, 0.5)
 
     def __call__(self, batch: Batch, generator: Generator) -> Batch:
         """The batch with every image's hue turned by its own amount."""
@@ -186,7 +187,7 @@ class Sharpen:
     strength: float = 1.0
 
     def __post_init__(self):
-        check_range("strength", self.strength, 10)
+        check_number("strength", self.strength, 0, 10)
 
     def __call__(self, batch: Batch, generator: Generator) -> Batch:
         """The batch with every image sharpened by its own factor."""
@@ -201,7 +202,7 @@ class Blur:
     sigma: float = 1.0
 
     def __post_init__(self):
-        check_range("sigma", self.sigma, 100)
+        check_number("sigma", self.sigma, 0, 100)
 
     def __call__(self, batch: Batch, generator: Generator) -> Batch:
         """The batch with every image blurred by its own amount."""
@@ -216,7 +217,7 @@ class Noise:
     std: float = 0.05
 
     def __post_init__(self):
-        check_range("std", self.std, 1)
+        check_number("std", self.std, 0, 1)
 
     def __call__(self, batch: Batch, generator: Generator) -> Batch:
         """The batch with noise of its own in every image."""

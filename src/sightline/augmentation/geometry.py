@@ -2,10 +2,12 @@
 
 import math
 from dataclasses import dataclass, replace
+from typing import get_args
 
 import torch
 from torch import Generator
 
+from ..checks import check_choice, check_int, check_number
 from ..types import Batch
 from .kernels import (
     affine_matrices,
@@ -18,9 +20,6 @@ from .kernels import (
 )
 from .sampling import (
     BorderFill,
-    check_choice,
-    check_range,
-    check_whole,
     draw_bernoulli,
     draw_boxes,
     uniform_per_image,
@@ -34,7 +33,7 @@ class Flip:
     p: float = 0.5
 
     def __post_init__(self):
-        check_range("p", self.p, 1)
+        check_number("p", self.p, 0, 1)
 
     def __call__(self, batch: Batch, generator: Generator) -> Batch:
         """The batch with some images mirrored."""
@@ -49,7 +48,7 @@ class VerticalFlip:
     p: float = 0.5
 
     def __post_init__(self):
-        check_range("p", self.p, 1)
+        check_number("p", self.p, 0, 1)
 
     def __call__(self, batch: Batch, generator: Generator) -> Batch:
         """The batch with some images upside down."""
@@ -90,8 +89,8 @@ class Shift:
     fill: BorderFill = "zero"
 
     def __post_init__(self):
-        check_whole("pixels", self.pixels, 256)
-        check_choice("fill", self.fill, BorderFill)
+        check_int("pixels", self.pixels, 0, 256)
+        check_choice("fill", self.fill, get_args(BorderFill))
 
     def __call__(self, batch: Batch, generator: Generator) -> Batch:
         """The batch with every image moved by its own offset."""
@@ -113,10 +112,10 @@ class Affine:
     fill: BorderFill = "zero"
 
     def __post_init__(self):
-        check_range("degrees", self.degrees, 180)
-        check_range("scale", self.scale, 10)
-        check_range("translate", self.translate, 1)
-        check_choice("fill", self.fill, BorderFill)
+        check_number("degrees", self.degrees, 0, 180)
+        check_number("scale", self.scale, 0, 10)
+        check_number("translate", self.translate, 0, 1)
+        check_choice("fill", self.fill, get_args(BorderFill))
 
     def __call__(self, batch: Batch, generator: Generator) -> Batch:
         """The batch with every image turned, resized and moved by its own amounts."""
@@ -167,8 +166,8 @@ class Shear:
     fill: BorderFill = "zero"
 
     def __post_init__(self):
-        check_range("degrees", self.degrees, 60)
-        check_choice("fill", self.fill, BorderFill)
+        check_number("degrees", self.degrees, 0, 60)
+        check_choice("fill", self.fill, get_args(BorderFill))
 
     def __call__(self, batch: Batch, generator: Generator) -> Batch:
         """The batch with every image leaning by its own two angles."""
@@ -195,9 +194,9 @@ class ResizedCrop:
     aspect: float = 4 / 3
 
     def __post_init__(self):
-        check_range("most", self.most, 1, 0.001)
-        check_range("least", self.least, self.most, 0.001)
-        check_range("aspect", self.aspect, 10, 1)
+        check_number("most", self.most, 0.001, 1)
+        check_number("least", self.least, 0.001, self.most)
+        check_number("aspect", self.aspect, 1, 10)
 
     def __call__(self, batch: Batch, generator: Generator) -> Batch:
         """The batch with a box of every image in its place."""
@@ -228,9 +227,9 @@ class Elastic:
     fill: BorderFill = "zero"
 
     def __post_init__(self):
-        check_range("alpha", self.alpha, 10_000)
-        check_range("sigma", self.sigma, 100, 0.1)
-        check_choice("fill", self.fill, BorderFill)
+        check_number("alpha", self.alpha, 0, 10_000)
+        check_number("sigma", self.sigma, 0.1, 100)
+        check_choice("fill", self.fill, get_args(BorderFill))
 
     def __call__(self, batch: Batch, generator: Generator) -> Batch:
         """The batch with every image bent by a field of its own."""

@@ -1,7 +1,7 @@
 """Parts of images replaced: by noise (erasing), or by another image together with its label (mixup, cutmix)."""
 
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 import torch
@@ -9,9 +9,10 @@ from jaxtyping import Float, Int
 from torch import Generator, Tensor
 from torch.nn import functional as F
 
+from ..checks import check_choice, check_number
 from ..types import Batch
 from .kernels import as_dense, gather_images, match_layout
-from .sampling import check_choice, check_range, draw_bernoulli, draw_boxes, per_image
+from .sampling import draw_bernoulli, draw_boxes, per_image
 
 EraseContent = Literal["noise", "grey", "black"]
 """What an erased box shows."""
@@ -32,11 +33,11 @@ class Erase:
     content: EraseContent = "noise"
 
     def __post_init__(self):
-        check_range("p", self.p, 1)
-        check_range("most", self.most, 1)
-        check_range("least", self.least, self.most)
-        check_range("aspect", self.aspect, 10, 1)
-        check_choice("content", self.content, EraseContent)
+        check_number("p", self.p, 0, 1)
+        check_number("most", self.most, 0, 1)
+        check_number("least", self.least, 0, self.most)
+        check_number("aspect", self.aspect, 1, 10)
+        check_choice("content", self.content, get_args(EraseContent))
 
     def __call__(self, batch: Batch, generator: Generator) -> Batch:
         """The batch with boxes erased."""
@@ -74,8 +75,8 @@ class Mixup:
     p: float = 1.0
 
     def __post_init__(self):
-        check_range("alpha", self.alpha, 100, 0.001)
-        check_range("p", self.p, 1)
+        check_number("alpha", self.alpha, 0.001, 100)
+        check_number("p", self.p, 0, 1)
 
     def __call__(self, batch: Batch, generator: Generator) -> Batch:
         """The batch with blended images and labels."""
@@ -103,8 +104,8 @@ class CutMix:
     p: float = 1.0
 
     def __post_init__(self):
-        check_range("alpha", self.alpha, 100, 0.001)
-        check_range("p", self.p, 1)
+        check_number("alpha", self.alpha, 0.001, 100)
+        check_number("p", self.p, 0, 1)
 
     def __call__(self, batch: Batch, generator: Generator) -> Batch:
         """The batch with pasted boxes and labels shared out."""

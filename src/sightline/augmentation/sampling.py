@@ -4,7 +4,7 @@ Drawn there, a batch on any device is augmented alike, and nothing waits for the
 """
 
 import math
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float
@@ -15,26 +15,6 @@ BorderFill = Literal["zero", "edge"]
 
 CROP_TRIES = 10
 """Boxes drawn for each image until one fits into it, as torchvision does."""
-
-
-def check_range(name: str, value: float, most: float, least: float = 0) -> None:
-    """Raise ValueError unless ``value`` is a number from ``least`` to ``most``."""
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not number or not least <= value <= most:
-        raise ValueError(f"{name} is a number from {least} to {most}, not {value}")
-
-
-def check_whole(name: str, value: int, most: int, least: int = 0) -> None:
-    """Raise ValueError unless ``value`` is a whole number from ``least`` to ``most``."""
-    check_range(name, value, most, least)
-    if not isinstance(value, int):
-        raise ValueError(f"{name} is a whole number, not {value}")
-
-
-def check_choice(name: str, value: str, kind: object) -> None:
-    """Raise ValueError unless ``value`` is one of a Literal's words."""
-    if value not in get_args(kind):
-        raise ValueError(f"{name} is one of {', '.join(get_args(kind))}, not '{value}'")
 
 
 def uniform_per_image(count: int, low: float, high: float, generator: Generator) -> Float[Tensor, " B"]:

@@ -3,7 +3,7 @@
 import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, no_type_check
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -12,6 +12,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from .. import runtime
+from ..checks import check_int, check_number
 from ..choose import suggest
 from ..classifier import Classifier
 from ..data import iterate_batches
@@ -85,7 +86,6 @@ CHANNEL_SCOPES: Mapping[str, Callable[[Sequence[Float[Tensor, " _"]], float], Re
 """Name -> ``(scores of each group, share of all channels) -> the channels that go``."""
 
 
-@no_type_check  # it checks its own fields, and says it better
 @dataclass(frozen=True)
 class Channels:
     """Channels worth least are taken out, until the share ``amount`` of the multiply-adds is gone.
@@ -104,13 +104,11 @@ class Channels:
 
     def __post_init__(self) -> None:
         """Raise ValueError for a share, criterion, scope or multiple that cannot be."""
-        if not isinstance(self.amount, int | float) or not 0 < self.amount < 1:
-            raise ValueError(f"amount is the share of multiply-adds to take, between 0 and 1, not {self.amount}")
+        check_number("amount", self.amount, above=0, below=1)
         for name, family in (("criterion", CHANNEL_CRITERIA), ("scope", CHANNEL_SCOPES)):
             if (word := vars(self)[name]) not in family:
                 raise ValueError(f"there is no {name} '{word}'. {suggest(str(word), family)}")
-        if not isinstance(self.multiple, int) or isinstance(self.multiple, bool) or self.multiple < 1:
-            raise ValueError(f"multiple is a whole number, 1 or more, not {self.multiple}")
+        check_int("multiple", self.multiple, 1)
 
     def __call__(self, classifier: Classifier, data: Splits) -> Classifier:
         """The classifier with fewer channels; ``taylor`` looks at training images, the others at no image.

@@ -2,7 +2,7 @@
 
 import copy
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, no_type_check
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from .. import runtime
+from ..checks import check_number, check_positive
 from ..classifier import Classifier
 from ..data import to_tensor
 from ..models import build, parse_architecture
@@ -18,7 +19,6 @@ from ..training import ADAPTATION_IMAGES, CrossEntropy, LogitLoss, Objective, kl
 from ..types import Batch, Dataset, Splits
 
 
-@no_type_check  # it checks its own fields, and says it better
 @dataclass(frozen=True)
 class Distil:
     """A fresh, smaller network that learns from the classifier's answers.
@@ -82,7 +82,6 @@ def distil(to: str = "lenet5", temperature: float = 4.0, alpha: float = 0.9, **a
     return Distil(word, temperature=temperature, alpha=alpha)
 
 
-@no_type_check
 @dataclass(frozen=True, eq=False)
 class DistillationLoss:
     """alpha T^2 KL(softmax(z_teacher / T) || softmax(z / T)) + (1 - alpha) loss(z, labels), mean over the batch.
@@ -120,15 +119,8 @@ class DistillationLoss:
 
 def check_distillation(temperature: object, alpha: object) -> None:
     """Raise ValueError for a temperature that is not above 0, or an alpha outside [0, 1]."""
-    if not 0 < _number(temperature) < float("inf"):
-        raise ValueError(f"temperature is a number above 0, not {temperature!r}")
-    if not 0 <= _number(alpha) <= 1:
-        raise ValueError(f"alpha is the teacher's share, from 0 to 1, not {alpha!r}")
-
-
-def _number(value: object) -> float:
-    """The value, where it is a number; else one that nothing contains."""
-    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else float("nan")
+    check_positive("temperature", temperature)
+    check_number("alpha", alpha, 0, 1)
 
 
 def _student_preprocessing(classifier: Classifier, images: Dataset) -> Preprocessing:

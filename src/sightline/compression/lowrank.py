@@ -2,12 +2,13 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, no_type_check
+from typing import ClassVar
 
 import torch
 from torch import nn
 
 from .. import progress
+from ..checks import check_positive
 from ..choose import suggest
 from ..classifier import Classifier
 from ..errors import RecipeError
@@ -50,7 +51,6 @@ class FactorisableLayer:
         return max(0, shape.numel() - self.decomposition.parameter_count(shape, *ranks))
 
 
-@no_type_check  # it checks its own fields, and says it better
 @dataclass(frozen=True)
 class LowRank:
     """Layers become factors: linear ones and 1x1 convolutions by SVD, other convolutions ``by`` a way.
@@ -73,9 +73,8 @@ class LowRank:
         if self.by not in DECOMPOSITIONS:
             raise ValueError(f"there is no way '{self.by}'. {suggest(str(self.by), DECOMPOSITIONS)}")
         for name in ("energy", "budget"):
-            share = vars(self)[name]
-            if share is not None and not (isinstance(share, int | float) and 0 < share <= 1):
-                raise ValueError(f"{name} is a share above 0 and up to 1, not {share}")
+            if vars(self)[name] is not None:
+                check_positive(name, vars(self)[name], 1)
         if self.energy is not None and self.budget is not None:
             raise ValueError("ranks go by energy or by budget: give one of them")
         if self.by == "cp" and self.budget is None:

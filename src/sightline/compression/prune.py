@@ -2,12 +2,13 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, no_type_check
+from typing import ClassVar
 
 import torch
 from jaxtyping import Bool
 from torch import Tensor
 
+from ..checks import check_number
 from ..choose import suggest
 from ..classifier import Classifier
 from ..errors import RecipeError
@@ -49,7 +50,6 @@ PRUNING_SCOPES: Mapping[str, Callable[[Sequence[Tensor], float], list[Bool[Tenso
 """Name -> ``(weights of each layer, amount) -> where they become zero``."""
 
 
-@no_type_check  # it checks its own fields, and says it better
 @dataclass(frozen=True)
 class Prune:
     """The share ``amount`` of the weights, the smallest in magnitude, becomes zero (Han et al. 2015).
@@ -66,8 +66,7 @@ class Prune:
 
     def __post_init__(self) -> None:
         """Raise ValueError for a share or a scope that cannot be."""
-        if not isinstance(self.amount, int | float) or not 0 < self.amount < 1:
-            raise ValueError(f"amount is the share of the weights to take, between 0 and 1, not {self.amount}")
+        check_number("amount", self.amount, above=0, below=1)
         if self.scope not in PRUNING_SCOPES:
             raise ValueError(f"there is no scope '{self.scope}'. {suggest(str(self.scope), PRUNING_SCOPES)}")
 

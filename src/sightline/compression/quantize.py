@@ -3,7 +3,7 @@
 import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, no_type_check
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from ..checks import check_int
 from ..choose import suggest
 from ..classifier import Classifier
 from ..data import iterate_batches
@@ -124,14 +125,12 @@ class Int8:
     bits: int = 7
     heals: bool = False
 
-    @no_type_check
     def __post_init__(self):
         if self.by not in {"auto", *CALIBRATORS}:
             raise ValueError(
                 f"there is no calibration '{self.by}'. {suggest(str(self.by), ['auto', *CALIBRATORS])}"
             )
-        if not isinstance(self.images, int) or isinstance(self.images, bool) or self.images < 1:
-            raise ValueError(f"images is a whole number of at least 1, not {self.images}")
+        check_int("images", self.images, 1)
         if self.bits not in MAX_WEIGHT_CODE:
             raise ValueError(f"bits is 7, or 8 for processors with VNNI, not {self.bits}")
 

@@ -7,7 +7,7 @@ compare with training images are fitted to them first: ``fitted(score, classifie
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Protocol, no_type_check, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -17,6 +17,7 @@ from numpy import ndarray
 from torch import Tensor
 
 from .. import runtime
+from ..checks import check_int, check_positive
 from ..classifier import Classifier
 from ..errors import DataError
 from ..inference import map_batches
@@ -63,7 +64,6 @@ class MaxLogit:
         return classifier(images).float().amax(1)
 
 
-@no_type_check  # it checks its own field, and says it better
 @dataclass(frozen=True)
 class Energy:
     """Negative free energy, T logsumexp(z / T) (Liu et al. 2020); ``temperature`` is T."""
@@ -72,15 +72,13 @@ class Energy:
 
     def __post_init__(self) -> None:
         """Raise ValueError for a temperature of 0 or below."""
-        if not isinstance(self.temperature, int | float) or not 0 < self.temperature < float("inf"):
-            raise ValueError(f"temperature must be above 0, not {self.temperature!r}")
+        check_positive("temperature", self.temperature)
 
     def __call__(self, classifier: Classifier, images: Float[Tensor, "B C H W"]) -> Float[Tensor, " B"]:
         """Any number."""
         return self.temperature * torch.logsumexp(classifier(images).float() / self.temperature, 1)
 
 
-@no_type_check
 @dataclass(frozen=True, eq=False)
 class Mahalanobis:
     """Minus the squared distance to the nearest class mean, in units of the classes' common spread (Lee et al.
@@ -97,8 +95,7 @@ class Mahalanobis:
 
     def __post_init__(self) -> None:
         """Raise ValueError for a shrinkage outside (0, 1]."""
-        if not isinstance(self.shrinkage, int | float) or not 0 < self.shrinkage <= 1:
-            raise ValueError(f"shrinkage is above 0 and at most 1, not {self.shrinkage!r}")
+        check_positive("shrinkage", self.shrinkage, 1)
 
     def fit(self, features: Float[Tensor, "N D"], labels: Int[Tensor, " N"]) -> "Mahalanobis":
         """Class means and their common, shrunk covariance (divided by N), in float64."""
@@ -120,7 +117,6 @@ class Mahalanobis:
         return -torch.cdist(x, means @ root).amin(1).square().float()
 
 
-@no_type_check
 @dataclass(frozen=True, eq=False)
 class KNN:
     """Minus the distance to the ``k``-th nearest training image, in features of unit length (Sun et al. 2022)."""
@@ -130,8 +126,7 @@ class KNN:
 
     def __post_init__(self) -> None:
         """Raise ValueError for a k below 1."""
-        if not isinstance(self.k, int) or isinstance(self.k, bool) or self.k < 1:
-            raise ValueError(f"k must be a whole number of at least 1, not {self.k!r}")
+        check_int("k", self.k, 1)
 
     def fit(self, features: Float[Tensor, "N D"], labels: Int[Tensor, " N"]) -> "KNN":
         """Keep the features, at unit length."""
@@ -149,7 +144,6 @@ class KNN:
         return -(2 - 2 * near.topk(self.k, 1).values[:, -1]).clamp_min(0).sqrt()
 
 
-@no_type_check
 @dataclass(frozen=True)
 class MCDropout:
     """Minus the disagreement of ``passes`` passes with dropout: for networks that have some (see ``dropout``)."""
@@ -159,8 +153,7 @@ class MCDropout:
 
     def __post_init__(self) -> None:
         """Raise ValueError for fewer than two passes."""
-        if not isinstance(self.passes, int) or self.passes < 2:
-            raise ValueError(f"passes must be a whole number of at least 2, not {self.passes!r}")
+        check_int("passes", self.passes, 2)
 
     def __call__(self, classifier: Classifier, images: Float[Tensor, "B C H W"]) -> Float[Tensor, " B"]:
         """At most 0, in nats."""

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import no_type_check
 
 import numpy as np
 import torch
@@ -10,7 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from .. import runtime
-from ..augmentation import check_range, check_whole
+from ..checks import check_int, check_number
 from ..classifier import Classifier
 from .base import (
     EXPLANATION_BATCH_SIZE,
@@ -50,7 +49,6 @@ class Saliency(Explainer):
         return explain_in_batches(lambda some, of: logit_gradient(classifier, some, of), images, targets)
 
 
-@no_type_check  # it checks its own fields, and says it better
 @dataclass(frozen=True)
 class SmoothGrad(Explainer):
     """The mean gradient over noisy copies of the image (Smilkov et al. 2017, arXiv 1706.03825).
@@ -65,8 +63,8 @@ class SmoothGrad(Explainer):
 
     def __post_init__(self) -> None:
         """Raise ValueError for no samples or an impossible noise."""
-        check_whole("samples", self.samples, 10_000, 1)
-        check_range("noise", self.noise, 1)
+        check_int("samples", self.samples, 1, 10_000)
+        check_number("noise", self.noise, 0, 1)
 
     def __call__(
         self, classifier: Classifier, images: Float[Tensor, "B C H W"], targets: Int[Tensor, " B"]
@@ -84,7 +82,6 @@ class SmoothGrad(Explainer):
         return explain_in_batches(explain, images, targets)
 
 
-@no_type_check
 @dataclass(frozen=True)
 class IntegratedGradients(Explainer):
     """``(x - x') * integral of the gradient from x' to x`` (Sundararajan et al. 2017, arXiv 1703.01365).
@@ -98,8 +95,8 @@ class IntegratedGradients(Explainer):
 
     def __post_init__(self) -> None:
         """Raise ValueError for no steps or a baseline that is no pixel."""
-        check_whole("steps", self.steps, 10_000, 1)
-        check_range("baseline", self.baseline, 1)
+        check_int("steps", self.steps, 1, 10_000)
+        check_number("baseline", self.baseline, 0, 1)
 
     def __call__(
         self, classifier: Classifier, images: Float[Tensor, "B C H W"], targets: Int[Tensor, " B"]

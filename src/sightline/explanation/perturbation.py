@@ -1,7 +1,6 @@
 """Explanations that only ask the classifier: what happens to the logit when a part of the image is taken away?"""
 
 from dataclasses import dataclass
-from typing import no_type_check
 
 import torch
 from jaxtyping import Float, Int
@@ -9,7 +8,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .. import runtime
-from ..augmentation import check_range, check_whole, gaussian_blur
+from ..augmentation import gaussian_blur
+from ..checks import check_int, check_number
 from ..classifier import Classifier
 from .base import EXPLANATION_BATCH_SIZE, Explainer, deterministic_eval, explain_in_batches, gather_target_logits
 
@@ -26,7 +26,7 @@ def check_fill(fill: FillValue) -> None:
         if fill not in ("blur", "mean"):
             raise ValueError(f"fill is blur, mean or a number from 0 to 1, not '{fill}'")
     else:
-        check_range("fill", fill, 1)
+        check_number("fill", fill, 0, 1)
 
 
 def fill_images(images: Float[Tensor, "B C H W"], fill: FillValue) -> Float[Tensor, "B C H W"]:
@@ -56,7 +56,6 @@ def masked_logits(
     return torch.cat(found)
 
 
-@no_type_check  # it checks its own fields, and says it better
 @dataclass(frozen=True)
 class Occlusion(Explainer):
     """How much the logit falls when a window is taken away, the mean over a pixel's windows (Zeiler, Fergus 2013).
@@ -73,7 +72,7 @@ class Occlusion(Explainer):
         """Raise ValueError for an impossible window, stride or fill."""
         for name, value in (("window", self.window), ("stride", self.stride)):
             if value is not None:
-                check_whole(name, value, 4096, 1)
+                check_int(name, value, 1, 4096)
         check_fill(self.fill)
 
     def __call__(
@@ -106,7 +105,6 @@ class Occlusion(Explainer):
         return masks
 
 
-@no_type_check
 @dataclass(frozen=True)
 class Rise(Explainer):
     """What showing a place does for the logit, over random masks (RISE: Petsiuk et al. 2018, arXiv 1806.07421).
@@ -124,9 +122,9 @@ class Rise(Explainer):
 
     def __post_init__(self) -> None:
         """Raise ValueError for impossible masks."""
-        check_whole("masks", self.masks, 100_000, 2)
-        check_whole("cells", self.cells, 64, 2)
-        check_range("keep", self.keep, 0.99, 0.01)
+        check_int("masks", self.masks, 2, 100_000)
+        check_int("cells", self.cells, 2, 64)
+        check_number("keep", self.keep, 0.01, 0.99)
         check_fill(self.fill)
 
     def __call__(

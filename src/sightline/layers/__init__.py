@@ -4,7 +4,6 @@ from .attention import ATTENTIONS, SqueezeExcite
 from .blocks import (
     ImageSize,
     Network,
-    check_whole_argument,
     conv_norm,
     downscaling_notes,
     get_head,
@@ -54,7 +53,6 @@ __all__ = [
     "SqueezeExcite",
     "WeightNoise",
     "Whitening",
-    "check_whole_argument",
     "collect_tensors",
     "conv_norm",
     "downscaling_notes",

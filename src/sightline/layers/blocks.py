@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..checks import check_number
 from ..errors import BundleError, RecipeError
 from .noise import WeightNoise
 from .quantised import ActivationRounding
@@ -170,18 +171,9 @@ def scale_widths(widths: Sequence[int], factor: float) -> list[int]:
     return made
 
 
-def check_whole_argument(name: str, value: object, least: int = 1) -> int:
-    """``value``, where it is a whole number from ``least``; raises RecipeError otherwise."""
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        raise RecipeError(f"{name} is a whole number, {least} or more, not {value}.")
-    return value
-
-
 def make_dropout(share: float) -> nn.Dropout:
     """Dropout with this share of zeros in training; raises RecipeError outside [0, 1)."""
-    if not 0 <= share < 1:
-        raise RecipeError(f"dropout goes from 0 to below 1, not {share}.")
-    return nn.Dropout(share)
+    return nn.Dropout(check_number("dropout", share, 0, below=1, error=RecipeError))
 
 
 def init_he_fan_out(module: nn.Module) -> None:

@@ -5,6 +5,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from ..checks import check_int
 from .blocks import Network
 from .sparse import get_layer
 
@@ -127,8 +128,8 @@ def factorise_layer(layer: nn.Module, kind: str, ranks: Sequence[int]) -> Factor
     """
     if kind not in FACTORISATIONS:
         raise ValueError(f"there is no kind of factors '{kind}'")
-    if not all(isinstance(rank, int) and not isinstance(rank, bool) and rank >= 1 for rank in ranks):
-        raise ValueError(f"ranks are whole numbers of at least 1, not {[*ranks]}")
+    for rank in ranks:
+        check_int("rank", rank, 1)
     if not isinstance(layer, nn.Linear | nn.Conv2d):
         raise ValueError("only convolutions and linear layers can be taken apart")
     made = FactorisedLayer(kind, ranks, FACTORISATIONS[kind](layer, *ranks))

@@ -10,7 +10,7 @@ biases, one for each output channel as in batch norm, through the rounding as if
 
 from collections.abc import Callable, Sequence
 from types import MethodWrapperType
-from typing import Any, no_type_check
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int8, Int32
@@ -18,6 +18,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakTensorKeyDictionary
+
+from ..checks import check_int
 
 MAX_WEIGHT_CODE = {7: 64, 8: 127}
 """The largest code of a weight of so many bits.
@@ -361,7 +363,6 @@ def norm_replacement(norm: nn.Module, *first: nn.Module) -> nn.Module:
     return parts[0] if len(parts) == 1 else nn.Sequential(*parts)
 
 
-@no_type_check
 def quantise_layers(network, layers: Sequence[str], folded: Sequence[str], lone: Sequence[str], sites: int):
     """The same network in int8, without numbers: ``ActivationRounding`` at so many sites, and int8 layers.
 
@@ -373,8 +374,7 @@ def quantise_layers(network, layers: Sequence[str], folded: Sequence[str], lone:
         raise ValueError("its weights are int8 already")
     if network.noise is not None:
         raise ValueError("the noise in its weights is trained in floats: leave it out")
-    if not isinstance(sites, int) or not 0 <= sites <= 100_000:
-        raise ValueError(f"sites is the number of places where activations are rounded, not {sites}")
+    check_int("sites", sites, 0, 100_000)
     device = next(network.parameters()).device
     for name in layers:
         replace_layer(network, name, int8_like(_get_layer_or_fail(network, name)).to(device))

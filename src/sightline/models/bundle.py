@@ -16,6 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from ..checks import is_number
 from ..errors import BundleError
 from ..files import checksum, write_json
 
@@ -178,10 +179,10 @@ def check_bundle_values(config: Mapping[str, Any]) -> None:
     classes, temperature = config["classes"], config["temperature"]
     if len(set(classes)) != len(classes) or not all(isinstance(name, str) for name in classes):
         raise ValueError("its classes are not different names")
-    if isinstance(temperature, bool) or not 0 < float(temperature) < math.inf:
+    if not is_number(temperature) or not 0 < temperature < math.inf:
         raise ValueError(f"its temperature is {temperature!r}, not a number above 0")
     threshold = config.get("threshold", 0.0)
-    if isinstance(threshold, bool) or not 0 <= float(threshold) <= 1:
+    if not is_number(threshold) or not 0 <= threshold <= 1:
         raise ValueError(f"its threshold is {threshold!r}, not a confidence from 0 to 1")
 
 

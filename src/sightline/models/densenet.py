@@ -9,11 +9,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..checks import check_int
 from ..errors import RecipeError
 from ..layers import (
     ImageSize,
     Network,
-    check_whole_argument,
     downscaling_notes,
     init_he_fan_out,
     is_large,
@@ -90,7 +90,7 @@ def densenet(
 
     ``depth`` counts the weighted layers, 4 more than a multiple of 6; ``growth`` the channels a layer adds.
     """
-    check_whole_argument("growth", growth)
-    if check_whole_argument("depth", depth, 10) % 6 != 4:
+    check_int("growth", growth, 1, error=RecipeError)
+    if check_int("depth", depth, 10, error=RecipeError) % 6 != 4:
         raise RecipeError(f"depth is 4 more than a multiple of 6 (22, 40, 100), not {depth}.")
     return DenseNet(classes, channels, size, depth, growth, dropout)

@@ -6,13 +6,15 @@ Each is a frozen value that acts on a batch at once; where a library has it imag
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any, Literal, no_type_check
+from typing import Any, Literal
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Complex, Float
 from torch import Tensor
+
+from ..checks import check_choice, check_int, check_positive
 
 GREY_WEIGHTS = (0.299, 0.587, 0.114)
 """Weights of R, G and B in grey (ITU-R BT.601)."""
@@ -49,7 +51,6 @@ class RawPixels(Feature):
         return pixels.flatten(1)
 
 
-@no_type_check  # it checks its own fields, and says it better
 @dataclass(frozen=True)
 class HOG(Feature):
     """Histograms of oriented gradients: which way edges run, cell by cell (Dalal and Triggs 2005).
@@ -63,9 +64,9 @@ class HOG(Feature):
 
     def __post_init__(self) -> None:
         """Raise ValueError for no orientations or cells without pixels."""
-        _check_whole_field("orientations", self.orientations, 1)
+        check_int("orientations", self.orientations, 1)
         if self.cell is not None:
-            _check_whole_field("cell", self.cell, 1)
+            check_int("cell", self.cell, 1)
 
     def __call__(self, pixels: Float[Tensor, "B C H W"]) -> Float[Tensor, "B D"]:
         """As scikit-image's ``hog`` with 2 x 2 cells per block, for all images at once."""
@@ -100,7 +101,6 @@ def _block_norm(blocks: Tensor, eps: float = 1e-5) -> Tensor:
     return (blocks.square().sum(-1, keepdim=True) + eps**2).sqrt()
 
 
-@no_type_check
 @dataclass(frozen=True)
 class LBP(Feature):
     """Texture: histograms of uniform local binary patterns, over a grid of cells (Ojala et al. 2002).
@@ -115,9 +115,8 @@ class LBP(Feature):
 
     def __post_init__(self) -> None:
         """Raise ValueError for an impossible radius or grid."""
-        _check_whole_field("grid", self.grid, 1)
-        if not isinstance(self.radius, int | float) or not 0 < self.radius <= 16:
-            raise ValueError(f"radius is a number of pixels above 0 and up to 16, not {self.radius!r}")
+        check_int("grid", self.grid, 1)
+        check_positive("radius", self.radius, 16)
 
     def __call__(self, pixels: Float[Tensor, "B C H W"]) -> Float[Tensor, "B D"]:
         """10 shares a cell, from the luminance in 256 steps; beyond the border is black."""
@@ -156,7 +155,6 @@ def _shift_image(image: Float[Tensor, "B H W"], down: float, along: float) -> Fl
     return (1 - part) * top + part * ((1 - share) * at(row + 1, column) + share * at(row + 1, column + 1))
 
 
-@no_type_check
 @dataclass(frozen=True)
 class EdgeStrength(Feature):
     """Where edges are: the strength of Sobel's gradient, or Canny's thin lines, averaged over a grid.
@@ -170,11 +168,9 @@ class EdgeStrength(Feature):
 
     def __post_init__(self) -> None:
         """Raise ValueError for an unknown kind of edge or an impossible number."""
-        if self.by not in ("sobel", "canny"):
-            raise ValueError(f"edges are found by sobel or canny, not {self.by!r}")
-        _check_whole_field("grid", self.grid, 1)
-        if not isinstance(self.sigma, int | float) or not 0 < self.sigma <= 16:
-            raise ValueError(f"sigma is a number of pixels above 0 and up to 16, not {self.sigma!r}")
+        check_choice("by", self.by, ("sobel", "canny"))
+        check_int("grid", self.grid, 1)
+        check_positive("sigma", self.sigma, 16)
 
     def __call__(self, pixels: Float[Tensor, "B C H W"]) -> Float[Tensor, "B D"]:
         """The mean edge in each cell of the luminance."""
@@ -200,7 +196,6 @@ def _canny(image: Float[Tensor, "B H W"], sigma: float) -> Float[Tensor, "B H W"
     return torch.from_numpy(found).to(image)
 
 
-@no_type_check
 @dataclass(frozen=True)
 class ShapeMoments(Feature):
     """The shape as a whole: Hu's seven invariants and the strengths of Zernike's moments.
@@ -215,11 +210,8 @@ class ShapeMoments(Feature):
 
     def __post_init__(self) -> None:
         """Raise ValueError for an unknown kind of moment or an impossible degree."""
-        if self.by not in ("both", "hu", "zernike"):
-            raise ValueError(f"moments are hu, zernike or both, not {self.by!r}")
-        _check_whole_field("degree", self.degree, 1)
-        if self.degree > 20:
-            raise ValueError(f"degree goes up to 20, not {self.degree}: pixels do not tell more")
+        check_choice("by", self.by, ("both", "hu", "zernike"))
+        check_int("degree", self.degree, 1, 20)
 
     def __call__(self, pixels: Float[Tensor, "B C H W"]) -> Float[Tensor, "B D"]:
         """Hu's as asinh(1e8 h), for they span many powers of ten; Zernike's over the mass in the disc."""
@@ -287,11 +279,6 @@ def zernike_radial(radius: Tensor, n: int, m: int) -> Tensor:
         below = math.factorial(k) * math.factorial((n + m) // 2 - k) * math.factorial((n - m) // 2 - k)
         total += (-1) ** k * math.factorial(n - k) / below * radius ** (n - 2 * k)
     return total
-
-
-def _check_whole_field(name: str, value: object, least: int) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        raise ValueError(f"{name} is a whole number of at least {least}, not {value!r}")
 
 
 HANDCRAFTED_FEATURES: dict[str, type[Feature]] = {

@@ -6,6 +6,7 @@ from itertools import pairwise
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from ..checks import check_int
 from ..errors import RecipeError
 from ..layers import ImageSize, Network, he_normal, init_he_fan_out, is_large, make_dropout, stem_pools
 
@@ -82,8 +83,7 @@ def strided_cnn(classes: int, channels: int, size: ImageSize, width: int = 16, d
     Wong and Kolter 2018 (arXiv 1711.00851), Wong et al. 2020; torch's own initial weights, as theirs. ``width``
     channels, then twice as many.
     """
-    if not isinstance(width, int) or width < 1:
-        raise RecipeError(f"width is the channels of the first convolution, 1 or more, not {width}.")
+    check_int("width", width, 1, error=RecipeError)
     height, breadth = (side // 2 // 2 for side in size)
     _check_image_size("strided-cnn", height, breadth, size, 4)
     features = nn.Sequential(
@@ -116,12 +116,10 @@ def plain_cnn(
     ``depth`` weighted layers: convolutions of ``kernel`` x ``kernel`` in three stages of ``width``, 2 and 4
     times ``width`` channels, max pools between the stages, the mean, the head.
     """
-    if not isinstance(depth, int) or depth < 2:
-        raise RecipeError(f"depth counts the weighted layers, 2 or more, not {depth}.")
-    if not isinstance(kernel, int) or kernel < 1 or kernel % 2 == 0:
-        raise RecipeError(f"kernel is the odd side of the filters in pixels, not {kernel}.")
-    if not isinstance(width, int) or width < 1:
-        raise RecipeError(f"width is the channels of the first stage, 1 or more, not {width}.")
+    check_int("depth", depth, 2, error=RecipeError)
+    check_int("width", width, 1, error=RecipeError)
+    if check_int("kernel", kernel, 1, error=RecipeError) % 2 == 0:
+        raise RecipeError(f"kernel is the side of the filters in pixels and must be odd, not {kernel}.")
     stages = [step * N_PLAIN_STAGES // (depth - 1) for step in range(depth - 1)]
     layers: list[nn.Module] = []
     side, shrunk = min(size), is_large(size)

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..checks import check_int
 from ..choose import choose, lookup, suggest
 from ..errors import ChoiceError, RecipeError
 from ..layers import ImageSize, Network
@@ -177,8 +178,7 @@ def _check_common_arguments(architecture: Architecture) -> None:
     numbers = {name: architecture.arguments.get(name) for name in ("classes", "channels")}
     for field_name, value in (*numbers.items(), ("size", size[0]), ("size", size[1])):
         least = 2 if field_name == "classes" else 1
-        if not isinstance(value, int) or value < least:
-            raise RecipeError(f"{field_name} must be a whole number, {least} or more, not {value}.")
+        check_int(field_name, value, least, error=RecipeError)
 
 
 def count_parameters(network: nn.Module) -> int:

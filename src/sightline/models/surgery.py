@@ -6,12 +6,12 @@ loaded afterwards. The arguments are JSON.
 
 import copy
 from collections.abc import Callable, Mapping
-from typing import no_type_check
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from ..checks import check_positive
 from ..errors import BundleError, RecipeError
 from ..layers import (
     SPARSE_LAYERS,
@@ -117,15 +117,13 @@ def add_flip_tta(network: Network) -> Network:
     return network
 
 
-@no_type_check
 def add_weight_noise(network: Network, alpha: float = 0.25) -> Network:
     """The same network with noise in the weights of every layer, in training and in answers: see ``WeightNoise``.
 
     ``alpha`` is its strength at first, in deviations of each layer's weights; training changes it. The other
     tensors keep their names, so weights fit with and without. Raises ValueError for an impossible alpha.
     """
-    if not isinstance(alpha, int | float) or isinstance(alpha, bool) or not 0 < alpha <= 10:
-        raise ValueError(f"alpha is a number above 0 and at most 10, not {alpha}")
+    check_positive("alpha", alpha, 10)
     if not (names := noisy_weight_names(network)):
         raise ValueError("the network has no layer whose weights could be disturbed")
     network.noise = WeightNoise(names, alpha)

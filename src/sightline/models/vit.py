@@ -9,8 +9,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..checks import check_int
 from ..errors import RecipeError
-from ..layers import ImageSize, Network, check_whole_argument, is_large, make_dropout
+from ..layers import ImageSize, Network, is_large, make_dropout
 
 VIT_POOLS = ("mean", "class")
 """What the head sees: the mean over the patches, or a token of its own that attends to them."""
@@ -143,9 +144,10 @@ def vit(
     ``patch`` is the side of a patch in pixels (4; 16 from 96 pixels on); images are padded to whole patches.
     ``width`` is shared by ``heads``; ``pool`` is mean or class.
     """
-    patch = check_whole_argument("patch", (16 if is_large(size) else 4) if patch is None else patch)
-    check_whole_argument("depth", depth)
-    if check_whole_argument("width", width) % check_whole_argument("heads", heads):
+    patch = (16 if is_large(size) else 4) if patch is None else patch
+    for name, value in (("patch", patch), ("depth", depth), ("width", width), ("heads", heads)):
+        check_int(name, value, 1, error=RecipeError)
+    if width % heads:
         raise RecipeError(f"width is a multiple of heads, {heads}, not {width}.")
     if pool not in VIT_POOLS:
         raise RecipeError(f"pool is {' or '.join(VIT_POOLS)}, not '{pool}'.")

@@ -7,7 +7,7 @@ import hashlib
 import io
 import math
 from collections.abc import Callable
-from typing import Any, Literal, get_args, no_type_check
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -16,6 +16,7 @@ from numpy import ndarray
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..checks import check_choice, check_int, check_positive
 from .steps import PreprocessingStep
 
 NoiseKind = Literal["gaussian", "uniform"]
@@ -33,12 +34,9 @@ class MedianFilter(PixelFilter):
     Raises ValueError unless size is odd, 3 to 9.
     """
 
-    @no_type_check
     def __init__(self, size: int = 3):
         super().__init__()
-        if size not in (3, 5, 7, 9):
-            raise ValueError(f"size is 3, 5, 7 or 9 pixels, not {size}")
-        self.size = int(size)
+        self.size = check_choice("size", size, (3, 5, 7, 9))
 
     def forward(self, pixels: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
         """The medians."""
@@ -58,12 +56,9 @@ class JpegFilter(PixelFilter):
     2018, section 4.1). Raises ValueError for another quality.
     """
 
-    @no_type_check
     def __init__(self, quality: int = 75):
         super().__init__()
-        if not isinstance(quality, int) or isinstance(quality, bool) or not 1 <= quality <= 100:
-            raise ValueError(f"quality is a whole number from 1 to 100, not {quality}")
-        self.quality = quality
+        self.quality = check_int("quality", quality, 1, 100)
 
     def forward(self, pixels: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
         """Pixels as they come out of the file."""
@@ -81,12 +76,9 @@ class BitDepthFilter(PixelFilter):
     bits is 1 to 8.
     """
 
-    @no_type_check
     def __init__(self, bits: int = 4):
         super().__init__()
-        if not isinstance(bits, int) or isinstance(bits, bool) or not 1 <= bits <= 8:
-            raise ValueError(f"bits is a whole number from 1 to 8, not {bits}")
-        self.bits = bits
+        self.bits = check_int("bits", bits, 1, 8)
 
     def forward(self, pixels: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
         """The nearest levels."""
@@ -108,14 +100,10 @@ class NoiseFilter(PixelFilter):
 
     stochastic = True
 
-    @no_type_check
     def __init__(self, sigma: float = 0.1, kind: NoiseKind = "gaussian"):
         super().__init__()
-        if not isinstance(sigma, int | float) or isinstance(sigma, bool) or not 0 < sigma <= 1:
-            raise ValueError(f"sigma is a number above 0 and at most 1, not {sigma}")
-        if kind not in get_args(NoiseKind):
-            raise ValueError(f"kind is one of {', '.join(get_args(NoiseKind))}, not '{kind}'")
-        self.sigma, self.kind = float(sigma), kind
+        self.sigma = float(check_positive("sigma", sigma, 1))
+        self.kind = check_choice("kind", kind, get_args(NoiseKind))
 
     def forward(self, pixels: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
         """Pixels with noise."""

@@ -5,11 +5,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, no_type_check
+from typing import Any
 
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from ..checks import check_int, check_positive
 from ..choose import choose, suggest
 from ..errors import BundleError, ChoiceError
 from .filters import PIXEL_FILTERS, BitDepthFilter, JpegFilter, MedianFilter, NoiseFilter, PixelFilter
@@ -140,9 +141,8 @@ class GlobalContrast(StepPlan):
 
     floor: float = STD_FLOOR
 
-    @no_type_check
     def __post_init__(self):
-        _check_positive("floor", self.floor)
+        check_positive("floor", self.floor)
 
     def fit(self, images: ImageRows, before: Preprocessing, channels: int) -> list[PreprocessingStep]:  # noqa: ARG002
         """One step; nothing is measured."""
@@ -159,13 +159,10 @@ class ZcaPlan(StepPlan):
     eps: float = 0.1
     rank: int | None = None
 
-    @no_type_check
     def __post_init__(self):
-        _check_positive("eps", self.eps)
-        if self.rank is not None and (
-            not isinstance(self.rank, int) or isinstance(self.rank, bool) or self.rank < 1
-        ):
-            raise ValueError(f"rank is a whole number above 0, not {self.rank}")
+        check_positive("eps", self.eps)
+        if self.rank is not None:
+            check_int("rank", self.rank, 1)
 
     def fit(self, images: ImageRows, before: Preprocessing, channels: int) -> list[PreprocessingStep]:  # noqa: ARG002
         """One step."""
@@ -185,12 +182,6 @@ class FilterPlan(StepPlan):
     def fit(self, images: ImageRows, before: Preprocessing, channels: int) -> list[PreprocessingStep]:  # noqa: ARG002
         """The filter."""
         return [self.step]
-
-
-@no_type_check
-def _check_positive(name, value):
-    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < float("inf"):
-        raise ValueError(f"{name} is a number above 0, not {value}")
 
 
 NORMALISATIONS: dict[str, Callable[..., StepPlan]] = {

@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from ..checks import check_positive
 from ..errors import DataError
 
 STD_FLOOR = 1 / 255
@@ -77,9 +78,7 @@ class ContrastNormalise(PreprocessingStep):
 
     def __init__(self, floor: float = STD_FLOOR):
         super().__init__()
-        if not 0 < floor < math.inf:
-            raise ValueError(f"floor is a number above 0, not {floor}")
-        self.floor = float(floor)
+        self.floor = float(check_positive("floor", floor))
 
     def forward(self, pixels: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
         """Pixels of mean 0 and, where there is anything to see, std 1 in each image."""

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from .. import runtime
 from ..attacks import FGSM, PGD, Attack
+from ..checks import check_int
 from ..classifier import Classifier
 from ..errors import RecipeError
 from ..layers import Network
@@ -38,9 +39,7 @@ class EOTClassifier(Classifier):
             temperature=classifier.temperature,
             provenance=classifier.provenance,
         )
-        if not isinstance(draws, int) or draws < 1:
-            raise RecipeError(f"draws is a whole number of at least 1, not {draws}.")
-        self.draws = draws
+        self.draws = check_int("draws", draws, 1, error=RecipeError)
         self.training = classifier.training
 
     def forward(self, pixels: Float[Tensor, "B C H W"]) -> Float[Tensor, "B K"]:

@@ -2,7 +2,6 @@
 
 import struct
 from dataclasses import dataclass
-from typing import no_type_check
 
 from ..data import IMAGE_FORMATS, MAX_IMAGE_PIXELS, read_header, read_jpeg_header
 from ..errors import ImageError, ServiceError
@@ -52,7 +51,6 @@ class RequestError(Exception):
         self.detail = detail
 
 
-@no_type_check
 @dataclass(frozen=True, kw_only=True)
 class RequestLimits:
     """How much one request may bring, and how many may wait."""

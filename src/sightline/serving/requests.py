@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import parse_qsl
 
+from ..checks import is_int
 from .limits import RequestError, RequestLimits
 
 MAX_TOP_CLASSES = 1000
@@ -110,7 +111,7 @@ def _set_text_field(found: PredictRequest, name: str, value: str) -> None:
 
 def parse_top(value: Any) -> int:
     """Raises Refusal for what is no number of classes."""
-    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= MAX_TOP_CLASSES:
+    if not is_int(value) or not 1 <= value <= MAX_TOP_CLASSES:
         raise RequestError(422, f"The field top must be a whole number from 1 to {MAX_TOP_CLASSES}.")
     return value
 

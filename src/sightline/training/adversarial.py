@@ -7,7 +7,6 @@ from torch's global generator, whose state is in the checkpoint. eps and step ar
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
-from typing import no_type_check
 
 import numpy as np
 import torch
@@ -18,13 +17,13 @@ from torch import Tensor
 from ..attacks import (
     BALLS,
     PGD,
-    check_count,
     check_norm,
     cross_entropy_loss,
     gradient_ascent,
     random_like,
     require_gradient,
 )
+from ..checks import check_int, check_number, check_positive
 from ..classifier import Classifier, frozen_eval
 from ..data import iterate_batches
 from ..types import Batch, Dataset
@@ -38,7 +37,6 @@ MAX_ATTACKED_VAL_IMAGES = 1000
 """Validation images that are attacked after an epoch, evenly spaced."""
 
 
-@no_type_check  # it checks its own fields, and says it better
 @dataclass(frozen=True)
 class AdversarialLoss(ABC):
     """A loss on images attacked within ``eps``. The epoch kept is the best one on attacked validation images.
@@ -56,8 +54,7 @@ class AdversarialLoss(ABC):
     def __post_init__(self) -> None:
         """Raise ValueError or ChoiceError for a field that cannot be."""
         check_training_eps(self.eps, self.norm)
-        if not isinstance(self.ramp, int) or isinstance(self.ramp, bool) or self.ramp < 0:
-            raise ValueError(f"ramp is a whole number of epochs, 0 or more, not {self.ramp!r}")
+        check_int("ramp", self.ramp, 0)
 
     def eps_fraction(self, batch: Batch) -> float:
         """The part of eps that is reached in the batch's epoch."""
@@ -89,7 +86,6 @@ class AdversarialLoss(ABC):
         return loss / len(some), hits / len(some)
 
 
-@no_type_check
 @dataclass(frozen=True)
 class PGDAdversarial(AdversarialLoss):
     """Cross-entropy of images attacked by PGD: the strongest plain defence (Madry et al. 2018).
@@ -105,11 +101,10 @@ class PGDAdversarial(AdversarialLoss):
     def __post_init__(self) -> None:
         """Raise ValueError or ChoiceError for a field that cannot be."""
         super().__post_init__()
-        check_count("steps", self.steps)
+        check_int("steps", self.steps, 1)
         if self.step is not None:
             check_positive("step", self.step)
-        if not isinstance(self.clean, int | float) or not 0 <= self.clean < 1:
-            raise ValueError(f"clean goes from 0 to below 1, not {self.clean!r}")
+        check_number("clean", self.clean, 0, below=1)
 
     def __call__(self, classifier: Classifier, batch: Batch) -> Float[Tensor, ""]:
         """The mean loss over the batch."""
@@ -128,7 +123,6 @@ class PGDAdversarial(AdversarialLoss):
         return (1 - self.clean) * loss + self.clean * self.cross_entropy(classifier, batch.pixels, batch.labels)
 
 
-@no_type_check
 @dataclass(frozen=True)
 class FastAdversarial(AdversarialLoss):
     """Cross-entropy of images attacked by one step from a random start: two passes a step (Wong et al. 2020).
@@ -145,8 +139,7 @@ class FastAdversarial(AdversarialLoss):
         """Raise ValueError or ChoiceError for a field that cannot be."""
         super().__post_init__()
         check_positive("step", self.step)
-        if not isinstance(self.noise, int | float) or not 0 <= self.noise < float("inf"):
-            raise ValueError(f"noise must be a number of at least 0, not {self.noise!r}")
+        check_number("noise", self.noise, 0)
 
     def __call__(self, classifier: Classifier, batch: Batch) -> Float[Tensor, ""]:
         """The mean loss over the batch."""
@@ -168,7 +161,6 @@ class FastAdversarial(AdversarialLoss):
         return self.cross_entropy(classifier, attacked, batch.labels)
 
 
-@no_type_check
 @dataclass(frozen=True)
 class Trades(AdversarialLoss):
     """Cross-entropy of the images + beta KL(answers to them || answers to attacked ones): Zhang et al. 2019.
@@ -185,7 +177,7 @@ class Trades(AdversarialLoss):
     def __post_init__(self) -> None:
         """Raise ValueError or ChoiceError for a field that cannot be."""
         super().__post_init__()
-        check_count("steps", self.steps)
+        check_int("steps", self.steps, 1)
         check_positive("beta", self.beta)
         if self.step is not None:
             check_positive("step", self.step)
@@ -229,9 +221,3 @@ def check_training_eps(eps: object, norm: str) -> None:
     if not isinstance(eps, int | float) or not 0 < eps <= most:
         hint = f"; for {eps} of 255 grey values write {eps}/255" if isinstance(eps, int) and eps > 1 else ""
         raise ValueError(f"eps must be above 0 and at most {most} (pixels go from 0 to 1), not {eps!r}{hint}")
-
-
-def check_positive(name: str, value: object) -> None:
-    """Raise ValueError unless ``value`` is a number above 0."""
-    if not isinstance(value, int | float) or not 0 < value < float("inf"):
-        raise ValueError(f"{name} must be a number above 0, not {value!r}")

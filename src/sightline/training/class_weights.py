@@ -2,11 +2,12 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import no_type_check
 
 import numpy as np
 from jaxtyping import Int
 from numpy import ndarray
+
+from ..checks import check_number
 
 
 @dataclass(frozen=True)
@@ -18,7 +19,6 @@ class BalancedWeights:
         return _normalise_weights(counts, counts.astype(float))
 
 
-@no_type_check  # it checks its own field, and says it better
 @dataclass(frozen=True)
 class EffectiveNumberWeights:
     """1 over the effective number of images, (1 - beta^n) / (1 - beta): Cui et al. 2019 (arXiv 1901.05555).
@@ -30,8 +30,7 @@ class EffectiveNumberWeights:
 
     def __post_init__(self) -> None:
         """Raise ValueError outside [0, 1)."""
-        if not isinstance(self.beta, int | float) or not 0 <= self.beta < 1:
-            raise ValueError(f"beta goes from 0 to below 1, not {self.beta!r}")
+        check_number("beta", self.beta, 0, below=1)
 
     def __call__(self, counts: Int[ndarray, " K"]) -> tuple[float, ...]:
         """The weight of each class."""

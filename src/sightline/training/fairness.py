@@ -6,7 +6,7 @@ both.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Protocol, no_type_check, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -14,6 +14,7 @@ from jaxtyping import Float, Int
 from numpy import ndarray
 from torch import Tensor
 
+from ..checks import check_positive
 from ..choose import choose, suggest
 from ..classifier import Classifier
 from ..errors import RecipeError
@@ -169,7 +170,6 @@ class Reweighing:
         return ReweighedLoss(_require_logit_loss(inner, "reweighing"), torch.from_numpy(cells.weights).float())
 
 
-@no_type_check  # it checks its own field, and says it better
 @dataclass(frozen=True)
 class GroupDRO:
     """Balanced cells whose weights grow where the loss is high: the worst cell decides (Sagawa et al. 2020).
@@ -183,8 +183,7 @@ class GroupDRO:
 
     def __post_init__(self) -> None:
         """Raise ValueError for an eta that is not above 0."""
-        if not isinstance(self.eta, int | float) or not 0 < self.eta < float("inf"):
-            raise ValueError(f"eta must be above 0, not {self.eta!r}")
+        check_positive("eta", self.eta)
 
     def objective(self, inner: Objective, cells: Subgroups) -> Objective:
         """A fresh one, its weights all alike."""

@@ -2,8 +2,9 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol, no_type_check, runtime_checkable
+from typing import Protocol, runtime_checkable
 
+from ..checks import check_int
 from ..choose import choose
 from ..classifier import Classifier
 from ..errors import RecipeError
@@ -52,7 +53,6 @@ class FreezeBackbone:
         return 0
 
 
-@no_type_check
 @dataclass(frozen=True)
 class UntilEpoch:
     """All but the head rests for the first ``epochs`` epochs; then all learns."""
@@ -60,7 +60,7 @@ class UntilEpoch:
     epochs: int
 
     def __post_init__(self):
-        _check_epochs(self.epochs)
+        check_int("epochs", self.epochs, 1)
 
     def n_frozen(self, names: Sequence[str], epoch: int) -> int:
         """All but the last, or none."""
@@ -71,7 +71,6 @@ class UntilEpoch:
         return self.epochs
 
 
-@no_type_check
 @dataclass(frozen=True)
 class UpToStage:
     """The stages up to this one rest: their number from the pixels, or the name of the last."""
@@ -79,9 +78,8 @@ class UpToStage:
     stage: int | str
 
     def __post_init__(self):
-        whole = isinstance(self.stage, int) and not isinstance(self.stage, bool) and self.stage >= 1
-        if not whole and not isinstance(self.stage, str):
-            raise ValueError(f"a stage is a number from 1 on or a name, not {self.stage}")
+        if not isinstance(self.stage, str):
+            check_int("stage", self.stage, 1)
 
     def n_frozen(self, names: Sequence[str], epoch: int) -> int:  # noqa: ARG002
         """Up to the stage; raises RecipeError where the network has none such before its head."""
@@ -100,7 +98,6 @@ class UpToStage:
         return 0
 
 
-@no_type_check
 @dataclass(frozen=True)
 class GradualUnfreezing:
     """The head learns first; every ``epochs`` epochs the last stage that rests joins in (Howard & Ruder 2018)."""
@@ -108,7 +105,7 @@ class GradualUnfreezing:
     epochs: int
 
     def __post_init__(self):
-        _check_epochs(self.epochs)
+        check_int("epochs", self.epochs, 1)
 
     def n_frozen(self, names: Sequence[str], epoch: int) -> int:
         """One fewer every so many epochs."""
@@ -117,12 +114,6 @@ class GradualUnfreezing:
     def first_change(self) -> int:
         """When the first stage joins the head."""
         return self.epochs
-
-
-@no_type_check
-def _check_epochs(epochs):
-    if not isinstance(epochs, int) or isinstance(epochs, bool) or epochs < 1:
-        raise ValueError(f"epochs are a whole number of at least 1, not {epochs}")
 
 
 FREEZE_SCHEDULES: Mapping[str, Callable[..., FreezeSchedule]] = {

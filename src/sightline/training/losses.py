@@ -1,16 +1,16 @@
 """What training minimises: ``(classifier, Batch) -> loss ()``. To add one, write it and name it in OBJECTIVES."""
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Protocol, no_type_check, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from ..checks import check_number, check_positive
 from ..classifier import Classifier
 from ..types import Batch
 from .adversarial import FastAdversarial, PGDAdversarial, Trades
@@ -83,7 +83,6 @@ class CrossEntropy(LogitLoss):
         return mean_cross_entropy(logits, labels, self.class_weights, self.label_smoothing)
 
 
-@no_type_check  # it checks its own fields, and says it better
 @dataclass(frozen=True)
 class Focal(LogitLoss):
     """Cross-entropy that turns from easy images to hard ones: -(1 - p_k)^gamma log p_k.
@@ -95,7 +94,7 @@ class Focal(LogitLoss):
 
     def __post_init__(self) -> None:
         """Raise ValueError for a negative gamma."""
-        _check_at_least("gamma", self.gamma, 0.0)
+        check_number("gamma", self.gamma, 0)
 
     def from_logits(
         self, logits: Float[Tensor, "B K"], labels: Int[Tensor, " B"] | Float[Tensor, "B K"]
@@ -105,7 +104,6 @@ class Focal(LogitLoss):
         return self.weighted_mean(criterion, logits, labels)
 
 
-@no_type_check
 @dataclass(frozen=True)
 class M3CE(LogitLoss):
     """Max-margin minimum classification error: (1 + p_r - p_k)^gamma, r the strongest rival; bounded, robust.
@@ -117,7 +115,7 @@ class M3CE(LogitLoss):
 
     def __post_init__(self) -> None:
         """Raise ValueError for a gamma below 1."""
-        _check_at_least("gamma", self.gamma, 1.0)
+        check_number("gamma", self.gamma, 1)
 
     def from_logits(
         self, logits: Float[Tensor, "B K"], labels: Int[Tensor, " B"] | Float[Tensor, "B K"]
@@ -126,7 +124,6 @@ class M3CE(LogitLoss):
         return self.weighted_mean(partial(m3ce_per_sample, gamma=self.gamma), logits, labels)
 
 
-@no_type_check
 @dataclass(frozen=True)
 class M3CECEc(LogitLoss):
     """Cross-entropy + weight * M3CE: the margin's pull, and a gradient on gross errors.
@@ -141,8 +138,8 @@ class M3CECEc(LogitLoss):
 
     def __post_init__(self) -> None:
         """Raise ValueError for a negative weight or a gamma below 1."""
-        _check_at_least("weight", self.weight, 0.0)
-        _check_at_least("gamma", self.gamma, 1.0)
+        check_number("weight", self.weight, 0)
+        check_number("gamma", self.gamma, 1)
 
     def from_logits(
         self, logits: Float[Tensor, "B K"], labels: Int[Tensor, " B"] | Float[Tensor, "B K"]
@@ -153,7 +150,6 @@ class M3CECEc(LogitLoss):
         return entropy.from_logits(logits, labels) + self.weight * margin.from_logits(logits, labels)
 
 
-@no_type_check
 @dataclass(frozen=True)
 class M3CECEcNormalised(LogitLoss):
     """(1 - weight) * cross-entropy + weight * M3CE: m3ce-cec at weight / (1 - weight), on another scale."""
@@ -164,10 +160,10 @@ class M3CECEcNormalised(LogitLoss):
 
     def __post_init__(self) -> None:
         """Raise ValueError for a weight outside [0, 1) or a gamma below 1."""
-        _check_at_least("weight", self.weight, 0.0)
+        check_number("weight", self.weight, 0)
         if self.weight >= 1:
             raise ValueError(f"weight must be below 1, not {self.weight}: for M3CE alone choose m3ce")
-        _check_at_least("gamma", self.gamma, 1.0)
+        check_number("gamma", self.gamma, 1)
 
     def from_logits(
         self, logits: Float[Tensor, "B K"], labels: Int[Tensor, " B"] | Float[Tensor, "B K"]
@@ -182,7 +178,6 @@ class M3CECEcNormalised(LogitLoss):
         return (1 - self.weight) * sums.from_logits(logits, labels)
 
 
-@no_type_check
 @dataclass(frozen=True)
 class MCE(LogitLoss):
     """Minimum classification error: a smooth count of the errors, sigmoid(xi d + theta).
@@ -197,12 +192,9 @@ class MCE(LogitLoss):
 
     def __post_init__(self) -> None:
         """Raise ValueError where eta or xi is not above 0, or theta is no number."""
-        for name in ("eta", "xi", "theta"):
-            value = vars(self)[name]
-            if not isinstance(value, int | float) or not math.isfinite(value):
-                raise ValueError(f"{name} must be a number, not {value!r}")
-            if name != "theta" and value <= 0:
-                raise ValueError(f"{name} must be above 0, not {value!r}")
+        check_positive("eta", self.eta)
+        check_positive("xi", self.xi)
+        check_number("theta", self.theta)
 
     def from_logits(
         self, logits: Float[Tensor, "B K"], labels: Int[Tensor, " B"] | Float[Tensor, "B K"]
@@ -212,7 +204,6 @@ class MCE(LogitLoss):
         return self.weighted_mean(criterion, logits, labels)
 
 
-@no_type_check
 @dataclass(frozen=True)
 class LargeMarginMCE(MCE):
     """MCE that also counts answers right by less than ``margin``: sigmoid(xi (d + margin)) (Yu et al. 2008)."""
@@ -222,7 +213,7 @@ class LargeMarginMCE(MCE):
     def __post_init__(self) -> None:
         """Raise ValueError for a negative margin."""
         super().__post_init__()
-        _check_at_least("margin", self.margin, 0.0)
+        check_number("margin", self.margin, 0)
 
     def from_logits(
         self, logits: Float[Tensor, "B K"], labels: Int[Tensor, " B"] | Float[Tensor, "B K"]
@@ -254,8 +245,3 @@ def lambda_safe(gamma: float = 3.0) -> float:
     0.0833
     """
     return 1 / (gamma * 2 ** (gamma - 1))
-
-
-def _check_at_least(name: str, value: float, least: float) -> None:
-    if not isinstance(value, int | float) or not least <= value < float("inf"):
-        raise ValueError(f"{name} must be a number of at least {least:g}, not {value!r}")

@@ -16,8 +16,9 @@ from dataclasses import dataclass, field
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Literal, no_type_check
+from typing import Any, Literal
 
+from ..checks import is_int, is_number
 from ..choose import suggest
 from ..errors import RecipeError
 
@@ -29,7 +30,6 @@ def _recipe_field(default: Any, group: str, *, common: bool = False) -> Any:
     return field(default=default, metadata={"group": group, "common": common})
 
 
-@no_type_check  # it checks its own fields, and says it better
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
     """How to train a classifier. Every field is a flag of ``sightline train`` and a line of its TOML file.
@@ -267,7 +267,7 @@ def _holds(rule: Callable[[Any], bool], value: Any) -> bool:
 
 
 def _whole(low: int) -> Callable[[Any], bool]:
-    return lambda v: isinstance(v, int) and not isinstance(v, bool) and v >= low
+    return lambda v: is_int(v) and v >= low
 
 
 def _one_of(*words: Any) -> tuple[str, Callable[[Any], bool]]:
@@ -275,7 +275,7 @@ def _one_of(*words: Any) -> tuple[str, Callable[[Any], bool]]:
 
 
 def _number(low: float, high: float) -> Callable[[Any], bool]:
-    return lambda v: isinstance(v, int | float) and not isinstance(v, bool) and low <= v < high
+    return lambda v: is_number(v) and low <= v < high
 
 
 def _text(v: Any) -> bool:

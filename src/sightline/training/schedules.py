@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
+from ..checks import check_int, check_number
 from ..choose import choose
 from ..errors import RecipeError
 
@@ -67,7 +68,7 @@ class Linear:
     warmup: float = 0.2
 
     def __post_init__(self) -> None:
-        _check("end", self.end, 0, 1)
+        check_number("end", self.end, 0, 1)
 
     def __call__(self, moment: TrainingProgress) -> float:
         """The factor."""
@@ -96,8 +97,8 @@ class StepDecay:
     warmup: float = 0.2
 
     def __post_init__(self) -> None:
-        _check_whole("every", self.every)
-        _check("gamma", self.gamma, 0, 1)
+        check_int("every", self.every, 1)
+        check_number("gamma", self.gamma, 0, 1)
 
     @property
     def first_drop(self) -> int:
@@ -117,7 +118,7 @@ class Exponential:
     warmup: float = 0.2
 
     def __post_init__(self) -> None:
-        _check("gamma", self.gamma, 0, 1)
+        check_number("gamma", self.gamma, 0, 1)
 
     def __call__(self, moment: TrainingProgress) -> float:
         """The factor."""
@@ -138,9 +139,9 @@ class Plateau:
     warmup: float = 0.2
 
     def __post_init__(self) -> None:
-        _check_whole("patience", self.patience)
-        _check("gamma", self.gamma, 0, 1)
-        _check("threshold", self.threshold, 0, 1)
+        check_int("patience", self.patience, 1)
+        check_number("gamma", self.gamma, 0, 1)
+        check_number("threshold", self.threshold, 0, 1)
 
     @property
     def first_drop(self) -> int:
@@ -197,13 +198,3 @@ def _fraction_after_warmup(warmup: float, moment: TrainingProgress) -> float:
 def _interpolate_cosine(start: float, end: float, t: float) -> float:
     """Cosine interpolation, flat at both ends."""
     return end + (start - end) * (1 + math.cos(math.pi * t)) / 2
-
-
-def _check(name: str, value: object, low: float, high: float) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
-        raise ValueError(f"{name} is a number from {low} to {high}, not {value}")
-
-
-def _check_whole(name: str, value: object) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ValueError(f"{name} is a whole number of at least 1, not {value}")

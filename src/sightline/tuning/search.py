@@ -4,9 +4,10 @@ import hashlib
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol, no_type_check, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from .. import runtime
+from ..checks import check_int
 from ..choose import choose
 from .space import SearchSpace
 
@@ -61,7 +62,6 @@ class GridSearch(RandomSearch):
     """Every combination once, in random order; it ends when all are done."""
 
 
-@no_type_check
 @dataclass(frozen=True)
 class TPESearch(_WithoutPruning):
     """Tree-structured Parzen estimator (Bergstra et al. 2011): where good trials are dense and bad ones not."""
@@ -70,7 +70,7 @@ class TPESearch(_WithoutPruning):
     """Trials at random before it begins to model."""
 
     def __post_init__(self) -> None:
-        _check_whole("startup", self.startup, 1)
+        check_int("startup", self.startup, 1)
 
     def sampler(self, seed: int) -> "BaseSampler":
         """One model for each field; running trials count as poor, so that workers spread out."""
@@ -82,7 +82,6 @@ class TPESearch(_WithoutPruning):
             return TPESampler(n_startup_trials=self.startup, seed=seed, multivariate=False, constant_liar=True)
 
 
-@no_type_check
 @dataclass(frozen=True)
 class HyperbandSearch(TPESearch):
     """TPE, and most trials stopped early, by several rules at once (Li et al. 2018)."""
@@ -95,8 +94,8 @@ class HyperbandSearch(TPESearch):
 
     def __post_init__(self) -> None:
         TPESearch.__post_init__(self)
-        _check_whole("eta", self.eta, 2)
-        _check_whole("least", self.least, 1)
+        check_int("eta", self.eta, 2)
+        check_int("least", self.least, 1)
 
     def pruner(self, epochs: int) -> "BasePruner":
         """Successive halving in brackets."""
@@ -105,7 +104,6 @@ class HyperbandSearch(TPESearch):
         return HyperbandPruner(self.least, max(epochs, self.least), self.eta)
 
 
-@no_type_check
 @dataclass(frozen=True)
 class MedianStopping(TPESearch):
     """TPE, and a trial stopped whose best so far is below the median of the others at the same epoch."""
@@ -118,8 +116,8 @@ class MedianStopping(TPESearch):
 
     def __post_init__(self) -> None:
         TPESearch.__post_init__(self)
-        _check_whole("after", self.after, 1)
-        _check_whole("least", self.least, 1)
+        check_int("after", self.after, 1)
+        check_int("least", self.least, 1)
 
     def pruner(self, epochs: int) -> "BasePruner":
         """The median rule (Golovin et al. 2017)."""
@@ -169,8 +167,3 @@ def grid_size(space: SearchSpace, tried: list[dict[str, Any]]) -> int:
 def _draw_seed(seed: int, *words: object) -> int:
     text = ",".join(str(word) for word in (seed, *words))
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=4).digest(), "little")
-
-
-def _check_whole(name: str, value: Any, least: int) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        raise ValueError(f"{name} must be a whole number, {least} or more, not {value!r}")

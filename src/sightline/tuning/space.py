@@ -9,8 +9,9 @@ import types
 import typing
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, no_type_check
+from typing import Any
 
+from ..checks import check_int, check_number, is_int
 from ..choose import suggest
 from ..errors import RecipeError
 from ..training import Recipe
@@ -38,7 +39,6 @@ UNSEARCHABLE_FIELDS = dict.fromkeys(
 """Fields that cannot be searched, and why."""
 
 
-@no_type_check  # it checks its own fields, and says it better
 @dataclass(frozen=True)
 class NumericRange:
     """Numbers from ``low`` to ``high``, both included; whole ones where both ends are whole.
@@ -53,8 +53,7 @@ class NumericRange:
 
     def __post_init__(self) -> None:
         for end in (self.low, self.high):
-            if isinstance(end, bool) or not isinstance(end, int | float) or not math.isfinite(end):
-                raise ValueError(f"its ends must be numbers, not {end!r}")
+            check_number("each end of a range", end)
         if self.low >= self.high:
             why = "empty" if self.low == self.high else "reversed"
             raise ValueError(f"the range {self.low}..{self.high} is {why}: the lower end comes first")
@@ -62,8 +61,8 @@ class NumericRange:
             object.__setattr__(self, "log", self.low > 0 and self.high / self.low >= LOG_SCALE_RATIO)
         if self.log and self.low <= 0:
             raise ValueError(f"logarithms need a range above 0, not {self.low}..{self.high}")
-        if self.points is not None and (not isinstance(self.points, int) or self.points < 2):
-            raise ValueError(f"a grid takes 2 points or more of a range, not {self.points}")
+        if self.points is not None:
+            check_int("points", self.points, 2)
 
     def __str__(self) -> str:
         number = "" if self.points is None else f":{self.points}"
@@ -121,7 +120,6 @@ class NumericRange:
         return ask(name, *self.boundary_values, log=bool(self.log))
 
 
-@no_type_check
 @dataclass(frozen=True)
 class Categorical:
     """One of these values."""
@@ -317,9 +315,7 @@ def _as_floats(name: str, found: Dimension) -> Dimension:
         return found
     if isinstance(found, NumericRange):
         return dataclasses.replace(found, low=float(found.low), high=float(found.high))
-    return Categorical(
-        tuple(float(v) if isinstance(v, int) and not isinstance(v, bool) else v for v in found.values)
-    )
+    return Categorical(tuple(float(v) if is_int(v) else v for v in found.values))
 
 
 def _check_values(space: SearchSpace, base: Recipe) -> None:

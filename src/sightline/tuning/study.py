@@ -12,6 +12,7 @@ from typing import Any
 from filelock import FileLock
 
 from .. import progress, runtime
+from ..checks import check_int
 from ..data import iterate_batches
 from ..errors import OutputError, RecipeError, TrainingError
 from ..training import (
@@ -137,8 +138,8 @@ def _base_recipe(base: Recipe | None, data: str | Path | None, seed: int | None)
 
 def _check_arguments(space: SearchSpace, trials: int | None, refine: int, workers: int) -> None:
     for name, value, least in (("trials", trials, 1), ("refine", refine, 0), ("workers", workers, 1)):
-        if value is not None and (isinstance(value, bool) or value < least):
-            raise RecipeError(f"--{name} is {value}: it must be a whole number, {least} or more.")
+        if value is not None:
+            check_int(f"--{name}", value, least, error=RecipeError)
     if workers > (most := MAX_WORKERS_PER_CORE * runtime.cpu_count()):
         raise RecipeError(
             f"--workers is {workers}: it must be {most} or fewer on this machine, {MAX_WORKERS_PER_CORE} a core."
