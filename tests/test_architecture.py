@@ -46,8 +46,6 @@ UNTIL_MENDED = {
         ("compression.fine_tuning", "training.defaults"),
         ("journal.image_store", "data.codecs"),
         ("serving.limits", "data.codecs"),
-        ("tuning.study", "training.autotune"),
-        ("tuning.study", "training.defaults"),
     ]
 }
 

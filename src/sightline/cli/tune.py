@@ -75,7 +75,7 @@ def tune(
     from ..tuning import tune as search
 
     base, words, usual = _recipe_and_space(flags, recipe, preset, over)
-    limits = {"trials": trials, "budget": vars(flags)["budget"], "refine": refine, "workers": workers}
+    limits = {"trials": trials, "budget": vars(flags)["budget"], "zoom_rounds": refine, "workers": workers}
     place: dict[str, Any] = {"storage": storage, "out": out, "device": device}
     tuned = search(data or base.data, base, words, by=by or usual, **limits, **place)
     value = {"study": str(tuned.folder), "best": dict(tuned.best), "importance": tuned.importance}

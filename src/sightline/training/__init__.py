@@ -12,7 +12,9 @@ from .recipe import Recipe, field_descriptions, parse_duration
 
 if TYPE_CHECKING:
     from .adversarial import AdversarialLoss, kl_divergence
+    from .autotune import measure_throughput
     from .calibrate import fit_temperature
+    from .defaults import default_epochs
     from .distributed import is_secondary
     from .estimate import estimate_cost
     from .fairness import BLANK_GROUP, MITIGATIONS
@@ -65,12 +67,14 @@ __all__ = [
     "build_objective",
     "check_run_folder",
     "create_run_folder",
+    "default_epochs",
     "estimate_cost",
     "field_descriptions",
     "find_lr",
     "fit_temperature",
     "is_secondary",
     "kl_divergence",
+    "measure_throughput",
     "parse_duration",
     "prepare",
     "read_dataset",
@@ -88,7 +92,9 @@ _MEMBERS = {
         "AdversarialLoss",
         "kl_divergence",
     ),
+    "autotune": ("measure_throughput",),
     "calibrate": ("fit_temperature",),
+    "defaults": ("default_epochs",),
     "distributed": ("is_secondary",),
     "estimate": ("estimate_cost",),
     "fairness": (
