@@ -109,11 +109,11 @@ class SizeComparison:
             "n": self.n,
             "original": _side_json(self.original, 0, self),
             "small": _side_json(self.small, 1, self),
-            "latency_ratio": {str(size): _interval_json(one.ratio) for size, one in self.latencies.items()},
+            "latency_ratio": {str(size): one.ratio.as_json() for size, one in self.latencies.items()},
             "latency_of": "exported file" if self.exported else "torch",
-            "accuracy_difference": _interval_json(self.difference),
+            "accuracy_difference": self.difference.as_json(),
             "mcnemar_p": self.mcnemar_p,
-            "agreement": _interval_json(self.agreement),
+            "agreement": self.agreement.as_json(),
             "smaller": self.smaller,
             "faster": self.faster,
             "slower": self.slower,
@@ -136,12 +136,8 @@ def _side_json(one: Profile, side: int, table: SizeComparison) -> dict[str, Any]
         "multiply_adds": one.multiply_adds,
         "latency": [vars(each) for each in latency],
         "accuracy": accuracy.value,
-        "intervals": {"accuracy": _interval_json(accuracy)},
+        "intervals": {"accuracy": accuracy.as_json()},
     }
-
-
-def _interval_json(one: Interval) -> dict[str, float]:
-    return {"value": one.value, "low": one.low, "high": one.high, "n": one.n}
 
 
 def compare_with_original(original: Classifier, small: Classifier, images: Dataset) -> SizeComparison:

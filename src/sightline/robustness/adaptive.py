@@ -102,7 +102,7 @@ class AdaptiveEvaluation:
     def as_json(self) -> dict[str, Any]:
         """The same, JSON-ready."""
         seen = {"clean": self.clean, "unaware": self.oblivious, "aware": self.adaptive, "averaged": self.eot}
-        rows = {name: {"value": one.value, "low": one.low, "high": one.high} for name, one in seen.items()}
+        rows = {name: one.as_json() for name, one in seen.items()}
         return {"eps": self.eps, "draws": self.draws, "n": self.clean.n, **rows}
 
 
