@@ -1,7 +1,7 @@
 """Attacks against laws, against planes whose margins are known, and against the adversarial-robustness-toolbox."""
 
 import copy
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import numpy as np
@@ -20,16 +20,23 @@ from sightline.attacks import (
     RandomNoise,
     RayS,
     Universal,
+    default_attack,
+    find_attack,
+    is_correct,
+    loss_gradient,
     make_attack,
     parse_eps,
 )
 from sightline.attacks.apgd import checkpoint_intervals
-from sightline.attacks.losses import ATTACK_LOSSES, dlr_loss, margin_loss
+from sightline.attacks.gradient import ATTACK_LOSSES, dlr_loss, margin_loss
 from sightline.baselines import fit_baseline
 from sightline.choose import choose
+from sightline.classifier import frozen_eval
 from sightline.data import load_dataset
 from sightline.data.splits import split
 from sightline.errors import ChoiceError, GradientError, RecipeError
+from sightline.layers import Network
+from sightline.robustness import EOTClassifier
 
 QUICK = {"pgd": "pgd:10", "apgd": "apgd:12", "rays": "rays:60", "noise": "noise:3", "universal": "universal:15"}
 MADE = [make_attack(QUICK.get(name, name)) for name in ATTACKS]
@@ -299,6 +306,127 @@ def test_a_classifier_that_draws_and_gathers_is_attacked_as_it_answers():
     assert torch.equal(PGD(5)(training, images, labels, 0.1), PGD(5)(trained(), images, labels, 0.1))
 
 
+# Classifiers that answer at random
+
+
+class Coin(Network):
+    """A plane whose answers are turned round by chance in the share ``luck`` of all passes that record gradients."""
+
+    stochastic = True
+
+    def __init__(self, plain, luck):
+        super().__init__()
+        self.plain, self.luck, self.head = plain, luck, plain.head
+
+    def logits(self, pixels):
+        logits = self.plain(pixels)
+        if not torch.is_grad_enabled():
+            return logits
+        turned = torch.rand(len(pixels), 1) < self.luck
+        return torch.where(turned, logits.flip(1), logits)
+
+
+def lucky(luck=0.3):
+    """A plane that answers at random where gradients are recorded, its images, labels and distances."""
+    classifier, images, labels, distances = plane()
+    classifier.network = Coin(classifier.network, luck)
+    return classifier.eval(), images, labels, distances["linf"]
+
+
+@dataclass(frozen=True)
+class OneByOne(Attack):
+    """A stranger's attack: moves along the sign of a fixed gradient until the answer first turns."""
+
+    steps: int = 10
+    norm: str = "linf"
+    early_stop: bool = True
+
+    def run(self, classifier, images, labels, eps):
+        slope, _, _ = loss_gradient(classifier, images.clone(), labels, margin_loss)
+        at, left = images.clone(), torch.ones(len(images), dtype=torch.bool)
+        for step in range(1, self.steps + 1):
+            at[left] = (images + step / self.steps * eps * slope.sign()).clamp(0, 1)[left]
+            if self.early_stop:
+                left &= classifier(at).argmax(1) == labels
+        return at
+
+
+FAMILY = {**ATTACKS, "one-by-one": OneByOne}
+STOPPING = [one for one in (make() for make in FAMILY.values()) if hasattr(one, "early_stop")]
+
+
+def test_every_attack_that_stops_early_says_so():
+    assert {type(one).__name__ for one in STOPPING} == {"RandomNoise", "FGSM", "PGD", "APGD", "RayS", "OneByOne"}
+    for attack in STOPPING:
+        assert not attack.without_early_stop().early_stop
+    assert Universal().without_early_stop() == Universal()
+
+
+@pytest.mark.parametrize("attack", [APGD(20), PGD(20), FGSM(), OneByOne()], ids=repr)
+def test_a_lucky_draw_does_not_end_an_attack(attack):
+    """Images within reach of the plane are misclassified in the end, as they are without the coin."""
+    classifier, images, labels, distance = lucky()
+    torch.manual_seed(0)
+    eps = distance.quantile(0.9).item()
+    within = distance < 0.7 * eps
+    with frozen_eval(classifier):
+        stopped = attack.run(classifier, images, labels, eps)
+    went_on = attack(EOTClassifier(classifier, 40), images, labels, eps)
+    assert torch.equal(is_correct(classifier, went_on, labels)[within], torch.zeros(int(within.sum()), dtype=bool))
+    assert is_correct(classifier, stopped, labels)[within].float().mean() > 0.2, "the coin changes nothing"
+
+
+@pytest.mark.parametrize("attack", STOPPING, ids=repr)
+def test_a_stochastic_classifier_is_attacked_to_the_end(attack):
+    classifier, images, labels, _ = lucky()
+    torch.manual_seed(0)
+    called = attack(classifier, images, labels, 0.05)
+    torch.manual_seed(0)
+    with frozen_eval(classifier):
+        assert torch.equal(called, attack.without_early_stop().run(classifier, images, labels, 0.05))
+
+
+class Flicker(Network):
+    """Answers at random, whether gradients are recorded or not."""
+
+    stochastic = True
+
+    def __init__(self, plain, luck):
+        super().__init__()
+        self.plain, self.luck, self.head = plain, luck, plain.head
+
+    def logits(self, pixels):
+        logits = self.plain(pixels)
+        return torch.where(torch.rand(len(pixels), 1) < self.luck, logits.flip(1), logits)
+
+
+def test_answers_by_luck_do_not_end_a_search_by_answers():
+    classifier, images, labels, distances = plane()
+    classifier.network = Flicker(classifier.network, 0.2)
+    torch.manual_seed(0)
+    eps = distances["linf"].quantile(0.5).item()
+    for attack in (RayS(200), RandomNoise(3)):
+        found = attack(classifier.eval(), images, labels, eps)
+        assert not (found == images).flatten(1).all(1).any(), "an image was left alone at the first wrong answer"
+
+
+def test_a_new_attack_is_one_file_and_one_line(monkeypatch):
+    """It is chosen by name, listed, measured over eps and compared by the checks like every other."""
+    monkeypatch.setattr("sightline.attacks.ATTACKS", {"one-by-one": OneByOne, **ATTACKS})
+    attack = make_attack("one-by-one:5", norm="l2", early_stop=False)
+    assert attack == OneByOne(5, "l2", early_stop=False)
+    classifier, images, labels, distances = plane()
+    found = make_attack("one-by-one:40")(classifier, images, labels, 0.05)
+    clear = (distances["linf"] - 0.05).abs() > 0.005
+    assert torch.equal(is_correct(classifier, found, labels)[clear], (distances["linf"] > 0.05)[clear])
+    assert default_attack(classifier, steps=7) == OneByOne(7)
+    assert find_attack("decision", norm="l2") is None
+    with pytest.raises(RecipeError, match="eps is 8"):
+        attack(classifier, images, labels, 8.5)
+    with pytest.raises(GradientError, match="OneByOne follows the gradient"):
+        attack(fit_baseline(split(load_dataset("digits", GEOMETRY), seed=1), "decision-tree"), *some(), 0.1)
+
+
 # The adversarial-robustness-toolbox
 
 
@@ -452,8 +580,7 @@ def test_a_perturbation_of_wrong_images_is_none():
 
 def test_soft_labels_are_attacked_too():
     """Training mixes images: the gradient of a mixture is the mixture of gradients."""
-    from sightline.attacks.gradient import loss_gradient
-    from sightline.attacks.losses import cross_entropy_loss
+    from sightline.attacks.gradient import cross_entropy_loss, loss_gradient
 
     images, labels = some(count=10)
     soft = 0.7 * F.one_hot(labels, 10).float() + 0.3 * F.one_hot((labels + 1) % 10, 10).float()

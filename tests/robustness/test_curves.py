@@ -17,15 +17,14 @@ from sightline.data.splits import split
 from sightline.errors import DataError, GradientError, RecipeError
 from sightline.evaluation import evaluate
 from sightline.metrics import wilson
-from sightline.robustness import attack_run as run_attack
 from sightline.robustness import (
+    adaptive,
     check_masking,
-    masking,
     masking_remarks,
     robust_curve,
 )
-from sightline.robustness.attack_run import parse_epsilons
-from sightline.robustness.plots import draw_examples, draw_robust_curve, draw_robustness
+from sightline.robustness import attack_run as run_attack
+from sightline.robustness.attack_run import draw_examples, draw_robust_curve, draw_robustness, parse_epsilons
 from sightline.runs import open_subject, sample_images
 from sightline.training import train
 from sightline.training.recipe import Recipe
@@ -36,7 +35,7 @@ WRITTEN = {"robustness.json", "robustness.png"}
 @pytest.fixture(autouse=True)
 def _fewer_queries(monkeypatch):
     """The black-box attack of the checks, for a shorter time."""
-    monkeypatch.setattr(masking, "MASKING_QUERIES", 150)
+    monkeypatch.setattr(adaptive, "MASKING_QUERIES", 150)
 
 
 def part(count=200, classes=10):
@@ -113,8 +112,7 @@ def test_findings_are_json_and_say_what_was_found():
     values = json.loads(json.dumps(found.values, allow_nan=False))
     assert values["attack"].startswith("PGD(steps=10")
     assert values["robust_accuracy"] == values["points"][-1]["accuracy"] < values["accuracy"]
-    bounds = values["points"][1]["intervals"]["accuracy"]
-    assert bounds["low"] <= bounds["value"] == values["points"][1]["accuracy"] <= bounds["high"]
+    assert values["points"][1]["low"] <= values["points"][1]["accuracy"] <= values["points"][1]["high"]
     assert f"{values['robust_accuracy']:.1%}" in found.remarks[0].text
 
 

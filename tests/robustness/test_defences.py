@@ -34,7 +34,6 @@ from sightline.robustness.adaptive import (
     attack_view,
     evaluate_adaptive,
     has_defences,
-    is_stochastic_classifier,
     strip_defences,
 )
 from sightline.training.gradients import is_stochastic
@@ -187,10 +186,10 @@ def test_noise_is_fresh_in_training_and_under_attack_only():
 @pytest.mark.parametrize(
     ("how", "steps"),
     [
-        ("median:3+fitted", "Median Normalise"),
-        ("jpeg:60", "Jpeg"),
-        ("bits:bits=3+noise:0.05:kind=uniform+gcn", "Bits Noise Contrast"),
-        ("median+zca:eps=0.1", "Median Zca"),
+        ("median:3+fitted", "MedianFilter Normalise"),
+        ("jpeg:60", "JpegFilter"),
+        ("bits:bits=3+noise:0.05:kind=uniform+gcn", "BitDepthFilter NoiseFilter ContrastNormalise"),
+        ("median+zca:eps=0.1", "MedianFilter Zca"),
     ],
 )
 def test_words_of_filters(how, steps):
@@ -332,8 +331,8 @@ def test_defences_survive_save_and_load_bit_for_bit(name, classes, tmp_path):
         assert not torch.equal(again(pixels), strip_defences(one)(pixels))
     assert has_defences(again)
     assert not has_defences(strip_defences(again))
-    assert is_stochastic_classifier(again) == (name in ("noise", "weights"))
-    assert is_stochastic(again) == is_stochastic_classifier(again), "replicas would draw in no certain order"
+    assert again.stochastic == (name in ("noise", "weights"))
+    assert is_stochastic(again) == again.stochastic, "replicas would draw in no certain order"
     (answer, same) = (again.predict(np.full((28, 28, 1), 99, np.uint8)) for _ in range(2))
     assert answer == same
 
@@ -344,7 +343,7 @@ def test_a_trained_run_keeps_its_defences(tmp_path, cli):
     done = cli("train", "digits", *words, "--weight-noise", "0.2", "--out", tmp_path / "run", "--json")
     assert done.code == 0, done.err
     run = reopen(tmp_path / "run", device="cpu")
-    assert type(run.classifier.preprocessing.steps[0]).__name__ == "Noise"
+    assert type(run.classifier.preprocessing.steps[0]).__name__ == "NoiseFilter"
     alpha = alpha_of(run.classifier.network)
     assert not torch.equal(alpha, torch.full_like(alpha, 0.2)), "training adjusts it"
     assert run.recipe.weight_noise == 0.2
@@ -439,7 +438,7 @@ def test_an_attacker_who_knows_does_no_worse(digits, steps, alpha):
     if alpha is None and not isinstance(steps[0], NoiseFilter):
         assert found.eot == found.adaptive, "nothing is random: there is nothing to average"
     value = found.as_json()
-    assert value.keys() == {"eps", "draws", "n", "clean", "unaware", "aware", "averaged"}
+    assert value.keys() == {"eps", "draws", "n", "clean", "oblivious", "adaptive", "eot"}
     assert json.loads(json.dumps(value))["clean"]["value"] == found.clean.value
 
 

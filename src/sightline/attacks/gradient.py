@@ -1,33 +1,60 @@
-"""Attacks that climb the loss by its gradient to the pixels: one step (FGSM) or many (PGD)."""
+"""Attacks that follow the gradient of a loss to the pixels, in one step (FGSM) or many (PGD), and those losses."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from .. import runtime
 from ..checks import check_int, check_positive
 from ..choose import lookup
-from ..classifier import Classifier, frozen_eval
-from .base import BALLS, Ball, check_eps, check_norm
-from .losses import (
-    ATTACK_LOSSES,
-    AttackLoss,
-    StopCondition,
-    cross_entropy_loss,
-    is_correct,
-    require_gradient,
-)
+from ..classifier import Classifier
+from .base import BALLS, Attack, Ball, check_norm, is_correct
+
+AttackLoss = Callable[[Float[Tensor, "B K"], Tensor], Float[Tensor, " B"]]
+"""(logits, labels) -> the loss of each image, which the attack maximises."""
+
+StopCondition = Callable[[Float[Tensor, "B K"], Tensor], Bool[Tensor, " B"]]
+"""(logits, labels) -> whether each image is where the attack wants it."""
+
+
+def cross_entropy_loss(logits: Float[Tensor, "B K"], labels: Tensor) -> Float[Tensor, " B"]:
+    """-log p of the label, or of each label by its share where labels are soft."""
+    return F.cross_entropy(logits, labels, reduction="none")
+
+
+def margin_loss(logits: Float[Tensor, "B K"], labels: Tensor) -> Float[Tensor, " B"]:
+    """The largest other logit minus the label's: above 0 exactly where the answer is wrong."""
+    own = logits.gather(1, labels.unsqueeze(1)).squeeze(1)
+    return logits.scatter(1, labels.unsqueeze(1), float("-inf")).amax(1) - own
+
+
+def dlr_loss(logits: Float[Tensor, "B K"], labels: Tensor) -> Float[Tensor, " B"]:
+    """The difference of logits ratio: the margin over the gap from the first to the third logit.
+
+    Croce and Hein 2020, equation 6. Unlike cross-entropy it keeps a gradient where the classifier is confident. Below
+    four classes it means little and is the plain margin.
+    """
+    if logits.shape[1] < 4:
+        return margin_loss(logits, labels)
+    top = logits.topk(3, 1).values
+    return margin_loss(logits, labels) / (top[:, 0] - top[:, 2] + 1e-12)
+
+
+ATTACK_LOSSES = {"cross-entropy": cross_entropy_loss, "margin": margin_loss, "dlr": dlr_loss}
+"""Name -> the loss that a gradient attack maximises."""
 
 
 def loss_gradient(
     classifier: Classifier, at: Float[Tensor, "B C H W"], against: Tensor, loss: AttackLoss
 ) -> tuple[Float[Tensor, "B C H W"], Float[Tensor, "B K"], Float[Tensor, " B"]]:
-    """The gradient of each image's loss to its pixels, the logits and the losses; no weight gets a gradient.
+    """The gradient of each image's loss to its pixels, the logits and the losses; weights get no gradient.
 
-    One pass forward and back for all images: in eval mode none of them touches another's loss.
+    One forward and one backward pass for all images: in eval mode no image affects the loss of another.
     """
     at.requires_grad_()
     logits = classifier(at).float()
@@ -48,10 +75,10 @@ def gradient_ascent(
     steps: int,
     until: StopCondition | None = None,
 ) -> Float[Tensor, "B C H W"]:
-    """``steps`` steps of ``size`` up the loss, from ``at`` (overwritten), never leaving the ball.
+    """``steps`` steps of ``size`` up the loss from ``at``, which is overwritten, each projected into the ball.
 
-    An image for which ``until(logits, against)`` holds at the beginning of a step stays there, and is not worked
-    on any more. Call it within ``frozen_eval``.
+    An image for which ``until(logits, against)`` holds at the beginning of a step stays there and leaves the batch.
+    Call it within ``frozen_eval``.
     """
     whole, rows = None, torch.arange(len(at), device=at.device)
     for _ in range(steps):
@@ -71,12 +98,12 @@ def gradient_ascent(
 
 
 def is_fooled(logits: Float[Tensor, "B K"], labels: Tensor) -> Bool[Tensor, " B"]:
-    """Where the answer is not the label."""
+    """Whether the answer is not the label."""
     return logits.argmax(1) != labels
 
 
 def is_target_reached(logits: Float[Tensor, "B K"], labels: Tensor) -> Bool[Tensor, " B"]:
-    """Where the answer is the label."""
+    """Whether the answer is the wanted label."""
     return logits.argmax(1) == labels
 
 
@@ -85,14 +112,13 @@ def _negate(loss: AttackLoss) -> AttackLoss:
 
 
 @dataclass(frozen=True)
-class FGSM:
-    """One step of eps by the sign of the gradient (Goodfellow et al. 2015): quick, and easily resisted.
+class FGSM(Attack):
+    """Fast gradient sign method: one step of eps along the sign of the gradient (Goodfellow et al. 2015).
 
-    ``early_stop`` leaves images alone that are answered wrongly as they are; ``targeted`` takes labels for the
-    answers wanted.
+    ``early_stop`` leaves images unchanged that are misclassified already; ``targeted`` takes the wanted labels.
     """
 
-    needs_gradient: ClassVar[bool] = True
+    kind: ClassVar = "one-step"
     norm: str = "linf"
     targeted: bool = False
     early_stop: bool = True
@@ -101,38 +127,28 @@ class FGSM:
         """Raise ChoiceError for an unknown norm."""
         check_norm(self.norm)
 
-    def __call__(
-        self,
-        classifier: Classifier,
-        images: Float[Tensor, "B C H W"],
-        labels: Int[Tensor, " B"],
-        eps: float,
+    def run(
+        self, classifier: Classifier, images: Float[Tensor, "B C H W"], labels: Int[Tensor, " B"], eps: float
     ) -> Float[Tensor, "B C H W"]:
-        """The images, moved; RecipeError for an impossible eps, GradientError where there are no gradients."""
-        check_eps(eps, images, self.norm)
-        require_gradient(classifier, "FGSM")
-        if not eps:
-            return images
+        """One step of size eps."""
         ball = BALLS[self.norm](images, eps)
         loss, goal = (
             (_negate(cross_entropy_loss), is_target_reached) if self.targeted else (cross_entropy_loss, is_fooled)
         )
         until = goal if self.early_stop else None
-        with frozen_eval(classifier):
-            return gradient_ascent(classifier, ball, images.clone(), labels, loss, size=eps, steps=1, until=until)
+        return gradient_ascent(classifier, ball, images.clone(), labels, loss, size=eps, steps=1, until=until)
 
 
 @dataclass(frozen=True)
-class PGD:
-    """Steps up the gradient from a random start, never leaving the ball (Madry et al. 2018): the standard attack.
+class PGD(Attack):
+    """Projected gradient descent from a random start: the standard attack (Madry et al. 2018).
 
-    ``step`` is in pixels (2.5 eps / steps where not given); each of ``restarts`` attacks what the one before did
-    not fool. ``loss``: cross-entropy, margin or dlr. ``early_stop`` leaves an image where it is first fooled,
-    which saves work and never fools fewer; False gives the last step's image, as published. ``seed`` None draws
-    from torch's global generator.
+    ``step`` is in pixels, by default 2.5 eps / steps. Each of ``restarts`` attacks what the one before did not fool.
+    ``loss`` is cross-entropy, margin or dlr. ``early_stop`` leaves an image where it is first misclassified, which
+    saves work and never fools fewer; False returns the last step's image, as published. ``targeted`` takes the
+    wanted labels. ``seed`` None draws from torch's global generator.
     """
 
-    needs_gradient: ClassVar[bool] = True
     steps: int = 40
     step: float | None = None
     restarts: int = 1
@@ -144,7 +160,7 @@ class PGD:
     seed: int | None = 0
 
     def __post_init__(self) -> None:
-        """Raise ValueError or ChoiceError for a field that cannot be."""
+        """Raise ValueError or ChoiceError for an impossible field."""
         check_norm(self.norm)
         lookup(ATTACK_LOSSES, self.loss, "loss of an attack")
         check_int("steps", self.steps, 1)
@@ -152,52 +168,36 @@ class PGD:
         if self.step is not None:
             check_positive("step", self.step)
 
-    def __call__(
-        self,
-        classifier: Classifier,
-        images: Float[Tensor, "B C H W"],
-        labels: Int[Tensor, " B"],
-        eps: float,
+    def run(
+        self, classifier: Classifier, images: Float[Tensor, "B C H W"], labels: Int[Tensor, " B"], eps: float
     ) -> Float[Tensor, "B C H W"]:
-        """The images, moved; RecipeError for an impossible eps, GradientError where there are no gradients."""
-        check_eps(eps, images, self.norm)
-        require_gradient(classifier, "PGD")
-        if not eps:
-            return images
-        with frozen_eval(classifier):
-            found, ball = images.clone(), BALLS[self.norm](images, eps)
-            left = torch.arange(len(images), device=images.device)
-            if self.early_stop:
-                left = self._unfinished_rows(classifier, images, labels)
-            for restart in range(self.restarts):
-                if not len(left):
-                    break
-                found[left] = self._attack_rows(classifier, ball, left, labels[left], restart)
-                if restart + 1 < self.restarts:
-                    left = left[self._unfinished_rows(classifier, found[left], labels[left])]
+        """``steps`` steps from each start; an image's start does not depend on the other images."""
+        loss, goal = ATTACK_LOSSES[self.loss], is_fooled
+        if self.targeted:
+            loss, goal = _negate(loss), is_target_reached
+        found, whole = images.clone(), BALLS[self.norm](images, eps)
+        left = torch.arange(len(images), device=images.device)
+        if self.early_stop:
+            left = self._unfinished_rows(classifier, images, labels)
+        for restart in range(self.restarts):
+            if not len(left):
+                break
+            generator = None if self.seed is None else runtime.make_generator(self.seed, restart)
+            found[left] = gradient_ascent(
+                classifier,
+                whole.select(left),
+                (whole.random(generator) if self.random_start else whole.images)[left],
+                labels[left],
+                loss,
+                size=self.step or 2.5 * eps / self.steps,
+                steps=self.steps,
+                until=goal if self.early_stop else None,
+            )
+            if restart + 1 < self.restarts:
+                left = left[self._unfinished_rows(classifier, found[left], labels[left])]
         return found
 
     def _unfinished_rows(self, classifier: Classifier, images: Tensor, labels: Tensor) -> Tensor:
         """Rows whose answer is not yet what the attack wants."""
         same = is_correct(classifier, images, labels)
         return (~same if self.targeted else same).nonzero().squeeze(1)
-
-    def _attack_rows(
-        self, classifier: Classifier, whole: Ball, left: Tensor, labels: Tensor, restart: int
-    ) -> Tensor:
-        """One climb of the rows that are left; an image's start does not depend on which others are."""
-        generator = None if self.seed is None else runtime.make_generator(self.seed, restart)
-        at = (whole.random(generator) if self.random_start else whole.images)[left]
-        loss, goal = ATTACK_LOSSES[self.loss], is_fooled
-        if self.targeted:
-            loss, goal = _negate(loss), is_target_reached
-        return gradient_ascent(
-            classifier,
-            whole.select(left),
-            at,
-            labels,
-            loss,
-            size=self.step or 2.5 * whole.eps / self.steps,
-            steps=self.steps,
-            until=goal if self.early_stop else None,
-        )

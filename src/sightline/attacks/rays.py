@@ -1,6 +1,6 @@
-"""An attack that sees nothing but answers: no logits, no gradients, as over a network."""
+"""An attack that sees only answers, neither logits nor gradients, as over a network."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 import torch
@@ -8,64 +8,59 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ..checks import check_int
-from ..classifier import Classifier, frozen_eval
-from .base import check_eps
-from .losses import is_correct
+from ..classifier import Classifier
+from .base import Attack, is_correct
 
 RADIUS_TOLERANCE = 1e-3
-"""Pixels to which a radius is known."""
+"""Precision of the searched radius, in pixels of [0, 1]."""
 
 
 @dataclass(frozen=True)
-class RayS:
-    """Answers alone, no gradients: looks for the nearest wrong answer along directions of +1 and -1 (RayS).
+class RayS(Attack):
+    """Searches the nearest wrong answer along directions of +1 and -1 (Chen and Gu 2020, arXiv 2006.12792).
 
-    Chen and Gu 2020 (arXiv 2006.12792): a direction's signs are flipped block by block, from the whole image to
-    single pixels; a flip stays where it fools at the radius reached, and the radius is then searched. L-inf only.
-    ``queries`` is the most it may ask about one image. It works on classifiers without gradients.
+    A direction's signs are flipped block by block, from the whole image to single pixels; a flip stays where it
+    fools at the radius reached, and the radius is then searched. L-inf only. ``queries`` is the most answers it asks
+    for per image. ``early_stop`` ends the search within eps; False searches on and then goes to eps where that still
+    fools. It works on classifiers without gradients.
     """
 
     needs_gradient: ClassVar[bool] = False
+    kind: ClassVar = "decision"
     queries: int = 1000
+    norm: str = field(default="linf", init=False, repr=False)
+    early_stop: bool = True
 
     def __post_init__(self) -> None:
-        """Raise ValueError for no queries."""
+        """Raise ValueError for an impossible field."""
         check_int("queries", self.queries, 1)
 
-    @property
-    def norm(self) -> str:
-        """Every pixel moves by the same amount."""
-        return "linf"
-
-    def __call__(
-        self,
-        classifier: Classifier,
-        images: Float[Tensor, "B C H W"],
-        labels: Int[Tensor, " B"],
-        eps: float,
+    @torch.no_grad()
+    def run(
+        self, classifier: Classifier, images: Float[Tensor, "B C H W"], labels: Int[Tensor, " B"], eps: float
     ) -> Float[Tensor, "B C H W"]:
-        """The images as far along the best direction as was needed, or as is allowed."""
-        check_eps(eps, images, self.norm)
-        if not eps:
-            return images
-        with frozen_eval(classifier), torch.no_grad():
-            found = images.clone()
+        """The images as far along the best direction as is needed, or allowed."""
+        found = images.clone()
+        rows = torch.arange(len(images), device=images.device)
+        if self.early_stop:
             rows = is_correct(classifier, images, labels).nonzero().squeeze(1)
-            if not len(rows):
-                return found
-            search = _RaySearch(classifier, images[rows], labels[rows], eps)
-            search.flip_block(slice(0, 0))
-            while len(search.rows) and search.within_budget(self.queries):
-                search.flip_block(search.next_block())
-            found[rows] = search.answer
+        if not len(rows):
+            return found
+        search = _RaySearch(classifier, images[rows], labels[rows], eps, early_stop=self.early_stop)
+        search.flip_block(slice(0, 0))
+        while len(search.rows) and search.within_budget(self.queries):
+            search.flip_block(search.next_block())
+        found[rows] = search.answer
         return found
 
 
 class _RaySearch:
-    """The directions and radii of a batch of images, all at the same block; what is near enough leaves."""
+    """Directions and radii of a batch of images, all at the same block; finished images leave."""
 
-    def __init__(self, classifier: Classifier, images: Tensor, labels: Tensor, eps: float) -> None:
-        self.classifier, self.eps = classifier, eps
+    def __init__(
+        self, classifier: Classifier, images: Tensor, labels: Tensor, eps: float, *, early_stop: bool
+    ) -> None:
+        self.classifier, self.eps, self.early_stop = classifier, eps, early_stop
         self.images, self.labels = images, labels
         self.rows = torch.arange(len(images), device=images.device)
         self.answer = images.clone()
@@ -85,7 +80,7 @@ class _RaySearch:
         return slice(start, start + size)
 
     def flip_block(self, block: slice) -> None:
-        """Flip a block where that fools at the radius reached (at first: any); search how near it still does."""
+        """Flip a block where that fools at the radius reached (at first: any radius), and search the smallest radius."""
         tried = self.signs.clone()
         tried[:, block] *= -1
         good = self._is_fooled(tried, self.radius.clamp(max=1.0), torch.ones_like(self.rows, dtype=torch.bool))
@@ -97,10 +92,11 @@ class _RaySearch:
             low = torch.where(open_ & ~nearer, middle, low)
         self.signs[good] = tried[good]
         self.radius = torch.where(good, high, self.radius)
-        self._finish(self.radius <= self.eps)
+        if self.early_stop:
+            self._finish(self.radius <= self.eps)
 
     def within_budget(self, queries: int) -> bool:
-        """Whether any image may still be asked about; those that may not leave with what they have."""
+        """Whether any image has queries left; the others leave with what they have."""
         self._finish(self.asked >= queries)
         return bool(len(self.rows))
 
@@ -109,7 +105,7 @@ class _RaySearch:
         return (self.images[which] + shift.view_as(self.images[which])).clamp_(0, 1)
 
     def _is_fooled(self, signs: Tensor, radius: Tensor, asked: Bool[Tensor, " B"]) -> Bool[Tensor, " B"]:
-        """Of the images asked about, those that are answered wrongly so far along these directions."""
+        """Which of the images ``asked`` about are misclassified at this radius along these directions."""
         found = torch.zeros_like(asked)
         found[asked] = ~is_correct(self.classifier, self._images_at(signs, radius, asked), self.labels[asked])
         self.asked += asked
@@ -118,7 +114,11 @@ class _RaySearch:
     def _finish(self, done: Bool[Tensor, " B"]) -> None:
         if not done.any():
             return
-        self.answer[self.rows[done]] = self._images_at(self.signs, self.radius.clamp(max=self.eps), done)
+        found = self._images_at(self.signs, self.radius.clamp(max=self.eps), done)
+        if not self.early_stop:
+            far = self._images_at(self.signs, torch.full_like(self.radius, self.eps), done)
+            found = torch.where(is_correct(self.classifier, far, self.labels[done]).view(-1, 1, 1, 1), found, far)
+        self.answer[self.rows[done]] = found
         on = ~done
         self.images, self.labels, self.rows = self.images[on], self.labels[on], self.rows[on]
         self.signs, self.radius, self.asked = self.signs[on], self.radius[on], self.asked[on]

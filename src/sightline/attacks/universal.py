@@ -1,4 +1,4 @@
-"""One change for all images: made on some, it fools on others."""
+"""One change for all images: fitted on some, it fools on others."""
 
 from dataclasses import dataclass, field
 from typing import ClassVar
@@ -10,79 +10,64 @@ from torch import Tensor
 from .. import runtime
 from ..checks import check_int
 from ..classifier import Classifier, frozen_eval
-from .base import BALLS, check_eps, check_norm
-from .gradient import loss_gradient
-from .losses import cross_entropy_loss, require_gradient
+from .base import BALLS, Attack, check_eps, check_norm, require_gradient
+from .gradient import cross_entropy_loss, loss_gradient
 
 MAX_IMAGE_LOSS = 9.0
-"""Cross-entropy above which an image counts no more: it is fooled, and must not hide the others."""
+"""Cross-entropy at which an image stops counting, so that images already fooled do not drown the others."""
 
 
 @dataclass(frozen=True, eq=False)
-class UniversalPerturbation:
-    """A change that is added to every image: an attack that looks at nothing."""
+class UniversalPerturbation(Attack):
+    """A fixed change that is added to every image, scaled down where ``eps`` is below its own."""
 
     needs_gradient: ClassVar[bool] = False
+    kind: ClassVar = "universal"
     change: Float[Tensor, "1 C H W"] = field(repr=False)
     eps: float
     norm: str = "linf"
 
-    def __call__(
-        self,
-        classifier: Classifier,
-        images: Float[Tensor, "B C H W"],
-        labels: Int[Tensor, " B"],
-        eps: float,
+    def run(
+        self, classifier: Classifier, images: Float[Tensor, "B C H W"], labels: Int[Tensor, " B"], eps: float
     ) -> Float[Tensor, "B C H W"]:
-        """The images with the change, made smaller where ``eps`` is below its own."""
+        """The images with the change."""
         del classifier, labels
-        check_eps(eps, images, self.norm)
-        return (images + self.change * min(1.0, eps / self.eps)).clamp(0, 1) if eps else images
+        return (images + self.change * min(1.0, eps / self.eps)).clamp(0, 1)
 
 
 @dataclass(frozen=True)
-class Universal:
+class Universal(Attack):
     """One change for all images, by stochastic gradient ascent (Shafahi et al. 2018, Algorithm 1).
 
-    ``fit`` makes it on some images, for others; called as an attack it is made on the very images it is put on.
-    ``steps`` of eps / 10 by batches of ``batch_size``.
+    ``fit`` makes it on some images, for others; called as an attack it is fitted on the very images it attacks.
+    ``steps`` steps of eps / 10, each on ``batch_size`` images.
     """
 
-    needs_gradient: ClassVar[bool] = True
+    kind: ClassVar = "universal"
+    fits: ClassVar[bool] = True
     steps: int = 100
     batch_size: int = 128
     norm: str = "linf"
     seed: int = 0
 
     def __post_init__(self) -> None:
-        """Raise ValueError or ChoiceError for a field that cannot be."""
+        """Raise ValueError or ChoiceError for an impossible field."""
         check_norm(self.norm)
         check_int("steps", self.steps, 1)
         check_int("batch_size", self.batch_size, 1)
 
-    def __call__(
-        self,
-        classifier: Classifier,
-        images: Float[Tensor, "B C H W"],
-        labels: Int[Tensor, " B"],
-        eps: float,
+    def run(
+        self, classifier: Classifier, images: Float[Tensor, "B C H W"], labels: Int[Tensor, " B"], eps: float
     ) -> Float[Tensor, "B C H W"]:
-        """The images with the change made for them."""
-        check_eps(eps, images, self.norm)
-        if not eps:
-            return images
+        """The images with the change fitted on them."""
         return self.fit(classifier, images, labels, eps)(classifier, images, labels, eps)
 
     def fit(
-        self,
-        classifier: Classifier,
-        images: Float[Tensor, "N C H W"],
-        labels: Int[Tensor, " N"],
-        eps: float,
+        self, classifier: Classifier, images: Float[Tensor, "N C H W"], labels: Int[Tensor, " N"], eps: float
     ) -> UniversalPerturbation:
         """The change that fools on these images; GradientError for a classifier without gradients."""
         check_eps(eps, images, self.norm)
-        require_gradient(classifier, "A universal perturbation")
+        require_gradient(classifier, type(self).__name__)
         ball = BALLS[self.norm]
         generator = runtime.make_generator(self.seed)
         with frozen_eval(classifier):

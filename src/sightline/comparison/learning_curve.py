@@ -84,12 +84,14 @@ class LearningCurve:
                     "share": size.share,
                     "images": size.images,
                     "accuracy": size.accuracy.value,
-                    "intervals": {"accuracy": size.accuracy.as_json()},
+                    "low": size.accuracy.low,
+                    "high": size.accuracy.high,
+                    "n": size.accuracy.n,
                     "seeds": list(size.seed_accuracies),
                 }
                 for size in self.points
             ],
-            "gain": self.gain.as_json(),
+            "gain": {"value": self.gain.value, "low": self.gain.low, "high": self.gain.high, "n": self.gain.n},
             "doubled": self.accuracy_at_double,
             "sentence": self.sentence,
         }

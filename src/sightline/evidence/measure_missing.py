@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import progress
+from ..attacks import default_attack
 from ..errors import SightlineError
 from ..evaluation import evaluate_groups_run, evaluate_run, evaluate_uncertainty_run
 from ..explanation import explain_answers_run
@@ -43,14 +44,8 @@ def _sureness(run: Run, images: int) -> None:
 
 
 def _attack(run: Run, images: int) -> None:
-    if not run.classifier.differentiable:
-        attack_run(
-            run.folder, by="rays", eps=_radius(run), limit=images, checks=False, device=str(run.classifier.device)
-        )
-    else:
-        attack_run(
-            run.folder, by=f"pgd:{ATTACK_STEPS}", eps=_radius(run), limit=images, device=str(run.classifier.device)
-        )
+    attack = default_attack(run.classifier, steps=ATTACK_STEPS)
+    attack_run(run.folder, by=attack, eps=_radius(run), limit=images, device=str(run.classifier.device))
 
 
 def _radius(run: Run) -> float:
@@ -103,7 +98,7 @@ def measure_missing_evidence(
 
 def _images_in_time(run: Run, task: Measurement, time_left: float) -> int:
     """Images for which the time is enough, at the speed of the run's own test."""
-    each = float((load_evidence(run.folder).measured.get("efficiency") or {}).get("seconds_per_image") or 0.001)
+    each = float(load_evidence(run.folder).measured.get("seconds_per_image") or 0.001)
     return LEAST if not task.answers else int(min(MOST, max(LEAST, time_left / (each * task.answers))))
 
 

@@ -1,11 +1,19 @@
-"""What breaks it? Attacks over eps, and whether to believe what they say."""
+"""What breaks it? Robust accuracy over eps, adaptive attacks, corruptions, and certified radii."""
 
-from .adaptive import AdaptiveEvaluation, EOTClassifier, attack_view, evaluate_adaptive, strip_defences
+from .adaptive import (
+    AdaptiveEvaluation,
+    EOTClassifier,
+    MaskingCheck,
+    attack_view,
+    check_masking,
+    evaluate_adaptive,
+    masking_remarks,
+    strip_defences,
+)
 from .attack_run import attack_run
 from .corruption_benchmark import CorruptionResult, corrupt_run, evaluate_corruptions
 from .corruption_kernels import SEVERITIES
 from .corruptions import CORRUPTIONS
-from .masking import MaskingCheck, check_masking, masking_remarks
 from .robust_accuracy import CurvePoint, RobustCurve, robust_curve
 from .smoothing import ABSTAINS, Certificate, certify, predict_smoothed
 

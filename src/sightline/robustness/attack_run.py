@@ -1,14 +1,16 @@
-"""Attacking a run: the curve over eps, whether to believe it, and a picture, written where the page finds them."""
+"""Attack a run: robust accuracy over eps, checks for masked gradients, and a picture, written into the run."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from jaxtyping import Float
+from numpy import ndarray
 
 from .. import progress
 from ..attacks import Attack, format_eps, make_attack, parse_eps, require_gradient
@@ -17,16 +19,22 @@ from ..data import to_tensor
 from ..errors import RecipeError
 from ..files import atomic_replace, write_json
 from ..inference import match_labels
+from ..pictures import PALETTE, contact_sheet
 from ..runs import Subject, open_subject, sample_images
 from ..types import Findings
-from .masking import check_masking, masking_remarks
-from .plots import draw_robustness
-from .robust_accuracy import RobustCurve, describe_attack, robust_curve, sort_epsilons
+from .adaptive import check_masking, masking_remarks
+from .robust_accuracy import AttackExample, RobustCurve, describe_attack, robust_curve, sort_epsilons
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 ROBUSTNESS_FILE, ROBUSTNESS_PICTURE = "robustness.json", "robustness.png"
 
 MAX_MASKING_IMAGES = 100
-"""Images on which masking is looked for."""
+"""Images that the checks for masked gradients use, at most."""
+
+EXAMPLE_CELL = 112
+"""Side of an example image in the picture, in pixels."""
 
 Epsilons = str | float | Sequence[float]
 
@@ -43,12 +51,18 @@ def attack_run(
     device: str = "auto",
     out: Path | None = None,
 ) -> Findings:
-    """Robust accuracy of a run (or bundle) on its test images (or those of ``data``), about ``limit`` of them.
+    """Measure the robust accuracy of a run or bundle, on its own test images or on those of ``data``.
 
-    ``eps`` is in pixels of [0, 1]: one (8 / 255, or "8/255"), of which a quarter and a half are measured too, or
-    several ("2/255,8/255"). With ``checks`` also signs of masked gradients are looked for. A run keeps the
-    numbers, attack by attack, in ``robustness.json``, and the last picture in ``robustness.png``; ``out`` gets the
-    picture too. Raises SightlineError, each with its remedy, before any work where it cannot be done.
+    Args:
+        by: an attack, or its name with arguments: "pgd:40:restarts=5".
+        eps: radii in pixels of [0, 1]. For a single one (8 / 255, or "8/255") a quarter and a half of it are measured
+            too; several are given as "2/255,8/255".
+        limit: about how many images, each class in its share; None for all.
+        checks: also look for signs of masked gradients.
+        out: a file for the picture.
+
+    A run keeps the figures of each attack in ``robustness.json`` and the last picture in ``robustness.png``. Raises
+    SightlineError before any work.
     """
     chosen, radii = make_attack(by), parse_epsilons(eps)
     if chosen.needs_gradient:
@@ -66,7 +80,7 @@ def attack_run(
 
 
 def parse_epsilons(eps: Epsilons) -> list[float]:
-    """The radii meant: of a single one also a quarter and a half. Raises RecipeError for what is no radius.
+    """The radii, in rising order; for a single one a quarter and a half of it too. Raises RecipeError for no radius.
 
     >>> epsilons("0.3")
     [0.075, 0.15, 0.3]
@@ -83,7 +97,7 @@ def parse_epsilons(eps: Epsilons) -> list[float]:
 
 
 def _add_masking_checks(curve: RobustCurve, subject: Subject, seed: int) -> Findings:
-    """The curve's findings with what the checks for masking say, at the largest eps."""
+    """The curve's findings and those of the checks for masked gradients, at the largest eps."""
     found, classifier = curve.findings(), subject.classifier
     if not classifier.differentiable:
         return found
@@ -97,26 +111,77 @@ def _add_masking_checks(curve: RobustCurve, subject: Subject, seed: int) -> Find
     return replace(found, values={**found.values, **values}, remarks=(*found.remarks, *said))
 
 
-def load_robustness(folder: Path) -> dict[str, Any]:
-    """What a run's ``robustness.json`` holds, by attack; empty where there is none to read."""
+def _write_results(folder: Path | None, found: Findings, curve: RobustCurve, out: Path | None) -> None:
+    """Save the picture, and in a run's folder the figures beside those of other attacks."""
+    picture = draw_robustness(curve)
+    for place in [*([folder / ROBUSTNESS_PICTURE] if folder else []), *([out] if out else [])]:
+        with atomic_replace(place) as temporary:
+            picture.save(temporary)
+    if folder is None:
+        return
+    attacks: dict[str, Any] = {}
     with suppress(OSError, ValueError):
         content = json.loads((folder / ROBUSTNESS_FILE).read_text(encoding="utf-8"))
         if isinstance(content, dict) and isinstance(content.get("attacks"), dict):
-            return content["attacks"]
-    return {}
+            attacks = content["attacks"]
+    attacks[found.values["attack"]] = {**found.values, "remarks": [vars(remark) for remark in found.remarks]}
+    write_json(folder / ROBUSTNESS_FILE, {"attacks": attacks})
 
 
-def findings_json(found: Findings) -> Mapping[str, Any]:
-    """The findings as one object."""
-    return {**found.values, "remarks": [vars(remark) for remark in found.remarks]}
+def draw_robustness(curve: RobustCurve) -> "Image":
+    """The robust accuracy over eps and, below it, misclassified images: before, the enlarged change, after."""
+    from PIL import Image
+
+    above = draw_robust_curve(curve)
+    if not curve.examples:
+        return above
+    below = draw_examples(curve.examples)
+    width = max(above.width, below.width)
+    whole = Image.new("RGB", (width, above.height + below.height), PALETTE["paper"])
+    whole.paste(above, (0, 0))
+    whole.paste(below, (0, above.height))
+    return whole
 
 
-def _write_results(folder: Path | None, found: Findings, curve: RobustCurve, out: Path | None) -> None:
-    places = [*([folder / ROBUSTNESS_PICTURE] if folder else []), *([out] if out else [])]
-    picture = draw_robustness(curve)
-    for place in places:
-        with atomic_replace(place) as temporary:
-            picture.save(temporary)
-    if folder is not None:
-        attacks = {**load_robustness(folder), found.values["attack"]: dict(findings_json(found))}
-        write_json(folder / ROBUSTNESS_FILE, {"attacks": attacks})
+def draw_examples(examples: tuple[AttackExample, ...]) -> "Image":
+    """Three rows: the images, their changes (grey is none, black and white the largest), the attacked images."""
+    shown = list(examples)
+    enlarged = []
+    for one in shown:
+        change: Float[ndarray, "H W C"] = one.attacked - one.original.astype(np.float32) / 255
+        most = max(float(np.abs(change).max()), 1e-6)
+        enlarged.append(((change / most + 1) / 2 * 255).round().astype(np.uint8))
+    after = [(one.attacked * 255).round().astype(np.uint8) for one in shown]
+    captions = [one.label for one in shown]
+    captions += [f"eps {format_eps(one.eps)}" for one in shown]
+    captions += [one.label for one in shown]
+    notes = ["" for _ in range(2 * len(shown))] + [f"→ {one.answer} ({one.confidence:.0%})" for one in shown]
+    images = [*(one.original for one in shown), *enlarged, *after]
+    return contact_sheet(images, captions, columns=len(shown), cell=EXAMPLE_CELL, notes=notes)
+
+
+def draw_robust_curve(curve: RobustCurve) -> "Image":
+    """Robust accuracy over eps with its 95 % intervals."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from PIL import Image
+
+    figure = Figure(figsize=(6.2, 3.0), dpi=144, layout="constrained", facecolor=PALETTE["paper"])
+    panel = figure.subplots()
+    radii = [one.eps for one in curve.points]
+    values = [one.accuracy.value for one in curve.points]
+    low = [one.accuracy.low for one in curve.points]
+    high = [one.accuracy.high for one in curve.points]
+    panel.fill_between(radii, low, high, color=PALETTE["blue"], alpha=0.18, linewidth=0, label="95 % interval")
+    panel.plot(radii, values, color=PALETTE["blue"], marker="o", markersize=5, label="classified correctly")
+    panel.set_xticks(radii, [format_eps(one) for one in radii])
+    panel.yaxis.set_major_formatter(lambda value, _: f"{value * 100:.4g} %")
+    what = "largest change of a pixel" if curve.attack.norm == "linf" else "length of the change"
+    panel.set(xlabel=f"{what} (eps)", ylim=(0, 1.02))
+    for side in ("top", "right"):
+        panel.spines[side].set_visible(False)
+    panel.grid(axis="y", color=PALETTE["line"], linewidth=0.7)
+    panel.legend(frameon=False, fontsize=8)
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")

@@ -1,49 +1,48 @@
-"""How many answers stay right as the attacker may change more: robust accuracy over eps, with its intervals."""
+"""Robust accuracy: the share of images still classified correctly under an attack, over eps, with intervals."""
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int, UInt8
 from numpy import ndarray
-from torch import Tensor
 
 from .. import progress
-from ..attacks import FGSM, PGD, Attack, Universal, check_eps, format_eps, require_gradient
+from ..attacks import Attack, check_eps, format_eps, require_gradient
 from ..classifier import Classifier
 from ..data import to_tensor
 from ..errors import RecipeError
 from ..inference import match_labels
 from ..metrics import wilson
 from ..types import Dataset, Findings, Interval, Remark
-from .adaptive import attack_view, is_stochastic_classifier
+from .adaptive import attack_view
 
 ATTACK_BATCH_SIZE = 250
-"""Images attacked at once."""
+"""Images per attacked batch."""
 
 MAX_ATTACK_EXAMPLES = 8
-"""Fooled images that are kept for a picture."""
+"""Misclassified images kept for a picture."""
 
 MAX_FITTING_IMAGES = 1000
-"""Images at most that a universal perturbation is made on."""
+"""Images that a universal perturbation is fitted on, at most."""
 
 
 @dataclass(frozen=True)
 class CurvePoint:
-    """What is left at one eps."""
+    """Robust accuracy at one eps."""
 
     eps: float
     accuracy: Interval
-    """Share still answered rightly, with Wilson's interval."""
+    """Share of images classified correctly, with Wilson's interval."""
     seconds: float
 
 
 @dataclass(frozen=True, eq=False)
 class AttackExample:
-    """An image before and after."""
+    """An image before and after a successful attack."""
 
     file: str
     eps: float
@@ -63,16 +62,16 @@ class RobustCurve:
     points: tuple[CurvePoint, ...]
     """The first is at eps 0: the accuracy without an attack."""
     broken_eps: Float[ndarray, " N"]
-    """The smallest eps tried at which each image was answered wrongly: 0 without an attack, inf never."""
+    """The smallest eps tried at which each image was misclassified: 0 without an attack, inf for never."""
     examples: tuple[AttackExample, ...] = ()
     notes: tuple[str, ...] = ()
 
     @property
     def sentence(self) -> str:
-        """What the last point says."""
+        """The result at the largest eps, in words."""
         first, last = self.points[0].accuracy, self.points[-1].accuracy
         return (
-            f"Of {first.n:,} images {first.value:.1%} are answered rightly; {last.value:.1%} "
+            f"Of {first.n:,} images {first.value:.1%} are classified correctly; {last.value:.1%} "
             f"({last.low:.1%} to {last.high:.1%}) still are when {describe_attack(self.attack)} may change "
             f"them by {format_eps(self.points[-1].eps)} ({self.attack.norm})."
         )
@@ -90,7 +89,8 @@ class RobustCurve:
                 {
                     "eps": one.eps,
                     "accuracy": one.accuracy.value,
-                    "intervals": {"accuracy": one.accuracy.as_json()},
+                    "low": one.accuracy.low,
+                    "high": one.accuracy.high,
                     "seconds": round(one.seconds, 3),
                 }
                 for one in self.points
@@ -101,9 +101,10 @@ class RobustCurve:
 
 
 def describe_attack(attack: Attack) -> str:
-    """The attack with its steps and whatever is not usual of it, as Python would make it again.
+    """The attack as Python code, with its steps and the fields that differ from their defaults.
 
-    >>> called(PGD(norm="l2"))
+    >>> from sightline.attacks import PGD
+    >>> describe_attack(PGD(norm="l2"))
     "PGD(steps=40, norm='l2')"
     """
     made: Any = attack
@@ -119,12 +120,17 @@ def robust_curve(
     *,
     fit_on: Dataset | None = None,
 ) -> RobustCurve:
-    """Attack every image at each eps, rising; what is fooled once counts as fooled at every larger eps.
+    """Attack every image at each eps, in rising order, and measure the accuracy that is left.
 
-    That is so because a larger ball holds the smaller one, and it saves attacking it again. A universal
-    perturbation is made on ``fit_on`` (at most 1,000 images of it) and tested on ``dataset``. A classifier that
-    answers at random is attacked through the mean of several draws. Raises RecipeError for an impossible eps,
-    DataError for images that do not fit the classifier, GradientError before any work.
+    An image misclassified at one eps counts as misclassified at every larger one, because the larger ball contains
+    the smaller. A stochastic classifier is attacked through the mean of several draws (EOT).
+
+    Args:
+        epsilons: radii in pixels of [0, 1], in the attack's norm.
+        fit_on: images that a universal perturbation is fitted on, at most 1,000 of them; by default ``dataset``.
+
+    Raises RecipeError for an impossible eps, DataError for images that do not fit the classifier, GradientError;
+    all before any work.
     """
     labels = match_labels(classifier, dataset)
     radii = sort_epsilons(epsilons)
@@ -132,17 +138,22 @@ def robust_curve(
         require_gradient(classifier, "This attack")
     check_eps(radii[-1], to_tensor(dataset[:1]), attack.norm)
     classifier.eval()
-    if is_stochastic_classifier(classifier) and isinstance(attack, FGSM | PGD):
-        attack = replace(attack, early_stop=False)  # one lucky draw would end the attack on an image
+    if classifier.stochastic:
+        attack = (
+            attack.without_early_stop()
+        )  # as the attack does by itself: so the findings name what was carried out
     broken = np.full(len(dataset), np.inf)
     found: list[AttackExample] = []
-    notes = _notes(attack, fit_on)
+    notes = ["The universal perturbation was fitted on the very images it was tested on."] if attack.fits else []
+    if attack.fits and fit_on is not None:
+        count = min(MAX_FITTING_IMAGES, len(fit_on))
+        notes = [f"The universal perturbation was fitted on {count:,} other images."]
     with progress.progress_bar("Attacking", len(dataset) * (len(radii) + 1)) as advance:
         points = []
         for eps in (0.0, *radii):
             started = time.perf_counter()
             left = np.flatnonzero(np.isinf(broken))
-            one = _at(classifier, fit_on or dataset, attack, eps)
+            one = _fit_attack(classifier, fit_on or dataset, attack, eps) if attack.fits and eps else attack
             advance(len(dataset) - len(left))
             for rows in np.array_split(left, range(ATTACK_BATCH_SIZE, len(left), ATTACK_BATCH_SIZE)):
                 wrong, shown = _attack_batch(
@@ -163,7 +174,7 @@ def robust_curve(
 
 
 def sort_epsilons(epsilons: Sequence[float]) -> list[float]:
-    """The radii in order, each once; RecipeError where there is none above 0."""
+    """The radii in rising order without duplicates; RecipeError unless all are above 0."""
     radii = sorted({float(eps) for eps in epsilons})
     if not radii or not radii[0] > 0:
         given = ", ".join(map(format_eps, radii)) or "nothing"
@@ -171,18 +182,8 @@ def sort_epsilons(epsilons: Sequence[float]) -> list[float]:
     return radii
 
 
-def _notes(attack: Attack, fit_on: Dataset | None) -> list[str]:
-    if not isinstance(attack, Universal):
-        return []
-    if fit_on is None:
-        return ["The universal perturbation was made on the very images it was tested on."]
-    return [f"The universal perturbation was made on {min(MAX_FITTING_IMAGES, len(fit_on)):,} other images."]
-
-
-def _at(classifier: Classifier, images: Dataset, attack: Attack, eps: float) -> Attack:
-    """The attack at one eps: a universal one is made for it first."""
-    if not isinstance(attack, Universal) or not eps:
-        return attack
+def _fit_attack(classifier: Classifier, images: Dataset, attack: Attack, eps: float) -> Attack:
+    """The attack fitted at one eps on at most MAX_FITTING_IMAGES evenly spaced images."""
     some = np.unique(np.linspace(0, len(images) - 1, MAX_FITTING_IMAGES).round().astype(np.int64))
     pixels = to_tensor(images[some], classifier.device)
     labels = torch.from_numpy(match_labels(classifier, images)[some]).to(classifier.device)
@@ -198,7 +199,7 @@ def _attack_batch(
     eps: float,
     shown: int,
 ) -> tuple[ndarray, list[AttackExample]]:
-    """Which of these rows are answered wrongly after the attack, and some of them to look at."""
+    """Which of these rows are misclassified after the attack, and examples of them."""
     if not len(rows):
         return np.zeros(0, dtype=bool), []
     originals = dataset[rows]
@@ -208,37 +209,25 @@ def _attack_batch(
     with torch.inference_mode():
         answers = classifier.probabilities(moved)
     wrong = (answers.argmax(1) != truth).cpu().numpy()
-    examples = [
-        _example(classifier, dataset, int(rows[i]), originals[i], moved[i], answers[i], int(truth[i]), eps)
-        for i in np.flatnonzero(wrong)[:shown]
-    ]
+    examples = []
+    for i in np.flatnonzero(wrong)[:shown]:
+        best = int(answers[i].argmax())
+        examples.append(
+            AttackExample(
+                file=str(dataset.files[rows[i]]),
+                eps=eps,
+                original=originals[i],
+                attacked=moved[i].permute(1, 2, 0).cpu().numpy(),
+                label=classifier.classes[int(truth[i])],
+                answer=classifier.classes[best],
+                confidence=float(answers[i, best]),
+            )
+        )
     return wrong, examples
 
 
-def _example(
-    classifier: Classifier,
-    dataset: Dataset,
-    row: int,
-    original: ndarray,
-    moved: Tensor,
-    answers: Tensor,
-    truth: int,
-    eps: float,
-) -> AttackExample:
-    best = int(answers.argmax())
-    return AttackExample(
-        file=str(dataset.files[row]),
-        eps=eps,
-        original=original,
-        attacked=moved.permute(1, 2, 0).cpu().numpy(),
-        label=classifier.classes[truth],
-        answer=classifier.classes[best],
-        confidence=float(answers[best]),
-    )
-
-
 def _select_examples(found: Sequence[AttackExample]) -> list[AttackExample]:
-    """A few examples: of as many classes as there are, the smallest change of each first."""
+    """MAX_ATTACK_EXAMPLES examples of as many classes as possible, the smallest change of each class first."""
     seen: dict[str, int] = {}
     ranked = []
     for one in sorted(found, key=lambda each: each.eps):
