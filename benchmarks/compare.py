@@ -16,7 +16,7 @@ from record import record, shared
 from sightline.comparison.model_comparison import compare
 from sightline.training.recipe import Recipe
 
-KEPT = ("entrant", "accuracy", "low", "high", "validation", "difference", "p_mcnemar", "p_holm")
+KEPT = ("entrant", "accuracy", "intervals", "validation", "difference", "p_mcnemar", "p_holm")
 KEPT += ("train_seconds", "ms_per_image", "bytes")
 
 

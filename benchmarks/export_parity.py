@@ -26,7 +26,7 @@ from record import RESULTS, Notebook, record, shared
 
 from sightline import runtime
 from sightline.classifier import Classifier
-from sightline.compression.quantize import Int8
+from sightline.compression import Int8
 from sightline.data import load_dataset, to_tensor
 from sightline.formats import TorchRunner, compare_answers, export, open_exported, write_exported
 from sightline.formats.parity import run_in_batches

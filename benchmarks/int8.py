@@ -22,7 +22,7 @@ from record import record, shared
 
 from sightline import metrics, runtime
 from sightline.classifier import Classifier
-from sightline.compression.quantize import Int8
+from sightline.compression import Int8
 from sightline.data import load_dataset
 from sightline.formats import Runner, TorchRunner, open_exported, write_exported
 from sightline.formats.parity import run_in_batches

@@ -18,7 +18,7 @@ from pruning import compared, healed, kept
 from record import record, shared
 
 from sightline.compression import LowRank
-from sightline.compression.decomposition import DECOMPOSITIONS
+from sightline.compression.lowrank import DECOMPOSITIONS
 from sightline.data import load_dataset, split
 from sightline.inference import validate
 from sightline.training import Recipe

@@ -199,7 +199,7 @@ def bundle(model: str, size: int, data: Path, work: Path, *, int8: bool = False)
     folder = work / f"served-{word}"
     if folder.exists():
         return folder
-    from sightline.compression.quantize import Int8
+    from sightline.compression import Int8
     from sightline.training import Recipe, train
 
     third = model == "resnet20" and size == 32

@@ -19,7 +19,7 @@ from record import record
 
 from sightline.training.recipe import Recipe
 from sightline.tuning import study, tune
-from sightline.tuning.study_store import StudyStore
+from sightline.tuning.trial import PruningHook
 
 OVER = ("lr=0.005..0.2", "weight_decay=1e-5..1e-2")
 
@@ -33,7 +33,7 @@ def main() -> None:
     base = Recipe(model="lenet5", epochs=asked.epochs, batch_size=64, replicas=1)
     base = base.replace(precision="float32", memory_format="contiguous")
     study._train_winner = lambda *_: None  # its training is no part of the search
-    reports = timed(StudyStore)
+    reports = time_reports()
     with TemporaryDirectory() as place:
         started = time.perf_counter()
         tuned = tune("digits", base, OVER, trials=asked.trials, out=Path(place) / "t")
@@ -53,17 +53,16 @@ def main() -> None:
     record("tuning_overhead", figures)
 
 
-def timed(journal: type[StudyStore]) -> list[float]:
-    """Make every report of an epoch leave its seconds in the list that is returned."""
-    report, seconds = journal.report, []
+def time_reports() -> list[float]:
+    """Make the report of every epoch leave its seconds in the list that is returned."""
+    after_epoch, seconds = PruningHook.after_epoch, []
 
-    def measured(*words: Any, **named: Any) -> bool:
+    def measured(self: PruningHook, state: Any) -> None:
         started = time.perf_counter()
-        answer = report(*words, **named)
+        after_epoch(self, state)
         seconds.append(time.perf_counter() - started)
-        return answer
 
-    journal.report = measured
+    PruningHook.after_epoch = measured
     return seconds
 
 

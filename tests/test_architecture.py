@@ -42,12 +42,8 @@ UNTIL_MENDED = {
         ("cli.journal", "serving.api_keys"),
         ("cli.train", "training.run"),
         ("comparison.model_comparison", "training.defaults"),
-        ("compression.fine_tuning", "training.autotune"),
-        ("compression.fine_tuning", "training.defaults"),
         ("journal.image_store", "data.codecs"),
         ("serving.limits", "data.codecs"),
-        ("tuning.study", "training.autotune"),
-        ("tuning.study", "training.defaults"),
     ]
 }
 

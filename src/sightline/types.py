@@ -187,6 +187,10 @@ class Interval:
     def __str__(self) -> str:
         return f"{self.value:.4f} [{self.low:.4f}, {self.high:.4f}] (n={self.n})"
 
+    def as_json(self) -> dict[str, float]:
+        """``{"value", "low", "high", "n"}``: the shape of an interval in every file we write."""
+        return {"value": self.value, "low": self.low, "high": self.high, "n": self.n}
+
 
 RemarkLevel = Literal["problem", "warning", "note"]
 

@@ -216,7 +216,7 @@ def test_resume_carries_an_unfinished_run_to_its_end(cli, run, tmp_path):
     assert "leave out the other flags" in refused.err
     answer = cli("train", "--resume", folder, "--json")
     assert answer.code == 0
-    assert json.loads(answer.out)["n"] == json.loads((run / "report.json").read_text())["test"]["n"]
+    assert json.loads(answer.out)["n"] == json.loads((run / "report.json").read_text())["evaluation"]["n"]
     assert Classifier.load(folder).classes == Classifier.load(run).classes
 
 
@@ -265,7 +265,7 @@ def test_check_speaks_to_programs(cli, images):
 
 
 def test_evaluate_again_gives_the_same_numbers(cli, run):
-    saved = json.loads((run / "report.json").read_text())["test"]
+    saved = json.loads((run / "report.json").read_text())["evaluation"]
     value = json.loads(cli("evaluate", run, "--json").out)
     assert value["run"] == str(run)
     assert {name: value[name] for name in ("n", "accuracy", "ece", "confusion")} == {
@@ -378,7 +378,7 @@ def test_runs_lists_the_newest_first(cli, run, tmp_path):
     (tmp_path / "not-a-run").mkdir()
     rows = json.loads(cli("runs", tmp_path, "--json").out)["runs"]
     assert [(Path(row["run"]).name, row["state"]) for row in rows] == [("new", "tested"), ("old", "trained")]
-    assert rows[0]["accuracy"] == json.loads((run / "report.json").read_text())["test"]["accuracy"]
+    assert rows[0]["accuracy"] == json.loads((run / "report.json").read_text())["evaluation"]["accuracy"]
     assert [line.split()[0] for line in cli("runs", tmp_path).out.splitlines()] == [
         "run", str(tmp_path / "new"), str(tmp_path / "old"),
     ]  # fmt: skip

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from sightline.classifier import Classifier
-from sightline.compression import COMPRESSORS, Distil, DistillationLoss, fine_tune, format_step
+from sightline.compression import COMPRESSORS, Distil, DistillationLoss, fine_tune
 from sightline.data import load_dataset
 from sightline.data.splits import split
 from sightline.ensembles import combine
@@ -133,7 +133,7 @@ def test_impossible_fields_are_refused(field):
 def test_words_name_the_student_and_its_own_arguments():
     made = COMPRESSORS["distil"]("fastcnn", width=0.25, temperature=2)
     assert made == Distil("fastcnn:width=0.25", temperature=2)
-    assert format_step(Distil()) == "distil:to=lenet5"
+    assert Distil().word() == "distil:to=lenet5"
 
 
 @pytest.fixture(scope="module")
@@ -186,7 +186,7 @@ def test_a_taught_student_answers_like_its_teacher(digits, tmp_path):
     held = replace(digits.val, labels=(digits.val.labels + 1) % 10)  # by which the best epoch is chosen
     taught = fine_tune(
         student, replace(digits, val=held), recipe.replace(seed=3), folder(tmp_path, "b"),
-        objective=step.objective(turned, CrossEntropy()), fresh=True,
+        objective=DistillationLoss(turned, CrossEntropy(), alpha=1.0), fresh=True,
     )  # fmt: skip
     answers = predict_logits(taught.classifier, digits.test)[0].argmax(1)
     wanted = (predict_logits(right, digits.test)[0].argmax(1) + 1) % 10

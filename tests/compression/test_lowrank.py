@@ -10,9 +10,8 @@ from torch import nn
 
 from helpers.pruned_classifiers import logits, make, saved_and_loaded
 from helpers.tiny_classifiers import WORDS
-from sightline.compression.changing import example_input
-from sightline.compression.decomposition import DECOMPOSITIONS, rank_for_energy
-from sightline.compression.lowrank import LowRank, fill_factors
+from sightline.compression.compressor import example_input
+from sightline.compression.lowrank import DECOMPOSITIONS, LowRank, fill_factors, rank_for_energy
 from sightline.errors import RecipeError
 from sightline.layers.factors import FACTORISATIONS, FactorisedLayer, factorise_layer
 from sightline.models import (
@@ -298,14 +297,14 @@ def test_a_network_that_reads_its_weights_itself():
 
     classifier = make("mlp:hidden=(200,)")
     classifier.network.hidden[0] = Own(classifier.network.hidden[0])
-    with pytest.raises(RecipeError, match="in a way of its own"):
+    with pytest.raises(RecipeError, match="without calling the layers"):
         LowRank("svd", budget=0.5)(classifier)
 
 
 @pytest.mark.parametrize(
     ("given", "hint"),
     [
-        ({"by": "svdd"}, "no way 'svdd'. Did you mean 'svd'"),
+        ({"by": "svdd"}, "no decomposition 'svdd'. Did you mean 'svd'"),
         ({"energy": 0}, "energy is a share"),
         ({"budget": 1.5}, "budget is a share"),
         ({"energy": 0.9, "budget": 0.5}, "give one of them"),

@@ -8,8 +8,8 @@ from torch.nn.utils import prune as torch_prune
 
 from helpers.pruned_classifiers import logits, make, pixels_of, saved_and_loaded, splits
 from helpers.tiny_classifiers import SETTLED, WORDS
-from sightline.compression.changing import example_input
-from sightline.compression.prune import PRUNING_SCOPES, Prune
+from sightline.compression.compressor import example_input
+from sightline.compression.pruning import PRUNING_SCOPES, Prune
 from sightline.errors import RecipeError
 from sightline.layers import WeightNoise
 from sightline.layers.sparse import SparseConv2d, SparseLinear, count_zeros
@@ -161,7 +161,7 @@ def test_an_unknown_scope():
 def test_a_layer_is_never_lost():
     classifier = make("lenet5", side=12)
     classifier.network.features.conv1.weight.data.mul_(1e-6)
-    with pytest.raises(RecipeError, match=r"nothing of the layer 'features.conv1'.*scope=layer"):
+    with pytest.raises(RecipeError, match=r"the whole layer 'features.conv1'.*scope=layer"):
         Prune(0.9)(classifier)
     assert count_zeros(Prune(0.9, "layer")(classifier).network)[0]
 

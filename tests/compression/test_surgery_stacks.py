@@ -7,9 +7,8 @@ import pytest
 import torch
 
 from helpers.pruned_classifiers import logits, make, saved_and_loaded, splits
-from sightline.compression.channels import Channels
 from sightline.compression.lowrank import LowRank
-from sightline.compression.prune import Prune
+from sightline.compression.pruning import Channels, Prune
 from sightline.ensembles import combine
 from sightline.errors import RecipeError
 from sightline.formats import open_exported, write_exported
@@ -31,7 +30,7 @@ def test_in_every_order(word, order, tmp_path):
     refused = "lowrank" in order[order.index("prune") :] if "prune" in order else False
     for name in order:
         if refused and name == "lowrank":
-            with pytest.raises(RecipeError, match="factorise first, and prune then"):
+            with pytest.raises(RecipeError, match="factorise first, then prune"):
                 STEPS[name](classifier, data)
             return
         before, classifier = classifier, STEPS[name](classifier, data)

@@ -5,10 +5,9 @@ import json
 import pytest
 
 from sightline.classifier import Classifier
-from sightline.compression import FineTuning, Target, compress, open_original, parse_steps, profiling
+from sightline.compression import FineTuning, Target, comparison, compress, open_original, parse_compressors
 from sightline.compression.pipeline import dry_run
 from sightline.compression.target import (
-    STRENGTH_SETTERS,
     STRENGTHS,
     TARGET_RATIOS,
     TargetSearch,
@@ -29,8 +28,8 @@ def _unexported(monkeypatch):
     def refuse(*_):
         raise RequirementNotMet("No file is written here.")
 
-    monkeypatch.setattr(profiling, "TIMING_SECONDS", 0.02)
-    monkeypatch.setattr(profiling, "write_exported", refuse)
+    monkeypatch.setattr(comparison, "TIMING_SECONDS", 0.02)
+    monkeypatch.setattr(comparison, "write_exported", refuse)
 
 
 @pytest.fixture(scope="module")
@@ -62,18 +61,18 @@ def test_a_misspelt_target_is_suggested():
 
 def test_every_strength_can_be_set():
     for word in ("prune:0.3:scope=layer", "channels:criterion=l2", "lowrank:tucker:energy=0.5"):
-        (step,) = parse_steps(word)
-        name = word.partition(":")[0]
-        changed = [STRENGTH_SETTERS[name](step, strength) for strength in STRENGTHS]
+        (step,) = parse_compressors(word)
+        changed = [step.at_strength(strength) for strength in STRENGTHS]
         assert len(set(map(repr, changed))) == len(STRENGTHS)
+    assert parse_compressors("int8")[0].at_strength(0.5) is None
     assert set(TARGET_RATIOS) == {"latency", "size", "parameters", "multiply-adds"}
 
 
 def test_the_mildest_strength_that_meets_it_is_taken(run, tmp_path):
     wanted = 0.5
     made = compress(
-        run.folder, by="channels:criterion=l2", target=f"multiply-adds={wanted}x", allowance=0.9,
-        out=tmp_path / "small", healing=FineTuning(epochs=1), device="cpu",
+        run.folder, by="channels:criterion=l2", target=f"multiply-adds={wanted}x", max_accuracy_drop=0.9,
+        out=tmp_path / "small", settings=FineTuning(epochs=1), device="cpu",
     )  # fmt: skip
     work = [
         count_multiply_adds(one.network, 1, (12, 12))
@@ -83,31 +82,31 @@ def test_the_mildest_strength_that_meets_it_is_taken(run, tmp_path):
     (step,) = made.result.steps
     place = STRENGTHS.index(step.amount)
     parent = open_original(run.folder, device="cpu")
-    milder = dry_run(parent, [STRENGTH_SETTERS["channels"](step, STRENGTHS[place - 1])])
+    milder = dry_run(parent, [step.at_strength(STRENGTHS[place - 1])])
     assert count_multiply_adds(milder.network, 1, (12, 12)) > wanted * work[0]
-    made.require()
+    made.require_target()
     assert made.search.is_met
     assert len(made.search.candidates) == 1
     value = json.loads((tmp_path / "small" / "compression.json").read_text())["target"]
     assert value["met"]
     assert value["reached"]["multiply-adds"] == pytest.approx(work[1] / work[0])
     parts = [validation_accuracy(one, run.splits.val) for one in (parent.classifier, made.run.classifier)]
-    assert value["accuracy_lost"] == pytest.approx(parts[0] - parts[1])
+    assert value["accuracy_drop"] == pytest.approx(parts[0] - parts[1])
 
 
 def test_what_nobody_can_meet_says_what_was_reached_and_keeps_it(run, tmp_path, cli):
-    words = ("--by", "channels:criterion=l2", "--target", "multiply-adds=0.1x", "--allowance", "0.03")
+    words = ("--by", "channels:criterion=l2", "--target", "multiply-adds=0.1x", "--max-accuracy-drop", "0.03")
     words += ("--epochs", "0", "--out", tmp_path / "small", "--device", "cpu", "--json")
     answer = cli("compress", run.folder, *words)
     assert answer.code == 3
     assert "is not met within 3 points of accuracy on validation: the best reaches multiply-adds 0." in answer.err
-    assert f"It is kept in '{tmp_path / 'small'}'" in answer.err
+    assert f"It is saved in '{tmp_path / 'small'}'" in answer.err
     value = json.loads(answer.out)
     assert value["run"] == str(tmp_path / "small")
     assert {"parent", "by", "original", "small", "sentences", "mcnemar_p", "agreement", "report"} <= set(value)
     target = value["target"]
     assert not target["met"]
-    tried = {one["reached"]["multiply-adds"]: one["accuracy_lost"] for one in target["tried"]}
+    tried = {one["reached"]["multiply-adds"]: one["accuracy_drop"] for one in target["tried"]}
     fine = [reached for reached, lost in tried.items() if lost <= 0.03]
     assert fine
     assert len(tried) > len(fine)
@@ -122,15 +121,22 @@ def test_compressors_without_a_strength_are_judged_as_they_are(run, tmp_path):
     asked = {"by": "int8:minmax:images=32", "target": "parameters=0.5x", "device": "cpu"}
     made = compress(run.folder, out=tmp_path / "small", **asked)
     assert len(made.search.candidates) == 1
-    with pytest.raises(RequirementNotMet, match="It is kept in"):
-        made.require()
+    with pytest.raises(RequirementNotMet, match="It is saved in"):
+        made.require_target()
     assert Classifier.load(tmp_path / "small").network.rounding is not None
 
 
 def test_costs_are_measured_once(run, tmp_path, monkeypatch):
     """A clock never says the same twice, so a search that goes on must not ask it again."""
     parent = open_original(run.folder, device="cpu")
-    asked = (parent, parse_steps("prune"), Target.parse("parameters=0.5x"), 0.9, FineTuning(epochs=0), tmp_path)
+    asked = (
+        parent,
+        parse_compressors("prune"),
+        Target.parse("parameters=0.5x"),
+        0.9,
+        FineTuning(epochs=0),
+        tmp_path,
+    )
     first = TargetSearch(*asked).run()
     monkeypatch.setattr(TargetSearch, "_measure_ratios", lambda *_: pytest.fail("measured again"))
     again = TargetSearch(*asked).run()

@@ -26,6 +26,7 @@ from sightline.evaluation import (
     worst_mistakes,
 )
 from sightline.evaluation.run_evaluation import evaluate_on, evaluate_run
+from sightline.evidence import load_evidence
 from sightline.metrics import wilson
 from sightline.models import build, parse_architecture
 from sightline.preprocessing import Preprocessing
@@ -106,16 +107,18 @@ def test_json_has_the_names_of_the_field_and_every_interval():
     assert found["split"] == "val"
     for name in ("accuracy", "balanced_accuracy", "precision_macro", "recall_macro", "f1_macro"):
         assert found["intervals"][name]["low"] <= found[name] <= found["intervals"][name]["high"]
+        assert found["intervals"][name]["value"] == found[name]
     for name in ("roc_auc_ovr", "log_loss", "ece", "brier", "f1_micro", "f1_weighted", "top_2_accuracy"):
         assert found["intervals"][name]["n"] == 50
         assert name in found
-    assert found["images_per_second"] == pytest.approx(1 / found["seconds_per_image"])
-    assert [one["batch_size"] for one in found["latency"]] == [1, 32]
-    for one in found["latency"]:
+    costs = found["efficiency"]
+    assert costs["images_per_second"] == pytest.approx(1 / costs["seconds_per_image"])
+    assert [one["batch_size"] for one in costs["latency"]] == [1, 32]
+    for one in costs["latency"]:
         assert 0 < one["p50_ms"] <= one["p95_ms"]
         assert one["repetitions"] >= 2
-    assert found["latency_ms"] == found["latency"][0]["p50_ms"]
-    assert found["inference_memory_of"] == "process"
+    assert costs["latency_ms"] == costs["latency"][0]["p50_ms"]
+    assert costs["inference_memory_kind"] == "process"
     assert all(row["intervals"]["roc_auc"]["low"] <= row["roc_auc"] for row in found["per_class"])
     right = sum(row[i] for i, row in enumerate(found["confusion"]))
     assert right / 50 == pytest.approx(found["accuracy"])
@@ -223,8 +226,8 @@ def test_the_record_holds_the_very_pixels_of_the_mistakes():
     found = evaluate(classifier(), data)
     record = report_json(found, data, {"seconds": 3.5, "epochs": 2}, run="x", mistakes=5)
     assert json.loads(json.dumps(record, allow_nan=False)) == record
-    assert record["format"] == 1
-    assert record["test"]["accuracy"] == found.metrics["accuracy"].value
+    assert record["format"] == 2
+    assert record["evaluation"]["accuracy"] == found.metrics["accuracy"].value
     assert record["training"] == {"seconds": 3.5, "epochs": 2}
     assert len(record["mistakes"]) == 5
     for mistake in record["mistakes"]:
@@ -373,7 +376,7 @@ def test_the_report_holds_the_curve_and_the_gallery(run):
     grown = learning_curve.learning_curve_run(run, shares=(0.1, 1.0))
     evaluate_run(run)
     report = json.loads((run.folder / "report.json").read_text())
-    assert report["learning_curve"]["sentence"] == grown.sentence
+    assert load_evidence(run.folder).learning_curve["sentence"] == grown.sentence
     assert (run.folder / "mistakes.png").exists() == bool(report["mistakes"])
 
 

@@ -63,9 +63,6 @@ def measured(classes, n=90, seed=0):
     logits[np.arange(n), labels] += 2
     p = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
 
-    def bounds(i):
-        return {"low": i.low, "high": i.high, "n": i.n}
-
     overall, matrix = metrics.overall_metrics(labels, p), metrics.confusion_matrix(labels, p.argmax(1), k)
     rows = [
         {
@@ -77,7 +74,7 @@ def measured(classes, n=90, seed=0):
             "f1": one.f1.value,
             "roc_auc": one.roc_auc.value if one.roc_auc else None,
             "intervals": {
-                name: bounds(getattr(one, name))
+                name: getattr(one, name).as_json()
                 for name in ("precision", "recall", "f1", "roc_auc")
                 if getattr(one, name)
             },
@@ -85,11 +82,12 @@ def measured(classes, n=90, seed=0):
         for one in metrics.per_class_metrics(labels, p)
     ]
     test = {"split": "test", "n": n, **{name: i.value for name, i in overall.items()}}
-    test |= {"intervals": {name: bounds(i) for name, i in overall.items()}, "classes": list(classes)}
-    test |= {"per_class": rows, "confusion": matrix.tolist(), "parameters": 12345, "remarks": []}
-    test |= {"seconds_per_image": 1e-4, "images_per_second": 1e4, "latency_ms": 0.3, "multiply_adds": 40_800_000}
-    test |= {"latency": [{"batch_size": 32, "p50_ms": 7.1, "p95_ms": 23.4, "repetitions": 150}]}
-    test |= {"inference_memory_mb": 61.8, "inference_memory_of": "process", "device": "cpu", "batch_size": 256}
+    test |= {"intervals": {name: i.as_json() for name, i in overall.items()}, "classes": list(classes)}
+    test |= {"per_class": rows, "confusion": matrix.tolist(), "remarks": []}
+    costs = {"seconds_per_image": 1e-4, "images_per_second": 1e4, "latency_ms": 0.3, "multiply_adds": 40_800_000}
+    costs |= {"latency": [{"batch_size": 32, "p50_ms": 7.1, "p95_ms": 23.4, "repetitions": 150}]}
+    costs |= {"inference_memory_mb": 61.8, "inference_memory_kind": "process", "device": "cpu", "batch_size": 256}
+    test |= {"efficiency": costs | {"parameters": 12345}}
     image = pictures.data_url(pictures.thumbnail(np.full((8, 8, 1), 200, np.uint8)))
     mistake = {"file": f"{classes[0]}/1.png", "label": classes[0], "predicted": classes[1], "confidence": 0.87}
     ranks = metrics.one_vs_rest(labels, p)
@@ -104,14 +102,14 @@ def measured(classes, n=90, seed=0):
                 {"class": name, "auc": area.value, **curve.as_json()} for name, area, curve in curves if area
             ],
         },
-        "confusable": [{"count": 3, "directions": [way, back]}],
-        "format": 1,
+        "confusable_pairs": [{"count": 3, "directions": [way, back]}],
+        "format": 2,
         "run": "x",
         "created": "2030-01-02T03:04:05+00:00",
-        "test": test,
+        "evaluation": test,
         "training": {"seconds": 75.0, "epochs": 3, "best_epoch": 2, "peak_memory_mb": 512.0},
         "reliability": metrics.reliability(labels, p).as_json(),
-        "confused": [{"label": classes[0], "predicted": classes[1], "count": 4, "share": 0.1}],
+        "top_confusions": [{"label": classes[0], "predicted": classes[1], "count": 4, "share": 0.1}],
         "mistakes": [mistake | {"image": image}],
     }
 
@@ -164,7 +162,7 @@ def page_of(run):
 
 def test_the_page_is_whole_and_says_the_measured_numbers(tmp_path):
     run = run_folder(tmp_path / "run")
-    page, report = page_of(run), measured(CLASSES)["test"]
+    page, report = page_of(run), measured(CLASSES)["evaluation"]
     assert page.faults == []
     assert page.open == []
     low, high = (report["intervals"]["accuracy"][side] * 100 for side in ("low", "high"))
@@ -237,7 +235,9 @@ def test_a_mistake_cannot_make_the_page_load_something(tmp_path):
     report = measured(CLASSES)
     for url in ("https://example.org/x.png", 'data:image/png;base64,AA" onload="x', "data:image/svg+xml,<svg/>"):
         report["mistakes"].append(report["mistakes"][0] | {"image": url})
-        report["confusable"][0]["directions"][0]["examples"].append({"file": "", "confidence": 1, "image": url})
+        report["confusable_pairs"][0]["directions"][0]["examples"].append(
+            {"file": "", "confidence": 1, "image": url}
+        )
     (run / "report.json").write_text(json.dumps(report))
     html = write_report(run).read_text(encoding="utf-8")
     assert "example.org" not in html
@@ -279,7 +279,7 @@ def test_a_missing_run_is_an_error_with_a_remedy(tmp_path):
 def test_validation_is_never_reported_as_test(tmp_path):
     run = run_folder(tmp_path / "run")
     report = measured(CLASSES)
-    report["val"] = report.pop("test") | {"split": "val"}
+    report["evaluation"]["split"] = "val"
     (run / "report.json").write_text(json.dumps(report))
     words = page_of(run).words
     assert "On 90 validation images" in words
@@ -316,15 +316,21 @@ def test_many_classes_become_a_picture_and_fold_away(tmp_path):
 def test_a_faultless_test_is_met_with_caution(tmp_path):
     run = run_folder(tmp_path / "run")
     report = measured(CLASSES)
-    report["test"]["confusion"] = (np.eye(3, dtype=int) * 30).tolist()
-    report |= {"mistakes": [], "confused": [], "confusable": []}
+    report["evaluation"]["confusion"] = (np.eye(3, dtype=int) * 30).tolist()
+    report |= {"mistakes": [], "top_confusions": [], "confusable_pairs": []}
     (run / "report.json").write_text(json.dumps(report))
     assert "a reason to test on more images" in page_of(run).words
 
 
 CURVE = {
     "sizes": [
-        {"share": share, "images": n, "accuracy": a, "low": a - 0.1, "high": a + 0.05, "n": 90, "seeds": [a]}
+        {
+            "share": share,
+            "images": n,
+            "accuracy": a,
+            "intervals": {"accuracy": {"value": a, "low": a - 0.1, "high": a + 0.05, "n": 90}},
+            "seeds": [a],
+        }
         for share, n, a in ((0.5, 350, 0.7), (1.0, 700, 0.8))
     ],
     "sentence": "From 350 to 700 training images, accuracy changed by +10.0 points.",
@@ -335,7 +341,9 @@ def test_a_learning_curve_has_its_place_where_there_is_one(tmp_path):
     run = run_folder(tmp_path / "run")
     assert "Would more images help?" not in page_of(run).words
     assert not (run / "learning_curve.png").exists()
-    (run / "report.json").write_text(json.dumps(measured(CLASSES) | {"learning_curve": CURVE}))
+    (run / "learning_curve.json").write_text(json.dumps({"trainings": []}))  # not finished
+    assert "Would more images help?" not in page_of(run).words
+    (run / "learning_curve.json").write_text(json.dumps({"curve": CURVE}))
     assert CURVE["sentence"] in page_of(run).words
     Image.open(run / "learning_curve.png").verify()
 
@@ -349,16 +357,16 @@ def test_the_pictures_of_the_page_are_files_too(tmp_path):
 
 def test_a_report_of_an_earlier_release_still_gives_a_page(tmp_path):
     run, report = run_folder(tmp_path / "run"), measured(CLASSES)
-    for name in ("roc", "confusable"):
+    for name in ("roc", "confusable_pairs"):
         del report[name]
     kept = {"accuracy", "f1_macro", "intervals", "per_class", "confusion", "classes", "n", "split", "parameters"}
-    report["test"] = {name: value for name, value in report["test"].items() if name in kept}
-    for row in report["test"]["per_class"]:
+    report["evaluation"] = {name: value for name, value in report["evaluation"].items() if name in kept}
+    for row in report["evaluation"]["per_class"]:
         row["intervals"].pop("roc_auc", None)
     (run / "report.json").write_text(json.dumps(report))
     page = page_of(run)
     assert page.faults == []
-    assert f"right {report['test']['accuracy'] * 100:.1f} % of the time" in page.words
+    assert f"right {report['evaluation']['accuracy'] * 100:.1f} % of the time" in page.words
 
 
 def test_collect_reads_what_is_there(tmp_path):
@@ -380,9 +388,9 @@ def test_the_card_has_the_numbers_and_the_front_matter_of_hubs():
     text = render_card(configured(CLASSES), report)
     head = front_matter(text)
     assert "pipeline_tag: image-classification" in head
-    assert f"      value: {report['test']['accuracy']:.6f}" in head
+    assert f"      value: {report['evaluation']['accuracy']:.6f}" in head
     assert '      name: "animals.zip"' in head
-    assert f"| {report['test']['accuracy']:.4f} |" in text
+    assert f"| {report['evaluation']['accuracy']:.4f} |" in text
     assert "cat, dog, owl" in text
     assert "28 x 28 grey pixels" in text
     assert "Only 90 test images" in text

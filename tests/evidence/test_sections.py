@@ -69,11 +69,11 @@ def test_the_page_loads_nothing_and_its_pictures_are_named(run):
 
 def test_an_orange_cell_opens_the_images_it_counts(run):
     report = json.loads((run / "report.json").read_text())
-    matrix = report["test"]["confusion"]
+    matrix = report["evaluation"]["confusion"]
     wrong = {(i, j) for i, row in enumerate(matrix) for j, n in enumerate(row) if n and i != j}
-    assert {(cell["row"], cell["column"]) for cell in report["cells"]} == wrong
-    classes = report["test"]["classes"]
-    for cell in report["cells"]:
+    assert {(cell["row"], cell["column"]) for cell in report["confusion_examples"]} == wrong
+    classes = report["evaluation"]["classes"]
+    for cell in report["confusion_examples"]:
         assert cell["count"] == matrix[cell["row"]][cell["column"]]
         assert {(one["label"], one["predicted"]) for one in cell["examples"]} == {
             (classes[cell["row"]], classes[cell["column"]])
@@ -171,7 +171,13 @@ def test_report_ends_with_3_where_a_requirement_is_missed(run, capsys):
 def test_a_comparison_is_put_beside_and_another_folder_refused(run, tmp_path):
     with pytest.raises(DataError, match="holds no finished comparison"):
         attach_comparison(run, tmp_path)
-    row = {"entrant": "knn", "accuracy": 0.5, "low": 0.4, "high": 0.6, "train_seconds": 1.5, "ms_per_image": 0.02}
+    row = {
+        "entrant": "knn",
+        "accuracy": 0.5,
+        "intervals": {"accuracy": BOUNDS},
+        "train_seconds": 1.5,
+        "ms_per_image": 0.02,
+    }
     content = {"n": 10, "entrants": [row], "sentences": ["knn is first."], "failures": []}
     (tmp_path / "compare.json").write_text(json.dumps(content))
     attach_comparison(run, tmp_path)

@@ -16,7 +16,7 @@ import helpers.warm_exporter  # noqa: F401
 from helpers.tiny_classifiers import WORDS
 from sightline.baselines import fit_baseline
 from sightline.classifier import Classifier
-from sightline.compression.quantize import Int8
+from sightline.compression import Int8
 from sightline.data import load_dataset
 from sightline.ensembles import combine
 from sightline.errors import BundleError, ChoiceError, DataError, OutputError, RequirementNotMet

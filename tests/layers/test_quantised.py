@@ -268,7 +268,7 @@ def test_networks_that_cannot_be_int8(shapes):
     once = Int8(images=16)(parent, splits(shapes))
     with pytest.raises(BundleError, match="int8 already"):
         Int8()(once, splits(shapes))
-    with pytest.raises(BundleError, match="Noise"):
+    with pytest.raises(BundleError, match="adds noise to its weights"):
         Int8()(made("lenet5", shapes, [("noise", {})]), splits(shapes))
     plan = once.architecture
     twice = replace(plan, surgery=(*plan.surgery, plan.surgery[-1]))

@@ -146,9 +146,9 @@ def ranks(k, separation):
 
 
 def saved(found):
-    rows = zip("abcdefgh", found.areas, found.curves, strict=False)
+    rows = zip("abcdefgh", found.aucs, found.curves, strict=False)
     rows = [{"class": f"${name}$", "auc": area.value, **curve.as_json()} for name, area, curve in rows]
-    return {"auc": found.macro_area.value, **found.macro_curve.as_json()}, sorted(rows, key=lambda row: row["auc"])
+    return {"auc": found.macro_auc.value, **found.macro_curve.as_json()}, sorted(rows, key=lambda row: row["auc"])
 
 
 @pytest.mark.parametrize(("k", "separation", "panels"), [(2, 1.0, 1), (5, 1.0, 1), (5, 6.0, 2), (8, 30.0, 2)])
@@ -164,9 +164,18 @@ def test_the_corner_holds_the_turn_of_the_curve(turn, side):
     assert diagrams._zoom_corner({"fpr": [0, turn, 1], "tpr": [0, 1 - turn, 1]}) == side
 
 
+def interval_json(value, low, high):
+    return {"value": value, "low": low, "high": high, "n": 100}
+
+
 def test_a_learning_curve_shows_each_seed_of_several():
     rows = [
-        {"images": n, "accuracy": a, "low": a - 0.1, "high": a + 0.05, "seeds": [a - 0.08, a + 0.04]}
+        {
+            "images": n,
+            "accuracy": a,
+            "intervals": {"accuracy": interval_json(a, a - 0.1, a + 0.05)},
+            "seeds": [a - 0.08, a + 0.04],
+        }
         for n, a in ((100, 0.5), (1000, 0.8))
     ]
     one = [row | {"seeds": [row["accuracy"]]} for row in rows]
@@ -185,7 +194,12 @@ def test_entrants_that_are_equally_good_can_all_be_read(monkeypatch):
     monkeypatch.setattr(diagrams, "render_figure", lambda figure: figure)
     names = ("knn@hog", "naive-bayes@hog", "logistic-regression@hog", "mlp")
     rows = [
-        {"entrant": name, "kind": kind, "accuracy": 0.5, "low": 0.4, "high": 0.6, "ms_per_image": 10.0}
+        {
+            "entrant": name,
+            "kind": kind,
+            "intervals": {"accuracy": interval_json(0.5, 0.4, 0.6)},
+            "ms_per_image": 10.0,
+        }
         for name, kind in zip(names, ("baseline", "baseline", "baseline", "network"), strict=True)
     ]
     figure = pictures.plot_candidates(rows)

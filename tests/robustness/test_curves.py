@@ -112,7 +112,8 @@ def test_findings_are_json_and_say_what_was_found():
     values = json.loads(json.dumps(found.values, allow_nan=False))
     assert values["attack"].startswith("PGD(steps=10")
     assert values["robust_accuracy"] == values["points"][-1]["accuracy"] < values["accuracy"]
-    assert values["points"][1]["low"] <= values["points"][1]["accuracy"] <= values["points"][1]["high"]
+    bounds = values["points"][1]["intervals"]["accuracy"]
+    assert bounds["low"] <= bounds["value"] == values["points"][1]["accuracy"] <= bounds["high"]
     assert f"{values['robust_accuracy']:.1%}" in found.remarks[0].text
 
 

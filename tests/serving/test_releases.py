@@ -18,7 +18,7 @@ import pytest
 from helpers.tiny_classifiers import SETTLED
 from sightline.baselines import fit_baseline
 from sightline.classifier import Classifier
-from sightline.compression.quantize import Int8
+from sightline.compression import Int8
 from sightline.data import load_dataset
 from sightline.errors import BundleError, DataError, ReleaseError, RequirementNotMet
 from sightline.formats import TorchRunner, open_exported

@@ -1,4 +1,4 @@
-"""Spaces, searches and the journal: what is proposed, to whom, and that no death of a process loses any of it."""
+"""Search spaces, methods and the study database: what is proposed, to whom, and that no crash loses a trial."""
 
 import itertools
 import math
@@ -19,12 +19,12 @@ from optuna.exceptions import StorageInternalError
 from sightline.errors import ChoiceError, OutputError, RecipeError
 from sightline.models import NETWORKS
 from sightline.training.recipe import Recipe
-from sightline.tuning import storage
-from sightline.tuning.config import StudyConfig
+from sightline.tuning import storage, study_store
 from sightline.tuning.leaderboard import field_importance, leaderboard_rows
-from sightline.tuning.search import SEARCHES, parse_search, sample_values
+from sightline.tuning.search import SEARCHES, parse_search, sample_values, search_word
 from sightline.tuning.space import SPACES, Categorical, NumericRange, SearchSpace, parse_space
-from sightline.tuning.study_store import MAX_TRIAL_RESTARTS, StudyStore, check_same_plan, training_seconds
+from sightline.tuning.study import check_same_plan
+from sightline.tuning.study_store import MAX_ATTEMPTS, StudyConfig, StudyStore, training_seconds, upgrade_plan
 
 BASE = Recipe(model="mlp", data="digits")
 
@@ -52,8 +52,8 @@ def test_a_wide_range_is_searched_in_logarithms_by_itself():
     ids=str,
 )
 def test_a_grid_is_evenly_spaced_on_the_searched_scale(range_, oracle):
-    assert range_.grid() == pytest.approx(oracle)
-    assert all(type(value) is type(range_.examples[0]) for value in range_.grid())
+    assert range_.grid_values() == pytest.approx(oracle)
+    assert all(type(value) is type(range_.boundary_values[0]) for value in range_.grid_values())
 
 
 NUMBERS = st.one_of(
@@ -128,7 +128,7 @@ BAD = {
     "lr=0.1..0.01": "is reversed",
     "lr=0..1:log": "above 0",
     "lr=1e-3..1e-1:often": "log, lin or a number of points, not 'often'",
-    "lr=1e-3..1e-1:1": "2 points or more",
+    "lr=1e-3..1e-1:1": "points must be a whole number of at least 2",
     "lr=a..b": "ends of a range are numbers, not 'a' and 'b'",
     "lr=nan..1": "numbers, not 'nan' and '1'",
     "lr=0.1..": "numbers, not '0.1' and ''",
@@ -188,8 +188,8 @@ SPACE = parse_space(["lr=1e-4..1e-1", "batch_size=4..64", "momentum=0.5..0.95:3"
 GRID = parse_space(["lr=1e-3..1e-1:2", "batch_size=8..9", "optimizer=sgd,adamw"], BASE)
 
 
-def job_of(folder, by="random", space=SPACE, trials=8, **other):
-    asked = {"refine": 0, "budget": None, "epochs": 2, "device": "cpu"} | other
+def config_of(folder, by="random", space=SPACE, trials=8, **other):
+    asked = {"zoom_rounds": 0, "budget": None, "max_epochs": 2, "device": "cpu"} | other
     url = storage.database_url(None, folder)
     return StudyConfig(
         folder=folder, url=url, name="s", base=BASE, space=space, search=parse_search(by), trials=trials, **asked
@@ -198,23 +198,23 @@ def job_of(folder, by="random", space=SPACE, trials=8, **other):
 
 @pytest.fixture(scope="module", autouse=True)
 def blank(tmp_path_factory):
-    """A database with its tables, to be copied: making them takes longer than most tests."""
+    """A database with its tables, to be copied: creating them takes longer than most tests."""
     folder = tmp_path_factory.mktemp("blank")
-    StudyStore(storage.database_url(None, folder), "s", folder).storage.remove_session()
+    StudyStore(storage.database_url(None, folder), "s", folder)
     BLANK.append(folder / "study.db")
 
 
 BLANK = []
 
 
-def opened(job):
-    if job.url == storage.database_url(None, job.folder) and not (job.folder / "study.db").exists():
-        job.folder.mkdir(exist_ok=True)
-        shutil.copy(BLANK[0], job.folder / "study.db")
-    journal = StudyStore(job.url, job.name, job.folder)
-    if not journal.plan():
-        journal.save_plan({"space": job.space.words()})
-    return journal
+def open_store(config):
+    if config.url == storage.database_url(None, config.folder) and not (config.folder / "study.db").exists():
+        config.folder.mkdir(exist_ok=True)
+        shutil.copy(BLANK[0], config.folder / "study.db")
+    store = StudyStore(config.url, config.name, config.folder)
+    if not store.plan():
+        store.save_plan({"space": config.space.to_words(), "by": "random"})
+    return store
 
 
 def quality(values):
@@ -227,64 +227,102 @@ WORDS = dict(zip(SEARCHES, SEARCHES, strict=True)) | {
     "hyperband": "hyperband:startup=4",
     "median": "median:startup=4:after=2",
 }
-"""Every search, made to begin what it does after few trials."""
+"""Every search method, with few trials before it does what it is for."""
 
 
-def carried_out(job, journal=None, most=10**6):
-    """Work on a study, a formula in the place of training; the trials' values in order."""
-    journal = journal or opened(job)
+class Killed(BaseException):
+    """The process dies: nothing is recorded."""
+
+
+def run(config, store=None, most=10**6, killed_at=None, epochs=0):
+    """Run a study with a formula in place of training; returns the values of the trials in order.
+
+    The trial of index `killed_at` dies after `epochs` epochs.
+    """
+    store = store or open_store(config)
     done = []
-    with journal.at_work():
-        while len(done) < most and (trial := journal.claim(job)) is not None:
-            done.append(dict(trial.params))
-            pruned = False
-            for epoch in range(1, job.epochs + 1):
-                pruned = journal.report(job, trial, quality(trial.params) * epoch / job.epochs, epoch, known=False)
-                if pruned and epoch < job.epochs:
-                    break
-            pruned = pruned and epoch < job.epochs
-            journal.complete_trial(trial.number, quality(trial.params), {"val_loss": 1.0}, pruned=pruned)
+
+    def objective(trial, index):
+        done.append(dict(trial.params))
+        reported = store.reported_epochs(trial.number)
+        for epoch in range(1, config.max_epochs + 1):
+            if index == killed_at and epoch > epochs:
+                raise Killed
+            if epoch not in reported:
+                trial.report(quality(trial.params) * epoch / config.max_epochs, epoch)
+            if config.search.prunes and trial.should_prune() and epoch < config.max_epochs:
+                trial.set_user_attr("facts", {"val_loss": 1.0, "epochs": epoch})
+                raise optuna.TrialPruned
+        trial.set_user_attr("facts", {"val_loss": 1.0, "epochs": epoch})
+        return quality(trial.params)
+
+    while len(done) < most and store.has_next(config):
+        try:
+            store.run_next(config, objective)
+        except Killed:
+            return done
     return done
+
+
+def silence(config):
+    """Make every running trial look as if its heartbeat stopped an hour ago."""
+    with sqlite3.connect(config.folder / "study.db") as database:
+        database.execute("UPDATE trial_heartbeats SET heartbeat = datetime('now', '-1 hour')")
+    database.close()
+
+
+def states(config):
+    return [one.state.name for one in open_store(config).trials()]
 
 
 def contains(range_, value):
     if isinstance(range_, Categorical):
         return value in range_.values
-    return range_.low <= value <= range_.high and isinstance(value, int) == range_.whole
+    return range_.low <= value <= range_.high and isinstance(value, int) == range_.is_integer
 
 
 @pytest.mark.parametrize("by", SEARCHES)
-def test_every_search_proposes_what_is_in_the_space(by, tmp_path):
-    job = job_of(tmp_path, WORDS[by], GRID if by == "grid" else SPACE, trials=7)
-    for values in carried_out(job):
-        assert list(values) == list(job.space.ranges)
-        assert all(contains(each, values[name]) for name, each in job.space.ranges.items())
+def test_every_method_proposes_values_of_the_space(by, tmp_path):
+    config = config_of(tmp_path, WORDS[by], GRID if by == "grid" else SPACE, trials=7)
+    for values in run(config):
+        assert list(values) == list(config.space.ranges)
+        assert all(contains(each, values[name]) for name, each in config.space.ranges.items())
 
 
 @pytest.mark.parametrize("by", SEARCHES)
-def test_a_stopped_search_proposes_what_it_would_have(by, tmp_path):
-    """Exactly, and each trial once; the seed alone decides."""
-    job = job_of(tmp_path / "whole", WORDS[by], GRID if by == "grid" else SPACE, trials=7)
-    whole = carried_out(job)
-    parts = job_of(tmp_path / "parts", WORDS[by], job.space, trials=7)
-    pieces = carried_out(parts, most=5)
-    dying = opened(parts)
-    with dying.at_work():
-        interrupted = dying.claim(parts)
-    pieces += carried_out(parts)
-    assert pieces == whole
-    assert pieces[5] == interrupted.params
-    other = job_of(tmp_path / "other", WORDS[by], job.space, trials=7)
-    assert carried_out(replace(other, base=BASE.replace(seed=1)), most=2) != whole[:2]
+def test_a_study_continued_by_another_process_proposes_the_same_values(by, tmp_path):
+    config = config_of(tmp_path / "whole", WORDS[by], GRID if by == "grid" else SPACE, trials=7)
+    whole = run(config)
+    parts = replace(config, folder=tmp_path / "parts", url=storage.database_url(None, tmp_path / "parts"))
+    assert [*run(parts, most=5), *run(parts)] == whole
+    other = replace(config, folder=tmp_path / "other", url=storage.database_url(None, tmp_path / "other"))
+    assert run(replace(other, base=BASE.replace(seed=1)), most=2) != whole[:2]
+
+
+@pytest.mark.parametrize("by", ["grid", "random"])
+def test_a_killed_study_tries_exactly_the_values_of_an_undisturbed_one(by, tmp_path):
+    config = config_of(tmp_path / "whole", by, GRID if by == "grid" else SPACE, trials=7)
+    whole = run(config)
+    killed = replace(config, folder=tmp_path / "killed", url=storage.database_url(None, tmp_path / "killed"))
+    first = run(killed, killed_at=3)
+    assert first == whole[:4]
+    silence(killed)
+    rest = run(killed)
+    assert rest[0] == whole[3]
+    assert rest[1:] == whole[4:]
+    store = open_store(killed)
+    rows = leaderboard_rows(store.trials(), store.rounds(killed.space))
+    assert sorted(row["trial"] for row in rows) == list(range(7))
+    assert {row["state"] for row in rows} == {"finished"}
 
 
 @pytest.mark.parametrize("workers", [1, 3])
-def test_a_grid_is_every_combination_once_then_over(workers, tmp_path):
-    job = job_of(tmp_path, "grid", GRID, trials=1000)
-    journals = [opened(job) for _ in range(workers)]
+def test_a_grid_tries_every_combination_once(workers, tmp_path):
+    config = config_of(tmp_path, "grid", GRID, trials=1000)
+    stores = [open_store(config) for _ in range(workers)]
     values = []
-    for journal in itertools.cycle(journals):
-        done = carried_out(job, journal, most=1)
+    for store in itertools.cycle(stores):
+        done = run(config, store, most=1)
         values += done
         if not done:
             break
@@ -294,12 +332,19 @@ def test_a_grid_is_every_combination_once_then_over(workers, tmp_path):
     assert len(wanted) == 8
 
 
-def test_tpe_learns_where_it_is_good():
+def test_points_belong_to_finite_searches_only():
+    for name in SEARCHES:
+        points = parse_search(name).points(GRID)
+        assert (points is None) == (name != "grid")
+        assert points is None or len(points) == 8
+
+
+def test_tpe_finds_good_regions():
     def later(by):
         study, values = optuna.create_study(direction="maximize"), []
-        for _ in range(40):
+        for index in range(40):
             trial = study.ask()
-            sample_values(trial, SPACE, parse_search(by), 0)
+            sample_values(trial, SPACE, parse_search(by), seed=0, index=index)
             study.tell(trial, quality(trial.params))
             values.append(quality(trial.params))
         return np.mean(values[20:])
@@ -308,18 +353,17 @@ def test_tpe_learns_where_it_is_good():
 
 
 @pytest.mark.parametrize("by", ["hyperband", "median"])
-def test_pruning_stops_the_poor_and_keeps_the_best(by, tmp_path):
-    job = job_of(tmp_path, WORDS[by], trials=10, epochs=4)
-    journal = opened(job)
-    values = carried_out(job, journal)
-    trials = journal.trials()
-    pruned = [t for t in trials if t.state.name == "PRUNED"]
+def test_pruning_stops_poor_trials_and_keeps_the_best(by, tmp_path):
+    config = config_of(tmp_path, WORDS[by], trials=10, max_epochs=4)
+    store = open_store(config)
+    values = run(config, store)
+    pruned = [t for t in store.trials() if t.state.name == "PRUNED"]
     assert 2 <= len(pruned) < 10
-    assert all(len(t.intermediate_values) < job.max_epochs for t in pruned)
-    assert journal.best().params == max(values, key=quality)
+    assert all(len(t.intermediate_values) < config.max_epochs for t in pruned)
+    assert store.best().params == max(values, key=quality)
 
 
-def test_unknown_searches_and_arguments():
+def test_unknown_methods_and_arguments_are_refused():
     with pytest.raises(ChoiceError, match=r"no search called 'tpee'\. Did you mean 'tpe'"):
         parse_search("tpee")
     for word in ("tpe:startup=0", "hyperband:eta=1", "median:least=0", "grid:5"):
@@ -331,11 +375,16 @@ def test_unknown_searches_and_arguments():
         parse_search("grid:x=5")
 
 
-def test_refining_narrows_round_the_best_and_goes_on(tmp_path):
-    job = job_of(tmp_path, "random", trials=3, refine=2)
-    journal = opened(job)
-    values = carried_out(job, journal)
-    rounds = journal.rounds(SPACE)
+@pytest.mark.parametrize("word", [*WORDS.values(), "hyperband:startup=2:eta=4:least=2"])
+def test_a_search_word_is_read_back(word):
+    assert parse_search(search_word(parse_search(word))) == parse_search(word)
+
+
+def test_zoom_rounds_narrow_around_the_best(tmp_path):
+    config = config_of(tmp_path, "random", trials=3, zoom_rounds=2)
+    store = open_store(config)
+    values = run(config, store)
+    rounds = store.rounds(SPACE)
     assert [start for start, _ in rounds] == [0, 3, 6]
     assert len(values) == 9
     for (start, space), before in zip(rounds[1:], [s for _, s in rounds], strict=False):
@@ -344,80 +393,159 @@ def test_refining_narrows_round_the_best_and_goes_on(tmp_path):
         assert all(contains(space.ranges[n], v[n]) for v in values[start : start + 3] for n in v)
 
 
-def test_a_refined_grid_tries_nothing_twice(tmp_path):
-    job = job_of(tmp_path, "grid", GRID, trials=1000, refine=1)
-    values = carried_out(job)
+def test_a_zoomed_grid_tries_nothing_twice(tmp_path):
+    config = config_of(tmp_path, "grid", GRID, trials=1000, zoom_rounds=1)
+    values = run(config)
     assert len({str(sorted(each.items())) for each in values}) == len(values)
     assert len(values) > 8
 
 
 def test_more_trials_may_be_asked_for_later(tmp_path):
-    job = job_of(tmp_path, trials=3)
-    assert len(carried_out(job)) == 3
-    assert len(carried_out(job)) == 0
-    assert len(carried_out(replace(job, trials=5))) == 2
+    config = config_of(tmp_path, trials=3)
+    assert len(run(config)) == 3
+    assert len(run(config)) == 0
+    assert len(run(replace(config, trials=5))) == 2
 
 
-# Whose trial it is
+# Several processes, and dead ones
 
 
-def test_two_processes_never_have_the_same_trial(tmp_path):
-    job = job_of(tmp_path, trials=4)
-    one, two = opened(job), opened(job)
-    with one.at_work(), two.at_work():
-        numbers = [journal.claim(job).number for journal in (one, two, one, two)]
-        assert numbers == [0, 1, 2, 3]
-        assert one.claim(job) is None
+def test_two_processes_never_train_the_same_trial(tmp_path):
+    """The second begins its trial while the first still trains."""
+    config = config_of(tmp_path, "grid", GRID, trials=2)
+    one, two, seen = open_store(config), open_store(config), []
+
+    def outer(trial, index):
+        seen.append((index, dict(trial.params)))
+        assert two.has_next(config)
+        two.run_next(config, lambda inner, place: seen.append((place, dict(inner.params))) or 0.5)
+        return 0.5
+
+    one.run_next(config, outer)
+    assert [index for index, _ in seen] == [0, 1]
+    assert seen[0][1] != seen[1][1]
+    assert not one.has_next(config)
 
 
-def test_the_trial_of_a_dead_process_goes_on_and_that_of_a_living_one_does_not(tmp_path):
-    job = job_of(tmp_path, trials=2)
-    dead, living, third = opened(job), opened(job), opened(job)
-    with dead.at_work():
-        lost = dead.claim(job)
-    with living.at_work(), third.at_work():
-        assert living.claim(job).number == lost.number
-        assert third.claim(job).number == 1
-        assert third.claim(job) is None
-    assert [t.state.name for t in third.trials()] == ["RUNNING", "RUNNING"]
+def test_a_trial_too_many_is_not_trained_and_not_shown(tmp_path):
+    """Two machines began the last trial at the same moment."""
+    config = config_of(tmp_path, trials=1)
+    store = open_store(config)
+
+    def outer(trial, index):
+        store.run_next(config, lambda *_: pytest.fail("trained"))
+        return quality(trial.params)
+
+    open_store(config).run_next(config, outer)
+    (row,) = leaderboard_rows(store.trials(), store.rounds(SPACE))
+    assert (row["trial"], row["state"]) == (0, "finished")
 
 
-def test_a_silent_process_of_another_machine_is_dead_after_a_while(tmp_path, monkeypatch):
-    job = job_of(tmp_path, trials=1)
-    far, near = opened(job), opened(job)
-    with monkeypatch.context() as patch:
-        patch.setattr("platform.node", lambda: "far")
-        far.claim(job)
-    assert near.claim(job) is None
-    monkeypatch.setattr("time.time", lambda: datetime.now().timestamp() + 301)
-    assert near.claim(job).number == 0
+def test_the_trial_of_a_dead_process_is_tried_again_and_that_of_a_living_one_is_not(tmp_path):
+    config = config_of(tmp_path, trials=1)
+    values = run(config, killed_at=0)
+    other = open_store(config)
+    other.heartbeat_seconds = 0  # it does not wait to see whether the process is alive
+    assert not other.has_next(config)
+    silence(config)
+    assert run(config) == values
+    assert states(config) == ["FAIL", "COMPLETE"]
+
+
+def test_a_process_that_dies_before_its_first_heartbeat_loses_no_trial(tmp_path, monkeypatch):
+    config = config_of(tmp_path, trials=1)
+    store = open_store(config)
+    store.study.add_trial(optuna.trial.create_trial(state=optuna.trial.TrialState.RUNNING))
+    assert states(config) == ["RUNNING"]
+    monkeypatch.setattr(study_store, "datetime", Later)
+    assert len(run(config, store)) == 1
+    assert states(config) == ["FAIL", "COMPLETE"]
+    (row,) = leaderboard_rows(store.trials(), store.rounds(SPACE))
+    assert (row["trial"], row["state"]) == (0, "finished")
+
+
+class Later(datetime):
+    @classmethod
+    def now(cls, tz=None):
+        return datetime.now(tz) + timedelta(seconds=61)
+
+
+def test_an_interrupted_trial_is_queued_at_once_however_often(tmp_path):
+    config = config_of(tmp_path, trials=1)
+
+    def press(trial, index):
+        raise KeyboardInterrupt
+
+    for _ in range(MAX_ATTEMPTS + 1):
+        store = open_store(config)
+        assert store.has_next(config)
+        with pytest.raises(KeyboardInterrupt):
+            store.run_next(config, press)
+    assert len(run(config)) == 1
+    (row,) = leaderboard_rows(store.trials(), store.rounds(SPACE))
+    assert row["state"] == "finished"
 
 
 def test_a_trial_that_kills_every_process_is_given_up(tmp_path):
-    job = job_of(tmp_path, trials=1)
-    for _ in range(MAX_TRIAL_RESTARTS):
-        journal = opened(job)
-        with journal.at_work():
-            assert journal.claim(job).number == 0
-    journal = opened(job)
-    assert journal.claim(job) is None
-    (row,) = leaderboard_rows(journal.trials(), journal.rounds(SPACE))
-    assert (
-        row["state"],
-        row["reason"].startswith(f"Its process ended {MAX_TRIAL_RESTARTS} times without getting further"),
-    ) == (
-        "failed",
-        True,
-    )
+    config = config_of(tmp_path, trials=1)
+    for _ in range(MAX_ATTEMPTS):
+        assert len(run(config, killed_at=0)) == 1
+        silence(config)
+    assert run(config) == []
+    store = open_store(config)
+    (row,) = leaderboard_rows(store.trials(), store.rounds(SPACE))
+    assert row["state"] == "failed"
+    assert row["reason"].startswith(f"Its process died {MAX_ATTEMPTS} times at the same epoch")
 
 
 def test_deaths_with_progress_between_them_do_not_count(tmp_path):
-    job = job_of(tmp_path, trials=1)
-    for epoch in range(1, MAX_TRIAL_RESTARTS + 2):
-        journal = opened(job)
-        with journal.at_work():
-            journal.report(job, journal.claim(job), 0.5, epoch, known=False)
-    assert opened(job).claim(job).number == 0
+    config = config_of(tmp_path, trials=1, max_epochs=MAX_ATTEMPTS + 3)
+    for epochs in range(1, MAX_ATTEMPTS + 2):
+        assert len(run(config, killed_at=0, epochs=epochs)) == 1
+        silence(config)
+    assert len(run(config)) == 1
+    assert states(config)[-1] == "COMPLETE"
+
+
+def test_a_study_of_an_earlier_version_is_continued(tmp_path):
+    """It stored owners, not hosts; a trial of a dead process was left running or waiting under its own number."""
+    config = config_of(tmp_path, "grid", GRID, trials=1000)
+    store = open_store(config)
+    store.save_plan({"space": GRID.to_words(), "by": "Grid", "recipe": {}, "data": "x", "settled": {}})
+    points = study_store.remaining_points(config.search, GRID, BASE.seed, [])
+    kinds = {name: each.distribution() for name, each in GRID.ranges.items()}
+    create = optuna.trial.create_trial
+    owner, facts = {"owner": {"host": "h", "lock": "l", "beat": 0.0}}, {"facts": {"val_loss": 1.0, "epochs": 2}}
+    done = create(value=0.5, params=points[0], distributions=kinds, user_attrs=owner | facts)
+    failed = create(
+        state=optuna.trial.TrialState.FAIL,
+        params=points[1],
+        distributions=kinds,
+        user_attrs={"facts": {"reason": "It became NaN."}},
+    )
+    dead = create(state=optuna.trial.TrialState.RUNNING, params=points[2], distributions=kinds, user_attrs=owner)
+    dead.datetime_start = datetime.now() - timedelta(days=1)
+    waiting = create(
+        state=optuna.trial.TrialState.WAITING, params=points[3], distributions=kinds, user_attrs=owner
+    )
+    for one in (done, failed, dead, waiting):
+        store.study.add_trial(one)
+    values = run(config)
+    assert sorted(values, key=str) == sorted(points[2:], key=str)
+    rows = leaderboard_rows(store.trials(), store.rounds(GRID))
+    assert sorted((row["trial"], row["state"]) for row in rows) == [
+        (index, "failed" if index == 1 else "finished") for index in range(8)
+    ]
+
+
+def test_the_search_of_an_earlier_version_is_understood():
+    for old, new in {
+        "Grid": "grid",
+        "TPE(startup=10)": "tpe:startup=10",
+        "Median(startup=4, after=2, least=1)": "median:startup=4:after=2:least=1",
+    }.items():
+        assert upgrade_plan({"by": old}) == {"by": new}
+        assert upgrade_plan({"by": new}) == {"by": new}
 
 
 # Time
@@ -439,10 +567,10 @@ def test_time_spent_counts_what_is_done_at_once_once(spans):
     assert training_seconds(trials, begun) == oracle
 
 
-def test_no_trial_is_begun_that_would_end_too_late(tmp_path):
-    job = job_of(tmp_path, trials=50)
-    assert len(carried_out(replace(job, budget=3600.0), most=3)) == 3
-    assert carried_out(replace(job, budget=1e-6)) == []
+def test_no_trial_begins_that_would_end_after_the_budget(tmp_path):
+    config = config_of(tmp_path, trials=50)
+    assert len(run(replace(config, budget=3600.0), most=3)) == 3
+    assert run(replace(config, budget=1e-6)) == []
 
 
 # Databases
@@ -450,46 +578,46 @@ def test_no_trial_is_begun_that_would_end_too_late(tmp_path):
 
 def test_a_locked_database_is_a_sentence(tmp_path, monkeypatch):
     monkeypatch.setattr(storage, "SQLITE_TIMEOUT_SECONDS", 0.1)
-    job = job_of(tmp_path)
-    journal = opened(job)
+    config = config_of(tmp_path)
+    store = open_store(config)
     other = sqlite3.connect(tmp_path / "study.db")
     other.execute("BEGIN EXCLUSIVE")
-    with pytest.raises(OutputError, match=r"study\.db' cannot be used: another program keeps it locked"):
-        journal.claim(job)
-    with pytest.raises(OutputError, match="keeps it locked"):
-        opened(job)
+    with pytest.raises(OutputError, match=r"study\.db' cannot be used: another program locks it"):
+        store.has_next(config)
+    with pytest.raises(OutputError, match="program locks it"):
+        open_store(config)
     other.rollback()
-    assert journal.claim(job).number == 0
+    assert store.has_next(config)
     other.close()
 
 
 def test_a_read_only_database_is_a_sentence(tmp_path):
-    job = job_of(tmp_path)
-    opened(job)
+    config = config_of(tmp_path)
+    open_store(config)
     url = f"sqlite:///file:{tmp_path / 'study.db'}?mode=ro&uri=true"
     with pytest.raises(OutputError, match="read-only: change its permissions"):
-        StudyStore(url, "s", tmp_path).claim(replace(job, url=url))
+        StudyStore(url, "s", tmp_path).save_plan({"by": "random"})
 
 
 @pytest.mark.parametrize("version", ["v0.9.0.a", "v99.0.0.a"])
 def test_a_database_of_another_version_is_a_sentence(version, tmp_path):
-    opened(job_of(tmp_path))
+    open_store(config_of(tmp_path))
     with sqlite3.connect(tmp_path / "study.db") as database:
         database.execute("UPDATE alembic_version SET version_num = ?", (version,))
     database.close()
     with pytest.raises(OutputError, match="another version of Optuna made it"):
-        opened(job_of(tmp_path))
+        open_store(config_of(tmp_path))
 
 
 def test_what_is_no_database_is_a_sentence(tmp_path):
     (tmp_path / "study.db").write_text("notes" * 1000)
     with pytest.raises(OutputError, match="not a database"):
-        opened(job_of(tmp_path))
+        open_store(config_of(tmp_path))
     for url, said in {
         f"sqlite:///{tmp_path}/none/x.db": "cannot be opened",
-        "nosuch://host/x": "nobody knows that kind",
-        "postgresql+nosuch://host/x": "nobody knows that kind",
-        "sqlite://:bad:address": "no address of a database",
+        "nosuch://host/x": "kind of database is unknown",
+        "postgresql+nosuch://host/x": "kind of database is unknown",
+        "sqlite://:bad:address": "not the address of a database",
     }.items():
         with pytest.raises(OutputError, match=said):
             StudyStore(url, "s", tmp_path)
@@ -503,9 +631,9 @@ def test_a_folder_is_no_storage(tmp_path):
 @pytest.mark.parametrize(
     ("told", "said"),
     [
-        ("connection failed: port 5432 failed: Connection refused", "no server answers there: start it"),
-        ('failed to resolve host "nowhere": Name or service not known', "nobody knows its host"),
-        ('FATAL: password authentication failed for user "me"', "refuses that user or password"),
+        ("connection failed: port 5432 failed: Connection refused", "no server answers at that address: start it"),
+        ('failed to resolve host "nowhere": Name or service not known', "its host is unknown"),
+        ('FATAL: password authentication failed for user "me"', "rejects that user or password"),
         ('FATAL: database "studies" does not exist', "no such database or user: create it"),
         ("Something new.", "it says 'Something new.': correct the address, or choose another"),
     ],
@@ -523,11 +651,11 @@ def test_a_password_is_not_shown():
 
 
 def test_a_study_of_another_program_is_not_touched(tmp_path):
-    job = job_of(tmp_path)
-    study = optuna.create_study(storage=job.url, study_name="s")
+    config = config_of(tmp_path)
+    study = optuna.create_study(storage=config.url, study_name="s")
     study.add_trial(optuna.trial.create_trial(value=1.0))
     with pytest.raises(OutputError, match="that another program made"):
-        opened(job)
+        open_store(config)
 
 
 def test_another_study_does_not_go_on_and_all_that_differs_is_named(tmp_path):

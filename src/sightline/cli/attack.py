@@ -72,7 +72,7 @@ def _print_attack(console: "Console", value: Mapping[str, Any]) -> None:
     console.print(f"\n[bold]Right answers under attack[/bold] ({value['norm']})\n")
     rows = [
         ("no attack" if not one["eps"] else f"eps {format_eps(one['eps'])}", f"{one['accuracy']:.1%}",
-         f"{one['low']:.1%} to {one['high']:.1%}", f"{one['seconds']:.1f} s")
+         "{low:.1%} to {high:.1%}".format(**one["intervals"]["accuracy"]), f"{one['seconds']:.1f} s")
         for one in value["points"]
     ]  # fmt: skip
     console.print(make_table(("", "accuracy", "95 % interval", "took"), rows))

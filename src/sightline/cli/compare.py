@@ -108,7 +108,7 @@ def _ranking_row(row: "Mapping[str, Any]") -> tuple[str, ...]:
         str(row["rank"]),
         row["entrant"],
         f"{row['accuracy']:.2%}",
-        f"{row['low']:.2%} to {row['high']:.2%}",
+        "{low:.2%} to {high:.2%}".format(**row["intervals"]["accuracy"]),
         points,
         "" if row["p_holm"] is None else f"{row['p_holm']:.2g}",
         f"{row['train_seconds']:,.1f} s",

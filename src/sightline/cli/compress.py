@@ -25,7 +25,7 @@ def compress(
     by: str,
     out: Path,
     target: TargetWords = (),
-    allowance: float = 0.01,
+    max_accuracy_drop: float = 0.01,
     epochs: int | None = None,
     lr: float | None = None,
     overwrite: bool = False,
@@ -33,43 +33,44 @@ def compress(
     device: Device = "auto",
     json: Json = False,
 ) -> None:
-    """Make a smaller classifier of one, heal it, and measure both in one run.
+    """Make a smaller classifier, fine-tune it, and compare it with the original in one run.
 
-    Give the same command again to go on with work that was stopped.
+    Repeat the same command to continue an interrupted compression.
 
     Parameters
     ----------
     run: Path
         A run folder; or a bundle, with images.
     data: str
-        Other images to heal and measure on. Default: the run's own.
+        Other images to fine-tune and test on. Default: the run's own.
     by: str
         prune, channels, lowrank, int8, distil, with arguments after colons; several, in order, with commas:
         channels:0.4,int8. See sightline list compressors.
     out: Path
         Folder of the smaller classifier's run.
     target: tuple[str, ...]
-        What to reach, as shares of the original: latency=0.5x, size=0.1x, multiply-adds=0.5x, parameters=0.2x. The
-        strength of prune, channels and lowrank is then looked for. Exit code 3 where it is not reached.
-    allowance: float
-        With --target: accuracy on validation that may be lost; 0.01 is one point.
+        Ratios to the original: latency=0.5x, size=0.1x, multiply-adds=0.5x, parameters=0.2x. The strength of the
+        compressors is searched for. Exit code 3 where the target is not met.
+    max_accuracy_drop: float
+        With --target: validation accuracy that may be lost; 0.01 is one percentage point.
     epochs: int
-        Of each healing, or of a distilled network's training. Default: a quarter of the original's; all of them.
+        Epochs of each fine-tuning (default: a quarter of the original's), or of a distilled network's training
+        (default: as many as the original's).
     lr: float
-        Peak learning rate of those. Default: a fifth of the original's.
+        Peak learning rate. Default: a fifth of the original's.
     overwrite: bool
         Replace the run that is in --out.
     """
     from ..compression import FineTuning
     from ..compression import compress as run_compression
 
-    healing = FineTuning(epochs=epochs, lr=lr, seed=seed)
+    settings = FineTuning(epochs=epochs, lr=lr, seed=seed)
     found = run_compression(
-        run, data, by=by, out=out, target=target, allowance=allowance, healing=healing, device=device,
-        overwrite=overwrite,
+        run, data, by=by, out=out, target=target, max_accuracy_drop=max_accuracy_drop, settings=settings,
+        device=device, overwrite=overwrite,
     )  # fmt: skip
     emit(_evaluate_and_report(found), json, _print_compression)
-    found.require()
+    found.require_target()
 
 
 def _evaluate_and_report(found: "CompressionResult") -> dict[str, Any]:

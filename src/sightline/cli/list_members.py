@@ -1,6 +1,5 @@
 """Verbs that list: runs, and the members of each family."""
 
-import json as json_module
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -113,14 +112,14 @@ def _print_families(console: Any, families: Mapping[str, Any]) -> None:
 
 def _run_summary(folder: Path) -> dict[str, Any]:
     """One line about a run, from its files."""
+    from ..evidence import read_report
     from ..training import RunFolder
 
     row: dict[str, Any] = dict.fromkeys(("data", "model", "epochs", "accuracy", "n"))
     row |= {"run": str(folder), "started": (folder / "recipe.toml").stat().st_mtime}
-    report = folder / "report.json"
     try:
         recipe, facts = RunFolder(folder).read_recipe(), RunFolder(folder).read_facts()
-        tested = json_module.loads(report.read_text(encoding="utf-8"))["test"] if report.is_file() else {}
+        tested = read_report(folder).get("evaluation") or {}
     except (SightlineError, ValueError, KeyError):
         return row | {"state": "damaged"}  # one bad run must not hide the others
     return row | {

@@ -77,13 +77,18 @@ def print_evaluation(console: Console, value: Mapping[str, Any]) -> None:
     console.print(make_table(("", "", "95 % interval"), rows))
     for remark in value.get("remarks", ()):
         console.print(f"\n{remark}", markup=False)
+    costs = value["efficiency"]
     console.print(
-        f"\n{value['parameters']:,} parameters, {value['multiply_adds']:,} multiply-adds an image; "
-        f"one image takes {value['latency_ms']:.2g} ms, in batches {value['seconds_per_image'] * 1e3:.2g} ms each"
+        f"\n{costs['parameters']:,} parameters, {costs['multiply_adds']:,} multiply-adds an image; "
+        f"one image takes {costs['latency_ms']:.2g} ms, in batches {costs['seconds_per_image'] * 1e3:.2g} ms each"
     )
     if curve := value.get("learning_curve"):
         sizes = [
-            (f"{one['images']:,}", f"{one['accuracy']:.2%}", f"{one['low']:.2%} to {one['high']:.2%}")
+            (
+                f"{one['images']:,}",
+                f"{one['accuracy']:.2%}",
+                "{low:.2%} to {high:.2%}".format(**one["intervals"]["accuracy"]),
+            )
             for one in curve["sizes"]
         ]
         console.print()

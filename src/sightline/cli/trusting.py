@@ -233,7 +233,7 @@ def _set_row(name: str, one: Mapping[str, Any]) -> tuple[str, ...]:
     return (
         name.replace("-per-class", ", each class"),
         f"{one['coverage']:.2%}",
-        _format_bounds(one["interval"]),
+        _format_bounds(one["intervals"]["coverage"]),
         f"{one['size']:.2f}",
         f"{one['empty']:.1%}",
         f"{one['single']:.1%}",

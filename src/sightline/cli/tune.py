@@ -75,7 +75,7 @@ def tune(
     from ..tuning import tune as search
 
     base, words, usual = _recipe_and_space(flags, recipe, preset, over)
-    limits = {"trials": trials, "budget": vars(flags)["budget"], "refine": refine, "workers": workers}
+    limits = {"trials": trials, "budget": vars(flags)["budget"], "zoom_rounds": refine, "workers": workers}
     place: dict[str, Any] = {"storage": storage, "out": out, "device": device}
     tuned = search(data or base.data, base, words, by=by or usual, **limits, **place)
     value = {"study": str(tuned.folder), "best": dict(tuned.best), "importance": tuned.importance}
@@ -103,17 +103,17 @@ def _recipe_and_space(
 
 def _evaluate_winner(run: "Run") -> dict[str, Any]:
     """The winner's result on the test images, which are looked at once."""
-    import json as json_module
-
     from ..evaluation import evaluate_run
-    from ..evidence import write_report
+    from ..evidence import read_report, write_report
 
-    saved = run.folder / "report.json"
-    if not saved.is_file():
+    if not (run.folder / "report.json").is_file():
         evaluate_run(run)
     write_report(run.folder)
-    record = json_module.loads(saved.read_text(encoding="utf-8"))
-    return {"run": str(run.folder), **record["test"], "report": str(run.folder / "report.html")}
+    return {
+        "run": str(run.folder),
+        **read_report(run.folder)["evaluation"],
+        "report": str(run.folder / "report.html"),
+    }
 
 
 def _print_study(console: "Console", value: Mapping[str, Any]) -> None:

@@ -111,14 +111,14 @@ class LabelIssueReport:
         """All of it."""
         probe = self.probe and {
             "planted": self.probe.n_planted,
-            "recall": _interval_json(self.probe.recall),
-            "precision": _interval_json(self.probe.precision),
+            "recall": self.probe.recall.as_json(),
+            "precision": self.probe.precision.as_json(),
         }
         return {
             "by": self.by,
             "folds": self.folds,
             "n": self.n,
-            "agreement": _interval_json(self.accuracy),
+            "agreement": self.accuracy.as_json(),
             "estimated_wrong": self.estimated_error_rate,
             "probe": probe,
             "pairs": [asdict(pair) for pair in top_confusions(self.joint, self.classes, top=20)],
@@ -126,10 +126,6 @@ class LabelIssueReport:
             "sentence": self.sentence,
             "remarks": list(self.remarks),
         }
-
-
-def _interval_json(one: Interval) -> dict[str, float]:
-    return {"value": one.value, "low": one.low, "high": one.high, "n": one.n}
 
 
 def find_label_issues(

@@ -84,14 +84,12 @@ class LearningCurve:
                     "share": size.share,
                     "images": size.images,
                     "accuracy": size.accuracy.value,
-                    "low": size.accuracy.low,
-                    "high": size.accuracy.high,
-                    "n": size.accuracy.n,
+                    "intervals": {"accuracy": size.accuracy.as_json()},
                     "seeds": list(size.seed_accuracies),
                 }
                 for size in self.points
             ],
-            "gain": {"value": self.gain.value, "low": self.gain.low, "high": self.gain.high, "n": self.gain.n},
+            "gain": self.gain.as_json(),
             "doubled": self.accuracy_at_double,
             "sentence": self.sentence,
         }

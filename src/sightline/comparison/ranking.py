@@ -1,7 +1,7 @@
 """What a comparison gave: entrants in order of accuracy, each against the best, on the same images."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from statistics import fmean, stdev
 from typing import TYPE_CHECKING, Any
 
@@ -148,13 +148,12 @@ def _candidate_row(rank: int, one: CandidateResult, against: VersusBest | None) 
         "entrant": one.candidate,
         "kind": one.kind,
         "accuracy": one.accuracy.value,
-        "low": one.accuracy.low,
-        "high": one.accuracy.high,
+        "intervals": {"accuracy": one.accuracy.as_json()},
         "n": one.accuracy.n,
         "validation": one.val_accuracy,
         "accuracies": [trial.accuracy for trial in one.trials],
         "deviation": one.std,
-        "over_folds": None if one.fold_interval is None else _interval_json(one.fold_interval),
+        "over_folds": None if one.fold_interval is None else one.fold_interval.as_json(),
         "train_seconds": one.train_seconds,
         "ms_per_image": one.ms_per_image,
         "bytes": one.bundle_bytes,
@@ -164,15 +163,11 @@ def _candidate_row(rank: int, one: CandidateResult, against: VersusBest | None) 
     compared = {"difference": None, "p_mcnemar": None, "p_holm": None}
     if against is not None:
         compared = {
-            "difference": _interval_json(against.difference),
+            "difference": against.difference.as_json(),
             "p_mcnemar": against.p,
             "p_holm": against.p_holm,
         }
     return row | compared
-
-
-def _interval_json(interval: Interval) -> dict[str, float]:
-    return asdict(interval)
 
 
 def rank_candidates(

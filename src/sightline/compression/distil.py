@@ -1,4 +1,4 @@
-"""A smaller network learns from a classifier's answers instead of from labels alone: distillation."""
+"""Distillation: a smaller network learns from a classifier's answers instead of from labels alone."""
 
 import copy
 from dataclasses import dataclass, field
@@ -14,66 +14,79 @@ from ..checks import check_number, check_positive
 from ..classifier import Classifier
 from ..data import to_tensor
 from ..models import build, parse_architecture
-from ..preprocessing import Preprocessing, fit_preprocessing
-from ..training import ADAPTATION_IMAGES, CrossEntropy, LogitLoss, Objective, kl_divergence
-from ..types import Batch, Dataset, Splits
+from ..preprocessing import fit_preprocessing
+from ..training import ADAPTATION_IMAGES, CrossEntropy, LogitLoss, Objective, Recipe, kl_divergence
+from ..types import Batch, Splits
+from .compressor import Compressor, Original
+from .fine_tuning import FineTuning
 
 
 @dataclass(frozen=True)
-class Distil:
-    """A fresh, smaller network that learns from the classifier's answers.
+class Distil(Compressor):
+    """A new, smaller network learns from the classifier's answers (Hinton, Vinyals and Dean 2015, arXiv
+    1503.02531).
 
-    ``to`` is the network's word (``lenet5``, ``fastcnn:width=0.25``); ``temperature`` softens the answers, and
-    ``alpha`` is their weight beside the labels (Hinton, Vinyals and Dean 2015, arXiv 1503.02531).
+    Args:
+        to: the student's word, such as ``lenet5`` or ``fastcnn:width=0.25``.
+        temperature: T above 0; both answers are divided by it before they are compared.
+        alpha: weight in [0, 1] of the teacher's answers; the labels have 1 - alpha.
+        seed: seed of the student's initial weights.
     """
 
     to: str = "lenet5"
     temperature: float = field(default=4.0, kw_only=True)
     alpha: float = field(default=0.9, kw_only=True)
     seed: int = field(default=0, kw_only=True)
-    """Of the fresh weights."""
 
-    heals: ClassVar[bool] = True
-    """It is nothing without the training that follows."""
+    fresh: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        """Raise ValueError for a temperature or alpha that cannot be, ChoiceError for a network nobody knows."""
+        """Raise ValueError for an impossible temperature or alpha, ChoiceError for an unknown network."""
         check_distillation(self.temperature, self.alpha)
         parse_architecture(self.to, classes=2, channels=3, size=(32, 32))
 
     def __call__(self, classifier: Classifier, data: Splits) -> Classifier:
-        """The student before its training: same classes, same pixels, fresh weights.
+        """The student before its training: the same classes and geometry, new weights.
 
-        It takes over the teacher's preprocessing, or fits one to the training images where the teacher has none of
+        It takes the teacher's preprocessing, or one fitted to the training images where the teacher has none of
         its own, as an ensemble.
         """
-        known = classifier.geometry
+        geometry = classifier.geometry
         plan = parse_architecture(
-            self.to, classes=len(classifier.classes), channels=known.channels, size=known.size
+            self.to, classes=len(classifier.classes), channels=geometry.channels, size=geometry.size
         )
-        preprocessing = _student_preprocessing(classifier, data.train)
+        if classifier.preprocessing.config():
+            preprocessing = copy.deepcopy(classifier.preprocessing).cpu()
+        else:
+            preprocessing = fit_preprocessing(data.train, "fitted", geometry.channels)
         runtime.seed_torch(self.seed)
         network = build(plan)
         sample = np.sort(runtime.permutation(len(data.train), self.seed)[:ADAPTATION_IMAGES])
         with torch.no_grad():
             network.init_from_data(preprocessing(to_tensor(data.train[sample])))
-        student = Classifier(
+        return Classifier(
             preprocessing,
             network,
             architecture=plan,
             classes=classifier.classes,
-            geometry=known,
+            geometry=geometry,
             provenance=classifier.provenance,
-        )
-        return student.to(classifier.device)
+        ).to(classifier.device)
 
-    def objective(self, teacher: Classifier, labels: Objective) -> "DistillationLoss":
-        """What the student minimises; ``labels`` is the loss that its own labels enter by."""
-        return DistillationLoss(teacher, labels, temperature=self.temperature, alpha=self.alpha)
+    def training(self, original: Original, settings: FineTuning) -> Recipe:
+        """A whole training of the student, as long as the original's."""
+        return settings.full_training_recipe(original.recipe, self.to, len(original.splits.train))
+
+    def objective(self, original: Original, labels: Objective) -> "DistillationLoss":
+        """The distance from the teacher's answers, and ``labels`` with the weight 1 - alpha."""
+        return DistillationLoss(original.classifier, labels, temperature=self.temperature, alpha=self.alpha)
+
+    def _is_shown(self, field: Any) -> bool:
+        return field.name == "to" or super()._is_shown(field)
 
 
 def distil(to: str = "lenet5", temperature: float = 4.0, alpha: float = 0.9, **arguments: Any) -> Distil:
-    """A fresh, smaller network that learns from the classifier's answers; other arguments are the network's own.
+    """A new, smaller network that learns from the classifier's answers; other arguments are the network's own.
 
     >>> distil("fastcnn", width=0.25, alpha=0.5)
     Distil(to='fastcnn:width=0.25', temperature=4.0, alpha=0.5, seed=0)
@@ -121,9 +134,3 @@ def check_distillation(temperature: object, alpha: object) -> None:
     """Raise ValueError for a temperature that is not above 0, or an alpha outside [0, 1]."""
     check_positive("temperature", temperature)
     check_number("alpha", alpha, 0, 1)
-
-
-def _student_preprocessing(classifier: Classifier, images: Dataset) -> Preprocessing:
-    if classifier.preprocessing.config():
-        return copy.deepcopy(classifier.preprocessing).cpu()
-    return fit_preprocessing(images, "fitted", classifier.geometry.channels)

@@ -1,8 +1,9 @@
-"""int8 by calibration: norms are folded, weights become codes, activations get the levels a sample asks for."""
+"""Post-training int8: norms are folded, weights are quantised, activation ranges are calibrated on a sample."""
 
 import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -34,49 +35,62 @@ from ..layers import (
     quantise_weight,
 )
 from ..models import SURGERY
+from ..training import Recipe
 from ..types import Dataset, Splits
+from .compressor import Compressor, Original
+from .fine_tuning import FineTuning
 
 ACTIVATION_BINS = 2048
-"""Of each activation's histogram."""
+"""Bins of each activation's histogram."""
 
 PERCENTILE_TAIL = 1e-4
-"""Share of the values that ``percentile`` may leave outside, at both ends together."""
+"""Share of the values that ``percentile`` cuts off, at both ends together."""
 
 MSE_SPAN_SHARES = torch.linspace(0.3, 1, 71)
-"""Of the whole span, that ``mse`` tries."""
+"""Shares of the whole range that ``mse`` tries."""
 
 CALIBRATION_BATCH_SIZE = 64
+"""Images per forward pass of the calibration."""
+
+INT8_TRAINING: Mapping[str, Any] = {
+    "precision": "float32",
+    "memory_format": "contiguous",
+    "replicas": 1,
+    "weight_decay": 0.0,
+}
+"""Recipe fields of a training through the rounding: plain arithmetic, and no decay that pulls gains to zero."""
 
 PLAIN_FORWARDS = (nn.Conv2d.forward, nn.Linear.forward, SparseConv2d.forward, SparseLinear.forward)
-"""Layers that do with their weights what torch's own do, and no more."""
+"""Forward methods of the layers that int8 replaces: those that use their weights as torch's own do."""
 
 
 @dataclass
 class ActivationHistogram:
-    """The values of one activation over a sample."""
+    """The range of one activation over a sample, and its histogram."""
 
     low: float = float("inf")
     high: float = float("-inf")
     counts: Tensor = field(default_factory=lambda: torch.zeros(ACTIVATION_BINS))
 
     def update_range(self, x: Tensor) -> None:
-        """Take in the smallest and the largest."""
+        """Extend the range by the values of a batch."""
         low, high = x.aminmax()
         self.low, self.high = min(self.low, float(low)), max(self.high, float(high))
 
     def update_counts(self, x: Tensor) -> None:
-        """Take in how often each value comes, once the ends are known."""
+        """Count the values of a batch, once the range is known."""
         if self.high > self.low:
             self.counts += torch.histc(x.flatten().float(), ACTIVATION_BINS, self.low, self.high).cpu()
 
     @property
     def bin_centers(self) -> Float[Tensor, " bins"]:
-        """Values in the middle of the bins."""
+        """The centre of each bin."""
         width = (self.high - self.low) / ACTIVATION_BINS
         return self.low + width * (torch.arange(ACTIVATION_BINS) + 0.5)
 
 
 Span = tuple[float, float]
+"""Lowest and highest value that an activation's levels cover."""
 
 
 def minmax_span(seen: ActivationHistogram) -> Span:
@@ -85,14 +99,14 @@ def minmax_span(seen: ActivationHistogram) -> Span:
 
 
 def percentile_span(seen: ActivationHistogram) -> Span:
-    """All values but the share ``CUT`` at the ends."""
+    """All values but the share ``PERCENTILE_TAIL`` at the ends."""
     below = seen.counts.cumsum(0) / seen.counts.sum().clamp_min(1)
     kept = seen.bin_centers[(below >= PERCENTILE_TAIL / 2) & (below <= 1 - PERCENTILE_TAIL / 2)]
     return (float(kept[0]), float(kept[-1])) if len(kept) > 1 else minmax_span(seen)
 
 
 def mse_span(seen: ActivationHistogram) -> Span:
-    """The share of the whole span that leaves the least squared error."""
+    """The share of the whole range with the smallest squared rounding error."""
     low, high = min(seen.low, 0.0), max(seen.high, 0.0)
     lows, highs, x = low * MSE_SPAN_SHARES[:, None], high * MSE_SPAN_SHARES[:, None], seen.bin_centers
     scale = ((highs - lows) / MAX_ACTIVATION_CODE).clamp_min(1e-12)
@@ -107,25 +121,28 @@ CALIBRATORS: Mapping[str, Callable[[ActivationHistogram], Span]] = {
     "percentile": percentile_span,
     "mse": mse_span,
 }
-"""How the values of a sample become the span of an activation's levels."""
+"""Name -> histogram of an activation -> the range its 256 levels cover."""
 
 
 @dataclass(frozen=True)
-class Int8:
+class Int8(Compressor):
     """int8 weights and activations, calibrated on ``images`` training images.
 
-    ``bits`` are those of a weight: 7 are right on every processor, 8 only on those with VNNI (see ``MOST``).
-    ``by`` is one of ``SPANS``, or auto: all are tried, and the one whose answers about as many other training
-    images are nearest to the float network's (least Kullback-Leibler divergence) is kept. ``heals`` asks for a
-    training of biases and gains afterwards; codes of weights stay. Raises ValueError for an impossible value.
+    Args:
+        by: calibration of the activations, one of ``CALIBRATORS``; auto tries all and keeps the one whose answers
+            on as many other training images have the smallest divergence (Kullback-Leibler) from the float network's.
+        images: training images to calibrate on, 1 or more.
+        bits: of a weight: 7 is exact on every processor, 8 only with VNNI (see ``MAX_WEIGHT_CODE``).
+        fine_tune: whether a training of biases and gains follows; the codes of the weights stay.
     """
 
     by: str = "auto"
     images: int = 256
     bits: int = 7
-    heals: bool = False
+    fine_tune: bool = False
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
+        """Raise ValueError for an impossible value."""
         if self.by not in {"auto", *CALIBRATORS}:
             raise ValueError(
                 f"there is no calibration '{self.by}'. {suggest(str(self.by), ['auto', *CALIBRATORS])}"
@@ -135,14 +152,19 @@ class Int8:
             raise ValueError(f"bits is 7, or 8 for processors with VNNI, not {self.bits}")
 
     def __call__(self, classifier: Classifier, data: Splits) -> Classifier:
-        """A new classifier in int8; the given one is left alone.
+        """A new classifier in int8.
 
         Raises DataError for calibration images that are missing or of another geometry, BundleError for a network
         that cannot be quantised.
         """
         check_calibration_images(classifier, data.train)
         check_quantizable(classifier.network)
-        sample, others = _draw_samples(data.train, self.images)
+        order = np.random.default_rng(8).permutation(len(data.train))
+        sample, others = (
+            data.train.subset(np.sort(part))
+            for part in (order[: self.images], order[self.images : 2 * self.images])
+        )
+        others = others if len(others) else sample
         made, arguments = quantize_weights(classifier, sample, self.bits)
         seen = _observe_activations(made, sample)
         made.network.rounding = ActivationRounding(len(seen)).to(classifier.device)
@@ -151,14 +173,27 @@ class Int8:
         best = min(distances, key=lambda name: distances[name])
         if best != names[-1]:
             _set_spans(made, seen, best, classifier, others)
-        said = {"by": best, "bits": self.bits, "calibration_images": len(sample), "divergence_nats": distances}
-        return _with_quantised_surgery(made, {**arguments, "sites": len(seen)}, said)
+        surgery = ("quantised", {**arguments, "sites": len(seen)})
+        made.architecture = replace(made.architecture, surgery=(*made.architecture.surgery, surgery))
+        made.answers = {}  # conformal sets, calibrated on the float network's answers
+        made.provenance["int8"] = {
+            "by": best,
+            "bits": self.bits,
+            "calibration_images": len(sample),
+            "divergence_nats": distances,
+        }
+        return made
+
+    def training(self, original: Original, settings: FineTuning) -> Recipe:
+        """A fine-tuning through the rounding; of 0 epochs unless ``fine_tune``."""
+        recipe = super().training(original, settings).replace(**INT8_TRAINING)
+        return recipe if self.fine_tune else recipe.replace(epochs=0)
 
 
 def check_calibration_images(classifier: Classifier, images: Dataset) -> None:
-    """Raise DataError where these images cannot calibrate the classifier."""
+    """Raise DataError where there are no images, or of another geometry."""
     if not len(images):
-        raise DataError("There are no training images to calibrate int8 on: give data with a training part.")
+        raise DataError("There are no training images to calibrate int8 on: name data with training images.")
     if images.geometry != classifier.geometry:
         raise DataError(
             f"The images to calibrate on were decoded as {images.geometry}, but the classifier expects "
@@ -167,25 +202,20 @@ def check_calibration_images(classifier: Classifier, images: Dataset) -> None:
 
 
 def check_quantizable(network: Network) -> None:
-    """Raise BundleError where a network cannot be made int8."""
+    """Raise BundleError where a network cannot be quantised."""
     if network.rounding is not None:
         raise BundleError("This classifier is int8 already: compress the one it was made from.")
     if network.noise is not None:
-        raise BundleError("Noise in the weights is drawn in floats, so this network cannot be int8.")
+        raise BundleError(
+            "This network adds noise to its weights, so it cannot be int8: train it without weight_noise."
+        )
     if not network.differentiable:
-        raise BundleError("This classifier has no weights of its own that int8 could hold: compress a network.")
-
-
-def _draw_samples(images: Dataset, count: int) -> tuple[Dataset, Dataset]:
-    """Images to calibrate on and as many others to choose by (the same ones where there are no others)."""
-    order = np.random.default_rng(8).permutation(len(images))
-    first, second = np.sort(order[:count]), np.sort(order[count : 2 * count])
-    return images.subset(first), images.subset(second if len(second) else first)
+        raise BundleError("This classifier has no network whose weights int8 could hold: compress a network.")
 
 
 @torch.no_grad()
 def quantize_weights(classifier: Classifier, images: Dataset, bits: int) -> tuple[Classifier, dict[str, Any]]:
-    """A copy with norms folded and weights as codes, activations still floats; and the surgery's arguments."""
+    """A copy with folded norms and int8 weights, activations still in floats; and the surgery's arguments."""
     made = copy.deepcopy(classifier).eval()
     network = made.network
     few = next(iterate_batches(images, min(8, len(images)), device=made.device)).pixels
@@ -195,28 +225,25 @@ def quantize_weights(classifier: Classifier, images: Dataset, bits: int) -> tupl
     arguments = {"layers": [*_quantizable_layers(network)], "folded": [*folded], "lone": lone}
     SURGERY["quantised"](network, **arguments, sites=0)
     made.eval()
-    layers = {name: _int8_layer(network.get_submodule(name)) for name in weights}
-    for name, layer in layers.items():
-        quantise_weight(layer, *weights[name], bits)
-    _check_folding(made, {layer: weights[name][0] for name, layer in layers.items()}, few, before)
+    folded_weights: dict[Int8Layer, Tensor] = {}
+    for name, (weight, bias) in weights.items():
+        layer = network.get_submodule(name)
+        layer = next(layer.children()) if isinstance(layer, nn.Sequential) else layer
+        assert isinstance(layer, Int8Conv2d | Int8Linear)
+        quantise_weight(layer, weight, bias, bits)
+        folded_weights[layer] = weight
+    _check_folding(made, folded_weights, few, before)
     return made, arguments
 
 
 def _quantizable_layers(network: nn.Module) -> dict[str, nn.Conv2d | nn.Linear]:
-    """The layers that become int8."""
+    """The layers that become int8, by name."""
     found = network.named_modules()
     return {n: m for n, m in found if isinstance(m, nn.Conv2d | nn.Linear) and type(m).forward in PLAIN_FORWARDS}
 
 
-def _int8_layer(layer: nn.Module) -> Int8Layer:
-    """The int8 layer that is this one, or its first part."""
-    layer = next(layer.children()) if isinstance(layer, nn.Sequential) else layer
-    assert isinstance(layer, Int8Conv2d | Int8Linear)
-    return layer
-
-
 class _UseCounter(TorchFunctionMode):
-    """Counts how often each tensor is used."""
+    """Counts how many operations use each tensor."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -230,7 +257,7 @@ class _UseCounter(TorchFunctionMode):
 
 
 def _match_norms(classifier: Classifier, pixels: Float[Tensor, "B C H W"]) -> tuple[dict[str, str], list[str]]:
-    """Batch norms by the convolution whose result only they are given; and those that are given another thing."""
+    """Batch norm -> the convolution whose output only it uses; and the batch norms without such a convolution."""
     network = classifier.network
     names: dict[nn.Module, str] = {layer: name for name, layer in _quantizable_layers(network).items()}
     norms: dict[nn.Module, str] = {m: name for name, m in network.named_modules() if isinstance(m, nn.BatchNorm2d)}
@@ -260,7 +287,7 @@ def _match_norms(classifier: Classifier, pixels: Float[Tensor, "B C H W"]) -> tu
 def _folded_weights(
     network: nn.Module, folded: Mapping[str, str], lone: list[str]
 ) -> dict[str, tuple[Tensor, Tensor]]:
-    """Weight and bias of each layer to come: ``gamma / sqrt(v + eps) (W x - mean) + beta``, in float64."""
+    """Weight and bias of each int8 layer: ``gamma / sqrt(v + eps) (W x - mean) + beta``, computed in float64."""
     found: dict[str, tuple[Tensor, Tensor]] = {}
     for name, layer in _quantizable_layers(network).items():
         weight = layer.weight.detach().double()
@@ -276,7 +303,7 @@ def _folded_weights(
 
 
 def _norm_affine(norm: nn.Module) -> tuple[Tensor, Tensor]:
-    """Factor and shift of each channel that a batch norm is in eval mode."""
+    """A batch norm in eval mode as a factor and a shift of each channel."""
     assert isinstance(norm, nn.BatchNorm2d)
     assert norm.running_mean is not None
     assert norm.running_var is not None
@@ -289,33 +316,29 @@ def _norm_affine(norm: nn.Module) -> tuple[Tensor, Tensor]:
 def _check_folding(
     classifier: Classifier, weights: Mapping[Int8Layer, Tensor], pixels: Tensor, before: Tensor
 ) -> None:
-    """Raise BundleError where the network, with its folded weights still in floats, gives other logits."""
+    """Raise BundleError where folding changes the logits ``before``, the weights still in floats."""
     rounding = classifier.network.rounding
     assert rounding is not None
-    rounding.observer = _ignore_note
+    rounding.observer = lambda *_: None
     for layer, weight in weights.items():
-        layer.dequantise = _constant_weight(weight)
+        layer.dequantise = partial(_return_weight, weight)
     after = classifier(pixels)
     for layer in weights:
         del layer.dequantise
     if not torch.allclose(after, before, rtol=1e-3, atol=1e-3 * float(before.abs().max())):
         raise BundleError(
-            "Its layers do not do what int8 needs (a convolution or a batch norm is used twice, perhaps), so this "
-            "network cannot be int8."
+            "Folding the batch norms changes this network's logits (it may call a convolution or a norm twice), "
+            "so it cannot be int8: choose another compressor."
         )
 
 
-def _ignore_note(site: int, x: Tensor) -> None:
-    del site, x
-
-
-def _constant_weight(weight: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
-    return lambda *_: weight
+def _return_weight(weight: Tensor, *_: Tensor) -> Tensor:
+    return weight
 
 
 @torch.no_grad()
 def _observe_activations(classifier: Classifier, images: Dataset) -> list[ActivationHistogram]:
-    """What each activation is over these images, its float values, in two passes."""
+    """The histogram of each activation's float values over these images, in two passes."""
     rounding = classifier.network.rounding
     assert rounding is not None
     found: dict[int, ActivationHistogram] = {}
@@ -335,7 +358,7 @@ def _observe_activations(classifier: Classifier, images: Dataset) -> list[Activa
 def _set_spans(
     made: Classifier, seen: list[ActivationHistogram], by: str, parent: Classifier, images: Dataset
 ) -> float:
-    """Put the levels where ``by`` says; how far the answers about these images are from the parent's, in nats."""
+    """Set the ranges by ``by``; returns the mean divergence from the parent's answers on these images, in nats."""
     rounding = made.network.rounding
     assert rounding is not None
     for grid, one in zip(rounding.grids, seen, strict=True):
@@ -343,12 +366,3 @@ def _set_spans(
         grid.set_range(*CALIBRATORS[by](one))
     wanted, own = (torch.log_softmax(predict_logits(one, images)[0].double(), 1) for one in (parent, made))
     return float((wanted.exp() * (wanted - own)).sum(1).mean())
-
-
-def _with_quantised_surgery(made: Classifier, arguments: Mapping[str, Any], said: Mapping[str, Any]) -> Classifier:
-    """The classifier with its surgery and how it was calibrated; sets that were calibrated on floats are gone."""
-    plan = made.architecture
-    made.architecture = replace(plan, surgery=(*plan.surgery, ("quantised", dict(arguments))))
-    made.answers = {}
-    made.provenance["int8"] = dict(said)
-    return made

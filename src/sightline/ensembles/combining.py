@@ -15,7 +15,7 @@ from ..errors import BundleError, DataError, OutputError
 from ..inference import predict_probabilities
 from ..runs import open_run, trained_on
 from ..training import Run
-from ..types import Dataset, Findings, Interval, Remark, Splits
+from ..types import Dataset, Findings, Remark, Splits
 from .methods import COMBINERS, check_compatible, combine
 
 COMPARED_METRICS = ("accuracy", "log_loss", "ece")
@@ -117,12 +117,12 @@ def compare_with_members(
         rows, rights = [], []
         for name, member in zip(names, members, strict=True):
             row, its = _test_classifier(member, images)
-            difference = _interval_json(metrics.paired_difference(right, its))
+            difference = metrics.paired_difference(right, its).as_json()
             rows.append({"member": name, **row, "difference": difference})
             rights.append(its)
             advance()
     gain = metrics.paired_difference(right, np.mean(rights, axis=0))
-    return {"n": len(images), **found, "rows": rows, "gain": _interval_json(gain)}
+    return {"n": len(images), **found, "rows": rows, "gain": gain.as_json()}
 
 
 def _test_classifier(classifier: Classifier, images: Dataset) -> tuple[dict[str, Any], Bool[ndarray, " N"]]:
@@ -130,12 +130,8 @@ def _test_classifier(classifier: Classifier, images: Dataset) -> tuple[dict[str,
     probabilities, labels = predict_probabilities(classifier, images)
     found = metrics.overall_metrics(labels, probabilities)
     values = {name: found[name].value for name in COMPARED_METRICS}
-    intervals = {name: _interval_json(found[name]) for name in COMPARED_METRICS}
+    intervals = {name: found[name].as_json() for name in COMPARED_METRICS}
     return {**values, "intervals": intervals}, probabilities.argmax(1) == labels
-
-
-def _interval_json(one: Interval) -> dict[str, float]:
-    return {"value": one.value, "low": one.low, "high": one.high}
 
 
 def _gain_sentence(tested: Mapping[str, Any], members: int) -> str:

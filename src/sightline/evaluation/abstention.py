@@ -63,15 +63,12 @@ class AbstentionThreshold:
 
     def as_json(self) -> dict[str, Any]:
         """All of it."""
-        named = {"risk": self.risk, "coverage": self.coverage}
         return {
             "threshold": self.value,
             "wanted": self.criterion,
             "target": self.target,
-            **{
-                name: {"value": one.value, "low": one.low, "high": one.high, "n": one.n}
-                for name, one in named.items()
-            },
+            "risk": self.risk.as_json(),
+            "coverage": self.coverage.as_json(),
             "risk_bound": self.risk_bound,
             "promised": self.guaranteed,
             "sentence": self.sentence,

@@ -159,8 +159,8 @@ class ConformalSetQuality:
 
     def as_json(self) -> dict[str, Any]:
         """The numbers."""
-        bounds = {"low": self.coverage.low, "high": self.coverage.high, "n": self.coverage.n}
-        return {**vars(self), "coverage": self.coverage.value, "interval": bounds}
+        intervals = {"coverage": self.coverage.as_json()}
+        return {**vars(self), "coverage": self.coverage.value, "intervals": intervals}
 
 
 def measure_sets(

@@ -76,7 +76,7 @@ class Efficiency:
             "parameters": self.parameters,
             "multiply_adds": self.multiply_adds,
             "inference_memory_mb": self.memory_mb,
-            "inference_memory_of": self.memory_kind,
+            "inference_memory_kind": self.memory_kind,
         }
 
 

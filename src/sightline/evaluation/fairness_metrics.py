@@ -51,7 +51,7 @@ class GroupMetrics:
             "confidence": self.confidence,
             "worst_class": self.worst_class,
             "worst_recall": self.worst_recall and self.worst_recall.value,
-            "intervals": {name: _interval_json(one) for name, one in named.items()},
+            "intervals": {name: one.as_json() for name, one in named.items()},
         }
 
 
@@ -105,7 +105,7 @@ class GroupReport:
         }
         worst = self.worst
         found |= {"worst_group": worst and worst.name, "worst_accuracy": worst and worst.accuracy.value}
-        found |= {name: one and {"value": one.value, **_interval_json(one)} for name, one in gaps.items()}
+        found |= {name: one and one.as_json() for name, one in gaps.items()}
         found["means_over_classes"] = {
             name: _mean_known([vars(one)[name] for one in self.classes])
             for name in ("demographic_parity", "equalised_odds")
@@ -114,10 +114,6 @@ class GroupReport:
         for row in found["classes"]:
             del row["name"]
         return found | {"remarks": list(self.remarks)}
-
-
-def _interval_json(one: Interval) -> dict[str, float]:
-    return {"low": one.low, "high": one.high, "n": one.n}
 
 
 def _mean_known(values: Sequence[float | None]) -> float | None:

@@ -69,11 +69,11 @@ class Evaluation:
             "split": self.split,
             "n": self.n,
             **{name: interval.value for name, interval in self.metrics.items()},
-            "intervals": {name: _interval_json(interval) for name, interval in self.metrics.items()},
+            "intervals": {name: interval.as_json() for name, interval in self.metrics.items()},
             "classes": list(self.classes),
             "per_class": [_class_row(self.classes[one.index], one) for one in self.per_class],
             "confusion": self.confusion.tolist(),
-            **self.efficiency.as_json(),
+            "efficiency": self.efficiency.as_json(),
             "remarks": [remark.text for remark in self.remarks],
         }
 
@@ -91,10 +91,6 @@ class Evaluation:
                 writer.writerow([file, label, answer, f"{confidence:.6f}", int(correct), *rest])
 
 
-def _interval_json(interval: Interval) -> dict[str, float]:
-    return {"low": interval.low, "high": interval.high, "n": interval.n}
-
-
 def _class_row(name: str, one: measures.ClassMetrics) -> dict[str, Any]:
     """A class's line of the per-class table."""
     numbers = {"precision": one.precision, "recall": one.recall, "f1": one.f1}
@@ -106,7 +102,7 @@ def _class_row(name: str, one: measures.ClassMetrics) -> dict[str, Any]:
         "predicted": one.predicted,
         "roc_auc": None,
         **{key: interval.value for key, interval in numbers.items()},
-        "intervals": {key: _interval_json(interval) for key, interval in numbers.items()},
+        "intervals": {key: interval.as_json() for key, interval in numbers.items()},
     }
 
 

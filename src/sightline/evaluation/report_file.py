@@ -17,7 +17,7 @@ from .model_evaluation import Evaluation
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-REPORT_FORMAT = 1
+REPORT_FORMAT = 2
 """Version of the layout of ``report.json``."""
 
 MAX_ROC_CURVES = 30
@@ -52,16 +52,16 @@ def report_json(
         "format": REPORT_FORMAT,
         "run": run,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        evaluation.split: evaluation.as_json(),
+        "evaluation": evaluation.as_json(),
         "training": dict(training or {}),
         "reliability": evaluation.reliability.as_json(),
         "roc": _roc_json(evaluation),
-        "confused": [asdict(pair) for pair in top_confusions(evaluation.confusion, evaluation.classes)],
-        "cells": _confusion_examples(evaluation, dataset),
-        "given": {
+        "top_confusions": [asdict(pair) for pair in top_confusions(evaluation.confusion, evaluation.classes)],
+        "confusion_examples": _confusion_examples(evaluation, dataset),
+        "usage_rights": {
             name: _count_values(dataset.columns[name]) for name in USAGE_RIGHTS_COLUMNS if name in dataset.columns
         },
-        "confusable": [_pair_json(pair, evaluation, dataset) for pair in confusable_pairs(evaluation)],
+        "confusable_pairs": [_pair_json(pair, evaluation, dataset) for pair in confusable_pairs(evaluation)],
         "mistakes": [_answer_json(evaluation, i) | image for i, image in zip(worst, shown, strict=True)],
     }
 

@@ -75,7 +75,7 @@ def measure_calibration(labels: Int[ndarray, " N"], probabilities: Float[ndarray
     return {
         "accuracy": float((probabilities.argmax(1) == labels).mean()),
         **_calibration_errors(labels, probabilities),
-        "intervals": {"ece": {"low": ece.low, "high": ece.high, "n": ece.n}},
+        "intervals": {"ece": ece.as_json()},
         "log_loss": float(measures.log_losses(labels, probabilities).mean()),
         "brier": float(measures.brier_scores(labels, probabilities).mean()),
         "aurc": curve.aurc,
@@ -103,7 +103,7 @@ def measure_threshold(
         "coverage": measures.wilson(float(chosen.sum()), len(labels)),
         "risk": measures.wilson(wrong, float(chosen.sum())),
     }
-    return {n: {"value": one.value, "low": one.low, "high": one.high, "n": one.n} for n, one in named.items()}
+    return {name: interval.as_json() for name, interval in named.items()}
 
 
 def _conformal_quality(

@@ -18,7 +18,7 @@ def render_card(
     that nothing was measured; ``extras`` what other verbs found. Names from the data are escaped: they cannot add
     markup or fields.
     """
-    measured = (report or {}).get("test") or {}
+    measured = (report or {}).get("evaluation") or {}
     parts = [
         _front_matter(config, measured),
         f"# {_escape_markdown(_card_title(config))}",

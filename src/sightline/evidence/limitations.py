@@ -40,7 +40,7 @@ def _attack_limitations(found: Mapping[str, Any]) -> list[str]:
     last = one["points"][-1]
     return [
         f"Under attack ({one['attack']}, {format_radius(last['eps'])} {one['norm']}) {format_percent(last['accuracy'])} of the "
-        f"answers stay right ({format_interval(last, format_percent)})."
+        f"answers stay right ({format_interval(last['intervals']['accuracy'], format_percent)})."
     ]
 
 

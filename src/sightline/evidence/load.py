@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from ..errors import DataError
+from .old_formats import upgrade_intervals, upgrade_report
 
 Parsed = TypeVar("Parsed")
 
@@ -22,6 +23,7 @@ EVIDENCE_FILES = {
     "suspects": "suspects.json",
     "comparison": "comparison.json",
     "compression": "compression.json",
+    "learning_curve": "learning_curve.json",
 }
 """What other verbs leave in a run -> its file. None of them is missed where it is absent: it was not asked for."""
 
@@ -50,9 +52,15 @@ class Evidence:
 
     @property
     def measured(self) -> Mapping[str, Any]:
-        """The evaluation in the report: of the test split, else of whichever was evaluated."""
-        parts = [self.report.get("test"), *self.report.values()]
-        return next((part for part in parts if isinstance(part, dict) and "intervals" in part), {})
+        """The evaluation in the report; empty where there is none."""
+        evaluation = self.report.get("evaluation")
+        return evaluation if isinstance(evaluation, dict) and "intervals" in evaluation else {}
+
+    @property
+    def learning_curve(self) -> Mapping[str, Any]:
+        """Sizes and sentence of a finished learning curve; empty where there is none. Old reports hold it too."""
+        curve = (self.extras.get("learning_curve") or {}).get("curve") or self.report.get("learning_curve")
+        return curve if isinstance(curve, dict) else {}
 
 
 def load_evidence(run: Path | str) -> Evidence:
@@ -71,7 +79,7 @@ def load_evidence(run: Path | str) -> Evidence:
             missing.append(f"{name} (cannot be read: {error})")
         return default
 
-    report = read("report.json", _read_json_object, {})
+    report = read("report.json", lambda path: upgrade_report(_read_json_object(path)), {})
     return Evidence(
         run=folder.resolve().name,
         report=report,
@@ -96,7 +104,7 @@ def _read_json_object(path: Path) -> dict[str, Any]:
     value = json.loads(path.read_text(encoding="utf-8"))
     if not isinstance(value, dict):
         raise ValueError("it is not a JSON object")
-    return value
+    return upgrade_intervals(value)
 
 
 def _read_training_facts(folder: Path, report: Mapping[str, Any]) -> dict[str, Any]:

@@ -98,7 +98,7 @@ def measure_missing_evidence(
 
 def _images_in_time(run: Run, task: Measurement, time_left: float) -> int:
     """Images for which the time is enough, at the speed of the run's own test."""
-    each = float(load_evidence(run.folder).measured.get("seconds_per_image") or 0.001)
+    each = float((load_evidence(run.folder).measured.get("efficiency") or {}).get("seconds_per_image") or 0.001)
     return LEAST if not task.answers else int(min(MOST, max(LEAST, time_left / (each * task.answers))))
 
 

@@ -35,7 +35,7 @@ def write_report(run: Path | str, verdicts: Sequence[Verdict] = ()) -> Path:
     there is no such folder, OutputError where it cannot be written.
     """
     evidence = load_evidence(run)
-    page, drawn = Path(run) / "report.html", _draw_pictures(evidence.report)
+    page, drawn = Path(run) / "report.html", _draw_pictures(evidence)
     for name, content in drawn.items():
         with atomic_replace(Path(run) / f"{name}.png") as temporary:
             temporary.write_bytes(content)
@@ -66,12 +66,12 @@ def attach_comparison(run: Path | str, comparison: Path | str) -> None:
     write_json(Path(run) / EVIDENCE_FILES["comparison"], known)
 
 
-def _draw_pictures(report: Mapping[str, Any]) -> dict[str, bytes]:
+def _draw_pictures(evidence: Evidence) -> dict[str, bytes]:
     """The pictures that are also files of the run, as PNG."""
     drawn = {}
-    if roc := report.get("roc"):
+    if roc := evidence.report.get("roc"):
         drawn["roc"] = pictures.encode_png(pictures.plot_roc(roc["macro"], roc["classes"]))
-    if curve := report.get("learning_curve"):
+    if curve := evidence.learning_curve:
         drawn["learning_curve"] = pictures.encode_png(pictures.plot_learning_curve(curve["sizes"]))
     return drawn
 
@@ -109,7 +109,7 @@ def render_page(
         "duration": format_duration,
     }
     measured = evidence.measured
-    drawn = _draw_pictures(evidence.report) if drawn is None else drawn
+    drawn = _draw_pictures(evidence) if drawn is None else drawn
     trust, damaged = build_sections(evidence.extras)
     return environment.get_template("page.html.jinja").render(
         evidence=evidence,
@@ -124,16 +124,16 @@ def render_page(
         metrics=_metric_rows(measured),
         classes=_class_rows(measured),
         counts=_count_table(evidence.counts),
-        given=evidence.report.get("given") or {},
+        given=evidence.report.get("usage_rights") or {},
         confusion=_confusion_table(measured, evidence.report),
-        costs=_cost_rows(measured, evidence.training),
+        costs=_cost_rows(measured.get("efficiency") or {}, evidence.training),
         pairs=_confusable_pairs(evidence.report),
         mistakes=_mistake_gallery(evidence.report),
         wrong=_count_errors(measured),
         curves=pictures.data_url(pictures.plot_history(evidence.history)) if evidence.history else None,
         reliability=_reliability_picture(evidence.report),
         drawn={name: (pictures.data_url(content), _css_width(content)) for name, content in drawn.items()},
-        curve=evidence.report.get("learning_curve"),
+        curve=evidence.learning_curve,
         train_batch=pictures.data_url(evidence.train_batch) if evidence.train_batch else None,
         recipe=_setting_rows(evidence.recipe),
         environment=_setting_rows(evidence.environment),
@@ -173,17 +173,18 @@ def _headline_figures(evidence: Evidence) -> list[tuple[str, str, str]]:
             write = (lambda value: f"{value:.3f}") if name == "roc_auc_ovr" else format_percent
             bounds = (measured.get("intervals") or {}).get(name)
             cards.append((write(measured[name]), METRIC_LABELS[name].title, format_interval(bounds, write)))
-    if "images_per_second" in measured:
-        rate = f"{measured['images_per_second']:,.0f}"
-        alone = f"{measured['latency_ms']:.2g} ms for one image alone" if "latency_ms" in measured else ""
+    costs = measured.get("efficiency") or {}
+    if "images_per_second" in costs:
+        rate = f"{costs['images_per_second']:,.0f}"
+        alone = f"{costs['latency_ms']:.2g} ms for one image alone" if "latency_ms" in costs else ""
         cards.append((rate, "Images per second", alone))
     if "seconds" in training:
         cards.append((format_duration(training["seconds"]), "Training", _describe_epochs(training)))
-    if "parameters" in measured:
-        adds = measured.get("multiply_adds")
+    if "parameters" in costs:
+        adds = costs.get("multiply_adds")
         cards.append(
             (
-                format_count(measured["parameters"]),
+                format_count(costs["parameters"]),
                 "Parameters",
                 f"{format_magnitude(adds)} multiply-adds an image" if adds else "",
             )
@@ -279,27 +280,27 @@ def _class_rows(measured: Mapping[str, Any]) -> list[dict[str, Any]]:
     ]
 
 
-def _cost_rows(measured: Mapping[str, Any], training: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+def _cost_rows(costs: Mapping[str, Any], training: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     """Rows of the table of costs: (what, how much, under which circumstances)."""
-    if "seconds_per_image" not in measured:
+    if "seconds_per_image" not in costs:
         return []
-    where = f"on {measured.get('device', '?')}, files already decoded"
+    where = f"on {costs.get('device', '?')}, files already decoded"
     rows = []
-    for one in measured.get("latency") or ():
+    for one in costs.get("latency") or ():
         what = "One image alone" if one["batch_size"] == 1 else f"{one['batch_size']} images at once"
         spread = f"median of {one['repetitions']}; 19 in 20 within {format_duration(one['p95_ms'] / 1000)}"
         rows.append((what, format_duration(one["p50_ms"] / 1000), spread))
-    per_image = format_duration(measured["seconds_per_image"])
-    rows.append(("Each of many", per_image, f"in batches of {measured.get('batch_size', '?')}, {where}"))
-    if (memory := measured.get("inference_memory_mb")) is not None:
+    per_image = format_duration(costs["seconds_per_image"])
+    rows.append(("Each of many", per_image, f"in batches of {costs.get('batch_size', '?')}, {where}"))
+    if (memory := costs.get("inference_memory_mb")) is not None:
         whose = {"process": "growth of the process, the network not counted"}
         rows.append(
-            ("Memory to answer a batch", f"{memory:,.0f} MB", whose.get(measured["inference_memory_of"], ""))
+            ("Memory to answer a batch", f"{memory:,.0f} MB", whose.get(costs["inference_memory_kind"], ""))
         )
-    if "multiply_adds" in measured:
+    if "multiply_adds" in costs:
         what = "convolutions and linear layers"
-        rows.append(("Multiply-adds for one image", format_count(measured["multiply_adds"]), what))
-    rows.append(("Parameters", format_count(measured.get("parameters", "?")), ""))
+        rows.append(("Multiply-adds for one image", format_count(costs["multiply_adds"]), what))
+    rows.append(("Parameters", format_count(costs.get("parameters", "?")), ""))
     if memory := training.get("peak_memory_mb"):
         rows.append(("Memory to train", f"{memory:,.0f} MB", "of the process at its peak"))
     return rows
@@ -327,7 +328,8 @@ def _confusion_table(measured: Mapping[str, Any], report: Mapping[str, Any]) -> 
     if len(classes) > MAX_CONFUSION_TABLE_CLASSES:
         return {"picture": pictures.data_url(pictures.plot_confusion_matrix(matrix, classes))}
     opened = [
-        {**cell, "examples": with_embedded_images(cell["examples"], "image")} for cell in report.get("cells") or ()
+        {**cell, "examples": with_embedded_images(cell["examples"], "image")}
+        for cell in report.get("confusion_examples") or ()
     ]
     known = {(cell["row"], cell["column"]) for cell in opened}
     rows = []
@@ -365,7 +367,7 @@ def _confusable_pairs(report: Mapping[str, Any]) -> list[dict[str, Any]]:
             ],
             "names": (pair["directions"][0]["label"], pair["directions"][0]["predicted"]),
         }
-        for pair in report.get("confusable") or ()
+        for pair in report.get("confusable_pairs") or ()
     ]
 
 

@@ -100,7 +100,8 @@ def _measured_intervals(measured: Mapping[str, Any], extras: Mapping[str, Any]) 
     attacks = list((extras.get("robustness") or {}).get("attacks", {}).values())
     if attacks:  # of several attacks the strongest counts
         last = min((one["points"][-1] for one in attacks), key=lambda point: point["accuracy"])
-        found["robust_accuracy"] = (last["accuracy"], last["low"], last["high"])
+        bounds = last["intervals"]["accuracy"]
+        found["robust_accuracy"] = (last["accuracy"], bounds["low"], bounds["high"])
     if error := (extras.get("corruptions") or {}).get("mean_corruption_error"):
         found["mean_corruption_error"] = (error["value"], error["low"], error["high"])
     worst = [
@@ -111,8 +112,9 @@ def _measured_intervals(measured: Mapping[str, Any], extras: Mapping[str, Any]) 
     ]
     if worst:
         found["worst_group_accuracy"] = min(worst)
-    if "latency_ms" in measured:
-        found["latency_ms"] = (measured["latency_ms"], None, None)
+    efficiency = measured.get("efficiency") or {}
+    if "latency_ms" in efficiency:
+        found["latency_ms"] = (efficiency["latency_ms"], None, None)
     return found
 
 

@@ -55,7 +55,7 @@ def _calibration_section(found: Mapping[str, Any]) -> Section:
         (
             name,
             format_percent(one["coverage"]),
-            format_interval(one["interval"], format_percent),
+            format_interval(one["intervals"]["coverage"], format_percent),
             f"{one['size']:.2f}",
             format_percent(one["empty"]),
         )
@@ -140,7 +140,7 @@ def _robustness_section(found: Mapping[str, Any]) -> Section:
             ChartLine(
                 one["attack"],
                 [(p["eps"], p["accuracy"]) for p in one["points"]],
-                [(p["low"], p["high"]) for p in one["points"]],
+                [(b["low"], b["high"]) for b in (p["intervals"]["accuracy"] for p in one["points"])],
             )
             for one in those
         ]
@@ -170,7 +170,7 @@ def _attack_row(one: Mapping[str, Any]) -> Section:
         "eps": f"{format_radius(last['eps'])} {one['norm']}",
         "clean": format_percent(one["points"][0]["accuracy"]),
         "robust": format_percent(last["accuracy"]),
-        "interval": format_interval(last, format_percent),
+        "interval": format_interval(last["intervals"]["accuracy"], format_percent),
         "masking": None if masking is None else ("suspected" if masking["suspected"] else "no sign"),
         "sample": one.get("sample", ""),
     }
@@ -257,7 +257,7 @@ def _comparison_section(found: Mapping[str, Any]) -> Section:
             {
                 "name": row["entrant"],
                 "accuracy": format_percent(row["accuracy"]),
-                "interval": format_interval(row, format_percent),
+                "interval": format_interval(row["intervals"]["accuracy"], format_percent),
                 "difference": "" if not row.get("difference") else f"{row['difference']['value'] * 100:+.1f}",
                 "p": "" if row.get("p_holm") is None else f"{row['p_holm']:.2g}",
                 "seconds": format_count(round(row["train_seconds"]))

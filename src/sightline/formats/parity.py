@@ -106,17 +106,13 @@ class Parity:
             "accuracy": self.accuracy.value,
             "accuracy_before": self.accuracy_before.value,
             "intervals": {
-                "accuracy": _interval_json(self.accuracy),
-                "accuracy_before": _interval_json(self.accuracy_before),
+                "accuracy": self.accuracy.as_json(),
+                "accuracy_before": self.accuracy_before.as_json(),
             },
             "latency": [vars(one) for one in self.latency],
             "latency_before": [vars(one) for one in self.latency_before],
             "size_mb": self.size_mb,
         }
-
-
-def _interval_json(one: Interval) -> dict[str, float]:
-    return {"low": one.low, "high": one.high}
 
 
 def run_in_batches(runner: Runner, images: Dataset, batch: int = 128) -> Float[ndarray, "N K"]:

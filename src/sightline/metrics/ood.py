@@ -29,7 +29,7 @@ class OODMetrics:
         return {
             "positive": "in-distribution",
             **{name: one.value for name, one in named.items()},
-            "intervals": {name: {"low": one.low, "high": one.high, "n": one.n} for name, one in named.items()},
+            "intervals": {name: one.as_json() for name, one in named.items()},
             "threshold": self.threshold,
         }
 

@@ -197,7 +197,7 @@ def plot_learning_curve(sizes: Sequence[Mapping[str, Any]]) -> "Image":
     figure, (panel,) = make_panels(1, (4.8, 3.4))
     images = [size["images"] for size in sizes]
     middle = [size["accuracy"] for size in sizes]
-    reach = [[abs(size["accuracy"] - size[edge]) for size in sizes] for edge in ("low", "high")]
+    reach = _error_bars(sizes)
     panel.errorbar(images, middle, reach, color=PALETTE["blue"], marker="o", markersize=5, capsize=3)
     for size in sizes:
         if len(size["seeds"]) > 1:
@@ -211,6 +211,12 @@ def plot_learning_curve(sizes: Sequence[Mapping[str, Any]]) -> "Image":
     return render_figure(figure)
 
 
+def _error_bars(rows: Sequence[Mapping[str, Any]]) -> list[list[float]]:
+    """How far the accuracy's interval reaches below and above it, for each row."""
+    bounds = [row["intervals"]["accuracy"] for row in rows]
+    return [[abs(bound["value"] - bound[edge]) for bound in bounds] for edge in ("low", "high")]
+
+
 @house_style()
 def plot_candidates(rows: Sequence[Mapping[str, Any]]) -> "Image":
     """Accuracy of each entrant with its interval, best first, and the time of an answer, from ``compare.json``."""
@@ -218,9 +224,7 @@ def plot_candidates(rows: Sequence[Mapping[str, Any]]) -> "Image":
     for kind, style in _CANDIDATE_STYLES.items():
         places = [place for place, row in enumerate(rows) if row["kind"] == kind]
         middle = [rows[place]["accuracy"] for place in places]
-        reach = [
-            [abs(rows[place]["accuracy"] - rows[place][edge]) for place in places] for edge in ("low", "high")
-        ]
+        reach = _error_bars([rows[place] for place in places])
         if places:
             panel.errorbar(
                 middle, places, xerr=reach, linestyle="none", markersize=5, capsize=3, label=kind, **style

@@ -82,19 +82,15 @@ class CorruptionResult:
         return {
             "n": len(self.clean),
             "sample": self.sample,
-            "clean": _row(self.accuracy),
-            "mean_corruption_error": _row(self.mean_corruption_error),
+            "clean": self.accuracy.as_json(),
+            "mean_corruption_error": self.mean_corruption_error.as_json(),
             "corruptions": {
-                name: [{"severity": s, **_row(one)} for s, one in zip(SEVERITIES, row, strict=True)]
+                name: [{"severity": s, **one.as_json()} for s, one in zip(SEVERITIES, row, strict=True)]
                 for name, row in self.accuracies.items()
             },
             "sentence": self.sentence,
             "seconds": round(self.seconds, 1),
         }
-
-
-def _row(one: Interval) -> dict[str, float]:
-    return {"value": one.value, "low": one.low, "high": one.high}
 
 
 def _mean_interval(shares: Float[ndarray, " n"]) -> Interval:

@@ -89,8 +89,7 @@ class RobustCurve:
                 {
                     "eps": one.eps,
                     "accuracy": one.accuracy.value,
-                    "low": one.accuracy.low,
-                    "high": one.accuracy.high,
+                    "intervals": {"accuracy": one.accuracy.as_json()},
                     "seconds": round(one.seconds, 3),
                 }
                 for one in self.points

@@ -16,6 +16,7 @@ from .. import runtime
 from ..classifier import Classifier, find_bundle
 from ..data import load_dataset, nested_subset
 from ..errors import BundleError, ChoiceError, DataError, RecipeError, ReleaseError, RequirementNotMet
+from ..evidence import read_report
 from ..files import atomic_replace, checksum, explain_write_errors, write_json
 from ..formats import FLOAT_LIMITS, INT8_LIMITS, MAX_COMPARED_IMAGES, TorchRunner, compare_answers, write_exported
 from ..models import ExportedModel, open_exported
@@ -144,13 +145,11 @@ def _remove_stale(folder: Path) -> None:
 
 def _read_metrics(run: Path) -> dict[str, Any]:
     """What was measured on the run's test images, the plain numbers of it."""
-    path = run / "report.json"
-    if not path.is_file():
-        return {}
     try:
-        found = json.loads(path.read_text(encoding="utf-8")).get("test", {})
+        found = read_report(run).get("evaluation") or {}
     except ValueError:
         return {}
+    found = {**found, **(found.get("efficiency") or {})}
     return {name: value for name, value in found.items() if isinstance(value, int | float | str)}
 
 

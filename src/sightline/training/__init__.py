@@ -12,7 +12,9 @@ from .recipe import Recipe, field_descriptions, parse_duration
 
 if TYPE_CHECKING:
     from .adversarial import AdversarialLoss, kl_divergence
+    from .autotune import has_execution_mode, measure_throughput, to_memory_format, with_default_execution
     from .calibrate import fit_temperature
+    from .defaults import LINEAR_PROBE_LR_FACTOR, default_epochs, default_network
     from .distributed import is_secondary
     from .estimate import estimate_cost
     from .fairness import BLANK_GROUP, MITIGATIONS
@@ -42,6 +44,7 @@ __all__ = [
     "BLANK_GROUP",
     "FREEZE_SCHEDULES",
     "INHERIT",
+    "LINEAR_PROBE_LR_FACTOR",
     "MITIGATIONS",
     "OBJECTIVES",
     "OPTIMIZERS",
@@ -65,12 +68,16 @@ __all__ = [
     "build_objective",
     "check_run_folder",
     "create_run_folder",
+    "default_epochs",
+    "default_network",
     "estimate_cost",
     "field_descriptions",
     "find_lr",
     "fit_temperature",
+    "has_execution_mode",
     "is_secondary",
     "kl_divergence",
+    "measure_throughput",
     "parse_duration",
     "prepare",
     "read_dataset",
@@ -78,9 +85,11 @@ __all__ = [
     "refine",
     "reopen",
     "resume",
+    "to_memory_format",
     "train",
     "train_on_splits",
     "validate_recipe",
+    "with_default_execution",
 ]
 
 _MEMBERS = {
@@ -88,7 +97,9 @@ _MEMBERS = {
         "AdversarialLoss",
         "kl_divergence",
     ),
+    "autotune": ("has_execution_mode", "measure_throughput", "to_memory_format", "with_default_execution"),
     "calibrate": ("fit_temperature",),
+    "defaults": ("LINEAR_PROBE_LR_FACTOR", "default_epochs", "default_network"),
     "distributed": ("is_secondary",),
     "estimate": ("estimate_cost",),
     "fairness": (

@@ -1,17 +1,29 @@
-"""What a study found: the leaderboard, the importance of each field, the files that say so."""
+"""Results of a study: the leaderboard, the importance of each field, and the plots."""
 
 import csv
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from ..files import atomic_replace, write_json
-from .plots import history_picture, importance_picture, slices_picture
-from .space import SearchSpace
-from .study_store import trial_facts, trial_sort_key
+from ..pictures import PALETTE, house_style, make_panels, render_figure
+from .space import Categorical, Dimension, SearchSpace
+from .study_store import (
+    count_deaths,
+    is_lost,
+    latest_attempts,
+    trial_facts,
+    trial_indices,
+    trial_sort_key,
+    trial_values,
+)
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from optuna.trial import FrozenTrial
+    from PIL.Image import Image
 
 TRIAL_STATES = {
     "COMPLETE": "finished",
@@ -22,40 +34,46 @@ TRIAL_STATES = {
 }
 
 MIN_IMPORTANCE_TRIALS = 4
-"""Finished trials before anything is said of importance."""
+"""Minimum finished trials to compute the importance of fields."""
 
 
 def leaderboard_rows(
     trials: Sequence["FrozenTrial"], rounds: Sequence[tuple[int, SearchSpace]]
 ) -> list[dict[str, Any]]:
-    """A row for each trial: finished ones first, best first, then pruned, failed and unfinished ones."""
-    shown = [t for t in trials if not trial_facts(t).get("surplus")]
-    order = list(TRIAL_STATES)
-    shown.sort(key=lambda t: (order.index(t.state.name), trial_sort_key(t)))
-    return [_leaderboard_row(place, t, rounds) for place, t in enumerate(shown, 1)]
-
-
-def _leaderboard_row(place: int, one: "FrozenTrial", rounds: Sequence[tuple[int, SearchSpace]]) -> dict[str, Any]:
-    facts = trial_facts(one)
-    return {
-        "rank": place if one.state.name == "COMPLETE" else None,
-        "trial": one.number,
-        "state": TRIAL_STATES[one.state.name],
-        "val_accuracy": one.value if one.state.name in ("COMPLETE", "PRUNED") else None,
-        "val_loss": facts.get("val_loss"),
-        "epochs_done": facts.get("epochs", len(one.intermediate_values)),
-        "seconds": facts.get("seconds"),
-        "round": sum(start <= one.number for start, _ in rounds) - 1,
-        **{name: one.params.get(name) for name in rounds[0][1].ranges},
-        "reason": facts.get("reason"),
-    }
+    """A row per trial, of its last attempt: finished trials first, best first, then pruned, failed and others."""
+    indices, order = trial_indices(trials), list(TRIAL_STATES)
+    shown = [one for one in latest_attempts(trials) if one.number in indices]
+    shown.sort(key=lambda one: (order.index(one.state.name), trial_sort_key(one)))
+    rows = []
+    for place, one in enumerate(shown, 1):
+        facts, values, index = trial_facts(one), trial_values(one), indices[one.number]
+        reason = facts.get("reason")
+        if is_lost(one):
+            reason = (
+                f"Its process died {count_deaths(one, trials)} times at the same epoch; memory may be too small."
+            )
+        rows.append(
+            {
+                "rank": place if one.state.name == "COMPLETE" else None,
+                "trial": index,
+                "state": TRIAL_STATES[one.state.name],
+                "val_accuracy": one.value if one.state.name in ("COMPLETE", "PRUNED") else None,
+                "val_loss": facts.get("val_loss"),
+                "epochs_done": facts.get("epochs", len(one.intermediate_values)),
+                "seconds": facts.get("seconds"),
+                "round": sum(start <= index for start, _ in rounds) - 1,
+                **{name: values.get(name) for name in rounds[0][1].ranges},
+                "reason": reason,
+            }
+        )
+    return rows
 
 
 def field_importance(rows: Sequence[Mapping[str, Any]], space: SearchSpace) -> dict[str, float] | None:
-    """Share of the spread of accuracy that each field explains by itself, largest first.
+    """Share of the variance of accuracy that each field explains alone, largest first.
 
-    By fANOVA (Hutter et al. 2014), from finished trials; None for fewer than 4 of them, or where all are
-    equally good.
+    By fANOVA (Hutter et al. 2014), from finished trials; None with fewer than 4 of them, or if all have the same
+    accuracy.
     """
     done = [row for row in rows if row["state"] == "finished"]
     if len(done) < MIN_IMPORTANCE_TRIALS or len({row["val_accuracy"] for row in done}) < 2:
@@ -89,3 +107,120 @@ def write_leaderboard(
     for name, picture in pictures.items():
         with atomic_replace(folder / f"{name}.png") as temporary:
             picture.save(temporary)
+
+
+_MARKS: Mapping[str, dict[str, Any]] = {
+    "finished": {"marker": "o", "color": PALETTE["blue"], "label": "finished"},
+    "pruned": {"marker": "x", "color": PALETTE["faint"], "label": "stopped early"},
+}
+
+MAX_PANELS_PER_ROW = 6
+"""Panels of a row; more get a second row."""
+
+
+@house_style()
+def history_picture(rows: Sequence[Mapping[str, Any]]) -> "Image":
+    """Validation accuracy of each trial in order of their start, and the best so far."""
+    figure, (panel,) = make_panels(1, (7.2, 3.4))
+    rows = sorted(rows, key=lambda row: row["trial"])
+    _draw_trials(panel, rows, [row["trial"] for row in rows])
+    done = [row for row in rows if row["state"] == "finished"]
+    if done:
+        best = np.maximum.accumulate([row["val_accuracy"] for row in done])
+        panel.step(
+            [row["trial"] for row in done], best, where="post", color=PALETTE["orange"], label="best so far"
+        )
+    failed = [row["trial"] for row in rows if row["state"] == "failed"]
+    if failed:
+        panel.plot(
+            failed,
+            [0.02] * len(failed),
+            "v",
+            color=PALETTE["orange"],
+            markersize=5,
+            transform=panel.get_xaxis_transform(),
+            label="failed",
+        )
+    _integer_ticks(panel)
+    panel.set(xlabel="trial", ylabel="validation accuracy")
+    _percent_ticks(panel)
+    if panel.get_legend_handles_labels()[0]:
+        panel.legend()
+    return render_figure(figure)
+
+
+@house_style()
+def importance_picture(importance: Mapping[str, float]) -> "Image":
+    """Share of the variance of accuracy that each field explains alone."""
+    figure, (panel,) = make_panels(1, (5.6, 1.1 + 0.34 * len(importance)))
+    names = list(importance)[::-1]
+    panel.barh(names, [importance[name] for name in names], color=PALETTE["blue"], alpha=0.75)
+    for place, name in enumerate(names):
+        panel.text(importance[name], place, f" {importance[name]:.0%}", va="center", color=PALETTE["faint"])
+    panel.set(xlim=(0, 1.1), xlabel="share of the variance of validation accuracy")
+    panel.xaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
+    panel.tick_params(left=False)
+    return render_figure(figure)
+
+
+@house_style()
+def slices_picture(rows: Sequence[Mapping[str, Any]], space: SearchSpace) -> "Image":
+    """Validation accuracy against the values of each field."""
+    count = len(space.ranges)
+    down = -(-count // MAX_PANELS_PER_ROW)
+    across = -(-count // down)
+    figure, axes = make_panels(across * down, (max(3.6, 2.6 * across), 3.2 * down), rows=down)
+    for panel, (name, each) in zip(axes, space.ranges.items(), strict=False):
+        shown = [row for row in rows if row[name] is not None and row["val_accuracy"] is not None]
+        _draw_trials(
+            panel,
+            shown,
+            [each.values.index(row[name]) if isinstance(each, Categorical) else row[name] for row in shown],
+        )
+        _scale_axis(panel, each)
+        panel.set_title(name)
+        _percent_ticks(panel)
+    for panel in axes[:count:across]:
+        panel.set_ylabel("validation accuracy")
+    for panel in axes[count:]:
+        panel.set_axis_off()
+    return render_figure(figure)
+
+
+def _draw_trials(panel: "Axes", rows: Sequence[Mapping[str, Any]], places: Sequence[float]) -> None:
+    for state, style in _MARKS.items():
+        spots = [(x, row["val_accuracy"]) for x, row in zip(places, rows, strict=True) if row["state"] == state]
+        if spots:
+            panel.scatter(*zip(*spots, strict=True), s=22, alpha=0.8, **style)
+
+
+def _scale_axis(panel: "Axes", each: Dimension) -> None:
+    """Ticks of the searched dimension: names, whole numbers, or few enough numbers on a log axis to be readable."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
+
+    if isinstance(each, Categorical):
+        names = [str(value).replace("$", r"\$") for value in each.values]
+        long = max(map(len, names)) > 6
+        panel.set_xticks(range(len(names)), names, rotation=30 if long else 0, ha="right" if long else "center")
+        panel.set_xlim(-0.5, len(names) - 0.5)
+    elif each.log:
+        panel.set_xscale("log")
+        span = each.high / each.low
+        panel.set_xlim(each.low * span**-0.06, each.high * span**0.06)
+        decades = LogLocator(subs=(1.0,) if span >= 100 else (1.0, 2.0, 5.0), numticks=5)
+        panel.xaxis.set_major_locator(decades if span >= 10 else MaxNLocator(4))
+        panel.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        panel.xaxis.set_minor_formatter(NullFormatter())
+    elif each.is_integer:
+        _integer_ticks(panel)
+
+
+def _integer_ticks(panel: "Axes") -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    panel.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+
+
+def _percent_ticks(panel: "Axes") -> None:
+    panel.yaxis.set_major_formatter(lambda value, _: f"{value * 100:.4g} %")
+    panel.grid(axis="y", color=PALETTE["line"], linewidth=0.7)

@@ -1,8 +1,8 @@
-"""How a space is searched: which point is tried next, and which trial is not worth finishing."""
+"""Search methods: which values are tried next, and which trials are stopped early. The work is Optuna's."""
 
 import hashlib
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
@@ -19,36 +19,45 @@ if TYPE_CHECKING:
 
 @runtime_checkable
 class SearchMethod(Protocol):
-    """A way of searching: Optuna's sampler and pruner behind one word."""
+    """A sampler, a pruner and, for a finite search, its points."""
 
     prunes: bool
     """Whether it stops trials early."""
 
     def sampler(self, seed: int) -> "BaseSampler":
-        """What proposes a value."""
+        """The Optuna sampler that proposes a value."""
         ...
 
     def pruner(self, epochs: int) -> "BasePruner":
-        """What stops a trial early; ``epochs`` is the most a trial has."""
+        """The Optuna pruner; `epochs` is the maximum of a trial."""
+        ...
+
+    def points(self, space: SearchSpace) -> Sequence[Mapping[str, Any]] | None:
+        """Every point that a finite search tries; None if it samples as many as it is asked for."""
         ...
 
 
-class _WithoutPruning:
-    """Every trial is trained to its end."""
+class _Sampling:
+    """Base of methods that sample values and train every trial to its end."""
 
     prunes = False
 
     def pruner(self, epochs: int) -> "BasePruner":
-        """None."""
+        """No pruning."""
         from optuna.pruners import NopPruner
 
         del epochs
         return NopPruner()
 
+    def points(self, space: SearchSpace) -> Sequence[Mapping[str, Any]] | None:
+        """None: it samples."""
+        del space
+        return None
+
 
 @dataclass(frozen=True)
-class RandomSearch(_WithoutPruning):
-    """Each value at random, evenly over its range (Bergstra and Bengio 2012)."""
+class RandomSearch(_Sampling):
+    """Uniform random values from each range (Bergstra and Bengio 2012)."""
 
     def sampler(self, seed: int) -> "BaseSampler":
         """Independent draws."""
@@ -59,21 +68,25 @@ class RandomSearch(_WithoutPruning):
 
 @dataclass(frozen=True)
 class GridSearch(RandomSearch):
-    """Every combination once, in random order; it ends when all are done."""
+    """Every combination once, in random order; ends when all are done."""
+
+    def points(self, space: SearchSpace) -> Sequence[Mapping[str, Any]]:
+        """Every combination of the grid values of each dimension."""
+        return space.grid_points()
 
 
 @dataclass(frozen=True)
-class TPESearch(_WithoutPruning):
-    """Tree-structured Parzen estimator (Bergstra et al. 2011): where good trials are dense and bad ones not."""
+class TPESearch(_Sampling):
+    """Tree-structured Parzen estimator (Bergstra et al. 2011): samples where good trials are dense, bad ones not."""
 
     startup: int = 10
-    """Trials at random before it begins to model."""
+    """Random trials before the model is used."""
 
     def __post_init__(self) -> None:
         check_int("startup", self.startup, 1)
 
     def sampler(self, seed: int) -> "BaseSampler":
-        """One model for each field; running trials count as poor, so that workers spread out."""
+        """One model per field; running trials count as poor, so that workers spread out."""
         from optuna.exceptions import ExperimentalWarning
         from optuna.samplers import TPESampler
 
@@ -84,13 +97,13 @@ class TPESearch(_WithoutPruning):
 
 @dataclass(frozen=True)
 class HyperbandSearch(TPESearch):
-    """TPE, and most trials stopped early, by several rules at once (Li et al. 2018)."""
+    """TPE that stops most trials early, by successive halving in several brackets (Li et al. 2018)."""
 
     prunes = True
     eta: int = 3
-    """Of so many trials at a rung, one goes on."""
+    """One trial in `eta` continues at each rung."""
     least: int = 1
-    """Epochs every trial has."""
+    """Minimum epochs of every trial."""
 
     def __post_init__(self) -> None:
         TPESearch.__post_init__(self)
@@ -106,13 +119,13 @@ class HyperbandSearch(TPESearch):
 
 @dataclass(frozen=True)
 class MedianStopping(TPESearch):
-    """TPE, and a trial stopped whose best so far is below the median of the others at the same epoch."""
+    """TPE that stops a trial whose best value is below the median at its epoch (Golovin et al. 2017)."""
 
     prunes = True
     after: int = 5
     """Finished trials before any is stopped."""
     least: int = 1
-    """Epochs every trial has."""
+    """Minimum epochs of every trial."""
 
     def __post_init__(self) -> None:
         TPESearch.__post_init__(self)
@@ -120,7 +133,7 @@ class MedianStopping(TPESearch):
         check_int("least", self.least, 1)
 
     def pruner(self, epochs: int) -> "BasePruner":
-        """The median rule (Golovin et al. 2017)."""
+        """The median rule."""
         from optuna.pruners import MedianPruner
 
         del epochs
@@ -134,34 +147,58 @@ SEARCHES: Mapping[str, Callable[..., SearchMethod]] = {
     "hyperband": HyperbandSearch,
     "median": MedianStopping,
 }
-"""Name -> a way of searching, with its arguments: ``hyperband:eta=3:least=2``."""
+"""Name -> search method; arguments follow after colons: ``hyperband:eta=3:least=2``."""
 
 
 def parse_search(by: str | SearchMethod) -> SearchMethod:
-    """The search a word names. Raises ChoiceError."""
+    """The search method that a word such as `tpe:startup=5` names. Raises ChoiceError."""
     return choose(SEARCHES, by, "search")
 
 
-def sample_values(trial: "Trial", space: SearchSpace, search: SearchMethod, seed: int) -> None:
-    """Give the trial a value for each range: what it has already stays, the rest is sampled.
+def search_word(search: SearchMethod) -> str:
+    """The word, with all arguments, that `parse_search` reads.
 
-    Each draw's seed is a pure function of seed, trial and name, so that a search that was stopped anywhere
-    proposes what the uninterrupted one would have.
+    >>> search_word(TPESearch())
+    'tpe:startup=10'
     """
-    for name, each in space.ranges.items():
-        trial.study.sampler = search.sampler(_draw_seed(seed, trial.number, name))
-        each.suggest(trial, name)
+    name = next((name for name, kind in SEARCHES.items() if kind is type(search)), type(search).__name__)
+    return ":".join([name, *(f"{argument}={value}" for argument, value in vars(search).items())])
 
 
-def grid_point(space: SearchSpace, seed: int, number: int, tried: list[dict[str, Any]]) -> dict[str, Any] | None:
-    """The ``number``-th point of the grid, in an order drawn from the seed; those tried before are left out."""
-    new = [point for point in space.grid_points() if point not in tried]
-    return new[runtime.permutation(len(new), seed)[number]] if number < len(new) else None
+def sample_values(
+    trial: "Trial",
+    space: SearchSpace,
+    search: SearchMethod,
+    *,
+    seed: int,
+    index: int,
+    point: Mapping[str, Any] | None = None,
+) -> None:
+    """Give the trial a value for each dimension: those of `point`, else sampled ones. Existing values stay.
+
+    The seed of each draw is a function of seed, index of the trial and name, so that a search that was interrupted
+    proposes what an uninterrupted one would.
+    """
+    from optuna.exceptions import ExperimentalWarning
+    from optuna.samplers import PartialFixedSampler
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ExperimentalWarning)
+        for name, each in space.ranges.items():
+            sampler = search.sampler(_draw_seed(seed, index, name))
+            trial.study.sampler = sampler if point is None else PartialFixedSampler(dict(point), sampler)
+            each.suggest(trial, name)
 
 
-def grid_size(space: SearchSpace, tried: list[dict[str, Any]]) -> int:
-    """Points of the grid that were not tried before."""
-    return sum(point not in tried for point in space.grid_points())
+def remaining_points(
+    search: SearchMethod, space: SearchSpace, seed: int, tried: Sequence[Mapping[str, Any]]
+) -> list[Mapping[str, Any]] | None:
+    """Points of a finite search that were not tried, in an order drawn from the seed; None if it samples."""
+    points = search.points(space)
+    if points is None:
+        return None
+    new = [point for point in points if point not in tried]
+    return [new[place] for place in runtime.permutation(len(new), seed)]
 
 
 def _draw_seed(seed: int, *words: object) -> int:

@@ -218,7 +218,7 @@ def parse_space(over: SpaceSpec, base: Recipe) -> SearchSpace:
         except ValueError as error:
             raise RecipeError(f"The range of {name} cannot be used: {error}. {_SPACE_EXAMPLE}") from error
     if not ranges:
-        raise RecipeError(f"Say what to search. {_SPACE_EXAMPLE}")
+        raise RecipeError(f"Name what to search. {_SPACE_EXAMPLE}")
     space = SearchSpace(ranges)
     _check_values(space, base)
     return space

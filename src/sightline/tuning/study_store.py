@@ -1,316 +1,349 @@
-"""The study as the database keeps it: the plan, and who tries what, safe against any process's death.
+"""One study in an Optuna database: its plan, its trials, and what happens when a process dies.
 
-A trial is begun, and belongs to a process, in one transaction. One whose process died goes back to the queue under
-its own number, with its values: nothing is lost, and nothing is tried twice.
+All of it goes through Optuna's public interface. `study.optimize` begins a trial, records its heartbeat and its
+result; a trial whose heartbeat stopped is marked as failed and its values are queued again, as a new attempt at
+the same trial.
 """
 
 import platform
-import threading
+import re
 import time
-import uuid
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+import warnings
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
-from filelock import FileLock, Timeout
+from filelock import FileLock
 
-from ..errors import OutputError, RecipeError
-from ..files import explain_write_errors as explaining_files
-from .config import StudyConfig
-from .search import GridSearch, grid_point, grid_size, sample_values
+from ..errors import Interrupted, OutputError
+from ..files import explain_write_errors
+from ..training import Recipe
+from .search import SearchMethod, remaining_points, sample_values
 from .space import SearchSpace, space_from_words
 from .storage import explain_database_errors, open_storage, redact_url
 
 if TYPE_CHECKING:
-    from optuna.trial import FrozenTrial, Trial, TrialState
+    from optuna.trial import FrozenTrial, Trial
 
-HEARTBEAT_GRACE_SECONDS = 300.0
-"""Seconds of silence after which a process on another machine counts as dead."""
+HEARTBEAT_SECONDS = 10
+"""Seconds between two heartbeats of a running trial."""
 
-HEARTBEAT_SECONDS = 30.0
-"""Seconds between two signs of life."""
+GRACE_HEARTBEATS = 6
+"""Missed heartbeats after which the process of a trial counts as dead."""
 
-MAX_TRIAL_RESTARTS = 5
-"""Processes that may die in a trial, none getting further than the one before, until it is given up."""
+MAX_ATTEMPTS = 5
+"""Attempts at a trial that die at the same epoch before the trial is given up."""
+
+POLL_SECONDS = 1.0
+"""Seconds between two looks at trials that other processes still train."""
+
+
+class TrialFailed(Exception):
+    """A trial could not be trained; its reason is in its facts."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudyConfig:
+    """Settings of one study; workers receive it pickled."""
+
+    folder: Path
+    url: str
+    """SQLAlchemy address of the database."""
+    name: str
+    """Name of the study in the database."""
+    base: Recipe
+    """Recipe that every trial starts from. Size, epochs and execution mode are the same for all unless searched."""
+    space: SearchSpace
+    search: SearchMethod
+    trials: int
+    """Trials of each round."""
+    zoom_rounds: int
+    """Rounds after the first, each in a narrower space."""
+    budget: float | None
+    """Seconds that the whole search may take."""
+    max_epochs: int
+    """Largest number of epochs of a trial."""
+    report_interval: int = 1
+    """Epochs between two reports to the database."""
+    heartbeat_seconds: int = HEARTBEAT_SECONDS
+    device: str
+
+    def build_recipe(self, values: Mapping[str, Any]) -> Recipe:
+        """The recipe of a trial with these values."""
+        return self.space.apply_to(self.base, values)
 
 
 class StudyStore:
-    """One study in a database, seen from one process."""
+    """One study in a database, as one process sees it."""
 
-    def __init__(self, url: str, name: str, folder: Path) -> None:
+    def __init__(self, url: str, name: str, folder: Path, heartbeat_seconds: int = HEARTBEAT_SECONDS) -> None:
         import optuna
 
-        self.url, self.name, self.folder = url, name, folder
-        with explaining_files(folder):
+        self.url, self.heartbeat_seconds = url, heartbeat_seconds
+        with explain_write_errors(folder):
             (folder / "workers").mkdir(parents=True, exist_ok=True)
-        self.storage = open_storage(url)
-        with self._safely():
+        storage = open_storage(url, heartbeat_seconds, self.grace_seconds)
+        with explain_database_errors(url):
             self.study = optuna.create_study(
-                storage=self.storage, study_name=name, direction="maximize", load_if_exists=True
+                storage=storage, study_name=name, direction="maximize", load_if_exists=True
             )
-            self._id = self.storage.get_study_id_from_name(name)
-        self.token = uuid.uuid4().hex
-        self.life = FileLock(folder / "workers" / f"{self.token}.lock")
-        self._claims = FileLock(folder / "workers" / "claims.lock")
+        self.name = name
+        self._lock = FileLock(folder / "workers" / "claims.lock")
 
-    @contextmanager
-    def _safely(self) -> Iterator[None]:
-        with explain_database_errors(self.url):
-            yield
-
-    @contextmanager
-    def at_work(self) -> Iterator[None]:
-        """While it lasts, this process is seen to live: the system frees its lock however it ends."""
-        with explaining_files(self.folder):
-            self.life.acquire()
-        try:
-            yield
-        finally:
-            self.life.release()
-            Path(self.life.lock_file).unlink(missing_ok=True)
+    @property
+    def grace_seconds(self) -> int:
+        """Seconds without a heartbeat after which a process counts as dead."""
+        return self.heartbeat_seconds * GRACE_HEARTBEATS
 
     # The plan
 
     def plan(self) -> dict[str, Any]:
-        """What the study was begun with; empty where it is new. Raises OutputError for another program's study."""
-        with self._safely():
+        """The settings that the study was begun with; empty if it is new.
+
+        Raises OutputError if another program made the study.
+        """
+        with explain_database_errors(self.url):
             plan = self.study.user_attrs.get("plan")
             if plan is None and self.study.get_trials(deepcopy=False):
                 raise OutputError(
-                    f"The database '{redact_url(self.url)}' holds a study '{self.name}' that another program made: "
-                    "choose another --out or --storage."
+                    f"The database '{redact_url(self.url)}' contains a study '{self.name}' that another program "
+                    "made. Choose another --out or --storage."
                 )
-        return plan or {}
+        return upgrade_plan(plan) if plan else {}
 
     def save_plan(self, plan: Mapping[str, Any]) -> None:
-        """Keep the plan of a new study."""
-        with self._safely():
+        """Save the settings of a new study."""
+        with explain_database_errors(self.url):
             self.study.set_user_attr("plan", plan)
 
     def rounds(self, first: SearchSpace) -> list[tuple[int, SearchSpace]]:
-        """The number of the first trial of each round, and its space."""
-        with self._safely():
+        """Index of the first trial of each round, and the space of that round."""
+        with explain_database_errors(self.url):
             later = self.study.user_attrs.get("rounds", [])
         return [(0, first), *((start, space_from_words(words)) for start, words in later)]
 
     # Trials
 
     def trials(self) -> list["FrozenTrial"]:
-        """Every trial, by number."""
-        with self._safely():
+        """Every attempt at every trial, by its number in the database."""
+        with explain_database_errors(self.url):
             return self.study.get_trials(deepcopy=False)
 
     def best(self) -> "FrozenTrial | None":
-        """The finished trial of highest validation accuracy, of lowest loss among equals, the first of those."""
-        done = [t for t in self.trials() if t.state.name == "COMPLETE"]
+        """The finished trial of highest validation accuracy; lowest loss, then lowest number break ties."""
+        done = [one for one in self.trials() if one.state.name == "COMPLETE"]
         return min(done, key=trial_sort_key, default=None)
 
-    def claim(self, job: StudyConfig) -> "Trial | None":
-        """The next trial for this process, with all its values; None where there is nothing more to do.
-
-        Waits while other processes finish what the next round depends on.
-        """
-        while True:
-            with self._claims, self._safely():
-                taken, more = self._next(job)
-            if taken is not None or not more:
-                return taken
-            time.sleep(1)
-
-    def _next(self, job: StudyConfig) -> tuple["Trial | None", bool]:
-        """A trial, if one can be begun now, and whether to ask again."""
-        trials = self.trials()
-        if self._recover(trials):
-            trials = self.trials()
-        if job.budget is not None and is_budget_spent(trials, job.budget):
-            return None, False
-        rounds = self.rounds(job.space)
-        start, space = rounds[-1]
-        for one in trials:
-            if one.state.name == "WAITING" and self._take(one):
-                return self._proposed(one.number, one._trial_id, rounds, job), False
-        tried = [one.params for one in trials if one.number < start]
-        wanted = min(job.trials, grid_size(space, tried)) if isinstance(job.search, GridSearch) else job.trials
-        if len(trials) < start + wanted:
-            return self._new(rounds, job), False
-        return None, len(rounds) <= job.zoom_rounds and self._refined(trials, rounds)
-
-    def _refined(self, trials: Sequence["FrozenTrial"], rounds: Sequence[tuple[int, SearchSpace]]) -> bool:
-        """Begin the next round once all trials have ended; False where none of them was finished."""
-        if any(not one.state.is_finished() for one in trials):
-            return True
-        if (best := self.best()) is None:
-            return False
-        narrower = (len(trials), rounds[-1][1].narrow_around(best.params))
-        later = [[start, space.to_words()] for start, space in (*rounds[1:], narrower)]
-        self.study.set_user_attr("rounds", later)
-        return True
-
-    def _take(self, one: "FrozenTrial") -> bool:
-        """Make a waiting trial this process's, unless another was quicker."""
-        if not self.storage.set_trial_state_values(one._trial_id, _state("RUNNING")):
-            return False
-        self.storage.set_trial_user_attr(one._trial_id, "owner", self._owner())
-        return True
-
-    def _new(self, rounds: Sequence[tuple[int, SearchSpace]], job: StudyConfig) -> "Trial | None":
-        """Begin a trial that is this process's from its first moment."""
-        from optuna.trial import create_trial
-
-        blank = create_trial(state=_state("RUNNING"), user_attrs={"owner": self._owner()})
-        identity = self.storage.create_new_trial(self._id, template_trial=blank)
-        return self._proposed(self.storage.get_trial(identity).number, identity, rounds, job)
-
-    def _proposed(
-        self, number: int, identity: int, rounds: Sequence[tuple[int, SearchSpace]], job: StudyConfig
-    ) -> "Trial | None":
-        from optuna.trial import Trial
-
-        start, space = next((start, space) for start, space in reversed(rounds) if start <= number)
-        if isinstance(job.search, GridSearch):
-            tried = [one.params for one in self.trials() if one.number < start]
-            point = grid_point(space, job.base.seed, number - start, tried)
-            if point is None:  # another machine began the last one at the same moment
-                self.fail_trial(number, "There was nothing left to try.", surplus=True)
-                return None
-            have = self.storage.get_trial(identity).params
-            for name in (name for name in space.ranges if name not in have):
-                dist = space.ranges[name].distribution()
-                self.storage.set_trial_param(identity, name, dist.to_internal_repr(point[name]), dist)
-        self.study.sampler = job.search.sampler(0)
-        self.study.pruner = job.search.pruner(job.max_epochs)
-        trial = Trial(self.study, identity)
-        sample_values(trial, space, job.search, job.base.seed)
-        return trial
-
-    def _owner(self) -> dict[str, Any]:
-        return {"host": platform.node(), "lock": str(Path(self.life.lock_file).resolve()), "beat": time.time()}
-
-    def _recover(self, trials: Sequence["FrozenTrial"]) -> bool:
-        """Put trials whose process died back into the queue; give up those that kill every process.
-
-        Tells whether there were any.
-        """
-        running = [one for one in trials if one.state.name == "RUNNING"]
-        dead = [one for one in running if not self._lives(one.user_attrs.get("owner"))]
-        for one in dead:
-            epochs = len(one.intermediate_values)
-            before, count = one.user_attrs.get("deaths", (epochs, 0))
-            count = count + 1 if before == epochs else 1
-            self.storage.set_trial_user_attr(one._trial_id, "deaths", [epochs, count])
-            if count < MAX_TRIAL_RESTARTS:
-                self.storage.set_trial_state_values(one._trial_id, _state("WAITING"))
-            else:
-                why = f"Its process ended {count} times without getting further, as when memory runs out."
-                self.fail_trial(one.number, why)
-        return bool(dead)
-
-    def _lives(self, owner: Mapping[str, Any] | None) -> bool:
-        """Whether the process that a trial belongs to is still there."""
-        if owner is None:
-            return False
-        if owner["host"] != platform.node():
-            return time.time() - owner["beat"] < HEARTBEAT_GRACE_SECONDS
-        path = Path(owner["lock"])
-        if path == Path(self.life.lock_file).resolve():
-            return True
-        if not path.exists():
-            return False
-        try:
-            with FileLock(path, timeout=0):
-                path.unlink(missing_ok=True)
-        except Timeout:
-            return True
-        return False
-
-    @contextmanager
-    def beating(self, number: int) -> Iterator[None]:
-        """While it lasts, other machines see that this process lives."""
-        identity = self.storage.get_trial_id_from_study_id_trial_number(self._id, number)
-        done = threading.Event()
-
-        def beat() -> None:
-            while not done.wait(HEARTBEAT_SECONDS):
-                try:
-                    self.storage.set_trial_user_attr(identity, "owner", self._owner())
-                except Exception:  # a sign of life that is late harms nobody
-                    continue
-
-        thread = threading.Thread(target=beat, daemon=True)
-        thread.start()
-        try:
-            yield
-        finally:
-            done.set()
-            thread.join()
-
-    # Results
-
-    def reported(self, number: int) -> Iterable[int]:
-        """Epochs of a trial that an earlier process reported."""
-        return next(one for one in self.trials() if one.number == number).intermediate_values
-
-    def report(self, job: StudyConfig, trial: "Trial", accuracy: float, epoch: int, *, known: bool) -> bool:
-        """Keep an epoch's validation accuracy, if it is one to report; whether the trial is not worth going on."""
-        if epoch % job.report_interval:
-            return False
-        with self._safely():
-            if not known:
-                trial.report(accuracy, epoch)
-            return job.search.prunes and bool(trial.should_prune())
-
     def find_duplicate(self, trial: "Trial") -> "FrozenTrial | None":
-        """A finished trial of the same values: training it again would give the same."""
-        same = (one for one in self.trials() if one.state.name == "COMPLETE" and one.params == trial.params)
+        """A finished trial of the same values: training them again would give the same result."""
+        same = (one for one in self.trials() if one.state.name == "COMPLETE" and trial_values(one) == trial.params)
         return next(same, None)
 
-    def complete_trial(
-        self, number: int, accuracy: float, facts: Mapping[str, Any], *, pruned: bool = False
-    ) -> None:
-        """Keep a trial's result: its accuracy on validation, or that it was stopped early."""
-        with self._safely():
-            self._note(number, facts)
-            if pruned:
-                self.study.tell(number, state=_state("PRUNED"))
-            else:
-                self.study.tell(number, accuracy)
+    def reported_epochs(self, number: int) -> Collection[int]:
+        """Epochs that earlier attempts at a trial reported."""
+        return next(one for one in self.trials() if one.number == number).intermediate_values
 
-    def fail_trial(self, number: int, reason: str, **facts: Any) -> None:
-        """Keep that a trial failed, and why."""
-        with self._safely():
-            self._note(number, {"reason": reason, **facts})
-            self.study.tell(number, state=_state("FAIL"))
+    def has_next(self, config: StudyConfig) -> bool:
+        """Whether this process should begin another trial.
 
-    def requeue_trial(self, number: int) -> None:
-        """Put a trial that this process was stopped in back into the queue."""
-        with self._safely():
-            identity = self.storage.get_trial_id_from_study_id_trial_number(self._id, number)
-            self.storage.set_trial_state_values(identity, _state("WAITING"))
+        Begins the next round when one has ended. Waits for trials of other processes if the next round depends on
+        them, or until it is clear that those processes are alive.
+        """
+        patience = time.monotonic() + self.grace_seconds + self.heartbeat_seconds
+        while True:
+            self.recover_lost_trials()
+            trials, rounds = self.trials(), self.rounds(config.space)
+            states = {one.state.name for one in trials}
+            is_last = len(rounds) > config.zoom_rounds
+            begun = len(set(trial_indices(trials).values()))
+            if config.budget is not None and is_budget_spent(trials, config.budget):
+                if "RUNNING" not in states:
+                    return False
+                is_last = True
+            elif "WAITING" in states or begun < _round_end(config, rounds, trials):
+                return True
+            elif "RUNNING" not in states:
+                if is_last or (best := self.best()) is None:
+                    return False
+                narrower = (begun, rounds[-1][1].narrow_around(trial_values(best)))
+                later = [[start, space.to_words()] for start, space in (*rounds[1:], narrower)]
+                with explain_database_errors(self.url):
+                    self.study.set_user_attr("rounds", later)
+                continue
+            if is_last and time.monotonic() > patience:
+                return False
+            time.sleep(POLL_SECONDS)
 
-    def _note(self, number: int, facts: Mapping[str, Any]) -> None:
-        identity = self.storage.get_trial_id_from_study_id_trial_number(self._id, number)
-        self.storage.set_trial_user_attr(identity, "facts", dict(facts))
+    def run_next(self, config: StudyConfig, objective: Callable[["Trial", int], float]) -> None:
+        """Begin the next trial, give it its values, and save what `objective` (trial, index) returns or raises.
+
+        Raises Interrupted or KeyboardInterrupt if stopped; the trial is queued again.
+        """
+
+        def run(trial: "Trial") -> float:
+            index = self._set_values(config, trial)
+            trial.set_user_attr("host", platform.node())  # the heartbeat, begun in a thread, is recorded by now
+            try:
+                return objective(trial, index)
+            except (Interrupted, OutputError, KeyboardInterrupt):
+                trial.set_user_attr("interrupted", True)
+                raise
+
+        try:
+            with explain_database_errors(self.url):
+                self.study.sampler = config.search.sampler(0)
+                self.study.pruner = config.search.pruner(config.max_epochs)
+                self.study.optimize(run, n_trials=1, catch=(TrialFailed,))
+        except (Interrupted, KeyboardInterrupt):
+            self.recover_lost_trials()
+            raise
+
+    def _set_values(self, config: StudyConfig, trial: "Trial") -> int:
+        """Give a new trial its values; returns its index. Raises TrialFailed if there is nothing left to try."""
+        trials, rounds = self.trials(), self.rounds(config.space)
+        index = trial_indices(trials)[trial.number]
+        if not trial.params and index >= _round_end(config, rounds, trials):
+            trial.set_user_attr("facts", {"surplus": True, "reason": "Another process began the last trial."})
+            raise TrialFailed
+        number = max(number for number, (start, _) in enumerate(rounds) if start <= index)
+        start, space = rounds[number]
+        points = _points(config, rounds[: number + 1], trials)
+        point = None if points is None or index - start >= len(points) else points[index - start]
+        sample_values(trial, space, config.search, seed=config.base.seed, index=index, point=point)
+        return index
+
+    def recover_lost_trials(self) -> None:
+        """Queue the values of trials again whose process died or was stopped.
+
+        Optuna marks a trial as failed when its heartbeat stops. A process that dies before the first heartbeat
+        leaves a trial without a host. A trial that dies 5 times at the same epoch is given up.
+        """
+        import optuna
+        from optuna.trial import TrialState, create_trial
+
+        with self._lock, explain_database_errors(self.url), warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            optuna.storages.fail_stale_trials(self.study)
+            for one in self.trials():
+                age = (datetime.now() - (one.datetime_start or datetime.now())).total_seconds()
+                if one.state.name == "RUNNING" and "host" not in one.user_attrs and age > self.grace_seconds:
+                    self.study.tell(one.number, state=TrialState.FAIL)
+            trials = self.trials()
+            latest = latest_attempts(trials)
+            for one in latest:
+                if not is_lost(one) or count_deaths(one, trials) >= MAX_ATTEMPTS:
+                    continue
+                earlier = [*one.user_attrs.get("earlier_attempts", ()), one.number]
+                self.study.add_trial(
+                    create_trial(
+                        state=TrialState.WAITING,
+                        params=one.params,
+                        distributions=one.distributions,
+                        intermediate_values=one.intermediate_values,
+                        user_attrs={"earlier_attempts": earlier},
+                    )
+                )
+
+
+def _points(
+    config: StudyConfig, rounds: Sequence[tuple[int, SearchSpace]], trials: Sequence["FrozenTrial"]
+) -> list[Mapping[str, Any]] | None:
+    """The points of the last of these rounds, in their order; None where the search samples its values."""
+    start, space = rounds[-1]
+    indices = trial_indices(trials)
+    tried = [trial_values(one) for one in trials if one.number in indices and indices[one.number] < start]
+    return remaining_points(config.search, space, config.base.seed, tried)
+
+
+def _round_end(
+    config: StudyConfig, rounds: Sequence[tuple[int, SearchSpace]], trials: Sequence["FrozenTrial"]
+) -> int:
+    """Index after the last trial of the last round."""
+    points = _points(config, rounds, trials)
+    return rounds[-1][0] + (config.trials if points is None else min(config.trials, len(points)))
+
+
+def upgrade_plan(plan: Mapping[str, Any]) -> dict[str, Any]:
+    """The plan of an older study with today's names.
+
+    >>> upgrade_plan({"by": "Hyperband(startup=5, eta=3, least=1)"})
+    {'by': 'hyperband:startup=5:eta=3:least=1'}
+    """
+    by = re.sub(r"\(|, ", ":", plan["by"]).rstrip(")").lower()  # earlier versions stored the repr of the search
+    return {**plan, "by": by}
+
+
+def trial_indices(trials: Sequence["FrozenTrial"]) -> dict[int, int]:
+    """Index of the trial that each attempt belongs to, by the number of the attempt in the database.
+
+    Indices count from 0 in the order of the first attempts. A later attempt, after a crash, has a new number but
+    the same index. Surplus trials, which two machines began at the same moment, have none.
+    """
+    found: dict[int, int] = {}
+    count = 0
+    for one in trials:
+        if trial_facts(one).get("surplus"):
+            continue
+        if earlier := one.user_attrs.get("earlier_attempts"):
+            found[one.number] = found[earlier[0]]
+        else:
+            found[one.number] = count
+            count += 1
+    return found
+
+
+def latest_attempts(trials: Sequence["FrozenTrial"]) -> list["FrozenTrial"]:
+    """The last attempt at each trial."""
+    repeated = {number for one in trials for number in one.user_attrs.get("earlier_attempts", ())}
+    return [one for one in trials if one.number not in repeated]
+
+
+def is_lost(one: "FrozenTrial") -> bool:
+    """Whether an attempt failed because its process died or was stopped, not because training failed."""
+    facts = trial_facts(one)
+    return one.state.name == "FAIL" and ("reason" not in facts or "same_as" in facts)
+
+
+def count_deaths(one: "FrozenTrial", trials: Sequence["FrozenTrial"]) -> int:
+    """Attempts at a trial, the last ones, whose process died at the epoch that this attempt reached."""
+    attempts = {*one.user_attrs.get("earlier_attempts", ()), one.number}
+    reached = [
+        len(each.intermediate_values)
+        for each in trials
+        if each.number in attempts and "interrupted" not in each.user_attrs
+    ]
+    return reached.count(len(one.intermediate_values))
 
 
 def trial_sort_key(one: "FrozenTrial") -> tuple[float, float, int]:
-    """What finished trials are sorted by, best first."""
+    """Sorts finished trials, best first: accuracy, then loss, then number."""
     return -(one.value or 0.0), trial_facts(one).get("val_loss", float("inf")), one.number
 
 
+def trial_values(one: "FrozenTrial") -> dict[str, Any]:
+    """The values of a trial, by the fields of a recipe."""
+    return dict(one.params)
+
+
 def trial_facts(one: "FrozenTrial") -> Mapping[str, Any]:
-    """What was noted of a trial at its end; empty before."""
+    """The facts recorded at the end of a trial; empty before."""
     return one.user_attrs.get("facts", {})
 
 
 def training_seconds(trials: Sequence["FrozenTrial"], now: datetime) -> float:
-    """Seconds in which at least one trial was trained: what workers do at once counts once."""
+    """Seconds in which at least one trial was trained: trials that run at the same time count once.
+
+    Attempts that died are left out: nothing says when they ended.
+    """
     spans = sorted(
         (begun, one.datetime_complete or now)
         for one in trials
-        if one.state.name != "WAITING" and (begun := one.datetime_start)
+        if one.state.name != "WAITING"
+        and (one.state.name != "FAIL" or trial_facts(one))
+        and (begun := one.datetime_start)
     )
     total, reached = 0.0, datetime.min
     for begun, ended in spans:
@@ -320,42 +353,8 @@ def training_seconds(trials: Sequence["FrozenTrial"], now: datetime) -> float:
 
 
 def is_budget_spent(trials: Sequence["FrozenTrial"], budget: float) -> bool:
-    """Whether another trial, as long as the others usually are, would end after the budget."""
-    trained = (t for t in trials if t.state.name in ("COMPLETE", "PRUNED") and not trial_facts(t).get("reason"))
-    spans = [(t.datetime_start, t.datetime_complete) for t in trained]
+    """Whether another trial, of median duration, would end after the budget (seconds)."""
+    trained = (one for one in trials if one.state.name in ("COMPLETE", "PRUNED"))
+    spans = [(one.datetime_start, one.datetime_complete) for one in trained if not trial_facts(one).get("reason")]
     took = [(ended - begun).total_seconds() for begun, ended in spans if begun and ended]
     return bool(took) and training_seconds(trials, datetime.now()) + median(took) > budget
-
-
-def _state(name: str) -> "TrialState":
-    from optuna.trial import TrialState
-
-    return TrialState[name]
-
-
-def plan_differences(plan: Mapping[str, Any], stored: Mapping[str, Any]) -> list[str]:
-    """What keeps this command from going on with the stored study, each as a few words."""
-    found = []
-    for part, title in (("space", "the range of {}"), ("recipe", "the recipe's {}")):
-        for name in sorted(plan[part].keys() | stored[part].keys()):
-            new, old = plan[part].get(name), stored[part].get(name)
-            if new != old:
-                found.append(f"{title.format(name)} ({_format_setting(old)} before, {_format_setting(new)} now)")
-    if plan["by"] != stored["by"]:
-        found.append(f"--by ({stored['by']} before, {plan['by']} now)")
-    if plan["data"] != stored["data"]:
-        found.append("the images")
-    return found
-
-
-def _format_setting(value: Any) -> str:
-    return "not given" if value is None else str(value)
-
-
-def check_same_plan(plan: Mapping[str, Any], stored: Mapping[str, Any], folder: Path) -> None:
-    """Raise RecipeError where the stored study was begun with another space, search, recipe or images."""
-    if found := plan_differences(plan, stored):
-        raise RecipeError(
-            f"The study in '{folder}' cannot go on with this command, which differs from the one that began it: "
-            f"{'; '.join(found)}. Give it as before, or choose another --out."
-        )

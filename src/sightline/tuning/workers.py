@@ -1,4 +1,4 @@
-"""Several processes on one study, one thread each; all end with the one that started them."""
+"""Several processes on one study, one thread each; all of them end when the process that started them ends."""
 
 import json
 import os
@@ -14,106 +14,101 @@ from pathlib import Path
 from .. import errors, progress
 from ..errors import Interrupted, SightlineError
 from ..training import prepare
-from .config import StudyConfig
-from .study_store import StudyStore
+from .study_store import StudyConfig, StudyStore
 from .trial import SplitsCache, run_trials
 
 PARENT_POLL_SECONDS = 1.0
-"""Seconds between two looks whether the parent is still there."""
+"""Seconds between two checks whether the parent process still exists."""
 
 
-def run_workers(job: StudyConfig, workers: int) -> int:
-    """Work on the study in so many new processes and wait for them; their words are said as they come.
+def run_workers(config: StudyConfig, workers: int) -> int:
+    """Run the trials of a study in new processes and wait for them; their messages are printed as they come.
 
-    Returns how many were lost without a word: what they left is for the caller to finish. The SightlineError of
-    one is raised here once the others have ended; Interrupted where they were stopped.
+    Returns the number of workers that died without a message: the caller finishes what they left. Raises the
+    SightlineError of a worker once the others have ended, and Interrupted if they were stopped.
     """
-    letter = pickle.dumps((job, os.getpid()))
+    payload = pickle.dumps((config, os.getpid()))
     with ExitStack() as stack:
-        crew = [stack.enter_context(_spawn_worker(letter)) for _ in range(workers)]
-        ears = [threading.Thread(target=_relay_output, args=(one,), daemon=True) for one in crew]
-        for ear in ears:
-            ear.start()
+        processes = [stack.enter_context(_spawn_worker(payload)) for _ in range(workers)]
+        relays = [threading.Thread(target=_relay_messages, args=(one,), daemon=True) for one in processes]
+        for relay in relays:
+            relay.start()
         try:
-            answers = [_read_answer(one) for one in crew]
+            answers = [_read_answer(one) for one in processes]
         except KeyboardInterrupt:
-            for one in crew:  # a terminal's Ctrl-C has reached them too; another program's signal has not
+            for one in processes:  # a terminal's Ctrl-C has reached them too; another program's signal has not
                 one.send_signal(signal.SIGTERM)
-            answers = [_read_answer(one) for one in crew]
-        for ear in ears:
-            ear.join()
-    _raise_worker_error(answers)
-    lost = sum(one.returncode != 0 for one in crew)
+            answers = [_read_answer(one) for one in processes]
+        for relay in relays:
+            relay.join()
+    found = [json.loads(answer) for answer in answers if answer.strip()]
+    raised = [vars(errors)[one["kind"]](one["text"]) for one in found]
+    if raised:
+        raise next((error for error in raised if not isinstance(error, Interrupted)), raised[0])
+    lost = sum(one.returncode != 0 for one in processes)
     if lost:
         progress.notify(
-            f"{lost} of {workers} workers ended without a word, as when memory runs out; going on without."
+            f"{lost} of {workers} workers died without a message, perhaps because memory ran out. "
+            "This process finishes their trials."
         )
     return lost
 
 
-def _spawn_worker(letter: bytes) -> "subprocess.Popen[bytes]":
-    """A new process that reads its job from stdin: an address with a password is nobody else's business."""
+def _spawn_worker(payload: bytes) -> "subprocess.Popen[bytes]":
+    """A new process that reads its settings from stdin: a command line would show the password in an address."""
     source = str(Path(__file__).parents[2])
     paths = os.pathsep.join([source, *filter(None, [os.environ.get("PYTHONPATH")])])
-    one = subprocess.Popen(
+    process = subprocess.Popen(
         [sys.executable, "-c", "from sightline.tuning.workers import worker_main; worker_main()"],
         env={**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"},
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
     )
-    assert one.stdin is not None
-    one.stdin.write(letter)
-    one.stdin.close()
-    return one
+    assert process.stdin is not None
+    process.stdin.write(payload)
+    process.stdin.close()
+    return process
 
 
-def _read_answer(one: "subprocess.Popen[bytes]") -> bytes:
-    """What a worker has to say at its end: an error, or nothing."""
-    assert one.stdout is not None
-    return one.stdout.read()
+def _read_answer(process: "subprocess.Popen[bytes]") -> bytes:
+    """The error of a worker as JSON, read when it ends; empty if there was none."""
+    assert process.stdout is not None
+    return process.stdout.read()
 
 
-def _relay_output(one: "subprocess.Popen[bytes]") -> None:
-    assert one.stderr is not None
-    for line in one.stderr:
+def _relay_messages(process: "subprocess.Popen[bytes]") -> None:
+    assert process.stderr is not None
+    for line in process.stderr:
         progress.notify(line.decode(errors="replace").rstrip("\n"))
 
 
-def _raise_worker_error(answers: list[bytes]) -> None:
-    told = [json.loads(answer) for answer in answers if answer.strip()]
-    found = [vars(errors)[one["kind"]](one["text"]) for one in told]
-    if other := [error for error in found if not isinstance(error, Interrupted)]:
-        raise other[0]
-    if found:
-        raise found[0]
-
-
 def worker_main() -> None:
-    """What a worker does: its job from stdin, then trials; an error goes to stdout as one JSON object."""
+    """Entry point of a worker: settings from stdin, then trials; an error goes to stdout as one JSON object."""
     import torch
 
-    job, parent = pickle.loads(sys.stdin.buffer.read())  # from the process that started this one
+    config, parent = pickle.loads(sys.stdin.buffer.read())  # from the process that started this one
     torch.set_num_threads(1)
     threading.Thread(target=_exit_with_parent, args=(parent,), daemon=True).start()
     try:
-        run_trials(job, StudyStore(job.url, job.name, job.folder), load_splits(job))
+        store = StudyStore(config.url, config.name, config.folder, config.heartbeat_seconds)
+        run_trials(config, store, load_splits(config))
     except SightlineError as error:
         sys.stdout.write(json.dumps({"kind": type(error).__name__, "text": str(error)}))
         sys.exit(1)
     except KeyboardInterrupt:
-        sys.stdout.write(json.dumps({"kind": "Interrupted", "text": "Stopped. Go on with the same command."}))
+        sys.stdout.write(json.dumps({"kind": "Interrupted", "text": "Stopped. Continue with the same command."}))
         sys.exit(1)
 
 
-def load_splits(job: StudyConfig) -> SplitsCache:
-    """The job's images, read again by this process: decoded they are already."""
-    recipe, splits, _ = prepare(job.build_recipe(job.space.costly_point()))
+def load_splits(config: StudyConfig) -> SplitsCache:
+    """The images of the study, read by this process from the store of decoded images."""
+    recipe, splits, _ = prepare(config.build_recipe(config.space.costly_point()))
     return SplitsCache(recipe, splits)
 
 
 def _exit_with_parent(parent: int) -> None:
-    """Stop as if asked to, when the process that started this one is gone."""
+    """Stop this process, as if the user asked for it, when its parent no longer exists."""
     while os.getppid() == parent:
         time.sleep(PARENT_POLL_SECONDS)
     os.kill(os.getpid(), signal.SIGTERM)
