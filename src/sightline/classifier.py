@@ -119,11 +119,7 @@ class Classifier(nn.Module):
     @property
     def stochastic(self) -> bool:
         """Whether answers are drawn at random: by a module that says so, such as noise on pixels or weights."""
-<<<<<<< 2aa54ad
         return any(getattr(module, "stochastic", False) for module in self.modules() if module is not self)
-=======
-        return any(getattr(module, "stochastic", False) for child in self.children() for module in child.modules())
->>>>>>> 124baf0e40e350bbc1881ce36770f662d7ab9ca3
 
     def with_network(self, network: Network, change: str, arguments: Mapping[str, Any]) -> "Classifier":
         """A classifier with ``network`` in place of its own, on which the surgery ``change`` was carried out.

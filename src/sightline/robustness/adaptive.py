@@ -112,13 +112,9 @@ class AdaptiveEvaluation:
 
     def as_json(self) -> dict[str, Any]:
         """The same, JSON-ready."""
-<<<<<<< 2aa54ad
         seen = {"clean": self.clean, "unaware": self.oblivious, "aware": self.adaptive, "averaged": self.eot}
         rows = {name: one.as_json() for name, one in seen.items()}
         return {"eps": self.eps, "draws": self.draws, "n": self.clean.n, **rows}
-=======
-        return {"n": self.clean.n, **asdict(self)}
->>>>>>> 124baf0e40e350bbc1881ce36770f662d7ab9ca3
 
 
 def evaluate_adaptive(
