@@ -5,16 +5,14 @@ Every function puts the classifier into eval mode and leaves it there; it runs o
 
 from collections.abc import Callable
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from numpy import ndarray
 from torch import Tensor
 
-from .choose import suggest
 from .classifier import Classifier
-from .data import iterate_batches
+from .data import iterate_batches, relabel
 from .errors import DataError
 from .types import Dataset
 
@@ -118,14 +116,4 @@ def match_labels(classifier: Classifier, dataset: Dataset) -> Int[ndarray, " N"]
             f"The images were decoded as {dataset.geometry}, but the classifier expects "
             f"{classifier.geometry}: load them with the classifier's geometry."
         )
-    index = {name: k for k, name in enumerate(classifier.classes)}
-    unknown = [dataset.classes[k] for k in np.unique(dataset.labels) if dataset.classes[k] not in index]
-    if unknown:
-        more = f" and {len(unknown) - 5} more" if len(unknown) > 5 else ""
-        hint = suggest(unknown[0], index) if len(index) <= 20 or len(unknown) == 1 else ""
-        raise DataError(
-            f"The data has images of classes the classifier was never trained on: "
-            f"{', '.join(repr(name) for name in unknown[:5])}{more}. "
-            f"Rename or leave out those images, or train on them. {hint}".strip()
-        )
-    return np.array([index.get(name, -1) for name in dataset.classes], dtype=np.int64)[dataset.labels]
+    return relabel(dataset, classifier.classes).labels

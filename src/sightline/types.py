@@ -12,12 +12,15 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol, get_args, runtime_checkable
 
 import numpy as np
-from jaxtyping import Float, Int, Shaped, UInt8
+from jaxtyping import Bool, Float, Int, Shaped, UInt8
 from numpy import ndarray
 from torch import Tensor
 
 ResizeMode = Literal["squash", "crop", "pad"]
 Interpolation = Literal["bilinear", "bicubic", "box", "lanczos"]
+
+UNLABELLED = -1
+"""The label of an image whose class is not known. Such images serve training alone, and every check of the data."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,7 +88,7 @@ class Dataset:
     rows: Int[ndarray, " N"]
     """Which rows of the store belong to this dataset, in order."""
     labels: Int[ndarray, " N"]
-    """Class index of each image, in [0, K)."""
+    """Class index of each image, in [0, K); ``UNLABELLED`` (-1) where it is not known."""
     classes: tuple[str, ...]
     """The K class names, in label order."""
     files: Shaped[ndarray, " N"]
@@ -121,9 +124,14 @@ class Dataset:
         )
 
     @property
+    def is_labelled(self) -> Bool[ndarray, " N"]:
+        """Which images have a label."""
+        return self.labels != UNLABELLED
+
+    @property
     def counts(self) -> Int[ndarray, " K"]:
-        """Images of each class."""
-        return np.bincount(self.labels, minlength=len(self.classes))
+        """Labelled images of each class."""
+        return np.bincount(self.labels[self.is_labelled], minlength=len(self.classes))
 
 
 @dataclass(frozen=True)

@@ -129,7 +129,7 @@ def test_the_installed_script_is_the_same_program():
 
 
 def test_train_leaves_a_whole_run_and_says_what_it_chose(trained):
-    assert "set aside for testing" in trained.err
+    assert "drawn for testing" in trained.err
     assert "Working in grey" in trained.err
     assert re.search(r"accuracy +\d+\.\d\d% +\d+\.\d\d% to \d+\.\d\d%", trained.out)
     assert str(trained.folder / "report.html") in trained.out

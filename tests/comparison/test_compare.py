@@ -231,7 +231,7 @@ def test_impossible_folds_are_refused(digits):
     rare = digits.subset(np.flatnonzero((digits.labels != 3) | (np.cumsum(digits.labels == 3) <= 4)))
     with pytest.raises(DataError, match="class '3' has 4 distinct images, too few for 5 folds"):
         cross_validate(rare, "knn", folds=5)
-    with pytest.raises(RecipeError, match="1 folds were asked for"):
+    with pytest.raises(RecipeError, match="number of folds is 1"):
         cross_validate(digits, "knn", folds=1)
     with pytest.raises(RecipeError, match="0 repetitions"):
         cross_validate(digits, "knn", seeds=0)

@@ -223,7 +223,7 @@ def test_a_clean_list_is_data_without_the_faults(resembling, tmp_path, place):
     assert (values["duplicates"], values["leaks"], values["near_leaks"], values["unreadable"]) == (0, {}, {}, [])
     assert (clean.columns["split"] == "test").sum() == 10
     assert clean.classes == data.classes
-    assert split(clean).notes[0].startswith("No validation part was given")
+    assert split(clean).notes[0].startswith("The data has no validation split")
     with out.with_name("clean.removed.csv").open(newline="") as stream:
         removed = {row["path"]: row["reason"] for row in csv.DictReader(stream)}
     assert len(removed) == 7

@@ -73,10 +73,10 @@ def test_shares_are_kept_in_every_class():
 
 def test_what_was_drawn_is_said():
     notes = split(dataset(np.repeat([0, 1], 50)), test=0.1, seed=3).notes
-    drawn = "10 of 100 images (10% of each class, seed 3) were set aside for"
+    drawn = "10 of 100 images (10% of each class, seed 3) were drawn for"
     assert notes == (
-        f"No test part was given: {drawn} testing.",
-        f"No validation part was given: {drawn} validation.",
+        f"The data has no test split: {drawn} testing.",
+        f"The data has no validation split: {drawn} validation.",
     )
 
 
@@ -102,13 +102,17 @@ def test_leaks_of_given_parts_stay_and_are_said():
     ]
     splits = split(big)
     np.testing.assert_array_equal(splits.test.rows, np.arange(90, 100))
-    assert "1 of the 10 given test images are exact copies of train images ('99.png' is one)" in splits.notes[0]
+    assert (
+        "1 of the 10 given test images are exact copies of train images (for example '99.png')" in splits.notes[0]
+    )
 
 
 def test_tiny_classes_are_said_and_stay_in_train():
     splits = split(dataset([0] * 50 + [1] * 50 + [2, 2]))
     assert splits.train.counts[2] == 1
-    assert any("Too few distinct images to be in the test part: 'class2'" in note for note in splits.notes)
+    assert any(
+        "Classes with too few distinct images to be in the test split: 'class2'" in note for note in splits.notes
+    )
     alone = split(dataset([0] * 50 + [1] * 50 + [2]))
     assert alone.train.counts[2] == 1
 
@@ -196,7 +200,9 @@ def test_groups_go_before_stratification_and_it_is_said():
     assert not overlaps(splits, "group")
     assert [part.counts[1] for part in (splits.train, splits.val, splits.test)] == [20, 10, 10]
     note = splits.notes[-1]
-    assert note.startswith("Images of one group (column 'group') were kept in one part, which goes before equal")
+    assert note.startswith(
+        "Images of one group (column 'group') stay in one split, which takes precedence over equal"
+    )
     label, whole, share, part = re.findall(r"'class(.)' is (.*)% of the images and (.*)% of (.*),", note)[0]
     there = {"train": splits.train, "val": splits.val, "test": splits.test}[part]
     assert float(whole) == pytest.approx([200 / 2.4, 40 / 2.4][int(label)], abs=0.06)
@@ -255,7 +261,7 @@ def test_a_group_in_two_given_parts_is_refused():
     data = dataset([0, 1] * 4, given=["train"] * 5 + ["test"] * 3, group=["a", "b", "c", "d", "e", "f", "a", "b"])
     with pytest.raises(
         DataError,
-        match=r"The group 'a' is in two given parts \(and 1 more group\): '0.png' is in train and '6.png' in test",
+        match=r"'a' is in two given splits \(and 1 more group\): '0.png' is in train and '6.png' in test",
     ):
         split(data)
     names = [f"p{i // 3}" for i in range(60)]
@@ -336,11 +342,11 @@ def test_folds_keep_copies_together():
 
 
 def test_fewer_images_or_groups_than_folds():
-    with pytest.raises(DataError, match=r"'class1' has 3 distinct images, too few for 5 folds: ask for fewer"):
+    with pytest.raises(DataError, match=r"'class1' has 3 distinct images, too few for 5 folds: use fewer"):
         make_folds(dataset([0] * 20 + [1] * 3), 5)
     with pytest.raises(DataError, match=r"There are 4 groups in the column 'group', too few for 5 folds"):
         make_folds(dataset([0, 1] * 8, group=[f"p{i // 4}" for i in range(16)]), 5)
     with pytest.raises(DataError, match="There is 1 group in the column 'site', too few for 2 folds"):
         make_folds(dataset([0, 1] * 8, site=["here"] * 16), 2, group="site")
-    with pytest.raises(RecipeError, match="1 folds were asked for: it takes at least 2"):
+    with pytest.raises(RecipeError, match="The number of folds is 1: it must be at least 2"):
         make_folds(dataset([0, 1] * 8), 1)

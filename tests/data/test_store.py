@@ -343,18 +343,18 @@ if sys.argv[3] == "small":
     import resource, signal
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))
-build = store._build
+build = store._build_store
 def told(*arguments, **options):
     print("building", flush=True)
     return build(*arguments, **options)
-store._build = told
+store._build_store = told
 if sys.argv[3] == "slow":
     import time
-    read = store.read
+    read = store.decode_with_header
     def slowly(*arguments):
         time.sleep(0.02)
         return read(*arguments)
-    store.read = slowly
+    store.decode_with_header = slowly
 dataset = data.load_dataset(sys.argv[1], Geometry(size=(12, 10)), cache=Path(sys.argv[2]))
 print(len(dataset), int(dataset[:].astype("int64").sum()), flush=True)
 """
@@ -407,7 +407,7 @@ def test_an_error_in_a_thread_ends_the_build(tmp_path, monkeypatch):
     def fail(*_):
         raise RuntimeError("a fault of ours")
 
-    monkeypatch.setattr(store_module, "read", fail)
+    monkeypatch.setattr(store_module, "decode_with_header", fail)
     before = threading.active_count()
     with pytest.raises(RuntimeError, match="a fault of ours"):
         load_dataset(plant(tmp_path / "data", 200), GEOMETRY, cache=tmp_path / "cache")

@@ -572,7 +572,7 @@ def test_a_second_start_finds_the_same(tmp_path, monkeypatch, kind):
     entries = list((tmp_path / "cache" / "found").glob("*/facts.json"))
     assert len(entries) == 1
     with monkeypatch.context() as patch:  # neither listed nor read again
-        for name in ("understand", "read_idx", "read_cifar", "read_npz", "read_pixels"):
+        for name in ("infer_layout", "read_idx", "read_cifar", "read_npz", "read_pixel_table"):
             patch.setattr(f"sightline.sources.resolve.{name}", None)
         same(find(target), first)
         patch.chdir(tmp_path / "data")

@@ -1,5 +1,6 @@
 """Bytes become labelled images: find them, decode them once, split them, hand them out in batches."""
 
+from ..sources import stratified_subset
 from .audit import (
     audit,
     draw_sample_sheet,
@@ -9,6 +10,7 @@ from .audit import (
     write_clean_manifest,
 )
 from .codecs import DAMAGED_IMAGE, EXIF_ORIENTATION_TAG, PILLOW_LOCK, read_jpeg_header, valid_orientation
+from .combine import concat, relabel, strip_labels
 from .dataset import load_dataset
 from .decode import IMAGE_FORMATS, MAX_IMAGE_PIXELS, ImageHeader, decode, decode_with_header, read_header
 from .duplicates import find_near_duplicates
@@ -31,6 +33,7 @@ __all__ = [
     "Survey",
     "audit",
     "batch_order",
+    "concat",
     "count_batches",
     "decode",
     "decode_with_header",
@@ -47,7 +50,10 @@ __all__ = [
     "nested_subset",
     "read_header",
     "read_jpeg_header",
+    "relabel",
     "split",
+    "stratified_subset",
+    "strip_labels",
     "survey",
     "to_tensor",
     "valid_orientation",

@@ -13,7 +13,6 @@ from torch import Tensor
 
 from .. import runtime
 from ..types import Batch, Dataset
-from .store import LivePixels
 
 Augment = Callable[[Batch, torch.Generator], Batch]
 
@@ -82,7 +81,7 @@ def iterate_batches(
     ``share`` (rank, count) gives every count-th image of each batch: one process's part of it.
     """
     if ahead is None:
-        stored = not isinstance(dataset.pixels, LivePixels)
+        stored = not getattr(dataset.pixels, "decodes_on_read", False)
         ahead = 0 if stored and torch.device(device).type == "cpu" else 2
     make = _batch_builder(dataset, batch_size, order, torch.device(device), augment, memory_format, share)
     steps = range(start, count_batches(len(dataset), batch_size, drop_last=drop_last))

@@ -1,4 +1,4 @@
-"""Disjoint parts of a dataset, as given or drawn, so that nothing leaks: three, or folds."""
+"""Disjoint splits of a dataset, given or drawn, that never share a picture: train, val and test, or folds."""
 
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -14,10 +14,10 @@ from .duplicates import find_near_duplicates
 
 SPLIT_NAMES = ("train", "val", "test")
 GROUP_COLUMN = "group"
-"""The column whose values stay on one side, where no other is named."""
+"""The column whose values are never divided between splits, unless another column is named."""
 MAX_NEAR_DUPLICATE_IMAGES = 20_000
-"""Splits of at most this many images look for near duplicates too: it takes seconds where there are more."""
-_FREE, _VAL, _TEST = 0, 1, 2
+"""Images up to which splitting looks for near duplicates by default; beyond that the search takes seconds."""
+_TRAIN, _VAL, _TEST, _LEFT_OUT = range(4)
 
 
 def split(
@@ -29,38 +29,70 @@ def split(
     group: str | None = None,
     near: bool | None = None,
 ) -> Splits:
-    """Train, validation and test parts: the given ones, and what is missing drawn from train.
+    """The dataset's own splits, with the missing ones drawn from its training images.
 
-    ``val`` and ``test`` are shares of the training images, used only for a part that was not given. Drawn
-    parts are seeded, stratified by class, and made of whole ``units``; a column ``group`` (or the one
-    named) goes before stratification. Every class of three or more units is in every part. Given parts
-    are never changed. Raises RecipeError for impossible shares or an unknown column, DataError where
-    there is nothing to train on, too few groups, or a group in two given parts.
+    Args:
+        val, test: shares of the training images, in (0, 1); used only for a split that the data does not give.
+        seed: seed of the draw, which is stratified by class and never divides a leak group (``find_leak_groups``).
+        group: column whose values stay together, before stratification; default ``group`` where there is one.
+        near: whether near duplicates stay together; default for at most 20,000 images.
+
+    Every class with three or more leak groups is in every split. Given splits are not changed. Unlabelled images are
+    in train alone, and in no split where they copy an image that is held out. Raises RecipeError for impossible
+    shares or an unknown column, DataError without training images, for too few groups, or for a divided group.
     """
     given = dataset.columns.get("split")
-    parts = np.zeros(len(dataset), np.int64) if given is None else _split_codes(given)
+    codes = np.full(len(dataset), _TRAIN) if given is None else _split_codes(given)
     groups = _group_codes(dataset, group)
-    pool = np.flatnonzero(parts == 0)
-    if not len(pool):
-        raise DataError("The data have no training images: add a 'train' part, or give no parts at all.")
+    if not ((codes == _TRAIN) & dataset.is_labelled).any():
+        raise DataError("The data has no training images: add a 'train' split, or give no splits at all.")
     if groups is not None and given is not None:
-        _check_groups_undivided(dataset, groups, dataset.columns[group or GROUP_COLUMN], parts)
-    want = {part: share for part, share in ((_TEST, test), (_VAL, val)) if not (parts == part).any()}
-    _check_shares(want)
-    notes = _leak_notes(dataset, parts) if given is not None else []
-    if want:
-        drawing = dataset.subset(pool)
-        unit = find_leak_groups(drawing, group=group, near=near)
-        parts[pool] = drawn = _draw_splits(drawing, unit, want, seed, grouped=groups is not None)
-        notes += _draw_notes(dataset, pool, drawn, want, seed, given is not None)
+        _check_groups_undivided(dataset, groups, dataset.columns[group or GROUP_COLUMN], codes)
+    notes = []
+    for leak in find_leaks(dataset):
+        total = int((codes == SPLIT_NAMES.index(leak.held_out)).sum())
+        notes.append(
+            f"{len(leak.indices):,} of the {total:,} given {leak.held_out} images are exact copies of {leak.other} "
+            f"images (for example '{dataset.files[leak.indices[0]]}'): they stay where they are and make the "
+            "result too optimistic."
+        )
+    hidden = ~dataset.is_labelled & (codes != _TRAIN)
+    if hidden.any():
+        notes.append(f"Left out {int(hidden.sum()):,} unlabelled images of the given val and test splits.")
+        codes[hidden] = _LEFT_OUT
+    shares = {code: share for code, share in ((_TEST, test), (_VAL, val)) if not (codes == code).any()}
+    for code, share in shares.items():
+        if not 0 < share < 1:
+            raise RecipeError(
+                f"The {SPLIT_NAMES[code]} share is {share}: it must be above 0 and below 1, for example 0.1."
+            )
+    if sum(shares.values()) >= 1:
+        raise RecipeError("The val and test shares add up to 1 or more: nothing is left to train on.")
+    if shares:
+        train = np.flatnonzero(codes == _TRAIN)
+        images = dataset.subset(train)
+        unit, own = find_leak_groups(images, group=group, near=near), images.is_labelled
+        pool, pool_unit = images.subset(own), np.unique(unit[own], return_inverse=True)[1]
+        if groups is None:
+            drawn = _draw_stratified(pool, pool_unit, shares, seed)
+        else:
+            what = " and ".join(["train", *(SPLIT_NAMES[code] for code in shares)])
+            _check_enough_groups(int(pool_unit.max()) + 1, len(shares) + 1, what, group or GROUP_COLUMN)
+            wanted = np.array([1 - sum(shares.values()), shares.get(_VAL, 0), shares.get(_TEST, 0)])
+            drawn = _deal_greedily(pool, pool_unit, wanted, seed)
+        codes[train[own]] = drawn
+        notes += _describe_draw(pool, drawn, shares, seed, given is not None)
         if groups is not None:
-            notes.append(_group_note(drawing, drawn, group or GROUP_COLUMN))
-    train, validation, testing = (dataset.subset(np.flatnonzero(parts == part)) for part in range(3))
-    return Splits(train, validation, testing, tuple(notes))
+            notes.append(_describe_group_cost(pool, drawn, group or GROUP_COLUMN))
+        copies = ~own & np.isin(unit, unit[own][drawn != _TRAIN])
+        if copies.any():
+            notes.append(f"Left out {int(copies.sum()):,} unlabelled images that copy a held-out image.")
+            codes[train[copies]] = _LEFT_OUT
+    return Splits(*(dataset.subset(np.flatnonzero(codes == code)) for code in range(3)), notes=tuple(notes))
 
 
 class Fold(NamedTuple):
-    """One of k ways to part a dataset."""
+    """One of the k partitions of cross-validation."""
 
     train: Dataset
     held_out: Dataset
@@ -69,65 +101,63 @@ class Fold(NamedTuple):
 def make_folds(
     dataset: Dataset, k: int, *, seed: int = 0, group: str | None = None, near: bool | None = None
 ) -> list[Fold]:
-    """Cross-validation: every image is held out exactly once of k times.
+    """The k folds of cross-validation: every labelled image is held out exactly once.
 
-    Folds are seeded, stratified by class and made of whole ``units``. Without groups every class is spread
-    over them as evenly as its units allow. Raises RecipeError for fewer than two folds, DataError for more
-    folds than a class has distinct images, or than there are groups.
+    Folds are seeded, stratified by class and never divide a leak group. Without groups every class is spread over
+    the folds as evenly as its leak groups allow. Unlabelled images are in train, unless they copy a held-out image.
+    Raises RecipeError for fewer than two folds, DataError for more folds than a class has distinct images, or than
+    there are groups.
     """
     if k < 2:
-        raise RecipeError(f"{k} folds were asked for: it takes at least 2.")
-    groups = _group_codes(dataset, group)
+        raise RecipeError(f"The number of folds is {k}: it must be at least 2.")
     unit = find_leak_groups(dataset, group=group, near=near)
-    if groups is not None:
-        _check_enough_groups(int(unit.max()) + 1, k, f"{k} folds", group or GROUP_COLUMN)
-        number = _deal_greedily(dataset, unit, np.full(k, 1 / k), seed)
+    own = dataset.is_labelled
+    pool, pool_unit = dataset.subset(own), np.unique(unit[own], return_inverse=True)[1]
+    if _group_codes(dataset, group) is not None:
+        _check_enough_groups(int(pool_unit.max()) + 1, k, f"{k} folds", group or GROUP_COLUMN)
+        dealt = _deal_greedily(pool, pool_unit, np.full(k, 1 / k), seed)
     else:
-        number = _deal_in_turn(dataset, unit, k, seed)
-    return [Fold(dataset.subset(number != each), dataset.subset(number == each)) for each in range(k)]
+        dealt = _deal_in_turn(pool, pool_unit, k, seed)
+    of_unit = np.full(int(unit.max()) + 1, -1)
+    of_unit[unit[own]] = dealt
+    fold = of_unit[unit]  # of unlabelled images too
+    return [Fold(dataset.subset(fold != each), dataset.subset((fold == each) & own)) for each in range(k)]
 
 
 def find_leak_groups(
     dataset: Dataset, *, group: str | None = None, near: bool | None = None
 ) -> Int64[ndarray, " N"]:
-    """Number of the unit each image belongs to: what must stay on one side of a split.
+    """The number of each image's leak group: images that must be on one side of a split.
 
-    One unit are exact duplicates (whatever their labels say), near duplicates, images of one group, and
-    what these join together. ``near`` None looks for near duplicates among at most 20,000 images.
+    Exact duplicates (whatever their labels), near duplicates and images of one ``group`` are connected, and so is
+    what these connect in turn. ``near`` None looks for near duplicates among at most 20,000 images.
     """
-    ties = [dataset.digests]
+    ties: list[Shaped[ndarray, " N"]] = [dataset.digests]
     if near or (near is None and len(dataset) <= MAX_NEAR_DUPLICATE_IMAGES):
         ties.append(find_near_duplicates(dataset))
     if (groups := _group_codes(dataset, group)) is not None:
         ties.append(groups)
-    return (
-        _connected_components(ties)
-        if len(ties) > 1
-        else np.unique(ties[0], return_inverse=True)[1].astype(np.int64)
-    )
-
-
-def _connected_components(ties: list[Shaped[ndarray, " N"]]) -> Int64[ndarray, " N"]:
-    """The number of the connected whole each image is in, where equal values of any tie connect."""
+    if len(ties) == 1:
+        return np.unique(ties[0], return_inverse=True)[1].astype(np.int64)
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
 
-    images = np.arange(len(ties[0]))
+    images = np.arange(len(dataset))
     ends, nodes = [], len(images)
-    for tie in ties:
+    for tie in ties:  # a node for each image and for each value of a tie
         values, code = np.unique(tie, return_inverse=True)
         ends.append(nodes + code)
         nodes += len(values)
     rows, columns = np.tile(images, len(ties)), np.concatenate(ends)
     graph = coo_array((np.ones(len(rows), np.bool_), (rows, columns)), shape=(nodes, nodes))
-    found = connected_components(graph, directed=False)[1][: len(images)]
-    return np.unique(found, return_inverse=True)[1].astype(np.int64)
+    component = connected_components(graph, directed=False)[1][: len(images)]
+    return np.unique(component, return_inverse=True)[1].astype(np.int64)
 
 
 def _group_codes(dataset: Dataset, group: str | None) -> Int64[ndarray, " N"] | None:
     """The group of each image as a number; an image without one is a group of its own."""
     if group is not None and group not in dataset.columns:
-        raise RecipeError(f"There is no column '{group}' to keep together.{suggest(group, dataset.columns)}")
+        raise RecipeError(f"There is no column '{group}' to keep together. {suggest(group, dataset.columns)}")
     column = dataset.columns.get(group or GROUP_COLUMN)
     if column is None:
         return None
@@ -139,31 +169,20 @@ def _group_codes(dataset: Dataset, group: str | None) -> Int64[ndarray, " N"] | 
 
 
 def _split_codes(given: Shaped[ndarray, " N"]) -> Int64[ndarray, " N"]:
-    return np.select([given == "val", given == "test"], [_VAL, _TEST], _FREE).astype(np.int64)
+    return np.select([given == "val", given == "test"], [_VAL, _TEST], _TRAIN).astype(np.int64)
 
 
-def _check_shares(want: dict[int, float]) -> None:
-    for part, share in want.items():
-        if not 0 < share < 1:
-            raise RecipeError(
-                f"The {SPLIT_NAMES[part]} share is {share}: it must be above 0 and below 1, for example 0.1."
-            )
-    if sum(want.values()) >= 1:
-        raise RecipeError("The val and test shares add up to 1 or more: nothing is left to train on.")
-
-
-def _check_groups_undivided(dataset: Dataset, groups: ndarray, names: ndarray, parts: ndarray) -> None:
-    """Refuse given parts that share a group: the result would be better than the truth."""
-    order = np.lexsort((parts, groups))
-    torn = np.flatnonzero((np.diff(groups[order]) == 0) & (np.diff(parts[order]) != 0))
-    if len(torn):
-        one, two = order[torn[0]], order[torn[0] + 1]
-        others = len(np.unique(groups[order[torn]])) - 1
+def _check_groups_undivided(dataset: Dataset, groups: ndarray, names: ndarray, codes: ndarray) -> None:
+    order = np.lexsort((codes, groups))
+    divided = np.flatnonzero((np.diff(groups[order]) == 0) & (np.diff(codes[order]) != 0))
+    if len(divided):
+        one, two = order[divided[0]], order[divided[0] + 1]
+        others = len(np.unique(groups[order[divided]])) - 1
         more = "" if not others else f" (and {others:,} more {'group' if others == 1 else 'groups'})"
         raise DataError(
-            f"The group '{names[one]}' is in two given parts{more}: '{dataset.files[one]}' is in "
-            f"{SPLIT_NAMES[parts[one]]} and '{dataset.files[two]}' in {SPLIT_NAMES[parts[two]]}, so the result would flatter. "
-            "Correct the split column, or leave it out and have the parts drawn."
+            f"The group '{names[one]}' is in two given splits{more}: '{dataset.files[one]}' is in "
+            f"{SPLIT_NAMES[codes[one]]} and '{dataset.files[two]}' in {SPLIT_NAMES[codes[two]]}, so test accuracy "
+            "would be too optimistic. Fix the split column, or remove it and let Sightline split."
         )
 
 
@@ -171,65 +190,45 @@ def _check_enough_groups(count: int, least: int, what: str, group: str) -> None:
     if count < least:
         groups = "is 1 group" if count == 1 else f"are {count:,} groups"
         raise DataError(
-            f"There {groups} in the column '{group}', too few for {what}: no group may be on two sides. "
-            f"Add groups, or rename the column if its images may be parted."
+            f"There {groups} in the column '{group}', too few for {what}: a group is never divided. "
+            "Add groups, or rename the column if its images may be divided."
         )
 
 
 # drawing
 
 
-def _draw_splits(
-    pool: Dataset, unit: Int64[ndarray, " N"], want: dict[int, float], seed: int, *, grouped: bool
-) -> Int64[ndarray, " N"]:
-    """The part of each image of the pool, drawn in whole units."""
-    if not grouped:
-        return _draw_stratified(pool, unit, want, seed)
-    _check_enough_groups(
-        int(unit.max()) + 1, len(want) + 1, " and ".join(["train", *(SPLIT_NAMES[p] for p in want)]), GROUP_COLUMN
-    )
-    shares = np.zeros(3)
-    for part, share in want.items():
-        shares[part] = share
-    shares[_FREE] = 1 - shares.sum()
-    return _deal_greedily(pool, unit, shares, seed)
-
-
 def _draw_stratified(
-    pool: Dataset, unit: Int64[ndarray, " N"], want: dict[int, float], seed: int
+    pool: Dataset, unit: Int64[ndarray, " N"], shares: dict[int, float], seed: int
 ) -> Int64[ndarray, " N"]:
+    """The split of each image: the wanted share of each class's units, at least one unit where it has enough."""
     sizes, _, bounds, order = _shuffle_units(pool, unit, seed)
-    parts = np.zeros(len(sizes), np.int64)
-    for members in np.split(order, bounds):
-        _draw_class(members, sizes, parts, want)
-    return parts[unit]
+    codes = np.full(len(sizes), _TRAIN)
+    for members in np.split(order, bounds):  # of one class
+        total, start = int(sizes[members].sum()), 0
+        for position, (code, share) in enumerate(shares.items()):
+            after = len(shares) - position  # units to leave: one for each later split, one for train
+            room = len(members) - start - after
+            if room < 1:
+                continue
+            filled = np.cumsum(sizes[members[start:]])
+            taken = int(np.searchsorted(filled, max(1.0, round(share * total)))) + 1
+            if taken > 1 and filled[taken - 1] > round(share * total):  # the last unit is a pile of duplicates
+                taken -= 1
+            taken = min(taken, room)
+            codes[members[start : start + taken]] = code
+            start += taken
+    return codes[unit]
 
 
 def _shuffle_units(pool: Dataset, unit: ndarray, seed: int) -> tuple[ndarray, ndarray, ndarray, ndarray]:
-    """Size and class of each unit, and the units in a drawn order class by class, with where classes end."""
+    """Size and class of each unit; the units shuffled, class by class, and where each class ends in that order."""
     sizes = np.bincount(unit)
     label = np.empty(len(sizes), np.int64)
     label[unit[::-1]] = pool.labels[::-1]  # a unit counts for the class of its first image
     order = np.random.default_rng([seed, 2]).permutation(len(sizes))
     order = order[np.argsort(label[order], kind="stable")]
     return sizes, label, np.cumsum(np.bincount(label, minlength=len(pool.classes)))[:-1], order
-
-
-def _draw_class(members: Int64[ndarray, " n"], sizes: ndarray, parts: ndarray, want: dict[int, float]) -> None:
-    """Give the wanted shares of one class's units to their parts; at least one unit each where it has enough."""
-    total, start = int(sizes[members].sum()), 0
-    for position, (part, share) in enumerate(want.items()):
-        after = len(want) - position  # units that must be left: one for each later part, one for train
-        room = len(members) - start - after
-        if room < 1:
-            continue
-        filled = np.cumsum(sizes[members[start:]])
-        taken = int(np.searchsorted(filled, max(1.0, round(share * total)))) + 1
-        if taken > 1 and filled[taken - 1] > round(share * total):  # the last unit is a pile of duplicates
-            taken -= 1
-        taken = min(taken, room)
-        parts[members[start : start + taken]] = part
-        start += taken
 
 
 def _deal_in_turn(dataset: Dataset, unit: ndarray, k: int, seed: int) -> Int64[ndarray, " N"]:
@@ -240,7 +239,7 @@ def _deal_in_turn(dataset: Dataset, unit: ndarray, k: int, seed: int) -> Int64[n
     if counts[rarest] < k:
         raise DataError(
             f"The class '{dataset.classes[rarest]}' has {counts[rarest]:,} distinct images, too few for {k} "
-            "folds: ask for fewer folds, or add images."
+            "folds: use fewer folds, or add images."
         )
     order = order[np.lexsort((-sizes[order], label[order]))]
     number = np.empty(len(sizes), np.int64)
@@ -249,10 +248,10 @@ def _deal_in_turn(dataset: Dataset, unit: ndarray, k: int, seed: int) -> Int64[n
 
 
 def _deal_greedily(dataset: Dataset, unit: ndarray, shares: ndarray, seed: int) -> Int64[ndarray, " N"]:
-    """The part of each image where units hold several classes: dealt greedily, the largest first.
+    """The split or fold of each image where a unit may hold several classes: the largest unit is dealt first.
 
-    A unit goes where, of the classes it has, the least is there already, by the share that part should
-    have (as scikit-learn's StratifiedGroupKFold does for equal shares).
+    A unit goes where its classes are furthest below the share that the split should have (as scikit-learn's
+    StratifiedGroupKFold does for equal shares).
     """
     size = len(dataset.classes)
     table = np.bincount(unit * size + dataset.labels, minlength=(unit.max() + 1) * size).reshape(-1, size)
@@ -260,108 +259,94 @@ def _deal_greedily(dataset: Dataset, unit: ndarray, shares: ndarray, seed: int) 
     order = np.random.default_rng([seed, 2]).permutation(len(pieces))
     order = order[np.argsort(-pieces[order].max(1), kind="stable")]
     wanted = np.flatnonzero(shares > 0)
-    part, filled = np.empty(len(pieces), np.int64), np.zeros((len(wanted), size))
+    code, filled = np.empty(len(pieces), np.int64), np.zeros((len(wanted), size))
     for each in order:
         piece = pieces[each]
         place = int((((filled + piece) / shares[wanted, None]) @ piece).argmin())
         filled[place] += piece
-        part[each] = wanted[place]
-    _fill_missing_classes(part, table, wanted)
-    return part[unit]
+        code[each] = wanted[place]
+    _fill_missing_classes(code, table, wanted)
+    return code[unit]
 
 
-def _fill_missing_classes(part: ndarray, table: ndarray, wanted: ndarray) -> None:
-    """Give a part that lacks a class the smallest unit with it from the part that has most of them to spare."""
+def _fill_missing_classes(code: ndarray, table: ndarray, wanted: ndarray) -> None:
+    """Give a split that lacks a class the smallest unit with it, from the split that has most such units."""
     total = table.sum(1)
     for label in range(table.shape[1]):
         has = table[:, label] > 0
         for place in wanted:
-            held = np.bincount(part[has], minlength=wanted.max() + 1)
+            held = np.bincount(code[has], minlength=wanted.max() + 1)
             donor = int(held.argmax())
             if held[place] or held[donor] < 2:
                 continue
-            spare = np.flatnonzero(has & (part == donor))
-            part[spare[total[spare].argmin()]] = place
+            spare = np.flatnonzero(has & (code == donor))
+            code[spare[total[spare].argmin()]] = place
 
 
-# what is said
-
-
-@dataclass(frozen=True)
-class Leak:
-    """Images of one given part that are also in another."""
-
-    held_out: str
-    other: str
-    indices: Int64[ndarray, " n"]
-    """Which images of the held-out part, as positions in the dataset."""
-
-
-def find_leaks(dataset: Dataset, same: Shaped[ndarray, " N"] | None = None) -> list[Leak]:
-    """Pictures that are in two of the given parts; empty where none were given.
-
-    The same are images of equal value in ``same`` (``find_near_duplicates``, for example): exact copies by default.
-    """
-    given = dataset.columns.get("split")
-    if given is None:
-        return []
-    same = dataset.digests if same is None else same
-    parts, found = _split_codes(given), []
-    for held_out, other in ((_TEST, _FREE), (_VAL, _FREE), (_TEST, _VAL)):
-        here, there = np.flatnonzero(parts == held_out), parts == other
-        twice = here[np.isin(same[here], same[there])]
-        if len(twice):
-            found.append(Leak(SPLIT_NAMES[held_out], SPLIT_NAMES[other], twice))
-    return found
-
-
-def _leak_notes(dataset: Dataset, parts: ndarray) -> list[str]:
-    return [
-        f"{len(leak.indices):,} of the {int((parts == SPLIT_NAMES.index(leak.held_out)).sum()):,} given {leak.held_out} "
-        f"images are exact copies of {leak.other} images ('{dataset.files[leak.indices[0]]}' is one): "
-        "they were left where they are, and flatter the result."
-        for leak in find_leaks(dataset)
-    ]
-
-
-def _draw_notes(
-    dataset: Dataset, pool: ndarray, drawn: ndarray, want: dict[int, float], seed: int, given: bool
-) -> list[str]:
-    """What was drawn, and which classes were too small for it."""
+def _describe_draw(pool: Dataset, drawn: ndarray, shares: dict[int, float], seed: int, given: bool) -> list[str]:
+    """How many images were drawn, and which classes had too few; raises DataError for an empty split."""
     notes = []
-    for part, share in want.items():
-        count, name = int((drawn == part).sum()), {_TEST: "test", _VAL: "validation"}[part]
+    for code, share in shares.items():
+        count, name = int((drawn == code).sum()), {_TEST: "test", _VAL: "validation"}[code]
         kind = "training images" if given else "images"
         notes.append(
-            f"No {name} part was given: {count:,} of {len(pool):,} {kind} ({share:.0%} of each class, "
-            f"seed {seed}) were set aside for {'testing' if part == _TEST else 'validation'}."
+            f"The data has no {name} split: {count:,} of {len(pool):,} {kind} ({share:.0%} of each class, "
+            f"seed {seed}) were drawn for {'testing' if code == _TEST else 'validation'}."
         )
         if not count:
             raise DataError(
-                f"There are too few images to set some aside for {name}: every class has fewer than "
-                f"{len(want) + 1} distinct ones. Add images."
+                f"There are too few images to draw a {name} split: every class has fewer than "
+                f"{len(shares) + 1} distinct ones. Add images."
             )
-    labels = dataset.labels[pool]
-    for part in want:
-        missing = np.setdiff1d(labels, labels[drawn == part])
+    for code in shares:
+        missing = np.setdiff1d(pool.labels, pool.labels[drawn == code])
         if len(missing):
-            names = ", ".join(f"'{dataset.classes[label]}'" for label in missing[:5])
+            names = ", ".join(f"'{pool.classes[label]}'" for label in missing[:5])
             notes.append(
-                f"Too few distinct images to be in the {SPLIT_NAMES[part]} part: {names}"
+                f"Classes with too few distinct images to be in the {SPLIT_NAMES[code]} split: {names}"
                 f"{', ...' if len(missing) > 5 else ''}."
             )
     return notes
 
 
-def _group_note(pool: Dataset, drawn: ndarray, group: str) -> str:
-    """What keeping groups whole did to the shares of the classes."""
+def _describe_group_cost(pool: Dataset, drawn: ndarray, group: str) -> str:
+    """How far the class shares of a split are from those of all images, because groups were kept together."""
     whole = pool.counts / len(pool)
-    parts = np.unique(drawn)
-    shares = np.stack([np.bincount(pool.labels[drawn == part], minlength=len(whole)) for part in parts])
+    codes = np.unique(drawn)
+    shares = np.stack([np.bincount(pool.labels[drawn == code], minlength=len(whole)) for code in codes])
     shares = shares / shares.sum(1, keepdims=True)
-    part, label = np.unravel_index(np.abs(shares - whole).argmax(), shares.shape)
+    code, label = np.unravel_index(np.abs(shares - whole).argmax(), shares.shape)
     return (
-        f"Images of one group (column '{group}') were kept in one part, which goes before equal shares of the "
-        f"classes: '{pool.classes[label]}' is {whole[label]:.1%} of the images and {shares[part, label]:.1%} of "
-        f"{SPLIT_NAMES[parts[part]]}, and no class differs more."
+        f"Images of one group (column '{group}') stay in one split, which takes precedence over equal class "
+        f"shares: '{pool.classes[label]}' is {whole[label]:.1%} of the images and {shares[code, label]:.1%} of "
+        f"{SPLIT_NAMES[codes[code]]}, and no class differs more."
     )
+
+
+@dataclass(frozen=True)
+class Leak:
+    """Images of one given split that are also in another."""
+
+    held_out: str
+    other: str
+    indices: Int64[ndarray, " n"]
+    """The images of the held-out split, as positions in the dataset."""
+
+
+def find_leaks(dataset: Dataset, same: Shaped[ndarray, " N"] | None = None) -> list[Leak]:
+    """Pictures that are in two of the given splits; empty where the data gives no splits.
+
+    Images of equal value in ``same`` (N,), such as those of ``find_near_duplicates``, are the same picture; default
+    exact copies. Unlabelled images count: an unlabelled training image may copy a test image.
+    """
+    given = dataset.columns.get("split")
+    if given is None:
+        return []
+    same = dataset.digests if same is None else same
+    codes, found = _split_codes(given), []
+    for held_out, other in ((_TEST, _TRAIN), (_VAL, _TRAIN), (_TEST, _VAL)):
+        here, there = np.flatnonzero(codes == held_out), codes == other
+        twice = here[np.isin(same[here], same[there])]
+        if len(twice):
+            found.append(Leak(SPLIT_NAMES[held_out], SPLIT_NAMES[other], twice))
+    return found

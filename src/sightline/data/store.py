@@ -16,7 +16,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from filelock import FileLock, Timeout
@@ -80,6 +80,7 @@ class LivePixels:
 
     source: Source
     geometry: Geometry
+    decodes_on_read: ClassVar[bool] = True
 
     @property
     def shape(self) -> tuple[int, ...]:

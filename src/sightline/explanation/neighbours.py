@@ -1,6 +1,6 @@
 """The training images that look most alike to the network, in the features that its last layer is given."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .. import progress, runtime
 from ..classifier import Classifier
-from ..data import count_batches, iterate_batches
+from ..data import count_batches, iterate_batches, relabel, stratified_subset
 from ..errors import DataError
 from ..types import Dataset
 from .base import EXPLANATION_BATCH_SIZE, deterministic_eval
@@ -93,21 +93,10 @@ def build_gallery(
 
 def _match_classes(classifier: Classifier, dataset: Dataset, most: int, seed: int) -> Dataset:
     """The images of the classifier's classes, at most ``most``, their labels those of the classifier."""
-    index = {name: k for k, name in enumerate(classifier.classes)}
-    known = np.array([index.get(name, -1) for name in dataset.classes], np.int64)[dataset.labels]
-    kept = np.flatnonzero(known >= 0)
-    if not len(kept):
+    known = relabel(dataset, classifier.classes, drop_unknown=True)
+    known = known.subset(known.is_labelled)
+    if not len(known):
         raise DataError("There are no training images of the classifier's classes to compare with.")
-    if len(kept) > most:
-        kept = kept[_sample_positions(known[kept], most, seed)]
-    return replace(dataset.subset(kept), labels=known[kept], classes=classifier.classes)
-
-
-def _sample_positions(labels: Int[ndarray, " N"], most: int, seed: int) -> Int[ndarray, " M"]:
-    """Positions of about ``most`` images, of each class its share and at least one, in order."""
-    mixed = runtime.permutation(len(labels), seed)
-    chosen = []
-    for label in np.unique(labels):
-        own = mixed[labels[mixed] == label]
-        chosen.append(own[: max(1, round(most * len(own) / len(labels)))])
-    return np.sort(np.concatenate(chosen))
+    if len(known) <= most:
+        return known
+    return known.subset(stratified_subset(known.labels, runtime.permutation(len(known), seed), limit=most))

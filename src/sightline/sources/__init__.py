@@ -5,7 +5,7 @@ from .layout import Layout, list_images, sort_classes
 from .listing import MAX_FILE_BYTES, FolderReader, Listing
 from .published import PUBLISHED_DATASETS
 from .resolve import Source, find
-from .source import source_from_files
+from .source import source_from_files, stratified_subset
 
 __all__ = [
     "BUILTIN_DATASETS",
@@ -20,4 +20,5 @@ __all__ = [
     "shapes",
     "sort_classes",
     "source_from_files",
+    "stratified_subset",
 ]

@@ -49,7 +49,7 @@ def read_idx(files: Mapping[str, bytes], place: str, names: Sequence[str] | None
         images, known = _parse_idx(files[name], name, 3), _parse_idx(files[labels], labels, 1)
         parts.append(ArrayChunk(PurePath(name).name, images, known, _split_from_name(name, len(chosen))))
     if len(parts) > len({part.split for part in parts}):
-        names = ", ".join(f"'{part.place}'" for part in parts)
+        names = ", ".join(f"'{part.name}'" for part in parts)
         raise DataError(f"'{place}' has several sets of images ({names}): give one of these files instead.")
     return concatenate_chunks(parts, place, names)
 

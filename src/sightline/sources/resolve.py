@@ -23,7 +23,7 @@ from .npz import read_npz
 from .parquet import read_embedded_images, read_parquet
 from .pixel_table import find_pixel_columns, read_pixel_table
 from .published import PUBLISHED_DATASETS, download_dataset, verify_checksums
-from .source import Source, source_from_arrays, source_from_files
+from .source import Source, source_from_arrays, source_from_files, stratified_subset
 from .tables import TextTable, read_csv, read_jsonl, read_table_header
 from .tars import list_tar
 
@@ -242,14 +242,10 @@ def _limit_source(source: Source, limit: int, seed: int) -> Source:
     if limit >= len(source):
         return source
     splits = source.columns.get("split")
-    parts = np.zeros(len(source), np.int64) if splits is None else np.unique(splits, return_inverse=True)[1]
-    _, cell, sizes = np.unique(
-        parts * len(source.classes) + source.labels, return_inverse=True, return_counts=True
-    )
-    shares = np.maximum(1, np.rint(sizes * limit / len(source))).astype(np.int64)
+    cell = source.labels
+    if splits is not None:
+        cell = cell + len(source.classes) * np.unique(splits, return_inverse=True)[1]
     order = np.random.default_rng([seed, 1]).permutation(len(source))
-    order = order[np.argsort(cell[order], kind="stable")]  # cell by cell, shuffled within
-    rank = np.arange(len(order)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
-    chosen = np.sort(order[rank < np.repeat(shares, sizes)])
+    chosen = stratified_subset(cell, order, limit=limit)
     note = f"Limited to {len(chosen):,} of {len(source):,} images, in equal shares of every class (seed {seed})."
     return replace(source.subset(chosen), notes=(*source.notes, note))

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 import numpy as np
-from jaxtyping import Int64
+from jaxtyping import Int, Int64
 from numpy import ndarray
 
 from .arrays import ArrayReader, ImageArrays
@@ -51,6 +51,25 @@ class Source:
             columns={name: column[indices] for name, column in self.columns.items()},
             fingerprint=digest.hexdigest(),
         )
+
+
+def stratified_subset(
+    labels: Int[ndarray, " N"],
+    order: Int[ndarray, " N"],
+    *,
+    share: float | None = None,
+    limit: int | None = None,
+) -> Int[ndarray, " n"]:
+    """Sorted positions of a sample that has every label in its share, at least one image each.
+
+    ``order`` is a permutation of the positions: the first images of each label in it are taken. Give ``share``
+    (0 to 1, of each label) or ``limit`` (about how many images in all).
+    """
+    _, code, counts = np.unique(labels, return_inverse=True, return_counts=True)
+    wanted = counts * limit / len(labels) if limit is not None else counts * (1.0 if share is None else share)
+    order = order[np.argsort(code[order], kind="stable")]  # label by label
+    rank = np.arange(len(order)) - np.repeat(np.cumsum(counts) - counts, counts)
+    return np.sort(order[rank < np.repeat(np.maximum(1, np.rint(wanted)), counts)])
 
 
 def source_from_files(name: str, listing: Listing, layout: Layout) -> Source:
