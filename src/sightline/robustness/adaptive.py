@@ -4,7 +4,7 @@ Also the signs that a defence only hides its gradient (Athalye et al. 2018).
 """
 
 import copy
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import torch
