@@ -22,8 +22,8 @@ from record import RESULTS, Notebook, record, shared
 from sightline import runtime
 from sightline.evaluation import evaluate
 from sightline.files import write_json
-from sightline.models import build, count_multiply_adds, parse_architecture
-from sightline.models.registry import MEASURED_FILE, REFERENCE_IMAGES
+from sightline.models import NETWORKS, build, count_multiply_adds, parse_architecture
+from sightline.models.registry import MEASURED_FILE
 from sightline.training import Recipe
 from sightline.training.run import prepare, train_on_splits
 from sightline.training.run_folder import SilentRunFolder
@@ -31,11 +31,14 @@ from sightline.types import Splits
 
 IMAGES, EPOCHS, TESTED = 2000, 5, 2000
 
+KNOWN = [name for name, entry in NETWORKS.items() if entry.side]
+"""Networks with a form of their own."""
+
 
 def main() -> None:
     """Measure what is missing, then write what there is."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("names", nargs="*", default=list(REFERENCE_IMAGES))
+    parser.add_argument("names", nargs="*", default=KNOWN)
     parser.add_argument("--data", type=Path)
     parser.add_argument("--images", type=int, default=IMAGES)
     parser.add_argument("--epochs", type=int, default=EPOCHS)
@@ -60,7 +63,7 @@ def cheapest_first(names: Sequence[str]) -> list[str]:
 
 def keep(book: Notebook, protocol: dict[str, int]) -> None:
     """Write what was measured so far, for us and for the package."""
-    found = {name: book.find(network=name, **protocol) for name in REFERENCE_IMAGES}
+    found = {name: book.find(network=name, **protocol) for name in KNOWN}
     found = {name: line for name, line in found.items() if line is not None}
     record("zoo", {"protocol": protocol, "networks": found})
     words = f"CIFAR-10: {IMAGES:,} training images, {EPOCHS} epochs, 1 seed, {TESTED:,} test images"

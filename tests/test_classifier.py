@@ -1,6 +1,8 @@
 """The waist and its bundle: what is saved is what is loaded, and nothing unsafe is."""
 
+import contextlib
 import json
+import os
 import pickle
 import shutil
 
@@ -11,11 +13,11 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from helpers.tiny_classifiers import WORDS
-from sightline.classifier import Classifier, write_bundle_card
+from sightline.classifier import Classifier, amend_bundle, frozen_eval, write_bundle_card
 from sightline.errors import BundleError, OutputError
 from sightline.files import checksum
-from sightline.models import BUNDLE_FORMAT, Architecture, build, parse_architecture
-from sightline.preprocessing import Normalise, Preprocessing
+from sightline.models import BUNDLE_FORMAT, SURGERY, Architecture, Memory, build, parse_architecture
+from sightline.preprocessing import NoiseFilter, Normalise, Preprocessing
 from sightline.types import Geometry
 
 
@@ -257,3 +259,157 @@ def test_a_copied_bundle_still_loads(bundle, tmp_path):
     shutil.copytree(bundle, tmp_path / "elsewhere")
     pixels = torch.rand(2, 1, 28, 28)
     assert torch.equal(Classifier.load(tmp_path / "elsewhere")(pixels), Classifier.load(bundle)(pixels))
+
+
+# Memory, folders and links.
+
+
+HASH = "0123456789abcdef" * 4
+
+
+def remembering(classes: tuple[str, ...] = ("cat", "dog", "émeu")) -> Classifier:
+    classifier = make(classes=classes)
+    weights = {name: torch.rand_like(p) for name, p in classifier.network.named_parameters()}
+    means = {"means": torch.rand(len(classes), 84), "counts": torch.arange(len(classes))}
+    classifier.memory = Memory(means, weights, dict.fromkeys(classes, (HASH, HASH[::-1])))
+    return classifier
+
+
+@pytest.mark.parametrize("classes", [("no", "yes"), ("cat", "dog", "émeu")])
+def test_a_memory_is_saved_with_checksums_and_loaded_again(tmp_path, classes):
+    classifier = remembering(classes)
+    bundle = classifier.save(tmp_path / "b")
+    again = Classifier.load(bundle).memory
+    assert again.statistics.keys() == {"means", "counts"}
+    assert all(torch.equal(again.statistics[n], t) for n, t in classifier.memory.statistics.items())
+    assert all(torch.equal(again.fisher[n], t) for n, t in classifier.memory.fisher.items())
+    assert again.exemplars == dict.fromkeys(classes, (HASH, HASH[::-1]))
+    listed = json.loads((bundle / "config.json").read_text())["files"]
+    names = sorted(p.name for p in (bundle / "memory").iterdir())
+    assert names == ["exemplars.json", "fisher.safetensors", "statistics.safetensors"]
+    assert all(listed[f"memory/{name}"] == checksum(bundle / "memory" / name) for name in names)
+
+
+def test_without_a_memory_there_is_no_folder(bundle):
+    assert not (bundle / "memory").exists()
+    assert not Classifier.load(bundle).memory
+
+
+def test_a_memory_survives_an_amended_threshold_and_a_new_card(tmp_path):
+    bundle = remembering().save(tmp_path / "b")
+    amend_bundle(bundle, threshold=0.5)
+    write_bundle_card(bundle, "# Words\n")
+    assert Classifier.load(bundle).memory.exemplars
+
+
+def test_surgery_leaves_the_memory_behind():
+    classifier = remembering()
+    assert not classifier.with_network(classifier.network, "mirrored", {}).memory
+
+
+@pytest.mark.parametrize("name", ["fisher.safetensors", "exemplars.json"])
+def test_a_changed_memory_is_named(tmp_path, name):
+    bundle = remembering().save(tmp_path / "b")
+    file = bundle / "memory" / name
+    file.write_bytes(file.read_bytes() + b" ")
+    with pytest.raises(BundleError, match=rf"'memory/{name}'.*wrong checksum"):
+        Classifier.load(bundle)
+    file.unlink()
+    with pytest.raises(BundleError, match=rf"lacks its file 'memory/{name}'"):
+        Classifier.load(bundle)
+
+
+def test_a_memory_never_holds_images_even_where_they_are_listed(tmp_path):
+    bundle = remembering().save(tmp_path / "b")
+    (bundle / "memory" / "person.png").write_bytes(b"pixels")
+    listed = json.loads((bundle / "config.json").read_text())["files"]
+    rewrite(bundle, files=listed | {"memory/person.png": checksum(bundle / "memory" / "person.png")})
+    with pytest.raises(BundleError, match=r"'memory/person\.png', which is no part of a memory.*never images"):
+        Classifier.load(bundle)
+
+
+@pytest.mark.parametrize(
+    "text", ["[]", '{"cat": "abc"}', '{"cat": ["abc"]}', '{"cat": 3}', "{", f'{{"cat": ["{HASH.upper()}"]}}']
+)
+def test_a_memory_that_makes_no_sense_is_one_sentence(tmp_path, text):
+    bundle = remembering().save(tmp_path / "b")
+    (bundle / "memory" / "exemplars.json").write_text(text)
+    listed = json.loads((bundle / "config.json").read_text())["files"]
+    rewrite(bundle, files=listed | {"memory/exemplars.json": checksum(bundle / "memory" / "exemplars.json")})
+    with pytest.raises(BundleError, match="memory"):
+        Classifier.load(bundle)
+
+
+def test_a_memory_of_what_is_no_number_is_refused():
+    with pytest.raises(ValueError, match="fisher 'w' is not a tensor of finite numbers"):
+        Memory(fisher={"w": torch.tensor([1.0, float("nan")])})
+    with pytest.raises(ValueError, match="not SHA-256 hashes"):
+        Memory(exemplars={"cat": ["photo.png"]})
+
+
+@pytest.mark.parametrize("name", ["extra", "memory", "Memory"])
+def test_an_unlisted_folder_is_refused(bundle, name):
+    (bundle / name).mkdir()
+    (bundle / name / "fisher.safetensors").write_bytes(b"")
+    with pytest.raises(BundleError, match=f"holds '{name}"):
+        Classifier.load(bundle)
+
+
+def test_a_folder_inside_the_memory_is_refused(tmp_path):
+    bundle = remembering().save(tmp_path / "b")
+    (bundle / "memory" / "fisher.safetensors").unlink()
+    (bundle / "memory" / "fisher.safetensors").mkdir()
+    with pytest.raises(BundleError, match="which is a folder"):
+        Classifier.load(bundle)
+
+
+@pytest.mark.parametrize("place", ["model.safetensors", "extra", "memory", "memory/fisher.safetensors"])
+def test_a_link_is_refused_wherever_it_leads(tmp_path, place):
+    bundle = remembering().save(tmp_path / "b")
+    path = bundle / place
+    if path.exists():
+        shutil.move(path, tmp_path / "elsewhere")
+    else:
+        (tmp_path / "elsewhere").write_text("secret")
+    path.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(BundleError, match=f"holds '{place}', which is a link"):
+        Classifier.load(bundle)
+
+
+def test_a_pipe_is_refused_and_not_waited_for(bundle):
+    os.mkfifo(bundle / "extra")
+    with pytest.raises(BundleError, match="which is a device or pipe"):
+        Classifier.load(bundle)
+
+
+# Frozen for an examination.
+
+
+@pytest.mark.parametrize("raises", [False, True])
+@pytest.mark.parametrize("weight_noise", [False, True])
+def test_frozen_eval_leaves_every_module_as_it_was(raises, weight_noise):
+    classifier = make()
+    classifier.network = SURGERY["noise"](classifier.network)
+    classifier.train()
+    classifier.network.features.eval()
+    next(classifier.parameters()).requires_grad_(False)
+    modes = {name: module.training for name, module in classifier.named_modules()}
+    learning = {name: p.requires_grad for name, p in classifier.named_parameters()}
+    with contextlib.suppress(KeyError), torch.no_grad(), frozen_eval(classifier, weight_noise=weight_noise):
+        assert not any(module.training for module in classifier.modules())
+        assert not any(p.requires_grad for p in classifier.parameters())
+        assert classifier.stochastic is weight_noise
+        pixels = torch.rand(2, 1, 28, 28, requires_grad=True)
+        classifier(pixels).sum().backward()
+        assert pixels.grad is not None
+        if raises:
+            raise KeyError
+    assert {name: module.training for name, module in classifier.named_modules()} == modes
+    assert {name: p.requires_grad for name, p in classifier.named_parameters()} == learning
+
+
+def test_a_module_says_that_it_draws_at_random():
+    assert not make().stochastic
+    noisy = make()
+    noisy.preprocessing = Preprocessing([NoiseFilter(0.1)])
+    assert noisy.stochastic

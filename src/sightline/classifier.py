@@ -119,7 +119,8 @@ class Classifier(nn.Module):
     @property
     def stochastic(self) -> bool:
         """Whether answers are drawn at random: by a module that says so, such as noise on pixels or weights."""
-        return any(getattr(module, "stochastic", False) for module in self.modules() if module is not self)
+        inside = chain(self.preprocessing.modules(), self.network.modules())
+        return any(getattr(module, "stochastic", False) for module in inside)
 
     def with_network(self, network: Network, change: str, arguments: Mapping[str, Any]) -> "Classifier":
         """A classifier with ``network`` in place of its own, on which the surgery ``change`` was carried out.

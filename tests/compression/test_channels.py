@@ -34,7 +34,7 @@ from sightline.compression.pruning import (
 )
 from sightline.errors import BundleError, RecipeError
 from sightline.files import write_json
-from sightline.layers.widths import is_narrowable
+from sightline.layers.pruned import is_narrowable
 from sightline.models import SURGERY, count_multiply_adds
 
 words = pytest.mark.parametrize("word", WORDS)

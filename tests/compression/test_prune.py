@@ -12,7 +12,7 @@ from sightline.compression.compressor import example_input
 from sightline.compression.pruning import PRUNING_SCOPES, Prune
 from sightline.errors import RecipeError
 from sightline.layers import WeightNoise
-from sightline.layers.sparse import SparseConv2d, SparseLinear, count_zeros
+from sightline.layers.pruned import SparseConv2d, SparseLinear, count_zeros
 from sightline.models import SURGERY, Architecture, build, compressible_layers
 from sightline.training import Recipe
 from sightline.training.fit import TrainingState

@@ -12,7 +12,7 @@ from sightline.compression.pruning import Channels, Prune
 from sightline.ensembles import combine
 from sightline.errors import RecipeError
 from sightline.formats import open_exported, write_exported
-from sightline.layers.sparse import count_zeros
+from sightline.layers.pruned import count_zeros
 from sightline.models import SURGERY, Architecture, build, count_multiply_adds, find_stages, get_head
 
 STEPS = {

@@ -103,7 +103,7 @@ def test_a_learnt_feature_travels_with_its_network(digits, pixels, tmp_path):
     again = Classifier.load(saved)
     assert torch.equal(again(pixels), classifier(pixels))
     expected = network.eval().features(pixels)
-    assert torch.allclose(again.network.vectors(pixels), expected, atol=1e-6)
+    assert torch.allclose(again.network.feature_vectors(pixels), expected, atol=1e-6)
     again.train()
     assert not again.network.embeddings[0].network.training
     assert evaluate(again, digits.test).efficiency.multiply_adds > 0

@@ -20,7 +20,6 @@ from helpers.tiny_classifiers import WORDS
 from sightline.classifier import Classifier
 from sightline.cli import main
 from sightline.errors import DataError, Interrupted, OutputError, RecipeError, TrainingError
-from sightline.models import NETWORKS
 from sightline.training import fit as fit_module
 from sightline.training import refine, reopen, resume, run, train
 from sightline.training.calibrate import fit_temperature
@@ -465,7 +464,6 @@ def test_networks_that_bear_less_get_a_lower_rate(optimizer, model, lr):
     recipe = Recipe(size=32, channels=3, model=model, optimizer=optimizer)
     made = {choice.field: choice.value for choice in defaults.default_network(recipe, train_images=50_000)}
     assert made["lr"] == pytest.approx(lr)
-    assert set(defaults.NETWORK_LR_FACTORS) <= set(NETWORKS)
 
 
 def test_a_copy_of_a_state_is_a_state(prepared):

@@ -1,22 +1,41 @@
 """What networks are made of: attention, sparse, factorised and int8 layers, initialisations."""
 
-from .attention import ATTENTIONS, SqueezeExcite
+from collections.abc import Callable
+
+from torch import nn
+
+from ..choose import lookup
 from .blocks import (
     ImageSize,
     Network,
+    SqueezeExcite,
+    cbam_block,
     conv_norm,
     downscaling_notes,
     get_head,
     init_he_fan_out,
     is_large,
     make_dropout,
+    no_attention,
     scale_widths,
+    se_block,
     stem_pools,
     upsample_to_side,
 )
 from .factors import FactorisedLayer, factorise_layers
-from .initialise import INITIALISATIONS, he_normal, initialise
+from .initialisation import glorot_normal, glorot_uniform, he_normal, he_uniform, lecun_normal, lecun_uniform
 from .noise import WeightNoise, noisy_weight_names
+from .prototypes import PrototypeHead
+from .pruned import (
+    SPARSE_LAYERS,
+    SparseConv2d,
+    SparseLinear,
+    is_narrowable,
+    keep_channels,
+    keep_zeros,
+    layer_widths,
+    narrow_layers,
+)
 from .quantised import (
     MAX_ACTIVATION_CODE,
     MAX_WEIGHT_CODE,
@@ -30,9 +49,7 @@ from .quantised import (
     quantise_layers,
     quantise_weight,
 )
-from .sparse import SPARSE_LAYERS, SparseConv2d, SparseLinear, keep_zeros
 from .whitening import Whitening
-from .widths import is_narrowable, keep_channels, layer_widths, narrow_layers
 
 __all__ = [
     "ATTENTIONS",
@@ -48,6 +65,7 @@ __all__ = [
     "Int8Layer",
     "Int8Linear",
     "Network",
+    "PrototypeHead",
     "SparseConv2d",
     "SparseLinear",
     "SqueezeExcite",
@@ -76,3 +94,21 @@ __all__ = [
     "stem_pools",
     "upsample_to_side",
 ]
+
+ATTENTIONS: dict[str, Callable[[int], nn.Module]] = {"none": no_attention, "se": se_block, "cbam": cbam_block}
+"""Name -> ``(channels) -> block``; what ``attention=`` of the residual networks chooses from."""
+
+INITIALISATIONS: dict[str, Callable[[nn.Module], None]] = {
+    "glorot-uniform": glorot_uniform,
+    "glorot-normal": glorot_normal,
+    "he-uniform": he_uniform,
+    "he-normal": he_normal,
+    "lecun-uniform": lecun_uniform,
+    "lecun-normal": lecun_normal,
+}
+"""Name -> ``(module) -> None``: every convolution and linear layer below it, drawn from torch's global seed."""
+
+
+def initialise(network: nn.Module, how: str | Callable[[nn.Module], None]) -> None:
+    """Draw the weights anew, in place; raises ChoiceError for an unknown name."""
+    (lookup(INITIALISATIONS, how, "initialisation") if isinstance(how, str) else how)(network)

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from ..checks import check_int
 from .blocks import Network
-from .sparse import get_layer
+from .pruned import get_layer
 
 
 class FactorisedLayer(nn.Module):

@@ -1,17 +1,96 @@
-"""The plain networks of the source papers: convolutions one after the other, nothing around them."""
+"""Networks without shortcuts or branches: a perceptron, LeNet-5, and the plain networks of the source papers."""
 
 from collections import OrderedDict
+from collections.abc import Sequence
 from itertools import pairwise
 
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from ..checks import check_int
+from ..choose import lookup
 from ..errors import RecipeError
 from ..layers import ImageSize, Network, he_normal, init_he_fan_out, is_large, make_dropout, stem_pools
 
 N_PLAIN_STAGES = 3
 """Stages of a plain network; the width doubles and the side halves from each to the next."""
+
+
+class MLP(Network):
+    """Flatten, then hidden layers with ReLU, then the head."""
+
+    def __init__(self, inputs: int, hidden: Sequence[int], classes: int, dropout: float):
+        super().__init__()
+        layers: list[nn.Module] = []
+        widths = [inputs, *hidden]
+        for fan_in, fan_out in pairwise(widths):
+            layers += [nn.Linear(fan_in, fan_out), nn.ReLU(), make_dropout(dropout)]
+        self.hidden = nn.Sequential(*layers)
+        he_normal(self.hidden)
+        self.head = nn.Linear(widths[-1], classes)
+
+    def logits(self, pixels: Float[Tensor, "B C H W"]) -> Float[Tensor, "B K"]:
+        """Logits."""
+        return self.head(self.hidden(pixels.flatten(1)))
+
+
+def mlp(
+    classes: int, channels: int, size: ImageSize, hidden: Sequence[int] = (256, 128), dropout: float = 0.0
+) -> Network:
+    """Small multilayer perceptron: fast, and blind to where a pixel is."""
+    if any(width < 1 for width in hidden):
+        raise RecipeError(f"hidden lists the width of each layer, 1 or more, not {list(hidden)}.")
+    return MLP(channels * size[0] * size[1], hidden, classes, dropout)
+
+
+LENET_POOLS: dict[str, type[nn.AvgPool2d | nn.MaxPool2d]] = {
+    "avg": nn.AvgPool2d,
+    "max": nn.MaxPool2d,
+}
+
+
+class LeNet5(Network):
+    """conv 6@5x5, pool, conv 16@5x5, pool, 120, 84, K; ReLU, no trainable pooling, dense C3."""
+
+    def __init__(self, classes: int, channels: int, size: ImageSize, pool: str, dropout: float):
+        super().__init__()
+        # The original took 32x32: digits of 28x28 with 2 pixels of border.
+        padding = 2 if min(size) < 32 else 0
+        height, width = (((side + 2 * padding - 4) // 2 - 4) // 2 for side in size)
+        if min(height, width) < 1:
+            raise RecipeError(
+                f"lenet5 needs images of at least 12x12 pixels, not {size[0]}x{size[1]}: "
+                "choose a larger --size, or --model mlp."
+            )
+        shrink = lookup(LENET_POOLS, pool, "pooling")
+        self.features = nn.Sequential(
+            OrderedDict(
+                conv1=nn.Conv2d(channels, 6, 5, padding=padding),
+                relu1=nn.ReLU(),
+                pool1=shrink(2),
+                conv2=nn.Conv2d(6, 16, 5),
+                relu2=nn.ReLU(),
+                pool2=shrink(2),
+                flatten=nn.Flatten(),
+                fc1=nn.Linear(16 * height * width, 120),
+                relu3=nn.ReLU(),
+                dropout1=make_dropout(dropout),
+                fc2=nn.Linear(120, 84),
+                relu4=nn.ReLU(),
+                dropout2=make_dropout(dropout),
+            )
+        )
+        self.head = nn.Linear(84, classes)
+        he_normal(self.features)
+
+    def logits(self, pixels: Float[Tensor, "B C H W"]) -> Float[Tensor, "B K"]:
+        """Logits."""
+        return self.head(self.features(pixels))
+
+
+def lenet5(classes: int, channels: int, size: ImageSize, pool: str = "avg", dropout: float = 0.0) -> Network:
+    """LeNet-5 with ReLU: the classic for digits, seconds to train (``pool``: avg or max)."""
+    return LeNet5(classes, channels, size, pool, dropout)
 
 
 class PlainNetwork(Network):

@@ -1,158 +1,114 @@
-"""A network as a value: its name, its arguments, and what was changed since."""
+"""A network as a value: its name, its arguments, what was changed since, and what it costs."""
 
 import inspect
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
 
 from ..checks import check_int
 from ..choose import choose, lookup, suggest
-from ..errors import ChoiceError, RecipeError
+from ..errors import BundleError, ChoiceError, RecipeError
 from ..layers import ImageSize, Network
-from .alexnet import alexnet, alexnet_small
-from .architecture import Architecture
-from .cost import count_multiply_adds
-from .densenet import densenet
-from .enhanced import enhanced
-from .ensemble import rebuild_ensemble
-from .estimator import rebuild_estimator
-from .fastcnn import fastcnn
-from .inception import inception
-from .lenet import lenet5
-from .mlp import mlp
-from .mobilenet import efficientnet, mobilenet
-from .plain import plain_cnn, small_cnn, strided_cnn, table2
-from .resnet import resnet20, resnet32, resnet44, resnet56
-from .resnet18 import resnet18
-from .surgery import SURGERY
-from .timm_network import timm
-from .vgg import vgg11, vgg13, vgg16
-from .vit import vit
 
-NETWORKS: dict[str, Callable[..., Network]] = {
-    "mlp": mlp,
-    "lenet5": lenet5,
-    "resnet20": resnet20,
-    "resnet32": resnet32,
-    "resnet44": resnet44,
-    "resnet56": resnet56,
-    "resnet18": resnet18,
-    "fastcnn": fastcnn,
-    "enhanced": enhanced,
-    "small-cnn": small_cnn,
-    "table2": table2,
-    "strided-cnn": strided_cnn,
-    "plain-cnn": plain_cnn,
-    "alexnet": alexnet,
-    "alexnet-small": alexnet_small,
-    "vgg11": vgg11,
-    "vgg13": vgg13,
-    "vgg16": vgg16,
-    "inception": inception,
-    "densenet": densenet,
-    "mobilenet": mobilenet,
-    "efficientnet": efficientnet,
-    "vit": vit,
-    "timm": timm,
-}
-"""Name -> ``(classes, channels, size, **arguments) -> network``."""
+MEASURED_FILE = Path(__file__).with_name("measured.json")
+"""Accuracies after a short training, written by ``benchmarks/zoo.py``."""
+
+Make = Callable[..., Network]
 
 
 @dataclass(frozen=True)
-class ReferenceImages:
-    """The images a network is known by, and those it is made for."""
+class NetworkEntry:
+    """A network that recipes name: how it is made, and what is known of it."""
 
-    channels: int
-    size: tuple[int, int]
-    best: tuple[int, int]
-    """Shorter sides, from and to, in pixels; all others work."""
-
-
-REFERENCE_IMAGES: dict[str, ReferenceImages] = {
-    "mlp": ReferenceImages(1, (28, 28), (28, 32)),
-    "lenet5": ReferenceImages(1, (28, 28), (28, 32)),
-    "resnet20": ReferenceImages(3, (32, 32), (28, 64)),
-    "resnet32": ReferenceImages(3, (32, 32), (28, 64)),
-    "resnet44": ReferenceImages(3, (32, 32), (28, 64)),
-    "resnet56": ReferenceImages(3, (32, 32), (28, 64)),
-    "resnet18": ReferenceImages(3, (32, 32), (28, 224)),
-    "fastcnn": ReferenceImages(3, (32, 32), (28, 64)),
-    "enhanced": ReferenceImages(3, (32, 32), (28, 64)),
-    "small-cnn": ReferenceImages(1, (28, 28), (28, 32)),
-    "table2": ReferenceImages(3, (224, 224), (28, 224)),
-    "strided-cnn": ReferenceImages(1, (28, 28), (28, 32)),
-    "plain-cnn": ReferenceImages(3, (32, 32), (28, 64)),
-    "alexnet": ReferenceImages(3, (224, 224), (128, 224)),
-    "alexnet-small": ReferenceImages(3, (32, 32), (28, 64)),
-    "vgg11": ReferenceImages(3, (32, 32), (28, 64)),
-    "vgg13": ReferenceImages(3, (32, 32), (28, 64)),
-    "vgg16": ReferenceImages(3, (32, 32), (28, 64)),
-    "inception": ReferenceImages(3, (32, 32), (28, 64)),
-    "densenet": ReferenceImages(3, (32, 32), (28, 64)),
-    "mobilenet": ReferenceImages(3, (32, 32), (28, 224)),
-    "efficientnet": ReferenceImages(3, (32, 32), (28, 224)),
-    "vit": ReferenceImages(3, (32, 32), (28, 64)),
-}
-"""Of each network that has a form of its own; ``timm`` has those of another's."""
-
-MEASURED_FILE = Path(__file__).with_name("measured.json")
-"""Accuracies that ``benchmarks/zoo.py`` measured, and how."""
+    make: Make
+    """``(classes, channels, size, **arguments) -> network``."""
+    channels: int | None = None
+    """Channels of the images in which its size and cost are stated; None where it has no form of its own."""
+    side: int | None = None
+    """Height and width of those images, in pixels."""
+    best_sides: tuple[int, int] | None = None
+    """Shorter sides, from and to, in pixels, that it is designed for; all others work."""
+    lr_factor: float = 1.0
+    """Factor on the default learning rate of SGD, below 1 where the network diverges at it (``benchmarks/rates.py``)."""
+    small: str = ""
+    """Arguments that make a small network of its kind, such as ``width=0.25``: what the tests train and count."""
 
 
-def parse_architecture(model: str, *, classes: int, channels: int, size: ImageSize) -> Architecture:
-    """The architecture a word names: ``resnet20``, or with arguments ``enhanced:dropout=0.2``.
+@dataclass(frozen=True)
+class Architecture:
+    """What ``build`` needs to make a network again; all of it JSON."""
 
-    Raises ChoiceError for a name or argument nobody knows.
-    """
+    name: str
+    """One of ``NETWORKS``."""
+    arguments: Mapping[str, Any]
+    """``classes``, ``channels``, ``size`` and whatever else the network takes."""
+    surgery: tuple[tuple[str, Mapping[str, Any]], ...] = field(default=())
+    """(name in ``SURGERY``, arguments), in order."""
+
+    def config(self) -> dict[str, Any]:
+        """The same as JSON."""
+        return {
+            "name": self.name,
+            "arguments": dict(self.arguments),
+            "surgery": [{"name": name, "arguments": dict(given)} for name, given in self.surgery],
+        }
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> "Architecture":
+        """From JSON; raises BundleError where it is not what ``config`` writes."""
+        try:
+            surgery = tuple((str(item["name"]), dict(item["arguments"])) for item in config["surgery"])
+            return cls(str(config["name"]), dict(config["arguments"]), surgery)
+        except KeyError as error:
+            raise BundleError(f"The architecture has no field {error}.") from error
+        except (TypeError, ValueError) as error:
+            raise BundleError(f"The architecture cannot be read: {error}.") from error
+
+
+def architecture_from_word(
+    networks: Mapping[str, NetworkEntry], model: str, *, classes: int, channels: int, size: ImageSize
+) -> Architecture:
+    """The architecture that ``model``, a name with arguments, means in this dict; see ``parse_architecture``."""
     common = {"classes": classes, "channels": channels, "size": list(size)}
-    family = {name: partial(_architecture_with, name, common) for name in NETWORKS}
-    return choose(family, model, "model")
+
+    def parse(name: str, *values: Any, **arguments: Any) -> Architecture:
+        make = networks[name].make
+        own = [each for each in inspect.signature(make).parameters if each not in common]
+        if len(values) > len(own):
+            raise ChoiceError(f"The model '{name}' takes {len(own)} arguments: {', '.join(own)}.")
+        for argument, value in zip(own, values, strict=False):
+            if argument in arguments:
+                raise ChoiceError(f"The model '{name}' is given its argument '{argument}' twice: leave one out.")
+            arguments[argument] = value
+        _check_argument_names(name, make, arguments, "model")
+        return Architecture(name, {**common, **arguments})
+
+    return choose({name: partial(parse, name) for name in networks}, model, "model")
 
 
-def _architecture_with(name: str, common: dict[str, Any], *values: Any, **arguments: Any) -> Architecture:
-    own = [each for each in inspect.signature(NETWORKS[name]).parameters if each not in common]
-    if len(values) > len(own):
-        raise ChoiceError(f"The model '{name}' takes {len(own)} arguments: {', '.join(own)}.")
-    for argument, value in zip(own, values, strict=False):
-        if argument in arguments:
-            raise ChoiceError(f"The model '{name}' is given its argument '{argument}' twice: leave one out.")
-        arguments[argument] = value
-    _check_argument_names(name, NETWORKS[name], arguments, "model")
-    return Architecture(name, {**common, **arguments})
-
-
-def build(architecture: Architecture) -> Network:
-    """The network, freshly initialised from torch's global seed, with its surgery done.
-
-    Raises ChoiceError for an unknown name, RecipeError for an impossible value.
-    """
-    make = lookup({**NETWORKS, **COMPOSITE_NETWORKS}, architecture.name, "model")
+def build_network(
+    architecture: Architecture, networks: Mapping[str, Make], surgery: Mapping[str, Make]
+) -> Network:
+    """The network of an architecture, by these dicts of constructors and of surgery; see ``build``."""
+    make = lookup(networks, architecture.name, "model")
     _check_common_arguments(architecture)
     network = _call_checked(architecture.name, make, architecture.arguments, "model")
     for name, arguments in architecture.surgery:
-        change = lookup(SURGERY, name, "change of a network")
+        change = lookup(surgery, name, "change of a network")
         network = _call_checked(name, partial(change, network), arguments, "change of a network")
     return network
 
 
-def _build_from_config(config: Mapping[str, Any]) -> Network:
-    return build(Architecture.from_config(config))
-
-
-COMPOSITE_NETWORKS: dict[str, Callable[..., Network]] = {
-    "ensemble": partial(rebuild_ensemble, _build_from_config),
-    "estimator": partial(rebuild_estimator, _build_from_config),
-}
-"""What is made of trained classifiers, and rebuilt with them; no words of a recipe."""
-
-
-def _call_checked(name: str, make: Callable[..., Network], arguments: Mapping[str, Any], what: str) -> Network:
+def _call_checked(name: str, make: Make, arguments: Mapping[str, Any], what: str) -> Network:
     _check_argument_names(name, make, arguments, what)
     try:
         return make(**arguments)
@@ -161,9 +117,7 @@ def _call_checked(name: str, make: Callable[..., Network], arguments: Mapping[st
         raise RecipeError(f"The {what} '{name}' cannot be made with {dict(arguments)}: {reason}.") from error
 
 
-def _check_argument_names(
-    name: str, make: Callable[..., Network], arguments: Mapping[str, Any], what: str
-) -> None:
+def _check_argument_names(name: str, make: Make, arguments: Mapping[str, Any], what: str) -> None:
     known = inspect.signature(make).parameters
     for argument in arguments:
         if argument not in known:
@@ -171,7 +125,7 @@ def _check_argument_names(
 
 
 def _check_common_arguments(architecture: Architecture) -> None:
-    """Whole, positive numbers where every network needs them."""
+    """Raise RecipeError unless classes, channels and size are positive whole numbers."""
     size = architecture.arguments.get("size")
     if not isinstance(size, list | tuple) or len(size) != 2:
         raise RecipeError(f"size is (height, width) in pixels, not {size}.")
@@ -179,11 +133,6 @@ def _check_common_arguments(architecture: Architecture) -> None:
     for field_name, value in (*numbers.items(), ("size", size[0]), ("size", size[1])):
         least = 2 if field_name == "classes" else 1
         check_int(field_name, value, least, error=RecipeError)
-
-
-def count_parameters(network: nn.Module) -> int:
-    """Trainable numbers in a network; frozen ones, such as a whitening, do not count."""
-    return sum(p.numel() for p in network.parameters() if p.requires_grad)
 
 
 @dataclass(frozen=True)
@@ -198,25 +147,98 @@ class NetworkDescription:
     """For one image, the same way."""
     channels: int | None
     size: tuple[int, int] | None
-    """(height, width) in pixels it is known by; other sizes work."""
+    """(height, width), in pixels, of the images in which its size and cost are stated; other sizes work."""
     best_sizes: tuple[int, int] | None
-    """Shorter sides, from and to, in pixels, that it is made for."""
+    """Shorter sides, from and to, in pixels, that it is designed for."""
     quick_accuracy: float | None
     """On the test images of CIFAR-10 after the short training of ``benchmarks/zoo.py``, where measured."""
 
 
-def describe_networks() -> tuple[NetworkDescription, ...]:
-    """Every network in a line each; torch's generator is left where it was."""
-    measured = json.loads(MEASURED_FILE.read_text(encoding="utf-8"))["accuracy"]
-    return tuple(_describe_network(name, make, measured.get(name)) for name, make in NETWORKS.items())
-
-
-def _describe_network(name: str, make: Callable[..., Network], accuracy: float | None) -> NetworkDescription:
-    summary = (make.__doc__ or "").strip().splitlines()[0].replace("``", "")
-    if name not in REFERENCE_IMAGES:
+def describe_network(name: str, entry: NetworkEntry) -> NetworkDescription:
+    """One network in a line; torch's generator is left where it was."""
+    summary = (entry.make.__doc__ or "").strip().splitlines()[0].replace("``", "")
+    accuracy = json.loads(MEASURED_FILE.read_text(encoding="utf-8"))["accuracy"].get(name)
+    if entry.channels is None or entry.side is None:
         return NetworkDescription(name, summary, None, None, None, None, None, accuracy)
-    known = REFERENCE_IMAGES[name]
+    size = (entry.side, entry.side)
     with torch.random.fork_rng(devices=[]):
-        network = make(10, known.channels, known.size)
-    cost, count = count_multiply_adds(network, known.channels, known.size), count_parameters(network)
-    return NetworkDescription(name, summary, count, cost, known.channels, known.size, known.best, accuracy)
+        network = entry.make(10, entry.channels, size)
+    cost, count = count_multiply_adds(network, entry.channels, size), count_parameters(network)
+    return NetworkDescription(name, summary, count, cost, entry.channels, size, entry.best_sides, accuracy)
+
+
+def count_parameters(network: nn.Module) -> int:
+    """Trainable numbers in a network; frozen ones, such as a whitening, do not count."""
+    return sum(p.numel() for p in network.parameters() if p.requires_grad)
+
+
+def _layer_work(output: Tensor, _: Tensor, weight: Tensor, *__: Any, **___: Any) -> int:
+    return output.numel() * weight[0].numel()
+
+
+def _product_work(output: Tensor, left: Tensor, *_: Any, **__: Any) -> int:
+    return output.numel() * left.shape[-1]
+
+
+def _sum_and_product_work(output: Tensor, _: Tensor, left: Tensor, *__: Any, **___: Any) -> int:
+    return output.numel() * left.shape[-1]
+
+
+def _attention_work(_: Tensor, query: Tensor, key: Tensor, value: Tensor, *__: Any, **___: Any) -> int:
+    """Queries times keys, then weights times values."""
+    return query.shape[:-1].numel() * key.shape[-2] * (query.shape[-1] + value.shape[-1])
+
+
+MULTIPLY_ADDS_BY_FUNCTION: Mapping[Callable[..., Any], Callable[..., int]] = {
+    F.conv1d: _layer_work,
+    F.conv2d: _layer_work,
+    F.conv3d: _layer_work,
+    F.linear: _layer_work,
+    F.scaled_dot_product_attention: _attention_work,
+    torch.matmul: _product_work,
+    Tensor.matmul: _product_work,
+    Tensor.__matmul__: _product_work,
+    torch.mm: _product_work,
+    Tensor.mm: _product_work,
+    torch.bmm: _product_work,
+    Tensor.bmm: _product_work,
+    torch.addmm: _sum_and_product_work,
+    torch.baddbmm: _sum_and_product_work,
+}
+"""What layers come down to: function -> ``(output, *its arguments) -> multiply-adds``."""
+
+
+class _MultiplyAddCounter(TorchFunctionMode):
+    """Sees every function of torch that is called within it."""
+
+    # Not torch's counter: the level below, where that looks, loads the compiler, two seconds for nothing.
+    total = 0
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        output = func(*args, **(kwargs or {}))
+        if func in MULTIPLY_ADDS_BY_FUNCTION:
+            self.total += MULTIPLY_ADDS_BY_FUNCTION[func](output, *args, **(kwargs or {}))
+        return output
+
+
+def count_multiply_adds(network: nn.Module, channels: int, size: ImageSize) -> int:
+    """Multiplications with addition that the answer about one image of ``size`` takes, in eval mode.
+
+    Convolutions, linear layers and the products of attention, exactly; norms, activations, pools and biases are
+    not counted, as is usual. One multiply-add is two floating-point operations. The network stays as it is.
+    """
+    modes = [(module, module.training) for module in network.modules()]
+    # Real numbers: torch's shape-only tensors load the compiler too.
+    image = torch.zeros(1, channels, *size, device=next(chain(network.parameters(), network.buffers())).device)
+    try:
+        with torch.no_grad(), _MultiplyAddCounter() as counting:
+            network.eval()(image)
+    finally:
+        for module, training in modes:
+            module.training = training
+    return counting.total
+
+
+def learnt_tensors(network: nn.Module) -> list[Tensor]:
+    """What a network has learnt: its parameters, and weights of 8 bits; statistics and scales are not."""
+    return [*network.parameters(), *(b for b in network.buffers() if b.dtype == torch.int8)]

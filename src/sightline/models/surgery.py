@@ -5,7 +5,7 @@ loaded afterwards. The arguments are JSON.
 """
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import torch
 from jaxtyping import Float
@@ -16,15 +16,12 @@ from ..errors import BundleError, RecipeError
 from ..layers import (
     SPARSE_LAYERS,
     Network,
+    PrototypeHead,
     WeightNoise,
-    factorise_layers,
     get_head,
-    keep_zeros,
-    narrow_layers,
     noisy_weight_names,
-    quantise_layers,
 )
-from .architecture import Architecture
+from .registry import Architecture
 
 SURGERY_VERBS = {"masked": "pruned", "widths": "narrowed", "factors": "factorised"}
 """Surgery -> what was done to a network that has it."""
@@ -99,12 +96,28 @@ def expand_head(network: Network, classes: int) -> Network:
     if classes < old.out_features:
         raise BundleError(f"A head of {old.out_features} classes cannot grow to {classes}.")
     biased = old.bias is not None
-    new = nn.Linear(old.in_features, classes, biased, device=old.weight.device, dtype=old.weight.dtype)
+    if isinstance(old, PrototypeHead):
+        new: nn.Linear = PrototypeHead(old.in_features, classes, normalise=old.normalise)
+        new.centre.copy_(old.centre)
+        new.to(old.weight)
+    else:
+        new = nn.Linear(old.in_features, classes, biased, device=old.weight.device, dtype=old.weight.dtype)
     with torch.no_grad():
         new.weight.zero_()[: old.out_features] = old.weight
         if biased:
             new.bias.zero_()[: old.out_features] = old.bias
     network.head = new
+    return network
+
+
+def add_prototype_head(network: Network, normalise: bool = True) -> Network:
+    """The same network with a ``PrototypeHead`` in place of its last layer, without means yet: see its ``fit``.
+
+    Raises BundleError where the network has no last layer of its own.
+    """
+    old = get_head(network)
+    new = PrototypeHead(old.in_features, old.out_features, normalise=normalise)
+    network.head = new.to(old.weight.device, old.weight.dtype).train(network.training)
     return network
 
 
@@ -128,14 +141,3 @@ def add_weight_noise(network: Network, alpha: float = 0.25) -> Network:
         raise ValueError("the network has no layer whose weights could be disturbed")
     network.noise = WeightNoise(names, alpha)
     return network
-
-
-SURGERY: dict[str, Callable[..., Network]] = {
-    "grown_head": expand_head,
-    "mirrored": add_flip_tta,
-    "noise": add_weight_noise,
-    "masked": keep_zeros,
-    "widths": narrow_layers,
-    "factors": factorise_layers,
-    "quantised": quantise_layers,
-}

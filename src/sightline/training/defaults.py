@@ -1,10 +1,10 @@
 """What is chosen where the user chose nothing, and a sentence about each choice."""
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 from ..data import Survey
+from ..models import NETWORKS
 from .optimizers import DEFAULT_LR
 from .recipe import Recipe, parse_duration
 
@@ -23,16 +23,6 @@ _ADVICE = "expect a modest result; more images, or --weights to start from, help
 
 LINEAR_PROBE_LR_FACTOR = 10
 """Times the usual learning rate where only the head learns: it is far from its best, and has nothing to lose."""
-
-NETWORK_LR_FACTORS: Mapping[str, float] = {
-    "mlp": 0.5,
-    "vgg11": 0.25,
-    "vgg13": 0.25,
-    "vgg16": 0.25,
-    "alexnet-small": 0.25,
-    "alexnet": 0.1,
-}
-"""Networks that bear less than the usual learning rate of SGD: by this factor (``benchmarks/rates.py``)."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +79,8 @@ def default_network(recipe: Recipe, *, train_images: int) -> list[Default]:
         chosen.append(Default("batch_size", batch_size, f"Batches of {batch_size} (--batch-size)."))
     if recipe.lr is None:
         name = recipe.optimizer.partition(":")[0]
-        factor = NETWORK_LR_FACTORS.get(model.partition(":")[0], 1.0) if name == "sgd" else 1.0
+        known = NETWORKS.get(model.partition(":")[0])
+        factor = known.lr_factor if known and name == "sgd" else 1.0
         factor *= LINEAR_PROBE_LR_FACTOR if recipe.freeze == "backbone" else 1
         lr = float(f"{DEFAULT_LR[name] * factor * batch_size / 128:.4g}")
         chosen.append(Default("lr", lr, f"Peak learning rate {lr:g} (--lr)."))

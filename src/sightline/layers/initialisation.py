@@ -5,12 +5,11 @@
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import torch
 from torch import nn
 
-from ..choose import lookup
 from .whitening import Whitening
 
 
@@ -48,22 +47,6 @@ def lecun_normal(module: nn.Module) -> None:
     """N(0, 1 / n_in): LeCun et al. 1998, Efficient BackProp, equation 16."""
     for layer, n_in, _ in _weight_layers(module):
         _draw_normal(layer, 1 / n_in)
-
-
-INITIALISATIONS: dict[str, Callable[[nn.Module], None]] = {
-    "glorot-uniform": glorot_uniform,
-    "glorot-normal": glorot_normal,
-    "he-uniform": he_uniform,
-    "he-normal": he_normal,
-    "lecun-uniform": lecun_uniform,
-    "lecun-normal": lecun_normal,
-}
-"""Name -> ``(module) -> None``: every convolution and linear layer below it, drawn from torch's global seed."""
-
-
-def initialise(network: nn.Module, how: str | Callable[[nn.Module], None]) -> None:
-    """Draw the weights anew, in place; raises ChoiceError for an unknown name."""
-    (lookup(INITIALISATIONS, how, "initialisation") if isinstance(how, str) else how)(network)
 
 
 def _weight_layers(module: nn.Module) -> Iterator[tuple[nn.Conv2d | nn.Linear, int, int]]:

@@ -1,0 +1,55 @@
+"""A last layer computed from class means: the nearest mean as an ordinary linear layer."""
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class PrototypeHead(nn.Linear):
+    """Logits ``2 mu_k . f - |mu_k|^2`` of features f, mu_k the mean of class k: ``W = 2 mu``, ``b = -|mu|^2``.
+
+    Their softmax is that of ``-|f - mu_k|^2``, because ``|f|^2`` is the same for every class (Snell et al. 2017,
+    arXiv 1703.05175, equation 8). With ``normalise``, f is ``(x - centre) / |x - centre|`` of what the layer is
+    given: the nearest mean of exemplars of iCaRL (Rebuffi et al. 2017, arXiv 1611.07725, algorithm 1).
+    """
+
+    centre: Tensor
+
+    def __init__(self, features: int, classes: int, *, normalise: bool = True):
+        super().__init__(features, classes)
+        self.normalise = normalise
+        self.register_buffer("centre", torch.zeros(features))
+
+    def prepare(self, x: Float[Tensor, "B D"]) -> Float[Tensor, "B D"]:
+        """The features f that means and distances are of."""
+        return F.normalize(x - self.centre, dim=1) if self.normalise else x
+
+    def forward(self, input: Float[Tensor, "B D"]) -> Float[Tensor, "B K"]:
+        """Logits."""
+        return F.linear(self.prepare(input), self.weight, self.bias)
+
+    @torch.no_grad()
+    def set_means(self, means: Float[Tensor, "K D"]) -> None:
+        """Take these class means, of prepared features, as the prototypes."""
+        self.weight.copy_(2 * means)
+        self.bias.copy_(-means.square().sum(1))
+
+    @torch.no_grad()
+    def fit(
+        self, x: Float[Tensor, "N D"], labels: Int[Tensor, " N"], centre: Float[Tensor, " D"] | None = None
+    ) -> None:
+        """Take the class means of ``x``, what the layer is given for N images, with ``labels`` in [0, K).
+
+        ``centre`` (zeros by default) is subtracted before features are normalised, such as the mean over other
+        data. Raises ValueError where a class has no image.
+        """
+        if centre is not None:
+            self.centre.copy_(centre)
+        counts = torch.bincount(labels, minlength=self.out_features)
+        if len(counts) > self.out_features or not bool(counts.all()):
+            raise ValueError(
+                f"every one of the {self.out_features} classes needs an image, and no other may have any"
+            )
+        sums = torch.zeros_like(self.weight).index_add_(0, labels, self.prepare(x).to(self.weight.dtype))
+        self.set_means(sums / counts[:, None])
