@@ -297,6 +297,7 @@ def test_an_architecture_survives_json(name):
 @networks
 def test_surgery_is_rebuilt_and_takes_the_tensors(change, name):
     nothing = {
+        "prototypes": {},
         "masked": {"layers": []},
         "widths": {"layers": {}},
         "factors": {"layers": {}},
