@@ -15,11 +15,16 @@ from torch.nn import functional as F
 
 from sightline import runtime
 from sightline.errors import ChoiceError, DataError
-from sightline.robustness.blurs import convolve, disc_kernel, displace, motion_kernels
 from sightline.robustness.corruption_benchmark import CorruptionResult, corrupt_run, evaluate_corruptions
-from sightline.robustness.corruption_kernels import SEVERITIES
+from sightline.robustness.corruption_kernels import (
+    SEVERITIES,
+    convolve,
+    disc_kernel,
+    displace,
+    motion_kernels,
+    plasma_clouds,
+)
 from sightline.robustness.corruptions import CORRUPTIONS
-from sightline.robustness.weather import plasma_clouds
 from sightline.training.recipe import Recipe
 from sightline.training.run import reopen, train
 
