@@ -21,6 +21,7 @@ from . import runtime
 from .classifier import Classifier, find_bundle
 from .data import load_dataset, nested_subset
 from .errors import DataError
+from .inference import match_labels
 from .sources import find
 from .training import Run, reopen
 from .types import Dataset
@@ -78,34 +79,42 @@ def open_subject(
         seed: seed of that sample.
         remedy: the end of the message for a classifier without its run and without ``data``.
 
-    Raises DataError where there are no images to open, and what loading a classifier or images raises.
+    Raises DataError where there are no images to open or the data do not fit the classifier, and what loading a
+    classifier or images raises.
     """
     if limit is not None and limit < 1:
         raise DataError(f"--limit is {limit}: it must be at least 1 image.")
-    where = None if isinstance(run, Classifier) and device == "auto" else runtime.resolve_device(device)
+    whole = None
     if data is None:
         if isinstance(run, Classifier):
             raise DataError(f"This classifier comes without its run: {remedy}.")
         whole = open_run(run, device=device, remedy=remedy)
-        splits = whole.splits
-        images, what = (splits.test, "test images") if split == "test" else (splits.val, "validation images")
-        some, sentence = sample_images(images, limit, seed, what)
-        return Subject(
-            classifier=whole.classifier.eval(), images=some, sentence=sentence, validation=splits.val, run=whole
+        classifier, named = whole.classifier, "test images" if split == "test" else "validation images"
+        images = whole.splits.test if split == "test" else whole.splits.val
+    else:
+        classifier = run if isinstance(run, Classifier) else Classifier.load(run)
+        if device != "auto" or not isinstance(run, Classifier):
+            classifier = classifier.to(runtime.resolve_device(device))
+        images = (
+            data if isinstance(data, Dataset) else load_dataset(find(data, several=False), classifier.geometry)
         )
-    classifier = run if isinstance(run, Classifier) else Classifier.load(run)
-    classifier = classifier if where is None else classifier.to(where)
-    named = "images" if isinstance(data, Dataset) else f"images of '{data}'"
-    images = data if isinstance(data, Dataset) else load_dataset(find(data, several=False), classifier.geometry)
-    own = images.columns.get("split")
-    if own is not None and "test" in own:
-        images, named = images.subset(own == "test"), f"test {named}"
+        named = "images" if isinstance(data, Dataset) else f"images of '{data}'"
+        own = images.columns.get("split")
+        if own is not None and "test" in own:
+            images, named = images.subset(own == "test"), f"test {named}"
+    match_labels(classifier, images)  # before any work
     some, sentence = sample_images(images, limit, seed, named)
-    return Subject(classifier=classifier.eval(), images=some, sentence=sentence)
+    validation = whole.splits.val if whole else None
+    return Subject(classifier=classifier.eval(), images=some, sentence=sentence, validation=validation, run=whole)
 
 
 def sample_images(images: Dataset, limit: int | None, seed: int = 0, what: str = "images") -> tuple[Dataset, str]:
-    """About ``limit`` of the images, each class in its share and at least once, and a sentence that says so."""
+    """About ``limit`` of the images, each class in its share and at least once, and a sentence that says so.
+
+    Raises DataError for a limit below 1.
+    """
+    if limit is not None and limit < 1:
+        raise DataError(f"--limit is {limit}: it must be at least 1 image.")
     if limit is None or limit >= len(images):
         return images, f"All {len(images):,} {what}."
     some = images.subset(nested_subset(images.labels, limit / len(images), seed))

@@ -128,7 +128,7 @@ def test_other_severities_are_refused(name, severity):
 
 def test_they_are_the_fifteen():
     assert len(CORRUPTIONS) == 15
-    assert len({member.__name__ for member in CORRUPTIONS.values()}) == 15
+    assert len({repr(member) for member in CORRUPTIONS.values()}) == 15
 
 
 # Against others

@@ -24,9 +24,9 @@ MIN_RISING_SHARE = 0.75
 class APGD(Attack):
     """Auto-PGD: PGD with momentum that halves its step where the loss stalls (Croce and Hein 2020).
 
-    It maximises the cross-entropy and then, on the images that survive, the difference of logits ratio. ``restarts``
-    repeats both from other random starts. ``early_stop`` leaves an image where it is first misclassified; False
-    works on every image to the last step and returns the highest loss seen.
+    It maximises the cross-entropy and then, on the images that survive, the difference of logits ratio.
+    ``restarts`` repeats both from other random starts. ``early_stop`` leaves an image where it is first
+    misclassified; False works on every image to the last step and returns the highest loss seen.
     """
 
     steps: int = 100

@@ -1,4 +1,4 @@
-"""What every attack is, how far it may go (at most eps from the image, in pixels of [0, 1]), and how eps is written."""
+"""What every attack is, and the norm balls that limit it: at most eps from the image, in pixels of [0, 1]."""
 
 import dataclasses
 import math
@@ -19,9 +19,9 @@ from ..errors import GradientError, RecipeError
 class Attack(ABC):
     """Changes each image by at most eps in the attack's norm, so that the classifier answers wrongly.
 
-    To add an attack, write a frozen dataclass with ``run`` and name it in ``ATTACKS``. An attack that stops working
-    on an image at its first wrong answer has a field ``early_stop``: it is switched off for a stochastic classifier,
-    where one lucky draw of the noise would end the attack.
+    To add an attack, write a frozen dataclass with ``run`` and name it in ``ATTACKS``. An attack that stops
+    working on an image at its first wrong answer has a field ``early_stop``: it is switched off for a stochastic
+    classifier, where one lucky draw of the noise would end the attack.
     """
 
     needs_gradient: ClassVar[bool] = True
@@ -69,7 +69,7 @@ class Attack(ABC):
         labels: Int[Tensor, " B"],
         eps: float,
     ) -> Float[Tensor, "B C H W"]:
-        """Attack a classifier in eval mode that records gradients to the pixels only; eps is checked and above 0."""
+        """Attack a classifier in eval mode that records gradients to the pixels; eps is checked and above 0."""
 
     def without_early_stop(self) -> "Attack":
         """The same attack, which works on every image to its last step."""
@@ -83,7 +83,7 @@ class Attack(ABC):
         labels: Int[Tensor, " N"],
         eps: float,
     ) -> "Attack":
-        """The attack fitted on these images; itself where each image is attacked on its own (``fits`` is False)."""
+        """The attack fitted on these images; itself where ``fits`` is False and each image is attacked on its own."""
         del classifier, images, labels, eps
         return self
 

@@ -36,8 +36,8 @@ def margin_loss(logits: Float[Tensor, "B K"], labels: Tensor) -> Float[Tensor, "
 def dlr_loss(logits: Float[Tensor, "B K"], labels: Tensor) -> Float[Tensor, " B"]:
     """The difference of logits ratio: the margin over the gap from the first to the third logit.
 
-    Croce and Hein 2020, equation 6. Unlike cross-entropy it keeps a gradient where the classifier is confident. Below
-    four classes it means little and is the plain margin.
+    Croce and Hein 2020, equation 6. Unlike cross-entropy it keeps a gradient where the classifier is confident.
+    Below four classes it means little and is the plain margin.
     """
     if logits.shape[1] < 4:
         return margin_loss(logits, labels)
@@ -77,8 +77,8 @@ def gradient_ascent(
 ) -> Float[Tensor, "B C H W"]:
     """``steps`` steps of ``size`` up the loss from ``at``, which is overwritten, each projected into the ball.
 
-    An image for which ``until(logits, against)`` holds at the beginning of a step stays there and leaves the batch.
-    Call it within ``frozen_eval``.
+    An image for which ``until(logits, against)`` holds at the beginning of a step stays there and leaves the
+    batch. Call it within ``frozen_eval``.
     """
     whole, rows = None, torch.arange(len(at), device=at.device)
     for _ in range(steps):
@@ -143,10 +143,10 @@ class FGSM(Attack):
 class PGD(Attack):
     """Projected gradient descent from a random start: the standard attack (Madry et al. 2018).
 
-    ``step`` is in pixels, by default 2.5 eps / steps. Each of ``restarts`` attacks what the one before did not fool.
-    ``loss`` is cross-entropy, margin or dlr. ``early_stop`` leaves an image where it is first misclassified, which
-    saves work and never fools fewer; False returns the last step's image, as published. ``targeted`` takes the
-    wanted labels. ``seed`` None draws from torch's global generator.
+    ``step`` is in pixels, by default 2.5 eps / steps. Each of ``restarts`` attacks what the one before did not
+    fool. ``loss`` is cross-entropy, margin or dlr. ``early_stop`` leaves an image where it is first misclassified,
+    which saves work and never fools fewer; False returns the last step's image, as published. ``targeted`` takes
+    the wanted labels. ``seed`` None draws from torch's global generator.
     """
 
     steps: int = 40

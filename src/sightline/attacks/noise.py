@@ -18,7 +18,8 @@ from .gradient import margin_loss
 class RandomNoise(Attack):
     """A random point of the ball: the baseline that every attack must beat. It needs no gradient.
 
-    The first of ``tries`` points that is misclassified is taken; without ``early_stop`` the point of largest margin.
+    The first of ``tries`` points that is misclassified is taken; without ``early_stop`` the point of largest
+    margin.
     """
 
     needs_gradient: ClassVar[bool] = False

@@ -20,9 +20,9 @@ class RayS(Attack):
     """Searches the nearest wrong answer along directions of +1 and -1 (Chen and Gu 2020, arXiv 2006.12792).
 
     A direction's signs are flipped block by block, from the whole image to single pixels; a flip stays where it
-    fools at the radius reached, and the radius is then searched. L-inf only. ``queries`` is the most answers it asks
-    for per image. ``early_stop`` ends the search within eps; False searches on and then goes to eps where that still
-    fools. It works on classifiers without gradients.
+    fools at the radius reached, and the radius is then searched. L-inf only. ``queries`` is the most answers it
+    asks for per image. ``early_stop`` ends the search within eps; False searches on and then goes to eps where
+    that still fools. It works on classifiers without gradients.
     """
 
     needs_gradient: ClassVar[bool] = False
@@ -80,7 +80,7 @@ class _RaySearch:
         return slice(start, start + size)
 
     def flip_block(self, block: slice) -> None:
-        """Flip a block where that fools at the radius reached (at first: any radius), and search the smallest radius."""
+        """Flip a block where that fools at the radius reached (at first: at any), then search the smallest radius."""
         tried = self.signs.clone()
         tried[:, block] *= -1
         good = self._is_fooled(tried, self.radius.clamp(max=1.0), torch.ones_like(self.rows, dtype=torch.bool))

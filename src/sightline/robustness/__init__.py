@@ -12,7 +12,7 @@ from .adaptive import (
 )
 from .attack_run import attack_run
 from .corruption_benchmark import CorruptionResult, corrupt_run, evaluate_corruptions
-from .corruption_kernels import SEVERITIES
+from .corruption_kernels import SEVERITIES, Corruption
 from .corruptions import CORRUPTIONS
 from .robust_accuracy import CurvePoint, RobustCurve, robust_curve
 from .smoothing import ABSTAINS, Certificate, certify, predict_smoothed
@@ -23,6 +23,7 @@ __all__ = [
     "SEVERITIES",
     "AdaptiveEvaluation",
     "Certificate",
+    "Corruption",
     "CorruptionResult",
     "CurvePoint",
     "EOTClassifier",

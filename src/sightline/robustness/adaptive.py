@@ -43,8 +43,8 @@ MASKING_QUERIES = 500
 class EOTClassifier(Classifier):
     """Expectation over transformation: a stochastic classifier whose logits are the mean of ``draws`` passes.
 
-    Its gradients are therefore averages over the noise (Athalye, Engstrom, Ilyas and Kwok 2018). Where no gradient is
-    recorded it answers as the classifier does. It shares all modules with the classifier.
+    Its gradients are therefore averages over the noise (Athalye, Engstrom, Ilyas and Kwok 2018). Where no gradient
+    is recorded it answers as the classifier does. It shares all modules with the classifier.
     """
 
     def __init__(self, classifier: Classifier, draws: int = EOT_DRAWS) -> None:
@@ -93,7 +93,7 @@ def has_defences(classifier: Classifier) -> bool:
 
 @dataclass(frozen=True)
 class AdaptiveEvaluation:
-    """A classifier's accuracy on the same images, without an attack and under three attackers of equal strength."""
+    """Accuracy on the same images, without an attack and under three attackers of equal strength."""
 
     eps: float
     clean: Interval
@@ -112,8 +112,7 @@ class AdaptiveEvaluation:
 
     def as_json(self) -> dict[str, Any]:
         """The same, JSON-ready."""
-        seen = {"clean": self.clean, "unaware": self.oblivious, "aware": self.adaptive, "averaged": self.eot}
-        rows = {name: one.as_json() for name, one in seen.items()}
+        rows = {name: getattr(self, name).as_json() for name in ("clean", "oblivious", "adaptive", "eot")}
         return {"eps": self.eps, "draws": self.draws, "n": self.clean.n, **rows}
 
 
@@ -130,9 +129,9 @@ def evaluate_adaptive(
 ) -> AdaptiveEvaluation:
     """Attack the classifier three times with the same attack, each time knowing more about its defences.
 
-    Every attacked image is classified by the whole classifier. ``draws`` passes are averaged by the third attacker.
-    torch's global generator is seeded with ``seed`` meanwhile. Raises GradientError where the attack needs gradients
-    and there are none.
+    Every attacked image is classified by the whole classifier. ``draws`` passes are averaged by the third
+    attacker. torch's global generator is seeded with ``seed`` meanwhile. Raises GradientError where the attack
+    needs gradients and there are none.
     """
     views = {
         "oblivious": strip_defences(classifier),
@@ -241,7 +240,8 @@ def check_masking(
             MaskingCheck(
                 "answers alone do not beat gradients",
                 beaten <= slack,
-                f"An attack that only asks for answers fools {beaten} of the {left} images that PGD-40 left right.",
+                f"An attack that only asks for answers fools {beaten} of the {left} images that PGD-40 leaves "
+                "right.",
             )
         )
     return tuple(checks)
@@ -256,7 +256,7 @@ def masking_remarks(checks: tuple[MaskingCheck, ...]) -> tuple[Remark, ...]:
     return (
         Remark(
             "warning",
-            "The gradients of this classifier look masked, so its accuracy under gradient attacks is too optimistic: "
-            f"{reasons} Attack it with --by apgd and --by rays too, and believe the lowest number.",
+            "The gradients of this classifier look masked, so its accuracy under gradient attacks is too "
+            f"optimistic: {reasons} Attack it with --by apgd and --by rays too, and believe the lowest number.",
         ),
     )

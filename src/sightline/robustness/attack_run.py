@@ -53,16 +53,13 @@ def attack_run(
 ) -> Findings:
     """Measure the robust accuracy of a run or bundle, on its own test images or on those of ``data``.
 
-    Args:
-        by: an attack, or its name with arguments: "pgd:40:restarts=5".
-        eps: radii in pixels of [0, 1]. For a single one (8 / 255, or "8/255") a quarter and a half of it are measured
-            too; several are given as "2/255,8/255".
-        limit: about how many images, each class in its share; None for all.
-        checks: also look for signs of masked gradients.
-        out: a file for the picture.
+    Args: by: an attack, or its name with arguments: "pgd:40:restarts=5". eps: radii in pixels of [0, 1]. For a
+        single one (8 / 255, or "8/255") a quarter and a half of it are measured too; several are given as
+        "2/255,8/255". limit: about how many images, each class in its share; None for all. checks: also look for
+        signs of masked gradients. out: a file for the picture.
 
-    A run keeps the figures of each attack in ``robustness.json`` and the last picture in ``robustness.png``. Raises
-    SightlineError before any work.
+    A run keeps the figures of each attack in ``robustness.json`` and the last picture in ``robustness.png``.
+    Raises SightlineError before any work.
     """
     chosen, radii = make_attack(by), parse_epsilons(eps)
     if chosen.needs_gradient:
@@ -80,9 +77,9 @@ def attack_run(
 
 
 def parse_epsilons(eps: Epsilons) -> list[float]:
-    """The radii, in rising order; for a single one a quarter and a half of it too. Raises RecipeError for no radius.
+    """The radii in rising order; for a single one a quarter and a half of it too. RecipeError for no radius.
 
-    >>> epsilons("0.3")
+    >>> parse_epsilons("0.3")
     [0.075, 0.15, 0.3]
     """
     if isinstance(eps, str):

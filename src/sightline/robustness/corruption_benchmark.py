@@ -1,4 +1,4 @@
-"""How a classifier bears what the world does to images: its accuracy under every corruption and severity."""
+"""The corruption benchmark: a classifier's accuracy under every corruption at every severity."""
 
 import time
 from collections.abc import Iterator, Mapping
@@ -29,40 +29,40 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 MAX_CORRUPTED_IMAGES = 1000
-"""Images tested at most, unless told otherwise: each is answered 76 times."""
+"""Test images by default, at most: each is classified 76 times."""
 
 CORRUPTION_BATCH_PIXELS = 1 << 18
-"""Pixels corrupted together, 256 images of 32 x 32: what is drawn depends on it, so that it is fixed."""
+"""Pixels per corrupted batch, 256 images of 32 x 32; fixed, because the random draws depend on it."""
 
 
 @dataclass(frozen=True, eq=False)
 class CorruptionResult:
-    """Answers to the same n images, as they are and under each corruption at each severity."""
+    """Which of n images are classified correctly, clean and under each corruption at each severity."""
 
     clean: Bool[ndarray, " n"]
-    """Whether the answer to each image, as it is, was right."""
+    """Without a corruption."""
     correct: Mapping[str, Bool[ndarray, "n 5"]]
-    """The same under each corruption, severity 1 to 5."""
+    """Under each corruption, severity 1 to 5."""
     sample: str
     """Which images these are, in a sentence."""
     seconds: float
 
     @property
     def accuracy(self) -> Interval:
-        """Of the images as they are."""
+        """On the clean images."""
         return wilson(int(self.clean.sum()), len(self.clean))
 
     @property
     def accuracies(self) -> dict[str, tuple[Interval, ...]]:
-        """Of each corruption, severity 1 to 5."""
+        """Under each corruption, severity 1 to 5."""
         n = len(self.clean)
         return {name: tuple(wilson(int(c), n) for c in right.sum(0)) for name, right in self.correct.items()}
 
     @property
     def mean_corruption_error(self) -> Interval:
-        """The plain mean of the errors over all corruptions and severities, as is usual for CIFAR-10-C.
+        """The mean error over all corruptions and severities, unweighted, as is usual for CIFAR-10-C.
 
-        The interval is over images: each counts once, with the share of its 75 forms that were answered wrongly.
+        The interval is over images: each counts once, with the share of its 75 forms that are misclassified.
         """
         return _mean_interval(np.stack([1.0 - right.mean(1) for right in self.correct.values()]).mean(0))
 
@@ -72,13 +72,13 @@ class CorruptionResult:
         worst = min(self.accuracies, key=lambda name: sum(one.value for one in self.accuracies[name]))
         mean = sum(one.value for one in self.accuracies[worst]) / len(SEVERITIES)
         return (
-            f"Of {len(self.clean):,} images {self.accuracy.value:.1%} are answered rightly as they are, "
+            f"Of {len(self.clean):,} images {self.accuracy.value:.1%} are classified correctly when clean and "
             f"{1 - self.mean_corruption_error.value:.1%} on average under {len(self.correct)} corruptions at "
-            f"{len(SEVERITIES)} severities; worst is {worst}, {mean:.1%}."
+            f"{len(SEVERITIES)} severities; the worst is {worst} with {mean:.1%}."
         )
 
     def as_json(self) -> dict[str, Any]:
-        """All of it but the single answers, JSON-ready."""
+        """Accuracies and errors with intervals, JSON-ready; not the single answers."""
         return {
             "n": len(self.clean),
             "sample": self.sample,
@@ -94,35 +94,36 @@ class CorruptionResult:
 
 
 def _mean_interval(shares: Float[ndarray, " n"]) -> Interval:
-    """The mean of a share for each image, with Wilson's bounds for as many images as its variance is worth."""
+    """The mean share over images, with Wilson's bounds for the effective sample size its variance implies."""
     n, value, spread = len(shares), float(shares.mean()), float(shares.var())
     worth = n * value * (1 - value) / spread if spread > 0 else n
     return Interval(value, *score_bounds(value, worth, 0.95), n)
 
 
 def corrupt_run(run: Run, *, limit: int = MAX_CORRUPTED_IMAGES, seed: int = 0) -> CorruptionResult:
-    """Test a run's classifier under every corruption; write its ``corruptions.json`` and ``corruptions.png``.
+    """Test a run's classifier under every corruption and write ``corruptions.json`` and ``corruptions.png``.
 
-    About ``limit`` of its test images, each class in its share. The picture shows one image in all its forms, each
-    with the accuracy of its kind. Raises DataError for a limit below 1.
+    About ``limit`` test images are used, each class in its share. The picture shows one image in all its forms
+    with the accuracy under each. Raises DataError for a limit below 1.
     """
     some, sentence = sample_images(run.splits.test, limit, seed, "test images")
-    shift = evaluate_corruptions(run.classifier, some, sample=sentence, seed=seed)
-    write_json(run.folder / "corruptions.json", {"run": run.folder.name, **shift.as_json()})
+    result = evaluate_corruptions(run.classifier, some, sample=sentence, seed=seed)
+    write_json(run.folder / "corruptions.json", {"run": run.folder.name, **result.as_json()})
     with atomic_replace(run.folder / "corruptions.png") as temporary:
-        draw_corruptions(run.splits.test[:1][0], shift).save(temporary)
-    return shift
+        draw_corruptions(run.splits.test[:1][0], result).save(temporary)
+    return result
 
 
 def evaluate_corruptions(
     classifier: Classifier, dataset: Dataset, *, sample: str = "", seed: int = 0
 ) -> CorruptionResult:
-    """Answer every image as it is and in 75 corrupted forms, in eval mode, where the classifier is.
+    """Classify every image clean and in 75 corrupted forms, in eval mode, on the classifier's device.
 
-    What is drawn depends on ``seed`` alone. Raises DataError where the images do not fit the classifier.
+    ``sample`` describes the images in a sentence. The random draws depend on ``seed`` alone. Raises DataError for
+    images that do not fit the classifier.
     """
     labels, forms = match_labels(classifier, dataset), len(CORRUPTIONS) * len(SEVERITIES)
-    progress.notify(f"{len(dataset):,} images, each as it is and in {forms} corrupted forms.")
+    progress.notify(f"{len(dataset):,} images, each clean and in {forms} corrupted forms.")
     classifier.eval()
     started, clean = time.perf_counter(), []
     found: dict[str, list[list[ndarray]]] = {name: [[] for _ in SEVERITIES] for name in CORRUPTIONS}
@@ -143,7 +144,7 @@ def evaluate_corruptions(
 def iterate_corruptions(
     images: Float[Tensor, "B C H W"], seed: int, step: int = 0
 ) -> Iterator[tuple[str, int, Float[Tensor, "B C H W"]]]:
-    """Every corruption of these images at every severity: (name, severity, images), one after the other."""
+    """(name, severity, images) of every corruption at every severity."""
     for number, (name, member) in enumerate(CORRUPTIONS.items()):
         for severity in SEVERITIES:
             yield name, severity, member(images, severity, runtime.make_generator(seed, number, severity, step))
@@ -155,11 +156,11 @@ def _predict(classifier: Classifier, images: Float[Tensor, "B C H W"]) -> Int[nd
 
 
 def draw_corruptions(
-    image: ndarray, shift: CorruptionResult | None = None, *, seed: int = 0, cell: int = 112
+    image: ndarray, result: CorruptionResult | None = None, *, seed: int = 0, cell: int = 112
 ) -> "Image":
-    """One image (H W C, uint8) in all its forms: a row for each corruption, as it is and at five severities.
+    """One image (H W C, uint8) in all its forms: a row per corruption, clean and at five severities.
 
-    With a ``shift`` the accuracy of each kind stands under it.
+    With a ``result`` the accuracy is written under each form. ``cell`` is the side of a form in pixels.
     """
     shown, captions = [], []
     for name, severity, form in iterate_corruptions(to_tensor(np.array(image)[None]), seed):
@@ -168,6 +169,6 @@ def draw_corruptions(
             captions.append(name)
         shown.append(to_uint8(form)[0])
         captions.append(
-            f"{severity}: {shift.accuracies[name][severity - 1].value:.0%}" if shift else f"{severity}"
+            f"{severity}: {result.accuracies[name][severity - 1].value:.0%}" if result else f"{severity}"
         )
     return contact_sheet(shown, captions, columns=1 + len(SEVERITIES), cell=cell)

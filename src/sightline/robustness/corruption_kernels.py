@@ -94,7 +94,7 @@ def convolve(images: Float[Tensor, "B C H W"], kernels: Float[Tensor, "b k k"]) 
 
 
 def disc_kernel(radius: float, edge: float) -> Float[Tensor, "k k"]:
-    """A disc of ``radius`` pixels, each pixel its share of the area, blurred by a Gaussian of deviation ``edge``."""
+    """A disc, each pixel its share of the area, blurred by a Gaussian of deviation ``edge``; both in pixels."""
     reach = max(1, math.ceil(radius + 3 * edge))
     side = 2 * reach + 1
     fine = (torch.arange(side * DISC_OVERSAMPLING, dtype=torch.float64) + 0.5) / DISC_OVERSAMPLING - side / 2
@@ -130,9 +130,7 @@ def displace(images: Float[Tensor, "B C H W"], shifts: Float[Tensor, "B H W 2"])
 
 
 def frost_pattern(images: Float[Tensor, "B C H W"], generator: Generator) -> Float[Tensor, "B C H W"]:
-    """Frost for each image in [0, 1], blue-white on colour and white on grey: needles in three directions, thicker in
-    clouds.
-    """
+    """Frost for each image in [0, 1]: needles in three directions, thicker in clouds; blue-white on colour."""
     count, channels, height, width = images.shape
     side = min(height, width)
     clouds = plasma_clouds(count, (height, width), 2.0, generator).to(images.device)

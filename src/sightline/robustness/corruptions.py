@@ -65,8 +65,8 @@ class ImpulseNoise(Corruption):
 class DefocusBlur(Corruption):
     """Out of focus: every point becomes a disc. A level is (radius in pixels, deviation of the blur of its edge).
 
-    The published kernel counts whole pixels, which cannot be scaled; this one counts shares of them. At severity 4 of
-    small images the second number is 0.4 instead of 0.2, which gives the published kernel's spread.
+    The published kernel counts whole pixels, which cannot be scaled; this one counts shares of them. At severity 4
+    of small images the second number is 0.4 instead of 0.2, which gives the published kernel's spread.
     """
 
     levels = Levels(
@@ -106,8 +106,8 @@ class GlassBlur(Corruption):
 class MotionBlur(Corruption):
     """The camera moved: a fading trail, in a direction of each image's own within 45 degrees of level.
 
-    A level is (radius, deviation), in pixels. At severity 4 of small images the deviation is 2.25 instead of 2, which
-    looked like severity 3.
+    A level is (radius, deviation), in pixels. At severity 4 of small images the deviation is 2.25 instead of 2,
+    which looked like severity 3.
     """
 
     levels = Levels(
@@ -148,8 +148,8 @@ class ZoomBlur(Corruption):
 class Snow(Corruption):
     """Falling flakes, streaked by their fall, over a whitened image.
 
-    A level is (mean and deviation of the flakes, their enlargement, the threshold below which there is none, radius and
-    deviation of their streaks in pixels, weight of the image).
+    A level is (mean and deviation of the flakes, their enlargement, the threshold below which there is none,
+    radius and deviation of their streaks in pixels, weight of the image).
     """
 
     levels = Levels(
@@ -185,7 +185,7 @@ class Snow(Corruption):
 
 
 class Frost(Corruption):
-    """Ice on the glass; a level is (weight of the image, weight of the frost). Ours, because the frost is drawn."""
+    """Ice on the glass; a level is (weight of the image, weight of the frost). Ours: the frost is drawn."""
 
     levels = Levels(
         ((1.0, 0.2), (0.95, 0.3), (0.9, 0.4), (0.85, 0.5), (0.75, 0.6)),
@@ -241,9 +241,9 @@ class LowContrast(Corruption):
 class ElasticDistortion(Corruption):
     """Three corners moved, then every pixel a little, together with its neighbours.
 
-    A level is (reach of the corners, reach of the pixels, distance over which neighbours move together), in pixels.
-    Levels 3 to 5 bend as published, by alpha and sigma; the published first two bend nothing at 32 pixels, and turn the
-    image more than the last ones do.
+    A level is (reach of the corners, reach of the pixels, distance over which neighbours move together), in
+    pixels. Levels 3 to 5 bend as published, by alpha and sigma; the published first two bend nothing at 32 pixels,
+    and turn the image more than the last ones do.
     """
 
     levels = Levels(

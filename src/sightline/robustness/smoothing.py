@@ -1,4 +1,4 @@
-"""Randomised smoothing: answers that no change within a radius can turn, with a bound on the chance of error."""
+"""Randomised smoothing: answers that no change within a certified radius can alter, with a bounded error rate."""
 
 from dataclasses import dataclass
 
@@ -12,19 +12,18 @@ from .. import progress, runtime
 from ..classifier import Classifier
 from ..errors import RecipeError
 from ..metrics import wilson
-from ..preprocessing import NoiseFilter
 from ..types import Interval
 from .adaptive import strip_defences
 
 ABSTAINS = -1
-"""In place of a class."""
+"""Answer of a smoothed classifier that abstains, in place of a class index."""
 
 
 @dataclass(frozen=True, eq=False)
 class Certificate:
-    """The smoothed classifier's answers to N images, and how far each holds.
+    """The smoothed classifier's answers to N images and their certified radii.
 
-    g(x) = the likeliest answer to x + sigma n, n ~ N(0, I). With probability 1 - ``alpha`` for each image,
+    g(x) = the most probable answer to x + sigma n, n ~ N(0, I). With probability 1 - ``alpha`` for each image,
     g(x + d) = ``answers`` for every change d of L2 length below ``radii``.
     """
 
@@ -37,7 +36,7 @@ class Certificate:
     alpha: float
 
     def accuracy(self, labels: Int[ndarray, " N"], radius: float = 0.0) -> Interval:
-        """The share of images answered rightly, whatever change of at most this length is made."""
+        """Certified accuracy: the share of images classified correctly under every change up to ``radius``."""
         held = (self.answers == labels) & (self.radii >= radius)
         return wilson(int(held.sum()), len(labels))
 
@@ -55,9 +54,11 @@ def certify(
 ) -> Certificate:
     """The smoothed answer to each image and its certified radius: Cohen, Rosenfeld and Kolter 2019, algorithm 2.
 
-    ``first`` draws choose the class, ``draws`` others bound its probability; ``sigma`` is in pixels, by default
-    that of the classifier's own noise filter. Its own noise is left out: smoothing brings the noise.
-    Raises RecipeError for numbers that make no certificate.
+    Args: sigma: standard deviation of the noise in pixels of [0, 1], by default that of the classifier's noise
+        filter, which is removed meanwhile. draws: noisy copies that bound the probability of the class. first:
+        other noisy copies that choose the class. alpha: probability per image that its certificate is wrong.
+
+    Raises RecipeError for impossible arguments and for a classifier without noise where ``sigma`` is None.
     """
     sigma = _resolve_sigma(classifier, sigma, draws, first, alpha)
     bare = strip_defences(classifier).eval()
@@ -84,10 +85,10 @@ def predict_smoothed(
     seed: int = 0,
     batch_size: int = 256,
 ) -> Int[ndarray, " N"]:
-    """The smoothed answers without radii, ``ABSTAINS`` where two classes are too close: algorithm 1, PREDICT.
+    """The smoothed answers without radii: algorithm 1, PREDICT. Arguments and errors as for ``certify``.
 
-    An answer is not the likeliest class with a probability of at most ``alpha``. Arguments and errors as of
-    ``certify``.
+    ``ABSTAINS`` where the two most frequent classes cannot be told apart; another answer is not the most probable
+    class with a probability of at most ``alpha``.
     """
     from scipy.stats import binomtest
 
@@ -104,17 +105,14 @@ def predict_smoothed(
 
 
 def clopper_pearson_lower(count: int, n: int, alpha: float) -> float:
-    """The Clopper-Pearson bound: the p at which ``count`` or more of n successes have probability alpha.
-
-    So a proportion is below it with a confidence of at most alpha, whatever it is.
-    """
+    """The lower Clopper-Pearson bound: the p at which ``count`` or more of n successes have probability alpha."""
     from scipy.special import betaincinv
 
     return float(betaincinv(count, n - count + 1, alpha)) if count else 0.0
 
 
 def certified_radius(sigma: float, p: float) -> float:
-    """``sigma Phi^-1(p)``: how far the answer holds whose probability is at least p (Cohen et al., equation 3)."""
+    """``sigma Phi^-1(p)``: the L2 radius of an answer of probability at least p (Cohen et al., equation 3)."""
     from scipy.special import ndtri
 
     return max(0.0, sigma * float(ndtri(p)))
@@ -129,7 +127,7 @@ def _count_votes(
     generator: torch.Generator,
     batch_size: int,
 ) -> Int[ndarray, " K"]:
-    """How often each class is the answer to the image with noise; the noise is not cut to [0, 1]."""
+    """How often each class is the answer to ``count`` noisy copies of the image, not clipped to [0, 1]."""
     votes, device = np.zeros(len(classifier.classes), np.int64), classifier.device
     for start in range(0, count, batch_size):
         shape = (min(batch_size, count - start), *image.shape)
@@ -139,18 +137,19 @@ def _count_votes(
 
 
 def _resolve_sigma(classifier: Classifier, sigma: float | None, draws: int, first: int, alpha: float) -> float:
-    """The sigma to smooth with."""
-    own = [step.sigma for step in classifier.preprocessing.steps if isinstance(step, NoiseFilter)]
+    """``sigma``, or that of the classifier's noise filter; RecipeError for impossible arguments."""
+    stochastic = [step for step in classifier.preprocessing.steps if getattr(step, "stochastic", False)]
+    own = [float(step.sigma) for step in stochastic if hasattr(step, "sigma")]
     if sigma is None and not own:
         raise RecipeError(
-            "This classifier has no noise of its own to smooth with: give sigma, such as 0.25, and train it for "
-            "that noise with --normalize noise:0.25+fitted."
+            "This classifier has no noise filter whose sigma could be used: give sigma, such as 0.25, and train "
+            "the classifier for that noise with --normalize noise:0.25+fitted."
         )
     chosen = own[0] if sigma is None else sigma
     if not 0 < chosen <= 10:
         raise RecipeError(f"sigma is {chosen}: it must be a number of pixels above 0, such as 0.25.")
     if min(draws, first) < 1 or not 0 < alpha < 0.5:
         raise RecipeError(
-            f"draws ({draws}) and first ({first}) are at least 1, alpha ({alpha}) is between 0 and 0.5."
+            f"draws ({draws}) and first ({first}) must be at least 1, and alpha ({alpha}) between 0 and 0.5."
         )
     return chosen
