@@ -36,6 +36,20 @@ def explain_write_errors(path: Path) -> Iterator[None]:
         raise OutputError(f"Cannot write '{path}': {remedy}.") from error
 
 
+def check_output(path: Path, *, overwrite: bool, marker: str, kind: str) -> None:
+    """Raise OutputError where the folder ``path`` may not be written.
+
+    A missing or empty folder may be; with ``overwrite`` also one that holds the file ``marker``, which makes it
+    ``kind``, such as "a run".
+    """
+    if not path.exists() or (path.is_dir() and not any(path.iterdir())):
+        return
+    if not overwrite:
+        raise OutputError(f"'{path}' exists already. Choose another --out, or add --overwrite to replace it.")
+    if not (path / marker).is_file():
+        raise OutputError(f"'{path}' is not {kind}, so it is not overwritten. Choose another --out.")
+
+
 @contextmanager
 def atomic_replace(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside ``path``; rename it into place only if the block succeeds.

@@ -18,12 +18,12 @@ def combine(
     device: Device = "auto",
     json: Json = False,
 ) -> None:
-    """Make one classifier of several, and test it beside them.
+    """Make one classifier of several, and compare it with them.
 
     Parameters
     ----------
     runs: Path
-        Run or bundle folders: classifiers of the same classes that look at images alike.
+        Run or bundle folders: classifiers with the same classes and geometry.
     out: Path
         Folder of the combined classifier.
     by: str
@@ -42,7 +42,7 @@ def _print_combination(console: "Console", value: Mapping[str, Any]) -> None:
     if rows := value.get("rows"):
         shown = [_table_row(f"{value['by']} of {len(value['kept'])}", value, None)]
         shown += [_table_row(row["member"], row, row["difference"]) for row in rows]
-        columns = ("", "accuracy", "95 % interval", "log loss", "it is better by", "95 % interval")
+        columns = ("", "accuracy", "95 % interval", "log loss", "gain over it", "95 % interval")
         console.print(make_table(columns, shown))
     for remark in value["remarks"]:
         console.print(f"\n{remark}", markup=False)

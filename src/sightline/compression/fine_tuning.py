@@ -9,7 +9,7 @@ from typing import Any
 from .. import runtime
 from ..classifier import Classifier
 from ..data import iterate_batches
-from ..ensembles import update_bn
+from ..ensembles import recalibrate_norms
 from ..errors import Interrupted
 from ..inference import predict_logits, validate
 from ..training import (
@@ -108,15 +108,6 @@ class FineTuned:
     facts: Mapping[str, Any]
     """The values of ``training.json``."""
     notes: tuple[str, ...] = ()
-
-
-def recalibrate_norms(classifier: Classifier, splits: Splits) -> tuple[Classifier, bool]:
-    """A copy, its batch norms re-estimated if that lowers the validation loss; and whether they were."""
-    updated = copy.deepcopy(classifier)
-    better = update_bn(updated, splits.train) and (
-        validate(updated, splits.val)[0] < validate(classifier, splits.val)[0]
-    )
-    return (updated, True) if better else (copy.deepcopy(classifier), False)
 
 
 def fine_tune(

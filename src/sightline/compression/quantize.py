@@ -130,7 +130,7 @@ class Int8(Compressor):
 
     Args:
         by: calibration of the activations, one of ``CALIBRATORS``; auto tries all and keeps the one whose answers
-            on as many other training images have the smallest divergence (Kullback-Leibler) from the float network's.
+            on as many other training images have the smallest KL divergence from the float network's.
         images: training images to calibrate on, 1 or more.
         bits: of a weight: 7 is exact on every processor, 8 only with VNNI (see ``MAX_WEIGHT_CODE``).
         fine_tune: whether a training of biases and gains follows; the codes of the weights stay.

@@ -1,4 +1,4 @@
-"""Runs are combined, and the result is tested beside its members on images that none of them learnt from."""
+"""Combine runs, and compare the result with its members on images that none of them was trained on."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -9,83 +9,61 @@ from jaxtyping import Bool
 from numpy import ndarray
 
 from .. import metrics, progress, runtime
-from ..choose import choose
 from ..classifier import Classifier
-from ..errors import BundleError, DataError, OutputError
+from ..errors import BundleError, DataError
+from ..files import check_output
 from ..inference import predict_probabilities
 from ..runs import open_run, trained_on
 from ..training import Run
 from ..types import Dataset, Findings, Remark, Splits
-from .methods import COMBINERS, check_compatible, combine
+from .methods import Combiner, check_compatible, combine_classifiers
 
 COMPARED_METRICS = ("accuracy", "log_loss", "ece")
-"""What is compared of a combination and its members."""
+"""Metrics in which a combination is compared with its members."""
 
 
-def combine_runs(
+def combine_folders(
     folders: Sequence[Path | str],
-    by: str = "mean",
+    combiner: Combiner,
+    word: str,
     *,
     out: Path | str,
     device: str = "auto",
     overwrite: bool = False,
 ) -> Findings:
-    """Combine the classifiers of runs (or bundles), test the result beside its members, and save it at ``out``.
-
-    Tested on images that no member was trained or validated on: where the runs' images are known. Raises
-    OutputError where ``out`` is taken, and what ``combine`` raises.
-    """
-    _check_output_free(Path(out), overwrite=overwrite)
-    choose(COMBINERS, by, "way to combine")
+    """Combine the classifiers of run or bundle folders and save the result: see ``ensembles.combine_runs``."""
+    check_output(Path(out), overwrite=overwrite, marker="config.json", kind="a classifier")
     names = [str(folder) for folder in folders]
     if twice := next((name for name in names if names.count(name) > 1), None):
         raise BundleError(f"'{twice}' is named twice: name each run once.")
-    runs, notes = _reopen_runs(folders, device)
+    notes: tuple[str, ...] = ()
+    try:
+        remedy = "the images it was trained on are not known"
+        runs = [open_run(folder, device=device, remedy=remedy) for folder in folders]
+    except DataError as error:
+        runs, notes = [], (f"The combination was not tested: {error}",)
     where = runtime.resolve_device(device)
     members = [run.classifier for run in runs] or [Classifier.load(folder).to(where) for folder in folders]
     check_compatible(members, names)
-    images, said = shared_splits(runs) if runs else (None, ())
-    made = combine(members, by, images=images, names=names)
-    notes = (*notes, *said, *made.notes)
+    images, split_notes = shared_splits(runs) if runs else (None, ())
+    made = combine_classifiers(members, combiner, images=images, names=names)
+    notes = (*notes, *split_notes, *made.notes)
     tested = {}
     if images is not None and len(images.test):
         tested = compare_with_members(made.classifier, members, images.test, names)
         notes = (*notes, _gain_sentence(tested, len(names)))
-    made.classifier.provenance |= {"combined": by, "notes": [*notes], **({"test": tested} if tested else {})}
+    made.classifier.provenance |= {"combined": word, "notes": [*notes], **({"test": tested} if tested else {})}
     made.classifier.save(out)
-    values = {
-        "run": str(out),
-        "by": by,
-        "members": names,
-        "kept": [names[i] for i in made.member_indices],
-        **tested,
-    }
+    chosen = [names[i] for i in made.member_indices]
+    values = {"run": str(out), "by": word, "members": names, "kept": chosen, **tested}
     return Findings("combination", values, tuple(Remark("note", note) for note in notes))
 
 
-def _check_output_free(out: Path, *, overwrite: bool) -> None:
-    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
-        return
-    if not overwrite:
-        raise OutputError(f"'{out}' exists already. Choose another --out, or add --overwrite to replace it.")
-    if not (out / "config.json").is_file():
-        raise OutputError(f"'{out}' is not a classifier, so it is not overwritten. Choose another --out.")
-
-
-def _reopen_runs(folders: Sequence[Path | str], device: str) -> tuple[list[Run], tuple[str, ...]]:
-    """All runs with their images; or none, and a note that says why, where one comes without its images."""
-    try:
-        remedy = "the images it was trained on are not known"
-        return [open_run(folder, device=device, remedy=remedy) for folder in folders], ()
-    except DataError as error:
-        return [], (f"The combination was not tested: {error}",)
-
-
 def shared_splits(runs: Sequence[Run]) -> tuple[Splits, tuple[str, ...]]:
-    """The first run's images for measuring on all: without those to test on that another run learnt from.
+    """The first run's splits, without images that other runs have seen, and a note where there were such.
 
-    Test images that were training or validation images of another run are left out, and validation images
-    that were training images of another; equal files are one image.
+    Test images that another run was trained or validated on are left out, and validation images that another was
+    trained on; files with equal contents are one image.
     """
     own, others = runs[0].splits, runs[1:]
     test, val = own.test, own.val
@@ -98,7 +76,7 @@ def shared_splits(runs: Sequence[Run]) -> tuple[Splits, tuple[str, ...]]:
         left = "no image is left to test on" if not len(test) else f"tested on the other {len(test):,}"
         notes.append(
             f"The runs were split differently: {what} test images of '{runs[0].folder}' were training or "
-            f"validation images of another member; {left}. Members with one --split-seed share their test images."
+            f"validation images of another member; {left}. Runs with one --split-seed share their test images."
         )
     return Splits(own.train, val, test, own.notes), tuple(notes)
 
@@ -106,10 +84,10 @@ def shared_splits(runs: Sequence[Run]) -> tuple[Splits, tuple[str, ...]]:
 def compare_with_members(
     classifier: Classifier, members: Sequence[Classifier], images: Dataset, names: Sequence[str]
 ) -> dict[str, Any]:
-    """A combination and its members on the same test images, each difference paired image by image.
+    """Compare a combination with its members on the same test images, differences paired by image.
 
-    The values hold ``n``, what is ``SHOWN`` with intervals, ``rows`` (the same of each member, and the
-    ``difference`` in accuracy to it) and ``gain``, the difference to the members' mean.
+    Returns ``n``, the ``COMPARED_METRICS`` with intervals, ``rows`` (the same for each member, and the
+    ``difference`` in accuracy to it) and ``gain``, the difference in accuracy to the members' mean.
     """
     with progress.progress_bar("Testing", len(members) + 1) as advance:
         found, right = _test_classifier(classifier, images)
@@ -126,7 +104,7 @@ def compare_with_members(
 
 
 def _test_classifier(classifier: Classifier, images: Dataset) -> tuple[dict[str, Any], Bool[ndarray, " N"]]:
-    """What is shown of one classifier, and which images it got right."""
+    """The compared metrics of one classifier, and which images it classifies correctly."""
     probabilities, labels = predict_probabilities(classifier, images)
     found = metrics.overall_metrics(labels, probabilities)
     values = {name: found[name].value for name in COMPARED_METRICS}
@@ -136,10 +114,9 @@ def _test_classifier(classifier: Classifier, images: Dataset) -> tuple[dict[str,
 
 def _gain_sentence(tested: Mapping[str, Any], members: int) -> str:
     gain = tested["gain"]
-    edges = " to ".join(f"{gain[edge] * 100:+.2f}" for edge in ("low", "high"))
-    sure = gain["low"] > 0 or gain["high"] < 0
-    said = (
+    significant = gain["low"] > 0 or gain["high"] < 0
+    return (
         f"On {tested['n']:,} test images its accuracy is {tested['accuracy']:.2%}, {gain['value'] * 100:+.2f} "
-        f"points against the mean of the {members} classifiers (95 % interval: {edges})"
+        f"points compared with the mean of the {members} classifiers (95 % interval: {gain['low'] * 100:+.2f} to "
+        f"{gain['high'] * 100:+.2f}){'' if significant else ', which is not significant'}."
     )
-    return f"{said}." if sure else f"{said}: this test cannot tell them apart."

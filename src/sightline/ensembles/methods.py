@@ -1,16 +1,18 @@
-"""The ways to make one classifier of several: the mean of their answers, or the mean of their weights."""
+"""Combiners: one classifier made of several, by the mean of their answers or of their weights."""
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 from math import exp, fsum, log
-from typing import Any, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import torch
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.optim import swa_utils
 
 from .. import progress
-from ..choose import choose
 from ..classifier import Classifier
 from ..data import Shuffle, iterate_batches
 from ..errors import BundleError, DataError
@@ -21,28 +23,28 @@ from ..training import backbone_fingerprint, fit_temperature
 from ..types import Dataset, Splits
 
 MAX_NORM_IMAGES = 5_000
-"""Training images that the norms of a soup are measured on, at most."""
+"""Training images that batch norms are re-estimated on, at most."""
 
 
 @dataclass(frozen=True, eq=False)
 class Combination:
-    """What was made of several classifiers."""
+    """The classifier made of several, and the members that are in it."""
 
     classifier: Classifier
     member_indices: tuple[int, ...]
-    """Places of those that are in it."""
+    """Indices of the members that are in it."""
     notes: tuple[str, ...]
-    """What is worth knowing, a sentence each."""
+    """Remarks, a sentence each."""
 
 
 @runtime_checkable
 class Combiner(Protocol):
-    """A way to make one classifier of several, with images to measure on where there are some."""
+    """``(classifiers, images, names) -> Combination``: makes one classifier of several."""
 
     def __call__(
         self, classifiers: Sequence[Classifier], images: Splits | None, names: Sequence[str]
     ) -> Combination:
-        """The combination; ``names`` are what messages call the classifiers."""
+        """Combine; ``images`` are measured on where there are some, ``names`` name the classifiers in messages."""
         ...
 
 
@@ -50,7 +52,7 @@ class Combiner(Protocol):
 class Mean:
     """The mean of the members' calibrated probabilities; members may differ in network and preprocessing.
 
-    ``refit`` fits one more temperature to the mean, on validation images.
+    ``refit`` fits one more temperature to the mean, on validation images that no member was trained on.
     """
 
     refit: bool = False
@@ -59,10 +61,20 @@ class Mean:
         self, classifiers: Sequence[Classifier], images: Splits | None, names: Sequence[str]
     ) -> Combination:
         """All members with equal weight, in one network."""
-        check_are_networks(classifiers, names)
+        for one, name in zip(classifiers, names, strict=True):
+            if not one.network.differentiable:
+                raise BundleError(f"'{name}' is a classical baseline, not a network: combine networks only.")
         first = classifiers[0]
         orders = [[one.classes.index(name) for name in first.classes] for one in classifiers]
-        configs = [_member_config(one, order) for one, order in zip(classifiers, orders, strict=True)]
+        configs = [
+            {
+                "architecture": one.architecture.config(),
+                "preprocessing": one.preprocessing.config(),
+                "temperature": one.temperature,
+                "order": order,
+            }
+            for one, order in zip(classifiers, orders, strict=True)
+        ]
         pixels = {"channels": first.geometry.channels, "size": list(first.geometry.size)}
         plan = Architecture("ensemble", {"classes": len(first.classes), **pixels, "members": configs})
         members = [
@@ -91,8 +103,8 @@ class Mean:
 class Soup:
     """The mean of the members' weights (Wortsman et al. 2022): as fast as one of them.
 
-    For classifiers of one network that were trained from the same weights; norms are measured anew on training
-    images where that does better on validation.
+    For classifiers of one network that were trained from the same weights; batch norms are re-estimated on
+    training images where that lowers the validation loss.
     """
 
     def __call__(
@@ -106,18 +118,20 @@ class Soup:
 
 @dataclass(frozen=True)
 class GreedySoup:
-    """A soup of those members that do not lower its accuracy on validation images, tried from the best one down.
+    """A soup of the members that do not lower its validation accuracy (Wortsman et al. 2022, recipe 1).
 
-    Wortsman et al. 2022, recipe 1.
+    Members are tried in the order of their own validation accuracy, the best first.
     """
 
     def __call__(
         self, classifiers: Sequence[Classifier], images: Splits | None, names: Sequence[str]
     ) -> Combination:
-        """The members that were kept, with equal weight."""
+        """The chosen members with equal weight."""
         check_averageable(classifiers, names)
         if images is None or not len(images.val):
-            raise DataError("greedy-soup tries its members on validation images, and there are none: use soup.")
+            raise DataError(
+                "greedy-soup chooses members by validation accuracy, and there are no validation images: use soup."
+            )
         alone = [validate(one, images.val)[1] for one in classifiers]
         order = sorted(range(len(classifiers)), key=lambda i: -alone[i])
         kept, best = order[:1], alone[order[0]]
@@ -133,64 +147,46 @@ class GreedySoup:
         return Combination(made, tuple(kept), (said, *notes))
 
 
-COMBINERS: Mapping[str, Callable[..., Combiner]] = {"mean": Mean, "soup": Soup, "greedy-soup": GreedySoup}
-"""The words of ``--by``."""
-
-
-def combine(
+def combine_classifiers(
     classifiers: Sequence[Classifier],
-    by: str | Combiner = "mean",
+    combiner: Combiner,
     *,
     images: Splits | None = None,
     names: Sequence[str] | None = None,
 ) -> Combination:
-    """One classifier made of several that tell the same classes apart at the same geometry.
-
-    ``images`` are measured on where the way needs it: norms on its training part, temperature and choices on its
-    validation part, which no member may have been trained on. Raises BundleError for
-    classifiers that do not go together, ChoiceError for an unknown way, DataError where it lacks images.
-    """
+    """Check that the classifiers go together, combine them, and note in the provenance what all have in common."""
     names = names or [f"classifier {number}" for number in range(1, len(classifiers) + 1)]
-    way = choose(COMBINERS, by, "way to combine")
     check_compatible(classifiers, names)
-    made = way(classifiers, images, names)
-    own = made.classifier.provenance
-    made.classifier.provenance = {
-        **_common_provenance(classifiers),
-        **own,
-        "members": [names[i] for i in made.member_indices],
-    }
+    made = combiner(classifiers, images, names)
+    first, *others = (one.provenance for one in classifiers)
+    common = {key: value for key, value in first.items() if all(one.get(key) == value for one in others)}
+    chosen = [names[i] for i in made.member_indices]
+    made.classifier.provenance = {**common, **made.classifier.provenance, "members": chosen}
     return made
 
 
 def check_compatible(classifiers: Sequence[Classifier], names: Sequence[str]) -> None:
-    """Raise BundleError unless all give the same classes to the same pixels."""
+    """Raise BundleError unless there are two or more, with the same classes and geometry."""
     if len(classifiers) < 2:
         raise BundleError("It takes at least two classifiers to combine: name another run or bundle.")
     first = classifiers[0]
     for one, name in zip(classifiers[1:], names[1:], strict=True):
         if other := set(one.classes) ^ set(first.classes):
             raise BundleError(
-                f"'{name}' and '{names[0]}' tell different classes apart (only one of them knows "
-                f"'{min(other)}'), so they cannot be combined."
+                f"'{name}' and '{names[0]}' have different classes (only one of them has '{min(other)}'), so they "
+                "cannot be combined."
             )
         if one.geometry != first.geometry:
-            mine, its = _geometry_difference(first, one)
+            pairs = zip(vars(first.geometry).items(), vars(one.geometry).values(), strict=True)
+            (field, mine), its = next((pair, its) for pair, its in pairs if pair[1] != its)
             raise BundleError(
-                f"'{name}' looks at images otherwise than '{names[0]}' ({its} instead of {mine}), so they cannot "
-                "be combined: train both with the same --size, --channels, --fit, --filter and --window."
+                f"'{name}' reads images differently from '{names[0]}' ({field} {its} instead of {field} {mine}), "
+                "so they cannot be combined: train both with the same size, channels, resizing and window."
             )
-
-
-def _geometry_difference(first: Classifier, one: Classifier) -> tuple[str, str]:
-    """What of the geometry differs, of both."""
-    pairs = zip(vars(first.geometry).items(), vars(one.geometry).values(), strict=True)
-    (name, mine), its = next((pair, its) for pair, its in pairs if pair[1] != its)
-    return f"{name} {mine}", f"{name} {its}"
 
 
 def check_averageable(classifiers: Sequence[Classifier], names: Sequence[str]) -> None:
-    """Raise BundleError unless the mean of the weights may mean something: one network, one start."""
+    """Raise BundleError unless weights can be averaged: the same network, preprocessing and initial weights."""
     first = classifiers[0]
     tensors = first.preprocessing.state_dict()
     for one, name in zip(classifiers[1:], names[1:], strict=True):
@@ -206,50 +202,23 @@ def check_averageable(classifiers: Sequence[Classifier], names: Sequence[str]) -
         for fault, fine in faults.items():
             if not fine:
                 raise BundleError(
-                    f"'{name}' has {fault} than '{names[0]}', so the mean of their weights means nothing: "
-                    "use --by mean."
+                    f"'{name}' has {fault} than '{names[0]}', so their weights cannot be averaged: use --by mean."
                 )
     if not common_ancestors(classifiers):
         raise BundleError(
-            "These classifiers were not trained from the same weights (--weights), so the mean of their weights "
-            "means nothing: use --by mean."
+            "These classifiers were not trained from the same weights (--weights), so their weights cannot be "
+            "averaged: use --by mean."
         )
 
 
-def check_are_networks(classifiers: Sequence[Classifier], names: Sequence[str]) -> None:
-    """Raise BundleError for what is no network, and cannot be kept in tensors."""
-    for one, name in zip(classifiers, names, strict=True):
-        if not one.network.differentiable:
-            raise BundleError(f"'{name}' is a classical baseline, not a network: combine networks only.")
-
-
 def common_ancestors(classifiers: Sequence[Classifier]) -> list[str]:
-    """Fingerprints of the weights that all of them were trained from (or are), the nearest first."""
+    """Fingerprints of the weights that all classifiers were trained from (or have), the nearest first."""
     lines = [[backbone_fingerprint(one.network), *one.provenance.get("ancestors", ())] for one in classifiers]
     return [each for each in lines[0] if all(each in line for line in lines[1:])]
 
 
-def _member_config(one: Classifier, order: Sequence[int]) -> dict[str, Any]:
-    """What rebuilds a member."""
-    return {
-        "architecture": one.architecture.config(),
-        "preprocessing": one.preprocessing.config(),
-        "temperature": one.temperature,
-        "order": [*order],
-    }
-
-
-def _common_provenance(classifiers: Sequence[Classifier]) -> dict[str, Any]:
-    """What all members tell alike about where they come from."""
-    first, *others = (one.provenance for one in classifiers)
-    return {key: value for key, value in first.items() if all(one.get(key) == value for one in others)}
-
-
 def _average_weights(classifiers: Sequence[Classifier], images: Splits | None) -> tuple[Classifier, bool]:
-    """The first classifier with the mean of all their weights; whether its norms were measured anew.
-
-    They are on training images, where that does better on validation: it does not always.
-    """
+    """The first classifier with the mean of all weights, and whether its batch norms were re-estimated."""
     made = copy.deepcopy(classifiers[0]).eval()
     states = [one.state_dict() for one in classifiers]
     with torch.no_grad():
@@ -258,48 +227,68 @@ def _average_weights(classifiers: Sequence[Classifier], images: Splits | None) -
                 value.copy_(torch.stack([state[name].double() for state in states]).mean(0))
     if images is None or not len(images.val):
         return made, False
-    anew = copy.deepcopy(made)
-    better = update_bn(anew, images.train) and validate(anew, images.val)[0] < validate(made, images.val)[0]
-    return (anew, True) if better else (made, False)
+    return recalibrate_norms(made, images)
 
 
-@torch.no_grad()
+def recalibrate_norms(classifier: Classifier, splits: Splits) -> tuple[Classifier, bool]:
+    """A copy, its batch norms re-estimated on training images if that lowers the validation loss; and whether."""
+    updated = copy.deepcopy(classifier)
+    if update_bn(updated, splits.train) and validate(updated, splits.val)[0] < validate(classifier, splits.val)[0]:
+        return updated, True
+    return copy.deepcopy(classifier), False
+
+
 def update_bn(classifier: Classifier, images: Dataset, *, batch_size: int = 128) -> bool:
-    """Measure the running statistics of batch norms anew on images, in place; whether there are any.
+    """Re-estimate the running statistics of batch norms on images, in place; returns whether there are any.
 
-    The plain mean over batches, dropout off, of at most ``MAX_NORM_IMAGES`` images.
+    ``torch.optim.swa_utils.update_bn`` on at most ``MAX_NORM_IMAGES`` images, without augmentation and with
+    dropout
+    off: the plain mean over batches.
     """
-    norms = [m for m in classifier.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
-    if not norms or len(images) < 2:
+    if len(images) < 2 or not any(
+        isinstance(m, _BatchNorm) and m.track_running_stats for m in classifier.modules()
+    ):
         return False
-    classifier.eval()
-    momenta = [norm.momentum for norm in norms]
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.momentum = None  # the mean of all batches
-        norm.train()
     size = min(batch_size, len(images))
-    coming = iterate_batches(images, size, order=Shuffle(0), device=classifier.device, drop_last=True)
-    for _, batch in zip(range(max(1, MAX_NORM_IMAGES // size)), coming, strict=False):
-        classifier(batch.pixels)
-    for norm, momentum in zip(norms, momenta, strict=True):
-        norm.momentum = momentum
-    classifier.eval()
+    shuffled = iterate_batches(images, size, order=Shuffle(0), device=classifier.device, drop_last=True)
+    pixels = (batch.pixels for batch in islice(shuffled, max(1, MAX_NORM_IMAGES // size)))
+    with torch.no_grad():
+        swa_utils.update_bn(pixels, _OnlyNormsTrain(classifier.eval()))
     return True
 
 
+class _OnlyNormsTrain(nn.Module):
+    """A classifier whose ``train`` switches its batch norms only: torch's ``update_bn`` would turn dropout on."""
+
+    def __init__(self, classifier: Classifier) -> None:
+        super().__init__()
+        self.classifier = classifier
+        self.training = False
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Logits."""
+        return self.classifier(pixels)
+
+    def train(self, mode: bool = True) -> "_OnlyNormsTrain":
+        """Switch the batch norms."""
+        for module in self.modules():
+            if isinstance(module, _BatchNorm):
+                module.train(mode)
+        return self
+
+
 def _make_soup(members: Sequence[Classifier], images: Splits | None) -> tuple[Classifier, tuple[str, ...]]:
-    """A soup with its temperature, and what was measured for it."""
-    made, anew = _average_weights(members, images)
+    """A soup with its temperature, and remarks on its batch norms and temperature."""
+    made, recalibrated = _average_weights(members, images)
     made.provenance = {"ancestors": common_ancestors(members)}
     measured = images is not None and len(images.val) > 0
     notes = []
-    if anew and images is not None:
+    if recalibrated and images is not None:
         count = min(MAX_NORM_IMAGES, len(images.train))
-        notes.append(f"The statistics of its norms were measured anew, on {count:,} training images.")
+        notes.append(f"The statistics of its batch norms were re-estimated on {count:,} training images.")
     elif any(isinstance(m, _BatchNorm) for m in made.modules()):
-        why = "measured anew they did worse on validation" if measured else "there were no images to measure on"
-        notes.append(f"The statistics of its norms are the members' mean: {why}.")
+        why = "re-estimated ones had a higher validation loss" if measured else "there were no validation images"
+        notes.append(f"The statistics of its batch norms are the members' mean: {why}.")
     if measured and images is not None:
         made.temperature = _fit_temperature(made, images.val)
     else:

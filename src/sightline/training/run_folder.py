@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 
 from .. import progress, runtime
-from ..errors import DataError, OutputError
-from ..files import atomic_replace, explain_write_errors, write_json, write_text
+from ..errors import DataError
+from ..files import atomic_replace, check_output, explain_write_errors, write_json, write_text
 from ..types import Batch, Splits
 from .recipe import Recipe
 
@@ -109,12 +109,8 @@ class SilentRunFolder(RunFolder):
 
 def check_run_folder(out: Path | None, *, overwrite: bool) -> None:
     """Raise OutputError where ``out`` holds something that may not be replaced."""
-    if out is None or not out.exists() or (out.is_dir() and not any(out.iterdir())):
-        return
-    if not overwrite:
-        raise OutputError(f"'{out}' exists already. Choose another --out, or add --overwrite to replace it.")
-    if not (out / "recipe.toml").is_file():
-        raise OutputError(f"'{out}' is not a run, so it is not overwritten. Choose another --out.")
+    if out is not None:
+        check_output(out, overwrite=overwrite, marker="recipe.toml", kind="a run")
 
 
 def create_run_folder(out: Path | None, name: str, *, overwrite: bool = False) -> RunFolder:
