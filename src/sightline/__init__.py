@@ -1,6 +1,6 @@
 """sightline: from a folder of images to a classifier you can trust, ship and keep.
 
-types errors choose checks files progress runtime metrics pictures : the ground, words every stage uses
+errors choose checks types files progress runtime metrics pictures : the ground, words every stage uses
 sources : where labelled images lie, a folder, an archive, a table, a name
 data : bytes become labelled images
 preprocessing : images become what a network expects

@@ -39,7 +39,6 @@ from .models import (
     build,
     check_bundle_files,
     check_bundle_values,
-    geometry_from_config,
     list_bundle_files,
     open_exported,
     read_answers,
@@ -213,7 +212,7 @@ class Classifier(nn.Module):
             "architecture": self.architecture.config(),
             "classes": list(self.classes),
             "preprocessing": self.preprocessing.config(),
-            "geometry": dataclasses.asdict(self.geometry),
+            "geometry": self.geometry.as_json(),
             "temperature": self.temperature,
             "threshold": self.threshold,
             "provenance": self.provenance,
@@ -225,7 +224,7 @@ class Classifier(nn.Module):
             f"# A Sightline image classifier\n\n{plan.arguments.get('word') or plan.name} for "
             f"{len(self.classes)} classes: "
             f"{', '.join(self.classes)}.\n\nIt expects {g.size[0]} x {g.size[1]} pixels, {g.channels} "
-            f"channel(s), fitted by '{g.fit}'; any image file is brought there by itself:\n\n"
+            f"channel(s), fitted by '{g.resize_mode}'; any image file is brought there by itself:\n\n"
             "    from sightline.classifier import Classifier\n"
             '    print(Classifier.load("THIS_FOLDER").predict("image.jpg"))\n'
         )
@@ -243,7 +242,7 @@ class Classifier(nn.Module):
         check_bundle_files(folder, config)
         try:
             architecture = Architecture.from_config(config["architecture"])
-            geometry = geometry_from_config(config["geometry"])
+            geometry = Geometry.from_json(config["geometry"])
             check_bundle_values(config)
             classifier = cls(
                 Preprocessing.from_config(config["preprocessing"]),

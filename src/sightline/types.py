@@ -16,6 +16,8 @@ from jaxtyping import Bool, Float, Int, Shaped, UInt8
 from numpy import ndarray
 from torch import Tensor
 
+from .checks import check_choice, check_int
+
 ResizeMode = Literal["squash", "crop", "pad"]
 Interpolation = Literal["bilinear", "bicubic", "box", "lanczos"]
 
@@ -25,31 +27,46 @@ UNLABELLED = -1
 
 @dataclass(frozen=True, kw_only=True)
 class Geometry:
-    """How a file becomes pixels: stored with the classifier, so that every later reader agrees."""
+    """How an image file becomes pixels. It is stored with the classifier, so that training and serving agree.
+
+    Raises ValueError for values that no image can be decoded with: a bundle's config may be damaged.
+    """
 
     size: tuple[int, int]
-    """Working size (height, width) in pixels."""
+    """Working size (height, width) in pixels, 1 to 4096."""
     channels: Literal[1, 3] = 3
     """1 for grey, 3 for RGB."""
-    fit: ResizeMode = "squash"
-    """``squash`` keeps every pixel and bends the aspect; ``crop`` keeps the aspect and loses the
-    borders of the long side; ``pad`` keeps both and adds black borders."""
-    filter: Interpolation = "bilinear"
+    resize_mode: ResizeMode = "squash"
+    """``squash`` keeps every pixel and changes the aspect ratio; ``crop`` keeps the aspect ratio and cuts the borders
+    of the long side; ``pad`` keeps both and adds black borders."""
+    interpolation: Interpolation = "bilinear"
     """Resampling filter, antialiased when shrinking."""
     exif: bool = True
-    """Turn the image upright as its EXIF orientation says."""
+    """Whether to turn the image upright by its EXIF orientation."""
     window: tuple[float, float] | None = None
-    """The values of deep grey (16 bits, floats) that become black and white; None for the full range."""
+    """The values of images with more than 8 bits that become black and white; None for the full range."""
 
     def __post_init__(self) -> None:
-        """Raise ValueError for what no image can be decoded to: a bundle's config is not to be trusted."""
-        whole = all(isinstance(side, int) and 1 <= side <= 4096 for side in self.size)
-        if len(self.size) != 2 or not whole or self.channels not in (1, 3):
+        if len(self.size) != 2 or self.channels not in (1, 3):
             raise ValueError(f"a geometry of {self.size} pixels and {self.channels} channels is impossible")
-        if self.fit not in get_args(ResizeMode) or self.filter not in get_args(Interpolation):
-            raise ValueError(f"there is no fit '{self.fit}' or no filter '{self.filter}'")
+        for side in self.size:
+            check_int("each side of the size", side, 1, 4096)
+        check_choice("the resize mode", self.resize_mode, get_args(ResizeMode))
+        check_choice("the interpolation", self.interpolation, get_args(Interpolation))
         if self.window is not None and not -1e9 < self.window[0] < self.window[1] < 1e9:
             raise ValueError(f"a window from {self.window[0]} to {self.window[1]} is empty or impossible")
+
+    def as_json(self) -> dict[str, Any]:
+        """The fields by their names in bundles: ``fit`` for the resize mode, ``filter`` for the interpolation."""
+        names = {"resize_mode": "fit", "interpolation": "filter"}
+        return {names.get(name, name): value for name, value in vars(self).items()}
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> "Geometry":
+        """The geometry of what ``as_json`` wrote; raises ValueError or TypeError for anything else."""
+        names = {"fit": "resize_mode", "filter": "interpolation"}
+        found = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+        return cls(**{names.get(name, name): value for name, value in found.items()})
 
     @property
     def shape(self) -> tuple[int, int, int]:

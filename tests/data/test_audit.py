@@ -106,7 +106,7 @@ def test_geometry_that_tells_classes_apart_is_a_warning(tmp_path):
         noise(tmp_path / f"wide/{i}.png", 10, 30)
         noise(tmp_path / f"square/{i}.png", 10, 10)
     for fit in ("squash", "crop", "pad"):
-        findings = audit(load_dataset(tmp_path, Geometry(size=(8, 8), fit=fit)))
+        findings = audit(load_dataset(tmp_path, Geometry(size=(8, 8), resize_mode=fit)))
         (text,) = said(findings, "warning")
         assert "in class 'wide'" in text
         assert "'square'" in text
@@ -119,7 +119,8 @@ def test_geometry_that_tells_classes_apart_is_a_warning(tmp_path):
 def test_losses_by_hand():
     height, width = np.array([100, 100, 50]), np.array([100, 200, 25])
     square = {
-        fit: geometry_losses(height, width, Geometry(size=(60, 60), fit=fit)) for fit in ("squash", "crop", "pad")
+        fit: geometry_losses(height, width, Geometry(size=(60, 60), resize_mode=fit))
+        for fit in ("squash", "crop", "pad")
     }
     np.testing.assert_allclose(square["squash"]["bend"].amounts, [1, 2, 2])
     np.testing.assert_allclose(square["crop"]["cropped"].amounts, [0, 0.5, 0.5])
@@ -133,7 +134,7 @@ def test_padding_equals_what_decode_leaves_black(tmp_path):
         noise(tmp_path / name, *size)
         path = tmp_path / name
         Image.fromarray(np.full((*size, 3), 255, np.uint8)).save(path)
-    geometry = Geometry(size=(40, 40), fit="pad")
+    geometry = Geometry(size=(40, 40), resize_mode="pad")
     dataset = load_dataset(tmp_path, geometry)
     black = (dataset[:] == 0).all(axis=-1).mean(axis=(1, 2))
     expected = geometry_losses(dataset.columns["height"], dataset.columns["width"], geometry)["padding"].amounts

@@ -88,7 +88,7 @@ def test_columns_that_some_lack_are_blank_or_left_out(digits):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"geometry": Geometry(size=(8, 8), channels=1, fit="pad")}, "Datasets of different geometries"),
+        ({"geometry": Geometry(size=(8, 8), channels=1, resize_mode="pad")}, "Datasets of different geometries"),
         ({"classes": tuple("1234567890")}, "Datasets of different classes .*'0', '1', .* relabel them"),
     ],
 )

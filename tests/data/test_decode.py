@@ -40,10 +40,10 @@ def reference(data: bytes, geometry: Geometry) -> np.ndarray:
         image = ImageOps.exif_transpose(image)
     image = image.convert("L" if geometry.channels == 1 else "RGB")
     height, width = geometry.size
-    method = Image.Resampling[geometry.filter.upper()]
-    if geometry.fit == "crop":
+    method = Image.Resampling[geometry.interpolation.upper()]
+    if geometry.resize_mode == "crop":
         image = ImageOps.fit(image, (width, height), method)
-    elif geometry.fit == "pad":
+    elif geometry.resize_mode == "pad":
         image = ImageOps.pad(image, (width, height), method)
     elif image.size != (width, height):
         image = image.resize((width, height), method)
@@ -59,7 +59,7 @@ def apart(a: np.ndarray, b: np.ndarray) -> float:
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("kind", ["PNG", "BMP", "TIFF", "PPM"])
 def test_lossless_files_equal_the_reference(kind, channels, filter, fit):
-    geometry = Geometry(size=(24, 20), channels=channels, fit=fit, filter=filter)
+    geometry = Geometry(size=(24, 20), channels=channels, resize_mode=fit, interpolation=filter)
     data = encoded(smooth(50, 70), kind)
     ours, plain = decode(data, geometry), reference(data, geometry)
     assert ours.shape == (24, 20, channels)
@@ -72,7 +72,7 @@ def test_lossless_files_equal_the_reference(kind, channels, filter, fit):
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("shape", [(600, 800), (801, 333), (64, 64), (30, 400)])
 def test_jpeg_is_close_to_the_reference(shape, channels, fit):
-    geometry = Geometry(size=(64, 48), channels=channels, fit=fit)
+    geometry = Geometry(size=(64, 48), channels=channels, resize_mode=fit)
     data = encoded(smooth(*shape), "JPEG", quality=95)
     assert apart(decode(data, geometry), reference(data, geometry)) < 1.5
 
@@ -105,7 +105,7 @@ def test_scaled_decoding_never_upsamples(monkeypatch):
     monkeypatch.setattr("sightline.data.codecs.import_simplejpeg", lambda: Spy)
     data = encoded(smooth(900, 1300), "JPEG")
     for fit in ("squash", "crop", "pad"):
-        geometry = Geometry(size=(100, 200), fit=fit)
+        geometry = Geometry(size=(100, 200), resize_mode=fit)
         decode(data, geometry)
         tall, wide = resized_shape(900, 1300, geometry)
         assert asked[-1][0] >= 2 * tall
@@ -410,7 +410,7 @@ def test_decoding_in_many_threads_at_once():
 
 
 def test_kept_is_the_largest_centred_box_of_the_right_aspect():
-    left, top, right, bottom = crop_box(300, 400, Geometry(size=(50, 50), fit="crop"))
+    left, top, right, bottom = crop_box(300, 400, Geometry(size=(50, 50), resize_mode="crop"))
     assert (left, top, right, bottom) == pytest.approx((50, 0, 350, 300))
 
 
@@ -430,5 +430,5 @@ def test_a_photo_at_half_scale_is_not_shifted():
     picture = np.rint(127 + 100 * np.sin(40 * x) * np.cos(37 * y))[..., None].repeat(3, 2).astype(np.uint8)
     data = encoded(picture, "JPEG", quality=97)
     for fit in ("squash", "crop", "pad"):
-        geometry = Geometry(size=(90, 90), fit=fit)
+        geometry = Geometry(size=(90, 90), resize_mode=fit)
         assert apart(decode(data, geometry), reference(data, geometry)) < 1, fit

@@ -93,7 +93,7 @@ def test_another_file_or_geometry_is_another_store(tmp_path, change):
         assert (after[0] == (255, 0, 0)).all()
         assert after.fingerprint != before.fingerprint
     else:
-        assert load_dataset(root, Geometry(size=(12, 10), fit="pad")).pixels.path != before.pixels.path
+        assert load_dataset(root, Geometry(size=(12, 10), resize_mode="pad")).pixels.path != before.pixels.path
 
 
 def test_other_processes_open_the_store_by_path(tmp_path):

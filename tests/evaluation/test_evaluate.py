@@ -153,7 +153,7 @@ def test_an_empty_dataset_is_refused():
 
 
 def test_another_geometry_is_refused():
-    other = Geometry(size=(8, 8), channels=1, fit="pad")
+    other = Geometry(size=(8, 8), channels=1, resize_mode="pad")
     with pytest.raises(DataError, match="classifier's geometry"):
         evaluate(classifier(), dataset(geometry=other))
 

@@ -227,7 +227,7 @@ def test_the_scales_of_the_file_are_the_networks_own(images, tmp_path):
 
 
 def test_the_file_says_what_is_needed_to_use_it(images, tmp_path):
-    geometry = Geometry(size=(16, 16), channels=3, fit="pad", filter="bicubic", window=None)
+    geometry = Geometry(size=(16, 16), channels=3, resize_mode="pad", interpolation="bicubic", window=None)
     classifier = made("mlp", geometry, threshold=0.25, provenance={"data": "/home/me/x"})
     write_exported(classifier, tmp_path / "m.onnx")
     session = onnxruntime.InferenceSession(str(tmp_path / "m.onnx"), providers=["CPUExecutionProvider"])

@@ -108,22 +108,25 @@ def jpeg(size, orientation=1, mode="RGB", seed=0):
 @pytest.mark.parametrize("fit", ["squash", "crop", "pad"])
 @pytest.mark.parametrize(("orientation", "channels"), [(1, 3), (6, 3), (3, 1)])
 def test_the_script_reads_pictures_as_we_do(size, fit, orientation, channels, script):
-    geometry = Geometry(size=(48, 64), fit=fit, channels=channels)
+    geometry = Geometry(size=(48, 64), resize_mode=fit, channels=channels)
     data = jpeg(size, orientation)
     ours = decode(data, geometry).astype(int)
-    theirs = script.pixels(io.BytesIO(data), vars(geometry)).astype(int)
+    theirs = script.pixels(io.BytesIO(data), geometry.as_json()).astype(int)
     assert theirs.shape == ours.shape
     assert np.abs(theirs - ours).max() <= 3
     assert np.abs(theirs - ours).mean() < 0.3
 
 
 @pytest.mark.parametrize(
-    "change", [{"filter": "lanczos"}, {"filter": "bicubic"}, {"filter": "box"}, {"exif": False}], ids=str
+    "change", [{"interpolation": "lanczos"}, {"interpolation": "bicubic"}, {"interpolation": "box"}, {"exif": False}], ids=str
 )
 def test_the_script_follows_the_geometry(change, script):
     geometry = Geometry(size=(32, 32), **change)
     data = jpeg((150, 90), 8)
-    ours, theirs = decode(data, geometry).astype(int), script.pixels(io.BytesIO(data), vars(geometry)).astype(int)
+    ours, theirs = (
+        decode(data, geometry).astype(int),
+        script.pixels(io.BytesIO(data), geometry.as_json()).astype(int),
+    )
     assert np.abs(theirs - ours).max() <= 3
 
 
@@ -145,7 +148,7 @@ def test_the_script_is_short_and_needs_nothing_of_ours(file, tmp_path):
 
 @pytest.mark.parametrize(
     ("archive", "geometry"),
-    [("photos_jpg.zip", {"size": (48, 48), "fit": "crop"}), ("cifar10_jpg.zip", {"size": (32, 32)})],
+    [("photos_jpg.zip", {"size": (48, 48), "resize_mode": "crop"}), ("cifar10_jpg.zip", {"size": (32, 32)})],
 )
 def test_labels_of_the_script_are_ours_on_real_pictures(archive, geometry, shared_data, script):
     """A small form of benchmarks/export_parity.py: pixels, of which labels are made."""
@@ -155,7 +158,7 @@ def test_labels_of_the_script_are_ours_on_real_pictures(archive, geometry, share
     apart = []
     for row in range(len(source)):
         data = source.read(row)
-        theirs = script.pixels(io.BytesIO(data), vars(geometry)).astype(int)
+        theirs = script.pixels(io.BytesIO(data), geometry.as_json()).astype(int)
         apart.append(np.abs(theirs - decode(data, geometry)))
     assert len(apart) >= 40
     assert np.mean(apart) < 0.1

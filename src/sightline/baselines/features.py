@@ -39,6 +39,6 @@ def parse_features(words: str, geometry: Geometry | None = None) -> tuple[Featur
             raise ChoiceError(
                 f"The network of 'embedding:{feature.run}' takes images decoded as {feature.geometry}, and these "
                 f"are {geometry}. Work at its size: --size {max(height, width)} --channels {channels} "
-                f"--fit {feature.geometry.fit} --filter {feature.geometry.filter}"
+                f"--fit {feature.geometry.resize_mode} --filter {feature.geometry.interpolation}"
             )
     return found

@@ -123,8 +123,8 @@ def recipe_from_classifier(classifier: Classifier) -> Recipe:
         model=architecture_word(classifier.architecture),
         size=geometry.size[0],
         channels=geometry.channels,
-        fit=geometry.fit,
-        filter=geometry.filter,
+        resize_mode=geometry.resize_mode,
+        interpolation=geometry.interpolation,
         window=None if geometry.window is None else f"{geometry.window[0]:g}:{geometry.window[1]:g}",
         epochs=0,
     )

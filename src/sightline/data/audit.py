@@ -196,7 +196,7 @@ def _audit_sizes(dataset: Dataset) -> _Found:
 
 def _audit_geometry(dataset: Dataset) -> _Found:
     """What the working size and the resize mode lose of the pictures, by class where classes differ strongly."""
-    values: dict[str, Any] = {"size": list(dataset.geometry.size), "fit": dataset.geometry.fit}
+    values: dict[str, Any] = {"size": list(dataset.geometry.size), "fit": dataset.geometry.resize_mode}
     remarks = []
     own = dataset.is_labelled
     for name, loss in geometry_losses(

@@ -17,7 +17,7 @@ _RESAMPLE = {"bilinear": torch.ops.aten._upsample_bilinear2d_aa, "bicubic": torc
 def resized_shape(height: float, width: float, geometry: Geometry) -> tuple[int, int]:
     """The (height, width) a picture of this size is resampled to: smaller than the working size for pad only."""
     tall, wide = geometry.size
-    if geometry.fit != "pad":
+    if geometry.resize_mode != "pad":
         return tall, wide
     scale = min(tall / height, wide / width)
     return min(tall, max(1, round(height * scale))), min(wide, max(1, round(width * scale)))
@@ -25,7 +25,7 @@ def resized_shape(height: float, width: float, geometry: Geometry) -> tuple[int,
 
 def crop_box(height: float, width: float, geometry: Geometry) -> tuple[float, float, float, float]:
     """The box (left, top, right, bottom) of the original that is used: less than all of it for crop only."""
-    if geometry.fit != "crop":
+    if geometry.resize_mode != "crop":
         return 0.0, 0.0, float(width), float(height)
     scale = max(geometry.size[0] / height, geometry.size[1] / width)
     tall, wide = geometry.size[0] / scale, geometry.size[1] / scale
@@ -57,10 +57,10 @@ def resize_to_geometry(
         return pixels
     tall, wide = extent or (height, width)
     size = resized_shape(tall, wide, geometry)
-    if size != (height, width) and (geometry.fit == "crop" or geometry.filter not in _RESAMPLE):
-        pixels = _resize_with_pillow(pixels, size, crop_box(tall, wide, geometry), geometry.filter)
+    if size != (height, width) and (geometry.resize_mode == "crop" or geometry.interpolation not in _RESAMPLE):
+        pixels = _resize_with_pillow(pixels, size, crop_box(tall, wide, geometry), geometry.interpolation)
     elif size != (height, width):
-        pixels = resize_images(pixels[None], size, geometry.filter, extent)[0]
+        pixels = resize_images(pixels[None], size, geometry.interpolation, extent)[0]
     if size == geometry.size:
         return pixels
     padded = np.zeros(geometry.shape, np.uint8)
@@ -133,7 +133,7 @@ def geometry_losses(
     down, across = tall / height, wide / width
     bend = np.maximum(down, across) / np.minimum(down, across)
     scale = {"squash": np.sqrt(down * across), "crop": np.maximum(down, across)}.get(
-        geometry.fit, np.minimum(down, across)
+        geometry.resize_mode, np.minimum(down, across)
     )
     enlarged = GeometryLoss(
         (scale > 1).astype(np.float64),
@@ -150,5 +150,5 @@ def geometry_losses(
         "pad": ("padding", GeometryLoss(1 - 1 / bend, "Padding leaves {} of the working area black on average",
                     ": --fit squash or crop fills it.", 0.1, 0.15)),
     }  # fmt: skip
-    name, loss = own[geometry.fit]
+    name, loss = own[geometry.resize_mode]
     return {name: loss, "enlarged": enlarged}

@@ -119,7 +119,7 @@ def _describe_changes(file: str, header: ImageHeader, geometry: Geometry) -> str
     """What became of an image of another size or mode, in a sentence; "" where nothing did."""
     done = []
     if (header.height, header.width) != geometry.size:
-        sides = f"{geometry.size[1]} x {geometry.size[0]} pixels ({geometry.fit})"
+        sides = f"{geometry.size[1]} x {geometry.size[0]} pixels ({geometry.resize_mode})"
         done.append(f"brought from {header.width} x {header.height} to {sides}")
     if header.channels != geometry.channels:
         done.append("turned grey" if geometry.channels == 1 else "given three equal channels")

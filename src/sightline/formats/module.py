@@ -1,7 +1,6 @@
 """What is exported: the whole waist, from 8-bit images to probabilities, and what the file says of itself."""
 
 import copy
-import dataclasses
 import logging
 import warnings
 from collections.abc import Iterator
@@ -139,7 +138,7 @@ def export_metadata(classifier: Classifier) -> dict[str, Any]:
         "format": EXPORT_FORMAT,
         "sightline": runtime.version(),
         "classes": list(classifier.classes),
-        "geometry": dataclasses.asdict(classifier.geometry),
+        "geometry": classifier.geometry.as_json(),
         "threshold": classifier.threshold,
         "model": plan.arguments.get("word") or plan.name,
         "provenance": {} if known is None else {"data_fingerprint": known},

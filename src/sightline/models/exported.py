@@ -102,18 +102,12 @@ def read_exported(session: Any, path: Path) -> ExportedModel:
                 f"'{path}' has format {version}, newer than this release reads ({EXPORT_FORMAT}). "
                 "Upgrade with: pip install --upgrade sightline"
             )
-        geometry, threshold = geometry_from_config(facts.pop("geometry")), float(facts.pop("threshold"))
+        geometry, threshold = Geometry.from_json(facts.pop("geometry")), float(facts.pop("threshold"))
         found = ExportedModel(session, tuple(facts.pop("classes")), geometry, threshold, facts)
         _check_exported(found)
         return found
     except (ValueError, KeyError, TypeError) as error:
         raise BundleError(f"What '{path}' says of itself makes no sense: {error}. Export it again.") from error
-
-
-def geometry_from_config(config: Mapping[str, Any]) -> Geometry:
-    """A geometry from JSON, where pairs are lists."""
-    values: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in config.items()}
-    return Geometry(**values)
 
 
 def _check_exported(found: ExportedModel) -> None:

@@ -180,7 +180,7 @@ def _describe_model(service: Service) -> dict[str, Any]:
     return {
         "release": engine.release,
         "classes": len(engine.classes),
-        "geometry": asdict(engine.geometry),
+        "geometry": engine.geometry.as_json(),
         "threshold": engine.threshold,
         **{name: engine.facts[name] for name in shown if name in engine.facts},
         "largest_batch": engine.pace.max_batch,

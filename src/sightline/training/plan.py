@@ -78,8 +78,8 @@ def recipe_geometry(recipe: Recipe) -> Geometry:
     return Geometry(
         size=(recipe.size, recipe.size),
         channels=recipe.channels or 3,
-        fit=recipe.fit,
-        filter=recipe.filter,
+        resize_mode=recipe.fit,
+        interpolation=recipe.filter,
         window=parse_window(recipe.window),
     )
 

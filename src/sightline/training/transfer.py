@@ -74,10 +74,10 @@ def inherit_settings(recipe: Recipe) -> tuple[Recipe, tuple[str, ...]]:
         what = ", ".join(word for name, word in as_it.items() if name in taken)
         flags = ", ".join(f"--{name}" for name in as_it if name in taken)
         said.append(f"Taken from '{recipe.weights}', where this starts: {what} ({flags}).")
-    if (known.fit, known.filter) != (recipe.fit, recipe.filter):
+    if (known.resize_mode, known.interpolation) != (recipe.fit, recipe.filter):
         said.append(
-            f"'{recipe.weights}' was trained on images brought to size by {known.fit}, {known.filter}; here it is "
-            f"{recipe.fit}, {recipe.filter} (--fit, --filter)."
+            f"'{recipe.weights}' was trained on images resized by {known.resize_mode}, {known.interpolation}; "
+            f"here it is {recipe.fit}, {recipe.filter} (--fit, --filter)."
         )
     return recipe.replace(**taken), tuple(said)
 
