@@ -118,7 +118,9 @@ def test_the_script_reads_pictures_as_we_do(size, fit, orientation, channels, sc
 
 
 @pytest.mark.parametrize(
-    "change", [{"interpolation": "lanczos"}, {"interpolation": "bicubic"}, {"interpolation": "box"}, {"exif": False}], ids=str
+    "change",
+    [{"interpolation": "lanczos"}, {"interpolation": "bicubic"}, {"interpolation": "box"}, {"exif": False}],
+    ids=str,
 )
 def test_the_script_follows_the_geometry(change, script):
     geometry = Geometry(size=(32, 32), **change)
