@@ -1,87 +1,63 @@
-"""Verbs that examine: check, evaluate."""
+"""The verb evaluate: metrics, groups, uncertainty and out-of-distribution detection of a classifier."""
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from cyclopts import Parameter
+from cyclopts import Group, Parameter
 
 from ..errors import DataError, RecipeError
-from . import trusting
-from .output import Device, Json, check_picture_path, emit, print_evaluation
+from .output import Options, emit, make_table, print_evaluation, update_report
 
-LearningCurveFlag = Annotated[
-    bool,
-    Parameter(
-        help="Also train on 10, 25 and 50 % of the training images: would more images help? Takes about as long "
-        "as training did.",
-        negative=(),
-    ),
-]
+if TYPE_CHECKING:
+    from rich.console import Console
 
-NO_OPTIONS = trusting.EvaluateOptions()
-CorruptionsFlag = Annotated[
-    bool,
-    Parameter(
-        help="Also test on up to 1,000 of its images in 75 corrupted forms: noise, blur, weather, compression.",
-        negative=(),
-    ),
-]
+_MORE = Group("Groups, uncertainty, out-of-distribution", sort_key=20)
 
 
-def check(
-    data: str,
-    /,
-    *,
-    limit: int | None = None,
-    size: int | None = None,
-    fit: str = "squash",
-    window: str | None = None,
-    out: Path | None = None,
-    deep: trusting.LabelIssuesFlag = False,
-    by: trusting.LabelIssuesMethod = None,
-    suspects: trusting.LabelIssuesFolder = None,
-    json: Json = False,
-) -> None:
-    """What is wrong with these images, before it costs you a week.
+def _flag(help: str) -> Parameter:
+    return Parameter(help=help, group=_MORE, negative=())
 
-    Parameters
-    ----------
-    data: str
-        A folder, archive, table or name, as for train.
-    limit: int
-        Look at about this many images.
-    size: int
-        Working size to judge by. Default: the one training would choose.
-    fit: str
-        squash, crop or pad.
-    window: str
-        Values of 16-bit images that become black and white: 0:4095.
-    out: Path
-        A picture (check.png): a contact sheet of images as the network would see them. A table (clean.csv): the
-        images worth keeping, for train; what was left out and why is written beside it.
-    """
-    from ..data import audit, draw_sample_sheet, format_audit, format_clean_summary, write_clean_manifest
-    from ..files import atomic_replace
-    from ..training import Recipe, read_dataset
 
-    tabular = out is not None and out.suffix.lower() in (".csv", ".tsv")
-    picture = None if out is None or tabular else check_picture_path(out)
-    dataset, _ = read_dataset(
-        Recipe().replace(data=data, limit=limit, size=size, fit=fit, window=window), max_bad=1.0
-    )
-    findings = audit(dataset)
-    value, text = dict(findings.values) | {"remarks": [vars(r) for r in findings.remarks]}, format_audit(findings)
-    if picture is not None:
-        with atomic_replace(picture) as temporary:
-            draw_sample_sheet(dataset).save(temporary)
-    if tabular and out is not None:
-        value["clean"] = write_clean_manifest(dataset, data, out)
-        text += f"\n\n{format_clean_summary(value['clean'], out)}"
-    if deep or by or suspects:
-        found = trusting.rank_label_issues(dataset, data, by, suspects)
-        value["suspects"] = found
-        text += f"\n\n{trusting.label_issues_text(found)}"
-    emit(value, json, lambda console, _: console.print(text, markup=False))
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class EvaluateOptions:
+    """Flags of ``evaluate`` for more than the usual metrics."""
+
+    group: Annotated[
+        str | None, _flag("A column of the data's table: accuracy by its values, and the gaps between them.")
+    ] = None
+    compare_with: Annotated[
+        Path | None, _flag("With --group: another run on the same images, to compare with.")
+    ] = None
+    risk: Annotated[
+        float | None,
+        _flag("Find the confidence threshold at which this share of the answers is wrong, such as 0.01; below it "
+              "the answer is 'unknown'."),
+    ] = None
+    coverage: Annotated[
+        float | None, _flag("Find the threshold at which this share of the images is answered, such as 0.9.")
+    ] = None
+    conformal_alpha: Annotated[
+        float | None, _flag("Error rate of conformal prediction sets: the share that may lack the true class, 0.1.")
+    ] = None
+    save: Annotated[
+        bool, _flag("Save the threshold and the conformal quantiles in the classifier, for predict.")
+    ] = False
+    ood: Annotated[
+        str | None, _flag("Out-of-distribution images: how well scores separate them from the test images.")
+    ] = None
+
+    @property
+    def any_given(self) -> bool:
+        """Whether any flag was given."""
+        return any(one not in (None, False) for one in vars(self).values())
+
+    @property
+    def asks_for_uncertainty(self) -> bool:
+        """Whether calibration, abstention or conformal sets are asked for."""
+        return self.save or any(one is not None for one in (self.risk, self.coverage, self.conformal_alpha))
 
 
 def evaluate(
@@ -89,41 +65,212 @@ def evaluate(
     data: str | None = None,
     /,
     *,
-    learning_curve: LearningCurveFlag = False,
-    corruptions: CorruptionsFlag = False,
-    wishes: trusting.EvaluateOptions = NO_OPTIONS,
-    device: Device = "auto",
-    json: Json = False,
+    learning_curve: Annotated[bool, Parameter(negative=())] = False,
+    corruptions: Annotated[bool, Parameter(negative=())] = False,
+    more: EvaluateOptions = EvaluateOptions(),
+    options: Options = Options(),
 ) -> None:
-    """Test a classifier, on its own test images or on others; or find out for whom, and how sure, it is good.
+    """Test a classifier on its test images or on other images; by group; its uncertainty.
 
     Parameters
     ----------
     run: Path
         A run or bundle folder, or an exported .onnx file.
     data: str
-        Other labelled images. Default: the run's own test split.
+        Other labelled images. Default: the test split of the run.
+    learning_curve: bool
+        Also train on 10, 25 and 50 % of the training images, to see whether more images would help. Takes about as
+        long as training did.
+    corruptions: bool
+        Also test on up to 1,000 of its images in 75 corrupted forms: noise, blur, weather, compression.
     """
-    if wishes.any_given:
-        if learning_curve or corruptions:
-            raise RecipeError("--learning-curve and --corruptions come alone: leave the other flags out.")
-        trusting.evaluate_trust(run, data, wishes, device, json)
-        return
-    from ..comparison import learning_curve_run as grow
+    from ..comparison import learning_curve_run
     from ..evaluation import evaluate_on, evaluate_run
-    from ..evidence import write_report
     from ..robustness import corrupt_run
     from ..runs import open_run
 
+    if more.any_given:
+        if learning_curve or corruptions:
+            raise RecipeError("--learning-curve and --corruptions cannot be combined with the other flags.")
+        _evaluate_more(run, data, more, options)
+        return
     if data is not None and (learning_curve or corruptions):
-        what = "A learning curve is" if learning_curve else "Corruptions are"
-        raise DataError(f"{what} tested on the run's own test images: leave DATA out.")
+        flag = "--learning-curve" if learning_curve else "--corruptions"
+        raise DataError(f"{flag} uses the test images of the run: leave DATA out.")
     if data is None:
-        opened = open_run(run, device=device)
-        grown = {"learning_curve": grow(opened).as_json()} if learning_curve else {}
-        shift = {"corruptions": corrupt_run(opened).as_json()} if corruptions else {}
-        value: dict[str, Any] = evaluate_run(opened).as_json() | grown | shift
-        write_report(opened.folder)
+        opened = open_run(run, device=options.device)
+        curve = {"learning_curve": learning_curve_run(opened).as_json()} if learning_curve else {}
+        corrupted = {"corruptions": corrupt_run(opened).as_json()} if corruptions else {}
+        value: dict[str, Any] = evaluate_run(opened).as_json() | curve | corrupted
+        update_report(opened.folder)
     else:
-        value = {"data": data, **evaluate_on(run, data, device=device).as_json()}
-    emit({"run": str(run), **value}, json, print_evaluation)
+        value = {"data": data, **evaluate_on(run, data, device=options.device).as_json()}
+    emit({"run": str(run), **value}, options.json, print_evaluation)
+
+
+def _evaluate_more(run: Path, data: str | None, more: EvaluateOptions, options: Options) -> None:
+    """Evaluate groups, uncertainty or out-of-distribution detection, and print it."""
+    from ..evaluation import evaluate_groups_on, evaluate_groups_run, evaluate_ood_run, evaluate_uncertainty_run
+    from ..runs import open_run
+
+    if more.compare_with is not None and more.group is None:
+        raise RecipeError("--compare-with compares groups: name the column with --group.")
+    if sum((more.group is not None, more.asks_for_uncertainty, more.ood is not None)) > 1:
+        raise RecipeError(
+            "--group, --ood, and the flags of uncertainty (--risk, --coverage, --conformal-alpha, --save) are "
+            "separate evaluations: run one at a time."
+        )
+    name = {"run": str(run)}
+    if more.group is not None and data is not None:
+        value = evaluate_groups_on(run, data, more.group, against=more.compare_with, device=options.device)
+        emit(name | value, options.json, print_groups)
+        return
+    if data is not None:
+        raise DataError("This evaluation uses the validation and test images of the run: leave DATA out.")
+    opened = open_run(
+        run, device=options.device,
+        remedy="this evaluation needs the validation and test images of a run, so name the run folder"
+        if more.group is None else "name the images to test it on, after it",
+    )
+    if more.group is not None:
+        other = None if more.compare_with is None else open_run(more.compare_with, device=options.device)
+        value = evaluate_groups_run(opened, more.group, against=other)
+        update_report(run)
+        emit(name | value, options.json, print_groups)
+    elif more.ood is not None:
+        emit({**evaluate_ood_run(opened, more.ood), **name}, options.json, print_ood)
+    else:
+        alpha = 0.1 if more.conformal_alpha is None else more.conformal_alpha
+        value = evaluate_uncertainty_run(
+            opened, risk=more.risk, coverage=more.coverage, alpha=alpha, keep=more.save
+        )
+        update_report(run)
+        emit({**value, **name}, options.json, print_uncertainty)
+
+
+def print_groups(console: "Console", value: Mapping[str, Any]) -> None:
+    """Metrics of each group, the gaps between groups, and the change of another classifier."""
+    rows = [
+        (
+            f"{row['group']}{' (few images)' if row['small'] else ''}",
+            f"{row['n']:,}",
+            f"{row['accuracy']:.2%}",
+            _format_bounds(row["intervals"]["accuracy"]),
+            f"{row['confidence']:.2%}",
+            "-" if row["worst_class"] is None else f"{row['worst_recall']:.1%} of {row['worst_class']}",
+        )
+        for row in value["groups"]
+    ]
+    heads = (value["column"], "images", "accuracy", "95 % interval", "mean confidence", "lowest recall")
+    console.print(make_table(heads, rows))
+    console.print()
+    console.print(make_table(("gap between groups", "", "95 % interval"), _gap_rows(value)))
+    if "changes" in value:
+        console.print(f"\n[bold]Compared with {value['against']['run']}[/bold]\n")
+        console.print(
+            make_table((value["column"], "before", "after", "change", "95 % interval"), _change_rows(value))
+        )
+        console.print()
+        console.print(make_table(("gap between groups, after", "", "95 % interval"), _gap_rows(value["against"])))
+    for remark in value["remarks"]:
+        console.print(f"\n{remark}", markup=False)
+
+
+def _gap_rows(value: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    names = {"gap": "accuracy", "demographic_parity": "demographic parity, largest over classes"}
+    names["equalised_odds"] = "equalised odds, largest over classes"
+    rows = [
+        (title, f"{value[name]['value']:.2%}", _format_bounds(value[name]))
+        for name, title in names.items()
+        if value[name]
+    ]
+    means = value["means_over_classes"]
+    rows += [
+        (f"{name.replace('_', ' ')}, mean over classes", f"{mean:.2%}", "")
+        for name, mean in means.items()
+        if mean is not None
+    ]
+    return rows
+
+
+def _change_rows(value: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    return [
+        (
+            one["group"],
+            f"{one['before']:.2%}",
+            f"{one['after']:.2%}",
+            f"{100 * one['difference']['value']:+.2f}",
+            f"{100 * one['difference']['low']:+.2f} to {100 * one['difference']['high']:+.2f}",
+        )
+        for one in value["changes"]
+    ]
+
+
+def _format_bounds(bounds: Mapping[str, float]) -> str:
+    return f"{bounds['low']:.2%} to {bounds['high']:.2%}"
+
+
+def print_uncertainty(console: "Console", value: Mapping[str, Any]) -> None:
+    """Calibration, risk by coverage, the threshold, and conformal sets."""
+    before = value["uncalibrated"]
+    names = {"ece": "ECE, equal-width bins", "ece_equal_mass": "ECE, equal-mass bins", "mce": "largest gap of a bin"}
+    rows = [(title, f"{before[name]:.2%}", f"{value[name]:.2%}") for name, title in names.items()]
+    console.print(f"\n[bold]Uncertainty on {value['n']:,} test images[/bold]\n")
+    console.print(make_table(("", "at temperature 1", f"at {value['temperature']:g}"), rows))
+    console.print()
+    risks = [(f"{float(share):.0%}", f"{risk:.2%}") for share, risk in value["risk_at"].items()]
+    console.print(make_table(("coverage", "error rate"), risks))
+    console.print(f"\nAURC {value['aurc']:.5f}, of which {value['excess_aurc']:.5f} is avoidable.", markup=False)
+    if chosen := value["abstention"]:
+        tested = chosen["test"]
+        console.print(f"\n{chosen['sentence']}", markup=False)
+        console.print(
+            f"On the test set it answers {tested['coverage']['value']:.1%}; {tested['risk']['value']:.2%} of these "
+            f"answers are wrong (95 % interval {_format_bounds(tested['risk'])}).",
+            markup=False,
+        )
+    sets = value["conformal"]
+    rows = [_set_row(name, one) for name, one in sets["kinds"].items()]
+    heads = ("sets", "coverage", "95 % interval", "mean size", "empty", "of one class", "worst class")
+    title = f"Conformal sets at error rate {sets['alpha']:g}, calibrated on {sets['images']:,} validation images"
+    console.print(f"\n[bold]{title}[/bold]\n")
+    console.print(make_table(heads, rows))
+    for remark in sets["remarks"]:
+        console.print(f"\n{remark}", markup=False)
+    done = "Saved in the classifier." if value["kept"] else "The classifier is unchanged; --save saves these settings."
+    console.print(f"\n{done}", markup=False)
+
+
+def _set_row(name: str, one: Mapping[str, Any]) -> tuple[str, ...]:
+    return (
+        name.replace("-per-class", ", each class"),
+        f"{one['coverage']:.2%}",
+        _format_bounds(one["intervals"]["coverage"]),
+        f"{one['size']:.2f}",
+        f"{one['empty']:.1%}",
+        f"{one['single']:.1%}",
+        f"{one['worst_class']:.1%}",
+    )
+
+
+def print_ood(console: "Console", value: Mapping[str, Any]) -> None:
+    """Out-of-distribution scores, best first; in-distribution images are the positives."""
+    rows = [
+        (
+            row["score"],
+            f"{row['auroc']:.4f}",
+            "{low:.4f} to {high:.4f}".format(**row["intervals"]["auroc"]),
+            f"{row['fpr95']:.2%}",
+            _format_bounds(row["intervals"]["fpr95"]),
+        )
+        for row in value["scores"]
+    ]
+    console.print(
+        f"\n[bold]{value['n']:,} test images (positives) and {value['n_outliers']:,} images of "
+        f"'{value['data']}'[/bold]\n"
+    )
+    console.print(make_table(("score", "AUROC", "95 % interval", "FPR at 95 % TPR", "95 % interval"), rows))
+    for row in value["failed"]:
+        console.print(f"\n{row['score']}: {row['error']}", markup=False)
+    for remark in value["remarks"]:
+        console.print(f"\n{remark}", markup=False)

@@ -1,0 +1,97 @@
+"""The verb check: problems of a data set, before training."""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+from cyclopts import Group, Parameter
+
+from .output import OutputOptions, check_picture_path, emit
+
+MAX_PRINTED_LABEL_ISSUES = 10
+"""Label issues that are printed; the table has all of them."""
+
+_LABELS = Group("Label issues", sort_key=20)
+
+
+def check(
+    data: str,
+    /,
+    *,
+    limit: int | None = None,
+    size: int | None = None,
+    resize_mode: str = "squash",
+    window: str | None = None,
+    out: Path | None = None,
+    label_issues: Annotated[bool, Parameter(negative=(), group=_LABELS)] = False,
+    by: Annotated[str | None, Parameter(group=_LABELS)] = None,
+    out_dir: Annotated[Path | None, Parameter(group=_LABELS)] = None,
+    options: OutputOptions = OutputOptions(),
+) -> None:
+    """Find unreadable files, duplicates, leaks between splits, imbalance and wrong labels, before training.
+
+    Parameters
+    ----------
+    data: str
+        A folder, archive, table or name, as for train.
+    limit: int
+        Check about this many images.
+    size: int
+        Image size (pixels) to judge by. Default: the size that training would choose.
+    resize_mode: str
+        squash, crop or pad.
+    window: str
+        Values of 16-bit images that become black and white: 0:4095.
+    out: Path
+        A picture (check.png): a contact sheet of the images as the network would see them. A table (clean.csv): the
+        images worth keeping, for train; a second table lists what was left out and why.
+    label_issues: bool
+        Also rank labels that look wrong, by classifiers that were not trained on the image: seconds for a thousand
+        small images.
+    by: str
+        Method of --label-issues: a baseline (default: svm-rbf@hog) or a network.
+    out_dir: Path
+        Folder for the results of --label-issues. Default: runs/DATA-suspects.
+    """
+    from ..data import audit, draw_sample_sheet, format_audit, format_clean_summary, write_clean_manifest
+    from ..files import atomic_replace
+    from ..training import Recipe, read_dataset
+
+    is_table = out is not None and out.suffix.lower() in (".csv", ".tsv")
+    picture = None if out is None or is_table else check_picture_path(out)
+    recipe = Recipe().replace(data=data, limit=limit, size=size, fit=resize_mode, window=window)
+    dataset, _ = read_dataset(recipe, max_bad=1.0)
+    findings = audit(dataset)
+    value, text = dict(findings.values) | {"remarks": [vars(r) for r in findings.remarks]}, format_audit(findings)
+    if picture is not None:
+        with atomic_replace(picture) as temporary:
+            draw_sample_sheet(dataset).save(temporary)
+    if is_table and out is not None:
+        value["clean"] = write_clean_manifest(dataset, data, out)
+        text += f"\n\n{format_clean_summary(value['clean'], out)}"
+    if label_issues or by or out_dir:
+        from ..comparison import DEFAULT_LABEL_CHECKER, find_label_issues, write_label_issues
+
+        name = re.sub(r"[^\w.-]+", "_", Path(data).name.partition(".")[0]) or "data"
+        found = find_label_issues(dataset, by or DEFAULT_LABEL_CHECKER)
+        files = write_label_issues(found, dataset, out_dir or Path("runs") / f"{name}-suspects")
+        value["suspects"] = {**found.as_json(), "files": files}
+        text += f"\n\n{format_label_issues(value['suspects'])}"
+    emit(value, options.json, lambda console, _: console.print(text, markup=False))
+
+
+def format_label_issues(value: Mapping[str, Any]) -> str:
+    """The labels that look most wrong, and what to expect of the list."""
+    lines = [value["sentence"]]
+    for rank, one in enumerate(value["suspects"][:MAX_PRINTED_LABEL_ISSUES], 1):
+        lines.append(
+            f"  {rank}. {one['file']}: labelled {one['label']} ({one['p_label']:.1%}), "
+            f"looks like {one['suggested']} ({one['p_suggested']:.1%})"
+        )
+    if (more := len(value["suspects"]) - MAX_PRINTED_LABEL_ISSUES) > 0:
+        lines.append(f"  ... and {more:,} more in {value['files']['table']}")
+    lines += value["remarks"]
+    if "gallery" in value["files"]:
+        lines.append(f"Look at {value['files']['gallery']}: each image with its label and the suggested one.")
+    return "\n".join(lines)
