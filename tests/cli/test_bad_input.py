@@ -391,7 +391,7 @@ def test_predict_of_nothing(check_refused, made, monkeypatch):
     check_refused(("predict", made, "*.png"), "No image was found at '*.png'")
     check_refused(("predict", made, "x.png", "--top", "0"), "--top is 0")
     check_refused(("predict", made, "x.png", "--fomr", "csv"), "There is no option '--fomr'")
-    check_refused(("predict", made, "x.png", "--form", "xml"), "--form")
+    check_refused(("predict", made, "x.png", "--format", "xml"), "--format")
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"")))
     check_refused(("predict", made), "Nothing came from stdin")
 

@@ -21,6 +21,7 @@ from sklearn.datasets import load_digits
 
 from sightline import __version__
 from sightline.classifier import Classifier
+from sightline.cli.app import OLD_FLAGS, app, rename_old_flags
 from sightline.training import defaults
 
 TINY = ("--model", "mlp", "--size", "8", "--limit", "300", "--epochs", "1")
@@ -123,6 +124,28 @@ def test_the_installed_script_is_the_same_program():
         pytest.skip("the package is not installed with its script")
     done = subprocess.run([script, "--version"], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == __version__
+
+
+@pytest.mark.parametrize("verb", OLD_FLAGS)
+def test_every_old_flag_becomes_a_flag_of_its_verb(verb):
+    """In both forms of the command line; the command line itself refuses the old names."""
+    for old, new in OLD_FLAGS[verb].items():
+        assert rename_old_flags([verb, f"--{old}", "1"]) == [verb, f"--{new}", "1"]
+        assert rename_old_flags([verb, f"--{old}=1"]) == [verb, f"--{new}=1"]
+        flags = {name for argument in app[verb].assemble_argument_collection() for name in argument.names}
+        assert f"--{new}" in flags
+        assert f"--{old}" not in flags
+
+
+def test_old_flags_belong_to_their_verb_and_to_flags_only():
+    words = ["releases", "site", "prune", "--keep", "5"]
+    assert rename_old_flags(words) == words
+    assert rename_old_flags(["predict", "runs/a", "keep.png", "form"]) == ["predict", "runs/a", "keep.png", "form"]
+
+
+def test_an_old_command_still_works(cli, run, images):
+    new = cli("predict", run, images, "--format", "csv", "--threshold", "0.5").out
+    assert cli("predict", run, images, "--form", "csv", "--unknown-below=0.5").out == new
 
 
 # Verbs that make
@@ -309,8 +332,8 @@ def test_predict_names_files_folders_and_patterns_in_order(cli, run, images):
 
 def test_every_form_gives_the_same_answers(cli, run, images, tmp_path):
     words = ("predict", run, images, "--top", "2")
-    lines = [json.loads(line) for line in cli(*words, "--form", "jsonl").out.splitlines()]
-    table = list(csv.DictReader(io.StringIO(cli(*words, "--form", "csv").out)))
+    lines = [json.loads(line) for line in cli(*words, "--format", "jsonl").out.splitlines()]
+    table = list(csv.DictReader(io.StringIO(cli(*words, "--format", "csv").out)))
     value = json.loads(cli(*words, "--json").out)
     assert value == {"n": 12, "predictions": lines}
     assert [row["label"] for row in table] == [line["label"] for line in lines]
@@ -320,7 +343,7 @@ def test_every_form_gives_the_same_answers(cli, run, images, tmp_path):
     assert all(
         f": {line['label']} {line['confidence']:.1%}" in said for line, said in zip(lines, text, strict=True)
     )
-    assert cli(*words, "--form", "csv", "--out", tmp_path / "a" / "b.csv").out == ""
+    assert cli(*words, "--format", "csv", "--out", tmp_path / "a" / "b.csv").out == ""
     assert list(csv.DictReader(io.StringIO((tmp_path / "a" / "b.csv").read_text()))) == table
 
 
@@ -335,7 +358,7 @@ def test_an_unreadable_file_is_a_row_with_its_error(cli, run, images, tmp_path):
     assert good["error"] is None
     assert good["label"] in "0123456789"
     assert "could not be read" in cli(*words).out
-    assert [bool(row["error"]) for row in csv.DictReader(io.StringIO(cli(*words, "--form", "csv").out))] == [
+    assert [bool(row["error"]) for row in csv.DictReader(io.StringIO(cli(*words, "--format", "csv").out))] == [
         1,
         1,
         0,
@@ -357,7 +380,7 @@ def test_predict_takes_names_or_an_image_from_stdin(cli, run, images, monkeypatc
 
 def test_a_bundle_answers_like_its_run(cli, run, images, tmp_path):
     shutil.copytree(run / "classifier", tmp_path / "bundle")
-    answers = [cli("predict", folder, images, "--form", "jsonl").out for folder in (run, tmp_path / "bundle")]
+    answers = [cli("predict", folder, images, "--format", "jsonl").out for folder in (run, tmp_path / "bundle")]
     assert answers[0] == answers[1] != ""
 
 

@@ -160,7 +160,7 @@ def test_what_is_written(digits, tmp_path):
 
 
 def test_check_deep(cli, tmp_path):
-    words = ("check", "digits", "--limit", "400", "--deep", "--suspects", tmp_path / "s")
+    words = ("check", "digits", "--limit", "400", "--label-issues", "--out-dir", tmp_path / "s")
     answer = cli(*words)
     assert answer.code == 0, answer.err
     assert "wrong among 4" in answer.out

@@ -310,7 +310,7 @@ def test_calibration_of_two_classes_and_of_no_errors():
 
 def test_evaluate_and_predict_say_unknown(cli, run, tmp_path):
     folder = shutil.copytree(run.folder, tmp_path / "run")
-    answer = cli("evaluate", folder, "--coverage", "0.8", "--keep")
+    answer = cli("evaluate", folder, "--coverage", "0.8", "--save")
     assert answer.code == 0, answer.err
     assert "of the validation images" in answer.out
     assert "Kept in the classifier" in answer.out
@@ -328,10 +328,10 @@ def test_evaluate_and_predict_say_unknown(cli, run, tmp_path):
     for row, line in zip(rows, lines, strict=True):
         said = f"{row['label']} {row['confidence']:.1%}"
         assert (f": unknown  ({said}" if row["abstained"] else f": {said}") in line
-    every = cli("predict", folder, *files, "--unknown-below", "1").out.splitlines()
+    every = cli("predict", folder, *files, "--threshold", "1").out.splitlines()
     assert sum(": unknown" in line for line in every) >= 29
-    assert ": unknown" not in cli("predict", folder, *files, "--unknown-below", "0").out
-    assert "abstained" in cli("predict", folder, *files[:1], "--form", "csv").out.splitlines()[0]
+    assert ": unknown" not in cli("predict", folder, *files, "--threshold", "0").out
+    assert "abstained" in cli("predict", folder, *files[:1], "--format", "csv").out.splitlines()[0]
 
 
 @pytest.mark.parametrize(
@@ -339,7 +339,7 @@ def test_evaluate_and_predict_say_unknown(cli, run, tmp_path):
     [
         (("--risk", "0.1", "--coverage", "0.9"), "one threshold can meet one of them"),
         (("--risk", "2"), "risk asked for is 2.0"),
-        (("--against", "elsewhere"), "--group"),
+        (("--compare-with", "elsewhere"), "--group"),
         (("--group", "width", "--coverage", "0.9"), "one at a time"),
         (("digits", "--coverage", "0.9"), "Name the run alone"),
         (("--coverage", "0.9", "--learning-curve"), "leave the other flags out"),
@@ -353,7 +353,7 @@ def test_wishes_that_cannot_be_are_one_sentence(cli, run, words, said):
 
 
 def test_an_impossible_threshold_on_the_command_line(cli, run):
-    answer = cli("predict", run.folder, "x.png", "--unknown-below", "80")
+    answer = cli("predict", run.folder, "x.png", "--threshold", "80")
     assert (answer.code, "0.8" in answer.err) == (2, True)
 
 

@@ -144,7 +144,7 @@ def test_a_bundle_gives_back_the_same_sets(by, per_class):
 def test_a_bundle_that_was_not_calibrated_or_is_damaged():
     p, labels = population(120)
     answers = quantiles_json(p, labels)
-    with pytest.raises(DataError, match=r"no conformal sets yet.*evaluate RUN --sets 0\.1 --keep"):
+    with pytest.raises(DataError, match=r"no conformal sets yet.*evaluate RUN --conformal-alpha 0\.1 --save"):
         load_sets({}, 6, 0.1)
     with pytest.raises(DataError, match=r"0\.07 are not kept: choose one of 0\.01, 0\.02, 0\.05"):
         load_sets(answers, 6, 0.07)
@@ -179,17 +179,17 @@ def test_sets_from_the_command_line(cli, tmp_path):
     from PIL import Image
 
     Image.fromarray(run.splits.test[:1][0, ..., 0]).save(image)
-    answer = cli("predict", run.folder, image, "--sets", "0.1")
+    answer = cli("predict", run.folder, image, "--alpha", "0.1")
     assert answer.code == 2
     assert "no conformal sets yet" in answer.err
-    answer = cli("evaluate", run.folder, "--sets", "0.05", "--keep")
+    answer = cli("evaluate", run.folder, "--conformal-alpha", "0.05", "--save")
     assert answer.code == 0, answer.err
     assert "error rate 0.05" in answer.out
-    (row,) = json.loads(cli("predict", run.folder, image, "--sets", "0.05", "--json").out)["predictions"]
+    (row,) = json.loads(cli("predict", run.folder, image, "--alpha", "0.05", "--json").out)["predictions"]
     assert set(row["among"]) <= set("0123456789")
-    line = cli("predict", run.folder, image, "--sets", "0.05", "--top", "1").out
+    line = cli("predict", run.folder, image, "--alpha", "0.05", "--top", "1").out
     assert line.rstrip().endswith("{" + ", ".join(row["among"]) + "}")
-    assert cli("predict", run.folder, image, "--sets", "0.05", "--per-class").code == 0
-    table = cli("predict", run.folder, image, "--sets", "0.05", "--form", "csv").out.splitlines()
+    assert cli("predict", run.folder, image, "--alpha", "0.05", "--per-class").code == 0
+    table = cli("predict", run.folder, image, "--alpha", "0.05", "--format", "csv").out.splitlines()
     assert table[0].endswith(",among")
     assert table[1].endswith(";".join(row["among"]))

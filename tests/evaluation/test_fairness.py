@@ -446,7 +446,7 @@ def test_the_weights_of_groups_survive_a_kill(coloured, tmp_path, monkeypatch):
 
 
 def test_groups_from_the_command_line(cli, coloured, plain, fair, tmp_path):
-    answer = cli("evaluate", plain.folder, "--group", "colour", "--against", fair.folder)
+    answer = cli("evaluate", plain.folder, "--group", "colour", "--compare-with", fair.folder)
     assert answer.code == 0, answer.err
     assert "equalised odds, largest over classes" in answer.out
     assert "Against fair" in answer.out
@@ -462,7 +462,7 @@ def test_groups_from_the_command_line(cli, coloured, plain, fair, tmp_path):
     [
         (("--group", "color"), "Did you mean 'colour'"),
         (("--group", "same"), "no groups to compare"),
-        (("--group", "colour", "--against", "nowhere"), "nowhere"),
+        (("--group", "colour", "--compare-with", "nowhere"), "nowhere"),
     ],
 )
 def test_groups_that_cannot_be_are_one_sentence(cli, plain, words, said):

@@ -158,7 +158,7 @@ def test_separation_of_nothing_is_refused():
 
 
 def test_a_run_against_images_that_do_not_belong(cli, run):
-    answer = cli("evaluate", run.folder, "--outliers", "shapes:60")
+    answer = cli("evaluate", run.folder, "--ood", "shapes:60")
     assert answer.code == 0, answer.err
     assert "(positive)" in answer.out
     saved = json.loads((run.folder / "outliers.json").read_text())

@@ -369,7 +369,7 @@ def pictures(tmp_path, images):
 
 
 def test_the_shell_gives_the_same_answers(cli, service, site, pictures):
-    words = (pictures, "--top", "2", "--form")
+    words = (pictures, "--top", "2", "--format")
     bundle = site / "releases" / "0001" / "classifier"
     assert cli("predict", "--url", service.url, *words, "text").out == cli("predict", bundle, *words, "text").out
     ours, theirs = (
@@ -387,7 +387,7 @@ def test_the_shell_gives_the_same_answers(cli, service, site, pictures):
 
 
 def test_the_shell_decides_below_which_confidence_an_answer_is_unknown(cli, service, pictures):
-    words = ("predict", "--url", service.url, pictures / "0.jpg", pictures / "3.png", "--unknown-below")
+    words = ("predict", "--url", service.url, pictures / "0.jpg", pictures / "3.png", "--threshold")
     assert ": unknown" in cli(*words, "1").out
     assert ": unknown" not in cli(*words, "0").out
     assert "could not be read" in cli(*words, "1").out
@@ -409,7 +409,7 @@ def test_the_shell_brings_a_key(cli, guarded, pictures, tmp_path, monkeypatch):
     ("words", "said"),
     [
         (("x.jpg", "--url", "nowhere"), "no URL of a service"),
-        (("x.jpg", "--url", "http://127.0.0.1:1", "--sets", "0.1"), "--sets needs the classifier itself"),
+        (("x.jpg", "--url", "http://127.0.0.1:1", "--alpha", "0.1"), "--alpha needs a local classifier"),
         (("run", "x.jpg", "--subject", "Ada"), "give its --url too"),
         (("run", "x.jpg", "--key-file", "k"), "give its --url too"),
         (("x.jpg", "--url", "http://127.0.0.1:1", "--key-file", "absent"), "The key file 'absent' cannot be read"),

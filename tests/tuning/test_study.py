@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sightline.cli.tune import NO_TUNE_FLAGS, _recipe_and_space
+from sightline.cli.tune import NO_TUNE_FLAGS, recipe_and_space
 from sightline.errors import Interrupted, OutputError, RecipeError, TrainingError
 from sightline.evaluation.model_evaluation import evaluate
 from sightline.training.recipe import Recipe
@@ -295,7 +295,7 @@ def test_workers_share_a_study_and_trials_of_a_dead_one_are_finished(tmp_path, m
 def test_the_verb_tunes_tests_and_tells(cli, tmp_path):
     words = ("tune", "digits", "--model", "mlp", "--size", "8", "--limit", "300", "--epochs", "1")
     words += ("--out", tmp_path / "a study")
-    words += ("--over", "lr=0.05,0.1", "weight_decay=0,1e-3", "--by", "grid")
+    words += ("--search-space", "lr=0.05,0.1", "weight_decay=0,1e-3", "--by", "grid")
     answer = cli(*words, "--json")
     assert answer.code == 0, answer.err
     value = json.loads(answer.out)
@@ -315,7 +315,7 @@ def test_the_verb_tunes_tests_and_tells(cli, tmp_path):
 
 def test_the_preset_is_a_space_that_can_be_made_smaller():
     flags = replace(NO_TUNE_FLAGS, size=8, optimizer="adamw")
-    base, words, by = _recipe_and_space(flags, None, "table3", ("model.depth=3,4", "batch-size=16,32"))
+    base, words, by = recipe_and_space(flags, None, "table3", ("model.depth=3,4", "batch-size=16,32"))
     assert base == Recipe(model="plain-cnn", optimizer="adamw", size=8)
     space = parse_space(words, base)
     assert {name: space.ranges[name].grid_values() for name in ("model.depth", "batch_size", "epochs")} == {
@@ -329,15 +329,15 @@ def test_the_preset_is_a_space_that_can_be_made_smaller():
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (("--over", "lrr=1..2"), "no field 'lrr' to search"),
-        (("--over", "lr=2..1"), "is reversed"),
+        (("--search-space", "lrr=1..2"), "no field 'lrr' to search"),
+        (("--search-space", "lr=2..1"), "is reversed"),
         ((), "Name what to search"),
-        (("--over", "lr=0.1,0.2", "--by", "gird"), "Did you mean 'grid'"),
-        (("--over", "lr=0.1,0.2", "--storage", "nosuch://x/y"), "that kind of database is unknown"),
-        (("--over", "lr=0.1,0.2", "--trials", "many"), "many"),
+        (("--search-space", "lr=0.1,0.2", "--by", "gird"), "Did you mean 'grid'"),
+        (("--search-space", "lr=0.1,0.2", "--storage", "nosuch://x/y"), "that kind of database is unknown"),
+        (("--search-space", "lr=0.1,0.2", "--trials", "many"), "many"),
         (("--preset", "tabel3"), "Did you mean 'table3'"),
-        (("--over", "epochs=0..3"), "trains nothing"),
-        (("--over", "lr=0.1,0.2", "--workers", "1000000"), "--workers is 1000000: use at most"),
+        (("--search-space", "epochs=0..3"), "trains nothing"),
+        (("--search-space", "lr=0.1,0.2", "--workers", "1000000"), "--workers is 1000000: use at most"),
     ],
 )
 def test_mistakes_are_a_sentence(words, said, cli, tmp_path):

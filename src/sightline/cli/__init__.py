@@ -1,4 +1,4 @@
-"""The same verbs, from a shell: ``sightline VERB ...``."""
+"""The command line: ``sightline VERB ...``."""
 
 import gc
 import sys
@@ -10,23 +10,24 @@ __all__ = ["GC_THRESHOLD", "main"]
 
 
 GC_THRESHOLD = 100_000
-"""New objects after which Python looks for garbage. Imports make many and none of it, and to look through
-them over and over delays every command."""
+"""New objects that trigger a garbage collection. Imports create many objects and no garbage, and collections would
+delay every command."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; its exit code is 0 done, 2 the user can fix it, 3 a requirement is not met, 130
-    interrupted.
+    """Run one command. Exit codes: 0 done, 2 user error, 3 a requirement is missed, 130 interrupted.
 
-    Mistakes are one sentence on stderr; ``--debug`` shows the traceback as well.
+    An error is one sentence on stderr; ``--debug`` also shows its traceback.
     """
     gc.set_threshold(max(GC_THRESHOLD, gc.get_threshold()[0]))
     words = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in words
-    words = ["--help" if word == "--help-all" else word for word in words if word != "--debug"]
     from cyclopts import CycloptsError
 
-    from .app import app
+    from .app import app, rename_old_flags
+
+    words = ["--help" if word == "--help-all" else word for word in words if word != "--debug"]
+    words = rename_old_flags(words)
 
     try:
         app(words, exit_on_error=False, print_error=False, result_action="return_value")
@@ -39,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return _print_error("Interrupted.", 130)
     except BrokenPipeError:
-        sys.stdout = None  # the reader of our output is gone: nothing more to say, and not an error
+        sys.stdout = None  # the reader of our output has gone: not an error
         return 0
     except OSError as error:
         if debug or error.filename is None:
@@ -55,7 +56,7 @@ def _usage_error_text(error: Exception, words: Sequence[str]) -> str:
     if isinstance(error, UnknownCommandError):
         return f"{text} See: sightline --help"
     if isinstance(error, UnusedCliTokensError):
-        text = f"There is no place for {' '.join(map(repr, error.unused_tokens or ()))} in this command."
+        text = f"This command has no place for {' '.join(map(repr, error.unused_tokens or ()))} in this command."
     return f"{text} See: sightline {words[0]} --help"
 
 

@@ -1,4 +1,6 @@
-"""The commands, in the order of an image classifier's life; each is imported when it is called."""
+"""The commands, in the order of a classifier's life; each is imported when it is called."""
+
+from collections.abc import Mapping, Sequence
 
 from cyclopts import App, Group
 
@@ -14,9 +16,9 @@ app = App(
     help="From a folder of images to a classifier you can trust, ship and keep.\n\n"
     "Start with: sightline demo. Then: sightline train YOUR_FOLDER",
     help_format="plaintext",
-    help_epilogue="Every command takes --help (train: --help-all), --json and --debug.",
+    help_epilogue="Every command accepts --help (train: --help-all), --json and --debug.",
     version=_version,
-    suppress_keyboard_interrupt=False,  # main() says what was saved
+    suppress_keyboard_interrupt=False,  # main() prints what was saved
 )
 
 MAKE = Group("Make", sort_key=1)
@@ -28,7 +30,7 @@ COMMANDS = (
         MAKE,
         "demo",
         "train:demo",
-        "Train, test and report on real handwritten digits; nothing to download.",
+        "Train, test and report on real handwritten digits; downloads nothing.",
         "sightline demo",
     ),
     (
@@ -42,116 +44,148 @@ COMMANDS = (
         MAKE,
         "combine",
         "combine:combine",
-        "Make one classifier of several: the mean of their answers, or of their weights.",
+        "Make one classifier from several: the mean of their predictions, or of their weights.",
         "sightline combine runs/a runs/b runs/c --out runs/all",
     ),
     (
         MAKE,
         "tune",
         "tune:tune",
-        "Search for the recipe that does best, then train and test the winner.",
-        "sightline tune photos.zip --over lr=1e-3..1e-1 --over batch_size=32,64,128 --trials 20",
+        "Search for the best recipe, then train and test the winner.",
+        "sightline tune photos.zip --search-space lr=1e-3..1e-1 --search-space batch_size=32,64,128 --trials 20",
     ),
     (
         MAKE,
         "compress",
         "compress:compress",
-        "Make a smaller classifier of one: healed, and measured beside it in one run.",
+        "Make a smaller classifier, fine-tuned and compared with the original.",
         "sightline compress runs/photos --by channels:0.4,int8 --out runs/small",
     ),
     (
         EXAMINE,
         "check",
-        "evaluate:check",
-        "What is wrong with these images, before it costs you a week.",
+        "check:check",
+        "Find problems of a data set before training: duplicates, leaks, imbalance, wrong labels.",
         "sightline check photos.zip --out check.png",
     ),
     (
         EXAMINE,
         "evaluate",
         "evaluate:evaluate",
-        "Test a classifier, on its own test images or on others.",
+        "Test a classifier on its test images or on others: metrics, groups, uncertainty.",
         "sightline evaluate runs/photos new-photos/",
     ),
     (
         EXAMINE,
         "report",
         "report:report",
-        "One page with all the evidence that is saved in a run.",
+        "Write one page with all results of a run, and check requirements.",
         "sightline report runs/photos --collect --require accuracy=0.9",
     ),
     (
         EXAMINE,
         "attack",
         "attack:attack",
-        "How many answers stay right when someone changes the images to break them.",
+        "Measure accuracy under adversarial attacks.",
         "sightline attack runs/photos --by pgd --eps 8/255 --out attacked.png",
     ),
     (
         EXAMINE,
         "compare",
         "compare:compare",
-        "Networks and classical baselines on the same images, ranked.",
+        "Train networks and classical baselines on the same images, and rank them.",
         "sightline compare photos.zip --models lenet5,resnet20 --baselines svm-rbf,knn --features hog",
     ),
     (
         EXAMINE,
         "explain",
         "explain:explain",
-        "Why this answer: what speaks for it, what would change it, and whether to believe that.",
+        "Explain predictions: saliency maps, counterfactuals, and how far to trust them.",
         "sightline explain runs/photos cat.jpg dog.jpg --by all --out why.png",
     ),
     (
         USE,
         "predict",
         "predict:predict",
-        "Name what is in images: files, folders, globs or stdin.",
-        "sightline predict runs/photos holiday/*.jpg --form csv --out answers.csv",
+        "Classify images: files, folders, globs or stdin.",
+        "sightline predict runs/photos holiday/*.jpg --format csv --out answers.csv",
     ),
     (
         USE,
         "export",
         "export:export",
-        "One file for someone else's program, refused if its answers differ.",
+        "Export to a file for another program; refuses if its predictions differ.",
         "sightline export runs/photos --to onnx --out model.onnx",
     ),
     (
         USE,
         "serve",
         "serve:serve",
-        "Answer requests over HTTP, remember the answers, and take corrections.",
+        "Serve a classifier over HTTP, with a journal of predictions and corrections.",
         "sightline serve site --port 8000",
     ),
     (
         USE,
         "releases",
-        "journal:releases",
-        "The releases of a site: publish one, promote it, go back.",
+        "site:releases",
+        "Manage the releases of a site: publish, promote, roll back.",
         "sightline releases site publish runs/photos",
     ),
     (
         USE,
         "keys",
-        "journal:keys",
-        "Who may ask a site, and for what.",
+        "site:keys",
+        "Manage the API keys of a site.",
         "sightline keys site make camera --scopes predict,feedback",
     ),
     (
         USE,
         "journal",
         "journal:journal",
-        "What a site has answered, and what it was told since.",
+        "List, export and erase the predictions of a site and their corrections.",
         "sightline journal site list --limit 20",
     ),
-    (USE, "runs", "list_members:runs", "The runs in a folder, newest first.", "sightline runs"),
+    (USE, "runs", "list_members:runs", "List the runs in a folder, newest first.", "sightline runs"),
     (
         USE,
         "list",
         "list_members:list_members",
-        "What can be chosen: models, augmentations, losses, ...",
+        "List the choices: models, augmentations, losses, ...",
         "sightline list models",
     ),
 )
 
 for group, verb, where, purpose, example in COMMANDS:
     app.command(f"sightline.cli.{where}", name=verb, help=f"{purpose}\n\nExample: {example}", group=group)
+
+
+OLD_FLAGS: Mapping[str, Mapping[str, str]] = {
+    "check": {"deep": "label-issues", "suspects": "out-dir", "fit": "resize-mode"},
+    "compress": {"allowance": "max-accuracy-drop"},
+    "evaluate": {"against": "compare-with", "keep": "save", "outliers": "ood", "sets": "conformal-alpha"},
+    "predict": {"form": "format", "sets": "alpha", "unknown-below": "threshold"},
+    "report": {"beside": "compare-with"},
+    "tune": {"over": "search-space", "refine": "zoom-rounds"},
+}
+"""Verb -> flags of earlier releases and their names today; those of recipe fields are in `RENAMED_FIELDS`."""
+
+
+def rename_old_flags(words: Sequence[str]) -> list[str]:
+    """The words of a command line with the flags of earlier releases renamed.
+
+    >>> rename_old_flags(["evaluate", "runs/photos", "--sets=0.1", "--keep"])
+    ['evaluate', 'runs/photos', '--conformal-alpha=0.1', '--save']
+    """
+    verb = next((word for word in words if not word.startswith("-")), "")
+    names = dict(OLD_FLAGS.get(verb, {}))
+    if verb in ("train", "tune", "compare"):
+        from .. import training
+
+        renamed = getattr(training.recipe, "RENAMED_FIELDS", {})
+        names |= {old.replace("_", "-"): new.replace("_", "-") for old, new in renamed.items()}
+    current = []
+    for word in words:
+        flag, equals, value = word.partition("=")
+        new = names.get(flag[2:].replace("_", "-")) if flag.startswith("--") else None
+        current.append(word if new is None else f"--{new}{equals}{value}")
+    return current

@@ -1,10 +1,10 @@
-"""The verb that attacks: attack."""
+"""The verb attack: accuracy under adversarial attack."""
 
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from .output import Device, Json, check_picture_path, emit, make_table, update_report
+from .output import DEFAULTS, Options, check_picture_path, emit, make_table, update_report
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -23,33 +23,32 @@ def attack(
     checks: bool = True,
     out: Path | None = None,
     seed: int = 0,
-    device: Device = "auto",
-    json: Json = False,
+    options: Options = DEFAULTS,
 ) -> None:
-    """How many answers stay right when someone changes the images to break them.
+    """Measure accuracy on images that an attacker changed to fool the classifier.
 
     Parameters
     ----------
     run: Path
         A run or bundle folder.
     data: str
-        Other labelled images. Default: the run's own test split.
+        Other labelled images. Default: the test split of the run.
     by: str
-        pgd, fgsm, apgd (nothing to tune), rays (answers only, works on every classifier), universal, noise; with
-        arguments after colons: pgd:40:restarts=5.
+        Method: pgd, fgsm, apgd (no step size to tune), rays (decision-based, for every classifier), universal,
+        noise; arguments follow after colons: pgd:40:restarts=5.
     eps: str
-        How much a pixel may change, of 1: 8/255 or 0.3; several separated by commas. Of a single one a quarter and
-        a half are measured too.
+        Radius of the attack, for pixels in [0, 1]: 8/255 or 0.3; several with commas. For a single radius, a
+        quarter and a half of it are measured too.
     norm: str
-        linf (each pixel) or l2 (the length of the whole change).
+        linf (largest change of a pixel) or l2 (Euclidean length of the change).
     steps: int
         Steps of pgd, apgd or universal.
     limit: int
-        Attack about this many images, each class in its share.
+        Attack about this many images, stratified by class.
     checks: bool
-        Look for signs that the classifier only hides its gradient.
+        Check for signs of gradient masking.
     out: Path
-        A picture of the curve and of attacked images.
+        A picture of the accuracy curve and of attacked images.
     seed: int
         Seed of the sample and of random starts.
     """
@@ -59,17 +58,17 @@ def attack(
     picture = None if out is None else check_picture_path(out)
     chosen = make_attack(by, norm=norm, steps=steps)
     found = run_attack(
-        run, data, by=chosen, eps=eps, limit=limit, checks=checks, seed=seed, device=device, out=picture
+        run, data, by=chosen, eps=eps, limit=limit, checks=checks, seed=seed, device=options.device, out=picture
     )
     update_report(run, data)
     value = {"run": str(run), **found.values, "remarks": [vars(remark) for remark in found.remarks]}
-    emit(value, json, _print_attack)
+    emit(value, options.json, _print_attack)
 
 
 def _print_attack(console: "Console", value: Mapping[str, Any]) -> None:
     from ..attacks import format_eps
 
-    console.print(f"\n[bold]Right answers under attack[/bold] ({value['norm']})\n")
+    console.print(f"\n[bold]Accuracy under attack[/bold] ({value['norm']})\n")
     rows = [
         ("no attack" if not one["eps"] else f"eps {format_eps(one['eps'])}", f"{one['accuracy']:.1%}",
          "{low:.1%} to {high:.1%}".format(**one["intervals"]["accuracy"]), f"{one['seconds']:.1f} s")
@@ -81,5 +80,6 @@ def _print_attack(console: "Console", value: Mapping[str, Any]) -> None:
         console.print(f"\n{remark['text']}", markup=False)
     if masking := value.get("masking"):
         passed = sum(check["passed"] for check in masking["checks"])
-        of = f"{len(masking['checks'])} checks for masked gradients"
-        console.print(f"\n{passed} of {of} passed on {masking['n']} images.")
+        console.print(
+            f"\n{passed} of {len(masking['checks'])} checks for gradient masking passed on {masking['n']} images."
+        )

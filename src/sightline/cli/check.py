@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 from cyclopts import Group, Parameter
 
-from .output import OutputOptions, check_picture_path, emit
+from .output import OUTPUT_DEFAULTS, OutputOptions, check_picture_path, emit
 
 MAX_PRINTED_LABEL_ISSUES = 10
 """Label issues that are printed; the table has all of them."""
@@ -27,7 +27,7 @@ def check(
     label_issues: Annotated[bool, Parameter(negative=(), group=_LABELS)] = False,
     by: Annotated[str | None, Parameter(group=_LABELS)] = None,
     out_dir: Annotated[Path | None, Parameter(group=_LABELS)] = None,
-    options: OutputOptions = OutputOptions(),
+    options: OutputOptions = OUTPUT_DEFAULTS,
 ) -> None:
     """Find unreadable files, duplicates, leaks between splits, imbalance and wrong labels, before training.
 
@@ -44,8 +44,8 @@ def check(
     window: str
         Values of 16-bit images that become black and white: 0:4095.
     out: Path
-        A picture (check.png): a contact sheet of the images as the network would see them. A table (clean.csv): the
-        images worth keeping, for train; a second table lists what was left out and why.
+        A picture (check.png): a contact sheet of the images as the network would see them. A table (clean.csv):
+        the images worth keeping, for train; a second table lists what was left out and why.
     label_issues: bool
         Also rank labels that look wrong, by classifiers that were not trained on the image: seconds for a thousand
         small images.

@@ -1,10 +1,10 @@
-"""The verb that makes one classifier of several: combine."""
+"""The verb combine: one classifier from several."""
 
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .output import Device, Json, emit, make_table
+from .output import DEFAULTS, Options, emit, make_table
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -15,10 +15,9 @@ def combine(
     out: Path,
     by: str = "mean",
     overwrite: bool = False,
-    device: Device = "auto",
-    json: Json = False,
+    options: Options = DEFAULTS,
 ) -> None:
-    """Make one classifier of several, and compare it with them.
+    """Make one classifier from several, and compare it with them.
 
     Parameters
     ----------
@@ -27,15 +26,16 @@ def combine(
     out: Path
         Folder of the combined classifier.
     by: str
-        mean (of the answers), soup (mean of the weights, for runs from the same --weights), or greedy-soup.
+        Method: mean (of the predictions), soup (mean of the weights, for runs that started from the same
+        --weights), or greedy-soup.
     overwrite: bool
         Replace the classifier that is in --out.
     """
     from ..ensembles import combine_runs
 
-    found = combine_runs(runs, by, out=out, device=device, overwrite=overwrite)
+    found = combine_runs(runs, by, out=out, device=options.device, overwrite=overwrite)
     value = {**found.values, "remarks": [remark.text for remark in found.remarks]}
-    emit(value, json, _print_combination)
+    emit(value, options.json, _print_combination)
 
 
 def _print_combination(console: "Console", value: Mapping[str, Any]) -> None:

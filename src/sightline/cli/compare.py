@@ -1,4 +1,4 @@
-"""The verb that compares: compare."""
+"""The verb compare: networks and baselines, ranked."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -7,7 +7,7 @@ from cyclopts import Parameter
 from rich.markup import escape
 
 from .flags import SharedFlags, recipe_from_flags
-from .output import Device, Json, emit, make_table
+from .output import DEFAULTS, Options, emit, make_table
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -32,8 +32,7 @@ def compare(
     recipe: str | None = None,
     out: Path | None = None,
     flags: Flags = NO_SHARED_FLAGS,
-    device: Device = "auto",
-    json: Json = False,
+    options: Options = DEFAULTS,
 ) -> None:
     """Train networks and classical baselines on the same images, and rank them.
 
@@ -46,15 +45,15 @@ def compare(
     baselines: str
         Classical methods: svm-rbf,knn:3,random-forest@hog; or none. Default: the six quick ones.
     features: str
-        What baselines that name none look at, each of these: pixels,hog,lbp+hog.
+        Features of the baselines that name none: pixels,hog,lbp+hog. Each is tried.
     folds: int
-        Cross-validate with so many folds instead of testing on one split.
+        Number of folds of a cross-validation. Default: one test split.
     seeds: int
-        Train each so many times, with other seeds (and folds).
+        Number of trainings of each, with different seeds (and folds).
     recipe: str
-        A recipe.toml by which the networks are trained; flags win over it.
+        A recipe.toml that the networks are trained with; flags override it.
     out: Path
-        Folder of the comparison. Default: runs/DATA-compare. What is finished there is not repeated.
+        Folder of the comparison. Default: runs/DATA-compare. Finished trainings are not repeated.
     """
     from ..comparison import compare as run_comparison
 
@@ -62,9 +61,9 @@ def compare(
     asked = recipe_from_flags(flags, recipe).replace(**({} if recipe is None else {"model": None}))
     found = run_comparison(
         data, models=named, baselines=others, features=_split_names(features), folds=folds, seeds=seeds, recipe=asked,
-        out=out, device=device,
+        out=out, device=options.device,
     )  # fmt: skip
-    emit(found.as_json(), json, print_ranking)
+    emit(found.as_json(), options.json, print_ranking)
 
 
 def _split_names(text: str) -> list[str]:
@@ -72,7 +71,7 @@ def _split_names(text: str) -> list[str]:
 
 
 def print_ranking(console: "Console", value: "Mapping[str, Any]") -> None:
-    """The table of a comparison, and what it says."""
+    """The ranking as a table, and its conclusions."""
     rows = [_ranking_row(row) for row in value["entrants"]]
     kind = "held-out images" if value["folds"] else "test images"
     console.print(f"\n[bold]Accuracy on {value['n']:,} {kind}[/bold]\n")
@@ -81,10 +80,10 @@ def print_ranking(console: "Console", value: "Mapping[str, Any]") -> None:
         "entrant",
         "accuracy",
         "95 % interval",
-        "against the first",
+        "minus the first",
         "p (Holm)",
         "trained",
-        "an image",
+        "per image",
         "size",
     )
     console.print(make_table(heads, rows))

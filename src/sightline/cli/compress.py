@@ -1,20 +1,14 @@
-"""The verb that makes a smaller classifier: compress."""
+"""The verb compress: a smaller classifier, compared with the original."""
 
 from collections.abc import Mapping
 from pathlib import Path
 from shlex import quote
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
-from cyclopts import Parameter
-
-from .output import Device, Json, emit, make_table
+from .output import DEFAULTS, Options, Words, emit, evaluate_and_report, make_table
 
 if TYPE_CHECKING:
     from rich.console import Console
-
-    from ..compression import CompressionResult
-
-TargetWords = Annotated[tuple[str, ...], Parameter(consume_multiple=True, negative=())]
 
 
 def compress(
@@ -24,14 +18,13 @@ def compress(
     *,
     by: str,
     out: Path,
-    target: TargetWords = (),
+    target: Words = (),
     max_accuracy_drop: float = 0.01,
     epochs: int | None = None,
     lr: float | None = None,
     overwrite: bool = False,
     seed: int = 0,
-    device: Device = "auto",
-    json: Json = False,
+    options: Options = DEFAULTS,
 ) -> None:
     """Make a smaller classifier, fine-tune it, and compare it with the original in one run.
 
@@ -67,20 +60,12 @@ def compress(
     settings = FineTuning(epochs=epochs, lr=lr, seed=seed)
     found = run_compression(
         run, data, by=by, out=out, target=target, max_accuracy_drop=max_accuracy_drop, settings=settings,
-        device=device, overwrite=overwrite,
+        device=options.device, overwrite=overwrite,
     )  # fmt: skip
-    emit(_evaluate_and_report(found), json, _print_compression)
+    page = evaluate_and_report(found.run)["report"]
+    value = {"run": str(found.run.folder), **found.as_json(), "report": page}
+    emit(value, options.json, _print_compression)
     found.require_target()
-
-
-def _evaluate_and_report(found: "CompressionResult") -> dict[str, Any]:
-    """What every verb that makes a run does at its end: test it, complete its page."""
-    from ..evaluation import evaluate_run
-    from ..evidence import write_report
-
-    evaluate_run(found.run)
-    page = write_report(found.run.folder)
-    return {"run": str(found.run.folder), **found.as_json(), "report": str(page)}
 
 
 def _print_compression(console: "Console", value: Mapping[str, Any]) -> None:

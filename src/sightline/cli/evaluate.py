@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import Group, Parameter
 
 from ..errors import DataError, RecipeError
-from .output import Options, emit, make_table, print_evaluation, update_report
+from .output import DEFAULTS, Options, Switch, emit, make_table, print_evaluation, update_report
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -33,14 +33,17 @@ class EvaluateOptions:
     ] = None
     risk: Annotated[
         float | None,
-        _flag("Find the confidence threshold at which this share of the answers is wrong, such as 0.01; below it "
-              "the answer is 'unknown'."),
+        _flag(
+            "Find the confidence threshold at which this share of the answers is wrong, such as 0.01; below it "
+            "the answer is 'unknown'."
+        ),
     ] = None
     coverage: Annotated[
         float | None, _flag("Find the threshold at which this share of the images is answered, such as 0.9.")
     ] = None
     conformal_alpha: Annotated[
-        float | None, _flag("Error rate of conformal prediction sets: the share that may lack the true class, 0.1.")
+        float | None,
+        _flag("Error rate of conformal prediction sets: the share that may lack the true class, 0.1."),
     ] = None
     save: Annotated[
         bool, _flag("Save the threshold and the conformal quantiles in the classifier, for predict.")
@@ -60,15 +63,18 @@ class EvaluateOptions:
         return self.save or any(one is not None for one in (self.risk, self.coverage, self.conformal_alpha))
 
 
+NO_OPTIONS = EvaluateOptions()
+
+
 def evaluate(
     run: Path,
     data: str | None = None,
     /,
     *,
-    learning_curve: Annotated[bool, Parameter(negative=())] = False,
-    corruptions: Annotated[bool, Parameter(negative=())] = False,
-    more: EvaluateOptions = EvaluateOptions(),
-    options: Options = Options(),
+    learning_curve: Switch = False,
+    corruptions: Switch = False,
+    more: EvaluateOptions = NO_OPTIONS,
+    options: Options = DEFAULTS,
 ) -> None:
     """Test a classifier on its test images or on other images; by group; its uncertainty.
 
@@ -128,9 +134,11 @@ def _evaluate_more(run: Path, data: str | None, more: EvaluateOptions, options: 
     if data is not None:
         raise DataError("This evaluation uses the validation and test images of the run: leave DATA out.")
     opened = open_run(
-        run, device=options.device,
+        run,
+        device=options.device,
         remedy="this evaluation needs the validation and test images of a run, so name the run folder"
-        if more.group is None else "name the images to test it on, after it",
+        if more.group is None
+        else "name the images to test it on, after it",
     )
     if more.group is not None:
         other = None if more.compare_with is None else open_run(more.compare_with, device=options.device)
@@ -168,7 +176,19 @@ def print_groups(console: "Console", value: Mapping[str, Any]) -> None:
     if "changes" in value:
         console.print(f"\n[bold]Compared with {value['against']['run']}[/bold]\n")
         console.print(
-            make_table((value["column"], "before", "after", "change", "95 % interval"), _change_rows(value))
+            make_table(
+                (value["column"], "before", "after", "change", "95 % interval"),
+                [
+                    (
+                        one["group"],
+                        f"{one['before']:.2%}",
+                        f"{one['after']:.2%}",
+                        f"{100 * one['difference']['value']:+.2f}",
+                        f"{100 * one['difference']['low']:+.2f} to {100 * one['difference']['high']:+.2f}",
+                    )
+                    for one in value["changes"]
+                ],
+            )
         )
         console.print()
         console.print(make_table(("gap between groups, after", "", "95 % interval"), _gap_rows(value["against"])))
@@ -193,19 +213,6 @@ def _gap_rows(value: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     return rows
 
 
-def _change_rows(value: Mapping[str, Any]) -> list[tuple[str, ...]]:
-    return [
-        (
-            one["group"],
-            f"{one['before']:.2%}",
-            f"{one['after']:.2%}",
-            f"{100 * one['difference']['value']:+.2f}",
-            f"{100 * one['difference']['low']:+.2f} to {100 * one['difference']['high']:+.2f}",
-        )
-        for one in value["changes"]
-    ]
-
-
 def _format_bounds(bounds: Mapping[str, float]) -> str:
     return f"{bounds['low']:.2%} to {bounds['high']:.2%}"
 
@@ -213,7 +220,11 @@ def _format_bounds(bounds: Mapping[str, float]) -> str:
 def print_uncertainty(console: "Console", value: Mapping[str, Any]) -> None:
     """Calibration, risk by coverage, the threshold, and conformal sets."""
     before = value["uncalibrated"]
-    names = {"ece": "ECE, equal-width bins", "ece_equal_mass": "ECE, equal-mass bins", "mce": "largest gap of a bin"}
+    names = {
+        "ece": "ECE, equal-width bins",
+        "ece_equal_mass": "ECE, equal-mass bins",
+        "mce": "largest gap of a bin",
+    }
     rows = [(title, f"{before[name]:.2%}", f"{value[name]:.2%}") for name, title in names.items()]
     console.print(f"\n[bold]Uncertainty on {value['n']:,} test images[/bold]\n")
     console.print(make_table(("", "at temperature 1", f"at {value['temperature']:g}"), rows))
@@ -225,32 +236,35 @@ def print_uncertainty(console: "Console", value: Mapping[str, Any]) -> None:
         tested = chosen["test"]
         console.print(f"\n{chosen['sentence']}", markup=False)
         console.print(
-            f"On the test set it answers {tested['coverage']['value']:.1%}; {tested['risk']['value']:.2%} of these "
-            f"answers are wrong (95 % interval {_format_bounds(tested['risk'])}).",
+            f"On the test set it answers {tested['coverage']['value']:.1%}; {tested['risk']['value']:.2%} of "
+            f"these answers are wrong (95 % interval {_format_bounds(tested['risk'])}).",
             markup=False,
         )
     sets = value["conformal"]
-    rows = [_set_row(name, one) for name, one in sets["kinds"].items()]
+    rows = [
+        (
+            name.replace("-per-class", ", each class"),
+            f"{one['coverage']:.2%}",
+            _format_bounds(one["intervals"]["coverage"]),
+            f"{one['size']:.2f}",
+            f"{one['empty']:.1%}",
+            f"{one['single']:.1%}",
+            f"{one['worst_class']:.1%}",
+        )
+        for name, one in sets["kinds"].items()
+    ]
     heads = ("sets", "coverage", "95 % interval", "mean size", "empty", "of one class", "worst class")
     title = f"Conformal sets at error rate {sets['alpha']:g}, calibrated on {sets['images']:,} validation images"
     console.print(f"\n[bold]{title}[/bold]\n")
     console.print(make_table(heads, rows))
     for remark in sets["remarks"]:
         console.print(f"\n{remark}", markup=False)
-    done = "Saved in the classifier." if value["kept"] else "The classifier is unchanged; --save saves these settings."
-    console.print(f"\n{done}", markup=False)
-
-
-def _set_row(name: str, one: Mapping[str, Any]) -> tuple[str, ...]:
-    return (
-        name.replace("-per-class", ", each class"),
-        f"{one['coverage']:.2%}",
-        _format_bounds(one["intervals"]["coverage"]),
-        f"{one['size']:.2f}",
-        f"{one['empty']:.1%}",
-        f"{one['single']:.1%}",
-        f"{one['worst_class']:.1%}",
+    done = (
+        "Saved in the classifier."
+        if value["kept"]
+        else "The classifier is unchanged; --save saves these settings."
     )
+    console.print(f"\n{done}", markup=False)
 
 
 def print_ood(console: "Console", value: Mapping[str, Any]) -> None:

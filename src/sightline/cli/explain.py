@@ -1,11 +1,11 @@
-"""The verb that asks why: explain."""
+"""The verb explain: saliency maps, counterfactuals, feature visualisation."""
 
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import ChoiceError
-from .output import Device, Json, emit, make_table
+from .output import DEFAULTS, Options, emit, make_table
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -21,54 +21,53 @@ def explain(
     counterfactual: str | None = None,
     visualise: str | None = None,
     out: Path | None = None,
-    device: Device = "auto",
-    json: Json = False,
+    options: Options = DEFAULTS,
 ) -> None:
-    """Why this answer: what in the image speaks for it, and what would change it.
+    """Explain predictions: the pixels that support them, and the changes that would alter them.
 
     Parameters
     ----------
     run: Path
         A run or bundle folder.
     images: str
-        Files, folders or patterns; any size and mode, brought to what the classifier sees.
+        Files, folders or patterns, of any size and colour mode.
     by: str
-        gradcam, gradcam++, integrated-gradients, smoothgrad, saliency, rollout, occlusion, rise, or all of them.
-        Default: gradcam where the network allows it.
+        Method: gradcam, gradcam++, integrated-gradients, smoothgrad, saliency, rollout, occlusion, rise, or all.
+        Default: gradcam if the network allows it.
     target: str
-        The class to explain. Default: the answer itself.
+        The class to explain. Default: the predicted class.
     layer: str
-        The layer whose map gradcam shows, or whose units are visualised. Default: chosen.
+        The layer for gradcam, or whose units are visualised. Default: automatic.
     counterfactual: str
-        Show what would make each image this class: a small change, and the nearest real image.
+        Show what would change the prediction to this class: a small change, and the nearest training image.
     visualise: str
-        Show what this class (or all) wants to see, or with --layer these units of it: 0,1,2. Needs no images.
+        Show images that maximise this class (or all), or with --layer its units: 0,1,2. Takes no images.
     out: Path
-        The picture. Default: in the folder explanations of the run.
+        The picture. Default: in the explanations folder of the run.
     """
     from ..explanation import counterfactual_run, explain_run, visualise_run
 
     _check_flags(images, by, target, counterfactual, visualise)
     if visualise is not None:
-        value = visualise_run(run, visualise, layer=layer, out=out, device=device)
+        value = visualise_run(run, visualise, layer=layer, out=out, device=options.device)
     elif counterfactual is not None:
-        value = counterfactual_run(run, images, counterfactual, out=out, device=device)
+        value = counterfactual_run(run, images, counterfactual, out=out, device=options.device)
     else:
-        value = explain_run(run, images, by=by, target=target, layer=layer, out=out, device=device)
-    emit(value, json, _print_explanations)
+        value = explain_run(run, images, by=by, target=target, layer=layer, out=out, device=options.device)
+    emit(value, options.json, _print_explanations)
 
 
 def _check_flags(
     images: tuple[str, ...], by: str | None, target: str | None, counterfactual: str | None, visualise: str | None
 ) -> None:
-    """Raise ChoiceError for flags that mean nothing together."""
+    """Raise ChoiceError for flags that cannot be combined."""
     if visualise is None and not images:
-        raise ChoiceError("Say which images to explain: files, folders or patterns, after the run.")
+        raise ChoiceError("Name the images to explain, after the run: files, folders or patterns.")
     if visualise is not None and (images or counterfactual):
-        raise ChoiceError("--visualise makes its own images: leave out the images and --counterfactual.")
+        raise ChoiceError("--visualise creates its own images: leave out the images and --counterfactual.")
     if (visualise or counterfactual) and (by or target):
         raise ChoiceError(
-            "--by and --target belong to maps: leave them out with --counterfactual and --visualise."
+            "--by and --target apply to saliency maps: leave them out with --counterfactual and --visualise."
         )
 
 
@@ -83,7 +82,9 @@ def _print_explanations(console: "Console", value: Mapping[str, Any]) -> None:
         ]
         console.print()
         console.print(
-            make_table(("", "deletion (low is good)", "insertion (high)", "with shuffled weights (0)"), rows)
+            make_table(
+                ("", "deletion (lower is better)", "insertion (higher)", "similarity, shuffled weights"), rows
+            )
         )
     for remark in value["remarks"]:
         console.print(f"\n{remark['text']}", markup=False)

@@ -1,11 +1,11 @@
-"""The verb that hands a classifier to someone else's program: export."""
+"""The verb export: a classifier as a file for another program."""
 
 from collections.abc import Mapping
 from pathlib import Path
 from shlex import quote
 from typing import TYPE_CHECKING, Any
 
-from .output import Json, emit, make_table
+from .output import OUTPUT_DEFAULTS, OutputOptions, emit, make_table
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -20,9 +20,9 @@ def export(
     data: str | None = None,
     limit: int = 2000,
     overwrite: bool = False,
-    json: Json = False,
+    options: OutputOptions = OUTPUT_DEFAULTS,
 ) -> None:
-    """Write a classifier as one file for another program; nothing is kept if its answers differ.
+    """Export a classifier to one file; refuses if the predictions of the file differ.
 
     Parameters
     ----------
@@ -33,16 +33,16 @@ def export(
     to: str
         onnx (int8 stays int8), torch (torch.export) or openvino (an optional extra).
     data: str
-        Labelled images to compare on. Default: the run's validation images.
+        Labelled images for the comparison. Default: the validation images of the run.
     limit: int
-        Compare on about this many images.
+        Compare about this many images.
     overwrite: bool
         Replace what is at --out.
     """
     from ..formats import export as hand_over
 
     found = hand_over(run, out, to=to, data=data, limit=limit, overwrite=overwrite)
-    emit({"run": str(run), **found.as_json()}, json, _print_export)
+    emit({"run": str(run), **found.as_json()}, options.json, _print_export)
 
 
 def _print_export(console: "Console", value: Mapping[str, Any]) -> None:
@@ -52,12 +52,12 @@ def _print_export(console: "Console", value: Mapping[str, Any]) -> None:
     rows = [("accuracy", *(f"{value[key]:.2%}" for key in ("accuracy_before", "accuracy")))]
     for before, after in zip(value["latency_before"], value["latency"], strict=True):
         images = "1 image" if after["batch_size"] == 1 else f"{after['batch_size']} images"
-        for half, name in (("p50_ms", "median"), ("p95_ms", "19 of 20 within")):
+        for half, name in (("p50_ms", "median"), ("p95_ms", "95th percentile")):
             rows.append((f"{images}, {name}", *(f"{one[half]:.2f} ms" for one in (before, after))))
     console.print(make_table(("", "in Sightline", "the file"), rows))
     console.print(
-        f"\nThe same answer for {value['agreement']:.2%} of {value['n']:,} images; probabilities are at most "
-        f"{value['largest_difference']:.1e} apart. {value['size_mb']:.2f} MB, {what}.",
+        f"\nThe same prediction for {value['agreement']:.2%} of {value['n']:,} images; probabilities differ by at "
+        f"most {value['largest_difference']:.1e}. {value['size_mb']:.2f} MB, {what}.",
         markup=False,
     )
     console.print(f"\nThe classifier is in {value['out']}", markup=False)

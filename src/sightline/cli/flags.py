@@ -2,6 +2,7 @@
 
 import dataclasses
 import sys
+from pathlib import Path
 from typing import Annotated, Any
 
 from cyclopts import Group, Parameter
@@ -11,7 +12,7 @@ from ..errors import RecipeError
 from ..training import PRESETS, Recipe, field_descriptions
 
 SHOW_ALL_FLAGS = "--help-all" in sys.argv
-"""Help shows the dozen flags people use; the rest only when asked for."""
+"""Whether help shows all flags, not only the dozen most used."""
 
 _GROUPS = ("Data", "Pixels", "Model", "Training", "Machine")
 
@@ -31,29 +32,27 @@ def _flag(f: dataclasses.Field[Any]) -> tuple[str, Any, Any]:
 
 
 def _make_flags(name: str, *without: str) -> Any:
-    """A dataclass with the fields of Recipe as flags, but for those."""
+    """A dataclass with the fields of Recipe, except those named, as flags."""
     return dataclasses.make_dataclass(
         name,
         [_flag(f) for f in dataclasses.fields(Recipe) if f.name not in without],
         frozen=True,
         kw_only=True,
-        # Without a module of its own it would pass for one of the standard library's, and not become flags.
+        # Without a module cyclopts would take it for a class of the standard library and make no flags.
         namespace={"__module__": __name__},
     )
 
 
 RecipeFlags = _make_flags("RecipeFlags", "data")
-"""Every field of Recipe but ``data``, None where the flag was not given."""
+"""Every field of Recipe except `data`; None if the flag was not given."""
 
 SharedFlags = _make_flags("SharedFlags", "data", "model")
-"""What the networks of a comparison share: each has its own name in --models."""
+"""Fields that the networks of a comparison share: --models names each network."""
 
 
 def recipe_from_flags(flags: object, file: str | None, preset: str | None = None) -> Recipe:
-    """Flags over the recipe file or preset over the defaults."""
-    from pathlib import Path
-
+    """Flags over the recipe file or the preset over the defaults."""
     if file and preset:
-        raise RecipeError("--recipe and --preset both say where to start: give one of them.")
+        raise RecipeError("--recipe and --preset both give the recipe to start from: use one of them.")
     base = lookup(PRESETS, preset, "preset")() if preset else Recipe.from_toml(Path(file)) if file else Recipe()
     return base.replace(**{name: value for name, value in vars(flags).items() if value is not None})

@@ -1,21 +1,21 @@
-"""Verbs that list: runs, and the members of each family."""
+"""The verbs runs and list: runs in a folder, members of each family."""
 
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from ..errors import SightlineError
-from .output import Json, emit, make_table
+from .output import OUTPUT_DEFAULTS, OutputOptions, emit, make_table
 
 
-def runs(folder: Path = Path("runs"), /, *, json: Json = False) -> None:
-    """The runs in a folder, newest first."""
+def runs(folder: Path = Path("runs"), /, *, options: OutputOptions = OUTPUT_DEFAULTS) -> None:
+    """List the runs in a folder, newest first."""
     found = [_run_summary(path.parent) for path in folder.glob("*/recipe.toml")]
     found.sort(key=lambda row: row["started"], reverse=True)
     columns = ("run", "data", "model", "epochs", "accuracy", "state")
     emit(
         {"runs": found},
-        json,
+        options.json,
         lambda console, value: console.print(
             make_table(columns, [[_format_cell(row[name]) for name in columns] for row in value["runs"]])
             if value["runs"]
@@ -24,8 +24,8 @@ def runs(folder: Path = Path("runs"), /, *, json: Json = False) -> None:
     )
 
 
-def list_members(family: str = "", /, *, json: Json = False) -> None:
-    """What can be chosen: models, baselines, features, augmentations, losses, optimizers, presets, data, ...
+def list_members(family: str = "", /, *, options: OutputOptions = OUTPUT_DEFAULTS) -> None:
+    """List the choices: models, baselines, features, augmentations, losses, optimizers, presets, data, ...
 
     Parameters
     ----------
@@ -36,11 +36,11 @@ def list_members(family: str = "", /, *, json: Json = False) -> None:
 
     families = _family_lists()
     chosen = {family: lookup(families, family, "family")} if family else families
-    emit({name: make() for name, make in chosen.items()}, json, _print_families)
+    emit({name: make() for name, make in chosen.items()}, options.json, _print_families)
 
 
 def _family_lists() -> Mapping[str, Any]:
-    """Each family's members with a line about each."""
+    """The members of each family, with one line about each."""
     from ..attacks import ATTACKS
     from ..augmentation import AUGMENTATIONS
     from ..baselines import BASELINES, FEATURES
@@ -98,7 +98,7 @@ def _member_lines(family: Mapping[str, Any]) -> list[dict[str, object]]:
 def _normalisation_lines(family: Mapping[str, Any], known: Mapping[str, Any]) -> list[dict[str, object]]:
     rows = {row["name"]: row for row in _member_lines(family)}
     for name, (mean, std) in known.items():
-        rows[name]["what"] = f"Known mean {mean} and std {std}." if mean else "Pixels as they are, in [0, 1]."
+        rows[name]["what"] = f"Known mean {mean} and std {std}." if mean else "No normalisation: pixels in [0, 1]."
     return [*rows.values()]
 
 
@@ -111,7 +111,7 @@ def _print_families(console: Any, families: Mapping[str, Any]) -> None:
 
 
 def _run_summary(folder: Path) -> dict[str, Any]:
-    """One line about a run, from its files."""
+    """A row about a run, from its files."""
     from ..evidence import read_report
     from ..training import RunFolder
 
@@ -121,7 +121,7 @@ def _run_summary(folder: Path) -> dict[str, Any]:
         recipe, facts = RunFolder(folder).read_recipe(), RunFolder(folder).read_facts()
         tested = read_report(folder).get("evaluation") or {}
     except (SightlineError, ValueError, KeyError):
-        return row | {"state": "damaged"}  # one bad run must not hide the others
+        return row | {"state": "damaged"}  # one damaged run must not hide the others
     return row | {
         "data": recipe.data,
         "model": recipe.model,

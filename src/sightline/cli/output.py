@@ -1,40 +1,66 @@
-"""How answers are printed: a table for people, one JSON object for programs."""
+"""Output of the verbs: a table for people, one JSON object for programs."""
 
 import json as json_module
 import shlex
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Group, Parameter
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from ..errors import OutputError
+from ..errors import ChoiceError, OutputError
 
-_COMMON = Group("Everywhere", sort_key=90)
+if TYPE_CHECKING:
+    from ..training import Run
 
-Json = Annotated[
-    bool,
-    Parameter(help="Print one JSON object on stdout; all else goes to stderr.", negative=(), group=_COMMON),
-]
-Device = Annotated[str, Parameter(help="auto, cpu, cuda or mps.", group=_COMMON)]
+_COMMON = Group("Common", sort_key=90)
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class OutputOptions:
+    """Flags of every verb."""
+
+    json: Annotated[
+        bool,
+        Parameter(help="Print one JSON object on stdout; messages go to stderr.", negative=(), group=_COMMON),
+    ] = False
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class Options(OutputOptions):
+    """Flags of every verb that computes."""
+
+    device: Annotated[str, Parameter(help="auto, cpu, cuda or mps.", group=_COMMON)] = "auto"
+
+
+OUTPUT_DEFAULTS, DEFAULTS = OutputOptions(), Options()
+
+Switch = Annotated[bool, Parameter(negative=())]
+"""A flag that turns something on and has no opposite."""
+
+Words = Annotated[tuple[str, ...], Parameter(consume_multiple=True, negative=())]
+"""A flag that takes one or more words."""
 
 
 def emit(value: Mapping[str, Any], json: bool, render: Callable[[Console, Mapping[str, Any]], None]) -> None:
-    """Print ``value``: as JSON, or by ``render``."""
+    """Print `value` as JSON, or with `render`."""
     if json:
         sys.stdout.write(json_module.dumps(value, ensure_ascii=False) + "\n")
     else:
-        # A pipe has no width: cutting its lines would only hinder whoever searches them.
+        # A pipe has no width: wrapped lines would be harder to search.
         width = None if sys.stdout.isatty() else 1000
         render(Console(highlight=False, width=width), value)
 
 
 def make_table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> Table:
-    """A plain table; columns whose cells are numbers are set to the right."""
+    """A plain table; columns of numbers are aligned to the right."""
     rows = [[str(cell) for cell in row] for row in rows]
     made = Table(box=None, padding=(0, 2, 0, 0), header_style="bold", show_header=any(columns))
     for number, name in enumerate(columns):
@@ -46,24 +72,41 @@ def make_table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> Tabl
 
 
 def update_report(run: Path, data: str | None = None) -> None:
-    """Draw a run's page anew, where what was examined was the run itself."""
+    """Rewrite the report page of a run, unless other images were examined."""
     if data is None and (run / "recipe.toml").is_file():
         from ..evidence import write_report
 
         write_report(run)
 
 
+def require_argument(word: str | None, action: str, name: str) -> str:
+    """The word after an action such as `publish`. Raises ChoiceError if it is missing."""
+    if word is None:
+        raise ChoiceError(f"`{action}` needs {name}, after the word '{action}'.")
+    return word
+
+
 def check_picture_path(path: Path) -> Path:
-    """The path, if its ending names a kind of picture; else an OutputError."""
+    """The path, if its suffix is that of a picture; else OutputError."""
     if path.suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp"):
         raise OutputError(
-            f"'{path}' does not end like a picture. Call it {path.stem or 'check'}.png, for example."
+            f"'{path}' is not the name of a picture: use .png, .jpg or .webp, such as {path.stem or 'check'}.png."
         )
     return path
 
 
+def evaluate_and_report(run: "Run") -> dict[str, Any]:
+    """Test a new run and write its report: what every verb that makes a run does at its end."""
+    from ..evaluation import evaluate_run
+    from ..evidence import write_report
+
+    evaluation = evaluate_run(run)
+    page = write_report(run.folder)
+    return {"run": str(run.folder), **evaluation.as_json(), "report": str(page)}
+
+
 def print_evaluation(console: Console, value: Mapping[str, Any]) -> None:
-    """The result of an evaluation: the numbers with their intervals, and what to look at next."""
+    """Metrics with their intervals, costs, and the next command."""
     from ..evidence import METRIC_LABELS
 
     intervals = value["intervals"]
@@ -79,7 +122,7 @@ def print_evaluation(console: Console, value: Mapping[str, Any]) -> None:
         console.print(f"\n{remark}", markup=False)
     costs = value["efficiency"]
     console.print(
-        f"\n{costs['parameters']:,} parameters, {costs['multiply_adds']:,} multiply-adds an image; "
+        f"\n{costs['parameters']:,} parameters, {costs['multiply_adds']:,} multiply-adds per image; "
         f"one image takes {costs['latency_ms']:.2g} ms, in batches {costs['seconds_per_image'] * 1e3:.2g} ms each"
     )
     if curve := value.get("learning_curve"):
@@ -96,15 +139,9 @@ def print_evaluation(console: Console, value: Mapping[str, Any]) -> None:
         console.print(f"\n{curve['sentence']}", markup=False)
     if shift := value.get("corruptions"):
         console.print()
-        console.print(
-            make_table(("Accuracy under", *map(str, range(1, 6))), _corruption_rows(shift["corruptions"]))
-        )
+        cells = [(name, *(f"{one['value']:.1%}" for one in row)) for name, row in shift["corruptions"].items()]
+        console.print(make_table(("Accuracy at severity", *map(str, range(1, 6))), cells))
         console.print(f"\n{shift['sentence']}", markup=False)
     if value.get("report"):
         console.print(f"\nLook at [bold]{escape(value['report'])}[/bold]")
         console.print(f"Then try: sightline predict {shlex.quote(value['run'])} IMAGE...", markup=False)
-
-
-def _corruption_rows(rows: Mapping[str, Any]) -> list[tuple[str, ...]]:
-    """A line for each corruption, its accuracy at each severity."""
-    return [(name, *(f"{one['value']:.1%}" for one in row)) for name, row in rows.items()]

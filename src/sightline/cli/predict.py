@@ -1,7 +1,7 @@
-"""The verb that uses a classifier: predict."""
+"""The verb predict: classify images."""
 
 import csv
-import json as json_module
+import json
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, replace
@@ -11,25 +11,24 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol, runtime_che
 from cyclopts import Parameter
 
 from ..errors import ChoiceError, DataError, RecipeError
-from .output import Device, Json
+from .output import DEFAULTS, Options, Switch
 
 if TYPE_CHECKING:
-    from ..classifier import Classifier, ImageInput
+    from ..classifier import ImageInput
     from ..types import Prediction
 
 PredictionFormat = Literal["text", "jsonl", "csv", "json"]
 
+_IMAGE_WORD = Parameter(allow_leading_hyphen=True)  # so that - is stdin
+
 
 @runtime_checkable
 class TextStream(Protocol):
-    """Stdout, a file, or whatever stands in for them."""
+    """Stdout, a file, or anything else that text is written to."""
 
     def write(self, text: str, /) -> object:
-        """Take this text."""
+        """Write this text."""
         ...
-
-
-_IMAGE_WORD = Parameter(allow_leading_hyphen=True)  # so that - is stdin
 
 
 def predict(
@@ -37,76 +36,68 @@ def predict(
     /,
     *images: Annotated[str, _IMAGE_WORD],
     top: int = 3,
-    form: PredictionFormat = "text",
+    format: PredictionFormat = "text",
     out: Path | None = None,
-    unknown_below: float | None = None,
-    sets: float | None = None,
-    per_class: Annotated[bool, Parameter(negative=())] = False,
+    threshold: float | None = None,
+    alpha: float | None = None,
+    per_class: Switch = False,
     url: str | None = None,
     key_file: Path | None = None,
     subject: str | None = None,
-    device: Device = "auto",
-    json: Json = False,
+    options: Options = DEFAULTS,
 ) -> None:
-    """Name what is in images: files, folders, globs, or - for a list (or one image) on stdin.
+    """Classify images: files, folders, globs, or - for a list (or one image) on stdin.
 
     Parameters
     ----------
     run: Path
         A run or bundle folder, or an exported .onnx file; left out with --url.
     images: str
-        Files, folders, globs, or - for stdin; an unreadable file is a row with its error.
+        Files, folders, globs, or - for stdin; an unreadable file gives a row with its error.
     top: int
-        How many of the likeliest classes to give.
-    form: str
-        How to write the answers.
+        Number of classes to print, the most probable first.
+    format: str
+        Format of the output.
     out: Path
         Write to this file instead of stdout.
-    unknown_below: float
-        Answer "unknown" where the confidence is lower. Default: the classifier's own threshold (evaluate --keep).
-    sets: float
-        Also give all classes that remain possible at this error rate, such as 0.1 (evaluate --sets --keep).
+    threshold: float
+        Answer "unknown" below this confidence. Default: the threshold saved in the classifier (evaluate --save).
+    alpha: float
+        Also print the conformal set of each image at this error rate, such as 0.1
+        (evaluate --conformal-alpha --save).
     per_class: bool
-        With --sets: hold the error rate within each class.
+        With --alpha: hold the error rate within each class.
     url: str
-        Ask the service at this URL (sightline serve) instead of a classifier on this machine.
+        Ask the service at this URL (sightline serve) instead of a local classifier.
     key_file: Path
-        With --url: a file that holds the key. Default: the environment variable SIGHTLINE_KEY, if any.
+        With --url: a file that contains the API key. Default: the environment variable SIGHTLINE_KEY, if set.
     subject: str
-        With --url: whom the images are of, so that the service's journal can forget them.
+        With --url: the person or thing on the images, so that the service can erase them from its journal.
     """
     from ..files import atomic_replace
 
     if top < 1:
         raise RecipeError(f"--top is {top}: it must be a whole number of at least 1.")
-    _check_flags(run, url, sets, key_file or subject)
-    named = iter([image for word in _image_words(run, images, url) for image in _find_images(word)])
-    if url is None:
-        answers, extra = _predict_locally(str(run), named, device, top, unknown_below, sets, per_class)
+    if threshold is not None and not 0 <= threshold <= 1:
+        raise RecipeError(f"--threshold is {threshold:g}: it must be a confidence from 0 to 1, such as 0.8.")
+    if run is None and url is None:
+        raise ChoiceError("Name the classifier: a run, a bundle, a file or --url. See: sightline predict --help")
+    if url is None and (key_file or subject):
+        raise ChoiceError("--key-file and --subject are for a service: add its --url.")
+    if url is not None and alpha is not None:
+        raise ChoiceError("--alpha needs a local classifier, not a service: leave out --url or --alpha.")
+    words = (*([] if url is None or run is None else [str(run)]), *images) or ("-",)
+    found = iter([image for word in words for image in _find_images(word)])
+    if url is not None:
+        predictions, columns = _predict_remotely(url, found, key_file, subject, top, threshold)
     else:
-        answers, extra = _predict_remotely(url, named, key_file, subject, top, unknown_below)
-    form = "json" if json else form
+        predictions, columns = _predict_locally(str(run), found, options.device, top, threshold, alpha, per_class)
+    kind = "json" if options.json else format
     if out is None:
-        _write_predictions(sys.stdout, answers, form, top, extra)
+        write_predictions(sys.stdout, predictions, kind, top, columns)
     else:
         with atomic_replace(out) as temporary, temporary.open("w", newline="", encoding="utf-8") as stream:
-            _write_predictions(stream, answers, form, top, extra)
-
-
-def _check_flags(run: Path | None, url: str | None, sets: float | None, of_services: object) -> None:
-    """Raise ChoiceError for flags that do not go together."""
-    if run is None and url is None:
-        raise ChoiceError("Say which classifier: a run, a bundle, a file or --url. See: sightline predict --help")
-    if url is None and of_services:
-        raise ChoiceError("--key-file and --subject are for a service: give its --url too.")
-    if url is not None and sets is not None:
-        raise ChoiceError("--sets needs the classifier itself, not a service: leave --url or --sets out.")
-
-
-def _image_words(run: Path | None, images: Sequence[str], url: str | None) -> Sequence[str]:
-    """What was said of images; with a URL the first word is one of them, no classifier."""
-    first = [] if url is None or run is None else [str(run)]
-    return (*first, *images) or ("-",)
+            write_predictions(stream, predictions, kind, top, columns)
 
 
 def _predict_locally(
@@ -114,20 +105,28 @@ def _predict_locally(
     images: "Iterable[ImageInput]",
     device: str,
     top: int,
-    unknown_below: float | None,
-    sets: float | None,
+    threshold: float | None,
+    alpha: float | None,
     per_class: bool,
 ) -> tuple[Iterable["Prediction"], list[str]]:
-    """The answers of a classifier on this machine, and which columns they have besides."""
+    """Predictions of a classifier on this machine, and the additional columns that they have."""
     from .. import runtime
     from ..classifier import Classifier
 
     if run.startswith("-") and not Path(run).exists():
         raise ChoiceError(f"There is no option '{run}'. See: sightline predict --help")
     classifier = Classifier.load(run).to(runtime.resolve_device(device))
-    classifier.threshold = _check_threshold(unknown_below, classifier.threshold)
-    extra = [*(["abstained"] if classifier.threshold else []), *(["among"] if sets is not None else [])]
-    return _iter_predictions(classifier, images, top, sets, per_class), extra
+    if threshold is not None:
+        classifier.threshold = threshold
+    columns = [*(["abstained"] if classifier.threshold else []), *(["among"] if alpha is not None else [])]
+    if alpha is None:
+        return classifier.iter_predictions(images, top=top), columns
+    from ..evaluation import add_sets, load_sets
+
+    every = len(classifier.classes)
+    sets = load_sets(classifier.answers, every, alpha, per_class=per_class)
+    predictions = classifier.iter_predictions(images, top=every)
+    return add_sets(predictions, sets, classifier.classes, top), columns
 
 
 def _predict_remotely(
@@ -136,41 +135,19 @@ def _predict_remotely(
     key_file: Path | None,
     subject: str | None,
     top: int,
-    unknown_below: float | None,
+    threshold: float | None,
 ) -> tuple[Iterable["Prediction"], list[str]]:
-    """The answers of a service; their ids are what feedback refers to."""
+    """Predictions of a service, with the ids that feedback refers to."""
     from ..serving import Client, read_api_key
 
-    threshold = None if unknown_below is None else _check_threshold(unknown_below, 0.0)
-    answers = Client(url, key=read_api_key(key_file)).stream_predictions(images, top=top, subject=subject)
+    predictions = Client(url, key=read_api_key(key_file)).stream_predictions(images, top=top, subject=subject)
     if threshold is not None:
-        answers = (replace(one, abstained=(one.confidence or threshold) < threshold) for one in answers)
-    return answers, ["abstained", "id"]
-
-
-def _check_threshold(asked: float | None, own: float) -> float:
-    if asked is None:
-        return own
-    if not 0 <= asked <= 1:
-        raise RecipeError(f"--unknown-below is {asked:g}: it must be a confidence from 0 to 1, such as 0.8.")
-    return asked
-
-
-def _iter_predictions(
-    classifier: "Classifier", images: "Iterable[ImageInput]", top: int, alpha: float | None, per_class: bool
-) -> Iterable["Prediction"]:
-    """Predictions, at an error rate alpha with the conformal set of each, by what the bundle holds."""
-    if alpha is None:
-        return classifier.iter_predictions(images, top=top)
-    from ..evaluation import add_sets, load_sets
-
-    every = len(classifier.classes)
-    sets = load_sets(classifier.answers, every, alpha, per_class=per_class)
-    return add_sets(classifier.iter_predictions(images, top=every), sets, classifier.classes, top)
+        predictions = (replace(one, abstained=(one.confidence or threshold) < threshold) for one in predictions)
+    return predictions, ["abstained", "id"]
 
 
 def _find_images(word: str) -> list[str | bytes]:
-    """The images a word means; a folder gives the images in it. Raises DataError where there are none."""
+    """The images that a word names; those in it for a folder. Raises DataError if there are none."""
     from ..sources import list_images
 
     if word == "-":
@@ -183,49 +160,51 @@ def _find_images(word: str) -> list[str | bytes]:
 
 
 def _read_stdin() -> list[str | bytes]:
+    """One image, or the file names in a list."""
     if sys.stdin.isatty():
-        raise DataError("Say which images: files, folders or patterns; or pipe a list of files, or one image, in.")
+        raise DataError("Name the images: files, folders or patterns; or pipe in a list of files, or one image.")
     data = sys.stdin.buffer.read()
-    if b"\0" in data[:1024]:  # no list of names holds a zero byte; every image does
+    if b"\0" in data[:1024]:  # a list of names contains no zero byte; every image does
         return [data]
     names = [line for line in data.decode("utf-8", "surrogateescape").splitlines() if line.strip()]
     if not names:
-        raise DataError("Nothing came from stdin: pipe in a list of image files, or one image.")
+        raise DataError("Stdin is empty: pipe in a list of image files, or one image.")
     return [*names]
 
 
-def _write_predictions(
-    stream: TextStream, answers: Iterable["Prediction"], form: str, top: int, extra: Sequence[str]
+def write_predictions(
+    stream: TextStream, predictions: Iterable["Prediction"], kind: str, top: int, columns: Sequence[str]
 ) -> None:
-    if form == "json":
-        rows = [_prediction_json(answer) for answer in answers]
-        stream.write(json_module.dumps({"n": len(rows), "predictions": rows}, ensure_ascii=False) + "\n")
-    elif form == "jsonl":
-        for answer in answers:
-            stream.write(json_module.dumps(_prediction_json(answer), ensure_ascii=False) + "\n")
-    elif form == "csv":
+    """Write predictions as text, JSON, JSON lines or CSV; `columns` are the additional ones of the CSV."""
+    if kind == "json":
+        rows = [_prediction_json(one) for one in predictions]
+        stream.write(json.dumps({"n": len(rows), "predictions": rows}, ensure_ascii=False) + "\n")
+    elif kind == "jsonl":
+        for one in predictions:
+            stream.write(json.dumps(_prediction_json(one), ensure_ascii=False) + "\n")
+    elif kind == "csv":
         writer = csv.writer(stream)
         heads = [f"{what}_{rank}" for rank in range(2, top + 1) for what in ("label", "confidence")]
-        writer.writerow(["file", "label", "confidence", *heads, "error", *extra])
-        for answer in answers:
-            more = [cell for pair in answer.top[1:] for cell in pair]
+        writer.writerow(["file", "label", "confidence", *heads, "error", *columns])
+        for one in predictions:
+            more = [cell for pair in one.top[1:] for cell in pair]
             more += [""] * (len(heads) - len(more))
-            cells = asdict(answer) | {"abstained": int(answer.abstained), "among": ";".join(answer.among or ())}
-            row = [answer.file, answer.label, answer.confidence, *more, answer.error]
-            writer.writerow([*row, *(cells[name] for name in extra)])
+            cells = asdict(one) | {"abstained": int(one.abstained), "among": ";".join(one.among or ())}
+            row = [one.file, one.label, one.confidence, *more, one.error]
+            writer.writerow([*row, *(cells[name] for name in columns)])
     else:
-        for answer in answers:
-            stream.write(_prediction_line(answer) + "\n")
+        for one in predictions:
+            stream.write(_prediction_line(one) + "\n")
 
 
-def _prediction_json(answer: "Prediction") -> dict[str, Any]:
-    return asdict(answer) | {"top": [{"label": label, "confidence": p} for label, p in answer.top]}
+def _prediction_json(one: "Prediction") -> dict[str, Any]:
+    return asdict(one) | {"top": [{"label": label, "confidence": p} for label, p in one.top]}
 
 
-def _prediction_line(answer: "Prediction") -> str:
-    if answer.error is not None:
-        return f"{answer.file}: could not be read: {answer.error}"
-    ranked = [f"{label} {p:.1%}" for label, p in answer.top]
-    said, others = ("unknown", ranked) if answer.abstained else (ranked[0], ranked[1:])
-    kept = "" if answer.among is None else f"  {{{', '.join(answer.among)}}}"
-    return f"{answer.file or '(stdin)'}: {said}" + (f"  ({', '.join(others)})" if others else "") + kept
+def _prediction_line(one: "Prediction") -> str:
+    if one.error is not None:
+        return f"{one.file}: could not be read: {one.error}"
+    ranked = [f"{label} {p:.1%}" for label, p in one.top]
+    first, others = ("unknown", ranked) if one.abstained else (ranked[0], ranked[1:])
+    conformal_set = "" if one.among is None else f"  {{{', '.join(one.among)}}}"
+    return f"{one.file or '(stdin)'}: {first}" + (f"  ({', '.join(others)})" if others else "") + conformal_set

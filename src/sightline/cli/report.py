@@ -1,18 +1,14 @@
-"""The verb that gathers: report."""
+"""The verb report: all results of a run on one page."""
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
-
-from cyclopts import Parameter
+from typing import TYPE_CHECKING, Any
 
 from ..errors import RecipeError, RequirementNotMet
-from .output import Device, Json, emit
+from .output import DEFAULTS, Options, Words, emit
 
 if TYPE_CHECKING:
     from rich.console import Console
-
-MetricWords = Annotated[tuple[str, ...], Parameter(consume_multiple=True, negative=())]
 
 
 def report(
@@ -21,61 +17,58 @@ def report(
     *,
     collect: bool = False,
     budget: str = "10m",
-    group: MetricWords = (),
-    beside: Path | None = None,
-    require: MetricWords = (),
-    device: Device = "auto",
-    json: Json = False,
+    group: Words = (),
+    compare_with: Path | None = None,
+    require: Words = (),
+    options: Options = DEFAULTS,
 ) -> None:
-    """One page with all the evidence that is saved in a run.
+    """Write one page with all results that are saved in a run.
 
     Parameters
     ----------
     run: Path
         A run folder.
     collect: bool
-        First measure what is missing: confidence, explanations, bad pictures, an attack.
+        First measure what is missing: confidence, explanations, corruptions, an attack.
     budget: str
-        Time that --collect may take: attacks and bad pictures get as many images as fit.
+        Time limit of --collect: attacks and corruptions use as many images as fit.
     group: Words
-        With --collect: a column of the data whose values are compared.
-    beside: Path
-        A folder that `sightline compare` made: its table goes on the page.
+        With --collect: a column of the data; accuracy by its values is measured too.
+    compare_with: Path
+        A folder made by `sightline compare`; its ranking goes on the page.
     require: Words
-        What it must reach, such as accuracy=0.98 ece=0.02; exit code 3 where it does not.
+        Requirements, such as accuracy=0.98 ece=0.02; exit code 3 if one is missed.
     """
-    from ..evidence import attach_comparison, check_run, parse_requirements, write_report
+    from ..evidence import (
+        attach_comparison,
+        check_run,
+        measure_missing_evidence,
+        parse_requirements,
+        write_report,
+    )
     from ..training import RunFolder
 
-    RunFolder(run).read_recipe()  # a page is not put into just any folder
-    wishes = parse_requirements(require)
+    RunFolder(run).read_recipe()  # refuses a folder that is not a run
+    required = parse_requirements(require)
     if group and not collect:
-        raise RecipeError(
-            "--group needs --collect, which measures: add it, or use `sightline evaluate RUN --group`."
-        )
-    if beside is not None:
-        attach_comparison(run, beside)
+        raise RecipeError("--group needs --collect: add it, or use `sightline evaluate RUN --group`.")
+    if compare_with is not None:
+        attach_comparison(run, compare_with)
     value: dict[str, Any] = {"run": str(run)}
     if collect:
-        value["collected"] = _measure_missing(run, budget, group, device)
-    verdicts = check_run(run, wishes)
+        value["collected"] = measure_missing_evidence(run, budget=budget, columns=group, device=options.device)
+    verdicts = check_run(run, required)
     value["report"] = str(write_report(run, verdicts))
-    if wishes:
+    if required:
         value["verdicts"] = [one.as_json() for one in verdicts]
-    emit(value, json, _print_report)
+    emit(value, options.json, _print_report)
     if missed := [one.metric for one in verdicts if not one.is_met]:
-        raise RequirementNotMet(f"'{run}' is not what was required of it: {', '.join(missed)}.")
-
-
-def _measure_missing(run: Path, budget: str, group: tuple[str, ...], device: str) -> dict[str, str]:
-    from ..evidence import measure_missing_evidence
-
-    return measure_missing_evidence(run, budget=budget, columns=group, device=device)
+        raise RequirementNotMet(f"'{run}' misses these requirements: {', '.join(missed)}.")
 
 
 def _print_report(console: "Console", value: Mapping[str, Any]) -> None:
-    for name, came in value.get("collected", {}).items():
-        console.print(f"{name}: {came}", markup=False)
+    for name, outcome in value.get("collected", {}).items():
+        console.print(f"{name}: {outcome}", markup=False)
     for verdict in value.get("verdicts", ()):
         console.print(verdict["sentence"], markup=False)
     console.print(value["report"], markup=False)

@@ -1,4 +1,4 @@
-"""The verb that lets others ask: serve."""
+"""The verb serve: a classifier as an HTTP service."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Group, Parameter
 
-from .output import Json, emit
+from .output import OUTPUT_DEFAULTS, OutputOptions, Switch, emit
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -17,35 +17,34 @@ if TYPE_CHECKING:
 
 _LIMITS = Parameter(group=Group("Limits", sort_key=10), negative=())
 _JOURNAL = Parameter(group=Group("Journal", sort_key=11), negative=())
-_Flag = Annotated[bool, Parameter(negative=())]
 
 
 @Parameter(name="*")
 @dataclass(frozen=True, kw_only=True)
 class LimitFlags:
-    """How much may be asked at once."""
+    """Limits on requests."""
 
     max_body_mb: Annotated[float, _LIMITS] = 20.0
-    """Bytes of a request, in MB."""
+    """Maximum size of a request, in MB."""
     max_pixels: Annotated[int, _LIMITS] = 50_000_000
-    """Pixels of an image, told by its header."""
+    """Maximum pixels of an image, read from its header."""
     max_images: Annotated[int, _LIMITS] = 64
-    """Images of a request."""
+    """Maximum images of a request."""
     queue: Annotated[int, _LIMITS] = 256
-    """Requests that may wait."""
+    """Maximum requests that wait."""
 
 
 @Parameter(name="*")
 @dataclass(frozen=True, kw_only=True)
 class JournalFlags:
-    """What is remembered, and where."""
+    """What the journal stores, and where."""
 
     journal: Annotated[str | None, _JOURNAL] = None
-    """A database's URL; safer in the variable SIGHTLINE_JOURNAL. Default: the site's own file."""
+    """URL of the journal's database; safer in the variable SIGHTLINE_JOURNAL. Default: a file of the site."""
     keep_images: Annotated[bool, _JOURNAL] = False
-    """Keep the images too, without their EXIF."""
+    """Store the images too, without their EXIF data."""
     quota_mb: Annotated[float, _JOURNAL] = 1000.0
-    """MB of images that are kept."""
+    """Maximum MB of stored images."""
 
 
 def serve(
@@ -58,40 +57,40 @@ def serve(
     threads: int | None = None,
     watch: Path | None = None,
     http: bool = True,
-    open: _Flag = False,
+    open: Switch = False,
     origin: Annotated[tuple[str, ...], Parameter(negative=())] = (),
     bounds: LimitFlags | None = None,
     memory: JournalFlags | None = None,
-    json: Json = False,
+    options: OutputOptions = OUTPUT_DEFAULTS,
 ) -> None:
-    """Answer requests over HTTP, remember the answers, and take corrections.
+    """Serve a classifier over HTTP, with a journal of predictions and corrections.
 
     Parameters
     ----------
     path: Path
-        A site, of which the current release answers; or a run, a bundle or an ONNX file.
+        A site, whose current release is served; or a run, a bundle or an ONNX file.
     host: str
-        The address to listen at. Any but this machine's own needs keys, or --open.
+        The address to listen on. Any other than this machine's own needs keys, or --open.
     port: int
-        0 takes any free one.
+        The port; 0 takes any free one.
     workers: int
-        Processes. More than one is for many cores.
+        Number of processes; more than one is for many cores.
     threads: int
-        Cores of each process. Default: all, shared among the workers.
+        Cores of each process. Default: all cores, divided among the workers.
     watch: Path
-        A folder whose new images are classified too, one JSON line each.
+        A folder to watch: new images in it are classified, one JSON line each.
     http: bool
-        --no-http only watches the folder.
+        With --no-http it only watches the folder.
     open: bool
-        Let everyone in, without keys.
+        Accept requests from anyone, without keys.
     origin: tuple[str, ...]
-        A web page that may ask, such as https://example.org; may be repeated.
+        Origin of a web page that may send requests, such as https://example.org; may be repeated.
     """
     from ..serving import serve as answer
 
     given = {"host": host, "port": port, "workers": workers, "threads": threads, "watch": watch, "open": open}
     limits, kept = _request_limits(bounds or LimitFlags()), vars(memory or JournalFlags())
-    tell = partial(emit, json=json, render=_print_address)
+    tell = partial(emit, json=options.json, render=_print_address)
     answer(path, http=http, origins=origin, limits=limits, tell=tell, **given, **kept)
 
 
@@ -103,12 +102,12 @@ def _request_limits(bounds: LimitFlags) -> "RequestLimits":
 
 
 def _print_address(console: "Console", value: Mapping[str, Any]) -> None:
-    number = value.get("release")  # several workers each know their own
+    number = value.get("release")  # each of several workers knows its own
     release = "" if number is None else f" (release {number})" if number else " (no releases)"
     if value["url"]:
-        console.print(f"\n'{value['path']}'{release} answers at {value['url']}", markup=False)
+        console.print(f"\n'{value['path']}'{release} is served at {value['url']}", markup=False)
         console.print(f"Try: curl -F image=@IMAGE {value['url']}/predict", markup=False)
     if value.get("journal") is False:
-        console.print("Nothing is remembered: serve a site, or name a --journal, to keep answers and corrections.")
+        console.print("No journal: serve a site, or set --journal, to store predictions and corrections.")
     if value.get("keys") is False:
-        console.print("No key is needed: whoever reaches the address may ask.")
+        console.print("No key is needed: anyone who reaches the address may send requests.")

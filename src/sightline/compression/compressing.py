@@ -136,7 +136,7 @@ def _publish(
     if original.classifier.threshold or original.classifier.answers:
         notes.append(
             "The threshold for 'unknown' and the conformal sets were calibrated on the original's answers and are "
-            f"dropped: set new ones with sightline evaluate {out} --risk 0.01 --keep."
+            f"dropped: set new ones with sightline evaluate {out} --risk 0.01 --save."
         )
     known = {} if result.model else original.classifier.provenance  # new weights have no ancestors
     classifier.threshold, classifier.answers = 0.0, {}

@@ -205,7 +205,7 @@ def load_sets(
     """The rule that a bundle's answers hold; DataError where it was not calibrated, or not for ``alpha``."""
     if "conformal" not in answers:
         raise DataError(
-            "This classifier has no conformal sets yet. Make them with: sightline evaluate RUN --sets 0.1 --keep"
+            "This classifier has no conformal sets yet. Make them with: sightline evaluate RUN --conformal-alpha 0.1 --save"
         )
     part = answers["conformal"]
     lookup(NONCONFORMITY_SCORES, by, "kind of conformal set")

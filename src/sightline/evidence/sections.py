@@ -338,6 +338,6 @@ SECTION_COMMANDS = {
     "corruptions": ("corruptions", "sightline evaluate RUN --corruptions"),
     "explanations": ("explanations", "sightline report RUN --collect"),
     "groups": ("groups", "sightline evaluate RUN --group COLUMN"),
-    "comparison": ("baselines", "sightline compare DATA, then sightline report RUN --beside FOLDER"),
+    "comparison": ("baselines", "sightline compare DATA, then sightline report RUN --compare-with FOLDER"),
 }
 """What the page can show besides -> what makes it."""

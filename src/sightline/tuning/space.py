@@ -229,7 +229,9 @@ def space_from_words(words: Mapping[str, str]) -> SearchSpace:
     return SearchSpace({name: _as_floats(name, _parse_dimension(name, word)) for name, word in words.items()})
 
 
-_SPACE_EXAMPLE = "Write --over lr=1e-4..1e-1 for a range, --over batch_size=32,64,128 for a choice."
+_SPACE_EXAMPLE = (
+    "Write --search-space lr=1e-4..1e-1 for a range, --search-space batch_size=32,64,128 for a choice."
+)
 
 
 def _split_pair(word: str) -> tuple[str, str]:

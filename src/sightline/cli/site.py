@@ -1,0 +1,164 @@
+"""The verbs releases and keys, which manage the site of a service."""
+
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from ..errors import ChoiceError
+from .output import OUTPUT_DEFAULTS, OutputOptions, Switch, emit, make_table, require_argument
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+def releases(
+    site: Path,
+    action: Literal["list", "publish", "promote", "rollback", "prune"] = "list",
+    what: str | None = None,
+    /,
+    *,
+    note: str = "",
+    images: str | None = None,
+    with_memory: Switch = False,
+    only_publish: Switch = False,
+    keep: int = 5,
+    options: OutputOptions = OUTPUT_DEFAULTS,
+) -> None:
+    """Manage the releases of a site: list, publish RUN, promote N, rollback, or prune.
+
+    Parameters
+    ----------
+    site: Path
+        The folder of the service; publish creates it.
+    action: str
+        publish gives a run the next number and promotes it; promote makes a release the current one; rollback
+        returns to the previous one; prune deletes old ones.
+    what: str
+        The run to publish, or the number to promote.
+    note: str
+        A note that the list shows.
+    images: str
+        Labelled images to compare the exported file on. Default: the validation images of the run.
+    with_memory: bool
+        Publish a bundle that contains images it learned from.
+    only_publish: bool
+        Publish without promoting.
+    keep: int
+        With prune: the number of newest releases to keep.
+    """
+    from ..serving import current_number, list_releases, promote, prune, publish, rollback
+
+    more: dict[str, Any] = {}
+    if action == "publish":
+        run = require_argument(what, "publish", "the run")
+        made = publish(site, run, note=note, images=images, with_memory=with_memory, promote=not only_publish)
+        more = {"published": made.number, "onnx": made.facts["onnx"]}
+    elif action == "promote":
+        number = require_argument(what, "promote", "the number of a release")
+        if not (number.isascii() and number.isdigit()):
+            raise ChoiceError(f"'{number}' is not the number of a release, such as 3.")
+        promote(site, int(number))
+    elif what is not None:
+        raise ChoiceError(f"`releases SITE {action}` takes no further argument, got '{what}'.")
+    elif action == "rollback":
+        rollback(site)
+    elif action == "prune":
+        more = {"removed": prune(site, keep=keep)}
+    found = [
+        {name: value for name, value in one.facts.items() if name != "files"} | {"path": str(one.path)}
+        for one in list_releases(site)
+    ]
+    value = {"site": str(site), "current": current_number(site), "releases": found, **more}
+    emit(value, options.json, _print_releases)
+
+
+def _print_releases(console: "Console", value: Mapping[str, Any]) -> None:
+    rows = []
+    for one in value["releases"]:
+        accuracy = one.get("metrics", {}).get("accuracy")
+        rows.append(
+            (
+                "current" if one["number"] == value["current"] else "",
+                one["number"],
+                one.get("time", "-").replace("T", " ").partition("+")[0],
+                "-" if accuracy is None else f"{accuracy:.2%}",
+                one.get("source", "-"),
+                one.get("damaged") or one["note"],
+            )
+        )
+    console.print(make_table(("", "release", "published (UTC)", "accuracy", "from", "note"), rows))
+    for number in value.get("removed", ()):
+        console.print(f"Release {number} was deleted.")
+    if onnx := value.get("onnx"):
+        number = value["published"]
+        console.print(
+            f"\nRelease {number} has no ONNX file and is served with torch: {onnx['why']}"
+            if onnx["file"] is None
+            else f"\nThe ONNX file of release {number} gives the same prediction for {onnx['agreement']:.2%} of "
+            f"{onnx['n']:,} images ({onnx['sample']}).",
+            markup=False,
+        )
+    if value["current"] is None and value["releases"]:
+        console.print(f"No release is current: sightline releases {value['site']} promote N", markup=False)
+
+
+def keys(
+    site: Path,
+    action: Literal["list", "make", "revoke"] = "list",
+    name: str | None = None,
+    /,
+    *,
+    scopes: str = "predict,feedback",
+    expires_days: float | None = None,
+    options: OutputOptions = OUTPUT_DEFAULTS,
+) -> None:
+    """Manage the API keys of a site: list, make NAME, or revoke NAME. A key is shown once, when it is made.
+
+    Parameters
+    ----------
+    site: Path
+        The folder of the service.
+    action: str
+        make a key, or revoke one: immediately, also for a running service.
+    name: str
+        The name of the key, such as camera-3.
+    scopes: str
+        What it allows, with commas: read, predict, feedback, admin (which includes the others).
+    expires_days: float
+        Days until it expires. Default: never.
+    """
+    from ..serving import Keyring, create_key, list_keys, revoke_key
+
+    more: dict[str, Any] = {}
+    if action == "make":
+        wanted = [word for word in scopes.split(",") if word]
+        name = require_argument(name, "make", "the name of a key")
+        more["key"] = create_key(site, name, wanted, expires_days=expires_days)
+    elif action == "revoke":
+        more["revoked"] = revoke_key(site, require_argument(name, "revoke", "the name of a key")).name
+    found = [key.as_json() for key in list_keys(site)]
+    emit({"site": str(site), "keys": found, "open": Keyring(site).empty, **more}, options.json, _print_keys)
+
+
+def _print_keys(console: "Console", value: Mapping[str, Any]) -> None:
+    def day(seconds: float) -> str:
+        return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d")
+
+    if "key" in value:
+        console.print(f"{value['key']}\n\nThis is the key. It is not stored and not shown again.\n", markup=False)
+    rows = [
+        (
+            one["name"],
+            ", ".join(one["scopes"]),
+            day(one["created"]),
+            "never" if one["expires"] is None else day(one["expires"]) + (" (expired)" if one["expired"] else ""),
+        )
+        for one in value["keys"]
+    ]
+    if rows:
+        console.print(make_table(("name", "allows", "made", "expires"), rows))
+    elif value["open"]:
+        console.print("There are no keys: the service accepts requests from this machine only, without a key.")
+    else:
+        console.print("No key is left: the service refuses all requests until you make one or delete keys.json.")
