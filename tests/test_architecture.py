@@ -38,7 +38,6 @@ def module_of(file: Path) -> str:
 UNTIL_MENDED = {
     (f"sightline.{here}", f"sightline.{there}")
     for here, there in [
-        ("comparison.model_comparison", "training.defaults"),
         ("journal.image_store", "data.codecs"),
         ("serving.limits", "data.codecs"),
     ]

@@ -13,7 +13,7 @@ from sightline.baselines import (
     BASELINES,
     DEFAULT_BASELINES,
     FEATURES,
-    Baseline,
+    extract_features,
     fit_baseline,
     parse_baseline,
     parse_features,
@@ -212,7 +212,10 @@ def test_an_embedding_of_nothing_or_of_other_pixels_is_refused(network_bundle, d
     with pytest.raises(BundleError, match="no run or bundle 'runs/absent'"):
         parse_features("embedding:runs/absent")
     with pytest.raises(ChoiceError, match="--size 16 --channels 1"):
-        parse_features(f"embedding:{network_bundle}", Geometry(size=(28, 28), channels=1))
+        extract_features(
+            parse_baseline(f"knn@embedding:{network_bundle}"),
+            load_dataset("digits", Geometry(size=(28, 28), channels=1)),
+        )
     with pytest.raises(TrainingError, match="hog needs two cells of 9 pixels a side, and the images have 16"):
         fit_baseline(digits, "naive-bayes@hog:cell=9")
 
@@ -250,7 +253,7 @@ def test_the_largest_logit_is_the_estimators_own_answer(name, fitted, digits):
     assert logits.shape == (len(digits.test), 10)
     assert logits.isfinite().all()
     network = classifier.network
-    vectors = network.standard(network.vectors(to_tensor(digits.test[:]))).numpy()
+    vectors = network.standardise(network.feature_vectors(to_tensor(digits.test[:]))).numpy()
     assert np.array_equal(logits.argmax(1).numpy(), network.estimator.predict(vectors))
     assert (logits.argmax(1) == labels).float().mean() > 0.6
     assert not network.differentiable
@@ -297,7 +300,7 @@ def test_two_classes_of_which_the_larger_index_can_win(name, digits):
     classifier = fit_baseline(two, word)
     logits, labels = predict_logits(classifier, two.test)
     network = classifier.network
-    vectors = network.standard(network.vectors(to_tensor(two.test[:]))).numpy()
+    vectors = network.standardise(network.feature_vectors(to_tensor(two.test[:]))).numpy()
     assert np.array_equal(logits.argmax(1).numpy(), network.estimator.predict(vectors))
     assert (logits.argmax(1) == labels).float().mean() > 0.8
 
@@ -330,7 +333,7 @@ def test_equal_seeds_give_equal_classifiers(name, digits):
 def test_features_are_joined_and_each_has_the_same_say(digits):
     classifier = fit_baseline(digits, "svm-rbf@hog:cell=4+moments")
     network = classifier.network
-    vectors = network.standard(network.vectors(to_tensor(digits.train[:])))
+    vectors = network.standardise(network.feature_vectors(to_tensor(digits.train[:])))
     hog, moments = vectors.split(network.widths, 1)
     assert moments.mean(0).abs().max() < 1e-3
     assert hog.min() == 0
@@ -363,7 +366,8 @@ def test_temperature_brings_decisions_to_probabilities(fitted, digits):
 
 
 def test_words_are_read_and_written_back():
-    assert parse_baseline("svm-rbf:C=5@hog+lbp") == Baseline("svm-rbf:C=5", "hog+lbp")
+    found = parse_baseline("svm-rbf:C=5@hog+lbp")
+    assert (found.classifier, found.features) == ("svm-rbf:C=5", "hog+lbp")
     assert str(parse_baseline("knn:3")) == "knn:3"
     assert str(parse_baseline("knn", features="hog")) == "knn@hog"
     assert str(parse_baseline("knn@pixels", features="hog")) == "knn"

@@ -97,7 +97,7 @@ def test_the_probe_says_what_to_expect(digits):
     recall = np.mean([i in listed for i in where])
     assert abs(recall - found.probe.recall.value) < 0.15
     assert found.probe.recall.low < found.probe.recall.high
-    assert f"{found.probe.n_planted:,} labels changed on purpose" in found.sentence
+    assert f"{found.probe.n_planted:,} deliberately changed labels" in found.sentence
 
 
 def test_random_labels_are_all_doubtful_and_clean_ones_hardly(digits):
@@ -154,7 +154,7 @@ def test_what_is_written(digits, tmp_path):
     assert value["probe"]["recall"]["n"] == found.probe.n_planted  # type: ignore[union-attr]
     with Image.open(files["gallery"]) as picture:
         assert picture.width > 500
-    none = write_label_issues(replace(found, suspects=()), data, tmp_path / "out")
+    none = write_label_issues(replace(found, issues=()), data, tmp_path / "out")
     assert "gallery" not in none
     assert not (tmp_path / "out" / "suspects.png").exists()
 

@@ -1,13 +1,21 @@
-"""Many trained, one table: comparisons, cross-validation, learning curves and label issues."""
+"""Many trained, one table: comparison, cross-validation, learning curves and label issues.
 
+>>> from sightline.comparison import parse_candidate
+>>> parse_candidate("knn:3@hog").kind
+'baseline'
+"""
+
+from .candidates import Candidate, parse_candidate
 from .cross_validation import CrossValidation, cross_validate
 from .label_issues import DEFAULT_LABEL_CHECKER, LabelIssueReport, find_label_issues, write_label_issues
-from .learning_curve import LearningCurve, learning_curve_run, read_learning_curve
+from .learning_curve import LEARNING_CURVE_SHARES, LearningCurve, learning_curve_run
 from .model_comparison import compare
 from .ranking import Comparison
 
 __all__ = [
     "DEFAULT_LABEL_CHECKER",
+    "LEARNING_CURVE_SHARES",
+    "Candidate",
     "Comparison",
     "CrossValidation",
     "LabelIssueReport",
@@ -16,6 +24,6 @@ __all__ = [
     "cross_validate",
     "find_label_issues",
     "learning_curve_run",
-    "read_learning_curve",
+    "parse_candidate",
     "write_label_issues",
 ]

@@ -1,4 +1,4 @@
-"""What can enter a comparison: a network trained by a recipe, or a baseline; and one trial of it."""
+"""What a comparison trains: a network by a recipe, or a baseline; one trial of it, and the cache of trials."""
 
 import base64
 import hashlib
@@ -6,9 +6,9 @@ import json
 import re
 import shutil
 import time
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,7 +20,8 @@ from numpy import ndarray
 from ..baselines import BASELINES, FEATURES, fit_baseline, parse_baseline
 from ..choose import suggest
 from ..classifier import find_bundle
-from ..errors import ChoiceError
+from ..errors import ChoiceError, Interrupted
+from ..evaluation import predict_timed
 from ..files import checksum, explain_write_errors, write_json
 from ..inference import validate
 from ..models import NETWORKS
@@ -28,73 +29,62 @@ from ..training import Recipe, Run, SilentRunFolder, train_on_splits, validate_r
 from ..types import Splits
 
 TRIALS_FILE = "trials.json"
+"""File of a candidate's folder that holds its finished trials."""
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A network's or baseline's word, and the recipe by which networks are trained."""
+    """A network or a baseline, and the recipe that trains it."""
 
     word: str
+    """``resnet20``, ``enhanced:dropout=0.2``, ``knn@hog``."""
     kind: Literal["network", "baseline"]
     recipe: Recipe
-    """For a baseline only its seed, shares and geometry matter."""
+    """A baseline uses only its seed, splits and geometry."""
 
     @property
     def folder_name(self) -> str:
-        """The word as a file name."""
+        """The word with every character replaced that a file name may not have."""
         return re.sub(r"[^\w.@+=-]+", "_", self.word)
 
     def train(self, splits: Splits, folder: Path, *, seed: int, device: torch.device | str) -> tuple[Run, float]:
-        """Train or fit it on images already split, into a run folder; the run and the seconds it took.
+        """Train on given splits into ``folder``, which is emptied first; the run and the seconds of training.
 
-        A network's seconds are those of its epochs, without measuring the machine; a baseline's are all it took.
+        A network's seconds are those of its epochs, without the search for the fastest way to train; a baseline's
+        include its features.
         """
         clear_run_folder(folder)
         recipe = self.recipe.replace(seed=seed)
+        run_folder = SilentRunFolder(folder)
         if self.kind == "network":
-            run = train_on_splits(splits, recipe.replace(model=self.word), SilentRunFolder(folder), device=device)
-            (folder / "last.ckpt").unlink(missing_ok=True)  # it is finished: nobody resumes it
-        else:
-            run = _fit_baseline_run(splits, recipe.replace(model=self.word, epochs=0, processes=1), folder, device)
-        return run, float(run.facts["seconds"])
+            run = train_on_splits(splits, recipe.replace(model=self.word), run_folder, device=device)
+            (folder / "last.ckpt").unlink(missing_ok=True)  # nobody resumes a finished training
+            return run, float(run.facts["seconds"])
+        started = time.perf_counter()
+        classifier = fit_baseline(splits, self.word, seed=seed)
+        facts = {
+            "epochs": 0,
+            "seconds": round(time.perf_counter() - started, 3),
+            "temperature": classifier.temperature,
+            "val_accuracy": validate(classifier, splits.val)[1] if len(splits.val) else None,
+        }
+        classifier.save(run_folder.bundle)
+        write_json(folder / "training.json", facts)
+        recipe = recipe.replace(model=self.word, epochs=0, processes=1)
+        remarks = tuple(classifier.provenance["remarks"])
+        return Run(folder, recipe, classifier.to(device), splits, facts, remarks), float(facts["seconds"])
 
     def cache_facts(self) -> list[str]:
-        """What its result depends on beside recipe and images: the word, and the bundles that the word names."""
+        """What its result depends on besides recipe and images: the word, and the bundles named in it."""
         runs = re.findall(r"embedding:([^+@]+)", self.word)
         return [self.word, *(checksum(find_bundle(run) / "config.json") for run in runs)]
 
 
-def clear_run_folder(folder: Path) -> None:
-    """An empty folder for a run: what a stopped trial left there is no use."""
-    kept = folder / TRIALS_FILE
-    trials = kept.read_bytes() if kept.is_file() else None
-    with explain_write_errors(folder):
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
-        if trials is not None:
-            kept.write_bytes(trials)
-
-
-def _fit_baseline_run(splits: Splits, recipe: Recipe, folder: Path, device: torch.device | str) -> Run:
-    started = time.perf_counter()
-    classifier = fit_baseline(splits, recipe.model or "", seed=recipe.seed)
-    facts = {
-        "epochs": 0,
-        "seconds": round(time.perf_counter() - started, 3),
-        "temperature": classifier.temperature,
-        "val_accuracy": validate(classifier, splits.val)[1] if len(splits.val) else None,
-    }
-    where = SilentRunFolder(folder)
-    classifier.save(where.bundle)
-    write_json(folder / "training.json", facts)
-    return Run(folder, recipe, classifier.to(device), splits, facts, tuple(classifier.provenance["remarks"]))
-
-
 def parse_candidate(word: str, recipe: Recipe | None = None, *, features: str = "pixels") -> Candidate:
-    """The entrant a word names: a network (``resnet20``, ``enhanced:dropout=0.2``) or a baseline (``knn@hog``).
+    """The candidate that a word names: a network (``resnet20``) or a baseline (``knn@hog``).
 
-    ``features`` are a baseline's where its word names none. Raises ChoiceError for names nobody knows, RecipeError
-    for a recipe that a network cannot be trained by.
+    ``features`` are the baseline's where its word names none. Raises ChoiceError for unknown names, RecipeError for
+    a recipe that cannot train the network.
     """
     recipe = recipe or Recipe()
     name = re.split(r"[:@]", word.strip(), maxsplit=1)[0]
@@ -103,7 +93,9 @@ def parse_candidate(word: str, recipe: Recipe | None = None, *, features: str = 
     if "@" in word:
         raise ChoiceError(f"There is no baseline called '{name}'. {suggest(name, BASELINES)}")
     if name in FEATURES:
-        raise ChoiceError(f"'{name}' is a feature: say what learns from it, for example svm-rbf@{word}.")
+        raise ChoiceError(
+            f"'{name}' is a feature: name the baseline that learns from it, for example svm-rbf@{word}."
+        )
     if name not in NETWORKS and ":" not in word:
         raise ChoiceError(
             f"There is no model or baseline called '{name}'. {suggest(name, [*NETWORKS, *BASELINES])}"
@@ -114,34 +106,32 @@ def parse_candidate(word: str, recipe: Recipe | None = None, *, features: str = 
 
 @dataclass(frozen=True, eq=False)
 class Trial:
-    """One training and its test."""
+    """One training of a candidate and its test."""
 
     part: str
-    """What it was tested on: ``test``, or ``fold 2``."""
+    """The images it was tested on: ``test``, or ``fold 2``."""
     seed: int
     correct: Bool[ndarray, " N"]
-    """Which of the tested images it answered rightly."""
+    """Whether each tested image was classified correctly."""
     seconds: float
-    """To train."""
+    """Seconds of training."""
     seconds_per_image: float
-    """To answer, in batches, from pixels to probabilities."""
+    """Seconds of one prediction, in batches, from pixels to probabilities."""
     bundle_bytes: int
-    """Bytes of its bundle."""
     val_accuracy: float | None
-    """Accuracy on the validation images."""
-    notes: tuple[str, ...] = field(default=())
+    notes: tuple[str, ...] = ()
 
     @property
     def accuracy(self) -> float:
-        """Share of the tested images that it answered rightly."""
+        """Share of the tested images classified correctly."""
         return float(self.correct.mean())
 
     def as_json(self) -> dict[str, Any]:
-        """A row of ``trials.json``; ``right`` is ``correct`` as packed bits."""
+        """A row of ``trials.json``."""
         return {
             "part": self.part,
             "seed": self.seed,
-            "right": base64.b64encode(np.packbits(self.correct).tobytes()).decode("ascii"),
+            "right": pack_bits(self.correct),
             "seconds": self.seconds,
             "seconds_per_image": self.seconds_per_image,
             "size": self.bundle_bytes,
@@ -154,11 +144,10 @@ class Trial:
     @classmethod
     def from_json(cls, row: Mapping[str, Any]) -> "Trial":
         """Read a row that ``as_json`` wrote."""
-        bits = np.unpackbits(np.frombuffer(base64.b64decode(row["right"]), np.uint8), count=row["n"])
         return cls(
             part=row["part"],
             seed=row["seed"],
-            correct=bits.astype(bool),
+            correct=unpack_bits(row["right"], row["n"]),
             seconds=row["seconds"],
             seconds_per_image=row["seconds_per_image"],
             bundle_bytes=row["size"],
@@ -167,21 +156,30 @@ class Trial:
         )
 
 
+def pack_bits(values: Bool[ndarray, " N"]) -> str:
+    """Booleans as base64 of their bits, eight to a byte."""
+    return base64.b64encode(np.packbits(values).tobytes()).decode("ascii")
+
+
+def unpack_bits(text: str, n: int) -> Bool[ndarray, " N"]:
+    """The ``n`` booleans that ``pack_bits`` wrote."""
+    return np.unpackbits(np.frombuffer(base64.b64decode(text), np.uint8), count=n).astype(bool)
+
+
 def run_candidate_trial(
-    entrant: Candidate, part: str, splits: Splits, folder: Path, *, seed: int, device: torch.device | str
+    candidate: Candidate, part: str, splits: Splits, folder: Path, *, seed: int, device: torch.device | str
 ) -> Trial:
-    """Train an entrant on a split, into ``folder`` as a run, and test it there."""
-    run, seconds = entrant.train(splits, folder, seed=seed, device=device)
-    probabilities, per_image = predict_timed(run.classifier, splits.test)
+    """Train a candidate on ``splits`` into the run folder ``folder``, and test it on the test split."""
+    run, seconds = candidate.train(splits, folder, seed=seed, device=device)
+    probabilities, seconds_per_image = predict_timed(run.classifier, splits.test)
     if run.recipe.data is not None:
-        run_folder = SilentRunFolder(folder)
-        run_folder.write_header(run.recipe, splits, run.notes)
+        SilentRunFolder(folder).write_header(run.recipe, splits, run.notes)
     return Trial(
         part=part,
         seed=seed,
         correct=probabilities.argmax(1) == splits.test.labels,
         seconds=seconds,
-        seconds_per_image=per_image,
+        seconds_per_image=seconds_per_image,
         bundle_bytes=sum(file.stat().st_size for file in (folder / "classifier").iterdir()),
         val_accuracy=run.facts.get("val_accuracy"),
         notes=run.notes,
@@ -189,7 +187,10 @@ def run_candidate_trial(
 
 
 class TrialCache:
-    """Trials of an entrant that are done, in its folder: what is there is not repeated."""
+    """The finished trials of a candidate, in its folder.
+
+    ``facts`` are what the trials depend on: trials saved under other facts are ignored.
+    """
 
     def __init__(self, folder: Path, facts: Sequence[str]) -> None:
         self.file = folder / TRIALS_FILE
@@ -201,11 +202,31 @@ class TrialCache:
                 self.trials = [Trial.from_json(row) for row in content["trials"]]
 
     def find(self, part: str, seed: int) -> Trial | None:
-        """The trial, if it is done."""
+        """The finished trial of this part and seed; None where there is none."""
         return next((one for one in self.trials if (one.part, one.seed) == (part, seed)), None)
 
     def add(self, trial: Trial) -> Trial:
-        """Keep a trial."""
+        """Save a trial and return it."""
         self.trials.append(trial)
         write_json(self.file, {"key": self.key, "trials": [one.as_json() for one in self.trials]})
         return trial
+
+
+def clear_run_folder(folder: Path) -> None:
+    """Empty the folder for a run, but for its finished trials."""
+    file = folder / TRIALS_FILE
+    trials = file.read_bytes() if file.is_file() else None
+    with explain_write_errors(folder):
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        if trials is not None:
+            file.write_bytes(trials)
+
+
+@contextmanager
+def explain_interruption(what: str, remedy: str = "Run the same command to go on.") -> Iterator[None]:
+    """Replace training's own message of an interruption, which names a temporary folder."""
+    try:
+        yield
+    except Interrupted as error:
+        raise Interrupted(f"Stopped during {what}; finished trainings are saved. {remedy}") from error

@@ -1,8 +1,8 @@
-"""Cross-validation: every image is tested once by a classifier that never saw it, and what that tells."""
+"""Cross-validation: every image is tested once by a classifier that was not trained on it."""
 
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean, stdev
@@ -14,27 +14,26 @@ from jaxtyping import Float, Int
 from numpy import ndarray
 
 from .. import progress, runtime
-from ..data import make_folds as folds_of
-from ..data import split
-from ..errors import DataError, Interrupted, RecipeError
+from ..data import make_folds, split
+from ..errors import DataError, RecipeError
 from ..metrics import nadeau_bengio_interval, wilson
 from ..training import Recipe, parse_duration, read_dataset
 from ..types import Dataset, Interval, Splits
-from .candidates import Candidate, Trial, TrialCache, parse_candidate, run_candidate_trial
+from .candidates import Candidate, Trial, TrialCache, explain_interruption, parse_candidate, run_candidate_trial
 
 
 @dataclass(frozen=True, eq=False)
 class CrossValidation:
-    """What an entrant gave on k folds, one or several times."""
+    """A candidate's results on k folds, one or several times."""
 
     candidate: str
     folds: int
     trials: tuple[Trial, ...]
     """Fold by fold, repetition by repetition."""
     correct: Float[ndarray, " N"]
-    """For each image, the share of the repetitions that answered it rightly while it was held out."""
+    """For each image, the share of the repetitions that classified it correctly while it was held out."""
     accuracy: Interval
-    """Mean over folds and repetitions, with the interval of Nadeau and Bengio; n counts the trainings."""
+    """Mean over folds and repetitions, with Nadeau and Bengio's interval; n counts the trainings."""
     std: float
     """Standard deviation of the folds' accuracies."""
     pooled: Interval
@@ -43,11 +42,11 @@ class CrossValidation:
 
     @property
     def repetitions(self) -> int:
-        """Times that the images were dealt anew."""
+        """How often the images were divided into folds."""
         return len(self.trials) // self.folds
 
     def as_json(self) -> dict[str, Any]:
-        """The numbers, under the names of the field."""
+        """The numbers, without the single images."""
         return {
             "entrant": self.candidate,
             "folds": self.folds,
@@ -75,17 +74,25 @@ def cross_validate(
     folder: str | Path | None = None,
     device: str = "auto",
 ) -> CrossValidation:
-    """Train ``by`` (a network's or baseline's word) on all folds but one and test it there, in turn.
+    """Train a candidate on all folds but one and test it on that one, for each fold in turn.
 
-    Folds are stratified, keep groups and copies together, and are dealt anew for each of ``seeds``: the recipe's,
-    that plus one, ... Of the training images a validation part is split off, as in ``train``. A given test
-    part is left alone. Finished trainings are kept in ``folder`` and not repeated. Raises RecipeError for fewer
-    than two folds, DataError for more than the rarest class has images, Interrupted when stopped.
+    Folds are stratified and keep groups and copies of an image together. A validation split is set aside of the
+    training images, as in ``train``. A given test split is not used.
+
+    Args:
+        data: images, or what ``sources.find`` takes.
+        by: a network's or baseline's word, or a candidate.
+        folds: number of folds, at least 2.
+        seeds: repetitions, each with other folds: the recipe's seed, that plus 1, ...
+        folder: where finished trainings are saved, and not repeated; a temporary folder by default.
+
+    Raises RecipeError for fewer than two folds or one repetition, DataError for more folds than the rarest class
+    has distinct images, Interrupted when stopped.
     """
     recipe = recipe or Recipe()
     if not isinstance(data, Dataset):
         recipe = recipe.replace(data=str(data))
-    by = parse_candidate(by, recipe) if isinstance(by, str) else by
+    candidate = parse_candidate(by, recipe) if isinstance(by, str) else by
     if isinstance(data, Dataset):
         dataset = data
         recipe = recipe.replace(size=dataset.geometry.size[0], channels=dataset.geometry.channels)
@@ -93,18 +100,16 @@ def cross_validate(
         dataset, chosen = read_dataset(recipe)
         recipe = recipe.replace(**{choice.field: choice.value for choice in chosen})
     budget = f"{parse_duration(recipe.budget) / (folds * seeds):g}s" if folds > 0 and seeds > 0 else recipe.budget
-    by = replace(by, recipe=recipe.replace(budget=budget))
+    candidate = replace(candidate, recipe=recipe.replace(budget=budget))
     pool = cross_validation_pool(dataset)
-    dealt = assign_folds(pool, folds, seeds, recipe)
+    held_out = assign_folds(pool, folds, seeds, recipe)
     with ExitStack() as stack:
         place = Path(folder or stack.enter_context(tempfile.TemporaryDirectory()))
-        return run_cross_validation(
-            by, pool, dealt, place, recipe, runtime.resolve_device(device), say=progress.notify
-        )
+        return run_cross_validation(candidate, pool, held_out, place, recipe, runtime.resolve_device(device))
 
 
 def cross_validation_pool(dataset: Dataset) -> Dataset:
-    """The images that cross-validation may use: all but a given test part."""
+    """All images but those of a given test split."""
     given = dataset.columns.get("split")
     return dataset if given is None else dataset.subset(np.flatnonzero(given != "test"))
 
@@ -116,112 +121,97 @@ class HeldOutFold:
     number: int
     seed: int
     indices: Int[ndarray, " n"]
-    """Positions of the held-out images."""
+    """Positions of the held-out images in the pool."""
 
     @property
     def name(self) -> str:
-        """Its name among the trials."""
+        """``fold 2``."""
         return f"fold {self.number}"
 
 
 def assign_folds(pool: Dataset, folds: int, seeds: int, recipe: Recipe) -> list[HeldOutFold]:
-    """The folds of each repetition; raises RecipeError or DataError where there can be none."""
+    """The folds of each repetition. Raises RecipeError or DataError where the images cannot be divided so."""
     if seeds < 1:
         raise RecipeError(f"{seeds} repetitions were asked for: it takes at least 1.")
     found = []
     for seed in range(recipe.seed, recipe.seed + seeds):
-        for number, fold in enumerate(folds_of(pool, folds, seed=seed, group=recipe.group), 1):
-            where = np.flatnonzero(np.isin(pool.rows, fold.held_out.rows))
-            if not len(where):
+        for number, fold in enumerate(make_folds(pool, folds, seed=seed, group=recipe.group), 1):
+            indices = np.flatnonzero(np.isin(pool.rows, fold.held_out.rows))
+            if not len(indices):
                 raise DataError(f"Fold {number} of {folds} would have no images: ask for fewer folds.")
-            found.append(HeldOutFold(number, seed, where))
+            found.append(HeldOutFold(number, seed, indices))
     return found
 
 
-def fold_splits(pool: Dataset, held: HeldOutFold, recipe: Recipe) -> Splits:
-    """The fold as a test part, and a validation part split off the rest, whole units on one side."""
+def fold_splits(pool: Dataset, fold: HeldOutFold, recipe: Recipe) -> Splits:
+    """The fold as the test split, and training and validation splits of the rest; groups and copies stay together."""
     words = np.full(len(pool), "train", dtype="<U5")
-    words[held.indices] = "test"
-    return split(
-        replace(pool, columns={**pool.columns, "split": words}), val=recipe.val, seed=held.seed, group=recipe.group
-    )
+    words[fold.indices] = "test"
+    marked = replace(pool, columns={**pool.columns, "split": words})
+    return split(marked, val=recipe.val, seed=fold.seed, group=recipe.group)
 
 
-def missing_class_notes(splits: Splits, held: HeldOutFold) -> list[str]:
-    """A sentence for each class that a fold has no images of, to learn from or to test."""
+def missing_class_notes(splits: Splits, fold: HeldOutFold) -> list[str]:
+    """A sentence where some classes have no images to train on in a fold, and one where some have none to test."""
     found = []
-    for part, dataset, why in (
-        ("learn from", splits.train, "it cannot be answered there"),
-        ("test", splits.test, "nothing is said about it there"),
+    for purpose, dataset, consequence in (
+        ("train on", splits.train, "it is never predicted there"),
+        ("test", splits.test, "it is not tested there"),
     ):
-        lacking = [name for name, n in zip(dataset.classes, dataset.counts, strict=True) if not n]
-        if lacking:
-            names = ", ".join(map(repr, lacking[:3])) + (", ..." if len(lacking) > 3 else "")
+        missing = [name for name, n in zip(dataset.classes, dataset.counts, strict=True) if not n]
+        if missing:
+            names = ", ".join(map(repr, missing[:3])) + (", ..." if len(missing) > 3 else "")
             found.append(
-                f"Fold {held.number} (seed {held.seed}) has no images of {names} to {part}, so {why}: its images "
-                "are of too few groups, or copies of each other. Ask for fewer folds, or add images."
+                f"Fold {fold.number} (seed {fold.seed}) has no images of {names} to {purpose}, so {consequence}: its "
+                "images belong to too few groups, or are copies of each other. Ask for fewer folds, or add images."
             )
     return found
 
 
 def run_cross_validation(
-    by: Candidate,
+    candidate: Candidate,
     pool: Dataset,
-    dealt: Sequence[HeldOutFold],
+    held_out: Sequence[HeldOutFold],
     folder: Path,
     recipe: Recipe,
     device: torch.device,
-    *,
-    say: Callable[[str], None],
 ) -> CrossValidation:
-    """The trials of all folds, those of ``folder`` as they are kept, summed up."""
+    """Train and test on every fold that ``folder`` holds no finished trial of, and summarise all of them."""
     folder.mkdir(parents=True, exist_ok=True)
-    count = max(held.number for held in dealt)
-    kept = TrialCache(folder, [*by.cache_facts(), recipe.to_toml(), pool.fingerprint, f"{len(pool)} in {count}"])
-    trials, notes, right = [], [], np.zeros(len(pool))
-    with progress.progress_bar(by.word, len(dealt)) as advance:
-        for held in dealt:
-            splits = fold_splits(pool, held, recipe)
-            notes += missing_class_notes(splits, held)
-            trial = kept.find(held.name, held.seed)
+    folds = max(fold.number for fold in held_out)
+    facts = [*candidate.cache_facts(), recipe.to_toml(), pool.fingerprint, f"{len(pool)} in {folds}"]
+    cache = TrialCache(folder, facts)
+    unsaved = replace(candidate, recipe=candidate.recipe.replace(data=None))  # its run folder is deleted
+    trials, notes, correct = [], [], np.zeros(len(pool))
+    with progress.progress_bar(candidate.word, len(held_out)) as advance:
+        for fold in held_out:
+            splits = fold_splits(pool, fold, recipe)
+            notes += missing_class_notes(splits, fold)
+            trial = cache.find(fold.name, fold.seed)
             if trial is None:
-                with tempfile.TemporaryDirectory(prefix=".fold-", dir=folder) as place, explain_interruption(by):
-                    nowhere = replace(by, recipe=by.recipe.replace(data=None))  # nobody opens it again
-                    trial = kept.add(
-                        run_candidate_trial(nowhere, held.name, splits, Path(place), seed=held.seed, device=device)
+                with (
+                    tempfile.TemporaryDirectory(prefix=".fold-", dir=folder) as place,
+                    explain_interruption(f"the training of {candidate.word}"),
+                ):
+                    trial = run_candidate_trial(
+                        unsaved, fold.name, splits, Path(place), seed=fold.seed, device=device
                     )
-                say(f"{by.word}, fold {held.number} of {count}: {trial.accuracy:.2%} in {trial.seconds:,.1f} s.")
+                cache.add(trial)
+                progress.notify(
+                    f"{candidate.word}, fold {fold.number} of {folds}: {trial.accuracy:.2%} in {trial.seconds:,.1f} s."
+                )
             trials.append(trial)
-            right[held.indices] += trial.correct
+            correct[fold.indices] += trial.correct
             advance(1)
-    return summarise_folds(by.word, count, trials, right, notes)
-
-
-def summarise_folds(
-    word: str, folds: int, trials: Sequence[Trial], right: Float[ndarray, " N"], notes: Sequence[str]
-) -> CrossValidation:
-    """Trials of all folds, and how often each image was right, as one result."""
-    share = right / (len(trials) // folds)
+    correct /= len(trials) // folds
     accuracies = [trial.accuracy for trial in trials]
-    complaints = (note for trial in trials for note in trial.notes)
     return CrossValidation(
-        candidate=word,
+        candidate=candidate.word,
         folds=folds,
         trials=tuple(trials),
-        correct=share,
+        correct=correct,
         accuracy=nadeau_bengio_interval(accuracies, 1 / (folds - 1), bounds=(0.0, 1.0)),
         std=stdev(accuracies),
-        pooled=wilson(float(share.sum()), len(share)),
-        notes=tuple(dict.fromkeys((*notes, *complaints))),
+        pooled=wilson(float(correct.sum()), len(correct)),
+        notes=tuple(dict.fromkeys([*notes, *(note for trial in trials for note in trial.notes)])),
     )
-
-
-@contextmanager
-def explain_interruption(by: Candidate) -> Iterator[None]:
-    """Training's own message of an interruption names a folder that is gone by then."""
-    try:
-        yield
-    except Interrupted as error:
-        raise Interrupted(
-            f"Stopped while {by.word} was trained; what was finished before is kept. Go on with the same command."
-        ) from error

@@ -1,8 +1,8 @@
-"""Labels that look wrong: confident learning on answers from classifiers that never saw the image.
+"""Label issues: confident learning on predictions of classifiers that were not trained on the image.
 
-Every image is answered by a classifier trained on the other folds. With t_j the mean probability of class j among
-images labelled j, an image labelled i counts as truly j where p_j >= t_j, the likeliest such j (Northcutt, Jiang
-and Chuang 2021, eq. 1): those with j != i are the suspects, ranked by how much likelier another class is.
+Every image is predicted by a classifier trained on the other folds. With t_j the mean probability of class j over
+the images labelled j, an image labelled i counts as truly j where p_j >= t_j, the most probable such j (Northcutt,
+Jiang and Chuang 2021, eq. 1). Images with j != i are the issues, ranked by how much more probable j is than i.
 """
 
 import csv
@@ -18,15 +18,14 @@ from jaxtyping import Float, Int
 from numpy import ndarray
 
 from .. import progress, runtime
-from ..baselines import Baseline, parse_baseline, parse_features
-from ..data import iterate_batches
-from ..data import make_folds as folds_of
+from ..baselines import Baseline, extract_features, parse_baseline
+from ..data import make_folds
 from ..errors import DataError, RecipeError
 from ..evaluation import top_confusions
 from ..files import atomic_replace, write_json
-from ..inference import predict_logits
+from ..inference import predict_logits, to_probabilities
 from ..metrics import wilson
-from ..models import EstimatorNetwork, estimator_scores
+from ..models import estimator_scores
 from ..pictures import contact_sheet
 from ..training import Recipe, fit_temperature
 from ..types import Dataset, Interval
@@ -34,13 +33,13 @@ from .candidates import Candidate, parse_candidate
 from .cross_validation import HeldOutFold, fold_splits
 
 DEFAULT_LABEL_CHECKER = "svm-rbf@hog"
-"""What answers: see docs/suspects.md for what else was tried, and what it found in what time."""
+"""The candidate whose predictions are compared with the labels; docs/suspects.md has the alternatives measured."""
 
 PLANTED_ERROR_SHARE = 0.03
-"""Share of the labels changed on purpose to see how many such errors are found; at least 20 images."""
+"""Share of the labels that the probe changes, of at least 20 images."""
 
 MAX_ISSUE_THUMBNAILS = 40
-"""Suspects in the gallery."""
+"""Images in the gallery of issues."""
 
 
 @dataclass(frozen=True)
@@ -53,62 +52,62 @@ class LabelIssue:
     label: str
     suggested: str
     p_label: float
-    """Probability of the given class, from classifiers that never saw the image."""
+    """Out-of-fold probability of the given class."""
     p_suggested: float
+    """Out-of-fold probability of the suggested class."""
 
     @property
     def margin(self) -> float:
-        """How much likelier the suggested class is: suspects are ranked by it."""
+        """How much more probable the suggested class is: issues are ranked by it."""
         return self.p_suggested - self.p_label
 
 
 @dataclass(frozen=True)
 class PlantedErrorProbe:
-    """How many labels changed on purpose were found, in this very data: what to expect of the list."""
+    """How many deliberately changed labels of this dataset were found."""
 
     n_planted: int
     recall: Interval
     """Share of the planted errors that were listed."""
     precision: Interval
-    """Share of planted errors among what was listed and was not before: real errors count against it."""
+    """Share of planted errors among the issues that were not listed before: real errors count against it."""
 
 
 @dataclass(frozen=True, eq=False)
 class LabelIssueReport:
-    """The suspects of a dataset, the likeliest error first."""
+    """The label issues of a dataset, the largest margin first."""
 
     by: str
     folds: int
     classes: tuple[str, ...]
     n: int
     accuracy: Interval
-    """Share of the images whose label the classifiers that never saw them would have given."""
+    """Share of the images whose label is their out-of-fold prediction."""
     issues: tuple[LabelIssue, ...]
     joint: Int[ndarray, "K K"]
     """Images labelled i (row) that count as truly j (column)."""
     estimated_error_rate: float
-    """Share of all labels that are wrong, as the joint counts suggest: rows scaled to the images of each label."""
+    """Share of all labels that are wrong, each row of the joint scaled to the images of its label (eq. 3)."""
     probe: PlantedErrorProbe | None
     remarks: tuple[str, ...] = ()
 
     @property
     def sentence(self) -> str:
-        """What was found, and what to expect of it."""
-        found = len(self.issues)
-        labels = "1 label looks" if found == 1 else f"{found:,} labels look"
-        said = f"{labels} wrong among {self.n:,} ({self.by}, {self.folds} folds)."
+        """How many issues were found, and how far the list can be trusted."""
+        count = len(self.issues)
+        labels = "1 label looks" if count == 1 else f"{count:,} labels look"
+        found = f"{labels} wrong among {self.n:,} ({self.by}, {self.folds} folds)."
         if self.probe is None:
-            return said
-        p = self.probe
+            return found
+        recall, precision = self.probe.recall, self.probe.precision
         return (
-            f"{said} Of {p.n_planted:,} labels changed on purpose it listed {p.recall.value:.0%} "
-            f"({p.recall.low:.0%} to {p.recall.high:.0%}), and {p.precision.value:.0%} of what it then listed "
-            f"anew was one of them ({p.precision.low:.0%} to {p.precision.high:.0%}): errors at random are easier "
-            "than real ones."
+            f"{found} Of {self.probe.n_planted:,} deliberately changed labels it found {recall.value:.0%} "
+            f"({recall.low:.0%} to {recall.high:.0%}); {precision.value:.0%} of the new issues were changed labels "
+            f"({precision.low:.0%} to {precision.high:.0%}). Random errors are easier to find than real ones."
         )
 
     def as_json(self) -> dict[str, Any]:
-        """All of it."""
+        """``suspects.json``."""
         probe = self.probe and {
             "planted": self.probe.n_planted,
             "recall": self.probe.recall.as_json(),
@@ -138,60 +137,74 @@ def find_label_issues(
     probe: bool = True,
     device: str = "auto",
 ) -> LabelIssueReport:
-    """Rank the labels of a dataset that look wrong, whatever part they are in.
+    """Rank the labels of a dataset that look wrong, in all of its splits.
 
-    ``by`` is a baseline (its features are made once) or a network, trained by ``recipe`` on each fold. A
-    ``probe``, of baselines only, changes some labels on purpose and looks again. Copies and near duplicates
-    stay in one fold. Raises DataError where fewer than two classes have two distinct images, ChoiceError for an
-    unknown ``by``.
+    Args:
+        dataset: N images of K classes.
+        by: a baseline (its features are extracted once), or a network, trained by ``recipe`` on each fold.
+        folds: at most; fewer where a class has fewer distinct images. Copies and near duplicates share a fold.
+        probe: for baselines, change some labels and report how many of them are found.
+
+    Raises DataError where fewer than two classes have two distinct images, RecipeError for fewer than two folds,
+    ChoiceError for an unknown ``by``.
     """
-    chosen = parse_candidate(by, (recipe or Recipe(epochs=8)).replace(seed=seed))
-    kept, remarks = _select_images(dataset)
-    part = dataset.subset(kept)
-    dealt = _assign_label_folds(part, folds, seed, None if recipe is None else recipe.group)
-    trained = len(dealt) * (2 if probe and chosen.kind == "baseline" else 1)
-    progress.notify(
-        f"Looking for labels that look wrong: {trained} fits of {chosen.word} to {len(part):,} images."
-    )
+    candidate = parse_candidate(by, (recipe or Recipe(epochs=8)).replace(seed=seed))
+    rows, remarks = _select_images(dataset)
+    part = dataset.subset(rows)
+    held_out = _assign_label_folds(part, folds, seed, None if recipe is None else recipe.group)
+    fits = len(held_out) * (2 if probe and candidate.kind == "baseline" else 1)
+    progress.notify(f"Looking for label issues: {fits} fits of {candidate.word} to {len(part):,} images.")
     planted: PlantedErrorProbe | None = None
-    if chosen.kind == "baseline":
-        word = parse_baseline(chosen.word)
-        vectors = _feature_matrix(part, word)
-        with progress.progress_bar("Folds", trained) as advance:
-            answers = _out_of_fold_probabilities(
-                vectors, part.labels, len(part.classes), dealt, word, seed, advance
-            )
-            found = _rank_issues(part.labels, answers)
+    if candidate.kind == "baseline":
+        baseline = parse_baseline(candidate.word)
+        _, features = extract_features(baseline, part)
+        with progress.progress_bar("Folds", fits) as advance:
+            predict = _OutOfFold(baseline, features, len(part.classes), held_out, seed, advance)
+            probabilities = predict(part.labels)
+            ranked = _rank_issues(part.labels, probabilities)
             if probe:
-                planted = _probe_planted_errors(vectors, part, found, dealt, word, seed, advance)
+                planted = _probe_planted_errors(predict, part.labels, ranked, seed)
     else:
-        answers = _network_probabilities(part, chosen, dealt, device)
-        found = _rank_issues(part.labels, answers)
-    joint = confident_joint(part.labels, answers)
+        probabilities = _network_probabilities(part, candidate, held_out, device)
+        ranked = _rank_issues(part.labels, probabilities)
+    joint = confident_joint(part.labels, probabilities)
+    counted = joint.sum(1)
+    wrong = np.divide(counted - joint.diagonal(), counted, out=np.zeros(len(counted)), where=counted > 0)
+    issues = [
+        LabelIssue(
+            index=int(rows[i]),
+            file=str(part.files[i]),
+            label=part.classes[part.labels[i]],
+            suggested=part.classes[j],
+            p_label=float(probabilities[i, part.labels[i]]),
+            p_suggested=float(probabilities[i, j]),
+        )
+        for i, j in ranked
+    ]
     return LabelIssueReport(
-        by=chosen.word,
-        folds=len(dealt),
+        by=candidate.word,
+        folds=len(held_out),
         classes=part.classes,
         n=len(part),
-        accuracy=wilson(float((answers.argmax(1) == part.labels).sum()), len(part)),
-        issues=tuple(_build_issue(part, answers, kept, i, j) for i, j in found),
+        accuracy=wilson(float((probabilities.argmax(1) == part.labels).sum()), len(part)),
+        issues=tuple(issues),
         joint=joint,
-        estimated_error_rate=_estimate_error_rate(joint, part.counts),
+        estimated_error_rate=float(wrong @ part.counts / max(1, part.counts.sum())),
         probe=planted,
         remarks=remarks,
     )
 
 
 def confident_joint(labels: Int[ndarray, " N"], probabilities: Float[ndarray, "N K"]) -> Int[ndarray, "K K"]:
-    """Images labelled i that count as truly j: see the head of this file. Some count nowhere."""
+    """Images labelled i (row) that count as truly j (column); some images count nowhere."""
     k = probabilities.shape[1]
     truly = _confident_classes(labels, probabilities)
     known = truly >= 0
     return np.bincount(labels[known] * k + truly[known], minlength=k * k).reshape(k, k)
 
 
-def _confident_classes(labels: ndarray, probabilities: ndarray) -> Int[ndarray, " N"]:
-    """The class each image counts as; -1 for none. A class without images is nobody's."""
+def _confident_classes(labels: Int[ndarray, " N"], probabilities: Float[ndarray, "N K"]) -> Int[ndarray, " N"]:
+    """The class that each image counts as; -1 for none. No image counts as a class without images."""
     k = probabilities.shape[1]
     own = probabilities[np.arange(len(labels)), labels].astype(np.float64)
     counts = np.bincount(labels, minlength=k)
@@ -201,8 +214,8 @@ def _confident_classes(labels: ndarray, probabilities: ndarray) -> Int[ndarray, 
     return np.where(passing.max(1) >= 0, passing.argmax(1), -1)
 
 
-def _rank_issues(labels: ndarray, probabilities: ndarray) -> list[tuple[int, int]]:
-    """(image, suggested class) of the suspects, the largest margin first."""
+def _rank_issues(labels: Int[ndarray, " N"], probabilities: Float[ndarray, "N K"]) -> list[tuple[int, int]]:
+    """(image, suggested class) of every issue, the largest margin first."""
     truly = _confident_classes(labels, probabilities)
     rows = np.flatnonzero((truly >= 0) & (truly != labels))
     margin = probabilities[rows, truly[rows]] - probabilities[rows, labels[rows]]
@@ -210,40 +223,21 @@ def _rank_issues(labels: ndarray, probabilities: ndarray) -> list[tuple[int, int
     return [(int(i), int(truly[i])) for i in rows]
 
 
-def _estimate_error_rate(joint: Int[ndarray, "K K"], counts: Int[ndarray, " K"]) -> float:
-    """Share of wrong labels, each row of the joint scaled to the images of its label (Northcutt 2021, eq. 3)."""
-    rows = joint.sum(1)
-    wrong = np.divide(rows - joint.diagonal(), rows, out=np.zeros(len(rows)), where=rows > 0)
-    return float(wrong @ counts / max(1, counts.sum()))
-
-
-def _build_issue(part: Dataset, answers: ndarray, kept: ndarray, i: int, j: int) -> LabelIssue:
-    label = int(part.labels[i])
-    return LabelIssue(
-        index=int(kept[i]),
-        file=str(part.files[i]),
-        label=part.classes[label],
-        suggested=part.classes[j],
-        p_label=float(answers[i, label]),
-        p_suggested=float(answers[i, j]),
-    )
-
-
 def _select_images(dataset: Dataset) -> tuple[Int[ndarray, " n"], tuple[str, ...]]:
-    """Images of classes with two distinct ones, and what is left out."""
+    """Images of the classes with at least two distinct images, and a sentence about the other classes."""
     distinct = np.array(
         [len(np.unique(dataset.digests[dataset.labels == k])) for k in range(len(dataset.classes))]
     )
-    lonely = np.flatnonzero(distinct == 1)
+    single = np.flatnonzero(distinct == 1)
     if (distinct >= 2).sum() < 2:
         raise DataError(
-            "Labels can be doubted where two classes or more have two distinct images each: add images."
+            "Label issues are found where at least two classes have two distinct images each: add images."
         )
-    kept = np.flatnonzero(~np.isin(dataset.labels, lonely))
-    if not len(lonely):
-        return kept, ()
-    names = ", ".join(repr(dataset.classes[k]) for k in lonely[:5]) + (" ..." if len(lonely) > 5 else "")
-    return kept, (f"Classes of a single image cannot be doubted, and were left out: {names}.",)
+    rows = np.flatnonzero(~np.isin(dataset.labels, single))
+    if not len(single):
+        return rows, ()
+    names = ", ".join(repr(dataset.classes[k]) for k in single[:5]) + (" ..." if len(single) > 5 else "")
+    return rows, (f"Classes of a single image were left out, because their labels cannot be checked: {names}.",)
 
 
 def _assign_label_folds(part: Dataset, folds: int, seed: int, group: str | None) -> list[HeldOutFold]:
@@ -252,124 +246,106 @@ def _assign_label_folds(part: Dataset, folds: int, seed: int, group: str | None)
         raise RecipeError(f"{folds} folds were asked for: it takes at least 2.")
     present = np.unique(part.labels)
     distinct = [len(np.unique(part.digests[part.labels == k])) for k in present]
-    names = tuple(part.classes[k] for k in present)  # classes that were left out are not dealt
-    alone = replace(part, labels=np.searchsorted(present, part.labels), classes=names)
-    parted = folds_of(alone, min(folds, *distinct), seed=seed, group=group)
-    places = [np.flatnonzero(np.isin(part.rows, fold.held_out.rows)) for fold in parted]
-    return [HeldOutFold(number, seed, where) for number, where in enumerate(places, 1) if len(where)]
+    names = tuple(part.classes[k] for k in present)  # classes that were left out have no folds
+    packed = replace(part, labels=np.searchsorted(present, part.labels), classes=names)
+    found = make_folds(packed, min(folds, *distinct), seed=seed, group=group)
+    indices = [np.flatnonzero(np.isin(part.rows, fold.held_out.rows)) for fold in found]
+    return [HeldOutFold(number, seed, held) for number, held in enumerate(indices, 1) if len(held)]
 
 
-def _feature_matrix(part: Dataset, word: Baseline) -> Float[ndarray, "N D"]:
-    """The features of every image, in one unit; made once for all folds."""
-    features = parse_features(word.features, part.geometry)
-    network = EstimatorNetwork(len(part.classes), part.geometry.channels, part.geometry.size, features)
-    found = np.empty((len(part), sum(network.widths)), np.float32)
-    for batch in iterate_batches(part, 256):
-        found[batch.index.numpy()] = network.feature_vectors(batch.pixels).numpy()
-    network.fit_units(found)
-    found -= network.shift.numpy()
-    found /= network.scale.numpy()
-    return found
+@dataclass(frozen=True, eq=False)
+class _OutOfFold:
+    """Labels -> the probabilities that a baseline, fitted to them on the other folds, gives each image."""
+
+    baseline: Baseline
+    features: Float[ndarray, "N D"]
+    classes: int
+    held_out: Sequence[HeldOutFold]
+    seed: int
+    advance: progress.Advance
+
+    def __call__(self, labels: Int[ndarray, " N"]) -> Float[ndarray, "N K"]:
+        """Fit every fold; one temperature is fitted to all of them together."""
+        logits = np.zeros((len(labels), self.classes))
+        for fold in self.held_out:
+            others = np.setdiff1d(np.arange(len(labels)), fold.indices)
+            fitted = self.baseline.make_estimator(self.seed).fit(self.features[others], labels[others])
+            known = estimator_scores(fitted, self.features[fold.indices])
+            whole = np.repeat(known.min(1, keepdims=True) - 1, self.classes, 1)
+            whole[:, np.asarray(fitted.classes_, np.int64)] = known
+            logits[fold.indices] = whole
+            self.advance(1)
+        return _calibrate_out_of_fold(torch.from_numpy(logits), labels)
 
 
-def _out_of_fold_probabilities(
-    vectors: Float[ndarray, "N D"],
-    labels: Int[ndarray, " N"],
-    classes: int,
-    dealt: Sequence[HeldOutFold],
-    word: Baseline,
-    seed: int,
-    advance: progress.Advance,
-) -> Float[ndarray, "N K"]:
-    """Probabilities of each image from the fit that never saw it, with one temperature for all of them."""
-    logits = np.zeros((len(labels), classes))
-    for held in dealt:
-        others = np.setdiff1d(np.arange(len(labels)), held.indices)
-        fitted = word.estimator(seed).fit(vectors[others], labels[others])
-        seen = estimator_scores(fitted, vectors[held.indices])
-        whole = np.repeat(seen.min(1, keepdims=True) - 1, classes, 1)
-        whole[:, np.asarray(fitted.classes_, np.int64)] = seen
-        logits[held.indices] = whole
-        advance(1)
-    return _calibrate_out_of_fold(torch.from_numpy(logits), labels)
-
-
-def _calibrate_out_of_fold(logits: torch.Tensor, labels: ndarray) -> Float[ndarray, "N K"]:
-    """Softmax at the temperature that fits these labels: one number, from images that were not trained on."""
-    t = fit_temperature(logits.float(), torch.from_numpy(labels))
-    return torch.softmax(logits.double() / t, 1).numpy()
+def _calibrate_out_of_fold(logits: torch.Tensor, labels: Int[ndarray, " N"]) -> Float[ndarray, "N K"]:
+    """Probabilities at the temperature that fits these labels; no image was trained on."""
+    return to_probabilities(logits.double(), fit_temperature(logits.float(), torch.from_numpy(labels)))
 
 
 def _network_probabilities(
-    part: Dataset, chosen: Candidate, dealt: Sequence[HeldOutFold], device: str
+    part: Dataset, candidate: Candidate, held_out: Sequence[HeldOutFold], device: str
 ) -> Float[ndarray, "N K"]:
-    """The same by networks, trained fold by fold; each is stopped at its best epoch on images of other folds."""
+    """Out-of-fold probabilities of networks; each keeps its best epoch on validation images of the other folds."""
     logits = torch.zeros(len(part), len(part.classes))
-    open_to_all = {name: column for name, column in part.columns.items() if name != "split"}
-    pool = replace(part, columns=open_to_all)
-    with progress.progress_bar("Folds", len(dealt)) as advance:
-        for held in dealt:
-            splits = fold_splits(pool, held, chosen.recipe)
-            with tempfile.TemporaryDirectory() as place:
-                run, _ = chosen.train(splits, Path(place), seed=held.seed, device=runtime.resolve_device(device))
-            logits[torch.from_numpy(held.indices)] = predict_logits(run.classifier, pool.subset(held.indices))[0]
+    columns = {name: column for name, column in part.columns.items() if name != "split"}
+    pool = replace(part, columns=columns)
+    with progress.progress_bar("Folds", len(held_out)) as advance:
+        for fold in held_out:
+            splits = fold_splits(pool, fold, candidate.recipe)
+            with tempfile.TemporaryDirectory() as folder:
+                run, _ = candidate.train(
+                    splits, Path(folder), seed=fold.seed, device=runtime.resolve_device(device)
+                )
+            logits[torch.from_numpy(fold.indices)] = predict_logits(run.classifier, pool.subset(fold.indices))[0]
             advance(1)
     return _calibrate_out_of_fold(logits, part.labels)
 
 
 def _probe_planted_errors(
-    vectors: ndarray,
-    part: Dataset,
-    found: Sequence[tuple[int, int]],
-    dealt: Sequence[HeldOutFold],
-    word: Baseline,
-    seed: int,
-    advance: progress.Advance,
+    predict: _OutOfFold, labels: Int[ndarray, " N"], ranked: Sequence[tuple[int, int]], seed: int
 ) -> PlantedErrorProbe | None:
-    """Change some labels that are not suspect, look again, and count; None where there are too few images."""
+    """Change some labels that are no issues, look again, and count; None where there are too few images."""
     rng = np.random.default_rng([seed, 5])
-    before = np.array([i for i, _ in found], np.int64)
-    innocent = np.setdiff1d(np.arange(len(part)), before)
-    count = min(max(20, round(PLANTED_ERROR_SHARE * len(part))), len(innocent) // 4)
-    present = np.unique(part.labels)
+    before = np.array([i for i, _ in ranked], np.int64)
+    unlisted = np.setdiff1d(np.arange(len(labels)), before)
+    count = min(max(20, round(PLANTED_ERROR_SHARE * len(labels))), len(unlisted) // 4)
+    present = np.unique(labels)
     if count < 5:
         return None
-    chosen = rng.choice(innocent, count, replace=False)
+    planted = rng.choice(unlisted, count, replace=False)
     shift = rng.integers(1, len(present), count)
-    labels = part.labels.copy()
-    labels[chosen] = present[(np.searchsorted(present, labels[chosen]) + shift) % len(present)]
-    answers = _out_of_fold_probabilities(vectors, labels, len(part.classes), dealt, word, seed, advance)
-    listed = np.array([i for i, _ in _rank_issues(labels, answers)], np.int64)
-    right = float(np.isin(chosen, listed).sum())
-    return PlantedErrorProbe(count, wilson(right, count), wilson(right, float(len(np.setdiff1d(listed, before)))))
+    changed = labels.copy()
+    changed[planted] = present[(np.searchsorted(present, changed[planted]) + shift) % len(present)]
+    listed = np.array([i for i, _ in _rank_issues(changed, predict(changed))], np.int64)
+    found = float(np.isin(planted, listed).sum())
+    return PlantedErrorProbe(count, wilson(found, count), wilson(found, float(len(np.setdiff1d(listed, before)))))
 
 
-# on disk
+def write_label_issues(report: LabelIssueReport, dataset: Dataset, folder: Path) -> dict[str, str]:
+    """Write ``suspects.csv``, ``suspects.json`` and ``suspects.png``, a gallery of the first issues, into a folder.
 
-
-def write_label_issues(found: LabelIssueReport, dataset: Dataset, folder: Path) -> dict[str, str]:
-    """Write ``suspects.csv``, ``suspects.json`` and a gallery ``suspects.png`` of the first 40 into a folder."""
-    with (
-        atomic_replace(folder / "suspects.csv") as temporary,
-        temporary.open("w", newline="", encoding="utf-8") as stream,
-    ):
+    ``dataset`` is the one that was searched. Returns the paths under ``table``, ``record`` and, where there are
+    issues, ``gallery``.
+    """
+    table, record, picture = (folder / f"suspects.{suffix}" for suffix in ("csv", "json", "png"))
+    with atomic_replace(table) as temporary, temporary.open("w", newline="", encoding="utf-8") as stream:
         writer = csv.writer(stream)
         writer.writerow(["rank", "file", "label", "suggested", "p_label", "p_suggested"])
-        for rank, one in enumerate(found.issues, 1):
+        for rank, one in enumerate(report.issues, 1):
             numbers = f"{one.p_label:.6f}", f"{one.p_suggested:.6f}"
             writer.writerow([rank, one.file, one.label, one.suggested, *numbers])
-    write_json(folder / "suspects.json", found.as_json())
-    files = {"table": str(folder / "suspects.csv"), "record": str(folder / "suspects.json")}
-    worst = found.issues[:MAX_ISSUE_THUMBNAILS]
-    if not worst:
-        (folder / "suspects.png").unlink(missing_ok=True)
+    write_json(record, report.as_json())
+    files = {"table": str(table), "record": str(record)}
+    shown = report.issues[:MAX_ISSUE_THUMBNAILS]
+    if not shown:
+        picture.unlink(missing_ok=True)
         return files
-    pixels = dataset[np.array([one.index for one in worst])]
     sheet = contact_sheet(
-        list(pixels),
-        [one.label for one in worst],
-        notes=[f"{one.p_suggested:.0%} {one.suggested}" for one in worst],
+        list(dataset[np.array([one.index for one in shown])]),
+        [one.label for one in shown],
+        notes=[f"{one.p_suggested:.0%} {one.suggested}" for one in shown],
     )
-    with atomic_replace(folder / "suspects.png") as temporary:
+    with atomic_replace(picture) as temporary:
         sheet.save(temporary)
-    return files | {"gallery": str(folder / "suspects.png")}
+    return files | {"gallery": str(picture)}

@@ -1,8 +1,8 @@
-"""Networks and baselines on the same images: who is best, by how much, how surely, and at what price."""
+"""Networks and baselines trained and tested on the same images: which is best, by how much, and at what cost."""
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import count
@@ -18,20 +18,24 @@ from ..data import split
 from ..errors import DataError, Interrupted, OutputError, RecipeError, SightlineError, TrainingError
 from ..files import atomic_replace, explain_write_errors, write_json
 from ..metrics import wilson
-from ..training import Recipe, defaults, parse_duration, read_dataset
+from ..pictures import plot_candidates
+from ..training import Recipe, default_network, parse_duration, read_dataset
 from ..types import Dataset, Splits
-from .candidates import Candidate, TrialCache, clear_run_folder, parse_candidate, run_candidate_trial
-from .cross_validation import (
-    HeldOutFold,
-    assign_folds,
-    cross_validation_pool,
+from .candidates import (
+    Candidate,
+    TrialCache,
+    clear_run_folder,
     explain_interruption,
-    run_cross_validation,
+    parse_candidate,
+    run_candidate_trial,
 )
-from .ranking import CandidateResult, Comparison, plot_comparison, rank_candidates
+from .cross_validation import HeldOutFold, assign_folds, cross_validation_pool, run_cross_validation
+from .ranking import CandidateResult, Comparison, rank_candidates
+
+COMPARISON_FILE, COMPARISON_PICTURE = "compare.json", "compare.png"
 
 SECOND_NETWORK = {"lenet5": "resnet20", "resnet20": "small-cnn"}
-"""Chosen network -> the second one that a comparison takes by itself."""
+"""Default network -> the network that a comparison adds to it; lenet5 for every other one."""
 
 
 def compare(
@@ -46,227 +50,222 @@ def compare(
     out: str | Path | None = None,
     device: str = "auto",
 ) -> Comparison:
-    """Train networks and fit baselines on the same training images, test them on the same others, and rank them.
+    """Train networks and baselines on the same training images, test them on the same test images, and rank them.
 
-    ``models`` and ``baselines`` are words; by themselves two networks that fit the images and six baselines; the
-    baselines without features of their own take each of ``features``. The recipe's budget is shared by the
-    networks. ``folds`` cross-validates instead of one split. ``out`` (runs/DATA-compare) gets compare.json,
-    compare.png and a run of each entrant; what is finished there is not repeated. An entrant that fails becomes a
-    failure with its reason. Raises SightlineError for names or data nobody can use, Interrupted when stopped.
+    Args:
+        data: what ``sources.find`` takes.
+        models: words of networks; by default the one that fits the images and a second one.
+        baselines: words of baselines; by default ``DEFAULT_BASELINES``.
+        features: what a baseline without features of its own learns from: each of these in turn.
+        folds: 0 for one split; otherwise the number of cross-validation folds.
+        seeds: trainings of each candidate (and divisions into folds).
+        recipe: how networks are trained; its budget is shared by all of them.
+        out: folder of compare.json, compare.png and a run for each candidate; ``runs/DATA-compare`` by default.
+            Finished trainings in it are not repeated.
+
+    A candidate that fails is listed with its reason. Raises SightlineError for unknown names and for data that
+    cannot be used, Interrupted when stopped.
     """
-    asked = (recipe or Recipe()).replace(data=str(data))
+    recipe = (recipe or Recipe()).replace(data=str(data))
     if folds < 0 or folds == 1:
         raise RecipeError(f"--folds is {folds}: it takes at least 2, or 0 for one test without folds.")
     if seeds < 1:
         raise RecipeError(f"--seeds is {seeds}: it takes at least 1.")
-    if asked.model is not None:
+    if recipe.model is not None:
         raise RecipeError("A comparison takes several networks: name them with --models, separated by commas.")
-    _parse_candidates(
-        asked, models or (), baselines or (), features
-    )  # a misspelt name, before an hour of decoding
-    dataset, chosen = read_dataset(asked)
-    for note in (*dataset.notes, *(choice.reason for choice in chosen)):
+    _parse_candidates(recipe, models or (), baselines or (), features)  # a misspelt name fails before decoding
+    dataset, defaults = read_dataset(recipe)
+    for note in (*dataset.notes, *(default.reason for default in defaults)):
         progress.notify(note)
-    asked = asked.replace(**{choice.field: choice.value for choice in chosen})
+    recipe = recipe.replace(**{default.field: default.value for default in defaults})
     if models is None:
-        first = next(
-            c.value for c in defaults.default_network(asked, train_images=len(dataset)) if c.field == "model"
-        )
-        models = (str(first), SECOND_NETWORK.get(str(first), "lenet5"))
-    entrants = _parse_candidates(asked, models, DEFAULT_BASELINES if baselines is None else baselines, features)
-    if len(entrants) < 2:
-        raise RecipeError("A comparison takes at least two entrants: add --models or --baselines.")
-    plan = _ComparisonPlan.from_dataset(dataset, asked, folds, seeds)
-    place = _prepare_folder(
-        out, asked, [asked.replace(data=None).to_toml(), dataset.fingerprint, f"{folds} {seeds}"]
-    )
-    _announce_cost(entrants, plan, asked, place)
-    return _run_candidates(
-        _split_budget(entrants, asked, plan.trainings), plan, place, runtime.resolve_device(device)
-    )
+        network = next(d for d in default_network(recipe, train_images=len(dataset)) if d.field == "model")
+        models = (str(network.value), SECOND_NETWORK.get(str(network.value), "lenet5"))
+    candidates = _parse_candidates(recipe, models, DEFAULT_BASELINES if baselines is None else baselines, features)
+    if len(candidates) < 2:
+        raise RecipeError("A comparison takes at least two candidates: add --models or --baselines.")
+    protocol = _Protocol.from_dataset(dataset, recipe, folds, seeds)
+    facts = [recipe.replace(data=None).to_toml(), dataset.fingerprint, f"{folds} {seeds}"]
+    folder = _prepare_folder(out, recipe, facts)
+    for note in (*protocol.notes, protocol.announcement(candidates, folder)):
+        progress.notify(note)
+    networks = sum(one.kind == "network" for one in candidates)
+    budget = f"{parse_duration(recipe.budget) / max(1, networks * protocol.trainings):g}s"
+    shared = [replace(one, recipe=recipe.replace(budget=budget)) for one in candidates]
+    return _run_candidates(shared, protocol, folder, runtime.resolve_device(device))
 
 
 def _parse_candidates(
     recipe: Recipe, models: Sequence[str], baselines: Sequence[str], features: Sequence[str]
 ) -> list[Candidate]:
+    """The candidates, each once; RecipeError for a network among the baselines or the reverse."""
     found = [parse_candidate(word, recipe) for word in models]
     for one in found:
         if one.kind != "network":
             raise RecipeError(f"'{one.word}' is a baseline: name it with --baselines.")
     for word in baselines:
         found += [parse_candidate(word, recipe, features=each) for each in (("",) if "@" in word else features)]
-    strange = [one.word for one in found[len(models) :] if one.kind == "network"]
-    if strange:
-        raise RecipeError(f"'{strange[0]}' is a network: name it with --models.")
+    for one in found[len(models) :]:
+        if one.kind == "network":
+            raise RecipeError(f"'{one.word}' is a network: name it with --models.")
     return list({one.word: one for one in found}.values())
 
 
-def _split_budget(entrants: Sequence[Candidate], recipe: Recipe, trainings: int) -> list[Candidate]:
-    """Each network with its share of the time."""
-    networks = sum(one.kind == "network" for one in entrants)
-    budget = f"{parse_duration(recipe.budget) / max(1, networks * trainings):g}s"
-    return [replace(one, recipe=recipe.replace(budget=budget)) for one in entrants]
-
-
 @dataclass(frozen=True, eq=False)
-class _ComparisonPlan:
-    """On which images everybody is trained and tested."""
+class _Protocol:
+    """The images on which every candidate is trained and tested: one split, or folds."""
 
     recipe: Recipe
     folds: int
     seeds: int
     splits: Splits | None
     pool: Dataset
-    held_out_folds: Sequence[HeldOutFold]
+    """All images that are tested."""
+    held_out: Sequence[HeldOutFold]
 
     @classmethod
-    def from_dataset(cls, dataset: Dataset, recipe: Recipe, folds: int, seeds: int) -> "_ComparisonPlan":
+    def from_dataset(cls, dataset: Dataset, recipe: Recipe, folds: int, seeds: int) -> "_Protocol":
+        """Split the images; raises DataError where a class would have no training images."""
         if folds:
             pool = cross_validation_pool(dataset)
             return cls(recipe, folds, seeds, None, pool, assign_folds(pool, folds, seeds, recipe))
         splits = split(dataset, val=recipe.val, test=recipe.test, seed=recipe.seed, group=recipe.group)
         counts = zip(splits.train.classes, splits.train.counts, strict=True)
-        if lacking := [name for name, count in counts if not count]:
-            names = ", ".join(map(repr, lacking[:5]))
+        if missing := [name for name, n in counts if not n]:
+            names = ", ".join(map(repr, missing[:5]))
             raise DataError(f"No image is left to learn {names} from: add images, or remove the class.")
         return cls(recipe, 0, seeds, splits, splits.test, ())
 
     @property
     def trainings(self) -> int:
-        """Of each entrant."""
+        """Trainings of each candidate."""
         return max(1, self.folds) * self.seeds
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """How the images were parted."""
+        """How the images were split, one sentence each."""
         if self.splits is not None:
             return self.splits.notes
-        left = "" if "split" not in self.pool.columns else " The given test part is left alone."
-        return (f"{self.folds} folds of {len(self.pool):,} images, dealt {self.seeds} times.{left}",)
+        unused = "" if "split" not in self.pool.columns else " The given test split is not used."
+        times = "" if self.seeds == 1 else f", divided {self.seeds} times"
+        return (f"{self.folds} folds of {len(self.pool):,} images{times}.{unused}",)
 
-    def evaluate_candidate(self, by: Candidate, place: Path, device: torch.device) -> CandidateResult:
-        """Everything about one entrant, trained where that is not done yet."""
-        folder = place / by.folder_name
+    def announcement(self, candidates: Sequence[Candidate], folder: Path) -> str:
+        """A sentence about the work ahead."""
+        networks = sum(one.kind == "network" for one in candidates)
+        several = f", {self.trainings} trainings each" if self.trainings > 1 else ""
+        epochs = "1 epoch" if self.recipe.epochs == 1 else f"{self.recipe.epochs} epochs"
+        time = f"{epochs} each" if self.recipe.epochs is not None else f"{self.recipe.budget} together (--budget)"
+        return (
+            f"{len(candidates)} candidates{several}: networks ({networks}), {time}; baselines "
+            f"({len(candidates) - networks}). Results go to '{folder}'. If stopped, the same command continues."
+        )
+
+    def evaluate(self, candidate: Candidate, folder: Path, device: torch.device) -> CandidateResult:
+        """The candidate's result; trains where ``folder`` holds no finished trial."""
         if self.splits is None:
-            cross = run_cross_validation(
-                by, self.pool, self.held_out_folds, folder, self.recipe, device, say=progress.notify
-            )
-            return CandidateResult(
-                by.word,
-                by.kind,
-                cross.pooled,
-                cross.correct,
-                cross.trials,
-                str(folder),
-                cross.accuracy,
-                cross.notes,
-            )
-        facts = [*by.cache_facts(), self.recipe.to_toml(), self.pool.fingerprint, f"{len(self.pool)} test"]
-        kept, trials = TrialCache(folder, facts), []
-        for seed in range(self.recipe.seed, self.recipe.seed + self.seeds):
-            trial = kept.find("test", seed)
-            if trial is None:
-                own = folder if seed == self.recipe.seed else folder / f"seed-{seed}"
-                with explain_interruption(by):
-                    trial = kept.add(run_candidate_trial(by, "test", self.splits, own, seed=seed, device=device))
-            trials.append(trial)
-        right = np.mean([trial.right for trial in trials], axis=0)
-        notes = tuple(dict.fromkeys(note for trial in trials for note in trial.notes))
-        accuracy = wilson(float(right.sum()), len(right))
-        return CandidateResult(by.word, by.kind, accuracy, right, tuple(trials), str(folder), None, notes)
+            cross = run_cross_validation(candidate, self.pool, self.held_out, folder, self.recipe, device)
+            accuracy, correct, trials = cross.pooled, cross.correct, cross.trials
+            interval, notes = cross.accuracy, cross.notes
+        else:
+            facts = [*candidate.cache_facts(), self.recipe.to_toml(), self.pool.fingerprint]
+            cache = TrialCache(folder, [*facts, f"{len(self.pool)} test"])
+            for seed in range(self.recipe.seed, self.recipe.seed + self.seeds):
+                if cache.find("test", seed) is None:
+                    place = folder if seed == self.recipe.seed else folder / f"seed-{seed}"
+                    with explain_interruption(f"the training of {candidate.word}"):
+                        cache.add(
+                            run_candidate_trial(candidate, "test", self.splits, place, seed=seed, device=device)
+                        )
+            seeds = range(self.recipe.seed, self.recipe.seed + self.seeds)
+            trials = tuple(trial for seed in seeds if (trial := cache.find("test", seed)) is not None)
+            correct = np.mean([trial.correct for trial in trials], axis=0)
+            accuracy, interval = wilson(float(correct.sum()), len(correct)), None
+            notes = tuple(dict.fromkeys(note for trial in trials for note in trial.notes))
+        return CandidateResult(
+            candidate=candidate.word,
+            kind=candidate.kind,
+            accuracy=accuracy,
+            correct=correct,
+            trials=trials,
+            folder=str(folder),
+            fold_interval=interval,
+            notes=notes,
+        )
 
 
 def _run_candidates(
-    entrants: Sequence[Candidate], plan: _ComparisonPlan, place: Path, device: torch.device
+    candidates: Sequence[Candidate], protocol: _Protocol, folder: Path, device: torch.device
 ) -> Comparison:
-    """Every entrant in turn; the record is written after each, so that a stopped comparison shows what it has."""
+    """Evaluate every candidate in turn; the files are written after each, for whoever stops here."""
     results, failures = [], []
     comparison = None
-    for number, by in enumerate(entrants, 1):
+    for number, candidate in enumerate(candidates, 1):
+        own = folder / candidate.folder_name
         try:
-            results.append(plan.evaluate_candidate(by, place, device))
+            result = protocol.evaluate(candidate, own, device)
         except Interrupted:
             raise
-        except Exception as error:  # whatever one entrant does, the others go on
-            failures.append((by.word, _failure_reason(error)))
-            clear_run_folder(place / by.folder_name)
-            progress.notify(f"{number} of {len(entrants)}, {by.word}: failed. {failures[-1][1]}")
+        except Exception as error:  # the other candidates go on, whatever one of them raises
+            failures.append((candidate.word, _failure_reason(error)))
+            clear_run_folder(own)
+            outcome = f"failed. {failures[-1][1]}"
         else:
-            one = results[-1]
-            said = f"{one.accuracy.value:.2%}, trained in {one.train_seconds:,.1f} s"
-            progress.notify(f"{number} of {len(entrants)}, {by.word}: {said}.")
-        comparison = rank_candidates(plan.recipe.data or "", plan.folds, plan.seeds, results, failures, plan.notes)
-        _write_comparison(comparison, place)
+            results.append(result)
+            outcome = f"{result.accuracy.value:.2%}, trained in {result.train_seconds:,.1f} s."
+        progress.notify(f"{number} of {len(candidates)}, {candidate.word}: {outcome}")
+        comparison = rank_candidates(
+            protocol.recipe.data or "", protocol.folds, protocol.seeds, results, failures, protocol.notes
+        )
+        value = comparison.as_json()
+        write_json(folder / COMPARISON_FILE, {"key": _read_saved(folder).get("key"), **value})
+        if results:
+            with atomic_replace(folder / COMPARISON_PICTURE) as temporary:
+                plot_candidates(value["entrants"]).save(temporary, format="PNG")
     if comparison is None or not results:
         word, reason = failures[0]
-        raise TrainingError(f"No entrant gave a result. {word}: {reason}")
+        raise TrainingError(f"No candidate gave a result. {word}: {reason}")
     return comparison
 
 
 def _failure_reason(error: Exception) -> str:
-    """One sentence about why an entrant failed."""
+    """One sentence about why a candidate failed."""
     if isinstance(error, SightlineError):
         return str(error)
     text = (str(error).splitlines() or [""])[0].strip().rstrip(".")
     if isinstance(error, MemoryError | torch.OutOfMemoryError) or "llocate memory" in text:
-        return "It ran out of memory: take a smaller --size, --batch-size, --limit or other --features."
+        return "It ran out of memory: choose a smaller --size, --batch-size or --limit, or other --features."
     return f"{type(error).__name__}: {text}." if text else f"{type(error).__name__}."
 
 
-def _write_comparison(comparison: Comparison, place: Path) -> None:
-    write_json(place / "compare.json", {**_read_key(place), **comparison.as_json()})
-    if comparison.results:
-        with atomic_replace(place / "compare.png") as temporary:
-            plot_comparison(comparison).save(temporary, format="PNG")
-
-
-def _read_key(place: Path) -> dict[str, Any]:
-    """What the folder says it belongs to; empty where it says nothing."""
-    with suppress(OSError, ValueError):
-        content = json.loads((place / "compare.json").read_text(encoding="utf-8"))
-        if isinstance(content, dict):
-            return {name: content[name] for name in ("key",) if name in content}
-    return {}
-
-
 def _prepare_folder(out: str | Path | None, recipe: Recipe, facts: Sequence[str]) -> Path:
-    """The comparison's folder, given or in runs/; raises OutputError where it holds something else."""
+    """The comparison's folder: ``out``, or the first in runs/ that is free or holds this comparison.
+
+    Raises OutputError where ``out`` holds something else.
+    """
     key = hashlib.blake2b("\n".join(facts).encode(), digest_size=16).hexdigest()
     name = f"{Path(recipe.data or '').name.partition('.')[0]}-compare".replace(":", "_")
-    for place in (Path(out),) if out is not None else _numbered_paths(Path("runs") / name):
-        taken = place.is_file() or (place.is_dir() and any(place.iterdir()))
-        if not taken or _read_key(place).get("key") == key:
-            with explain_write_errors(place):
-                place.mkdir(parents=True, exist_ok=True)
-            write_json(place / "compare.json", _read_saved(place) | {"key": key})
-            return place
+    for number in count(1):
+        folder = Path(out) if out is not None else Path("runs") / (name if number == 1 else f"{name}-{number}")
+        saved = _read_saved(folder)
+        if folder.is_file() or (folder.is_dir() and any(folder.iterdir()) and saved.get("key") != key):
+            if out is None:
+                continue
+            break
+        with explain_write_errors(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+        write_json(folder / COMPARISON_FILE, saved | {"key": key})
+        return folder
     raise OutputError(
-        f"'{out}' holds something else than this comparison (other images, recipe, --folds or --seeds). "
+        f"'{out}' holds something other than this comparison (other images, recipe, --folds or --seeds). "
         "Choose another --out."
     )
 
 
-def _read_saved(place: Path) -> dict[str, Any]:
+def _read_saved(folder: Path) -> dict[str, Any]:
+    """The folder's ``compare.json``; empty where there is none that can be read."""
     with suppress(OSError, ValueError):
-        return dict(json.loads((place / "compare.json").read_text(encoding="utf-8")))
+        content = json.loads((folder / COMPARISON_FILE).read_text(encoding="utf-8"))
+        if isinstance(content, dict):
+            return content
     return {}
-
-
-def _numbered_paths(path: Path) -> Iterator[Path]:
-    yield path
-    for number in count(2):
-        yield path.with_name(f"{path.name}-{number}")
-
-
-def _announce_cost(entrants: Sequence[Candidate], plan: _ComparisonPlan, recipe: Recipe, place: Path) -> None:
-    """Say what it will cost, and how the images were parted."""
-    for note in plan.notes:
-        progress.notify(note)
-    networks = sum(one.kind == "network" for one in entrants)
-    several = f", {plan.trainings} trainings each" if plan.trainings > 1 else ""
-    epochs = "1 epoch" if recipe.epochs == 1 else f"{recipe.epochs} epochs"
-    time = f"{epochs} each" if recipe.epochs is not None else f"{recipe.budget} together (--budget)"
-    progress.notify(
-        f"{len(entrants)} entrants{several}: networks ({networks}), {time}; "
-        f"baselines ({len(entrants) - networks}). In '{place}'; stop and go on as you like."
-    )

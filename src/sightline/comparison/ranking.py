@@ -1,9 +1,9 @@
-"""What a comparison gave: entrants in order of accuracy, each against the best, on the same images."""
+"""Candidates in order of accuracy, each tested against the best one on the same images."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean, stdev
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
@@ -13,71 +13,79 @@ from ..metrics import bootstrap_difference, holm, mcnemar
 from ..types import Interval
 from .candidates import Trial
 
-if TYPE_CHECKING:
-    from PIL.Image import Image
-
 SIGNIFICANCE_LEVEL = 0.05
-"""A corrected p-value below this is called a difference."""
+"""Corrected p-value below which two candidates are reported as different."""
 
 
 @dataclass(frozen=True, eq=False)
 class CandidateResult:
-    """What one entrant gave."""
+    """What a comparison measured of one candidate."""
 
     candidate: str
     kind: str
+    """``network`` or ``baseline``."""
     accuracy: Interval
-    """On the common images, Wilson's; several seeds: their mean."""
+    """On the common images, with Wilson's interval; the mean of several seeds."""
     correct: Float[ndarray, " N"]
-    """For each image, the share of the seeds that answered it rightly."""
+    """For each image, the share of the seeds that classified it correctly."""
     trials: tuple[Trial, ...]
     folder: str
     fold_interval: Interval | None = None
-    """Of folds: their mean with the interval of Nadeau and Bengio."""
+    """Mean over folds with Nadeau and Bengio's interval; None without folds."""
     notes: tuple[str, ...] = ()
 
     @property
     def train_seconds(self) -> float:
-        """Mean over its trainings."""
+        """Seconds of training, mean over the trials."""
         return fmean(trial.seconds for trial in self.trials)
 
     @property
     def ms_per_image(self) -> float:
-        """Milliseconds to answer one image, in batches; mean over its trainings."""
+        """Milliseconds of one prediction, in batches; mean over the trials."""
         return 1000 * fmean(trial.seconds_per_image for trial in self.trials)
 
     @property
-    def bundle_bytes(self) -> int:
-        """Bytes of its bundle, mean over its trainings."""
-        return round(fmean(trial.bundle_bytes for trial in self.trials))
-
-    @property
     def val_accuracy(self) -> float | None:
-        """Mean accuracy on validation images."""
+        """Mean accuracy on validation images; None where nothing was validated."""
         known = [trial.val_accuracy for trial in self.trials if trial.val_accuracy is not None]
         return fmean(known) if known else None
 
-    @property
-    def std(self) -> float | None:
-        """Standard deviation of the trainings' accuracies; None of one."""
-        return stdev(trial.accuracy for trial in self.trials) if len(self.trials) > 1 else None
+    def as_json(self) -> dict[str, Any]:
+        """A row of ``compare.json``, without rank and test against the best."""
+        accuracies = [trial.accuracy for trial in self.trials]
+        return {
+            "entrant": self.candidate,
+            "kind": self.kind,
+            "accuracy": self.accuracy.value,
+            "intervals": {"accuracy": self.accuracy.as_json()},
+            "n": self.accuracy.n,
+            "validation": self.val_accuracy,
+            "accuracies": accuracies,
+            "deviation": stdev(accuracies) if len(accuracies) > 1 else None,
+            "over_folds": self.fold_interval and self.fold_interval.as_json(),
+            "train_seconds": self.train_seconds,
+            "ms_per_image": self.ms_per_image,
+            "bytes": round(fmean(trial.bundle_bytes for trial in self.trials)),
+            "folder": self.folder,
+            "notes": list(self.notes),
+        }
 
 
 @dataclass(frozen=True)
 class VersusBest:
-    """An entrant against the best one, on the same images."""
+    """A candidate compared with the best one on the same images."""
 
     difference: Interval
-    """Its accuracy less the best one's, paired bootstrap."""
+    """Its accuracy minus the best one's, paired bootstrap."""
     p: float
-    """McNemar's exact test, on the answers of the first seed."""
+    """McNemar's exact test on the first seed."""
     p_holm: float
-    """Corrected for the number of entrants (Holm)."""
+    """The same, corrected for the number of candidates (Holm)."""
 
 
 @dataclass(frozen=True, eq=False)
 class Comparison:
-    """Entrants ranked by accuracy on common images, each against the best."""
+    """Candidates ranked by accuracy on common images, each compared with the best."""
 
     data: str
     folds: int
@@ -87,49 +95,51 @@ class Comparison:
     versus_best: tuple[VersusBest | None, ...]
     """For each result; None for the best itself."""
     failures: tuple[tuple[str, str], ...]
-    """Entrants that gave no result, and why."""
+    """Candidates without a result, each with the reason."""
     notes: tuple[str, ...] = ()
 
     @property
     def sentences(self) -> tuple[str, ...]:
-        """What the table says, and what it does not."""
+        """What the table shows, and its limits."""
         if not self.results:
-            return ("No entrant gave a result.",)
+            return ("No candidate gave a result.",)
         best = self.results[0]
-        what = f"{best.accuracy.n:,} {'held-out' if self.folds else 'test'} images"
-        said = [f"{best.candidate} is first: {best.accuracy.value:.2%} of {what}."]
+        images = f"{best.accuracy.n:,} {'held-out' if self.folds else 'test'} images"
+        found = [f"{best.candidate} is first: {best.accuracy.value:.2%} of {images}."]
         near = [
             one.candidate
-            for one, a in zip(self.results, self.versus_best, strict=True)
-            if a and a.p_holm >= SIGNIFICANCE_LEVEL
+            for one, versus in zip(self.results, self.versus_best, strict=True)
+            if versus and versus.p_holm >= SIGNIFICANCE_LEVEL
         ]
         if near:
-            said.append(
-                f"These images cannot tell it from {', '.join(near)} (corrected p of at least {SIGNIFICANCE_LEVEL})."
+            found.append(
+                f"These images do not distinguish it from {', '.join(near)} (corrected p of at least "
+                f"{SIGNIFICANCE_LEVEL})."
             )
         elif len(self.results) > 1:
-            said.append(
-                f"It is better than every other by more than chance (corrected p below {SIGNIFICANCE_LEVEL})."
-            )
-        said.append(
-            "Ranked by the very images that are reported: whoever takes the first one chooses on the test, and "
-            "its figure flatters a little. Confirm it on new images."
+            found.append(f"It is significantly better than every other (corrected p below {SIGNIFICANCE_LEVEL}).")
+        found.append(
+            "The ranking uses the images that are reported, so the accuracy of the first is slightly optimistic. "
+            "Confirm it on new images."
         )
-        return (*said, *self._validation_choice())
-
-    def _validation_choice(self) -> tuple[str, ...]:
-        known = [(one.val_accuracy, one) for one in self.results if one.val_accuracy is not None]
-        if self.folds or not known:
-            return ()
-        chosen = max(known, key=lambda pair: pair[0])[1]
-        return (f"Validation alone would choose {chosen.candidate} ({chosen.accuracy.value:.2%} of the test).",)
+        validated = [(one.val_accuracy, one) for one in self.results if one.val_accuracy is not None]
+        if validated and not self.folds:
+            chosen = max(validated, key=lambda pair: pair[0])[1]
+            found.append(
+                f"Validation alone would choose {chosen.candidate} ({chosen.accuracy.value:.2%} on the test images)."
+            )
+        return tuple(found)
 
     def as_json(self) -> dict[str, Any]:
-        """All of it but the answers to single images."""
-        rows = [
-            _candidate_row(rank, *pair)
-            for rank, pair in enumerate(zip(self.results, self.versus_best, strict=True), 1)
-        ]
+        """Everything but the single images."""
+        rows = []
+        for rank, (one, versus) in enumerate(zip(self.results, self.versus_best, strict=True), 1):
+            tests = {
+                "difference": versus and versus.difference.as_json(),
+                "p_mcnemar": versus and versus.p,
+                "p_holm": versus and versus.p_holm,
+            }
+            rows.append({"rank": rank, **one.as_json(), **tests})
         return {
             "data": self.data,
             "folds": self.folds,
@@ -142,34 +152,6 @@ class Comparison:
         }
 
 
-def _candidate_row(rank: int, one: CandidateResult, against: VersusBest | None) -> dict[str, Any]:
-    row: dict[str, Any] = {
-        "rank": rank,
-        "entrant": one.candidate,
-        "kind": one.kind,
-        "accuracy": one.accuracy.value,
-        "intervals": {"accuracy": one.accuracy.as_json()},
-        "n": one.accuracy.n,
-        "validation": one.val_accuracy,
-        "accuracies": [trial.accuracy for trial in one.trials],
-        "deviation": one.std,
-        "over_folds": None if one.fold_interval is None else one.fold_interval.as_json(),
-        "train_seconds": one.train_seconds,
-        "ms_per_image": one.ms_per_image,
-        "bytes": one.bundle_bytes,
-        "folder": one.folder,
-        "notes": list(one.notes),
-    }
-    compared = {"difference": None, "p_mcnemar": None, "p_holm": None}
-    if against is not None:
-        compared = {
-            "difference": against.difference.as_json(),
-            "p_mcnemar": against.p,
-            "p_holm": against.p_holm,
-        }
-    return row | compared
-
-
 def rank_candidates(
     data: str,
     folds: int,
@@ -178,25 +160,15 @@ def rank_candidates(
     failures: Sequence[tuple[str, str]] = (),
     notes: Sequence[str] = (),
 ) -> Comparison:
-    """Results in order of accuracy (then of speed), each tested against the first."""
+    """Results in order of accuracy, then of speed, each tested against the first."""
     order = sorted(results, key=lambda one: (-one.accuracy.value, one.ms_per_image))
     others = order[1:]
-    p = [mcnemar(_first_repetition(one, folds), _first_repetition(order[0], folds)) for one in others]
-    against = [
+    # the first repetition: one trial for each fold, or one in all; every candidate has its folds in the same order
+    first = [np.concatenate([trial.correct for trial in one.trials[: max(1, folds)]]) for one in order]
+    p = [mcnemar(one, first[0]) for one in first[1:]]
+    versus = [
         VersusBest(bootstrap_difference(one.correct, order[0].correct), plain, corrected)
         for one, plain, corrected in zip(others, p, holm(p), strict=True)
     ]
-    every = (*((None,) if order else ()), *against)
+    every = (*((None,) if order else ()), *versus)
     return Comparison(data, folds, seeds, tuple(order), every, tuple(failures), tuple(notes))
-
-
-def _first_repetition(one: CandidateResult, folds: int) -> ndarray:
-    """Whether each image was right in the first repetition; folds one after the other, alike for every entrant."""
-    return np.concatenate([trial.correct for trial in one.trials[: max(1, folds)]])
-
-
-def plot_comparison(comparison: Comparison) -> "Image":
-    """Accuracy with its interval, and the time of one answer, best first."""
-    from ..pictures import plot_candidates
-
-    return plot_candidates(comparison.as_json()["entrants"])
