@@ -340,7 +340,7 @@ def test_the_gate_keeps_nothing_of_a_file_that_disagrees(images, tmp_path, monke
     with torch.no_grad():
         other.network.head.bias += torch.tensor([0.5, 0, 0, 0])
     faulty = replace(FORMATS["onnx"], write=lambda _, path: FORMATS["onnx"].write(other, path))
-    monkeypatch.setattr("sightline.formats.registry.FORMATS", {"onnx": faulty})
+    monkeypatch.setattr("sightline.formats.FORMATS", {"onnx": faulty})
     (tmp_path / "m.onnx").write_bytes(b"the old one")
     with pytest.raises(RequirementNotMet, match="other answers") as refusal:
         export(classifier, tmp_path / "m.onnx", data=images, overwrite=True)

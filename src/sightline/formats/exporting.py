@@ -1,5 +1,7 @@
-"""A classifier becomes a file for someone else's program, and is handed over only if its answers are the same."""
+"""Write a classifier as a file for another program, and keep the file only if its answers are the same."""
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 from .. import progress
@@ -10,40 +12,62 @@ from ..inference import match_labels
 from ..runs import open_subject
 from ..types import Dataset
 from .module import check_exportable
-from .parity import Parity, TorchRunner, compare_answers, measure_latencies
-from .registry import get_format
+from .parity import Parity, Runner, TorchRunner, compare_answers, measure_latencies
 
 MAX_COMPARED_IMAGES = 2000
-"""Images compared, unless told otherwise."""
-
-EXPORT_STEPS = 4
-"""Of the progress bar: images, file, answers, times."""
+"""Images that a file is compared on by default."""
 
 
-def export(
+@dataclass(frozen=True)
+class Format:
+    """A kind of file that a classifier can be written as."""
+
+    suffix: str
+    """The end of its name; empty for a folder."""
+    write: Callable[[Classifier, Path], None]
+    """``(classifier, path)``; raises RequirementNotMet for what it cannot hold."""
+    open: Callable[[Path], Runner]
+    """Opens a file just written, to compare it."""
+    summary: str
+
+    def check_path(self, path: Path, word: str) -> None:
+        """Raise OutputError where the path does not fit the format, whose word is ``word``."""
+        suffix = path.suffix.lower()
+        if suffix != self.suffix and (self.suffix or suffix in (".onnx", ".pt2", ".xml")):
+            what = f"ends in {self.suffix}" if self.suffix else "is a folder"
+            raise OutputError(
+                f"'{path}' does not fit --to {word}, which {what}: call it {path.stem}{self.suffix}."
+            )
+
+
+def write_format(classifier: Classifier, path: Path, form: Format, word: str) -> Path:
+    """Write a classifier as a file, whole or not at all, without comparing anything."""
+    form.check_path(path, word)
+    with atomic_replace(path) as temporary:
+        form.write(classifier, temporary)
+    return path
+
+
+def export_compared(
     run: Path | str | Classifier,
-    out: Path | str,
+    out: Path,
+    form: Format,
+    word: str,
     *,
-    to: str = "onnx",
-    data: Path | str | Dataset | None = None,
-    limit: int | None = MAX_COMPARED_IMAGES,
-    overwrite: bool = False,
+    data: Path | str | Dataset | None,
+    limit: int | None,
+    overwrite: bool,
 ) -> Parity:
-    """Write a run's or bundle's classifier as a file, and compare it with the classifier on labelled images.
-
-    They are the run's validation images, or those of ``data``: about ``limit`` of them, each class in its share.
-    Raises Refused for what the format cannot hold and where the answers differ: then nothing is kept. OutputError
-    where ``out`` is taken or cannot be written; DataError where there are no images to compare on.
-    """
-    out = Path(out)
-    form = get_format(to, out)
-    _check_file_free(out, overwrite=overwrite)
-    with progress.progress_bar("Exporting", EXPORT_STEPS) as advance:
+    """Write a classifier as a file and compare it: see ``formats.export``."""
+    form.check_path(out, word)
+    if out.exists() and not overwrite:
+        raise OutputError(f"'{out}' exists already. Choose another --out, or add --overwrite to replace it.")
+    with progress.progress_bar("Exporting", 4) as advance:  # images, file, answers, latencies
         remedy = "name images to compare the file on with --data"
         subject = open_subject(run, data, split="val", limit=limit, device="cpu", remedy=remedy)
         classifier, images = subject.classifier, subject.images
         check_exportable(classifier)
-        match_labels(classifier, images)  # before any work
+        match_labels(classifier, images)  # refuse unfit images before any work
         advance()
         with atomic_replace(out) as temporary:
             form.write(classifier, temporary)
@@ -52,28 +76,19 @@ def export(
             found = compare_answers(classifier, runner, images)
             advance()
             times = measure_latencies({"before": TorchRunner(classifier), "after": runner}, images[:32])
+            files = [temporary] if temporary.is_file() else [*temporary.iterdir()]
             parity = Parity(
                 path=str(out),
-                to=to,
+                to=word,
                 int8=classifier.network.rounding is not None,
                 n=len(images),
                 sample=subject.sentence,
                 latency=times["after"],
                 latency_before=times["before"],
-                size_mb=_size_bytes(temporary) / 1e6,
+                size_mb=sum(file.stat().st_size for file in files) / 1e6,
                 **found,
             )
             parity.require()
             del runner
         advance()
     return parity
-
-
-def _check_file_free(out: Path, *, overwrite: bool) -> None:
-    if out.exists() and not overwrite:
-        raise OutputError(f"'{out}' exists already. Choose another --out, or add --overwrite to replace it.")
-
-
-def _size_bytes(path: Path) -> int:
-    """Bytes of a file, or of a folder's files."""
-    return sum(file.stat().st_size for file in ([path] if path.is_file() else path.iterdir()))

@@ -1,4 +1,4 @@
-"""What is exported: the whole waist, from 8-bit images to probabilities, and what the file says of itself."""
+"""The module that is exported, from 8-bit images to probabilities, and the metadata of the file."""
 
 import copy
 import logging
@@ -17,13 +17,13 @@ from ..classifier import Classifier
 from ..errors import RequirementNotMet
 from ..layers import Network
 from ..models import EXPORT_FORMAT
-from ..preprocessing import JpegFilter, MedianFilter, Normalise, Preprocessing, PreprocessingStep
+from ..preprocessing import MedianFilter, Normalise, Preprocessing, PreprocessingStep
 
 
 class ExportModule(nn.Module):
     """``images (N H W C) uint8 -> probabilities (N K)``: preprocessing, network, temperature and softmax.
 
-    A copy of the classifier on the CPU, in eval mode. Raises Refused for what no file could answer alike.
+    A copy of the classifier on the CPU, in eval mode. Raises RequirementNotMet for what no file can reproduce.
     """
 
     def __init__(self, classifier: Classifier):
@@ -47,7 +47,7 @@ class ExportModule(nn.Module):
 
 
 class IdentityStep(PreprocessingStep):
-    """Nothing: what stands first where a classifier prepares nothing."""
+    """The identity, first step of a classifier without preprocessing."""
 
     def forward(self, pixels: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
         """The pixels."""
@@ -59,7 +59,7 @@ class IdentityStep(PreprocessingStep):
 
 
 class FromBytes(nn.Module):
-    """The first step, of values from 0 to 255: a normalisation becomes one product and one sum."""
+    """The first step on values from 0 to 255: a normalisation becomes one product and one sum."""
 
     factor: Tensor
     shift: Tensor
@@ -72,14 +72,14 @@ class FromBytes(nn.Module):
         self.register_buffer("shift", (-mean.double() / std.double()).float())
 
     def forward(self, values: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
-        """What the next step takes."""
+        """The first step's result."""
         if self.then is None:
             return values * self.factor + self.shift
         return self.then(values / 255)
 
 
 class SortingMedian(PreprocessingStep):
-    """``Median`` by sorting: the same numbers, by an operator that other programs have."""
+    """``MedianFilter`` by sorting: the same numbers, by an operator that files have."""
 
     def __init__(self, size: int):
         super().__init__()
@@ -99,7 +99,7 @@ class SortingMedian(PreprocessingStep):
 
 
 def to_exportable_steps(preprocessing: Preprocessing) -> Preprocessing:
-    """The same steps in operators that files have; never empty."""
+    """The same steps in operators that files have, at least one."""
     steps = [SortingMedian(step.size) if isinstance(step, MedianFilter) else step for step in preprocessing.steps]
     return Preprocessing(
         [step for step in steps if isinstance(step, PreprocessingStep)] or [IdentityStep()]
@@ -107,31 +107,26 @@ def to_exportable_steps(preprocessing: Preprocessing) -> Preprocessing:
 
 
 def ensemble_members(network: Network) -> list[Any]:
-    """The members of an ensemble and of ensembles in it."""
+    """The members of an ensemble, and of ensembles inside it."""
     return [inner for one in network.member_list() for inner in (one, *ensemble_members(one.network))]
 
 
 def check_exportable(classifier: Classifier) -> None:
-    """Raise Refused, saying why and what to do, for a classifier that no file could hold."""
+    """Raise RequirementNotMet, with the reason and the remedy, for a classifier that no file can hold."""
     inside = ensemble_members(classifier.network)
     networks = [classifier.network, *(one.network for one in inside)]
     steps = [step for one in (classifier, *inside) for step in one.preprocessing.steps]
-    if refusal := next((one.export_refusal for one in networks if one.export_refusal), ""):
+    if refusal := next((one.export_refusal for one in (*networks, *steps) if one.export_refusal), ""):
         raise RequirementNotMet(refusal)
     if classifier.stochastic:
         raise RequirementNotMet(
-            "This classifier defends itself with noise drawn from each image, which no file can draw alike: train "
-            "it without noise to export it."
-        )
-    if any(isinstance(step, JpegFilter) for step in steps):
-        raise RequirementNotMet(
-            "This classifier compresses its images to JPEG before it looks at them, which no exported file can: "
-            "train it without jpeg in --normalize to export it."
+            "This classifier adds random noise, which no exported file can reproduce: train it without noise to "
+            "export it."
         )
 
 
 def export_metadata(classifier: Classifier) -> dict[str, Any]:
-    """What a file says of itself, JSON by name: all that ``open_exported`` reads."""
+    """The metadata of a file, by key: all that ``open_exported`` reads."""
     plan = classifier.architecture
     known = classifier.provenance.get("data_fingerprint")
     return {
@@ -146,14 +141,14 @@ def export_metadata(classifier: Classifier) -> dict[str, Any]:
 
 
 def example_images(classifier: Classifier) -> UInt8[Tensor, "2 H W C"]:
-    """Two images to follow through the network while it is written down."""
+    """Two random images with which the network is traced."""
     chance = runtime.make_generator(0)
     return torch.randint(0, 256, (2, *classifier.geometry.shape), generator=chance, dtype=torch.uint8)
 
 
 @contextmanager
 def silence_exporters() -> Iterator[None]:
-    """Without the exporters' own remarks and traces, which are for their authors."""
+    """Suppress the exporters' own warnings and logs, which concern their developers."""
     loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.__trace")]
     levels = [logger.level for logger in loggers]
     try:

@@ -1,17 +1,21 @@
-"""ONNX: the waist as a graph that onnxruntime runs anywhere; int8 as QuantizeLinear and DequantizeLinear.
+"""ONNX, a graph that onnxruntime runs anywhere, and OpenVINO, which is made from it.
 
-The scales of an int8 file are the network's own. Weights are stored as int8, biases as int32 with the scale that
-the sum of products has (input scale times weight scale), which is what integer kernels ask for.
+int8 becomes QuantizeLinear and DequantizeLinear with the network's own scales. Weights are stored as int8, biases
+as int32 with the scale of the sum of products (input scale times weight scale), as integer kernels expect.
+OpenVINO's form is a folder with ``model.xml`` and ``model.bin``, for Intel's processors.
 """
 
 import json
+from dataclasses import dataclass
 from functools import partial
+from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int8
+from jaxtyping import Float, Int8, UInt8
 from numpy import ndarray
 from torch import Tensor
 
@@ -22,14 +26,17 @@ from ..models import EXPORT_INPUT, EXPORT_OUTPUT, ExportedModel, open_exported
 from .module import ExportModule, example_images, export_metadata, silence_exporters
 
 ONNX_OPSET = 18
-"""Of ONNX: what programs of 2023 read."""
+"""ONNX operator set; programs since 2023 read it."""
 
 MAX_ONNX_BYTES = 2_000_000_000
-"""Bytes that one ONNX file may have, nearly."""
+"""Largest size of one ONNX file, in bytes (the format's limit is 2 GiB)."""
+
+FLOAT32_HINT = {"INFERENCE_PRECISION_HINT": "f32"}
+"""Without it OpenVINO computes in bfloat16 where the processor can."""
 
 
 def write_onnx(classifier: Classifier, path: Path) -> None:
-    """Write the file; raises Refused for a classifier that ONNX cannot hold."""
+    """Write the file; raises RequirementNotMet for a classifier that ONNX cannot hold."""
     model = build_onnx_model(classifier)
     for name, value in export_metadata(classifier).items():
         model.metadata_props.add(key=name, value=json.dumps(value, ensure_ascii=False))
@@ -41,12 +48,12 @@ def write_onnx(classifier: Classifier, path: Path) -> None:
 
 
 def open_onnx(path: Path) -> ExportedModel:
-    """A file just written, ready to answer."""
+    """Open a file with onnxruntime."""
     return open_exported(path)
 
 
 def build_onnx_model(classifier: Classifier) -> Any:
-    """The waist as an ONNX model, without what the exporter notes for itself."""
+    """The classifier as an ONNX model, without the exporter's own notes."""
     module = ExportModule(classifier)
     for part in [*module.modules()]:
         if isinstance(part, Int8Conv2d | Int8Linear):
@@ -81,7 +88,7 @@ def build_onnx_model(classifier: Classifier) -> Any:
 
 
 def _weight_node(layer: Int8Layer, codes: Int8[Tensor, "..."], _: Tensor) -> Float[Tensor, "..."]:
-    """The weight as a node of the graph, so that the file holds its codes."""
+    """Dequantisation as a node of the graph, so that the file holds the weight's codes."""
     inputs = (codes, layer.get_buffer("scale"), layer.get_buffer("points"))
     axis: dict[str, Any] = {"axis": 0}
     return torch.onnx.ops.symbolic("DequantizeLinear", inputs, axis, dtype=torch.float32, shape=codes.shape)
@@ -90,7 +97,7 @@ def _weight_node(layer: Int8Layer, codes: Int8[Tensor, "..."], _: Tensor) -> Flo
 def _rounding_nodes(
     grid: ActivationGrid, x: Float[Tensor, "..."], scale: Tensor, zero: Tensor
 ) -> Float[Tensor, "..."]:
-    """Rounding as two nodes of the graph, between which the numbers are integers."""
+    """Rounding as two nodes of the graph, with integers between them."""
     del zero
     point = grid.get_buffer("point")
     codes = torch.onnx.ops.symbolic("QuantizeLinear", (x, scale, point), dtype=torch.uint8, shape=x.shape)
@@ -98,7 +105,7 @@ def _rounding_nodes(
 
 
 def _innermost_reason(error: BaseException) -> str:
-    """The innermost cause, in a line."""
+    """The first line of the innermost cause."""
     while error.__cause__ is not None:
         error = error.__cause__
     text = str(error).strip() or type(error).__name__
@@ -106,7 +113,7 @@ def _innermost_reason(error: BaseException) -> str:
 
 
 def _strip_exporter_traces(model: Any) -> None:
-    """Take out traces of the code it came from; name the number of images."""
+    """Remove the exporter's traces of source code, and name the batch dimension N."""
     model.ClearField("metadata_props")
     model.producer_name, model.producer_version, model.doc_string = "sightline", "", ""
     graph = model.graph
@@ -125,7 +132,7 @@ def _strip_exporter_traces(model: Any) -> None:
 
 
 def _quantise_biases(model: Any) -> None:
-    """Give each layer of int8 weights its bias as int32, in units of input scale times weight scale."""
+    """Store the bias of each int8 layer as int32, in units of input scale times weight scale."""
     from onnx import helper, numpy_helper
 
     graph = model.graph
@@ -152,7 +159,7 @@ def _quantise_biases(model: Any) -> None:
 
 
 def _bias_scales(node: Any, makers: Any, held: Any) -> Float[ndarray, " O"] | None:
-    """Input scale times weight scales of a layer whose input and weight are both dequantised; None for others."""
+    """Input scale times weight scales of a layer whose input and weight are dequantised; None for others."""
     from onnx import numpy_helper
 
     found = []
@@ -162,3 +169,44 @@ def _bias_scales(node: Any, makers: Any, held: Any) -> Float[ndarray, " O"] | No
             return None
         found.append(numpy_helper.to_array(held[maker.input[1]]))
     return np.float64(found[0]) * found[1]
+
+
+@dataclass(frozen=True, eq=False)
+class OpenVINORunner:
+    """A compiled OpenVINO model."""
+
+    model: Any
+
+    def probabilities(self, images: UInt8[ndarray, "N H W C"]) -> Float[ndarray, "N K"]:
+        """The model's probabilities."""
+        return self.model({EXPORT_INPUT: np.ascontiguousarray(images)})[EXPORT_OUTPUT]
+
+
+def import_openvino() -> ModuleType:
+    """The module, an optional extra; raises RequirementNotMet where it is not installed."""
+    try:
+        return import_module("openvino")
+    except ImportError as error:
+        raise RequirementNotMet(
+            "OpenVINO is not installed: pip install 'sightline[openvino]', or use --to onnx."
+        ) from error
+
+
+def write_openvino(classifier: Classifier, path: Path) -> None:
+    """Write the folder; raises RequirementNotMet for a classifier that ONNX cannot hold."""
+    engine = import_openvino()
+    path.mkdir()
+    graph = path / "model.onnx"
+    write_onnx(classifier, graph)
+    # Not by its converter in Python, which reports each use to its makers.
+    model = engine.Core().read_model(graph)
+    engine.save_model(model, path / "model.xml", compress_to_fp16=False)
+    del model
+    graph.unlink()
+    facts = json.dumps(export_metadata(classifier), indent=2, ensure_ascii=False)
+    (path / "sightline.json").write_text(facts + "\n", encoding="utf-8")
+
+
+def open_openvino(path: Path) -> OpenVINORunner:
+    """Compile the model of a folder for the CPU."""
+    return OpenVINORunner(import_openvino().Core().compile_model(path / "model.xml", "CPU", FLOAT32_HINT))

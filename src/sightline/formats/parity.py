@@ -1,9 +1,9 @@
-"""Whether a file gives the classifier's answers: compared on labelled images, and timed in turn."""
+"""Parity: whether a file gives the classifier's answers on labelled images, and at which latency."""
 
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -17,51 +17,59 @@ from ..errors import RequirementNotMet
 from ..evaluation import LATENCY_BATCH_SIZES, LATENCY_SECONDS, MAX_LATENCY_REPEATS, MIN_LATENCY_REPEATS, Latency
 from ..inference import match_labels
 from ..types import Dataset, Interval
-from .registry import Runner
+
+
+@runtime_checkable
+class Runner(Protocol):
+    """Anything that answers 8-bit images with probabilities: an exported file, or the classifier itself."""
+
+    def probabilities(self, images: UInt8[ndarray, "N H W C"], /) -> Float[ndarray, "N K"]:
+        """The probability of each class for each image."""
+        ...
 
 
 @dataclass(frozen=True)
 class ParityLimits:
-    """What a file must keep to be handed over."""
+    """What a file must reach to be kept."""
 
     agreement: float
-    """Least share of images with the same answer."""
+    """Smallest share of images with the same answer."""
     difference: float
-    """Largest difference of a probability."""
+    """Largest difference of any probability."""
 
 
 FLOAT_LIMITS = ParityLimits(0.999, 1e-3)
-"""The same sums in another order: floats are rounded otherwise in the last digits."""
+"""For float32: the same sums in another order differ in the last digits."""
 
 INT8_LIMITS = ParityLimits(0.98, 1.0)
-"""Integer kernels round each result once, floats that imitate them several times: a value in the middle between
-two levels may take the other one, and answers that hung by a thread change."""
+"""For int8: integer kernels round each result once, the float imitation several times, so a value midway between
+two levels may take the other one, and near ties change."""
 
 
 @dataclass(frozen=True)
 class TorchRunner:
-    """The classifier itself, given the same images."""
+    """The classifier itself as a runner."""
 
     classifier: Classifier
 
     def probabilities(self, images: UInt8[ndarray, "N H W C"]) -> Float[ndarray, "N K"]:
-        """Its probabilities."""
+        """The classifier's probabilities."""
         with torch.inference_mode():
             return self.classifier.probabilities(to_tensor(images, self.classifier.device)).cpu().numpy()
 
 
 @dataclass(frozen=True, kw_only=True)
 class Parity:
-    """A file and the classifier it was made of, on the same images."""
+    """A file compared with the classifier it was made from, on the same images."""
 
     path: str
     to: str
     int8: bool
-    """Whether the file computes in integers."""
+    """Whether the file computes in int8."""
     n: int
     """Images compared."""
     sample: str
-    """Which images these are, in a sentence."""
+    """A sentence that names these images."""
     agreement: float
     """Share of images with the same answer."""
     largest_difference: float
@@ -79,22 +87,22 @@ class Parity:
 
     @property
     def limits(self) -> ParityLimits:
-        """What it has to keep."""
+        """The limits for its arithmetic."""
         return INT8_LIMITS if self.int8 else FLOAT_LIMITS
 
     def require(self) -> None:
-        """Raise Refused where the file gives other answers."""
+        """Raise RequirementNotMet where the file gives other answers."""
         limits = self.limits
         if not (self.agreement >= limits.agreement and self.largest_difference <= limits.difference):
             raise RequirementNotMet(
                 f"The file gives other answers than the classifier: the same class for {self.agreement:.2%} of "
                 f"{self.n:,} images (at least {limits.agreement:.1%}), probabilities up to "
-                f"{self.largest_difference:.2g} apart (at most {limits.difference:g}). Nothing was kept; please "
-                "report the network, or use another --to."
+                f"{self.largest_difference:.2g} apart (at most {limits.difference:g}). No file was written: "
+                "please report the network, or use another --to."
             )
 
     def as_json(self) -> dict[str, Any]:
-        """Flat, under the names of the field."""
+        """The values as one flat JSON object."""
         return {
             "out": self.path,
             "to": self.to,
@@ -146,32 +154,26 @@ def _accuracy_interval(labels: ndarray, probabilities: ndarray) -> Interval:
 def measure_latencies(
     runners: Mapping[str, Runner], images: UInt8[ndarray, "N H W C"], *, seconds: float = LATENCY_SECONDS
 ) -> dict[str, tuple[Latency, ...]]:
-    """How long each takes for 1 image and for 32, asked in turn until ``seconds`` are spent on each.
+    """Time each runner on batches of 1 and 32 images, in turn, for about ``seconds`` each.
 
-    ``images`` are repeated as often as a batch needs. Two unmeasured answers come first.
+    ``images`` are repeated as often as a batch needs. Two answers of each are not timed, as a warm-up.
     """
     found: dict[str, list[Latency]] = {name: [] for name in runners}
     for size in LATENCY_BATCH_SIZES:
-        some = np.ascontiguousarray(images[np.arange(size) % len(images)])
-        for name, tries in _time_runners(runners, some, seconds).items():
+        batch = np.ascontiguousarray(images[np.arange(size) % len(images)])
+        for runner in (*runners.values(),) * 2:
+            runner.probabilities(batch)
+        times: dict[str, list[float]] = {name: [] for name in runners}
+        count, spent = 0, 0.0
+        while spent <= 3 * seconds and (
+            count < MIN_LATENCY_REPEATS or (spent < seconds and count < MAX_LATENCY_REPEATS)
+        ):
+            for name, runner in runners.items():
+                start = time.perf_counter()
+                runner.probabilities(batch)
+                times[name].append(time.perf_counter() - start)
+            count, spent = count + 1, min(map(sum, times.values()))
+        for name, tries in times.items():
             p50, p95 = np.quantile(tries, (0.5, 0.95)) * 1000
             found[name].append(Latency(size, float(p50), float(p95), len(tries)))
     return {name: tuple(each) for name, each in found.items()}
-
-
-def _time_runners(runners: Mapping[str, Runner], images: ndarray, seconds: float) -> dict[str, list[float]]:
-    """Seconds of each try of each, in turn."""
-    for runner in runners.values():
-        for _ in range(2):
-            runner.probabilities(images)
-    tries: dict[str, list[float]] = {name: [] for name in runners}
-    while True:
-        for name, runner in runners.items():
-            start = time.perf_counter()
-            runner.probabilities(images)
-            tries[name].append(time.perf_counter() - start)
-        count, spent = len(next(iter(tries.values()))), min(map(sum, tries.values()))
-        if (
-            count >= MIN_LATENCY_REPEATS and (spent >= seconds or count >= MAX_LATENCY_REPEATS)
-        ) or spent > 3 * seconds:
-            return tries

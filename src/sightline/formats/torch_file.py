@@ -1,7 +1,7 @@
-"""``torch.export``: the waist for programs that have torch and not Sightline.
+"""``torch.export``: a file for programs that have torch and not Sightline.
 
-Reading such a file unpickles parts of it, which runs whatever its author wished, so only a file just written here
-is read back, to compare it; nobody else's ever is.
+Reading such a file unpickles parts of it, which can run any code of its author, so Sightline opens only a file
+that it has just written itself, to compare it.
 """
 
 import json
@@ -22,23 +22,23 @@ from ..layers import MAX_ACTIVATION_CODE, ActivationGrid
 from .module import ExportModule, example_images, export_metadata, silence_exporters
 
 PROGRAM_METADATA_FILE = "sightline.json"
-"""The extra file in the archive that says what ``open_exported`` would."""
+"""The extra file in the archive that holds the metadata."""
 
 
 @dataclass(frozen=True, eq=False)
 class ProgramRunner:
-    """A program just written, ready to answer."""
+    """An exported program as a runner."""
 
     module: Any
 
     def probabilities(self, images: UInt8[ndarray, "N H W C"]) -> Float[ndarray, "N K"]:
-        """The file's answers."""
+        """The program's probabilities."""
         with torch.inference_mode():
             return self.module(torch.from_numpy(np.ascontiguousarray(images))).numpy()
 
 
 def write_torch(classifier: Classifier, path: Path) -> None:
-    """Write the file; raises Refused for a classifier that cannot be followed."""
+    """Write the file; raises RequirementNotMet for a classifier that cannot be traced."""
     module = ExportModule(classifier)
     for part in module.modules():
         if isinstance(part, ActivationGrid):
@@ -51,19 +51,17 @@ def write_torch(classifier: Classifier, path: Path) -> None:
             )
         except Exception as error:  # torch raises many kinds, each with pages of its own workings
             reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
-            raise RequirementNotMet(
-                f"torch.export cannot follow this network: {reason}. Use --to onnx."
-            ) from error
+            raise RequirementNotMet(f"torch.export cannot trace this network: {reason}. Use --to onnx.") from error
         facts = json.dumps(export_metadata(classifier), ensure_ascii=False)
         torch.export.save(program, path, extra_files={PROGRAM_METADATA_FILE: facts})
 
 
 def _round_to_grid(step: float, point: int, x: Float[Tensor, "..."], *_: Tensor) -> Float[Tensor, "..."]:
-    """Rounding in plain operators: torch.export does not know the one that has it all."""
+    """Rounding in plain operators: torch.export does not support the fused one."""
     return ((x / step).round() + point).clamp(0, MAX_ACTIVATION_CODE).sub(point) * step
 
 
 def open_torch_program(path: Path) -> ProgramRunner:
-    """A file just written here, ready to answer."""
+    """Open a file that was just written here."""
     with silence_exporters():
         return ProgramRunner(torch.export.load(path).module())

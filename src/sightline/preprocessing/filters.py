@@ -56,6 +56,11 @@ class JpegFilter(PixelFilter):
     2018, section 4.1). Raises ValueError for another quality.
     """
 
+    export_refusal = (
+        "This classifier compresses its images to JPEG first, which no exported file can: train it without jpeg "
+        "in --normalize to export it."
+    )
+
     def __init__(self, quality: int = 75):
         super().__init__()
         self.quality = check_int("quality", quality, 1, 100)

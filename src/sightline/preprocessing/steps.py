@@ -19,6 +19,9 @@ STD_FLOOR = 1 / 255
 class PreprocessingStep(nn.Module, ABC):
     """One change of pixels, ``(B C H W) -> (B C H W)``, that its ``config()`` rebuilds."""
 
+    export_refusal: str = ""
+    """Why no exported file can hold the step, and what to do instead; empty where one can."""
+
     @abstractmethod
     def config(self) -> dict[str, Any]:
         """The arguments that rebuild this step, as JSON; larger tensors belong in the state_dict."""
