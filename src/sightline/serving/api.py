@@ -1,7 +1,6 @@
-"""The routes of the service and their description: FastAPI, behind the door of ``front``."""
+"""The routes of the service, by FastAPI, behind ``PredictASGI``."""
 
 import time
-from collections.abc import Mapping
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -18,9 +17,8 @@ from ..journal import DatabaseUnavailable, UnknownPrediction
 from . import releases
 from .api_keys import Unauthorized
 from .asgi import INTERNAL_ERROR_DETAIL, PredictASGI, error_response
-from .docs_page import render_docs_page
-from .limits import RequestError
-from .openapi import PREDICT_OPENAPI, OpenAPISchema
+from .openapi import PREDICT_OPENAPI, OpenAPISchema, render_docs_page
+from .requests import RequestError
 from .service import Service
 
 if TYPE_CHECKING:
@@ -28,6 +26,25 @@ if TYPE_CHECKING:
 
 MAX_LISTED_PREDICTIONS = 1000
 """Predictions that one request may list."""
+
+MODEL_FACTS = ("runtime", "model", "sightline", "time", "note", "metrics", "onnx")
+"""Facts of a release that ``GET /model`` shows."""
+
+RELEASE_FACTS = ("time", "by", "note", "sightline", "metrics", "classes")
+"""Facts of a release that ``GET /releases`` shows."""
+
+_STATUS_DESCRIPTIONS = {
+    400: "Malformed",
+    401: "No key, or a wrong or expired one",
+    403: "The key does not allow this",
+    404: "Not found",
+    408: "The body did not arrive in time",
+    409: "Not promoted: damaged, or of a newer format",
+    413: "Too large: bytes, pixels or images",
+    415: "Not an image",
+    422: "Not understood",
+    503: "Not available at the moment: try again",
+}
 
 
 class Problem(BaseModel):
@@ -41,7 +58,7 @@ class FeedbackRequest(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    id: str = Field(min_length=1, max_length=64, description="The prediction's id, as /predict gave it.")
+    id: str = Field(min_length=1, max_length=64, description="The prediction's id, as /predict returned it.")
     label: str = Field(min_length=1, max_length=500, description="The right class: one of /classes.")
 
 
@@ -50,24 +67,56 @@ class FeedbackResponse(BaseModel):
 
     id: str
     label: str
-    already: bool = Field(description="Whether the same had been said before: nothing was added.")
+    already: bool = Field(description="Whether this label was the latest correction already: nothing was added.")
+
+
+class PredictionQuery(BaseModel):
+    """Which predictions to list; conditions are joined by AND."""
+
+    limit: int = Field(100, ge=1, le=MAX_LISTED_PREDICTIONS)
+    before: str | None = Field(None, max_length=64, description="Only ids before this one: the next page.")
+    label: str | None = Field(None, max_length=500)
+    release: int | None = Field(None, ge=0, le=2**31 - 1)
+    abstained: bool | None = None
+    corrected: bool | None = None
+    since: float | None = Field(None, ge=0, le=1e11, description="Seconds since 1970")
+    until: float | None = Field(None, ge=0, le=1e11, description="Seconds since 1970")
+
+
+class JournalledPrediction(BaseModel):
+    """A prediction as the journal stores it."""
+
+    model_config = ConfigDict(extra="allow")
+
+    id: str
+    at: float
+    release: int
+    label: str
+    correction: str | None
+
+
+class PredictionPage(BaseModel):
+    """Predictions, the newest first; ``before`` asks for the next page."""
+
+    predictions: list[JournalledPrediction]
+    before: str | None
 
 
 def create_app(service: Service) -> Any:
-    """The ASGI application of an opened service."""
+    """Return the ASGI application of an opened service."""
     app = FastAPI(
         title="Sightline", version=runtime.version(), docs_url=None, redoc_url=None, redirect_slashes=False
     )
-    app.openapi = OpenAPISchema(app, service)  # type: ignore[method-assign]  FastAPI says to replace it so
+    app.openapi = OpenAPISchema(app, service)  # type: ignore[method-assign]  FastAPI's documented way
+    application = PredictASGI(service, app)
     _add_error_handlers(app)
-    front = PredictASGI(service, app)
     _add_model_routes(app, service)
-    _add_prediction_routes(app, service, front)
+    _add_prediction_routes(app, service, application)
     _add_site_routes(app, service)
     if not service.settings.origins:
-        return front
+        return application
     return CORSMiddleware(
-        front,
+        application,
         allow_origins=service.settings.origins,
         allow_methods=("GET", "POST"),
         allow_headers=("Authorization", "X-API-Key", "Content-Type", "Sightline-Subject"),
@@ -75,41 +124,34 @@ def create_app(service: Service) -> Any:
 
 
 def error_responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """The errors of a route, for its description."""
+    """Return the OpenAPI description of a route's errors."""
     return {status: {"model": Problem, "description": _STATUS_DESCRIPTIONS[status]} for status in statuses}
 
 
-_STATUS_DESCRIPTIONS = {
-    400: "Malformed",
-    401: "No key, or a wrong or expired one",
-    403: "The key does not allow this",
-    404: "Not there",
-    408: "The body did not come in time",
-    409: "Not promoted: damaged, or of a newer format",
-    413: "Too large: bytes, pixels or images",
-    415: "Not an image",
-    422: "Not understood",
-    503: "Not now: try again",
-}
-
-
 def require_scope(service: Service, scope: str) -> Any:
-    """A dependency that lets through who may do this, and is the name of their key."""
+    """Return a dependency that requires a key with ``scope``; its value is the key's name."""
 
-    async def key(request: Request) -> str | None:
+    async def key_name(request: Request) -> str | None:
         return service.authorize(dict(request.scope["headers"]), scope)
 
-    return Depends(key)
+    return Depends(key_name)
+
+
+def require_journal(service: Service) -> "Journal":
+    """Return the journal; raise RequestError (404) if the service keeps none."""
+    if service.journal is None:
+        raise RequestError(404, "This service keeps no journal: serve a site, or start it with --journal.")
+    return service.journal
 
 
 def _add_error_handlers(app: FastAPI) -> None:
-    """Every error is ``{"detail": one sentence}``."""
+    """Make every error ``{"detail": one sentence}``."""
 
-    async def refusal(_: Request, error: Exception) -> Response:
+    async def refused(_: Request, error: Exception) -> Response:
         assert isinstance(error, RequestError | Unauthorized)
-        status, more, body = error_response(error)
-        headers = {name.decode(): value.decode() for name, value in more}
-        return Response(body, status, headers=headers, media_type="application/json")
+        status, headers, body = error_response(error)
+        named = {name.decode(): value.decode() for name, value in headers}
+        return Response(body, status, headers=named, media_type="application/json")
 
     async def invalid(_: Request, error: Exception) -> Response:
         assert isinstance(error, RequestValidationError)
@@ -119,20 +161,21 @@ def _add_error_handlers(app: FastAPI) -> None:
         where = ".".join(str(part) for part in first["loc"][1:])[:100] or "body"
         return JSONResponse({"detail": f"The field {where} is wrong: {first['msg']}."}, 422)
 
-    async def other(_: Request, error: Exception) -> Response:
+    async def http_error(_: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
-        detail = {404: "There is no such page.", 405: "That method is not allowed here."}.get(error.status_code)
-        return JSONResponse({"detail": detail or str(error.detail)}, error.status_code, headers=error.headers)
+        details = {404: "There is no such page.", 405: "That method is not allowed here."}
+        detail = details.get(error.status_code) or str(error.detail)
+        return JSONResponse({"detail": detail}, error.status_code, headers=error.headers)
 
-    async def fault(_: Request, error: Exception) -> Response:
-        del error  # which the door logs
+    async def internal_error(_: Request, error: Exception) -> Response:
+        del error  # PredictASGI logs it
         return JSONResponse({"detail": INTERNAL_ERROR_DETAIL}, 500)
 
-    app.add_exception_handler(RequestError, refusal)
-    app.add_exception_handler(Unauthorized, refusal)
-    app.add_exception_handler(Exception, fault)
+    app.add_exception_handler(RequestError, refused)
+    app.add_exception_handler(Unauthorized, refused)
+    app.add_exception_handler(Exception, internal_error)
     app.add_exception_handler(RequestValidationError, invalid)
-    app.add_exception_handler(HTTPException, other)
+    app.add_exception_handler(HTTPException, http_error)
 
 
 def _add_model_routes(app: FastAPI, service: Service) -> None:
@@ -144,7 +187,7 @@ def _add_model_routes(app: FastAPI, service: Service) -> None:
         text, policy = render_docs_page(app.openapi(), service.engine, str(request.base_url).rstrip("/"))
         return HTMLResponse(text, headers={"Content-Security-Policy": policy})
 
-    @app.get("/healthz", tags=["state"], summary="Whether the process lives")
+    @app.get("/healthz", tags=["state"], summary="Whether the process is alive")
     async def healthz() -> dict[str, bool]:
         return {"alive": True}
 
@@ -160,8 +203,9 @@ def _add_model_routes(app: FastAPI, service: Service) -> None:
         "/metrics", tags=["state"], dependencies=read, responses=error_responses(401, 403), response_class=Response
     )
     def metrics() -> Response:
-        """Counts for Prometheus, of all workers."""
-        return Response(service.monitor.prometheus_text(), media_type="text/plain; version=0.0.4; charset=utf-8")
+        """Metrics for Prometheus, of all workers."""
+        text = service.monitor.prometheus_text()
+        return Response(text, media_type="text/plain; version=0.0.4; charset=utf-8")
 
     @app.get("/classes", tags=["model"], dependencies=read, responses=error_responses(401, 403))
     async def classes() -> dict[str, Any]:
@@ -170,73 +214,43 @@ def _add_model_routes(app: FastAPI, service: Service) -> None:
 
     @app.get("/model", tags=["model"], dependencies=read, responses=error_responses(401, 403))
     async def model() -> dict[str, Any]:
-        """What answers: its geometry, its threshold, how it was measured."""
-        return _describe_model(service)
+        """What answers: its geometry, its threshold, its measured metrics."""
+        engine, limits = service.engine, service.limits
+        return {
+            "release": engine.release,
+            "classes": len(engine.classes),
+            "geometry": engine.geometry.as_json(),
+            "threshold": engine.threshold,
+            **{name: engine.facts[name] for name in MODEL_FACTS if name in engine.facts},
+            "largest_batch": engine.tuning.max_batch,
+            "limits": {"body_mb": limits.body_mb, "pixels": limits.pixels, "images": limits.images},
+        }
 
 
-def _describe_model(service: Service) -> dict[str, Any]:
-    engine, limits = service.engine, service.limits
-    shown = ("runtime", "model", "sightline", "time", "note", "metrics", "onnx")
-    return {
-        "release": engine.release,
-        "classes": len(engine.classes),
-        "geometry": engine.geometry.as_json(),
-        "threshold": engine.threshold,
-        **{name: engine.facts[name] for name in shown if name in engine.facts},
-        "largest_batch": engine.pace.max_batch,
-        "limits": {"body_mb": limits.body_mb, "pixels": limits.pixels, "images": limits.images},
-    }
+def _add_prediction_routes(app: FastAPI, service: Service, application: PredictASGI) -> None:
+    errors = error_responses(400, 401, 403, 408, 413, 415, 422, 503)
 
-
-def _add_prediction_routes(app: FastAPI, service: Service, front: PredictASGI) -> None:
-    said = error_responses(400, 401, 403, 408, 413, 415, 422, 503)
-
-    @app.post("/predict", tags=["answers"], responses=said, openapi_extra=PREDICT_OPENAPI, response_class=Response)
+    @app.post("/predict", tags=["answers"], responses=errors, openapi_extra=PREDICT_OPENAPI, response_class=Response)
     async def predict(request: Request) -> Response:
         """Classify one or many images: raw bytes, a form with files, or base64 in JSON."""
-        scope = request.scope  # the door answers this route itself; so does this, where it is mounted elsewhere
-        body = await front.predict(dict(scope["headers"]), scope["query_string"], request.receive)
+        scope = request.scope  # PredictASGI answers this route itself; this one where FastAPI's app is mounted alone
+        body = await application.predict(dict(scope["headers"]), scope["query_string"], request.receive)
         return Response(body, media_type="application/json")
 
-    by = require_scope(service, "feedback")
+    key_name = require_scope(service, "feedback")
 
     @app.post("/feedback", tags=["answers"], responses=error_responses(400, 401, 403, 404, 408, 413, 422, 503))
-    def feedback(said: FeedbackRequest, name: Annotated[str | None, by]) -> FeedbackResponse:
-        """Say what a prediction should have been; the same twice is once."""
-        if said.label not in service.engine.classes:
-            raise RequestError(422, f"There is no class {said.label[:60]!r}: GET /classes lists them.")
+    def feedback(given: FeedbackRequest, name: Annotated[str | None, key_name]) -> FeedbackResponse:
+        """Report the right label of a prediction; reporting it again adds nothing."""
+        if given.label not in service.engine.classes:
+            raise RequestError(422, f"There is no class {given.label[:60]!r}: GET /classes lists them.")
         try:
-            found = _require_journal(service).correct(said.id, said.label, by=name)
+            found = require_journal(service).correct(given.id, given.label, by=name)
         except UnknownPrediction as error:
             raise RequestError(404, "There is no prediction with this id.") from error
         except JournalError as error:
             raise RequestError(503, str(error)) from error
         return FeedbackResponse(id=found.id, label=found.label, already=found.already)
-
-
-def _require_journal(service: Service) -> "Journal":
-    if service.journal is None:
-        raise RequestError(404, "This service keeps no journal: serve a site, or start it with --journal.")
-    return service.journal
-
-
-class JournalledPrediction(BaseModel):
-    """A prediction as the journal remembers it."""
-
-    model_config = ConfigDict(extra="allow")
-
-    id: str
-    at: float
-    release: int
-    label: str
-    correction: str | None
-
-
-class PredictionPage(BaseModel):
-    """Predictions, the latest first; ``before`` asks for the next page."""
-
-    predictions: list[JournalledPrediction]
-    before: str | None
 
 
 def _add_site_routes(app: FastAPI, service: Service) -> None:
@@ -245,39 +259,28 @@ def _add_site_routes(app: FastAPI, service: Service) -> None:
     @app.get(
         "/predictions", tags=["journal"], dependencies=[read], responses=error_responses(401, 403, 404, 422, 503)
     )
-    def predictions(
-        limit: Annotated[int, Query(ge=1, le=MAX_LISTED_PREDICTIONS)] = 100,
-        before: Annotated[str | None, Query(max_length=64)] = None,
-        label: Annotated[str | None, Query(max_length=500)] = None,
-        release: Annotated[int | None, Query(ge=0, le=2**31 - 1)] = None,
-        abstained: bool | None = None,
-        corrected: bool | None = None,
-        since: Annotated[float | None, Query(ge=0, le=1e11, description="Seconds since 1970")] = None,
-        until: Annotated[float | None, Query(ge=0, le=1e11, description="Seconds since 1970")] = None,
-    ) -> PredictionPage:
-        """What was answered, and what it should have been."""
+    def predictions(query: Annotated[PredictionQuery, Query()]) -> PredictionPage:
+        """What was answered, and the corrections."""
         try:
-            rows = _require_journal(service).predictions(
-                limit=limit,
-                before=before,
-                label=label,
-                release=release,
-                abstained=abstained,
-                corrected=corrected,
-                since=since,
-                until=until,
-            )
+            rows = require_journal(service).predictions(**query.model_dump())
         except DatabaseUnavailable as error:
             raise RequestError(503, str(error)) from error
         except JournalError as error:
             raise RequestError(422, str(error)) from error
-        found = [JournalledPrediction.model_validate(_row(asdict(one))) for one in rows]
-        return PredictionPage(predictions=found, before=found[-1].id if len(found) == limit else None)
+        found = [  # the name of an image's file stays here
+            JournalledPrediction.model_validate(asdict(row) | {"image": row.image is not None}) for row in rows
+        ]
+        return PredictionPage(predictions=found, before=found[-1].id if len(found) == query.limit else None)
 
     @app.get("/releases", tags=["releases"], dependencies=[read], responses=error_responses(401, 403))
-    def listed() -> dict[str, Any]:
-        """Every release, and which one answers."""
-        return {"current": service.engine.release, "releases": _describe_releases(service)}
+    def list_releases() -> dict[str, Any]:
+        """Every release, and the current one."""
+        found = releases.list_releases(service.settings.path) if service.settings.has_releases else []
+        shown = [
+            {"release": one.number, **{name: one.facts[name] for name in RELEASE_FACTS if name in one.facts}}
+            for one in found
+        ]
+        return {"current": service.engine.release, "releases": shown}
 
     @app.post(
         "/releases/{number}/promote",
@@ -287,22 +290,7 @@ def _add_site_routes(app: FastAPI, service: Service) -> None:
     def promote(
         number: Annotated[int, Path(ge=1, le=2**31 - 1)], name: Annotated[str | None, admin]
     ) -> dict[str, int]:
-        """Let a release answer from now on; no request is lost."""
+        """Answer from this release from now on; no request is lost."""
         started = time.perf_counter()
         before = service.promote(number, name)
         return {"release": number, "before": before, "ms": round(1000 * (time.perf_counter() - started))}
-
-
-def _row(kept: dict[str, Any]) -> dict[str, Any]:
-    """Without the name of the file that an image is kept in."""
-    return kept | {"image": kept["image"] is not None}
-
-
-def _describe_releases(service: Service) -> list[Mapping[str, Any]]:
-    if not service.settings.site:
-        return []
-    shown = ("time", "by", "note", "sightline", "metrics", "classes")
-    return [
-        {"release": one.number, **{name: one.facts[name] for name in shown if name in one.facts}}
-        for one in releases.list_releases(service.settings.path)
-    ]

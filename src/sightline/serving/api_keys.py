@@ -1,4 +1,4 @@
-"""Who may do what: keys that are shown once, and kept only as hashes."""
+"""API keys: created and shown once, stored as hashes, and checked for a scope at every request."""
 
 import hashlib
 import json
@@ -16,26 +16,28 @@ from typing import Any
 from filelock import FileLock
 
 from ..choose import suggest
-from ..errors import AuthError, ChoiceError, SightlineError
+from ..errors import ChoiceError, KeyRefused, SightlineError
 from ..files import atomic_replace, explain_write_errors
 
 KEYS_FORMAT = 1
-"""Version of the layout of ``keys.json``."""
+"""Version of the layout of ``keys.json``; a release reads its own version and every earlier one."""
 
 KEYS_FILE = "keys.json"
 
 KEY_SCOPES = ("read", "predict", "feedback", "admin")
-"""What a key may be allowed; ``admin`` includes the others."""
+"""What a key may allow; ``admin`` includes the others."""
 
 KEY_PREFIX = "sl_"
-"""How every key begins, so that one that leaks into a log or a repository can be found."""
+"""Prefix of every key, so that one that leaks into a log or a repository can be found."""
 
 _MAX_KEY_LENGTH = 128
+"""Characters of a key that is checked; longer ones are refused."""
+
 _KEY_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,63}")
 
 
-class Unauthorized(AuthError):
-    """A key that is refused, with the status of HTTP that says so and nothing more."""
+class Unauthorized(KeyRefused):
+    """A refused key, with its HTTP status and no further reason."""
 
     def __init__(self, status: int):
         super().__init__("A valid key is needed." if status == 401 else "This key does not allow that.")
@@ -45,43 +47,43 @@ class Unauthorized(AuthError):
 
 @dataclass(frozen=True)
 class ApiKey:
-    """What is known of a key; the key itself is not."""
+    """What is stored of a key: never the key itself."""
 
     name: str
     sha256: str
-    """Of the key, in hexadecimal."""
+    """SHA-256 of the key, in hexadecimal."""
     scopes: tuple[str, ...]
     created: float
     """Seconds since 1970."""
     expires: float | None
-    """None: never."""
+    """Seconds since 1970; None for a key that does not expire."""
 
     @property
     def expired(self) -> bool:
-        """Whether its time is over."""
+        """Whether the key has expired."""
         return self.expires is not None and time.time() >= self.expires
 
     def allows(self, scope: str) -> bool:
-        """Whether it may be used for this."""
+        """Return whether the key has this scope."""
         return scope in self.scopes or "admin" in self.scopes
 
     def as_json(self) -> dict[str, Any]:
-        """All that may be shown."""
+        """Return what may be shown: all but the hash."""
         return {key: value for key, value in asdict(self).items() if key != "sha256"} | {"expired": self.expired}
 
 
 def create_key(site: Path | str, name: str, scopes: Sequence[str], *, expires_days: float | None = None) -> str:
-    """Make a key and return it: it is never shown again.
+    """Create a key and return it; it cannot be shown again.
 
-    Raises ChoiceError for an unknown scope or a taken name, OutputError where ``keys.json`` cannot be written.
+    Raise ChoiceError for an unknown scope or a name that exists, OutputError if ``keys.json`` cannot be written.
     """
     if not _KEY_NAME.fullmatch(name):
-        raise ChoiceError(f"'{name}' is no name for a key: letters, digits and . _ @ -, at most 64 of them.")
+        raise ChoiceError(f"'{name}' is no name for a key: use up to 64 letters, digits and . _ @ -")
     wanted = tuple(scope for scope in KEY_SCOPES if scope in scopes)
     if unknown := [scope for scope in scopes if scope not in KEY_SCOPES]:
         raise ChoiceError(f"There is no scope '{unknown[0]}'. {suggest(unknown[0], KEY_SCOPES)}")
     if not wanted:
-        raise ChoiceError(f"Say what the key is for: --scopes with some of {', '.join(KEY_SCOPES)}.")
+        raise ChoiceError(f"A key needs a scope: give --scopes with some of {', '.join(KEY_SCOPES)}.")
     if expires_days is not None and not 0 < expires_days < 36_500:
         raise ChoiceError(f"--expires-days is {expires_days:g}: it must be a number of days above 0, such as 90.")
     secret, now = KEY_PREFIX + secrets.token_urlsafe(32), time.time()
@@ -94,12 +96,12 @@ def create_key(site: Path | str, name: str, scopes: Sequence[str], *, expires_da
 
 
 def list_keys(site: Path | str) -> list[ApiKey]:
-    """The keys of a site, in the order they were made; raises SightlineError where the file is damaged."""
+    """Return the keys of a site in the order of creation; raise SightlineError if the file is damaged."""
     return _read_keys(Path(site) / KEYS_FILE)
 
 
 def revoke_key(site: Path | str, name: str) -> ApiKey:
-    """Take a key away, at once and for every worker; raises ChoiceError where there is none of this name."""
+    """Remove a key, at once and for every worker; raise ChoiceError if there is none of this name."""
     with _edit_keys(Path(site)) as keys:
         for key in keys:
             if key.name == name:
@@ -110,30 +112,31 @@ def revoke_key(site: Path | str, name: str) -> ApiKey:
 
 
 class Keyring:
-    """The keys of a site, read anew whenever they change. Safe to share between threads."""
+    """The keys of a site, re-read when the file changes; thread-safe."""
 
     def __init__(self, site: Path | str, *, every: float = 0.0):
-        """Every so many seconds, at most, the file is looked at: a look lets other threads in, who may take long.
+        """Check the file for changes every ``every`` seconds at most; 0 is at every use.
 
-        Raises SightlineError where ``keys.json`` is damaged.
+        A check releases Python's lock, and other threads may hold it for long. Raise SightlineError if
+        ``keys.json`` is damaged.
         """
         self._path, self._every = Path(site) / KEYS_FILE, every
-        self._looked = time.monotonic()
+        self._checked_at = time.monotonic()
         self._stamp = _file_stamp(self._path)
         self._keys = _read_keys(self._path)
 
     @property
     def empty(self) -> bool:
-        """Whether no key was ever made. Where the last one was revoked, nobody is let in until one is made."""
+        """Whether no key was ever created. After the last one is revoked, nobody is let in until one is created."""
         self._reload()
         return not self._stamp
 
     def authorize(self, secret: str | None, scope: str) -> str:
-        """The name of the key that allows this; raises Denied, saying nothing more."""
+        """Return the name of the key ``secret``; raise Unauthorized if it does not allow ``scope``."""
         given = _hash_key(secret) if secret is not None and len(secret) <= _MAX_KEY_LENGTH else ""
         found = None
         self._reload()
-        for key in self._keys:  # every one is compared, so that time tells nothing
+        for key in self._keys:  # all are compared, so that the time reveals nothing
             if compare_digest(key.sha256, given):
                 found = key
         if found is None or found.expired:
@@ -143,16 +146,15 @@ class Keyring:
         return found.name
 
     def _reload(self) -> None:
-        """Read the keys where the file is another than it was."""
         now = time.monotonic()
-        if now - self._looked < self._every:
+        if now - self._checked_at < self._every:
             return
-        self._looked, stamp = now, _file_stamp(self._path)
+        self._checked_at, stamp = now, _file_stamp(self._path)
         if stamp != self._stamp:
             try:
                 self._keys = _read_keys(self._path)
             except SightlineError:
-                self._keys = []  # a damaged file opens no door
+                self._keys = []  # a damaged file lets nobody in
             self._stamp = stamp
 
 
@@ -161,11 +163,12 @@ def _hash_key(secret: str) -> str:
 
 
 def _file_stamp(path: Path) -> tuple[int, ...]:
+    """Return a value that changes with the file; empty if there is no file."""
     try:
-        status = os.stat(path)  # noqa: PTH116 asked at every request
+        status = os.stat(path)  # noqa: PTH116 called at every request
     except FileNotFoundError:
         return ()
-    except OSError:  # it cannot be told: that opens no door
+    except OSError:  # unknown: the service must not believe that there are no keys
         return (-1,)
     return (status.st_mtime_ns, status.st_ino, status.st_size)
 

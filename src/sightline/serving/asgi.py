@@ -1,17 +1,17 @@
-"""The door of the service, as plain ASGI: who may ask, how much is read, and ``POST /predict`` without detours.
+"""The ASGI application: authorization, bounded bodies, security headers, and the short path of ``POST /predict``.
 
-Everything else goes on to the routes of ``api``, with its body already read within bounds.
+Every other route is FastAPI's, in ``api``; it gets a body that was already read within bounds.
 """
 
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping
+from contextlib import nullcontext
 from typing import Any
 
 from .api_keys import Unauthorized
-from .limits import RequestError
-from .log import log_event
-from .requests import dump_json, parse_request
+from .monitor import log_event
+from .requests import RequestError, dump_json, parse_request
 from .service import PendingHeatmaps, Service
 
 Scope = MutableMapping[str, Any]
@@ -27,36 +27,37 @@ SECURITY_HEADERS: Headers = [
     (b"cross-origin-resource-policy", b"same-origin"),
     (b"cache-control", b"no-store"),
 ]
-"""On every answer; a page may bring a content security policy of its own."""
+"""Sent with every response; a page may set its own content security policy."""
 
 MAX_OTHER_BODY_BYTES = 64_000
-"""Bytes of the body of any other request than ``/predict``."""
+"""Bytes of a body of any route but ``/predict``."""
 
 THREADED_PARSE_BYTES = 200_000
-"""Bytes from which a body is taken apart by a thread, so that it holds up nobody else."""
+"""Bytes above which a body is parsed in a thread, so that it does not block the event loop."""
 
 BODY_TIMEOUT_SECONDS = 30.0
-"""Seconds in which a body must have come."""
+"""Seconds within which a body must arrive."""
+
+INTERNAL_ERROR_DETAIL = "The service failed; its log has the details."
 
 _JSON_CONTENT_TYPE = (b"content-type", b"application/json")
-INTERNAL_ERROR_DETAIL = "The service failed; its log says more."
 
 
 class ClientDisconnect(Exception):
-    """The client went away before its request was complete."""
+    """The client disconnected before its request was complete."""
 
 
 class PredictASGI:
-    """The ASGI application: ``inner`` answers what is not ``POST /predict``."""
+    """Answers ``POST /predict`` itself and passes every other request on to ``app``."""
 
-    def __init__(self, service: Service, inner: Any):
+    def __init__(self, service: Service, app: Any):
         self.service = service
-        self.inner = inner
-        self.held = 0
-        """Bytes of bodies of requests that are not yet answered."""
+        self.app = app
+        self.buffered_bytes = 0
+        """Bytes of bodies of requests that are not answered yet."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one request, or start and stop with the server."""
+        """Answer one request, or start and stop the service with the server."""
         if scope["type"] == "lifespan":
             await self._lifespan(receive, send)
         elif scope["type"] != "http":
@@ -67,12 +68,9 @@ class PredictASGI:
             await self._forward(scope, receive, send)
 
     async def _predict(self, scope: Scope, receive: Receive, send: Send) -> None:
+        status, more = 200, []
         try:
-            status, more, body = (
-                200,
-                None,
-                await self.predict(dict(scope["headers"]), scope["query_string"], receive),
-            )
+            body = await self.predict(dict(scope["headers"]), scope["query_string"], receive)
         except (RequestError, Unauthorized) as error:
             status, more, body = error_response(error)
         except ClientDisconnect:
@@ -80,72 +78,64 @@ class PredictASGI:
         except Exception as error:
             status, more, body = internal_error_response(error, "/predict")
         self.service.monitor.record_response("/predict", status)
-        headers = [_JSON_CONTENT_TYPE, (b"content-length", b"%d" % len(body)), *SECURITY_HEADERS]
-        await send({"type": "http.response.start", "status": status, "headers": headers + (more or [])})
-        await send({"type": "http.response.body", "body": body})
+        await _send_json(send, status, [*SECURITY_HEADERS, *more], body)
 
     async def predict(self, headers: Mapping[bytes, bytes], query: bytes, receive: Receive) -> bytes:
-        """The JSON of the answer; raises Refusal or Denied."""
+        """Return the JSON of the response; raise RequestError, Unauthorized or ClientDisconnect."""
         service, started = self.service, time.perf_counter()
         service.authorize(headers, "predict")
         if service.batcher.full:
             raise RequestError(503, "Too many requests are waiting: try again in a second.")
-        held = 0
+        own_bytes = 0
 
-        def hold(count: int) -> None:
-            nonlocal held
-            held += count
-            self.held += count
-            if self.held > service.limits.max_buffered_bytes:
+        def count(size: int) -> None:
+            nonlocal own_bytes
+            own_bytes += size
+            self.buffered_bytes += size
+            if self.buffered_bytes > service.limits.max_buffered_bytes:
                 raise RequestError(503, "Too many bytes are being read already: try again in a second.")
 
         try:
-            body = await read_body(headers, receive, service.limits.max_body_bytes, hold)
+            body = await read_body(headers, receive, service.limits.max_body_bytes, count)
             if len(body) < THREADED_PARSE_BYTES:
                 request = parse_request(headers, query, body, service.limits)
             else:
                 request = await asyncio.to_thread(parse_request, headers, query, body, service.limits)
-            if not request.heat:
-                return _bytes_or_raise(await service.batcher.submit_async(request, started))
-            with service.reserve_heatmaps():
+            with service.reserve_heatmaps() if request.heat else nullcontext():
                 result = await service.batcher.submit_async(request, started)
-                return (
-                    await service.render_heatmaps(result)
-                    if isinstance(result, PendingHeatmaps)
-                    else _bytes_or_raise(result)
-                )
+                return await service.render_heatmaps(result) if isinstance(result, PendingHeatmaps) else result
         finally:
-            self.held -= held
+            self.buffered_bytes -= own_bytes
 
     async def _forward(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Any other route: body within bounds, headers added, counted."""
-        headers, seen = dict(scope["headers"]), 0
+        """Pass a request on, with its body read; add security headers to the response and count it."""
+        status = 0
 
-        async def dressed(message: MutableMapping[str, Any]) -> None:
-            nonlocal seen
+        async def send_secured(message: MutableMapping[str, Any]) -> None:
+            nonlocal status
             if message["type"] == "http.response.start":
-                seen = message["status"]
+                status = message["status"]
                 message["headers"] = add_security_headers(message.get("headers", ()))
             await send(message)
 
         try:
-            if scope["method"] in ("GET", "HEAD", "OPTIONS"):
-                await self.inner(scope, receive, dressed)
-            else:
-                body = await read_body(headers, receive, MAX_OTHER_BODY_BYTES)
-                await self.inner(scope, _replay_body(body, receive), dressed)
+            if scope["method"] not in ("GET", "HEAD", "OPTIONS"):
+                body = await read_body(dict(scope["headers"]), receive, MAX_OTHER_BODY_BYTES)
+                receive = _replay_body(body, receive)
+            await self.app(scope, receive, send_secured)
         except ClientDisconnect:
             return
         except RequestError as error:
-            await _send_json(dressed, *error_response(error))
+            await _send_json(send_secured, *error_response(error))
         except Exception as error:
             answer = internal_error_response(error, scope["path"][:100])
-            if not seen:
-                await _send_json(dressed, *answer)
-        self.service.monitor.record_response(_route_pattern(scope), seen)
+            if not status:
+                await _send_json(send_secured, *answer)
+        # The route's pattern, not its path: requests from outside must not create metrics.
+        self.service.monitor.record_response(getattr(scope.get("route"), "path", "other"), status)
 
     async def _lifespan(self, receive: Receive, send: Send) -> None:
-        """Start and stop with the server."""
+        """Start and stop the service with the server."""
         while True:
             message = await receive()
             if message["type"] == "lifespan.startup":
@@ -157,60 +147,44 @@ class PredictASGI:
                 return
 
 
-def _route_pattern(scope: Scope) -> str:
-    """The pattern of the route, so that what strangers ask for makes no new metrics."""
-    return getattr(scope.get("route"), "path", "other")
-
-
-def _bytes_or_raise(result: Any) -> bytes:
-    """What a thread came to: an answer, or why there is none."""
-    if isinstance(result, RequestError):
-        raise result
-    assert isinstance(result, bytes)
-    return result
-
-
-def _ignore_bytes(_: int) -> None:
-    """Nobody counts."""
-
-
 async def read_body(
-    headers: Mapping[bytes, bytes], receive: Receive, most: int, hold: Callable[[int], None] = _ignore_bytes
+    headers: Mapping[bytes, bytes],
+    receive: Receive,
+    max_bytes: int,
+    count: Callable[[int], None] = lambda _: None,
 ) -> bytes:
-    """The whole body; raises Refusal for one that is too large (413) or too slow (408).
+    """Return the whole body; ``count`` is called with the size of each piece.
 
-    ``hold`` is told of the bytes as they come.
+    Raise RequestError if it is too large (413) or too slow (408), and ClientDisconnect.
     """
+
+    def too_large() -> RequestError:
+        return RequestError(413, f"The body is larger than {max_bytes / 1e6:g} MB, which is refused unread.")
+
     length = content_length(headers)
-    if length is not None and length > most:
-        raise body_too_large(most)
+    if length is not None and length > max_bytes:
+        raise too_large()
     try:
         async with asyncio.timeout(BODY_TIMEOUT_SECONDS):
-            message = await receive()
-            if message["type"] == "http.request" and not message.get("more_body"):
-                body = message.get("body", b"")
-                if len(body) > most:
-                    raise body_too_large(most)
-                hold(len(body))
-                return body
-            parts, count = [], 0
+            pieces, size = [], 0
             while True:
+                message = await receive()
                 if message["type"] == "http.disconnect":
                     raise ClientDisconnect
-                parts.append(message.get("body", b""))
-                count += len(parts[-1])
-                if count > most:
-                    raise body_too_large(most)
-                hold(len(parts[-1]))
+                piece = message.get("body", b"")
+                size += len(piece)
+                if size > max_bytes:
+                    raise too_large()
+                count(len(piece))
                 if not message.get("more_body"):
-                    return b"".join(parts)
-                message = await receive()
+                    return b"".join([*pieces, piece]) if pieces else piece
+                pieces.append(piece)
     except TimeoutError as error:
-        raise RequestError(408, "The body did not come in time.") from error
+        raise RequestError(408, "The body did not arrive in time.") from error
 
 
 def content_length(headers: Mapping[bytes, bytes]) -> int | None:
-    """The length that the headers announce."""
+    """Return the announced length of the body; raise RequestError (400) if it is not a number."""
     text = headers.get(b"content-length")
     if text is None:
         return None
@@ -219,26 +193,20 @@ def content_length(headers: Mapping[bytes, bytes]) -> int | None:
     return int(text)
 
 
-def body_too_large(most: int) -> RequestError:
-    """More bytes than a body may have."""
-    return RequestError(413, f"The body is larger than {most / 1e6:g} MB, which is refused unread.")
-
-
 def error_response(error: RequestError | Unauthorized) -> tuple[int, Headers, bytes]:
-    """Status, headers and body that say no."""
-    status = error.status
-    more: Headers = []
-    if status == 401:
-        more = [(b"www-authenticate", b"Bearer")]
-    elif status == 503:
-        more = [(b"retry-after", b"1")]
-    elif status in (408, 413):
-        more = [(b"connection", b"close")]
-    return status, more, dump_json({"detail": str(error)})
+    """Return status, extra headers and body for an error."""
+    headers: Headers = []
+    if error.status == 401:
+        headers = [(b"www-authenticate", b"Bearer")]
+    elif error.status == 503:
+        headers = [(b"retry-after", b"1")]
+    elif error.status in (408, 413):
+        headers = [(b"connection", b"close")]
+    return error.status, headers, dump_json({"detail": str(error)})
 
 
 def internal_error_response(error: Exception, where: str) -> tuple[int, Headers, bytes]:
-    """A fault of ours: told in the log, not to the client."""
+    """Log an unexpected error with its place, and return a response (500) that does not show it."""
     last = error.__traceback__
     while last is not None and last.tb_next is not None:
         last = last.tb_next
@@ -248,27 +216,27 @@ def internal_error_response(error: Exception, where: str) -> tuple[int, Headers,
 
 
 def add_security_headers(headers: Iterable[tuple[bytes, bytes]]) -> Headers:
-    """The headers with those of ``SECURITY`` that they lack."""
+    """Return the headers, with those of ``SECURITY_HEADERS`` that are not among them."""
     given = list(headers)
     names = {name.lower() for name, _ in given}
     return given + [pair for pair in SECURITY_HEADERS if pair[0] not in names]
 
 
-async def _send_json(send: Send, status: int, more: Headers, body: bytes) -> None:
-    headers = [_JSON_CONTENT_TYPE, (b"content-length", b"%d" % len(body)), *more]
+async def _send_json(send: Send, status: int, headers: Headers, body: bytes) -> None:
+    headers = [_JSON_CONTENT_TYPE, (b"content-length", b"%d" % len(body)), *headers]
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": body})
 
 
 def _replay_body(body: bytes, receive: Receive) -> Receive:
-    """A body that was read already, to be received again."""
+    """Return a ``receive`` that yields a body that was read already, then what ``receive`` yields."""
     sent = False
 
-    async def again() -> MutableMapping[str, Any]:
+    async def replay() -> MutableMapping[str, Any]:
         nonlocal sent
         if sent:
             return await receive()
         sent = True
         return {"type": "http.request", "body": body, "more_body": False}
 
-    return again
+    return replay

@@ -1,6 +1,6 @@
-"""One bounded queue before the engine, and threads that take what waits in it: nobody waits for company.
+"""A bounded queue before the engine, and threads that answer what waits in it; nobody waits for a batch to fill.
 
-A thread takes its share of what is waiting, up to the number of images that measured faster together.
+A thread takes its share of the waiting requests, up to the number of images that measured fastest together.
 """
 
 import asyncio
@@ -9,50 +9,50 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from typing import Any
+from dataclasses import dataclass
+from typing import Generic, TypeVar
 
-from .limits import RequestError
-from .requests import PredictRequest
+from .requests import PredictRequest, RequestError
 
-
-class PredictJob:
-    """A request on its way, and who waits for it."""
-
-    __slots__ = ("asked", "future", "loop", "started")
-
-    def __init__(self, asked: PredictRequest, future: Any, loop: asyncio.AbstractEventLoop | None, started: float):
-        self.asked = asked
-        self.future = future
-        self.loop = loop
-        """Where the future lives; None for a thread's."""
-        self.started = started
-        """When the request came, by ``time.perf_counter``."""
+Result = TypeVar("Result")
 
 
-AnswerBatch = Callable[[Sequence[PredictJob], bool], Sequence[Any]]
-"""``(jobs, alone) -> a result or an exception for each``; ``alone`` where nothing else is being answered."""
+@dataclass(eq=False, slots=True)
+class PredictJob(Generic[Result]):
+    """A queued request and the future of its result."""
+
+    request: PredictRequest
+    future: "asyncio.Future[Result] | Future[Result]"
+    loop: asyncio.AbstractEventLoop | None
+    """Event loop of an asyncio future; None for a thread's."""
+    started: float
+    """When the request arrived, by ``time.perf_counter``."""
 
 
-class Batcher:
-    """Threads that answer what waits. ``ask`` from an event loop, ``submit`` from a thread."""
+AnswerBatch = Callable[[Sequence[PredictJob[Result]], bool], Sequence[Result | Exception]]
+"""``(jobs, exclusive) -> a result or an exception for each``; ``exclusive`` if nothing else is being answered."""
+
+
+class Batcher(Generic[Result]):
+    """Threads that answer queued requests. Call ``submit_async`` in an event loop, ``submit`` in a thread."""
 
     def __init__(
         self,
-        work: AnswerBatch,
+        answer: AnswerBatch[Result],
         *,
         runners: int,
         depth: int,
-        largest: Callable[[], int] = lambda: 1,
+        max_batch: Callable[[], int] = lambda: 1,
         wait: float = 0.0,
     ):
-        self._work = work
-        self._queue: queue.SimpleQueue[PredictJob | None] = queue.SimpleQueue()
-        self._largest = largest
+        """``runners`` threads; ``depth`` requests may wait; ``wait`` seconds for a batch to fill, 0 for none."""
+        self._answer = answer
+        self._queue: queue.SimpleQueue[PredictJob[Result] | None] = queue.SimpleQueue()
+        self._max_batch = max_batch
         self._depth = depth
         self._wait = wait
-        """Seconds for which a thread waits for more images; 0 takes what is there."""
         self._busy = 0
-        self._count = threading.Lock()
+        self._busy_lock = threading.Lock()
         self._closed = False
         self._threads = [
             threading.Thread(target=self._run, name=f"runner-{k}", daemon=True) for k in range(runners)
@@ -62,28 +62,28 @@ class Batcher:
 
     @property
     def waiting(self) -> int:
-        """Requests that no thread has taken yet."""
+        """Number of requests that no thread has taken yet."""
         return self._queue.qsize()
 
     @property
     def full(self) -> bool:
-        """Whether one more request would be refused."""
+        """Whether the next request would be refused."""
         return self._queue.qsize() >= self._depth
 
-    def submit_async(self, asked: PredictRequest, started: float | None = None) -> "asyncio.Future[Any]":
-        """Queue a request and get what will hold its result; raises Refusal (503) where too many wait."""
+    def submit_async(self, request: PredictRequest, started: float | None = None) -> "asyncio.Future[Result]":
+        """Queue a request from an event loop; raise RequestError (503) if the queue is full."""
         loop = asyncio.get_running_loop()
-        future: asyncio.Future[Any] = loop.create_future()
-        self._enqueue(PredictJob(asked, future, loop, time.perf_counter() if started is None else started))
+        future: asyncio.Future[Result] = loop.create_future()
+        self._enqueue(PredictJob(request, future, loop, time.perf_counter() if started is None else started))
         return future
 
-    def submit(self, asked: PredictRequest) -> "Future[Any]":
-        """``ask`` for a thread."""
-        future: Future[Any] = Future()
-        self._enqueue(PredictJob(asked, future, None, time.perf_counter()))
+    def submit(self, request: PredictRequest) -> "Future[Result]":
+        """Queue a request from a thread; raise RequestError (503) if the queue is full."""
+        future: Future[Result] = Future()
+        self._enqueue(PredictJob(request, future, None, time.perf_counter()))
         return future
 
-    def _enqueue(self, job: PredictJob) -> None:
+    def _enqueue(self, job: PredictJob[Result]) -> None:
         if self._closed:
             raise RequestError(503, "The service is stopping.")
         if self._queue.qsize() >= self._depth:
@@ -91,7 +91,7 @@ class Batcher:
         self._queue.put(job)
 
     def close(self) -> None:
-        """Answer what waits, then stop."""
+        """Answer what waits, then stop the threads."""
         self._closed = True
         for _ in self._threads:
             self._queue.put(None)
@@ -101,63 +101,63 @@ class Batcher:
     def _run(self) -> None:
         while (job := self._queue.get()) is not None:
             jobs = self._take_batch(job)
-            with self._count:
+            with self._busy_lock:
                 self._busy += 1
-                alone = self._busy == 1 and self._queue.empty()
+                exclusive = self._busy == 1 and self._queue.empty()
+            results: Sequence[Result | Exception]
             try:
-                results = self._work(jobs, alone)
-            except Exception as error:  # a request must never wait for ever
+                results = self._answer(jobs, exclusive)
+            except Exception as error:  # or its requests would wait for ever
                 results = [error] * len(jobs)
             finally:
-                with self._count:
+                with self._busy_lock:
                     self._busy -= 1
             _deliver_results(jobs, results)
 
-    def _take_batch(self, job: PredictJob) -> list[PredictJob]:
-        """The job and others that wait, up to this thread's share of the images."""
-        jobs, most = [job], self._largest()
-        if most == 1:
+    def _take_batch(self, job: PredictJob[Result]) -> list[PredictJob[Result]]:
+        """Return the job and others that wait, up to this thread's share and to the largest batch."""
+        jobs, max_batch = [job], self._max_batch()
+        if max_batch == 1:
             return jobs
         share = -(-(self._queue.qsize() + 1) // len(self._threads))
         until = time.perf_counter() + self._wait if self._wait else 0.0
-        count = len(job.asked.images)
-        while count < most and (until or len(jobs) < share):
+        count = len(job.request.images)
+        while count < max_batch and (until or len(jobs) < share):
             try:
-                other = (
-                    self._queue.get(timeout=max(0.0, until - time.perf_counter()))
-                    if until
-                    else self._queue.get_nowait()
-                )
+                if until:
+                    other = self._queue.get(timeout=max(0.0, until - time.perf_counter()))
+                else:
+                    other = self._queue.get_nowait()
             except queue.Empty:
                 break
             if other is None:
                 self._queue.put(None)
                 break
             jobs.append(other)
-            count += len(other.asked.images)
+            count += len(other.request.images)
         return jobs
 
 
-def _deliver_results(jobs: Sequence[PredictJob], results: Sequence[Any]) -> None:
-    """Hand out results: one call into each event loop for the whole batch."""
-    loops: dict[asyncio.AbstractEventLoop, list[tuple[Any, Any]]] = {}
+def _deliver_results(jobs: Sequence[PredictJob[Result]], results: Sequence[Result | Exception]) -> None:
+    """Set the futures, with one call into each event loop for the whole batch."""
+    pairs: dict[asyncio.AbstractEventLoop | None, list[tuple[PredictJob[Result], Result | Exception]]] = {}
     for job, result in zip(jobs, results, strict=True):
-        if job.loop is None:
-            _set_results([(job.future, result)])
-        else:
-            loops.setdefault(job.loop, []).append((job.future, result))
-    for loop, pairs in loops.items():
+        pairs.setdefault(job.loop, []).append((job, result))
+    for loop, some in pairs.items():
+        if loop is None:
+            _set_results(some)
+            continue
         try:
-            loop.call_soon_threadsafe(_set_results, pairs)
+            loop.call_soon_threadsafe(_set_results, some)
         except RuntimeError:  # the loop is closed: nobody waits any more
             continue
 
 
-def _set_results(pairs: Sequence[tuple[Any, Any]]) -> None:
-    for future, result in pairs:
-        if future.cancelled():  # the client went away
+def _set_results(pairs: Sequence[tuple[PredictJob[Result], Result | Exception]]) -> None:
+    for job, result in pairs:
+        if job.future.cancelled():  # the client disconnected
             continue
         if isinstance(result, Exception):
-            future.set_exception(result)
+            job.future.set_exception(result)
         else:
-            future.set_result(result)
+            job.future.set_result(result)

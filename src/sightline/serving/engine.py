@@ -1,9 +1,13 @@
-"""One release, opened for answering: from the bytes of images to ranked classes, as ``Classifier.predict`` would.
+"""One opened release: images are checked, decoded and ranked, with the classes ``Classifier.predict`` would give.
 
-onnxruntime runs the exported file; where a classifier could not be exported, torch runs the bundle.
+onnxruntime runs the exported file; a classifier that could not be exported runs in torch. When an engine is opened,
+it measures which batch size is fastest; whether all threads or one answer a single image faster is measured
+continuously, since a release may be opened while others keep the cores busy.
 """
 
+import struct
 import threading
+import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -15,122 +19,246 @@ from jaxtyping import Float, UInt8
 from numpy import ndarray
 
 from .. import runtime
-from ..data import decode
+from ..data import IMAGE_FORMATS, decode, read_header, read_jpeg_header
 from ..errors import ImageError
 from ..types import Geometry
-from .batch_tuning import BatchTuning, FasterRunner, tune_batch_size
-from .limits import LARGE_IMAGE_PIXELS, RequestError, RequestLimits, check_image
-from .requests import RankedPrediction
+from .requests import PredictRequest, RankedPrediction, RequestError, RequestLimits
 
 if TYPE_CHECKING:
     from ..classifier import Classifier
 
+IMAGE_SIGNATURES = {
+    b"\xff\xd8\xff": "image/jpeg",
+    b"\x89PNG\r\n\x1a\n": "image/png",
+    b"GIF87a": "image/gif",
+    b"GIF89a": "image/gif",
+    b"BM": "image/bmp",
+    b"II*\0": "image/tiff",
+    b"MM\0*": "image/tiff",
+    b"II+\0": "image/tiff",
+    b"MM\0+": "image/tiff",
+}
+"""Content type by first bytes; ``sniff_type`` adds WebP and the PNM family."""
+
+TYPE_ALIASES = {
+    "image/jpg": "image/jpeg",
+    "image/pjpeg": "image/jpeg",
+    "image/apng": "image/png",
+    "image/x-png": "image/png",
+    "image/x-ms-bmp": "image/bmp",
+    "image/x-bmp": "image/bmp",
+    "image/x-portable-pixmap": "image/x-portable-anymap",
+    "image/x-portable-graymap": "image/x-portable-anymap",
+    "image/x-portable-bitmap": "image/x-portable-anymap",
+}
+"""Standard name of a content type by its other names."""
+
+GENERIC_TYPES = ("", "application/octet-stream", "binary/octet-stream", "image/*")
+"""Declared content types that do not name a format."""
+
+LARGE_IMAGE_PIXELS = 4_000_000
+"""Pixels above which images are decoded one at a time, so that memory does not grow with the number of threads."""
+
+MAX_JPEG_SCANS = 100
+"""Passes over the picture in one JPEG, each as short as ten bytes; a progressive JPEG has about ten."""
+
 PARALLEL_DECODE_BYTES = 200_000
-"""Bytes of images from which they are decoded by several threads."""
+"""Bytes of images above which several threads decode them."""
 
 SPIN_OPTIONS = {"session.intra_op.spin_duration_us": "1000"}
-"""Threads that slept between two layers would take longer together than one alone; onnxruntime's own default has
-them awake for tens of milliseconds after an answer, in which they keep a core from everyone else."""
+"""Spin for 1 ms between operators. Without spinning, several threads are slower than one; onnxruntime's default
+(tens of ms after each answer) would keep a core busy."""
+
+TUNING_SECONDS = 0.2
+"""Seconds that measuring batch sizes takes, unless two single images already take longer."""
+
+CANDIDATE_BATCH_SIZES = (2, 4, 8, 16, 32)
+
+MAX_TIMED_CALLS = 10
+"""Timed calls per batch size; the fastest counts."""
+
+MIN_BATCH_GAIN = 1.03
+"""Factor of images per second by which a larger batch must be faster to be used."""
+
+BATCH_OVERHEAD_SECONDS = 0.0003
+"""Estimated cost of a batch besides the network: waking threads, the journal, the way back."""
+
+WARMUP_CALLS, LATENCY_WINDOW, PROBE_INTERVAL = 3, 9, 256
+"""Warm-up calls per runner; window of remembered latencies; every 256th request probes the slower runner (rare
+enough not to affect the 99th percentile)."""
 
 _LARGE_IMAGE_LOCK = threading.Lock()
 
 
 @runtime_checkable
 class EngineRunner(Protocol):
-    """Anything that answers 8-bit images with probabilities."""
+    """A network that answers 8-bit images with probabilities."""
 
     def probabilities(self, images: UInt8[ndarray, "N H W C"], /) -> Float[ndarray, "N K"]:
-        """The probability of each class for each image."""
+        """Return the probability of each class for each image."""
         ...
 
 
 class BundleRunner:
-    """A bundle's own network, one batch at a time."""
+    """A bundle's own network in torch, one batch at a time."""
 
     def __init__(self, classifier: "Classifier"):
         self.classifier = classifier.eval()
-        self._turn = threading.Lock()
+        self._lock = threading.Lock()
 
     def probabilities(self, images: UInt8[ndarray, "N H W C"]) -> Float[ndarray, "N K"]:
-        """The classifier's answers."""
+        """Return the classifier's probabilities."""
         import torch
 
         from ..data import to_tensor
 
-        with self._turn, torch.inference_mode():
+        with self._lock, torch.inference_mode():
             return self.classifier.probabilities(to_tensor(images, self.classifier.device)).cpu().numpy()
+
+
+class FasterRunner:
+    """The faster of two runners for single images, by the median of their last ``LATENCY_WINDOW`` latencies.
+
+    Both are called ``WARMUP_CALLS`` times in turn; thereafter every ``PROBE_INTERVAL``-th image goes to the slower
+    one, so that the choice follows the load of the machine.
+    """
+
+    def __init__(self, first: EngineRunner, second: EngineRunner):
+        self._runners = (first, second)
+        self._seconds: list[tuple[float, ...]] = [(), ()]
+        self._calls = 0
+
+    @property
+    def fastest(self) -> int:
+        """Index of the faster runner: 0 or 1."""
+        first, second = (sorted(last)[len(last) // 2] if last else 0.0 for last in self._seconds)
+        return int(second < first)
+
+    def probabilities(self, images: UInt8[ndarray, "N H W C"]) -> Float[ndarray, "N K"]:
+        """Return the probabilities from the faster runner, or from the one that is probed."""
+        if len(images) != 1:
+            return self._runners[self.fastest].probabilities(images)
+        self._calls = calls = self._calls + 1
+        k = self.fastest if calls % PROBE_INTERVAL else 1 - self.fastest
+        if calls <= 2 * WARMUP_CALLS:
+            k = calls % 2
+        start = time.perf_counter()
+        answers = self._runners[k].probabilities(images)
+        self._seconds[k] = (time.perf_counter() - start, *self._seconds[k][: LATENCY_WINDOW - 1])
+        return answers
+
+
+@dataclass(frozen=True)
+class BatchTuning:
+    """The fastest batch size, and what was measured."""
+
+    max_batch: int = 1
+    """Images answered together; 1 if batches are no faster."""
+    images_per_second: tuple[tuple[int, float], ...] = ()
+    """Batch size and images per second of one thread, ``BATCH_OVERHEAD_SECONDS`` included."""
+
+
+def tune_batch_size(runner: EngineRunner, shape: tuple[int, int, int]) -> BatchTuning:
+    """Time batches of random images of ``shape`` (H W C); the fastest of several calls counts."""
+    until = time.perf_counter() + TUNING_SECONDS
+    images = np.random.default_rng(0).integers(0, 256, (max(CANDIDATE_BATCH_SIZES), *shape), dtype=np.uint8)
+
+    def best_seconds(size: int) -> float:
+        runner.probabilities(images[:size])  # not timed
+        best = float("inf")
+        for calls in range(MAX_TIMED_CALLS):
+            start = time.perf_counter()
+            runner.probabilities(images[:size])
+            best = min(best, time.perf_counter() - start)
+            if calls >= 1 and time.perf_counter() > until - TUNING_SECONDS / 2:
+                break
+        return best
+
+    one = best_seconds(1)
+    rates, largest = {1: 1 / (one + BATCH_OVERHEAD_SECONDS)}, 1
+    for size in CANDIDATE_BATCH_SIZES:
+        if time.perf_counter() + 3 * size * one > until:
+            break
+        rates[size] = size / (best_seconds(size) + BATCH_OVERHEAD_SECONDS)
+        if rates[size] > MIN_BATCH_GAIN * rates[largest]:
+            largest = size
+    return BatchTuning(largest, tuple(rates.items()))
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Engine:
-    """A release that answers. Several threads may ask it at once."""
+    """A release that answers; thread-safe."""
 
     release: int
-    """Its number; 0 for a run or file served without releases."""
+    """Number of the release; 0 for a run or file served without releases."""
     classes: tuple[str, ...]
     geometry: Geometry
     threshold: float
-    """Confidences below it are answered with ``abstained``."""
-    crowd: EngineRunner
-    """One thread: what several threads share."""
-    alone: EngineRunner
-    """One thread or all, whichever is faster: for a request that nothing else competes with."""
-    pace: BatchTuning
-    """What was measured when it was opened."""
+    """Predictions of a lower confidence abstain."""
+    shared_runner: EngineRunner
+    """Runs on one thread: for several requests at a time."""
+    exclusive_runner: EngineRunner
+    """Runs on one or on all threads, whichever is faster: for a request that nothing competes with."""
+    tuning: BatchTuning
     bundle: Path | None = None
-    """Where its classifier can be loaded from, for heat maps."""
+    """Bundle of the classifier, for heat maps; None for an exported file."""
     facts: Mapping[str, Any] = field(default_factory=dict)
-    """What else is known of it."""
+    """What ``GET /model`` shows besides."""
 
-    def predict_images(self, images: Sequence[bytes], *, top: int = 5) -> list[RankedPrediction | str]:
-        """The answer for each image, or the sentence that says why it cannot be read."""
-        limits = RequestLimits()
-        read = [self.decode_image(data, "", limits) for data in images]
-        good = [pixels for pixels in read if isinstance(pixels, ndarray)]
-        answers = iter(self.rank(good, [top] * len(good)))
-        return [next(answers) if isinstance(pixels, ndarray) else pixels.detail for pixels in read]
+    def predict(
+        self,
+        requests: Sequence[PredictRequest],
+        limits: RequestLimits,
+        pool: ThreadPoolExecutor | None = None,
+        *,
+        exclusive: bool = True,
+    ) -> list[list[RankedPrediction | RequestError]]:
+        """Check, decode and rank the images of all requests in one batch.
+
+        Return for every request a prediction, or the reason why there is none, for each of its images. ``pool``
+        decodes large images in parallel; ``exclusive`` means that no other request competes for the cores.
+        """
+        images = [image for request in requests for image in request.images]
+        types = [kind for request in requests for kind in request.types or [""] * len(request.images)]
+        if pool is not None and len(images) > 1 and sum(map(len, images)) > PARALLEL_DECODE_BYTES:
+            decoded = list(pool.map(self.decode_image, images, types, [limits] * len(images)))
+        else:
+            decoded = [self.decode_image(data, kind, limits) for data, kind in zip(images, types, strict=True)]
+        pixels = [one for one in decoded if isinstance(one, ndarray)]
+        rows = iter(())
+        if pixels:
+            runner = self.exclusive_runner if exclusive else self.shared_runner
+            rows = iter(runner.probabilities(pixels[0][None] if len(pixels) == 1 else np.stack(pixels)).tolist())
+        results = iter(decoded)
+        return [
+            [
+                one if isinstance(one, RequestError) else self._rank(next(rows), request.top, one)
+                for one in (next(results) for _ in request.images)
+            ]
+            for request in requests
+        ]
 
     def decode_image(
         self, data: bytes, declared: str, limits: RequestLimits
     ) -> UInt8[ndarray, "H W C"] | RequestError:
-        """The pixels of an image at the working size, or why there are none."""
+        """Return the pixels of an image at the working size, or the reason why there are none."""
         try:
-            count = check_image(data, declared, limits)
-            if count > LARGE_IMAGE_PIXELS:
+            if check_image(data, declared, limits) > LARGE_IMAGE_PIXELS:
                 with _LARGE_IMAGE_LOCK:
                     return decode(data, self.geometry)
             return decode(data, self.geometry)
-        except RequestError as refusal:
-            return refusal
+        except RequestError as error:
+            return error
         except ImageError as error:
             return RequestError(422, str(error))
         except MemoryError:
             return RequestError(413, "the image needs more memory than there is")
 
-    def decode_images(
-        self, images: Sequence[bytes], types: Sequence[str], limits: RequestLimits, pool: ThreadPoolExecutor
-    ) -> list[ndarray | RequestError]:
-        """``read`` of each, by several threads where there is much to decode."""
-        if len(images) > 1 and sum(map(len, images)) > PARALLEL_DECODE_BYTES:
-            return list(pool.map(self.decode_image, images, types, [limits] * len(images)))
-        return [self.decode_image(data, kind, limits) for data, kind in zip(images, types, strict=True)]
-
-    def rank(
-        self, pixels: Sequence[ndarray], tops: Sequence[int], *, alone: bool = True
-    ) -> list[RankedPrediction]:
-        """The ``tops[i]`` likeliest classes of the i-th image."""
-        if not pixels:
-            return []
-        runner = self.alone if alone else self.crowd
-        images = pixels[0][None] if len(pixels) == 1 else np.stack(pixels)
-        rows = runner.probabilities(images).tolist()
-        return [self._top_classes(row, top) for row, top in zip(rows, tops, strict=True)]
-
-    def _top_classes(self, row: list[float], top: int) -> RankedPrediction:
-        best = sorted(range(len(row)), key=row.__getitem__, reverse=True)[:top]
-        ranked = [(self.classes[k], row[k]) for k in best]
+    def _rank(self, probabilities: list[float], top: int, pixels: ndarray) -> RankedPrediction:
+        best = sorted(range(len(probabilities)), key=probabilities.__getitem__, reverse=True)[:top]
+        ranked = [(self.classes[k], probabilities[k]) for k in best]
         label, confidence = ranked[0]
-        return RankedPrediction(label, confidence, confidence < self.threshold, ranked)
+        return RankedPrediction(label, confidence, confidence < self.threshold, ranked, pixels)
 
 
 def open_engine(
@@ -139,55 +267,92 @@ def open_engine(
     release: int = 0,
     bundle: Path | None = None,
     threads: int | None = None,
-    pace: BatchTuning | None = None,
+    tuning: BatchTuning | None = None,
     facts: Mapping[str, Any] | None = None,
 ) -> Engine:
-    """Open an ONNX file that ``export`` wrote, a bundle or a run, and measure how it answers fastest.
+    """Open an exported ONNX file, a bundle or a run, and measure how it answers fastest.
 
-    ``threads`` are the cores it may use; ``pace`` skips the measurement. Raises BundleError.
+    ``threads`` are the cores it may use; ``tuning`` skips the measurement. Raise BundleError.
     """
     threads = threads or runtime.cpu_count()
-    opened = _open_onnx(path, threads) if path.suffix.lower() == ".onnx" else _open_bundle(path)
-    pace = pace or tune_batch_size(opened["crowd"], opened["geometry"].shape)
-    opened["facts"] = {**(facts or {}), **opened["facts"]}
-    return Engine(release=release, bundle=opened.pop("folder", bundle), pace=pace, **opened)
+    if path.suffix.lower() == ".onnx":
+        from ..models import open_session, read_exported
 
+        model = read_exported(open_session(path, 1, {}), path)
+        shared: EngineRunner = model
+        exclusive: EngineRunner = model
+        if threads > 1:
+            exclusive = FasterRunner(model, read_exported(open_session(path, threads, SPIN_OPTIONS), path))
+        own_facts = {"runtime": "onnxruntime", **model.facts}
+    else:
+        from ..classifier import Classifier, find_bundle
 
-def _open_onnx(path: Path, threads: int) -> dict[str, Any]:
-    crowd = _open_session(path, 1)
-    alone = FasterRunner(crowd, _open_session(path, threads)) if threads > 1 else crowd
-    return {
-        "classes": crowd.classes,
-        "geometry": crowd.geometry,
-        "threshold": crowd.threshold,
-        "crowd": crowd,
-        "alone": alone,
-        "facts": {"runtime": "onnxruntime", **crowd.facts},
-    }
-
-
-def _open_session(path: Path, threads: int) -> Any:
-    """An exported file on so many threads, which stay awake for a moment after an answer, as the next is near."""
-    from ..models import open_session, read_exported
-
-    return read_exported(open_session(path, threads, SPIN_OPTIONS if threads > 1 else {}), path)
-
-
-def _open_bundle(path: Path) -> dict[str, Any]:
-    from ..classifier import Classifier, find_bundle
-
-    classifier = Classifier.load(path)
-    runner, plan = BundleRunner(classifier), classifier.architecture
-    return {
-        "classes": classifier.classes,
-        "geometry": classifier.geometry,
-        "threshold": classifier.threshold,
-        "crowd": runner,
-        "alone": runner,
-        "folder": find_bundle(path),
-        "facts": {
+        model = Classifier.load(path)
+        shared = exclusive = BundleRunner(model)
+        bundle, plan = find_bundle(path), model.architecture
+        own_facts = {
             "runtime": "torch",
             "model": plan.arguments.get("word") or plan.name,
-            "provenance": classifier.provenance,
-        },
-    }
+            "provenance": model.provenance,
+        }
+    return Engine(
+        release=release,
+        classes=model.classes,
+        geometry=model.geometry,
+        threshold=model.threshold,
+        shared_runner=shared,
+        exclusive_runner=exclusive,
+        tuning=tuning or tune_batch_size(shared, model.geometry.shape),
+        bundle=bundle,
+        facts={**(facts or {}), **own_facts},
+    )
+
+
+def sniff_type(data: bytes) -> str | None:
+    """Return the content type by the first bytes; None if it is no image format that is read."""
+    for start, kind in IMAGE_SIGNATURES.items():
+        if data.startswith(start):
+            return kind
+    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
+        return "image/webp"
+    if data[:1] == b"P" and data[1:2] in (b"1", b"2", b"3", b"4", b"5", b"6") and data[2:3].isspace():
+        return "image/x-portable-anymap"
+    return None
+
+
+def check_image(data: bytes, declared: str, limits: RequestLimits) -> int:
+    """Return the number of pixels of an image that may be decoded; 0 if its header cannot be read.
+
+    Raise RequestError: 400 for no bytes, 415 for no image or another type than declared, 413 for too many pixels.
+    """
+    if not data:
+        raise RequestError(400, "the image is empty (zero bytes)")
+    kind = sniff_type(data)
+    if kind is None:
+        if data[4:8] == b"ftyp":
+            raise RequestError(
+                415, "the content is HEIC, AVIF or a video, which is not read: convert it to JPEG or PNG"
+            )
+        raise RequestError(415, f"the content is not an image ({', '.join(IMAGE_FORMATS)} are read)")
+    if declared not in GENERIC_TYPES and TYPE_ALIASES.get(declared, declared) != kind:
+        raise RequestError(415, f"the content is {kind}, not the type that was declared")
+    if kind == "image/jpeg" and (scans := data.count(b"\xff\xda")) > MAX_JPEG_SCANS:
+        raise RequestError(413, f"the JPEG has {scans} scans, more than the {MAX_JPEG_SCANS} that are allowed")
+    count = count_pixels(data, kind)
+    if count > limits.pixels:
+        raise RequestError(413, f"the image has {count:,} pixels, more than the {limits.pixels:,} that are allowed")
+    return count
+
+
+def count_pixels(data: bytes, kind: str) -> int:
+    """Return width times height as the decoder will find them, without decoding; 0 if the header cannot be read."""
+    if kind == "image/jpeg" and (header := read_jpeg_header(data)):
+        return header.width * header.height
+    if kind == "image/png" and data.count(b"IHDR") == 1 and len(data) >= 24:  # with two, the last one counts
+        width, height = struct.unpack_from(">II", data, 16)
+        return width * height
+    try:
+        found = read_header(data)
+    except ImageError:
+        return 0  # decoding reports the reason
+    return found.width * found.height

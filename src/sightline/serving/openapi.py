@@ -1,5 +1,13 @@
-"""The description of the service: FastAPI's, with ``/predict`` written by hand, since no model reads its body."""
+"""The description of the service: its OpenAPI document, and the page at ``/docs``, which loads nothing from elsewhere.
 
+FastAPI describes every route but ``POST /predict``: no model reads its body, so its description is written here.
+"""
+
+import base64
+import hashlib
+import re
+from collections.abc import Mapping
+from html import escape
 from typing import TYPE_CHECKING, Any
 
 from .requests import MAX_SUBJECT_LENGTH, MAX_TOP_CLASSES
@@ -7,6 +15,7 @@ from .requests import MAX_SUBJECT_LENGTH, MAX_TOP_CLASSES
 if TYPE_CHECKING:
     from fastapi import FastAPI
 
+    from .engine import Engine
     from .service import Service
 
 _TOP = {"type": "integer", "minimum": 1, "maximum": MAX_TOP_CLASSES, "default": 5}
@@ -66,13 +75,13 @@ _ANSWERED = {
 
 PREDICT_OPENAPI: dict[str, Any] = {
     "parameters": [
-        {"name": "top", "in": "query", "schema": _TOP, "description": "Classes to list."},
-        {"name": "heat", "in": "query", "schema": _HEAT, "description": "With a picture of the evidence."},
+        {"name": "top", "in": "query", "schema": _TOP, "description": "Number of classes to list."},
+        {"name": "heat", "in": "query", "schema": _HEAT, "description": "Add a heat map of the evidence."},
         {
             "name": "Sightline-Subject",
             "in": "header",
             "schema": _SUBJECT,
-            "description": "Whom the image shows: what an erasure names.",
+            "description": "Whom or what the image shows: the key of an erasure.",
         },
     ],
     "requestBody": {
@@ -92,7 +101,7 @@ PREDICT_OPENAPI: dict[str, Any] = {
         }
     },
 }
-"""What FastAPI cannot know of ``POST /predict``."""
+"""Description of ``POST /predict``."""
 
 KEY_SCHEMES = {
     "key": {"type": "http", "scheme": "bearer"},
@@ -100,18 +109,18 @@ KEY_SCHEMES = {
 }
 
 KEYLESS_ROUTES = ("/healthz", "/readyz")
-"""Routes that never need a key."""
+"""Routes that need no key, ever."""
 
 
 class OpenAPISchema:
-    """``() -> the OpenAPI document``: it asks for keys where the service does."""
+    """``() -> the OpenAPI document``; it asks for keys while the service does."""
 
     def __init__(self, app: "FastAPI", service: "Service"):
         self.app = app
         self.service = service
 
     def __call__(self) -> dict[str, Any]:
-        """The document as it is now."""
+        """Return the present document."""
         from fastapi.openapi.utils import get_openapi
 
         document = get_openapi(
@@ -127,3 +136,74 @@ class OpenAPISchema:
                     for one in methods.values():
                         one["security"] = [{name: []} for name in KEY_SCHEMES]
         return document
+
+
+PAGE_STYLE = """
+:root { color-scheme: light dark; --line: #8884; --soft: #8882; }
+body { font: 16px/1.55 system-ui, sans-serif; max-width: 52rem; margin: 0 auto; padding: 2rem 1.25rem 4rem; }
+h1 { font-size: 1.6rem; margin: 0; } h2 { font-size: 1.1rem; margin: 2.2rem 0 .5rem; }
+p { margin: .4rem 0; } .lead { opacity: .75; margin-bottom: 1.5rem; }
+code, pre { font: .8rem/1.5 ui-monospace, SFMono-Regular, Menlo, monospace; }
+pre { background: var(--soft); border-radius: .5rem; padding: .8rem 1rem; overflow-x: auto; }
+table { border-collapse: collapse; width: 100%; }
+td { border-top: 1px solid var(--line); padding: .45rem .8rem .45rem 0; vertical-align: top; }
+td:first-child { white-space: nowrap; }
+.verb { display: inline-block; min-width: 3.2rem; font-weight: 600; }
+form { border: 1px solid var(--line); border-radius: .5rem; padding: .9rem 1rem; }
+button { font: inherit; padding: .25rem .9rem; }
+"""
+
+PAGE_CSP = (
+    "default-src 'none'; style-src 'sha256-{digest}'; form-action 'self'; frame-ancestors 'none'; base-uri 'none'"
+)
+
+CURL_EXAMPLES = (
+    ("One image", "curl --data-binary @cat.jpg -H 'Content-Type: image/jpeg' {url}/predict"),
+    ("Several files", "curl -F image=@cat.jpg -F image=@dog.png -F subject=anna {url}/predict"),
+    ("Base64 in JSON", 'curl --json \'{{"image": "\'$(base64 -w0 cat.jpg)\'", "top": 3}}\' {url}/predict'),
+    (
+        "With a heat map of the evidence",
+        "curl --data-binary @cat.jpg -H 'Content-Type: image/jpeg' '{url}/predict?heat=true'",
+    ),
+    ("Report the right label", 'curl --json \'{{"id": "ID", "label": "{label}"}}\' {url}/feedback'),
+)
+
+
+def render_docs_page(document: Mapping[str, Any], engine: "Engine", url: str) -> tuple[str, str]:
+    """Return the page as HTML, and a content security policy that allows its style and nothing else.
+
+    ``document`` is the OpenAPI document; ``url`` is the service's address, replaced in the examples by a local one
+    if it contains characters that a shell might interpret.
+    """
+    url = url if re.fullmatch(r"https?://[\w.:\[\]-]+", url, re.ASCII) else "http://127.0.0.1:8000"
+    digest = base64.b64encode(hashlib.sha256(PAGE_STYLE.encode()).digest()).decode()
+    release = f"Release {engine.release}" if engine.release else "No releases"
+    classes = ", ".join(map(escape, engine.classes[:12])) + (" ..." if len(engine.classes) > 12 else "")
+    access = (
+        "<form action=predict method=post enctype=multipart/form-data>"
+        "<input type=file name=image accept='image/*' required> <button>Classify</button></form>"
+    )
+    if "securitySchemes" in document.get("components", {}):
+        access = (
+            "<p>Every request but <code>/healthz</code> and <code>/readyz</code> needs a key: "
+            "<code>Authorization: Bearer sl_...</code> or <code>X-API-Key: sl_...</code></p>"
+        )
+    examples = "".join(
+        f"<h2>{title}</h2><pre>{escape(command.format(url=url, label=engine.classes[0]))}</pre>"
+        for title, command in CURL_EXAMPLES
+    )
+    routes = "".join(
+        f"<tr><td><span class=verb>{verb.upper()}</span> <code>{escape(path)}</code>"
+        f"<td>{escape(one.get('description') or one.get('summary', ''))}"
+        for path, methods in document["paths"].items()
+        for verb, one in methods.items()
+    )
+    text = (
+        "<!doctype html><html lang=en><meta charset=utf-8><title>Sightline</title>"
+        "<meta name=viewport content='width=device-width, initial-scale=1'>"
+        f"<style>{PAGE_STYLE}</style><h1>Sightline</h1>"
+        f"<p class=lead>{release} &middot; {len(engine.classes)} classes: {classes}</p>{access}"
+        f"{examples}<h2>Routes</h2><table>{routes}</table>"
+        "<p>The whole description, for programs: <a href=openapi.json>openapi.json</a></p></html>"
+    )
+    return text, PAGE_CSP.format(digest=digest)

@@ -1,4 +1,4 @@
-"""What the service is asked and what it answers: requests are taken apart, answers become one JSON text."""
+"""Requests to classify images and their answers: limits, parsing of bodies, and the JSON that goes back."""
 
 import binascii
 import json
@@ -7,16 +7,75 @@ from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import parse_qsl
 
+from numpy import ndarray
+
 from ..checks import is_int
-from .limits import RequestError, RequestLimits
+from ..data import MAX_IMAGE_PIXELS
+from ..errors import ServiceError
 
 MAX_TOP_CLASSES = 1000
-"""Classes that an answer may list."""
+"""Classes that one prediction may list."""
 
 MAX_SUBJECT_LENGTH = 200
 """Characters of a subject."""
 
+MAX_BOUNDARY_LENGTH = 200
+"""Bytes of a multipart boundary."""
+
 REQUEST_FIELDS = ("image", "images", "subject", "top", "heat")
+"""Fields of a JSON body."""
+
+
+class RequestError(Exception):
+    """An HTTP status and one sentence: why a request, or one of its images, gets no prediction."""
+
+    def __init__(self, status: int, detail: str):
+        super().__init__(detail)
+        self.status = status
+        self.detail = detail
+
+
+@dataclass(frozen=True, kw_only=True)
+class RequestLimits:
+    """How much one request may send, and how many requests may wait."""
+
+    body_mb: float = 20.0
+    """Size of a request's body, in MB (10^6 bytes)."""
+    pixels: int = 50_000_000
+    """Pixels of one image, according to its header."""
+    images: int = 64
+    """Images in one request."""
+    queue: int = 256
+    """Requests that may wait for an answer; the next one is refused (503)."""
+
+    def __post_init__(self):
+        """Raise ValueError for limits that would refuse everything."""
+        if not 0.001 <= self.body_mb <= 1000:
+            raise ValueError(f"--max-body-mb is {self.body_mb:g}: it must be from 0.001 to 1000")
+        if not 1 <= self.pixels <= MAX_IMAGE_PIXELS:
+            raise ValueError(f"--max-pixels is {self.pixels}: it must be from 1 to {MAX_IMAGE_PIXELS:,}")
+        if not 1 <= self.images <= 10_000:
+            raise ValueError(f"--max-images is {self.images}: it must be from 1 to 10,000")
+        if not 1 <= self.queue <= 100_000:
+            raise ValueError(f"--queue is {self.queue}: it must be from 1 to 100,000")
+
+    @property
+    def max_body_bytes(self) -> int:
+        """Bytes of one request's body."""
+        return int(self.body_mb * 1e6)
+
+    @property
+    def max_buffered_bytes(self) -> int:
+        """Bytes of all requests that are being read or wait."""
+        return max(64_000_000, 2 * self.max_body_bytes)
+
+
+def build_limits(**values: float) -> RequestLimits:
+    """Return limits from the values of command-line flags; raise ServiceError for impossible ones."""
+    try:
+        return RequestLimits(**values)  # type: ignore[arg-type]  counts come as whole numbers
+    except ValueError as error:
+        raise ServiceError(f"{error}.") from error
 
 
 @dataclass(slots=True)
@@ -24,37 +83,39 @@ class PredictRequest:
     """A request to classify images."""
 
     images: list[bytes]
+    """Encoded image files."""
     types: list[str] = field(default_factory=list)
-    """What each was declared to be; empty where nothing was."""
+    """Declared content type of each image; empty strings if none was declared."""
     subject: str | None = None
-    """Whom the images show: what an erasure names."""
+    """Whom or what the images show: the key of an erasure."""
     source: str | None = None
-    """Where the image came from: a file's name."""
+    """Where the image came from: a file name."""
     top: int = 5
+    """Classes to list, from 1 to ``MAX_TOP_CLASSES``."""
     heat: bool = False
+    """Whether to add heat maps."""
 
 
 @dataclass(frozen=True, slots=True)
 class RankedPrediction:
-    """The answer for one image."""
+    """The prediction for one image."""
 
     label: str
-    """The likeliest class: a guess where the service abstained."""
+    """Most probable class, also when the classifier abstains."""
     confidence: float
+    """Probability of ``label``, in [0, 1]."""
     abstained: bool
     top: list[tuple[str, float]]
-    """The likeliest classes with their probabilities, best first."""
+    """The most probable classes with their probabilities, best first."""
+    pixels: ndarray
+    """The decoded image, uint8 (H W C): what a heat map is drawn on."""
 
 
-def dump_json(value: Any) -> bytes:
-    """Compact JSON."""
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()
+# Parsing
 
 
-def parse_request(
-    headers: Mapping[bytes, bytes], query: bytes, body: bytes, limits: RequestLimits
-) -> PredictRequest:
-    """A request taken apart by its content type; raises Refusal (400, 413, 415, 422) in one sentence."""
+def parse_request(headers: Mapping[bytes, bytes], query: bytes, body: bytes, limits: RequestLimits) -> PredictRequest:
+    """Parse a request by its content type; raise RequestError (400, 413, 415, 422)."""
     declared = headers.get(b"content-type", b"").decode("latin-1")
     kind = declared.partition(";")[0].strip().lower()
     if headers.get(b"content-encoding", b"identity") != b"identity":
@@ -62,69 +123,45 @@ def parse_request(
     if not body:
         raise RequestError(400, "The body is empty: send an image.")
     if kind == "application/json":
-        found = _parse_json(body)
+        request = _parse_json(body)
     elif kind == "multipart/form-data":
-        found = _parse_form(body, declared, limits)
+        request = _parse_form(body, declared, limits)
     elif kind in ("", "application/octet-stream") or kind.startswith("image/"):
-        found = PredictRequest([body], [kind])
+        request = PredictRequest([body], [kind])
     else:
         raise RequestError(
             415,
             "Send an image (Content-Type: image/jpeg, image/png, ...), multipart/form-data or application/json.",
         )
     if subject := headers.get(b"sightline-subject"):
-        found.subject = parse_subject(_decode_text(subject))
+        request.subject = parse_subject(_decode_text(subject))
     if query:
-        _apply_query(found, query)
-    if len(found.images) > limits.images:
-        raise RequestError(
-            413, f"A request may have {limits.images} images, and this one has {len(found.images)}."
-        )
-    return found
-
-
-def _decode_text(value: bytes) -> str:
-    try:
-        return value.decode()
-    except UnicodeDecodeError:
-        return value.decode("latin-1")
-
-
-def _apply_query(found: PredictRequest, query: bytes) -> None:
-    for name, value in parse_qsl(_decode_text(query), keep_blank_values=True):
-        if name not in ("top", "heat"):
-            raise RequestError(422, "A query may have top and heat, and nothing else.")
-        _set_text_field(found, name, value)
-
-
-def _set_text_field(found: PredictRequest, name: str, value: str) -> None:
-    """A field that came as text."""
-    match name:
-        case "top":
-            found.top = parse_top(int(value) if value.isascii() and value.isdigit() and len(value) < 9 else None)
-        case "heat":
-            words = {"true": True, "1": True, "false": False, "0": False}
-            found.heat = parse_heat(words.get(value.lower()))
-        case _:
-            found.subject = parse_subject(value)
+        for name, value in parse_qsl(_decode_text(query), keep_blank_values=True):
+            if name not in ("top", "heat"):
+                raise RequestError(422, "The query may contain top and heat, and nothing else.")
+            _set_text_field(request, name, value)
+    if len(request.images) > limits.images:
+        count = len(request.images)
+        raise RequestError(413, f"A request may have {limits.images} images, and this one has {count}.")
+    return request
 
 
 def parse_top(value: Any) -> int:
-    """Raises Refusal for what is no number of classes."""
+    """Return the number of classes to list; raise RequestError if it is none."""
     if not is_int(value) or not 1 <= value <= MAX_TOP_CLASSES:
         raise RequestError(422, f"The field top must be a whole number from 1 to {MAX_TOP_CLASSES}.")
     return value
 
 
 def parse_heat(value: Any) -> bool:
-    """Raises Refusal for what is neither true nor false."""
+    """Return whether heat maps are wanted; raise RequestError if it is neither true nor false."""
     if not isinstance(value, bool):
         raise RequestError(422, "The field heat must be true or false.")
     return value
 
 
 def parse_subject(value: Any) -> str | None:
-    """Raises Refusal for what names nobody."""
+    """Return the subject, None for an empty one; raise RequestError if it is not a short printable text."""
     if value is None or value == "":
         return None
     if not isinstance(value, str) or len(value) > MAX_SUBJECT_LENGTH or not value.isprintable():
@@ -132,6 +169,26 @@ def parse_subject(value: Any) -> str | None:
             422, f"The field subject must be a text of at most {MAX_SUBJECT_LENGTH} printable characters."
         )
     return value
+
+
+def _set_text_field(request: PredictRequest, name: str, value: str) -> None:
+    """Set a field whose value came as text."""
+    match name:
+        case "top":
+            number = int(value) if value.isascii() and value.isdigit() and len(value) < 9 else None
+            request.top = parse_top(number)
+        case "heat":
+            words = {"true": True, "1": True, "false": False, "0": False}
+            request.heat = parse_heat(words.get(value.lower()))
+        case _:
+            request.subject = parse_subject(value)
+
+
+def _decode_text(value: bytes) -> str:
+    try:
+        return value.decode()
+    except UnicodeDecodeError:
+        return value.decode("latin-1")
 
 
 def _parse_json(body: bytes) -> PredictRequest:
@@ -142,142 +199,142 @@ def _parse_json(body: bytes) -> PredictRequest:
     if not isinstance(value, dict):
         raise RequestError(422, 'The body must be a JSON object such as {"image": "<base64>"}.')
     if unknown := [name for name in value if name not in REQUEST_FIELDS]:
-        raise RequestError(
-            422, f"There is no field {unknown[0][:40]!r}; the fields are {', '.join(REQUEST_FIELDS)}."
-        )
+        raise RequestError(422, f"There is no field {unknown[0][:40]!r}; the fields are {', '.join(REQUEST_FIELDS)}.")
     if ("image" in value) == ("images" in value):
         raise RequestError(422, 'Give one image as "image" or several as "images", in base64.')
     texts = value["images"] if "images" in value else [value["image"]]
     if not isinstance(texts, list) or not texts:
         raise RequestError(422, "The field images must be a list of at least one image in base64.")
-    found = PredictRequest([])
+    request = PredictRequest([])
     for text in texts:
-        data, kind = _decode_base64(text)
-        found.images.append(data)
-        found.types.append(kind)
+        if not isinstance(text, str):
+            raise RequestError(422, "An image in JSON must be a text in base64.")
+        kind, data = "", text
+        if text.startswith("data:"):  # a data URL: its type is the declared one
+            head, comma, data = text.partition(",")
+            if not comma or not head.endswith(";base64"):
+                raise RequestError(422, "A data URL must be in base64.")
+            kind = head[5:].partition(";")[0].strip().lower()
+        try:
+            request.images.append(binascii.a2b_base64(data, strict_mode=True))
+        except (binascii.Error, ValueError) as error:
+            raise RequestError(422, "An image is not valid base64.") from error
+        request.types.append(kind)
     if "top" in value:
-        found.top = parse_top(value["top"])
+        request.top = parse_top(value["top"])
     if "heat" in value:
-        found.heat = parse_heat(value["heat"])
-    found.subject = parse_subject(value.get("subject"))
-    return found
-
-
-def _decode_base64(text: Any) -> tuple[bytes, str]:
-    """The bytes of an image and what it was declared to be: a data URL is taken too."""
-    if not isinstance(text, str):
-        raise RequestError(422, "An image in JSON must be a text in base64.")
-    kind = ""
-    if text.startswith("data:"):
-        head, comma, text = text.partition(",")
-        if not comma or not head.endswith(";base64"):
-            raise RequestError(422, "A data URL must be in base64.")
-        kind = head[5:].partition(";")[0].strip().lower()
-    try:
-        return binascii.a2b_base64(text, strict_mode=True), kind
-    except (binascii.Error, ValueError) as error:
-        raise RequestError(422, "An image is not valid base64.") from error
+        request.heat = parse_heat(value["heat"])
+    request.subject = parse_subject(value.get("subject"))
+    return request
 
 
 def _parse_form(body: bytes, declared: str, limits: RequestLimits) -> PredictRequest:
-    """Every part with a file name is an image; text fields are subject, top and heat."""
+    """Parse a form: parts with a file name are images, text fields are subject, top and heat."""
     from python_multipart.multipart import parse_options_header
 
     boundary = parse_options_header(declared)[1].get(b"boundary")
-    if not boundary or len(boundary) > MAX_SUBJECT_LENGTH:
+    if not boundary or len(boundary) > MAX_BOUNDARY_LENGTH:
         raise RequestError(400, "The multipart body has no boundary.")
-    found = PredictRequest([])
-    for name, file, kind, data in MultipartReader(limits.images + len(REQUEST_FIELDS)).read(body, boundary):
-        if file:
-            found.images.append(data)
-            found.types.append(kind)
+    request = PredictRequest([])
+    for part in read_multipart(body, boundary, max_parts=limits.images + len(REQUEST_FIELDS)):
+        _, options = parse_options_header(part.headers.get(b"content-disposition", b""))
+        name, data = _decode_text(options.get(b"name", b"")), b"".join(part.data)
+        if b"filename" in options:
+            kind = part.headers.get(b"content-type", b"").decode("latin-1").partition(";")[0].strip().lower()
+            request.images.append(data)
+            request.types.append(kind)
         elif name in ("subject", "top", "heat"):
-            _set_text_field(found, name, _decode_text(data))
+            _set_text_field(request, name, _decode_text(data))
         else:
-            raise RequestError(
-                422, f"There is no text field {name[:40]!r}; send images as files with a file name."
-            )
-    if not found.images:
+            raise RequestError(422, f"There is no text field {name[:40]!r}; send images as files with a file name.")
+    if not request.images:
         raise RequestError(422, "The form has no file.")
-    return found
+    return request
 
 
-class MultipartReader:
-    """Reads the parts of a multipart body that is wholly in memory."""
+@dataclass(slots=True)
+class MultipartPart:
+    """One part of a multipart body, as python-multipart's callbacks fill it."""
 
-    def __init__(self, most: int):
-        self.most = most
-        """Parts, at most."""
-        self.found: list[tuple[str, bool, str, bytes]] = []
+    headers: dict[bytes, bytes] = field(default_factory=dict)
+    """Values by lower-case name."""
+    data: list[bytes] = field(default_factory=list)
+    """Pieces of the content."""
 
-    def read(self, body: bytes, boundary: bytes) -> list[tuple[str, bool, str, bytes]]:
-        """Name, whether it is a file, declared type and content of each; raises Refusal where it is malformed."""
-        from python_multipart.exceptions import FormParserError
-        from python_multipart.multipart import MultipartParser
 
-        ended: list[bool] = []
-        parser = MultipartParser(boundary, self._callbacks() | {"on_end": lambda: ended.append(True)})
-        try:
-            parser.write(body)
-            parser.finalize()
-        except FormParserError as error:
-            raise RequestError(400, "The multipart body is malformed.") from error
-        if not ended:
-            raise RequestError(400, "The multipart body is cut short.")
-        return self.found
+def read_multipart(body: bytes, boundary: bytes, *, max_parts: int) -> list[MultipartPart]:
+    """Split a multipart body that is wholly in memory; raise RequestError (400, 413).
 
-    def _callbacks(self) -> Any:
-        return {
-            "on_part_begin": self._begin,
-            "on_part_data": lambda data, start, end: self.data.append(data[start:end]),
-            "on_part_end": self._end,
-            "on_header_field": lambda data, start, end: self.name.append(data[start:end]),
-            "on_header_value": lambda data, start, end: self.value.append(data[start:end]),
-            "on_header_end": self._header,
-        }
+    It uses python-multipart's parser directly: Starlette's form would copy every file into a temporary one.
+    """
+    from python_multipart.exceptions import FormParserError
+    from python_multipart.multipart import MultipartParser
 
-    def _begin(self) -> None:
-        if len(self.found) >= self.most:
+    parts: list[MultipartPart] = []
+    name: list[bytes] = []
+    value: list[bytes] = []
+    ended: list[bool] = []
+
+    def begin_part() -> None:
+        if len(parts) >= max_parts:
             raise RequestError(413, "The form has too many parts.")
-        self.data: list[bytes] = []
-        self.name: list[bytes] = []
-        self.value: list[bytes] = []
-        self.headers: dict[bytes, bytes] = {}
+        parts.append(MultipartPart())
 
-    def _header(self) -> None:
-        self.headers[b"".join(self.name).lower()] = b"".join(self.value)
-        self.name, self.value = [], []
+    def end_header() -> None:
+        parts[-1].headers[b"".join(name).lower()] = b"".join(value)
+        name.clear()
+        value.clear()
 
-    def _end(self) -> None:
-        from python_multipart.multipart import parse_options_header
+    parser = MultipartParser(
+        boundary,
+        {
+            "on_part_begin": begin_part,
+            "on_header_field": lambda data, start, end: name.append(data[start:end]),
+            "on_header_value": lambda data, start, end: value.append(data[start:end]),
+            "on_header_end": end_header,
+            "on_part_data": lambda data, start, end: parts[-1].data.append(data[start:end]),
+            "on_end": lambda: ended.append(True),
+        },
+    )
+    try:
+        parser.write(body)
+        parser.finalize()
+    except FormParserError as error:
+        raise RequestError(400, "The multipart body is malformed.") from error
+    if not ended:
+        raise RequestError(400, "The multipart body is cut short.")
+    return parts
 
-        _, options = parse_options_header(self.headers.get(b"content-disposition", b""))
-        kind = self.headers.get(b"content-type", b"").decode("latin-1").partition(";")[0].strip().lower()
-        name = _decode_text(options.get(b"name", b""))
-        self.found.append((name, b"filename" in options, kind, b"".join(self.data)))
+
+# Answers
 
 
-def prediction_json(id: str, answer: RankedPrediction) -> dict[str, Any]:
-    """An answer as the JSON of a prediction."""
+def dump_json(value: Any) -> bytes:
+    """Encode a value as compact JSON."""
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()
+
+
+def prediction_json(id: str, prediction: RankedPrediction) -> dict[str, Any]:
+    """Return the row of an image that was classified."""
     return {
         "id": id,
-        "label": answer.label,
-        "confidence": answer.confidence,
-        "abstained": answer.abstained,
-        "top": answer.top,
+        "label": prediction.label,
+        "confidence": prediction.confidence,
+        "abstained": prediction.abstained,
+        "top": prediction.top,
         "error": None,
     }
 
 
 def image_error_json(error: str) -> dict[str, Any]:
-    """An image that could not be read, among others that could."""
+    """Return the row of an image that cannot be read, among others that can."""
     return {"id": None, "label": None, "confidence": None, "abstained": False, "top": [], "error": error}
 
 
-def combined_error(refusals: Sequence[RequestError]) -> RequestError:
-    """What a request is told of which no image could be read: the reason they share, or 422."""
-    first = refusals[0]
-    if len(refusals) == 1:
+def combined_error(errors: Sequence[RequestError]) -> RequestError:
+    """Return the error of a request whose images all failed: with the status they share, or 422."""
+    first = errors[0]
+    if len(errors) == 1:
         return RequestError(first.status, f"The image cannot be read: {first.detail}.")
-    status = first.status if all(one.status == first.status for one in refusals) else 422
-    return RequestError(status, f"None of the {len(refusals)} images can be read; of the first, {first.detail}.")
+    status = first.status if all(one.status == first.status for one in errors) else 422
+    return RequestError(status, f"None of the {len(errors)} images can be read; of the first, {first.detail}.")

@@ -1,4 +1,4 @@
-"""``serve``: everything is checked, the address is taken, and one process or several answer at it."""
+"""``serve``: check the settings, bind the address, and answer there with one process or several."""
 
 import errno
 import ipaddress
@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from multiprocessing.context import SpawnProcess
 from pathlib import Path
 from typing import Any
 
@@ -20,21 +21,26 @@ from ..classifier import find_bundle
 from ..errors import ServiceError, SightlineError
 from . import releases
 from .api_keys import Keyring
-from .limits import RequestLimits
-from .log import log_event
-from .monitor import METRICS_FOLDER_VARIABLE
+from .monitor import METRICS_FOLDER_VARIABLE, log_event
+from .requests import RequestLimits
 from .service import Service, ServiceSettings
 
 JOURNAL_URL_VARIABLE = "SIGHTLINE_JOURNAL"
-"""The environment variable with the journal's URL, so that its password is in no list of processes."""
+"""Environment variable with the journal's URL: a flag's password would be visible in the list of processes."""
 
 MAX_SERVER_WORKERS = 64
 
 MAX_EARLY_EXITS = 3
-"""Times that a worker may end soon after its start before the service gives up."""
+"""Exits of workers soon after their start, in a row, after which the service gives up."""
 
 EARLY_EXIT_SECONDS = 10.0
-"""Seconds."""
+"""Seconds after its start within which a worker's exit is early."""
+
+_BIND_ERRORS = {
+    errno.EADDRINUSE: "Port {port} of {host} is in use already: choose another --port or stop what listens there.",
+    errno.EACCES: "Port {port} needs more rights than this user has: choose a --port above 1023.",
+    errno.EADDRNOTAVAIL: "The address {host} is not one of this machine: use --host 127.0.0.1 or 0.0.0.0.",
+}
 
 
 def serve(
@@ -52,44 +58,50 @@ def serve(
     watch: Path | str | None = None,
     open: bool = False,
     http: bool = True,
-    tell: Callable[[Mapping[str, Any]], None] = lambda _: None,
+    report: Callable[[Mapping[str, Any]], None] = lambda _: None,
 ) -> None:
-    """Answer requests at an address until a signal comes: a site's current release, or a run, bundle or ONNX file.
+    """Answer HTTP requests until a signal arrives, from a site's current release, or a run, bundle or ONNX file.
 
-    ``tell`` is called once, when requests are answered, with ``url``, ``release`` and more. Raises ServiceError
-    for an address that cannot be had or would let strangers in, and what opening the release or journal raises.
+    ``report`` is called once, when requests are answered, with ``url``, ``release`` and more; the other arguments
+    are the flags of ``sightline serve``. Raise ServiceError if the address cannot be bound or would be open to
+    other machines without a key, and the errors of opening the release and the journal.
     """
     path, watched = Path(path), None if watch is None else Path(watch)
-    local = is_loopback(host)
+    if threads is not None and not 1 <= threads <= 1024:
+        raise ServiceError(f"--threads is {threads}: it must be from 1 to 1024.")
+    if not 1 <= workers <= MAX_SERVER_WORKERS:
+        raise ServiceError(f"--workers is {workers}: it must be from 1 to {MAX_SERVER_WORKERS}.")
     settings = ServiceSettings(
         path=path,
         limits=limits or RequestLimits(),
         journal=journal or os.environ.get(JOURNAL_URL_VARIABLE) or None,
         keep_images=keep_images,
         quota_mb=quota_mb,
-        threads=_check_threads(threads, workers),
+        threads=threads or max(1, runtime.cpu_count() // workers),
         open=open,
-        local=local,
+        loopback_only=is_loopback(host),
         hosts=("localhost", "127.0.0.1", "[::1]", host.lower()),
         origins=tuple(origin.lower().rstrip("/") for origin in origins),
     )
     _check_settings(settings, host, workers, watched, http=http)
     listening = bind_socket(host, port) if http else None
-    told = {"url": _service_url(host, listening), "path": str(path), "workers": workers}
+    facts: dict[str, Any] = {"url": None, "path": str(path), "workers": workers}
+    if listening is not None:
+        facts["url"] = f"http://{f'[{host}]' if ':' in host else host}:{listening.getsockname()[1]}"
     try:
         if workers > 1:
-            WorkerPool(settings, listening, watched).run(workers, lambda: tell(told))
+            WorkerPool(settings, listening, watched).run(workers, lambda: report(facts))
         else:
             from .worker import run_worker
 
-            run_worker(settings, listening, watched, lambda service: tell(told | describe_service(service)))
+            run_worker(settings, listening, watched, lambda service: report(facts | describe_service(service)))
     finally:
         if listening is not None:
             listening.close()
 
 
 def describe_service(service: Service) -> dict[str, Any]:
-    """What a service answers with, to be told when it starts."""
+    """Return what a service reports when it starts."""
     engine = service.engine
     return {
         "release": engine.release,
@@ -97,24 +109,16 @@ def describe_service(service: Service) -> dict[str, Any]:
         "runtime": engine.facts["runtime"],
         "keys": service.requires_key,
         "journal": service.journal is not None,
-        "largest_batch": engine.pace.max_batch,
+        "largest_batch": engine.tuning.max_batch,
     }
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach the address."""
+    """Return whether only this machine can reach the address."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return host.lower() == "localhost"
-
-
-def _check_threads(threads: int | None, workers: int) -> int:
-    if threads is not None and not 1 <= threads <= 1024:
-        raise ServiceError(f"--threads is {threads}: it must be from 1 to 1024.")
-    if not 1 <= workers <= MAX_SERVER_WORKERS:
-        raise ServiceError(f"--workers is {workers}: it must be from 1 to {MAX_SERVER_WORKERS}.")
-    return threads or max(1, runtime.cpu_count() // workers)
 
 
 def _check_settings(
@@ -122,14 +126,16 @@ def _check_settings(
 ) -> None:
     """Raise a SightlineError for what would fail or be unsafe later."""
     path = settings.path
-    if settings.site:
+    if settings.has_releases:
         releases.current_release(path)
     elif not path.is_file():
-        find_bundle(path)  # says what is missing
-    keyless = not settings.site or Keyring(path).empty
-    if http and keyless and not settings.local and not settings.open:
-        make = f"make one with: sightline keys {path} make NAME" if settings.site else "serve a site with keys"
-        raise ServiceError(f"--host {host} lets other machines in, and there is no key: {make}, or add --open.")
+        find_bundle(path)  # its error names what is missing
+    keyless = not settings.has_releases or Keyring(path).empty
+    if http and keyless and not settings.loopback_only and not settings.open:
+        remedy = f"make one with: sightline keys {path} make NAME"
+        if not settings.has_releases:
+            remedy = "serve a site with keys"
+        raise ServiceError(f"--host {host} lets other machines in, and there is no key: {remedy}, or add --open.")
     if not http and watched is None:
         raise ServiceError("Nothing would be answered: --no-http needs a folder to --watch.")
     if not http and workers > 1:
@@ -144,7 +150,7 @@ def _check_settings(
 
 
 def bind_socket(host: str, port: int) -> socket.socket:
-    """A socket that listens; raises ServiceError, saying what to do, where it cannot."""
+    """Return a listening socket; raise ServiceError with a remedy if the address cannot be bound."""
     if not 0 <= port <= 65535:
         raise ServiceError(f"--port is {port}: it must be from 0 (any free one) to 65535.")
     try:
@@ -161,88 +167,77 @@ def bind_socket(host: str, port: int) -> socket.socket:
         listening.listen(1024)
     except OSError as error:
         listening.close()
-        raise ServiceError(
-            _BIND_ERRORS.get(error.errno or 0, _OTHER_BIND_ERROR).format(host=host, port=port, error=error)
-        ) from error
+        template = _BIND_ERRORS.get(error.errno or 0, "Port {port} of {host} cannot be used: {error}.")
+        raise ServiceError(template.format(host=host, port=port, error=error)) from error
     listening.setblocking(False)
     listening.set_inheritable(True)
     return listening
 
 
-_BIND_ERRORS = {
-    errno.EADDRINUSE: "Port {port} of {host} is in use already: choose another --port or stop what listens there.",
-    errno.EACCES: "Port {port} may not be used without more rights: choose a --port above 1023.",
-    errno.EADDRNOTAVAIL: "The address {host} is not one of this machine: use --host 127.0.0.1 or 0.0.0.0.",
-}
-_OTHER_BIND_ERROR = "Port {port} of {host} cannot be used: {error}."
-
-
-def _service_url(host: str, listening: socket.socket | None) -> str | None:
-    if listening is None:
-        return None
-    name = f"[{host}]" if ":" in host else host
-    return f"http://{name}:{listening.getsockname()[1]}"
-
-
 @dataclass(eq=False)
 class WorkerPool:
-    """Several processes that answer at one address. One that dies is replaced."""
+    """Several processes that answer at one address; one that dies is replaced.
+
+    It is not uvicorn's ``Multiprocess``: only the first worker watches a folder, a service whose workers die early
+    must end with an error, and a dead worker's metrics must be marked.
+    """
 
     settings: ServiceSettings
-    listening: Any
+    listening: socket.socket | None
     watched: Path | None
 
     def run(self, count: int, started: Callable[[], None]) -> None:
-        """Start them, and see to them until a signal comes."""
+        """Start ``count`` workers and replace dead ones until a signal arrives; ``started`` is called once."""
         from .worker import handle_stop_signals
 
-        if self.settings.site:
-            releases.verify(releases.current_release(self.settings.path))  # said once, not by every worker
-        context = multiprocessing.get_context("spawn")
-        self._ready = context.Event()
-        self._early = 0
+        if self.settings.has_releases:
+            releases.verify(releases.current_release(self.settings.path))  # fail once, not in every worker
+        self._context = multiprocessing.get_context("spawn")
+        self._ready = self._context.Event()
+        self._early_exits = 0
         with ExitStack() as stack:
             folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="sightline-metrics-"))
-            os.environ[METRICS_FOLDER_VARIABLE] = folder  # which every worker inherits
+            os.environ[METRICS_FOLDER_VARIABLE] = folder  # inherited by the workers
             stack.callback(os.environ.pop, METRICS_FOLDER_VARIABLE)
-            signals: list[int] = []  # a handler may interrupt whoever holds an Event's lock, and would wait for it
+            signals: list[int] = []  # an Event could deadlock: the handler may interrupt whoever holds its lock
             stack.enter_context(handle_stop_signals(lambda number, _: signals.append(number)))
-            processes = [self._start(context, number) for number in range(count)]
+            workers = [self._start(number) for number in range(count)]
             try:
-                told = False
+                reported = False
                 while not signals:
                     time.sleep(0.1)
-                    if not told and self._ready.is_set():
-                        told = True
+                    if not reported and self._ready.is_set():
+                        reported = True
                         started()
-                    processes = [self._replace_if_dead(context, *one) for one in processes]
+                    for number, (process, since) in enumerate(workers):
+                        if not process.is_alive():
+                            workers[number] = self._replace(number, process, since)
             finally:
-                _stop_workers([process for process, _, _ in processes])
+                _stop_workers([process for process, _ in workers])
 
-    def _start(self, context: Any, number: int) -> tuple[Any, int, float]:
+    def _start(self, number: int) -> tuple[SpawnProcess, float]:
+        """Start a worker; return its process and the time."""
         watched = self.watched if number == 0 else None
         arguments = (self.settings, self.listening, watched, self._ready)
-        process = context.Process(target=_worker_main, args=arguments, name=f"worker-{number}")
+        process = self._context.Process(target=_worker_main, args=arguments, name=f"worker-{number}")
         process.start()
-        return process, number, time.monotonic()
+        return process, time.monotonic()
 
-    def _replace_if_dead(self, context: Any, process: Any, number: int, since: float) -> tuple[Any, int, float]:
-        """The process, or another in its place."""
-        if process.is_alive():
-            return process, number, since
+    def _replace(self, number: int, process: SpawnProcess, since: float) -> tuple[SpawnProcess, float]:
+        """Start a worker in place of a dead one; raise ServiceError after several early exits."""
         from prometheus_client.multiprocess import mark_process_dead
 
-        mark_process_dead(process.pid)
-        self._early = self._early + 1 if time.monotonic() - since < EARLY_EXIT_SECONDS else 0
+        mark_process_dead(process.pid or 0)
+        self._early_exits = self._early_exits + 1 if time.monotonic() - since < EARLY_EXIT_SECONDS else 0
         log_event("worker lost", worker=number, code=process.exitcode)
-        if self._early >= MAX_EARLY_EXITS:
-            raise ServiceError("The workers end as soon as they start; the log says why.")
-        time.sleep(0.2 * self._early)
-        return self._start(context, number)
+        if self._early_exits >= MAX_EARLY_EXITS:
+            raise ServiceError("The workers exit as soon as they start; the log has the reason.")
+        time.sleep(0.2 * self._early_exits)
+        return self._start(number)
 
 
-def _stop_workers(processes: Sequence[Any]) -> None:
-    """Ask them to finish, and wait; whoever does not is killed."""
+def _stop_workers(processes: Sequence[SpawnProcess]) -> None:
+    """Ask the workers to stop and wait for them; kill those that do not."""
     from .worker import SHUTDOWN_SECONDS
 
     for process in processes:
@@ -256,19 +251,18 @@ def _stop_workers(processes: Sequence[Any]) -> None:
             process.kill()
 
 
-def _stop_with_parent() -> None:
-    """Stop when the parent is gone, killed perhaps: nobody else would, and the port would stay taken."""
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os.kill(os.getpid(), signal.SIGTERM)
-
-
-def _worker_main(settings: ServiceSettings, listening: socket.socket, watched: Path | None, ready: Any) -> None:
-    """What a worker does, for as long as the process that started it lives."""
+def _worker_main(
+    settings: ServiceSettings, listening: socket.socket | None, watched: Path | None, ready: Any
+) -> None:
+    """Run a worker for as long as the process that started it lives."""
     from .worker import run_worker
 
-    threading.Thread(target=_stop_with_parent, name="parent", daemon=True).start()
+    def stop_with_parent() -> None:  # a parent that was killed can stop nobody, and the port would stay taken
+        if (parent := multiprocessing.parent_process()) is not None:
+            parent.join()
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=stop_with_parent, name="parent", daemon=True).start()
     try:
         run_worker(settings, listening, watched, lambda _: ready.set())
     except SightlineError as error:

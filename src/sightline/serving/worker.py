@@ -1,4 +1,4 @@
-"""One process of the service: uvicorn with bounds of its own around an opened service."""
+"""One process of the service: uvicorn, with limits of our own, around an opened service."""
 
 import asyncio
 import gc
@@ -18,78 +18,88 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from .api import create_app
 from .folder_watcher import FolderWatcher
-from .log import log_event
+from .monitor import log_event
 from .service import RELEASE_POLL_SECONDS, Service, ServiceSettings
 
 MAX_HEADER_BYTES = 32_000
-"""Bytes of a request's address and headers, at most."""
+"""Bytes of a request's address and headers."""
 
-SHUTDOWN_SECONDS = 20
-"""Seconds that requests may take to finish when the service stops."""
+HEADER_TIMEOUT_SECONDS = 10.0
+"""Seconds within which headers must be complete once they have begun."""
 
 KEEP_ALIVE_SECONDS = 30
 """Seconds for which an idle connection is kept."""
 
-HEADER_TIMEOUT_SECONDS = 10.0
-"""Seconds in which headers must be complete once they have begun."""
+SHUTDOWN_SECONDS = 20
+"""Seconds that requests may take to finish when the service stops."""
+
+
+# uvicorn's internals: everything that depends on more than its documented settings is in the next two classes.
+# uvicorn offers no limits for headers with httptools (h11_max_incomplete_event_size is h11's alone, and h11 is
+# several times slower), so its protocol is extended. It relies on these names of uvicorn.protocols.http.
+# httptools_impl.HttpToolsProtocol, which are public but not documented: the methods connection_made, data_received,
+# connection_lost, on_message_begin, on_headers_complete, timeout_keep_alive_handler and send_400_response, and the
+# attributes loop, transport, timeout_keep_alive and timeout_keep_alive_task; and on uvicorn.Server.capture_signals
+# and handle_exit. tests/serving/test_worker.py fails if a version of uvicorn lacks one.
 
 
 class BoundedHttpProtocol(HttpToolsProtocol):
-    """uvicorn's, with bounds for headers and no patience for connections that never ask."""
+    """uvicorn's protocol, with limits for the size and time of headers and for connections that never ask."""
 
-    heading, pending = True, 0
-    """Whether headers are still coming, and how many bytes of them came."""
-    patience = HEADER_TIMEOUT_SECONDS
-    late: asyncio.TimerHandle | None = None
-    """What ends the connection where they take too long."""
+    header_timeout = HEADER_TIMEOUT_SECONDS
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        self._reading_headers, self._header_bytes = True, 0
+        self._header_timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: Any) -> None:
-        """A connection has as long for its first byte as between two requests."""
+        """Give a new connection as long for its first byte as between two requests."""
         super().connection_made(transport)
         self.timeout_keep_alive_task = self.loop.call_later(
             self.timeout_keep_alive, self.timeout_keep_alive_handler
         )
 
     def data_received(self, data: bytes) -> None:
-        """Bytes: those of headers that are not complete yet are counted, for they are kept."""
+        """Count the bytes of incomplete headers: uvicorn keeps them in memory."""
         super().data_received(data)
-        if self.heading and not self.transport.is_closing():
-            self.pending += len(data)
-            if self.pending > MAX_HEADER_BYTES:
+        if self._reading_headers and not self.transport.is_closing():
+            self._header_bytes += len(data)
+            if self._header_bytes > MAX_HEADER_BYTES:
                 self.send_400_response("The headers are too large.")
-            elif self.late is None:
-                self.late = self.loop.call_later(
-                    self.patience, self.send_400_response, "The headers did not come in time."
+            elif self._header_timer is None:
+                self._header_timer = self.loop.call_later(
+                    self.header_timeout, self.send_400_response, "The headers did not arrive in time."
                 )
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Nobody is waited for any more."""
-        self._in_time()
+        """Stop waiting for headers."""
+        self._stop_header_timer()
         super().connection_lost(exc)
 
     def on_message_begin(self) -> None:
-        """A new request."""
+        """Begin to count the headers of a new request."""
         super().on_message_begin()
-        self.heading, self.pending = True, 0
+        self._reading_headers, self._header_bytes = True, 0
 
     def on_headers_complete(self) -> None:
-        """Its headers are complete."""
-        self.heading = False
-        self._in_time()
+        """Stop waiting for headers."""
+        self._reading_headers = False
+        self._stop_header_timer()
         super().on_headers_complete()
 
-    def _in_time(self) -> None:
-        if self.late is not None:
-            self.late.cancel()
-            self.late = None
+    def _stop_header_timer(self) -> None:
+        if self._header_timer is not None:
+            self._header_timer.cancel()
+            self._header_timer = None
 
 
 class QuietServer(uvicorn.Server):
-    """uvicorn's, which ends quietly after a signal: the caller has journals to close."""
+    """uvicorn's server, which does not raise the signal again when it has stopped: there are journals to close."""
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """Within it a signal asks the server to finish."""
+        """Ask the server to stop on SIGINT and SIGTERM."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return
@@ -99,7 +109,7 @@ class QuietServer(uvicorn.Server):
 
 @contextmanager
 def handle_stop_signals(handle: Callable[[int, FrameType | None], Any]) -> Iterator[None]:
-    """Within it ``handle`` is told of SIGINT and SIGTERM."""
+    """Call ``handle`` on SIGINT and SIGTERM within this context."""
     before = {one: signal.signal(one, handle) for one in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
@@ -114,54 +124,46 @@ def run_worker(
     watched: Path | None,
     started: Callable[[Service], None],
 ) -> None:
-    """Open the service and answer until a signal comes; without a socket only the folder is watched."""
+    """Open the service and answer until a signal arrives; without a socket, only watch the folder.
+
+    ``started`` is called once, when requests are answered.
+    """
     service = Service(settings).open()
-    watch = FolderWatcher(service, watched) if watched is not None else None
-    gc.freeze()  # what was imported is never garbage, and looking through it takes long
-    thread = threading.Thread(target=watch.run, name="watch", daemon=True) if watch else None
-    if thread is not None:
-        thread.start()
-    pace = service.engine.pace
-    log_event("started", release=service.engine.release, largest_batch=pace.max_batch)
+    watcher = FolderWatcher(service, watched) if watched is not None else None
+    gc.freeze()  # imported modules are never garbage, and each collection would look through them
+    if watcher is not None:
+        watcher.start()
+    log_event("started", release=service.engine.release, largest_batch=service.engine.tuning.max_batch)
     try:
         if listening is None:
-            started(service)
-            _watch_only(service)
+            signals: list[int] = []  # an Event could deadlock: the handler may interrupt whoever holds its lock
+            with handle_stop_signals(lambda number, _: signals.append(number)):
+                started(service)
+                while not signals:
+                    time.sleep(RELEASE_POLL_SECONDS)
+                    if service.settings.has_releases:
+                        service.poll_release()
+                    service.monitor.flush()
         else:
-            server = QuietServer(_uvicorn_config(service))
+            logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)  # the service has its own log
+            config = uvicorn.Config(
+                create_app(service),
+                http=BoundedHttpProtocol,
+                ws="none",
+                lifespan="on",
+                log_config=None,
+                access_log=False,
+                proxy_headers=False,
+                server_header=False,
+                timeout_keep_alive=KEEP_ALIVE_SECONDS,
+                timeout_graceful_shutdown=SHUTDOWN_SECONDS,
+                backlog=1024,
+            )
+            server = QuietServer(config)
             started(service)
             server.run(sockets=[listening])
     finally:
-        if watch is not None and thread is not None:
-            watch.stop()
-            thread.join()
+        if watcher is not None:
+            watcher.stop()
         service.close()
         log_event("stopped", release=service.engine.release)
-
-
-def _uvicorn_config(service: Service) -> uvicorn.Config:
-    logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)  # the service logs for itself
-    return uvicorn.Config(
-        create_app(service),
-        http=BoundedHttpProtocol,
-        ws="none",
-        lifespan="on",
-        log_config=None,
-        access_log=False,
-        proxy_headers=False,
-        server_header=False,
-        timeout_keep_alive=KEEP_ALIVE_SECONDS,
-        timeout_graceful_shutdown=SHUTDOWN_SECONDS,
-        backlog=1024,
-    )
-
-
-def _watch_only(service: Service) -> None:
-    """Wait for a signal; look for releases meanwhile."""
-    told: list[int] = []  # a handler may interrupt whoever holds an Event's lock, and would wait for it for ever
-    with handle_stop_signals(lambda number, _: told.append(number)):
-        while not told:
-            time.sleep(RELEASE_POLL_SECONDS)
-            if service.settings.site:
-                service.poll_release()
-            service.monitor.flush()
