@@ -151,7 +151,7 @@ EVERY = {
     "geometry", [RGB, GREY, Geometry(size=(20, 24), exif=False)], ids=["rgb", "grey", "as stored"]
 )
 @pytest.mark.parametrize("name", EVERY)
-def test_the_picture_stays_and_the_rest_goes(name, geometry):
+def test_metadata_is_removed_and_pixels_are_kept(name, geometry):
     data = EVERY[name]()
     kept, suffix = strip_metadata(data)
     assert np.array_equal(decode(kept, geometry), decode(data, geometry))
@@ -163,7 +163,7 @@ def test_the_picture_stays_and_the_rest_goes(name, geometry):
 
 
 @pytest.mark.parametrize("name", JPEGS)
-def test_jpegs_are_not_coded_anew(name):
+def test_jpegs_are_not_re_encoded(name):
     data = JPEGS[name]()
     kept, _ = strip_metadata(data)
     at = data.index(b"\xff\xda")
@@ -172,7 +172,7 @@ def test_jpegs_are_not_coded_anew(name):
 
 
 @pytest.mark.parametrize("turn", range(1, 9))
-def test_only_the_turn_is_left_of_exif(turn):
+def test_only_the_orientation_is_left_of_exif(turn):
     for data in (jpeg(turn=turn), png(turn=turn)):
         held = Image.open(io.BytesIO(strip_metadata(data)[0])).getexif()
         assert dict(held) == ({0x0112: turn} if turn > 1 else {})
@@ -183,7 +183,7 @@ def cut(data):
 
 
 @pytest.mark.parametrize("name", EVERY)
-def test_what_is_damaged_is_refused_or_whole(name):
+def test_damaged_images_are_refused_or_kept_whole(name):
     for part in cut(EVERY[name]()):
         try:
             kept, _ = strip_metadata(part)
@@ -214,7 +214,7 @@ def chunk(kind, body):
     ],
     ids=range(12),
 )
-def test_what_is_no_image_is_not_kept(data):
+def test_only_images_are_kept(data):
     try:
         name, kept = content_name(data)
     except ImageError:
@@ -225,7 +225,7 @@ def test_what_is_no_image_is_not_kept(data):
     assert name.endswith((".jpg", ".png"))
 
 
-def test_files_are_named_by_what_is_in_them(tmp_path):
+def test_files_are_named_by_their_content(tmp_path):
     import hashlib
 
     first, data = content_name(jpeg())

@@ -93,7 +93,7 @@ def test_ids_sort_by_time_and_never_repeat():
     assert new_prediction_id() > max(ids)
 
 
-def test_a_line_gives_its_entries_back():
+def test_encoded_lines_decode_to_the_same_records():
     some = [entry(), entry(subject="Zoë \U0001f600", source="a\nb", image=b"\0\xff" * 99), entry(sha256=None)]
     lines = encode_lines(some, images=True)
     assert [one for line in lines.splitlines() for one in decode_line(line)] == some
@@ -110,7 +110,7 @@ def test_a_line_gives_its_entries_back():
 # Answers.
 
 
-def test_what_is_recorded_is_read_back(journal):
+def test_recorded_predictions_are_read_back(journal):
     given = [
         entry(
             label=label, confidence=p, abstained=p < 0.5, release=release, subject=subject, source="front-door.jpg"
@@ -145,7 +145,7 @@ def test_what_is_recorded_is_read_back(journal):
     }  # fmt: skip
 
 
-def test_a_thread_brings_entries_to_the_database_by_itself(journal):
+def test_the_writer_thread_moves_records_to_the_database(journal):
     journal.record([entry() for _ in range(1200)])
     assert journal.waiting <= 1200
     deadline = time.monotonic() + 30
@@ -157,7 +157,7 @@ def test_a_thread_brings_entries_to_the_database_by_itself(journal):
     assert list((journal._site / "spool").glob("*.jsonl")) == []
 
 
-def test_the_same_entry_twice_is_one_row(journal):
+def test_the_same_record_twice_is_one_row(journal):
     one = entry()
     recorded(journal, one, one)
     recorded(journal, one, entry(), replace(one, label="dog"))
@@ -165,7 +165,7 @@ def test_the_same_entry_twice_is_one_row(journal):
     assert journal.predictions()[-1].label == "cat"
 
 
-def test_texts_that_no_database_takes_are_cleaned(journal):
+def test_text_is_made_safe_for_any_database(journal):
     hostile = "a\0b\ud800c" + "x" * 1000
     recorded(journal, entry(subject=hostile, source=hostile, label=hostile, confidence=float("nan")))
     (row,) = journal.predictions()
@@ -176,7 +176,7 @@ def test_texts_that_no_database_takes_are_cleaned(journal):
     assert journal.erase(hostile) == 1
 
 
-def test_a_value_the_database_cannot_hold_does_not_stop_the_others(journal, capsys):
+def test_a_rejected_value_does_not_stop_other_records(journal, capsys):
     ids = recorded(journal, entry(), entry(release=2**70, subject="too large"), entry())
     assert {row.id for row in journal.predictions()} == {ids[0], ids[2]}
     assert journal.waiting == 0
@@ -192,7 +192,7 @@ def test_a_value_the_database_cannot_hold_does_not_stop_the_others(journal, caps
 # Corrections.
 
 
-def test_a_correction_is_noted_once_and_the_latest_counts(journal):
+def test_a_correction_is_stored_once_and_the_latest_counts(journal):
     (id, other) = recorded(journal, entry(), entry())
     first = journal.correct(id, "dog", by="camera")
     assert (first.label, first.by, first.already) == ("dog", "camera", False)
@@ -208,14 +208,14 @@ def test_a_correction_is_noted_once_and_the_latest_counts(journal):
 
 
 @pytest.mark.parametrize("id", ["", "0" * 32, "x", "'; DROP TABLE predictions; --", "é\0", "\ud800", "x" * 10_000])
-def test_an_unknown_id_is_said(journal, id):
+def test_an_unknown_id_is_refused(journal, id):
     recorded(journal, entry())
     with pytest.raises(UnknownPrediction, match="no prediction with this id"):
         journal.correct(id, "dog")
     assert journal.count() | {"corrected": 0} == journal.count()
 
 
-def test_an_answer_is_known_before_it_is_in_the_database(journal, tmp_path):
+def test_a_spooled_prediction_can_be_corrected(journal, tmp_path):
     own = entry()
     journal.record([own])
     assert journal.correct(own.id, "dog").label == "dog"
@@ -262,7 +262,7 @@ say("ended", *(str(os.WEXITSTATUS(status) - os.WTERMSIG(status)) for _, status i
 """
 
 
-def test_processes_killed_while_they_write_lose_nothing(where, opened, tmp_path):
+def test_killed_processes_lose_nothing(where, opened, tmp_path):
     site = tmp_path / "site"  # all three find no journal, and make it at once
     words = [sys.executable, "-c", WORKERS, str(where), str(site)]
     said = {"recorded": [], "corrected": [], "pid": [], "ended": []}
@@ -287,7 +287,7 @@ def test_processes_killed_while_they_write_lose_nothing(where, opened, tmp_path)
     assert len(list((site / "spool").glob("*.lock"))) == 1  # our own
 
 
-def test_a_line_cut_short_was_never_acknowledged(opened, tmp_path):
+def test_a_truncated_last_line_is_skipped(opened, tmp_path):
     dead = Spool(tmp_path / "site" / "spool", images=False)
     whole = entry()
     dead.append([whole])
@@ -302,7 +302,7 @@ def test_a_line_cut_short_was_never_acknowledged(opened, tmp_path):
 
 
 @pytest.mark.parametrize("line", [b"rubbish\n", b"[9,[]]\n"])
-def test_what_cannot_be_read_is_set_aside_and_said(opened, tmp_path, capsys, line):
+def test_an_unreadable_segment_is_set_aside(opened, tmp_path, capsys, line):
     dead = Spool(tmp_path / "site" / "spool", images=False)
     whole = entry()
     dead.append([whole])
@@ -348,7 +348,7 @@ def statements(journal):
     return found
 
 
-def test_rows_are_only_added(journal):
+def test_only_inserts_are_executed(journal):
     found = statements(journal)
     (id,) = recorded(journal, entry())
     journal.correct(id, "dog")
@@ -370,7 +370,7 @@ def test_rows_are_only_added(journal):
         "DELETE FROM corrections",
     ],
 )
-def test_the_database_itself_refuses_to_change_them(journal, statement):
+def test_triggers_refuse_to_change_rows(journal, statement):
     (id,) = recorded(journal, entry())
     journal.correct(id, "dog")
     with pytest.raises(DBAPIError, match="never changed"), journal._database.durable_engine.begin() as connection:
@@ -412,7 +412,7 @@ def test_a_subject_is_erased_everywhere(opened, tmp_path):
     assert journal.erase("nobody") == 0
 
 
-def test_an_erased_hash_is_nowhere_in_the_file(tmp_path):
+def test_an_erased_hash_is_not_left_in_the_file(tmp_path):
     with Journal.open(tmp_path) as journal:
         recorded(journal, *(entry(subject=f"s{i % 7}", sha256=f"{i:02x}" * 32) for i in range(200)))
         journal.erase("s3")
@@ -422,7 +422,7 @@ def test_an_erased_hash_is_nowhere_in_the_file(tmp_path):
     assert not (tmp_path / f"{JOURNAL_FILE}-wal").exists()
 
 
-def test_retention_spares_what_is_young(opened, tmp_path):
+def test_retention_keeps_younger_rows(opened, tmp_path):
     journal = opened(keep_images=True)
     old, now = time.time() - 10 * 86_400, time.time()
     ids = recorded(
@@ -460,7 +460,7 @@ def picture(seed):
     return stream.getvalue()
 
 
-def test_images_are_kept_only_when_asked_and_within_a_quota(opened, tmp_path, capsys):
+def test_images_are_kept_on_request_and_within_the_quota(opened, tmp_path, capsys):
     pictures = [picture(seed) for seed in range(6)]
     journal = opened()
     recorded(journal, entry(image=pictures[0]))
@@ -521,7 +521,7 @@ def test_corrected_images_become_a_data_set(opened, tmp_path):
 # Databases that cannot be used.
 
 
-def test_a_database_that_goes_away_loses_nothing(request, cluster, tmp_path, capsys):
+def test_a_database_outage_loses_nothing(request, cluster, tmp_path, capsys):
     server = Cluster(programs())
     request.addfinalizer(server.close)
     with Journal.open(server.database(), site=tmp_path) as journal:
@@ -555,7 +555,7 @@ def test_a_database_that_goes_away_loses_nothing(request, cluster, tmp_path, cap
         assert journal.healthy
 
 
-def test_a_full_database_acknowledges_nothing_it_did_not_take(opened, where, tmp_path):
+def test_a_full_database_acknowledges_only_what_it_stored(opened, where, tmp_path):
     if not isinstance(where, type(tmp_path)):
         pytest.skip("SQLite can be told how large it may be")
     journal = opened()
@@ -580,7 +580,7 @@ def test_a_full_database_acknowledges_nothing_it_did_not_take(opened, where, tmp
     assert len({row.correction for row in journal.predictions(corrected=True)}) == noted
 
 
-def test_a_newer_schema_is_said(where, opened):
+def test_a_newer_schema_is_refused(where, opened):
     opened().close()
     url = where if isinstance(where, str) else f"sqlite:///{where / JOURNAL_FILE}"
     engine = create_engine(url.replace("postgresql:", "postgresql+psycopg:"))
@@ -603,7 +603,7 @@ def test_a_newer_schema_is_said(where, opened):
         ("postgresql://user:hidden-word@host:port/x", "cannot be used"),
     ],
 )
-def test_a_wrong_url_is_said_without_its_password(url, message, tmp_path):
+def test_a_wrong_url_is_refused_without_its_password(url, message, tmp_path):
     with pytest.raises(JournalError, match=message) as refused:
         Journal.open(url, site=tmp_path)
     assert "hidden-word" not in str(refused.value)
@@ -617,7 +617,7 @@ def test_a_journal_does_not_show_its_password(cluster, tmp_path):
             assert "hidden-word" not in shown
 
 
-def test_what_is_no_database_is_said(tmp_path):
+def test_a_file_that_is_no_database_is_refused(tmp_path):
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / JOURNAL_FILE).write_bytes(b"not a database at all" * 100)
     with pytest.raises(JournalError, match=r"journal\.sqlite' refuses: file is not a database"):
@@ -678,7 +678,7 @@ def test_a_journal_of_revision_0001_opens_unchanged(tmp_path):
     assert fresh == tables
 
 
-def test_a_journal_is_its_owners_only(tmp_path):
+def test_files_of_a_journal_are_private(tmp_path):
     with Journal.open(tmp_path, keep_images=True) as journal:
         recorded(journal, entry(image=picture(0)))
         journal.record([entry()])
@@ -690,7 +690,7 @@ def test_a_journal_is_its_owners_only(tmp_path):
             assert path.stat().st_mode & 0o077 == 0, path
 
 
-def test_every_durability_is_as_said(tmp_path):
+def test_sqlite_pragmas_match_the_documented_durability(tmp_path):
     database = connect_database(tmp_path / "x.sqlite")
     for engine, level in ((database.fast_engine, 1), (database.durable_engine, 2)):
         with engine.connect() as connection:
@@ -700,7 +700,7 @@ def test_every_durability_is_as_said(tmp_path):
     database.close()
 
 
-def test_postgresql_is_on_the_disk_whatever_its_settings(cluster):
+def test_durable_commits_override_postgresql_settings(cluster):
     database = connect_database(url := cluster.database())
     with database.fast_engine.execution_options(isolation_level="AUTOCOMMIT").connect() as connection:
         connection.execute(text(f"ALTER DATABASE {url.rpartition('/')[2]} SET synchronous_commit = off"))
@@ -718,7 +718,7 @@ def shell_entry(i):
     return entry(image=picture(i), subject=f"=s{i % 2}", at=1e9 + i, sha256=f"{i:02x}" * 32)
 
 
-def test_the_journal_from_a_shell(cli, tmp_path):
+def test_the_journal_on_the_command_line(cli, tmp_path):
     from sightline.data import load_dataset
     from sightline.types import Geometry
 
@@ -762,7 +762,7 @@ def test_the_journal_from_a_shell(cli, tmp_path):
         )
 
 
-def test_a_copied_site_is_whole(tmp_path):
+def test_a_copied_site_is_complete(tmp_path):
     with Journal.open(tmp_path / "a", keep_images=True) as journal:
         (id,) = recorded(journal, entry(image=picture(0)))
         journal.correct(id, "dog")

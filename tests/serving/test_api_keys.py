@@ -13,13 +13,13 @@ from sightline.serving.api_keys import KEY_SCOPES, Keyring, Unauthorized, create
 
 def status(ring, secret, scope):
     with pytest.raises(AuthError) as refused:
-        ring.allow(secret, scope)
+        ring.authorize(secret, scope)
     assert isinstance(refused.value, Unauthorized)
     assert secret is None or secret not in str(refused.value) or not secret
     return refused.value.status
 
 
-def test_a_key_is_shown_once_and_kept_as_a_hash(tmp_path):
+def test_a_key_is_stored_as_a_hash(tmp_path):
     secret = create_key(tmp_path, "camera-3", ["predict", "feedback"])
     assert secret.startswith("sl_")
     assert len(secret) == 3 + 43  # 32 bytes
@@ -44,7 +44,7 @@ def test_a_key_allows_its_scope_and_admin_all(tmp_path, held, scope):
         assert status(ring, secret, scope) == 403
 
 
-def test_what_is_no_key_is_refused(tmp_path):
+def test_malformed_keys_are_refused(tmp_path):
     ring = Keyring(tmp_path)
     assert ring.empty
     assert status(ring, None, "predict") == 401
@@ -55,7 +55,7 @@ def test_what_is_no_key_is_refused(tmp_path):
     assert ring.authorize(secret, "predict") == "one"
 
 
-def test_keys_that_cannot_be_looked_at_open_no_door(tmp_path):
+def test_an_unreadable_key_file_lets_nobody_in(tmp_path):
     site = tmp_path / "site"
     secret = create_key(site, "one", ["read"])
     ring = Keyring(site)
@@ -74,7 +74,7 @@ def test_an_expired_key_is_refused(tmp_path):
     assert list_keys(tmp_path)[0].expired
 
 
-def test_revoking_works_at_once(tmp_path):
+def test_revoking_takes_effect_at_once(tmp_path):
     ring = Keyring(tmp_path)
     first, second = create_key(tmp_path, "first", ["predict"]), create_key(tmp_path, "second", ["predict"])
     assert ring.authorize(first, "predict") == "first"
@@ -94,7 +94,7 @@ def test_revoking_works_at_once(tmp_path):
     ("name", "scopes", "days", "message"),
     [
         ("one", ["predct"], None, "no scope 'predct'. Did you mean 'predict'"),
-        ("one", [], None, "Say what the key is for"),
+        ("one", [], None, "A key needs a scope"),
         ("", ["read"], None, "is no name for a key"),
         ("a b", ["read"], None, "is no name for a key"),
         ("x" * 65, ["read"], None, "is no name for a key"),
@@ -103,7 +103,7 @@ def test_revoking_works_at_once(tmp_path):
         ("taken", ["read"], None, "There is a key named 'taken' already"),
     ],
 )
-def test_impossible_keys_are_not_made(tmp_path, name, scopes, days, message):
+def test_invalid_names_scopes_and_days_are_refused(tmp_path, name, scopes, days, message):
     create_key(tmp_path, "taken", ["read"])
     with pytest.raises(ChoiceError, match=message):
         create_key(tmp_path, name, scopes, expires_days=days)
@@ -119,7 +119,7 @@ def test_impossible_keys_are_not_made(tmp_path, name, scopes, days, message):
         ('{"format": 99, "keys": []}', "has format 99, newer"),
     ],
 )
-def test_a_damaged_file_opens_no_door(tmp_path, text, message):
+def test_a_damaged_key_file_lets_nobody_in(tmp_path, text, message):
     secret = create_key(tmp_path, "one", ["admin"])
     ring = Keyring(tmp_path)
     whole = (tmp_path / "keys.json").read_text()
@@ -134,21 +134,21 @@ def test_a_damaged_file_opens_no_door(tmp_path, text, message):
 
 MAKERS = """
 import os, sys
-from sightline.serving.api_keys import make
+from sightline.serving.api_keys import create_key
 for name in "abc":  # three processes, after one import
     if not os.fork():
-        for i in range(5): make(sys.argv[1], f"{name}-{i}", ["predict"])
+        for i in range(5): create_key(sys.argv[1], f"{name}-{i}", ["predict"])
         os._exit(0)
 assert [os.wait()[1] for _ in "abc"] == [0, 0, 0]
 """
 
 
-def test_several_processes_lose_no_key(tmp_path):
+def test_concurrent_processes_lose_no_key(tmp_path):
     subprocess.run([sys.executable, "-c", MAKERS, tmp_path], check=True, timeout=120)
     assert {key.name for key in list_keys(tmp_path)} == {f"{name}-{i}" for name in "abc" for i in range(5)}
 
 
-def test_keys_from_a_shell(cli, tmp_path):
+def test_keys_on_the_command_line(cli, tmp_path):
     made = json.loads(cli("keys", tmp_path, "make", "camera", "--scopes", "predict,feedback", "--json").out)
     assert Keyring(tmp_path).authorize(made["key"], "feedback") == "camera"
     shown = cli("keys", tmp_path, "make", "later", "--scopes", "read", "--expires-days", 30)

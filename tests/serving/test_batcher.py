@@ -1,4 +1,4 @@
-"""One queue before the engine: whoever asks gets their own answer, together or alone, or is told to come back."""
+"""The engine and the queue before it: every request gets its own answer, in a batch or alone, or a 503."""
 
 import asyncio
 import threading
@@ -9,15 +9,12 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from helpers.live_server import GEOMETRY, encoded, pictures, site_of_two
+from helpers.live_server import encoded, pictures, site_of_two
 from sightline.classifier import Classifier
-from sightline.data import decode
-from sightline.serving import batch_tuning
-from sightline.serving.batch_tuning import BatchTuning
+from sightline.serving import engine as tuning
 from sightline.serving.batcher import Batcher
-from sightline.serving.engine import open_engine
-from sightline.serving.limits import RequestError, RequestLimits
-from sightline.serving.requests import PredictRequest
+from sightline.serving.engine import BatchTuning, open_engine
+from sightline.serving.requests import PredictRequest, RequestError, RequestLimits
 from sightline.serving.service import Service, ServiceSettings
 
 
@@ -39,8 +36,8 @@ def made():
     """Batchers that are closed at the end."""
     found = []
 
-    def make(work, **options):
-        found.append(Batcher(work, **{"runners": 2, "depth": 100, "largest": lambda: 8} | options))
+    def make(answer, **options):
+        found.append(Batcher(answer, **{"runners": 2, "depth": 100, "max_batch": lambda: 8} | options))
         return found[-1]
 
     yield make
@@ -48,9 +45,17 @@ def made():
         one.close()
 
 
-def lengths(jobs, alone):
-    """Work that can be checked: the lengths of the images, and with how many others they were looked at."""
-    return [[len(image) for image in job.asked.images] for job in jobs]
+def predict(engine, images, *, top=5, exclusive=True):
+    """The engine's result for each image, one request each."""
+    found = engine.predict(
+        [PredictRequest([one], top=top) for one in images], RequestLimits(), exclusive=exclusive
+    )
+    return [result for (result,) in found]
+
+
+def lengths(jobs, exclusive):
+    """Answers that can be checked: the lengths of the images."""
+    return [[len(image) for image in job.request.images] for job in jobs]
 
 
 # the engine
@@ -68,34 +73,51 @@ ODD = {
 }
 
 
-def test_its_answers_are_those_of_predict(engine, release):
+def test_predictions_equal_classifier_predict(engine, release):
     images = [*pictures(), *ODD.values()]
-    ours = engine.answers(images, top=3)
+    ours = predict(engine, images, top=3)
     theirs = Classifier.load(release / "classifier").predict(images, top=3)
     for one, other in zip(ours, theirs, strict=True):
         if other.error is not None:
-            assert isinstance(one, str)
+            assert isinstance(one, RequestError)
             continue
         assert (one.label, one.abstained) == (other.label, other.abstained)
         assert one.confidence == pytest.approx(other.confidence, abs=1e-5)
         assert [name for name, _ in one.top] == [name for name, _ in other.top]
         assert [p for _, p in one.top] == pytest.approx([p for _, p in other.top], abs=1e-5)
-    assert len({one.label for one in ours if not isinstance(one, str)}) > 1
-    assert any(one.abstained for one in ours if not isinstance(one, str))
+    assert len({one.label for one in ours if not isinstance(one, RequestError)}) > 1
+    assert any(one.abstained for one in ours if not isinstance(one, RequestError))
 
 
-def test_together_is_as_one_at_a_time(engine):
-    pixels = [decode(image, GEOMETRY) for image in pictures()]
-    together = engine.ranked(pixels, [4] * len(pixels), alone=False)
-    for one, by_itself in zip(together, (engine.ranked([p], [4])[0] for p in pixels), strict=True):
-        assert [name for name, _ in one.top] == [name for name, _ in by_itself.top]
-        assert [p for _, p in one.top] == pytest.approx([p for _, p in by_itself.top], abs=1e-6)
+def test_a_batch_gives_the_answers_of_single_images(engine):
+    batch = predict(engine, pictures(), top=4, exclusive=False)
+    for one, single in zip(batch, (predict(engine, [image], top=4)[0] for image in pictures()), strict=True):
+        assert [name for name, _ in one.top] == [name for name, _ in single.top]
+        assert [p for _, p in one.top] == pytest.approx([p for _, p in single.top], abs=1e-6)
+        assert np.array_equal(one.pixels, single.pixels)
 
 
-def test_several_threads_at_once_get_the_same(engine):
-    alone = engine.answers(pictures())
+def test_results_are_grouped_by_request(engine):
+    first, second, third, fourth = pictures()[:4]
+    requests = [
+        PredictRequest([first, b"junk", second], top=1),
+        PredictRequest([b""]),
+        PredictRequest([third, fourth]),
+    ]
+    with ThreadPoolExecutor(2) as pool:
+        found = engine.predict(requests, RequestLimits(), pool)
+    assert [[isinstance(one, RequestError) for one in many] for many in found] == [
+        [False, True, False], [True], [False, False]
+    ]  # fmt: skip
+    assert [len(one.top) for one in (found[0][0], found[0][2], *found[2])] == [1, 1, 4, 4]
+    labels = [one.label for one in predict(engine, [first, second, third, fourth])]
+    assert [one.label for one in (found[0][0], found[0][2], *found[2])] == labels
+
+
+def test_several_threads_at_once_get_the_same_answers(engine):
+    alone = predict(engine, pictures())
     with ThreadPoolExecutor(8) as pool:
-        for found in pool.map(engine.answers, [pictures()] * 16):
+        for found in pool.map(lambda _: predict(engine, pictures()), range(16)):
             assert [one.label for one in found] == [one.label for one in alone]
             assert [one.confidence for one in found] == pytest.approx([one.confidence for one in alone], abs=1e-6)
 
@@ -105,13 +127,15 @@ def test_several_threads_at_once_get_the_same(engine):
 
 @pytest.mark.parametrize("largest", [1, 3, 8])
 @pytest.mark.parametrize("runners", [1, 2, 5])
-def test_everyone_gets_their_own_answer(made, largest, runners):
-    batcher = made(lengths, runners=runners, largest=lambda: largest, depth=1000)
+def test_every_request_gets_its_own_answer(made, largest, runners):
+    batcher = made(lengths, runners=runners, max_batch=lambda: largest, depth=1000)
     chance = np.random.default_rng(0)
     wanted = [[int(n) for n in chance.integers(0, 9, chance.integers(1, 5))] for _ in range(100)]
 
     async def ask():
-        return await asyncio.gather(*(batcher.ask(PredictRequest([b"x" * n for n in one])) for one in wanted))
+        return await asyncio.gather(
+            *(batcher.submit_async(PredictRequest([b"x" * n for n in one])) for one in wanted)
+        )
 
     assert asyncio.run(ask()) == wanted
     with ThreadPoolExecutor(8) as pool:
@@ -121,15 +145,15 @@ def test_everyone_gets_their_own_answer(made, largest, runners):
     assert found == wanted
 
 
-def test_a_thread_takes_its_share_of_what_waits_and_no_more_than_measured(made):
+def test_a_thread_takes_its_share_and_at_most_the_largest_batch(made):
     taken, gate = [], threading.Event()
 
-    def work(jobs, alone):
+    def answer(jobs, exclusive):
         taken.append(len(jobs))
         gate.wait(10)
         return [None] * len(jobs)
 
-    batcher = made(work, runners=2, largest=lambda: 4)
+    batcher = made(answer, runners=2, max_batch=lambda: 4)
     first = [batcher.submit(PredictRequest([b""])) for _ in range(2)]
     while batcher.waiting:  # both threads are busy now
         time.sleep(0.001)
@@ -142,15 +166,15 @@ def test_a_thread_takes_its_share_of_what_waits_and_no_more_than_measured(made):
     assert max(taken) == 4
 
 
-def test_an_image_that_nothing_competes_with_has_all_threads(made):
+def test_a_request_without_competition_is_exclusive(made):
     seen, gate = [], threading.Event()
 
-    def work(jobs, alone):
-        seen.append(alone)
+    def answer(jobs, exclusive):
+        seen.append(exclusive)
         gate.wait(10)
         return [None] * len(jobs)
 
-    batcher = made(work, runners=2)
+    batcher = made(answer, runners=2)
     one = batcher.submit(PredictRequest([b""]))
     while not seen:
         time.sleep(0.001)
@@ -162,14 +186,14 @@ def test_an_image_that_nothing_competes_with_has_all_threads(made):
     assert seen == [True, False]
 
 
-def test_a_full_queue_says_so_at_once(made):
+def test_a_full_queue_refuses_at_once(made):
     gate = threading.Event()
 
-    def work(jobs, alone):
+    def answer(jobs, exclusive):
         gate.wait(10)
         return [None] * len(jobs)
 
-    batcher = made(work, runners=1, depth=3, largest=lambda: 1)
+    batcher = made(answer, runners=1, depth=3, max_batch=lambda: 1)
     taken = [batcher.submit(PredictRequest([b""]))]
     while batcher.waiting:
         time.sleep(0.001)
@@ -182,29 +206,29 @@ def test_a_full_queue_says_so_at_once(made):
     assert [one.result(10) for one in taken] == [None] * 4
 
 
-def test_a_fault_is_told_to_those_it_hit_and_to_nobody_else(made):
-    def work(jobs, alone):
-        if any(image == b"bad" for job in jobs for image in job.asked.images):
+def test_an_exception_reaches_only_its_own_batch(made):
+    def answer(jobs, exclusive):
+        if any(image == b"bad" for job in jobs for image in job.request.images):
             raise RuntimeError("no")
         return [None] * len(jobs)
 
-    batcher = made(work, runners=1, largest=lambda: 1)
+    batcher = made(answer, runners=1, max_batch=lambda: 1)
     with pytest.raises(RuntimeError, match="no"):
         batcher.submit(PredictRequest([b"bad"])).result(10)
     assert batcher.submit(PredictRequest([b"good"])).result(10) is None
 
 
-def test_whoever_went_away_holds_nobody_up(made):
+def test_a_cancelled_request_does_not_block_others(made):
     gate = threading.Event()
 
-    def work(jobs, alone):
+    def answer(jobs, exclusive):
         gate.wait(10)
-        return lengths(jobs, alone)
+        return lengths(jobs, exclusive)
 
-    batcher = made(work, runners=1)
+    batcher = made(answer, runners=1)
 
     async def ask():
-        gone, stays = batcher.ask(PredictRequest([b"a"])), batcher.ask(PredictRequest([b"bb"]))
+        gone, stays = batcher.submit_async(PredictRequest([b"a"])), batcher.submit_async(PredictRequest([b"bb"]))
         gone.cancel()
         gate.set()
         return await stays
@@ -212,14 +236,14 @@ def test_whoever_went_away_holds_nobody_up(made):
     assert asyncio.run(ask()) == [2]
 
 
-def test_closing_answers_what_waits_and_takes_no_more():
+def test_close_answers_what_waits_and_refuses_the_rest():
     gate = threading.Event()
 
-    def work(jobs, alone):
+    def answer(jobs, exclusive):
         gate.wait(10)
-        return lengths(jobs, alone)
+        return lengths(jobs, exclusive)
 
-    batcher = Batcher(work, runners=2, depth=100, largest=lambda: 2)
+    batcher = Batcher(answer, runners=2, depth=100, max_batch=lambda: 2)
     waiting = [batcher.submit(PredictRequest([b"x" * n])) for n in range(20)]
     closing = threading.Thread(target=batcher.close)
     closing.start()
@@ -230,19 +254,19 @@ def test_closing_answers_what_waits_and_takes_no_more():
         batcher.submit(PredictRequest([b""]))
 
 
-def test_it_waits_for_company_only_where_it_was_asked_to(made):
-    def work(jobs, alone):
+def test_wait_fills_the_batch(made):
+    def answer(jobs, exclusive):
         return [len(jobs)] * len(jobs)
 
-    batcher = made(work, runners=1, wait=5.0, largest=lambda: 3)
+    batcher = made(answer, runners=1, wait=5.0, max_batch=lambda: 3)
     waiting = [batcher.submit(PredictRequest([b""])) for _ in range(3)]
     assert [one.result(10) for one in waiting] == [3, 3, 3]
 
 
-# what is measured at the start
+# batch tuning
 
 
-class Slow:
+class SlowRunner:
     """A network that takes so long for a batch, and for each image in it, by a clock of its own."""
 
     now = 0.0
@@ -251,54 +275,54 @@ class Slow:
         self.batch, self.image = batch, image
 
     def probabilities(self, images):
-        Slow.now += self.batch + self.image * len(images)
+        SlowRunner.now += self.batch + self.image * len(images)
         return np.zeros((len(images), 2), np.float32)
 
 
 @pytest.fixture
 def clock(monkeypatch):
     """Time passes only while a network answers."""
-    monkeypatch.setattr(batch_tuning, "time", SimpleNamespace(perf_counter=lambda: Slow.now))
+    monkeypatch.setattr(tuning, "time", SimpleNamespace(perf_counter=lambda: SlowRunner.now))
 
 
-@pytest.mark.parametrize(("batch", "image", "largest"), [(0.0, 0.05, 1), (0.0005, 0.0, 32), (0.0001, 0.001, 8)])
-def test_batches_grow_only_where_that_is_faster(clock, batch, image, largest):
-    network = Slow(batch, image)
-    found = batch_tuning.tune_batch_size(network, (4, 4, 3))
-    assert found.max_batch == largest
+@pytest.mark.parametrize(("batch", "image", "max_batch"), [(0.0, 0.05, 1), (0.0005, 0.0, 32), (0.0001, 0.001, 8)])
+def test_batches_grow_only_where_that_is_faster(clock, batch, image, max_batch):
+    network = SlowRunner(batch, image)
+    found = tuning.tune_batch_size(network, (4, 4, 3))
+    assert found.max_batch == max_batch
     for size, rate in found.images_per_second:
-        assert rate == pytest.approx(size / (batch + image * size + batch_tuning.BATCH_OVERHEAD_SECONDS))
+        assert rate == pytest.approx(size / (batch + image * size + tuning.BATCH_OVERHEAD_SECONDS))
 
 
-def test_a_batch_costs_more_than_its_network(clock):
-    fast = Slow(0.0, 0.0005)  # no faster together, but fetched and given back together
-    assert batch_tuning.tune_batch_size(fast, (4, 4, 3)).max_batch > 1
+def test_the_overhead_of_a_batch_is_included(clock):
+    fast = SlowRunner(0.0, 0.0005)  # no faster together, but fetched and given back together
+    assert tuning.tune_batch_size(fast, (4, 4, 3)).max_batch > 1
 
 
-def test_the_measurement_ends_in_time(clock):
+def test_tuning_ends_in_time(clock):
     for seconds in (1e-5, 1e-3, 0.05, 2.0):
-        before, network = Slow.now, Slow(0.0, seconds)
-        batch_tuning.tune_batch_size(network, (4, 4, 3))
-        assert Slow.now - before <= max(2 * batch_tuning.TUNING_SECONDS, 8 * seconds)
+        before, network = SlowRunner.now, SlowRunner(0.0, seconds)
+        tuning.tune_batch_size(network, (4, 4, 3))
+        assert SlowRunner.now - before <= max(2 * tuning.TUNING_SECONDS, 8 * seconds)
 
 
 @pytest.mark.parametrize(("one", "every", "best"), [(0.004, 0.001, 1), (0.001, 0.004, 0)])
-def test_a_lone_image_goes_to_the_faster(clock, one, every, best):
-    runners = [Asking(one), Asking(every)]
-    faster = batch_tuning.FasterRunner(*runners)
+def test_single_images_go_to_the_faster_runner(clock, one, every, best):
+    runners = [CountingRunner(one), CountingRunner(every)]
+    faster = tuning.FasterRunner(*runners)
     image = np.zeros((1, 4, 4, 3), np.uint8)
-    for _ in range(2 * batch_tuning.WARMUP_CALLS):
+    for _ in range(2 * tuning.WARMUP_CALLS):
         faster.probabilities(image)
-    assert [runner.asked for runner in runners] == [batch_tuning.WARMUP_CALLS, batch_tuning.WARMUP_CALLS]
+    assert [runner.calls for runner in runners] == [tuning.WARMUP_CALLS, tuning.WARMUP_CALLS]
     assert faster.fastest == best
     for _ in range(1000):
         faster.probabilities(image)
-    assert runners[1 - best].asked - batch_tuning.WARMUP_CALLS <= 10
+    assert runners[1 - best].calls - tuning.WARMUP_CALLS <= 10
 
 
-def test_who_is_faster_may_change(clock):
-    runners = [Asking(0.001), Asking(0.002)]
-    faster = batch_tuning.FasterRunner(*runners)
+def test_the_faster_runner_may_change(clock):
+    runners = [CountingRunner(0.001), CountingRunner(0.002)]
+    faster = tuning.FasterRunner(*runners)
     image = np.zeros((1, 4, 4, 3), np.uint8)
     for _ in range(100):
         faster.probabilities(image)
@@ -308,46 +332,48 @@ def test_who_is_faster_may_change(clock):
         faster.probabilities(image)
     assert faster.fastest == 1
     runners[0].batch = 0.001
-    for _ in range(batch_tuning.PROBE_INTERVAL * batch_tuning.LATENCY_WINDOW):
+    for _ in range(tuning.PROBE_INTERVAL * tuning.LATENCY_WINDOW):
         faster.probabilities(image)
     assert faster.fastest == 0
     faster.probabilities(np.zeros((3, 4, 4, 3), np.uint8))
     assert runners[0].images == 3
 
 
-class Asking(Slow):
+class CountingRunner(SlowRunner):
     """Counts."""
 
-    asked = images = 0
+    calls = images = 0
 
     def __init__(self, batch):
         super().__init__(batch, 0.0)
 
     def probabilities(self, images):
-        self.asked += 1
+        self.calls += 1
         self.images = len(images)
         return super().probabilities(images)
 
 
-def test_what_was_measured_decides():
+def test_an_engine_takes_its_tuning_and_threads():
     path = site_of_two() / "releases" / "0001" / "model.onnx"
-    plain = open_engine(path, threads=1, pace=BatchTuning(4))
-    assert plain.alone is plain.crowd
-    both = open_engine(path, threads=2, pace=BatchTuning(4))
-    assert both.alone is not both.crowd
-    assert both.pace.max_batch == 4
+    plain = open_engine(path, threads=1, tuning=BatchTuning(4))
+    assert plain.exclusive_runner is plain.shared_runner
+    both = open_engine(path, threads=2, tuning=BatchTuning(4))
+    assert both.exclusive_runner is not both.shared_runner
+    assert both.tuning.max_batch == 4
     image = np.zeros((1, *both.geometry.shape), np.uint8)
-    assert np.allclose(both.alone.probabilities(image), plain.alone.probabilities(image), atol=1e-5)
+    assert np.allclose(
+        both.exclusive_runner.probabilities(image), plain.exclusive_runner.probabilities(image), atol=1e-5
+    )
 
 
-# all of it
+# the service
 
 
-def test_a_crowd_gets_the_answers_of_one():
+def test_concurrent_requests_get_the_answers_of_single_ones():
     service = Service(ServiceSettings(path=site_of_two() / "releases" / "0001" / "model.onnx", threads=2)).open()
     try:
-        object.__setattr__(service.engine, "pace", BatchTuning(8))
-        alone = {image: service.engine.predict_images([image])[0] for image in pictures()}
+        object.__setattr__(service.engine, "tuning", BatchTuning(8))
+        alone = {image: predict(service.engine, [image])[0] for image in pictures()}
 
         async def ask():
             many = [pictures()[k % 12] for k in range(200)]
@@ -373,15 +399,15 @@ def test_a_crowd_gets_the_answers_of_one():
         (pictures()[0][:40], "image/png", 422),
     ],
 )
-def test_what_is_no_image_is_told_apart(engine, data, declared, status):
-    found = engine.read(data, declared, RequestLimits())
+def test_what_is_not_an_image_has_its_own_status(engine, data, declared, status):
+    found = engine.decode_image(data, declared, RequestLimits())
     assert isinstance(found, RequestError)
     assert found.status == status
 
 
 def test_pixels_are_counted_before_any_is_decoded(engine):
     for image in pictures():
-        assert isinstance(engine.read(image, "", RequestLimits(pixels=40 * 48)), np.ndarray)
-        refused = engine.read(image, "", RequestLimits(pixels=40 * 48 - 1))
+        assert isinstance(engine.decode_image(image, "", RequestLimits(pixels=40 * 48)), np.ndarray)
+        refused = engine.decode_image(image, "", RequestLimits(pixels=40 * 48 - 1))
         assert isinstance(refused, RequestError)
         assert refused.status == 413

@@ -70,7 +70,7 @@ def remembered(site):
         return {row.id for row in journal.predictions(limit=100_000)}
 
 
-def test_releases_change_under_load_and_nothing_is_lost_to_the_end(site):
+def test_promotions_and_shutdown_under_load_lose_no_request(site):
     expected = {
         number: Classifier.load(releases.load_release(site, number).bundle).predict(JPEG)[0] for number in (1, 2)
     }
@@ -115,7 +115,7 @@ def workers_of(served):
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="looks for the workers where Linux lists them")
-def test_several_workers_answer_as_one(site):
+def test_several_workers_share_metrics_journal_and_releases(site):
     with serving(site, "--workers", "2") as served:
         for _ in range(5):
             served.http.clear()  # other connections, other workers
@@ -174,9 +174,9 @@ def refuses_what_is_no_http(served):
     assert "server" not in answer.headers
 
 
-def test_headers_are_not_waited_for_for_long():
+def test_incomplete_headers_time_out():
     class Hasty(BoundedHttpProtocol):
-        patience = 0.3
+        header_timeout = 0.3
 
     async def app(scope, receive, send):
         await send({"type": "http.response.start", "status": 204, "headers": []})
@@ -192,18 +192,18 @@ def test_headers_are_not_waited_for_for_long():
                 connection.sendall(b"GET / HTTP/1.1\r\n")
                 connection.sendall(b"Host: localhost\r\n\r\n")
                 assert connection.recv(1000).startswith(b"HTTP/1.1 204")
-                time.sleep(2 * Hasty.patience)  # a connection that is idle between requests stays
+                time.sleep(2 * Hasty.header_timeout)  # a connection that is idle between requests stays
             connection.sendall(b"GET / HTTP/1.1\r\nX: ")
             answer = connection.recv(1000)
             assert answer.startswith(b"HTTP/1.1 400")
-            assert b"did not come in time" in answer
+            assert b"did not arrive in time" in answer
     finally:
         server.should_exit = True
         thread.join()
         listening.close()
 
 
-def test_a_watched_folder_is_answered_file_by_file(site, tmp_path):
+def test_files_in_a_watched_folder_are_classified(site, tmp_path):
     folder = tmp_path / "camera"
     folder.mkdir()
     (folder / "old.jpg").write_bytes(JPEG)
@@ -232,7 +232,7 @@ def test_a_watched_folder_is_answered_file_by_file(site, tmp_path):
     assert {row.id for row in rows if row.source} == {by_name["one.jpg"]["id"], third["id"]}
 
 
-def test_a_folder_is_watched_without_http_and_by_the_release_of_the_day(site, tmp_path):
+def test_no_http_watches_a_folder_with_the_current_release(site, tmp_path):
     folder = tmp_path / "camera"
     folder.mkdir()
     with serving(site, "--watch", folder, "--no-http") as served:
@@ -274,7 +274,7 @@ def tampered(site):
 
 
 @pytest.mark.parametrize("what", REFUSED)
-def test_what_cannot_be_served_is_told_in_one_sentence(cli, site, what):
+def test_invalid_settings_are_refused_in_one_sentence(cli, site, what):
     (site.parent / "empty" / "releases").mkdir(parents=True)
     if what == "a tampered release":
         tampered(site)

@@ -13,7 +13,8 @@ from helpers.malformed_images import corpus, gif, png, whole, within_jpeg
 from helpers.service_process import classifier, listening, site_of_two
 from sightline.data.decode import read_header
 from sightline.errors import ImageError
-from sightline.serving.limits import RequestError, RequestLimits, check_image
+from sightline.serving.engine import check_image
+from sightline.serving.requests import RequestError, RequestLimits
 
 BOUND_MB = 900
 """What one service may take at its worst: an image of 49 megapixels, which the limits allow, is 49 MB of grey."""
@@ -49,14 +50,14 @@ def expected(network):
     return {one.name: network.predict(one.data, top=3)[0] for one in CORPUS}
 
 
-def test_there_are_two_hundred_of_them():
+def test_there_are_two_hundred_malformed_images():
     assert len(CORPUS) >= 200
     assert len({one.name for one in CORPUS}) == len(CORPUS)
     assert {one.fate for one in CORPUS} == {"right", "refused", "either"}
 
 
 @pytest.mark.parametrize("one", CORPUS, ids=lambda one: one.name)
-def test_an_image_is_refused_or_answered_rightly(one, answers, expected):
+def test_a_malformed_image_is_refused_or_classified_correctly(one, answers, expected):
     status, found = answers[one.name]
     if status == 200:
         assert one.fate != "refused"
@@ -72,13 +73,13 @@ def test_an_image_is_refused_or_answered_rightly(one, answers, expected):
         assert len(found["detail"]) < 300
 
 
-def test_most_of_what_is_right_is_answered(answers, expected):
+def test_most_valid_images_are_classified(answers, expected):
     """The service refuses little that the classifier reads: bombs within its own limits, and scans without end."""
     more = [name for name, (status, _) in answers.items() if status != 200 and expected[name].error is None]
     assert len(more) < 12, more
 
 
-def test_memory_is_bounded_and_the_service_lives(service, answers):
+def test_memory_stays_bounded_and_the_service_alive(service, answers):
     assert answers
     assert service.peak_mb() < BOUND_MB
     status, _, body = service.ask("POST", "/predict", whole()["jpeg"])
@@ -86,7 +87,7 @@ def test_memory_is_bounded_and_the_service_lives(service, answers):
     assert json.loads(body)["predictions"][0]["error"] is None
 
 
-def test_one_among_many_costs_only_itself(service, expected):
+def test_a_malformed_image_among_others_fails_alone(service, expected):
     """In one request: every readable image has its answer, every other its error."""
     few = [one for one in CORPUS if len(one.data) < 20_000][:60]
     images = [base64.b64encode(one.data).decode() for one in few]
@@ -135,7 +136,7 @@ def test_hostile_bodies_are_refused(service, content, body):
     assert set(json.loads(said)) == {"detail"}
 
 
-def test_paths_and_names_of_a_request_reach_no_file(service):
+def test_names_in_a_request_reach_no_file(service):
     for path in (
         "/../../etc/passwd",
         "/releases/../../x/promote",
@@ -157,7 +158,7 @@ def test_paths_and_names_of_a_request_reach_no_file(service):
 
 
 @pytest.mark.parametrize("start", [b"GET /", b"GET / HTTP/1.1\r\nX: ", b"GET / HTTP/1.1\r\n"], ids=repr)
-def test_headers_without_end_are_cut_off(service, start):
+def test_endless_headers_are_cut_off(service, start):
     more, sent = (b"X: y\r\n" if start.endswith(b"\n") else b"x") * 10_000, 0
     with socket.create_connection(("127.0.0.1", service.port), timeout=30) as line:
         line.sendall(start)
@@ -182,7 +183,7 @@ def test_headers_without_end_are_cut_off(service, start):
     ],
     ids=repr,
 )
-def test_requests_that_two_servers_could_read_differently_are_refused(service, rest):
+def test_ambiguous_requests_are_refused(service, rest):
     with socket.create_connection(("127.0.0.1", service.port), timeout=30) as line:
         line.sendall(b"POST /predict HTTP/" + rest)
         line.shutdown(socket.SHUT_WR)
@@ -193,7 +194,7 @@ def test_requests_that_two_servers_could_read_differently_are_refused(service, r
     assert not said or said[9:10] == b"4"
 
 
-def test_idle_connections_keep_nobody_out(service):
+def test_idle_connections_do_not_block_others(service):
     lines = [socket.create_connection(("127.0.0.1", service.port), timeout=30) for _ in range(200)]
     try:
         for line in lines[::2]:
@@ -205,7 +206,7 @@ def test_idle_connections_keep_nobody_out(service):
     assert service.ask("GET", "/readyz")[0] == 200
 
 
-def test_no_answer_tells_what_runs(service):
+def test_no_response_reveals_the_server_software(service):
     status, headers, body = service.ask("GET", "/nowhere", X_API_Key="sl_" + "x" * 40)
     names = {name.lower() for name in headers}
     assert status == 404
@@ -229,7 +230,7 @@ DODGES = {
 
 
 @pytest.mark.parametrize("name", DODGES)
-def test_a_header_that_lies_does_not_get_past_the_limit(name):
+def test_a_false_header_does_not_pass_the_pixel_limit(name):
     """What is counted is what would be decoded: the limit on pixels looks where the decoder does."""
     data, limits = DODGES[name], RequestLimits(pixels=1_000_000)
     try:

@@ -92,7 +92,7 @@ def test_no_request_breaks_the_service(name, mode, description, service):
         assert mode is GenerationMode.NEGATIVE  # what takes nothing can be asked nothing wrong
 
 
-def test_the_service_lives(service):
+def test_the_service_is_still_alive(service):
     """After all of that it answers an image, and no request was a fault of its own."""
     assert service.ask("POST", "/predict", whole()["jpeg"])[0] == 200
     assert '"event": "error"' not in service.said()
@@ -103,7 +103,7 @@ def test_the_description_names_every_route(description):
     assert found == OPERATIONS
 
 
-def test_the_description_says_where_a_key_is_needed(site, service):
+def test_the_description_marks_routes_that_need_a_key(site, service):
     """As soon as there is a key."""
     secret = api_keys.create_key(site, "reader", ("read",))
     try:

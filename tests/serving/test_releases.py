@@ -14,6 +14,7 @@ import time
 import numpy as np
 import onnx
 import pytest
+import torch
 
 from helpers.tiny_classifiers import SETTLED
 from sightline.baselines import fit_baseline
@@ -22,6 +23,7 @@ from sightline.compression import Int8
 from sightline.data import load_dataset
 from sightline.errors import BundleError, DataError, ReleaseError, RequirementNotMet
 from sightline.formats import TorchRunner, open_exported
+from sightline.models import Memory
 from sightline.serving import publishing
 from sightline.serving.publishing import publish
 from sightline.serving.releases import (
@@ -79,7 +81,7 @@ def tree(folder):
     }
 
 
-def test_a_run_becomes_a_release(run, site):
+def test_a_run_is_published_as_a_release(run, site):
     made = load_release(site, 2)
     assert (made.number, made.path) == (2, site / "releases" / "0002")
     assert is_site(site)
@@ -97,7 +99,7 @@ def test_a_run_becomes_a_release(run, site):
     assert not any(path.stat().st_mode & 0o222 for path in made.path.rglob("*") if path.is_file())
 
 
-def test_bundle_and_file_answer_as_the_run_does(run, template):
+def test_bundle_and_onnx_file_answer_as_the_run(run, template):
     images = load_dataset("digits", Classifier.load(run).geometry)[:40]
     found = load_release(template, 2)
     ours = TorchRunner(Classifier.load(run)).probabilities(images)
@@ -109,7 +111,7 @@ def test_bundle_and_file_answer_as_the_run_does(run, template):
     assert np.abs(open_exported(found.onnx).probabilities(images) - ours).max() < 1e-4
 
 
-def test_numbers_go_on_and_the_newest_answers(site, plain):
+def test_numbers_increase_and_the_newest_answers(site, plain):
     assert release_numbers(site) == [1, 2, 3]
     assert (current_number(site), previous_numbers(site)) == (3, [2, 1])
     assert publish(site, plain, promote=False).number == 4
@@ -144,7 +146,7 @@ def test_the_stamp_changes_with_the_current_release_only(site, plain):
     assert pointer_stamp(site / "nowhere") == ()
 
 
-def test_who_did_what_is_written_down(site):
+def test_the_audit_log_names_who_did_what(site):
     promote(site, 1, by="key:alice")
     rollback(site)
     lines = [json.loads(line) for line in (site / "releases.jsonl").read_text().splitlines()]
@@ -154,7 +156,7 @@ def test_who_did_what_is_written_down(site):
 
 
 @pytest.mark.parametrize("keep", [1, 2, 3, 9])
-def test_pruning_spares_the_current_one_and_the_one_before(site, keep):
+def test_prune_keeps_the_current_and_the_previous_release(site, keep):
     promote(site, 1)  # after 3
     gone = prune(site, keep=keep)
     assert gone == ([2] if keep == 1 else [])
@@ -164,7 +166,7 @@ def test_pruning_spares_the_current_one_and_the_one_before(site, keep):
         prune(site, keep=0)
 
 
-def test_a_pruned_release_is_no_way_back(site):
+def test_rollback_skips_pruned_releases(site):
     prune(site, keep=1)
     assert release_numbers(site) == [2, 3]
     assert previous_numbers(site) == [2]
@@ -203,11 +205,11 @@ def _link(folder):
 
 
 DAMAGES = {
-    "config": (_change("classifier/config.json"), "tampered with: 'classifier/config.json'"),
-    "weights": (_change("classifier/model.safetensors"), "tampered with: 'classifier/model.safetensors'"),
-    "card": (_change("classifier/README.md"), "tampered with: 'classifier/README.md'"),
-    "onnx": (_change("model.onnx"), "tampered with: 'model.onnx'"),
-    "link": (_link, "tampered with: 'model.onnx'"),
+    "config": (_change("classifier/config.json"), "changed: 'classifier/config.json'"),
+    "weights": (_change("classifier/model.safetensors"), "changed: 'classifier/model.safetensors'"),
+    "card": (_change("classifier/README.md"), "changed: 'classifier/README.md'"),
+    "onnx": (_change("model.onnx"), "changed: 'model.onnx'"),
+    "link": (_link, "changed: 'model.onnx'"),
     "missing": (lambda folder: (folder / "model.onnx").unlink(), "lacks its file 'model.onnx'"),
     "extra": (lambda folder: (folder / "extra.pkl").write_bytes(b""), "holds 'extra.pkl'"),
     "deeper": (lambda folder: (folder / "classifier" / "x").write_bytes(b""), "holds 'classifier/x'"),
@@ -233,13 +235,13 @@ def test_a_damaged_release_never_answers(site, damage):
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"release": "x", "before": []}', '{"release": 1}'])
-def test_a_damaged_pointer_is_said(site, text):
+def test_a_damaged_pointer_is_refused(site, text):
     (site / "current").write_text(text)
     with pytest.raises(ReleaseError, match=r"'current' of .* is damaged"):
         current_release(site)
 
 
-def test_a_place_without_releases_is_said(run, plain, tmp_path):
+def test_a_folder_without_releases_is_refused(run, plain, tmp_path):
     for way in (list_releases, current_release, rollback, prune):
         with pytest.raises(ReleaseError, match="sightline releases"):
             way(tmp_path / "none")
@@ -260,7 +262,7 @@ def leftovers(site):
     return [path.name for path in (site / "releases").iterdir() if not path.name.isdigit()]
 
 
-def test_what_onnx_cannot_hold_is_published_without_a_file(site, plain):
+def test_a_classifier_that_cannot_be_exported_is_published_without_a_file(site, plain):
     made = current_release(site)
     assert made.onnx is None
     assert made.facts["onnx"]["file"] is None
@@ -283,17 +285,29 @@ def test_int8_is_published_as_int8(site, tmp_path):
     assert {"QuantizeLinear", "DequantizeLinear"} <= kinds
 
 
-def test_a_memory_is_published_only_when_asked(site, plain, tmp_path):
-    bundle = shutil.copytree(plain, tmp_path / "bundle")
-    (bundle / "memory").mkdir()
-    (bundle / "memory" / "exemplars.npz").write_bytes(b"people")
-    with pytest.raises(ReleaseError, match=r"holds a memory.*--with-memory"):
+def test_a_memory_is_published_only_with_the_flag(site, plain, tmp_path):
+    classifier = Classifier.load(plain)
+    classifier.memory = Memory(
+        statistics={"mean": torch.ones(3, 2)}, exemplars={classifier.classes[0]: ["ab" * 32]}
+    )
+    bundle = classifier.save(tmp_path / "bundle")
+    before = release_numbers(site)
+    with pytest.raises(ReleaseError, match=r"holds a memory: statistics .* and their hashes.*--with-memory"):
         publish(site, bundle)
+    assert release_numbers(site) == before
     made = publish(site, bundle, with_memory=True)
-    assert "classifier/memory/exemplars.npz" in made.facts["files"]
+    verify(made)
+    assert {"classifier/memory/statistics.safetensors", "classifier/memory/exemplars.json"} <= set(
+        made.facts["files"]
+    )
+    memory = Classifier.load(made.bundle).memory
+    assert torch.equal(memory.statistics["mean"], torch.ones(3, 2))
+    assert {name: list(hashes) for name, hashes in memory.exemplars.items()} == classifier.memory.exemplars
+    again = publish(site, made.bundle, with_memory=True)  # a release can be published again
+    assert Classifier.load(again.bundle).memory.exemplars == memory.exemplars
 
 
-def test_a_file_that_answers_otherwise_is_not_published(site, run, monkeypatch):
+def test_an_onnx_file_that_differs_is_not_published(site, run, monkeypatch):
     monkeypatch.setattr(publishing, "FLOAT_LIMITS", dataclasses.replace(publishing.FLOAT_LIMITS, difference=-1.0))
     with pytest.raises(RequirementNotMet, match=r"other answers than the classifier.*Nothing is published"):
         publish(site, run)
@@ -301,7 +315,7 @@ def test_a_file_that_answers_otherwise_is_not_published(site, run, monkeypatch):
     assert leftovers(site) == []
 
 
-def test_what_is_no_classifier_is_not_published(site, run, tmp_path):
+def test_only_classifiers_are_published(site, run, tmp_path):
     with pytest.raises(BundleError, match="There is no run or bundle"):
         publish(site, tmp_path / "nothing")
     bundle = shutil.copytree(run / "classifier", tmp_path / "bundle")
@@ -316,7 +330,7 @@ def test_what_is_no_classifier_is_not_published(site, run, tmp_path):
     assert leftovers(site) == []
 
 
-def test_a_run_whose_images_are_gone_is_compared_on_drawn_ones(cli, run, tmp_path):
+def test_a_run_without_its_images_is_compared_on_drawn_pictures(cli, run, tmp_path):
     moved = shutil.copytree(run, tmp_path / "moved")
     recipe = (moved / "recipe.toml").read_text()
     (moved / "recipe.toml").write_text(recipe.replace('"digits"', '"/nowhere/at/all"'))
@@ -347,7 +361,7 @@ def publisher(site, bundle, times, processes=1):
     return subprocess.Popen(words, stdout=subprocess.PIPE, text=True)
 
 
-def test_two_publishers_lose_nothing(site, plain):
+def test_concurrent_publishers_get_different_numbers(site, plain):
     both = publisher(site, plain, 2, processes=2)
     said = [int(word) for word in both.communicate(timeout=300)[0].split()]
     assert both.returncode == 0
@@ -360,7 +374,7 @@ def test_two_publishers_lose_nothing(site, plain):
     assert leftovers(site) == []
 
 
-def test_a_killed_publisher_leaves_nothing_half_made(site, plain):
+def test_a_killed_publisher_leaves_no_partial_release(site, plain):
     one = publisher(site, plain, 1000)
     assert one.stdout.readline() == "4\n"
     time.sleep(random.uniform(0, 0.2))  # somewhere within another
@@ -376,7 +390,7 @@ def test_a_killed_publisher_leaves_nothing_half_made(site, plain):
     assert leftovers(site) == []
 
 
-def test_releases_from_a_shell(cli, plain, tmp_path):
+def test_releases_on_the_command_line(cli, plain, tmp_path):
     site = tmp_path / "site"
     first = cli("releases", site, "publish", plain, "--note", "first try")
     assert first.code == 0, first.err

@@ -90,8 +90,8 @@ def serve(
 
     given = {"host": host, "port": port, "workers": workers, "threads": threads, "watch": watch, "open": open}
     limits, kept = _request_limits(bounds or LimitFlags()), vars(memory or JournalFlags())
-    tell = partial(emit, json=options.json, render=_print_address)
-    answer(path, http=http, origins=origin, limits=limits, tell=tell, **given, **kept)
+    report = partial(emit, json=options.json, render=_print_address)
+    answer(path, http=http, origins=origin, limits=limits, report=report, **given, **kept)
 
 
 def _request_limits(bounds: LimitFlags) -> "RequestLimits":

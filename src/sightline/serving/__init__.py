@@ -10,7 +10,6 @@ if TYPE_CHECKING:
     from .api_keys import ApiKey, Keyring, create_key, list_keys, revoke_key
     from .client import Client, read_api_key
     from .engine import Engine, open_engine
-    from .limits import RequestLimits, build_limits
     from .publishing import publish
     from .releases import (
         Release,
@@ -23,6 +22,7 @@ if TYPE_CHECKING:
         rollback,
         verify,
     )
+    from .requests import RequestLimits, build_limits
     from .server import serve
 
 __all__ = [
@@ -54,7 +54,6 @@ _MEMBERS = {
     "api_keys": ("ApiKey", "Keyring", "create_key", "list_keys", "revoke_key"),
     "client": ("Client", "read_api_key"),
     "engine": ("Engine", "open_engine"),
-    "limits": ("RequestLimits", "build_limits"),
     "publishing": ("publish",),
     "releases": (
         "Release",
@@ -67,6 +66,7 @@ _MEMBERS = {
         "rollback",
         "verify",
     ),
+    "requests": ("RequestLimits", "build_limits"),
     "server": ("serve",),
 }
 

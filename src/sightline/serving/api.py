@@ -230,10 +230,14 @@ def _add_model_routes(app: FastAPI, service: Service) -> None:
 def _add_prediction_routes(app: FastAPI, service: Service, application: PredictASGI) -> None:
     errors = error_responses(400, 401, 403, 408, 413, 415, 422, 503)
 
-    @app.post("/predict", tags=["answers"], responses=errors, openapi_extra=PREDICT_OPENAPI, response_class=Response)
+    @app.post(
+        "/predict", tags=["answers"], responses=errors, openapi_extra=PREDICT_OPENAPI, response_class=Response
+    )
     async def predict(request: Request) -> Response:
         """Classify one or many images: raw bytes, a form with files, or base64 in JSON."""
-        scope = request.scope  # PredictASGI answers this route itself; this one where FastAPI's app is mounted alone
+        scope = (
+            request.scope
+        )  # PredictASGI answers this route itself; this one where FastAPI's app is mounted alone
         body = await application.predict(dict(scope["headers"]), scope["query_string"], request.receive)
         return Response(body, media_type="application/json")
 

@@ -16,7 +16,7 @@ from typing import Any
 from filelock import FileLock
 
 from ..choose import suggest
-from ..errors import ChoiceError, KeyRefused, SightlineError
+from ..errors import AuthError, ChoiceError, SightlineError
 from ..files import atomic_replace, explain_write_errors
 
 KEYS_FORMAT = 1
@@ -36,7 +36,7 @@ _MAX_KEY_LENGTH = 128
 _KEY_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,63}")
 
 
-class Unauthorized(KeyRefused):
+class Unauthorized(AuthError):
     """A refused key, with its HTTP status and no further reason."""
 
     def __init__(self, status: int):

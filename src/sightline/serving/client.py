@@ -1,4 +1,4 @@
-"""A service from the other side: the answers of a classifier that runs elsewhere, by HTTP."""
+"""A client of the service: a classifier that runs elsewhere, asked over HTTP as ``Classifier.predict`` is."""
 
 import base64
 import io
@@ -13,7 +13,6 @@ from typing import Any
 from urllib.parse import quote, urlencode, urlsplit
 
 import urllib3
-from jaxtyping import UInt8
 from numpy import ndarray
 from urllib3.exceptions import HTTPError, LocationParseError, MaxRetryError
 from urllib3.util import parse_url
@@ -23,33 +22,34 @@ from ..errors import ServiceError
 from ..types import Prediction
 
 MAX_REQUEST_IMAGES, MAX_REQUEST_BYTES = 16, 4_000_000
-"""Images that one request carries at most, and bytes of them; a larger image goes by itself."""
+"""Images in one request, and bytes of them; a larger image is sent alone."""
 
 MAX_CONCURRENT_REQUESTS = 4
-"""Requests under way at a time."""
 
 MAX_RESPONSE_BYTES = 64_000_000
-"""Longest answer that is read."""
+"""Bytes of a response that are read."""
 
 UNREADABLE_PREFIX = "The image cannot be read: "
-"""How a service begins to say why it declines a request of one image."""
+"""Beginning of the service's error for a request whose only image is unreadable."""
 
 MAX_RETRY_AFTER_SECONDS = 30
-"""Seconds between two attempts at most, whatever the service asks for in Retry-After."""
+"""Seconds between two attempts, even if Retry-After asks for more."""
+
+_NOT_A_URL = "That is no URL of a service: write it like http://127.0.0.1:8000."
 
 
 @dataclass(frozen=True)
 class Reply(Prediction):
-    """The answer of a service for one image."""
+    """The service's prediction for one image."""
 
     id: str | None = None
-    """What ``feedback`` refers to; None where the image could not be read."""
+    """The prediction's id, for ``feedback``; None if the image cannot be read."""
     release: int | None = None
-    """The number of the release that answered; None where the service has no releases."""
+    """Number of the release that answered; 0 if the service has no releases."""
 
 
 class DeclinedError(ServiceError):
-    """The service answered, and says no."""
+    """The service answered with an error status."""
 
     def __init__(self, status: int, detail: str, text: str):
         super().__init__(text)
@@ -58,7 +58,7 @@ class DeclinedError(ServiceError):
 
 @dataclass(frozen=True)
 class _Upload:
-    """An image on its way: its name, and its bytes or why there are none."""
+    """An image to send: its name, and its bytes or why there are none."""
 
     name: str
     data: bytes
@@ -66,34 +66,38 @@ class _Upload:
 
 
 class _BoundedRetry(urllib3.Retry):
-    """Attempts with growing pauses; a service may ask for longer ones, not for hours."""
+    """Retries with growing pauses; a service may ask for longer ones, up to ``MAX_RETRY_AFTER_SECONDS``."""
 
     def get_retry_after(self, response: urllib3.BaseHTTPResponse) -> float | None:
-        """Seconds the service asks to wait, bounded."""
+        """Return the bounded pause that the response asks for."""
         try:
-            asked = super().get_retry_after(response)
-        except HTTPError:  # a header that makes no sense
+            seconds = super().get_retry_after(response)
+        except HTTPError:  # a malformed header
             return None
-        return None if asked is None else min(asked, MAX_RETRY_AFTER_SECONDS)
+        return None if seconds is None else min(seconds, MAX_RETRY_AFTER_SECONDS)
 
 
 class Client:
-    """A service at a URL, asked as a ``Classifier`` is: ``Client(url).predict(files)``.
+    """A service at ``url``: ``Client(url).predict(files)``; thread-safe.
 
-    ``key`` is never shown. Whatever is asked may be asked again, so lost connections, full queues (503, after the
-    pause the service asks for) and gateways without their service are tried ``retries`` times more. Safe to share
-    between threads.
+    ``key`` is an API key, ``timeout`` is in seconds. Every request can be repeated safely, so lost connections,
+    full queues (503, after the pause the service asks for) and failing gateways are retried ``retries`` times.
+    Raise ServiceError for an invalid URL or key.
     """
 
     def __init__(self, url: str, *, key: str | None = None, timeout: float = 30.0, retries: int = 3):
         self.url, self.timeout = _check_url(url), timeout
         headers = {"Accept": "application/json", "User-Agent": "sightline"}
         if key is not None:
-            headers["Authorization"] = f"Bearer {_check_key(key)}"
-        self._keyed = key is not None
-        again = _BoundedRetry(
+            if not key or not key.isascii() or not key.isprintable() or " " in key:
+                raise ServiceError(
+                    "The key is empty or has characters that no key has: copy it again; keys begin with sl_."
+                )
+            headers["Authorization"] = f"Bearer {key}"
+        self._has_key = key is not None
+        retry = _BoundedRetry(
             total=retries,
-            redirect=False,  # a key goes where it was meant to, and nowhere else
+            redirect=False,  # another host must not receive the key
             status_forcelist=(502, 503, 504),
             allowed_methods=None,
             backoff_factor=0.1,
@@ -104,7 +108,7 @@ class Client:
             maxsize=MAX_CONCURRENT_REQUESTS,
             block=True,
             headers=headers,
-            retries=again,
+            retries=retry,
             timeout=urllib3.Timeout(connect=min(timeout, 10), read=timeout),
         )
 
@@ -121,15 +125,15 @@ class Client:
         """Close the connections."""
         self._pool.clear()
 
-    # The verbs of the service.
+    # The verbs of the service
 
     def predict(
         self, images: ImageInput | Iterable[ImageInput], *, top: int = 5, subject: str | None = None
     ) -> list[Reply]:
-        """The ``top`` likeliest classes of each image, in order, as ``Classifier.predict`` gives them.
+        """Return the ``top`` most probable classes of each image, in order.
 
-        ``images`` are files, their bytes, or uint8 arrays (H W C). One that cannot be read is a Reply with its
-        ``error``. ``subject`` is whom the images are of: the journal can then forget them. Raises ServiceError.
+        ``images`` are files, their bytes, or uint8 arrays (H W C). An unreadable one is a Reply with an ``error``.
+        ``subject`` is whom or what they show, for a later erasure from the journal. Raise ServiceError.
         """
         if isinstance(images, str | Path | bytes) or (isinstance(images, ndarray) and images.ndim == 3):
             images = [images]
@@ -138,12 +142,12 @@ class Client:
     def stream_predictions(
         self, images: Iterable[ImageInput], *, top: int = 5, subject: str | None = None
     ) -> Iterator[Reply]:
-        """``predict`` one by one, in order, several requests at a time; no more are held than are under way."""
+        """Yield what ``predict`` returns, with several requests at a time and no more images in memory than these."""
         waiting: deque[Future[list[Reply]]] = deque()
         with ThreadPoolExecutor(MAX_CONCURRENT_REQUESTS) as pool:
             try:
-                for packet in _split_into_requests(images):
-                    waiting.append(pool.submit(self._predict_batch, packet, top, subject))
+                for uploads in _split_into_requests(images):
+                    waiting.append(pool.submit(self._predict_batch, uploads, top, subject))
                     if len(waiting) > MAX_CONCURRENT_REQUESTS:
                         yield from waiting.popleft().result()
                 while waiting:
@@ -152,84 +156,79 @@ class Client:
                 pool.shutdown(wait=False, cancel_futures=True)
 
     def feedback(self, id: str, label: str) -> bool:
-        """Tell what the image of this prediction truly shows; whether that was known already.
+        """Report the right label of a prediction; return whether it was the latest correction already.
 
-        Raises ServiceError (``DeclinedError`` with status 404 or 422) for a prediction or a class nobody knows.
+        Raise ServiceError: DeclinedError with status 404 or 422 for an unknown prediction or class.
         """
         return bool(self._post("/feedback", {"id": id, "label": label})["already"])
 
     def classes(self) -> tuple[str, ...]:
-        """The names it tells apart."""
-        found = self._get("/classes")
-        return tuple(found["classes"] if isinstance(found, Mapping) else found)
+        """Return the class names."""
+        return tuple(self._get("/classes")["classes"])
 
     def model(self) -> dict[str, Any]:
-        """What the service says of its classifier."""
+        """Return the service's description of its classifier."""
         return self._get("/model")
 
     def releases(self) -> dict[str, Any]:
-        """The releases there are, and which one answers."""
+        """Return the releases, and the current one."""
         return self._get("/releases")
 
     def promote(self, number: int) -> dict[str, Any]:
-        """Let this release answer from now on."""
+        """Make a release the current one."""
         return self._post(f"/releases/{int(number)}/promote", {})
 
-    def predictions(self, **only: object) -> dict[str, Any]:
-        """What the journal holds, newest first: ``limit``, ``before``, ``label``, ``release``, ``abstained``, ...
+    def predictions(self, **conditions: object) -> dict[str, Any]:
+        """Return rows of the journal, newest first: ``limit``, ``before``, ``label``, ``release``, ``abstained``, ...
 
-        The names are those of ``GET /predictions``; one that is None is left out.
+        The names are those of ``GET /predictions``; None is no condition.
         """
-        return self._get(
-            "/predictions", {name: _query_text(value) for name, value in only.items() if value is not None}
-        )
+        given = {name: value for name, value in conditions.items() if value is not None}
+        words = {
+            name: str(value).lower() if isinstance(value, bool) else str(value) for name, value in given.items()
+        }
+        return self._get("/predictions", words)
 
     def ready(self) -> bool:
-        """Whether the service is there and takes images; asks once, never raises."""
+        """Return whether the service answers now; one attempt, never raises."""
         try:
-            with self._pool.request("GET", f"{self.url}/readyz", retries=False, preload_content=False) as answer:
-                return answer.status == 200
+            with self._pool.request("GET", f"{self.url}/readyz", retries=False, preload_content=False) as response:
+                return response.status == 200
         except HTTPError:
             return False
 
-    # How they are asked.
+    # Requests
 
-    def _predict_batch(self, packet: Sequence[_Upload], top: int, subject: str | None) -> list[Reply]:
-        """The replies of one packet; where the service declines several images at once, they go in halves."""
-        sent = [item for item in packet if item.error is None]
+    def _predict_batch(self, uploads: Sequence[_Upload], top: int, subject: str | None) -> list[Reply]:
+        """Return the replies of one request; if the service declines several images at once, halve the request."""
+        sent = [one for one in uploads if one.error is None]
         try:
-            rows = iter(self._post_images(sent, top, subject) if sent else [])
+            replies = iter(self._post_images(sent, top, subject) if sent else [])
         except DeclinedError as error:
             if error.status not in (413, 415, 422):
                 raise
-            if len(packet) > 1:
-                half = len(packet) // 2
-                parts = (self._predict_batch(part, top, subject) for part in (packet[:half], packet[half:]))
-                return [reply for part in parts for reply in part]
+            if len(uploads) > 1:
+                half = len(uploads) // 2
+                halves = (self._predict_batch(part, top, subject) for part in (uploads[:half], uploads[half:]))
+                return [reply for part in halves for reply in part]
             if error.status != 413 and not error.detail.startswith(UNREADABLE_PREFIX):
                 raise
-            return [
-                Reply(
-                    packet[0].name,
-                    None,
-                    None,
-                    error=error.detail.removeprefix(UNREADABLE_PREFIX).removesuffix("."),
-                )
-            ]
-        return [_failed(item) if item.error else next(rows) for item in packet]
+            reason = error.detail.removeprefix(UNREADABLE_PREFIX).removesuffix(".")
+            return [Reply(uploads[0].name, None, None, error=reason)]
+        return [Reply(one.name, None, None, error=one.error) if one.error else next(replies) for one in uploads]
 
-    def _post_images(self, items: Sequence[_Upload], top: int, subject: str | None) -> list[Reply]:
-        if len(items) == 1 and subject is None:  # as it is: a third shorter than in JSON
-            found = self._request("POST", f"/predict?top={top}", items[0].data, "application/octet-stream")
+    def _post_images(self, uploads: Sequence[_Upload], top: int, subject: str | None) -> list[Reply]:
+        if len(uploads) == 1 and subject is None:  # raw bytes: a third shorter than in JSON
+            found = self._request("POST", f"/predict?top={top}", uploads[0].data, "application/octet-stream")
         else:
-            images = [base64.b64encode(item.data).decode("ascii") for item in items]
+            images = [base64.b64encode(one.data).decode("ascii") for one in uploads]
             found = self._post("/predict", {"images": images, "top": top, "subject": subject})
         rows = found.get("predictions") if isinstance(found, Mapping) else None
-        if not isinstance(rows, list) or len(rows) != len(items):
+        if not isinstance(rows, list) or len(rows) != len(uploads):
             raise self._unexpected_response()
         try:
             return [
-                _parse_reply(item.name, row, found.get("release")) for item, row in zip(items, rows, strict=True)
+                _parse_reply(one.name, row, found.get("release")) for one, row in zip(uploads, rows, strict=True)
             ]
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise self._unexpected_response() from error
@@ -242,12 +241,14 @@ class Client:
         return self._request("POST", path, json.dumps(given).encode(), "application/json")
 
     def _request(self, method: str, path: str, body: bytes | None = None, kind: str | None = None) -> Any:
-        """The JSON that the service answers. Raises ServiceError in a sentence."""
+        """Return the response's JSON; raise ServiceError in one sentence."""
         headers = {**self._pool.headers, **({"Content-Type": kind} if kind else {})}
         try:
-            answer = self._pool.request(method, self.url + path, body=body, headers=headers, preload_content=False)
-            with answer:
-                data, status = answer.read(MAX_RESPONSE_BYTES, decode_content=True), answer.status
+            response = self._pool.request(
+                method, self.url + path, body=body, headers=headers, preload_content=False
+            )
+            with response:
+                data, status = response.read(MAX_RESPONSE_BYTES, decode_content=True), response.status
         except HTTPError as error:
             raise ServiceError(f"The service at {self.url} {_explain_http_error(error, self.timeout)}") from error
         try:
@@ -265,28 +266,25 @@ class Client:
         if not isinstance(detail, str):
             return self._unexpected_response(status)
         detail = _sanitize_text(detail)
+        text = f"The service at {self.url} declines: {detail}"
         if status == 401:
-            given = "does not take this key" if self._keyed else "asks for a key"
-            text = f"The service at {self.url} {given}: name one with --key-file or in SIGHTLINE_KEY."
+            reason = "does not accept this key" if self._has_key else "asks for a key"
+            text = f"The service at {self.url} {reason}: name one with --key-file or in SIGHTLINE_KEY."
         elif status == 403:
-            text = (
-                f"The service at {self.url} does not allow this key what was asked: take one with the right scope."
-            )
+            text = f"The service at {self.url} does not allow this with this key: use one with the right scope."
         elif status == 503:
             text = f"The service at {self.url} cannot answer now: {detail} Try again later."
-        else:
-            text = f"The service at {self.url} declines: {detail}"
         return DeclinedError(status, detail, text)
 
     def _unexpected_response(self, status: int = 200) -> ServiceError:
-        said = "an answer of another kind" if status == 200 else f"HTTP {status} without a reason"
-        return ServiceError(f"What answers at {self.url} is no service of Sightline: {said}. Look at the URL.")
+        what = "its answer has another form" if status == 200 else f"it sends HTTP {status} without a reason"
+        return ServiceError(f"What answers at {self.url} is no service of Sightline: {what}. Check the URL.")
 
 
 def read_api_key(file: Path | None) -> str | None:
-    """The key in this file, or else in the environment variable SIGHTLINE_KEY; None where there is neither.
+    """Return the key in a file, or else in the environment variable SIGHTLINE_KEY; None if there is neither.
 
-    Raises ServiceError where the file cannot be read. A key is no argument: others could see it.
+    A key is never a command-line argument, which other users could see. Raise ServiceError if the file cannot be read.
     """
     if file is None:
         return os.environ.get("SIGHTLINE_KEY") or None
@@ -299,14 +297,14 @@ def read_api_key(file: Path | None) -> str | None:
 
 
 def _check_url(url: str) -> str:
-    """The URL without a slash at its end; raises ServiceError for what is none, or holds a secret."""
+    """Return the URL without a slash at its end; raise ServiceError if it is none, or contains a secret."""
     try:
         parts = urlsplit(url)
         _ = parts.port
     except ValueError:
         parts = urlsplit("")
     if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise ServiceError("That is no URL of a service: write it like http://127.0.0.1:8000.")
+        raise ServiceError(_NOT_A_URL)
     if "@" in parts.netloc or parts.query or parts.fragment:
         raise ServiceError(
             "A service's URL has no name, password or query: a key goes into --key-file or SIGHTLINE_KEY."
@@ -314,96 +312,76 @@ def _check_url(url: str) -> str:
     try:
         parse_url(url)
     except LocationParseError as error:
-        raise ServiceError("That is no URL of a service: write it like http://127.0.0.1:8000.") from error
+        raise ServiceError(_NOT_A_URL) from error
     return f"{parts.scheme}://{parts.netloc}{quote(parts.path.rstrip('/'), safe='/%')}"
 
 
-def _check_key(key: str) -> str:
-    if not key or not key.isascii() or not key.isprintable() or " " in key:
-        raise ServiceError(
-            "The key is empty or has characters that no key has: copy it again; keys begin with sl_."
-        )
-    return key
-
-
 def _split_into_requests(images: Iterable[ImageInput]) -> Iterator[list[_Upload]]:
-    """The images in the portions they are sent in."""
-    packet: list[_Upload] = []
-    for item in map(_load_upload, images):
-        size = sum(len(other.data) for other in packet)
-        if packet and (len(packet) == MAX_REQUEST_IMAGES or size + len(item.data) > MAX_REQUEST_BYTES):
-            yield packet
-            packet = []
-        packet.append(item)
-    if packet:
-        yield packet
+    """Yield the images in the portions of one request."""
+    uploads: list[_Upload] = []
+    size = 0
+    for upload in map(_load_upload, images):
+        if uploads and (len(uploads) == MAX_REQUEST_IMAGES or size + len(upload.data) > MAX_REQUEST_BYTES):
+            yield uploads
+            uploads, size = [], 0
+        uploads.append(upload)
+        size += len(upload.data)
+    if uploads:
+        yield uploads
 
 
 def _load_upload(image: ImageInput) -> _Upload:
+    """Read a file, or encode an array (H W C) as PNG."""
     if isinstance(image, bytes):
-        return _Upload("", image, None if image else "the file is empty (zero bytes)")
-    if isinstance(image, ndarray):
-        return _Upload("", _encode_png(image))
-    try:
-        data = Path(image).read_bytes()
-    except OSError as error:
-        return _Upload(str(image), b"", error.strerror)
-    return _Upload(str(image), data, None if data else "the file is empty (zero bytes)")
+        name, data = "", image
+    elif isinstance(image, ndarray):
+        from PIL import Image as pillow
 
-
-def _failed(item: _Upload) -> Reply:
-    return Reply(item.name, None, None, error=item.error)
-
-
-def _encode_png(image: UInt8[ndarray, "H W C"]) -> bytes:
-    from PIL import Image as pillow
-
-    stream = io.BytesIO()
-    pillow.fromarray(image.squeeze(-1) if image.shape[-1] == 1 else image).save(stream, "png", compress_level=1)
-    return stream.getvalue()
+        stream = io.BytesIO()
+        plain = image.squeeze(-1) if image.shape[-1] == 1 else image
+        pillow.fromarray(plain).save(stream, "png", compress_level=1)
+        name, data = "", stream.getvalue()
+    else:
+        name = str(image)
+        try:
+            data = Path(image).read_bytes()
+        except OSError as error:
+            return _Upload(name, b"", error.strerror)
+    return _Upload(name, data, None if data else "the file is empty (zero bytes)")
 
 
 def _parse_reply(name: str, row: Mapping[str, Any], release: int | None) -> Reply:
     if row.get("error") is not None:
         return Reply(name, None, None, error=_sanitize_text(str(row["error"])), release=release)
-    top = tuple((str(label), float(share)) for label, share in row["top"])
     return Reply(
         name,
         str(row["label"]),
         float(row["confidence"]),
-        top=top,
+        top=tuple((str(label), float(share)) for label, share in row["top"]),
         abstained=bool(row["abstained"]),
         id=row.get("id"),
         release=release,
     )
 
 
-def _query_text(value: object) -> str:
-    return str(value).lower() if isinstance(value, bool) else str(value)
-
-
 def _sanitize_text(text: str) -> str:
-    """What a stranger says, fit for a terminal: one line, no control characters, not long."""
+    """Make foreign text fit for a terminal: one line, no control characters, at most 500 characters."""
     return "".join(c if c.isprintable() else " " for c in text)[:500]
 
 
 def _explain_http_error(error: HTTPError, timeout: float) -> str:
-    """What went wrong on the way, in words."""
-    causes = list(_iterate_causes(error))
-    kinds = {type(one).__name__ for one in causes}
+    """Say what went wrong, by the types of the error and its causes."""
+    kinds: set[str] = set()
+    cause: BaseException | None = error
+    while cause is not None:  # urllib3 keeps the last attempt's error as the reason of its own
+        kinds.add(type(cause).__name__)
+        cause = cause.reason if isinstance(cause, MaxRetryError) else cause.__cause__ or cause.__context__
     if kinds & {"ReadTimeoutError", "ConnectTimeoutError", "TimeoutError"}:
         return f"gave no answer within {timeout:g} seconds. Try again, or with fewer or smaller images."
     if "NameResolutionError" in kinds:
-        return "has a name that nobody knows. Look at the URL."
+        return "has an unknown host name. Check the URL."
     if kinds & {"SSLError", "SSLCertVerificationError"}:
-        return "does not prove that it is the one it says it is (TLS). Ask whoever runs it for its certificate."
+        return "has a TLS certificate that cannot be verified. Ask its operator for the certificate."
     if kinds & {"ConnectionRefusedError", "NewConnectionError"}:
         return "does not answer: nothing listens there. Start it with: sightline serve RUN"
-    return "broke the connection off. Try again; its log says why."
-
-
-def _iterate_causes(error: BaseException | None) -> Iterator[BaseException]:
-    """An error and what it came of; urllib3 keeps the last attempt's as the reason of its own."""
-    while error is not None:
-        yield error
-        error = error.reason if isinstance(error, MaxRetryError) else error.__cause__ or error.__context__
+    return "closed the connection. Try again; its log has the reason."

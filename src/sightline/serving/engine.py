@@ -340,7 +340,9 @@ def check_image(data: bytes, declared: str, limits: RequestLimits) -> int:
         raise RequestError(413, f"the JPEG has {scans} scans, more than the {MAX_JPEG_SCANS} that are allowed")
     count = count_pixels(data, kind)
     if count > limits.pixels:
-        raise RequestError(413, f"the image has {count:,} pixels, more than the {limits.pixels:,} that are allowed")
+        raise RequestError(
+            413, f"the image has {count:,} pixels, more than the {limits.pixels:,} that are allowed"
+        )
     return count
 
 

@@ -34,9 +34,7 @@ def print_json_line(value: dict[str, Any]) -> None:
 class FolderWatcher:
     """Classifies files that appear or change in a folder; files that are there at the start are left alone."""
 
-    def __init__(
-        self, service: Service, folder: Path, report: Callable[[dict[str, Any]], None] = print_json_line
-    ):
+    def __init__(self, service: Service, folder: Path, report: Callable[[dict[str, Any]], None] = print_json_line):
         """``report`` is called with the JSON of each prediction or error; raise DataError if there is no folder."""
         if not folder.is_dir():
             raise DataError(

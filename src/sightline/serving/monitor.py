@@ -96,7 +96,9 @@ class Monitor:
             "queue": gauge("queue_waiting", "Requests waiting to be answered", "livesum"),
             "release": gauge("release", "Number of the release that answers", "livemax"),
             "journal": gauge("journal_waiting", "Predictions not yet in the journal's database", "livesum"),
-            "healthy": gauge("journal_healthy", "Whether the last write to the journal's database worked", "livemin"),
+            "healthy": gauge(
+                "journal_healthy", "Whether the last write to the journal's database worked", "livemin"
+            ),
             "dropped": gauge("images_unkept", "Images not kept: no room, or unreadable", "livesum"),
             "ready": gauge("ready", "Whether requests are answered", "livemin"),
         }

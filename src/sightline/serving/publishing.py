@@ -1,16 +1,13 @@
-"""A run becomes a release: copied, exported, compared, checksummed, and only then numbered."""
+"""``publish``: a run is copied, exported, compared and checksummed, and only then becomes a numbered release."""
 
 import json
 import shutil
 import tempfile
 import time
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import UInt8
-from numpy import ndarray
 
 from .. import runtime
 from ..classifier import Classifier, find_bundle
@@ -19,7 +16,7 @@ from ..errors import BundleError, ChoiceError, DataError, RecipeError, ReleaseEr
 from ..evidence import read_report
 from ..files import atomic_replace, checksum, explain_write_errors, write_json
 from ..formats import FLOAT_LIMITS, INT8_LIMITS, MAX_COMPARED_IMAGES, TorchRunner, compare_answers, write_exported
-from ..models import ExportedModel, open_exported
+from ..models import MEMORY_FOLDER, open_exported
 from ..sources import find, shapes
 from ..types import Dataset
 from .releases import (
@@ -39,11 +36,11 @@ from .releases import (
     timestamp,
 )
 
-_STALE_SECONDS = 86_400
-"""Seconds after which what a killed publisher left is swept away."""
+STALE_SECONDS = 86_400
+"""Age at which the temporary folder of a killed publisher is removed."""
 
-_N_DRAWN_IMAGES = 64
-"""Drawn pictures that a file without labelled images is compared on."""
+N_DRAWN_IMAGES = 64
+"""Drawn pictures to compare an exported file on if there are no labelled images."""
 
 
 def publish(
@@ -56,20 +53,32 @@ def publish(
     images: Path | str | None = None,
     by: str | None = None,
 ) -> Release:
-    """Publish the classifier of a run, bundle or release under the next number; it answers at once (``promote``).
+    """Publish the classifier of a run, bundle or release under the next number, and ``promote`` it.
 
-    Its ONNX file is compared with it on ``images``, the run's validation images, or drawn pictures. Raises
-    BundleError for a damaged classifier, Refused where the file answers otherwise, ReleaseError where it has a
-    memory and ``with_memory`` is not given, OutputError where the site cannot be written: nothing is published.
+    Its ONNX file is compared with it on ``images``, the run's validation images, or drawn pictures. A bundle with a
+    memory (statistics and hashes of past images) is published only ``with_memory``. Nothing is published if this
+    raises: BundleError for a damaged classifier, RequirementNotMet if the file answers otherwise, ReleaseError for
+    a memory without ``with_memory``, OutputError if the site cannot be written.
     """
     site, run = Path(site), Path(run)
-    bundle = _publishable_bundle(site, run, with_memory=with_memory)
+    if (site / "recipe.toml").is_file() or (site / "config.json").is_file():
+        raise ReleaseError(f"'{site}' is a run or a bundle, not a site: name another folder for the releases.")
+    if run.is_file():
+        raise ReleaseError(f"'{run}' is a file: publish the run or bundle it was exported from.")
+    bundle = find_bundle(run)
+    if (bundle / MEMORY_FOLDER).is_dir() and not with_memory:
+        raise ReleaseError(
+            f"'{run}' holds a memory: statistics of the images it learned from, and their hashes. To publish it "
+            "with the classifier, add --with-memory."
+        )
     folder = site / "releases"
     with explain_write_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        _remove_stale(folder)
+        for path in folder.glob(".*"):
+            if time.time() - path.stat().st_mtime > STALE_SECONDS:
+                shutil.rmtree(path, ignore_errors=True)
         holder = Path(tempfile.mkdtemp(prefix=".new-", dir=folder))
-    work = holder / "release"  # the holder is its owner's only, a release is as readable as the site
+    work = holder / "release"  # mkdtemp's folder is private, a release is as readable as the site
     try:
         with explain_write_errors(folder):
             work.mkdir()
@@ -87,44 +96,27 @@ def publish(
             "onnx": _export_onnx(classifier, work / ONNX_FILE, run, images),
         }
         facts["files"] = {name: checksum(path) for name, path in sorted(release_files(work).items())}
-        return _store_release(site, work, facts, by, promoted=promote)
+        with lock_releases(site):
+            number = max(_used_numbers(site), default=0) + 1
+            facts = {"number": number, **facts}
+            path = release_folder(site, number)
+            with atomic_replace(path) as temporary:
+                work.rename(temporary)
+                write_json(temporary / RELEASE_FILE, facts)
+                for file in temporary.rglob("*"):
+                    if file.is_file():
+                        file.chmod(0o444)
+            published = Release(number, path, facts)
+            append_audit(site, "publish", number, by, source=facts["source"], note=note)
+            if promote:
+                set_current(site, published, "promote", by)
+        return published
     finally:
         shutil.rmtree(holder, ignore_errors=True)
 
 
-def _publishable_bundle(site: Path, run: Path, *, with_memory: bool) -> Path:
-    if (site / "recipe.toml").is_file() or (site / "config.json").is_file():
-        raise ReleaseError(f"'{site}' is a run or a bundle, not a site: name another folder for the releases.")
-    if run.is_file():
-        raise ReleaseError(f"'{run}' is a file: publish the run or bundle it was exported from.")
-    bundle = find_bundle(run)
-    if (bundle / "memory").is_dir() and not with_memory:
-        raise ReleaseError(
-            f"'{run}' holds a memory: images it learned from, of people perhaps. Publish it --with-memory."
-        )
-    return bundle
-
-
-def _store_release(site: Path, work: Path, facts: Mapping[str, Any], by: str | None, *, promoted: bool) -> Release:
-    """The finished folder under the next number."""
-    with lock_releases(site):
-        number = max(_used_numbers(site), default=0) + 1
-        path = release_folder(site, number)
-        with atomic_replace(path) as temporary:
-            work.rename(temporary)
-            write_json(temporary / RELEASE_FILE, {"number": number, **facts})
-            for file in temporary.rglob("*"):
-                if file.is_file():
-                    file.chmod(0o444)
-        made = Release(number, path, {"number": number, **facts})
-        append_audit(site, "publish", number, by, source=facts["source"], note=facts["note"])
-        if promoted:
-            set_current(site, made, "promote", by)
-    return made
-
-
 def _used_numbers(site: Path) -> set[int]:
-    """Every number that a release has or had: none is given twice."""
+    """Return every number that a release has or had: none is used twice."""
     used = set(release_numbers(site))
     log = site / AUDIT_FILE
     if log.is_file():
@@ -136,15 +128,8 @@ def _used_numbers(site: Path) -> set[int]:
     return used
 
 
-def _remove_stale(folder: Path) -> None:
-    """Remove what killed publishers left, once it is a day old."""
-    for path in folder.glob(".*"):
-        if time.time() - path.stat().st_mtime > _STALE_SECONDS:
-            shutil.rmtree(path, ignore_errors=True)
-
-
 def _read_metrics(run: Path) -> dict[str, Any]:
-    """What was measured on the run's test images, the plain numbers of it."""
+    """Return the plain numbers that ``evaluate`` measured on the run's test images."""
     try:
         found = read_report(run).get("evaluation") or {}
     except ValueError:
@@ -153,46 +138,46 @@ def _read_metrics(run: Path) -> dict[str, Any]:
     return {name: value for name, value in found.items() if isinstance(value, int | float | str)}
 
 
-# the file, and whether it gives the same answers
-
-
 def _export_onnx(classifier: Classifier, path: Path, run: Path, images: Path | str | None) -> dict[str, Any]:
-    """Write ``model.onnx`` and compare it; or why there is none. Raises Refused where its answers differ."""
+    """Write ``model.onnx`` and compare its answers; return the result, or why there is no file.
+
+    Raise RequirementNotMet if the answers differ.
+    """
     try:
         write_exported(classifier, path)
     except RequirementNotMet as error:
         return {"file": None, "why": str(error)}
     runner = open_exported(path, threads=1)
-    limits = FLOAT_LIMITS if classifier.network.rounding is None else INT8_LIMITS
-    found = _compare_answers(classifier, runner, run, images)
+    dataset, sample = _comparison_images(classifier, run, images)
+    if dataset is None:
+        height, width, channels = classifier.geometry.shape
+        drawn = shapes(N_DRAWN_IMAGES, max(8, height, width)).images[:, :height, :width, :channels]
+        ours, theirs = TorchRunner(classifier).probabilities(drawn), runner.probabilities(drawn)
+        found: dict[str, Any] = {
+            "n": len(drawn),
+            "sample": sample,
+            "agreement": float((ours.argmax(1) == theirs.argmax(1)).mean()),
+            "largest_difference": float(np.nan_to_num(np.abs(ours - theirs), nan=1.0).max()),
+        }
+    else:
+        if len(dataset) > MAX_COMPARED_IMAGES:
+            dataset = dataset.subset(nested_subset(dataset.labels, MAX_COMPARED_IMAGES / len(dataset), 0))
+        compared = compare_answers(classifier, runner, dataset)
+        accuracies = {name: compared[name].value for name in ("accuracy", "accuracy_before")}
+        found = {"n": len(dataset), "sample": sample, **compared, **accuracies}
+    int8 = classifier.network.rounding is not None
+    limits = INT8_LIMITS if int8 else FLOAT_LIMITS
     if not (found["agreement"] >= limits.agreement and found["largest_difference"] <= limits.difference):
         raise RequirementNotMet(
             f"The exported file gives other answers than the classifier: the same class for "
             f"{found['agreement']:.2%} of {found['n']:,} images (at least {limits.agreement:.1%}), probabilities "
             f"up to {found['largest_difference']:.2g} apart (at most {limits.difference:g}). Nothing is published."
         )
-    return {"file": ONNX_FILE, "int8": classifier.network.rounding is not None, **found}
-
-
-def _compare_answers(
-    classifier: Classifier, runner: ExportedModel, run: Path, images: Path | str | None
-) -> dict[str, Any]:
-    dataset, sample = _comparison_images(classifier, run, images)
-    if dataset is None:
-        drawn = _draw_shapes(classifier)
-        ours, theirs = TorchRunner(classifier).probabilities(drawn), runner.probabilities(drawn)
-        agree = float((ours.argmax(1) == theirs.argmax(1)).mean())
-        apart = float(np.nan_to_num(np.abs(ours - theirs), nan=1.0).max())
-        return {"n": len(drawn), "sample": sample, "agreement": agree, "largest_difference": apart}
-    if len(dataset) > MAX_COMPARED_IMAGES:
-        dataset = dataset.subset(nested_subset(dataset.labels, MAX_COMPARED_IMAGES / len(dataset), 0))
-    found = compare_answers(classifier, runner, dataset)
-    numbers = {name: found[name].value for name in ("accuracy", "accuracy_before")}
-    return {"n": len(dataset), "sample": sample, **found, **numbers}
+    return {"file": ONNX_FILE, "int8": int8, **found}
 
 
 def _comparison_images(classifier: Classifier, run: Path, images: Path | str | None) -> tuple[Dataset | None, str]:
-    """Labelled images to compare on, and what they are; or why there are none, and what stands in for them."""
+    """Return labelled images to compare on and their description, or None and why drawn pictures replace them."""
     if images is not None:
         return load_dataset(find(images, several=False), classifier.geometry), f"images of '{images}'"
     if not (run / "recipe.toml").is_file():
@@ -203,10 +188,3 @@ def _comparison_images(classifier: Classifier, run: Path, images: Path | str | N
         return reopen(run, device="cpu").splits.val, "validation images of the run"
     except (DataError, RecipeError, BundleError, ChoiceError):
         return None, "drawn pictures, as the images of the run are not there any more, or changed"
-
-
-def _draw_shapes(classifier: Classifier) -> UInt8[ndarray, "N H W C"]:
-    """Circles, squares, stars and triangles at the working size."""
-    height, width, channels = classifier.geometry.shape
-    pictures = shapes(_N_DRAWN_IMAGES, max(8, height, width)).images[:, :height, :width]
-    return pictures if channels == 3 else pictures[..., :1]

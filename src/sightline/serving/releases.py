@@ -1,8 +1,8 @@
-"""Numbered, immutable, checksummed releases of a classifier, and which of them answers.
+"""Numbered, immutable, checksummed releases of a classifier, and the pointer to the current one.
 
-A site is a folder: ``releases/0001/`` (``classifier/``, the bundle; ``model.onnx`` where it can be exported;
-``release.json``), ``current`` (which release answers, and which did before) and ``releases.jsonl`` (who did what).
-Nothing here needs torch: that is ``publishing``'s.
+A site is a folder: ``releases/0001/`` with ``classifier/`` (the bundle), ``model.onnx`` (if it can be exported) and
+``release.json``; ``current``, the number of the release that answers and the previous ones; and ``releases.jsonl``,
+who did what. Only ``publishing`` needs a network.
 """
 
 import getpass
@@ -22,7 +22,7 @@ from ..errors import ReleaseError
 from ..files import checksum, explain_write_errors, write_json
 
 RELEASE_FORMAT = 1
-"""Version of the layout of a release; a release of Sightline reads its own and every earlier one."""
+"""Version of the layout of a release; Sightline reads its own version and every earlier one."""
 
 RELEASE_FILE, CURRENT_FILE, AUDIT_FILE, BUNDLE_FOLDER, ONNX_FILE = (
     "release.json",
@@ -33,54 +33,54 @@ RELEASE_FILE, CURRENT_FILE, AUDIT_FILE, BUNDLE_FOLDER, ONNX_FILE = (
 )
 
 _MAX_PREVIOUS_RELEASES = 100
-"""Releases that ``current`` remembers to have answered before."""
+"""Previous releases that ``current`` lists."""
 
 
 @dataclass(frozen=True)
 class Release:
-    """A classifier as it was published."""
+    """A published classifier."""
 
     number: int
     path: Path
     facts: Mapping[str, Any] = field(compare=False)
-    """What ``release.json`` says: ``time``, ``by``, ``source``, ``note``, ``sightline``, ``classes``, ``metrics``,
-    ``onnx`` (how it was compared, or why there is none) and ``files`` with their checksums."""
+    """Content of ``release.json``: ``time``, ``by``, ``source``, ``note``, ``sightline``, ``classes``, ``metrics``,
+    ``onnx`` (the comparison, or why there is no file) and ``files`` with their checksums."""
 
     @property
     def bundle(self) -> Path:
-        """The folder that ``Classifier.load`` opens."""
+        """The folder for ``Classifier.load``."""
         return self.path / BUNDLE_FOLDER
 
     @property
     def onnx(self) -> Path | None:
-        """The exported file; None for a classifier that ONNX cannot hold."""
+        """The exported file; None if the classifier cannot be exported."""
         path = self.path / ONNX_FILE
         return path if path.is_file() else None
 
 
 def is_site(folder: Path | str) -> bool:
-    """Whether a folder holds releases."""
+    """Return whether a folder holds releases."""
     return (Path(folder) / "releases").is_dir()
 
 
 def list_releases(site: Path | str) -> list[Release]:
-    """Every release of a site, oldest first; of one that cannot be read the facts only say why: ``damaged``.
+    """Return every release of a site, oldest first; raise ReleaseError if there is no site.
 
-    Raises ReleaseError where there is no site.
+    One that cannot be read has the reason as its fact ``damaged``, so that it does not hide the others.
     """
-    return [_or_damaged(site, number) for number in release_numbers(site)]
-
-
-def _or_damaged(site: Path | str, number: int) -> Release:
-    try:
-        return load_release(site, number)
-    except ReleaseError as error:  # one must not hide the others
-        return Release(number, _folder(site, number), {"number": number, "damaged": str(error)})
+    found = []
+    for number in release_numbers(site):
+        try:
+            found.append(load_release(site, number))
+        except ReleaseError as error:
+            facts = {"number": number, "damaged": str(error)}
+            found.append(Release(number, release_folder(site, number), facts))
+    return found
 
 
 def load_release(site: Path | str, number: int) -> Release:
-    """Release ``number``; raises ReleaseError where it is not there, or cannot be read."""
-    path = _folder(site, number)
+    """Return release ``number``; raise ReleaseError if it does not exist or cannot be read."""
+    path = release_folder(site, number)
     if not path.is_dir():
         known = ", ".join(map(str, release_numbers(site))) or "none yet"
         raise ReleaseError(f"'{site}' has no release {number}. It has: {known}.")
@@ -90,7 +90,7 @@ def load_release(site: Path | str, number: int) -> Release:
 
 
 def current_release(site: Path | str) -> Release:
-    """The release that answers; raises ReleaseError where none was promoted yet."""
+    """Return the release that answers; raise ReleaseError if none was promoted yet."""
     number = _read_pointer(site)["release"]
     if number is None:
         has = release_numbers(site)
@@ -100,28 +100,28 @@ def current_release(site: Path | str) -> Release:
 
 
 def current_number(site: Path | str) -> int | None:
-    """Number of the release that answers; None where none does yet."""
+    """Return the number of the release that answers; None if none was promoted yet."""
     return _read_pointer(site)["release"]
 
 
 def previous_numbers(site: Path | str) -> list[int]:
-    """Releases that answered before the current one, the latest first."""
+    """Return the numbers of the releases that answered before the current one, the latest first."""
     return _read_pointer(site)["before"]
 
 
 def pointer_stamp(site: Path | str) -> tuple[int, ...]:
-    """Changes whenever another release is promoted; costs one look at the file system."""
+    """Return a value that changes whenever another release is promoted, at the cost of one ``stat``."""
     try:
-        status = os.stat(Path(site) / CURRENT_FILE)  # noqa: PTH116 asked twice a second
+        status = os.stat(Path(site) / CURRENT_FILE)  # noqa: PTH116 called four times a second
     except OSError:
         return ()
     return (status.st_mtime_ns, status.st_ino, status.st_size)
 
 
 def promote(site: Path | str, number: int, *, by: str | None = None) -> Release:
-    """Let release ``number`` answer from now on.
+    """Make release ``number`` the current one and return it.
 
-    Raises ReleaseError where it is not there, was tampered with, or is newer than this Sightline reads.
+    Raise ReleaseError if it does not exist, was changed since it was published, or has a newer format.
     """
     found = load_release(site, number)
     verify(found)
@@ -131,8 +131,8 @@ def promote(site: Path | str, number: int, *, by: str | None = None) -> Release:
 
 
 def rollback(site: Path | str, *, by: str | None = None) -> Release:
-    """Let the release answer that did before the current one; raises ReleaseError where there is none."""
-    release_numbers(site)  # says where there is no site
+    """Make the previous release the current one and return it; raise ReleaseError if there is none."""
+    release_numbers(site)  # raises if there is no site
     with lock_releases(site):
         pointer = _read_pointer(site)
         if not pointer["before"]:
@@ -140,35 +140,35 @@ def rollback(site: Path | str, *, by: str | None = None) -> Release:
         number, *older = pointer["before"]
         found = load_release(site, number)
         verify(found)
-        _write_pointer(site, {"release": number, "before": older})
+        write_json(Path(site) / CURRENT_FILE, {"release": number, "before": older})
         append_audit(site, "rollback", number, by, was=pointer["release"])
     return found
 
 
 def prune(site: Path | str, *, keep: int = 5, by: str | None = None) -> list[int]:
-    """Remove all but the ``keep`` newest releases, never the current one nor the one before; which these were."""
+    """Remove all but the ``keep`` newest releases, the current one and the previous one; return their numbers."""
     if keep < 1:
         raise ReleaseError(f"--keep is {keep}: it must be at least 1 release.")
-    release_numbers(site)  # says where there is no site
+    release_numbers(site)  # raises if there is no site
     with lock_releases(site):
         pointer = _read_pointer(site)
-        spared = {pointer["release"], *pointer["before"][:1], *release_numbers(site)[-keep:]}
-        gone = [number for number in release_numbers(site) if number not in spared]
+        kept = {pointer["release"], *pointer["before"][:1], *release_numbers(site)[-keep:]}
+        gone = [number for number in release_numbers(site) if number not in kept]
         for number in gone:
-            path = _folder(site, number)
+            path = release_folder(site, number)
             hidden = path.with_name(f".{path.name}.gone")
             with explain_write_errors(path):
-                path.rename(hidden)  # whoever looks sees all of it or nothing
+                path.rename(hidden)  # so that others see all of it or nothing
                 shutil.rmtree(hidden)
             append_audit(site, "prune", number, by)
         if gone:
             left = [number for number in pointer["before"] if number not in gone]
-            _write_pointer(site, pointer | {"before": left})
+            write_json(Path(site) / CURRENT_FILE, pointer | {"before": left})
     return gone
 
 
 def verify(release: Release) -> None:
-    """Raise ReleaseError, naming the file, where a release is not what was published."""
+    """Raise ReleaseError, with the file's name, if a release differs from what was published."""
     what = f"Release {release.number} ('{release.path}')"
     _check_format(release.facts, release.number, release.path.parent.parent)
     listed = release.facts.get("files")
@@ -182,15 +182,15 @@ def verify(release: Release) -> None:
     for name, path in present.items():
         if path.is_symlink() or checksum(path) != listed[name]:
             raise ReleaseError(
-                f"{what} was tampered with: '{name}' is not the file that was published. Publish the run again."
+                f"{what} was changed: '{name}' is not the file that was published. Publish the run again."
             )
 
 
-# what publishing uses too
+# Used by publishing too
 
 
 def release_numbers(site: Path | str) -> list[int]:
-    """Numbers of the releases, oldest first; raises ReleaseError where there is no site."""
+    """Return the numbers of the releases, oldest first; raise ReleaseError if there is no site."""
     folder = Path(site) / "releases"
     if not folder.is_dir():
         raise ReleaseError(
@@ -201,19 +201,19 @@ def release_numbers(site: Path | str) -> list[int]:
 
 
 def release_folder(site: Path | str, number: int) -> Path:
-    """Where a release lies."""
-    return _folder(site, number)
+    """Return the folder of a release."""
+    return Path(site) / "releases" / f"{number:04d}"
 
 
 def release_files(folder: Path) -> dict[str, Path]:
-    """The files of a release but ``release.json``, by their names within it."""
+    """Return the files of a release except ``release.json``, by relative name."""
     files = (path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir())
     return {name: path for path in files if (name := path.relative_to(folder).as_posix()) != RELEASE_FILE}
 
 
 @contextmanager
 def lock_releases(site: Path | str) -> Iterator[None]:
-    """One process at a time numbers, promotes and removes."""
+    """Hold the lock under which a site's releases are numbered, promoted and removed."""
     with explain_write_errors(Path(site)):
         lock = FileLock(Path(site) / ".releases.lock")
         lock.acquire()
@@ -223,20 +223,22 @@ def lock_releases(site: Path | str) -> Iterator[None]:
         lock.release()
 
 
-def set_current(site: Path | str, release: Release, what: str, by: str | None) -> None:
-    """Make a release the current one; the lock is held."""
+def set_current(site: Path | str, release: Release, action: str, by: str | None) -> None:
+    """Make a release the current one and log ``action``; the caller holds the lock."""
     pointer = _read_pointer(site)
     was = pointer["release"]
     if was != release.number:
         older = [was, *pointer["before"]] if was is not None else pointer["before"]
         older = [number for number in older if number != release.number]
-        _write_pointer(site, {"release": release.number, "before": older[:_MAX_PREVIOUS_RELEASES]})
-    append_audit(site, what, release.number, by, was=was)
+        write_json(
+            Path(site) / CURRENT_FILE, {"release": release.number, "before": older[:_MAX_PREVIOUS_RELEASES]}
+        )
+    append_audit(site, action, release.number, by, was=was)
 
 
-def append_audit(site: Path | str, what: str, number: int, by: str | None, **more: Any) -> None:
-    """A line for ``releases.jsonl``: who did what, and when."""
-    line = {"time": timestamp(), "by": by or current_user(), "what": what, "release": number, **more}
+def append_audit(site: Path | str, action: str, number: int, by: str | None, **more: Any) -> None:
+    """Append a line to ``releases.jsonl``: who did what, and when."""
+    line = {"time": timestamp(), "by": by or current_user(), "what": action, "release": number, **more}
     path = Path(site) / AUDIT_FILE
     with explain_write_errors(path), path.open("ab") as stream:
         stream.write(json.dumps(line, ensure_ascii=False).encode() + b"\n")
@@ -245,20 +247,16 @@ def append_audit(site: Path | str, what: str, number: int, by: str | None, **mor
 
 
 def timestamp() -> str:
-    """The time, for people and programs."""
+    """Return the present time in ISO format, UTC."""
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def current_user() -> str:
-    """The user's name, where the system tells."""
+    """Return the user's name, or "unknown"."""
     try:
         return getpass.getuser()
     except (OSError, KeyError):
         return "unknown"
-
-
-def _folder(site: Path | str, number: int) -> Path:
-    return Path(site) / "releases" / f"{number:04d}"
 
 
 def _read_pointer(site: Path | str) -> dict[str, Any]:
@@ -270,10 +268,6 @@ def _read_pointer(site: Path | str) -> dict[str, Any]:
         return {"release": int(found["release"]), "before": [int(number) for number in found["before"]]}
     except (KeyError, TypeError, ValueError) as error:
         raise _damaged_error(f"The file '{CURRENT_FILE}' of '{site}'") from error
-
-
-def _write_pointer(site: Path | str, pointer: Mapping[str, Any]) -> None:
-    write_json(Path(site) / CURRENT_FILE, pointer)
 
 
 def _read_json(path: Path, what: str) -> dict[str, Any]:

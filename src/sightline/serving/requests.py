@@ -114,7 +114,9 @@ class RankedPrediction:
 # Parsing
 
 
-def parse_request(headers: Mapping[bytes, bytes], query: bytes, body: bytes, limits: RequestLimits) -> PredictRequest:
+def parse_request(
+    headers: Mapping[bytes, bytes], query: bytes, body: bytes, limits: RequestLimits
+) -> PredictRequest:
     """Parse a request by its content type; raise RequestError (400, 413, 415, 422)."""
     declared = headers.get(b"content-type", b"").decode("latin-1")
     kind = declared.partition(";")[0].strip().lower()
@@ -199,7 +201,9 @@ def _parse_json(body: bytes) -> PredictRequest:
     if not isinstance(value, dict):
         raise RequestError(422, 'The body must be a JSON object such as {"image": "<base64>"}.')
     if unknown := [name for name in value if name not in REQUEST_FIELDS]:
-        raise RequestError(422, f"There is no field {unknown[0][:40]!r}; the fields are {', '.join(REQUEST_FIELDS)}.")
+        raise RequestError(
+            422, f"There is no field {unknown[0][:40]!r}; the fields are {', '.join(REQUEST_FIELDS)}."
+        )
     if ("image" in value) == ("images" in value):
         raise RequestError(422, 'Give one image as "image" or several as "images", in base64.')
     texts = value["images"] if "images" in value else [value["image"]]
@@ -246,7 +250,9 @@ def _parse_form(body: bytes, declared: str, limits: RequestLimits) -> PredictReq
         elif name in ("subject", "top", "heat"):
             _set_text_field(request, name, _decode_text(data))
         else:
-            raise RequestError(422, f"There is no text field {name[:40]!r}; send images as files with a file name.")
+            raise RequestError(
+                422, f"There is no text field {name[:40]!r}; send images as files with a file name."
+            )
     if not request.images:
         raise RequestError(422, "The form has no file.")
     return request

@@ -234,7 +234,9 @@ class Service:
     async def render_heatmaps(self, pending: PendingHeatmaps) -> bytes:
         """Return the JSON of a response with its heat maps; raise RequestError (422) if the network has none."""
         loop = asyncio.get_running_loop()
-        drawn = loop.run_in_executor(self._heatmap_thread, self._draw_heatmaps, pending.engine, pending.predictions)
+        drawn = loop.run_in_executor(
+            self._heatmap_thread, self._draw_heatmaps, pending.engine, pending.predictions
+        )
         heatmaps = iter(await drawn)
         for one in pending.value["predictions"]:
             if one["error"] is None:

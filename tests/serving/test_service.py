@@ -22,9 +22,9 @@ from sightline.data import decode
 from sightline.journal.journal import Journal
 from sightline.serving import api_keys, asgi, releases
 from sightline.serving.api import create_app
-from sightline.serving.docs_page import PAGE_STYLE
 from sightline.serving.folder_watcher import FolderWatcher
-from sightline.serving.limits import RequestLimits
+from sightline.serving.openapi import PAGE_STYLE
+from sightline.serving.requests import RequestLimits
 from sightline.serving.service import KEY_RELOAD_SECONDS, Service, ServiceSettings
 
 JPEG = encoded(np.full((16, 16, 3), 90, np.uint8), "JPEG")
@@ -64,7 +64,7 @@ def text(data):
 # answers
 
 
-def test_every_way_of_asking_gives_the_answers_of_predict(client):
+def test_every_content_type_gives_the_predictions_of_the_classifier(client):
     known = Classifier.load(site_of_two() / "releases" / "0001" / "classifier").predict(list(pictures()))
     ways = (
         [raw(client, one).json() for one in pictures()],
@@ -85,11 +85,11 @@ def test_every_way_of_asking_gives_the_answers_of_predict(client):
 
 
 @pytest.mark.parametrize("kind", ["", "image/jpeg", "image/jpg", "image/*", "application/octet-stream"])
-def test_a_raw_image_may_be_declared_or_not(client, kind):
+def test_a_raw_image_needs_no_content_type(client, kind):
     assert raw(client, JPEG, kind).status_code == 200
 
 
-def test_top_is_as_many_as_asked_for_and_as_there_are(client):
+def test_top_is_capped_by_the_number_of_classes(client):
     assert len(raw(client, JPEG, query="?top=2").json()["predictions"][0]["top"]) == 2
     assert len(as_json(client, image=text(JPEG), top=1).json()["predictions"][0]["top"]) == 1
     form = client.post("/predict", files={"x": ("x", JPEG)}, data={"top": "900"})
@@ -98,7 +98,7 @@ def test_top_is_as_many_as_asked_for_and_as_there_are(client):
     assert sum(share for _, share in ranked) == pytest.approx(1, abs=1e-5)
 
 
-def test_an_unreadable_image_among_others_is_a_row(client):
+def test_an_unreadable_image_among_others_is_a_row_with_an_error(client):
     form = client.post("/predict", files=[("a", ("a", JPEG)), ("b", ("b", b"junk")), ("c", ("c", JPEG))])
     first, second, third = form.json()["predictions"]
     assert first["label"] == third["label"] is not None
@@ -113,7 +113,7 @@ def test_an_unreadable_image_among_others_is_a_row(client):
 
 
 @pytest.mark.parametrize("release", [1, 2])
-def test_a_heat_map_is_a_picture_for_each_image(site, release):
+def test_heat_maps_are_one_picture_per_image(site, release):
     releases.promote(site, release)
     with asking(site) as (client, _):
         answer = as_json(client, images=[text(JPEG), text(b"junk"), text(pictures()[0])], heat=True).json()
@@ -126,7 +126,7 @@ def test_a_heat_map_is_a_picture_for_each_image(site, release):
         assert drawn.std() > 1
 
 
-def test_a_file_alone_has_no_heat_map_and_no_journal():
+def test_an_exported_file_has_no_heat_maps_and_no_journal():
     with asking(site_of_two() / "releases" / "0001" / "model.onnx") as (client, _):
         assert raw(client, JPEG).json()["release"] == 0
         assert raw(client, JPEG, query="?heat=true").status_code == 422
@@ -194,7 +194,7 @@ BAD = {
 
 
 @pytest.mark.parametrize("what", BAD)
-def test_nonsense_is_told_in_one_sentence(small, what):
+def test_malformed_requests_are_refused_in_one_sentence(small, what):
     ask, status = BAD[what]
     answer = ask(small)
     assert answer.status_code == status
@@ -220,7 +220,7 @@ def secured(answer):
     assert "default-src 'none'" in answer.headers["content-security-policy"]
 
 
-def test_a_body_without_a_length_is_counted_while_it_comes(small):
+def test_a_body_without_content_length_is_limited(small):
     def endless():
         for _ in range(50):
             yield b"\xff\xd8\xff" + b"\0" * 10_000
@@ -230,7 +230,7 @@ def test_a_body_without_a_length_is_counted_while_it_comes(small):
     assert raw(small, JPEG).status_code == 200
 
 
-def test_a_body_that_never_comes_is_not_waited_for(monkeypatch, small):
+def test_a_body_that_never_arrives_times_out(monkeypatch, small):
     monkeypatch.setattr(asgi, "BODY_TIMEOUT_SECONDS", 0.05)
     sent = []
 
@@ -254,7 +254,7 @@ def test_a_body_that_never_comes_is_not_waited_for(monkeypatch, small):
 # the journal
 
 
-def test_every_answer_is_remembered_and_can_be_corrected_once(site):
+def test_predictions_are_journalled_and_corrected_once(site):
     with asking(site) as (client, service):
         first = raw(client, JPEG, **{"Sightline-Subject": "anna"}).json()["predictions"][0]
         second = as_json(client, image=text(pictures()[1]), subject="bob").json()["predictions"][0]
@@ -273,14 +273,14 @@ def test_every_answer_is_remembered_and_can_be_corrected_once(site):
     assert {row["image"] for row in rows} == {False}
 
 
-def test_feedback_for_what_is_not_known(client):
+def test_feedback_for_an_unknown_prediction_or_class_is_refused(client):
     id = raw(client, JPEG).json()["predictions"][0]["id"]
     assert client.post("/feedback", json={"id": "0" * 31, "label": "star"}).status_code == 404
     assert client.post("/feedback", json={"id": id, "label": "start"}).status_code == 422
     assert client.post("/feedback", json={"id": id, "label": "star", "by": "me"}).status_code == 422
 
 
-def test_predictions_come_in_pages_and_by_what_is_asked(site):
+def test_predictions_are_paged_and_filtered(site):
     with asking(site, keep_images=True) as (client, service):
         ids = [raw(client, pictures()[k % 12]).json()["predictions"][0]["id"] for k in range(7)]
         service.journal.flush()
@@ -297,7 +297,7 @@ def test_predictions_come_in_pages_and_by_what_is_asked(site):
         assert client.get("/predictions?corrected=true").json()["predictions"] == []
 
 
-def test_what_cannot_be_remembered_is_not_answered(site, tmp_path):
+def test_a_prediction_that_cannot_be_journalled_is_not_returned(site, tmp_path):
     with asking(site) as (client, service):
         kept, service.journal = service.journal, Journal.open(tmp_path / "other", spool_mb=0.0001)
         answers = [raw(client, JPEG) for _ in range(3)]
@@ -309,7 +309,7 @@ def test_what_cannot_be_remembered_is_not_answered(site, tmp_path):
     assert "detail" in answers[-1].json()
 
 
-def test_a_file_that_cannot_be_remembered_is_looked_at_again(site, tmp_path):
+def test_a_watched_file_that_cannot_be_journalled_is_retried(site, tmp_path):
     folder, told = tmp_path / "camera", []
     folder.mkdir()
     with asking(site) as (_, service):
@@ -332,7 +332,7 @@ def test_a_file_that_cannot_be_remembered_is_looked_at_again(site, tmp_path):
 # releases
 
 
-def test_another_release_answers_after_its_promotion(client):
+def test_a_promoted_release_answers(client):
     expected = Classifier.load(site_of_two() / "releases" / "0002" / "classifier").predict(list(pictures()))
     assert client.get("/releases").json()["current"] == 1
     answer = client.post("/releases/2/promote")
@@ -346,7 +346,7 @@ def test_another_release_answers_after_its_promotion(client):
     assert client.get("/model").json()["runtime"] == "torch"
 
 
-def test_what_is_not_there_or_was_tampered_with_is_not_promoted(site, capsys):
+def test_missing_and_changed_releases_are_not_promoted(site, capsys):
     with asking(site) as (client, _):
         assert client.post("/releases/9/promote").status_code == 404
         weights = site / "releases" / "0002" / "classifier" / "model.safetensors"
@@ -360,7 +360,7 @@ def test_what_is_not_there_or_was_tampered_with_is_not_promoted(site, capsys):
     assert releases.current_release(site).number == 1
 
 
-def test_a_promotion_from_elsewhere_is_seen_and_a_bad_one_refused(site, capsys):
+def test_a_promotion_by_another_process_is_noticed(site, capsys):
     with asking(site) as (client, service):
         releases.promote(site, 2)
         service.poll_release()
@@ -394,9 +394,9 @@ NEEDS = {
 FREE = ("/healthz", "/readyz", "/docs", "/openapi.json")
 
 
-def test_a_key_opens_what_it_is_for_and_nothing_else(site, capsys):
+def test_a_key_allows_its_scope_only(site, capsys):
     made = {scope: api_keys.create_key(site, f"for-{scope}", [scope]) for scope in api_keys.KEY_SCOPES}
-    with asking(site, local=False) as (client, _):
+    with asking(site, loopback_only=False) as (client, _):
         paths = client.get("/openapi.json").json()["paths"]
         assert set(paths) == {*NEEDS, "/healthz", "/readyz"}
         for path, (needed, ask) in NEEDS.items():
@@ -421,7 +421,7 @@ def test_a_key_opens_what_it_is_for_and_nothing_else(site, capsys):
     assert not any(secret in logged for secret in made.values())
 
 
-def test_keys_made_revoked_and_expired_count_in_a_moment(site):
+def test_created_revoked_and_expired_keys_take_effect_within_milliseconds(site):
     def moment():
         time.sleep(1.5 * KEY_RELOAD_SECONDS)
 
@@ -446,8 +446,12 @@ def test_keys_made_revoked_and_expired_count_in_a_moment(site):
         assert client.get("/classes").status_code == 200
 
 
-def test_without_keys_strangers_are_let_in_only_where_that_was_said(site):
-    for settings, status in (({"local": False}, 401), ({"local": False, "open": True}, 200), ({}, 200)):
+def test_without_keys_other_hosts_need_open(site):
+    for settings, status in (
+        ({"loopback_only": False}, 401),
+        ({"loopback_only": False, "open": True}, 200),
+        ({}, 200),
+    ):
         with asking(site, **settings) as (client, _):
             assert client.get("/classes").status_code == status
 
@@ -467,12 +471,12 @@ def test_without_keys_strangers_are_let_in_only_where_that_was_said(site):
         ({"Host": "localhost:8000", "Origin": "http://localhost:9000"}, 403),
     ],
 )
-def test_without_keys_no_page_from_elsewhere_may_ask(small, headers, status):
+def test_without_keys_foreign_origins_are_refused(small, headers, status):
     assert small.get("/classes", headers=headers).status_code == status
     assert raw(small, JPEG, **headers).status_code == status
 
 
-def test_other_origins_only_where_they_were_named(site):
+def test_origins_are_allowed_by_name_only(site):
     page = {"Origin": "https://example.org"}
     asks = page | {"Access-Control-Request-Method": "POST"}
     with asking(site) as (client, _):
@@ -489,10 +493,10 @@ def test_other_origins_only_where_they_were_named(site):
 # its state
 
 
-def test_a_full_queue_is_told_with_when_to_come_back(site):
+def test_a_full_queue_sends_retry_after(site):
     with asking(site, limits=RequestLimits(queue=1)) as (client, service):
-        gate, work = threading.Event(), service.batcher._work
-        service.batcher._work = lambda jobs, alone: (gate.wait(10), work(jobs, alone))[1]
+        gate, work = threading.Event(), service.batcher._answer
+        service.batcher._answer = lambda jobs, alone: (gate.wait(10), work(jobs, alone))[1]
         found = []
         threads = [threading.Thread(target=lambda: found.append(raw(client, JPEG))) for _ in range(6)]
         for thread in threads:
@@ -510,21 +514,21 @@ def test_a_full_queue_is_told_with_when_to_come_back(site):
         assert one.headers["retry-after"] == "1"
 
 
-def test_a_fault_of_ours_is_logged_and_says_nothing(site, capsys):
+def test_an_internal_error_is_logged_and_not_shown(site, capsys):
     with asking(site) as (client, service):
-        service.batcher._work = lambda *_: 1 / 0
+        service.batcher._answer = lambda *_: 1 / 0
         answer = raw(client, JPEG)
         kept, service.journal = service.journal, object()
         other = client.get("/predictions")
         service.journal = kept
     for one in (answer, other):
         assert one.status_code == 500
-        assert one.json() == {"detail": "The service failed; its log says more."}
+        assert one.json() == {"detail": "The service failed; its log has the details."}
         secured(one)
     assert "ZeroDivisionError" in capsys.readouterr().err
 
 
-def test_metrics_count_what_happened(site):
+def test_metrics_count_requests_and_images(site):
     with asking(site) as (client, _):
         labels = [raw(client, one).json()["predictions"][0] for one in pictures()]
         raw(client, b"junk")
@@ -565,7 +569,7 @@ def test_the_page_loads_nothing_and_its_policy_allows_its_style(client):
     assert "circle" in answer.text
 
 
-def test_the_page_shows_the_address_that_was_asked_and_nothing_a_shell_would_run(client):
+def test_the_page_shows_the_requested_address_only_if_a_shell_is_safe(client):
     asked = client.get("/docs", headers={"Host": "localhost:9123"}).text
     assert "http://localhost:9123/predict" in asked
     asked = client.get("/docs", headers={"Host": "localhost;reboot:9123"}).text
