@@ -410,10 +410,10 @@ def test_the_command_line_sends_a_key(cli, guarded, pictures, tmp_path, monkeypa
     [
         (("x.jpg", "--url", "nowhere"), "no URL of a service"),
         (("x.jpg", "--url", "http://127.0.0.1:1", "--alpha", "0.1"), "--alpha needs a local classifier"),
-        (("run", "x.jpg", "--subject", "Ada"), "give its --url too"),
-        (("run", "x.jpg", "--key-file", "k"), "give its --url too"),
+        (("run", "x.jpg", "--subject", "Ada"), "add its --url"),
+        (("run", "x.jpg", "--key-file", "k"), "add its --url"),
         (("x.jpg", "--url", "http://127.0.0.1:1", "--key-file", "absent"), "The key file 'absent' cannot be read"),
-        ((), "Say which classifier"),
+        ((), "Name the classifier"),
     ],
     ids=repr,
 )
