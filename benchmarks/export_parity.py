@@ -32,7 +32,7 @@ from sightline.formats import TorchRunner, compare_answers, export, open_exporte
 from sightline.formats.parity import run_in_batches
 from sightline.models import NETWORKS, build, parse_architecture
 from sightline.preprocessing import Normalise, Preprocessing
-from sightline.sources.resolve import find
+from sightline.sources import find
 from sightline.training import Recipe, train
 from sightline.types import Dataset, Geometry, Splits
 

@@ -31,7 +31,7 @@ from sightline.models import build, parse_architecture
 from sightline.preprocessing import Preprocessing
 from sightline.preprocessing.pipeline import CHANNEL_STATISTICS
 from sightline.preprocessing.steps import Normalise
-from sightline.sources.resolve import find
+from sightline.sources import find
 from sightline.training import Recipe, train
 from sightline.types import Geometry, Splits
 

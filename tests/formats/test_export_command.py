@@ -154,7 +154,7 @@ def test_the_script_is_short_and_needs_nothing_of_ours(file, tmp_path):
 )
 def test_labels_of_the_script_are_ours_on_real_pictures(archive, geometry, shared_data, script):
     """A small form of benchmarks/export_parity.py: pixels, of which labels are made."""
-    from sightline.sources.resolve import find
+    from sightline.sources import find
 
     source, geometry = find(shared_data / archive, limit=60), Geometry(**geometry)
     apart = []

@@ -18,9 +18,9 @@ from PIL import Image
 
 from sightline.data.decode import decode_with_header as decode
 from sightline.errors import DataError
+from sightline.sources import find
 from sightline.sources.arrays import ArrayReader
 from sightline.sources.cifar import read_cifar
-from sightline.sources.resolve import find
 from sightline.types import Geometry
 
 RNG = np.random.default_rng(0)
@@ -410,17 +410,17 @@ def test_npz_class_names(tmp_path):
         ({"images": GREY["train"] * np.nan, "labels": LABELS["train"]}, "values from nan to nan"),
         ({"images": GREY["train"] - 100.0, "labels": LABELS["train"]}, "values from -100.0 .*before any standard"),
         ({"images": GREY["train"] + np.uint16(999), "labels": LABELS["train"]}, "pixels are 0 to 255 or 0 to 1"),
-        ({"images": GREY["train"].astype(complex), "labels": LABELS["train"]}, "no pixels"),
-        ({"images": RGB["train"][..., :2], "labels": LABELS["train"]}, r"32, 2\) of uint8, which are no grey"),
-        ({"images": np.zeros((30, 7), np.uint8), "labels": LABELS["train"]}, "no grey or RGB images"),
-        ({"images": np.zeros((0, 8, 8), np.uint8), "labels": []}, "no grey or RGB images"),
+        ({"images": GREY["train"].astype(complex), "labels": LABELS["train"]}, "not pixels"),
+        ({"images": RGB["train"][..., :2], "labels": LABELS["train"]}, r"32, 2\) of uint8, not grey"),
+        ({"images": np.zeros((30, 7), np.uint8), "labels": LABELS["train"]}, "not grey or RGB images"),
+        ({"images": np.zeros((0, 8, 8), np.uint8), "labels": []}, "not grey or RGB images"),
         ({"images": GREY["train"], "labels": np.ones((30, 3))}, "several labels or none"),
         ({"images": GREY["train"], "labels": LABELS["train"] + 0.5}, "no whole numbers"),
         ({"images": GREY["train"], "labels": LABELS["train"] * 0}, "only one class, '0'"),
         ({"x_train": GREY["train"], "y_train": LABELS["train"], "x_test": RGB["test"], "y_test": LABELS["test"]},
          "several shapes .32x32x3, 8x8."),
         ({"x_train": GREY["train"], "y_train": LABELS["train"] % 9, "x_test": GREY["test"], "y_test": [9] * 12},
-         "test part .* never saw .'9'"),
+         "test split .* not in train .'9'"),
     ],
 )  # fmt: skip
 def test_bad_npz(tmp_path, arrays, says):
@@ -505,7 +505,7 @@ def test_pixel_table_with_words_for_labels(tmp_path):
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        (lambda t: t.replace("label", "id", 1), "64 columns of pixels but none called label, class or target"),
+        (lambda t: t.replace("label", "id", 1), "64 columns of pixels but no column label, class or target"),
         (lambda t: t.replace(",pixel63", ",other"), "63 columns of pixels, which make no square"),
         (lambda t: t.rstrip()[:-4].rpartition(",")[0] + "\n", "Line 31 .* has 6. fields, not the header's 65"),
         (lambda t: t.rstrip().rpartition(",")[0] + ",256\n", "Line 31 .* pixel outside of 0 to 255"),
@@ -573,7 +573,7 @@ def test_a_second_start_finds_the_same(tmp_path, monkeypatch, kind):
     assert len(entries) == 1
     with monkeypatch.context() as patch:  # neither listed nor read again
         for name in ("infer_layout", "read_idx", "read_cifar", "read_npz", "read_pixel_table"):
-            patch.setattr(f"sightline.sources.resolve.{name}", None)
+            patch.setattr(f"sightline.sources.readers.{name}", None)
         same(find(target), first)
         patch.chdir(tmp_path / "data")
         assert find(target.name).fingerprint == first.fingerprint

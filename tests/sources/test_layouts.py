@@ -260,7 +260,7 @@ def test_manifest_fingerprint_follows_the_labels(tmp_path):
         ([["path", "label"], ["x.png", "a", "b"]], "Line 2 .*more fields"),
         (
             [["path", "label", "split"], ["x.png", "a", "train"], ["y.png", "b", "test"], ["x.png", "c", "train"]],
-            "test part .* never saw .'b'",
+            "test split .* not in train .'b'",
         ),
     ],
 )
@@ -297,7 +297,11 @@ def test_missing_path_suggests_a_near_name(tmp_path):
         (["train/cat/1.png", "train/dog/1.png"], ["train/owl"], "class folder 'train/owl' .* has no images"),
         (["train/1.png", "test/1.png"], [], "'test' of .* holds images directly"),
         (["train/cat/1.png", "other/1.png"], [], "mixes split folders .train. with others .other."),
-        (["train/a/1.png", "train/b/1.png", "test/a/1.png", "test/c/1.png"], [], "test part .* never saw .'c'"),
+        (
+            ["train/a/1.png", "train/b/1.png", "test/a/1.png", "test/c/1.png"],
+            [],
+            "test split .* not in train .'c'",
+        ),
     ],
 )
 @pytest.mark.parametrize("kind", ["folder", "zip", "tar"])

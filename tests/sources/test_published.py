@@ -16,8 +16,7 @@ import pytest
 from PIL import Image
 
 from sightline.errors import DataError
-from sightline.sources.published import PUBLISHED_DATASETS
-from sightline.sources.resolve import find
+from sightline.sources import PUBLISHED_DATASETS, find
 
 RNG = np.random.default_rng(0)
 GREY = {part: RNG.integers(0, 256, (n, 28, 28), dtype=np.uint8) for part, n in (("train", 20), ("t10k", 10))}
@@ -137,7 +136,7 @@ FILE = "/mnist/train-labels-idx1-ubyte.gz"
     ("spoil", "says"),
     [
         (lambda data: data[:-1] + b"!", "its MD5 is .*, not the published"),
-        (lambda data: data[:-1], "only .* bytes came"),
+        (lambda data: data[:-1], "only .* bytes arrived"),
         (lambda data: data + bytes(10_000_000), "it is longer than the"),
         (lambda _: None, "Not Found"),
         (lambda _: "file:///etc/passwd", "Redirection to url 'file:///etc/passwd' is not allowed"),
@@ -148,7 +147,7 @@ FILE = "/mnist/train-labels-idx1-ubyte.gz"
 def test_what_is_not_the_published_file_is_never_kept_nor_read(mirror, tmp_path, spoil, says):
     good = mirror.files[FILE]
     mirror.files[FILE] = spoil(good)
-    with pytest.raises(DataError, match=rf"train-labels-idx1-ubyte.gz cannot be had .*{says}"):
+    with pytest.raises(DataError, match=rf"train-labels-idx1-ubyte.gz cannot be downloaded .*{says}"):
         find("mnist")
     folder = tmp_path / "cache" / "downloads" / "mnist"
     assert [path.name for path in folder.iterdir()] == ["train-images-idx3-ubyte.gz"]
@@ -192,7 +191,7 @@ def test_offline_says_what_to_fetch_and_where_to_put_it(tmp_path, monkeypatch, c
         tmp_path / "cache/downloads/mnist",
     ):
         assert str(part) in answer.err
-    assert "or give a folder or file of the set that you have" in answer.err
+    assert "or give a folder or file of the dataset that you have" in answer.err
 
 
 def test_the_published_sets_are_what_their_authors_say():

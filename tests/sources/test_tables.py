@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from sightline.errors import DataError, ImageError
-from sightline.sources.resolve import find
+from sightline.sources import find
 
 ROWS = [
     {"path": "a/x.png", "label": "cat", "split": "train", "group": "007", "note": "é"},
@@ -224,7 +224,7 @@ def test_a_table_inside_a_folder(tmp_path, name, places):
     if name.startswith(("metadata", "labels")):
         assert len(find(tmp_path)) == 2
     else:
-        with pytest.raises(DataError, match=r"It has the tables whatever.tsv, z.csv: one of them"):
+        with pytest.raises(DataError, match=r"It has the tables whatever.tsv, z.csv: give one of them"):
             find(tmp_path)
 
 

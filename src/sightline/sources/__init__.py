@@ -1,16 +1,34 @@
 """Where labelled images lie: folders, archives, tables, arrays and names become a ``Source``."""
 
-from .builtin import BUILTIN_DATASETS, shapes
-from .layout import Layout, list_images, sort_classes
-from .listing import MAX_FILE_BYTES, FolderReader, Listing
-from .published import PUBLISHED_DATASETS
-from .resolve import Source, find
-from .source import source_from_files, stratified_subset
+import difflib
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+from ..choose import choose
+from ..errors import DataError
+from .archives import list_tar, list_zip
+from .arrays import ImageArrays, source_from_arrays
+from .builtin import digits, shapes
+from .cache import PUBLISHED_DATASETS, download_dataset, load_or_build, verify_checksums
+from .layout import Layout, list_images, sort_classes, source_from_files
+from .readers import (
+    archive_reader,
+    detect_kind,
+    limit_source,
+    read_folder,
+    read_idx_pair,
+    read_npz_file,
+    read_table_file,
+    single_class_error,
+)
+from .source import MAX_FILE_BYTES, FolderReader, Listing, Source, file_stamp, stratified_subset
 
 __all__ = [
     "BUILTIN_DATASETS",
     "MAX_FILE_BYTES",
     "PUBLISHED_DATASETS",
+    "READERS",
     "FolderReader",
     "Layout",
     "Listing",
@@ -22,3 +40,60 @@ __all__ = [
     "source_from_files",
     "stratified_subset",
 ]
+
+BUILTIN_DATASETS: dict[str, Callable[..., ImageArrays]] = {"digits": digits, "shapes": shapes}
+"""Datasets that need no download; a size may follow the name: ``shapes:600``."""
+
+READERS: dict[str, Callable[[Path], Source]] = {
+    "folder": read_folder,
+    "zip": archive_reader(list_zip),
+    "tar": archive_reader(list_tar),
+    "table": read_table_file,
+    "idx": read_idx_pair,
+    "npz": read_npz_file,
+}
+"""What a path may be; a folder or archive may hold class folders, IDX or CIFAR files."""
+
+
+def find(path: str | Path, *, limit: int | None = None, seed: int = 0, several: bool = True) -> Source:
+    """Labelled images at ``path``: a kind of ``READERS``, or the name of a built-in or published dataset.
+
+    Args:
+        path: a folder, an archive, a table, a file of arrays, or a name such as ``digits`` or ``mnist``. What lies
+            in the current folder goes before a dataset of the same name.
+        limit: about how many images to keep, with each class of each split in its share and at least once.
+        seed: seed of that sample.
+        several: whether two classes are required; images of one class are enough to test on, not to train on.
+
+    Raises DataError, with the remedy, where the data cannot be used.
+    """
+    name, path = str(path), Path(path)
+    if path.exists():
+        source = READERS[detect_kind(path)](path)
+    elif name.partition(":")[0] in BUILTIN_DATASETS:
+        source = source_from_arrays(name, choose(BUILTIN_DATASETS, name, "built-in dataset"))
+    elif name in PUBLISHED_DATASETS:
+        files = download_dataset(name)
+
+        def build() -> Source:
+            verify_checksums(name, files)
+            return source_from_arrays(name, PUBLISHED_DATASETS[name].read(files))
+
+        source = replace(load_or_build(files[0], file_stamp(*files), build), name=name)
+    else:
+        raise _missing_error(path)
+    if several and len(source.classes) == 1:
+        raise single_class_error(name, source.classes[0])
+    return source if limit is None else limit_source(source, limit, seed)
+
+
+def _missing_error(path: Path) -> DataError:
+    """Nothing is at this path: with a similar name in the same folder, and the datasets known by name."""
+    try:
+        siblings = [entry.name for entry in path.parent.iterdir()]
+        near = difflib.get_close_matches(path.name, siblings, n=1)
+        hint = f" Did you mean '{path.parent / near[0]}'?" if near else ""
+    except OSError:
+        hint = f" Not even the folder '{path.parent}' is there."
+    known = ", ".join((*BUILTIN_DATASETS, *PUBLISHED_DATASETS))
+    return DataError(f"There is nothing at '{path}'.{hint} Datasets known by name: {known}.")

@@ -1,30 +1,38 @@
-"""Archives read in place: a zip or tar is mapped into memory, never unpacked beside the data.
+"""Archives read in place: a zip or tar is mapped into memory and never unpacked next to the data.
 
-Only plain files and folders are accepted. A member that would escape the archive, a link or a
-device refuses the whole archive: it was made by mistake or with intent.
+Only plain files and folders are accepted: a link, a device, or a member that would be written outside of the
+archive's folder refuses the whole archive. A compressed tar is first decompressed into the cache, once.
 """
 
+import hashlib
 import mmap
+import os
+import shutil
 import stat
 import struct
+import tarfile
+import zipfile
 import zlib
 from array import array
-from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from jaxtyping import Int64
 from numpy import ndarray
 
-from ..errors import DataError, ImageError
-from .listing import MAX_FILE_BYTES, Listing
+from .. import runtime
+from ..errors import DataError, ImageError, OutputError
+from ..files import atomic_replace
+from .source import MAX_FILE_BYTES, Listing, file_stamp
 
-_STORED, _DEFLATED = 0, 8
-_END = struct.Struct("<4s4H2LH")
-_END64 = struct.Struct("<4sQ2H2L4Q")
-_ENTRY = struct.Struct("<4s6H3L5H2L")
+MAX_UNPACKED_TAR_BYTES = 200_000_000_000
+MAX_TAR_COMPRESSION_RATIO = 100
+"""Size of a decompressed tar over the size of its file, beyond the first GB: more is not plausible."""
+_STAMPED_BYTES = 1 << 15
+"""Bytes at each end of a tar's member that its stamp is the checksum of."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,7 +43,9 @@ class ArchiveReader:
     offsets: Int64[ndarray, " N"]
     """Where the member's local header (zip) or its bytes (tar) begin."""
     packed: Int64[ndarray, " N"]
+    """Bytes in the archive."""
     sizes: Int64[ndarray, " N"]
+    """Bytes of the file."""
     deflated: ndarray | None = None
     """Zip only: which members are compressed."""
     crcs: Int64[ndarray, " N"] | None = None
@@ -43,45 +53,43 @@ class ArchiveReader:
 
     def read(self, key: int) -> bytes:
         """The bytes of member ``key``, checked against its CRC in a zip; raises ImageError."""
-        size = int(self.sizes[key])
+        size, start = int(self.sizes[key]), int(self.offsets[key])
         if size > MAX_FILE_BYTES:
             raise ImageError(f"the file is larger than {MAX_FILE_BYTES // 1_000_000} MB, which is refused unread")
-        view, start = self._map(), int(self.offsets[key])
+        if not self._maps:
+            with self.path.open("rb") as stream:
+                self._maps.append(mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ))
+        view = self._maps[0]
         if self.crcs is None or self.deflated is None:
             return view[start : start + size]
         start += 30 + sum(struct.unpack_from("<2H", view[start : start + 30].ljust(30, b"\0"), 26))
         data = view[start : start + int(self.packed[key])]
         if self.deflated[key]:
-            data = _inflate(data, size)
+            try:  # never beyond the announced size: what is longer was announced falsely
+                data = zlib.decompressobj(-15).decompress(data, size + 1)
+            except zlib.error:
+                data = b""
         if len(data) != size or zlib.crc32(data) != self.crcs[key]:
             raise ImageError("the file is damaged inside the archive (its checksum is wrong)")
         return data
-
-    def _map(self) -> mmap.mmap:
-        if not self._maps:
-            with self.path.open("rb") as stream:
-                self._maps.append(mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ))
-        return self._maps[0]
 
     def __reduce__(self) -> Any:
         return ArchiveReader, (self.path, self.offsets, self.packed, self.sizes, self.deflated, self.crcs)
 
 
-def _inflate(data: bytes, size: int) -> bytes:
-    """Decompress, never beyond the announced size: what is longer was announced falsely."""
-    try:
-        return zlib.decompressobj(-15).decompress(data, size + 1)
-    except zlib.error:
-        return b""
-
-
-def damaged_archive_error(path: Path, kind: str) -> DataError:
-    """What to say of an archive that is not whole."""
+def _damaged_archive_error(path: Path, kind: str) -> DataError:
     return DataError(f"'{path}' is not a complete {kind} archive: copy or download it again.")
 
 
-def check_member_path(name: str, path: Path) -> str:
-    """The member's path inside the archive; DataError when it points outside."""
+def _link_error(name: str, path: Path) -> DataError:
+    return DataError(
+        f"'{path}' holds a link or device ('{name}'), and only plain files are accepted, so nothing was read: "
+        "make the archive again with the files themselves."
+    )
+
+
+def _check_member_path(name: str, path: Path) -> str:
+    """The member's path inside the archive; raises DataError where it points outside."""
     name = name.replace("\\", "/") if "\\" in name else name
     if ".." in name or name[:1] == "/" or name[1:2] == ":":
         parts = PurePosixPath(name).parts
@@ -93,107 +101,128 @@ def check_member_path(name: str, path: Path) -> str:
     return name[2:] if name[:2] == "./" else name
 
 
-def link_error(name: str, path: Path, what: str) -> DataError:
-    """What to say of an archive that holds something else than files and folders."""
-    return DataError(
-        f"'{path}' holds a {what} ('{name}'), and only plain files are accepted, so nothing was read: "
-        "make the archive again with the files themselves."
-    )
-
-
 def list_zip(path: Path) -> Listing:
-    """Every member of a zip archive, from its directory alone (four times as fast as ``zipfile``).
+    """Every member of a zip archive, from its directory alone.
 
     Raises DataError for a truncated or encrypted archive, links, and members that point outside.
     """
-    with path.open("rb") as stream, _mapped(stream, path) as view:
-        directory, count, shift = _find_directory(view, path)
+    try:
+        with zipfile.ZipFile(path) as archive:
+            members = archive.infolist()
+    except (zipfile.BadZipFile, OSError, ValueError, struct.error, NotImplementedError) as error:
+        raise _damaged_archive_error(path, "zip") from error
     names, rows, folders = [], array("q"), set()
-    for name, row in _zip_entries(directory, count, path):
+    for member in members:
+        name = member.orig_filename
+        if not member.flag_bits & 0x800 and not name.isascii():  # not marked as UTF-8, which it may still be
+            with suppress(UnicodeError):
+                name = name.encode("cp437").decode()
+        name = _check_member_path(name, path)
+        if member.flag_bits & 1:
+            raise DataError(f"'{path}' is protected by a password: make it again without one.")
+        mode = member.external_attr >> 16
+        if mode and stat.S_IFMT(mode) not in (0, stat.S_IFREG, stat.S_IFDIR):
+            raise _link_error(name, path)
+        if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+            raise DataError(
+                f"'{path}' uses an unusual compression (method {member.compress_type}) for '{name}': "
+                "make it again with the standard one."
+            )
         if name.endswith("/"):
             folders.add(name.rstrip("/"))
-        else:
-            names.append(name)
-            rows.extend(row)
-    packed, sizes, crcs, offsets, methods = np.array(rows, np.int64).reshape(-1, 5).T.copy()
-    reader = ArchiveReader(path, offsets + shift, packed, sizes, methods == _DEFLATED, crcs)
+            continue
+        names.append(name)
+        deflated = member.compress_type == zipfile.ZIP_DEFLATED
+        try:
+            rows.extend((member.compress_size, member.file_size, member.CRC, member.header_offset, deflated))
+        except OverflowError as error:
+            raise _damaged_archive_error(path, "zip") from error
+    packed, sizes, crcs, offsets, compressed = np.array(rows, np.int64).reshape(-1, 5).T.copy()
+    reader = ArchiveReader(path, offsets, packed, sizes, compressed == 1, crcs)
     return Listing(names, sizes, crcs, frozenset(folders), reader)
 
 
-def _mapped(stream: Any, path: Path) -> mmap.mmap:
+def list_tar(path: Path) -> Listing:
+    """Every member of a tar archive (gz, bz2 and xz are first decompressed into the cache).
+
+    Raises DataError for a truncated archive, links, devices, and members that point outside.
+    """
+    with path.open("rb") as stream:
+        is_plain = stream.read(262)[257:] == b"ustar"
+    plain = path if is_plain else _decompress_to_cache(path)
+    length = plain.stat().st_size
+    names, rows, folders = [], [], set()
     try:
-        return mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
-    except ValueError as error:
-        raise damaged_archive_error(path, "zip") from error
+        with tarfile.open(plain, "r:") as archive:
+            for member in archive:
+                name = _check_member_path(member.name, path)
+                if member.isdir():
+                    folders.add(name.rstrip("/"))
+                    continue
+                if not member.isreg() or member.issparse():
+                    raise _link_error(name, path)
+                names.append(name)
+                rows.append((member.offset_data, member.size, int(member.mtime)))
+                archive.members.clear()  # type: ignore[attr-defined]  else every header stays in memory
+    except (tarfile.TarError, OSError) as error:
+        raise _damaged_archive_error(path, "tar") from error
+    offsets, sizes, times = np.array(rows, np.int64).reshape(-1, 3).T.copy()
+    with plain.open("rb") as stream:
+        stream.seek(max(0, length - 512))
+        if stream.read().strip(b"\0") or (offsets + sizes > length).any():
+            raise _damaged_archive_error(path, "tar")
+        stamps = _member_stamps(stream, offsets, sizes, times)
+    return Listing(names, sizes, stamps, frozenset(folders), ArchiveReader(plain, offsets, sizes, sizes))
 
 
-def _find_directory(view: mmap.mmap, path: Path) -> tuple[bytes, int, int]:
-    """The central directory, its number of entries, and by how much all offsets are shifted."""
-    end = view.rfind(b"PK\5\6", max(0, len(view) - 66_000))
-    if end < 0 or end + _END.size > len(view):
-        raise damaged_archive_error(path, "zip")
-    *_, count, size, offset, _ = _END.unpack(view[end : end + _END.size])
-    locator = end - 20
-    if locator >= 0 and view[locator : locator + 4] == b"PK\6\7":
-        end = view.rfind(b"PK\6\6", max(0, locator - 10_000), locator)
-        if end < 0:
-            raise damaged_archive_error(path, "zip")
-        *_, count, size, offset = _END64.unpack(view[end : end + _END64.size])
-    shift = end - size - offset
-    if shift < 0:
-        raise damaged_archive_error(path, "zip")
-    return view[end - size : end], count, shift
+def _member_stamps(stream: BinaryIO, offsets: ndarray, sizes: ndarray, times: ndarray) -> Int64[ndarray, " N"]:
+    """A checksum of each member, which a tar does not have; of large ones of both ends, with the time."""
+    stamps = np.empty(len(sizes), np.int64)
+    for i, (offset, size, time) in enumerate(zip(offsets.tolist(), sizes.tolist(), times.tolist(), strict=True)):
+        stream.seek(offset)
+        crc = zlib.crc32(stream.read(min(size, _STAMPED_BYTES)))
+        if size > _STAMPED_BYTES:
+            stream.seek(offset + size - min(_STAMPED_BYTES, size - _STAMPED_BYTES))
+            tail = stream.read(min(_STAMPED_BYTES, size - _STAMPED_BYTES))
+            crc = zlib.crc32(tail, crc) ^ (time % 2**31 << 32)
+        stamps[i] = crc
+    return stamps
 
 
-def _zip_entries(directory: bytes, count: int, path: Path) -> Iterator[tuple[str, tuple[int, ...]]]:
-    """Name and (packed, size, crc, offset, method) of each member."""
-    at, step, unpack = 0, _ENTRY.size, _ENTRY.unpack_from
+def _decompress_to_cache(path: Path) -> Path:
+    """The same tar without its compression, in the cache; made once for each state of the file."""
+    key = hashlib.blake2b(os.fsencode(path.resolve()) + file_stamp(path).encode(), digest_size=12)
+    plain = runtime.cache_dir() / "archives" / f"{key.hexdigest()}.tar"
+    if plain.exists():
+        return plain
+    limit = min(MAX_UNPACKED_TAR_BYTES, max(1_000_000_000, MAX_TAR_COMPRESSION_RATIO * path.stat().st_size))
     try:
-        for _ in range(count):
-            (mark, _, _, flags, method, _, _, crc, packed, size, n, m, k, _, _, mode, offset) = unpack(
-                directory, at
-            )
-            if mark != b"PK\1\2":
-                raise damaged_archive_error(path, "zip")
-            raw = directory[at + step : at + step + n]
-            name = check_member_path(_text(raw), path)
-            if flags & 1:
-                raise DataError(f"'{path}' is protected by a password: make it again without one.")
-            if mode >> 16 and stat.S_IFMT(mode >> 16) not in (0, stat.S_IFREG, stat.S_IFDIR):
-                raise link_error(name, path, "link or device")
-            if method not in (_STORED, _DEFLATED):
+        with atomic_replace(plain) as temporary, temporary.open("wb") as target:
+            _decompress(path, target, limit)
+    except OutputError as error:
+        raise OutputError(f"{error} The variable SIGHTLINE_CACHE names another folder.") from error
+    return plain
+
+
+def _decompress(path: Path, target: Any, limit: int) -> None:
+    import bz2
+    import gzip
+    import lzma
+
+    with path.open("rb") as stream:
+        head = stream.read(6)
+    opener = gzip.open if head[:2] == b"\x1f\x8b" else bz2.open if head[:3] == b"BZh" else lzma.open
+    with opener(path, "rb") as source:
+        while True:
+            try:
+                block = source.read(1 << 22)
+            except (EOFError, OSError, zlib.error, lzma.LZMAError) as error:
+                raise _damaged_archive_error(path, "tar") from error
+            if not block:
+                return
+            if target.tell() + len(block) > min(limit, shutil.disk_usage(target.name).free + target.tell()):
                 raise DataError(
-                    f"'{path}' uses an unusual compression (method {method}) for '{name}': "
-                    "make it again with the standard one."
+                    f"'{path}' grows beyond {target.tell() // 1_000_000} MB when decompressed, more than is "
+                    "plausible or than the cache has room for: unpack it yourself and give its folder."
                 )
-            if 0xFFFFFFFF in (packed, size, offset):
-                extra = directory[at + step + n : at + step + n + m]
-                packed, size, offset = _large(extra, packed, size, offset)
-            yield name, (packed, size, crc, offset, method)
-            at += step + n + m + k
-    except struct.error as error:
-        raise damaged_archive_error(path, "zip") from error
-
-
-def _text(raw: bytes) -> str:
-    try:
-        return raw.decode()
-    except UnicodeDecodeError:
-        return raw.decode("cp437")
-
-
-def _large(extra: bytes, packed: int, size: int, offset: int) -> tuple[int, int, int]:
-    """Sizes and offset of a member beyond 4 GB, from the zip64 extra field (APPNOTE 4.5.3)."""
-    at = 0
-    while at + 4 <= len(extra):
-        kind, length = struct.unpack_from("<2H", extra, at)
-        if kind == 1:
-            values = list(struct.unpack_from(f"<{length // 8}Q", extra, at + 4))
-            if len(values) < (size, packed, offset).count(0xFFFFFFFF) or any(v >= 2**63 for v in values):
-                raise struct.error("the zip64 field is too short or impossible")
-            size = values.pop(0) if size == 0xFFFFFFFF else size
-            packed = values.pop(0) if packed == 0xFFFFFFFF else packed
-            offset = values.pop(0) if offset == 0xFFFFFFFF else offset
-            break
-        at += 4 + length
-    return packed, size, offset
+            target.write(block)

@@ -1,4 +1,4 @@
-"""Images that are arrays, not files: put in one shape, and served as files that cost next to nothing."""
+"""Images that are arrays, not files: joined into one set, and served as PNG files that cost next to nothing."""
 
 import hashlib
 import struct
@@ -15,14 +15,15 @@ from numpy import ndarray
 
 from ..errors import DataError
 from .layout import check_has_classes, check_train_covers_classes, sort_classes
+from .source import Source
 
 
 @dataclass(frozen=True, eq=False)
 class ArrayChunk:
-    """Some images of one origin, with labels as they were found there."""
+    """Some images of one origin, with the labels that were found there."""
 
     name: str
-    """What the images are called: the file or array they lie in."""
+    """The file or array that holds the images."""
     images: UInt8[ndarray, "n H W"] | UInt8[ndarray, "n H W 3"]
     labels: ndarray
     """A class number or a class name for each, (n,)."""
@@ -42,62 +43,71 @@ class ImageArrays:
     notes: tuple[str, ...] = ()
 
     def fingerprint(self) -> str:
-        """Hash of the pixels, their shape, the labels and the parts."""
+        """Hash of the pixels, their shape, the labels and the splits."""
         digest = hashlib.blake2b(repr((self.images.shape, self.classes)).encode(), digest_size=16)
         for array in (self.images, self.labels, np.array([]) if self.splits is None else self.splits):
             digest.update(np.ascontiguousarray(array).data)
         return digest.hexdigest()
 
 
-def concatenate_chunks(
-    parts: Sequence[ArrayChunk], place: str, names: Sequence[str] | None = None, notes: tuple[str, ...] = ()
-) -> ImageArrays:
-    """One set of images from its parts; ``names`` are the class names where labels are numbers.
+def source_from_arrays(name: str, arrays: ImageArrays) -> Source:
+    """Labelled images in memory."""
+    return Source(
+        name=name,
+        reader=ArrayReader(arrays.images),
+        keys=np.arange(len(arrays.labels), dtype=np.int64),
+        files=arrays.files,
+        labels=arrays.labels,
+        classes=arrays.classes,
+        fingerprint=arrays.fingerprint(),
+        columns={} if arrays.splits is None else {"split": arrays.splits},
+        notes=arrays.notes,
+    )
 
-    Raises DataError, naming ``place``, when the parts do not fit together.
+
+def concatenate_chunks(
+    chunks: Sequence[ArrayChunk], place: str, names: Sequence[str] | None = None, notes: tuple[str, ...] = ()
+) -> ImageArrays:
+    """One set of images from its chunks; ``names`` are the class names where labels are numbers.
+
+    Raises DataError, naming ``place``, where the chunks do not fit together.
     """
-    shapes = {part.images.shape[1:] for part in parts}
+    shapes = {chunk.images.shape[1:] for chunk in chunks}
     if len(shapes) > 1:
-        raise DataError(f"'{place}' has images of several shapes ({_format_shapes(shapes)}): make them all alike.")
-    for part in parts:
-        if len(part.images) != len(part.labels):
+        listed = ", ".join(sorted("x".join(map(str, shape)) for shape in shapes))
+        raise DataError(f"'{place}' has images of several shapes ({listed}): make them all alike.")
+    for chunk in chunks:
+        if len(chunk.images) != len(chunk.labels):
             raise DataError(
-                f"'{part.name}' of '{place}' has {len(part.images):,} images but {len(part.labels):,} labels: "
+                f"'{chunk.name}' of '{place}' has {len(chunk.images):,} images but {len(chunk.labels):,} labels: "
                 "one of the two is from elsewhere or was cut; copy or download them again."
             )
-    texts = [_name_labels(part, place, names) for part in parts]
+    texts = [_name_labels(chunk, place, names) for chunk in chunks]
     classes = sort_classes(set().union(*(set(known) for known, _ in texts)))
     classes = tuple(name for name in names if name in classes) if names else classes
     check_has_classes(classes, place)
-    splits = _split_column(parts)
-    if splits is not None:
-        pairs = ((part.split or "", name) for part, (known, _) in zip(parts, texts, strict=True) for name in known)
+    splits = None
+    if any(chunk.split for chunk in chunks):
+        splits = np.concatenate([np.full(len(chunk.labels), chunk.split or "train", "<U5") for chunk in chunks])
+        pairs = (
+            (chunk.split or "", name) for chunk, (known, _) in zip(chunks, texts, strict=True) for name in known
+        )
         check_train_covers_classes(pairs, classes, place)
     number = {name: i for i, name in enumerate(classes)}
     labels = [np.array([number[name] for name in known], np.int64)[codes] for known, codes in texts]
-    files = np.array([f"{part.name}:{i}" for part in parts for i in range(len(part.labels))], object)
-    images = parts[0].images if len(parts) == 1 else np.concatenate([part.images for part in parts])
+    files = np.array([f"{chunk.name}:{i}" for chunk in chunks for i in range(len(chunk.labels))], object)
+    images = chunks[0].images if len(chunks) == 1 else np.concatenate([chunk.images for chunk in chunks])
     return ImageArrays(images, np.concatenate(labels), classes, files, splits, notes)
 
 
-def _format_shapes(shapes: set[tuple[int, ...]]) -> str:
-    return ", ".join(sorted("x".join(map(str, shape)) for shape in shapes))
-
-
-def _split_column(parts: Sequence[ArrayChunk]) -> ndarray | None:
-    if not any(part.split for part in parts):
-        return None
-    return np.concatenate([np.full(len(part.labels), part.split or "train", "<U5") for part in parts])
-
-
-def _name_labels(part: ArrayChunk, place: str, names: Sequence[str] | None) -> tuple[list[str], ndarray]:
-    """The class names that occur in a part, and which of them each image has."""
-    known, codes = np.unique(part.labels, return_inverse=True)
+def _name_labels(chunk: ArrayChunk, place: str, names: Sequence[str] | None) -> tuple[list[str], ndarray]:
+    """The class names that occur in a chunk, and the position in them of each image's class."""
+    known, codes = np.unique(chunk.labels, return_inverse=True)
     if names is None:
         return [str(label) for label in known.tolist()], codes
     if len(known) and not 0 <= known[0] <= known[-1] < len(names):
         raise DataError(
-            f"'{part.name}' of '{place}' has the label {known[-1] if known[0] >= 0 else known[0]}, but there are "
+            f"'{chunk.name}' of '{place}' has the label {known[-1] if known[0] >= 0 else known[0]}, but there are "
             f"only {len(names)} class names: labels count from 0."
         )
     return [str(names[label]) for label in known.tolist()], codes
@@ -105,14 +115,14 @@ def _name_labels(part: ArrayChunk, place: str, names: Sequence[str] | None) -> t
 
 @dataclass(frozen=True, eq=False)
 class ArrayReader:
-    """Serves images in memory as PNG files, so that they go the way of every other image.
+    """Serves images in memory as PNG files, so that they are decoded like every other image.
 
-    The PNG is uncompressed and written by hand: a tenth of the time Pillow takes, and read faster too.
+    The PNG is uncompressed and written by hand: that takes a tenth of Pillow's time, and reading it is faster too.
     """
 
     images: ndarray
     path: Path | None = None
-    """The file that ``images`` maps, where it does: other processes then open it anew."""
+    """The ``.npy`` file that ``images`` maps, if any: other processes then open it again."""
 
     def read(self, key: int) -> bytes:
         """Image ``key`` as a PNG file."""
@@ -134,7 +144,7 @@ class ArrayReader:
 
 
 def open_npy_reader(path: Path) -> ArrayReader:
-    """A reader of the images in a ``.npy`` file, which is mapped into memory."""
+    """A reader of the images in a ``.npy`` file, mapped into memory."""
     return ArrayReader(np.asarray(np.load(path, mmap_mode="r", allow_pickle=False)), path)
 
 

@@ -89,6 +89,3 @@ _SHAPES: dict[str, Callable[[ndarray, ndarray], ndarray]] = {
     "star": _star_distance(5, 0.42),
     "triangle": _star_distance(3, np.cos(np.pi / 3)),
 }
-
-BUILTIN_DATASETS: dict[str, Callable[..., ImageArrays]] = {"digits": digits, "shapes": shapes}
-"""The named sets; a size may follow the name: ``shapes:600``."""

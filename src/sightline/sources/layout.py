@@ -1,4 +1,4 @@
-"""Names become labels: which folder is a class, which is a split, what is not an image."""
+"""Names become labels: which folder is a class, which is a split, and which files are images."""
 
 import glob
 from collections import Counter
@@ -11,8 +11,7 @@ from jaxtyping import Int64
 from numpy import ndarray
 
 from ..errors import DataError
-from .listing import Listing, is_junk, list_folder
-from .names import normalise_names, normalised_names_note
+from .source import Listing, Source, is_junk, list_folder, make_printable, normalise_names
 
 SPLIT_WORDS = {
     "train": "train",
@@ -26,7 +25,7 @@ SPLIT_WORDS = {
 IMAGE_SUFFIXES = frozenset(
     "jpg jpeg jpe jfif png apng bmp dib gif tif tiff webp pbm pgm ppm pnm heic heif avif".split()  # noqa: SIM905
 )
-"""What an image file may be called; its content decides whether it is one."""
+"""Suffixes of image files; the content decides whether a file is one."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,16 +37,33 @@ class Layout:
     labels: Int64[ndarray, " N"]
     classes: tuple[str, ...]
     splits: ndarray | None
-    """``train``, ``val`` or ``test`` of each file, where folders say so."""
+    """``train``, ``val`` or ``test`` of each file, where the folders or the table give it."""
     notes: tuple[str, ...] = ()
     columns: Mapping[str, ndarray] = field(default_factory=dict)
-    """Whatever else is known of each file."""
+    """The other columns of a table."""
+
+
+def source_from_files(name: str, listing: Listing, layout: Layout) -> Source:
+    """The labelled files of a listing."""
+    files, notes = make_printable([listing.names[i] for i in layout.keys])
+    given = {} if layout.splits is None else {"split": layout.splits}
+    return Source(
+        name=name,
+        reader=listing.reader,
+        keys=layout.keys,
+        files=files,
+        labels=layout.labels,
+        classes=layout.classes,
+        fingerprint=listing.fingerprint(layout.keys),
+        columns={**given, **layout.columns},
+        notes=(*layout.notes, *notes),
+    )
 
 
 def sort_classes(names: Iterable[str]) -> tuple[str, ...]:
-    """Class names in label order: by number where all are numbers, else alphabetical.
+    """Class names in label order: by number where all are numbers, otherwise alphabetical.
 
-    >>> ordered(["10", "9", "1"]), ordered(["b", "a"])
+    >>> sort_classes(["10", "9", "1"]), sort_classes(["b", "a"])
     (('1', '9', '10'), ('a', 'b'))
     """
     names = set(names)
@@ -59,21 +75,56 @@ def sort_classes(names: Iterable[str]) -> tuple[str, ...]:
 def infer_layout(listing: Listing, place: str) -> Layout:
     """Labels and splits of a listing's images, from its folders.
 
-    Raises DataError, naming ``place``, when the folders do not say what the classes are.
+    Raises DataError, naming ``place``, where the folders do not show what the classes are.
     """
     images, strays = _select_images(listing.names)
-    folders, files, groups = _group_by_folder(listing, images)
+    groups: dict[str, list[int]] = {}  # the images directly in each folder
+    for i in images:
+        name = listing.names[i]
+        groups.setdefault(name[: max(0, name.rfind("/"))], []).append(i)
+    groups = {folder: rows for folder, rows in groups.items() if not _is_in_junk(folder)}
+    folders = {folder for folder in {*listing.folders, *groups} if folder and not _is_in_junk(folder)}
     root = _find_class_root(folders, groups, place)
     inside = {name[len(root) :]: rows for name, rows in groups.items() if name.startswith(root) and name}
     below = sorted({name[len(root) :] for name in folders if name.startswith(root)} | set(inside))
-    loose = len(groups.get(root.rstrip("/"), ()))
     split_folders = _find_split_folders(inside, place)
-    plain = normalise_names({name for folder in below for name in folder.split("/")[:2]})
-    labelled = {name: _split_and_class(name, split_folders, plain) for name in inside}
+    plain, renamed = normalise_names({name for folder in below for name in folder.split("/")[:2]})
+    depth = 2 if split_folders else 1
+    labelled: dict[
+        str, tuple[str, str]
+    ] = {}  # (split, class) of a folder; what is nested below a class belongs to it
+    for folder in inside:
+        parts = folder.split("/")
+        labelled[folder] = (split_folders[parts[0]], plain[parts[1]]) if split_folders else ("", plain[parts[0]])
     classes = sort_classes(label for _, label in labelled.values())
-    _check_classes(classes, below, labelled, split_folders, plain, place + ("/" + root).rstrip("/"))
-    notes = (*_layout_notes(strays, loose, split_folders), *normalised_names_note(plain))
-    return _build_layout(files, inside, labelled, classes, bool(split_folders), notes)
+    where = place + ("/" + root).rstrip("/")
+    check_train_covers_classes(labelled.values(), classes, where)
+    filled = set(classes)
+    for folder in below:
+        parts = folder.split("/")
+        is_class = len(parts) == depth and (not split_folders or parts[0] in split_folders)
+        if is_class and plain[parts[-1]] not in filled:
+            raise DataError(
+                f"The class folder '{folder}' of '{where}' has no images: add some or remove the folder."
+            )
+    check_has_classes(classes, where)
+    notes = []
+    if strays:
+        kinds = ", ".join(f"{count} {suffix}" for suffix, count in strays.most_common(5))
+        what = "1 file" if (total := sum(strays.values())) == 1 else f"{total:,} files"
+        notes.append(f"Ignored {what} not named like images ({kinds}).")
+    if loose := len(groups.get(root.rstrip("/"), ())):
+        what = "1 image that lies" if loose == 1 else f"{loose:,} images that lie"
+        notes.append(f"Ignored {what} outside of any {'split' if split_folders else 'class'} folder.")
+    number = {name: i for i, name in enumerate(classes)}
+    lengths = [len(rows) for rows in inside.values()]
+    keys = np.concatenate([np.array(rows, np.int64) for rows in inside.values()])
+    labels = np.repeat(np.array([number[labelled[folder][1]] for folder in inside], np.int64), lengths)
+    order = np.array(sorted(range(len(keys)), key=[listing.names[i] for i in keys].__getitem__), np.int64)
+    splits = None
+    if split_folders:
+        splits = np.repeat(np.array([labelled[folder][0] for folder in inside]), lengths)[order]
+    return Layout(keys[order], labels[order], classes, splits, (*notes, *renamed))
 
 
 def _select_images(names: Sequence[str]) -> tuple[list[int], Counter[str]]:
@@ -93,7 +144,7 @@ def _select_images(names: Sequence[str]) -> tuple[list[int], Counter[str]]:
 
 
 def list_images(word: str) -> list[str]:
-    """The image files a word means: a file itself (there or not), a folder's images, or a glob's matches."""
+    """The image files of a word: a file itself (even if absent), a folder's images, or the matches of a glob."""
     if glob.has_magic(word) and not Path(word).exists():
         return sorted(glob.glob(word, recursive=True))  # noqa: PTH207 a Path cannot start at the root
     if not Path(word).is_dir():
@@ -102,24 +153,12 @@ def list_images(word: str) -> list[str]:
     return [str(Path(word, name)) for name in sorted(listing.names[i] for i in _select_images(listing.names)[0])]
 
 
-def _group_by_folder(listing: Listing, images: list[int]) -> tuple[set[str], list[str], dict[str, list[int]]]:
-    """Folders free of junk, and the images directly in each of them."""
-    names = listing.names
-    groups: dict[str, list[int]] = {}
-    for i in images:
-        name = names[i]
-        groups.setdefault(name[: max(0, name.rfind("/"))], []).append(i)
-    clean = {folder: rows for folder, rows in groups.items() if not _is_in_junk(folder)}
-    folders = {folder for folder in {*listing.folders, *clean} if folder and not _is_in_junk(folder)}
-    return folders, list(names), clean
-
-
 def _is_in_junk(folder: str) -> bool:
     return bool(folder) and any(is_junk(part) for part in folder.split("/") if part)
 
 
 def _find_class_root(folders: set[str], groups: dict[str, list[int]], place: str) -> str:
-    """The prefix of the folder that holds the classes or splits: single wrapping folders are entered."""
+    """The prefix of the folder that holds the classes or splits: a folder that only wraps another is entered."""
     if not groups:
         raise DataError(f"'{place}' holds no images: give a folder with one sub-folder of images for each class.")
     root = ""
@@ -141,7 +180,7 @@ def _find_class_root(folders: set[str], groups: dict[str, list[int]], place: str
 
 
 def _find_split_folders(inside: dict[str, list[int]], place: str) -> dict[str, str]:
-    """Top folders that are splits (they hold folders), with the split each stands for."""
+    """Top folders that are splits (they hold folders), with the split of each."""
     tops = {name.split("/")[0] for name in inside}
     nested = {name.split("/")[0] for name in inside if "/" in name}
     named = {top for top in tops if top.lower() in SPLIT_WORDS}
@@ -159,85 +198,24 @@ def _find_split_folders(inside: dict[str, list[int]], place: str) -> dict[str, s
     return {top: SPLIT_WORDS[top.lower()] for top in splits}
 
 
-def _split_and_class(folder: str, split_folders: dict[str, str], plain: Mapping[str, str]) -> tuple[str, str]:
-    """(split, class) of the images in a folder; folders nested below a class belong to it."""
-    parts = folder.split("/")
-    return (split_folders[parts[0]], plain[parts[1]]) if split_folders else ("", plain[parts[0]])
-
-
-def _check_classes(
-    classes: tuple[str, ...],
-    below: list[str],
-    labelled: dict[str, tuple[str, str]],
-    split_folders: dict[str, str],
-    plain: Mapping[str, str],
-    place: str,
-) -> None:
-    check_train_covers_classes(labelled.values(), classes, place)
-    depth = 2 if split_folders else 1
-    known = set(classes)
-    for folder in below:
-        parts = folder.split("/")
-        inside = len(parts) == depth and (not split_folders or parts[0] in split_folders)
-        if inside and plain[parts[-1]] not in known:
-            raise DataError(
-                f"The class folder '{folder}' of '{place}' has no images: add some or remove the folder."
-            )
-    check_has_classes(classes, place)
-
-
 def check_has_classes(classes: Sequence[str], place: str) -> None:
-    """DataError where there is no class; one is enough to test a classifier on."""
+    """Raise DataError where there is no class; one is enough to test a classifier on."""
     if not classes:
         raise DataError(f"'{place}' has no class: a classifier needs at least two.")
 
 
 def check_train_covers_classes(pairs: Iterable[tuple[str, str]], classes: Sequence[str], place: str) -> None:
-    """DataError when val or test has a class that train, where given, never saw."""
+    """Raise DataError where val or test has a class that a given train split lacks; pairs are (split, class)."""
     seen: dict[str, set[str]] = {}
-    for part, label in pairs:
-        seen.setdefault(part, set()).add(label)
+    for split, label in pairs:
+        seen.setdefault(split, set()).add(label)
     if "train" not in seen:
         return
-    for part in ("test", "val"):
-        if missing := [name for name in classes if name in seen.get(part, ()) and name not in seen["train"]]:
+    for split in ("test", "val"):
+        if missing := [name for name in classes if name in seen.get(split, ()) and name not in seen["train"]]:
             names = ", ".join(f"'{name}'" for name in missing[:5])
             more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
             raise DataError(
-                f"The {part} part of '{place}' has classes that train never saw ({names}{more}): "
-                f"add training images for them or remove them from {part}."
+                f"The {split} split of '{place}' has classes that are not in train ({names}{more}): "
+                f"add training images for them or remove them from {split}."
             )
-
-
-def _layout_notes(strays: Counter[str], loose: int, split_folders: dict[str, str]) -> tuple[str, ...]:
-    notes = []
-    if strays:
-        kinds = ", ".join(f"{count} {suffix}" for suffix, count in strays.most_common(5))
-        total = sum(strays.values())
-        what = "1 file" if total == 1 else f"{total:,} files"
-        notes.append(f"Ignored {what} not named like images ({kinds}).")
-    if loose:
-        where = "split" if split_folders else "class"
-        what = "1 image that lies" if loose == 1 else f"{loose:,} images that lie"
-        notes.append(f"Ignored {what} outside of any {where} folder.")
-    return tuple(notes)
-
-
-def _build_layout(
-    names: list[str],
-    inside: dict[str, list[int]],
-    labelled: dict[str, tuple[str, str]],
-    classes: tuple[str, ...],
-    given: bool,
-    notes: tuple[str, ...],
-) -> Layout:
-    number = {name: i for i, name in enumerate(classes)}
-    rows = [np.array(group, np.int64) for group in inside.values()]
-    lengths = [len(group) for group in rows]
-    keys = np.concatenate(rows)
-    labels = np.repeat(np.array([number[labelled[folder][1]] for folder in inside], np.int64), lengths)
-    order = np.array(sorted(range(len(keys)), key=[names[i] for i in keys].__getitem__), np.int64)
-    splits = None
-    if given:
-        splits = np.repeat(np.array([labelled[folder][0] for folder in inside]), lengths)[order]
-    return Layout(keys[order], labels[order], classes, splits, notes)

@@ -13,9 +13,8 @@ from numpy import ndarray
 
 from ..errors import DataError, ImageError
 from .layout import SPLIT_WORDS, Layout
-from .listing import Listing
-from .manifest import layout_from_table
-from .tables import PATH_COLUMNS, TextTable, cell_text
+from .source import Listing
+from .tables import PATH_COLUMNS, TextTable, cell_text, layout_from_table
 
 _IMAGE_COLUMNS = (*PATH_COLUMNS, "img", "picture", "photo")
 _MAX_ROW_GROUP_BYTES = 4_000_000_000

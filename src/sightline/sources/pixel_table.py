@@ -42,7 +42,7 @@ def read_pixel_table(path: Path) -> ImageArrays:
         side = round(len(columns) ** 0.5)
         if place is None:
             raise DataError(
-                f"'{path}' has {len(columns)} columns of pixels but none called {', '.join(LABEL_COLUMNS[:-1])} or "
+                f"'{path}' has {len(columns)} columns of pixels but no column {', '.join(LABEL_COLUMNS[:-1])} or "
                 f"{LABEL_COLUMNS[-1]}: a table without labels can be predicted, not learned from."
             )
         if side * side != len(columns):

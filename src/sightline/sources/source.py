@@ -1,17 +1,117 @@
-"""``Source``: labelled images that were found, whatever they were found in."""
+"""The files of a place, how to read each of them, and ``Source``: the labelled images among them."""
 
 import hashlib
-from collections.abc import Mapping
+import os
+import unicodedata
+from array import array
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Int, Int64
 from numpy import ndarray
 
-from .arrays import ArrayReader, ImageArrays
-from .layout import Layout
-from .listing import Listing, Reader
-from .names import make_printable
+from ..errors import DataError, ImageError
+
+JUNK_NAMES = frozenset({"__MACOSX", "Thumbs.db", "ehthumbs.db", "desktop.ini", "$RECYCLE.BIN"})
+"""Files and folders that operating systems leave behind; names that begin with a dot are ignored too."""
+MAX_FILE_BYTES = 256_000_000
+"""Image files larger than this are refused without reading them."""
+
+
+@runtime_checkable
+class Reader(Protocol):
+    """Reads any file of a place, from several threads, and after pickling from other processes."""
+
+    def read(self, key: int) -> bytes:
+        """The bytes of file number ``key``; raises ImageError where it cannot be read."""
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class Listing:
+    """The files of a folder or an archive, in no particular order."""
+
+    names: list[str]
+    """Path of each file inside the place, with forward slashes."""
+    sizes: Int64[ndarray, " N"]
+    """Bytes."""
+    stamps: Int64[ndarray, " N"]
+    """Changes when the file changes: modification time (folder, tar) or CRC (zip)."""
+    folders: frozenset[str]
+    """Every folder in the place, empty ones too."""
+    reader: Reader
+
+    def fingerprint(self, order: Int64[ndarray, " n"]) -> str:
+        """Hash of name, size and stamp of these files, in this order."""
+        digest = hashlib.blake2b(digest_size=16)
+        digest.update("\n".join([self.names[i] for i in order]).encode("utf-8", "surrogatepass"))
+        digest.update(self.sizes[order].tobytes())
+        digest.update(self.stamps[order].tobytes())
+        return digest.hexdigest()
+
+
+@dataclass(frozen=True, eq=False)
+class FolderReader:
+    """Reads files below a folder."""
+
+    root: Path
+    names: list[str]
+
+    def read(self, key: int) -> bytes:
+        """The bytes of file number ``key``; raises ImageError."""
+        try:
+            path = os.path.join(self.root, self.names[key])  # noqa: PTH118 half the time of Path
+            with open(path, "rb") as stream:  # noqa: PTH123
+                return stream.read()
+        except OSError as error:
+            raise ImageError(f"the file cannot be opened ({error.strerror})") from error
+
+
+def list_folder(root: Path) -> Listing:
+    """Every file below ``root``; junk is left out, and a linked folder is entered once."""
+    names: list[str] = []
+    facts = array("q")
+    folders: set[str] = set()
+    linked: set[tuple[int, int]] = set()
+    waiting = [(str(root), "")]
+    while waiting:
+        place, prefix = waiting.pop()
+        try:
+            with os.scandir(place) as entries:  # one by one: a folder may hold a million files
+                for entry in entries:
+                    if is_junk(entry.name):
+                        continue
+                    name = prefix + entry.name
+                    if entry.is_dir():
+                        folders.add(name)
+                        if entry.is_symlink():  # links may form circles
+                            status = entry.stat()
+                            if (status.st_dev, status.st_ino) in linked:
+                                continue
+                            linked.add((status.st_dev, status.st_ino))
+                        waiting.append((entry.path, name + "/"))
+                    elif entry.is_file():
+                        status = entry.stat()
+                        names.append(name)
+                        facts.extend((status.st_size, status.st_mtime_ns))
+        except OSError as error:
+            raise DataError(f"The folder '{place}' cannot be opened ({error.strerror}).") from error
+    sizes, stamps = np.frombuffer(facts, np.int64).reshape(-1, 2).T
+    return Listing(names, sizes, stamps, frozenset(folders), FolderReader(root, names))
+
+
+def is_junk(part: str) -> bool:
+    """Whether a file or folder of this name was left by an operating system."""
+    return part[0] == "." or part in JUNK_NAMES
+
+
+def file_stamp(*paths: Path) -> str:
+    """Size, times and identity of some files: changes when one of them does."""
+    facts = [(s.st_size, s.st_mtime_ns, s.st_ctime_ns, s.st_ino, s.st_dev) for s in (p.stat() for p in paths)]
+    return repr(facts)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -24,20 +124,20 @@ class Source:
     keys: Int64[ndarray, " N"]
     """Number of each file in the reader."""
     files: ndarray
-    """Where each image lies, as the user would name it: always printable, so never opened by this name."""
+    """Where each image lies, for people: always printable, so never opened by this name."""
     labels: Int64[ndarray, " N"]
     classes: tuple[str, ...]
     fingerprint: str
     """Hash of names, sizes and stamps, or of pixels: equal fingerprints mean equal images."""
     columns: Mapping[str, ndarray] = field(default_factory=dict)
-    """``split`` where it is given, and whatever else a table tells."""
+    """``split`` where it is given, and the other columns of a table."""
     notes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.keys)
 
     def read(self, index: int) -> bytes:
-        """The bytes of image ``index``; raises ImageError when they cannot be had."""
+        """The bytes of image ``index``; raises ImageError where they cannot be read."""
         return self.reader.read(int(self.keys[index]))
 
     def subset(self, indices: Int64[ndarray, " n"]) -> "Source":
@@ -72,33 +172,46 @@ def stratified_subset(
     return np.sort(order[rank < np.repeat(np.maximum(1, np.rint(wanted)), counts)])
 
 
-def source_from_files(name: str, listing: Listing, layout: Layout) -> Source:
-    """The labelled files of a listing."""
-    files, notes = make_printable([listing.names[i] for i in layout.keys])
-    given = {} if layout.splits is None else {"split": layout.splits}
-    return Source(
-        name=name,
-        reader=listing.reader,
-        keys=layout.keys,
-        files=files,
-        labels=layout.labels,
-        classes=layout.classes,
-        fingerprint=listing.fingerprint(layout.keys),
-        columns={**given, **layout.columns},
-        notes=(*layout.notes, *notes),
+# names that can be shown and written anywhere
+
+
+def normalise_names(names: Iterable[str]) -> tuple[dict[str, str], tuple[str, ...]]:
+    r"""Each class name as it will be shown, and a note where some changed.
+
+    Unicode is composed (NFC; macOS decomposes it), bytes that are not UTF-8 become ``\xe9``.
+
+    >>> normalise_names(["cafe\u0301", "tea"])[0] == {"cafe\u0301": "caf\u00e9", "tea": "tea"}
+    True
+    """
+    plain = {name: unicodedata.normalize("NFC", _escape_non_utf8(name)) for name in names}
+    changed = sorted({new for old, new in plain.items() if new != old})
+    if not changed:
+        return plain, ()
+    shown = ", ".join(f"'{name}'" for name in changed[:5])
+    return plain, (
+        f"Wrote {len(changed)} class name{'s'[: len(changed) != 1]} in standard Unicode (NFC): {shown}.",
     )
 
 
-def source_from_arrays(name: str, arrays: ImageArrays) -> Source:
-    """Labelled images in memory."""
-    return Source(
-        name=name,
-        reader=ArrayReader(arrays.images),
-        keys=np.arange(len(arrays.labels), dtype=np.int64),
-        files=arrays.files,
-        labels=arrays.labels,
-        classes=arrays.classes,
-        fingerprint=arrays.fingerprint(),
-        columns={} if arrays.splits is None else {"split": arrays.splits},
-        notes=arrays.notes,
-    )
+def make_printable(names: list[str]) -> tuple[ndarray, tuple[str, ...]]:
+    """File names as an array of strings that can be printed and written, and a note where some changed."""
+    files = np.empty(len(names), object)
+    try:
+        "\0".join(names).encode()
+    except UnicodeEncodeError:
+        files[:] = [_escape_non_utf8(name) for name in names]
+        count = sum(new != old for new, old in zip(files, names, strict=True))
+        return files, (f"The names of {count:,} files are not UTF-8: other bytes are shown as \\xe9.",)
+    files[:] = names
+    return files, ()
+
+
+def _escape_non_utf8(name: str) -> str:
+    """The name with bytes that are not UTF-8, which Python keeps as lone surrogates, written as escapes."""
+    if name.isascii():
+        return name
+    try:
+        raw = name.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:
+        raw = name.encode("utf-8", "backslashreplace")
+    return raw.decode("utf-8", "backslashreplace")

@@ -1,15 +1,24 @@
-"""Tables of text: CSV, TSV and JSONL become columns of strings, read as a stream."""
+"""Tables of text (CSV, TSV, JSONL): columns of strings, and the labelled files that they name."""
 
 import csv
 import json
+import os
+import posixpath
+import unicodedata
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any, TextIO
 
+import numpy as np
+from numpy import ndarray
+
+from ..choose import suggest
 from ..errors import DataError
+from .layout import SPLIT_WORDS, Layout, check_has_classes, check_train_covers_classes, sort_classes
+from .source import FolderReader, Listing, normalise_names
 
 PATH_COLUMNS = ("path", "image", "file_name", "filename")
 LABEL_COLUMNS = ("label", "class", "target")
@@ -24,18 +33,18 @@ class TextTable:
     path: Path
     columns: Mapping[str, list[str]]
     describe_row: Callable[[int], str]
-    """Names a row as a person would find it: ``ChartLine 3``."""
+    """Names a row as its reader would find it in the file: ``Line 3``."""
 
     def __len__(self) -> int:
         return max((len(column) for column in self.columns.values()), default=0)
 
     def find_column(self, accepted: tuple[str, ...]) -> str | None:
-        """The column called by one of these names, whatever its case."""
+        """The first of these columns that the table has, in upper or lower case."""
         lower = {name.lower(): name for name in reversed(list(self.columns))}
         return next((lower[name] for name in accepted if name in lower), None)
 
     def require_column(self, accepted: tuple[str, ...]) -> str:
-        """As ``named``; raises DataError where there is none."""
+        """As ``find_column``; raises DataError where there is none."""
         name = self.find_column(accepted)
         if name is None:
             raise DataError(
@@ -68,7 +77,7 @@ class _ColumnBuilder:
 
 
 def read_csv(path: Path) -> TextTable:
-    """Comma, semicolon or tab; UTF-8, with or without a mark, or UTF-16 with one.
+    """A table separated by comma, semicolon or tab, in UTF-8, with or without a mark, or UTF-16 with one.
 
     Raises DataError, naming the line, for other encodings and for rows longer than the header.
     """
@@ -113,7 +122,7 @@ def _is_blank(row: list[str]) -> bool:
 
 
 def _find_line(path: Path, wrong: Callable[[list[str]], bool] | None, number: int = 0) -> str:
-    """Where a row ends: row ``number``, or the first ``wrong`` one. Asked for messages only, so it reads again."""
+    """The line where row ``number`` ends, or the first ``wrong`` row; for messages: it reads the file again."""
     with _open_csv(path) as (_, rows):
         wanted = (row for row in rows if not _is_blank(row) and (wrong is None or wrong(row)))
         next(islice(wanted, number, None))
@@ -121,12 +130,12 @@ def _find_line(path: Path, wrong: Callable[[list[str]], bool] | None, number: in
 
 
 def detect_delimiter(header: str) -> str:
-    """What separates the fields: whichever of comma, semicolon and tab the header has most of."""
+    """The delimiter of the fields: comma, semicolon or tab, whichever is most frequent in the header."""
     return max(",;\t", key=header.count)
 
 
 def detect_encoding(path: Path) -> str:
-    """UTF-8 unless a mark says otherwise. Raises DataError for UTF-16 without one."""
+    """UTF-8, or UTF-16 by its mark. Raises DataError for UTF-16 without one."""
     with path.open("rb") as stream:
         head = stream.read(4096)
     if head[:2] in (b"\xff\xfe", b"\xfe\xff"):
@@ -148,7 +157,7 @@ def _open_text(path: Path) -> TextIO:
 
 
 def _encoding_error(path: Path) -> DataError:
-    """Which line is not in the encoding the file has to be in."""
+    """Which line is not in the encoding that the file must have."""
     if detect_encoding(path) == "utf-16":
         return DataError(f"'{path}' is not whole UTF-16 text: save it again in UTF-8.")
     with path.open("rb") as stream:
@@ -167,7 +176,7 @@ def _encoding_error(path: Path) -> DataError:
 
 
 def read_jsonl(path: Path) -> TextTable:
-    """An object on each line; its values become text, what a line lacks is empty. Raises DataError."""
+    """A JSON object on each line; values become text, and a missing field is empty text. Raises DataError."""
     columns: dict[str, list[str]] = {}
     known: dict[str, str] = {}
     count = 0
@@ -191,20 +200,19 @@ def _iterate_json_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     with _open_text(path) as stream:
         try:
             for number, line in enumerate(stream, 1):
-                if line.strip():
-                    yield number, _parse_object(line, number, path)
+                if not line.strip():
+                    continue
+                try:
+                    row = json.loads(line)
+                except (ValueError, RecursionError) as error:
+                    raise DataError(f"Line {number} of '{path}' is not valid JSON ({error}).") from error
+                if not isinstance(row, dict):
+                    raise DataError(
+                        f"Line {number} of '{path}' is not a JSON object with fields such as path and label."
+                    )
+                yield number, row
         except UnicodeDecodeError as error:
             raise _encoding_error(path) from error
-
-
-def _parse_object(line: str, number: int, path: Path) -> dict[str, Any]:
-    try:
-        row = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"Line {number} of '{path}' is not valid JSON ({error}).") from error
-    if not isinstance(row, dict):
-        raise DataError(f"Line {number} of '{path}' is not a JSON object with fields such as path and label.")
-    return row
 
 
 def cell_text(value: Any) -> str:
@@ -218,3 +226,137 @@ def cell_text(value: Any) -> str:
     if value is None:
         return ""
     return json.dumps(value, ensure_ascii=False) if isinstance(value, dict | list) else str(value)
+
+
+# a table that names images and their labels
+
+
+def read_manifest(table: TextTable) -> tuple[Listing, Layout]:
+    """The files that a table names, their labels and its other columns.
+
+    The path column is called path, image, file_name or filename (relative to the table), the label
+    column label, class or target; ``split`` is train, val or test. A file named twice with one label
+    counts once. Raises DataError, naming the line and the field.
+    """
+    where = table.require_column(PATH_COLUMNS)
+    names = []
+    for text in _require_filled(table, where):
+        name = text.replace("\\", "/") if "\\" in text else text
+        names.append(posixpath.normpath(name) if "./" in name or "//" in name else name)
+    layout = layout_from_table(table, {where})
+    keep, notes = _drop_repeated_rows(table, names, layout)
+    listing = _list_files(table, names)
+    if keep is not None:
+        layout = replace(
+            layout,
+            keys=layout.keys[keep],
+            labels=layout.labels[keep],
+            splits=None if layout.splits is None else layout.splits[keep],
+            columns={name: column[keep] for name, column in layout.columns.items()},
+        )
+    return listing, replace(layout, notes=(*layout.notes, *notes))
+
+
+def layout_from_table(table: TextTable, known: set[str]) -> Layout:
+    """Labels, splits and other columns of a table, ``known`` ones left out. Raises DataError."""
+    label_column, split_column = table.require_column(LABEL_COLUMNS), table.find_column(("split",))
+    texts = _require_filled(table, label_column)
+    plain, notes = normalise_names(set(texts))
+    classes = sort_classes(plain.values())
+    check_has_classes(classes, str(table.path))
+    number = {name: classes.index(label) for name, label in plain.items()}
+    labels = np.fromiter(map(number.__getitem__, texts), np.int64, len(texts))
+    splits = _read_splits(table, split_column) if split_column else None
+    if splits is not None:
+        pairs = ((name, classes[k]) for name in np.unique(splits) for k in np.unique(labels[splits == name]))
+        check_train_covers_classes(pairs, classes, str(table.path))
+    known = {"", label_column, *known, *([split_column] if split_column else [])}
+    extra = {name: np.array(column, object) for name, column in table.columns.items() if name not in known}
+    return Layout(np.arange(len(texts), dtype=np.int64), labels, classes, splits, notes, extra)
+
+
+def _require_filled(table: TextTable, name: str) -> list[str]:
+    column = table.columns[name]
+    if "" in column:
+        line = table.describe_row(column.index(""))
+        raise DataError(f"{line} of '{table.path}' has an empty '{name}': fill it in or remove the line.")
+    return column
+
+
+def _read_splits(table: TextTable, name: str) -> ndarray | None:
+    """The split column as train, val or test; None where it is all empty."""
+    texts = [text.lower() for text in table.columns[name]]
+    kinds = set(texts)
+    if kinds == {""}:
+        return None
+    for text in sorted(kinds - {"", *SPLIT_WORDS}):
+        line = table.describe_row(texts.index(text))
+        raise DataError(f"{line} of '{table.path}' has split '{text}'. {suggest(text, SPLIT_WORDS)}")
+    return np.array([SPLIT_WORDS.get(text, "train") for text in texts])
+
+
+def _drop_repeated_rows(
+    table: TextTable, names: list[str], layout: Layout
+) -> tuple[ndarray | None, tuple[str, ...]]:
+    """Which rows name a file for the first time (None: all); DataError where two rows disagree on it."""
+    hashes = np.fromiter(map(hash, names), np.int64, len(names))
+    order = np.argsort(hashes, kind="stable")
+    same = hashes[order][1:] == hashes[order][:-1]
+    rows = np.sort(order[np.append(same, False) | np.append(False, same)])
+    labels = np.array(layout.classes, object)[layout.labels]
+    first: dict[str, int] = {}
+    repeated: list[int] = []
+    for row in rows.tolist():
+        before = first.setdefault(names[row], row)
+        if before != row:
+            for what, values in (("label", labels), ("split", layout.splits)):
+                if values is not None and values[before] != values[row]:
+                    raise DataError(
+                        f"'{table.path}' names '{names[row]}' twice with another {what}: "
+                        f"{table.describe_row(before).lower()} says '{values[before]}', "
+                        f"{table.describe_row(row).lower()} says '{values[row]}'; remove one of the two."
+                    )
+            repeated.append(row)
+    if not repeated:
+        return None, ()
+    keep = np.ones(len(names), bool)
+    keep[repeated] = False
+    name = names[repeated[0]]
+    lines = f"{table.describe_row(first[name])} and {table.describe_row(repeated[0]).lower()}"
+    count = "1 row that names" if len(repeated) == 1 else f"{len(repeated):,} rows that name"
+    return keep, (f"Ignored {count} a file again ('{name}', {lines[0].lower()}{lines[1:]}).",)
+
+
+def _list_files(table: TextTable, names: list[str]) -> Listing:
+    """Sizes and times of the named files. Raises DataError, naming the first few that are missing."""
+    root = table.path.parent
+    prefix = os.path.join(root, "")  # noqa: PTH118
+    facts = np.empty((len(names), 2), np.int64)
+    missing: list[int] = []
+    for row, name in enumerate(names):
+        try:
+            status = os.stat(name if name[0] == "/" or name[1:2] == ":" else prefix + name)  # noqa: PTH116 half the time of Path
+        except (OSError, ValueError):
+            if other := _find_other_unicode_form(root, name):
+                names[row] = other
+                status = (root / other).stat()
+            else:
+                missing.append(row)
+                continue
+        facts[row] = status.st_size, status.st_mtime_ns
+    if missing:
+        first = ", ".join(f"'{names[row]}' ({table.describe_row(row).lower()})" for row in missing[:3])
+        raise DataError(
+            f"{len(missing):,} of the {len(names):,} files named in '{table.path}' do not exist: {first}"
+            f"{', ...' if len(missing) > 3 else ''}. Paths are relative to the folder of the table."
+        )
+    sizes, stamps = facts.T.copy()
+    return Listing(names, sizes, stamps, frozenset(), FolderReader(root, names))
+
+
+def _find_other_unicode_form(root: Path, name: str) -> str | None:
+    """The same name composed or decomposed, as another system wrote it, where a file is called so."""
+    if name.isascii() or "\0" in name:
+        return None
+    forms = (unicodedata.normalize(form, name) for form in ("NFC", "NFD"))
+    return next((form for form in forms if form != name and (root / form).exists()), None)
