@@ -31,8 +31,7 @@ from sightline.compression import Distil, fine_tune
 from sightline.inference import match_labels, predict_logits
 from sightline.metrics import mcnemar, seeds_interval
 from sightline.models import count_multiply_adds, count_parameters
-from sightline.training import Recipe
-from sightline.training.plan import build_objective
+from sightline.training import Recipe, resolve
 from sightline.training.run import train_on_splits
 from sightline.training.run_folder import SilentRunFolder
 from sightline.types import Dataset, Splits
@@ -44,11 +43,11 @@ RECIPE = Recipe(
     augment=("flip", "shift:2"),
     batch_size=128,
     lr=0.05,
-    clip=1.0,
+    clip_grad=1.0,
     epochs=15,
     precision="float32",
     memory_format="channels_last",
-    replicas=1,
+    cpu_replicas=1,
 )
 
 IMAGES = 500
@@ -93,7 +92,7 @@ def teacher_of(folder: Path, splits: Splits) -> Classifier:
 def measure(teacher: Classifier, splits: Splits, recipe: Recipe, arm: str) -> dict[str, Any]:
     """One training of the student and its test."""
     started, step = time.perf_counter(), Distil("lenet5", seed=recipe.seed)
-    student, labels = step(teacher, splits), build_objective(recipe)
+    student, labels = step(teacher, splits), resolve(recipe).objective
     objective = step.objective(teacher, labels) if arm == "taught" else labels
     with tempfile.TemporaryDirectory() as place:
         made = fine_tune(student, splits, recipe, SilentRunFolder(Path(place)), objective=objective, fresh=True)

@@ -35,7 +35,7 @@ PLAIN = Recipe(
     batch_size=128,
     precision="float32",
     memory_format="channels_last",
-    replicas=1,
+    cpu_replicas=1,
 )
 
 RATES = (0.01, 0.015, 0.02, 0.03, 0.04)

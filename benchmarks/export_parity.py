@@ -107,7 +107,10 @@ def main() -> None:
             "cifar10_jpg.zip",
             Recipe(model="resnet20", weights=str(weights), normalize="imagenet", epochs=0, limit=given.limit),
         ),
-        **{f"photos, {fit}": ("photos_jpg.zip", photos.replace(fit=fit)) for fit in ("squash", "crop", "pad")},
+        **{
+            f"photos, {fit}": ("photos_jpg.zip", photos.replace(resize_mode=fit))
+            for fit in ("squash", "crop", "pad")
+        },
     }
     with tempfile.TemporaryDirectory() as place:
         for name, (archive, recipe) in recipes.items():

@@ -13,11 +13,7 @@ from itertools import islice
 import torch
 from record import record, shared
 
-from sightline.training import Recipe, build_classifier, prepare
-from sightline.training.autotune import to_memory_format
-from sightline.training.losses import CrossEntropy
-from sightline.training.optimizers import build_optimizer
-from sightline.training.run import build_method
+from sightline.training import Recipe, build_classifier, build_method, prepare, resolve, to_memory_format
 
 BATCHES, STEPS, ROUNDS = 60, 4, 5
 
@@ -25,12 +21,10 @@ BATCHES, STEPS, ROUNDS = 60, 4, 5
 def main() -> None:
     """Time the batches alone, then the steps alone, in turn."""
     data = shared(sys.argv[1] if len(sys.argv) > 1 else None) / "cifar10_jpg.zip"
-    recipe, splits, _ = prepare(Recipe(data=str(data), model="resnet20", memory_format="channels_last"))
-    classifier = to_memory_format(
-        build_classifier(recipe, splits, torch.device("cpu"))[0], "channels_last"
-    ).train()
-    method = build_method(recipe, splits, torch.device("cpu"), CrossEntropy())
-    moves = build_optimizer(classifier, recipe)
+    plan, splits, _ = prepare(resolve(Recipe(data=str(data), model="resnet20", memory_format="channels_last")))
+    classifier = to_memory_format(build_classifier(plan, splits, torch.device("cpu"))[0], "channels_last").train()
+    method = build_method(plan, splits, torch.device("cpu"))
+    moves = plan.build_optimizer(classifier)
     batch = next(iter(method.batches(0, 0)))
     loading, stepping = [], []
     for number in range(ROUNDS + 1):  # the first round warms up

@@ -14,11 +14,11 @@ from record import record
 
 from sightline import runtime
 from sightline.models import build, parse_architecture
-from sightline.training.losses import OBJECTIVES, LogitLoss
+from sightline.training import OBJECTIVES
 
 BATCH, CLASSES = 128, 10
 
-PLAIN = [name for name, make in OBJECTIVES.items() if isinstance(make(), LogitLoss)]
+PLAIN = [name for name, make in OBJECTIVES.items() if make().on_logits]
 """Losses of logits alone; what robust ones cost is in benchmarks/robust_mnist.py."""
 
 

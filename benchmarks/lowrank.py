@@ -39,7 +39,7 @@ RECIPE = Recipe(
     epochs=4,
     precision="float32",
     memory_format="channels_last",
-    replicas=1,
+    cpu_replicas=1,
 )
 
 HEALING = RECIPE.replace(epochs=2, lr=0.01)

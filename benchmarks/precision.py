@@ -21,7 +21,7 @@ from record import Notebook, record, shared
 
 from sightline.evaluation import evaluate
 from sightline.metrics import seeds_interval
-from sightline.training import Recipe, prepare, train
+from sightline.training import Recipe, read_splits, train
 from sightline.types import Dataset
 
 SEEDS = range(5)
@@ -89,7 +89,7 @@ def one(data: Path, recipe: Recipe) -> dict[str, Any]:
 
 def whole_test(data: Path, recipe: Recipe) -> Dataset:
     """The test images that the recipe's limit left out as well."""
-    _, splits, _ = prepare(recipe.replace(data=str(data), limit=None))
+    splits, _ = read_splits(recipe.replace(data=str(data), limit=None))
     return splits.test
 
 

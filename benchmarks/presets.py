@@ -80,7 +80,7 @@ def measure(data: Path, recipe: Recipe, out: Path) -> dict:
         "threads": torch.get_num_threads(),
         "training_minutes": run.facts["seconds"] / 60,
         "images_per_second": run.facts["images_per_second"],
-        "way": [run.recipe.precision, run.recipe.memory_format, run.recipe.replicas],
+        "way": [run.recipe.precision, run.recipe.memory_format, run.recipe.cpu_replicas],
     }
 
 

@@ -25,7 +25,7 @@ RECIPE = Recipe(
     batch_size=128,
     precision="float32",
     memory_format="channels_last",
-    replicas=1,
+    cpu_replicas=1,
 )
 
 
@@ -43,7 +43,7 @@ def main() -> None:
     accuracies: dict[int, list[float]] = {1: [], 2: []}
     for seed in SEEDS:
         for processes, found in accuracies.items():
-            recipe = RECIPE.replace(seed=seed, processes=processes, limit=asked.images, epochs=asked.epochs)
+            recipe = RECIPE.replace(seed=seed, devices=processes, limit=asked.images, epochs=asked.epochs)
             key = {"recipe": recipe.to_toml()}
             line = book.find(**key) or book.add(one(data, recipe), **key)
             found.append(line["test_accuracy"])

@@ -30,8 +30,7 @@ from sightline.compression import Channels, compare_with_original, fine_tune
 from sightline.compression.fine_tuning import recalibrate_norms
 from sightline.compression.pruning import CHANNEL_CRITERIA, CHANNEL_SCOPES
 from sightline.inference import validate
-from sightline.training import Recipe
-from sightline.training.plan import build_objective
+from sightline.training import Recipe, resolve
 from sightline.training.run import train_on_splits
 from sightline.training.run_folder import SilentRunFolder
 from sightline.types import Dataset, Splits
@@ -50,7 +49,7 @@ RECIPE = Recipe(
     epochs=3,
     precision="float32",
     memory_format="channels_last",
-    replicas=1,
+    cpu_replicas=1,
 )
 
 HEALING = RECIPE.replace(epochs=5, lr=0.01)
@@ -103,7 +102,7 @@ def kept(place: Path, make: Callable[[Path], Classifier]) -> Classifier:
 
 def healed(start: Callable[[], Classifier], splits: Splits, recipe: Recipe) -> Callable[[Path], Classifier]:
     """Norms measured anew and a short training."""
-    loss = build_objective(recipe, splits.train.counts)
+    loss = resolve(recipe).fit_to(splits.train).objective
     return lambda place: fine_tune(start(), splits, recipe, SilentRunFolder(place), objective=loss).classifier
 
 

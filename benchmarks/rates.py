@@ -18,9 +18,8 @@ from record import RESULTS, Notebook, record, shared
 from sightline import runtime
 from sightline.errors import TrainingError
 from sightline.evaluation import evaluate
-from sightline.training import Recipe
-from sightline.training.optimizers import DEFAULT_LR
-from sightline.training.run import prepare, train_on_splits
+from sightline.training import OPTIMIZERS, Recipe, read_splits
+from sightline.training.run import train_on_splits
 from sightline.training.run_folder import SilentRunFolder
 from sightline.types import Splits
 
@@ -56,14 +55,14 @@ def main() -> None:
 
 def drawn(data: Path) -> Splits:
     """Images to learn from and others to judge by, all of the training part."""
-    _, splits, _ = prepare(Recipe(data=str(data), size=32, channels=3, model="mlp"))
+    splits, _ = read_splits(Recipe(data=str(data), size=32, channels=3, model="mlp"))
     rows = runtime.permutation(len(splits.train), 1)[: IMAGES + HELD]
     return Splits(splits.train.subset(rows[:IMAGES]), splits.train.subset(rows[IMAGES:]), splits.test)
 
 
 def accuracy(splits: Splits, *, network: str, optimizer: str, share: float) -> float:
     """That on the images held back; 0.1, as by chance, where training went astray."""
-    lr = DEFAULT_LR[optimizer] * share * BATCH / 128
+    lr = OPTIMIZERS[optimizer].default_lr * share * BATCH / 128
     recipe = Recipe(
         data="cifar10",
         size=32,

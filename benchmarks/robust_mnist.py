@@ -88,7 +88,7 @@ def clean(run) -> dict:
         "epochs": run.facts["epochs"],
         "best_epoch": run.facts["best_epoch"],
         "images_per_second": run.facts["images_per_second"],
-        "way": [run.recipe.precision, run.recipe.memory_format, run.recipe.replicas],
+        "way": [run.recipe.precision, run.recipe.memory_format, run.recipe.cpu_replicas],
         "threads": torch.get_num_threads(),
     }
 

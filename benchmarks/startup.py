@@ -29,7 +29,7 @@ def stop(self, state):
     if state.step == STEPS:
         print("PEAK", runtime.peak_memory_mb(), flush=True)
         state.interrupted = True
-hooks.Live.after_step = stop
+hooks.ProgressReporter.after_step = stop
 from sightline.cli import main
 main(sys.argv[2:])
 """

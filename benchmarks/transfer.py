@@ -39,7 +39,7 @@ TASKS = {
 }
 """Name -> archive, epochs for each number of images per class, test images (evenly over the classes)."""
 
-WAY: dict[str, Any] = {"precision": "float32", "memory_format": "channels_last", "replicas": 1}
+WAY: dict[str, Any] = {"precision": "float32", "memory_format": "channels_last", "cpu_replicas": 1}
 """Set, so that no training is another one where another way measures faster."""
 
 START = Path("weights") / "resnet20-12fca82f.th"

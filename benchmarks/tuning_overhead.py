@@ -30,7 +30,7 @@ def main() -> None:
     parser.add_argument("--trials", type=int, default=20)
     parser.add_argument("--epochs", type=int, default=60)
     asked = parser.parse_args()
-    base = Recipe(model="lenet5", epochs=asked.epochs, batch_size=64, replicas=1)
+    base = Recipe(model="lenet5", epochs=asked.epochs, batch_size=64, cpu_replicas=1)
     base = base.replace(precision="float32", memory_format="contiguous")
     study._train_winner = lambda *_: None  # its training is no part of the search
     reports = time_reports()

@@ -17,7 +17,7 @@ from sightline import runtime
 from sightline.data.loader import to_tensor
 from sightline.models import build, parse_architecture
 from sightline.preprocessing import fit_preprocessing, forecast_fit
-from sightline.training import Recipe, prepare
+from sightline.training import Recipe, read_splits
 
 ROUNDS, COUNT = 7, 128
 WORDS = ("fitted", "gcn", "zca:eps=0.1", "zca:eps=0.1:rank=512")
@@ -26,7 +26,7 @@ WORDS = ("fitted", "gcn", "zca:eps=0.1", "zca:eps=0.1:rank=512")
 def main() -> None:
     """Fit each, then time them and the step in turn."""
     data = shared(sys.argv[1] if len(sys.argv) > 1 else None) / "cifar10_jpg.zip"
-    images = prepare(Recipe(data=str(data), model="resnet20", val=0.1))[1].train
+    images = read_splits(Recipe(data=str(data), model="resnet20", val_fraction=0.1))[0].train
     pixels = to_tensor(images[:COUNT])
     network = build(parse_architecture("resnet20", classes=10, channels=3, size=(32, 32))).to(
         memory_format=torch.channels_last

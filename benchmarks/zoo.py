@@ -24,8 +24,8 @@ from sightline.evaluation import evaluate
 from sightline.files import write_json
 from sightline.models import NETWORKS, build, count_multiply_adds, parse_architecture
 from sightline.models.registry import MEASURED_FILE
-from sightline.training import Recipe
-from sightline.training.run import prepare, train_on_splits
+from sightline.training import Recipe, read_splits
+from sightline.training.run import train_on_splits
 from sightline.training.run_folder import SilentRunFolder
 from sightline.types import Splits
 
@@ -72,7 +72,7 @@ def keep(book: Notebook, protocol: dict[str, int]) -> None:
 
 def drawn(data: Path, images: int) -> Splits:
     """That many training images, a tenth as many for validation, some test images; all by seed 0."""
-    _, splits, _ = prepare(Recipe(data=str(data), size=32, channels=3, model="mlp"))
+    splits, _ = read_splits(Recipe(data=str(data), size=32, channels=3, model="mlp"))
     parts = ((splits.train, images), (splits.val, images // 10), (splits.test, TESTED))
     train, val, test = (part.subset(runtime.permutation(len(part), 0)[:count]) for part, count in parts)
     return replace(splits, train=train, val=val, test=test)

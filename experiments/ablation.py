@@ -20,7 +20,7 @@ NETWORKS = {
     "without dropout": "enhanced:dropout=0.0",
     "without multi-scale": "enhanced:multi_scale=False",
 }
-RECIPE = Recipe(augment=("flip", "shift:4"), lr=0.1, batch_size=128, clip=1.0)
+RECIPE = Recipe(augment=("flip", "shift:4"), lr=0.1, batch_size=128, clip_grad=1.0)
 """A clipped gradient, so that the network without batch norm can be trained at the same rate."""
 
 

@@ -18,16 +18,16 @@ sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
 from record import Notebook, record, shared
 
 from sightline.comparison.learning_curve import nested_subset
+from sightline.inference import predict_logits
 from sightline.metrics import seeds_interval
-from sightline.training import Recipe, prepare
-from sightline.training.calibrate import predict_logits
+from sightline.training import Recipe, read_splits
 from sightline.training.run import train_on_splits
 from sightline.training.run_folder import SilentRunFolder
 from sightline.types import Splits
 
 RESULTS = Path(__file__).parent / "results"
 
-WAY: dict[str, Any] = {"precision": "float32", "memory_format": "channels_last", "replicas": 1}
+WAY: dict[str, Any] = {"precision": "float32", "memory_format": "channels_last", "cpu_replicas": 1}
 """Set, so that no training is another one where another way measures faster."""
 
 
@@ -57,7 +57,7 @@ def keep(name: str, figures: dict[str, Any]) -> None:
 
 def images(recipe: Recipe, data: Path, count: int | None = None) -> Splits:
     """A dataset split by the recipe's seed, with about ``count`` of its training images, a share of each class."""
-    _, splits, _ = prepare(recipe.replace(data=str(data)))
+    splits, _ = read_splits(recipe.replace(data=str(data)))
     if count is None or count >= len(splits.train):
         return splits
     chosen = nested_subset(splits.train.labels, count / len(splits.train), recipe.seed)

@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 from common import arguments, changed, keep, mean, notebook, trained
 
-from sightline.training import Recipe, prepare
+from sightline.training import Recipe, read_splits
 
 ROWS = 42_000
-RECIPE = Recipe(model="lenet5", epochs=6, augment=("shift:1",), test=0.1, val=0.1)
+RECIPE = Recipe(model="lenet5", epochs=6, augment=("shift:1",), test_fraction=0.1, val_fraction=0.1)
 CONFUSED = ((3, 8), (4, 9))
 
 
@@ -30,7 +30,7 @@ def main() -> None:
         recipe = RECIPE.replace(seed=seed, data=str(table))
         found = book.find(seed=seed, recipe=str(RECIPE))
         if found is None:
-            _, splits, _ = prepare(recipe)
+            splits, _ = read_splits(recipe)
             found = book.add(trained(recipe, splits), seed=seed, recipe=str(RECIPE))
             print(f"seed {seed}: {found['test_accuracy']:.2%}", flush=True)
         lines.append(found | {"f1_macro": f1_macro(np.array(found["answers"]))})
@@ -51,7 +51,7 @@ def written(archive: Path, table: Path) -> Path:
     """The table of pixels, made where it is not there yet."""
     if table.exists():
         return table
-    _, splits, _ = prepare(Recipe(data=str(archive), val=0.01))
+    splits, _ = read_splits(Recipe(data=str(archive), val_fraction=0.01))
     rows = np.sort(np.random.default_rng(0).permutation(len(splits.train))[:ROWS])
     temporary = table.with_suffix(".part")
     with temporary.open("w", newline="", encoding="utf-8") as stream:

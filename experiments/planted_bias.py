@@ -20,8 +20,7 @@ from sightline.data import load_dataset
 from sightline.evaluation.fairness_metrics import evaluate_groups
 from sightline.evaluation.uncertainty import predict_matched
 from sightline.metrics import seeds_interval
-from sightline.training import Recipe
-from sightline.training.fairness import MITIGATIONS
+from sightline.training import MITIGATIONS, Recipe
 from sightline.training.run import train_on_splits
 from sightline.training.run_folder import SilentRunFolder
 from sightline.types import Dataset, Geometry, Splits
@@ -29,7 +28,7 @@ from sightline.types import Dataset, Geometry, Splits
 RECIPE = Recipe(model="lenet5", epochs=8, batch_size=64, lr=0.05, augment=("shift:1",), precision="float32")
 WAYS: dict[str, dict[str, Any]] = {
     "nothing": {},
-    **{name: {"fair": "colour", "fair_by": name} for name in MITIGATIONS},
+    **{name: {"fairness_column": "colour", "fairness_method": name} for name in MITIGATIONS},
     "colourless": {},
 }
 COLOURS = {"red": (0, (1, 2)), "green": (1, (0, 2))}

@@ -15,7 +15,7 @@ import numpy as np
 from common import arguments, changed, keep, mean, notebook, told, trained
 from scipy.stats import binomtest
 
-from sightline.training import Recipe, prepare
+from sightline.training import Recipe, read_splits
 
 PAPER = Recipe(
     model="small-cnn",
@@ -28,7 +28,7 @@ PAPER = Recipe(
     warmup=0.0,
     augment=(),
 )
-NOISE = PAPER.replace(epochs=10, test=0.2, val=0.2)
+NOISE = PAPER.replace(epochs=10, test_fraction=0.2, val_fraction=0.2)
 DIGITS = PAPER.replace(epochs=3, lr=0.001, batch_size=128)
 
 
@@ -78,13 +78,13 @@ def noise_of(recipe: Recipe) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as place:
         file = Path(place) / "noise.npz"
         np.savez(file, images=rng.integers(0, 256, (100, 28, 28), np.uint8), labels=labels)
-        _, splits, _ = prepare(recipe.replace(data=str(file)))
+        splits, _ = read_splits(recipe.replace(data=str(file)))
         return trained(recipe, splits)
 
 
 def digits_of(recipe: Recipe, data: Path, classes: tuple[str, ...] | None) -> dict[str, Any]:
     """MNIST, or some of its classes."""
-    _, splits, _ = prepare(recipe.replace(data=str(data / "mnist_png.zip")))
+    splits, _ = read_splits(recipe.replace(data=str(data / "mnist_png.zip")))
     if classes is not None:
         from dataclasses import replace
 

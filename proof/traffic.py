@@ -31,7 +31,7 @@ def small_run(place: Path, *, seed: int = 0) -> Path:
     """A classifier of digits, made in seconds."""
     from sightline.training import Recipe, train
 
-    settled = {"precision": "float32", "memory_format": "contiguous", "replicas": 1}
+    settled = {"precision": "float32", "memory_format": "contiguous", "cpu_replicas": 1}
     recipe = Recipe(model="lenet5", epochs=1, limit=500, seed=seed, **settled)
     return train("digits", recipe, out=place / f"run{seed}").folder
 

@@ -156,9 +156,18 @@ def test_the_readme_names_the_torch_that_is_asked_for():
 
 
 CHOSEN = {"size", "channels", "augment", "model", "epochs", "batch_size", "lr", "precision", "memory_format"}
-CHOSEN |= {"replicas", "normalize"}
+CHOSEN |= {"cpu_replicas", "normalize"}
 """Fields that are chosen where they are None; the other fields mean "none" by it."""
-NONE = {"weights", "window", "group", "dropout", "start_size", "loss_weight", "split_seed", "fair"}
+NONE = {
+    "weights",
+    "window",
+    "group",
+    "dropout",
+    "progressive_from",
+    "loss_weight",
+    "split_seed",
+    "fairness_column",
+}
 
 
 def recipe_table():
@@ -177,10 +186,10 @@ def test_the_recipe_table_is_the_recipe():
 
 def test_what_is_chosen_is_chosen():
     """The words "chosen" and "none" of the table, against a real preparation."""
-    from sightline.training.run import prepare
+    from sightline.training import prepare, resolve
 
-    recipe, _, _ = prepare(Recipe(data="digits", limit=100))
+    recipe = prepare(resolve(Recipe(data="digits", limit=100)))[0].recipe
     left = {f.name for f in dataclasses.fields(Recipe) if getattr(recipe, f.name) is None}
     # The last four are measured on the machine, after the images are read.
-    assert left == NONE | {"epochs", "precision", "memory_format", "replicas"}
+    assert left == NONE | {"epochs", "precision", "memory_format", "cpu_replicas"}
     assert {f.name for f in dataclasses.fields(Recipe) if f.default is None} == CHOSEN | NONE | {"data", "limit"}

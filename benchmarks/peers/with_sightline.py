@@ -31,7 +31,7 @@ def run(asked: Asked) -> Answer:
         warmup=0.0,
         epochs=4 if asked.steps > 50 else 2,
         limit=images(asked),
-        val=0.1,
+        val_fraction=0.1,
     )
     with tempfile.TemporaryDirectory() as place:
         done = train(asked.folder, recipe, out=Path(place) / "run")
@@ -40,8 +40,8 @@ def run(asked: Asked) -> Answer:
     steps = len(done.splits.train) // BATCH
     assert steps >= asked.steps, f"{steps} steps an epoch, {asked.steps} asked for"
     chosen = f"{done.recipe.precision} {done.recipe.memory_format}"
-    if (done.recipe.replicas or 1) > 1:
-        chosen += f", {done.recipe.replicas} replicas"
+    if (done.recipe.cpu_replicas or 1) > 1:
+        chosen += f", {done.recipe.cpu_replicas} replicas"
     return Answer(rate, count_parameters(done.classifier.network), chosen)
 
 

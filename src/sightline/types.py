@@ -150,6 +150,16 @@ class Dataset:
         """Labelled images of each class."""
         return np.bincount(self.labels[self.is_labelled], minlength=len(self.classes))
 
+    @property
+    def labelled(self) -> "Dataset":
+        """The images with a label: all that validation, test, class weights and calibration may use."""
+        return self if self.is_labelled.all() else self.subset(self.is_labelled)
+
+    @property
+    def unlabelled(self) -> "Dataset":
+        """The images without a label."""
+        return self.subset(~self.is_labelled)
+
 
 @dataclass(frozen=True)
 class Splits:
@@ -176,6 +186,10 @@ class Batch:
     """K: what hard labels need to become soft ones."""
     epoch: int = 0
     """Passes over the data before this one: what alternates, alternates by it."""
+    view: Float[Tensor, "B C H W"] | None = None
+    """The same images once more, augmented in another way (the strong view of FixMatch, the second of SimCLR)."""
+    beside: "Batch | None" = None
+    """A second batch of other images that a step uses with this one: unlabelled (labels -1), or of a target domain."""
 
     def __len__(self) -> int:
         return len(self.index)

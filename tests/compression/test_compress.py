@@ -53,14 +53,13 @@ from sightline.inference import predict_logits, validate
 from sightline.layers import keep_zeros
 from sightline.models import build, compressible_layers, copy_network, count_multiply_adds, parse_architecture
 from sightline.preprocessing import fit_preprocessing
-from sightline.training import Recipe, train
-from sightline.training.plan import build_objective
+from sightline.training import Recipe, resolve, train
 from sightline.training.run import reopen
 from sightline.training.run_folder import SilentRunFolder
 from sightline.types import Dataset, Geometry, Splits
 
 GEOMETRY = Geometry(size=(16, 16), channels=1)
-PLAIN = {"precision": "float32", "memory_format": "contiguous", "replicas": 1, "augment": ()}
+PLAIN = {"precision": "float32", "memory_format": "contiguous", "cpu_replicas": 1, "augment": ()}
 TINY = Recipe(model="small-cnn", size=12, limit=400, epochs=3, batch_size=32, lr=0.05, **PLAIN)
 
 
@@ -337,7 +336,9 @@ def test_a_fine_tuning_that_lowers_accuracy_is_not_kept(run, tmp_path):
     recipe = FineTuning(epochs=1, lr=0.05).fine_tuning_recipe(run.recipe)
     wrong = replace(run.splits.train, labels=(run.splits.train.labels + 1) % 10)
     images = replace(run.splits, train=wrong)
-    found = fine_tune(run.classifier, images, recipe, SilentRunFolder(tmp_path), objective=build_objective(recipe))
+    found = fine_tune(
+        run.classifier, images, recipe, SilentRunFolder(tmp_path), objective=resolve(recipe).objective
+    )
     assert any("kept as it was" in note for note in found.notes)
     assert validate(found.classifier, run.splits.val)[1] >= validate(run.classifier, run.splits.val)[1]
     assert found.facts["epochs"] == 0
@@ -535,7 +536,7 @@ def test_what_cannot_be_exported_is_timed_by_torch(run, tmp_path):
 
 
 def test_fine_tuning_recipes_are_short_and_of_a_low_rate():
-    long = TINY.replace(epochs=60, lr=0.1, ema=0.999, patience=3, layer_decay=0.7, weights=None)
+    long = TINY.replace(epochs=60, lr=0.1, ema_decay=0.999, patience=3, layer_decay=0.7, weights=None)
     short = FineTuning().fine_tuning_recipe(long)
     assert (short.epochs, short.lr, short.ema, short.patience, short.layer_decay) == (10, 0.02, 0.0, 0, 1.0)
     assert short.data_seed == long.data_seed

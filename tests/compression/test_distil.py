@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from sightline.classifier import Classifier
-from sightline.compression import COMPRESSORS, Distil, DistillationLoss, fine_tune
+from sightline.compression import COMPRESSORS, Distil, fine_tune
 from sightline.data import load_dataset
 from sightline.data.splits import split
 from sightline.ensembles import combine
@@ -17,10 +17,9 @@ from sightline.inference import predict_logits
 from sightline.layers import Network
 from sightline.models import build, parse_architecture
 from sightline.preprocessing import Normalise, Preprocessing
-from sightline.training import Recipe
+from sightline.training import DistillationLoss, Recipe, resolve
 from sightline.training.adversarial import FastAdversarial
 from sightline.training.losses import CrossEntropy, Focal
-from sightline.training.plan import build_objective
 from sightline.training.run_folder import SilentRunFolder
 from sightline.types import Batch, Geometry
 
@@ -174,11 +173,11 @@ def test_a_taught_student_answers_like_its_teacher(digits, tmp_path):
     """A teacher whose classes are turned round by one: who learns from it alone, learns just that."""
     recipe = Recipe(
         model="mlp", size=12, channels=1, epochs=4, batch_size=64, lr=0.05, augment=(), precision="float32",
-        memory_format="contiguous", replicas=1,
+        memory_format="contiguous", cpu_replicas=1,
     )  # fmt: skip
     right = fine_tune(
         Distil("mlp")(teacher_of(digits, [Normalise((0.3,), (0.4,))]), digits), digits, recipe,
-        folder(tmp_path, "a"), objective=build_objective(recipe), fresh=True,
+        folder(tmp_path, "a"), objective=resolve(recipe).objective, fresh=True,
     ).classifier  # fmt: skip
     turned = Turned(right)
     step = Distil("mlp", alpha=1.0, seed=3)

@@ -14,12 +14,9 @@ from sightline.errors import RecipeError
 from sightline.layers import WeightNoise
 from sightline.layers.pruned import SparseConv2d, SparseLinear, count_zeros
 from sightline.models import SURGERY, Architecture, build, compressible_layers
-from sightline.training import Recipe
+from sightline.training import OPTIMIZERS, Recipe, build_method, refine, resolve
 from sightline.training.fit import TrainingState
 from sightline.training.hooks import EMA
-from sightline.training.optimizers import OPTIMIZERS, build_optimizer
-from sightline.training.plan import build_method, build_objective
-from sightline.training.refinement import refine
 from sightline.training.run_folder import SilentRunFolder
 
 words = pytest.mark.parametrize("word", WORDS)
@@ -82,7 +79,7 @@ def test_zeros_survive_every_optimiser_and_the_average(word, decoupled):
     classifier = Prune(0.7)(make("resnet20", side=8))
     gone = {n: p == 0 for n, p in classifier.network.named_parameters() if p.ndim > 1 and "head" not in n}
     recipe = Recipe(optimizer=f"{word}:decoupled=True" if decoupled else word, lr=0.05, weight_decay=0.01)
-    state = TrainingState(classifier, build_optimizer(classifier, recipe), 1, 5)
+    state = TrainingState(classifier, resolve(recipe).build_optimizer(classifier), 1, 5, peak_lr=0.05)
     averaged = EMA(classifier, 0.9)
     before = classifier.network.layer1[0].conv1.weight.detach().clone()
     for _ in range(4):
@@ -101,11 +98,14 @@ def test_zeros_survive_every_optimiser_and_the_average(word, decoupled):
 def test_zeros_survive_a_whole_refinement_and_the_bundle(tmp_path):
     classifier = Prune(0.6)(make("lenet5", side=12))
     count, size = count_zeros(classifier.network)
-    recipe = Recipe(model="lenet5", size=12, channels=3, epochs=2, batch_size=16, lr=0.05, ema=0.9, **SETTLED)
+    recipe = Recipe(
+        model="lenet5", size=12, channels=3, epochs=2, batch_size=16, lr=0.05, ema_decay=0.9, **SETTLED
+    )
     data = splits(64, side=12)
-    method = build_method(recipe, data, torch.device("cpu"), build_objective(recipe))
+    plan = resolve(recipe)
+    method = build_method(plan, data, torch.device("cpu"))
     before = {name: t.clone() for name, t in classifier.state_dict().items()}
-    refine(classifier, recipe, data, method, SilentRunFolder(tmp_path))
+    refine(classifier, plan, data, method, SilentRunFolder(tmp_path))
     assert count_zeros(classifier.network) == (count, size)
     again = saved_and_loaded(classifier, tmp_path)
     assert torch.equal(logits(again), logits(classifier))

@@ -17,7 +17,7 @@ from sightline.errors import ChoiceError, RecipeError, RequirementNotMet
 from sightline.models import count_multiply_adds
 from sightline.training import Recipe, train
 
-PLAIN = {"precision": "float32", "memory_format": "contiguous", "replicas": 1, "augment": ()}
+PLAIN = {"precision": "float32", "memory_format": "contiguous", "cpu_replicas": 1, "augment": ()}
 TINY = Recipe(model="small-cnn", size=12, limit=400, epochs=4, batch_size=32, lr=0.05, **PLAIN)
 
 

@@ -24,11 +24,10 @@ from sightline.models import (
     parse_architecture,
 )
 from sightline.preprocessing import ContrastNormalise, Normalise, Preprocessing
-from sightline.training import Recipe, train
-from sightline.training.calibrate import fit_temperature
+from sightline.training import Recipe, fit_temperature, train
 from sightline.types import Geometry
 
-PLAIN = {"precision": "float32", "memory_format": "contiguous", "replicas": 1, "augment": ()}
+PLAIN = {"precision": "float32", "memory_format": "contiguous", "cpu_replicas": 1, "augment": ()}
 TINY = Recipe(model="small-cnn", size=12, limit=400, epochs=2, batch_size=32, lr=0.05, split_seed=0, **PLAIN)
 
 

@@ -22,8 +22,8 @@ from sightline.evaluation.gaps import GroupCounts, bootstrap_gaps, measure_gaps
 from sightline.metrics import confusion_matrix
 from sightline.models import build, parse_architecture
 from sightline.preprocessing import Preprocessing
-from sightline.training import Recipe, reopen, resume, train
-from sightline.training.fairness import MITIGATIONS, build_fairness, find_subgroups, parse_mitigation
+from sightline.training import MITIGATIONS, Recipe, reopen, resolve, resume, train
+from sightline.training.fairness import apply_mitigation, find_subgroups
 from sightline.training.fit import Hook, TrainingState
 from sightline.training.losses import CrossEntropy
 from sightline.types import Batch, Dataset, Geometry
@@ -256,15 +256,20 @@ def test_reweighing_makes_group_and_class_independent():
     np.testing.assert_allclose(table.sum(1), [(data.columns["colour"] == c).mean() for c in ("red", "blue")])
 
 
+def mitigate(recipe, data, objective):
+    plan = resolve(recipe, objective=objective)
+    return apply_mitigation(plan.mitigation, recipe.fairness_column, data, plan.objective)
+
+
 def first_batch(data, recipe, size=128):
-    fair = build_fairness(recipe, data, CrossEntropy())
+    fair = mitigate(recipe, data, CrossEntropy())
     order = Shuffle(0, 0, fair.balanced, fair.balanced)
     return fair, next(iter(iterate_batches(fair.train, size, order=order)))
 
 
 def test_reweighed_loss_is_the_weighted_mean_over_images():
     data = biased()
-    fair, batch = first_batch(data, Recipe(fair="colour", fair_by="reweighing"))
+    fair, batch = first_batch(data, Recipe(fairness_column="colour", fairness_method="reweighing"))
     model, cells = network().eval(), find_subgroups(data, "colour")
     with torch.no_grad():
         each = torch.nn.functional.cross_entropy(model(batch.pixels), batch.labels, reduction="none")
@@ -275,7 +280,7 @@ def test_reweighed_loss_is_the_weighted_mean_over_images():
 @pytest.mark.parametrize("word", MITIGATIONS)
 def test_every_mitigation_trains_and_leaves_its_images_alone(word):
     data = biased()
-    fair, batch = first_batch(data, Recipe(fair="colour", fair_by=word))
+    fair, batch = first_batch(data, Recipe(fairness_column="colour", fairness_method=word))
     model = network()
     loss = fair.objective(model, batch)
     assert loss.shape == ()
@@ -283,7 +288,7 @@ def test_every_mitigation_trains_and_leaves_its_images_alone(word):
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
     assert "group" not in data.columns
     np.testing.assert_array_equal(fair.train.columns["colour"], data.columns["colour"])
-    if parse_mitigation(Recipe(fair="colour", fair_by=word)).balanced:
+    if fair.balanced:
         assert torch.bincount(batch.group, minlength=4).min() > 20  # of 32; unbalanced there would be about 6
         shares = np.bincount(
             find_subgroups(data, "colour").codes[np.concatenate([b.index.numpy() for b in [batch]])]
@@ -293,7 +298,7 @@ def test_every_mitigation_trains_and_leaves_its_images_alone(word):
 
 def test_without_a_column_nothing_changes():
     data, inner = biased(), CrossEntropy()
-    fair = build_fairness(Recipe(), data, inner)
+    fair = mitigate(Recipe(), data, inner)
     assert fair.train is data
     assert fair.objective is inner
     assert not fair.hooks
@@ -302,7 +307,7 @@ def test_without_a_column_nothing_changes():
 def test_group_dro_follows_its_algorithm():
     """q and the loss step by step, from the definition in float64."""
     data = biased()
-    fair, batch = first_batch(data, Recipe(fair="colour", fair_by="group-dro:eta=0.5"))
+    fair, batch = first_batch(data, Recipe(fairness_column="colour", fairness_method="group-dro:eta=0.5"))
     hook, model = fair.hooks["groups"], network().eval()
     assert isinstance(hook, Hook)
     state = TrainingState(model, torch.optim.SGD(model.parameters(), 0.1), 1, 1)
@@ -317,9 +322,9 @@ def test_group_dro_follows_its_algorithm():
         q = q * np.exp(0.5 * losses)
         q /= q.sum()
         assert hook.state_dict()["q"].tolist() == pytest.approx(q.tolist(), rel=1e-5)
-    again = build_fairness(Recipe(fair="colour", fair_by="group-dro:eta=0.5"), data, CrossEntropy()).hooks[
-        "groups"
-    ]
+    again = mitigate(
+        Recipe(fairness_column="colour", fairness_method="group-dro:eta=0.5"), data, CrossEntropy()
+    ).hooks["groups"]
     again.load_state_dict(hook.state_dict())
     assert torch.equal(again.state_dict()["q"], hook.state_dict()["q"])
 
@@ -329,7 +334,7 @@ def test_group_dro_in_pieces_is_group_dro_at_once():
     data = biased()
     states = []
     for pieces in (1, 4):
-        fair, batch = first_batch(data, Recipe(fair="colour", fair_by="group-dro:eta=0.5"))
+        fair, batch = first_batch(data, Recipe(fairness_column="colour", fairness_method="group-dro:eta=0.5"))
         model = network().eval()
         for rows in torch.arange(128).split(128 // pieces):
             part = replace(
@@ -352,26 +357,30 @@ class Own:
 @pytest.mark.parametrize(
     ("fields", "error", "words"),
     [
-        ({"fair": "color"}, RecipeError, "no such column. Did you mean 'colour'"),
-        ({"fair": "one"}, RecipeError, "all training images are of one group there, 'same'"),
-        ({"fair": "colour", "fair_by": "group-dor"}, ChoiceError, "Did you mean 'group-dro'"),
-        ({"fair": "colour", "fair_by": "group-dro:0"}, ChoiceError, "eta must be a number above 0"),
-        ({"fair": "colour", "fair_by": "group-dro", "processes": 2}, RecipeError, "--processes 1"),
+        ({"fairness_column": "color"}, RecipeError, "no such column. Did you mean 'colour'"),
+        ({"fairness_column": "one"}, RecipeError, "all training images are of one group there, 'same'"),
+        ({"fairness_column": "colour", "fairness_method": "group-dor"}, ChoiceError, "Did you mean 'group-dro'"),
+        (
+            {"fairness_column": "colour", "fairness_method": "group-dro:0"},
+            ChoiceError,
+            "eta must be a number above 0",
+        ),
+        ({"fairness_column": "colour", "fairness_method": "group-dro", "devices": 2}, RecipeError, "--devices 1"),
     ],
 )
 def test_a_mitigation_that_cannot_be_is_refused(fields, error, words):
     data = biased()
     data = replace(data, columns={**data.columns, "one": np.array(["same"] * len(data))})
     with pytest.raises(error, match=words):
-        build_fairness(Recipe(**fields), data, CrossEntropy())
+        mitigate(Recipe(**fields), data, CrossEntropy())
 
 
 def test_an_objective_that_cannot_be_weighed_takes_balanced_batches():
     own = Own()
-    assert build_fairness(Recipe(fair="colour"), biased(), own).objective is own
+    assert mitigate(Recipe(fairness_column="colour"), biased(), own).objective is own
     for word in ("reweighing", "group-dro"):
-        with pytest.raises(RecipeError, match="cannot be weighed image by image"):
-            build_fairness(Recipe(fair="colour", fair_by=word), biased(), own)
+        with pytest.raises(RecipeError, match="weighs errors image by image, which Own does not allow"):
+            mitigate(Recipe(fairness_column="colour", fairness_method=word), biased(), own)
 
 
 # From a table to the page
@@ -405,7 +414,7 @@ def plain(coloured, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def fair(coloured, tmp_path_factory):
-    recipe = QUICK.replace(fair="colour", fair_by="group-dro:0.1")
+    recipe = QUICK.replace(fairness_column="colour", fairness_method="group-dro:0.1")
     return train(coloured, recipe, out=tmp_path_factory.mktemp("runs") / "fair")
 
 
@@ -419,14 +428,14 @@ def test_a_planted_bias_is_found_and_reduced(plain, fair):
     saved = json.loads((plain.folder / "groups.json").read_text())
     assert saved == {"colour": found}
     assert (plain.folder / "groups-colour.png").is_file()
-    assert any("Groups by 'colour' within each class" in note for note in fair.notes)
+    assert any("Subgroups by 'colour' within each class" in note for note in fair.notes)
 
 
 def test_the_weights_of_groups_survive_a_kill(coloured, tmp_path, monkeypatch):
     """Interrupted in the middle of an epoch and resumed, group DRO ends as if it had not been."""
     from sightline.training.hooks import ProgressReporter
 
-    recipe = QUICK.replace(fair="colour", fair_by="group-dro:0.1", epochs=3)
+    recipe = QUICK.replace(fairness_column="colour", fairness_method="group-dro:0.1", epochs=3)
     whole = train(coloured, recipe, out=tmp_path / "whole")
     step = ProgressReporter.after_step
 

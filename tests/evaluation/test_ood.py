@@ -174,9 +174,9 @@ def test_a_run_against_images_that_do_not_belong(cli, run):
 
 def test_scores_of_a_baseline_and_of_a_network_without_dropout():
     from sightline.baselines import fit_baseline
-    from sightline.training import prepare
+    from sightline.training import read_splits
 
-    _, splits, _ = prepare(Recipe(data="digits", size=8, channels=1, limit=300))
+    splits, _ = read_splits(Recipe(data="digits", size=8, channels=1, limit=300))
     made = fit_baseline(splits, "logistic-regression")
     for name in OOD_SCORES:
         score = choose(OOD_SCORES, WORDS.get(name, name), "score")

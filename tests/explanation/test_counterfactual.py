@@ -22,7 +22,7 @@ def digits(tmp_path_factory):
         epochs=5,
         batch_size=32,
         precision="float32",
-        replicas=1,
+        cpu_replicas=1,
         memory_format="contiguous",
     )
     run = reopen(train("digits", recipe, out=folder).folder)

@@ -528,7 +528,9 @@ def test_a_unit_is_shown_what_it_wants_and_wrong_ones_are_sentences(sighted):
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("explained") / "run"
-    recipe = Recipe(model="lenet5", size=16, limit=600, epochs=4, batch_size=32, precision="float32", replicas=1)
+    recipe = Recipe(
+        model="lenet5", size=16, limit=600, epochs=4, batch_size=32, precision="float32", cpu_replicas=1
+    )
     return train("digits", recipe.replace(memory_format="contiguous"), out=folder).folder
 
 

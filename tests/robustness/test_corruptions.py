@@ -270,7 +270,7 @@ def test_clouds_equal_the_plain_algorithm():
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     recipe = Recipe(model="mlp", size=8, limit=400, epochs=4, batch_size=32, lr=0.1, precision="float32")
-    recipe = recipe.replace(memory_format="contiguous", replicas=1)
+    recipe = recipe.replace(memory_format="contiguous", cpu_replicas=1)
     return train("digits", recipe, out=tmp_path_factory.mktemp("shift") / "run", device="cpu")
 
 

@@ -47,7 +47,7 @@ def run(tmp_path_factory):
     """A tiny run on real digits."""
     recipe = Recipe(
         model="mlp", size=8, limit=500, epochs=6, batch_size=32, lr=0.1, augment=(), precision="float32",
-        memory_format="contiguous", replicas=1,
+        memory_format="contiguous", cpu_replicas=1,
     )  # fmt: skip
     return train("digits", recipe, out=tmp_path_factory.mktemp("robust") / "run").folder
 

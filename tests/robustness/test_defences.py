@@ -339,7 +339,7 @@ def test_defences_survive_save_and_load_bit_for_bit(name, classes, tmp_path):
 
 def test_a_trained_run_keeps_its_defences(tmp_path, cli):
     words = ("--model", "mlp", "--size", "8", "--limit", "300", "--epochs", "2", "--precision", "float32")
-    words += ("--memory-format", "contiguous", "--replicas", "1", "--normalize", "noise:0.1+fitted")
+    words += ("--memory-format", "contiguous", "--cpu-replicas", "1", "--normalize", "noise:0.1+fitted")
     done = cli("train", "digits", *words, "--weight-noise", "0.2", "--out", tmp_path / "run", "--json")
     assert done.code == 0, done.err
     run = reopen(tmp_path / "run", device="cpu")
@@ -354,7 +354,9 @@ def test_a_trained_run_keeps_its_defences(tmp_path, cli):
 
 def test_a_run_with_noise_resumes_and_repeats(tmp_path):
     recipe = Recipe(model="mlp", size=8, limit=200, epochs=2, batch_size=32, lr=0.1, precision="float32")
-    recipe = recipe.replace(normalize="noise:0.2+fitted", weight_noise=0.3, memory_format="contiguous", replicas=1)
+    recipe = recipe.replace(
+        normalize="noise:0.2+fitted", weight_noise=0.3, memory_format="contiguous", cpu_replicas=1
+    )
     one, other = (train("digits", recipe, out=tmp_path / name, device="cpu").classifier for name in "ab")
     assert all(torch.equal(t, other.state_dict()[name]) for name, t in one.state_dict().items())
 
@@ -366,7 +368,7 @@ def test_a_run_with_noise_resumes_and_repeats(tmp_path):
 def digits(tmp_path_factory):
     """A classifier of digits that is nearly always right, and 120 of its test images."""
     recipe = Recipe(model="mlp", size=8, epochs=12, batch_size=64, lr=0.1, limit=1200, precision="float32")
-    recipe = recipe.replace(memory_format="contiguous", replicas=1)
+    recipe = recipe.replace(memory_format="contiguous", cpu_replicas=1)
     run = train("digits", recipe, out=tmp_path_factory.mktemp("digits") / "run", device="cpu")
     test = run.splits.test.subset(np.arange(120))
     images = torch.from_numpy(np.ascontiguousarray(test[:])).permute(0, 3, 1, 2).float() / 255

@@ -16,16 +16,17 @@ from sightline.data.loader import to_tensor
 from sightline.errors import ChoiceError, GradientError, Interrupted, RecipeError
 from sightline.models import build, parse_architecture
 from sightline.preprocessing import Preprocessing
-from sightline.training import autotune, resume, run, train
+from sightline.training import resolve, resume, run, train
 from sightline.training.adversarial import AdversarialLoss, FastAdversarial, PGDAdversarial, Trades, kl_divergence
+from sightline.training.defaults import replicas_may_help
 from sightline.training.gradients import SingleReplica
 from sightline.training.hooks import BaseHook
-from sightline.training.losses import OBJECTIVES, CrossEntropy
-from sightline.training.plan import build_objective
+from sightline.training.losses import CrossEntropy
+from sightline.training.plan import OBJECTIVES
 from sightline.training.recipe import Recipe
 from sightline.types import Batch
 
-NAMES = [name for name, make in OBJECTIVES.items() if isinstance(make(), AdversarialLoss)]
+NAMES = [name for name, make in OBJECTIVES.items() if issubclass(make, AdversarialLoss)]
 MADE = [
     PGDAdversarial(0.1, 3),
     PGDAdversarial(0.1, 2, clean=0.5),
@@ -191,7 +192,7 @@ def test_trades_from_its_definition(classifier, batch):
 def test_a_ramp_reaches_eps_step_by_step(classifier, batch, make):
     for epoch, share in ((0, 1 / 4), (1, 1 / 2), (3, 1.0), (9, 1.0)):
         spy = Spy(classifier)
-        make(0.2, ramp=3)(classifier, replace(batch, epoch=epoch))
+        make(0.2, warmup_epochs=3)(classifier, replace(batch, epoch=epoch))
         assert (spy.seen[-1] - batch.pixels).abs().max().item() == pytest.approx(share * 0.2, abs=1e-6)
 
 
@@ -254,7 +255,7 @@ def test_the_epoch_is_chosen_by_attacked_validation_images(tmp_path):
 
 @pytest.mark.parametrize("loss", ["adversarial:0.1:2", "fast-adversarial:0.1", "trades:0.1:2"])
 def test_an_interrupted_robust_run_resumes_exactly(tmp_path, loss, monkeypatch):
-    recipe = TINY.replace(loss=loss, epochs=2, model="mlp:dropout=0.2", accumulate=2)
+    recipe = TINY.replace(loss=loss, epochs=2, model="mlp:dropout=0.2", grad_accum_steps=2)
     whole = train("digits", recipe, out=tmp_path / "whole")
 
     class Stop(BaseHook):
@@ -262,10 +263,12 @@ def test_an_interrupted_robust_run_resumes_exactly(tmp_path, loss, monkeypatch):
             state.interrupted = state.step == 11
 
     original = run.build_method
-    monkeypatch.setattr(run, "build_method", lambda *a: replace(original(*a), hooks={"stop": Stop()}))
+    monkeypatch.setattr(run, "build_method", lambda *a, **k: replace(original(*a, **k), hooks={"stop": Stop()}))
     with pytest.raises(Interrupted, match="step 11"):
         train("digits", recipe, out=tmp_path / "cut")
-    monkeypatch.setattr(run, "build_method", lambda *a: replace(original(*a), hooks={"stop": BaseHook()}))
+    monkeypatch.setattr(
+        run, "build_method", lambda *a, **k: replace(original(*a, **k), hooks={"stop": BaseHook()})
+    )
     resumed = resume(tmp_path / "cut")
     for name, tensor in whole.classifier.state_dict().items():
         assert torch.equal(tensor, resumed.classifier.state_dict()[name]), name
@@ -275,11 +278,11 @@ def test_an_interrupted_robust_run_resumes_exactly(tmp_path, loss, monkeypatch):
 
 
 def test_losses_by_words():
-    assert build_objective(Recipe(loss="adversarial:eps=8/255:steps=10")) == PGDAdversarial(8 / 255, 10)
-    assert build_objective(Recipe(loss="trades:0.3:40:beta=1", label_smoothing=0.1)) == Trades(
+    assert resolve(Recipe(loss="adversarial:eps=8/255:steps=10")).objective == PGDAdversarial(8 / 255, 10)
+    assert resolve(Recipe(loss="trades:0.3:40:beta=1", label_smoothing=0.1)).objective == Trades(
         0.3, 40, beta=1, label_smoothing=0.1
     )
-    assert build_objective(Recipe(loss="fast-adversarial:0.3:noise=2:step=1")) == FastAdversarial(0.3, 1, 2)
+    assert resolve(Recipe(loss="fast-adversarial:0.3:noise=2:step=1")).objective == FastAdversarial(0.3, 1, 2)
 
 
 @pytest.mark.parametrize(
@@ -293,24 +296,26 @@ def test_losses_by_words():
         ({"loss": "trades:beta=0"}, ChoiceError, "beta must be a number above 0"),
         ({"loss": "fast-adversarial:noise=-1"}, ChoiceError, "noise must be"),
         ({"loss": "adversarial:epsilon=0.1"}, ChoiceError, "no argument 'epsilon'.*'eps'"),
-        ({"loss": "adversarial:0.1:ramp=-1"}, ChoiceError, "ramp must be a whole number of at least 0"),
+        (
+            {"loss": "adversarial:0.1:warmup_epochs=-1"},
+            ChoiceError,
+            "warmup_epochs must be a whole number of at least 0",
+        ),
         ({"loss": "adversary"}, ChoiceError, "Did you mean 'adversarial'"),
-        ({"loss": "adversarial", "replicas": 2}, RecipeError, "leave them out"),
+        ({"loss": "adversarial", "cpu_replicas": 2}, RecipeError, "leave out --cpu-replicas"),
     ],
 )
 def test_a_robust_loss_that_cannot_be_is_refused_in_a_sentence(fields, error, words):
     with pytest.raises(error, match=words):
-        build_objective(Recipe(**fields))
+        resolve(Recipe(**fields))
 
 
 def test_replicas_are_not_tried_with_what_draws(monkeypatch):
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
-    way = autotune.ExecutionMode("float32", "contiguous")
-    recipe = TINY.replace(batch_size=64)
-    classifier = fresh()
-    assert autotune._replica_modes(way, classifier, recipe, CrossEntropy())
+    recipe, classifier = TINY.replace(batch_size=64), fresh()
+    assert replicas_may_help(classifier, resolve(recipe))
     for name in NAMES:
-        assert not autotune._replica_modes(way, classifier, recipe, OBJECTIVES[name]())
+        assert not replicas_may_help(classifier, resolve(recipe.replace(loss=name)))
 
 
 @pytest.mark.parametrize("name", NAMES)

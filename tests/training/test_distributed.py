@@ -18,14 +18,14 @@ from sightline.training.distributed import check_processes, launch_processes
 
 ONE = Recipe(
     model="lenet5", size=16, limit=400, epochs=2, batch_size=32, augment=(), precision="float32",
-    memory_format="contiguous", replicas=1, lr=0.05,
+    memory_format="contiguous", cpu_replicas=1, lr=0.05,
 )  # fmt: skip
 
 
 def test_two_processes_equal_one(tmp_path):
     """The same global batches, no layer that looks across the batch: the same weights up to rounding."""
-    two = train("digits", ONE.replace(processes=2, ema=0.5), out=tmp_path / "two")
-    one = train("digits", ONE.replace(ema=0.5), out=tmp_path / "one")
+    two = train("digits", ONE.replace(devices=2, ema_decay=0.5), out=tmp_path / "two")
+    one = train("digits", ONE.replace(ema_decay=0.5), out=tmp_path / "one")
     for name, tensor in one.classifier.state_dict().items():
         torch.testing.assert_close(two.classifier.state_dict()[name], tensor, rtol=1e-3, atol=1e-5, msg=name)
     assert two.facts["val_accuracy"] == pytest.approx(one.facts["val_accuracy"], abs=1e-6)
@@ -45,7 +45,7 @@ SCRIPT = """
 import sys
 from sightline.training import Recipe, train
 if __name__ == "__main__":
-    recipe = Recipe(model="resnet20", size=16, limit=400, epochs=200, batch_size=32, processes=2, replicas=1,
+    recipe = Recipe(model="resnet20", size=16, limit=400, epochs=200, batch_size=32, devices=2, cpu_replicas=1,
                     precision="float32", memory_format="contiguous", lr=0.05)
     train("digits", recipe, out=sys.argv[1])
 """
@@ -130,7 +130,7 @@ def test_torchrun_trains_one_run(tmp_path):
     assert done.returncode == 0, done.stderr[-2000:]
     (line,) = done.stdout.splitlines()  # the second process says nothing
     assert json.loads(line)["run"] == str(tmp_path / "r")
-    assert "processes = 2" in (tmp_path / "r" / "recipe.toml").read_text()
+    assert "devices = 2" in (tmp_path / "r" / "recipe.toml").read_text()
     assert (tmp_path / "r" / "report.html").exists()
 
 
@@ -147,7 +147,7 @@ def test_an_objective_that_cannot_travel_is_refused(tmp_path):
     with pytest.raises(RecipeError, match="must be picklable"):
         train(
             "digits",
-            ONE.replace(processes=2),
+            ONE.replace(devices=2),
             out=tmp_path / "r",
             objective=lambda classifier, batch: classifier(batch.pixels).mean(),
         )

@@ -8,11 +8,10 @@ import pytest
 from sightline import runtime
 from sightline.errors import ChoiceError, RecipeError
 from sightline.training import Recipe
-from sightline.training.estimate import estimate_cost
-from sightline.training.lr_finder import find_lr
+from sightline.training.estimate import estimate_cost, find_lr
 from sightline.training.presets import PRESETS
 
-QUICK = Recipe(model="mlp", size=8, precision="float32", memory_format="contiguous", replicas=1, limit=600)
+QUICK = Recipe(model="mlp", size=8, precision="float32", memory_format="contiguous", cpu_replicas=1, limit=600)
 
 
 def test_the_outlook_is_close_to_what_happens(tmp_path, monkeypatch):
@@ -77,14 +76,14 @@ def test_presets_from_the_shell(cli):
     assert "mnist-fast" in cli("train", "digits", "--preset", "mnist-fats").err
     both = cli("train", "digits", "--preset", "mnist-fast", "--recipe", "r.toml")
     assert both.code == 2
-    assert "give one of them" in both.err
+    assert "use one of them" in both.err
 
 
 def test_bad_input_is_refused_before_images_are_read():
     with pytest.raises(ChoiceError, match="optimiser"):
         estimate_cost("digits", QUICK.replace(optimizer="lion"))
     with pytest.raises(RecipeError, match="must not be above the size"):
-        estimate_cost("digits", QUICK.replace(start_size=32))
+        estimate_cost("digits", QUICK.replace(progressive_from=32))
     with pytest.raises(ChoiceError, match="initialisation"):
         estimate_cost("digits", QUICK.replace(init="glorot"))
     assert runtime.permutation(5, 0).tolist() == runtime.permutation(5, 0).tolist()

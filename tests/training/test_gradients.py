@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 
-from sightline.training import run
+from sightline.training import build_classifier, build_method, prepare, resolve
 from sightline.training.gradients import Replicas, SingleReplica, build_gradients, is_stochastic, split_batch
 from sightline.training.losses import CrossEntropy
 from sightline.training.recipe import Recipe
@@ -16,9 +16,9 @@ def made(model, **changes):
     recipe = Recipe(
         data="digits", model=model, size=16, limit=300, batch_size=48, epochs=1, lr=0.1, augment=(), **changes
     )
-    recipe, splits, _ = run.prepare(recipe)
-    classifier, _ = run.build_classifier(recipe, splits, torch.device("cpu"))
-    method = run.build_method(recipe, splits, torch.device("cpu"), CrossEntropy())
+    plan, splits, _ = prepare(resolve(recipe))
+    classifier, _ = build_classifier(plan, splits, torch.device("cpu"))
+    method = build_method(plan, splits, torch.device("cpu"))
     return classifier.train(), next(iter(method.batches(0, 0)))
 
 

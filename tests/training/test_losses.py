@@ -16,40 +16,43 @@ from sightline.classifier import Classifier
 from sightline.errors import ChoiceError, RecipeError
 from sightline.models import build, parse_architecture
 from sightline.preprocessing import Preprocessing
-from sightline.training.class_weights import CLASS_WEIGHTINGS, BalancedWeights, EffectiveNumberWeights
-from sightline.training.criteria import (
-    cross_entropy_per_sample,
-    focal_per_sample,
-    m3ce_per_sample,
-    mce_per_sample,
-    soft_target_loss,
-)
+from sightline.training import resolve
+from sightline.training.fairness import BalancedWeights, EffectiveNumberWeights
 from sightline.training.losses import (
     M3CE,
     MCE,
-    OBJECTIVES,
     CrossEntropy,
     Focal,
     LargeMarginMCE,
-    LogitLoss,
     M3CECEc,
     M3CECEcNormalised,
     lambda_safe,
+    soft_target_loss,
 )
-from sightline.training.plan import build_objective
+from sightline.training.plan import CLASS_WEIGHTINGS, OBJECTIVES
 from sightline.training.recipe import Recipe
 from sightline.types import Batch, Geometry
 
-PLAIN = [
-    name for name, make in OBJECTIVES.items() if isinstance(make(), LogitLoss)
-]  # the others: test_robust_training
+PLAIN = [name for name, make in OBJECTIVES.items() if make().on_logits]  # the others: test_adversarial
 
 CRITERIA = {
-    "cross-entropy": cross_entropy_per_sample,
-    "focal": partial(focal_per_sample, gamma=2.0),
-    "m3ce": partial(m3ce_per_sample, gamma=3.0),
-    "mce": partial(mce_per_sample, eta=1.3, xi=0.7, theta=0.2),
+    "cross-entropy": partial(F.cross_entropy, reduction="none"),
+    "focal": Focal(gamma=2.0).per_sample,
+    "m3ce": M3CE(gamma=3.0).per_sample,
+    "mce": MCE(eta=1.3, xi=0.7, theta=0.2).per_sample,
 }
+
+
+def m3ce_per_sample(logits, labels, gamma):
+    return M3CE(gamma=gamma).per_sample(logits, labels)
+
+
+def build_objective(recipe, counts=None):
+    """The recipe's loss, with the weights of classes that have so many training images."""
+    plan = resolve(recipe)
+    weights = None if counts is None else plan.class_weighting(counts)
+    return plan.objective if weights is None else replace(plan.objective, class_weights=weights)
+
 
 # logits, d, M3CE, its gradient, cross-entropy; the true class is 0 and gamma is 3
 VECTORS = [
@@ -92,7 +95,7 @@ def test_m3ce_test_vectors(z, d, loss, gradient, entropy):
     assert value.item() ** (1 / 3) - 1 == pytest.approx(d, abs=1e-6)
     (got,) = torch.autograd.grad(value.sum(), logits)
     assert got[0].tolist() == pytest.approx(list(gradient), rel=5e-3 if loss < 1e-3 else 1e-5, abs=1e-8)
-    assert cross_entropy_per_sample(logits, label).item() == pytest.approx(entropy, abs=1e-7)
+    assert F.cross_entropy(logits, label, reduction="none").item() == pytest.approx(entropy, abs=1e-7)
 
 
 def test_m3ce_of_a_confident_answer():
@@ -285,7 +288,7 @@ def test_under_bfloat16_a_loss_is_worked_in_float32(classifier, batch, name):
         loss = OBJECTIVES[name]()(classifier, batch)
     assert logits.dtype == torch.bfloat16
     assert loss.dtype == torch.float32
-    torch.testing.assert_close(loss, OBJECTIVES[name]().of(logits.float(), batch.labels))
+    torch.testing.assert_close(loss, OBJECTIVES[name]().from_logits(logits.float(), batch.labels))
 
 
 def test_balanced_weights_are_those_of_scikit_learn():

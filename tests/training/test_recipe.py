@@ -8,17 +8,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sightline.errors import RecipeError
-from sightline.training.recipe import Recipe, field_descriptions, parse_duration
+from sightline.training.recipe import RENAMED_FIELDS, Recipe, field_descriptions, parse_duration
 
 IMPOSSIBLE = {
     "data": "",
     "limit": 1,
-    "val": 0.9,
-    "test": 0.0,
+    "val_fraction": 0.9,
+    "test_fraction": 0.0,
     "size": 7,
     "channels": 2,
-    "fit": "stretch",
-    "filter": "nearest",
+    "resize_mode": "stretch",
+    "interpolation": "nearest",
     "normalize": "",
     "augment": ("",),
     "model": " ",
@@ -33,7 +33,7 @@ IMPOSSIBLE = {
     "window": "5:1",
     "dropout": 1.0,
     "init": "",
-    "mirrored": "yes",
+    "flip_tta": "yes",
     "weight_noise": -0.1,
     "freeze": "",
     "layer_decay": 0.0,
@@ -41,20 +41,20 @@ IMPOSSIBLE = {
     "loss_weight": -1.0,
     "class_weights": "",
     "sampling": "random",
-    "fair": "",
-    "fair_by": "",
+    "fairness_column": "",
+    "fairness_method": "",
     "bias_lr": 0,
-    "clip": -1.0,
-    "accumulate": 0,
-    "start_size": 4,
-    "replicas": 0,
-    "processes": 1.5,
+    "clip_grad": -1.0,
+    "grad_accum_steps": 0,
+    "progressive_from": 4,
+    "cpu_replicas": 0,
+    "devices": 1.5,
     "lr": 0.0,
     "momentum": 1.5,
     "weight_decay": -1e-4,
     "schedule": "",
     "warmup": 1.0,
-    "ema": 1.0,
+    "ema_decay": 1.0,
     "patience": -1,
     "precision": "float8",
     "memory_format": "nhwc",
@@ -135,3 +135,58 @@ def test_budget(text, expected):
 def test_none_means_no_augmentation():
     assert Recipe(augment=("none",)).augment == ()
     assert Recipe(augment=("none",)) != Recipe()
+
+
+# Names of earlier releases
+
+OLD = """
+val = 0.2
+test = 0.1
+fit = "pad"
+filter = "bicubic"
+init = "own"
+mirrored = true
+fair = "camera"
+fair_by = "reweighing"
+clip = 1.0
+accumulate = 2
+start_size = 16
+ema = 0.9
+replicas = 1
+processes = 2
+normalize = "start"
+loss = "adversarial:0.3:4:step=0.1:ramp=3"
+"""
+
+
+def test_a_recipe_file_of_an_earlier_release_is_read(tmp_path):
+    (tmp_path / "recipe.toml").write_text(OLD)
+    assert Recipe.from_toml(tmp_path / "recipe.toml") == Recipe(
+        val_fraction=0.2,
+        test_fraction=0.1,
+        resize_mode="pad",
+        interpolation="bicubic",
+        init="default",
+        flip_tta=True,
+        fairness_column="camera",
+        fairness_method="reweighing",
+        clip_grad=1.0,
+        grad_accum_steps=2,
+        progressive_from=16,
+        ema_decay=0.9,
+        cpu_replicas=1,
+        devices=2,
+        normalize="inherit",
+        loss="adversarial:0.3:4:step=0.1:warmup_epochs=3",
+    )
+
+
+def test_old_names_are_names_of_fields_no_more():
+    fields = {f.name for f in dataclasses.fields(Recipe)}
+    assert set(RENAMED_FIELDS.values()) <= fields
+    assert not set(RENAMED_FIELDS) & fields
+
+
+def test_both_names_of_a_field_are_one_too_many():
+    with pytest.raises(RecipeError, match="'ema' is the old name of 'ema_decay'"):
+        Recipe().replace(ema_decay=0.9, ema=0.9)

@@ -4,7 +4,13 @@ import pytest
 import torch
 
 from sightline.errors import ChoiceError, RecipeError
-from sightline.training.schedules import SCHEDULES, Plateau, TrainingProgress, parse_schedule
+from sightline.training import Recipe, resolve
+from sightline.training.optimizers import Plateau, TrainingProgress
+from sightline.training.plan import SCHEDULES
+
+
+def parse_schedule(word, warmup, epochs=None):
+    return resolve(Recipe(schedule=word, warmup=warmup, epochs=epochs)).schedule
 
 
 def at(share, epochs=100, losses=()):
@@ -76,7 +82,7 @@ def test_schedules_rise_and_stay_in_bounds(name, warmup):
 
 
 def test_a_schedule_longer_than_the_run_is_refused():
-    with pytest.raises(RecipeError, match="first changes the rate after 30 epochs, and the run has 10"):
+    with pytest.raises(RecipeError, match="first changes the rate after 30 epochs, but the run has 10"):
         parse_schedule("step:every=30", 0.0, 10)
     with pytest.raises(RecipeError, match="after 6 epochs"):
         parse_schedule("plateau:patience=5", 0.0, 6)

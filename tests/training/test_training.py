@@ -20,31 +20,43 @@ from helpers.tiny_classifiers import WORDS
 from sightline.classifier import Classifier
 from sightline.cli import main
 from sightline.errors import DataError, Interrupted, OutputError, RecipeError, TrainingError
-from sightline.training import fit as fit_module
-from sightline.training import refine, reopen, resume, run, train
-from sightline.training.calibrate import fit_temperature
+from sightline.training import fit_temperature, optimise, prepare, refine, reopen, resolve, resume, run, train
+from sightline.training.build import build_classifier, build_method
 from sightline.training.fit import TrainingState
-from sightline.training.gradients import SingleReplica
 from sightline.training.hooks import EMA, BaseHook
-from sightline.training.losses import OBJECTIVES, CrossEntropy, LogitLoss
-from sightline.training.optimizers import OPTIMIZERS, build_optimizer
+from sightline.training.losses import CrossEntropy
+from sightline.training.plan import OBJECTIVES, OPTIMIZERS
 from sightline.training.recipe import Recipe
 from sightline.training.run_folder import RunFolder
-from sightline.training.schedules import Constant
 
 TINY = Recipe(
     model="mlp", size=8, limit=400, epochs=4, batch_size=32, augment=("shift:1",), precision="float32",
     memory_format="contiguous", lr=0.05,
 )  # fmt: skip
 
-PLAIN = [name for name, make in OBJECTIVES.items() if isinstance(make(), LogitLoss)]  # the others draw at random
+PLAIN = [name for name, make in OBJECTIVES.items() if make().on_logits]  # the others draw random numbers
 
 
 @pytest.fixture(scope="module")
 def prepared():
-    """A small recipe, resolved, with its splits, and a function that makes its fresh classifier."""
-    recipe, splits, _ = run.prepare(TINY.replace(data="digits"))
-    return recipe, splits, lambda: run.build_classifier(recipe, splits, torch.device("cpu"))[0]
+    """A small recipe, complete, with its splits, and a function that makes its classifier before training."""
+    plan, splits, _ = prepare(resolve(TINY.replace(data="digits")))
+    return plan.recipe, splits, lambda: build_classifier(plan, splits, torch.device("cpu"))[0]
+
+
+def build_optimizer(classifier, recipe):
+    return resolve(recipe).build_optimizer(classifier)
+
+
+def start(classifier, recipe, epochs, steps, **given):
+    """The state of a training with a constant learning rate."""
+    return TrainingState(
+        classifier, build_optimizer(classifier, recipe), epochs, steps, peak_lr=recipe.lr, **given
+    )
+
+
+def ignore_validation():
+    return 0.0, 0.0
 
 
 def weights(classifier):
@@ -62,8 +74,7 @@ def history(folder):
 
 def method_of(prepared, objective=None):
     recipe, splits, _ = prepared
-    made = run.build_method(recipe, splits, torch.device("cpu"), objective or CrossEntropy())
-    return replace(made, objective=objective) if objective else made
+    return build_method(resolve(recipe, objective=objective), splits, torch.device("cpu"))
 
 
 def test_the_loop_is_the_plain_loop(prepared):
@@ -71,16 +82,8 @@ def test_the_loop_is_the_plain_loop(prepared):
     recipe, _, fresh = prepared
     ours, plain = fresh(), fresh()
     method = method_of(prepared)
-    state = TrainingState(ours, build_optimizer(ours, recipe), 2, method.steps_per_epoch)
-    fit_module.optimise(
-        state,
-        SingleReplica(ours),
-        CrossEntropy(),
-        method.batches,
-        Constant(warmup=0),
-        0.05,
-        validate=lambda: (0.0, 0.0),
-    )
+    state = start(ours, recipe, 2, method.steps_per_epoch)
+    optimise(state, method, validate=ignore_validation)
     kernels = [p for p in plain.parameters() if p.ndim > 1]
     others = [p for p in plain.parameters() if p.ndim <= 1]
     groups = [{"params": kernels, "weight_decay": 5e-4}, {"params": others, "weight_decay": 0.0}]
@@ -140,25 +143,28 @@ def test_cross_entropy_from_its_definition(prepared):
     torch.testing.assert_close(soft.double(), expected, rtol=1e-5, atol=1e-6)
 
 
-def test_a_gradient_step_stands_between_backward_and_update(prepared):
+def test_a_step_may_change_the_gradients_before_the_update(prepared):
+    """As GEM projects them: the step is given the state, the backward pass, the objective and the batch."""
     recipe, _, fresh = prepared
     classifier = fresh()
     before = weights(classifier)
-    method = method_of(prepared)
-    state = TrainingState(
-        classifier, build_optimizer(classifier, recipe.replace(weight_decay=0.0)), 1, method.steps_per_epoch
-    )
     seen = []
 
-    def project(model, batch):
-        seen.append(max(p.grad.abs().max().item() for p in model.parameters()))
-        for parameter in model.parameters():
+    def project(state, gradients, objective, batch):
+        loss = gradients(objective, batch)
+        parameters = list(state.classifier.parameters())
+        seen.append(max(p.grad.abs().max().item() for p in parameters))
+        for parameter in parameters:
             parameter.grad.zero_()
+        state.apply_gradients()
+        return loss
 
-    fit_module.optimise(
-        state, SingleReplica(classifier), CrossEntropy(), method.batches, Constant(warmup=0), 0.1,
-        validate=lambda: (0.0, 0.0), gradient_step=project,
-    )  # fmt: skip
+    method = replace(method_of(prepared), step=project)
+    optimise(
+        start(classifier, recipe.replace(weight_decay=0.0), 1, method.steps_per_epoch),
+        method,
+        validate=ignore_validation,
+    )
     assert len(seen) == method.steps_per_epoch
     assert min(seen) > 0
     assert same(before, weights(classifier))
@@ -168,7 +174,7 @@ def test_the_moving_average_is_its_formula(prepared):
     recipe, _, fresh = prepared
     classifier = fresh()
     method = method_of(prepared)
-    state = TrainingState(classifier, build_optimizer(classifier, recipe), 1, method.steps_per_epoch)
+    state = start(classifier, recipe.replace(lr=0.1), 1, method.steps_per_epoch)
     average = EMA(classifier, 0.9)
     expected = {n: t.double() for n, t in weights(classifier).items()}
 
@@ -178,10 +184,7 @@ def test_the_moving_average_is_its_formula(prepared):
             for name, tensor in state.classifier.state_dict().items():
                 expected[name] = decay * expected[name] + (1 - decay) * tensor.double()
 
-    fit_module.optimise(
-        state, SingleReplica(classifier), CrossEntropy(), method.batches, Constant(warmup=0), 0.1,
-        validate=lambda: (0.0, 0.0), hooks=[average, Reference()],
-    )  # fmt: skip
+    optimise(state, method, [average, Reference()], validate=ignore_validation)
     for name, tensor in average.classifier.state_dict().items():
         torch.testing.assert_close(tensor.double(), expected[name], rtol=1e-5, atol=1e-6)
 
@@ -222,7 +225,7 @@ def test_best_is_the_best_on_validation(tmp_path):
 
 
 def test_the_recipe_of_a_run_repeats_it(tmp_path):
-    first = train("digits", TINY.replace(epochs=2, ema=0.9), out=tmp_path / "a")
+    first = train("digits", TINY.replace(epochs=2, ema_decay=0.9), out=tmp_path / "a")
     second = train("digits", Recipe.from_toml(first.folder / "recipe.toml"), out=tmp_path / "b")
     assert second.recipe == first.recipe
     assert same(weights(first.classifier), weights(second.classifier))
@@ -240,7 +243,7 @@ def test_early_stopping(tmp_path):
 @pytest.mark.parametrize("ema", [0.0, 0.9])
 def test_interrupted_anywhere_and_resumed_gives_the_same_weights(tmp_path, stop_at, ema, monkeypatch):
     """Steps 3 and 11 lie inside an epoch, step 9 ends one (nine steps each)."""
-    recipe = TINY.replace(epochs=3, ema=ema, model="mlp:dropout=0.2")
+    recipe = TINY.replace(epochs=3, ema_decay=ema, model="mlp:dropout=0.2")
     whole = train("digits", recipe, out=tmp_path / "whole")
     assert whole.facts["epochs"] * 9 == 27
 
@@ -249,10 +252,12 @@ def test_interrupted_anywhere_and_resumed_gives_the_same_weights(tmp_path, stop_
             state.interrupted = state.step == stop_at
 
     original = run.build_method
-    monkeypatch.setattr(run, "build_method", lambda *a: replace(original(*a), hooks={"stop": Stop()}))
+    monkeypatch.setattr(run, "build_method", lambda *a, **k: replace(original(*a, **k), hooks={"stop": Stop()}))
     with pytest.raises(Interrupted, match=f"step {stop_at} of 27.*--resume"):
         train("digits", recipe, out=tmp_path / "cut")
-    monkeypatch.setattr(run, "build_method", lambda *a: replace(original(*a), hooks={"stop": BaseHook()}))
+    monkeypatch.setattr(
+        run, "build_method", lambda *a, **k: replace(original(*a, **k), hooks={"stop": BaseHook()})
+    )
     resumed = resume(tmp_path / "cut")
     assert same(weights(whole.classifier), weights(resumed.classifier))
     rows = [history(r.folder) for r in (whole, resumed)]
@@ -346,7 +351,7 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_weights(prepare
     with pytest.raises(
         TrainingError, match=rf"step {2 * steps + 3} \(epoch 3\).*lower --lr.*epoch \d are kept"
     ) as caught:
-        refine(classifier, recipe, splits, method_of(prepared, NotFinite(2 * steps + 2)), folder)
+        refine(classifier, resolve(recipe), splits, method_of(prepared, NotFinite(2 * steps + 2)), folder)
     kept = Classifier.load(folder.bundle)
     assert all(t.isfinite().all() for t in kept.state_dict().values())
     assert caught.value.exit_code == 2
@@ -394,8 +399,9 @@ def test_random_labels_give_chance(prepared, tmp_path):
     held = replace(splits.test, labels=random.integers(0, 10, len(splits.test)))
     classifier = fresh()
     parts = replace(splits, train=shuffled, val=held)
-    made = run.build_method(recipe, parts, torch.device("cpu"), CrossEntropy())
-    refine(classifier, recipe.replace(epochs=8), parts, made, RunFolder(tmp_path))
+    plan = resolve(recipe.replace(epochs=8))
+    made = build_method(plan, parts, torch.device("cpu"))
+    refine(classifier, plan, parts, made, RunFolder(tmp_path))
     answers = classifier(torch.from_numpy(held[:]).permute(0, 3, 1, 2).float() / 255).argmax(1).numpy()
     right, n = int((answers == held.labels).sum()), len(held)
     from scipy.stats import binom
@@ -462,16 +468,17 @@ def test_networks_that_bear_less_get_a_lower_rate(optimizer, model, lr):
     from sightline.training import defaults
 
     recipe = Recipe(size=32, channels=3, model=model, optimizer=optimizer)
-    made = {choice.field: choice.value for choice in defaults.default_network(recipe, train_images=50_000)}
+    chosen = defaults.default_network(resolve(recipe), train_images=50_000)
+    made = {choice.field: choice.value for choice in chosen}
     assert made["lr"] == pytest.approx(lr)
 
 
 def test_a_copy_of_a_state_is_a_state(prepared):
     recipe, _, fresh = prepared
     classifier = fresh()
-    state = TrainingState(classifier, build_optimizer(classifier, recipe), 4, 9)
+    state = start(classifier, recipe, 4, 9)
     saved = copy.deepcopy(state.state_dict())
-    other = TrainingState(fresh(), build_optimizer(fresh(), recipe), 1, 9)
+    other = start(fresh(), recipe, 1, 9)
     other.load_state_dict(saved)
     assert other.epochs == 4
     assert same(weights(other.classifier), weights(classifier))
@@ -523,24 +530,14 @@ def test_decoupled_decay_does_not_pass_through_the_momentum(prepared):
 
 def test_biases_and_norms_may_learn_faster(prepared):
     recipe, _, fresh = prepared
-    recipe = recipe.replace(bias_lr=64.0)
-    ours, seen = fresh(), []
-    state = TrainingState(ours, build_optimizer(ours, recipe), 1, 1)
+    ours, seen, method = fresh(), [], method_of(prepared)
+    state = start(ours, recipe.replace(bias_lr=64.0, lr=0.01), 1, method.steps_per_epoch)
 
     class Look(BaseHook):
         def after_step(self, state):
             seen.append([group["lr"] for group in state.optimizer.param_groups])
 
-    fit_module.optimise(
-        state,
-        SingleReplica(ours),
-        CrossEntropy(),
-        method_of(prepared).batches,
-        Constant(warmup=0),
-        0.01,
-        validate=lambda: (0.0, 0.0),
-        hooks=[Look()],
-    )
+    optimise(state, method, [Look()], validate=ignore_validation)
     assert seen[0] == pytest.approx([0.01, 0.64])
 
 
@@ -559,7 +556,7 @@ def test_weighted_cross_entropy_from_its_definition(prepared, soft):
 def test_clipping_bounds_the_gradient(prepared):
     recipe, _, fresh = prepared
     ours, norms = fresh(), []
-    state = TrainingState(ours, build_optimizer(ours, recipe.replace(momentum=0.0, weight_decay=0.0)), 1, 1)
+    state = start(ours, recipe.replace(momentum=0.0, weight_decay=0.0, lr=1.0), 1, 1, clip_grad=0.01)
     before = weights(ours)
 
     class Look(BaseHook):
@@ -568,29 +565,19 @@ def test_clipping_bounds_the_gradient(prepared):
             norms.append(torch.cat([m.flatten() for m in moved]).norm().item())
             state.interrupted = True
 
-    fit_module.optimise(
-        state,
-        SingleReplica(ours),
-        CrossEntropy(),
-        method_of(prepared).batches,
-        Constant(warmup=0),
-        1.0,
-        validate=lambda: (0.0, 0.0),
-        clip=0.01,
-        hooks=[Look()],
-    )
+    optimise(state, method_of(prepared), [Look()], validate=ignore_validation)
     assert norms[0] == pytest.approx(0.01, rel=1e-3)
 
 
 def test_growing_sizes_end_at_the_working_size(tmp_path):
-    recipe = TINY.replace(model="resnet20", size=16, start_size=8, epochs=3, limit=200)
-    from sightline.training.plan import image_size_at
+    recipe = TINY.replace(model="resnet20", size=16, progressive_from=8, epochs=3, limit=200)
+    from sightline.training.build import image_size_at
 
     assert [image_size_at(recipe, epoch) for epoch in range(3)] == [8, 12, 16]
     made = train("shapes:120", recipe, out=tmp_path / "r")
     assert made.classifier.geometry.size == (16, 16)
     with pytest.raises(RecipeError, match="its own size only"):
-        train("digits", TINY.replace(start_size=8, size=16), out=tmp_path / "s")
+        train("digits", TINY.replace(progressive_from=8, size=16), out=tmp_path / "s")
 
 
 def test_training_does_not_load_the_compiler(tmp_path):
@@ -663,7 +650,7 @@ def test_a_validation_loss_that_is_not_finite_keeps_nothing_bad(prepared, tmp_pa
 
     method = replace(method_of(prepared), hooks={"spoil": Spoil()})
     with pytest.raises(TrainingError, match=r"validation loss became nan in epoch 1.*No epoch was finished"):
-        refine(classifier, recipe, splits, method, folder)
+        refine(classifier, resolve(recipe), splits, method, folder)
     assert not folder.bundle.exists()
 
 
@@ -682,7 +669,7 @@ def test_a_changed_recipe_is_not_resumed(tmp_path, monkeypatch):
             state.interrupted = state.step == 3
 
     original = run.build_method
-    monkeypatch.setattr(run, "build_method", lambda *a: replace(original(*a), hooks={"stop": Stop()}))
+    monkeypatch.setattr(run, "build_method", lambda *a, **k: replace(original(*a, **k), hooks={"stop": Stop()}))
     with pytest.raises(Interrupted):
         train("digits", TINY, out=tmp_path / "r")
     file = tmp_path / "r" / "recipe.toml"

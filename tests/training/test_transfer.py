@@ -10,27 +10,26 @@ import numpy as np
 import pytest
 import torch
 
+from sightline.choose import choose
 from sightline.classifier import Classifier
 from sightline.errors import BundleError, ChoiceError, Interrupted, RecipeError
 from sightline.inference import embed
 from sightline.models import NETWORKS, SURGERY, build, find_stages, get_head, parse_architecture
-from sightline.training import resume, run, train
-from sightline.training.estimate import estimate_cost
-from sightline.training.freezing import FREEZE_SCHEDULES, Freezer, check_freezing, parse_freezing
+from sightline.training import build_classifier, build_method, resolve, resume, run, train
+from sightline.training.estimate import estimate_cost, find_lr
 from sightline.training.gradients import Replicas, SingleReplica
 from sightline.training.hooks import BaseHook
 from sightline.training.losses import CrossEntropy
-from sightline.training.lr_finder import find_lr
-from sightline.training.optimizers import OPTIMIZERS, build_optimizer, parameter_groups
+from sightline.training.plan import FREEZE_SCHEDULES, OPTIMIZERS
 from sightline.training.recipe import Recipe
 from sightline.training.run_folder import SilentRunFolder
-from sightline.training.transfer import architecture_word, inherit_settings
+from sightline.training.transfer import FreezeBackbone, Freezer, NoFreezing, UpToStage, architecture_word
 from sightline.types import Splits
 
 KNOWN = [name for name in NETWORKS if name != "timm"]
 networks = pytest.mark.parametrize("name", KNOWN)
 
-PLAIN = {"precision": "float32", "memory_format": "contiguous", "replicas": 1, "augment": ()}
+PLAIN = {"precision": "float32", "memory_format": "contiguous", "cpu_replicas": 1, "augment": ()}
 TINY = Recipe(data="digits", model="small-cnn", size=12, limit=260, epochs=1, batch_size=32, lr=0.05, **PLAIN)
 
 
@@ -177,7 +176,7 @@ SCHEDULES = {
 
 @pytest.mark.parametrize("word", SCHEDULES)
 def test_how_many_stages_rest_in_each_epoch(word):
-    how = parse_freezing(Recipe(freeze=word))
+    how = choose(FREEZE_SCHEDULES, word, "freeze schedule")
     assert [how.n_frozen(NAMES["resnet20"], epoch) for epoch in range(6)] == SCHEDULES[word]
     changes = [e for e in range(1, 6) if SCHEDULES[word][e] != SCHEDULES[word][e - 1]]
     assert how.first_change() == (changes[0] if changes else 0)
@@ -199,13 +198,13 @@ class Look(BaseHook):
 
 WAYS = {
     "plain": {},
-    "average": {"ema": 0.9},
+    "average": {"ema_decay": 0.9},
     "bfloat16": {"precision": "bfloat16"},
-    "pieces": {"accumulate": 2},
-    "replicas": {"replicas": 3},
+    "pieces": {"grad_accum_steps": 2},
+    "cpu_replicas": {"cpu_replicas": 3},
     "decoupled": {"optimizer": "sgd:decoupled=True", "weight_decay": 0.1},
     "adamw": {"optimizer": "adamw", "weight_decay": 0.1, "lr": 1e-3},
-    "clipped and layer-wise": {"clip": 1.0, "layer_decay": 0.5},
+    "clipped and layer-wise": {"clip_grad": 1.0, "layer_decay": 0.5},
 }
 
 
@@ -238,12 +237,12 @@ def test_what_rests_stays_bit_for_bit_and_the_rest_learns(way, onward, started, 
 
 def test_norms_of_resting_stages_use_their_running_statistics(started):
     classifier = copy.deepcopy(started.classifier)
-    rest = Freezer(classifier, Recipe(freeze="stage:1"))
+    rest = Freezer(classifier, UpToStage(1))
     classifier.train()
     rest(0)
     assert not classifier.network.features.bn.training
     assert classifier.network.features.dropout.training
-    rest = Freezer(classifier, Recipe(freeze="none"))
+    rest = Freezer(classifier, NoFreezing())
     classifier.train()
     rest(0)
     assert classifier.network.features.bn.training
@@ -252,11 +251,11 @@ def test_norms_of_resting_stages_use_their_running_statistics(started):
 @pytest.mark.parametrize("copies", [1, 2])
 def test_what_rests_has_no_gradient(started, copies):
     classifier = copy.deepcopy(started.classifier).train()
-    method = run.build_method(started.recipe, started.splits, torch.device("cpu"), CrossEntropy())
+    method = build_method(resolve(started.recipe), started.splits, torch.device("cpu"))
     batch = next(iter(method.batches(0, 0)))
     work = SingleReplica(classifier) if copies == 1 else Replicas(classifier, copies)
     with work:
-        rest = Freezer(classifier, Recipe(freeze="backbone"))
+        rest = Freezer(classifier, FreezeBackbone())
         rest(0)
         work(CrossEntropy(), batch)
         assert {name for name, p in classifier.named_parameters() if p.grad is not None} == {
@@ -269,7 +268,7 @@ def test_what_rests_has_no_gradient(started, copies):
 
 @pytest.mark.parametrize("stop_at", [3, 9])
 def test_interrupted_and_resumed_gives_the_same_weights(tmp_path, onward, stop_at, monkeypatch):
-    recipe = onward.replace(freeze="until:1", epochs=2, ema=0.9, layer_decay=0.7)
+    recipe = onward.replace(freeze="until:1", epochs=2, ema_decay=0.9, layer_decay=0.7)
     whole = train("digits", recipe, out=tmp_path / "whole")
 
     class Stop(BaseHook):
@@ -277,10 +276,12 @@ def test_interrupted_and_resumed_gives_the_same_weights(tmp_path, onward, stop_a
             state.interrupted = state.step == stop_at
 
     original = run.build_method
-    monkeypatch.setattr(run, "build_method", lambda *a: replace(original(*a), hooks={"stop": Stop()}))
+    monkeypatch.setattr(run, "build_method", lambda *a, **k: replace(original(*a, **k), hooks={"stop": Stop()}))
     with pytest.raises(Interrupted):
         train("digits", recipe, out=tmp_path / "cut")
-    monkeypatch.setattr(run, "build_method", lambda *a: replace(original(*a), hooks={"stop": BaseHook()}))
+    monkeypatch.setattr(
+        run, "build_method", lambda *a, **k: replace(original(*a, **k), hooks={"stop": BaseHook()})
+    )
     resumed = resume(tmp_path / "cut")
     ours, theirs = weights(resumed.classifier), weights(whole.classifier)
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
@@ -304,7 +305,7 @@ def test_each_stage_back_from_the_head_learns_slower_by_the_factor(name):
     torch.nn.Module.__init__(owner)
     owner.network = classifier.network
     recipe = Recipe(optimizer=name, layer_decay=0.5, bias_lr=2.0, weight_decay=0.1, lr=0.1)
-    made = build_optimizer(owner, recipe)
+    made = resolve(recipe).build_optimizer(owner)
     factors = {id(p): (g["lr_factor"], g["weight_decay"]) for g in made.param_groups for p in g["params"]}
     expected = dict(zip(NAMES["resnet20"], (0.0625, 0.125, 0.25, 0.5, 1.0), strict=True))
     assert len(factors) == len(list(owner.parameters()))
@@ -316,18 +317,19 @@ def test_each_stage_back_from_the_head_learns_slower_by_the_factor(name):
 
 
 def test_a_factor_of_one_is_the_two_groups_there_always_were(started):
-    assert len(parameter_groups(started.classifier, Recipe())) == 2
+    assert len(resolve(Recipe(lr=0.1)).build_optimizer(started.classifier).param_groups) == 2
 
 
 def test_a_step_moves_each_stage_by_its_own_rate(started, tmp_path):
     """Without momentum and decay the first step is the gradient times rate and factor: from the definition."""
     recipe = started.recipe.replace(layer_decay=0.25, momentum=0.0, weight_decay=0.0, lr=0.1)
     moved, plain = copy.deepcopy(started.classifier).train(), copy.deepcopy(started.classifier).train()
-    method = run.build_method(recipe, started.splits, torch.device("cpu"), CrossEntropy())
+    plan = resolve(recipe)
+    method = build_method(plan, started.splits, torch.device("cpu"))
     batch = next(iter(method.batches(0, 0)))
     torch.manual_seed(0)
     SingleReplica(moved)(CrossEntropy(), batch)
-    moves = build_optimizer(moved, recipe)
+    moves = plan.build_optimizer(moved)
     for group in moves.param_groups:
         group["lr"] = 0.1 * group["lr_factor"]
     moves.step()
@@ -345,10 +347,10 @@ def test_a_step_moves_each_stage_by_its_own_rate(started, tmp_path):
 def test_a_run_to_start_from_gives_network_size_channels_and_normalisation(onward, started, tmp_path):
     made = train("digits", onward, out=tmp_path / "r")
     assert (made.recipe.model, made.recipe.size, made.recipe.channels) == ("small-cnn", 12, 1)
-    assert made.recipe.normalize == "start"
+    assert made.recipe.normalize == "inherit"
     assert made.classifier.preprocessing.config() == started.classifier.preprocessing.config()
-    assert any("where this starts" in note and "--normalize" in note for note in made.notes)
-    assert any("last layer is kept, because it knows the classes" in note for note in made.notes)
+    assert any("Inherited from" in note and "--normalize" in note for note in made.notes)
+    assert any("head is kept, because it knows the classes" in note for note in made.notes)
     asked = train("digits", onward.replace(normalize="signed"), out=tmp_path / "s")
     assert asked.classifier.preprocessing.config() == [{"step": "normalise", "mean": [0.5], "std": [0.5]}]
 
@@ -364,15 +366,16 @@ def test_rows_of_the_head_go_with_the_names_of_the_classes(onward, started):
     classes = ("7", "horse", "2")
     parts = (started.splits.train, started.splits.val, started.splits.test)
     splits = Splits(*(replace(part, classes=classes, labels=part.labels % 3) for part in parts))
-    recipe, _ = inherit_settings(onward)
-    fresh, notes = run.build_classifier(recipe, splits, torch.device("cpu"))
-    blank, _ = run.build_classifier(recipe.replace(weights=None, normalize="none"), splits, torch.device("cpu"))
+    plan = resolve(onward).fit_to(splits.train)
+    fresh, notes = build_classifier(plan, splits, torch.device("cpu"))
+    unloaded = resolve(plan.recipe.replace(weights=None, normalize="none")).fit_to(splits.train)
+    blank, _ = build_classifier(unloaded, splits, torch.device("cpu"))
     known = started.classifier.network.head
     assert torch.equal(fresh.network.head.weight[0], known.weight[7])
     assert torch.equal(fresh.network.head.bias[2], known.bias[2])
     assert torch.equal(fresh.network.head.weight[1], blank.network.head.weight[1])
     assert torch.equal(fresh.network.features.fc.weight, started.classifier.network.features.fc.weight)
-    assert "kept for 7, 2 and starts fresh for 1 other classes" in notes[0]
+    assert "kept for 7, 2 and starts from random weights for 1 other classes" in notes[0]
 
 
 def test_a_bundle_with_a_grown_head_and_mirroring_can_be_started_from(started, onward, tmp_path):
@@ -382,8 +385,8 @@ def test_a_bundle_with_a_grown_head_and_mirroring_can_be_started_from(started, o
     source.architecture = replace(source.architecture, surgery=surgery)
     source.classes = (*source.classes, "x", "y")
     source.save(tmp_path / "grown")
-    recipe, _ = inherit_settings(onward.replace(weights=str(tmp_path / "grown")))
-    fresh, _ = run.build_classifier(recipe, started.splits, torch.device("cpu"))
+    plan = resolve(onward.replace(weights=str(tmp_path / "grown"))).fit_to(started.splits.train)
+    fresh, _ = build_classifier(plan, started.splits, torch.device("cpu"))
     assert torch.equal(fresh.network.head.weight, started.classifier.network.head.weight)
 
 
@@ -406,10 +409,10 @@ def test_a_start_that_learnt_from_test_images_is_told(started, onward, tmp_path)
     made = train("digits", onward.replace(split_seed=7), out=tmp_path / "r")
     count = sum(file in learnt for file in made.splits.test.files)
     assert count > 0
-    (told,) = [note for note in made.notes if "flatter" in note]
+    (told,) = [note for note in made.notes if "too optimistic" in note]
     assert f"{count} of the {len(made.splits.test)} test images were training images of" in told
     same = train("digits", onward, out=tmp_path / "s")
-    assert not any("flatter" in note for note in same.notes)
+    assert not any("too optimistic" in note for note in same.notes)
 
 
 def test_one_split_for_several_seeds(tmp_path):
@@ -436,16 +439,17 @@ def test_the_last_layer_of_a_file_is_kept_where_it_knows_the_classes(started, tm
     file = started.folder / "classifier" / "model.safetensors"
     recipe = TINY.replace(weights=str(file), channels=1, normalize="fitted")
     known = started.classifier.network.head.weight
-    kept, told = run.build_classifier(recipe, started.splits, torch.device("cpu"))
+    plan = resolve(recipe).fit_to(started.splits.train)
+    kept, told = build_classifier(plan, started.splits, torch.device("cpu"))
     assert torch.equal(kept.network.head.weight, known)
-    assert "fresh" not in told[0]
+    assert "random" not in told[0]
     turned = replace(started.splits.train, labels=(started.splits.train.labels + 1) % 10)
     others = replace(started.splits, train=turned)
-    fresh, told = run.build_classifier(recipe, others, torch.device("cpu"))
+    fresh, told = build_classifier(plan, others, torch.device("cpu"))
     assert not torch.equal(fresh.network.head.weight, known)
     assert torch.equal(fresh.network.features.fc.weight, started.classifier.network.features.fc.weight)
-    assert "made for other classes, and starts fresh" in told[0]
-    untrained, _ = run.build_classifier(recipe.replace(epochs=0), others, torch.device("cpu"))
+    assert "trained for other classes, and starts from random weights" in told[0]
+    untrained, _ = build_classifier(plan.replace(epochs=0), others, torch.device("cpu"))
     assert torch.equal(untrained.network.head.weight, known)
 
 
@@ -468,11 +472,11 @@ def test_a_third_partys_weights_are_frozen_and_trained(shared_weights, tmp_path)
 @pytest.mark.parametrize(
     ("changes", "kind", "message"),
     [
-        ({"freeze": "layers"}, ChoiceError, "no way to freeze called 'layers'"),
+        ({"freeze": "layers"}, ChoiceError, "no freeze schedule called 'layers'"),
         ({"freeze": "backbon"}, ChoiceError, "Did you mean 'backbone'"),
         ({"freeze": "until"}, ChoiceError, "'until' cannot be made"),
         ({"freeze": "until:0"}, ChoiceError, "epochs must be a whole number of at least 1, not 0"),
-        ({"freeze": "until:soon"}, ChoiceError, "not soon"),
+        ({"freeze": "until:soon"}, ChoiceError, "not 'soon'"),
         ({"freeze": "staged:1.5"}, ChoiceError, "not 1.5"),
         ({"freeze": "stage:0"}, ChoiceError, "stage must be a whole number of at least 1, not 0"),
         ({"freeze": "until:3"}, RecipeError, "ends after 3 epochs"),
@@ -488,8 +492,8 @@ def test_a_third_partys_weights_are_frozen_and_trained(shared_weights, tmp_path)
             BundleError,
             r"features.fc.weight \(128, 1152\) instead of \(128, 2048\)",
         ),
-        ({"channels": 3}, RecipeError, "channels is 3, but .* looks at 1"),
-        ({"weights": None, "normalize": "start", "model": "mlp"}, RecipeError, "normalize is 'start'"),
+        ({"channels": 3}, RecipeError, "channels is 3, but .* expects 1"),
+        ({"weights": None, "normalize": "start", "model": "mlp"}, RecipeError, "normalize is 'inherit'"),
     ],
 )
 def test_impossible_wishes_are_one_sentence(changes, kind, message, onward, tmp_path, monkeypatch):
@@ -500,6 +504,6 @@ def test_impossible_wishes_are_one_sentence(changes, kind, message, onward, tmp_
 
 
 def test_a_network_that_is_only_a_head_has_no_stage_to_freeze():
-    recipe = Recipe(freeze="stage:1", weights="x", model="mlp:hidden=()")
+    network = network_of("mlp:hidden=()")
     with pytest.raises(RecipeError, match="stages before the head are none"):
-        check_freezing(recipe, network_of("mlp:hidden=()"))
+        UpToStage(1).n_frozen([stage.name for stage in find_stages(network)], 0)

@@ -683,13 +683,13 @@ def test_another_study_does_not_go_on_and_all_that_differs_is_named(tmp_path):
 def test_importance_finds_the_field_that_matters():
     generator = np.random.default_rng(0)
     space = SearchSpace(
-        {"lr": NumericRange(1e-4, 1e-1), "clip": NumericRange(0.0, 1.0), "momentum": NumericRange(0.0, 0.9)}
+        {"lr": NumericRange(1e-4, 1e-1), "clip_grad": NumericRange(0.0, 1.0), "momentum": NumericRange(0.0, 0.9)}
     )
     rows = [
         {
             "state": "finished",
             "lr": 10 ** generator.uniform(-4, -1),
-            "clip": generator.uniform(),
+            "clip_grad": generator.uniform(),
             "momentum": generator.uniform(0, 0.9),
         }
         for _ in range(40)

@@ -64,7 +64,7 @@ def extract_features(baseline: Baseline, dataset: Dataset) -> tuple[EstimatorNet
             raise ChoiceError(
                 f"The network of 'embedding:{feature.run}' takes images decoded as {wanted}, and these are "
                 f"{geometry}. Work at its size: --size {max(wanted.size)} --channels {wanted.channels} "
-                f"--fit {wanted.resize_mode} --filter {wanted.interpolation}"
+                f"--resize-mode {wanted.resize_mode} --interpolation {wanted.interpolation}"
             )
     try:
         network = EstimatorNetwork(len(dataset.classes), geometry.channels, geometry.size, baseline.extractors)

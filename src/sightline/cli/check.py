@@ -60,7 +60,7 @@ def check(
 
     is_table = out is not None and out.suffix.lower() in (".csv", ".tsv")
     picture = None if out is None or is_table else check_picture_path(out)
-    recipe = Recipe().replace(data=data, limit=limit, size=size, fit=resize_mode, window=window)
+    recipe = Recipe().replace(data=data, limit=limit, size=size, resize_mode=resize_mode, window=window)
     dataset, _ = read_dataset(recipe, max_bad=1.0)
     findings = audit(dataset)
     value, text = dict(findings.values) | {"remarks": [vars(r) for r in findings.remarks]}, format_audit(findings)

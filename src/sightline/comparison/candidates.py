@@ -70,7 +70,7 @@ class Candidate:
         }
         classifier.save(run_folder.bundle)
         write_json(folder / "training.json", facts)
-        recipe = recipe.replace(model=self.word, epochs=0, processes=1)
+        recipe = recipe.replace(model=self.word, epochs=0, devices=1)
         remarks = tuple(classifier.provenance["remarks"])
         return Run(folder, recipe, classifier.to(device), splits, facts, remarks), float(facts["seconds"])
 

@@ -148,7 +148,7 @@ def fold_splits(pool: Dataset, fold: HeldOutFold, recipe: Recipe) -> Splits:
     words = np.full(len(pool), "train", dtype="<U5")
     words[fold.indices] = "test"
     marked = replace(pool, columns={**pool.columns, "split": words})
-    return split(marked, val=recipe.val, seed=fold.seed, group=recipe.group)
+    return split(marked, val=recipe.val_fraction, seed=fold.seed, group=recipe.group)
 
 
 def missing_class_notes(splits: Splits, fold: HeldOutFold) -> list[str]:

@@ -19,7 +19,7 @@ from ..errors import DataError, Interrupted, OutputError, RecipeError, Sightline
 from ..files import atomic_replace, explain_write_errors, write_json
 from ..metrics import wilson
 from ..pictures import plot_candidates
-from ..training import Recipe, default_network, parse_duration, read_dataset
+from ..training import Recipe, default_network, parse_duration, read_dataset, resolve
 from ..types import Dataset, Splits
 from .candidates import (
     Candidate,
@@ -79,7 +79,8 @@ def compare(
         progress.notify(note)
     recipe = recipe.replace(**{default.field: default.value for default in defaults})
     if models is None:
-        network = next(d for d in default_network(recipe, train_images=len(dataset)) if d.field == "model")
+        chosen = default_network(resolve(recipe), train_images=len(dataset))
+        network = next(default for default in chosen if default.field == "model")
         models = (str(network.value), SECOND_NETWORK.get(str(network.value), "lenet5"))
     candidates = _parse_candidates(recipe, models, DEFAULT_BASELINES if baselines is None else baselines, features)
     if len(candidates) < 2:
@@ -129,7 +130,9 @@ class _Protocol:
         if folds:
             pool = cross_validation_pool(dataset)
             return cls(recipe, folds, seeds, None, pool, assign_folds(pool, folds, seeds, recipe))
-        splits = split(dataset, val=recipe.val, test=recipe.test, seed=recipe.seed, group=recipe.group)
+        splits = split(
+            dataset, val=recipe.val_fraction, test=recipe.test_fraction, seed=recipe.seed, group=recipe.group
+        )
         counts = zip(splits.train.classes, splits.train.counts, strict=True)
         if missing := [name for name, n in counts if not n]:
             names = ", ".join(map(repr, missing[:5]))

@@ -11,7 +11,7 @@ from pathlib import Path
 from .comparison import SizeComparison, compare_with_original, count_weights
 from .compressing import CompressionResult, compress_run
 from .compressor import Compressor, Original, open_original
-from .distil import Distil, DistillationLoss, distil
+from .distil import Distil, distil
 from .fine_tuning import FineTuned, FineTuning, fine_tune
 from .lowrank import LowRank
 from .pipeline import parse_steps
@@ -25,7 +25,6 @@ __all__ = [
     "CompressionResult",
     "Compressor",
     "Distil",
-    "DistillationLoss",
     "FineTuned",
     "FineTuning",
     "Int8",

@@ -13,8 +13,9 @@ from torch import Tensor
 from .. import runtime
 from ..classifier import Classifier
 from ..errors import DataError
+from ..models import NETWORKS
 from ..runs import open_run, trained_on
-from ..training import INHERIT, Objective, Recipe, RunFolder, architecture_word, prepare
+from ..training import INHERIT, Objective, Recipe, RunFolder, architecture_word, prepare, resolve
 from ..types import Splits
 from .fine_tuning import FineTuning
 
@@ -94,11 +95,14 @@ def open_original(run: Path | str, data: str | None = None, *, device: str = "au
     classifier = Classifier.load(run).to(runtime.resolve_device(device))
     has_run = (folder / "recipe.toml").is_file()
     recipe = RunFolder(folder).read_recipe() if has_run else recipe_from_classifier(classifier)
-    recipe, splits, notes = prepare(
-        recipe.replace(
-            data=str(Path(data).resolve()) if Path(data).exists() else data,
-            weights=None,
-            normalize=None if recipe.normalize == INHERIT else recipe.normalize,
+    plan, splits, notes = prepare(
+        resolve(
+            recipe.replace(
+                data=str(Path(data).resolve()) if Path(data).exists() else data,
+                weights=None,
+                freeze="none",
+                normalize=None if recipe.normalize == INHERIT else recipe.normalize,
+            )
         )
     )
     check_images_fit(classifier, splits, data)
@@ -108,7 +112,7 @@ def open_original(run: Path | str, data: str | None = None, *, device: str = "au
             f"This classifier was trained on images of '{data}'. Without its run it is not known which of them "
             "were held out, so both accuracies are too optimistic.",
         )
-    return Original(folder, classifier, recipe, splits, notes)
+    return Original(folder, classifier, plan.recipe.replace(freeze=recipe.freeze), splits, notes)
 
 
 def recipe_from_classifier(classifier: Classifier) -> Recipe:
@@ -119,8 +123,9 @@ def recipe_from_classifier(classifier: Classifier) -> Recipe:
             "Runs only support square images with EXIF orientation applied, but this classifier expects "
             f"{geometry.size[0]} x {geometry.size[1]} pixels: compress the run it was trained in."
         )
+    architecture = classifier.architecture
     return Recipe(
-        model=architecture_word(classifier.architecture),
+        model=architecture_word(architecture) if architecture.name in NETWORKS else None,
         size=geometry.size[0],
         channels=geometry.channels,
         resize_mode=geometry.resize_mode,

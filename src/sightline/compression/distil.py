@@ -6,17 +6,14 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from jaxtyping import Float
-from torch import Tensor
 
 from .. import runtime
-from ..checks import check_number, check_positive
 from ..classifier import Classifier
 from ..data import to_tensor
 from ..models import build, parse_architecture
 from ..preprocessing import fit_preprocessing
-from ..training import ADAPTATION_IMAGES, CrossEntropy, LogitLoss, Objective, Recipe, kl_divergence
-from ..types import Batch, Splits
+from ..training import ADAPTATION_IMAGES, DistillationLoss, Objective, Recipe, check_distillation
+from ..types import Splits
 from .compressor import Compressor, Original
 from .fine_tuning import FineTuning
 
@@ -77,7 +74,7 @@ class Distil(Compressor):
         """A whole training of the student, as long as the original's."""
         return settings.full_training_recipe(original.recipe, self.to, len(original.splits.train))
 
-    def objective(self, original: Original, labels: Objective) -> "DistillationLoss":
+    def objective(self, original: Original, labels: Objective) -> DistillationLoss:
         """The distance from the teacher's answers, and ``labels`` with the weight 1 - alpha."""
         return DistillationLoss(original.classifier, labels, temperature=self.temperature, alpha=self.alpha)
 
@@ -93,44 +90,3 @@ def distil(to: str = "lenet5", temperature: float = 4.0, alpha: float = 0.9, **a
     """
     word = ":".join([to, *(f"{name}={str(value).replace(' ', '')}" for name, value in arguments.items())])
     return Distil(word, temperature=temperature, alpha=alpha)
-
-
-@dataclass(frozen=True, eq=False)
-class DistillationLoss:
-    """alpha T^2 KL(softmax(z_teacher / T) || softmax(z / T)) + (1 - alpha) loss(z, labels), mean over the batch.
-
-    T^2 keeps the first part's gradient as large as the second's while logits are small beside T (Hinton et al.
-    2015, section 2); else it is up to T times as large. The teacher sees the very pixels that the student does,
-    augmentation included, in eval mode and without gradients.
-    """
-
-    teacher: Classifier
-    labels: Objective = field(default_factory=CrossEntropy)
-    """The loss of the labels, hard or soft."""
-    temperature: float = 4.0
-    alpha: float = 0.9
-
-    def __post_init__(self) -> None:
-        """Raise ValueError for a temperature or alpha that cannot be."""
-        check_distillation(self.temperature, self.alpha)
-        self.teacher.eval()
-
-    def __call__(self, classifier: Classifier, batch: Batch) -> Float[Tensor, ""]:
-        """The mean loss over the batch."""
-        with torch.no_grad():
-            taught = self.teacher(batch.pixels).float()
-        logits = classifier(batch.pixels).float()
-        pull = kl_divergence(logits / self.temperature, taught / self.temperature).mean() * self.temperature**2
-        if self.alpha == 1:
-            return pull
-        if isinstance(self.labels, LogitLoss):
-            own = self.labels.from_logits(logits, batch.labels)
-        else:  # a loss that looks at pixels of its own making
-            own = self.labels(classifier, batch)
-        return self.alpha * pull + (1 - self.alpha) * own
-
-
-def check_distillation(temperature: object, alpha: object) -> None:
-    """Raise ValueError for a temperature that is not above 0, or an alpha outside [0, 1]."""
-    check_positive("temperature", temperature)
-    check_number("alpha", alpha, 0, 1)

@@ -8,26 +8,22 @@ from typing import Any
 
 from .. import runtime
 from ..classifier import Classifier
-from ..data import iterate_batches
 from ..ensembles import recalibrate_norms
 from ..errors import Interrupted
-from ..inference import predict_logits, validate
+from ..inference import predict_logits
 from ..training import (
     INHERIT,
     LINEAR_PROBE_LR_FACTOR,
-    AdversarialLoss,
     Objective,
     Recipe,
     RunFolder,
     build_method,
-    default_epochs,
+    choose_execution,
     default_network,
     fit_temperature,
-    has_execution_mode,
-    measure_throughput,
     refine,
+    resolve,
     to_memory_format,
-    with_default_execution,
 )
 from ..types import Splits
 
@@ -75,9 +71,9 @@ class FineTuning:
             model=model,
             lr=self.lr,
             epochs=self.epochs or recipe.epochs or None,
-            clip=recipe.clip or STUDENT_CLIP_GRAD,
+            clip_grad=recipe.clip_grad or STUDENT_CLIP_GRAD,
         )
-        chosen = {choice.field: choice.value for choice in default_network(base, train_images=images)}
+        chosen = {choice.field: choice.value for choice in default_network(resolve(base), train_images=images)}
         return base.replace(lr=chosen.get("lr", self.lr))
 
     def _base_recipe(self, recipe: Recipe) -> Recipe:
@@ -87,17 +83,17 @@ class FineTuning:
             normalize=None if recipe.normalize == INHERIT else recipe.normalize,
             freeze="none",
             layer_decay=1.0,
-            start_size=None,
-            ema=0.0,
+            progressive_from=None,
+            ema_decay=0.0,
             patience=0,
-            processes=1,
+            devices=1,
             split_seed=recipe.data_seed,
             seed=self.seed,
         )
         if recipe.epochs:
             return base
         # Not trained by us: the fastest precision, memory format and replicas are not known yet.
-        return base.replace(precision=None, memory_format=None, replicas=None)
+        return base.replace(precision=None, memory_format=None, cpu_replicas=None)
 
 
 @dataclass(frozen=True)
@@ -131,9 +127,10 @@ def fine_tune(
         return fit_temperature_only(start, splits, notes)
     before = validation_score(start, splits, objective)
     trained = to_memory_format(copy.deepcopy(start), recipe.memory_format or "contiguous")
-    method = build_method(recipe, splits, trained.device, objective)
+    plan = resolve(recipe, objective=objective)
+    method = build_method(plan, splits, trained.device)
     try:
-        facts = refine(trained, recipe, splits, method, folder, resume=folder.checkpoint.is_file())
+        facts = refine(trained, plan, splits, method, folder, resume=folder.checkpoint.is_file())
     except Interrupted as error:
         raise Interrupted("Stopped; nothing is lost. Repeat the same command to continue.") from error
     if fresh or validation_score(trained, splits, objective) >= before:
@@ -162,8 +159,7 @@ def fit_temperature_only(classifier: Classifier, splits: Splits, notes: tuple[st
 
 def validation_score(classifier: Classifier, splits: Splits, objective: Objective) -> tuple[float, float]:
     """(validation accuracy, minus validation loss): the order in which training compares epochs."""
-    asked = objective.validate if isinstance(objective, AdversarialLoss) else validate
-    loss, accuracy = asked(classifier, splits.val)
+    loss, accuracy = objective.validate(classifier, splits.val)
     return accuracy, -loss
 
 
@@ -172,12 +168,5 @@ def with_execution_plan(recipe: Recipe, classifier: Classifier, splits: Splits, 
 
     The original's values are kept; what it does not say is measured on one batch.
     """
-    assert recipe.batch_size is not None
-    if recipe.epochs == 0 or (recipe.epochs is not None and has_execution_mode(recipe)):
-        return with_default_execution(recipe)
-    first = next(iter(iterate_batches(splits.train, recipe.batch_size, device=classifier.device)))
-    measured = measure_throughput(classifier, recipe, objective, first)
-    if recipe.epochs is None:
-        count, rate = len(splits.train), measured.images_per_second
-        recipe = recipe.replace(epochs=default_epochs(recipe, train_images=count, images_per_second=rate).value)
-    return measured.mode.apply_to(recipe)
+    plan, _ = choose_execution(resolve(recipe, objective=objective), classifier, splits.train)
+    return plan.recipe

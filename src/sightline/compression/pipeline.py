@@ -12,7 +12,7 @@ from ..choose import choose
 from ..classifier import Classifier
 from ..errors import ChoiceError
 from ..files import explain_write_errors, write_json, write_text
-from ..training import Recipe, SilentRunFolder, build_objective
+from ..training import Recipe, SilentRunFolder, resolve
 from .compressor import Compressor, Original
 from .fine_tuning import FineTuning, fine_tune, with_execution_plan
 
@@ -101,7 +101,7 @@ def _run_step(
         changed.save(folder / "begun")
     known = (folder / "recipe.toml").is_file()
     recipe = Recipe.from_toml(folder / "recipe.toml") if known else step.training(original, settings)
-    objective = step.objective(original, build_objective(recipe, train.counts))
+    objective = step.objective(original, resolve(recipe).fit_to(train).objective)
     if not known:
         recipe = with_execution_plan(recipe, changed, original.splits, objective)
         write_text(folder / "recipe.toml", recipe.to_toml())

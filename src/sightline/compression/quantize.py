@@ -55,7 +55,7 @@ CALIBRATION_BATCH_SIZE = 64
 INT8_TRAINING: Mapping[str, Any] = {
     "precision": "float32",
     "memory_format": "contiguous",
-    "replicas": 1,
+    "cpu_replicas": 1,
     "weight_decay": 0.0,
 }
 """Recipe fields of a training through the rounding: plain arithmetic, and no decay that pulls gains to zero."""

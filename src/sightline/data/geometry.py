@@ -144,11 +144,11 @@ def geometry_losses(
     )
     own = {
         "squash": ("bend", GeometryLoss(bend, "Squashing bends the aspect by a factor of {} on average",
-                    ": --fit crop or pad keeps it.", 1.15, 0.25, "{:.2f}".format)),
+                    ": --resize-mode crop or pad keeps it.", 1.15, 0.25, "{:.2f}".format)),
         "crop": ("cropped", GeometryLoss(1 - 1 / bend, "Cropping cuts away {} of the area on average",
-                    ": --fit squash or pad keeps it.", 0.1, 0.15)),
+                    ": --resize-mode squash or pad keeps it.", 0.1, 0.15)),
         "pad": ("padding", GeometryLoss(1 - 1 / bend, "Padding leaves {} of the working area black on average",
-                    ": --fit squash or crop fills it.", 0.1, 0.15)),
+                    ": --resize-mode squash or crop fills it.", 0.1, 0.15)),
     }  # fmt: skip
     name, loss = own[geometry.resize_mode]
     return {name: loss, "enlarged": enlarged}

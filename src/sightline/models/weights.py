@@ -47,15 +47,17 @@ class WeightsReport:
         return note + "."
 
 
-def load_weights(network: Network, file: str | Path) -> WeightsReport:
+def load_weights(network: Network, file: str | Path, tensors: Tensors | None = None) -> WeightsReport:
     """Copy the tensors of a ``.safetensors``, ``.pth``, ``.pt`` or ``.th`` file into ``network``.
+
+    ``tensors`` are those of the file, where it has been read already.
 
     Wrappers' prefixes are stripped and the last layer is found under its usual names; a head of other
     classes is left as initialised. All is checked before anything is copied. Raises DataError for a
     file that is not there, BundleError for one that is unsafe, damaged or made for another network.
     """
     path = Path(file)
-    everything = strip_prefixes(read_tensors(path))
+    everything = strip_prefixes(read_tensors(path) if tensors is None else tensors)
     kept = select_network_tensors(everything)
     wanted = {name: t for name, t in network.state_dict().items() if not name.endswith("num_batches_tracked")}
     given = _rename_head(_rename_keys(kept, network, wanted), network)

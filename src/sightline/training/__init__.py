@@ -1,61 +1,80 @@
-"""Data and a recipe become a classifier, in a run folder.
+"""Data and a recipe become a classifier, in a run folder: ``train``.
 
 >>> from sightline.training import Recipe
 >>> Recipe(model="lenet5", epochs=3).epochs
 3
+
+Its families are dicts in ``plan.py``: ``OBJECTIVES``, ``CLASS_WEIGHTINGS``, ``MITIGATIONS``, ``OPTIMIZERS``, ``SCHEDULES``
+and ``FREEZE_SCHEDULES``; recipes that were measured are ``PRESETS``.
 """
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from .recipe import Recipe, field_descriptions, parse_duration
+from .presets import PRESETS
+from .recipe import INHERIT, RENAMED_FIELDS, Recipe, field_descriptions, parse_duration
 
 if TYPE_CHECKING:
-    from .adversarial import AdversarialLoss, kl_divergence
-    from .autotune import has_execution_mode, measure_throughput, to_memory_format, with_default_execution
-    from .calibrate import fit_temperature
-    from .defaults import LINEAR_PROBE_LR_FACTOR, default_epochs, default_network
+    from .build import ADAPTATION_IMAGES, MEMORY_FORMATS, build_classifier, build_method
+    from .defaults import (
+        LINEAR_PROBE_LR_FACTOR,
+        choose_execution,
+        default_epochs,
+        default_network,
+        measure_throughput,
+        to_memory_format,
+    )
     from .distributed import is_secondary
-    from .estimate import estimate_cost
-    from .fairness import BLANK_GROUP, MITIGATIONS
-    from .fit import TrainingState
-    from .freezing import FREEZE_SCHEDULES
-    from .hooks import BaseHook
-    from .losses import OBJECTIVES, CrossEntropy, LogitLoss, Objective
-    from .lr_finder import find_lr
-    from .optimizers import OPTIMIZERS
+    from .estimate import estimate_cost, find_lr
+    from .fairness import BLANK_GROUP
+    from .fit import Method, TrainingState, optimise
+    from .hooks import EMA, BaseHook
+    from .losses import (
+        CrossEntropy,
+        DistillationLoss,
+        LogitLoss,
+        Objective,
+        check_distillation,
+        kl_divergence,
+    )
     from .plan import (
-        ADAPTATION_IMAGES,
-        build_classifier,
-        build_method,
-        build_objective,
-        recipe_geometry,
+        CLASS_WEIGHTINGS,
+        FREEZE_SCHEDULES,
+        MITIGATIONS,
+        OBJECTIVES,
+        OPTIMIZERS,
+        SCHEDULES,
+        Plan,
+        resolve,
         validate_recipe,
     )
-    from .presets import PRESETS
-    from .refinement import Method, refine
-    from .run import Run, prepare, read_dataset, reopen, resume, train, train_on_splits
+    from .refinement import fit_temperature, refine, start_training
+    from .run import Run, prepare, read_dataset, read_splits, reopen, resume, train, train_on_splits
     from .run_folder import RunFolder, SilentRunFolder, check_run_folder, create_run_folder
-    from .schedules import SCHEDULES
-    from .transfer import INHERIT, architecture_word, backbone_fingerprint
+    from .transfer import architecture_word, backbone_fingerprint
 
 __all__ = [
     "ADAPTATION_IMAGES",
     "BLANK_GROUP",
+    "CLASS_WEIGHTINGS",
+    "EMA",
     "FREEZE_SCHEDULES",
     "INHERIT",
     "LINEAR_PROBE_LR_FACTOR",
+    "MEMORY_FORMATS",
     "MITIGATIONS",
     "OBJECTIVES",
     "OPTIMIZERS",
     "PRESETS",
+    "RENAMED_FIELDS",
     "SCHEDULES",
-    "AdversarialLoss",
     "BaseHook",
     "CrossEntropy",
+    "DistillationLoss",
     "LogitLoss",
     "Method",
     "Objective",
+    "Plan",
     "Recipe",
     "Run",
     "RunFolder",
@@ -65,8 +84,9 @@ __all__ = [
     "backbone_fingerprint",
     "build_classifier",
     "build_method",
-    "build_objective",
+    "check_distillation",
     "check_run_folder",
+    "choose_execution",
     "create_run_folder",
     "default_epochs",
     "default_network",
@@ -74,83 +94,63 @@ __all__ = [
     "field_descriptions",
     "find_lr",
     "fit_temperature",
-    "has_execution_mode",
     "is_secondary",
     "kl_divergence",
     "measure_throughput",
+    "optimise",
     "parse_duration",
     "prepare",
     "read_dataset",
-    "recipe_geometry",
+    "read_splits",
     "refine",
     "reopen",
+    "resolve",
     "resume",
+    "start_training",
     "to_memory_format",
     "train",
     "train_on_splits",
     "validate_recipe",
-    "with_default_execution",
 ]
 
 _MEMBERS = {
-    "adversarial": (
-        "AdversarialLoss",
-        "kl_divergence",
+    "build": ("ADAPTATION_IMAGES", "MEMORY_FORMATS", "build_classifier", "build_method"),
+    "defaults": (
+        "LINEAR_PROBE_LR_FACTOR",
+        "choose_execution",
+        "default_epochs",
+        "default_network",
+        "measure_throughput",
+        "to_memory_format",
     ),
-    "autotune": ("has_execution_mode", "measure_throughput", "to_memory_format", "with_default_execution"),
-    "calibrate": ("fit_temperature",),
-    "defaults": ("LINEAR_PROBE_LR_FACTOR", "default_epochs", "default_network"),
     "distributed": ("is_secondary",),
-    "estimate": ("estimate_cost",),
-    "fairness": (
-        "BLANK_GROUP",
-        "MITIGATIONS",
-    ),
-    "fit": ("TrainingState",),
-    "freezing": ("FREEZE_SCHEDULES",),
-    "hooks": ("BaseHook",),
+    "estimate": ("estimate_cost", "find_lr"),
+    "fairness": ("BLANK_GROUP",),
+    "fit": ("Method", "TrainingState", "optimise"),
+    "hooks": ("EMA", "BaseHook"),
     "losses": (
         "CrossEntropy",
+        "DistillationLoss",
         "LogitLoss",
-        "OBJECTIVES",
         "Objective",
+        "check_distillation",
+        "kl_divergence",
     ),
-    "lr_finder": ("find_lr",),
-    "optimizers": ("OPTIMIZERS",),
     "plan": (
-        "ADAPTATION_IMAGES",
-        "build_classifier",
-        "build_method",
-        "build_objective",
-        "recipe_geometry",
+        "CLASS_WEIGHTINGS",
+        "FREEZE_SCHEDULES",
+        "MITIGATIONS",
+        "OBJECTIVES",
+        "OPTIMIZERS",
+        "SCHEDULES",
+        "Plan",
+        "resolve",
         "validate_recipe",
     ),
-    "presets": ("PRESETS",),
-    "refinement": (
-        "Method",
-        "refine",
-    ),
-    "run": (
-        "Run",
-        "prepare",
-        "read_dataset",
-        "reopen",
-        "resume",
-        "train",
-        "train_on_splits",
-    ),
-    "run_folder": (
-        "RunFolder",
-        "SilentRunFolder",
-        "check_run_folder",
-        "create_run_folder",
-    ),
-    "schedules": ("SCHEDULES",),
-    "transfer": (
-        "INHERIT",
-        "architecture_word",
-        "backbone_fingerprint",
-    ),
+    "refinement": ("fit_temperature", "refine", "start_training"),
+    "run": ("Run", "prepare", "read_dataset", "read_splits", "reopen", "resume", "train", "train_on_splits"),
+    "run_folder": ("RunFolder", "SilentRunFolder", "check_run_folder", "create_run_folder"),
+    "transfer": ("architecture_word", "backbone_fingerprint"),
 }
 
 

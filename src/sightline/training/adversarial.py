@@ -1,17 +1,18 @@
-"""Losses that are taken on attacked images, so that what is learnt holds within eps of them.
+"""Adversarial training: losses on attacked images, so that answers hold within eps of the training images.
 
-The attack sees the classifier in eval mode, as its users and attackers will (TRADES' own code does so, Wong's does
-not), and afterwards every module and weight is as it was: norms gather only from the images trained on. It draws
-from torch's global generator, whose state is in the checkpoint. eps and step are in pixels of [0, 1].
+The attack sees the classifier in eval mode, as its users and attackers will (the code of TRADES does so, that of
+Wong et al. does not), and leaves every module and weight unchanged: norms gather statistics only from the images
+trained on. It draws from torch's global generator, whose state is in the checkpoint. eps and step are in pixels of
+[0, 1].
 """
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from ..attacks import (
@@ -27,9 +28,7 @@ from ..checks import check_int, check_number, check_positive
 from ..classifier import Classifier, frozen_eval
 from ..data import iterate_batches
 from ..types import Batch, Dataset
-from .criteria import mean_cross_entropy
-
-Labels = Int[Tensor, " B"] | Float[Tensor, "B K"]
+from .losses import CrossEntropy, Labels, Objective, kl_divergence
 
 TRAIN_A_NETWORK = "Train a network instead: --model lenet5, for example."
 
@@ -38,27 +37,29 @@ MAX_ATTACKED_VAL_IMAGES = 1000
 
 
 @dataclass(frozen=True)
-class AdversarialLoss(ABC):
-    """A loss on images attacked within ``eps``. The epoch kept is the best one on attacked validation images.
+class AdversarialLoss(Objective):
+    """A loss on images attacked within ``eps``; epochs are compared by attacked validation images.
 
-    ``ramp`` epochs come first in which eps rises in equal steps to its size: from random weights a large eps may
-    leave nothing to learn.
+    eps rises in equal steps over the first ``warmup_epochs`` epochs: from random weights a large eps may leave
+    nothing to learn.
     """
 
     eps: float = 8 / 255
-    ramp: int = field(default=0, kw_only=True)
+    warmup_epochs: int = field(default=0, kw_only=True)
     norm: str = field(default="linf", kw_only=True)
     label_smoothing: float = field(default=0.0, kw_only=True)
     class_weights: tuple[float, ...] | None = field(default=None, kw_only=True)
 
+    stochastic = True
+
     def __post_init__(self) -> None:
-        """Raise ValueError or ChoiceError for a field that cannot be."""
+        """Raise ValueError or ChoiceError for an impossible field."""
         check_training_eps(self.eps, self.norm)
-        check_int("ramp", self.ramp, 0)
+        check_int("warmup_epochs", self.warmup_epochs, 0)
 
     def eps_fraction(self, batch: Batch) -> float:
-        """The part of eps that is reached in the batch's epoch."""
-        return min(1.0, (batch.epoch + 1) / (self.ramp + 1))
+        """The fraction of eps that the batch's epoch uses."""
+        return min(1.0, (batch.epoch + 1) / (self.warmup_epochs + 1))
 
     @abstractmethod
     def __call__(self, classifier: Classifier, batch: Batch) -> Float[Tensor, ""]:
@@ -68,7 +69,8 @@ class AdversarialLoss(ABC):
         self, classifier: Classifier, pixels: Float[Tensor, "B C H W"], labels: Labels
     ) -> Float[Tensor, ""]:
         """The mean cross-entropy of these pixels, in float32."""
-        return mean_cross_entropy(classifier(pixels).float(), labels, self.class_weights, self.label_smoothing)
+        loss = CrossEntropy(label_smoothing=self.label_smoothing, class_weights=self.class_weights)
+        return loss.from_logits(classifier(pixels).float(), labels)
 
     def validate(self, classifier: Classifier, dataset: Dataset) -> tuple[float, float]:
         """Mean cross-entropy and accuracy under PGD-10 on at most 1,000 of the images, always the same ones."""
@@ -90,8 +92,9 @@ class AdversarialLoss(ABC):
 class PGDAdversarial(AdversarialLoss):
     """Cross-entropy of images attacked by PGD: the strongest plain defence (Madry et al. 2018).
 
-    ``steps`` of ``step`` pixels (2.5 eps / steps where not given) from a random start; ``clean`` is the weight of
-    the images as they are, 1 - clean that of the attacked ones. A step costs ``steps`` + 1 passes.
+    The attack takes ``steps`` steps of ``step`` pixels (2.5 eps / steps where not given) from a random start.
+    ``clean`` is the weight of the unchanged images, 1 - clean that of the attacked ones. A training step costs
+    ``steps`` + 1 passes.
     """
 
     steps: int = 7
@@ -99,7 +102,7 @@ class PGDAdversarial(AdversarialLoss):
     clean: float = 0.0
 
     def __post_init__(self) -> None:
-        """Raise ValueError or ChoiceError for a field that cannot be."""
+        """Raise ValueError or ChoiceError for an impossible field."""
         super().__post_init__()
         check_int("steps", self.steps, 1)
         if self.step is not None:
@@ -109,9 +112,9 @@ class PGDAdversarial(AdversarialLoss):
     def __call__(self, classifier: Classifier, batch: Batch) -> Float[Tensor, ""]:
         """The mean loss over the batch."""
         require_gradient(classifier, "Adversarial training", TRAIN_A_NETWORK)
-        share = self.eps_fraction(batch)
-        ball = BALLS[self.norm](batch.pixels, share * self.eps)
-        size = share * (self.step or 2.5 * self.eps / self.steps)
+        fraction = self.eps_fraction(batch)
+        ball = BALLS[self.norm](batch.pixels, fraction * self.eps)
+        size = fraction * (self.step or 2.5 * self.eps / self.steps)
         with frozen_eval(classifier):
             start = ball.random(None)
             attacked = gradient_ascent(
@@ -128,15 +131,15 @@ class FastAdversarial(AdversarialLoss):
     """Cross-entropy of images attacked by one step from a random start: two passes a step (Wong et al. 2020).
 
     ``step`` is in units of eps. ``noise`` is how far the start is drawn, in units of eps: 1 stays in the ball, as
-    published; 2 is N-FGSM (de Jorge et al. 2022, with step 1), which leaves it and is not cut back, against
-    overfitting to a single step. Look at its accuracy under PGD: one step can be learnt by heart.
+    published; 2 is N-FGSM (de Jorge et al. 2022, with step 1), which leaves it and is not projected back, against
+    overfitting to a single step. Check the accuracy under PGD: a network can overfit to a single step.
     """
 
     step: float = 1.25
     noise: float = 1.0
 
     def __post_init__(self) -> None:
-        """Raise ValueError or ChoiceError for a field that cannot be."""
+        """Raise ValueError or ChoiceError for an impossible field."""
         super().__post_init__()
         check_positive("step", self.step)
         check_number("noise", self.noise, 0)
@@ -145,7 +148,7 @@ class FastAdversarial(AdversarialLoss):
         """The mean loss over the batch."""
         require_gradient(classifier, "Adversarial training", TRAIN_A_NETWORK)
         near, eps = BALLS[self.norm], self.eps_fraction(batch) * self.eps
-        # beyond the ball there is nothing to be cut back to but [0, 1]
+        # outside the ball the only projection is the one to [0, 1]
         far = eps * (1.0 if self.noise <= 1 else self.noise + self.step)
         with frozen_eval(classifier):
             start = near(batch.pixels, self.noise * eps).random(None)
@@ -165,9 +168,9 @@ class FastAdversarial(AdversarialLoss):
 class Trades(AdversarialLoss):
     """Cross-entropy of the images + beta KL(answers to them || answers to attacked ones): Zhang et al. 2019.
 
-    The attack raises the divergence, from a start of normal noise of 0.001. A large ``beta`` buys robustness with
-    accuracy: 6 is usual for photographs, 1 for digits. Class weights weigh both parts. A step costs ``steps`` + 3
-    passes.
+    The attack raises the divergence, from a start of normal noise of 0.001. A large ``beta`` trades accuracy for
+    robustness: 6 is usual for photographs, 1 for digits. Class weights multiply both terms. A training step costs
+    ``steps`` + 3 passes.
     """
 
     steps: int = 10
@@ -175,7 +178,7 @@ class Trades(AdversarialLoss):
     step: float | None = None
 
     def __post_init__(self) -> None:
-        """Raise ValueError or ChoiceError for a field that cannot be."""
+        """Raise ValueError or ChoiceError for an impossible field."""
         super().__post_init__()
         check_int("steps", self.steps, 1)
         check_positive("beta", self.beta)
@@ -185,9 +188,9 @@ class Trades(AdversarialLoss):
     def __call__(self, classifier: Classifier, batch: Batch) -> Float[Tensor, ""]:
         """The mean loss over the batch."""
         require_gradient(classifier, "TRADES", TRAIN_A_NETWORK)
-        share = self.eps_fraction(batch)
-        ball = BALLS[self.norm](batch.pixels, share * self.eps)
-        size = share * (self.step or 2.5 * self.eps / self.steps)
+        fraction = self.eps_fraction(batch)
+        ball = BALLS[self.norm](batch.pixels, fraction * self.eps)
+        size = fraction * (self.step or 2.5 * self.eps / self.steps)
         with frozen_eval(classifier):
             with torch.no_grad():
                 target = classifier(batch.pixels).float()
@@ -196,26 +199,15 @@ class Trades(AdversarialLoss):
         logits = classifier(batch.pixels).float()
         pull = kl_divergence(classifier(attacked).float(), logits)
         if self.class_weights is not None:
-            pull = pull * _sample_weights(self.class_weights, batch.labels, pull)
-        entropy = mean_cross_entropy(logits, batch.labels, self.class_weights, self.label_smoothing)
-        return entropy + self.beta * pull.mean()
-
-
-def kl_divergence(logits: Float[Tensor, "B K"], target: Tensor) -> Float[Tensor, " B"]:
-    """KL(softmax(target) || softmax(logits)) of each image; both sides have gradients."""
-    return F.kl_div(logits.log_softmax(1), target.log_softmax(1), reduction="none", log_target=True).sum(1)
-
-
-def _sample_weights(
-    class_weights: tuple[float, ...], labels: Labels, like: Float[Tensor, " B"]
-) -> Float[Tensor, " B"]:
-    """What each image weighs, by its label or by the shares of its labels."""
-    weights = torch.tensor(class_weights, device=like.device, dtype=like.dtype)
-    return weights[labels] if labels.ndim == 1 else labels.to(like.dtype) @ weights
+            weights = torch.tensor(self.class_weights, device=pull.device, dtype=pull.dtype)
+            hard = batch.labels.ndim == 1
+            pull = pull * (weights[batch.labels] if hard else batch.labels.to(pull.dtype) @ weights)
+        loss = CrossEntropy(label_smoothing=self.label_smoothing, class_weights=self.class_weights)
+        return loss.from_logits(logits, batch.labels) + self.beta * pull.mean()
 
 
 def check_training_eps(eps: object, norm: str) -> None:
-    """Raise ValueError for an eps nothing can be trained against, ChoiceError for a norm nobody knows."""
+    """Raise ValueError for an eps that cannot be trained with, ChoiceError for an unknown norm."""
     check_norm(norm)
     most = 1 if norm == "linf" else float("inf")
     if not isinstance(eps, int | float) or not 0 < eps <= most:

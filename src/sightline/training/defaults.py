@@ -1,28 +1,56 @@
-"""What is chosen where the user chose nothing, and a sentence about each choice."""
+"""What is chosen where a recipe leaves a field open: from the images, and by measuring this machine (autotuning).
 
+Each choice comes with a sentence that says why, and which flag changes it.
+"""
+
+import copy
+import hashlib
+import json
 import math
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, replace
+from statistics import median
 
-from ..data import Survey
+import torch
+
+from .. import runtime
+from ..classifier import Classifier
+from ..data import Survey, iterate_batches
+from ..errors import OutputError
+from ..files import write_json
 from ..models import NETWORKS
-from .optimizers import DEFAULT_LR
+from ..types import Batch, Dataset
+from .build import MEMORY_FORMATS
+from .gradients import build_gradients, is_stochastic, split_batch
+from .plan import Plan
 from .recipe import Recipe, parse_duration
+from .transfer import Freezer
 
 DEFAULT_SIZES = (28, 32, 48, 64, 96, 128, 160, 192, 224)
-"""Working sizes that are chosen by themselves; any from 8 to 1024 can be asked for."""
+"""Working sizes that are chosen automatically; any from 8 to 1024 can be asked for."""
 
 MAX_DEFAULT_STEPS = 8000
-"""More steps than this from scratch bring little at these sizes: a budget is not spent for its own sake."""
+"""Steps: training longer from random weights gains little at these sizes, so a budget is not used up."""
 
 MAX_DEFAULT_EPOCHS = 60
 
 FEW_TRAIN_IMAGES = 1000
-"""Fewer training images than this deserve a word of warning."""
-
-_ADVICE = "expect a modest result; more images, or --weights to start from, help most."
+"""With fewer training images than this, a warning says what to expect."""
 
 LINEAR_PROBE_LR_FACTOR = 10
-"""Times the usual learning rate where only the head learns: it is far from its best, and has nothing to lose."""
+"""Factor on the usual learning rate where only the head learns."""
+
+PRECISIONS = ("float32", "bfloat16")
+
+PRECISION_TRIAL_IMAGES = 8
+"""Images on which a precision is first timed: one that the processor emulates is dropped."""
+
+AUTOTUNE_STEPS = 4
+"""Timed steps of each candidate, interleaved."""
+
+ALL_UNFROZEN = 10**9
+"""Epoch index large enough that every layer is unfrozen; the time budget is estimated from this slowest case."""
 
 
 @dataclass(frozen=True)
@@ -34,81 +62,240 @@ class Default:
     reason: str
 
 
-def default_pixels(recipe: Recipe, seen: Survey) -> list[Default]:
-    """Size and channels, from what a survey of the images says."""
+def default_pixels(recipe: Recipe, images: Survey) -> list[Default]:
+    """Size and channels, from a survey of the images."""
     chosen: list[Default] = []
     if recipe.size is None:
-        size, why = _default_size(seen)
+        low, middle, high = images.short_side.low, images.short_side.median, images.short_side.high
+        smallest, largest = DEFAULT_SIZES[0], DEFAULT_SIZES[-1]
+        if low == high == images.width.high == images.height.high and smallest <= low <= largest:
+            size, why = low, "all images have that size"
+        elif middle < smallest:
+            size, why = smallest, f"the images are smaller ({middle:.0f} pixels), and this is the smallest default"
+        else:
+            size = max(s for s in DEFAULT_SIZES if s <= middle)
+            why = f"the median short side is {middle:.0f} pixels"
         chosen.append(Default("size", size, f"Working size {size} x {size}: {why} (--size)."))
     if recipe.channels is None:
-        channels = 3 if seen.grey < 0.99 else 1
+        channels = 3 if images.grey < 0.99 else 1
         what = "colour" if channels == 3 else "grey"
-        chosen.append(Default("channels", channels, f"Working in {what}, as the images are (--channels)."))
+        chosen.append(Default("channels", channels, f"Working in {what}, like the images (--channels)."))
     return chosen
 
 
-def _default_size(seen: Survey) -> tuple[int, str]:
-    low, median, high = seen.short_side.low, seen.short_side.median, seen.short_side.high
-    if low == high == seen.width.high == seen.height.high and DEFAULT_SIZES[0] <= low <= DEFAULT_SIZES[-1]:
-        return low, "all images have that size"
-    if median < DEFAULT_SIZES[0]:
-        return DEFAULT_SIZES[
-            0
-        ], f"the images are smaller ({median:.0f} pixels), and this is the smallest that is chosen"
-    return max(s for s in DEFAULT_SIZES if s <= median), f"the median short side is {median:.0f} pixels"
-
-
-def default_network(recipe: Recipe, *, train_images: int) -> list[Default]:
+def default_network(plan: Plan, *, train_images: int) -> list[Default]:
     """Model, augmentation, batch size and learning rate, from size, channels and the number of images."""
+    recipe, grey = plan.recipe, plan.recipe.channels == 1
     assert recipe.size is not None
     chosen: list[Default] = []
-    model = recipe.model
-    if model is None:
-        model = "lenet5" if recipe.channels == 1 and recipe.size <= 32 else "resnet20"
-        chosen.append(Default("model", model, f"Network {model}, by the size of the images (--model)."))
+    if recipe.model is None:
+        model = "lenet5" if grey and recipe.size <= 32 else "resnet20"
+        chosen.append(Default("model", model, f"Network {model}, chosen by the size of the images (--model)."))
     if recipe.augment is None:
-        words = _default_augmentations(recipe.size, grey=recipe.channels == 1)
-        why = "no mirror images: grey pictures are often characters" if recipe.channels == 1 else "photographs"
+        shift = max(1, recipe.size // 20 if grey else recipe.size // 8)
+        words = (f"shift:{shift}",) if grey else ("flip", f"shift:{shift}")
+        why = "no mirror images: grey pictures are often characters" if grey else "photographs"
         chosen.append(Default("augment", words, f"Augmentation {' '.join(words)} ({why}; --augment)."))
     batch_size = recipe.batch_size
     if batch_size is not None and batch_size > train_images:
         batch_size = train_images
-        chosen.append(Default("batch_size", batch_size, f"Batches of {batch_size}: there are no more images."))
+        chosen.append(Default("batch_size", batch_size, f"Batches of {batch_size}: all the training images."))
     if batch_size is None:
         batch_size = min(128, train_images, max(16, 2 ** int(math.log2(max(train_images / 20, 1)))))
         chosen.append(Default("batch_size", batch_size, f"Batches of {batch_size} (--batch-size)."))
     if recipe.lr is None:
-        name = recipe.optimizer.partition(":")[0]
-        known = NETWORKS.get(model.partition(":")[0])
-        factor = known.lr_factor if known and name == "sgd" else 1.0
-        factor *= LINEAR_PROBE_LR_FACTOR if recipe.freeze == "backbone" else 1
-        lr = float(f"{DEFAULT_LR[name] * factor * batch_size / 128:.4g}")
+        known = None if plan.architecture is None else NETWORKS.get(plan.architecture.name)
+        factor = 1.0 if plan.optimizer.steady or known is None else known.lr_factor
+        factor *= LINEAR_PROBE_LR_FACTOR if plan.freezing.head_only else 1
+        lr = float(f"{plan.optimizer.default_lr * factor * batch_size / 128:.4g}")
         chosen.append(Default("lr", lr, f"Peak learning rate {lr:g} (--lr)."))
     if recipe.weights is None and train_images < FEW_TRAIN_IMAGES:
-        chosen.append(
-            Default("weights", None, f"Only {train_images:,} images to learn from, from scratch: {_ADVICE}")
+        few = (
+            f"Only {train_images:,} training images and random initial weights: expect a modest result; more images, "
+            "or --weights to start from, help most."
         )
+        chosen.append(Default("weights", None, few))
     return chosen
 
 
-def _default_augmentations(size: int, *, grey: bool) -> tuple[str, ...]:
-    shift = max(1, size // 20 if grey else size // 8)
-    return (f"shift:{shift}",) if grey else ("flip", f"shift:{shift}")
-
-
 def default_epochs(recipe: Recipe, *, train_images: int, images_per_second: float) -> Default:
-    """Whole epochs that fit nine tenths of the budget, but no more than do good."""
+    """Whole epochs that fit nine tenths of the budget, but no more than are useful."""
     assert recipe.batch_size is not None
     fitting = int(0.9 * parse_duration(recipe.budget) * images_per_second / train_images)
     enough = min(MAX_DEFAULT_EPOCHS, math.ceil(MAX_DEFAULT_STEPS * recipe.batch_size / train_images))
     count = max(1, min(fitting, enough))
-    took = _format_minutes(count * train_images / images_per_second)
+    time = format_minutes(count * train_images / images_per_second)
     what = "1 epoch" if count == 1 else f"{count} epochs"
-    limit = f"the budget of {recipe.budget} (--budget)" if fitting < enough else "more would bring little"
+    limit = f"the budget of {recipe.budget} (--budget)" if fitting < enough else "more would gain little"
     if not fitting:
         limit = f"even one is more than the budget of {recipe.budget} (try --size, --limit or another --model)"
-    return Default("epochs", count, f"{what}, about {took}: {limit}; --epochs sets them.")
+    return Default("epochs", count, f"{what}, about {time}: {limit}; --epochs sets them.")
 
 
-def _format_minutes(amount: float) -> str:
-    return f"{amount:.0f} s" if amount < 90 else f"{amount / 60:.1f} min"
+def format_minutes(seconds: float) -> str:
+    """Seconds up to 90, then minutes."""
+    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.1f} min"
+
+
+@dataclass(frozen=True)
+class ExecutionMode:
+    """How a training step is executed."""
+
+    precision: str
+    memory_format: str
+    cpu_replicas: int = 1
+
+    def __str__(self) -> str:
+        replicas = f", {self.cpu_replicas} replicas of one thread each" if self.cpu_replicas > 1 else ""
+        return f"{self.precision}, {self.memory_format}{replicas}"
+
+
+@dataclass(frozen=True)
+class Throughput:
+    """The fastest mode, and its images per second."""
+
+    mode: ExecutionMode
+    images_per_second: float
+
+
+def choose_execution(plan: Plan, classifier: Classifier, train: Dataset) -> tuple[Plan, tuple[str, ...]]:
+    """The plan with precision, memory format, replicas and epochs chosen where its recipe leaves them open; and notes.
+
+    Measures on a batch of the training images unless the recipe has all four, or trains nothing.
+    """
+    recipe = plan.recipe
+    assert recipe.batch_size is not None
+    decided = None not in (recipe.precision, recipe.memory_format, recipe.cpu_replicas)
+    if recipe.epochs == 0 or (decided and recipe.epochs is not None):
+        return with_default_execution(plan), ()
+    batch = next(iter(iterate_batches(train, recipe.batch_size, device=classifier.device)))
+    measured = measure_throughput(classifier, plan, batch)
+    why = "" if decided else ", the fastest measured here"
+    notes = [f"Training in {measured.mode}{why}: about {measured.images_per_second:,.0f} images/s."]
+    chosen = vars(measured.mode)
+    if recipe.epochs is None:
+        rate = measured.images_per_second * (recipe.devices if classifier.device.type == "cuda" else 1)
+        epochs = default_epochs(recipe, train_images=len(train), images_per_second=rate)
+        chosen = {**chosen, "epochs": epochs.value}
+        notes.append(epochs.reason)
+    return plan.replace(**chosen), tuple(notes)
+
+
+def with_default_execution(plan: Plan) -> Plan:
+    """The plan in float32, contiguous memory and one replica wherever its recipe leaves them open."""
+    recipe = plan.recipe
+    mode = ExecutionMode(
+        recipe.precision or "float32", recipe.memory_format or "contiguous", recipe.cpu_replicas or 1
+    )
+    return plan.replace(**vars(mode))
+
+
+def measure_throughput(classifier: Classifier, plan: Plan, batch: Batch) -> Throughput:
+    """Train copies of the classifier on one batch in each mode the recipe leaves open; return the fastest.
+
+    Cached by processor, network, recipe and batch shape.
+    """
+    recipe = plan.recipe
+    path = runtime.cache_dir() / "throughput" / f"{_cache_key(classifier, plan, batch)}.json"
+    if path.exists():
+        known = json.loads(path.read_text())
+        return Throughput(ExecutionMode(**known["mode"]), known["images_per_second"])
+    memory_formats = tuple(MEMORY_FORMATS) if recipe.memory_format is None else (recipe.memory_format,)
+    precisions = _candidate_precisions(classifier, plan, batch)
+    modes = [ExecutionMode(p, layout, recipe.cpu_replicas or 1) for p in precisions for layout in memory_formats]
+    mode, rate = _time_modes(modes, classifier, plan, batch)
+    if recipe.cpu_replicas is None and replicas_may_help(classifier, plan):
+        replicated = replace(mode, cpu_replicas=torch.get_num_threads())
+        mode, rate = _time_modes([mode, replicated], classifier, plan, batch)
+    with suppress(OutputError):  # without a cache it is measured again
+        write_json(path, {"mode": vars(mode), "images_per_second": rate})
+    return Throughput(mode, rate)
+
+
+def replicas_may_help(classifier: Classifier, plan: Plan) -> bool:
+    """Whether replicas are worth measuring, one for each thread: large batches on the CPU, exactly repeatable."""
+    threads, recipe, objective = torch.get_num_threads(), plan.recipe, plan.objective
+    if classifier.device.type != "cpu" or threads == 1 or recipe.devices > 1:
+        return False
+    repeatable = not (is_stochastic(classifier) or objective.stochastic or objective.across_images)
+    return repeatable and (recipe.batch_size or 0) >= 16 * threads
+
+
+def to_memory_format(classifier: Classifier, memory_format: str) -> Classifier:
+    """The classifier with its kernels in this memory format, in place."""
+    for tensor in (*classifier.parameters(), *classifier.buffers()):
+        if tensor.ndim == 4:
+            tensor.data = tensor.data.contiguous(memory_format=MEMORY_FORMATS[memory_format])
+    return classifier
+
+
+def _time_modes(
+    modes: Sequence[ExecutionMode], classifier: Classifier, plan: Plan, batch: Batch
+) -> tuple[ExecutionMode, float]:
+    """The mode with the fastest least disturbed step, and its median images per second."""
+    with ExitStack() as stack:
+        stack.enter_context(runtime.keep_freed_memory())
+        trials = {str(mode): _prepare_step(stack, classifier, plan, batch, mode) for mode in modes}
+        times = runtime.time_interleaved(trials, AUTOTUNE_STEPS)
+    mode = min(modes, key=lambda each: min(times[str(each)]))
+    return mode, len(batch) / median(times[str(mode)])
+
+
+def _candidate_precisions(classifier: Classifier, plan: Plan, batch: Batch) -> list[str]:
+    """The precisions that are not hopeless on a few images: an emulated one may be 20 times slower."""
+    if plan.recipe.precision is not None:
+        return [plan.recipe.precision]
+    few = split_batch(batch, max(1, len(batch) // PRECISION_TRIAL_IMAGES))[0]
+    with ExitStack() as stack:
+        modes = [ExecutionMode(precision, "channels_last") for precision in PRECISIONS]
+        trials = {mode.precision: _prepare_step(stack, classifier, plan, few, mode) for mode in modes}
+        best = {name: min(times) for name, times in runtime.time_interleaved(trials, 2).items()}
+    return [name for name in PRECISIONS if best[name] <= 2 * min(best.values())]
+
+
+def _prepare_step(
+    stack: ExitStack, classifier: Classifier, plan: Plan, batch: Batch, mode: ExecutionMode
+) -> Callable[[], None]:
+    """One training step of a copy of the classifier."""
+    own = to_memory_format(copy.deepcopy(classifier), mode.memory_format).train()
+    optimizer = plan.build_optimizer(own)
+    Freezer(own, plan.freezing)(ALL_UNFROZEN)
+    pixels = batch.pixels.contiguous(memory_format=MEMORY_FORMATS[mode.memory_format])
+    batch, objective = replace(batch, pixels=pixels), plan.objective
+    gradients = build_gradients(
+        own,
+        bfloat16=mode.precision == "bfloat16",
+        pieces=plan.recipe.grad_accum_steps,
+        replicas=mode.cpu_replicas,
+    )
+    stack.enter_context(gradients)
+
+    def step() -> None:
+        loss = gradients(objective, batch)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        loss.item()
+
+    return step
+
+
+def _cache_key(classifier: Classifier, plan: Plan, batch: Batch) -> str:
+    """A hash of everything the speed depends on."""
+    recipe = plan.recipe
+    facts = (
+        runtime.processor_name(),
+        str(classifier.device),
+        torch.__version__,
+        torch.get_num_threads(),
+        repr(classifier.architecture),
+        repr(plan.objective),
+        tuple(batch.pixels.shape),
+        recipe.precision,
+        recipe.memory_format,
+        recipe.cpu_replicas,
+        recipe.grad_accum_steps,
+        recipe.devices,
+        recipe.optimizer,
+        recipe.freeze,
+    )
+    return hashlib.blake2b(repr(facts).encode(), digest_size=12).hexdigest()

@@ -22,7 +22,9 @@ from torch import Tensor, nn
 
 from .. import errors
 from ..errors import RecipeError, SightlineError, WorkerLostError
-from .gradients import norm_statistics
+from ..types import Batch
+from .gradients import Gradients, norm_statistics
+from .losses import Objective
 
 
 @dataclass(frozen=True)
@@ -46,14 +48,22 @@ class ProcessGroup:
         """Whether this is the process that writes and speaks."""
         return self.rank == 0
 
-    def average_gradients(self, module: nn.Module, loss: Float[Tensor, ""]) -> Float[Tensor, ""]:
-        """The team's mean loss; gradients become the team's mean, in one exchange. Raises LostError."""
+    def averaging(self, gradients: Gradients, *modules: nn.Module) -> Gradients:
+        """``gradients`` that end with one exchange: gradients of the modules and loss become the mean of the group.
+
+        Raises WorkerLostError where a process ended.
+        """
         if self.fabric is None:
+            return gradients
+
+        def averaged(objective: Objective, batch: Batch) -> Float[Tensor, ""]:
+            loss = gradients(objective, batch)
+            grads = [p.grad for module in modules for p in module.parameters() if p.grad is not None]
+            *means, loss = self._mean([*grads, loss.float()])
+            torch._foreach_copy_(grads, means)
             return loss
-        grads = [p.grad for p in module.parameters() if p.grad is not None]
-        *means, loss = self._mean([*grads, loss.float()])
-        torch._foreach_copy_(grads, means)
-        return loss
+
+        return averaged
 
     def sync_norm_stats(self, *modules: nn.Module) -> None:
         """Make the running statistics of norms the team's mean."""

@@ -1,7 +1,10 @@
-"""What a training will cost, before it is spent: time per epoch, memory and disk."""
+"""Before a training: what it will cost (time, memory, disk), and which learning rate to begin with."""
 
+import copy
+import math
 import time
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
+from itertools import chain, count, islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -9,91 +12,115 @@ from typing import Any
 import numpy as np
 
 from .. import runtime
+from ..classifier import Classifier
 from ..data import iterate_batches, load_dataset, survey
-from ..errors import DataError, RecipeError
+from ..errors import DataError, RecipeError, TrainingError
 from ..sources import Source, find
 from ..types import Dataset, Findings, Remark, Splits
-from . import autotune, defaults
-from .freezing import check_freezing
-from .plan import build_classifier, build_objective, check_progressive_size, recipe_geometry, validate_recipe
+from .build import build_classifier, build_method
+from .defaults import (
+    ALL_UNFROZEN,
+    default_epochs,
+    default_network,
+    default_pixels,
+    format_minutes,
+    measure_throughput,
+    to_memory_format,
+    with_default_execution,
+)
+from .fit import Method
+from .gradients import build_gradients
+from .plan import Plan, resolve
 from .recipe import Recipe
-from .transfer import inherit_settings
+from .run import prepare
+from .transfer import Freezer
 
 ESTIMATE_SAMPLE_IMAGES = 512
 """Images that are decoded to measure on."""
+
+SAVED_WEIGHT_COPIES = 5
+"""Copies of the weights in a run folder: the bundle, and a checkpoint with momentum and best weights."""
+
+LOSS_SMOOTHING = 0.9
+"""Weight of the running mean in the smoothed loss of the range test."""
+
+DIVERGENCE_FACTOR = 4.0
+"""The range test ends where the smoothed loss exceeds its minimum by this factor."""
 
 
 def estimate_cost(data: str | Path | None, recipe: Recipe | None = None, *, device: str = "auto") -> Findings:
     """Time per epoch, memory and disk that ``train`` would take, measured on a sample of the images.
 
-    Writes nothing that stays. The values hold ``recipe`` (as it would be resolved), ``train_images``,
-    ``decode_seconds``, ``epoch_seconds``, ``seconds``, ``memory_mb`` and ``disk_mb``. Raises as ``train`` does.
+    Leaves nothing on disk. The values are ``recipe`` (as it would be resolved), ``train_images``,
+    ``images_per_second``, ``decode_seconds``, ``epoch_seconds``, ``seconds``, ``memory_mb`` and ``disk_mb``. Raises
+    as ``train`` does.
     """
     recipe = (recipe or Recipe()).replace(data=None if data is None else str(data))
     if recipe.data is None:
         raise RecipeError("Say which images to use: a folder, an archive, a table, or a name such as digits.")
-    validate_recipe(recipe)
-    recipe, _ = inherit_settings(recipe)
-    assert recipe.data is not None
+    plan = resolve(recipe)
+    plan.check_network()
     source = find(recipe.data, limit=recipe.limit, seed=recipe.data_seed)
-    known = recipe.size is not None and recipe.channels is not None
-    chosen = [] if known else defaults.default_pixels(recipe, survey(source))
-    recipe = recipe.replace(**{each.field: each.value for each in chosen})
-    count = _count_train_images(source, recipe)
-    more = defaults.default_network(recipe, train_images=count)
-    recipe = recipe.replace(**{each.field: each.value for each in more})
-    assert recipe.batch_size is not None
-    sample, decode = _decode_sample(source, recipe)
+    known = plan.recipe.size is not None and plan.recipe.channels is not None
+    pixels = [] if known else default_pixels(plan.recipe, survey(source))
+    plan = plan.replace(**{each.field: each.value for each in pixels})
+    images = _count_train_images(source, plan.recipe)
+    network = default_network(plan, train_images=images)
+    plan = plan.replace(**{each.field: each.value for each in network})
+    assert plan.recipe.batch_size is not None
+    sample, decode = _decode_sample(source, plan.recipe)
     where = runtime.resolve_device(device)
-    classifier, _ = build_classifier(recipe, Splits(sample, sample, sample), where)
-    check_progressive_size(recipe, classifier)
-    check_freezing(recipe, classifier.network)
-    batch = next(iter(iterate_batches(sample, min(recipe.batch_size, len(sample)), device=where)))
-    measured = autotune.measure_throughput(classifier, recipe, build_objective(recipe, sample.counts), batch)
-    notes = [each.reason for each in (*chosen, *more)]
-    if recipe.epochs is None:
-        choice = defaults.default_epochs(recipe, train_images=count, images_per_second=measured.images_per_second)
-        recipe, notes = recipe.replace(epochs=choice.value), [*notes, choice.reason]
+    plan = plan.fit_to(sample)
+    classifier, _ = build_classifier(plan, Splits(sample, sample, sample), where)
+    batch = next(iter(iterate_batches(sample, min(plan.recipe.batch_size, len(sample)), device=where)))
+    measured = measure_throughput(classifier, plan, batch)
+    rate, notes = measured.images_per_second, [each.reason for each in (*pixels, *network)]
+    plan = plan.replace(**vars(measured.mode))
+    if plan.recipe.epochs is None:
+        epochs = default_epochs(plan.recipe, train_images=images, images_per_second=rate)
+        plan, notes = plan.replace(epochs=epochs.value), [*notes, epochs.reason]
     weights = sum(t.numel() * t.element_size() for t in classifier.state_dict().values())
     store = len(source) * int(np.prod(sample.geometry.shape))
     values: dict[str, Any] = {
-        "recipe": asdict(measured.mode.apply_to(recipe)),
-        "train_images": count,
-        "images_per_second": measured.images_per_second,
+        "recipe": asdict(plan.recipe),
+        "train_images": images,
+        "images_per_second": rate,
         "decode_seconds": decode * len(source),
-        "epoch_seconds": count / measured.images_per_second,
-        "seconds": (recipe.epochs or 0) * count / measured.images_per_second + decode * len(source),
+        "epoch_seconds": images / rate,
+        "seconds": (plan.recipe.epochs or 0) * images / rate + decode * len(source),
         "memory_mb": max(runtime.peak_memory_mb(), 0.0),
-        "disk_mb": (store + _SAVED_COPIES * weights) / 1e6,
+        "disk_mb": (store + SAVED_WEIGHT_COPIES * weights) / 1e6,
     }
-    return Findings(
-        "outlook", values, tuple(Remark("note", text) for text in (*notes, *_cost_sentences(values, store)))
-    )
-
-
-_SAVED_COPIES = 5
-"""Times the weights that a run folder holds: the bundle, and a checkpoint with momentum and best weights."""
+    notes += [
+        f"Decoding once: about {format_minutes(values['decode_seconds'])}, {store / 1e6:,.0f} MB on disk, kept.",
+        f"An epoch of {images:,} images: about {format_minutes(values['epoch_seconds'])} ({rate:,.0f} images/s).",
+        f"In total about {format_minutes(values['seconds'])}, {values['memory_mb']:,.0f} MB of memory measured so far, "
+        f"{values['disk_mb']:,.0f} MB of disk.",
+    ]
+    return Findings("cost of training", values, tuple(Remark("note", text) for text in notes))
 
 
 def _count_train_images(source: Source, recipe: Recipe) -> int:
-    """Images that will be trained on, judged by given splits or by shares."""
+    """Number of training images, by the data's own splits or by the fractions."""
     given = source.columns.get("split")
     if given is None:
-        return max(2, round(len(source) * (1 - recipe.val - recipe.test)))
+        return max(2, round(len(source) * (1 - recipe.val_fraction - recipe.test_fraction)))
     pool = int((given == "train").sum())
     missing = sum(
-        share for part, share in (("val", recipe.val), ("test", recipe.test)) if not (given == part).any()
+        fraction
+        for part, fraction in (("val", recipe.val_fraction), ("test", recipe.test_fraction))
+        if not (given == part).any()
     )
     return max(2, round(pool * (1 - missing)))
 
 
 def _decode_sample(source: Source, recipe: Recipe) -> tuple[Dataset, float]:
-    """A sample of the images, decoded into a place that does not stay, and the seconds each took."""
+    """A sample of the images, decoded into a temporary folder, and the seconds per image."""
     count = min(len(source), max(ESTIMATE_SAMPLE_IMAGES, recipe.batch_size or 0))
     rows = np.sort(runtime.permutation(len(source), recipe.seed)[:count])
     with TemporaryDirectory(prefix="sightline-outlook-") as folder:
         started = time.perf_counter()
-        dataset = load_dataset(source.subset(rows), recipe_geometry(recipe), cache=Path(folder), max_bad=1.0)
+        dataset = load_dataset(source.subset(rows), recipe.geometry, cache=Path(folder), max_bad=1.0)
         took = time.perf_counter() - started
         if not len(dataset):
             raise DataError(f"None of {count} images of '{recipe.data}' could be read: sightline check lists why.")
@@ -101,16 +128,86 @@ def _decode_sample(source: Source, recipe: Recipe) -> tuple[Dataset, float]:
     return replace(dataset, pixels=pixels, rows=np.arange(len(dataset))), took / count
 
 
-def _cost_sentences(values: dict[str, Any], store: int) -> tuple[str, ...]:
-    """The figures as sentences."""
-    return (
-        f"Decoding once: about {_format_duration(values['decode_seconds'])}, {store / 1e6:,.0f} MB on disk, kept.",
-        f"An epoch of {values['train_images']:,} images: about {_format_duration(values['epoch_seconds'])} "
-        f"({values['images_per_second']:,.0f} images/s).",
-        f"In all about {_format_duration(values['seconds'])}, {values['memory_mb']:,.0f} MB of memory measured so far, "
-        f"{values['disk_mb']:,.0f} MB of disk.",
-    )
+@dataclass(frozen=True)
+class LRFinderResult:
+    """Learning rates tried, rising by a constant factor, and the loss at each."""
+
+    lrs: tuple[float, ...]
+    losses: tuple[float, ...]
+    """Smoothed training losses."""
+    suggestion: float
+    """The rate at which the loss falls fastest per doubling of the rate."""
+
+    def findings(self) -> Findings:
+        """For JSON and people."""
+        text = (
+            f"The loss falls fastest at a rate of {self.suggestion:g}: for a peak, try from there up to "
+            f"the rate of the lowest loss, {self.lrs[int(np.argmin(self.losses))]:g} (--lr)."
+        )
+        values = {"suggestion": self.suggestion, "rates": self.lrs, "losses": self.losses}
+        return Findings("learning rate", values, (Remark("note", text),))
 
 
-def _format_duration(seconds: float) -> str:
-    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.1f} min"
+def find_lr(data: str | Path | None, recipe: Recipe | None = None, *, device: str = "auto") -> LRFinderResult:
+    """The LR range test for data and a recipe with open fields; keeps nothing but the decoded images.
+
+    Raises as ``train`` does.
+    """
+    plan = resolve((recipe or Recipe()).replace(data=None if data is None else str(data)))
+    plan.check_network()
+    plan, splits, _ = prepare(plan)
+    plan = with_default_execution(plan)
+    where = runtime.resolve_device(device)
+    classifier, _ = build_classifier(plan, splits, where)
+    return run_lr_range_test(classifier, plan, build_method(plan, splits, where))
+
+
+def run_lr_range_test(
+    classifier: Classifier,
+    plan: Plan,
+    method: Method,
+    *,
+    low: float = 1e-5,
+    high: float = 10.0,
+    steps: int = 100,
+) -> LRFinderResult:
+    """Train a copy for at most ``steps`` steps while the rate rises from ``low`` to ``high``, exponentially.
+
+    Smith 2015 (arXiv 1506.01186, section 3.3). The classifier does not change. Raises TrainingError where not even
+    the lowest rates give a finite loss.
+    """
+    recipe = plan.recipe
+    own = to_memory_format(copy.deepcopy(classifier), recipe.memory_format or "contiguous").train()
+    optimizer = plan.build_optimizer(own, lr=low)
+    Freezer(own, plan.freezing)(ALL_UNFROZEN)
+    gradients = build_gradients(own, bfloat16=recipe.precision == "bfloat16", pieces=recipe.grad_accum_steps)
+    lrs, losses, running = [], [], 0.0
+    endless = chain.from_iterable(method.batches(epoch, 0) for epoch in count())
+    for step, batch in enumerate(islice(endless, steps)):
+        lr = low * (high / low) ** (step / max(steps - 1, 1))
+        for group in optimizer.param_groups:
+            group["lr"] = lr * group["lr_factor"]
+        loss = float(gradients(method.objective, batch))
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        running = LOSS_SMOOTHING * running + (1 - LOSS_SMOOTHING) * loss
+        smooth = running / (1 - LOSS_SMOOTHING ** (step + 1))
+        if not math.isfinite(loss) or (losses and smooth > DIVERGENCE_FACTOR * min(losses)):
+            break
+        lrs.append(lr)
+        losses.append(smooth)
+    if len(losses) < 5:
+        raise TrainingError("The loss is not finite even at tiny learning rates: check images, weights and loss.")
+    return LRFinderResult(tuple(lrs), tuple(losses), _find_steepest_lr(lrs, losses))
+
+
+def _find_steepest_lr(lrs: list[float], losses: list[float]) -> float:
+    """Where the loss falls fastest per factor of the rate, before its lowest point, over a window of a few steps.
+
+    The first steps are left out: their smoothed loss is the mean of a few batches.
+    """
+    width = max(2, len(losses) // 12)
+    lowest = max(int(np.argmin(losses)), 3 * width)
+    falls = [losses[i + width] - losses[i - width] for i in range(2 * width, min(lowest, len(losses) - width))]
+    middle = 2 * width + int(np.argmin(falls)) if falls else len(losses) // 2
+    return float(f"{lrs[middle]:.1e}")

@@ -1,12 +1,12 @@
-"""Training so that groups fare alike: a column's values within each class are the cells that count the same.
+"""Balancing the loss: class weights, and groups of images (a column of a table) that should be answered equally well.
 
-A mitigation changes the batches (which cells are drawn how often), the objective (what their errors weigh), or
-both.
+A mitigation changes which (group, class) subgroups are drawn how often, the weight of their errors, or both.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
-from typing import Any, Protocol, runtime_checkable
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -14,17 +14,61 @@ from jaxtyping import Float, Int
 from numpy import ndarray
 from torch import Tensor
 
-from ..checks import check_positive
-from ..choose import choose, suggest
+from ..checks import check_number, check_positive
+from ..choose import suggest
 from ..classifier import Classifier
 from ..errors import RecipeError
 from ..types import Batch, Dataset
 from .fit import Hook, TrainingState
-from .losses import LogitLoss, Objective
-from .recipe import Recipe
+from .losses import Objective
 
 BLANK_GROUP = "(blank)"
-"""What an empty cell of a column is called."""
+"""Name of the group of images whose cell in the column is empty."""
+
+ClassWeighting = Callable[[Int[ndarray, " K"]], tuple[float, ...] | None]
+"""Training images of each class (K) -> the weight of each class in the loss; None for no weights."""
+
+
+@dataclass(frozen=True)
+class UniformWeights:
+    """No class weights."""
+
+    def __call__(self, counts: Int[ndarray, " K"]) -> None:
+        """None."""
+        del counts
+
+
+@dataclass(frozen=True)
+class BalancedWeights:
+    """N / (K n): every class has the same total weight; the mean over images is 1, absent classes get 0."""
+
+    def __call__(self, counts: Int[ndarray, " K"]) -> tuple[float, ...]:
+        """The weight of each class."""
+        return _normalise_weights(counts, counts.astype(float))
+
+
+@dataclass(frozen=True)
+class EffectiveNumberWeights:
+    """1 / the effective number of images, (1 - beta^n) / (1 - beta): Cui et al. 2019 (arXiv 1901.05555).
+
+    ``beta`` 0 gives all classes the same weight, near 1 it is balanced; 0.999 is usual. The mean over images is 1.
+    """
+
+    beta: float = 0.999
+
+    def __post_init__(self) -> None:
+        """Raise ValueError outside [0, 1)."""
+        check_number("beta", self.beta, 0, below=1)
+
+    def __call__(self, counts: Int[ndarray, " K"]) -> tuple[float, ...]:
+        """The weight of each class."""
+        return _normalise_weights(counts, (1 - np.power(self.beta, counts)) / (1 - self.beta))
+
+
+def _normalise_weights(counts: Int[ndarray, " K"], worth: ndarray) -> tuple[float, ...]:
+    """1 / worth, scaled so that the mean over all images is 1; 0 where there are none."""
+    weights = np.divide(1.0, worth, out=np.zeros(len(counts)), where=counts > 0)
+    return tuple((weights * counts.sum() / (weights * counts).sum()).tolist())
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,53 +78,57 @@ class Subgroups:
     names: tuple[str, ...]
     """``group, class`` of each."""
     codes: Int[ndarray, " N"]
-    """The cell of each training image."""
+    """The subgroup of each training image."""
     weights: Float[ndarray, " M"]
-    """P(group) P(class) / P(group, class): what makes group and class independent (Kamiran and Calders 2012)."""
+    """P(group) P(class) / P(group, class): makes group and class independent (Kamiran and Calders 2012)."""
+    groups: int
+    """Number of groups."""
 
     @property
     def counts(self) -> Int[ndarray, " M"]:
-        """Images of each cell."""
+        """Images of each subgroup."""
         return np.bincount(self.codes, minlength=len(self.names))
 
 
 def find_subgroups(dataset: Dataset, column: str) -> Subgroups:
-    """The cells of a column; raises RecipeError where there is no such column, or a single value in it."""
+    """The subgroups of a column; raises RecipeError for an unknown column, or one with a single value."""
     if column not in dataset.columns:
         hint = suggest(column, dataset.columns)
-        raise RecipeError(f"The recipe's fair is '{column}', and the images have no such column. {hint}")
+        raise RecipeError(
+            f"The recipe's fairness_column is '{column}', and the images have no such column. {hint}"
+        )
     words = dataset.columns[column].astype(str)
     groups, group = np.unique(np.where(words == "", BLANK_GROUP, words), return_inverse=True)
     if len(groups) < 2:
         raise RecipeError(
-            f"The recipe's fair is '{column}', and all training images are of one group there, '{groups[0]}': "
-            "there is nothing to make alike. Leave it out, or add images of others."
+            f"The recipe's fairness_column is '{column}', but all training images are of one group there, "
+            f"'{groups[0]}', so there is nothing to balance. Leave it out, or add images of other groups."
         )
     kinds, code = np.unique(group * len(dataset.classes) + dataset.labels, return_inverse=True)
     of_group, of_class = np.divmod(kinds, len(dataset.classes))
     share = np.bincount(code) / len(code)
     weights = (np.bincount(group) / len(code))[of_group] * (dataset.counts / len(code))[of_class] / share
     names = tuple(f"{groups[g]}, {dataset.classes[k]}" for g, k in zip(of_group, of_class, strict=True))
-    return Subgroups(names, code.astype(np.int64), weights)
+    return Subgroups(names, code.astype(np.int64), weights, len(groups))
 
 
 def subgroup_losses(
-    inner: LogitLoss, classifier: Classifier, batch: Batch
+    inner: Objective, classifier: Classifier, batch: Batch
 ) -> tuple[Int[Tensor, " m"], Float[Tensor, " m"], Float[Tensor, " m"]]:
-    """Of the cells in a batch: their numbers, mean losses and shares of the images."""
-    assert batch.group is not None  # the images of a mitigation have their cells as groups
+    """Of the subgroups in a batch: their numbers, mean losses and shares of the images."""
+    assert batch.group is not None  # ``apply_mitigation`` puts the subgroup there
     logits = classifier(batch.pixels).float()
     present, counts = batch.group.unique(return_counts=True)
-    rows = [batch.group == cell for cell in present]
+    rows = [batch.group == subgroup for subgroup in present]
     losses = torch.stack([inner.from_logits(logits[where], batch.labels[where]) for where in rows])
     return present, losses, counts / len(batch)
 
 
 @dataclass(frozen=True, eq=False)
-class ReweighedLoss:
-    """An objective in which the errors of each cell have a weight; the mean weight of training images is 1."""
+class ReweighedLoss(Objective):
+    """An objective in which each subgroup has a weight; the mean weight of the training images is 1."""
 
-    inner: LogitLoss
+    inner: Objective
     weights: Float[Tensor, " M"]
 
     def __call__(self, classifier: Classifier, batch: Batch) -> Float[Tensor, ""]:
@@ -89,18 +137,18 @@ class ReweighedLoss:
         return (self.weights.to(losses.device)[present] * shares) @ losses
 
 
-class GroupDROLoss:
-    """Group DRO: cells weigh q, and q grows where the loss is high (Sagawa et al. 2020, algorithm 1).
+class GroupDROLoss(Objective):
+    """Group DRO: subgroups have weights q that grow where the loss is high (Sagawa et al. 2020, algorithm 1).
 
-    q <- q exp(eta loss), normalised, after each step, so that what a step minimises is known before it; the loss
-    is the q-weighted mean over the cells in the batch. An objective that is also a hook: q is in the checkpoint.
+    q <- q exp(eta loss), normalised, after each step, so that the loss of a step is known before it: the q-weighted
+    mean over the subgroups in the batch. It is also a hook, so that q is in the checkpoint.
     """
 
-    def __init__(self, inner: LogitLoss, cells: int, eta: float) -> None:
+    def __init__(self, inner: Objective, subgroups: int, eta: float) -> None:
         self.inner, self.eta = inner, eta
-        self.q = torch.full((cells,), 1 / cells, dtype=torch.float64)
+        self.q = torch.full((subgroups,), 1 / subgroups, dtype=torch.float64)
         self.pending: list[tuple[Tensor, Tensor, Tensor]] = []
-        """What the step under way found; replicas add theirs."""
+        """Losses of the current step; replicas add theirs."""
 
     def __call__(self, classifier: Classifier, batch: Batch) -> Float[Tensor, ""]:
         """The q-weighted mean loss."""
@@ -125,130 +173,113 @@ class GroupDROLoss:
         """Nothing."""
 
     def state_dict(self) -> dict[str, Any]:
-        """The weights of the cells."""
+        """The weights of the subgroups."""
         return {"q": self.q}
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
-        """Take up the saved weights."""
+        """Restore the weights of the subgroups."""
         self.q = saved["q"]
 
 
-@runtime_checkable
-class Mitigation(Protocol):
-    """A way to make cells count alike."""
+class Mitigation(ABC):
+    """A way to balance subgroups."""
 
-    @property
-    def balanced(self) -> bool:
-        """Whether every cell is drawn equally often."""
-        ...
+    balanced: ClassVar[bool]
+    """Whether every subgroup is drawn equally often."""
+    single_process: ClassVar[bool] = False
+    """Whether it has a state that several processes would not share."""
 
-    def objective(self, inner: Objective, cells: Subgroups, /) -> Objective:
+    @abstractmethod
+    def objective(self, inner: Objective, subgroups: Subgroups, /) -> Objective:
         """The objective to minimise in place of ``inner``."""
-        ...
 
-
-@dataclass(frozen=True)
-class BalancedSampling:
-    """Every group of every class equally often in the batches, rare ones repeatedly (Idrissi et al. 2022)."""
-
-    balanced: bool = True
-
-    def objective(self, inner: Objective, cells: Subgroups) -> Objective:
-        """The same."""
-        del cells
+    def require_logit_loss(self, inner: Objective, name: str) -> Objective:
+        """``inner``; raises RecipeError where its loss cannot be computed for some of the images from logits."""
+        if not inner.on_logits:
+            raise RecipeError(
+                f"fairness_method {name} weighs errors image by image, which {type(inner).__name__} does not allow: "
+                "use --fairness-method balanced."
+            )
         return inner
 
 
 @dataclass(frozen=True)
-class Reweighing:
-    """Images weigh P(group) P(class) / P(group, class) in the loss (Kamiran and Calders 2012)."""
+class BalancedSampling(Mitigation):
+    """Every subgroup equally often in the batches, rare ones repeatedly (Idrissi et al. 2022)."""
 
-    balanced: bool = False
+    balanced = True
 
-    def objective(self, inner: Objective, cells: Subgroups) -> Objective:
-        """The weighted one."""
-        return ReweighedLoss(_require_logit_loss(inner, "reweighing"), torch.from_numpy(cells.weights).float())
+    def objective(self, inner: Objective, subgroups: Subgroups) -> Objective:
+        """The same."""
+        del subgroups
+        return inner
 
 
 @dataclass(frozen=True)
-class GroupDRO:
-    """Balanced cells whose weights grow where the loss is high: the worst cell decides (Sagawa et al. 2020).
+class Reweighing(Mitigation):
+    """Images have the weight P(group) P(class) / P(group, class) in the loss (Kamiran and Calders 2012)."""
 
-    ``eta`` is the step of the weights, 0.01 as in the paper; more regularisation, or fewer epochs, than usual
+    balanced = False
+
+    def objective(self, inner: Objective, subgroups: Subgroups) -> Objective:
+        """The weighted one."""
+        weights = torch.from_numpy(subgroups.weights).float()
+        return ReweighedLoss(self.require_logit_loss(inner, "reweighing"), weights)
+
+
+@dataclass(frozen=True)
+class GroupDRO(Mitigation):
+    """Balanced subgroups whose weights grow where the loss is high: the worst one decides (Sagawa et al. 2020).
+
+    ``eta`` is the step size of the weights, 0.01 in the paper; more regularisation, or fewer epochs, than usual
     help.
     """
 
     eta: float = 0.01
-    balanced: bool = True
+    balanced = True
+    single_process = True
 
     def __post_init__(self) -> None:
         """Raise ValueError for an eta that is not above 0."""
         check_positive("eta", self.eta)
 
-    def objective(self, inner: Objective, cells: Subgroups) -> Objective:
-        """A fresh one, its weights all alike."""
-        return GroupDROLoss(_require_logit_loss(inner, "group-dro"), len(cells.names), self.eta)
-
-
-MITIGATIONS: Mapping[str, Callable[..., Mitigation]] = {
-    "balanced": BalancedSampling,
-    "reweighing": Reweighing,
-    "group-dro": GroupDRO,
-}
-"""The words of ``fair_by``."""
-
-
-def _require_logit_loss(inner: Objective, name: str) -> LogitLoss:
-    if not isinstance(inner, LogitLoss):
-        raise RecipeError(
-            f"fair_by {name} weighs errors, and {type(inner).__name__} cannot be weighed image by image: "
-            "use --fair-by balanced."
-        )
-    return inner
+    def objective(self, inner: Objective, subgroups: Subgroups) -> Objective:
+        """A new one with uniform weights."""
+        return GroupDROLoss(self.require_logit_loss(inner, "group-dro"), len(subgroups.names), self.eta)
 
 
 @dataclass(frozen=True, eq=False)
 class FairnessPlan:
-    """A recipe's mitigation on its training images."""
+    """A mitigation applied to training images."""
 
     train: Dataset
-    """The training images, with their cells in the column ``group``."""
+    """The training images, with their subgroups in the column ``group``."""
     balanced: bool
     objective: Objective
-    hooks: Mapping[str, Hook]
+    hooks: Mapping[str, Hook] = field(default_factory=dict)
+    note: str = ""
+    """How many images the rarest and the largest subgroup have."""
 
 
-def build_fairness(recipe: Recipe, train: Dataset, objective: Objective) -> FairnessPlan:
-    """Training images, objective and hooks as ``fair`` and ``fair_by`` say; unchanged without ``fair``."""
-    if recipe.fair is None:
-        return FairnessPlan(train, False, objective, {})
-    mitigation, cells = parse_mitigation(recipe), find_subgroups(train, recipe.fair)
-    made = mitigation.objective(objective, cells)
-    hooks: dict[str, Hook] = {"groups": made} if isinstance(made, Hook) else {}
-    marked = replace(train, columns={**train.columns, "group": cells.codes})
-    return FairnessPlan(marked, mitigation.balanced, made, hooks)
+def apply_mitigation(
+    mitigation: Mitigation, column: str | None, train: Dataset, objective: Objective
+) -> FairnessPlan:
+    """Training images, objective and hooks of a mitigation; unchanged where ``column`` is None.
 
-
-def parse_mitigation(recipe: Recipe) -> Mitigation:
-    """The recipe's ``fair_by``; raises ChoiceError for an unknown one, RecipeError where it cannot be used."""
-    found = choose(MITIGATIONS, recipe.fair_by, "way to be fair")
-    if recipe.fair is not None and isinstance(found, GroupDRO) and recipe.processes > 1:
-        raise RecipeError("group-dro keeps one set of weights: use --processes 1, or --fair-by balanced.")
-    return found
-
-
-def describe_fairness(recipe: Recipe, train: Dataset, objective: Objective) -> tuple[str, ...]:
-    """What is worth saying of the recipe's groups before the first step; RecipeError as in ``find_subgroups``."""
-    if recipe.fair is None:
-        return ()
-    build_fairness(recipe, train, objective)
-    cells = find_subgroups(train, recipe.fair)
-    rare, common = int(cells.counts.argmin()), int(cells.counts.argmax())
-    kinds = len(np.unique(train.columns[recipe.fair].astype(str))) * len(train.classes)
-    absent = kinds - len(cells.names)
-    more = f"; {absent} combinations have none, and stay unknown" if absent else ""
-    return (
-        f"Groups by '{recipe.fair}' within each class, made alike by {recipe.fair_by}: from "
-        f"{cells.counts[rare]:,} "
-        f"training images ({cells.names[rare]}) to {cells.counts[common]:,} ({cells.names[common]}){more}.",
+    Raises RecipeError as ``find_subgroups`` does, or where the objective cannot be weighed.
+    """
+    if column is None:
+        return FairnessPlan(train, False, objective)
+    subgroups = find_subgroups(train, column)
+    made = mitigation.objective(objective, subgroups)
+    rare, common = int(subgroups.counts.argmin()), int(subgroups.counts.argmax())
+    absent = subgroups.groups * len(train.classes) - len(subgroups.names)
+    more = f"; {absent} combinations have no images, so nothing is learnt about them" if absent else ""
+    return FairnessPlan(
+        replace(train, columns={**train.columns, "group": subgroups.codes}),
+        mitigation.balanced,
+        made,
+        {"groups": made} if isinstance(made, Hook) else {},
+        f"Subgroups by '{column}' within each class are balanced: from {subgroups.counts[rare]:,} training images "
+        f"({subgroups.names[rare]}) to {subgroups.counts[common]:,} ({subgroups.names[common]}){more}.",
     )

@@ -1,40 +1,58 @@
 """The only training loop in the package.
 
-A method may change three things: the objective, the batches, and (where it must) a gradient step
-between backward and update. Hooks watch.
+Each step is ``loss = method.step(state, gradients, method.objective, batch)``. A ``Method`` says what is minimised,
+on which batches, how a step is taken and how epochs are compared; hooks watch.
 """
 
 import math
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .. import runtime
 from ..classifier import Classifier
 from ..errors import TrainingError
-from ..types import Batch
+from ..types import Batch, Dataset
 from .distributed import SINGLE_PROCESS, ProcessGroup
-from .gradients import Gradients
-from .losses import Objective
-from .schedules import Schedule, TrainingProgress
+from .gradients import Gradients, SingleReplica
+from .losses import Objective, as_objective
+from .optimizers import Constant, Schedule, TrainingProgress
 
 Batches = Callable[[int, int], Iterable[Batch]]
-"""(epoch, batches already done in it) -> the epoch's remaining batches, always the same ones."""
+"""(epoch, batches already done in it) -> the remaining batches of the epoch.
+
+A plain function yields the same batches for the same arguments. An object that is ``Stateful`` may remember what it
+yielded (a replay buffer): its state is in the checkpoint. It updates its state before it yields a batch, because
+the checkpoint is written after the step of that batch, and it prefetches nothing itself: prefetching belongs below
+it, in the ``batches`` it reads from, or its state would run ahead of training.
+"""
 
 LOSS_CHECK_STEPS = 50
-"""Steps between looks at the loss: looking makes an accelerator wait."""
-
+"""Steps between two reads of the loss: a read makes an accelerator wait."""
 
 _DIVERGENCE_ADVICE = "Try a lower --lr (a tenth), a longer --warmup, or --precision float32."
 
 
+@runtime_checkable
+class Stateful(Protocol):
+    """An object whose state a checkpoint holds."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Tensors, numbers, strings and containers of them (``torch.load(weights_only=True)`` reads them)."""
+        ...
+
+    def load_state_dict(self, state_dict: dict[str, Any], /) -> Any:
+        """Restore what ``state_dict`` returned."""
+        ...
+
+
 @dataclass(frozen=True)
 class EpochMetrics:
-    """One epoch, as ``history.csv`` holds it."""
+    """One epoch: a row of ``history.csv``."""
 
     epoch: int
     seconds: float
@@ -47,43 +65,68 @@ class EpochMetrics:
 
 @dataclass
 class TrainingState:
-    """Where training is: all that a checkpoint must hold besides the hooks' own state."""
+    """Where training is: all that a checkpoint must hold besides the state of hooks, batches and modules."""
 
     classifier: Classifier
     optimizer: torch.optim.Optimizer
     epochs: int
     steps_per_epoch: int
+    peak_lr: float = field(kw_only=True)
+    schedule: Schedule = field(default_factory=lambda: Constant(warmup=0.0), kw_only=True)
+    clip_grad: float = field(default=0.0, kw_only=True)
+    """Largest norm of a step's gradient; 0 for no limit."""
+    modules: nn.ModuleDict = field(default_factory=nn.ModuleDict, kw_only=True)
+    """The method's own modules, which the optimizer trains too."""
     epoch: int = 0
-    """Epochs finished."""
+    """Finished epochs."""
     batch: int = 0
-    """Batches finished in the epoch under way."""
+    """Finished batches of the current epoch."""
     history: list[EpochMetrics] = field(default_factory=list)
     stop: str | None = None
     """Why training should end before its last epoch; set by a hook, obeyed after the epoch."""
     interrupted: bool = False
-    """Set from a signal handler; the loop leaves after the step under way."""
+    """Set by a signal handler; the loop returns after the current step."""
     loss_sum: float = 0.0
     images: int = 0
     seconds: float = 0.0
-    """Time spent in the epoch under way, not counting what a resumed run waited for."""
+    """Training time of the current epoch, without the time between an interruption and its resume."""
     pending: list[tuple[Tensor, int]] = field(default_factory=list)
     """Losses not yet read from the device, each with its batch size."""
 
     @property
     def step(self) -> int:
-        """Optimiser steps taken since the start."""
+        """Optimizer steps taken since the start."""
         return self.epoch * self.steps_per_epoch + self.batch
 
     @property
     def progress(self) -> TrainingProgress:
-        """What a schedule may know of it."""
+        """What a schedule may depend on."""
         done = self.epoch + self.batch / max(self.steps_per_epoch, 1)
         return TrainingProgress(done, self.epochs, [row.val_loss for row in self.history])
 
     @property
     def total_steps(self) -> int:
-        """Optimiser steps of the whole run."""
+        """Optimizer steps of the whole run."""
         return self.epochs * self.steps_per_epoch
+
+    @property
+    def trained_modules(self) -> tuple[nn.Module, ...]:
+        """The classifier and the method's own modules."""
+        return (self.classifier, self.modules)
+
+    def set_lr(self) -> None:
+        """Give the optimizer the learning rate of this step."""
+        factor = self.schedule(self.progress)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.peak_lr * factor * group["lr_factor"]
+
+    def apply_gradients(self) -> None:
+        """Clip the gradients, take one optimizer step, and clear them."""
+        if self.clip_grad:
+            parameters = [p for module in self.trained_modules for p in module.parameters()]
+            torch.nn.utils.clip_grad_norm_(parameters, self.clip_grad)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
 
     def flush_losses(self) -> None:
         """Read the pending losses; raise TrainingError naming the first step whose loss is not finite."""
@@ -100,8 +143,23 @@ class TrainingState:
             self.images += images
         self.pending.clear()
 
+    def finish_epoch(self, val_loss: float, val_accuracy: float) -> None:
+        """Append the epoch to the history and begin the next one."""
+        self.epoch += 1
+        metrics = EpochMetrics(
+            epoch=self.epoch,
+            seconds=round(self.seconds, 3),
+            lr=self.optimizer.param_groups[0]["lr"],
+            train_loss=self.loss_sum / max(self.images, 1),
+            val_loss=val_loss,
+            val_accuracy=val_accuracy,
+            images_per_second=round(self.images / max(self.seconds, 1e-9), 1),
+        )
+        self.history.append(metrics)
+        self.batch, self.images, self.loss_sum, self.seconds = 0, 0, 0.0, 0.0
+
     def state_dict(self) -> dict[str, Any]:
-        """What ``torch.save`` keeps and ``torch.load(weights_only=True)`` reads."""
+        """What ``torch.save`` writes and ``torch.load(weights_only=True)`` reads."""
         self.flush_losses()
         return {
             "classifier": self.classifier.state_dict(),
@@ -114,7 +172,7 @@ class TrainingState:
         }
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
-        """Become what ``to_dict`` saved."""
+        """Restore what ``state_dict`` returned."""
         self.classifier.load_state_dict(saved["classifier"])
         self.optimizer.load_state_dict(saved["optimizer"])
         runtime.set_rng_state(saved["random"])
@@ -126,14 +184,14 @@ class TrainingState:
 
 @runtime_checkable
 class Hook(Protocol):
-    """Watches training; what it must remember across a resume is in its state."""
+    """Watches training and never touches the loss; its state is in the checkpoint."""
 
     def after_step(self, state: TrainingState) -> None:
-        """Called after each optimiser step."""
+        """Called after each optimizer step."""
         ...
 
     def after_epoch(self, state: TrainingState) -> None:
-        """Called when an epoch is in ``state.history``."""
+        """Called when the epoch's metrics are in ``state.history``."""
         ...
 
     def state_dict(self) -> dict[str, Any]:
@@ -141,86 +199,102 @@ class Hook(Protocol):
         ...
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
-        """Become what ``to_dict`` saved."""
+        """Restore what ``state_dict`` returned."""
         ...
+
+
+Step = Callable[[TrainingState, Gradients, Objective, Batch], Tensor]
+
+
+def gradient_step(state: TrainingState, gradients: Gradients, objective: Objective, batch: Batch) -> Tensor:
+    """One step along the gradient of the objective on this batch: the step of most methods. Returns the loss."""
+    loss = gradients(objective, batch)
+    state.apply_gradients()
+    return loss
+
+
+def rank_by_accuracy(metrics: EpochMetrics) -> tuple[float, ...]:
+    """Higher is better: the validation accuracy, then a low validation loss."""
+    return metrics.val_accuracy, -metrics.val_loss
+
+
+@dataclass(frozen=True)
+class Method:
+    """A way of training.
+
+    Only ``objective``, ``batches`` and ``steps_per_epoch`` must be given. ``objective`` may be a plain function
+    ``(classifier, batch) -> loss ()``.
+    """
+
+    objective: Objective
+    batches: Batches
+    steps_per_epoch: int
+    step: Step = gradient_step
+    """``(state, gradients, objective, batch) -> loss``; must leave the optimizer stepped and the gradients cleared.
+    ``gradients(objective, batch)`` runs the backward pass in the recipe's precision, pieces and replicas;
+    ``state.apply_gradients()`` clips, steps and clears."""
+    validate: Callable[[Classifier, Dataset], tuple[float, float]] | None = None
+    """(loss, accuracy) on validation images; None for the objective's own ``validate``."""
+    select: Callable[[EpochMetrics], tuple[float, ...]] = rank_by_accuracy
+    """How epochs are compared: the weights of the epoch with the largest value are kept."""
+    modules: Mapping[str, nn.Module] = field(default_factory=dict)
+    """Modules beside the classifier (a discriminator, a projector): optimised, averaged and checkpointed with it,
+    never in the bundle."""
+    hooks: Mapping[str, Hook] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "objective", as_objective(self.objective))
 
 
 def optimise(
     state: TrainingState,
-    gradients: Gradients,
-    objective: Objective,
-    batches: Batches,
-    schedule: Schedule,
-    peak_lr: float,
+    method: Method,
+    hooks: Sequence[Hook] = (),
     *,
     validate: Callable[[], tuple[float, float]],
-    begin: Callable[[int], None] | None = None,
-    clip: float = 0.0,
-    gradient_step: Callable[[Classifier, Batch], None] | None = None,
-    hooks: Sequence[Hook] = (),
-    team: ProcessGroup = SINGLE_PROCESS,
+    gradients: Gradients | None = None,
+    before_epoch: Callable[[int], None] | None = None,
+    group: ProcessGroup = SINGLE_PROCESS,
 ) -> None:
-    """Train ``state.classifier`` from where ``state`` is to its last epoch.
+    """Train ``state.classifier`` from where ``state`` is to its last epoch; writes nothing.
 
-    ``validate()`` gives the validation (loss, accuracy) of the weights to be kept; ``begin(epoch)`` is called
-    when the classifier has been put into training mode. Ends early when a
-    hook sets ``state.stop`` (after an epoch) or a signal ``state.interrupted`` (after a step).
-    Raises TrainingError at a loss that is not finite.
+    ``hooks`` are called after each step and epoch, ``validate()`` returns (loss, accuracy) after each epoch,
+    ``gradients`` is the classifier's own ``SingleReplica`` where not given, and ``before_epoch(epoch)`` is called
+    when the classifier is in training mode. Returns early when a hook sets ``state.stop`` (after an epoch) or a
+    signal ``state.interrupted`` (after a step). Raises TrainingError for a loss that is not finite, or an epoch
+    that has not ``steps_per_epoch`` batches.
     """
+    gradients = group.averaging(gradients or SingleReplica(state.classifier), *state.trained_modules)
     while state.epoch < state.epochs and not state.stop:
         started = time.perf_counter() - state.seconds
-        state.classifier.train()
-        if begin is not None:
-            begin(state.epoch)
-        for batch in batches(state.epoch, state.batch):
-            factor = schedule(state.progress)
-            for group in state.optimizer.param_groups:
-                group["lr"] = peak_lr * factor * group["lr_factor"]
-            loss = team.average_gradients(state.classifier, gradients(objective, batch))
-            _step_optimizer(state, batch, clip, gradient_step)
+        for module in state.trained_modules:
+            module.train()
+        if before_epoch is not None:
+            before_epoch(state.epoch)
+        for batch in method.batches(state.epoch, state.batch):
+            state.set_lr()
+            loss = method.step(state, gradients, method.objective, batch)
             state.batch += 1
-            state.pending.append((loss, len(batch) * team.size))
+            state.pending.append((loss, len(batch) * group.size))
             state.seconds = time.perf_counter() - started
             if len(state.pending) >= LOSS_CHECK_STEPS:
                 state.flush_losses()
             for hook in hooks:
                 hook.after_step(state)
-            if team.any(state.interrupted, state.step):
+            if group.any(state.interrupted, state.step):
                 state.interrupted = True
                 return
         state.flush_losses()
+        if state.batch != state.steps_per_epoch:
+            raise TrainingError(
+                f"Epoch {state.epoch + 1} had {state.batch} batches, but the method's steps_per_epoch is "
+                f"{state.steps_per_epoch}: make its batches yield exactly that many."
+            )
         val_loss, val_accuracy = validate()
         if not math.isfinite(val_loss):
             raise TrainingError(
                 f"The validation loss became {val_loss} in epoch {state.epoch + 1}. {_DIVERGENCE_ADVICE}"
             )
-        _finish_epoch(state, val_loss, val_accuracy)
+        state.finish_epoch(val_loss, val_accuracy)
         for hook in hooks:
             hook.after_epoch(state)
-
-
-def _step_optimizer(
-    state: TrainingState, batch: Batch, clip: float, gradient_step: Callable[[Classifier, Batch], None] | None
-) -> None:
-    """One step of the optimiser along the gradients that are there."""
-    if gradient_step is not None:
-        gradient_step(state.classifier, batch)
-    if clip:
-        torch.nn.utils.clip_grad_norm_(state.classifier.parameters(), clip)
-    state.optimizer.step()
-    state.optimizer.zero_grad(set_to_none=True)
-
-
-def _finish_epoch(state: TrainingState, val_loss: float, val_accuracy: float) -> None:
-    state.epoch += 1
-    row = EpochMetrics(
-        epoch=state.epoch,
-        seconds=round(state.seconds, 3),
-        lr=state.optimizer.param_groups[0]["lr"],
-        train_loss=state.loss_sum / max(state.images, 1),
-        val_loss=val_loss,
-        val_accuracy=val_accuracy,
-        images_per_second=round(state.images / max(state.seconds, 1e-9), 1),
-    )
-    state.history.append(row)
-    state.batch, state.images, state.loss_sum, state.seconds = 0, 0, 0.0, 0.0

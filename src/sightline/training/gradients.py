@@ -1,12 +1,9 @@
-"""From a batch to the gradient of its mean loss: whole, in pieces, or by replicas that share it."""
+"""The backward pass of a batch: whole, in pieces (gradient accumulation), or by replicas that share it."""
 
 import copy
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager
 from dataclasses import replace
-from itertools import pairwise
-from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -17,13 +14,13 @@ from ..types import Batch
 from .losses import Objective
 
 Gradients = Callable[[Objective, Batch], Tensor]
-"""Leaves the gradient in the classifier's parameters and returns the batch's mean loss, detached."""
+"""``(objective, batch) -> loss ()``: adds the gradient to that of the parameters, returns the mean loss, detached."""
 
 
 class SingleReplica:
-    """The batch at once, or in ``pieces`` whose gradients add up: the same step in less memory.
+    """One network, which works a batch at once or in ``pieces`` whose gradients add up: the same step in less memory.
 
-    Only layers that look across the batch (batch norm) see the difference.
+    Only layers that compute statistics over the batch (batch norm) see the difference.
     """
 
     def __init__(self, classifier: Classifier, *, bfloat16: bool = False, pieces: int = 1) -> None:
@@ -39,7 +36,7 @@ class SingleReplica:
         """The mean loss; gradients are in the parameters."""
         losses = []
         for piece in split_batch(batch, self.pieces):
-            with autocast(batch, self.bfloat16):
+            with torch.autocast(batch.pixels.device.type, torch.bfloat16, enabled=self.bfloat16):
                 loss = objective(self.classifier, piece)
             if len(piece) < len(batch):
                 loss = loss * (len(piece) / len(batch))
@@ -51,8 +48,8 @@ class SingleReplica:
 class Replicas:
     """Copies of the classifier that share each batch, one thread each; their weights are the same memory.
 
-    Nothing is split inside an operator, which may pay on a CPU (``pace`` measures whether it does). Norms see
-    their replica's share; their running statistics are averaged after each step.
+    No operator is split over threads, which may be faster on a CPU (``autotune`` measures whether it is). Batch norm
+    sees the share of its replica; its running statistics are averaged after each step.
     """
 
     def __init__(self, classifier: Classifier, count: int, *, bfloat16: bool = False, pieces: int = 1) -> None:
@@ -111,33 +108,34 @@ class Replicas:
 def build_gradients(
     classifier: Classifier, *, bfloat16: bool = False, pieces: int = 1, replicas: int = 1
 ) -> "SingleReplica | Replicas":
-    """How a recipe's numbers say that gradients come about."""
+    """The backward pass of ``replicas`` copies, each of which works its share of a batch in ``pieces``."""
     if replicas > 1:
         return Replicas(classifier, replicas, bfloat16=bfloat16, pieces=pieces)
     return SingleReplica(classifier, bfloat16=bfloat16, pieces=pieces)
 
 
-def autocast(batch: Batch, bfloat16: bool) -> AbstractContextManager[Any]:
-    """The precision of a step."""
-    return torch.autocast(batch.pixels.device.type, torch.bfloat16, enabled=bfloat16)
-
-
 def split_batch(batch: Batch, count: int) -> list[Batch]:
-    """The batch in at most ``count`` pieces of nearly equal length."""
+    """The batch in at most ``count`` pieces of nearly equal length.
+
+    ``view`` is cut with the images, ``beside`` at the same fractions: what is paired by position stays together.
+    """
     if count == 1:
         return [batch]
-    edges = [len(batch) * i // count for i in range(count + 1)]
-    return [_slice_batch(batch, a, b) for a, b in pairwise(edges) if a < b]
+    pieces = [_take_fraction(batch, i, count) for i in range(count)]
+    return [piece for piece in pieces if len(piece)]
 
 
-def _slice_batch(batch: Batch, start: int, stop: int) -> Batch:
-    group = None if batch.group is None else batch.group[start:stop]
+def _take_fraction(batch: Batch, i: int, count: int) -> Batch:
+    """Piece ``i`` of ``count``."""
+    rows = slice(len(batch) * i // count, len(batch) * (i + 1) // count)
     return replace(
         batch,
-        pixels=batch.pixels[start:stop],
-        labels=batch.labels[start:stop],
-        index=batch.index[start:stop],
-        group=group,
+        pixels=batch.pixels[rows],
+        labels=batch.labels[rows],
+        index=batch.index[rows],
+        group=None if batch.group is None else batch.group[rows],
+        view=None if batch.view is None else batch.view[rows],
+        beside=None if batch.beside is None else _take_fraction(batch.beside, i, count),
     )
 
 
@@ -150,7 +148,7 @@ def _share_weights(classifier: Classifier) -> Classifier:
 
 
 def _copy_modes(twin: Classifier, first: Classifier) -> None:
-    """What rests in the first copy rests in the others."""
+    """Freeze in a copy what is frozen in the first."""
     for own, module in zip(twin.modules(), first.modules(), strict=True):
         own.training = module.training
     for own, parameter in zip(twin.parameters(), first.parameters(), strict=True):
@@ -158,7 +156,7 @@ def _copy_modes(twin: Classifier, first: Classifier) -> None:
 
 
 def norm_statistics(*modules: nn.Module, moving: bool = False) -> list[Tensor]:
-    """What norms gather over the batches they see: all that differs between copies whose weights are equal.
+    """Running means and variances of batch norms: all that differs between copies whose weights are equal.
 
     ``moving``: only of norms in training mode.
     """
@@ -168,7 +166,7 @@ def norm_statistics(*modules: nn.Module, moving: bool = False) -> list[Tensor]:
 
 
 def is_stochastic(network: nn.Module) -> bool:
-    """Whether the network draws random numbers while training: replicas would draw in no certain order."""
+    """Whether the network draws random numbers while training: replicas would draw them in no fixed order."""
     dropped = nn.modules.dropout._DropoutNd
     layers = [*network.modules()]
     return any(getattr(one, "stochastic", False) or (isinstance(one, dropped) and one.p > 0) for one in layers)

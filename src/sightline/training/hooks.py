@@ -4,19 +4,19 @@ import copy
 import csv
 import io
 import time
-from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .. import progress
 from ..classifier import Classifier
 from ..files import atomic_replace
-from .fit import EpochMetrics, Hook, TrainingState
+from .fit import EpochMetrics, Stateful, TrainingState, rank_by_accuracy
 
 
 class BaseHook:
@@ -33,68 +33,81 @@ class BaseHook:
         return {}
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
-        """Nothing to recall."""
+        """Nothing to restore."""
 
 
 class EMA(BaseHook):
     """An exponential moving average of the weights: w <- w + (1 - d) (w_now - w) after each step.
 
-    d = min(decay, (1 + t) / (10 + t)), so that early steps do not linger. Running statistics of
-    norms are averaged the same way; counters are copied.
+    d = min(decay, (1 + t) / (10 + t)), so that early steps are soon forgotten. Running statistics of norms are
+    averaged the same way; counters are copied. ``modules`` are the method's own, averaged with the classifier.
     """
 
-    def __init__(self, classifier: Classifier, decay: float) -> None:
+    def __init__(self, classifier: Classifier, decay: float, modules: nn.ModuleDict | None = None) -> None:
         self.classifier = copy.deepcopy(classifier).requires_grad_(False)
+        self.modules = copy.deepcopy(modules or nn.ModuleDict()).requires_grad_(False)
         self.decay = decay
 
     @torch.no_grad()
     def after_step(self, state: TrainingState) -> None:
         """Move the average towards the weights."""
         rate = 1 - min(self.decay, (1 + state.step) / (10 + state.step))
-        torch._foreach_lerp_(_float_tensors(self.classifier), _float_tensors(state.classifier), rate)
-        for own, new in zip(self.classifier.buffers(), state.classifier.buffers(), strict=True):
-            if not own.is_floating_point():
-                own.copy_(new)
+        for mean, current in ((self.classifier, state.classifier), (self.modules, state.modules)):
+            tensors = [
+                [t for t in module.state_dict().values() if t.is_floating_point()] for module in (mean, current)
+            ]
+            if tensors[0]:
+                torch._foreach_lerp_(*tensors, rate)
+            for own, new in zip(mean.buffers(), current.buffers(), strict=True):
+                if not own.is_floating_point():
+                    own.copy_(new)
+
+    @contextmanager
+    def applied_to(self, modules: nn.ModuleDict) -> Iterator[None]:
+        """The method's modules with their averaged weights, for validation; afterwards with their own again."""
+        own = {name: t.clone() for name, t in modules.state_dict().items()}
+        modules.load_state_dict(self.modules.state_dict())
+        try:
+            yield
+        finally:
+            modules.load_state_dict(own)
 
     def state_dict(self) -> dict[str, Any]:
         """The averaged weights."""
-        return self.classifier.state_dict()
+        return {"classifier": self.classifier.state_dict(), "modules": self.modules.state_dict()}
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
-        """Take up the saved average."""
-        self.classifier.load_state_dict(saved)
-
-
-def _float_tensors(classifier: Classifier) -> list[Tensor]:
-    return [t for t in classifier.state_dict().values() if t.is_floating_point()]
+        """Restore the averaged weights."""
+        self.classifier.load_state_dict(saved.get("classifier", saved))  # the first releases saved them alone
+        self.modules.load_state_dict(saved.get("modules", {}))
 
 
 class BestWeights(BaseHook):
-    """Keeps a copy of the weights that did best on validation: highest accuracy, then lowest loss."""
+    """Keeps a copy of the ``candidate``'s weights after the best epoch: that with the largest ``select(metrics)``."""
 
-    def __init__(self, candidate: Classifier) -> None:
-        self.candidate = candidate
+    def __init__(
+        self, candidate: Classifier, select: Callable[[EpochMetrics], tuple[float, ...]] = rank_by_accuracy
+    ) -> None:
+        self.candidate, self.select = candidate, select
         self.epoch = 0
-        self.score = (-1.0, 0.0)
+        self.score: tuple[float, ...] | None = None
         self.weights: Mapping[str, Tensor] | None = None
 
     def after_epoch(self, state: TrainingState) -> None:
         """Compare the epoch just finished with the best so far."""
-        row = state.history[-1]
-        score = (row.val_accuracy, -row.val_loss)
-        if score > self.score:
-            self.score, self.epoch = score, row.epoch
+        score = self.select(state.history[-1])
+        if self.score is None or score > self.score:
+            self.score, self.epoch = score, state.epoch
             self.weights = {name: t.detach().clone() for name, t in self.candidate.state_dict().items()}
 
     def state_dict(self) -> dict[str, Any]:
         """The best epoch and its weights."""
-        return {"epoch": self.epoch, "score": list(self.score), "weights": self.weights}
+        return {"epoch": self.epoch, "score": list(self.score or ()), "weights": self.weights}
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
-        """Take up the saved best."""
+        """Restore the best epoch and its weights."""
         self.epoch, self.weights = saved["epoch"], saved["weights"]
-        accuracy, loss = saved["score"]
-        self.score = (accuracy, loss)
+        self.score = tuple(saved["score"]) if self.epoch else None
 
 
 class EarlyStopping(BaseHook):
@@ -115,11 +128,11 @@ class Checkpoint(BaseHook):
     """Writes everything needed to go on exactly, after each epoch and every ``every`` seconds."""
 
     def __init__(
-        self, path: Path, hooks: Mapping[str, Hook], fingerprint: str, recipe: str, *, every: float = 30.0
+        self, path: Path, stateful: Mapping[str, Stateful], fingerprint: str, recipe: str, *, every: float = 30.0
     ) -> None:
         self.recipe = recipe
         self.path = path
-        self.hooks = hooks
+        self.stateful = stateful
         self.fingerprint = fingerprint
         self.every = every
         self.saved_at = time.monotonic()
@@ -139,7 +152,7 @@ class Checkpoint(BaseHook):
         """Write ``last.ckpt`` whole, or leave the one before."""
         content = {
             "state": state.state_dict(),
-            "hooks": {name: hook.state_dict() for name, hook in self.hooks.items()},
+            "hooks": {name: each.state_dict() for name, each in self.stateful.items()},
             "fingerprint": self.fingerprint,
             "recipe": self.recipe,
             "provenance": state.classifier.provenance,

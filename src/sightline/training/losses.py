@@ -1,70 +1,103 @@
-"""What training minimises: ``(classifier, Batch) -> loss ()``. To add one, write it and name it in OBJECTIVES."""
+"""What training minimises: ``(classifier, batch) -> loss ()``.
+
+To add an objective, subclass ``Objective`` (or ``LogitLoss``, where only logits and labels matter) and name it in
+``OBJECTIVES`` in ``plan.py``. Losses on logits see softmax(z) only through log-sums, so that a confident answer
+loses no digits: 1 - p is never computed.
+"""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from functools import partial
-from typing import Protocol, runtime_checkable
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import ClassVar
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from ..checks import check_number, check_positive
 from ..classifier import Classifier
-from ..types import Batch
-from .adversarial import FastAdversarial, PGDAdversarial, Trades
-from .criteria import (
-    PerSampleLoss,
-    cross_entropy_per_sample,
-    focal_per_sample,
-    m3ce_per_sample,
-    mce_per_sample,
-    mean_cross_entropy,
-    soft_target_loss,
-)
+from ..inference import validate
+from ..types import Batch, Dataset
+
+Labels = Int[Tensor, " B"] | Float[Tensor, "B K"]
+"""Hard labels, or a distribution over the classes for each image (mixup)."""
 
 
-@runtime_checkable
-class Objective(Protocol):
-    """A value that says how wrong a classifier is on a batch."""
+class Objective(ABC):
+    """How wrong a classifier is on a batch.
 
+    The attributes say what a way of training must know of it; each has a default.
+    """
+
+    stochastic: bool = False
+    """Draws random numbers: replicas, which run at once, would draw them in no fixed order, so they are refused."""
+    across_images: bool = False
+    """Compares the images of a batch with one another, so a batch must not be cut: gradient accumulation, replicas
+    and several processes are refused."""
+    on_logits: ClassVar[bool] = False
+    """Needs only logits and labels: ``from_logits`` computes it."""
+
+    @abstractmethod
     def __call__(self, classifier: Classifier, batch: Batch, /) -> Float[Tensor, ""]:
         """The mean loss over the batch."""
-        ...
+
+    def from_logits(self, logits: Float[Tensor, "B K"], labels: Labels) -> Float[Tensor, ""]:
+        """The mean loss of these logits, where ``on_logits``; else TypeError."""
+        del logits, labels
+        raise TypeError(f"{type(self).__name__} needs more than logits and labels")
+
+    def validate(self, classifier: Classifier, dataset: Dataset) -> tuple[float, float]:
+        """(loss, accuracy) on validation images, by which epochs are compared: mean cross-entropy and accuracy."""
+        return validate(classifier, dataset)
+
+
+@dataclass(frozen=True)
+class FunctionObjective(Objective):
+    """A plain function ``(classifier, batch) -> loss ()`` as an objective."""
+
+    function: Callable[[Classifier, Batch], Float[Tensor, ""]]
+
+    def __call__(self, classifier: Classifier, batch: Batch) -> Float[Tensor, ""]:
+        """The mean loss over the batch."""
+        return self.function(classifier, batch)
+
+
+ObjectiveLike = Objective | Callable[[Classifier, Batch], Float[Tensor, ""]]
+"""An objective, or a plain function ``(classifier, batch) -> loss ()``."""
+
+
+def as_objective(given: ObjectiveLike) -> Objective:
+    """An objective as it is; a plain function wrapped."""
+    return given if isinstance(given, Objective) else FunctionObjective(given)
 
 
 @dataclass(frozen=True, kw_only=True)
-class LogitLoss(ABC):
-    """An objective that needs the network's answers only, in float32 whatever the network's precision.
+class LogitLoss(Objective):
+    """An objective of logits and labels, computed in float32 whatever the network's precision.
 
-    ``class_weights`` multiply each class's terms; the sum is divided by the number of images, not of weights,
-    so that pieces of a batch add up to the batch.
+    A member writes ``per_sample``, the loss of each image. ``class_weights`` (one for each class) multiply the
+    loss of each image; the sum is divided by the number of images, not of weights, so that the losses of pieces of
+    a batch add up to that of the batch.
     """
 
     class_weights: tuple[float, ...] | None = None
+    on_logits: ClassVar[bool] = True
 
     def __call__(self, classifier: Classifier, batch: Batch) -> Float[Tensor, ""]:
         """The mean loss over the batch."""
         return self.from_logits(classifier(batch.pixels).float(), batch.labels)
 
-    @abstractmethod
-    def from_logits(
-        self, logits: Float[Tensor, "B K"], labels: Int[Tensor, " B"] | Float[Tensor, "B K"]
-    ) -> Float[Tensor, ""]:
+    def from_logits(self, logits: Float[Tensor, "B K"], labels: Labels) -> Float[Tensor, ""]:
         """The mean loss of these logits, for hard or soft labels."""
-
-    def weighted_mean(
-        self,
-        criterion: PerSampleLoss,
-        logits: Float[Tensor, "B K"],
-        labels: Int[Tensor, " B"] | Float[Tensor, "B K"],
-    ) -> Float[Tensor, ""]:
-        """The mean of a criterion, weighted by class."""
         if self.class_weights is None:
-            return soft_target_loss(criterion, logits, labels).mean()
+            return soft_target_loss(self.per_sample, logits, labels).mean()
         weights = torch.tensor(self.class_weights, device=logits.device, dtype=logits.dtype)
-        return soft_target_loss(lambda z, k: weights[k] * criterion(z, k), logits, labels).mean()
+        return soft_target_loss(lambda z, k: weights[k] * self.per_sample(z, k), logits, labels).mean()
+
+    def per_sample(self, logits: Float[Tensor, "B K"], labels: Int[Tensor, " B"]) -> Float[Tensor, " B"]:
+        """The loss of each image, for hard labels; a member that overrides ``from_logits`` may do without."""
+        raise NotImplementedError
 
 
 @dataclass(frozen=True)
@@ -76,18 +109,20 @@ class CrossEntropy(LogitLoss):
 
     label_smoothing: float = 0.0
 
-    def from_logits(
-        self, logits: Float[Tensor, "B K"], labels: Int[Tensor, " B"] | Float[Tensor, "B K"]
-    ) -> Float[Tensor, ""]:
+    def from_logits(self, logits: Float[Tensor, "B K"], labels: Labels) -> Float[Tensor, ""]:
         """The mean cross-entropy."""
-        return mean_cross_entropy(logits, labels, self.class_weights, self.label_smoothing)
+        if self.class_weights is None:
+            return F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing)
+        weights = torch.tensor(self.class_weights, device=logits.device, dtype=logits.dtype)
+        total = F.cross_entropy(logits, labels, weights, label_smoothing=self.label_smoothing, reduction="sum")
+        return total / len(logits)
 
 
 @dataclass(frozen=True)
 class Focal(LogitLoss):
-    """Cross-entropy that turns from easy images to hard ones: -(1 - p_k)^gamma log p_k.
+    """-(1 - p_k)^gamma log p_k: cross-entropy in which easy images count less than hard ones.
 
-    ``gamma`` 0 is cross-entropy; 2 is usual (Lin et al. 2017, arXiv 1708.02002).
+    ``gamma`` 0 is cross-entropy; 2 is usual (Lin et al. 2017, arXiv 1708.02002, for several classes).
     """
 
     gamma: float = 2.0
@@ -96,19 +131,23 @@ class Focal(LogitLoss):
         """Raise ValueError for a negative gamma."""
         check_number("gamma", self.gamma, 0)
 
-    def from_logits(
-        self, logits: Float[Tensor, "B K"], labels: Int[Tensor, " B"] | Float[Tensor, "B K"]
-    ) -> Float[Tensor, ""]:
-        """The mean focal loss."""
-        criterion = partial(focal_per_sample, gamma=self.gamma) if self.gamma else cross_entropy_per_sample
-        return self.weighted_mean(criterion, logits, labels)
+    def per_sample(self, logits: Float[Tensor, "B K"], labels: Int[Tensor, " B"]) -> Float[Tensor, " B"]:
+        """The focal loss of each image."""
+        entropy = F.cross_entropy(logits, labels, reduction="none")
+        if not self.gamma:
+            return entropy
+        log_other = _mask_true_class(logits, labels).logsumexp(1) - logits.logsumexp(1)
+        return torch.exp(self.gamma * log_other) * entropy
 
 
 @dataclass(frozen=True)
 class M3CE(LogitLoss):
-    """Max-margin minimum classification error: (1 + p_r - p_k)^gamma, r the strongest rival; bounded, robust.
+    """(1 + p_r - p_k)^gamma, in [0, 2^gamma]: the max-margin minimum classification error.
 
-    It ignores answers that are very wrong (its gradient vanishes there): m3ce-cec is the one to train with.
+    k is the true class and r its strongest rival, argmax over j != k (of equals the first), which counts as
+    constant in the gradient; 1 + p_r - p_k = exp(logaddexp(logsumexp over j != k of log p_j, log p_r)). Bounded and
+    robust to label errors, but its gradient vanishes on answers that are very wrong, and classes other than k and
+    r are pushed up while p_r > p_k: train with m3ce-cec.
     """
 
     gamma: float = 3.0
@@ -117,11 +156,11 @@ class M3CE(LogitLoss):
         """Raise ValueError for a gamma below 1."""
         check_number("gamma", self.gamma, 1)
 
-    def from_logits(
-        self, logits: Float[Tensor, "B K"], labels: Int[Tensor, " B"] | Float[Tensor, "B K"]
-    ) -> Float[Tensor, ""]:
-        """The mean M3CE."""
-        return self.weighted_mean(partial(m3ce_per_sample, gamma=self.gamma), logits, labels)
+    def per_sample(self, logits: Float[Tensor, "B K"], labels: Int[Tensor, " B"]) -> Float[Tensor, " B"]:
+        """The M3CE of each image."""
+        others = _mask_true_class(logits.log_softmax(1), labels)
+        rival = others.gather(1, others.argmax(1, keepdim=True)).squeeze(1)
+        return torch.exp(self.gamma * torch.logaddexp(others.logsumexp(1), rival))
 
 
 @dataclass(frozen=True)
@@ -129,7 +168,7 @@ class M3CECEc(LogitLoss):
     """Cross-entropy + weight * M3CE: the margin's pull, and a gradient on gross errors.
 
     At ``lambda_safe(gamma)``, 1/12 for the usual gamma of 3, and below, no class is ever pushed against the
-    cross-entropy. Label smoothing is for the cross-entropy's part: M3CE needs to know the one right class.
+    cross-entropy. Label smoothing applies to the cross-entropy only: M3CE needs to know the one true class.
     """
 
     weight: float = 1.0
@@ -141,49 +180,43 @@ class M3CECEc(LogitLoss):
         check_number("weight", self.weight, 0)
         check_number("gamma", self.gamma, 1)
 
-    def from_logits(
-        self, logits: Float[Tensor, "B K"], labels: Int[Tensor, " B"] | Float[Tensor, "B K"]
-    ) -> Float[Tensor, ""]:
-        """The mean of both parts."""
+    def from_logits(self, logits: Float[Tensor, "B K"], labels: Labels) -> Float[Tensor, ""]:
+        """The mean of both terms."""
         entropy = CrossEntropy(label_smoothing=self.label_smoothing, class_weights=self.class_weights)
         margin = M3CE(gamma=self.gamma, class_weights=self.class_weights)
         return entropy.from_logits(logits, labels) + self.weight * margin.from_logits(logits, labels)
 
 
 @dataclass(frozen=True)
-class M3CECEcNormalised(LogitLoss):
+class M3CECEcNormalised(M3CECEc):
     """(1 - weight) * cross-entropy + weight * M3CE: m3ce-cec at weight / (1 - weight), on another scale."""
 
     weight: float = 0.5
-    gamma: float = 3.0
-    label_smoothing: float = 0.0
 
     def __post_init__(self) -> None:
         """Raise ValueError for a weight outside [0, 1) or a gamma below 1."""
-        check_number("weight", self.weight, 0)
+        super().__post_init__()
         if self.weight >= 1:
             raise ValueError(f"weight must be below 1, not {self.weight}: for M3CE alone choose m3ce")
-        check_number("gamma", self.gamma, 1)
 
-    def from_logits(
-        self, logits: Float[Tensor, "B K"], labels: Int[Tensor, " B"] | Float[Tensor, "B K"]
-    ) -> Float[Tensor, ""]:
-        """The mean of both parts."""
-        sums = M3CECEc(
+    def from_logits(self, logits: Float[Tensor, "B K"], labels: Labels) -> Float[Tensor, ""]:
+        """The mean of both terms."""
+        unscaled = M3CECEc(
             weight=self.weight / (1 - self.weight),
             gamma=self.gamma,
             label_smoothing=self.label_smoothing,
             class_weights=self.class_weights,
         )
-        return (1 - self.weight) * sums.from_logits(logits, labels)
+        return (1 - self.weight) * unscaled.from_logits(logits, labels)
 
 
 @dataclass(frozen=True)
 class MCE(LogitLoss):
-    """Minimum classification error: a smooth count of the errors, sigmoid(xi d + theta).
+    """sigmoid(xi d + theta), d = -z_k + 1/eta log(mean over j != k of exp(eta z_j)): a smooth count of the errors.
 
-    d is how far the other classes' soft maximum (``eta``) is above the true class's logit (Juang and Katagiri
-    1992). It saturates on both sides: start from weights that already know something.
+    d is the distance from the true class's logit up to the soft maximum of the others, which for a large ``eta`` is
+    the maximum (Juang and Katagiri 1992; Juang, Chou and Lee 1997). It saturates on both sides: start from weights
+    that already know something.
     """
 
     eta: float = 1.0
@@ -196,17 +229,17 @@ class MCE(LogitLoss):
         check_positive("xi", self.xi)
         check_number("theta", self.theta)
 
-    def from_logits(
-        self, logits: Float[Tensor, "B K"], labels: Int[Tensor, " B"] | Float[Tensor, "B K"]
-    ) -> Float[Tensor, ""]:
-        """The mean smooth error."""
-        criterion = partial(mce_per_sample, eta=self.eta, xi=self.xi, theta=self.theta)
-        return self.weighted_mean(criterion, logits, labels)
+    def per_sample(self, logits: Float[Tensor, "B K"], labels: Int[Tensor, " B"]) -> Float[Tensor, " B"]:
+        """The smooth error of each image."""
+        own = logits.gather(1, labels.unsqueeze(1)).squeeze(1)
+        count = torch.tensor(float(logits.shape[1] - 1))
+        mean = (self.eta * _mask_true_class(logits, labels)).logsumexp(1) - count.log()
+        return torch.sigmoid(self.xi * (mean / self.eta - own) + self.theta)
 
 
 @dataclass(frozen=True)
 class LargeMarginMCE(MCE):
-    """MCE that also counts answers right by less than ``margin``: sigmoid(xi (d + margin)) (Yu et al. 2008)."""
+    """sigmoid(xi (d + margin) + theta): MCE that also counts correct answers within ``margin`` (Yu et al. 2008)."""
 
     margin: float = 1.0
 
@@ -215,33 +248,82 @@ class LargeMarginMCE(MCE):
         super().__post_init__()
         check_number("margin", self.margin, 0)
 
-    def from_logits(
-        self, logits: Float[Tensor, "B K"], labels: Int[Tensor, " B"] | Float[Tensor, "B K"]
-    ) -> Float[Tensor, ""]:
-        """The mean smooth error at that margin."""
-        criterion = partial(mce_per_sample, eta=self.eta, xi=self.xi, theta=self.theta + self.xi * self.margin)
-        return self.weighted_mean(criterion, logits, labels)
+    def per_sample(self, logits: Float[Tensor, "B K"], labels: Int[Tensor, " B"]) -> Float[Tensor, " B"]:
+        """The smooth error of each image at that margin."""
+        return MCE(eta=self.eta, xi=self.xi, theta=self.theta + self.xi * self.margin).per_sample(logits, labels)
 
 
-OBJECTIVES: Mapping[str, Callable[..., Objective]] = {
-    "cross-entropy": CrossEntropy,
-    "focal": Focal,
-    "m3ce": M3CE,
-    "m3ce-cec": M3CECEc,
-    "m3ce-cec-normalised": M3CECEcNormalised,
-    "mce": MCE,
-    "large-margin-mce": LargeMarginMCE,
-    "adversarial": PGDAdversarial,
-    "fast-adversarial": FastAdversarial,
-    "trades": Trades,
-}
-"""Name -> the loss, its own arguments after colons: ``focal:gamma=3``."""
+@dataclass(frozen=True, eq=False)
+class DistillationLoss(Objective):
+    """alpha T^2 KL(softmax(z_teacher / T) || softmax(z / T)) + (1 - alpha) loss(z, labels), mean over the batch.
+
+    T^2 keeps the gradient of the first term as large as that of the second while logits are small compared with T
+    (Hinton, Vinyals and Dean 2015, arXiv 1503.02531, section 2); else it is up to T times as large. The teacher
+    sees the pixels that the student sees, augmentation included, in eval mode and without gradients.
+    """
+
+    teacher: Classifier
+    labels: Objective = field(default_factory=CrossEntropy)
+    """The loss of the labels, hard or soft."""
+    temperature: float = 4.0
+    alpha: float = 0.9
+
+    def __post_init__(self) -> None:
+        """Raise ValueError for a temperature or alpha that cannot be."""
+        check_distillation(self.temperature, self.alpha)
+        self.teacher.eval()
+
+    @property
+    def stochastic(self) -> bool:
+        """As the loss of the labels is."""
+        return self.labels.stochastic
+
+    def __call__(self, classifier: Classifier, batch: Batch) -> Float[Tensor, ""]:
+        """The mean loss over the batch."""
+        with torch.no_grad():
+            target = self.teacher(batch.pixels).float()
+        logits = classifier(batch.pixels).float()
+        pull = kl_divergence(logits / self.temperature, target / self.temperature).mean() * self.temperature**2
+        if self.alpha == 1:
+            return pull
+        if self.labels.on_logits:
+            own = self.labels.from_logits(logits, batch.labels)
+        else:  # a loss of pixels that it makes itself
+            own = self.labels(classifier, batch)
+        return self.alpha * pull + (1 - self.alpha) * own
+
+
+def kl_divergence(logits: Float[Tensor, "B K"], target: Tensor) -> Float[Tensor, " B"]:
+    """KL(softmax(target) || softmax(logits)) of each image; both sides have gradients."""
+    return F.kl_div(logits.log_softmax(1), target.log_softmax(1), reduction="none", log_target=True).sum(1)
+
+
+def soft_target_loss(
+    criterion: Callable[[Tensor, Tensor], Tensor], logits: Float[Tensor, "B K"], labels: Labels
+) -> Float[Tensor, " B"]:
+    """The criterion of hard labels; of soft ones (mixup) sum_c q_c criterion(z, c), over the classes of each."""
+    if labels.ndim == 1:
+        return criterion(logits, labels)
+    images, classes = labels.nonzero(as_tuple=True)
+    losses = labels[images, classes] * criterion(logits[images], classes)
+    return logits.new_zeros(len(logits)).index_add(0, images, losses)
 
 
 def lambda_safe(gamma: float = 3.0) -> float:
-    """The largest weight at which M3CE never turns a cross-entropy gradient round: 1 / (gamma 2^(gamma - 1)).
+    """The largest weight at which M3CE never reverses a cross-entropy gradient: 1 / (gamma 2^(gamma - 1)).
 
     >>> round(lambda_safe(3), 4)
     0.0833
     """
     return 1 / (gamma * 2 ** (gamma - 1))
+
+
+def check_distillation(temperature: object, alpha: object) -> None:
+    """Raise ValueError for a temperature that is not above 0, or an alpha (the teacher's share) outside [0, 1]."""
+    check_positive("temperature", temperature)
+    check_number("alpha", alpha, 0, 1)
+
+
+def _mask_true_class(logits: Float[Tensor, "B K"], labels: Int[Tensor, " B"]) -> Float[Tensor, "B K"]:
+    """The logits with the true class's at minus infinity."""
+    return logits.scatter(1, labels.unsqueeze(1), float("-inf"))

@@ -1,48 +1,71 @@
-"""How weights move: the optimisers."""
+"""Optimisers (torch's own) and learning-rate schedules.
 
-from collections.abc import Callable, Mapping
-from functools import partial
+To add an optimiser, write a dataclass with ``default_lr`` that returns a torch optimiser; to add a schedule,
+subclass ``Schedule``; name it in ``OPTIMIZERS`` or ``SCHEDULES`` in ``plan.py``.
+"""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from inspect import unwrap
-from typing import Any
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import torch
 from torch import nn
 
-from ..choose import choose
+from ..checks import check_int, check_number
 from ..classifier import Classifier
 from ..models import find_stages
-from .recipe import Recipe
+
+ParameterGroups = list[dict[str, Any]]
+"""Torch's parameter groups, with ``lr_factor``: a factor on the learning rate that the loop sets."""
 
 
-def parameter_groups(module: nn.Module, recipe: Recipe) -> list[dict[str, Any]]:
-    """Two groups of parameters: matrices and kernels decay; biases and norms (one dimension) do not.
+@runtime_checkable
+class OptimizerFactory(Protocol):
+    """The arguments of an optimiser, before it knows parameters."""
 
-    ``lr_factor`` is a factor on the rate that the loop sets. With a ``layer_decay`` d there are two groups for
-    each stage of the network, from the head (factor 1) back to the pixels: d, d^2, ...; likewise where stages
-    rest, because torch's fused SGD wants the parameters of a group to take their first step together.
+    default_lr: ClassVar[float]
+    """Peak learning rate per 128 images of a batch; scaled linearly below and above (Goyal et al. 2017)."""
+    steady: ClassVar[bool]
+    """Whether one rate suits all networks; otherwise the default is multiplied by the ``lr_factor`` of the network."""
+
+    def __call__(
+        self, groups: ParameterGroups, *, lr: float, momentum: float, fused: bool
+    ) -> torch.optim.Optimizer:
+        """The optimiser over these groups; ``fused`` where torch has the kernel."""
+        ...
+
+
+def parameter_groups(
+    stages: Sequence[Sequence[nn.Parameter]], *, weight_decay: float, bias_lr: float, layer_decay: float = 1.0
+) -> ParameterGroups:
+    """Two groups for each of ``stages``: matrices and kernels decay; biases and norms (one dimension) do not.
+
+    The rate of stage i is multiplied by ``layer_decay`` ** i (0 is the head), that of biases and norms by
+    ``bias_lr`` too.
     """
-    found = []
-    for number, parameters in enumerate(_parameters_by_stage(module, recipe)):
-        trained, slower = [p for p in parameters if p.requires_grad], recipe.layer_decay**number
+    found: ParameterGroups = []
+    for number, parameters in enumerate(stages):
+        trained, slower = [p for p in parameters if p.requires_grad], layer_decay**number
         large, small = [p for p in trained if p.ndim > 1], [p for p in trained if p.ndim <= 1]
         found += [
-            {"params": large, "weight_decay": recipe.weight_decay, "lr_factor": slower},
-            {"params": small, "weight_decay": 0.0, "lr_factor": slower * recipe.bias_lr},
+            {"params": large, "weight_decay": weight_decay, "lr_factor": slower},
+            {"params": small, "weight_decay": 0.0, "lr_factor": slower * bias_lr},
         ]
     return found
 
 
-def _parameters_by_stage(module: nn.Module, recipe: Recipe) -> list[list[nn.Parameter]]:
-    """The parameters of each stage from the head back; all together where they learn alike."""
-    if (recipe.layer_decay == 1 and recipe.freeze == "none") or not isinstance(module, Classifier):
-        return [[*module.parameters()]]
-    return [stage.parameters() for stage in reversed(find_stages(module.network))]
+def parameters_by_stage(classifier: Classifier) -> list[list[nn.Parameter]]:
+    """The parameters of each stage of the network, from the head back to the pixels."""
+    return [stage.parameters() for stage in reversed(find_stages(classifier.network))]
 
 
 def _without_compile(kind: type[torch.optim.Optimizer]) -> type[Any]:
-    """Torch's optimiser without the decorators that serve torch.compile.
+    """Torch's optimiser without the decorators for torch.compile.
 
-    They import the compiler when first called, which doubles the time from the command to the first step.
+    Their first call imports the compiler, which doubles the time from the command to the first step.
     """
     return type(
         kind.__name__,
@@ -66,55 +89,218 @@ class _DecoupledSGD(_SGD):
     def step(self) -> None:
         """One step; the decay does not pass through the momentum."""
         for group in self.param_groups:
-            moved = [p for p in group["params"] if p.grad is not None]  # what rests does not decay either
+            moved = [p for p in group["params"] if p.grad is not None]  # frozen weights do not decay either
             if group["decoupled"] and moved:
                 torch._foreach_mul_(moved, 1 - group["lr"] * group["decoupled"])
         super().step()
 
 
-def _sgd(
-    module: nn.Module, recipe: Recipe, lr: float, *, fused: bool, nesterov: bool = True, decoupled: bool = False
-) -> torch.optim.Optimizer:
-    """Momentum, Nesterov's unless told otherwise; the decay is added to the gradient (L2) or decoupled."""
-    parameters = parameter_groups(module, recipe)
-    settings: dict[str, Any] = {
-        "lr": lr,
-        "momentum": recipe.momentum,
-        "nesterov": nesterov and recipe.momentum > 0,
-    }
-    if not decoupled:
-        return _SGD(parameters, fused=fused, **settings)
-    apart = [group | {"decoupled": group["weight_decay"], "weight_decay": 0.0} for group in parameters]
-    return _DecoupledSGD(apart, fused=fused, **settings)
+@dataclass(frozen=True, kw_only=True)
+class SGD:
+    """Momentum, Nesterov's or the classical one; the decay is added to the gradient (L2) or decoupled."""
+
+    nesterov: bool = True
+    decoupled: bool = False
+    default_lr: ClassVar[float] = 0.1
+    steady: ClassVar[bool] = False
+
+    def __call__(
+        self, groups: ParameterGroups, *, lr: float, momentum: float, fused: bool
+    ) -> torch.optim.Optimizer:
+        """SGD over these groups."""
+        settings: dict[str, Any] = {
+            "lr": lr,
+            "momentum": momentum,
+            "nesterov": self.nesterov and momentum > 0,
+            "fused": fused,
+        }
+        if not self.decoupled:
+            return _SGD(groups, **settings)
+        apart = [group | {"decoupled": group["weight_decay"], "weight_decay": 0.0} for group in groups]
+        return _DecoupledSGD(apart, **settings)
 
 
-def _adam(
-    module: nn.Module, recipe: Recipe, lr: float, *, fused: bool, beta2: float = 0.999
-) -> torch.optim.Optimizer:
-    """Adam (Kingma & Ba 2015); the decay is added to the gradient (L2)."""
-    return _Adam(parameter_groups(module, recipe), lr=lr, betas=(recipe.momentum, beta2), fused=fused)
+@dataclass(frozen=True, kw_only=True)
+class Adam:
+    """Adam (Kingma & Ba 2015); the decay is added to the gradient (L2). ``momentum`` is beta1."""
+
+    beta2: float = 0.999
+    default_lr: ClassVar[float] = 2e-3
+    steady: ClassVar[bool] = True
+    kind: ClassVar[type[Any]] = _Adam
+
+    def __post_init__(self) -> None:
+        """Raise ValueError for a beta2 outside [0, 1)."""
+        check_number("beta2", self.beta2, 0, below=1)
+
+    def __call__(
+        self, groups: ParameterGroups, *, lr: float, momentum: float, fused: bool
+    ) -> torch.optim.Optimizer:
+        """Adam over these groups."""
+        return self.kind(groups, lr=lr, betas=(momentum, self.beta2), fused=fused)
 
 
-def _adamw(
-    module: nn.Module, recipe: Recipe, lr: float, *, fused: bool, beta2: float = 0.999
-) -> torch.optim.Optimizer:
+@dataclass(frozen=True, kw_only=True)
+class AdamW(Adam):
     """Adam with decoupled decay (Loshchilov & Hutter 2019)."""
-    return _AdamW(parameter_groups(module, recipe), lr=lr, betas=(recipe.momentum, beta2), fused=fused)
+
+    kind: ClassVar[type[Any]] = _AdamW
 
 
-OPTIMIZERS: Mapping[str, Callable[..., torch.optim.Optimizer]] = {"sgd": _sgd, "adam": _adam, "adamw": _adamw}
-"""Name -> ``(module, recipe, lr, fused=..., **arguments) -> optimiser``."""
+@dataclass(frozen=True)
+class TrainingProgress:
+    """How far a run is: all that a schedule may depend on."""
 
-DEFAULT_LR: Mapping[str, float] = {"sgd": 0.1, "adam": 2e-3, "adamw": 2e-3}
-"""Peak learning rates per 128 images of a batch; scaled linearly (Goyal et al. 2017) below and above."""
+    epoch: float
+    """Finished epochs, with the fraction of the current one."""
+    epochs: int
+    """Epochs of the whole run."""
+    val_losses: Sequence[float] = ()
+    """Validation loss after each finished epoch."""
+
+    @property
+    def fraction(self) -> float:
+        """Finished fraction of the run, in [0, 1]."""
+        return self.epoch / max(self.epochs, 1)
 
 
-def build_optimizer(module: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
-    """The recipe's optimiser over ``module``; fused where torch has the kernel.
+@dataclass(frozen=True)
+class Schedule(ABC):
+    """A factor on the peak learning rate; ``warmup`` is the fraction of the run in which it rises to the peak."""
 
-    Raises ChoiceError where the recipe's word names none.
+    warmup: float = field(default=0.2, kw_only=True)
+
+    @property
+    def first_drop(self) -> int:
+        """Epochs before a schedule in steps first changes the rate; 0 for the others. A shorter run is refused."""
+        return 0
+
+    @abstractmethod
+    def __call__(self, progress: TrainingProgress) -> float:
+        """The factor at this point of the run."""
+
+    def rise(self, progress: TrainingProgress) -> float:
+        """The linear warm-up: from 0 to 1, then 1."""
+        return min(1.0, progress.fraction / self.warmup) if self.warmup else 1.0
+
+    def after_warmup(self, progress: TrainingProgress) -> float:
+        """Finished fraction of what follows the warm-up."""
+        return max(0.0, progress.fraction - self.warmup) / (1 - self.warmup)
+
+
+@dataclass(frozen=True)
+class OneCycle(Schedule):
+    """From 1/25 of the peak up along a cosine for ``warmup``, then down to 1e-4 of it (Smith & Topin 2018)."""
+
+    def __call__(self, progress: TrainingProgress) -> float:
+        """The factor."""
+        if progress.fraction < self.warmup:
+            return _interpolate_cosine(1 / 25, 1.0, progress.fraction / self.warmup)
+        return _interpolate_cosine(1.0, 1e-4, (progress.fraction - self.warmup) / (1 - self.warmup))
+
+
+@dataclass(frozen=True)
+class Cosine(Schedule):
+    """(1 + cos(pi t)) / 2 after the warm-up (Loshchilov & Hutter 2017, eq. 5)."""
+
+    def __call__(self, progress: TrainingProgress) -> float:
+        """The factor."""
+        return self.rise(progress) * _interpolate_cosine(1.0, 0.0, self.after_warmup(progress))
+
+
+@dataclass(frozen=True)
+class Linear(Schedule):
+    """In a straight line from the peak to ``end`` of it after the warm-up."""
+
+    end: float = 0.0
+
+    def __post_init__(self) -> None:
+        check_number("end", self.end, 0, 1)
+
+    def __call__(self, progress: TrainingProgress) -> float:
+        """The factor."""
+        return self.rise(progress) * (1 + (self.end - 1) * self.after_warmup(progress))
+
+
+@dataclass(frozen=True)
+class Constant(Schedule):
+    """The peak, after the warm-up."""
+
+    def __call__(self, progress: TrainingProgress) -> float:
+        """The factor."""
+        return self.rise(progress)
+
+
+@dataclass(frozen=True)
+class StepDecay(Schedule):
+    """gamma^floor(epoch / every): a drop after each ``every`` epochs (He et al. 2015, and most papers)."""
+
+    every: int = 10
+    gamma: float = 0.1
+
+    def __post_init__(self) -> None:
+        check_int("every", self.every, 1)
+        check_number("gamma", self.gamma, 0, 1)
+
+    @property
+    def first_drop(self) -> int:
+        """Epochs before the first drop."""
+        return self.every
+
+    def __call__(self, progress: TrainingProgress) -> float:
+        """The factor."""
+        return self.rise(progress) * self.gamma ** math.floor(progress.epoch / self.every + 1e-9)
+
+
+@dataclass(frozen=True)
+class Exponential(Schedule):
+    """gamma^epoch, continuously."""
+
+    gamma: float = 0.9
+
+    def __post_init__(self) -> None:
+        check_number("gamma", self.gamma, 0, 1)
+
+    def __call__(self, progress: TrainingProgress) -> float:
+        """The factor."""
+        return self.rise(progress) * self.gamma**progress.epoch
+
+
+@dataclass(frozen=True)
+class Plateau(Schedule):
+    """Times ``gamma`` whenever the validation loss has not fallen for ``patience`` epochs.
+
+    A loss has fallen where it is below the lowest so far by more than the fraction ``threshold``. The schedule is a
+    function of the history of losses and has no state, so a resumed run goes on exactly.
     """
-    fused = all(p.device.type in {"cpu", "cuda"} for p in module.parameters())
-    assert recipe.lr is not None
-    family = {name: partial(make, module, recipe, recipe.lr, fused=fused) for name, make in OPTIMIZERS.items()}
-    return choose(family, recipe.optimizer, "optimiser")
+
+    gamma: float = 0.1
+    patience: int = 3
+    threshold: float = 1e-3
+
+    def __post_init__(self) -> None:
+        check_int("patience", self.patience, 1)
+        check_number("gamma", self.gamma, 0, 1)
+        check_number("threshold", self.threshold, 0, 1)
+
+    @property
+    def first_drop(self) -> int:
+        """Epochs before the first drop."""
+        return self.patience + 1
+
+    def __call__(self, progress: TrainingProgress) -> float:
+        """The factor."""
+        drops, waited, best = 0, 0, math.inf
+        for loss in progress.val_losses:
+            if loss < best * (1 - self.threshold):
+                best, waited = loss, 0
+            else:
+                waited += 1
+            if waited >= self.patience:
+                drops, waited = drops + 1, 0
+        return self.rise(progress) * self.gamma**drops
+
+
+def _interpolate_cosine(start: float, end: float, t: float) -> float:
+    """From ``start`` (t = 0) to ``end`` (t = 1) along a cosine, flat at both."""
+    return end + (start - end) * (1 + math.cos(math.pi * t)) / 2

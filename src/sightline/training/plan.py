@@ -1,246 +1,337 @@
-"""A recipe's words become objects: the fresh classifier, the objective, the way to train."""
+"""The words of a recipe become objects, once: a ``Plan``. What trains takes its parts from there.
 
-import copy
+Every family that a recipe names is a dict here: to add a member, write it in its file and add one line.
+"""
+
 import inspect
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Set
+from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-import torch.nn.functional as F
-from jaxtyping import Int
-from numpy import ndarray
+from torch import nn
 
-from .. import runtime
 from ..augmentation import parse_policy
 from ..choose import choose, lookup, suggest
 from ..classifier import Classifier
-from ..data import Augment, Shuffle, count_batches, iterate_batches, to_tensor
-from ..errors import ChoiceError, DataError, RecipeError
-from ..layers import INITIALISATIONS, initialise
+from ..data import Augment
+from ..errors import ChoiceError, RecipeError
+from ..layers import INITIALISATIONS
 from ..models import Architecture, build, parse_architecture
-from ..preprocessing import Preprocessing, fit_preprocessing
-from ..preprocessing import check_normalisation as check_preprocessing
-from ..types import Batch, Geometry, Splits
-from . import autotune
-from .adversarial import AdversarialLoss
-from .class_weights import CLASS_WEIGHTINGS
-from .distributed import SINGLE_PROCESS, ProcessGroup
-from .fairness import build_fairness, parse_mitigation
-from .freezing import check_freezing
-from .losses import OBJECTIVES, Objective
-from .optimizers import build_optimizer
-from .recipe import Recipe, parse_window
-from .refinement import Method
-from .schedules import parse_schedule
-from .transfer import INHERIT, load_initial_weights, load_source, start_provenance
+from ..preprocessing import check_normalisation
+from ..types import Dataset
+from .adversarial import FastAdversarial, PGDAdversarial, Trades
+from .fairness import (
+    BalancedSampling,
+    BalancedWeights,
+    ClassWeighting,
+    EffectiveNumberWeights,
+    GroupDRO,
+    Mitigation,
+    Reweighing,
+    UniformWeights,
+)
+from .losses import (
+    M3CE,
+    MCE,
+    CrossEntropy,
+    Focal,
+    LargeMarginMCE,
+    M3CECEc,
+    M3CECEcNormalised,
+    Objective,
+    ObjectiveLike,
+    as_objective,
+)
+from .optimizers import (
+    SGD,
+    Adam,
+    AdamW,
+    Constant,
+    Cosine,
+    Exponential,
+    Linear,
+    OneCycle,
+    OptimizerFactory,
+    Plateau,
+    Schedule,
+    StepDecay,
+    parameter_groups,
+    parameters_by_stage,
+)
+from .recipe import INHERIT, Recipe
+from .transfer import (
+    FreezeBackbone,
+    FreezeSchedule,
+    GradualUnfreezing,
+    NoFreezing,
+    UntilEpoch,
+    UpToStage,
+    inherit_settings,
+    load_source,
+)
 
-ADAPTATION_IMAGES = 2000
-"""Training images that a network's data-dependent layers are set from."""
+OBJECTIVES: Mapping[str, Callable[..., Objective]] = {
+    "cross-entropy": CrossEntropy,
+    "focal": Focal,
+    "m3ce": M3CE,
+    "m3ce-cec": M3CECEc,
+    "m3ce-cec-normalised": M3CECEcNormalised,
+    "mce": MCE,
+    "large-margin-mce": LargeMarginMCE,
+    "adversarial": PGDAdversarial,
+    "fast-adversarial": FastAdversarial,
+    "trades": Trades,
+}
+"""The words of ``loss``, with arguments after colons: ``focal:gamma=3``."""
 
-LOSS_ARGUMENT_NAMES = {"loss_weight": "weight"}
-"""Fields of a recipe that a loss calls otherwise."""
+CLASS_WEIGHTINGS: Mapping[str, Callable[..., ClassWeighting]] = {
+    "none": UniformWeights,
+    "balanced": BalancedWeights,
+    "effective": EffectiveNumberWeights,
+}
+"""The words of ``class_weights``: ``effective:0.9999``."""
 
-FULL_SIZE_AFTER = 2 / 3
-"""Share of the epochs after which images have their full size."""
+MITIGATIONS: Mapping[str, Callable[..., Mitigation]] = {
+    "balanced": BalancedSampling,
+    "reweighing": Reweighing,
+    "group-dro": GroupDRO,
+}
+"""The words of ``fairness_method``."""
+
+OPTIMIZERS: Mapping[str, Callable[..., OptimizerFactory]] = {"sgd": SGD, "adam": Adam, "adamw": AdamW}
+"""The words of ``optimizer``."""
+
+SCHEDULES: Mapping[str, Callable[..., Schedule]] = {
+    "one-cycle": OneCycle,
+    "cosine": Cosine,
+    "linear": Linear,
+    "step": StepDecay,
+    "exponential": Exponential,
+    "plateau": Plateau,
+    "constant": Constant,
+}
+"""The words of ``schedule``."""
+
+FREEZE_SCHEDULES: Mapping[str, Callable[..., FreezeSchedule]] = {
+    "none": NoFreezing,
+    "backbone": FreezeBackbone,
+    "until": UntilEpoch,
+    "stage": UpToStage,
+    "staged": GradualUnfreezing,
+}
+"""The words of ``freeze``."""
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """A recipe, and the object that each of its words names.
+
+    ``resolve`` makes one; ``replace`` changes fields of the recipe and parses only the words among them;
+    ``fit_to`` completes it with the training images. Raises RecipeError for parts that do not go together.
+    """
+
+    recipe: Recipe
+    objective: Objective
+    class_weighting: ClassWeighting
+    mitigation: Mitigation
+    optimizer: OptimizerFactory
+    schedule: Schedule
+    freezing: FreezeSchedule
+    augment: Augment
+    architecture: Architecture | None
+    """None while the recipe names no model; classes and size are those of the images after ``fit_to``."""
+    source: Classifier | None = None
+    """The classifier of ``--weights RUN``, loaded once; None for other weights, or random ones."""
+    notes: tuple[str, ...] = ()
+    given: frozenset[str] = frozenset()
+    """Parts that were given as objects, which no word replaces."""
+
+    def __post_init__(self) -> None:
+        recipe, freeze = self.recipe, f"The recipe's freeze is '{self.recipe.freeze}'"
+        check_cuts(self.objective, recipe)
+        if self.mitigation.single_process and recipe.fairness_column is not None and recipe.devices > 1:
+            raise RecipeError(
+                f"{recipe.fairness_method} keeps one set of weights: use --devices 1, or --fairness-method balanced."
+            )
+        if recipe.epochs and self.schedule.first_drop >= recipe.epochs:
+            raise RecipeError(
+                f"The schedule '{recipe.schedule}' first changes the rate after {self.schedule.first_drop} epochs, "
+                f"but the run has {recipe.epochs}: give it a smaller number, or the run more --epochs."
+            )
+        if self.freezing.freezes and recipe.weights is None and not self.is_pretrained:
+            raise RecipeError(
+                f"{freeze}, which keeps the initial weights, and they start random: give --weights to start from, or "
+                "leave --freeze out."
+            )
+        if recipe.epochs and self.freezing.first_change() >= recipe.epochs:
+            raise RecipeError(
+                f"{freeze}, but the training ends after {recipe.epochs} epochs: choose fewer, or freeze backbone to "
+                "train only the head."
+            )
+        if recipe.progressive_from and recipe.size and recipe.progressive_from > recipe.size:
+            raise RecipeError(
+                f"progressive_from is {recipe.progressive_from}: it must not be above the size, {recipe.size}."
+            )
+
+    @property
+    def is_pretrained(self) -> bool:
+        """Whether the network comes with published weights."""
+        return self.architecture is not None and self.architecture.arguments.get("pretrained") is True
+
+    def replace(self, **changes: Any) -> "Plan":
+        """The plan with these fields of the recipe changed."""
+        recipe = self.recipe.replace(**changes)
+        parsed = {
+            name: parse(recipe)
+            for name, (parse, fields) in _PARSERS.items()
+            if fields & changes.keys() and name not in self.given
+        }
+        return replace(self, recipe=recipe, **parsed)
+
+    def fit_to(self, train: Dataset) -> "Plan":
+        """The plan for these training images: their classes and size in the architecture, class weights in the loss."""
+        known = {
+            "classes": len(train.classes),
+            "channels": train.geometry.channels,
+            "size": [*train.geometry.size],
+        }
+        architecture = self.architecture
+        if architecture is not None:
+            architecture = replace(architecture, arguments={**architecture.arguments, **known})
+        weights: Any = self.class_weighting(train.counts)
+        objective: Any = self.objective
+        if weights is not None:
+            objective = replace(objective, class_weights=weights)
+        return replace(self, architecture=architecture, objective=objective)
+
+    def build_optimizer(
+        self, classifier: Classifier, modules: nn.Module | None = None, lr: float | None = None
+    ) -> torch.optim.Optimizer:
+        """The optimiser over the classifier and ``modules`` at the recipe's rate, or ``lr``."""
+        recipe, rate = self.recipe, self.recipe.lr if lr is None else lr
+        assert rate is not None
+        decays = {"weight_decay": recipe.weight_decay, "bias_lr": recipe.bias_lr}
+        # torch's fused SGD wants the parameters of a group to take their first step together: frozen stages apart
+        apart = recipe.layer_decay != 1 or self.freezing.freezes
+        stages = parameters_by_stage(classifier) if apart else [[*classifier.parameters()]]
+        groups = parameter_groups(stages, layer_decay=recipe.layer_decay, **decays)
+        if modules is not None and (own := [*modules.parameters()]):
+            groups += parameter_groups([own], **decays)
+        fused = all(p.device.type in {"cpu", "cuda"} for p in classifier.parameters())
+        return self.optimizer(groups, lr=rate, momentum=recipe.momentum, fused=fused)
+
+    def check_network(self) -> None:
+        """Raise where the network cannot be built, or its published weights cannot be had, before images are read."""
+        recipe = self.recipe
+        if recipe.normalize not in (None, INHERIT):
+            check_normalisation(recipe.normalize)
+        if recipe.init != "default":
+            lookup(INITIALISATIONS, recipe.init, "initialisation")
+        if self.architecture is not None:
+            side = recipe.size or (224 if self.architecture.name == "timm" else 32)
+            given = {**self.architecture.arguments, "channels": recipe.channels or 3, "size": [side, side]}
+            network = build(replace(self.architecture, arguments=given))
+            if recipe.weights is None:
+                network.load_published()
+
+
+def resolve(recipe: Recipe, *, objective: ObjectiveLike | None = None, augment: Augment | None = None) -> Plan:
+    """The plan of a recipe: every word parsed, the bundle of ``--weights`` loaded, what is open inherited from it.
+
+    ``objective`` and ``augment`` are objects in place of the recipe's words. Raises ChoiceError for an unknown word,
+    RecipeError for parts that do not go together, BundleError for a start that cannot be read.
+    """
+    source = load_source(recipe.weights, recipe.normalize)
+    recipe, notes = inherit_settings(recipe, source)
+    parsed: dict[str, Any] = {name: parse(recipe) for name, (parse, _) in _PARSERS.items()}
+    given: dict[str, Any] = {}
+    if objective is not None:
+        given |= {"objective": as_objective(objective), "class_weighting": UniformWeights()}
+    if augment is not None:
+        given["augment"] = augment
+    return Plan(recipe=recipe, source=source, notes=notes, given=frozenset(given), **{**parsed, **given})
 
 
 def validate_recipe(recipe: Recipe) -> None:
-    """Refuse a misspelt name before an hour of decoding, not after."""
-    build_objective(recipe)
-    parse_policy(recipe.augment or ())
-    if recipe.normalize not in (None, INHERIT):
-        check_preprocessing(recipe.normalize)
-    parse_schedule(recipe.schedule, recipe.warmup, recipe.epochs)
-    build_optimizer(torch.nn.Linear(1, 1), recipe.replace(lr=recipe.lr or 0.1))
-    if recipe.init != "own":
-        lookup(INITIALISATIONS, recipe.init, "initialisation")
-    if recipe.model is not None:
-        side = recipe.size or (224 if recipe.model.startswith("timm:") else 32)
-        made = build(architecture_for(recipe, classes=2, channels=recipe.channels or 3, size=(side, side)))
-        if recipe.weights is None:
-            made.load_published()
-    if recipe.weights is not None and not Path(recipe.weights).exists():
-        raise RecipeError(f"There is no file of weights '{recipe.weights}', and no run or bundle there.")
-    load_source(recipe)
-    check_freezing(recipe)
-    parse_mitigation(recipe)
-    if recipe.start_size and recipe.size and recipe.start_size > recipe.size:
-        raise RecipeError(f"start_size is {recipe.start_size}: it must not be above the size, {recipe.size}.")
+    """Raise for an unknown word, parts that do not go together, or a network that cannot be built."""
+    resolve(recipe).check_network()
 
 
-def recipe_geometry(recipe: Recipe) -> Geometry:
-    """How a recipe's files become pixels."""
-    assert recipe.size is not None
-    return Geometry(
-        size=(recipe.size, recipe.size),
-        channels=recipe.channels or 3,
-        resize_mode=recipe.fit,
-        interpolation=recipe.filter,
-        window=parse_window(recipe.window),
-    )
+def check_cuts(objective: Objective, recipe: Recipe) -> None:
+    """Raise RecipeError where a recipe cuts batches whose objective does not allow it."""
+    if objective.stochastic and (recipe.cpu_replicas or 1) > 1:
+        raise RecipeError(
+            f"The loss {recipe.loss} draws random numbers, which replicas would draw in no fixed order: leave out "
+            "--cpu-replicas."
+        )
+    if not objective.across_images:
+        return
+    for field in ("grad_accum_steps", "cpu_replicas", "devices"):
+        if (vars(recipe)[field] or 1) > 1:
+            raise RecipeError(
+                f"The objective {type(objective).__name__} compares the images of a batch with one another, so a batch "
+                f"cannot be cut: leave out --{field.replace('_', '-')}."
+            )
 
 
-def architecture_for(recipe: Recipe, *, classes: int, channels: int, size: tuple[int, int]) -> Architecture:
-    """The architecture a recipe asks for."""
-    assert recipe.model is not None
+def _parse_objective(recipe: Recipe) -> Objective:
+    """The recipe's loss without class weights; RecipeError where it takes no field that the recipe sets."""
+    own = {"label_smoothing": recipe.label_smoothing or None, "weight": recipe.loss_weight}
+    own = {name: value for name, value in own.items() if value is not None}
+    weighed = {} if recipe.class_weights == "none" else {"class_weights": None}
+    fields = {"weight": "loss_weight"}
+
+    def make(name: str, *words: Any, **named: Any) -> Objective:
+        takes = inspect.signature(OBJECTIVES[name]).parameters
+        for argument in named:
+            if argument not in takes:
+                raise ChoiceError(f"The loss '{name}' has no argument '{argument}'. {suggest(argument, takes)}")
+        for argument in {**own, **weighed}:
+            if argument not in takes:
+                able = [n for n, each in OBJECTIVES.items() if argument in inspect.signature(each).parameters]
+                raise RecipeError(
+                    f"The loss {name} has no use for {fields.get(argument, argument)}: leave it out, or choose one of "
+                    f"{', '.join(able)}."
+                )
+        return OBJECTIVES[name](*words, **own, **named)
+
+    return choose({name: partial(make, name) for name in OBJECTIVES}, recipe.loss, "loss")
+
+
+def _parse_schedule(recipe: Recipe) -> Schedule:
+    family = {name: partial(make, warmup=recipe.warmup) for name, make in SCHEDULES.items()}
+    return choose(family, recipe.schedule, "schedule")
+
+
+def _parse_model(recipe: Recipe) -> Architecture | None:
+    """The recipe's network, made for 2 classes while nothing is known of the images."""
+    if recipe.model is None:
+        return None
     word = recipe.model if recipe.dropout is None else f"{recipe.model}:dropout={recipe.dropout}"
-    plan = parse_architecture(word, classes=classes, channels=channels, size=size)
-    changes = [("mirrored", {})] if recipe.mirrored else []
+    side = recipe.size or 32
+    plan = parse_architecture(word, classes=2, channels=recipe.channels or 3, size=(side, side))
+    changes: list[tuple[str, Mapping[str, Any]]] = [("mirrored", {})] if recipe.flip_tta else []
     if recipe.weight_noise:
         changes.append(("noise", {"alpha": recipe.weight_noise}))
     return replace(plan, surgery=(*plan.surgery, *changes))
 
 
-def build_classifier(
-    recipe: Recipe, splits: Splits, device: torch.device, *, blank: bool = False
-) -> tuple[Classifier, tuple[str, ...]]:
-    """The classifier before training: seeded initial weights, or the given ones; and what is worth saying.
-
-    ``blank``: its weights will come from a checkpoint, so none are looked for.
-    """
-    train = splits.train
-    source = None if blank and recipe.normalize != INHERIT else load_source(recipe)
-    runtime.seed_torch(recipe.seed)
-    plan = architecture_for(
-        recipe, classes=len(train.classes), channels=train.geometry.channels, size=train.geometry.size
-    )
-    network = build(plan)
-    preprocessing = _build_preprocessing(recipe, splits, source)
-    if recipe.init != "own":
-        initialise(network, recipe.init)
-    sample = np.sort(runtime.permutation(len(train), recipe.seed)[:ADAPTATION_IMAGES])
-    with torch.no_grad():
-        network.init_from_data(preprocessing(to_tensor(train[sample])))
-    started = () if blank else load_initial_weights(network, preprocessing, recipe, source, splits)
-    classifier = Classifier(
-        preprocessing,
-        network,
-        architecture=plan,
-        classes=train.classes,
-        geometry=train.geometry,
-        provenance={
-            "data": Path(recipe.data or "").name,  # the path is in recipe.toml; a bundle travels
-            "data_fingerprint": train.fingerprint,
-            "train_images": len(train),
-            "seed": recipe.seed,
-            "split_seed": recipe.data_seed,
-            **start_provenance(recipe, network, source),
-        },
-    )
-    return classifier.to(device), (*network.notes, *started)
-
-
-def _build_preprocessing(recipe: Recipe, splits: Splits, source: Classifier | None) -> Preprocessing:
-    """That of the classifier to start from, or one fitted to the training images."""
-    if recipe.normalize == INHERIT and source is not None:
-        return copy.deepcopy(source.preprocessing)
-    return fit_preprocessing(splits.train, recipe.normalize or "fitted", splits.train.geometry.channels)
-
-
-def build_objective(recipe: Recipe, counts: Int[ndarray, " K"] | None = None) -> Objective:
-    """The recipe's loss; ``counts`` are the training images of each class, for the weights of classes.
-
-    Raises ChoiceError for a name nobody knows, RecipeError where the loss cannot use what the recipe says.
-    """
-    weighting = choose(CLASS_WEIGHTINGS, recipe.class_weights, "weighting of classes")
-    given = {
-        "label_smoothing": recipe.label_smoothing or None,
-        "loss_weight": recipe.loss_weight,
-        "class_weights": None if counts is None else weighting(counts),
-    }
-    given = {name: value for name, value in given.items() if value is not None}
-    made = choose({name: partial(_make_loss, name, given) for name in OBJECTIVES}, recipe.loss, "loss")
-    if isinstance(made, AdversarialLoss) and (recipe.replicas or 1) > 1:
-        raise RecipeError(
-            f"The loss {recipe.loss} draws at random, replicas would do so in no certain order: leave them out."
-        )
-    return made
-
-
-def _make_loss(name: str, given: Mapping[str, Any], *words: Any, **named: Any) -> Objective:
-    """A loss with its own arguments and the recipe's fields."""
-    takes = inspect.signature(OBJECTIVES[name]).parameters
-    for argument in named:
-        if argument not in takes:
-            raise ChoiceError(f"The loss '{name}' has no argument '{argument}'. {suggest(argument, takes)}")
-    for field in given:
-        if LOSS_ARGUMENT_NAMES.get(field, field) not in takes:
-            able = ", ".join(
-                n
-                for n, make in OBJECTIVES.items()
-                if LOSS_ARGUMENT_NAMES.get(field, field) in inspect.signature(make).parameters
-            )
-            raise RecipeError(f"The loss {name} has no use for {field}: leave it out, or choose one of {able}.")
-    return OBJECTIVES[name](
-        *words, **{LOSS_ARGUMENT_NAMES.get(field, field): value for field, value in given.items()}, **named
-    )
-
-
-def build_method(
-    recipe: Recipe,
-    splits: Splits,
-    device: torch.device,
-    objective: Objective,
-    augment: Augment | None = None,
-    team: ProcessGroup = SINGLE_PROCESS,
-) -> Method:
-    """The plain way to train: shuffled, augmented batches of the training images, this process's share."""
-    augment = augment or parse_policy(recipe.augment or ())
-    assert recipe.batch_size is not None
-    layout = autotune.MEMORY_FORMATS[recipe.memory_format or "contiguous"]
-    fair = build_fairness(recipe, splits.train, objective)
-    balanced = fair.balanced or recipe.sampling == "balanced"
-
-    def epoch(number: int, start: int) -> Iterable[Batch]:
-        whole = iterate_batches(
-            fair.train,
-            recipe.batch_size or 0,
-            device=device,
-            order=Shuffle(recipe.seed, number, balanced, fair.balanced),
-            start=start,
-            augment=augment,
-            drop_last=True,
-            memory_format=layout,
-            share=(team.rank, team.size),
-        )
-        return _downscale(whole, image_size_at(recipe, number), layout)
-
-    steps = count_batches(len(splits.train), recipe.batch_size, drop_last=True)
-    return Method(fair.objective, epoch, steps, hooks=fair.hooks)
-
-
-def image_size_at(recipe: Recipe, epoch: int) -> int:
-    """Pixels of a side in this epoch: from ``start_size`` in steps of 4 to the working size."""
-    size, start = recipe.size or 0, recipe.start_size
-    if start is None or start >= size:
-        return size
-    share = min(1.0, epoch / max(1.0, FULL_SIZE_AFTER * (recipe.epochs or 1)))
-    return min(size, start + 4 * round((size - start) * share / 4))
-
-
-def _downscale(whole: Iterable[Batch], side: int, layout: torch.memory_format) -> Iterator[Batch]:
-    for batch in whole:
-        if side >= batch.pixels.shape[-1]:
-            yield batch
-            continue
-        small = F.interpolate(batch.pixels, (side, side), mode="bilinear", antialias=True)
-        yield replace(batch, pixels=small.contiguous(memory_format=layout))
-
-
-def check_progressive_size(recipe: Recipe, classifier: Classifier) -> None:
-    """Raise RecipeError where ``start_size`` is asked of a network that answers one size only."""
-    if recipe.start_size is None:
-        return
-    side, channels = recipe.start_size, classifier.geometry.channels
-    try:
-        with torch.inference_mode():
-            classifier.eval()(torch.zeros(1, channels, side, side, device=classifier.device))
-    except (RuntimeError, DataError) as error:
-        raise RecipeError(
-            f"The recipe's start_size is {side}, but {recipe.model} answers images of its own size only: "
-            "leave it out, or choose another model."
-        ) from error
+_PARSERS: Mapping[str, tuple[Callable[[Recipe], Any], Set[str]]] = {
+    "objective": (_parse_objective, {"loss", "loss_weight", "label_smoothing", "class_weights"}),
+    "class_weighting": (
+        lambda recipe: choose(CLASS_WEIGHTINGS, recipe.class_weights, "class weighting"),
+        {"class_weights"},
+    ),
+    "mitigation": (
+        lambda recipe: choose(MITIGATIONS, recipe.fairness_method, "fairness method"),
+        {"fairness_method"},
+    ),
+    "optimizer": (lambda recipe: choose(OPTIMIZERS, recipe.optimizer, "optimiser"), {"optimizer"}),
+    "schedule": (_parse_schedule, {"schedule", "warmup"}),
+    "freezing": (lambda recipe: choose(FREEZE_SCHEDULES, recipe.freeze, "freeze schedule"), {"freeze"}),
+    "augment": (lambda recipe: parse_policy(recipe.augment or ()), {"augment"}),
+    "architecture": (_parse_model, {"model", "dropout", "flip_tta", "weight_noise"}),
+}
+"""Part of a plan -> how it is parsed, and the fields of a recipe it is parsed from."""

@@ -32,8 +32,8 @@ def mnist_best() -> Recipe:
         batch_size=128,
         lr=0.2,
         label_smoothing=0.1,
-        start_size=20,
-        ema=0.999,
+        progressive_from=20,
+        ema_decay=0.999,
     )
 
 
@@ -67,7 +67,7 @@ def mnist_robust() -> Recipe:
         epochs=14,
         augment=(),
         batch_size=128,
-        loss="adversarial:0.3:4:step=0.1:ramp=3",
+        loss="adversarial:0.3:4:step=0.1:warmup_epochs=3",
         optimizer="adam",
         lr=0.005,
         weight_decay=0.0,
@@ -80,14 +80,14 @@ def _cifar10(epochs: int) -> Recipe:
         model="fastcnn:width=0.5:eps=1e-12",
         epochs=epochs,
         augment=("alternating-flip", "shift:2"),
-        mirrored=True,
+        flip_tta=True,
         batch_size=256,
         lr=0.4,
         momentum=0.85,
         weight_decay=0.0013,
         label_smoothing=0.2,
         schedule="linear",
-        start_size=20,
+        progressive_from=20,
     )
 
 

@@ -1,6 +1,6 @@
-"""What was asked for: every knob of a training run as one frozen value. Imports no torch.
+"""A recipe: all settings of a training run as one frozen value. Imports no torch.
 
-A field left at None is chosen for you (``choices.py``), and the run's ``recipe.toml`` holds what
+A field left at None is chosen for you (``defaults.py``), and the run's ``recipe.toml`` holds what
 was chosen, so that running that file again repeats the run.
 """
 
@@ -16,11 +16,17 @@ from dataclasses import dataclass, field
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from ..checks import is_int, is_number
 from ..choose import suggest
 from ..errors import RecipeError
+
+if TYPE_CHECKING:
+    from ..types import Geometry
+
+INHERIT = "inherit"
+"""Value of ``normalize``: as the run or bundle of ``--weights`` normalises."""
 
 SECONDS_PER_UNIT = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
@@ -41,33 +47,32 @@ class Recipe:
     """Where the images are; the command's first argument."""
     limit: int | None = _recipe_field(None, "Data", common=True)
     """Use about this many images, drawn at random but evenly: a quick first try."""
-    val: float = _recipe_field(0.1, "Data")
-    """Share of the training images kept for validation, where no validation split is given."""
-    test: float = _recipe_field(0.15, "Data")
-    """Share of the images kept for the test, where no test split is given."""
+    val_fraction: float = _recipe_field(0.1, "Data")
+    """Fraction of the training images used for validation, where the data has no validation split."""
+    test_fraction: float = _recipe_field(0.15, "Data")
+    """Fraction of the images used for testing, where the data has no test split."""
     split_seed: int | None = _recipe_field(None, "Data")
-    """Seed of what is drawn from the data, the parts and --limit, where it is not the seed: classifiers to be
-    compared or combined share it."""
+    """Seed for splitting and --limit. The seed where not given. Use one value for runs you want to compare or
+    combine."""
     group: str | None = _recipe_field(None, "Data")
-    """Column of a table whose images belong together (one patient, one scene) and stay on one side of a split.
-    A column called group is taken by itself."""
+    """Table column of images that belong together (one patient, one scene) and stay in one split. A column named
+    group is used automatically."""
 
     size: int | None = _recipe_field(None, "Pixels", common=True)
     """Working size: images become size x size pixels. Chosen from the median short side."""
     channels: Literal[1, 3] | None = _recipe_field(None, "Pixels")
     """1 for grey, 3 for colour. Chosen from the images."""
-    fit: Literal["squash", "crop", "pad"] = _recipe_field("squash", "Pixels", common=True)
-    """How an image that is not square becomes square: bend it, cut its borders, or add black ones."""
-    filter: Literal["bilinear", "bicubic", "box", "lanczos"] = _recipe_field("bilinear", "Pixels")
+    resize_mode: Literal["squash", "crop", "pad"] = _recipe_field("squash", "Pixels", common=True)
+    """How an image becomes square: squash (change its aspect ratio), crop its long side, or pad with black borders."""
+    interpolation: Literal["bilinear", "bicubic", "box", "lanczos"] = _recipe_field("bilinear", "Pixels")
     """Resampling filter."""
     window: str | None = _recipe_field(None, "Pixels")
-    """Values of 16-bit grey images that become black and white, such as 0:4095. The full range, 0:65535, where not
-    given."""
+    """Values of 16-bit grey images that become black and white, such as 0:4095. Default: the full range, 0:65535."""
     normalize: str | None = _recipe_field(None, "Pixels", common=True)
-    """How pixels are normalised: fitted (mean and deviation of the training images), imagenet, cifar10, mnist,
-    signed (to [-1, 1]), none, gcn (each image's own contrast), zca:eps=0.1; several joined by +: gcn+zca; start
-    (as the run or bundle of --weights does). start where there is such a one, else fitted. Filters come first:
-    median:3+fitted, jpeg:75, bits:4, noise:0.1."""
+    """Normalisation of pixels: fitted (mean and standard deviation of the training images), imagenet, cifar10,
+    mnist, signed (to [-1, 1]), none, gcn (contrast of each image), zca:eps=0.1; several joined by +: gcn+zca;
+    inherit (that of the run or bundle of --weights). Default: inherit with such --weights, else fitted. Filters come
+    first: median:3+fitted, jpeg:75, bits:4, noise:0.1."""
     augment: tuple[str, ...] | None = _recipe_field(None, "Pixels", common=True)
     """Augmentations in order, with arguments after colons: flip shift:4 rotate:10; or none. `sightline list
     augmentations` names them all."""
@@ -75,84 +80,87 @@ class Recipe:
     model: str | None = _recipe_field(None, "Model", common=True)
     """Network, with arguments after colons: lenet5, resnet20, enhanced:dropout=0.3. Chosen from size and data."""
     dropout: float | None = _recipe_field(None, "Model")
-    """Share of the features dropped before the last layer while training. The network's own where not given."""
-    init: str = _recipe_field("own", "Model")
-    """Initial weights: own (as the network's authors do), or glorot-uniform, he-normal, lecun-normal, ..."""
-    mirrored: bool = _recipe_field(False, "Model")
-    """Answer with the mean over an image and its mirror image: a little better, at twice the work per answer."""
+    """Dropout rate before the last layer. Default: the network's own."""
+    init: str = _recipe_field("default", "Model")
+    """Initial weights: default (that of the network's authors), glorot-uniform, he-normal, lecun-normal, ..."""
+    flip_tta: bool = _recipe_field(False, "Model")
+    """Test-time augmentation: average the logits of an image and its mirror image. A little more accurate, at twice
+    the cost of a prediction."""
     weight_noise: float = _recipe_field(0.0, "Model")
-    """Noise in the weights of every layer while training and answering, in deviations of each layer's weights at
-    first; training adjusts it (parametric noise injection). 0.25 is usual; 0 for none."""
+    """Noise in the weights of every layer, in training and in predictions: its initial size in standard deviations of
+    the layer's weights; training adjusts it (parametric noise injection). 0.25 is usual; 0 for none."""
     weights: str | None = _recipe_field(None, "Model", common=True)
-    """What to start from: a run or bundle folder, or a file of weights: .safetensors, or .pth/.th without code in
-    it."""
+    """Weights to start from: a run or bundle folder, or a file: .safetensors, or .pth/.th without code."""
     freeze: str = _recipe_field("none", "Model")
-    """What keeps its weights: none, backbone (all but the head), until:3 (all but the head in the first 3 epochs),
+    """Frozen layers: none, backbone (all but the head), until:3 (all but the head in the first 3 epochs),
     stage:layer2 or stage:3 (up to that stage), staged:2 (all but the head, and one stage fewer every 2 epochs)."""
 
     epochs: int | None = _recipe_field(None, "Training", common=True)
-    """Passes over the training images; 0 tests the weights as they are. Chosen to fit the budget."""
+    """Passes over the training images; 0 trains nothing. Chosen to fit the budget."""
     budget: str = _recipe_field("10m", "Training", common=True)
-    """Time the training may take when epochs are not given: 90s, 10m, 2h."""
+    """Training time where epochs are not given: 90s, 10m, 2h."""
     batch_size: int | None = _recipe_field(None, "Training", common=True)
     """Images per step. 128, or fewer where the training set is small."""
     loss: str = _recipe_field("cross-entropy", "Training")
     """Objective to minimise, with arguments after colons: cross-entropy, focal:gamma=2, m3ce-cec, ..."""
     loss_weight: float | None = _recipe_field(None, "Training")
-    """Weight of M3CE beside cross-entropy, for the losses m3ce-cec (its own: 1) and m3ce-cec-normalised."""
+    """Weight of the M3CE term in the losses m3ce-cec (default: 1) and m3ce-cec-normalised (default: 0.5)."""
     class_weights: str = _recipe_field("none", "Training")
-    """balanced: errors on rare classes weigh more in the loss, by N / (K n); effective:0.999: by the effective
-    number of images, (1 - beta^n) / (1 - beta)."""
+    """Weights of the classes in the loss: none; balanced, N / (K n); effective:0.999, by the effective number of
+    images, (1 - beta^n) / (1 - beta)."""
     sampling: Literal["shuffled", "balanced"] = _recipe_field("shuffled", "Training")
     """shuffled: every image once an epoch; balanced: every class equally often, rare images repeatedly."""
-    fair: str | None = _recipe_field(None, "Training")
-    """Column of a table whose groups should fare alike: its values within each class are to count the same."""
-    fair_by: str = _recipe_field("balanced", "Training")
-    """How, where fair names a column: balanced (each drawn equally often), reweighing, group-dro:eta=0.01."""
+    fairness_column: str | None = _recipe_field(None, "Training")
+    """Table column that defines groups. Training balances every (group, class) combination."""
+    fairness_method: str = _recipe_field("balanced", "Training")
+    """How to balance the groups of fairness_column: balanced (each combination drawn equally often), reweighing,
+    group-dro:eta=0.01."""
     label_smoothing: float = _recipe_field(0.0, "Training")
-    """Share of each label spread evenly over all classes, in [0, 1)."""
+    """Fraction of each label that is spread evenly over all classes, in [0, 1)."""
     optimizer: str = _recipe_field("sgd", "Training")
-    """sgd (Nesterov momentum; sgd:nesterov=False for the classical one), adam or adamw."""
+    """sgd (Nesterov momentum; sgd:nesterov=False for classical momentum), adam or adamw."""
     lr: float | None = _recipe_field(None, "Training", common=True)
     """Peak learning rate. Chosen for the optimiser, network and batch size."""
     bias_lr: float = _recipe_field(1.0, "Training")
     """Factor on the learning rate of biases and norms."""
     layer_decay: float = _recipe_field(1.0, "Training")
-    """Factor on the learning rate from each stage of the network to the one before it, from the head back to the
-    pixels; below 1, early stages learn slower."""
+    """Layer-wise decay of the learning rate: the factor from each stage of the network to the one before it, from the
+    head back to the pixels. Below 1, early stages learn more slowly."""
     momentum: float = _recipe_field(0.9, "Training")
-    """Momentum of SGD, first decay rate of AdamW."""
+    """Momentum of SGD, beta1 of Adam and AdamW."""
     weight_decay: float = _recipe_field(5e-4, "Training")
-    """Decay of the weights (never of biases and norms): added to the gradient by sgd and adam (L2), decoupled
-    by adamw and sgd:decoupled=True."""
+    """Weight decay, except of biases and norms: added to the gradient by sgd and adam (L2), decoupled by adamw and
+    sgd:decoupled=True."""
     schedule: str = _recipe_field("one-cycle", "Training")
-    """How the learning rate moves: one-cycle (up and down to zero), cosine, linear, step:every=30:gamma=0.1,
-    exponential:0.9, plateau (down when validation stops improving), constant."""
+    """Learning-rate schedule: one-cycle (up and down to zero), cosine, linear, step:every=30:gamma=0.1,
+    exponential:0.9, plateau (down when the validation loss stops improving), constant."""
     warmup: float = _recipe_field(0.2, "Training")
-    """Share of the steps in which the learning rate rises to its peak (any schedule)."""
-    clip: float = _recipe_field(0.0, "Training")
-    """Largest norm a step's gradient may have; longer ones are shortened to it. 0 for no limit."""
-    accumulate: int = _recipe_field(1, "Training")
-    """Pieces a batch is worked in, their gradients added: the same step (norms aside) in less memory."""
-    start_size: int | None = _recipe_field(None, "Training")
-    """Train at this many pixels at first, growing to the working size by two thirds of the epochs: faster, for
-    networks that take any size."""
-    ema: float = _recipe_field(0.0, "Training")
-    """Decay per step of a moving average of the weights, used in their place; 0 for none, 0.999 is common."""
+    """Fraction of the steps in which the learning rate rises to its peak (any schedule)."""
+    clip_grad: float = _recipe_field(0.0, "Training")
+    """Largest norm of a step's gradient; a larger one is scaled down to it. 0 for no limit."""
+    grad_accum_steps: int = _recipe_field(1, "Training")
+    """Number of pieces a batch is split into; their gradients are added: the same step (but for batch norm) in less
+    memory."""
+    progressive_from: int | None = _recipe_field(None, "Training")
+    """Progressive resizing: the first epochs train at this many pixels, growing to the working size by two thirds of
+    the epochs. Faster; for networks that take any size."""
+    ema_decay: float = _recipe_field(0.0, "Training")
+    """Decay per step of an exponential moving average of the weights, which is kept instead of them; 0 for none, 0.999
+    is common."""
     patience: int = _recipe_field(0, "Training")
-    """Stop after this many epochs without a better validation loss; 0 never stops early."""
+    """Early stopping: the number of epochs without a lower validation loss after which training stops; 0 for never."""
 
     precision: Literal["float32", "bfloat16"] | None = _recipe_field(None, "Machine")
-    """Arithmetic of training. Whichever measures faster here."""
+    """Arithmetic of training. Chosen by measuring which is faster."""
     memory_format: Literal["contiguous", "channels_last"] | None = _recipe_field(None, "Machine")
-    """Layout of images in memory. Whichever measures faster here."""
-    replicas: int | None = _recipe_field(None, "Machine")
-    """Copies of the network that share each batch, one thread each (CPU only); norms see their share.
-    Used where it measures faster than one network with all threads."""
-    processes: int = _recipe_field(1, "Machine")
-    """Processes (CPU) or GPUs that share each batch."""
+    """Memory layout of images. Chosen by measuring which is faster."""
+    cpu_replicas: int | None = _recipe_field(None, "Machine")
+    """Copies of the network that share each batch, one CPU thread each; batch norm sees the share of each. Chosen by
+    measuring whether they are faster than one network with all threads."""
+    devices: int = _recipe_field(1, "Machine")
+    """Number of GPUs, or of processes on the CPU, that share each batch."""
     seed: int = _recipe_field(0, "Machine", common=True)
-    """Seed of split, initial weights, order and augmentation."""
+    """Seed for splitting, initial weights, order and augmentation."""
 
     def __post_init__(self) -> None:
         if isinstance(self.augment, str | list | tuple):
@@ -171,16 +179,38 @@ class Recipe:
 
     @property
     def data_seed(self) -> int:
-        """Seed of what is drawn from the data."""
+        """Seed for splitting and subsampling."""
         return self.seed if self.split_seed is None else self.split_seed
 
+    @property
+    def geometry(self) -> "Geometry":
+        """How image files become pixels, once the size is known."""
+        from ..types import Geometry
+
+        assert self.size is not None
+        return Geometry(
+            size=(self.size, self.size),
+            channels=self.channels or 3,
+            resize_mode=self.resize_mode,
+            interpolation=self.interpolation,
+            window=parse_window(self.window),
+        )
+
     def replace(self, **changes: Any) -> "Recipe":
-        """A copy with these fields changed; an unknown name is a RecipeError that suggests the right one."""
+        """A copy with these fields changed; old names still work.
+
+        Raises RecipeError for an unknown name, suggesting the right one, and for a field under both its names.
+        """
         names = {f.name for f in dataclasses.fields(self)}
-        for name in changes:
-            if name not in names:
+        current: dict[str, Any] = {}
+        for name, value in changes.items():
+            new = RENAMED_FIELDS.get(name, name)
+            if new not in names:
                 raise RecipeError(f"A recipe has no field '{name}'. {suggest(name, names)}")
-        return dataclasses.replace(self, **changes)
+            if new in current:
+                raise RecipeError(f"'{name}' is the old name of '{new}': give only one of them.")
+            current[new] = _current_value(new, value)
+        return dataclasses.replace(self, **current)
 
     def to_toml(self) -> str:
         """The recipe as TOML, a comment above each field, fields left to be chosen commented out."""
@@ -196,23 +226,60 @@ class Recipe:
 
     @classmethod
     def from_toml(cls, file: Path) -> "Recipe":
-        """Read a recipe; raises RecipeError naming the file and the line or field at fault."""
+        """Read a recipe, also one of an older release; RecipeError names the file and the line or field at fault."""
         try:
-            values = tomllib.loads(file.read_text(encoding="utf-8"))
+            return cls.parse_toml(file.read_text(encoding="utf-8"))
         except FileNotFoundError as error:
             raise RecipeError(f"There is no recipe file '{file}'.") from error
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise RecipeError(f"The recipe file '{file}' is not valid TOML: {error}.") from error
-        try:
-            return cls().replace(**values)
         except RecipeError as error:
             raise RecipeError(f"In '{file}': {error}") from error
+
+    @classmethod
+    def parse_toml(cls, text: str) -> "Recipe":
+        """The recipe that ``to_toml`` wrote; raises TOMLDecodeError or RecipeError."""
+        return cls().replace(**tomllib.loads(text))
+
+
+RENAMED_FIELDS: Mapping[str, str] = {
+    "val": "val_fraction",
+    "test": "test_fraction",
+    "fit": "resize_mode",
+    "filter": "interpolation",
+    "mirrored": "flip_tta",
+    "fair": "fairness_column",
+    "fair_by": "fairness_method",
+    "clip": "clip_grad",
+    "accumulate": "grad_accum_steps",
+    "start_size": "progressive_from",
+    "ema": "ema_decay",
+    "replicas": "cpu_replicas",
+    "processes": "devices",
+}
+"""Old name of a field, in recipes and flags of earlier releases -> its name."""
+
+RENAMED_VALUES: Mapping[tuple[str, str], str] = {("init", "own"): "default", ("normalize", "start"): INHERIT}
+"""(field, old value) -> its value."""
+
+RENAMED_ARGUMENTS: Mapping[str, Mapping[str, str]] = {"loss": {"ramp": "warmup_epochs"}}
+"""Field -> old names of arguments in its word, and their names."""
+
+
+def _current_value(name: str, value: Any) -> Any:
+    """A field's value with what was renamed in it."""
+    if not isinstance(value, str):
+        return value
+    value = RENAMED_VALUES.get((name, value), value)
+    for old, new in RENAMED_ARGUMENTS.get(name, {}).items():
+        value = value.replace(f":{old}=", f":{new}=")
+    return value
 
 
 def parse_window(text: str | None) -> tuple[float, float] | None:
     """The two values of '0:4095'; None for None and for nonsense.
 
-    >>> window("0:4095")
+    >>> parse_window("0:4095")
     (0.0, 4095.0)
     """
     try:
@@ -225,7 +292,7 @@ def parse_window(text: str | None) -> tuple[float, float] | None:
 def parse_duration(budget: str) -> float:
     """Seconds in '90s', '10m', '1.5h' or a plain number of seconds.
 
-    >>> seconds("1.5m")
+    >>> parse_duration("1.5m")
     90.0
     """
     match = re.fullmatch(r"\s*([0-9.]+)\s*([smhd]?)\s*", str(budget))
@@ -285,49 +352,49 @@ def _text(v: Any) -> bool:
 _RULES: Mapping[str, tuple[str, Callable[[Any], bool]]] = {
     "data": ("a path or a name", _text),
     "limit": ("a whole number of at least 2", _whole(2)),
-    "val": ("a share from 0.01 to 0.5", lambda v: 0.01 <= v <= 0.5),
-    "test": ("a share from 0.01 to 0.5", lambda v: 0.01 <= v <= 0.5),
+    "val_fraction": ("a fraction from 0.01 to 0.5", lambda v: 0.01 <= v <= 0.5),
+    "test_fraction": ("a fraction from 0.01 to 0.5", lambda v: 0.01 <= v <= 0.5),
     "split_seed": ("a whole number from 0 to 2^63 - 1", lambda v: _whole(0)(v) and v < 2**63),
     "group": ("the name of a column", _text),
     "size": ("a whole number of pixels from 8 to 1024", lambda v: _whole(8)(v) and v <= 1024),
     "channels": _one_of(1, 3),
-    "fit": _one_of("squash", "crop", "pad"),
-    "filter": _one_of("bilinear", "bicubic", "box", "lanczos"),
+    "resize_mode": _one_of("squash", "crop", "pad"),
+    "interpolation": _one_of("bilinear", "bicubic", "box", "lanczos"),
     "window": ("two numbers such as 0:4095, the smaller first", lambda v: bool(parse_window(v))),
     "normalize": ("a name", _text),
     "augment": ("a list of names", lambda v: all(_text(word) for word in v)),
     "model": ("a name", _text),
     "weights": ("a file or folder", _text),
     "freeze": ("a name", _text),
-    "dropout": ("a share from 0 to below 1", _number(0, 1)),
+    "dropout": ("a fraction from 0 to below 1", _number(0, 1)),
     "init": ("a name", _text),
-    "mirrored": ("true or false", lambda v: isinstance(v, bool)),
+    "flip_tta": ("true or false", lambda v: isinstance(v, bool)),
     "weight_noise": ("a number from 0 to 10", lambda v: _number(0, math.inf)(v) and v <= 10),
     "epochs": ("a whole number, 0 or more", _whole(0)),
     "batch_size": ("a whole number of at least 2", _whole(2)),
     "loss": ("a name", _text),
     "loss_weight": ("a number, 0 or more", _number(0, math.inf)),
-    "label_smoothing": ("a share from 0 to below 1", _number(0, 1)),
+    "label_smoothing": ("a fraction from 0 to below 1", _number(0, 1)),
     "class_weights": ("a name", _text),
     "sampling": _one_of("shuffled", "balanced"),
-    "fair": ("the name of a column", _text),
-    "fair_by": ("a name", _text),
+    "fairness_column": ("the name of a column", _text),
+    "fairness_method": ("a name", _text),
     "optimizer": ("a name", _text),
     "lr": ("a number above 0", lambda v: _number(0, math.inf)(v) and v > 0),
     "bias_lr": ("a number above 0", lambda v: _number(0, math.inf)(v) and v > 0),
     "layer_decay": ("a number above 0, up to 1", lambda v: _number(0, math.inf)(v) and 0 < v <= 1),
-    "momentum": ("a share from 0 to below 1", _number(0, 1)),
+    "momentum": ("a fraction from 0 to below 1", _number(0, 1)),
     "weight_decay": ("a number, 0 or more", _number(0, math.inf)),
     "schedule": ("a name", _text),
-    "warmup": ("a share from 0 to below 1", _number(0, 1)),
-    "clip": ("a number, 0 or more", _number(0, math.inf)),
-    "accumulate": ("a whole number of at least 1", _whole(1)),
-    "start_size": ("a whole number of pixels from 8 to 1024", lambda v: _whole(8)(v) and v <= 1024),
-    "ema": ("a share from 0 to below 1", _number(0, 1)),
+    "warmup": ("a fraction from 0 to below 1", _number(0, 1)),
+    "clip_grad": ("a number, 0 or more", _number(0, math.inf)),
+    "grad_accum_steps": ("a whole number of at least 1", _whole(1)),
+    "progressive_from": ("a whole number of pixels from 8 to 1024", lambda v: _whole(8)(v) and v <= 1024),
+    "ema_decay": ("a fraction from 0 to below 1", _number(0, 1)),
     "patience": ("a whole number, 0 or more", _whole(0)),
     "precision": _one_of("float32", "bfloat16"),
     "memory_format": _one_of("contiguous", "channels_last"),
-    "replicas": ("a whole number of at least 1", _whole(1)),
-    "processes": ("a whole number of at least 1", _whole(1)),
+    "cpu_replicas": ("a whole number of at least 1", _whole(1)),
+    "devices": ("a whole number of at least 1", _whole(1)),
     "seed": ("a whole number from 0 to 2^63 - 1", lambda v: _whole(0)(v) and v < 2**63),
 }

@@ -1,186 +1,213 @@
-"""Training a classifier that exists: every method that trains enters here."""
+"""``refine``: a classifier that exists is trained in a run folder; every way of training enters here."""
 
+import math
 import signal
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
 
 from .. import runtime
 from ..classifier import Classifier
-from ..errors import Interrupted, TrainingError, WorkerLostError
+from ..errors import DataError, Interrupted, RecipeError, TrainingError, WorkerLostError
 from ..files import write_json
-from ..inference import predict_logits, validate
-from ..types import Batch, Splits
-from .adversarial import AdversarialLoss
-from .calibrate import fit_temperature
+from ..inference import predict_logits
+from ..types import Splits
 from .distributed import SINGLE_PROCESS, ProcessGroup
-from .fit import Batches, Hook, TrainingState, optimise
-from .freezing import Freezer
+from .fit import Hook, Method, Stateful, TrainingState, optimise
 from .gradients import build_gradients
 from .hooks import EMA, BestWeights, Checkpoint, EarlyStopping, HistoryWriter, ProgressReporter
-from .losses import Objective
-from .optimizers import build_optimizer
+from .plan import Plan, check_cuts
 from .recipe import Recipe
 from .run_folder import RunFolder
-from .schedules import parse_schedule
+from .transfer import Freezer
 
-
-@dataclass(frozen=True)
-class Method:
-    """What a way of training may change: objective, batches, and the step between backward and update."""
-
-    objective: Objective
-    batches: Batches
-    steps_per_epoch: int
-    gradient_step: Callable[[Classifier, Batch], None] | None = None
-    hooks: Mapping[str, Hook] | None = None
+TEMPERATURE_PRIOR = 0.5
+"""Standard deviation of the prior on ln T: a small validation set without an error would ask for T = 0."""
 
 
 def refine(
     classifier: Classifier,
-    recipe: Recipe,
+    plan: Plan,
     splits: Splits,
     method: Method,
     folder: RunFolder,
     *,
     resume: bool = False,
-    team: ProcessGroup = SINGLE_PROCESS,
+    group: ProcessGroup = SINGLE_PROCESS,
 ) -> dict[str, Any]:
-    """Train ``classifier`` in place by a complete recipe; keep the best on validation, calibrated, as the bundle.
+    """Train ``classifier`` in place; keep the best epoch's weights, calibrated, as the bundle of ``folder``.
 
-    Returns the facts that ``training.json`` holds. Raises Interrupted when stopped (state saved, resumable)
-    and TrainingError at a loss that is not finite (the best weights so far are in the bundle). In a ``team``
-    every process calls it, and the first one writes.
+    Returns the facts that ``training.json`` holds. In a process group every process calls it, and the main one
+    writes. Raises DataError where the classes of the images are not the classifier's, RecipeError where the recipe
+    cuts batches that the method needs whole, Interrupted when stopped (resumable) and TrainingError at a loss that
+    is not finite (the best weights so far are in the bundle).
     """
-    assert recipe.epochs is not None
-    runtime.seed_torch(
-        recipe.seed + team.rank
-    )  # what drew from the global generator before must not matter to dropout
-    state = TrainingState(classifier, build_optimizer(classifier, recipe), recipe.epochs, method.steps_per_epoch)
-    averaged = EMA(classifier, recipe.ema) if recipe.ema else None
-    best = BestWeights(averaged.classifier if averaged else classifier)
-    remembered: dict[str, Hook] = dict(method.hooks or {}) | {"best": best}
-    if averaged:
-        remembered["average"] = averaged
-    checkpoint = Checkpoint(folder.checkpoint, remembered, splits.train.fingerprint, recipe.to_toml())
+    recipe, onward = plan.recipe, f"Go on with: sightline train --resume {folder.path}"
+    _check_refinable(classifier, recipe, splits, method)
+    runtime.seed_torch(recipe.seed + group.rank)  # dropout must not depend on what drew before
+    state = start_training(classifier, plan, method)
+    group.broadcast_state(state.modules)
+    ema = EMA(classifier, recipe.ema_decay, state.modules) if recipe.ema_decay else None
+    best = BestWeights(ema.classifier if ema else classifier, method.select)
+    hooks: dict[str, Hook] = {**method.hooks, "best": best} | ({"average": ema} if ema else {})
+    stateful: dict[str, Stateful] = {**hooks}
+    if state.modules:
+        stateful["method.modules"] = state.modules
+    if isinstance(method.batches, Stateful):
+        stateful["method.batches"] = method.batches
+    checkpoint = Checkpoint(folder.checkpoint, stateful, splits.train.fingerprint, recipe.to_toml())
     if resume:
-        _load_checkpoint(folder, state, remembered, splits, recipe)
-    watching: list[Hook] = [*remembered.values()]
+        _load_checkpoint(folder, state, stateful, splits, recipe)
+    watching: list[Hook] = [*hooks.values()]
     if recipe.patience:
         watching.append(EarlyStopping(recipe.patience))
+    freezer = Freezer(classifier, plan.freezing)
     with ExitStack() as stack:
         stack.enter_context(_handle_signals(state))
         stack.enter_context(runtime.keep_freed_memory())
-        if team.is_main:
-            watching += [
-                HistoryWriter(folder.path / "history.csv"),
-                checkpoint,
-                ProgressReporter(stack, state, folder.log),
-            ]
-        if team.is_main and not resume:
-            checkpoint.save(state)
-        _watched(state, recipe, splits, method, best, watching, team, checkpoint, folder)
-    if team.is_main and state.stop:
+        if group.is_main:
+            history = HistoryWriter(folder.path / "history.csv")
+            watching += [history, checkpoint, ProgressReporter(stack, state, folder.log)]
+            if not resume:
+                checkpoint.save(state)
+        gradients = build_gradients(
+            classifier,
+            bfloat16=recipe.precision == "bfloat16",
+            pieces=recipe.grad_accum_steps,
+            replicas=recipe.cpu_replicas or 1,
+        )
+        validate = _make_validate(state, method, splits, best.candidate, ema, group)
+        try:
+            with gradients:
+                optimise(
+                    state,
+                    method,
+                    watching,
+                    validate=validate,
+                    gradients=gradients,
+                    before_epoch=freezer,
+                    group=group,
+                )
+        except WorkerLostError as error:
+            raise WorkerLostError(f"{error} {onward}") from error
+        except TrainingError as error:
+            kept = f"No epoch was finished; the last weights saved are in {folder.checkpoint}."
+            if best.weights is not None:
+                kept = _save_best(classifier, best, splits, folder, group)
+            raise TrainingError(f"{error} {kept}") from error
+        freezer.unfreeze()
+        if state.interrupted:
+            if group.is_main:
+                checkpoint.save(state)
+            raise Interrupted(f"Stopped at step {state.step} of {state.total_steps}; nothing is lost. {onward}")
+    if group.is_main and state.stop:
         folder.log(f"Stopped early: {state.stop}.")
-    _save_best(classifier, best, splits, folder, team)
-    return _write_facts(state, best, classifier, folder, team)
+    _save_best(classifier, best, splits, folder, group)
+    return _write_facts(state, best, folder, group)
 
 
-def _watched(
+def start_training(classifier: Classifier, plan: Plan, method: Method) -> TrainingState:
+    """The state of a training before its first step, for ``optimise``."""
+    recipe = plan.recipe
+    assert recipe.epochs is not None
+    assert recipe.lr is not None
+    modules = nn.ModuleDict(method.modules).to(classifier.device)
+    return TrainingState(
+        classifier,
+        plan.build_optimizer(classifier, modules),
+        recipe.epochs,
+        method.steps_per_epoch,
+        peak_lr=recipe.lr,
+        schedule=plan.schedule,
+        clip_grad=recipe.clip_grad,
+        modules=modules,
+    )
+
+
+def fit_temperature(logits: Float[Tensor, "N K"], labels: Int[Tensor, " N"]) -> float:
+    """The T that minimises the negative log-likelihood of softmax(logits / T) (Guo et al. 2017, section 4.2).
+
+    The prior ln T ~ N(0, 0.5) is negligible with a thousand images and keeps T sane with thirty. Images without a
+    label (-1) are left out.
+    """
+    from scipy.optimize import minimize_scalar
+
+    z, y = logits[labels >= 0].double().numpy(), labels[labels >= 0].numpy()
+    z = z - z.max(1, keepdims=True)
+    true = z[np.arange(len(y)), y]
+
+    def loss(log_t: float) -> float:
+        scale = math.exp(-log_t)
+        nll = np.log(np.exp(z * scale).sum(1)) - true * scale
+        return float(nll.sum() + (log_t / TEMPERATURE_PRIOR) ** 2 / 2)
+
+    found = minimize_scalar(loss, bounds=(math.log(0.05), math.log(20)), method="bounded")
+    return float(math.exp(found.x))
+
+
+def _check_refinable(classifier: Classifier, recipe: Recipe, splits: Splits, method: Method) -> None:
+    if splits.train.classes != classifier.classes:
+        raise DataError(
+            f"The images have the classes {_name_some(splits.train.classes)}, but the classifier has "
+            f"{_name_some(classifier.classes)}: relabel the images to the classifier's classes, in their order."
+        )
+    check_cuts(method.objective, recipe)
+    if method.modules and (recipe.cpu_replicas or 1) > 1:
+        raise RecipeError(
+            "A method with modules of its own cannot be shared by replicas: leave out --cpu-replicas."
+        )
+
+
+def _name_some(classes: tuple[str, ...]) -> str:
+    return ", ".join(classes[:5]) + (f" and {len(classes) - 5} more" if len(classes) > 5 else "")
+
+
+def _make_validate(
     state: TrainingState,
-    recipe: Recipe,
-    splits: Splits,
-    method: Method,
-    best: BestWeights,
-    watching: Sequence[Hook],
-    team: ProcessGroup,
-    checkpoint: Checkpoint,
-    folder: RunFolder,
-) -> None:
-    """The loop; whatever ends it early leaves what it has, and says how to go on."""
-    onward = f"Go on with: sightline train --resume {folder.path}"
-    try:
-        _fit(state, recipe, method, splits, best.candidate, watching, team)
-    except WorkerLostError as error:
-        raise WorkerLostError(f"{error} {onward}") from error
-    except TrainingError as error:
-        kept = f"No epoch was finished; the last weights saved are in {folder.checkpoint}."
-        if best.weights is not None:
-            kept = _save_best(state.classifier, best, splits, folder, team)
-        raise TrainingError(f"{error} {kept}") from error
-    if state.interrupted:
-        if team.is_main:
-            checkpoint.save(state)
-        raise Interrupted(f"Stopped at step {state.step} of {state.total_steps}; nothing is lost. {onward}")
-
-
-def _fit(
-    state: TrainingState,
-    recipe: Recipe,
     method: Method,
     splits: Splits,
     candidate: Classifier,
-    hooks: Sequence[Hook],
-    team: ProcessGroup,
-) -> None:
-    """The loop, as recipe and method say."""
-    assert recipe.lr is not None
-    own = splits.val if team.size == 1 else splits.val.subset(np.arange(team.rank, len(splits.val), team.size))
+    ema: EMA | None,
+    group: ProcessGroup,
+) -> Callable[[], tuple[float, float]]:
+    """(loss, accuracy) of the weights to be kept, on this process's share of the labelled validation images."""
+    images = splits.val.labelled
+    share = images if group.size == 1 else images.subset(np.arange(group.rank, len(images), group.size))
 
-    def look() -> tuple[float, float]:
-        team.sync_norm_stats(*{state.classifier, candidate})
-        asked = method.objective.validate if isinstance(method.objective, AdversarialLoss) else validate
-        loss, accuracy = asked(candidate, own)
-        if team.size == 1:
+    def validate() -> tuple[float, float]:
+        group.sync_norm_stats(*{state.classifier, candidate})
+        with ema.applied_to(state.modules) if ema and state.modules else nullcontext():
+            loss, accuracy = (method.validate or method.objective.validate)(candidate, share)
+        if group.size == 1:
             return loss, accuracy
-        sums = torch.tensor([loss, accuracy, 1.0], device=candidate.device) * len(own)
-        loss, accuracy, count = team.sum(sums).tolist()
+        sums = torch.tensor([loss, accuracy, 1.0], device=candidate.device) * len(share)
+        loss, accuracy, count = group.sum(sums).tolist()
         return loss / count, accuracy / count
 
-    worked = build_gradients(
-        state.classifier,
-        bfloat16=recipe.precision == "bfloat16",
-        pieces=recipe.accumulate,
-        replicas=recipe.replicas or 1,
-    )
-    rest = Freezer(state.classifier, recipe)
-    with worked:
-        optimise(
-            state,
-            worked,
-            method.objective,
-            method.batches,
-            parse_schedule(recipe.schedule, recipe.warmup, recipe.epochs),
-            recipe.lr,
-            validate=look,
-            begin=rest,
-            clip=recipe.clip,
-            gradient_step=method.gradient_step,
-            hooks=hooks,
-            team=team,
-        )
-    rest.unfreeze()
+    return validate
 
 
 def _save_best(
-    classifier: Classifier, best: BestWeights, splits: Splits, folder: RunFolder, team: ProcessGroup
+    classifier: Classifier, best: BestWeights, splits: Splits, folder: RunFolder, group: ProcessGroup
 ) -> str:
     """Put the best weights into the classifier, fit the temperature, save the bundle; say what was kept."""
     if best.weights is not None:
         classifier.load_state_dict(best.weights)
-    classifier.temperature = round(fit_temperature(*predict_logits(classifier, splits.val)), 6)
-    if team.is_main:
+    classifier.temperature = round(fit_temperature(*predict_logits(classifier, splits.val.labelled)), 6)
+    if group.is_main:
         classifier.save(folder.bundle)
     return f"The weights of epoch {best.epoch} are kept in {folder.bundle}."
 
 
 def _write_facts(
-    state: TrainingState, best: BestWeights, classifier: Classifier, folder: RunFolder, team: ProcessGroup
+    state: TrainingState, best: BestWeights, folder: RunFolder, group: ProcessGroup
 ) -> dict[str, Any]:
     rows = [asdict(row) for row in state.history]
     facts = {
@@ -190,38 +217,38 @@ def _write_facts(
         "seconds": round(sum(row.seconds for row in state.history), 3),
         "images_per_second": rows[-1]["images_per_second"] if rows else None,
         "peak_memory_mb": round(runtime.peak_memory_mb(), 1),
-        "temperature": classifier.temperature,
-        "val_accuracy": best.score[0] if rows else None,
+        "temperature": state.classifier.temperature,
+        "val_accuracy": rows[best.epoch - 1]["val_accuracy"] if rows else None,
     }
-    if team.is_main:
+    if group.is_main:
         folder.write_curves(rows)
         write_json(folder.path / "training.json", facts)
     return facts
 
 
 def _load_checkpoint(
-    folder: RunFolder, state: TrainingState, hooks: Mapping[str, Hook], splits: Splits, recipe: Recipe
+    folder: RunFolder, state: TrainingState, stateful: Mapping[str, Stateful], splits: Splits, recipe: Recipe
 ) -> None:
     try:
         saved = torch.load(folder.checkpoint, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
-        raise TrainingError(f"'{folder.path}' has no last.ckpt to resume from. Train it anew.") from error
+        raise TrainingError(f"'{folder.path}' has no last.ckpt to resume from. Train again.") from error
     except Exception as error:  # torch raises many kinds for a damaged file
         raise TrainingError(f"'{folder.checkpoint}' is damaged and cannot be resumed: {error}.") from error
     if saved["fingerprint"] != splits.train.fingerprint:
         raise TrainingError(
             f"The images changed since '{folder.path}' began, so it cannot be resumed exactly. "
-            "Bring the old images back, or train anew."
+            "Restore the old images, or train again."
         )
-    if saved["recipe"] != recipe.to_toml():
+    if Recipe.parse_toml(saved["recipe"]) != recipe:
         raise TrainingError(
             f"The recipe.toml of '{folder.path}' was changed since it began, so it cannot be resumed exactly. "
-            "Change it back, or train anew from it with --recipe."
+            "Change it back, or train again from it with --recipe."
         )
     state.load_state_dict(saved["state"])
     state.classifier.provenance = saved["provenance"]
-    for name, hook in hooks.items():
-        hook.load_state_dict(saved["hooks"][name])
+    for name, each in stateful.items():
+        each.load_state_dict(saved["hooks"][name])
 
 
 @contextmanager
@@ -232,13 +259,13 @@ def _handle_signals(state: TrainingState) -> Iterator[None]:
         return
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 
-    def ask(number: int, frame: object) -> None:
+    def interrupt(number: int, frame: object) -> None:
         del frame
         state.interrupted = True
         signal.signal(number, before[signal.Signals(number)])
 
     for number in before:
-        signal.signal(number, ask)
+        signal.signal(number, interrupt)
     try:
         yield
     finally:

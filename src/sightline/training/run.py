@@ -1,6 +1,6 @@
-"""From data and a recipe to a run: prepare the images, choose what was left open, build, refine."""
+"""``train``: from data and a recipe to a run. Prepare the images, choose what was left open, build, refine."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -9,36 +9,33 @@ import torch
 
 from .. import progress, runtime
 from ..classifier import Classifier
-from ..data import Augment, iterate_batches, load_dataset, split, survey
+from ..data import Augment, load_dataset, split, survey
 from ..errors import DataError, RecipeError
 from ..preprocessing import forecast_fit
 from ..sources import find
 from ..types import Dataset, Splits
-from . import autotune, defaults
-from .distributed import SINGLE_PROCESS, ProcessGroup, group_from_env, is_under_launcher, launch_processes
-from .distributed import check_processes as check_team
-from .fairness import describe_fairness
-from .fit import Hook
-from .freezing import check_freezing
-from .losses import Objective
-from .plan import (
-    build_classifier,
-    build_method,
-    build_objective,
-    check_progressive_size,
-    recipe_geometry,
-    validate_recipe,
+from .build import build_classifier, build_method
+from .defaults import Default, choose_execution, default_network, default_pixels, to_memory_format
+from .distributed import (
+    SINGLE_PROCESS,
+    ProcessGroup,
+    check_processes,
+    group_from_env,
+    is_under_launcher,
+    launch_processes,
 )
-from .recipe import Recipe
-from .refinement import Method, refine
+from .fairness import apply_mitigation
+from .fit import Hook
+from .losses import ObjectiveLike
+from .plan import Plan, resolve
+from .recipe import INHERIT, Recipe
+from .refinement import refine
 from .run_folder import RunFolder, check_run_folder, create_run_folder
-from .schedules import parse_schedule
-from .transfer import INHERIT, inherit_settings
 
 
 @dataclass(frozen=True)
 class Run:
-    """A finished training: its folder, what it made, and what it made it from."""
+    """A finished training: its folder, the classifier, and what it was made from."""
 
     folder: Path
     recipe: Recipe
@@ -55,54 +52,64 @@ def train(
     out: str | Path | None = None,
     device: str = "auto",
     overwrite: bool = False,
-    objective: Objective | None = None,
+    objective: ObjectiveLike | None = None,
     augment: Augment | None = None,
 ) -> Run:
-    """Train a fresh classifier on ``data`` (a folder, archive, table or name) and write its run folder.
+    """Train a classifier on ``data`` (a folder, archive, table or name) and write its run folder.
 
-    Whatever the recipe leaves open is chosen, said, and written to the run's ``recipe.toml``. The best
-    epoch on validation is kept; the test split is not looked at. ``objective`` and ``augment`` are objects
-    of your own in place of the recipe's names. Raises SightlineError, each with its remedy, for data or a
-    recipe that cannot be used, and Interrupted when stopped by a signal.
+    What the recipe leaves open is chosen, reported, and written to the run's ``recipe.toml``. The epoch that is best
+    on the validation split is kept; the test split is not used. ``objective`` and ``augment`` are objects in place
+    of the recipe's words; an objective may be a function ``(classifier, batch) -> loss``. Raises SightlineError, each
+    with its remedy, for data or a recipe that cannot be used, and Interrupted when stopped by a signal.
     """
     recipe = (recipe or Recipe()).replace(data=None if data is None else str(data))
     where = runtime.resolve_device(device)
-    if is_under_launcher():
-        return _train_under_launcher(recipe, out, where, objective, augment, overwrite=overwrite)
-    begun = _start_run(recipe, out, where, objective, overwrite=overwrite)
-    if begun.recipe.processes > 1:
-        return _train_in_processes(begun, where, objective, augment, resume=False)
-    loss = objective or build_objective(begun.recipe, begun.splits.train.counts)
-    method = build_method(begun.recipe, begun.splits, where, loss, augment)
-    return _run_method(begun, method, resume=False)
+    if is_under_launcher():  # torchrun started this process: the main one begins the run, all train it
+        group = group_from_env(where)
+        recipe = recipe.replace(devices=group.size)
+        path = ""
+        if group.is_main:
+            path = str(_begin_run(recipe, out, where, objective, augment, overwrite=overwrite)[0].path.resolve())
+        return _train_as_member(group, Path(group.broadcast_text(path)), objective, augment, False)
+    folder, plan, classifier, splits, notes = _begin_run(
+        recipe, out, where, objective, augment, overwrite=overwrite
+    )
+    if plan.recipe.devices > 1:
+        return _train_in_processes(folder, plan, splits, notes, where, objective, augment, resume=False)
+    return _train_run(folder, plan, classifier, splits, notes, resume=False)
 
 
-def _start_run(
-    recipe: Recipe, out: str | Path | None, where: torch.device, objective: Objective | None, *, overwrite: bool
-) -> Run:
-    """Everything before the first step: images read, choices made and said, the run's folder begun."""
+def _begin_run(
+    recipe: Recipe,
+    out: str | Path | None,
+    device: torch.device,
+    objective: ObjectiveLike | None,
+    augment: Augment | None,
+    *,
+    overwrite: bool,
+) -> tuple[RunFolder, Plan, Classifier, Splits, tuple[str, ...]]:
+    """All before the first step: images read, choices made and reported, the folder begun."""
     wanted = Path(out) if out is not None else None
     check_run_folder(wanted, overwrite=overwrite)
-    validate_recipe(recipe)
-    recipe, splits, notes = prepare(recipe)
+    plan = resolve(recipe, objective=objective, augment=augment)
+    plan.check_network()
+    plan, splits, notes = prepare(plan)
     for note in notes:
         progress.notify(note)
-    check_team(recipe.processes, where, recipe.batch_size or 1)
-    classifier, weighed = build_classifier(recipe, splits, where)
-    check_progressive_size(recipe, classifier)
-    check_freezing(recipe, classifier.network)
-    loss = objective or build_objective(recipe, splits.train.counts)
-    weighed += describe_fairness(recipe, splits.train, loss)
-    recipe, measured = _choose_execution(recipe, splits, classifier, loss)
-    for note in (*weighed, *measured):
+    check_processes(plan.recipe.devices, device, plan.recipe.batch_size or 1)
+    classifier, built = build_classifier(plan, splits, device)
+    column = plan.recipe.fairness_column
+    fair = apply_mitigation(plan.mitigation, column, splits.train.labelled, plan.objective)
+    plan, measured = choose_execution(plan, classifier, splits.train.labelled)
+    more = (*built, *filter(None, [fair.note]), *measured)
+    for note in more:
         progress.notify(note)
-    notes += (*weighed, *measured)
-    recipe = recipe.replace(data=_absolute(recipe.data), weights=_absolute(recipe.weights))
+    recipe = plan.recipe.replace(data=_absolute(plan.recipe.data), weights=_absolute(plan.recipe.weights))
     name = f"{Path(recipe.data or '').name.partition('.')[0]}-{recipe.model}".replace(":", "_")
     # Only now: an old run is not given up for one that cannot begin.
     folder = create_run_folder(wanted, name, overwrite=overwrite)
-    folder.write_header(recipe, splits, notes)
-    return Run(folder.path, recipe, classifier, splits, {}, notes)
+    folder.write_header(recipe, splits, (*notes, *more))
+    return folder, replace(plan, recipe=recipe), classifier, splits, (*notes, *more)
 
 
 def train_on_splits(
@@ -114,39 +121,36 @@ def train_on_splits(
     hooks: Mapping[str, Hook] | None = None,
     resume: bool = False,
 ) -> Run:
-    """Train a fresh classifier on images that are already split: what trials, folds and learning curves repeat.
+    """Train a new classifier on images that are split already: one of many trials, folds or learning-curve points.
 
-    What the recipe leaves open of network, batches and pace is chosen; in one process. ``folder`` gets the
-    checkpoint and the bundle; ``SilentRunFolder`` ones say nothing of the epochs. ``resume`` goes on from its checkpoint.
+    Chooses what the recipe leaves open of network, batches and execution; runs in one process. ``folder`` gets
+    checkpoint and bundle; a ``SilentRunFolder`` prints nothing. ``resume`` continues from its checkpoint.
     """
     where = runtime.resolve_device(device) if isinstance(device, str) else device
-    recipe, _ = inherit_settings(recipe)
-    seen = splits.train.geometry
-    recipe = recipe.replace(size=seen.size[0], channels=seen.channels, processes=1)
-    chosen = defaults.default_network(recipe, train_images=len(splits.train))
-    recipe = recipe.replace(**{choice.field: choice.value for choice in chosen})
-    classifier, _ = build_classifier(recipe, splits, where, blank=resume)
-    check_progressive_size(recipe, classifier)
-    check_freezing(recipe, classifier.network)
-    objective = build_objective(recipe, splits.train.counts)
-    recipe, _ = _choose_execution(recipe, splits, classifier, objective)
-    autotune.to_memory_format(classifier, recipe.memory_format or "contiguous")
-    method = build_method(recipe, splits, where, objective)
-    method = replace(method, hooks={**(method.hooks or {}), **(hooks or {})})
-    facts = refine(classifier, recipe, splits, method, folder, resume=resume)
-    return Run(folder.path, recipe, classifier, splits, facts, ())
+    geometry = splits.train.geometry
+    plan = resolve(recipe).replace(size=geometry.size[0], channels=geometry.channels, devices=1)
+    plan = _with_defaults(plan, default_network(plan, train_images=len(splits.train.labelled))).fit_to(
+        splits.train
+    )
+    classifier, _ = build_classifier(plan, splits, where, blank=resume)
+    plan, _ = choose_execution(plan, classifier, splits.train.labelled)
+    to_memory_format(classifier, plan.recipe.memory_format or "contiguous")
+    method = build_method(plan, splits, where)
+    method = replace(method, hooks={**method.hooks, **(hooks or {})})
+    facts = refine(classifier, plan, splits, method, folder, resume=resume)
+    return Run(folder.path, plan.recipe, classifier, splits, facts, ())
 
 
 def resume(
     folder: str | Path,
     *,
     device: str = "auto",
-    objective: Objective | None = None,
+    objective: ObjectiveLike | None = None,
     augment: Augment | None = None,
 ) -> Run:
-    """Go on with an interrupted run, exactly as if it had not been interrupted.
+    """Continue an interrupted run, exactly as if it had not been interrupted.
 
-    A run that was given an objective or augmentation of its own needs it again.
+    A run with an objective or augmentation object needs it again.
     """
     run = RunFolder(Path(folder))
     recipe = run.read_recipe()
@@ -154,79 +158,88 @@ def resume(
         raise RecipeError(
             f"The run '{folder}' is finished: there is nothing to resume. See sightline evaluate {folder}"
         )
-    _, splits, notes = prepare(recipe)
+    plan, splits, notes = prepare(resolve(recipe, objective=objective, augment=augment))
     where = runtime.resolve_device(device)
-    if recipe.processes > 1:
-        blank = _build_blank_classifier(recipe, splits, where)
-        return _train_in_processes(
-            Run(run.path, recipe, blank, splits, {}, notes), where, objective, augment, resume=True
-        )
-    loss = objective or build_objective(recipe, splits.train.counts)
-    begun = Run(run.path, recipe, _build_blank_classifier(recipe, splits, where), splits, {}, notes)
-    return _run_method(begun, build_method(recipe, splits, where, loss, augment), resume=True)
-
-
-def _build_blank_classifier(recipe: Recipe, splits: Splits, device: torch.device) -> Classifier:
-    """The classifier whose weights a checkpoint has."""
-    return build_classifier(recipe, splits, device, blank=True)[0]
+    if recipe.devices > 1:
+        return _train_in_processes(run, plan, splits, notes, where, objective, augment, resume=True)
+    classifier, _ = build_classifier(plan, splits, where, blank=True)
+    return _train_run(run, plan, classifier, splits, notes, resume=True)
 
 
 def reopen(folder: str | Path, *, device: str = "auto") -> Run:
-    """A finished run, read back: the classifier as saved, and the very images it was made from."""
+    """A finished run, read back: the classifier as saved, and the images it was made from."""
     run = RunFolder(Path(folder))
     recipe = run.read_recipe()
     classifier = Classifier.load(run.path).to(runtime.resolve_device(device))
-    recipe, splits, notes = prepare(recipe)
+    splits, notes = read_splits(recipe)
     if classifier.provenance.get("data_fingerprint") != splits.train.fingerprint:
         raise DataError(
             f"The images changed since '{folder}' was trained, so its test images are not the same any more. "
-            f"Bring the old images back, or name the images to test on: sightline evaluate {folder} DATA"
+            f"Restore the old images, or name the images to test on: sightline evaluate {folder} DATA"
         )
     return Run(run.path, recipe, classifier, splits, run.read_facts(), notes)
 
 
-def read_dataset(recipe: Recipe, *, max_bad: float = 0.05) -> tuple[Dataset, list[defaults.Default]]:
-    """Find and decode the recipe's images, at the size it names or the one chosen for them.
+def read_dataset(recipe: Recipe, *, max_bad: float = 0.05) -> tuple[Dataset, list[Default]]:
+    """Find and decode the recipe's images, at its size or a chosen one; returns them and what was chosen.
 
-    Raises DataError where more than the share ``max_bad`` of them cannot be read.
+    Raises DataError where more than the fraction ``max_bad`` of them cannot be read.
     """
     if recipe.data is None:
         raise RecipeError("Say which images to use: a folder, an archive, a table, or a name such as digits.")
     source = find(recipe.data, limit=recipe.limit, seed=recipe.data_seed)
     known = recipe.size is not None and recipe.channels is not None
-    chosen = [] if known else defaults.default_pixels(recipe, survey(source))
-    recipe = recipe.replace(**{choice.field: choice.value for choice in chosen})
-    return load_dataset(source, recipe_geometry(recipe), max_bad=max_bad), chosen
+    chosen = [] if known else default_pixels(recipe, survey(source))
+    recipe = recipe.replace(**{default.field: default.value for default in chosen})
+    return load_dataset(source, recipe.geometry, max_bad=max_bad), chosen
 
 
-def prepare(recipe: Recipe) -> tuple[Recipe, Splits, tuple[str, ...]]:
-    """Read and split the recipe's images; choose size, channels, network and how to train it.
+def read_splits(recipe: Recipe) -> tuple[Splits, tuple[str, ...]]:
+    """The images of a recipe, split as it says; and notes. Size and channels are chosen where they are open."""
+    dataset, _ = read_dataset(recipe)
+    return _split(dataset, recipe)
 
-    Returns the recipe with those choices, the splits, and a sentence for each thing worth saying.
+
+def prepare(plan: Plan) -> tuple[Plan, Splits, tuple[str, ...]]:
+    """Read and split the images; choose size, channels, network, batches and learning rate.
+
+    Returns the plan with those choices, fitted to the training images, the splits, and the notes to report.
     """
-    recipe, started = inherit_settings(recipe)
-    dataset, chosen = read_dataset(recipe)
-    recipe = recipe.replace(**{choice.field: choice.value for choice in chosen})
-    splits = split(dataset, val=recipe.val, test=recipe.test, seed=recipe.data_seed, group=recipe.group)
-    if not len(splits.train) or not len(splits.val):
-        raise DataError(f"'{recipe.data}' has too few images to train and validate on. Add images.")
-    if unseen := [
-        name for name, count in zip(splits.train.classes, splits.train.counts, strict=True) if not count
-    ]:
+    dataset, pixels = read_dataset(plan.recipe)
+    plan = _with_defaults(plan, pixels)
+    recipe = plan.recipe
+    splits, read = _split(dataset, recipe)
+    train = splits.train.labelled
+    if unseen := [name for name, count in zip(train.classes, train.counts, strict=True) if not count]:
         raise DataError(
             f"No image is left to learn {', '.join(map(repr, unseen[:5]))} from, in '{recipe.data}': they could "
             "not be read, or are copies of images of another class. Add images, or remove the class."
         )
-    more = defaults.default_network(recipe, train_images=len(splits.train))
-    recipe = recipe.replace(**{choice.field: choice.value for choice in more})
-    train = splits.train
-    cost = (
-        ()
-        if recipe.normalize == INHERIT
-        else forecast_fit(recipe.normalize or "", train.geometry.shape, len(train))
+    network = default_network(plan, train_images=len(train))
+    plan = _with_defaults(plan, network).fit_to(train)
+    recipe = plan.recipe
+    skip = {"augment", "batch_size", "lr", "weights"} if recipe.epochs == 0 else set()  # nothing is trained
+    chosen = tuple(default.reason for default in (*pixels, *network) if default.field not in skip)
+    inherits = recipe.normalize == INHERIT
+    cost = () if inherits else forecast_fit(recipe.normalize or "", train.geometry.shape, len(splits.train))
+    return plan, splits, (*read, *plan.notes, *chosen, *cost)
+
+
+def _split(dataset: Dataset, recipe: Recipe) -> tuple[Splits, tuple[str, ...]]:
+    splits = split(
+        dataset,
+        val=recipe.val_fraction,
+        test=recipe.test_fraction,
+        seed=recipe.data_seed,
+        group=recipe.group,
     )
-    notes = (*dataset.notes, *splits.notes, *started, *_default_notes(recipe, (*chosen, *more)), *cost)
-    return recipe, splits, notes
+    if not len(splits.train.labelled) or not len(splits.val):
+        raise DataError(f"'{recipe.data}' has too few images to train and validate on. Add images.")
+    return splits, (*dataset.notes, *splits.notes)
+
+
+def _with_defaults(plan: Plan, chosen: list[Default]) -> Plan:
+    return plan.replace(**{default.field: default.value for default in chosen})
 
 
 def _absolute(path: str | None) -> str | None:
@@ -234,83 +247,49 @@ def _absolute(path: str | None) -> str | None:
     return str(Path(path).resolve()) if path is not None and Path(path).exists() else path
 
 
-def _default_notes(recipe: Recipe, choices: Iterable[defaults.Default]) -> tuple[str, ...]:
-    """The sentences about what was chosen; how to train is not worth one where nothing is trained."""
-    untrained = recipe.epochs == 0
-    return tuple(
-        c.reason for c in choices if not (untrained and c.field in {"augment", "batch_size", "lr", "weights"})
-    )
-
-
-def _choose_execution(
-    recipe: Recipe, splits: Splits, classifier: Classifier, objective: Objective
-) -> tuple[Recipe, tuple[str, ...]]:
-    """Choose precision, memory layout, replicas and epochs from a measurement on this machine."""
-    assert recipe.batch_size is not None
-    if recipe.epochs == 0 or (autotune.has_execution_mode(recipe) and recipe.epochs is not None):
-        return autotune.with_default_execution(recipe), ()
-    first = next(iter(iterate_batches(splits.train, recipe.batch_size, device=classifier.device)))
-    measured = autotune.measure_throughput(classifier, recipe, objective, first)
-    why = "" if autotune.has_execution_mode(recipe) else ", the fastest measured here"
-    recipe = measured.mode.apply_to(recipe)
-    notes = [f"Training in {measured.mode}{why}: about {measured.images_per_second:,.0f} images/s."]
-    if recipe.epochs is None:
-        rate = measured.images_per_second * (recipe.processes if classifier.device.type == "cuda" else 1)
-        choice = defaults.default_epochs(recipe, train_images=len(splits.train), images_per_second=rate)
-        recipe = recipe.replace(epochs=choice.value)
-        notes.append(choice.reason)
-    parse_schedule(recipe.schedule, recipe.warmup, recipe.epochs)  # longer than the run? say so before it begins
-    check_freezing(recipe)
-    return recipe, tuple(notes)
-
-
 def _train_in_processes(
-    begun: Run, device: torch.device, objective: Objective | None, augment: Augment | None, *, resume: bool
-) -> Run:
-    """Train in several processes of this machine; the run is read back from what the first one wrote."""
-    launch_processes(_train_as_member, begun.recipe.processes, device, begun.folder, objective, augment, resume)
-    classifier = Classifier.load(begun.folder).to(device)
-    return replace(begun, classifier=classifier, facts=RunFolder(begun.folder).read_facts())
-
-
-def _train_under_launcher(
-    recipe: Recipe,
-    out: str | Path | None,
-    where: torch.device,
-    objective: Objective | None,
+    folder: RunFolder,
+    plan: Plan,
+    splits: Splits,
+    notes: tuple[str, ...],
+    device: torch.device,
+    objective: ObjectiveLike | None,
     augment: Augment | None,
     *,
-    overwrite: bool,
+    resume: bool,
 ) -> Run:
-    """Train as one of the processes that torchrun started: the first one begins the run, all carry it out."""
-    team = group_from_env(where)
-    recipe = recipe.replace(processes=team.size)
-    path = ""
-    if team.is_main:
-        path = str(_start_run(recipe, out, where, objective, overwrite=overwrite).folder.resolve())
-    return _train_as_member(team, Path(team.broadcast_text(path)), objective, augment, False)
+    """Train in several processes of this machine; the run is read back from what the main one wrote."""
+    devices = plan.recipe.devices
+    launch_processes(_train_as_member, devices, device, folder.path, objective, augment, resume)
+    classifier = Classifier.load(folder.path).to(device)
+    return Run(folder.path, plan.recipe, classifier, splits, folder.read_facts(), notes)
 
 
 def _train_as_member(
-    team: ProcessGroup, path: Path, objective: Objective | None, augment: Augment | None, resume: bool
+    group: ProcessGroup, path: Path, objective: ObjectiveLike | None, augment: Augment | None, resume: bool
 ) -> Run:
-    """What each process of a team does: everything again from the run's recipe, then its share of the training."""
-    recipe = RunFolder(path).read_recipe()
-    _, splits, notes = prepare(recipe)
-    device = team.fabric.device
-    classifier = (
-        _build_blank_classifier(recipe, splits, device) if resume else build_classifier(recipe, splits, device)[0]
-    )
-    team.broadcast_state(classifier)
-    loss = objective or build_objective(recipe, splits.train.counts)
-    method = build_method(recipe, splits, device, loss, augment, team)
-    return _run_method(Run(path, recipe, classifier, splits, {}, notes), method, resume=resume, team=team)
+    """What each process of a group does: prepare everything from the run's recipe, then train its share."""
+    folder, device = RunFolder(path), group.fabric.device
+    plan, splits, notes = prepare(resolve(folder.read_recipe(), objective=objective, augment=augment))
+    classifier, _ = build_classifier(plan, splits, device, blank=resume)
+    group.broadcast_state(classifier)
+    return _train_run(folder, plan, classifier, splits, notes, resume=resume, group=group)
 
 
-def _run_method(begun: Run, method: Method, *, resume: bool, team: ProcessGroup = SINGLE_PROCESS) -> Run:
-    folder, recipe = RunFolder(begun.folder), begun.recipe
-    autotune.to_memory_format(begun.classifier, recipe.memory_format or "contiguous")
-    if not resume and recipe.epochs and team.is_main:
-        folder.write_train_batch(next(iter(method.batches(0, 0))), begun.splits.train.classes)
-    facts = refine(begun.classifier, recipe, begun.splits, method, folder, resume=resume, team=team)
-    return replace(begun, facts=facts)
+def _train_run(
+    folder: RunFolder,
+    plan: Plan,
+    classifier: Classifier,
+    splits: Splits,
+    notes: tuple[str, ...],
+    *,
+    resume: bool,
+    group: ProcessGroup = SINGLE_PROCESS,
+) -> Run:
+    recipe = plan.recipe
+    method = build_method(plan, splits, classifier.device, group)
+    to_memory_format(classifier, recipe.memory_format or "contiguous")
+    if not resume and recipe.epochs and group.is_main:
+        folder.write_train_batch(next(iter(method.batches(0, 0))), splits.train.classes)
+    facts = refine(classifier, plan, splits, method, folder, resume=resume, group=group)
+    return Run(folder.path, recipe, classifier, splits, facts, notes)

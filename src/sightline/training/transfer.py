@@ -1,178 +1,157 @@
-"""Training that begins from weights that exist: what is taken over from where it starts."""
+"""Transfer learning: weights to start from, what is inherited with them, and layers that keep them (freezing)."""
 
 import csv
 import hashlib
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 
+from ..checks import check_int
 from ..classifier import Classifier, find_bundle
 from ..data import iterate_batches
 from ..errors import RecipeError
 from ..layers import Network
-from ..models import Architecture, get_head, load_weights
+from ..models import Architecture, find_stages, get_head, load_weights
 from ..preprocessing import Preprocessing
 from ..types import Dataset, Splits
-from .recipe import Recipe
+from .recipe import INHERIT, Recipe
 
-INHERIT = "start"
-"""The word for the normalisation of the classifier that --weights names."""
+HEAD_KEEP_MARGIN = 0.25
+"""A loaded head is kept where its accuracy on training images is at least chance + this fraction of (1 - chance)."""
 
-HEAD_KEEP_MARGIN, HEAD_TEST_IMAGES = 0.25, 500
-"""A last layer from a file is kept where it is right this far from chance to always, about so many images."""
+HEAD_TEST_IMAGES = 500
+"""Training images by which a loaded head is judged."""
 
-REUSABLE_SURGERY = frozenset({"mirrored", "grown_head"})
+REUSABLE_SURGERY = frozenset({"mirrored", "flip_tta", "grown_head"})
 """Changes of a network after which its weights still fit a new one."""
 
 
-def load_source(recipe: Recipe) -> Classifier | None:
-    """The classifier of the run or bundle that the recipe starts from; None for a file of weights, or nothing.
+def load_source(weights: str | None, normalize: str | None) -> Classifier | None:
+    """The classifier of the run or bundle that training starts from; None for a file of weights, or nothing.
 
-    Raises BundleError for a folder that holds none, RecipeError for one whose weights fit no new network.
+    Raises RecipeError where ``weights`` is not there, or fits no new network, or is no bundle although ``normalize``
+    is to be inherited; BundleError for a folder without a bundle.
     """
-    if recipe.weights is None or Path(recipe.weights).is_file():
-        if recipe.normalize == INHERIT:
+    if weights is not None and not Path(weights).exists():
+        raise RecipeError(f"There is no file of weights '{weights}', and no run or bundle there.")
+    if weights is None or Path(weights).is_file():
+        if normalize == INHERIT:
             raise RecipeError(
-                "The recipe's normalize is 'start', but --weights names no run or bundle to start from."
+                f"The recipe's normalize is '{INHERIT}', but --weights names no run or bundle to inherit from."
             )
         return None
-    source = Classifier.load(recipe.weights)
+    source = Classifier.load(weights)
     changes = {name for name, _ in source.architecture.surgery} - REUSABLE_SURGERY
     if changes or source.architecture.name == "ensemble":
         what = f"was changed by {', '.join(sorted(changes))}" if changes else "is an ensemble"
         raise RecipeError(
-            f"The classifier of '{recipe.weights}' {what}, so its weights fit no network that could be trained "
-            "on: start from what it was made of."
+            f"The classifier of '{weights}' {what}, so its weights fit no network that could be trained: start "
+            "from the classifier it was made of."
         )
     return source
 
 
-def inherit_settings(recipe: Recipe) -> tuple[Recipe, tuple[str, ...]]:
-    """The recipe with what is left open taken from the run or bundle it starts from, and what is worth saying.
+def inherit_settings(recipe: Recipe, source: Classifier | None) -> tuple[Recipe, tuple[str, ...]]:
+    """The recipe with the open ones of model, size, channels and normalize taken from ``source``; and notes.
 
-    Network, size, channels and normalisation; without such a start the normalisation is ``fitted``.
+    Without a source the normalisation is ``fitted``.
     """
-    source = load_source(recipe)
     if source is None:
         return recipe.replace(normalize=recipe.normalize or "fitted"), ()
     known, asked = source.geometry, vars(recipe)
     if recipe.channels not in (None, known.channels):
         raise RecipeError(
-            f"The recipe's channels is {recipe.channels}, but '{recipe.weights}' looks at {known.channels}: "
+            f"The recipe's channels is {recipe.channels}, but '{recipe.weights}' expects {known.channels}: "
             "leave it out, or start from other weights."
         )
     found = {"model": architecture_word(source.architecture), "channels": known.channels, "normalize": INHERIT}
     if known.size[0] == known.size[1]:
         found["size"] = known.size[0]
     taken = {name: value for name, value in found.items() if asked[name] is None}
-    as_it = {"model": "network", "size": "size", "channels": "channels", "normalize": "normalisation"}
-    said = []
+    words = {"model": "network", "size": "size", "channels": "channels", "normalize": "normalisation"}
+    notes = []
     if taken:
-        what = ", ".join(word for name, word in as_it.items() if name in taken)
-        flags = ", ".join(f"--{name}" for name in as_it if name in taken)
-        said.append(f"Taken from '{recipe.weights}', where this starts: {what} ({flags}).")
-    if (known.resize_mode, known.interpolation) != (recipe.fit, recipe.filter):
-        said.append(
-            f"'{recipe.weights}' was trained on images resized by {known.resize_mode}, {known.interpolation}; "
-            f"here it is {recipe.fit}, {recipe.filter} (--fit, --filter)."
+        what = ", ".join(word for name, word in words.items() if name in taken)
+        flags = ", ".join(f"--{name}" for name in words if name in taken)
+        notes.append(f"Inherited from '{recipe.weights}': {what} ({flags}).")
+    if (known.resize_mode, known.interpolation) != (recipe.resize_mode, recipe.interpolation):
+        notes.append(
+            f"'{recipe.weights}' was trained on images resized by {known.resize_mode}, {known.interpolation}; this run resizes by "
+            f"{recipe.resize_mode}, {recipe.interpolation} (--resize-mode, --interpolation)."
         )
-    return recipe.replace(**taken), tuple(said)
+    return recipe.replace(**taken), tuple(notes)
 
 
-def architecture_word(plan: Architecture) -> str:
+def architecture_word(architecture: Architecture) -> str:
     """The word that names an architecture in a recipe.
 
-    >>> word_of(Architecture("mlp", {"classes": 2, "channels": 1, "size": [8, 8], "hidden": [32, 16]}))
+    >>> architecture_word(Architecture("mlp", {"classes": 2, "channels": 1, "size": [8, 8], "hidden": [32, 16]}))
     'mlp:hidden=[32,16]'
     """
-    own = {name: value for name, value in plan.arguments.items() if name not in ("classes", "channels", "size")}
-    return ":".join([plan.name, *(f"{name}={str(value).replace(' ', '')}" for name, value in own.items())])
-
-
-def is_pretrained(recipe: Recipe) -> bool:
-    """Whether the network comes with published weights."""
-    return "pretrained=True" in (recipe.model or "").split(":")
+    own = {n: value for n, value in architecture.arguments.items() if n not in ("classes", "channels", "size")}
+    return ":".join([architecture.name, *(f"{n}={str(value).replace(' ', '')}" for n, value in own.items())])
 
 
 def load_initial_weights(
     network: Network, preprocessing: Preprocessing, recipe: Recipe, source: Classifier | None, splits: Splits
 ) -> tuple[str, ...]:
-    """Put the weights into a fresh network that the recipe starts from; says which.
+    """Put the weights that the recipe starts from into a new network; returns notes.
 
     Raises BundleError where they belong to another network.
     """
     if recipe.weights is None:
         return tuple(filter(None, [network.load_published()]))
+    last = get_head(network)
+    fresh = {name: value.clone() for name, value in last.state_dict().items()}
     if source is None:
-        return (_load_weights_file(network, preprocessing, recipe, splits.train),)
-    return (
-        _load_source_weights(network, recipe, source, splits.train.classes),
-        *warn_of_leakage(recipe, source, splits),
-    )
-
-
-def _load_weights_file(network: Network, preprocessing: Preprocessing, recipe: Recipe, images: Dataset) -> str:
-    """A file does not name its classes: a last layer for as many is kept where it shows that it knows these."""
-    last = get_head(network)
-    fresh = {name: value.clone() for name, value in last.state_dict().items()}
-    report = load_weights(network, recipe.weights or "")
-    if report.initial or recipe.epochs == 0:
-        return str(report)
-    share, count = _training_accuracy(network, preprocessing, images)
-    chance = 1 / len(images.classes)
-    if share >= chance + HEAD_KEEP_MARGIN * (1 - chance):
-        return str(report)
-    last.load_state_dict(fresh)
-    return (
-        f"{report} Its last layer is right about {share:.0%} of {count:,} training images, so it was made for "
-        "other classes, and starts fresh."
-    )
-
-
-@torch.inference_mode()
-def _training_accuracy(network: Network, preprocessing: Preprocessing, images: Dataset) -> tuple[float, int]:
-    """The share of some training images that the network is right about, and how many were asked."""
-    rows = np.unique(np.linspace(0, len(images) - 1, min(len(images), HEAD_TEST_IMAGES)).astype(np.int64))
-    training, right = network.training, 0
-    network.eval()
-    for batch in iterate_batches(images.subset(rows), 128):
-        right += int((network(preprocessing(batch.pixels)).argmax(1) == batch.labels).sum())
-    network.train(training)
-    return right / len(rows), len(rows)
-
-
-def _load_source_weights(network: Network, recipe: Recipe, source: Classifier, classes: Sequence[str]) -> str:
-    """The weights of another Sightline classifier: rows of the last layer go with the names of the classes.
-
-    Those it knew are kept, others stay fresh.
-    """
-    assert recipe.weights is not None
-    last = get_head(network)
-    fresh = {name: value.clone() for name, value in last.state_dict().items()}
-    load_weights(network, find_bundle(recipe.weights) / "model.safetensors")
-    places = {name: k for k, name in enumerate(source.classes)}
+        return (_load_weights_file(network, preprocessing, recipe, splits.train.labelled, fresh),)
+    load_weights(network, find_bundle(recipe.weights) / "model.safetensors", source.state_dict())
+    classes, places = splits.train.classes, {name: k for k, name in enumerate(source.classes)}
     known = [(row, places[name]) for row, name in enumerate(classes) if name in places]
     with torch.no_grad():
         for name, value in last.state_dict().items():
             value.copy_(fresh[name])
             for row, place in known:
                 value[row] = get_head(source.network).state_dict()[name][place]
-    said = f"Started from the {source.architecture.name} of '{recipe.weights}'; its last layer "
+    start = f"Started from the {source.architecture.name} of '{recipe.weights}'; its head "
     if len(known) == len(classes):
-        return f"{said}is kept, because it knows the classes."
-    if not known:
-        return f"{said}starts fresh, because its classes are others."
-    names = ", ".join(classes[row] for row, _ in known[:5]) + (", ..." if len(known) > 5 else "")
-    return f"{said}is kept for {names} and starts fresh for {len(classes) - len(known)} other classes."
+        note = f"{start}is kept, because it knows the classes."
+    elif not known:
+        note = f"{start}starts from random weights, because it was trained for other classes."
+    else:
+        names = ", ".join(classes[row] for row, _ in known[:5]) + (", ..." if len(known) > 5 else "")
+        new = len(classes) - len(known)
+        note = f"{start}is kept for {names} and starts from random weights for {new} other classes."
+    return (note, *_warn_of_leakage(recipe, source, splits))
 
 
-def ancestor_fingerprints(network: Network, source: Classifier | None) -> list[str]:
-    """Fingerprints of the weights a training starts from, the nearest first: relatives have one in common."""
-    before = source.provenance.get("ancestors", []) if source else []
-    return [backbone_fingerprint(network), *before]
+@torch.inference_mode()
+def _load_weights_file(
+    network: Network, preprocessing: Preprocessing, recipe: Recipe, images: Dataset, fresh: dict[str, torch.Tensor]
+) -> str:
+    """A file does not name its classes: a head of the right size is kept where its accuracy shows that it knows them."""
+    report = load_weights(network, recipe.weights or "")
+    if report.initial or recipe.epochs == 0:
+        return str(report)
+    rows = np.unique(np.linspace(0, len(images) - 1, min(len(images), HEAD_TEST_IMAGES)).astype(np.int64))
+    training, correct = network.training, 0
+    network.eval()
+    for batch in iterate_batches(images.subset(rows), 128):
+        correct += int((network(preprocessing(batch.pixels)).argmax(1) == batch.labels).sum())
+    network.train(training)
+    accuracy, chance = correct / len(rows), 1 / len(images.classes)
+    if accuracy >= chance + HEAD_KEEP_MARGIN * (1 - chance):
+        return str(report)
+    get_head(network).load_state_dict(fresh)
+    return (
+        f"{report} Its head is right about {accuracy:.0%} of {len(rows):,} training images, so it was trained for "
+        "other classes, and starts from random weights."
+    )
 
 
 def backbone_fingerprint(network: Network) -> str:
@@ -186,37 +165,156 @@ def backbone_fingerprint(network: Network) -> str:
     return digest.hexdigest()
 
 
-def warn_of_leakage(recipe: Recipe, source: Classifier | None, splits: Splits) -> tuple[str, ...]:
-    """A warning where the start learnt from images that are set aside for testing now."""
-    if source is None:
-        return ()
+def start_provenance(start: str | None, network: Network, source: Classifier | None) -> dict[str, Any]:
+    """What a bundle says of its start: the name of the weights, and fingerprints of all ancestors, nearest first.
+
+    Relatives have a fingerprint in common. Nothing where ``start`` is None, at random weights.
+    """
+    if start is None:
+        return {}
+    before = source.provenance.get("ancestors", []) if source else []
+    return {"start": start, "ancestors": [backbone_fingerprint(network), *before]}
+
+
+def _warn_of_leakage(recipe: Recipe, source: Classifier, splits: Splits) -> tuple[str, ...]:
+    """A warning where the source was trained on images that are test images now."""
+    folder = Path(recipe.weights or "")
     same = source.provenance.get("data_fingerprint") == splits.test.fingerprint
-    learnt = _read_trained_files(Path(recipe.weights or ""), recipe.data, same=same)
-    if learnt is None:
+    trained = None
+    if (folder / "split.csv").is_file() and (folder / "recipe.toml").is_file():
+        data = Recipe.from_toml(folder / "recipe.toml").data
+        if same or (data and recipe.data and Path(data).resolve() == Path(recipe.data).resolve()):
+            with (folder / "split.csv").open(newline="", encoding="utf-8") as stream:
+                trained = {row["file"] for row in csv.DictReader(stream) if row["split"] != "test"}
+    if trained is None:
         if not same or source.provenance.get("split_seed") == recipe.data_seed:
             return ()
-        what = f"Images of this test may have been training images of '{recipe.weights}'"
-    elif count := sum(file in learnt for file in splits.test.files.tolist()):
+        what = f"Some test images may have been training images of '{recipe.weights}'"
+    elif count := sum(file in trained for file in splits.test.files.tolist()):
         what = f"{count:,} of the {len(splits.test):,} test images were training images of '{recipe.weights}'"
     else:
         return ()
-    return (f"{what}, where this starts: the result will flatter. Split the images as it did (--split-seed).",)
+    return (f"{what}, from which this run starts, so test accuracy will be too optimistic: use its --split-seed.",)
 
 
-def _read_trained_files(folder: Path, data: str | None, *, same: bool) -> set[str] | None:
-    """The files a run trained or validated on, if its ``data`` are these; None where there is no list of them."""
-    if not (folder / "split.csv").is_file() or not (folder / "recipe.toml").is_file():
-        return None
-    its = Recipe.from_toml(folder / "recipe.toml").data
-    if not same and (its is None or data is None or Path(its).resolve() != Path(data).resolve()):
-        return None
-    with (folder / "split.csv").open(newline="", encoding="utf-8") as stream:
-        return {row["file"] for row in csv.DictReader(stream) if row["split"] != "test"}
+class FreezeSchedule(ABC):
+    """Which stages keep their weights in an epoch: always the first ones, counted from the pixels."""
+
+    freezes: ClassVar[bool] = True
+    """Whether anything is ever frozen."""
+    head_only: ClassVar[bool] = False
+    """Whether only the head ever learns: a linear probe."""
+
+    @abstractmethod
+    def n_frozen(self, names: Sequence[str], epoch: int) -> int:
+        """Number of the stages ``names`` that are frozen in this epoch (from 0); the head is the last of them."""
+
+    def first_change(self) -> int:
+        """First epoch in which another number of stages is frozen; 0 where the number never changes."""
+        return 0
 
 
-def start_provenance(recipe: Recipe, network: Network, source: Classifier | None) -> dict[str, Any]:
-    """What a bundle tells about where it started; nothing where that was at random."""
-    if recipe.weights is None and not is_pretrained(recipe):
-        return {}
-    name = recipe.model if recipe.weights is None else Path(recipe.weights).name
-    return {"start": name, "ancestors": ancestor_fingerprints(network, source)}
+@dataclass(frozen=True)
+class NoFreezing(FreezeSchedule):
+    """All of the network learns from the first step."""
+
+    freezes = False
+
+    def n_frozen(self, names: Sequence[str], epoch: int) -> int:  # noqa: ARG002
+        """None."""
+        return 0
+
+
+@dataclass(frozen=True)
+class FreezeBackbone(FreezeSchedule):
+    """Only the head learns: a linear probe."""
+
+    head_only = True
+
+    def n_frozen(self, names: Sequence[str], epoch: int) -> int:  # noqa: ARG002
+        """All but the last."""
+        return len(names) - 1
+
+
+@dataclass(frozen=True)
+class UntilEpoch(FreezeSchedule):
+    """Only the head learns for the first ``epochs`` epochs; then all of the network."""
+
+    epochs: int
+
+    def __post_init__(self) -> None:
+        check_int("epochs", self.epochs, 1)
+
+    def n_frozen(self, names: Sequence[str], epoch: int) -> int:
+        """All but the last, or none."""
+        return len(names) - 1 if epoch < self.epochs else 0
+
+    def first_change(self) -> int:
+        """When all begins to learn."""
+        return self.epochs
+
+
+@dataclass(frozen=True)
+class UpToStage(FreezeSchedule):
+    """The stages up to this one are frozen: its number from the pixels (from 1), or its name."""
+
+    stage: int | str
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.stage, str):
+            check_int("stage", self.stage, 1)
+
+    def n_frozen(self, names: Sequence[str], epoch: int) -> int:  # noqa: ARG002
+        """Up to the stage; raises RecipeError where the network has no such stage before its head."""
+        able = [*names[:-1]]
+        if self.stage in able:
+            return able.index(self.stage) + 1
+        if isinstance(self.stage, int) and self.stage <= len(able):
+            return self.stage
+        raise RecipeError(
+            f"The recipe's freeze is 'stage:{self.stage}', but the network's stages before the head are "
+            f"{', '.join(able) or 'none'}: name one of them, or a number from 1 to {len(able)}."
+        )
+
+
+@dataclass(frozen=True)
+class GradualUnfreezing(FreezeSchedule):
+    """The head learns first; every ``epochs`` epochs one more stage joins it (Howard & Ruder 2018)."""
+
+    epochs: int
+
+    def __post_init__(self) -> None:
+        check_int("epochs", self.epochs, 1)
+
+    def n_frozen(self, names: Sequence[str], epoch: int) -> int:
+        """One fewer after each ``epochs`` epochs."""
+        return max(0, len(names) - 1 - epoch // self.epochs)
+
+    def first_change(self) -> int:
+        """When the first stage joins the head."""
+        return self.epochs
+
+
+class Freezer:
+    """Freezes stages of a classifier epoch by epoch: no gradients; norms and dropout as in eval mode."""
+
+    def __init__(self, classifier: Classifier, schedule: FreezeSchedule) -> None:
+        self.schedule = schedule
+        self.stages = find_stages(classifier.network) if schedule.freezes else ()
+        self.trained = [[p for p in stage.parameters() if p.requires_grad] for stage in self.stages]
+
+    def __call__(self, epoch: int) -> None:
+        """Freeze the stages of this epoch; call it when the classifier is in training mode."""
+        count = self.schedule.n_frozen([stage.name for stage in self.stages], epoch)
+        for number, (stage, trained) in enumerate(zip(self.stages, self.trained, strict=True)):
+            for parameter in trained:
+                parameter.requires_grad_(number >= count)
+            if number < count:
+                for module in stage.modules:
+                    module.eval()
+
+    def unfreeze(self) -> None:
+        """Let all stages learn again."""
+        for trained in self.trained:
+            for parameter in trained:
+                parameter.requires_grad_()

@@ -14,7 +14,7 @@ from typing import Any
 from ..checks import check_int, check_number, is_int
 from ..choose import suggest
 from ..errors import RecipeError
-from ..training import Recipe
+from ..training import RENAMED_FIELDS, Recipe
 
 if typing.TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
@@ -34,7 +34,7 @@ UNSEARCHABLE_FIELDS = dict.fromkeys(
     "it decides on which images the trials are judged",
 ) | {
     "budget": "it is the time of the whole search",
-    "processes": "a trial runs in one process; --workers runs several trials at once",
+    "devices": "a trial runs in one process; --workers runs several trials at once",
 }
 """Fields that cannot be searched, and why."""
 
@@ -206,7 +206,8 @@ def parse_space(over: SpaceSpec, base: Recipe) -> SearchSpace:
     pairs = over.items() if isinstance(over, Mapping) else [_split_pair(word) for word in over]
     ranges: dict[str, Dimension] = {}
     for given, said in pairs:
-        name = given.replace("-", "_")
+        field, dot, argument = given.replace("-", "_").partition(".")
+        name = RENAMED_FIELDS.get(field, field) + dot + argument
         _check_field(name)
         if name in ranges:
             raise RecipeError(f"'{name}' is searched twice: give one range for it.")

@@ -20,12 +20,12 @@ from ..training import (
     Run,
     RunFolder,
     build_classifier,
-    build_objective,
     default_epochs,
     measure_throughput,
     parse_duration,
     prepare,
     reopen,
+    resolve,
     resume,
     train,
 )
@@ -51,7 +51,7 @@ DEFAULT_TRIALS = 20
 MAX_WORKERS_PER_CORE = 4
 """Maximum workers per core: more would fill the memory and speed nothing up."""
 
-_SHARED_FIELDS = ("size", "channels", "epochs", "precision", "memory_format", "replicas")
+_SHARED_FIELDS = ("size", "channels", "epochs", "precision", "memory_format", "cpu_replicas")
 """Fields chosen once, so that all trials share them."""
 
 
@@ -103,7 +103,8 @@ def tune(
     _check_arguments(parsed, trials, zoom_rounds, workers)
     limit = None if budget is None else parse_duration(budget)
     folder = _study_folder(out, base)
-    example, splits, notes = prepare(parsed.apply_to(base, parsed.costly_point()))
+    plan, splits, notes = prepare(resolve(parsed.apply_to(base, parsed.costly_point())))
+    example = plan.recipe
     for note in notes:
         progress.notify(note)
     points = search.points(parsed)
@@ -139,7 +140,7 @@ def _base_recipe(base: Recipe | None, data: str | Path | None, seed: int | None)
     given = base.data if data is None else str(data)
     if given is None:
         raise RecipeError("Name the images to use: a folder, an archive, a table, or a data set such as digits.")
-    base = base.replace(data=str(Path(given).resolve()) if Path(given).exists() else given, processes=1)
+    base = base.replace(data=str(Path(given).resolve()) if Path(given).exists() else given, devices=1)
     if base.epochs == 0:
         raise RecipeError("A recipe of 0 epochs trains nothing, so there is nothing to tune. Set --epochs.")
     return base
@@ -232,13 +233,14 @@ def _shared_settings(config: StudyConfig, example: Recipe, splits: Splits, worke
 
     Measured at the costly point of the space. CPU replicas are off: several workers use the cores better.
     """
-    recipe = example.replace(replicas=example.replicas or 1)
+    plan = resolve(example.replace(cpu_replicas=example.cpu_replicas or 1)).fit_to(splits.train)
     device = runtime.resolve_device(config.device)
-    assert recipe.batch_size is not None
-    classifier, _ = build_classifier(recipe, splits, device)
-    batch = next(iter(iterate_batches(splits.train, recipe.batch_size, device=device)))
-    measured = measure_throughput(classifier, recipe, build_objective(recipe, splits.train.counts), batch)
-    recipe, images, rate = measured.mode.apply_to(recipe), len(splits.train), measured.images_per_second
+    assert plan.recipe.batch_size is not None
+    classifier, _ = build_classifier(plan, splits, device)
+    batch = next(iter(iterate_batches(splits.train, plan.recipe.batch_size, device=device)))
+    measured = measure_throughput(classifier, plan, batch)
+    recipe, images = plan.recipe.replace(**vars(measured.mode)), len(splits.train)
+    rate = measured.images_per_second
     total = config.trials * (1 + config.zoom_rounds)
     if recipe.epochs is None:
         share = max((config.budget or parse_duration(recipe.budget)) * workers / total, 0.001)

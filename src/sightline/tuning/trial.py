@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from .. import progress
 from ..errors import Interrupted, OutputError, SightlineError
 from ..files import explain_write_errors
-from ..training import BaseHook, Recipe, SilentRunFolder, TrainingState, prepare, recipe_geometry, train_on_splits
+from ..training import BaseHook, Recipe, SilentRunFolder, TrainingState, prepare, resolve, train_on_splits
 from ..types import Geometry, Splits
 from .study_store import StudyConfig, StudyStore, TrialFailed, trial_facts, trial_indices
 
@@ -23,13 +23,13 @@ class SplitsCache:
     """The images of every trial: read and split once for each geometry."""
 
     def __init__(self, recipe: Recipe, splits: Splits) -> None:
-        self.splits: dict[Geometry, Splits] = {recipe_geometry(recipe): splits}
+        self.splits: dict[Geometry, Splits] = {recipe.geometry: splits}
 
     def for_recipe(self, recipe: Recipe) -> Splits:
         """The images in the geometry of this recipe."""
-        geometry = recipe_geometry(recipe)
+        geometry = recipe.geometry
         if geometry not in self.splits:
-            self.splits[geometry] = prepare(recipe)[1]
+            self.splits[geometry] = prepare(resolve(recipe))[1]
         return self.splits[geometry]
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from .. import errors, progress
 from ..errors import Interrupted, SightlineError
-from ..training import prepare
+from ..training import prepare, resolve
 from .study_store import StudyConfig, StudyStore
 from .trial import SplitsCache, run_trials
 
@@ -103,8 +103,8 @@ def worker_main() -> None:
 
 def load_splits(config: StudyConfig) -> SplitsCache:
     """The images of the study, read by this process from the store of decoded images."""
-    recipe, splits, _ = prepare(config.build_recipe(config.space.costly_point()))
-    return SplitsCache(recipe, splits)
+    plan, splits, _ = prepare(resolve(config.build_recipe(config.space.costly_point())))
+    return SplitsCache(plan.recipe, splits)
 
 
 def _exit_with_parent(parent: int) -> None:

@@ -1,0 +1,139 @@
+"""From a plan and images to what training needs: the classifier before training, and the plain method."""
+
+import copy
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from .. import runtime
+from ..classifier import Classifier
+from ..data import Shuffle, count_batches, iterate_batches, to_tensor
+from ..errors import DataError, RecipeError
+from ..layers import initialise
+from ..models import build, find_stages
+from ..preprocessing import fit_preprocessing
+from ..types import Batch, Splits
+from .distributed import SINGLE_PROCESS, ProcessGroup
+from .fairness import apply_mitigation
+from .fit import Method
+from .plan import Plan
+from .recipe import INHERIT, Recipe
+from .transfer import load_initial_weights, start_provenance
+
+ADAPTATION_IMAGES = 2000
+"""Training images that a network's data-dependent layers are initialised from."""
+
+FULL_SIZE_AFTER = 2 / 3
+"""Fraction of the epochs after which progressive resizing has reached the working size."""
+
+MEMORY_FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
+
+
+def build_classifier(
+    plan: Plan, splits: Splits, device: torch.device, *, blank: bool = False
+) -> tuple[Classifier, tuple[str, ...]]:
+    """The classifier before training, with seeded initial weights or the given ones; and notes about them.
+
+    ``plan`` fits the training images (``Plan.fit_to``). With ``blank`` no weights are loaded: a checkpoint has them.
+    Raises RecipeError where the network cannot be built or frozen as the recipe says, or answers one size only
+    although its images grow.
+    """
+    recipe, train = plan.recipe, splits.train
+    assert plan.architecture is not None
+    runtime.seed_torch(recipe.seed)
+    network = build(plan.architecture)
+    if recipe.normalize == INHERIT and plan.source is not None:
+        preprocessing = copy.deepcopy(plan.source.preprocessing)
+    else:
+        preprocessing = fit_preprocessing(train, recipe.normalize or "fitted", train.geometry.channels)
+    if recipe.init != "default":
+        initialise(network, recipe.init)
+    sample = np.sort(runtime.permutation(len(train), recipe.seed)[:ADAPTATION_IMAGES])
+    with torch.no_grad():
+        network.init_from_data(preprocessing(to_tensor(train[sample])))
+    notes = () if blank else load_initial_weights(network, preprocessing, recipe, plan.source, splits)
+    start = recipe.model if plan.is_pretrained else None
+    classifier = Classifier(
+        preprocessing,
+        network,
+        architecture=plan.architecture,
+        classes=train.classes,
+        geometry=train.geometry,
+        provenance={
+            "data": Path(recipe.data or "").name,  # the path is in recipe.toml; a bundle travels
+            "data_fingerprint": train.fingerprint,
+            "train_images": len(train),
+            "seed": recipe.seed,
+            "split_seed": recipe.data_seed,
+            **start_provenance(
+                start if recipe.weights is None else Path(recipe.weights).name, network, plan.source
+            ),
+        },
+    ).to(device)
+    if plan.freezing.freezes:
+        plan.freezing.n_frozen([stage.name for stage in find_stages(network)], 0)  # raises for an unknown stage
+    _check_progressive_size(recipe, classifier)
+    return classifier, (*network.notes, *notes)
+
+
+def build_method(plan: Plan, splits: Splits, device: torch.device, group: ProcessGroup = SINGLE_PROCESS) -> Method:
+    """The plain way to train: shuffled, augmented batches of this process's share of the labelled training images."""
+    recipe = plan.recipe
+    assert recipe.batch_size is not None
+    size = recipe.batch_size
+    memory_format = MEMORY_FORMATS[recipe.memory_format or "contiguous"]
+    fair = apply_mitigation(plan.mitigation, recipe.fairness_column, splits.train.labelled, plan.objective)
+    balanced = fair.balanced or recipe.sampling == "balanced"
+
+    def batches(epoch: int, start: int) -> Iterable[Batch]:
+        whole = iterate_batches(
+            fair.train,
+            size,
+            device=device,
+            order=Shuffle(recipe.seed, epoch, balanced, fair.balanced),
+            start=start,
+            augment=plan.augment,
+            drop_last=True,
+            memory_format=memory_format,
+            share=(group.rank, group.size),
+        )
+        return _downscale_batches(whole, image_size_at(recipe, epoch), memory_format)
+
+    return Method(fair.objective, batches, count_batches(len(fair.train), size, drop_last=True), hooks=fair.hooks)
+
+
+def image_size_at(recipe: Recipe, epoch: int) -> int:
+    """Pixels of a side in this epoch: from ``progressive_from`` in steps of 4 to the working size."""
+    size, start = recipe.size or 0, recipe.progressive_from
+    if start is None or start >= size:
+        return size
+    fraction = min(1.0, epoch / max(1.0, FULL_SIZE_AFTER * (recipe.epochs or 1)))
+    return min(size, start + 4 * round((size - start) * fraction / 4))
+
+
+def _downscale_batches(whole: Iterable[Batch], side: int, memory_format: torch.memory_format) -> Iterator[Batch]:
+    for batch in whole:
+        if side >= batch.pixels.shape[-1]:
+            yield batch
+            continue
+        small = F.interpolate(batch.pixels, (side, side), mode="bilinear", antialias=True)
+        yield replace(batch, pixels=small.contiguous(memory_format=memory_format))
+
+
+def _check_progressive_size(recipe: Recipe, classifier: Classifier) -> None:
+    """Raise RecipeError where ``progressive_from`` is asked of a network that answers one size only."""
+    if recipe.progressive_from is None:
+        return
+    side, channels = recipe.progressive_from, classifier.geometry.channels
+    try:
+        with torch.inference_mode():
+            classifier.eval()(torch.zeros(1, channels, side, side, device=classifier.device))
+    except (RuntimeError, DataError) as error:
+        raise RecipeError(
+            f"The recipe's progressive_from is {side}, but {recipe.model} answers images of its own size only: "
+            "leave it out, or choose another model."
+        ) from error
