@@ -15,10 +15,12 @@ def pixels(file, geometry):
     sideways = geometry["exif"] and image.getexif().get(274, 1) > 4
     whole = np.array(image.size[::-1] if sideways else image.size, float)  # width and height, upright
     fitted = np.clip(np.rint(whole * (size / whole).min()), 1, size).astype(int) if pad else size
-    image.draft(mode, tuple(2 * fitted[::-1] if sideways else 2 * fitted))  # JPEGs decode at 1/2, 1/4 or 1/8
+    share = 1 if (whole == size).all() else geometry.get("crop_fraction", 1)  # of the short side that a crop keeps
+    least = np.ceil(2 * np.ceil(fitted / share)).astype(int)
+    image.draft(mode, tuple(least[::-1] if sideways else least))  # JPEGs decode at 1/2, 1/4 or 1/8
     image = ImageOps.exif_transpose(image) if geometry["exif"] else image
     whole /= np.rint(whole.max() / max(image.size))
-    cut = (whole - size / (size / whole).max()) / 2 if geometry["fit"] == "crop" else np.zeros(2)
+    cut = (whole - share * size / (size / whole).max()) / 2 if geometry["fit"] == "crop" else np.zeros(2)
     box = (*np.maximum(cut, 0), *np.minimum(whole - cut, image.size))
     image = image.convert(mode).resize(tuple(fitted), Image.Resampling[geometry["filter"].upper()], box)
     (left, top), (right, bottom) = -((size - fitted) // 2), size - (size - fitted) // 2

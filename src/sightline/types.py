@@ -39,6 +39,8 @@ class Geometry:
     resize_mode: ResizeMode = "squash"
     """``squash`` keeps every pixel and changes the aspect ratio; ``crop`` keeps the aspect ratio and cuts the borders
     of the long side; ``pad`` keeps both and adds black borders."""
+    crop_fraction: float = 1.0
+    """Share of the short side that ``crop`` keeps, in (0, 1]: published weights often expect 0.875."""
     interpolation: Interpolation = "bilinear"
     """Resampling filter, antialiased when shrinking."""
     exif: bool = True
@@ -53,13 +55,16 @@ class Geometry:
             check_int("each side of the size", side, 1, 4096)
         check_choice("the resize mode", self.resize_mode, get_args(ResizeMode))
         check_choice("the interpolation", self.interpolation, get_args(Interpolation))
+        if not 0 < self.crop_fraction <= 1 or (self.crop_fraction < 1 and self.resize_mode != "crop"):
+            raise ValueError(f"a crop of {self.crop_fraction} of the short side does not go with {self.resize_mode}")
         if self.window is not None and not -1e9 < self.window[0] < self.window[1] < 1e9:
             raise ValueError(f"a window from {self.window[0]} to {self.window[1]} is empty or impossible")
 
     def as_json(self) -> dict[str, Any]:
         """The fields by their names in bundles: ``fit`` for the resize mode, ``filter`` for the interpolation."""
         names = {"resize_mode": "fit", "interpolation": "filter"}
-        return {names.get(name, name): value for name, value in vars(self).items()}
+        known = {name: value for name, value in vars(self).items() if (name, value) != ("crop_fraction", 1.0)}
+        return {names.get(name, name): value for name, value in known.items()}
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> "Geometry":

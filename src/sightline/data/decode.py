@@ -18,7 +18,7 @@ from ..errors import ImageError
 from ..sources import MAX_FILE_BYTES
 from ..types import Geometry
 from . import codecs
-from .geometry import apply_orientation, resize_to_geometry, resized_shape
+from .geometry import apply_orientation, least_decoded_shape, resize_to_geometry
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -121,7 +121,7 @@ def _decode_jpeg(data: bytes, geometry: Geometry) -> tuple[ndarray, ImageHeader]
         return None
     orientation = head.orientation if geometry.exif else 1
     across = orientation > 4
-    tall, wide = resized_shape(*_swap((head.height, head.width), across), geometry)
+    tall, wide = least_decoded_shape(*_swap((head.height, head.width), across), geometry)
     tall, wide = _swap((tall, wide), across)
     found = codecs.decode_jpeg(data, head, geometry.channels, tall, wide)
     if found is None:
@@ -283,7 +283,7 @@ def _decode_with_pillow(data: bytes, geometry: Geometry) -> tuple[ndarray, Image
     try:
         if image.format in ("JPEG", "MPO"):
             across = orientation > 4
-            tall, wide = resized_shape(*_swap((image.height, image.width), across), geometry)
+            tall, wide = least_decoded_shape(*_swap((image.height, image.width), across), geometry)
             extent = _draft_jpeg(image, *_swap((tall, wide), across))
             extent = extent and _swap(extent, across)
         image.load()

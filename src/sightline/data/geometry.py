@@ -1,5 +1,6 @@
 """What a geometry does to a picture: turns, cuts, bends, pads and resamples it, and what that loses."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -23,11 +24,17 @@ def resized_shape(height: float, width: float, geometry: Geometry) -> tuple[int,
     return min(tall, max(1, round(height * scale))), min(wide, max(1, round(width * scale)))
 
 
+def least_decoded_shape(height: float, width: float, geometry: Geometry) -> tuple[int, int]:
+    """The least (height, width) at which a file that can be decoded at a reduced scale should be decoded."""
+    tall, wide = resized_shape(height, width, geometry)
+    return math.ceil(tall / geometry.crop_fraction), math.ceil(wide / geometry.crop_fraction)
+
+
 def crop_box(height: float, width: float, geometry: Geometry) -> tuple[float, float, float, float]:
     """The box (left, top, right, bottom) of the original that is used: less than all of it for crop only."""
     if geometry.resize_mode != "crop":
         return 0.0, 0.0, float(width), float(height)
-    scale = max(geometry.size[0] / height, geometry.size[1] / width)
+    scale = max(geometry.size[0] / height, geometry.size[1] / width) / geometry.crop_fraction
     tall, wide = geometry.size[0] / scale, geometry.size[1] / scale
     left, top = (width - wide) / 2, (height - tall) / 2
     return max(left, 0.0), max(top, 0.0), min(left + wide, width), min(top + tall, height)
@@ -57,7 +64,8 @@ def resize_to_geometry(
         return pixels
     tall, wide = extent or (height, width)
     size = resized_shape(tall, wide, geometry)
-    if size != (height, width) and (geometry.resize_mode == "crop" or geometry.interpolation not in _RESAMPLE):
+    cropped = geometry.crop_fraction < 1
+    if cropped or size != (height, width) and (geometry.resize_mode == "crop" or geometry.interpolation not in _RESAMPLE):
         pixels = _resize_with_pillow(pixels, size, crop_box(tall, wide, geometry), geometry.interpolation)
     elif size != (height, width):
         pixels = resize_images(pixels[None], size, geometry.interpolation, extent)[0]
@@ -134,7 +142,7 @@ def geometry_losses(
     bend = np.maximum(down, across) / np.minimum(down, across)
     scale = {"squash": np.sqrt(down * across), "crop": np.maximum(down, across)}.get(
         geometry.resize_mode, np.minimum(down, across)
-    )
+    ) / geometry.crop_fraction
     enlarged = GeometryLoss(
         (scale > 1).astype(np.float64),
         "{} of the images are smaller than the working size and are enlarged",
@@ -142,10 +150,11 @@ def geometry_losses(
         0.5,
         0.5,
     )
+    cropped = 1 - geometry.crop_fraction**2 / bend
     own = {
         "squash": ("bend", GeometryLoss(bend, "Squashing bends the aspect by a factor of {} on average",
                     ": --resize-mode crop or pad keeps it.", 1.15, 0.25, "{:.2f}".format)),
-        "crop": ("cropped", GeometryLoss(1 - 1 / bend, "Cropping cuts away {} of the area on average",
+        "crop": ("cropped", GeometryLoss(cropped, "Cropping cuts away {} of the area on average",
                     ": --resize-mode squash or pad keeps it.", 0.1, 0.15)),
         "pad": ("padding", GeometryLoss(1 - 1 / bend, "Padding leaves {} of the working area black on average",
                     ": --resize-mode squash or crop fills it.", 0.1, 0.15)),
