@@ -9,6 +9,7 @@ layers : what networks are made of
 models : from pixels to logits, and every change a network can survive
 classifier : the waist, preprocessing + network + class names + calibration
 inference : a classifier run over a dataset, logits, probabilities, features
+features : what a backbone sees in every image, computed once and kept
 attacks : the smallest change that breaks an answer
 training : data and a recipe become a classifier
 runs : a run or bundle opened with the images to examine it on

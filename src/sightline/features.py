@@ -46,7 +46,10 @@ def embed_cached(
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         rows_in_store = dataset.pixels.shape[0]
-        if not folder.exists() and 4 * width * rows_in_store > _MAX_DISK_SHARE * shutil.disk_usage(folder.parent).free:
+        if (
+            not folder.exists()
+            and 4 * width * rows_in_store > _MAX_DISK_SHARE * shutil.disk_usage(folder.parent).free
+        ):
             progress.notify(
                 "The disk has no room to keep the features of these images, so they are computed again whenever "
                 "they are needed. SIGHTLINE_CACHE names a folder with more room."

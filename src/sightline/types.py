@@ -56,7 +56,9 @@ class Geometry:
         check_choice("the resize mode", self.resize_mode, get_args(ResizeMode))
         check_choice("the interpolation", self.interpolation, get_args(Interpolation))
         if not 0 < self.crop_fraction <= 1 or (self.crop_fraction < 1 and self.resize_mode != "crop"):
-            raise ValueError(f"a crop of {self.crop_fraction} of the short side does not go with {self.resize_mode}")
+            raise ValueError(
+                f"a crop of {self.crop_fraction} of the short side does not go with {self.resize_mode}"
+            )
         if self.window is not None and not -1e9 < self.window[0] < self.window[1] < 1e9:
             raise ValueError(f"a window from {self.window[0]} to {self.window[1]} is empty or impossible")
 

@@ -65,7 +65,9 @@ def resize_to_geometry(
     tall, wide = extent or (height, width)
     size = resized_shape(tall, wide, geometry)
     cropped = geometry.crop_fraction < 1
-    if cropped or size != (height, width) and (geometry.resize_mode == "crop" or geometry.interpolation not in _RESAMPLE):
+    if cropped or (
+        size != (height, width) and (geometry.resize_mode == "crop" or geometry.interpolation not in _RESAMPLE)
+    ):
         pixels = _resize_with_pillow(pixels, size, crop_box(tall, wide, geometry), geometry.interpolation)
     elif size != (height, width):
         pixels = resize_images(pixels[None], size, geometry.interpolation, extent)[0]

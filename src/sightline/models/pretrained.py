@@ -108,7 +108,7 @@ class EmbeddedWeights:
 
 
 def rename_efficientnet_key(name: str, blocks: tuple[int, ...]) -> str:
-    """timm's name of a tensor of ``efficientnet_pytorch``.
+    """Timm's name of a tensor of ``efficientnet_pytorch``.
 
     >>> rename_efficientnet_key("_blocks.3._bn0.weight", (1, 2, 2))
     'blocks.2.0.bn1.weight'

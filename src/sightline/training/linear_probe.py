@@ -72,7 +72,9 @@ def fit_linear_probe(
         for candidate, found in _regularisation_path(x, y, shown, n_classes):
             logits = torch.einsum("nd,fdk->fnk", x, found[:, :-1]) + found[:, -1:]
             left_out = logits[fold, torch.arange(len(y))]
-            losses[candidate] = float((F.cross_entropy(left_out, y, reduction="none") * images).sum() / images.sum())
+            losses[candidate] = float(
+                (F.cross_entropy(left_out, y, reduction="none") * images).sum() / images.sum()
+            )
             rates[candidate] = (left_out.argmax(1) == y).double().mean().item()
             if losses[candidate] > 1.02 * min(losses.values()):  # the loss has one valley: the rest is worse
                 break
@@ -109,7 +111,11 @@ def _regularisation_path(
     share = shown / shown.sum(1, keepdim=True)
     for penalty in PENALTIES:
         optimizer = torch.optim.LBFGS(
-            [solution], max_iter=MAX_ITERATIONS, history_size=10, line_search_fn="strong_wolfe", tolerance_grad=1e-5
+            [solution],
+            max_iter=MAX_ITERATIONS,
+            history_size=10,
+            line_search_fn="strong_wolfe",
+            tolerance_grad=1e-5,
         )
 
         def closure(penalty: float = penalty, optimizer: torch.optim.LBFGS = optimizer) -> Tensor:

@@ -1,0 +1,82 @@
+"""The head of a frozen backbone, against scikit-learn's logistic regression."""
+
+import numpy as np
+import pytest
+import torch
+from sklearn.linear_model import LogisticRegression
+
+from sightline.errors import DataError
+from sightline.training.linear_probe import PENALTIES, fit_linear_probe
+
+
+def blobs(count, width, classes, seed=0, spread=2.0):
+    rng = np.random.default_rng(seed)
+    labels = rng.permutation(np.arange(count) % classes)
+    centres = rng.normal(size=(classes, width))
+    scale = rng.uniform(0.1, 10, width)  # features of very different units
+    features = ((centres[labels] + spread * rng.normal(size=(count, width))) * scale + 5).astype(np.float32)
+    return features, labels.astype(np.int64)
+
+
+@pytest.mark.parametrize(("count", "width"), [(300, 20), (60, 200)])
+@pytest.mark.parametrize("classes", [3, 5])
+def test_it_is_the_logistic_regression_of_its_penalty(count, width, classes):
+    features, labels = blobs(count, width, classes)
+    probe = fit_linear_probe(features, labels, classes)
+    standard = (features - features.mean(0)) / features.std(0)
+    oracle = LogisticRegression(C=1 / (probe.penalty * count), max_iter=5000, tol=1e-8).fit(standard, labels)
+    ours = torch.softmax(torch.from_numpy(features) @ probe.weight.T + probe.bias, 1).numpy()
+    assert np.abs(ours - oracle.predict_proba(standard)).max() < 0.01
+
+
+def test_two_classes_are_the_binary_regression():
+    """Softmax over two classes shares the weight between both: half the penalty of the binary form."""
+    features, labels = blobs(200, 10, 2)
+    probe = fit_linear_probe(features, labels, 2)
+    standard = (features - features.mean(0)) / features.std(0)
+    oracle = LogisticRegression(C=2 / (probe.penalty * 200), max_iter=5000, tol=1e-8).fit(standard, labels)
+    ours = torch.softmax(torch.from_numpy(features) @ probe.weight.T + probe.bias, 1).numpy()
+    assert np.abs(ours - oracle.predict_proba(standard)).max() < 0.01
+
+
+def test_noise_asks_for_a_stronger_penalty_than_signal():
+    clear = fit_linear_probe(*blobs(300, 20, 3, spread=0.3), 3)
+    rng = np.random.default_rng(1)
+    noise = fit_linear_probe(rng.normal(size=(300, 20)).astype(np.float32), np.arange(300) % 3, 3)
+    assert clear.penalty < noise.penalty == PENALTIES[0]
+    assert clear.accuracy > 0.95
+    assert abs(noise.accuracy - 1 / 3) < 0.12
+
+
+def test_the_same_images_and_seed_give_the_same_head():
+    features, labels = blobs(100, 30, 4)
+    one, two = (fit_linear_probe(features, labels, 4, seed=3) for _ in range(2))
+    assert torch.equal(one.weight, two.weight)
+    assert torch.equal(one.bias, two.bias)
+
+
+def test_one_image_a_class_is_enough_and_leaves_nothing_out():
+    features, labels = blobs(3, 50, 3)
+    probe = fit_linear_probe(features, labels, 3)
+    assert probe.losses == {}
+    assert probe.accuracy is None
+    assert np.array_equal((features @ probe.weight.numpy().T + probe.bias.numpy()).argmax(1), labels)
+
+
+def test_a_class_without_images_is_refused():
+    features, labels = blobs(20, 5, 2)
+    with pytest.raises(DataError, match="has no image"):
+        fit_linear_probe(features, labels, 3)
+
+
+def test_only_the_proportions_of_weights_count_and_a_heavy_class_wins_the_doubtful_images():
+    features, labels = blobs(120, 4, 2, spread=6.0)
+    plain = fit_linear_probe(features, labels, 2)
+    doubled = fit_linear_probe(features, labels, 2, weights=np.full(120, 2.0))
+    assert torch.allclose(plain.weight, doubled.weight, atol=1e-4)
+    heavy = fit_linear_probe(features, labels, 2, weights=np.where(labels == 1, 10.0, 1.0))
+
+    def ones(probe):
+        return (features @ probe.weight.numpy().T + probe.bias.numpy()).argmax(1).sum()
+
+    assert ones(heavy) > ones(plain)
