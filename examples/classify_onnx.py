@@ -10,20 +10,14 @@ from PIL import Image, ImageOps
 
 def pixels(file, geometry):
     """A picture as the classifier wants it, uint8 (height, width, channels): what ``geometry`` says."""
-    image, size, mode = (
-        Image.open(file),
-        np.array(geometry["size"][::-1]),
-        {1: "L", 3: "RGB"}[geometry["channels"]],
-    )
-    turn = -1 if geometry["exif"] and image.getexif().get(274, 1) > 4 else 1
-    whole = np.array(image.size[::turn], float)  # width and height, upright
-    fitted = (
-        np.clip(np.rint(whole * (size / whole).min()), 1, size).astype(int) if geometry["fit"] == "pad" else size
-    )
-    share = (
-        1 if (whole == size).all() else geometry.get("crop_fraction", 1)
-    )  # of the short side, that a crop keeps
-    image.draft(mode, tuple(2 * np.ceil(fitted / share).astype(int)[::turn]))  # JPEGs decode at 1/2, 1/4 or 1/8
+    image, size = Image.open(file), np.array(geometry["size"][::-1])
+    mode, pad = "RGB" if geometry["channels"] == 3 else "L", geometry["fit"] == "pad"
+    sideways = geometry["exif"] and image.getexif().get(274, 1) > 4
+    whole = np.array(image.size[::-1] if sideways else image.size, float)  # width and height, upright
+    fitted = np.clip(np.rint(whole * (size / whole).min()), 1, size).astype(int) if pad else size
+    share = 1 if (whole == size).all() else geometry.get("crop_fraction", 1)  # of the short side that a crop keeps
+    least = 2 * np.ceil(fitted / share).astype(int)
+    image.draft(mode, tuple(least[::-1] if sideways else least))  # JPEGs decode at 1/2, 1/4 or 1/8
     image = ImageOps.exif_transpose(image) if geometry["exif"] else image
     whole /= np.rint(whole.max() / max(image.size))
     cut = (whole - share * size / (size / whole).max()) / 2 if geometry["fit"] == "crop" else np.zeros(2)

@@ -57,7 +57,7 @@ def test_timms_own_card_agrees_with_the_embedded_one():
 
 def stand_in(monkeypatch, folder, version=LITE0.version):
     found = SimpleNamespace(version=version, locate_file=lambda name: folder / name)
-    monkeypatch.setattr(importlib.metadata, "distribution", lambda name: found)
+    monkeypatch.setattr(importlib.metadata, "distribution", lambda _: found)
 
 
 def test_a_package_that_is_absent_of_another_version_or_damaged_is_one_sentence(monkeypatch, tmp_path):
