@@ -286,10 +286,9 @@ class DistillationLoss(Objective):
         pull = kl_divergence(logits / self.temperature, target / self.temperature).mean() * self.temperature**2
         if self.alpha == 1:
             return pull
-        if self.labels.on_logits:
-            own = self.labels.from_logits(logits, batch.labels)
-        else:  # a loss of pixels that it makes itself
-            own = self.labels(classifier, batch)
+        # a loss that is not of logits makes pixels of its own
+        on_logits = self.labels.on_logits
+        own = self.labels.from_logits(logits, batch.labels) if on_logits else self.labels(classifier, batch)
         return self.alpha * pull + (1 - self.alpha) * own
 
 
