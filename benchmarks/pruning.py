@@ -8,8 +8,8 @@ tenth of them for validation; tested on all 10,000 test images, once, at the end
     parent     a third party's ResNet-20 (see third_party.py), trained on for 3 epochs
     choice     every criterion and scope takes 40 % of the multiply-adds; norms are measured anew, nothing is
                trained; the one of least loss on validation is kept
-    pruned     that, healed for 5 epochs at half of the rate; and once more with widths in multiples of 8
-    control    the parent, trained on for as long as the pruned ones are healed
+    pruned     that, fine-tuned for 5 epochs at half of the rate; and once more with widths in multiples of 8
+    control    the parent, trained on for as long as the pruned ones are fine-tuned
 
 Differences are paired image by image; latency is that of the exported files, in turn. To be known beforehand: the
 third party trained on this set's training images before they became JPEG, so the validation images are not new to
@@ -52,7 +52,7 @@ RECIPE = Recipe(
     cpu_replicas=1,
 )
 
-HEALING = RECIPE.replace(epochs=5, lr=0.01)
+FINE_TUNING = RECIPE.replace(epochs=5, lr=0.01)
 
 
 def main() -> None:
@@ -65,18 +65,20 @@ def main() -> None:
     folder, tiny = shared(asked.data), asked.tiny
     place = asked.runs / ("tiny" if tiny else "whole")
     weights = folder.parent / "weights" / "resnet20-12fca82f.th"
-    recipe, healing = (one.replace(epochs=1) if tiny else one for one in (RECIPE, HEALING))
+    recipe, fine_tuning = (one.replace(epochs=1) if tiny else one for one in (RECIPE, FINE_TUNING))
     splits = drawn(images(folder), 50 if tiny else 1500, tested=20 if tiny else 1000)
 
-    parent = kept(place / "parent", lambda at: train_on_splits(
+    parent = load_or_make(place / "parent", lambda at: train_on_splits(
         splits, recipe.replace(weights=str(weights)), SilentRunFolder(at), device="cpu").classifier)  # fmt: skip
     book = Notebook(place / "choice.jsonl")
     best = chosen(parent, splits, book)
     made = {}
     for name, multiple in (("pruned", 1), ("pruned_multiples_of_8", 8)):
         step = Channels(AMOUNT, **best, multiple=multiple)
-        made[name] = kept(place / name, healed(lambda step=step: step(parent, splits), splits, healing))
-    made["control"] = kept(place / "control", healed(lambda: parent, splits, healing))
+        made[name] = load_or_make(
+            place / name, fine_tuned(lambda step=step: step(parent, splits), splits, fine_tuning)
+        )
+    made["control"] = load_or_make(place / "control", fine_tuned(lambda: parent, splits, fine_tuning))
     figures: dict[str, Any] = {
         "protocol": " / ".join(f"{len(part):,}" for part in vars(splits).values() if isinstance(part, Dataset)),
         "asked": AMOUNT,
@@ -84,14 +86,14 @@ def main() -> None:
         "chosen": best,
     }
     for name, classifier in made.items():
-        figures[name] = compared(parent, classifier, splits)
+        figures[name] = compare(parent, classifier, splits)
         print(f"{name}: {' '.join(figures[name]['sentences'])}", flush=True)
     figures["pruned_less_control"] = difference(made["control"], made["pruned"], splits.test)
     record("pruning_tiny" if tiny else "pruning", figures)
 
 
-def kept(place: Path, make: Callable[[Path], Classifier]) -> Classifier:
-    """What is there, or made now; a healing that was stopped goes on from its checkpoint."""
+def load_or_make(place: Path, make: Callable[[Path], Classifier]) -> Classifier:
+    """What is there, or made now; an interrupted fine-tuning continues from its checkpoint."""
     done = place / "done"
     if not done.is_dir():
         place.mkdir(parents=True, exist_ok=True)
@@ -100,7 +102,7 @@ def kept(place: Path, make: Callable[[Path], Classifier]) -> Classifier:
     return Classifier.load(done)
 
 
-def healed(start: Callable[[], Classifier], splits: Splits, recipe: Recipe) -> Callable[[Path], Classifier]:
+def fine_tuned(start: Callable[[], Classifier], splits: Splits, recipe: Recipe) -> Callable[[Path], Classifier]:
     """Norms measured anew and a short training."""
     loss = resolve(recipe).fit_to(splits.train).objective
     return lambda place: fine_tune(start(), splits, recipe, SilentRunFolder(place), objective=loss).classifier
@@ -113,12 +115,12 @@ def chosen(parent: Classifier, splits: Splits, book: Notebook) -> dict[str, str]
             made, _ = recalibrate_norms(Channels(AMOUNT, criterion, scope)(parent, splits), splits)
             loss, accuracy = validate(made, splits.val)
             book.add({"accuracy": round(accuracy, 4), "loss": round(loss, 4)}, criterion=criterion, scope=scope)
-            print(f"{criterion}, {scope}: {accuracy:.4f} on validation, before healing", flush=True)
+            print(f"{criterion}, {scope}: {accuracy:.4f} on validation, before fine-tuning", flush=True)
     best = min(book.lines, key=lambda line: line["loss"])
     return {name: best[name] for name in ("criterion", "scope")}
 
 
-def compared(parent: Classifier, made: Classifier, splits: Splits) -> dict[str, Any]:
+def compare(parent: Classifier, made: Classifier, splits: Splits) -> dict[str, Any]:
     """Both on the test images: accuracy, files, work, latency."""
     table = compare_with_original(parent, made, splits.test).as_json()
     before, after = (table[name]["multiply_adds"] for name in ("original", "small"))

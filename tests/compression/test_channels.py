@@ -239,7 +239,7 @@ def test_no_channels_to_give():
 @pytest.mark.parametrize(
     ("given", "hint"),
     [
-        ({"amount": 1.0}, "between 0 and 1"),
+        ({"amount": 1.0}, "above 0 and below 1"),
         ({"criterion": "l3"}, "no criterion 'l3'"),
         ({"scope": "local"}, "no scope 'local'"),
         ({"multiple": 0}, "multiple must be a whole number"),

@@ -510,6 +510,7 @@ def test_images_of_another_kind_are_refused(run):
 
 
 def test_steps_may_be_objects_and_words(run):
+    assert parse_compressors("int8:heals=True") == parse_compressors("int8:fine_tune=True")
     (step,) = parse_compressors("prune:0.3")
     assert parse_compressors([step, "int8"]) == [step, *parse_compressors("int8")]
     assert parse_compressors(step) == [step]

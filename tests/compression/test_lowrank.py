@@ -305,8 +305,8 @@ def test_a_network_that_reads_its_weights_itself():
     ("given", "hint"),
     [
         ({"by": "svdd"}, "no decomposition 'svdd'. Did you mean 'svd'"),
-        ({"energy": 0}, "energy is a share"),
-        ({"budget": 1.5}, "budget is a share"),
+        ({"energy": 0}, "energy must be a number"),
+        ({"budget": 1.5}, "budget must be a number"),
         ({"energy": 0.9, "budget": 0.5}, "give one of them"),
         ({"by": "cp"}, "give a budget"),
         ({"by": "cp", "energy": 0.9}, "give a budget"),

@@ -149,7 +149,7 @@ def test_the_first_convolution_is_pruned_and_a_frozen_whitening_is_not():
 
 @pytest.mark.parametrize("amount", [0, 1, 1.5, -0.1, "half", None])
 def test_an_impossible_amount(amount):
-    with pytest.raises(ValueError, match="between 0 and 1"):
+    with pytest.raises(ValueError, match="above 0 and below 1"):
         Prune(amount)
 
 

@@ -1,4 +1,4 @@
-"""Which channels of a network hang together, and can be taken out of it."""
+"""Channel groups: the channels of several layers that can only be removed together."""
 
 import copy
 import warnings
@@ -15,40 +15,40 @@ from ..layers import Network, is_narrowable, keep_channels
 from ..models import get_head
 
 LAYER_SIDES = ("outputs", "inputs")
-"""Of a layer; a batch norm's channels are its outputs."""
+"""Sides of a layer; the channels of a batch norm are its outputs."""
 
 
 @dataclass(frozen=True, eq=False)
 class ChannelSite:
-    """Where channels of a group are found: in the outputs or the inputs of a layer."""
+    """A place where channels of a group occur: the outputs or the inputs of a layer."""
 
     layer: str
     side: str
     places: Int[Tensor, " n"]
-    """In the layer, of each entry."""
+    """Index in the layer, of each entry."""
     channels: Int[Tensor, " n"]
-    """Of the group, that each entry belongs to: after a flattening several entries have one channel."""
+    """Index in the group, of each entry: after a flattening several entries belong to one channel."""
 
 
 @dataclass(frozen=True, eq=False)
 class ChannelGroup:
-    """Channels that stand or fall together wherever they are found: added, normalised, or put side by side."""
+    """Channels that can only be removed together, because they are added, normalised or concatenated."""
 
     count: int
-    """Channels, counted in the first layer that makes them."""
+    """Channels, counted in the first layer that produces them."""
     sites: tuple[ChannelSite, ...]
 
 
 RemovedChannels = Sequence[Bool[Tensor, " _"]]
-"""Of each group, the channels that go."""
+"""For each group, a mask of the channels to remove."""
 
 
 def find_channel_groups(network: Network, pixels: Float[Tensor, "B C H W"]) -> list[ChannelGroup]:
-    """The groups of channels that can be taken out of a network without changing its answers otherwise.
+    """The groups of channels whose removal changes the logits exactly as setting them to zero would.
 
-    Torch-Pruning traces which layers share channels (Fang et al. 2023, arXiv 2301.12900). What it finds is tried:
-    a group that, taken out, gives other answers than the same group silenced, whatever the weights, is left whole.
-    So are the classes, and what layer norms, grouped convolutions or loose parameters hold.
+    Torch-Pruning traces which layers share channels (Fang et al. 2023, arXiv 2301.12900). Every group it finds is
+    tested with random weights, and dropped if removing it and zeroing it give different logits. The classes, and
+    channels in layer norms, grouped convolutions or bare parameters, are never removed.
     """
     found = [group for group in _trace_groups(network, pixels) if group.count > 1]
     return _removable_groups(_randomise(copy.deepcopy(network).double()), found, pixels.double())
@@ -57,7 +57,7 @@ def find_channel_groups(network: Network, pixels: Float[Tensor, "B C H W"]) -> l
 def keep_one_per_layer(
     group: ChannelGroup, gone: Bool[Tensor, " n"], worth: Float[Tensor, " n"]
 ) -> Bool[Tensor, " n"]:
-    """The channels that go, without the one worth most of each layer that would lose all it has of the group."""
+    """The mask ``gone``, except the most important channel of each layer that would lose all of the group."""
     left = gone.clone()
     for site in group.sites:
         if left[site.channels].all():
@@ -66,7 +66,7 @@ def keep_one_per_layer(
 
 
 def remove_channels(network: Network, groups: Sequence[ChannelGroup], gone: RemovedChannels) -> Network:
-    """A copy of the network without these channels."""
+    """A copy of the network without the channels in ``gone``."""
     small = copy.deepcopy(network)
     for (layer, side), places in _removed_places(groups, gone).items():
         module = small.get_submodule(layer)
@@ -79,7 +79,7 @@ def remove_channels(network: Network, groups: Sequence[ChannelGroup], gone: Remo
 
 @torch.no_grad()
 def zero_channels(network: Network, groups: Sequence[ChannelGroup], gone: RemovedChannels) -> Network:
-    """A copy of the network in which these channels are zero wherever they are made."""
+    """A copy of the network in which the channels in ``gone`` are zero."""
     quiet = copy.deepcopy(network)
     for (layer, side), places in _removed_places(groups, gone).items():
         if side == "outputs":
@@ -110,7 +110,7 @@ def layer_multiply_adds(network: Network, pixels: Float[Tensor, "B C H W"]) -> d
 def saved_multiply_adds(
     network: Network, works: Mapping[str, int], groups: Sequence[ChannelGroup], gone: RemovedChannels
 ) -> int:
-    """Multiply-adds for one image that go with these channels: a layer has as many as outputs times inputs."""
+    """Multiply-adds for one image saved without these channels: a layer's are proportional to outputs x inputs."""
     left = dict(works)
     for (layer, side), places in _removed_places(groups, gone).items():
         if layer in left:
@@ -122,7 +122,7 @@ def saved_multiply_adds(
 def _removed_places(
     groups: Sequence[ChannelGroup], gone: RemovedChannels
 ) -> dict[tuple[str, str], Int[Tensor, " _"]]:
-    """(layer, side) -> the places in it that go."""
+    """(layer, side) -> the indices to remove from it."""
     found: dict[tuple[str, str], Tensor] = {}
     for group, out in zip(groups, gone, strict=True):
         for site in group.sites if out.any() else ():
@@ -141,9 +141,9 @@ def _layer_width(module: nn.Module, side: str) -> int:
 
 
 def _trace_groups(network: Network, pixels: Float[Tensor, "B C H W"]) -> list[ChannelGroup]:
-    """The groups that a trace of the network suggests, of layers that can be narrowed."""
+    """The groups that Torch-Pruning's trace finds, of layers that can be narrowed."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # it thinks aloud
+        warnings.simplefilter("ignore")  # of its own
         import torch_pruning
 
         work = copy.deepcopy(network).requires_grad_()
@@ -156,12 +156,12 @@ def _trace_groups(network: Network, pixels: Float[Tensor, "B C H W"]) -> list[Ch
 
 
 def _forward(network: Any, pixels: Any) -> Tensor:
-    """One pass, of a mirrored network too."""
+    """One forward pass, also of a network with flip TTA."""
     return network.logits(pixels)
 
 
 def _as_channel_group(graph: Any, traced: Any, names: Mapping[nn.Module, str]) -> ChannelGroup | None:
-    """One of ours, or None where it touches what cannot be narrowed."""
+    """A traced group as a ChannelGroup; None where it includes something that cannot be narrowed."""
     from torch_pruning.ops import OPTYPE
 
     sites = []
@@ -180,7 +180,7 @@ def _as_channel_group(graph: Any, traced: Any, names: Mapping[nn.Module, str]) -
 
 
 def _removable_groups(network: Network, groups: Sequence[ChannelGroup], pixels: Tensor) -> list[ChannelGroup]:
-    """Those groups that can go without a trace; halves are tried where the whole fails."""
+    """The groups that can be removed, by testing all together and halving where that fails."""
     if not groups or _is_removable(network, groups, pixels):
         return [*groups]
     if len(groups) == 1:
@@ -194,7 +194,7 @@ def _removable_groups(network: Network, groups: Sequence[ChannelGroup], pixels: 
 
 @torch.no_grad()
 def _is_removable(network: Network, groups: Sequence[ChannelGroup], pixels: Tensor) -> bool:
-    """Whether half of the channels, taken out, give the answers of the same half silenced."""
+    """Whether removing half of the channels gives the logits of zeroing the same half, to 1e-6."""
     chance = runtime.make_generator(0)
     ranks = [torch.randperm(group.count, generator=chance) for group in groups]
     gone = [
@@ -211,7 +211,7 @@ def _is_removable(network: Network, groups: Sequence[ChannelGroup], pixels: Tens
 
 @torch.no_grad()
 def _randomise(network: Network) -> Network:
-    """The network with random weights and statistics, so that no part of it is silent by chance."""
+    """Fill the network with random weights and statistics, so that no channel is zero by chance."""
     chance = runtime.make_generator(1)
     for module in network.modules():
         if isinstance(module, nn.BatchNorm2d):

@@ -26,7 +26,8 @@ def parse_steps(
     """
     steps: list[Compressor] = []
     for one in [by] if isinstance(by, str) or not isinstance(by, Sequence) else by:
-        words = one.split(",") if isinstance(one, str) else [one]
+        # int8:heals= is the name of int8:fine_tune= in earlier releases
+        words = one.replace(":heals=", ":fine_tune=").split(",") if isinstance(one, str) else [one]
         steps += [choose(family, word, "compressor") for word in words if word != ""]
     if not steps:
         raise ChoiceError(f"Say how to compress: --by {', '.join(family)}, or several joined by commas.")
