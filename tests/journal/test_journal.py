@@ -732,7 +732,7 @@ def test_the_journal_on_the_command_line(cli, tmp_path):
     assert shown.code == 0, shown.err
     assert ids[5] in shown.out
     assert ids[3] not in shown.out
-    assert "6 answers, 0 of them unknown; 6 corrected; 6 images kept" in shown.out
+    assert "6 predictions, 0 of them unknown; 6 corrected; 6 images stored" in shown.out
     value = json.loads(cli("journal", site, "--label", "cat", "--before", ids[1], "--json").out)
     assert [row["id"] for row in value["rows"]] == [ids[0]]
     assert json.loads(cli("journal", site, "list", "--no-corrected", "--json").out)["rows"] == []

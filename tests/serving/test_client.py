@@ -123,6 +123,7 @@ def test_feedback_counts_once(client, images):
 
 
 def test_the_client_lists_predictions_and_corrections(client, images):
+    client.predict(images[3])
     reply = client.predict(images[3], subject="Ada")[0]
     client.feedback(reply.id, "dog")
     rows = client.predictions(corrected=True, limit=5)["predictions"]

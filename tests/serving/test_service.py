@@ -16,7 +16,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from starlette.testclient import TestClient
 
-from helpers.live_server import CLASSES, GEOMETRY, encoded, pictures, site_of_two
+from helpers.live_server import CLASSES, GEOMETRY, encoded, pictures, site_of_two, until
 from sightline.classifier import Classifier
 from sightline.data import decode
 from sightline.journal.journal import Journal
@@ -495,21 +495,26 @@ def test_origins_are_allowed_by_name_only(site):
 
 def test_a_full_queue_sends_retry_after(site):
     with asking(site, limits=RequestLimits(queue=1)) as (client, service):
-        gate, work = threading.Event(), service.batcher._answer
-        service.batcher._answer = lambda jobs, alone: (gate.wait(10), work(jobs, alone))[1]
-        found = []
-        threads = [threading.Thread(target=lambda: found.append(raw(client, JPEG))) for _ in range(6)]
-        for thread in threads:
+        gate, answer, taken, found = threading.Event(), service.batcher._answer, [], []
+
+        def wait_and_answer(jobs, exclusive):
+            taken.append(jobs)
+            gate.wait(30)
+            return answer(jobs, exclusive)
+
+        service.batcher._answer = wait_and_answer
+        threads = [threading.Thread(target=lambda: found.append(raw(client, JPEG))) for _ in range(3)]
+        for number, thread in enumerate(threads):  # two are being answered, then one waits
             thread.start()
-        while len(found) < 3:  # two are being answered, one waits
-            pass
-        ready = client.get("/readyz")
+            assert until(lambda number=number: len(taken) + service.batcher.waiting == number + 1)
+            assert until(lambda number=number: len(taken) == min(number + 1, 2))
+        refused = [raw(client, JPEG) for _ in range(3)] + [client.get("/readyz")]
         gate.set()
         for thread in threads:
             thread.join()
         assert client.get("/readyz").json() == {"ready": True, "release": 1}
-    assert sorted(one.status_code for one in found) == [200] * 3 + [503] * 3
-    for one in (ready, *(one for one in found if one.status_code == 503)):
+    assert [one.status_code for one in found] == [200] * 3
+    for one in refused:
         assert one.status_code == 503
         assert one.headers["retry-after"] == "1"
 

@@ -22,6 +22,9 @@ QUOTA_RECOUNT_SECONDS = 30.0
 MAX_STATEMENT_VALUES = 400
 """Values named in one SQL statement."""
 
+_RECORD_COLUMNS = tuple(name for name in PredictionRecord.__dataclass_fields__ if name != "image")
+"""Columns of ``predictions`` that a record has by the same name; ``image`` becomes the name of a file."""
+
 _MAX_BATCH_RECORDS, _MAX_BATCH_BYTES = 500, 16_000_000
 """Records, and bytes of their images, inserted in one transaction."""
 
@@ -97,7 +100,10 @@ class JournalWriter:
             if stripped:
                 known = _existing_values(connection, predictions.c.id, list(stripped))
                 kept = self._store_images(connection, {id: one for id, one in stripped.items() if id not in known})
-            rows = [_to_columns(one, kept.get(id)) for id, one in unique.items()]
+            rows = [
+                {name: getattr(one, name) for name in _RECORD_COLUMNS} | {"image": kept.get(id)}
+                for id, one in unique.items()
+            ]
             connection.execute(self._database.insert_ignore(predictions), rows)
 
     def _store_images(self, connection: Connection, stripped: dict[str, tuple[str, bytes]]) -> dict[str, str]:
@@ -142,21 +148,6 @@ def _existing_values(connection: Connection, column: Column[Any], values: Sequen
     for i in range(0, len(values), MAX_STATEMENT_VALUES):
         found.update(connection.scalars(select(column).where(column.in_(values[i : i + MAX_STATEMENT_VALUES]))))
     return found
-
-
-def _to_columns(record: PredictionRecord, image: str | None) -> dict[str, Any]:
-    return {
-        "id": record.id,
-        "at": record.at,
-        "release": record.release,
-        "label": record.label,
-        "confidence": record.confidence,
-        "abstained": record.abstained,
-        "sha256": record.sha256,
-        "subject": record.subject,
-        "source": record.source,
-        "image": image,
-    }
 
 
 def _merge_batches(batches: Iterable[list[PredictionRecord]]) -> Iterator[list[PredictionRecord]]:

@@ -1,6 +1,6 @@
 """The classifier meets the world: releases, a service that answers from one, and a client.
 
-The verbs are ``publish``, ``promote``, ``rollback`` and ``prune`` for releases, ``serve``, and ``Client(url).predict``.
+Its verbs are ``publish``, ``promote``, ``rollback`` and ``prune``, ``serve``, and ``Client(url).predict``.
 """
 
 from importlib import import_module

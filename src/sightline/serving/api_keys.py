@@ -127,7 +127,7 @@ class Keyring:
 
     @property
     def empty(self) -> bool:
-        """Whether no key was ever created. After the last one is revoked, nobody is let in until one is created."""
+        """Whether no key was ever created. A site whose last key was revoked is not empty: it lets nobody in."""
         self._reload()
         return not self._stamp
 

@@ -5,7 +5,7 @@ Every other route is FastAPI's, in ``api``; it gets a body that was already read
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, MutableMapping
 from contextlib import nullcontext
 from typing import Any
 
@@ -110,6 +110,10 @@ class PredictASGI:
     async def _forward(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on, with its body read; add security headers to the response and count it."""
         status = 0
+        unread: Iterator[MutableMapping[str, Any]] = iter(())  # a body that was read already
+
+        async def receive_again() -> MutableMapping[str, Any]:
+            return next(unread, None) or await receive()
 
         async def send_secured(message: MutableMapping[str, Any]) -> None:
             nonlocal status
@@ -121,8 +125,8 @@ class PredictASGI:
         try:
             if scope["method"] not in ("GET", "HEAD", "OPTIONS"):
                 body = await read_body(dict(scope["headers"]), receive, MAX_OTHER_BODY_BYTES)
-                receive = _replay_body(body, receive)
-            await self.app(scope, receive, send_secured)
+                unread = iter([{"type": "http.request", "body": body, "more_body": False}])
+            await self.app(scope, receive_again, send_secured)
         except ClientDisconnect:
             return
         except RequestError as error:
@@ -226,17 +230,3 @@ async def _send_json(send: Send, status: int, headers: Headers, body: bytes) -> 
     headers = [_JSON_CONTENT_TYPE, (b"content-length", b"%d" % len(body)), *headers]
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": body})
-
-
-def _replay_body(body: bytes, receive: Receive) -> Receive:
-    """Return a ``receive`` that yields a body that was read already, then what ``receive`` yields."""
-    sent = False
-
-    async def replay() -> MutableMapping[str, Any]:
-        nonlocal sent
-        if sent:
-            return await receive()
-        sent = True
-        return {"type": "http.request", "body": body, "more_body": False}
-
-    return replay

@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
@@ -112,7 +113,7 @@ class Batcher(Generic[Result]):
             finally:
                 with self._busy_lock:
                     self._busy -= 1
-            _deliver_results(jobs, results)
+            self._deliver(jobs, results)
 
     def _take_batch(self, job: PredictJob[Result]) -> list[PredictJob[Result]]:
         """Return the job and others that wait, up to this thread's share and to the largest batch."""
@@ -137,20 +138,18 @@ class Batcher(Generic[Result]):
             count += len(other.request.images)
         return jobs
 
-
-def _deliver_results(jobs: Sequence[PredictJob[Result]], results: Sequence[Result | Exception]) -> None:
-    """Set the futures, with one call into each event loop for the whole batch."""
-    pairs: dict[asyncio.AbstractEventLoop | None, list[tuple[PredictJob[Result], Result | Exception]]] = {}
-    for job, result in zip(jobs, results, strict=True):
-        pairs.setdefault(job.loop, []).append((job, result))
-    for loop, some in pairs.items():
-        if loop is None:
-            _set_results(some)
-            continue
-        try:
-            loop.call_soon_threadsafe(_set_results, some)
-        except RuntimeError:  # the loop is closed: nobody waits any more
-            continue
+    @staticmethod
+    def _deliver(jobs: Sequence[PredictJob[Result]], results: Sequence[Result | Exception]) -> None:
+        """Set the futures, with one call into each event loop for the whole batch."""
+        pairs: dict[asyncio.AbstractEventLoop | None, list[tuple[PredictJob[Result], Result | Exception]]] = {}
+        for job, result in zip(jobs, results, strict=True):
+            pairs.setdefault(job.loop, []).append((job, result))
+        for loop, some in pairs.items():
+            if loop is None:
+                _set_results(some)
+                continue
+            with suppress(RuntimeError):  # the loop is closed: its requests have ended
+                loop.call_soon_threadsafe(_set_results, some)
 
 
 def _set_results(pairs: Sequence[tuple[PredictJob[Result], Result | Exception]]) -> None:

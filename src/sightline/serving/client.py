@@ -142,7 +142,7 @@ class Client:
     def stream_predictions(
         self, images: Iterable[ImageInput], *, top: int = 5, subject: str | None = None
     ) -> Iterator[Reply]:
-        """Yield what ``predict`` returns, with several requests at a time and no more images in memory than these."""
+        """Yield what ``predict`` returns; several requests run at a time, and only their images are in memory."""
         waiting: deque[Future[list[Reply]]] = deque()
         with ThreadPoolExecutor(MAX_CONCURRENT_REQUESTS) as pool:
             try:
@@ -179,9 +179,10 @@ class Client:
         return self._post(f"/releases/{int(number)}/promote", {})
 
     def predictions(self, **conditions: object) -> dict[str, Any]:
-        """Return rows of the journal, newest first: ``limit``, ``before``, ``label``, ``release``, ``abstained``, ...
+        """Return rows of the journal, newest first.
 
-        The names are those of ``GET /predictions``; None is no condition.
+        Conditions are those of ``GET /predictions``: ``limit``, ``before``, ``label``, ``release``, ``abstained``,
+        ``corrected``, ``since``, ``until``; None is no condition.
         """
         given = {name: value for name, value in conditions.items() if value is not None}
         words = {
@@ -284,7 +285,8 @@ class Client:
 def read_api_key(file: Path | None) -> str | None:
     """Return the key in a file, or else in the environment variable SIGHTLINE_KEY; None if there is neither.
 
-    A key is never a command-line argument, which other users could see. Raise ServiceError if the file cannot be read.
+    A key is never a command-line argument, which other users could see. Raise ServiceError if the file is
+    unreadable.
     """
     if file is None:
         return os.environ.get("SIGHTLINE_KEY") or None

@@ -1,7 +1,7 @@
 """One opened release: images are checked, decoded and ranked, with the classes ``Classifier.predict`` would give.
 
-onnxruntime runs the exported file; a classifier that could not be exported runs in torch. When an engine is opened,
-it measures which batch size is fastest; whether all threads or one answer a single image faster is measured
+onnxruntime runs the exported file; a classifier that could not be exported runs in torch. Opening an engine
+measures which batch size is fastest. Whether one thread or all answer a single image faster is measured
 continuously, since a release may be opened while others keep the cores busy.
 """
 
@@ -347,7 +347,7 @@ def check_image(data: bytes, declared: str, limits: RequestLimits) -> int:
 
 
 def count_pixels(data: bytes, kind: str) -> int:
-    """Return width times height as the decoder will find them, without decoding; 0 if the header cannot be read."""
+    """Return width times height as the decoder will find them, from the header; 0 if it cannot be read."""
     if kind == "image/jpeg" and (header := read_jpeg_header(data)):
         return header.width * header.height
     if kind == "image/png" and data.count(b"IHDR") == 1 and len(data) >= 24:  # with two, the last one counts

@@ -35,7 +35,7 @@ class FolderWatcher:
     """Classifies files that appear or change in a folder; files that are there at the start are left alone."""
 
     def __init__(self, service: Service, folder: Path, report: Callable[[dict[str, Any]], None] = print_json_line):
-        """``report`` is called with the JSON of each prediction or error; raise DataError if there is no folder."""
+        """``report`` gets the JSON of each prediction or error. Raise DataError if there is no such folder."""
         if not folder.is_dir():
             raise DataError(
                 f"There is no folder '{folder}' to watch. Make it first, or name another with --watch."

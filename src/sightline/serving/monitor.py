@@ -1,7 +1,7 @@
 """What a service reports of itself: metrics for Prometheus, and a log of JSON lines on stderr.
 
-Threads that answer only append to a deque; once a second, and for ``GET /metrics``, the deque becomes metrics. With
-several workers, prometheus-client keeps the numbers of each in a shared folder and adds them up.
+Threads that answer only append to a deque; once a second, and for ``GET /metrics``, the deque becomes metrics.
+With several workers, prometheus-client keeps the numbers of each in a shared folder and adds them up.
 """
 
 import json

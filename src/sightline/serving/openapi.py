@@ -1,4 +1,4 @@
-"""The description of the service: its OpenAPI document, and the page at ``/docs``, which loads nothing from elsewhere.
+"""The description of the service: its OpenAPI document, and the page at ``/docs``, which loads no other resource.
 
 FastAPI describes every route but ``POST /predict``: no model reads its body, so its description is written here.
 """
@@ -175,6 +175,7 @@ def render_docs_page(document: Mapping[str, Any], engine: "Engine", url: str) ->
     ``document`` is the OpenAPI document; ``url`` is the service's address, replaced in the examples by a local one
     if it contains characters that a shell might interpret.
     """
+    label = engine.classes[0]
     url = url if re.fullmatch(r"https?://[\w.:\[\]-]+", url, re.ASCII) else "http://127.0.0.1:8000"
     digest = base64.b64encode(hashlib.sha256(PAGE_STYLE.encode()).digest()).decode()
     release = f"Release {engine.release}" if engine.release else "No releases"
@@ -189,7 +190,7 @@ def render_docs_page(document: Mapping[str, Any], engine: "Engine", url: str) ->
             "<code>Authorization: Bearer sl_...</code> or <code>X-API-Key: sl_...</code></p>"
         )
     examples = "".join(
-        f"<h2>{title}</h2><pre>{escape(command.format(url=url, label=engine.classes[0]))}</pre>"
+        f"<h2>{title}</h2><pre>{escape(command.format(url=url, label=label))}</pre>"
         for title, command in CURL_EXAMPLES
     )
     routes = "".join(

@@ -55,8 +55,8 @@ def publish(
 ) -> Release:
     """Publish the classifier of a run, bundle or release under the next number, and ``promote`` it.
 
-    Its ONNX file is compared with it on ``images``, the run's validation images, or drawn pictures. A bundle with a
-    memory (statistics and hashes of past images) is published only ``with_memory``. Nothing is published if this
+    Its ONNX file is compared with it on ``images``, the run's validation images, or drawn pictures. A bundle with
+    a memory (statistics and hashes of past images) is published only ``with_memory``. Nothing is published if this
     raises: BundleError for a damaged classifier, RequirementNotMet if the file answers otherwise, ReleaseError for
     a memory without ``with_memory``, OutputError if the site cannot be written.
     """

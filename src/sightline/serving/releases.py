@@ -1,8 +1,8 @@
 """Numbered, immutable, checksummed releases of a classifier, and the pointer to the current one.
 
-A site is a folder: ``releases/0001/`` with ``classifier/`` (the bundle), ``model.onnx`` (if it can be exported) and
-``release.json``; ``current``, the number of the release that answers and the previous ones; and ``releases.jsonl``,
-who did what. Only ``publishing`` needs a network.
+A site is a folder: ``releases/0001/`` with ``classifier/`` (the bundle), ``model.onnx`` (if it can be exported)
+and ``release.json``; ``current`` with the number of the release that answers, and the previous ones; and
+``releases.jsonl``, who did what. Nothing here runs a network.
 """
 
 import getpass
@@ -43,8 +43,8 @@ class Release:
     number: int
     path: Path
     facts: Mapping[str, Any] = field(compare=False)
-    """Content of ``release.json``: ``time``, ``by``, ``source``, ``note``, ``sightline``, ``classes``, ``metrics``,
-    ``onnx`` (the comparison, or why there is no file) and ``files`` with their checksums."""
+    """Content of ``release.json``: ``time``, ``by``, ``source``, ``note``, ``sightline``, ``classes``,
+    ``metrics``, ``onnx`` (the comparison, or why there is no file) and ``files`` with their checksums."""
 
     @property
     def bundle(self) -> Path:
@@ -290,6 +290,6 @@ def _check_format(facts: Mapping[str, Any], number: int, site: Path | str) -> No
         raise _damaged_error(f"Release {number} of '{site}'")
     if version > RELEASE_FORMAT:
         raise ReleaseError(
-            f"Release {number} of '{site}' has format {version}, newer than this Sightline reads ({RELEASE_FORMAT}). "
-            "Upgrade with: pip install --upgrade sightline"
+            f"Release {number} of '{site}' has format {version}, newer than this Sightline reads "
+            f"({RELEASE_FORMAT}). Upgrade with: pip install --upgrade sightline"
         )

@@ -213,7 +213,7 @@ class WorkerPool:
                         if not process.is_alive():
                             workers[number] = self._replace(number, process, since)
             finally:
-                _stop_workers([process for process, _ in workers])
+                self._stop([process for process, _ in workers])
 
     def _start(self, number: int) -> tuple[SpawnProcess, float]:
         """Start a worker; return its process and the time."""
@@ -235,20 +235,20 @@ class WorkerPool:
         time.sleep(0.2 * self._early_exits)
         return self._start(number)
 
+    @staticmethod
+    def _stop(processes: Sequence[SpawnProcess]) -> None:
+        """Ask the workers to stop and wait for them; kill those that do not."""
+        from .worker import SHUTDOWN_SECONDS
 
-def _stop_workers(processes: Sequence[SpawnProcess]) -> None:
-    """Ask the workers to stop and wait for them; kill those that do not."""
-    from .worker import SHUTDOWN_SECONDS
-
-    for process in processes:
-        if process.is_alive():
-            process.terminate()
-    until = time.monotonic() + SHUTDOWN_SECONDS + 10
-    for process in processes:
-        process.join(max(0.0, until - time.monotonic()))
-        if process.is_alive():
-            log_event("worker killed", worker=process.name)
-            process.kill()
+        for process in processes:
+            if process.is_alive():
+                process.terminate()
+        until = time.monotonic() + SHUTDOWN_SECONDS + 10
+        for process in processes:
+            process.join(max(0.0, until - time.monotonic()))
+            if process.is_alive():
+                log_event("worker killed", worker=process.name)
+                process.kill()
 
 
 def _worker_main(

@@ -58,7 +58,7 @@ class ServiceSettings:
     threads: int | None = None
     """Cores of one worker; None is all of them, shared among the workers."""
     open: bool = False
-    """Allow unauthenticated requests from any host while no API key exists. If False, only this machine may ask."""
+    """Allow unauthenticated requests from any host while no API key exists; False allows loopback only."""
     loopback_only: bool = True
     """Whether the service listens on a loopback address."""
     hosts: tuple[str, ...] = ("localhost", "127.0.0.1", "[::1]")
@@ -244,7 +244,7 @@ class Service:
         return dump_json(pending.value)
 
     def _draw_heatmaps(self, engine: Engine, predictions: Sequence[RankedPrediction]) -> list[str]:
-        """Return a data URL per image: its label's heat map, by default Grad-CAM, over it; torch is loaded here."""
+        """Return a data URL per image: it and the heat map of its label. Torch is loaded at the first call."""
         import numpy as np
         import torch
 

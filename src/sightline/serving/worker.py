@@ -35,12 +35,12 @@ SHUTDOWN_SECONDS = 20
 
 
 # uvicorn's internals: everything that depends on more than its documented settings is in the next two classes.
-# uvicorn offers no limits for headers with httptools (h11_max_incomplete_event_size is h11's alone, and h11 is
-# several times slower), so its protocol is extended. It relies on these names of uvicorn.protocols.http.
-# httptools_impl.HttpToolsProtocol, which are public but not documented: the methods connection_made, data_received,
-# connection_lost, on_message_begin, on_headers_complete, timeout_keep_alive_handler and send_400_response, and the
-# attributes loop, transport, timeout_keep_alive and timeout_keep_alive_task; and on uvicorn.Server.capture_signals
-# and handle_exit. tests/serving/test_worker.py fails if a version of uvicorn lacks one.
+# uvicorn has no limits for the headers that httptools parses (h11_max_incomplete_event_size is h11's alone), so
+# its protocol is extended. That relies on names that are public but not documented: HttpToolsProtocol's methods
+# connection_made, data_received, connection_lost, on_message_begin, on_headers_complete,
+# timeout_keep_alive_handler and send_400_response, its attributes loop, transport, timeout_keep_alive and
+# timeout_keep_alive_task; and Server.capture_signals and handle_exit. tests/serving/test_worker.py fails if a
+# version of uvicorn lacks one.
 
 
 class BoundedHttpProtocol(HttpToolsProtocol):
