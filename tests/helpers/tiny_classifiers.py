@@ -2,7 +2,7 @@
 
 from sightline.models import NETWORKS
 
-SETTLED = {"precision": "float32", "memory_format": "contiguous", "replicas": 1}
+SETTLED = {"precision": "float32", "memory_format": "contiguous", "cpu_replicas": 1}
 """Fields of a recipe that a small training need not measure the machine for."""
 
 WORDS = [f"{name}:{entry.small}" if entry.small else name for name, entry in NETWORKS.items()]

@@ -748,10 +748,10 @@ def test_the_journal_on_the_command_line(cli, tmp_path):
     assert json.loads(cli("journal", site, "erase", "=s1", "--json").out)["erased"] == 3
     assert "3 rows" in cli("journal", site, "retain", "--days", 30).out
     for words, message in (
-        (("erase",), "Say what to erase"),
-        (("retain",), "Say how long"),
-        (("export",), "Say where to write"),
-        (("list", "x"), "There is no place for 'x'"),
+        (("erase",), "`erase` needs the subject"),
+        (("retain",), "Set how long"),
+        (("export",), "Set the destination"),
+        (("list", "x"), "takes no further argument"),
         (("export", "--out", tmp_path / "a.csv"), "exists already"),
         (("export", "--out", tmp_path / "b"), "has no labelled images"),
         (("list", "--url", "mysql://u:hidden-word@h/d"), "cannot be used"),

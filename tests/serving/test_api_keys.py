@@ -161,7 +161,7 @@ def test_keys_on_the_command_line(cli, tmp_path):
     assert json.loads(cli("keys", tmp_path, "revoke", "camera", "--json").out)["revoked"] == "camera"
     for words, message in (
         (("revoke", "camera"), "There is no key named 'camera'"),
-        (("make",), "Say what to make: the name of a key"),
+        (("make",), "`make` needs the name of a key"),
         (("make", "x", "--scopes", "all"), "There is no scope 'all'"),
     ):
         refused = cli("keys", tmp_path, *words)
