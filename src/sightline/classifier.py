@@ -124,8 +124,8 @@ class Classifier(nn.Module):
     def with_network(self, network: Network, change: str, arguments: Mapping[str, Any]) -> "Classifier":
         """A classifier with ``network`` in place of its own, on which the surgery ``change`` was carried out.
 
-        ``arguments`` are those the surgery is repeated with when the bundle is loaded. Threshold, conformal quantiles
-        and memory belong to the old answers and are left behind; the temperature stays.
+        ``arguments`` are those the surgery is repeated with when the bundle is loaded. Threshold, conformal
+        quantiles and memory belong to the old answers and are left behind; the temperature stays.
         """
         plan = self.architecture
         return Classifier(

@@ -22,7 +22,7 @@ ResizeMode = Literal["squash", "crop", "pad"]
 Interpolation = Literal["bilinear", "bicubic", "box", "lanczos"]
 
 UNLABELLED = -1
-"""The label of an image whose class is not known. Such images serve training alone, and every check of the data."""
+"""The label of an image without a known class: used in training and in checks of the data, nowhere else."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,8 +37,8 @@ class Geometry:
     channels: Literal[1, 3] = 3
     """1 for grey, 3 for RGB."""
     resize_mode: ResizeMode = "squash"
-    """``squash`` keeps every pixel and changes the aspect ratio; ``crop`` keeps the aspect ratio and cuts the borders
-    of the long side; ``pad`` keeps both and adds black borders."""
+    """``squash`` keeps every pixel and changes the aspect ratio; ``crop`` keeps the aspect ratio and cuts the
+    borders of the long side; ``pad`` keeps both and adds black borders."""
     crop_fraction: float = 1.0
     """Share of the short side that ``crop`` keeps, in (0, 1]: published weights often expect 0.875."""
     interpolation: Interpolation = "bilinear"

@@ -287,7 +287,7 @@ def test_it_says_what_would_be_needed_and_what_is_done():
     assert "--size 36" in text
     (text,) = forecast_fit("zca", (32, 32, 3), 50_000)
     assert "3,072 values" in text
-    assert "38 MB kept" in text
+    assert "38 MB stored" in text
     assert forecast_fit("gcn+fitted", (224, 224, 3), 50_000) == ()
 
 

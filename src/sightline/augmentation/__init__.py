@@ -1,8 +1,16 @@
-"""One image becomes many: batched tensors, an explicit generator, labels as they were unless images are mixed.
+"""One image becomes many: augmentations of batches, drawn from an explicit generator.
 
-A member is a frozen value, ``(Batch, generator) -> Batch``; its ``repr`` rebuilds it.
+A member is a frozen value, ``(Batch, generator) -> Batch``; its ``repr`` rebuilds it. Labels stay as they are
+unless images are mixed.
 """
 
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from torch import Generator
+
+from ..choose import choose
+from ..types import Batch
 from .automatic import RandAugment, TrivialAugment
 from .colour import LUMA_WEIGHTS, Blur, Brightness, Contrast, Hue, Noise, Saturation, Sharpen
 from .geometry import (
@@ -19,7 +27,6 @@ from .geometry import (
 )
 from .kernels import affine_matrices, gaussian_blur, resample, similarity_matrices, warp
 from .mix import CutMix, Erase, Mixup
-from .policy import AUGMENTATIONS, Augmentation, Compose, parse_policy
 
 __all__ = [
     "AUGMENTATIONS",
@@ -55,3 +62,56 @@ __all__ = [
     "similarity_matrices",
     "warp",
 ]
+
+Augmentation = Callable[[Batch, Generator], Batch]
+
+AUGMENTATIONS: dict[str, Callable[..., Augmentation]] = {
+    "flip": Flip,
+    "alternating-flip": AlternatingFlip,
+    "vertical-flip": VerticalFlip,
+    "shift": Shift,
+    "rotate": Rotate,
+    "scale": Scale,
+    "affine": Affine,
+    "shear": Shear,
+    "resized-crop": ResizedCrop,
+    "elastic": Elastic,
+    "brightness": Brightness,
+    "contrast": Contrast,
+    "saturation": Saturation,
+    "hue": Hue,
+    "sharpen": Sharpen,
+    "blur": Blur,
+    "noise": Noise,
+    "erase": Erase,
+    "mixup": Mixup,
+    "cutmix": CutMix,
+    "trivialaugment": TrivialAugment,
+    "randaugment": RandAugment,
+}
+"""Name -> the augmentation, its arguments after colons: ``rotate:10``, ``affine:10:scale=0.1``."""
+
+
+@dataclass(frozen=True)
+class Compose:
+    """Augmentations applied in order; none is the identity."""
+
+    members: tuple[Augmentation, ...] = ()
+
+    def __call__(self, batch: Batch, generator: Generator) -> Batch:
+        """The batch after every member."""
+        for member in self.members:
+            batch = member(batch, generator)
+        return batch
+
+
+def parse_policy(words: str | Sequence[str | Augmentation]) -> Compose:
+    """The augmentations of these words, such as ``["flip", "shift:4"]`` or ``"flip shift:4"``, as one.
+
+    An object is taken as it is. Raises ChoiceError for an unknown name or an impossible magnitude.
+
+    >>> parse_policy(["flip", "rotate:10"])
+    Compose(members=(Flip(p=0.5), Rotate(degrees=10, fill='zero')))
+    """
+    parts = words.replace(",", " ").split() if isinstance(words, str) else words
+    return Compose(tuple(choose(AUGMENTATIONS, part, "augmentation") for part in parts))

@@ -1,7 +1,7 @@
 """Policies that draw an operation and a magnitude for each image: TrivialAugment and RandAugment.
 
-An operation is applied once, to all the images that drew it. Both policies take theirs from a space, a table
-with the amount at magnitude 0 and at the greatest one, and whether its sign is drawn too.
+An operation space is a table of operations with the amounts at the smallest and the largest magnitude, and whether
+the sign is drawn too. Each operation is applied once, to all images that drew it.
 """
 
 from collections.abc import Callable, Mapping
@@ -30,12 +30,12 @@ Operation = Callable[[Tensor, Tensor], Tensor]
 
 
 def shear_x(pixels: Float[Tensor, "B C H W"], slopes: Float[Tensor, " B"]) -> Float[Tensor, "B C H W"]:
-    """Each row moved sideways by its distance from the centre times the slope."""
+    """Each row moved sideways by its distance from the centre times the slope of its image."""
     return warp(pixels, affine_matrices(xy=slopes, count=len(pixels)))
 
 
 def shear_y(pixels: Float[Tensor, "B C H W"], slopes: Float[Tensor, " B"]) -> Float[Tensor, "B C H W"]:
-    """Each column moved up or down by its distance from the centre times the slope."""
+    """Each column moved up or down by its distance from the centre times the slope of its image."""
     return warp(pixels, affine_matrices(yx=slopes, count=len(pixels)))
 
 
@@ -57,7 +57,7 @@ def rotate(pixels: Float[Tensor, "B C H W"], degrees: Float[Tensor, " B"]) -> Fl
 
 
 OperationSpace = Mapping[str, tuple[Operation, float, float, bool]]
-"""Name -> (operation, amount at magnitude 0, at the greatest, whether it may be taken the other way)."""
+"""Name -> (operation, amount at magnitude 0, amount at the largest magnitude, whether the sign is drawn)."""
 
 
 def _identity(pixels: Tensor, amounts: Tensor) -> Tensor:  # noqa: ARG001
@@ -106,19 +106,19 @@ RANDAUGMENT_SPACE = _build_space(
     factor=0.9,
     bits=4,
 )
-"""RandAugment's space, as AutoAugment had it; displacements are shares of the sides."""
+"""RandAugment's space, the one of AutoAugment; displacements are shares of the sides."""
 
 
 @dataclass(frozen=True)
 class TrivialAugment:
-    """One random operation at a random magnitude for each image: strong, and nothing to tune.
+    """One random operation at a random magnitude for each image: strong, with nothing to tune.
 
     Fourteen operations, 31 magnitudes, all equally likely: the wide space of Müller and Hutter 2021,
-    arXiv 2103.10158, but bilinear. What appears at the borders is black.
+    arXiv 2103.10158, but bilinear. Pixels from beyond the border are black.
     """
 
     def __call__(self, batch: Batch, generator: Generator) -> Batch:
-        """The batch with every image changed by its own operation."""
+        """The batch with one operation applied to each image."""
         levels = torch.randint(31, (len(batch),), generator=generator).double() / 30
         return replace(batch, pixels=_apply_random(batch.pixels, levels, TRIVIALAUGMENT_SPACE, generator))
 
@@ -138,7 +138,7 @@ class RandAugment:
         check_number("m", self.m, 0, 30)
 
     def __call__(self, batch: Batch, generator: Generator) -> Batch:
-        """The batch with every image changed by its own operations."""
+        """The batch with ``n`` operations applied to each image."""
         pixels, levels = batch.pixels, torch.full((len(batch),), self.m / 30, dtype=torch.float64)
         for _ in range(self.n):
             pixels = _apply_random(pixels, levels, RANDAUGMENT_SPACE, generator)

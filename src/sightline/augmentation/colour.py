@@ -1,7 +1,7 @@
-"""What a pixel shows: light, colour, sharpness and noise. A change is a function, and a member that draws for it.
+"""Brightness, contrast, colour, sharpness, blur and noise: a function for each, and a member that draws for it.
 
-A function takes ``(pixels, amounts)``, one amount for each image. Factors mean what they mean in Pillow's
-ImageEnhance: 1 changes nothing, 0 takes the quality away, above 1 exaggerates it. Results are cut to [0, 1].
+A function takes ``(pixels, amounts)``, one amount for each image. Factors are those of Pillow's ImageEnhance: 1
+changes nothing, 0 removes the property, above 1 exaggerates it. Results are clipped to [0, 1].
 """
 
 from abc import ABC, abstractmethod
@@ -13,11 +13,10 @@ from torch import Generator, Tensor
 
 from ..checks import check_number
 from ..types import Batch
-from .kernels import gaussian_blur, match_layout
-from .sampling import per_image, uniform_per_image
+from .kernels import gaussian_blur, match_layout, per_image, uniform_per_image
 
 LUMA_WEIGHTS = (0.299, 0.587, 0.114)
-"""Weights of R, G and B in grey (ITU-R BT.601), as Pillow has them."""
+"""Weights of R, G and B in grey (ITU-R BT.601), as in Pillow."""
 
 
 def adjust_brightness(pixels: Float[Tensor, "B C H W"], factors: Float[Tensor, " B"]) -> Float[Tensor, "B C H W"]:
@@ -32,7 +31,7 @@ def adjust_contrast(pixels: Float[Tensor, "B C H W"], factors: Float[Tensor, " B
 
 
 def adjust_saturation(pixels: Float[Tensor, "B C H W"], factors: Float[Tensor, " B"]) -> Float[Tensor, "B C H W"]:
-    """Each pixel's distance from its own grey, times the factor; grey images are returned as they are."""
+    """Each pixel's distance from its own grey, times the factor; grey images are unchanged."""
     if pixels.shape[1] != 3:
         return pixels
     planes = pixels.contiguous()  # meeting one grey plane costs more in channels_last than going there and back
@@ -40,7 +39,7 @@ def adjust_saturation(pixels: Float[Tensor, "B C H W"], factors: Float[Tensor, "
 
 
 def adjust_hue(pixels: Float[Tensor, "B C H W"], turns: Float[Tensor, " B"]) -> Float[Tensor, "B C H W"]:
-    """The hue of HSV moved by ``turns`` of the colour circle (1 is once round); grey images as they are.
+    """The hue of HSV moved by ``turns`` of the colour circle (1 is once round); grey images are unchanged.
 
     R, G, B are v - c clamp(2 - |k - 2|, 0, 1), with k = (n + 6 hue) mod 6, n = 5, 3, 1, v the greatest of them
     and c the difference to the least.
@@ -156,7 +155,7 @@ class Contrast(_FactorAugmentation):
 class Saturation(_FactorAugmentation):
     """Make each image's colours paler or stronger, by a factor from 1 - ``strength`` to 1 + ``strength``.
 
-    Grey images have none: they stay as they are.
+    Grey images are unchanged.
     """
 
     change = staticmethod(adjust_saturation)
@@ -166,7 +165,7 @@ class Saturation(_FactorAugmentation):
 class Hue:
     """Turn each image's hue by up to ``turn`` of the colour circle either way, at most 0.5.
 
-    Grey images have none: they stay as they are.
+    Grey images are unchanged.
     """
 
     turn: float = 0.05
@@ -182,7 +181,7 @@ class Hue:
 
 @dataclass(frozen=True)
 class Sharpen:
-    """Sharpen each image, by a factor from 1 to 1 + ``strength``: away from its smoothed self."""
+    """Sharpen each image, by a factor from 1 to 1 + ``strength``: away from the smoothed image."""
 
     strength: float = 1.0
 

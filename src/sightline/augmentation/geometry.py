@@ -1,4 +1,4 @@
-"""Where a pixel goes: flips, shifts, turns, crops and elastic bending; many samplers of a few kernels."""
+"""Flips, shifts, rotations, crops and elastic deformation: samplers of the kernels."""
 
 import math
 from dataclasses import dataclass, replace
@@ -10,19 +10,17 @@ from torch import Generator
 from ..checks import check_choice, check_int, check_number
 from ..types import Batch
 from .kernels import (
+    BorderFill,
     affine_matrices,
+    draw_bernoulli,
+    draw_boxes,
     flip_images,
     gaussian_blur,
     resample,
     similarity_matrices,
     translate_images,
-    warp,
-)
-from .sampling import (
-    BorderFill,
-    draw_bernoulli,
-    draw_boxes,
     uniform_per_image,
+    warp,
 )
 
 
@@ -66,7 +64,7 @@ class AlternatingFlip:
     """
 
     def __call__(self, batch: Batch, generator: Generator) -> Batch:  # noqa: ARG002
-        """The batch as ``batch.epoch`` wants it."""
+        """The batch with the images mirrored that are due in ``batch.epoch``."""
         hashed = batch.index
         for _ in range(2):  # a 32-bit integer hash: the products stay below 2^59
             hashed = (((hashed >> 16) ^ hashed) * 0x45D9F3B) & 0xFFFFFFFF
@@ -199,7 +197,7 @@ class ResizedCrop:
         check_number("aspect", self.aspect, 1, 10)
 
     def __call__(self, batch: Batch, generator: Generator) -> Batch:
-        """The batch with a box of every image in its place."""
+        """The batch with every image replaced by an enlarged box of it."""
         heights, widths = draw_boxes(len(batch), self.least, self.most, self.aspect, generator)
         tops, lefts = (uniform_per_image(len(batch), -0.5, 0.5, generator) for _ in range(2))
         if self.least == self.aspect == 1:
@@ -215,7 +213,7 @@ class ResizedCrop:
 
 @dataclass(frozen=True)
 class Elastic:
-    """Bend each image as if drawn on rubber: every pixel moves by a smooth random field.
+    """Deform each image as if drawn on rubber: every pixel moves by a smooth random field.
 
     Displacements uniform in ±1 are smoothed by a Gaussian of ``sigma`` pixels and multiplied by ``alpha``:
     about alpha / (6 sigma) pixels rms along each axis, 1.4 by default. Simard, Steinkraus and Platt 2003,
@@ -232,7 +230,7 @@ class Elastic:
         check_choice("fill", self.fill, get_args(BorderFill))
 
     def __call__(self, batch: Batch, generator: Generator) -> Batch:
-        """The batch with every image bent by a field of its own."""
+        """The batch with every image deformed by a field of its own."""
         count, height, width = len(batch), *batch.pixels.shape[-2:]
         field = torch.rand(count, 2, height, width, generator=generator)
         if not self.alpha:

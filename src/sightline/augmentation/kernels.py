@@ -1,14 +1,50 @@
-"""What moves and smooths pixels: one affine kernel, one Gaussian, whole rows; many samplers use them.
+"""Draws per image, and the kernels that move and smooth pixels: one affine, one Gaussian, whole rows.
 
-Pixels keep their dtype, range, shape and memory format; the given ones are never written to.
+Numbers are drawn on the CPU in float64, so that a batch on any device is augmented alike and nothing waits for the
+device. Pixels keep their dtype, range, shape and memory format; the given ones are never written to.
 """
 
+import math
+from typing import Literal
+
 import torch
-from jaxtyping import Float, Int
-from torch import Tensor
+from jaxtyping import Bool, Float, Int
+from torch import Generator, Tensor
 from torch.nn import functional as F
 
-from .sampling import BorderFill
+BorderFill = Literal["zero", "edge"]
+"""The fill beyond the border: black, or the border continued."""
+
+CROP_TRIES = 10
+"""Boxes drawn for each image until one fits into it, as in torchvision."""
+
+
+def uniform_per_image(count: int, low: float, high: float, generator: Generator) -> Float[Tensor, " B"]:
+    """One number in [low, high) for each image."""
+    return low + (high - low) * torch.rand(count, generator=generator, dtype=torch.float64)
+
+
+def draw_bernoulli(count: int, p: float, generator: Generator) -> Bool[Tensor, " B"]:
+    """True for each image with probability ``p``."""
+    return torch.rand(count, generator=generator) < p
+
+
+def draw_boxes(
+    count: int, least: float, most: float, aspect: float, generator: Generator
+) -> tuple[Float[Tensor, "B T"], Float[Tensor, "B T"]]:
+    """``CROP_TRIES`` boxes for each image: (heights, widths) as shares of the sides.
+
+    The area is uniform in [least, most] of the image's, the ratio of the shares log-uniform in [1/aspect, aspect].
+    """
+    drawn = torch.rand(2, count, CROP_TRIES, generator=generator, dtype=torch.float64)
+    areas = least + (most - least) * drawn[0]
+    ratios = torch.exp((2 * drawn[1] - 1) * math.log(aspect))
+    return (areas / ratios).sqrt(), (areas * ratios).sqrt()
+
+
+def per_image(values: Float[Tensor, " B"], pixels: Float[Tensor, "B C H W"]) -> Float[Tensor, "B 1 1 1"]:
+    """One number per image in a shape that broadcasts over its pixels, on their device and of their dtype."""
+    return values.to(pixels.dtype).to(pixels.device, non_blocking=True).view(-1, 1, 1, 1)
 
 
 def flip_images(
@@ -153,7 +189,7 @@ def as_dense(pixels: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
 
 
 def match_layout(images: Float[Tensor, "n C H W"], pixels: Float[Tensor, "B C H W"]) -> Float[Tensor, "n C H W"]:
-    """``images`` in the dtype and memory format of ``pixels``: themselves where they are so already."""
+    """``images`` in the dtype and memory format of ``pixels``; not copied where they match."""
     last = pixels.is_contiguous(memory_format=torch.channels_last)
     strides = pixels.stride() if last or pixels.is_contiguous() else as_dense(pixels).stride()
     if images.dtype == pixels.dtype and images.stride() == strides:

@@ -11,11 +11,10 @@ from torch.nn import functional as F
 
 from ..checks import check_choice, check_number
 from ..types import Batch
-from .kernels import as_dense, gather_images, match_layout
-from .sampling import draw_bernoulli, draw_boxes, per_image
+from .kernels import as_dense, draw_bernoulli, draw_boxes, gather_images, match_layout, per_image
 
 EraseContent = Literal["noise", "grey", "black"]
-"""What an erased box shows."""
+"""The content of an erased box."""
 
 
 @dataclass(frozen=True)
@@ -23,7 +22,7 @@ class Erase:
     """Replace a random box of each image, with probability ``p``, by noise, grey or black.
 
     The box has from ``least`` to ``most`` of the area and an aspect up to ``aspect`` either way (log-uniform);
-    ten are tried, then the image is kept. Zhong et al. 2017, arXiv 1708.04896, algorithm 1.
+    after ten boxes that do not fit the image is unchanged. Zhong et al. 2017, arXiv 1708.04896, algorithm 1.
     """
 
     p: float = 0.5
@@ -68,7 +67,7 @@ class Mixup:
 
     lambda is drawn for each image from Beta(``alpha``, ``alpha``); a share ``p`` of the images is blended.
     Labels become soft. Zhang et al. 2017, arXiv 1710.09412, equation 1; alpha 0.1 to 0.4 is usual, 1 strong.
-    Raises ValueError where a batch with hard labels does not say how many classes there are.
+    Raises ValueError for a batch with hard labels and without its number of classes.
     """
 
     alpha: float = 0.2
@@ -97,7 +96,7 @@ class CutMix:
     The box has a share 1 - lambda of the area, lambda drawn for each image from Beta(``alpha``, ``alpha``), and
     is cut at the border, so the label counts the pixels it really covers; a share ``p`` of the images is changed.
     Labels become soft. Yun et al. 2019, arXiv 1905.04899, equations 1 and 2.
-    Raises ValueError where a batch with hard labels does not say how many classes there are.
+    Raises ValueError for a batch with hard labels and without its number of classes.
     """
 
     alpha: float = 1.0
@@ -108,7 +107,7 @@ class CutMix:
         check_number("p", self.p, 0, 1)
 
     def __call__(self, batch: Batch, generator: Generator) -> Batch:
-        """The batch with pasted boxes and labels shared out."""
+        """The batch with pasted boxes and mixed labels."""
         count, size = len(batch), torch.tensor(batch.pixels.shape[-2:])
         side = (1 - _draw_beta(count, self.alpha, generator)).sqrt() * draw_bernoulli(count, self.p, generator)
         centres = torch.rand(count, 2, generator=generator, dtype=torch.float64) * size
@@ -153,7 +152,7 @@ def _mix_labels(batch: Batch, partners: Int[Tensor, " B"], shares: Float[Tensor,
 
 
 def soft_labels(batch: Batch) -> Float[Tensor, "B K"]:
-    """Labels as distributions: themselves where they are so already, else one-hot.
+    """Labels as distributions: one-hot, unless they are distributions already.
 
     Raises ValueError where hard labels come without ``batch.classes``.
     """

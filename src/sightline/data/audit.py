@@ -273,8 +273,8 @@ def find_faulty_images(dataset: Dataset) -> dict[int, tuple[str, int]]:
     """Images that a clean list leaves out: position -> (what is wrong, position of the other image).
 
     Of exact copies one stays, in test rather than val, in val rather than train, and a labelled one rather than an
-    unlabelled one; of copies under two labels none stays. A near duplicate is left out only where it leaks: it is in
-    train and its like in val or test, for example.
+    unlabelled one; of copies under two labels none stays. A near duplicate is left out only where it leaks: it is
+    in train and its like in val or test, for example.
     """
     given = dataset.columns.get("split", np.full(len(dataset), "train"))
     rank = np.select([given == "test", given == "val"], [0, 1], 2)

@@ -56,8 +56,9 @@ class JoinedPixels:
 def concat(datasets: Sequence[Dataset]) -> Dataset:
     """One dataset of all images, in order: a view of the stores of the given ones.
 
-    Columns that only some datasets have are empty text for the others' images; numbers that only some have are left
-    out. Raises DataError where geometries or classes differ (``relabel`` makes classes equal), or for no dataset.
+    Columns that only some datasets have are empty text for the others' images; numbers that only some have are
+    left out. Raises DataError where geometries or classes differ (``relabel`` makes classes equal), or for no
+    dataset.
     """
     if not datasets:
         raise DataError("There are no datasets to join: give at least one.")

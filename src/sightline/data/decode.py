@@ -188,8 +188,8 @@ def _unknown_format_reason(data: bytes) -> str:
     if tags := _read_tiff_tags(data):
         depths = tags.get(_DEPTHS, (1,))
         return (
-            f"the TIFF has {_count_channels(tags.get(_SAMPLES, (1,))[0])} of {depths[0]} bits in a form that is not read: "
-            "save it as 8-bit RGB, or as 8- or 16-bit grey"
+            f"the TIFF has {_count_channels(tags.get(_SAMPLES, (1,))[0])} of {depths[0]} bits in a form that is "
+            "not read: save it as 8-bit RGB, or as 8- or 16-bit grey"
         )
     if data[:3] == b"\xff\xd8\xff" or data[:4] == b"\x89PNG":
         return codecs.DAMAGED_IMAGE

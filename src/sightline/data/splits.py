@@ -37,9 +37,10 @@ def split(
         group: column whose values stay together, before stratification; default ``group`` where there is one.
         near: whether near duplicates stay together; default for at most 20,000 images.
 
-    Every class with three or more leak groups is in every split. Given splits are not changed. Unlabelled images are
-    in train alone, and in no split where they copy an image that is held out. Raises RecipeError for impossible
-    shares or an unknown column, DataError without training images, for too few groups, or for a divided group.
+    Every class with three or more leak groups is in every split. Given splits are not changed. Unlabelled images
+    are in train alone, and in no split where they copy an image that is held out. Raises RecipeError for
+    impossible shares or an unknown column, DataError without training images, for too few groups, or for a divided
+    group.
     """
     given = dataset.columns.get("split")
     codes = np.full(len(dataset), _TRAIN) if given is None else _split_codes(given)
@@ -52,9 +53,9 @@ def split(
     for leak in find_leaks(dataset):
         total = int((codes == SPLIT_NAMES.index(leak.held_out)).sum())
         notes.append(
-            f"{len(leak.indices):,} of the {total:,} given {leak.held_out} images are exact copies of {leak.other} "
-            f"images (for example '{dataset.files[leak.indices[0]]}'): they stay where they are and make the "
-            "result too optimistic."
+            f"{len(leak.indices):,} of the {total:,} given {leak.held_out} images are exact copies of "
+            f"{leak.other} images (for example '{dataset.files[leak.indices[0]]}'): they stay where they are and "
+            "make the result too optimistic."
         )
     hidden = ~dataset.is_labelled & (codes != _TRAIN)
     if hidden.any():
@@ -104,9 +105,9 @@ def make_folds(
     """The k folds of cross-validation: every labelled image is held out exactly once.
 
     Folds are seeded, stratified by class and never divide a leak group. Without groups every class is spread over
-    the folds as evenly as its leak groups allow. Unlabelled images are in train, unless they copy a held-out image.
-    Raises RecipeError for fewer than two folds, DataError for more folds than a class has distinct images, or than
-    there are groups.
+    the folds as evenly as its leak groups allow. Unlabelled images are in train, unless they copy a held-out
+    image. Raises RecipeError for fewer than two folds, DataError for more folds than a class has distinct images,
+    or than there are groups.
     """
     if k < 2:
         raise RecipeError(f"The number of folds is {k}: it must be at least 2.")
@@ -336,8 +337,8 @@ class Leak:
 def find_leaks(dataset: Dataset, same: Shaped[ndarray, " N"] | None = None) -> list[Leak]:
     """Pictures that are in two of the given splits; empty where the data gives no splits.
 
-    Images of equal value in ``same`` (N,), such as those of ``find_near_duplicates``, are the same picture; default
-    exact copies. Unlabelled images count: an unlabelled training image may copy a test image.
+    Images of equal value in ``same`` (N,), such as those of ``find_near_duplicates``, are the same picture;
+    default exact copies. Unlabelled images count: an unlabelled training image may copy a test image.
     """
     given = dataset.columns.get("split")
     if given is None:

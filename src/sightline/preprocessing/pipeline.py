@@ -1,21 +1,28 @@
-"""Steps in order as one module, and the words that name them: ``fitted``, ``imagenet``, ``gcn+zca:eps=0.1``."""
+"""Steps in order as one module, and the plans that fit each step to training images."""
 
-import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from ..checks import check_int, check_positive
-from ..choose import choose, suggest
-from ..errors import BundleError, ChoiceError
-from .filters import PIXEL_FILTERS, BitDepthFilter, JpegFilter, MedianFilter, NoiseFilter, PixelFilter
+from ..choose import suggest
+from ..errors import BundleError
 from .statistics import ImageRows, measure_channels, measure_transformed_channels
-from .steps import STD_FLOOR, ContrastNormalise, Normalise, PreprocessingStep
+from .steps import (
+    STD_FLOOR,
+    BitDepthFilter,
+    ContrastNormalise,
+    JpegFilter,
+    MedianFilter,
+    NoiseFilter,
+    Normalise,
+    PixelFilter,
+    PreprocessingStep,
+)
 from .whitening import Zca, describe_zca, fit_zca
 
 _GREY_WEIGHTS = (0.299, 0.587, 0.114)
@@ -35,8 +42,8 @@ PREPROCESSING_STEPS: dict[str, type[PreprocessingStep]] = {
 class Preprocessing(nn.Module):
     """Steps applied in order, ``(B C H W)`` in [0, 1] -> ``(B C H W)``; no steps is the identity.
 
-    ``Preprocessing.from_config(p.config())`` with ``p.state_dict()`` loaded is ``p`` again. ``notes`` are
-    sentences about how it was fitted.
+    ``Preprocessing.from_config(p.config())`` with ``p.state_dict()`` loaded equals ``p``. ``notes`` are sentences
+    about the fit.
     """
 
     def __init__(self, steps: Iterable[PreprocessingStep] = (), notes: Iterable[str] = ()):
@@ -45,7 +52,7 @@ class Preprocessing(nn.Module):
         self.notes = tuple(notes)
 
     def forward(self, pixels: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
-        """What the network sees of these pixels."""
+        """The pixels after every step."""
         for step in self.steps:
             pixels = step(pixels)
         return pixels
@@ -57,20 +64,20 @@ class Preprocessing(nn.Module):
 
     @classmethod
     def from_config(cls, config: Sequence[Mapping[str, Any]]) -> "Preprocessing":
-        """The steps a config names; raises BundleError where it cannot be understood."""
+        """The steps of a config, built again; raises BundleError for unknown steps or arguments."""
         try:
-            return cls(_build_step(**item) for item in config)
+            for item in config:
+                if item.get("step") not in PREPROCESSING_STEPS:
+                    raise BundleError(
+                        f"There is no preprocessing step called '{item.get('step')}' in this release. "
+                        f"{suggest(str(item.get('step')), PREPROCESSING_STEPS)} A newer Sightline may know it."
+                    )
+            arguments = [{name: value for name, value in item.items() if name != "step"} for item in config]
+            return cls(
+                PREPROCESSING_STEPS[item["step"]](**rest) for item, rest in zip(config, arguments, strict=True)
+            )
         except (TypeError, ValueError) as error:
             raise BundleError(f"The preprocessing cannot be rebuilt: {error}.") from error
-
-
-def _build_step(step: str, **arguments: Any) -> PreprocessingStep:
-    if step not in PREPROCESSING_STEPS:
-        raise BundleError(
-            f"There is no preprocessing step called '{step}' in this release. {suggest(step, PREPROCESSING_STEPS)} "
-            "A newer Sightline may know it."
-        )
-    return PREPROCESSING_STEPS[step](**arguments)
 
 
 CHANNEL_STATISTICS: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
@@ -88,14 +95,14 @@ CHANNEL_STATISTICS: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
 
 
 class StepPlan(ABC):
-    """A word's meaning: how a step comes from training images."""
+    """How a step is fitted to training images: the meaning of a name of ``NORMALISATIONS``."""
 
     @abstractmethod
     def fit(self, images: ImageRows, before: Preprocessing, channels: int) -> list[PreprocessingStep]:
-        """The steps for these images as ``before`` leaves them; none is the identity."""
+        """The steps for these images after the steps of ``before``; an empty list is the identity."""
 
     def forecast(self, shape: tuple[int, int, int], count: int) -> list[str]:  # noqa: ARG002
-        """What is worth saying before fitting to ``count`` images of ``shape`` (H, W, C)."""
+        """Sentences on the cost of fitting to ``count`` images of ``shape`` (H, W, C), where it is much."""
         return []
 
 
@@ -137,7 +144,7 @@ class FittedStatistics(StepPlan):
 
 @dataclass(frozen=True)
 class GlobalContrast(StepPlan):
-    """Global contrast normalisation: each image minus its mean, over its std, which is at least ``floor``."""
+    """Global contrast normalisation: each image minus its mean, divided by its std or by ``floor`` if larger."""
 
     floor: float = STD_FLOOR
 
@@ -153,7 +160,7 @@ class GlobalContrast(StepPlan):
 class ZcaPlan(StepPlan):
     """ZCA whitening fitted to the training images: whole up to 4,096 values per image, low-rank above.
 
-    ``eps`` is added to each variance, in units of the values it is given; ``rank`` asks for so many directions.
+    ``eps`` is added to each variance, in units of the step's input; ``rank`` is the number of directions.
     """
 
     eps: float = 0.1
@@ -169,7 +176,7 @@ class ZcaPlan(StepPlan):
         return [fit_zca(images, before, self.eps, self.rank)]
 
     def forecast(self, shape: tuple[int, int, int], count: int) -> list[str]:
-        """What it will cost, and what is done where the whole is too much."""
+        """The cost, and what is done where the whole matrix is too large."""
         return [describe_zca(shape, count, self.rank)]
 
 
@@ -182,50 +189,3 @@ class FilterPlan(StepPlan):
     def fit(self, images: ImageRows, before: Preprocessing, channels: int) -> list[PreprocessingStep]:  # noqa: ARG002
         """The filter."""
         return [self.step]
-
-
-NORMALISATIONS: dict[str, Callable[..., StepPlan]] = {
-    "fitted": FittedStatistics,
-    **{name: partial(KnownStatistics, name) for name in CHANNEL_STATISTICS},
-    "gcn": GlobalContrast,
-    "zca": ZcaPlan,
-}
-"""The words of ``--normalize``."""
-
-
-def check_normalisation(how: str) -> None:
-    """Raise ChoiceError where ``how`` is not words that ``fit`` understands; no image is needed."""
-    _parse_plans(how)
-
-
-def forecast_fit(how: str, shape: tuple[int, int, int], count: int) -> tuple[str, ...]:
-    """What is worth saying before fitting ``how`` to ``count`` images of ``shape`` (H, W, C): what it will cost.
-
-    Raises ChoiceError as ``check`` does.
-    """
-    return tuple(text for plan in _parse_plans(how) for text in plan.forecast(shape, count))
-
-
-def fit_preprocessing(images: ImageRows, how: str, channels: int) -> Preprocessing:
-    """The preprocessing called ``how``, measured on ``images`` (give training images only).
-
-    ``how`` is a word of ``NORMALISATIONS`` with its arguments, or several joined by +, each measured on what
-    the ones before it leave: ``gcn+zca:eps=0.1``; words of ``FILTERS`` come first. The result's ``notes`` say
-    what it took, where that is much.
-    Raises ChoiceError for an unknown word, DataError where there is nothing to measure.
-    """
-    steps: list[PreprocessingStep] = []
-    for plan in _parse_plans(how):
-        steps += plan.fit(images, Preprocessing(steps).eval(), channels)
-    costly = len(images) and any(isinstance(step, Zca) for step in steps)
-    return Preprocessing(steps, forecast_fit(how, images[:1].shape[1:], len(images)) if costly else ())
-
-
-def _parse_plans(how: str) -> list[StepPlan]:
-    words = re.split(r"\+(?!\d)", how)  # the plus of 1e+3 is none
-    found = [choose({**NORMALISATIONS, **PIXEL_FILTERS}, word, "normalisation") for word in words]
-    plans = [FilterPlan(one) if isinstance(one, PixelFilter) else one for one in found]
-    for word, before, plan in zip(words[1:], plans, plans[1:], strict=False):
-        if isinstance(plan, FilterPlan) and not isinstance(before, FilterPlan):
-            raise ChoiceError(f"In the normalisation '{how}', '{word}' filters pixels in [0, 1]: put it first.")
-    return plans

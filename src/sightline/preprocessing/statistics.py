@@ -1,4 +1,4 @@
-"""What is measured on training images, streaming: channel statistics, covariance, leading directions."""
+"""Statistics of training images, measured in a stream: channels, covariance, leading eigenvectors."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -16,18 +16,18 @@ from ..errors import DataError
 from .steps import STD_FLOOR
 
 CHUNK_VALUES = 1 << 20
-"""Pixel values read at once."""
+"""Pixel values read at a time."""
 
 MAX_COVARIANCE_IMAGES = 100_000
-"""Covariances are measured on at most so many images, evenly spaced: they change no more after that."""
+"""Images, evenly spaced, that a covariance is measured on at most: more do not change it."""
 
 SWEEPS, SPARE = 3, 16
-"""Multiplications by the covariance, and directions more than asked for, of the subspace iteration."""
+"""Subspace iteration: multiplications by the covariance, and directions beyond the wanted ones."""
 
 
 @runtime_checkable
 class ImageRows(Protocol):
-    """What statistics are measured on: a dataset, a memory map or an array."""
+    """Images by row, as statistics read them: a dataset, a memory map or an array."""
 
     def __len__(self) -> int: ...
 
@@ -35,15 +35,15 @@ class ImageRows(Protocol):
 
 
 PixelTransform = Callable[[Tensor], Tensor]
-"""Pixels in [0, 1] (B C H W) to what is to be measured."""
+"""Pixels in [0, 1] (B C H W) -> the values to measure."""
 
 
 def iterate_chunks(
     images: ImageRows, change: PixelTransform, stride: int = 1
 ) -> Iterator[Float[Tensor, "n C H W"]]:
-    """Every ``stride``-th image as a float32 tensor, changed, a few million bytes at a time."""
+    """Every ``stride``-th image as float32 after ``change``, about a million values at a time."""
     if not len(images):
-        raise DataError("There are no training images to measure: the training part is empty.")
+        raise DataError("There are no training images to measure: the training split is empty.")
     step = stride * max(1, CHUNK_VALUES // images[:1].size)
     starts = range(0, len(images), step)
     with progress.progress_bar("Measuring pixels", len(starts)) as advance:
@@ -58,10 +58,10 @@ def iterate_chunks(
 def measure_channels(images: ImageRows) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and population std of each channel over all pixels, in [0, 1] units, exact.
 
-    Streams: never holds more than about 16 MB of integers beside one chunk of images.
+    Needs about 16 MB of memory in addition to one chunk of images.
     """
     if not len(images):
-        raise DataError("There are no training images to measure: the training part is empty.")
+        raise DataError("There are no training images to measure: the training split is empty.")
     count, sums = 0, np.zeros((2, images[:1].shape[-1]), np.int64)
     chunk = max(1, CHUNK_VALUES // images[:1].size)
     for start in range(0, len(images), chunk):

@@ -22,19 +22,19 @@ from .statistics import (
 from .steps import PreprocessingStep
 
 MAX_FULL_ZCA_VALUES = 4096
-"""Values per image up to which the whole matrix is used: 64 x 64 grey, 36 x 36 RGB."""
+"""Values per image up to which the whole matrix is stored: 64 x 64 grey, 36 x 36 RGB."""
 
 MAX_ZCA_DIRECTIONS = 512
-"""Directions whitened above the limit, or as many as need no more room than the matrix at the limit."""
+"""Directions whitened above that limit, or fewer where they would take more room than the matrix at the limit."""
 
 
 class Zca(PreprocessingStep):
     """``W (x - mean)``, ``W = U diag(1 / sqrt(s + eps)) U^T``, of the pixels' eigenvectors U and variances s.
 
-    Decorrelates pixels and, of all maps that do, changes them least. ``eps``, a variance in units of the values
-    it is given ([0, 1] pixels where it comes first), keeps noise from being blown up. With ``rank`` k, U and s
-    are the k leading ones, and all other directions are divided by ``sqrt(rest + eps)``, where rest is their mean
-    variance, as in probabilistic PCA (Tipping and Bishop 1999). Raises ValueError for what cannot be.
+    Decorrelates pixels and, of all maps that do so, changes them least. ``eps`` is a variance in units of the
+    input ([0, 1] pixels where the step is the first) and limits how much noise is amplified. With ``rank`` k, U
+    and s are the k leading ones, and all other directions are divided by ``sqrt(rest + eps)``, where rest is their
+    mean variance, as in probabilistic PCA (Tipping and Bishop 1999). Raises ValueError for impossible arguments.
     """
 
     mean: Tensor
@@ -65,11 +65,11 @@ class Zca(PreprocessingStep):
         self.register_buffer("rest", torch.zeros(()))
 
     def forward(self, pixels: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
-        """Whitened pixels; raises DataError where their shape is not that it was made for."""
+        """Whitened pixels; raises DataError for another shape than the fitted one."""
         if tuple(pixels.shape[1:]) != self.shape:
             raise DataError(
-                f"These images are {_format_shape(pixels.shape[1:])} (channels, height, width) and the whitening is for "
-                f"{_format_shape(self.shape)}: decode them with the classifier's geometry."
+                f"These images are {_format_shape(pixels.shape[1:])} (channels, height, width) and the whitening "
+                f"is for {_format_shape(self.shape)}: decode them with the classifier's geometry."
             )
         # In bfloat16 the small differences that whitening enlarges would be lost.
         with torch.autocast(pixels.device.type, enabled=False):
@@ -82,7 +82,7 @@ class Zca(PreprocessingStep):
             )
 
     def inverse(self, whitened: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
-        """The pixels that give ``whitened``: for pictures, in float64 inside."""
+        """The pixels that ``forward`` maps to ``whitened``; computed in float64."""
         values, mean = whitened.flatten(1).double(), self.mean.double()
         if self.rank is None:
             pixels = torch.linalg.solve(self.matrix.double(), values, left=False)
@@ -98,7 +98,7 @@ class Zca(PreprocessingStep):
         return {"shape": list(self.shape), "eps": self.eps, "rank": self.rank}
 
     def extra_repr(self) -> str:
-        """What it was made with, in ``repr``."""
+        """The arguments, in ``repr``."""
         return f"shape={self.shape}, eps={self.eps}, rank={self.rank}"
 
 
@@ -115,7 +115,7 @@ def _reshape_like(rows: Tensor, pixels: Tensor) -> Tensor:
 
 
 def fit_zca(images: ImageRows, change: PixelTransform, eps: float, rank: int | None) -> Zca:
-    """The whitening of these images after ``change``, with as many directions as ``plan`` allows."""
+    """The whitening fitted to these images after ``change``, with the directions of ``plan_zca``."""
     height, width, channels = images[:1].shape[1:] if len(images) else (1, 1, 1)
     rank = plan_zca(channels * height * width, len(images), rank).rank
     step = Zca((channels, height, width), eps, rank)
@@ -131,12 +131,12 @@ def fit_zca(images: ImageRows, change: PixelTransform, eps: float, rank: int | N
     return step
 
 
-# What it costs.
+# cost
 
 
 @dataclass(frozen=True)
 class ZcaCost:
-    """What fitting takes, roughly, and what the classifier then holds."""
+    """Estimated cost of fitting a whitening, and its size in the classifier."""
 
     memory: float
     """Bytes while fitting."""
@@ -149,7 +149,7 @@ class ZcaCost:
 
 
 def plan_zca(size: int, count: int, rank: int | None = None) -> ZcaCost:
-    """What whitening ``count`` images of ``size`` values will cost, done as it will be done.
+    """The cost of whitening ``count`` images of ``size`` values, and the rank that is used.
 
     All directions up to ``MAX_FULL_ZCA_VALUES`` values; above, or where a ``rank`` is asked for, the leading ones.
     """
@@ -162,21 +162,24 @@ def plan_zca(size: int, count: int, rank: int | None = None) -> ZcaCost:
 
 
 def full_zca_cost(size: int, count: int) -> ZcaCost:
-    """What the whole matrix would cost, affordable or not."""
+    """The cost of the whole matrix, affordable or not."""
     seconds = (min(count, MAX_COVARIANCE_IMAGES) * size**2 + 12 * size**3) / 20e9
     return ZcaCost(4 * 8 * size**2, seconds, 4 * size**2, None)
 
 
 def max_zca_rank(size: int) -> int:
-    """Directions that need no more room than the whole matrix at the limit."""
+    """The most directions that take no more room than the whole matrix at the limit."""
     return max(1, MAX_FULL_ZCA_VALUES**2 // size)
 
 
 def describe_zca(shape: tuple[int, int, int], count: int, rank: int | None) -> str:
-    """What whitening images of (H, W, C) will do and cost, and what the whole would cost where it is too much."""
+    """A sentence on the cost of whitening images of (H, W, C), and of the whole matrix where that is too much."""
     size = math.prod(shape)
     cost = plan_zca(size, count, rank)
-    price = f"about {_format_bytes(cost.memory)} of memory and {_format_seconds(cost.seconds)} to fit, {_format_bytes(cost.stored)} kept"
+    price = (
+        f"about {_format_bytes(cost.memory)} of memory and {_format_seconds(cost.seconds)} to fit, "
+        f"{_format_bytes(cost.stored)} stored"
+    )
     if cost.rank is None:
         return f"ZCA whitens {size:,} values per image by one matrix: {price}."
     done = f"ZCA whitens the {cost.rank:,} leading directions of {size:,} and scales the others alike: {price}."
