@@ -11,8 +11,9 @@ from sklearn import metrics as sk
 
 from sightline import metrics
 from sightline.errors import DataError
-from sightline.metrics import calibration, ranking
 from sightline.metrics import classification as over_classes
+from sightline.metrics import confidence as confidence_metrics
+from sightline.metrics import ranking
 from sightline.types import Interval
 
 NAMES = {
@@ -402,7 +403,7 @@ def test_a_calibrated_classifier_may_have_no_calibration_error():
 def test_resampled_means_spread_as_theory_says():
     rng = np.random.default_rng(0)
     column = rng.normal(size=(300, 1))
-    means = calibration._resampled_means(column, rng)
+    means = confidence_metrics._resampled_means(column, rng)
     assert means.shape == (1000, 1)
     assert means.std() == pytest.approx(column.std() / math.sqrt(300), rel=0.1)
 

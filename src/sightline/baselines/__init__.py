@@ -1,7 +1,7 @@
 """What classical methods would have given: scikit-learn's classifiers on handcrafted or learnt features.
 
-A word names both: ``svm-rbf``, ``svm-rbf:C=5@hog``, ``knn@hog+lbp``, ``svm-linear@embedding:runs/photos``. A fitted
-baseline is a ``Classifier`` like any other.
+A word names both: ``svm-rbf``, ``svm-rbf:C=5@hog``, ``knn@hog+lbp``, ``svm-linear@embedding:runs/photos``. A
+fitted baseline is a ``Classifier`` like any other.
 
 >>> from sightline.baselines import parse_baseline
 >>> str(parse_baseline("svm-rbf:C=5", features="hog+lbp"))
@@ -50,7 +50,8 @@ BASELINES: Mapping[str, Callable[..., Any]] = {
     "gradient-boosting": gradient_boosting,
     "logistic-regression": logistic_regression,
 }
-"""Name -> ``(arguments, seed) -> an unfitted scikit-learn classifier``; arguments follow after colons: ``knn:3``."""
+"""Name -> ``(arguments, seed) -> an unfitted scikit-learn classifier``; arguments follow after colons: ``knn:3``.
+"""
 
 FEATURES: Mapping[str, Callable[..., Feature | EmbeddingFeature]] = {
     **HANDCRAFTED_FEATURES,
@@ -65,7 +66,8 @@ DEFAULT_BASELINES = ("svm-rbf", "knn", "random-forest", "logistic-regression", "
 def parse_features(words: str) -> tuple[Feature | EmbeddingFeature, ...]:
     """The features that ``words`` name, joined by ``+``: ``hog+lbp``.
 
-    Raises ChoiceError for an unknown name or argument, BundleError for the run of an embedding that cannot be read.
+    Raises ChoiceError for an unknown name or argument, BundleError for the run of an embedding that cannot be
+    read.
     """
     return tuple(choose(FEATURES, word, "feature") for word in words.split("+"))
 
@@ -91,7 +93,7 @@ def fit_baseline(splits: Splits, by: str | Baseline, *, seed: int = 0) -> Classi
     """Fit a baseline to the training images, and its temperature to the validation images.
 
     Predict, evaluate, save and load work on the result as on a network; it is not differentiable. Equal seeds give
-    equal classifiers. Raises ChoiceError for an unknown name, TrainingError where images, settings or memory do not
-    allow the fit.
+    equal classifiers. Raises ChoiceError for an unknown name, TrainingError where images, settings or memory do
+    not allow the fit.
     """
     return fit_classifier(parse_baseline(by) if isinstance(by, str) else by, splits, seed)

@@ -1,7 +1,7 @@
 """scikit-learn's classifiers with defaults for images.
 
-Features arrive standardised to about unit size (``models/estimator.py``), so that C and gamma mean the same for all
-of them. Defaults follow the Fashion-MNIST benchmark (Xiao et al. 2017, table 3) where it has the classifier.
+Features arrive standardised to about unit size (``models/estimator.py``), so that C and gamma mean the same for
+all of them. Defaults follow the Fashion-MNIST benchmark (Xiao et al. 2017, table 3) where it has the classifier.
 """
 
 from typing import Any

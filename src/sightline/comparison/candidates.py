@@ -83,8 +83,8 @@ class Candidate:
 def parse_candidate(word: str, recipe: Recipe | None = None, *, features: str = "pixels") -> Candidate:
     """The candidate that a word names: a network (``resnet20``) or a baseline (``knn@hog``).
 
-    ``features`` are the baseline's where its word names none. Raises ChoiceError for unknown names, RecipeError for
-    a recipe that cannot train the network.
+    ``features`` are the baseline's where its word names none. Raises ChoiceError for unknown names, RecipeError
+    for a recipe that cannot train the network.
     """
     recipe = recipe or Recipe()
     name = re.split(r"[:@]", word.strip(), maxsplit=1)[0]

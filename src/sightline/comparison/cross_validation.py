@@ -144,7 +144,7 @@ def assign_folds(pool: Dataset, folds: int, seeds: int, recipe: Recipe) -> list[
 
 
 def fold_splits(pool: Dataset, fold: HeldOutFold, recipe: Recipe) -> Splits:
-    """The fold as the test split, and training and validation splits of the rest; groups and copies stay together."""
+    """The fold as the test split; training and validation splits of the rest. Groups and copies stay together."""
     words = np.full(len(pool), "train", dtype="<U5")
     words[fold.indices] = "test"
     marked = replace(pool, columns={**pool.columns, "split": words})
@@ -162,8 +162,9 @@ def missing_class_notes(splits: Splits, fold: HeldOutFold) -> list[str]:
         if missing:
             names = ", ".join(map(repr, missing[:3])) + (", ..." if len(missing) > 3 else "")
             found.append(
-                f"Fold {fold.number} (seed {fold.seed}) has no images of {names} to {purpose}, so {consequence}: its "
-                "images belong to too few groups, or are copies of each other. Ask for fewer folds, or add images."
+                f"Fold {fold.number} (seed {fold.seed}) has no images of {names} to {purpose}, so {consequence}: "
+                "its images belong to too few groups, or are copies of each other. Ask for fewer folds, or add "
+                "images."
             )
     return found
 
@@ -197,9 +198,8 @@ def run_cross_validation(
                         unsaved, fold.name, splits, Path(place), seed=fold.seed, device=device
                     )
                 cache.add(trial)
-                progress.notify(
-                    f"{candidate.word}, fold {fold.number} of {folds}: {trial.accuracy:.2%} in {trial.seconds:,.1f} s."
-                )
+                result = f"{trial.accuracy:.2%} in {trial.seconds:,.1f} s"
+                progress.notify(f"{candidate.word}, fold {fold.number} of {folds}: {result}.")
             trials.append(trial)
             correct[fold.indices] += trial.correct
             advance(1)

@@ -102,8 +102,8 @@ class LabelIssueReport:
         recall, precision = self.probe.recall, self.probe.precision
         return (
             f"{found} Of {self.probe.n_planted:,} deliberately changed labels it found {recall.value:.0%} "
-            f"({recall.low:.0%} to {recall.high:.0%}); {precision.value:.0%} of the new issues were changed labels "
-            f"({precision.low:.0%} to {precision.high:.0%}). Random errors are easier to find than real ones."
+            f"({recall.low:.0%} to {recall.high:.0%}); {precision.value:.0%} of the new issues were changed "
+            f"labels ({precision.low:.0%} to {precision.high:.0%}). Random errors are easier to find than real ones."
         )
 
     def as_json(self) -> dict[str, Any]:
@@ -323,7 +323,8 @@ def _probe_planted_errors(
 
 
 def write_label_issues(report: LabelIssueReport, dataset: Dataset, folder: Path) -> dict[str, str]:
-    """Write ``suspects.csv``, ``suspects.json`` and ``suspects.png``, a gallery of the first issues, into a folder.
+    """Write ``suspects.csv``, ``suspects.json`` and ``suspects.png``, a gallery of the first issues, into a
+    folder.
 
     ``dataset`` is the one that was searched. Returns the paths under ``table``, ``record`` and, where there are
     issues, ``gallery``.

@@ -115,7 +115,8 @@ class LearningCurve:
 def learning_curve_run(
     run: Run, *, shares: Sequence[float] = LEARNING_CURVE_SHARES, seeds: int = 1
 ) -> LearningCurve:
-    """Train by a run's recipe on nested, stratified shares of its training images, and test each on its test images.
+    """Train by a run's recipe on nested, stratified shares of its training images, and test each on its test
+    images.
 
     Every size is trained for the same number of epochs, so smaller sizes take fewer steps. The run itself is the
     last size's first seed. Finished trainings are saved in the run's ``learning_curve.json`` and not repeated.
@@ -182,7 +183,8 @@ def _train_on_share(run: Run, share: float, seed: int) -> tuple[int, Bool[ndarra
 
 
 class _SavedTrainings:
-    """The finished trainings of a run's learning curve, by share and seed: images and which test images are correct.
+    """The finished trainings of a run's learning curve, by share and seed: images and which test images are
+    correct.
 
     They hold for one recipe on one set of images; others in the file are ignored.
     """

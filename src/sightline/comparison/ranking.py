@@ -125,9 +125,8 @@ class Comparison:
         validated = [(one.val_accuracy, one) for one in self.results if one.val_accuracy is not None]
         if validated and not self.folds:
             chosen = max(validated, key=lambda pair: pair[0])[1]
-            found.append(
-                f"Validation alone would choose {chosen.candidate} ({chosen.accuracy.value:.2%} on the test images)."
-            )
+            accuracy = f"{chosen.accuracy.value:.2%} on the test images"
+            found.append(f"Validation alone would choose {chosen.candidate} ({accuracy}).")
         return tuple(found)
 
     def as_json(self) -> dict[str, Any]:

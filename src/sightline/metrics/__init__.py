@@ -1,4 +1,4 @@
-"""(labels, probabilities) become numbers, each with its interval: numpy only, no network runs here.
+"""Metrics of (labels, probabilities), each with its interval. numpy only; no network runs here.
 
 Values equal scikit-learn's default calls. Intervals (docs/evaluation.md gives the reasons):
 
@@ -8,21 +8,36 @@ Values equal scikit-learn's default calls. Intervals (docs/evaluation.md gives t
     log loss, Brier score, ECE                         bootstrap over images, seeded
 """
 
-from .calibration import (
+from .classification import (
+    ClassMetrics,
+    check_probabilities,
+    class_averages,
+    confusion_matrix,
+    overall_metrics,
+    per_class_metrics,
+)
+from .confidence import (
     CALIBRATION_BINS,
     ReliabilityDiagram,
+    RiskCoverage,
     brier_scores,
     equal_mass_reliability,
     log_losses,
     reliability,
+    risk_coverage,
 )
-from .classification import class_averages, confusion_matrix, safe_divide
-from .intervals import paired_difference, score_bounds, seeds_interval, wilson
-from .ood import OODMetrics, ood_metrics
-from .paired import bootstrap_difference, holm, mcnemar, nadeau_bengio_interval
-from .ranking import TOP_K, OneVsRest, RocCurve, one_vs_rest, roc_curve
-from .selective import RiskCoverage, risk_coverage
-from .summary import ClassMetrics, check_probabilities, overall_metrics, per_class_metrics
+from .intervals import (
+    bootstrap_difference,
+    holm,
+    mcnemar,
+    nadeau_bengio_interval,
+    paired_difference,
+    safe_divide,
+    score_bounds,
+    seeds_interval,
+    wilson,
+)
+from .ranking import TOP_K, OneVsRest, OODMetrics, RocCurve, one_vs_rest, ood_metrics, roc_curve
 
 __all__ = [
     "CALIBRATION_BINS",

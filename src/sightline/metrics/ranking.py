@@ -1,7 +1,8 @@
-"""How well the scores rank: ROC curves and the areas under them, one class against the rest; top-k accuracy."""
+"""How well scores rank: ROC curves and AUC, one class against the rest; top-k accuracy; OOD detection."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -11,15 +12,15 @@ from ..types import Interval
 from .intervals import score_bounds, wilson, z_squared
 
 ROC_GRID_STEPS = 500
-"""Steps per axis to which saved ROC curves are rounded: finer than the pixels they are drawn with."""
+"""Steps per axis to which saved ROC curves are rounded: finer than the pixels of a plot."""
 
 TOP_K = (2, 3, 5)
-"""The k of top-k accuracy, where there are more classes than that."""
+"""The k of top-k accuracy; each applies where there are more than k classes."""
 
 
 @dataclass(frozen=True, eq=False)
 class RocCurve:
-    """Share of a class's images found against share of the others wrongly given it, from (0, 0) to (1, 1)."""
+    """True positive rate against false positive rate, from (0, 0) to (1, 1)."""
 
     false_positive: Float[ndarray, " points"]
     true_positive: Float[ndarray, " points"]
@@ -30,7 +31,7 @@ class RocCurve:
         return float(np.trapezoid(self.true_positive, self.false_positive))
 
     def simplify(self) -> "RocCurve":
-        """The same curve to the eye: corners on a grid of ``GRID`` steps, at most half a step away."""
+        """The curve with its corners on a grid of ``ROC_GRID_STEPS`` steps, each at most half a step away."""
         return RocCurve(
             *_drop_collinear(*(np.rint(axis * ROC_GRID_STEPS) / ROC_GRID_STEPS for axis in self._axes))
         )
@@ -46,7 +47,7 @@ class RocCurve:
 
 @dataclass(frozen=True, eq=False)
 class OneVsRest:
-    """Each class against all the others; None for a class that is absent, or alone."""
+    """Each class against all the others; None for a class without images or with all of them."""
 
     aucs: tuple[Interval | None, ...]
     """Area under each class's ROC curve, with DeLong's interval."""
@@ -55,7 +56,7 @@ class OneVsRest:
     macro_auc: Interval | None
     """Mean of the areas; None where fewer than two classes are present."""
     macro_curve: RocCurve | None
-    """Mean height of the curves at each share of false positives."""
+    """Mean true positive rate of the curves at each false positive rate."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,10 +65,10 @@ class _ClassAUC:
 
     value: float
     influence: Float[ndarray, " N"]
-    """What each image adds: the value's variance is sum(influence^2) / N^2."""
+    """Influence of each image: the variance of the value is sum(influence^2) / N^2."""
     smooth_value: float
     smooth_variance: float
-    """With one imagined image on each side: see ``_smoothed``."""
+    """With one pseudo-image on each side: see ``_smooth_auc``."""
     few: int
     """Images on the smaller side."""
     curve: RocCurve
@@ -78,8 +79,9 @@ def one_vs_rest(
 ) -> OneVsRest:
     """ROC curve and area of each class against the rest, and their means over the classes present.
 
-    Ties count half. Variances are DeLong's (1988), for the mean with the covariance between classes, after
-    one imagined image is added to each side: without it few images, ranked well, would count as known exactly.
+    Ties count half. Variances are DeLong's (1988), for the mean with the covariance between classes, after one
+    pseudo-image is added to each side: without it a few images ranked perfectly would have an interval of no
+    width.
     """
     n = len(labels)
     value, influence, smooth, extra, few = 0.0, np.zeros(n), 0.0, 0.0, []
@@ -99,20 +101,20 @@ def one_vs_rest(
     if len(few) < 2:
         return OneVsRest(tuple(areas), tuple(curves), None, None)
     present = len(few)
-    # the classes' curves hang together: of K of them, K - 1 are free
+    # the classes' curves are dependent: of K of them, K - 1 are free
     variance = float(influence @ influence) / (n * present) ** 2 + extra / (present * (present - 1))
     macro = _auc_interval(value / present, smooth / present, variance, sum(few) / present, n, level)
     return OneVsRest(tuple(areas), tuple(curves), macro, _mean_curve([curve for curve in curves if curve]))
 
 
 def _contiguous_columns(probabilities: Float[ndarray, "N K"]) -> Iterator[Float[ndarray, " N"]]:
-    """The scores of each class, side by side in memory: a column far apart is slow to read."""
+    """The scores of each class, contiguous in memory: a strided column is slow to read."""
     for first in range(0, probabilities.shape[1], 64):
         yield from np.ascontiguousarray(probabilities[:, first : first + 64].T)
 
 
 def _auc_interval(value: float, smooth: float, variance: float, few: float, n: int, level: float) -> Interval:
-    """Wilson's interval at the effective sample size, less the share of it that was imagined."""
+    """Wilson's interval at the effective sample size, minus the share of the pseudo-images in it."""
     size = smooth * (1 - smooth) / variance * few / (few + 1)
     value = min(1.0, value)
     return Interval(value, *score_bounds(value, size, level), n)
@@ -126,8 +128,8 @@ def _class_auc(positive: Bool[ndarray, " N"], scores: Float[ndarray, " N"], leve
     negatives = n - positives
     own, others = scores[positive], scores[~positive]
     ranked, below = np.sort(own), np.sort(others)
-    beaten = _mid_ranks(below, own) / negatives  # share of negatives each positive beats
-    beating = 1 - _mid_ranks(ranked, others) / positives  # share of positives that beat each negative
+    beaten = _mid_ranks(below, own) / negatives  # share of negatives below each positive
+    beating = 1 - _mid_ranks(ranked, others) / positives  # share of positives above each negative
     area = float(beaten.mean())
     smooth, variance = _smooth_auc(
         area, [(positives, float(beaten @ beaten)), (negatives, float(beating @ beating))], level
@@ -156,9 +158,10 @@ def _exact_curve(own: ndarray, others: ndarray) -> RocCurve:
 
 
 def _smooth_auc(area: float, sides: list[tuple[int, float]], level: float) -> tuple[float, float]:
-    """Area and DeLong variance with one imagined image on each side, given (images, sum of squared shares).
+    """Area and DeLong variance with one pseudo-image on each side, given (images, sum of squared shares).
 
-    It beats all or none of the other side: all of them as often as Wilson's centre of the area says.
+    The pseudo-image is above all of the other side with the probability of Wilson's centre of the area, else
+    below.
     """
     zz, values, variance = z_squared(level), {}, 0.0
     for count, squares in sides:
@@ -169,14 +172,14 @@ def _smooth_auc(area: float, sides: list[tuple[int, float]], level: float) -> tu
 
 
 def roc_curve(positive: Bool[ndarray, " N"], scores: Float[ndarray, " N"]) -> RocCurve:
-    """The exact ROC curve, its corners only; raises ValueError where one side has no images."""
+    """The corners of the exact ROC curve. Raises ValueError where one side has no images."""
     if positive.all() or not positive.any():
         raise ValueError("a ROC curve needs images of the class and others")
     return _exact_curve(np.sort(scores[positive]), np.sort(scores[~positive]))
 
 
 def _drop_collinear(x: ndarray, y: ndarray) -> tuple[ndarray, ndarray]:
-    """The points at which a rising line turns: repeated ones, and those on the way, left out."""
+    """The points at which a rising line turns, without repeated ones and those on a straight line."""
     moved = np.append(True, (np.diff(x) != 0) | (np.diff(y) != 0))
     x, y = x[moved], y[moved]
     if len(x) < 3:
@@ -195,20 +198,56 @@ def _mean_curve(curves: list[RocCurve]) -> RocCurve:
     return RocCurve(*_drop_collinear(np.repeat(steps, 2), np.stack(heights, 1).ravel().round(9)))
 
 
-def top_k(
+def top_k_accuracy(
     labels: Int[ndarray, " N"], probabilities: Float[ndarray, "N K"], *, level: float = 0.95
 ) -> dict[str, Interval]:
-    """Share of images whose class is among the k likeliest, for each k of ``TOP`` below K, with Wilson's interval.
+    """``top_<k>_accuracy`` for each k of ``TOP_K`` below K, with Wilson's interval.
 
-    Of equally likely classes the earlier counts first, as in the answer itself.
+    Of equally probable classes the earlier one ranks first, as in the prediction itself.
     """
-    rank = _true_class_ranks(labels, probabilities)
+    own = probabilities[np.arange(len(labels)), labels][:, None]
+    earlier = np.arange(probabilities.shape[1]) < labels[:, None]
+    rank = ((probabilities > own) | ((probabilities == own) & earlier)).sum(1)
     ks = [k for k in TOP_K if k < probabilities.shape[1]]
     return {f"top_{k}_accuracy": wilson(float((rank < k).sum()), len(labels), level=level) for k in ks}
 
 
-def _true_class_ranks(labels: Int[ndarray, " N"], probabilities: Float[ndarray, "N K"]) -> Int[ndarray, " N"]:
-    """How many classes come before the true one."""
-    own = probabilities[np.arange(len(labels)), labels][:, None]
-    earlier = np.arange(probabilities.shape[1]) < labels[:, None]
-    return ((probabilities > own) | ((probabilities == own) & earlier)).sum(1)
+@dataclass(frozen=True)
+class OODMetrics:
+    """How well a score separates in-distribution images (the positive side, of high scores) from outliers."""
+
+    auroc: Interval
+    """Probability that an in-distribution image scores above an outlier, ties counting half; DeLong's interval."""
+    fpr95: Interval
+    """Share of outliers above the highest threshold that keeps 95 % of the in-distribution images; Wilson's
+    interval.
+    """
+    threshold: float
+    """That threshold: scores of at least this are accepted."""
+
+    def as_json(self) -> dict[str, Any]:
+        """The numbers, and which side is positive."""
+        named = {"auroc": self.auroc, "fpr95": self.fpr95}
+        return {
+            "positive": "in-distribution",
+            **{name: one.value for name, one in named.items()},
+            "intervals": {name: one.as_json() for name, one in named.items()},
+            "threshold": self.threshold,
+        }
+
+
+def ood_metrics(inside: Float[ndarray, " N"], outside: Float[ndarray, " M"]) -> OODMetrics:
+    """AUROC and FPR at 95 % TPR of the scores of N in-distribution images and M outliers.
+
+    Raises ValueError where one side has no images or a score is not a number.
+    """
+    scores = np.concatenate([inside, outside]).astype(np.float64)
+    if not (len(inside) and len(outside)) or np.isnan(scores).any():
+        raise ValueError("OOD metrics need scores of both sides, all of them numbers")
+    labels = np.repeat([1, 0], [len(inside), len(outside)])
+    area = one_vs_rest(labels, np.stack([-scores, scores], 1)).aucs[1]
+    assert area is not None  # both sides have images
+    lost = int(np.floor(0.05 * len(inside) + 1e-9))
+    threshold = float(np.sort(inside.astype(np.float64))[lost])
+    passed = float((outside.astype(np.float64) >= threshold).sum())
+    return OODMetrics(area, wilson(passed, len(outside)), threshold)
