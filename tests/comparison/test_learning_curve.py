@@ -1,4 +1,4 @@
-"""Learning curves: nested shares, the same test at every size, saved trainings, and what the sentence concludes."""
+"""Learning curves: nested shares, the same test at every size, saved trainings, and the sentence."""
 
 import json
 from dataclasses import replace

@@ -16,7 +16,7 @@ from helpers.tiny_classifiers import SETTLED
 from sightline.classifier import Classifier, amend_bundle
 from sightline.errors import BundleError, DataError, RecipeError
 from sightline.evaluation.abstention import beta_interval, threshold_for_coverage, threshold_for_risk
-from sightline.evaluation.mc_dropout import enable_dropout, predict_with_dropout
+from sightline.evaluation.ood import enable_dropout, predict_with_dropout
 from sightline.evaluation.uncertainty import evaluate_uncertainty_run, measure_calibration
 from sightline.metrics import equal_mass_reliability, reliability, risk_coverage
 from sightline.models import build, parse_architecture
@@ -165,13 +165,13 @@ def test_too_few_images_promise_nothing_and_say_how_many_it_takes():
     assert (~right[kept]).mean() <= 0.01
     others = [(~right[confidence >= t]).mean() for t in np.unique(confidence) if t < found.value]
     assert all(risk > 0.01 for risk in others)
-    assert "no promise" in found.sentence
+    assert "no guarantee" in found.sentence
     assert f"{found.min_images:,}" in found.sentence
 
 
 def test_a_risk_nobody_can_meet_names_the_best():
     right = np.array([False, True, True, False])
-    with pytest.raises(DataError, match=r"best of the 4 validation images is 33\.33%, with 75\.0% of them"):
+    with pytest.raises(DataError, match=r"lowest on the 4 validation images is 33\.33%, with 75\.0% of them"):
         threshold_for_risk(np.array([0.9, 0.8, 0.7, 0.6]), right, 0.2)
 
 
@@ -282,7 +282,7 @@ def test_amending_touches_neither_tensors_nor_card(tmp_path):
 def test_a_run_is_examined_and_the_bundle_keeps_what_was_found(run, tmp_path):
     folder = shutil.copytree(run.folder, tmp_path / "run")
     copied = replace(run, folder=folder)
-    found = evaluate_uncertainty_run(copied, risk=0.2, keep=True)
+    found = evaluate_uncertainty_run(copied, risk=0.2, save=True)
     assert json.loads((folder / "calibration.json").read_text()) == found
     assert {"risk_coverage.png", "reliability.png"} <= {path.name for path in folder.iterdir()}
     kept = Classifier.load(folder)
@@ -313,7 +313,7 @@ def test_evaluate_and_predict_say_unknown(cli, run, tmp_path):
     answer = cli("evaluate", folder, "--coverage", "0.8", "--save")
     assert answer.code == 0, answer.err
     assert "of the validation images" in answer.out
-    assert "Kept in the classifier" in answer.out
+    assert "Saved in the classifier" in answer.out
     value = json.loads(cli("evaluate", folder, "--coverage", "0.8", "--json").out)
     assert value["abstention"]["coverage"]["value"] >= 0.8
     from PIL import Image
@@ -341,8 +341,8 @@ def test_evaluate_and_predict_say_unknown(cli, run, tmp_path):
         (("--risk", "2"), "risk asked for is 2.0"),
         (("--compare-with", "elsewhere"), "--group"),
         (("--group", "width", "--coverage", "0.9"), "one at a time"),
-        (("digits", "--coverage", "0.9"), "Name the run alone"),
-        (("--coverage", "0.9", "--learning-curve"), "leave the other flags out"),
+        (("digits", "--coverage", "0.9"), "leave DATA out"),
+        (("--coverage", "0.9", "--learning-curve"), "cannot be combined with the other flags"),
     ],
 )
 def test_wishes_that_cannot_be_are_one_sentence(cli, run, words, said):

@@ -146,7 +146,7 @@ def test_a_bundle_that_was_not_calibrated_or_is_damaged():
     answers = quantiles_json(p, labels)
     with pytest.raises(DataError, match=r"no conformal sets yet.*evaluate RUN --conformal-alpha 0\.1 --save"):
         load_sets({}, 6, 0.1)
-    with pytest.raises(DataError, match=r"0\.07 are not kept: choose one of 0\.01, 0\.02, 0\.05"):
+    with pytest.raises(DataError, match=r"0\.07 are not in the bundle: choose one of 0\.01, 0\.02, 0\.05"):
         load_sets(answers, 6, 0.07)
     with pytest.raises(BundleError, match="cannot be understood"):
         load_sets(answers, 5, 0.1, per_class=True)

@@ -23,7 +23,7 @@ from sightline.evaluation import (
     top_confusions,
     worst_mistakes,
 )
-from sightline.evaluation.run_evaluation import evaluate_on, evaluate_run
+from sightline.evaluation.report_file import evaluate_on, evaluate_run
 from sightline.evidence import load_evidence
 from sightline.models import build, parse_architecture
 from sightline.preprocessing import Preprocessing
@@ -169,7 +169,7 @@ def test_damaged_weights_are_said_to_be():
     model = classifier()
     with torch.no_grad():
         next(model.network.parameters()).fill_(float("nan"))
-    with pytest.raises(DataError, match="not a number"):
+    with pytest.raises(DataError, match="are not numbers"):
         evaluate(model, dataset())
 
 

@@ -14,8 +14,8 @@ from helpers.tiny_classifiers import SETTLED
 from sightline.choose import choose
 from sightline.classifier import Classifier
 from sightline.errors import ChoiceError, DataError
-from sightline.evaluation.ood import OOD_SCORES, FittableScore, fit_score, ood_features, score_dataset
-from sightline.evaluation.uncertainty import evaluate_ood_run
+from sightline.evaluation import OOD_SCORES, evaluate_ood_run
+from sightline.evaluation.ood import fit_score, score_dataset
 from sightline.inference import embed
 from sightline.metrics import ood_metrics
 from sightline.models import build, parse_architecture
@@ -93,7 +93,7 @@ def test_mahalanobis_is_that_of_scikit_learns_shrunk_covariance(run, images):
     rng = np.random.default_rng(0)
     x = rng.normal(size=(300, 7)) @ rng.normal(size=(7, 7))
     labels = rng.integers(0, 3, 300) * 2  # classes 1 and 3 are absent
-    assert isinstance(score, FittableScore)
+    assert score.needs_fit
     known = score.fit(torch.from_numpy(x).float(), torch.from_numpy(labels))
     x = x.astype(np.float32).astype(np.float64)
     means = np.stack([x[labels == k].mean(0) for k in (0, 2, 4)])
@@ -105,7 +105,7 @@ def test_mahalanobis_is_that_of_scikit_learns_shrunk_covariance(run, images):
     np.testing.assert_allclose(got.numpy(), wanted, rtol=1e-4)
     with torch.inference_mode():
         own = ready(run, "mahalanobis")
-        features = ood_features(run.classifier.eval(), images).double()
+        features = run.classifier.eval().features(images).double()
         plain = torch.cdist(features @ own.root, own.means @ own.root).amin(1).square()
         torch.testing.assert_close(own(run.classifier, images), -plain.float(), rtol=1e-4, atol=1e-3)
 
@@ -114,7 +114,7 @@ def test_nearest_neighbours_are_a_plain_distance_matrix(run, images):
     score = ready(run, "knn")
     with torch.inference_mode():
         train = embed(run.classifier, run.splits.train).reshape(len(run.splits.train), -1)
-        new = ood_features(run.classifier.eval(), images).numpy()
+        new = run.classifier.eval().features(images).numpy()
         got = score(run.classifier, images).numpy()
     unit = [x / np.linalg.norm(x, axis=1, keepdims=True) for x in (new, train)]
     np.testing.assert_allclose(-got, np.sort(cdist(*unit), 1)[:, 2], atol=1e-3)
@@ -160,7 +160,7 @@ def test_separation_of_nothing_is_refused():
 def test_a_run_against_images_that_do_not_belong(cli, run):
     answer = cli("evaluate", run.folder, "--ood", "shapes:60")
     assert answer.code == 0, answer.err
-    assert "(positive)" in answer.out
+    assert "(positives)" in answer.out
     saved = json.loads((run.folder / "outliers.json").read_text())
     assert saved["positive"] == "in-distribution"
     assert saved["n_outliers"] == 60
@@ -169,7 +169,7 @@ def test_a_run_against_images_that_do_not_belong(cli, run):
     areas = [row["auroc"] for row in saved["scores"]]
     assert areas == sorted(areas, reverse=True)
     own = evaluate_ood_run(run, "digits", by=("max-softmax",))
-    assert "classes the classifier knows" in own["remarks"][0]
+    assert "classes that the classifier knows" in own["remarks"][0]
 
 
 def test_scores_of_a_baseline_and_of_a_network_without_dropout():

@@ -165,14 +165,14 @@ def test_accuracy_has_the_wilson_interval():
 @given(cases, st.sampled_from([1, 5, 15]))
 def test_ece_equals_the_loop_of_its_formula(case, bins):
     labels, probabilities = case
-    calibration = probabilities.max(1).astype(np.float64)
+    confidence = probabilities.max(1).astype(np.float64)
     right = probabilities.argmax(1) == labels
     total = 0.0
     for b in range(bins):
         low, high = np.linspace(0, 1, bins + 1)[b : b + 2]
-        inside = (calibration > low) & (calibration <= high)
+        inside = (confidence > low) & (confidence <= high)
         if inside.any():
-            total += inside.sum() / len(labels) * abs(right[inside].mean() - calibration[inside].mean())
+            total += inside.sum() / len(labels) * abs(right[inside].mean() - confidence[inside].mean())
     assert metrics.reliability(labels, probabilities, bins=bins).ece == pytest.approx(total, abs=1e-12)
     if bins == 15:
         found = metrics.overall_metrics(labels, probabilities)["ece"].value
@@ -390,13 +390,13 @@ def test_intervals_cover_the_truth(separation, n, shares):
 
 def test_a_calibrated_classifier_may_have_no_calibration_error():
     rng = np.random.default_rng(0)
-    calibration = rng.uniform(0.5, 1, size=400)
-    probabilities = np.stack([calibration, 1 - calibration], 1)
-    labels = (rng.random(400) > calibration).astype(np.int64)
+    confidence = rng.uniform(0.5, 1, size=400)
+    probabilities = np.stack([confidence, 1 - confidence], 1)
+    labels = (rng.random(400) > confidence).astype(np.int64)
     found = metrics.overall_metrics(labels, probabilities)["ece"]
     assert found.value > 0
     assert found.low == 0
-    overconfident = np.stack([calibration**0.2, 1 - calibration**0.2], 1)
+    overconfident = np.stack([confidence**0.2, 1 - confidence**0.2], 1)
     assert metrics.overall_metrics(labels, overconfident)["ece"].low > 0.05
 
 
@@ -430,7 +430,7 @@ def test_seeds_interval_keeps_to_its_bounds_and_refuses_one_run():
         (np.zeros(0, np.int64), np.zeros((0, 2)), "no images"),
         (np.array([2]), np.array([[0.5, 0.5]]), "Label 2 is outside the 2 classes"),
         (np.array([-1]), np.array([[0.5, 0.5]]), "Label -1"),
-        (np.array([0, 1]), np.array([[0.5, 0.5], [np.nan, 1]]), "image 1 is not a number"),
+        (np.array([0, 1]), np.array([[0.5, 0.5], [np.nan, 1]]), "image 1 are not numbers"),
     ],
 )
 def test_what_cannot_be_measured_is_said(labels, probabilities, message):

@@ -13,7 +13,7 @@ from PIL import Image
 
 from sightline import metrics, pictures
 from sightline.pictures import plots as diagrams
-from sightline.tuning import NumericRange, plots
+from sightline.tuning import NumericRange, leaderboard
 from sightline.tuning.space import SearchSpace
 
 
@@ -112,11 +112,11 @@ def test_curves_take_numbers_gaps_and_no_rows():
     pictures.plot_history([])
 
 
-def test_curves_mark_the_best_epoch_and_the_earlier_loss_decides_a_tie():
+def test_the_history_marks_the_best_epoch_and_the_loss_decides_a_tie(monkeypatch):
+    monkeypatch.setattr(diagrams, "render_figure", lambda figure: figure)
     rows = [{"epoch": e, "val_accuracy": 0.9, "val_loss": loss} for e, loss in ((1, 0.5), (2, 0.3), (3, 0.4))]
-    _figure, (panel,) = pictures.make_panels(1, (3, 3))
-    diagrams._mark_best_epoch(panel, rows)
-    assert panel.lines[0].get_xydata().tolist() == [[2, 0.9]]
+    figure = pictures.plot_history(rows)
+    assert figure.axes[1].lines[-1].get_xydata().tolist() == [[2, 0.9]]
 
 
 @pytest.mark.parametrize("k", [2, 10, 60])
@@ -211,10 +211,10 @@ def test_entrants_that_are_equally_good_can_all_be_read(monkeypatch):
 
 @pytest.mark.parametrize("ends", [(1e-3, 0.1), (0.01, 0.1), (0.6, 0.9), (1e-8, 1.0), (16, 256)], ids=str)
 def test_the_numbers_under_a_searched_range_can_be_read(ends, monkeypatch):
-    monkeypatch.setattr(plots, "render_figure", lambda figure: figure)
+    monkeypatch.setattr(leaderboard, "render_figure", lambda figure: figure)
     space = SearchSpace({name: NumericRange(*ends, log=True) for name in ("one", "two", "three")})
     row = {"trial": 0, "state": "finished", "val_accuracy": 0.5, **dict.fromkeys(space.ranges, ends[0])}
-    figure = plots.slices_picture([row], space)
+    figure = leaderboard.slices_picture([row], space)
     FigureCanvasAgg(figure).draw()
     for panel in figure.axes:
         low, high = panel.get_xlim()

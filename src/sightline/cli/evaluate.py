@@ -150,7 +150,7 @@ def _evaluate_more(run: Path, data: str | None, more: EvaluateOptions, options: 
     else:
         alpha = 0.1 if more.conformal_alpha is None else more.conformal_alpha
         value = evaluate_uncertainty_run(
-            opened, risk=more.risk, coverage=more.coverage, alpha=alpha, keep=more.save
+            opened, risk=more.risk, coverage=more.coverage, alpha=alpha, save=more.save
         )
         update_report(run)
         emit({**value, **name}, options.json, print_uncertainty)

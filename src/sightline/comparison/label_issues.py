@@ -103,7 +103,8 @@ class LabelIssueReport:
         return (
             f"{found} Of {self.probe.n_planted:,} deliberately changed labels it found {recall.value:.0%} "
             f"({recall.low:.0%} to {recall.high:.0%}); {precision.value:.0%} of the new issues were changed "
-            f"labels ({precision.low:.0%} to {precision.high:.0%}). Random errors are easier to find than real ones."
+            f"labels ({precision.low:.0%} to {precision.high:.0%}). Random errors are easier to find than real "
+            "ones."
         )
 
     def as_json(self) -> dict[str, Any]:

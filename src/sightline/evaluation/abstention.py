@@ -1,8 +1,8 @@
-"""When to answer "unknown": a threshold on the confidence for a wanted risk or coverage, and what that guarantees.
+"""Abstention: a threshold on the confidence for a target risk or coverage, and what it guarantees.
 
-The threshold is chosen on validation images: those below it are answered "unknown". It speaks of images like them,
-and of no others. Validation images also chose the epoch and the temperature, so what they promise flatters a
-little: the test images say how it went.
+Images of lower confidence are predicted as "unknown". The threshold is chosen on validation images and holds for
+images like them. Validation images also chose the epoch and the temperature, so their risk is slightly optimistic:
+the test images show the actual one.
 """
 
 from dataclasses import dataclass
@@ -18,51 +18,52 @@ from ..metrics import risk_coverage, wilson
 from ..types import Interval
 
 GUARANTEE_CONFIDENCE = 0.95
-"""Confidence of every promise here."""
+"""Confidence of the guarantees and intervals here."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class AbstentionThreshold:
-    """A threshold, why it was chosen, and what holds for images like those it was chosen on."""
+    """A threshold, the target it was chosen for, and what holds for images like the validation images."""
 
     value: float
-    """Answers of lower confidence are "unknown"; 0 keeps all."""
+    """Predictions of lower confidence are "unknown"; 0 accepts all."""
     criterion: Literal["risk", "coverage"]
     target: float
     risk: Interval
-    """Share of wrong answers among the N validation images kept, with Wilson's interval."""
+    """Share of wrong predictions among the accepted validation images, with Wilson's interval."""
     coverage: Interval
-    """Share of the validation images kept, with the interval of that share among new images."""
+    """Share of the validation images accepted, with the interval of that share among new images."""
     risk_bound: float
-    """With probability 95 % over validation sets, new images kept err at most so often."""
+    """Upper bound of the risk on new images, exceeded by at most 5 % of validation sets."""
     guaranteed: bool
-    """Whether the target holds with that probability; else it was only met on the validation images."""
+    """Whether the target is guaranteed at that confidence, or only met on the validation images."""
     min_images: int | None = None
-    """Images without an error that it takes at least to promise this risk; None where that is not the trouble."""
+    """Accepted images without an error that a guarantee takes at least; None where more images would not help."""
 
     @property
     def sentence(self) -> str:
-        """What was chosen and what that promises."""
-        kept = f"Confidences of at least {self.value:.4g} are answered: {self.coverage.value:.1%} of the "
+        """The threshold, its result on the validation images, and the guarantee."""
+        kept = (
+            f"Predictions of confidence {self.value:.4g} or more are accepted: {self.coverage.value:.1%} of the "
+        )
         kept += f"validation images, of which {self.risk.value:.2%} are wrong (n = {self.risk.n:,})."
         if self.criterion == "coverage":
             low, high = self.coverage.low, self.coverage.high
-            return f"{kept} Of new images like them {low:.1%} to {high:.1%} would be answered (95 %)."
+            return f"{kept} {low:.1%} to {high:.1%} of new images like them would be accepted (95 %)."
         if self.guaranteed:
-            return f"{kept} With 95 % confidence at most {self.target:.2%} of such answers are wrong."
+            return f"{kept} With 95 % confidence at most {self.target:.2%} of them are wrong on new images."
         more = (
             ""
             if self.min_images is None
-            else f"; it takes at least {self.min_images:,} images kept without an error"
+            else f"; it takes at least {self.min_images:,} accepted images without an error"
         )
         return (
-            f"{kept} That is no promise: too few validation images are kept to be sure of "
-            f"{self.target:.2%}{more}. "
-            f"What can be said with 95 % confidence is at most {self.risk_bound:.2%}."
+            f"{kept} This is no guarantee: too few validation images are accepted to guarantee "
+            f"{self.target:.2%}{more}. The risk is at most {self.risk_bound:.2%} with 95 % confidence."
         )
 
     def as_json(self) -> dict[str, Any]:
-        """All of it."""
+        """``abstention`` of calibration.json, without the test."""
         return {
             "threshold": self.value,
             "wanted": self.criterion,
@@ -78,18 +79,23 @@ class AbstentionThreshold:
 def threshold_for_risk(
     confidence: Float[ndarray, " N"], right: Bool[ndarray, " N"], risk: float
 ) -> AbstentionThreshold:
-    """The threshold that keeps most images while at most a share ``risk`` of the answers kept is wrong.
+    """The threshold of largest coverage at which at most a share ``risk`` of the accepted predictions is wrong.
 
-    First it is sought with a guarantee: Selection with Guaranteed Risk (Geifman and El-Yaniv 2017, algorithm 1), a
-    bisection over the confidences with Clopper and Pearson's bound at 5 % shared by its steps. Where N is too
-    small for that, the largest coverage whose validation risk is at most ``risk``, and ``promised`` is False.
-    Raises RecipeError for a risk outside [0, 1), DataError, naming the best there is, where no threshold has it.
+    With a guarantee where N allows: Selection with Guaranteed Risk (Geifman and El-Yaniv 2017, algorithm 1), a
+    bisection over the confidences with Clopper and Pearson's bound, its steps sharing 5 %. Otherwise the largest
+    coverage whose validation risk is at most ``risk``, and ``guaranteed`` is False.
+
+    Args:
+        confidence: probability of the predicted class of N validation images.
+        right: whether each prediction is correct.
+
+    Raises RecipeError for a risk outside [0, 1), DataError, naming the lowest risk, where no threshold has it.
     """
     if not 0 <= risk < 1:
         raise RecipeError(f"The risk asked for is {risk}: it must be a share from 0 to below 1, such as 0.01.")
     _check_confidences(confidence, right)
     curve = risk_coverage(confidence, right)
-    ends = np.append(np.diff(curve.confidence) != 0, True)  # a tie is kept as a whole or not at all
+    ends = np.append(np.diff(curve.confidence) != 0, True)  # equal confidences are accepted together
     kept, found = np.flatnonzero(ends) + 1, curve.risk[ends]
     errors = np.rint(found * kept).astype(np.int64)
     place = _find_guaranteed(errors, kept, risk)
@@ -100,9 +106,9 @@ def threshold_for_risk(
     if not len(met):
         best = int(found.argmin())
         raise DataError(
-            f"No threshold on the confidence keeps the risk at {risk:.2%}: the best of the {len(right):,} "
-            f"validation images is {found[best]:.2%}, with {kept[best] / len(right):.1%} of them answered. Ask "
-            "for that, or train a better classifier."
+            f"No threshold on the confidence has a risk of {risk:.2%}: the lowest on the {len(right):,} "
+            f"validation images is {found[best]:.2%}, with {kept[best] / len(right):.1%} of them accepted. Ask "
+            "for that risk, or train a better classifier."
         )
     place = int(met[-1])
     bound = _clopper_pearson_upper(int(errors[place]), int(kept[place]), 1 - GUARANTEE_CONFIDENCE)
@@ -112,12 +118,11 @@ def threshold_for_risk(
 def threshold_for_coverage(
     confidence: Float[ndarray, " N"], right: Bool[ndarray, " N"], coverage: float
 ) -> AbstentionThreshold:
-    """The threshold below which a share 1 - ``coverage`` of images falls, rounded so that more are kept, not
-    fewer.
+    """The threshold at which a share ``coverage`` of the images is accepted, rounded up.
 
-    It is the k-th smallest of N confidences, k = floor((N + 1) (1 - coverage)): new images are kept at least as
-    often as asked on the mean over validation sets, by a share that is Beta(N + 1 - k, k) where no confidences
-    are equal. Raises RecipeError for a coverage outside (0, 1].
+    It is the k-th smallest of N confidences, k = floor((N + 1) (1 - coverage)). The coverage of new images is
+    Beta(N + 1 - k, k) where no confidences are equal, of a mean of at least ``coverage``. Raises RecipeError for a
+    coverage outside (0, 1].
     """
     if not 0 < coverage <= 1:
         raise RecipeError(f"The coverage asked for is {coverage}: it must be above 0 and at most 1, such as 0.9.")
@@ -140,7 +145,7 @@ def threshold_for_coverage(
 
 
 def beta_interval(n: int, k: int, *, level: float = GUARANTEE_CONFIDENCE) -> tuple[float, float]:
-    """Where the share of new values at or above the k-th smallest of ``n`` lies: quantiles of Beta(n + 1 - k, k).
+    """Interval of the share of new values at or above the k-th smallest of ``n``: quantiles of Beta(n + 1 - k, k).
 
     Exact for exchangeable values without ties; k = 0 stands for minus infinity.
     """
@@ -177,9 +182,9 @@ def _build_threshold(
 
 
 def _find_guaranteed(errors: ndarray, kept: ndarray, risk: float) -> int | None:
-    """The last place whose bound holds, by bisection among those with enough images kept; None where none does.
+    """The last place whose bound is at most ``risk``, by bisection among those with enough images; None for none.
 
-    All images are tried first: below them fewer errors, and fewer images, pull the bound both ways.
+    All images are tried first. At higher thresholds fewer errors lower the bound and fewer images raise it.
     """
     needed = _min_images_without_error(risk, len(kept))
     if needed is None:
@@ -197,17 +202,17 @@ def _find_guaranteed(errors: ndarray, kept: ndarray, risk: float) -> int | None:
 
 
 def _min_images_without_error(risk: float, places: int) -> int | None:
-    """Images without an error whose bound is at most ``risk``; None where no number is enough."""
+    """Images without an error that have a bound of at most ``risk``; None where no number has."""
     return ceil(log(_step_delta(places)) / log(1 - risk) - 1e-9) if risk > 0 else None
 
 
 def _step_delta(places: int) -> float:
-    """What each step of the bisection may be wrong with: all of them together 5 %."""
+    """Error probability of each step of the bisection; all steps together have 5 %."""
     return (1 - GUARANTEE_CONFIDENCE) / (1 + ceil(log2(places + 1)))
 
 
 def _clopper_pearson_upper(errors: int, n: int, delta: float) -> float:
-    """Clopper and Pearson's upper bound of a rate: exceeded with probability at most ``delta``."""
+    """Clopper and Pearson's upper bound of a rate, exceeded with probability at most ``delta``."""
     if errors >= n:
         return 1.0
     from scipy.stats import beta

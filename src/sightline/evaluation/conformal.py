@@ -1,12 +1,12 @@
-"""Sets of classes that hold the true one as often as asked, whatever the network: split conformal prediction.
+"""Split conformal prediction: sets of classes that contain the true one with a guaranteed probability.
 
-Of n calibration images, alike to those to come, the nonconformity scores of the true classes are ranked; a class
-is in an image's set where its score is at most the one of rank ceil((n + 1) (1 - alpha)). Then
+The nonconformity scores of the true classes of n calibration images, exchangeable with new ones, are ranked; a
+class is in an image's set where its score is at most that of rank ceil((n + 1) (1 - alpha)). Then
 
-    1 - alpha <= P(the set holds the true class) <= 1 - alpha + 1 / (n + 1)
+    1 - alpha <= P(the set contains the true class) <= 1 - alpha + 1 / (n + 1)
 
-on the mean over calibration sets and images, the upper bound where no scores are equal (Vovk 2005; Angelopoulos
-and Bates 2021). Given one calibration set, coverage is Beta(n + 1 - l, l), l = floor((n + 1) alpha).
+on the mean over calibration sets and images; the upper bound holds where no scores are equal (Vovk 2005;
+Angelopoulos and Bates 2021). Given one calibration set, coverage is Beta(n + 1 - l, l), l = floor((n + 1) alpha).
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -24,11 +24,11 @@ from ..metrics import wilson
 from ..types import Interval, Prediction
 
 SAVED_ALPHAS = (0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3)
-"""Error rates whose quantiles a bundle keeps."""
+"""Error rates whose quantiles a bundle holds."""
 
 
 def lac(probabilities: Float[ndarray, "N K"]) -> Float[ndarray, "N K"]:
-    """Least ambiguous sets: 1 - p. The smallest on the mean; empty where no class is likely enough.
+    """LAC, least ambiguous sets: 1 - p. The smallest mean size; empty where no class is probable enough.
 
     Sadinle, Lei and Wasserman 2019.
     """
@@ -36,10 +36,10 @@ def lac(probabilities: Float[ndarray, "N K"]) -> Float[ndarray, "N K"]:
 
 
 def aps(probabilities: Float[ndarray, "N K"]) -> Float[ndarray, "N K"]:
-    """Adaptive sets: the probability of all likelier classes together. Larger where an image is hard, never empty.
+    """APS, adaptive prediction sets: the total probability of all more probable classes. Never empty.
 
-    Romano, Sesia and Candes 2020, without their randomisation, so that an image has one answer; where more than
-    1 - alpha of the likeliest classes are right, they alone cover too often.
+    Romano, Sesia and Candes 2020, without their randomisation, so that an image always has the same set; where
+    more than 1 - alpha of the predictions are correct, sets of one class already cover more than 1 - alpha.
     """
     p = probabilities.astype(np.float64)
     order = np.argsort(-p, axis=1, kind="stable")
@@ -51,23 +51,24 @@ def aps(probabilities: Float[ndarray, "N K"]) -> Float[ndarray, "N K"]:
 
 
 NONCONFORMITY_SCORES: Mapping[str, Callable[[ndarray], ndarray]] = {"lac": lac, "aps": aps}
-"""Name -> ``(probabilities (N K)) -> scores (N K)``: the higher, the less the class fits the image."""
+"""Name -> ``(probabilities (N K)) -> scores (N K)``; a higher score means that the class fits the image less."""
 
 
 @dataclass(frozen=True, eq=False)
 class ConformalSets:
-    """A rule that gives each image a set of classes."""
+    """A calibrated rule that gives each image a set of classes."""
 
     by: str
     """A name of ``NONCONFORMITY``."""
     alpha: float
-    """Share of images whose set may lack the true class."""
+    """Error rate: share of images whose set may miss the true class."""
     quantiles: Float[ndarray, " K"]
-    """The largest score let in, for each class; infinite where there were too few images: always let in."""
+    """Largest score in a set, for each class; infinite, so always in the set, where too few images calibrated it.
+    """
     n_calibration: Int[ndarray, " K"]
-    """Calibration images behind each quantile: those of the class, or all of them."""
+    """Calibration images of each quantile: those of the class, or all of them."""
     per_class: bool
-    """Whether the promise holds within each class (Mondrian), not only over all of them."""
+    """Whether the guarantee holds within each class (Mondrian), not only over all of them."""
 
     def __call__(self, probabilities: Float[ndarray, "N K"]) -> Bool[ndarray, "N K"]:
         """Which classes are in each image's set."""
@@ -75,30 +76,30 @@ class ConformalSets:
 
     @property
     def unbounded_classes(self) -> Int[ndarray, " k"]:
-        """Classes that are in every set, because too few images calibrated them."""
+        """Indices of the classes that are in every set, because too few images calibrated them."""
         return np.flatnonzero(np.isinf(self.quantiles))
 
     def remark(self, classes: tuple[str, ...]) -> str | None:
-        """What is to be known of boundless classes, in a sentence."""
+        """A sentence about the classes that are in every set; None where there are none."""
         if not len(self.unbounded_classes):
             return None
         least = min_calibration_images(self.alpha)
         if len(self.unbounded_classes) == len(self.quantiles) and not self.per_class:
             return (
-                f"{self.n_calibration[0]:,} calibration images are too few for an error rate of {self.alpha:g}: it takes "
-                f"{least:,}. Every set holds every class."
+                f"{self.n_calibration[0]:,} calibration images are too few for an error rate of {self.alpha:g}: "
+                f"it takes {least:,}. Every set contains every class."
             )
         names = ", ".join(repr(classes[k]) for k in self.unbounded_classes[:5]) + (
             " ..." if len(self.unbounded_classes) > 5 else ""
         )
         return (
-            f"Fewer than {least:,} calibration images, what an error rate of {self.alpha:g} takes in each class, "
-            f"are of {names}: {'it is' if len(self.unbounded_classes) == 1 else 'they are'} in every set."
+            f"An error rate of {self.alpha:g} takes {least:,} calibration images of each class, and there are "
+            f"fewer of {names}: {'it is' if len(self.unbounded_classes) == 1 else 'they are'} in every set."
         )
 
 
 def min_calibration_images(alpha: float) -> int:
-    """Calibration images below which a set must hold every class: 19 for 0.05, 99 for 0.01."""
+    """Fewest calibration images whose quantile is finite: 19 for 0.05, 99 for 0.01."""
     n = max(1, floor(1 / alpha) - 2)
     while isinf(conformal_quantile(np.zeros(n), alpha)):
         n += 1
@@ -120,11 +121,16 @@ def conformalize(
     by: str = "lac",
     per_class: bool = False,
 ) -> ConformalSets:
-    """The rule whose sets lack the true class of a share ``alpha`` of images like these at most.
+    """Calibrate sets that miss the true class of at most a share ``alpha`` of images like these.
 
-    These images must not have been trained on. With ``per_class`` the promise holds within each class, which takes
-    more images. Raises RecipeError for an alpha outside (0, 1), ChoiceError for an unknown ``by``, DataError where
-    there are no images.
+    Args:
+        probabilities: of N images that were not trained on.
+        labels: their classes.
+        alpha: error rate, in (0, 1).
+        by: a name of ``NONCONFORMITY_SCORES``.
+        per_class: calibrate each class alone, so that the guarantee holds within it; takes more images.
+
+    Raises RecipeError for an alpha outside (0, 1), ChoiceError for an unknown ``by``, DataError for no images.
     """
     if not 0 < alpha < 1:
         raise RecipeError(f"The error rate of conformal sets is {alpha}: it must be between 0 and 1, such as 0.1.")
@@ -144,18 +150,18 @@ def conformalize(
 
 @dataclass(frozen=True)
 class ConformalSetQuality:
-    """How a rule's sets fare on labelled images."""
+    """Coverage and size of sets on labelled images."""
 
     coverage: Interval
-    """Share of the sets that hold the true class, with Wilson's interval."""
+    """Share of the sets that contain the true class, with Wilson's interval."""
     size: float
-    """Classes in a set, on the mean."""
+    """Mean number of classes in a set."""
     empty: float
-    """Share of the sets that hold no class."""
+    """Share of the sets without a class."""
     single: float
-    """Share of the sets that hold exactly one."""
+    """Share of the sets with exactly one class."""
     worst_class: float
-    """Coverage of the class that is covered least often, of those with images."""
+    """Lowest coverage of a class with images."""
 
     def as_json(self) -> dict[str, Any]:
         """The numbers."""
@@ -166,7 +172,7 @@ class ConformalSetQuality:
 def measure_sets(
     sets: ConformalSets, probabilities: Float[ndarray, "N K"], labels: Int[ndarray, " N"]
 ) -> ConformalSetQuality:
-    """Coverage and sizes of a rule's sets on images of known class."""
+    """Coverage and sizes of a rule's sets on N labelled images."""
     chosen = sets(probabilities)
     sizes, held = chosen.sum(1), chosen[np.arange(len(labels)), labels]
     present = np.unique(labels)
@@ -183,7 +189,7 @@ def measure_sets(
 
 
 def quantiles_json(probabilities: Float[ndarray, "N K"], labels: Int[ndarray, " N"]) -> dict[str, Any]:
-    """What ``answers.json`` holds: the quantiles of each kind at ``ALPHAS``, over all classes and within each."""
+    """``answers.json`` of a bundle: quantiles of each kind at ``SAVED_ALPHAS``, overall and per class."""
     counts = np.bincount(labels, minlength=probabilities.shape[1])
     part: dict[str, Any] = {"images": len(labels), "per_class_images": counts.tolist()}
     for by in NONCONFORMITY_SCORES:
@@ -202,17 +208,23 @@ def _finite_or_none(value: float) -> float | None:
 def load_sets(
     answers: Mapping[str, Any], classes: int, alpha: float, *, by: str = "lac", per_class: bool = False
 ) -> ConformalSets:
-    """The rule that a bundle's answers hold; DataError where it was not calibrated, or not for ``alpha``."""
+    """The rule of a bundle's ``answers.json``.
+
+    Raises DataError where the bundle was not calibrated, or not for ``alpha``; BundleError where it is damaged.
+    """
     if "conformal" not in answers:
         raise DataError(
-            "This classifier has no conformal sets yet. Make them with: sightline evaluate RUN --conformal-alpha 0.1 --save"
+            "This classifier has no conformal sets yet. Make them with: "
+            "sightline evaluate RUN --conformal-alpha 0.1 --save"
         )
     part = answers["conformal"]
     lookup(NONCONFORMITY_SCORES, by, "kind of conformal set")
     try:
         rows = part[f"{by}-per-class" if per_class else by]
         if f"{alpha:g}" not in rows:
-            raise DataError(f"Sets of error rate {alpha:g} are not kept: choose one of {', '.join(rows)}.")
+            raise DataError(
+                f"Sets of error rate {alpha:g} are not in the bundle: choose one of {', '.join(rows)}."
+            )
         found = rows[f"{alpha:g}"]
         values = np.array([inf if v is None else float(v) for v in (found if per_class else [found] * classes)])
         images = part["per_class_images"] if per_class else [part["images"]] * classes
@@ -226,7 +238,7 @@ def load_sets(
 def add_sets(
     predictions: Iterable[Prediction], sets: ConformalSets, classes: tuple[str, ...], top: int
 ) -> Iterator[Prediction]:
-    """Predictions that name all K classes, with the set of each, cut to the ``top`` likeliest classes."""
+    """Predictions of all K classes with their conformal sets, cut to the ``top`` most probable classes."""
     place = {name: k for k, name in enumerate(classes)}
     for one in predictions:
         if one.label is None:

@@ -1,4 +1,4 @@
-"""What an answer costs here: time for one image and for many, memory, multiply-adds, parameters."""
+"""What a prediction costs on this machine: latency, throughput, memory, multiply-adds, parameters."""
 
 import sys
 import time
@@ -22,42 +22,42 @@ from ..models import count_multiply_adds, learnt_tensors
 from ..types import Dataset
 
 LATENCY_BATCH_SIZES = (1, 32)
-"""Batch sizes whose latency is measured: one visitor, and a small crowd."""
+"""Batch sizes whose latency is measured."""
 
 LATENCY_SECONDS, MIN_LATENCY_REPEATS, MAX_LATENCY_REPEATS = 1.0, 10, 200
-"""Each is asked until about this time is spent, at least and at most so many times."""
+"""Seconds of measurement for each batch size, and the bounds of the number of its repetitions."""
 
 
 @dataclass(frozen=True)
 class Latency:
-    """How long one answer takes, in milliseconds, from pixels in memory to probabilities in memory."""
+    """Milliseconds from pixels in memory to probabilities in memory, for one batch."""
 
     batch_size: int
     p50_ms: float
-    """Half of the answers took at most this."""
+    """Median."""
     p95_ms: float
-    """19 in 20 took at most this."""
+    """95th percentile."""
     repetitions: int
 
 
 @dataclass(frozen=True, kw_only=True)
 class Efficiency:
-    """What answers cost on this machine, decoding and loading of files left out."""
+    """What predictions cost on this machine, without reading and decoding files."""
 
     device: str
     batch_size: int
-    """Of the pass over all images."""
+    """Batch size of the pass over all images."""
     seconds_per_image: float
-    """Of that pass, after one warm-up batch."""
+    """Seconds of that pass for each image, after one warm-up batch."""
     latency: tuple[Latency, ...]
-    """At each batch size of ``BATCHES``."""
+    """At each of ``LATENCY_BATCH_SIZES``."""
     parameters: int
     multiply_adds: int
     """For one image."""
     memory_mb: float | None
-    """Growth of memory in MB (10^6 bytes) over answers for ``batch_size`` images; None where it cannot be told."""
+    """Growth of memory in MB (10^6 bytes) during one batch; None where the system does not report it."""
     memory_kind: str
-    """Whose memory that is: the ``process`` (resident, network not counted) or the ``device`` (all of torch's)."""
+    """``process``: resident memory, without the network; ``device``: all that torch allocated there."""
 
     @property
     def images_per_second(self) -> float:
@@ -65,7 +65,7 @@ class Efficiency:
         return 1 / self.seconds_per_image
 
     def as_json(self) -> dict[str, Any]:
-        """Flat, ``latency_ms`` being the median for one image alone."""
+        """``efficiency`` of ``report.json``; ``latency_ms`` is the median for one image."""
         return {
             "device": self.device,
             "batch_size": self.batch_size,
@@ -82,7 +82,7 @@ class Efficiency:
 
 @dataclass(frozen=True)
 class WarmupCost:
-    """What one warm-up batch showed, before the pass that is timed as a whole."""
+    """Latency and memory of the warm-up batch, measured before the timed pass."""
 
     latency: tuple[Latency, ...]
     memory_mb: float | None
@@ -90,7 +90,7 @@ class WarmupCost:
 
 
 def time_batch(classifier: Classifier, pixels: Float[Tensor, "B C H W"]) -> tuple[Float[Tensor, "B K"], float]:
-    """Probabilities on the CPU, where waiting for them includes the device's work, and the seconds."""
+    """Probabilities on the CPU, so that the device has finished, and the seconds they took."""
     start = time.perf_counter()
     answer = classifier.probabilities(pixels).cpu()
     return answer, time.perf_counter() - start
@@ -123,7 +123,7 @@ def predict_timed(
 
 @torch.inference_mode()
 def measure_warmup(classifier: Classifier, pixels: Float[Tensor, "B C H W"]) -> WarmupCost:
-    """Memory and latency of a classifier in eval mode, from one batch on its device; also warms it up."""
+    """Memory and latency of a classifier in eval mode, from one batch on its device, which also warms it up."""
     with _track_memory(pixels.device) as memory:
         time_batch(classifier, pixels)
     found = []
@@ -136,7 +136,7 @@ def measure_warmup(classifier: Classifier, pixels: Float[Tensor, "B C H W"]) -> 
 def summarise_efficiency(
     classifier: Classifier, cost: WarmupCost, batch_size: int, seconds_per_image: float
 ) -> Efficiency:
-    """The whole account, once the pass over all images is timed."""
+    """The record of a pass over all images."""
     geometry = classifier.geometry
     return Efficiency(
         device=str(classifier.device),
@@ -152,7 +152,7 @@ def summarise_efficiency(
 
 def _measure_latency(classifier: Classifier, pixels: Float[Tensor, "B C H W"]) -> Latency:
     for _ in range(2):
-        time_batch(classifier, pixels)  # another batch size: memory is planned, kernels are chosen anew
+        time_batch(classifier, pixels)  # for a new batch size, memory is planned and kernels are chosen
     tries: list[float] = []
     while len(tries) < MIN_LATENCY_REPEATS or (sum(tries) < LATENCY_SECONDS and len(tries) < MAX_LATENCY_REPEATS):
         tries.append(time_batch(classifier, pixels)[1])
@@ -164,7 +164,7 @@ def _measure_latency(classifier: Classifier, pixels: Float[Tensor, "B C H W"]) -
 
 @contextmanager
 def _track_memory(device: torch.device) -> Iterator[list[Any]]:
-    """A list that holds, after the block, the growth of memory in MB over it (or None) and whose it is."""
+    """A list that holds, after the block, the growth of memory in MB over it (or None) and its kind."""
     found: list[Any] = []
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
@@ -178,7 +178,7 @@ def _track_memory(device: torch.device) -> Iterator[list[Any]]:
 
 
 def _resident_mb(*, reset: bool) -> float | None:
-    """Largest resident memory of this process in MB, counted anew from now where ``reset`` and the system can."""
+    """Peak resident memory of this process in MB, counted from now where ``reset`` and the system allows it."""
     if sys.platform == "linux":
         with suppress(OSError, ValueError, KeyError):
             if reset:

@@ -1,7 +1,7 @@
-"""One pass of a classifier over a dataset: its answers, every number about them, and its speed."""
+"""One pass of a classifier over a dataset: its predictions, their metrics, and their cost."""
 
 import csv
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,12 +19,12 @@ from ..types import Dataset, Interval, Remark
 from .efficiency import Efficiency, WarmupCost, measure_warmup, predict_timed, summarise_efficiency
 
 MIN_RELIABLE_IMAGES = 30
-"""Images of a class below which its own numbers say little."""
+"""Images of a class or group below which its own metrics are unreliable."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Evaluation:
-    """A classifier's answers on N images of K classes, and what they amount to."""
+    """A classifier's predictions on N images of K classes, their metrics and their cost."""
 
     split: str
     classes: tuple[str, ...]
@@ -33,12 +33,12 @@ class Evaluation:
     probabilities: Float[ndarray, "N K"]
     files: Shaped[ndarray, " N"]
     metrics: Mapping[str, Interval]
-    """``accuracy``, ``balanced_accuracy``, ``precision_macro``, ...: see ``metrics.measure``."""
+    """``accuracy``, ``balanced_accuracy``, ``precision_macro``, ...: see ``metrics.overall_metrics``."""
     per_class: tuple[measures.ClassMetrics, ...]
     one_vs_rest: measures.OneVsRest
     """ROC curves and their areas, one class against the rest."""
     confusion: Int[ndarray, "K K"]
-    """Images of class i (row) that were given class j (column)."""
+    """Images of class i (row) predicted as class j (column)."""
     reliability: measures.ReliabilityDiagram
     efficiency: Efficiency
     remarks: tuple[Remark, ...] = ()
@@ -50,28 +50,37 @@ class Evaluation:
 
     @property
     def predicted(self) -> Int[ndarray, " N"]:
-        """The likeliest class of each image."""
+        """The most probable class of each image."""
         return self.probabilities.argmax(1)
 
     @property
     def confidence(self) -> Float[ndarray, " N"]:
-        """The probability of that class."""
+        """The probability of the predicted class."""
         return self.probabilities.max(1)
 
     @property
     def correct(self) -> Bool[ndarray, " N"]:
-        """Whether that class is the true one."""
+        """Whether the predicted class is the true one."""
         return self.predicted == self.labels
 
     def as_json(self) -> dict[str, Any]:
-        """Everything but the images' own answers, flat, under the names of the field."""
+        """Everything but the single predictions: ``evaluation`` of ``report.json``."""
+        per_class = []
+        for one in self.per_class:
+            intervals = {"precision": one.precision, "recall": one.recall, "f1": one.f1}
+            if one.roc_auc is not None:
+                intervals["roc_auc"] = one.roc_auc
+            row = {"class": self.classes[one.index], "n": one.n, "predicted": one.predicted, "roc_auc": None}
+            values = {name: interval.value for name, interval in intervals.items()}
+            bounds = {name: interval.as_json() for name, interval in intervals.items()}
+            per_class.append({**row, **values, "intervals": bounds})
         return {
             "split": self.split,
             "n": self.n,
             **{name: interval.value for name, interval in self.metrics.items()},
             "intervals": {name: interval.as_json() for name, interval in self.metrics.items()},
             "classes": list(self.classes),
-            "per_class": [_class_row(self.classes[one.index], one) for one in self.per_class],
+            "per_class": per_class,
             "confusion": self.confusion.tolist(),
             "efficiency": self.efficiency.as_json(),
             "remarks": [remark.text for remark in self.remarks],
@@ -91,21 +100,6 @@ class Evaluation:
                 writer.writerow([file, label, answer, f"{confidence:.6f}", int(correct), *rest])
 
 
-def _class_row(name: str, one: measures.ClassMetrics) -> dict[str, Any]:
-    """A class's line of the per-class table."""
-    numbers = {"precision": one.precision, "recall": one.recall, "f1": one.f1}
-    if one.roc_auc is not None:
-        numbers["roc_auc"] = one.roc_auc
-    return {
-        "class": name,
-        "n": one.n,
-        "predicted": one.predicted,
-        "roc_auc": None,
-        **{key: interval.value for key, interval in numbers.items()},
-        "intervals": {key: interval.as_json() for key, interval in numbers.items()},
-    }
-
-
 def evaluate(
     classifier: Classifier,
     dataset: Dataset,
@@ -115,12 +109,16 @@ def evaluate(
     split: str = "test",
     remarks: tuple[Remark, ...] = (),
 ) -> Evaluation:
-    """Measure ``classifier`` on ``dataset`` in one pass, in eval mode; the classifier moves to ``device``.
+    """Measure a classifier on labelled images in one pass, in eval mode.
 
-    Labels are matched by class name, so the dataset's classes may be in another order, or fewer. ``remarks``
-    are what the caller knows that a reader of the numbers should.
-    Raises DataError where the dataset is empty, has images of a class the classifier does not know,
-    or was decoded with another geometry.
+    Args:
+        dataset: N images; labels are matched by class name, so its classes may be fewer or in another order.
+        device: where to run; the classifier moves there.
+        split: name of the images in remarks and records.
+        remarks: what the caller knows and a reader of the metrics should.
+
+    Raises DataError where the dataset is empty, has images of a class that the classifier does not know, or was
+    decoded with another geometry.
     """
     labels = match_labels(classifier, dataset)
     training = classifier.training
@@ -156,32 +154,15 @@ def evaluate(
 
 
 def _class_remarks(
-    classes: tuple[str, ...], one_by_one: tuple[measures.ClassMetrics, ...], split: str
-) -> tuple[Remark, ...]:
-    """What a reader of the numbers should know."""
-    found = []
-    absent = tuple(classes[one.index] for one in one_by_one if one.n == 0)
-    few = tuple(classes[one.index] for one in one_by_one if 0 < one.n < MIN_RELIABLE_IMAGES)
-    if absent:
-        found.append(
-            Remark(
-                "warning",
-                f"{len(absent)} of {len(classes)} classes have no {split} images and are left out of "
-                f"balanced accuracy and AUC: {_join_names(absent)}.",
-                absent[:8],
-            )
-        )
-    if few:
-        found.append(
-            Remark(
-                "note",
-                f"{len(few)} of {len(classes)} classes have fewer than {MIN_RELIABLE_IMAGES} {split} images, "
-                f"so their own numbers are rough: {_join_names(few)}.",
-                few[:8],
-            )
-        )
-    return tuple(found)
-
-
-def _join_names(names: tuple[str, ...]) -> str:
-    return ", ".join(names[:5]) + (" and others" if len(names) > 5 else "")
+    classes: tuple[str, ...], per_class: tuple[measures.ClassMetrics, ...], split: str
+) -> Iterator[Remark]:
+    """A remark about classes without images, and one about classes with few."""
+    absent = tuple(classes[one.index] for one in per_class if one.n == 0)
+    few = tuple(classes[one.index] for one in per_class if 0 < one.n < MIN_RELIABLE_IMAGES)
+    for level, names, sentence in (
+        ("warning", absent, f"no {split} images and are left out of balanced accuracy and AUC"),
+        ("note", few, f"fewer than {MIN_RELIABLE_IMAGES} {split} images, so their own metrics are unreliable"),
+    ):
+        if names:
+            listed = ", ".join(names[:5]) + (" and others" if len(names) > 5 else "")
+            yield Remark(level, f"{len(names)} of {len(classes)} classes have {sentence}: {listed}.", names[:8])

@@ -1,36 +1,75 @@
-"""What ``report.json`` holds: all that the page and the card need, so that rendering runs no network."""
+"""A run's ``report.json``: everything that the page and the model card need, so that rendering runs no network."""
 
 from collections.abc import Mapping
 from dataclasses import asdict
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jaxtyping import Int
 from numpy import ndarray
 
+from .. import runtime
+from ..files import atomic_replace, explain_write_errors, write_json
 from ..pictures import contact_sheet, data_url, thumbnail
-from ..types import Dataset
-from .confusions import ConfusablePair, confusable_pairs, most_confident, top_confusions, worst_mistakes
-from .model_evaluation import Evaluation
+from ..runs import open_subject, trained_on
+from ..training import Run
+from ..types import Dataset, Remark
+from .confusions import confusable_pairs, most_confident, top_confusions, worst_mistakes
+from .model_evaluation import Evaluation, evaluate
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+REPORT_FILE = "report.json"
+
 REPORT_FORMAT = 2
-"""Version of the layout of ``report.json``."""
+"""Version of the layout of ``report.json``; 1 had the evaluation under the name of its split."""
 
 MAX_ROC_CURVES = 30
-"""ROC curves saved at most: those of the classes ranked worst."""
+"""ROC curves in the report, at most: those of the classes with the lowest AUC."""
 
 PAIR_THUMBNAIL_PIXELS = 96
-"""Pixels of the longer side of the examples of a pair."""
+"""Longer side of the examples of a confusable pair, in pixels."""
 
 CELL_THUMBNAIL_PIXELS, MAX_CELL_EXAMPLES, MAX_CELL_BYTES = 64, 4, 700_000
-"""Pixels of the examples of a cell of the confusion matrix, how many of them, and bytes of all together."""
+"""Examples of a cell of the confusion matrix: their longer side in pixels, their number, and the bytes of all
+cells.
+"""
 
 USAGE_RIGHTS_COLUMNS = ("consent", "licence", "license")
-"""Columns of a table that say what the images may be used for."""
+"""Columns of a table that say how the images may be used."""
+
+
+def evaluate_run(run: Run) -> Evaluation:
+    """Evaluate a run on its test split; write its ``predictions.csv``, ``report.json`` and ``mistakes.png``."""
+    test = run.splits.test
+    evaluation = evaluate(run.classifier, test, device=str(run.classifier.device))
+    evaluation.write_predictions(run.folder / "predictions.csv")
+    write_json(run.folder / REPORT_FILE, report_json(evaluation, test, run.facts, run=run.folder.name))
+    gallery, picture = run.folder / "mistakes.png", mistake_gallery(evaluation, test)
+    if picture is None:
+        with explain_write_errors(gallery):
+            gallery.unlink(missing_ok=True)
+    else:
+        with atomic_replace(gallery) as temporary:
+            picture.save(temporary)
+    return evaluation
+
+
+def evaluate_on(bundle: Path | str, data: str | Path, *, device: str = "auto") -> Evaluation:
+    """Evaluate a run's or bundle's classifier on other labelled images: their test split, or else all of them."""
+    subject = open_subject(bundle, data, device=device)
+    remarks: tuple[Remark, ...] = ()
+    if count := int(trained_on(bundle, subject.images).sum()):
+        text = (
+            f"The classifier was trained or validated on {count:,} of these {len(subject.images):,} images of "
+            f"'{data}', so the result is too optimistic: leave DATA out to test on the images set aside."
+        )
+        remarks = (Remark("warning", text),)
+    where = str(runtime.resolve_device(device))
+    return evaluate(subject.classifier, subject.images, device=where, remarks=remarks)
 
 
 def report_json(
@@ -41,13 +80,32 @@ def report_json(
     run: str = "",
     mistakes: int = 24,
 ) -> dict[str, Any]:
-    """The measured facts of a run, JSON-ready, with thumbnails of its most confident mistakes.
+    """The content of ``report.json``, with thumbnails of mistakes.
 
-    ``dataset`` is the one evaluated: only the pixels of the mistakes are read. ``training`` is what
-    ``training.json`` says (``seconds``, ``epochs``, ``best_epoch``, ``peak_memory_mb``).
+    Args:
+        dataset: the images evaluated; only the pixels of the examples are read.
+        training: the content of ``training.json`` (``seconds``, ``epochs``, ``best_epoch``, ``peak_memory_mb``).
+        run: name of the run's folder.
+        mistakes: number of the most confident mistakes in the report.
     """
     worst = worst_mistakes(evaluation, top=mistakes)
     shown = _thumbnails(dataset, worst)
+    rights = {}
+    for name in USAGE_RIGHTS_COLUMNS:
+        if name in dataset.columns:
+            values, counts = np.unique(dataset.columns[name].astype(str), return_counts=True)
+            rights[name] = {str(v) or "(not given)": int(n) for v, n in zip(values, counts, strict=True)}
+    pairs = []
+    for pair in confusable_pairs(evaluation):
+        directions = []
+        for one, chosen in zip(pair.directions, pair.examples, strict=True):
+            images = _thumbnails(dataset, chosen, most=PAIR_THUMBNAIL_PIXELS)
+            examples = [
+                {"file": str(evaluation.files[i]), "confidence": float(evaluation.confidence[i]), **image}
+                for i, image in zip(chosen, images, strict=True)
+            ]
+            directions.append(asdict(one) | {"examples": examples})
+        pairs.append({"count": pair.count, "directions": directions})
     return {
         "format": REPORT_FORMAT,
         "run": run,
@@ -58,83 +116,56 @@ def report_json(
         "roc": _roc_json(evaluation),
         "top_confusions": [asdict(pair) for pair in top_confusions(evaluation.confusion, evaluation.classes)],
         "confusion_examples": _confusion_examples(evaluation, dataset),
-        "usage_rights": {
-            name: _count_values(dataset.columns[name]) for name in USAGE_RIGHTS_COLUMNS if name in dataset.columns
-        },
-        "confusable_pairs": [_pair_json(pair, evaluation, dataset) for pair in confusable_pairs(evaluation)],
-        "mistakes": [_answer_json(evaluation, i) | image for i, image in zip(worst, shown, strict=True)],
+        "usage_rights": rights,
+        "confusable_pairs": pairs,
+        "mistakes": [_prediction_json(evaluation, i) | image for i, image in zip(worst, shown, strict=True)],
     }
 
 
 def mistake_gallery(evaluation: Evaluation, dataset: Dataset, *, top: int = 40) -> "Image | None":
-    """The most confident mistakes as one picture: the true class, and under it the answer with its confidence.
+    """The most confident mistakes as one picture: the true class, below it the predicted one with its confidence.
 
-    None where there are none.
+    None where there are no mistakes.
     """
     worst = worst_mistakes(evaluation, top=top)
     if not len(worst):
         return None
-    answers = [_answer_json(evaluation, i) for i in worst]
-    return contact_sheet(
-        list(dataset[worst]),
-        [one["label"] for one in answers],
-        notes=[f"{one['confidence']:.0%} {one['predicted']}" for one in answers],
-    )
+    rows = [_prediction_json(evaluation, i) for i in worst]
+    notes = [f"{row['confidence']:.0%} {row['predicted']}" for row in rows]
+    return contact_sheet(list(dataset[worst]), [row["label"] for row in rows], notes=notes)
 
 
 def _roc_json(evaluation: Evaluation) -> dict[str, Any] | None:
-    """The mean ROC curve and the classes' own, worst first; None where a single class was tested."""
+    """The mean ROC curve and those of the classes, lowest AUC first; None where a single class was tested."""
     ranks = evaluation.one_vs_rest
     if ranks.macro_curve is None or ranks.macro_auc is None:
         return None
-    own = [
-        {"class": name, "auc": area.value, **curve.as_json()}
-        for name, area, curve in zip(evaluation.classes, ranks.aucs, ranks.curves, strict=True)
-        if area and curve
+    rows = [
+        {"class": name, "auc": auc.value, **curve.as_json()}
+        for name, auc, curve in zip(evaluation.classes, ranks.aucs, ranks.curves, strict=True)
+        if auc and curve
     ]
-    own.sort(key=lambda row: row["auc"])
-    return {
-        "macro": {"auc": ranks.macro_auc.value, **ranks.macro_curve.as_json()},
-        "classes": own[:MAX_ROC_CURVES],
-    }
-
-
-def _pair_json(pair: ConfusablePair, evaluation: Evaluation, dataset: Dataset) -> dict[str, Any]:
-    ways = [
-        asdict(one)
-        | {
-            "examples": [
-                {"file": str(evaluation.files[i]), "confidence": float(evaluation.confidence[i]), **shown}
-                for i, shown in zip(chosen, _thumbnails(dataset, chosen, most=PAIR_THUMBNAIL_PIXELS), strict=True)
-            ]
-        }
-        for one, chosen in zip(pair.directions, pair.examples, strict=True)
-    ]
-    return {"count": pair.count, "directions": ways}
+    rows.sort(key=lambda row: row["auc"])
+    macro = {"auc": ranks.macro_auc.value, **ranks.macro_curve.as_json()}
+    return {"macro": macro, "classes": rows[:MAX_ROC_CURVES]}
 
 
 def _confusion_examples(evaluation: Evaluation, dataset: Dataset) -> list[dict[str, Any]]:
-    """Examples of each kind of mistake, the most frequent kinds first, as many as a page can hold."""
+    """Examples of cells of the confusion matrix, the most frequent first, up to ``MAX_CELL_BYTES`` of images."""
     found, spent = [], 0
     for one in top_confusions(evaluation.confusion, evaluation.classes, top=len(evaluation.classes) ** 2):
         row, column = evaluation.classes.index(one.label), evaluation.classes.index(one.predicted)
         chosen = most_confident(evaluation, row, column, MAX_CELL_EXAMPLES)
-        shown = _thumbnails(dataset, chosen, most=CELL_THUMBNAIL_PIXELS)
-        spent += sum(len(each["image"]) for each in shown)
+        images = _thumbnails(dataset, chosen, most=CELL_THUMBNAIL_PIXELS)
+        spent += sum(len(image["image"]) for image in images)
         if spent > MAX_CELL_BYTES:
             break
-        examples = [_answer_json(evaluation, i) | image for i, image in zip(chosen, shown, strict=True)]
+        examples = [_prediction_json(evaluation, i) | image for i, image in zip(chosen, images, strict=True)]
         found.append({"row": row, "column": column, "count": one.count, "examples": examples})
     return found
 
 
-def _count_values(column: ndarray) -> dict[str, int]:
-    """How many images have each value."""
-    values, counts = np.unique(column.astype(str), return_counts=True)
-    return {str(value) or "(not given)": int(n) for value, n in zip(values, counts, strict=True)}
-
-
-def _answer_json(evaluation: Evaluation, i: np.integer | int) -> dict[str, Any]:
+def _prediction_json(evaluation: Evaluation, i: np.integer | int) -> dict[str, Any]:
     return {
         "file": str(evaluation.files[i]),
         "label": evaluation.classes[evaluation.labels[i]],
@@ -144,5 +175,5 @@ def _answer_json(evaluation: Evaluation, i: np.integer | int) -> dict[str, Any]:
 
 
 def _thumbnails(dataset: Dataset, chosen: Int[ndarray, " M"], *, most: int = 128) -> list[dict[str, str]]:
-    """The images as thumbnails that a page can hold."""
+    """``{"image": data URL}`` for each of the images."""
     return [{"image": data_url(thumbnail(pixels, most=most))} for pixels in dataset[chosen]] if len(chosen) else []

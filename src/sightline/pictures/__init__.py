@@ -1,16 +1,18 @@
-"""Curves, matrices, diagrams and contact sheets, as Pillow images in one house look.
+"""Curves, matrices, diagrams and contact sheets, as Pillow images in one style.
 
-Imports no torch; Pillow and matplotlib come in only when a picture is drawn.
+Imports no torch; Pillow and matplotlib are imported when a picture is drawn.
 """
 
 from .contact_sheets import contact_sheet, data_url, encode_png, load_font, shorten_text, thumbnail
 from .plots import (
     plot_candidates,
     plot_confusion_matrix,
+    plot_groups,
     plot_history,
     plot_learning_curve,
     plot_lr_finder,
     plot_reliability,
+    plot_risk_coverage,
     plot_roc,
 )
 from .style import PALETTE, house_style, make_panels, render_figure, shorten_label
@@ -25,10 +27,12 @@ __all__ = [
     "make_panels",
     "plot_candidates",
     "plot_confusion_matrix",
+    "plot_groups",
     "plot_history",
     "plot_learning_curve",
     "plot_lr_finder",
     "plot_reliability",
+    "plot_risk_coverage",
     "plot_roc",
     "render_figure",
     "shorten_label",

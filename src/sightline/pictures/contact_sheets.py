@@ -1,4 +1,4 @@
-"""Images side by side with their names, and images as files hold them."""
+"""Images in a grid with captions, and images as PNG bytes and data URLs."""
 
 import base64
 import io
@@ -26,10 +26,16 @@ def contact_sheet(
     cell: int = 112,
     notes: Sequence[str] | None = None,
 ) -> "Image":
-    """A grid of images with a caption under each, at most ``columns`` wide, ``cell`` pixels a cell.
+    """A grid of images with a caption under each.
 
-    Small images are enlarged by whole factors without smoothing, so that their pixels show; large ones
-    are shrunk. ``notes`` are second lines, in orange: what was answered, for example.
+    Args:
+        images: uint8 (H W C) of any size. Small ones are enlarged by whole factors without smoothing, large ones
+            shrunk, to ``cell`` pixels.
+        captions: one for each image.
+        columns: images in a row, at most.
+        notes: second lines, in orange, such as the predicted class.
+
+    Raises ValueError where the numbers of images, captions and notes differ.
     """
     from PIL import Image, ImageDraw
 
@@ -54,12 +60,12 @@ def contact_sheet(
 
 
 def thumbnail(image: UInt8[ndarray, "H W C"], *, most: int = 128) -> "Image":
-    """One image, shrunk where its longer side is above ``most`` pixels, else as it is."""
+    """The image, shrunk to a longer side of ``most`` pixels where it is larger."""
     return _fit_cell(image, min(most, max(image.shape[:2])))
 
 
 def _fit_cell(image: ndarray, cell: int) -> "Image":
-    """The image inside a square of ``cell``: whole-factor enlargement, or antialiased shrinking."""
+    """The image within a square of ``cell`` pixels: enlarged by a whole factor, or shrunk with antialiasing."""
     from PIL import Image
 
     picture = Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image).convert("RGB")
@@ -73,17 +79,17 @@ def _fit_cell(image: ndarray, cell: int) -> "Image":
 
 @cache
 def load_font(size: int) -> "FreeTypeFont | ImageFont":
-    """DejaVu Sans, which comes with matplotlib: many scripts and signs on every system."""
+    """DejaVu Sans of ``size`` points, which matplotlib ships on every system."""
     from PIL import ImageFont
 
-    matplotlib = find_spec("matplotlib")  # found, not imported: that takes longer than the picture
+    matplotlib = find_spec("matplotlib")  # located, not imported: the import takes longer than drawing
     assert matplotlib is not None
     assert matplotlib.origin is not None
     return ImageFont.truetype(Path(matplotlib.origin).parent / "mpl-data/fonts/ttf/DejaVuSans.ttf", size)
 
 
 def shorten_text(text: str, font: Any, width: float) -> str:
-    """The text on one line, cut with an ellipsis to fit ``width`` pixels."""
+    """The text on one line, cut with an ellipsis to ``width`` pixels."""
     text = " ".join(text.split())
     if font.getlength(text) <= width:
         return text
@@ -100,6 +106,6 @@ def encode_png(image: "Image") -> bytes:
 
 
 def data_url(image: "Image | bytes") -> str:
-    """An image, or the bytes of a PNG file, as a ``data:`` address that a page can hold."""
+    """An image, or the bytes of a PNG file, as a ``data:`` URL."""
     content = image if isinstance(image, bytes) else encode_png(image)
     return f"data:image/png;base64,{base64.b64encode(content).decode('ascii')}"

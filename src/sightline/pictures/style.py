@@ -1,6 +1,7 @@
-"""What every diagram is drawn on: the house look, panels, and the way from a figure to an image.
+"""The style of every diagram: colours, panels, and the rendering of a figure to an image.
 
-Colours are Okabe and Ito's (2008), told apart by colour-blind eyes, and never the only sign of a difference.
+Colours are Okabe and Ito's (2008), which colour-blind readers can distinguish; colour is never the only sign of a
+difference.
 """
 
 import warnings
@@ -24,7 +25,7 @@ PALETTE = {
     "orange": "#d55e00",
     "green": "#00876c",
 }
-"""The house colours: blue is training and count, orange is validation and wrong, green is right."""
+"""Name -> colour: blue for training and counts, orange for validation and errors, green for correct."""
 
 
 _STYLE: dict[Any, Any] = {
@@ -49,7 +50,7 @@ _STYLE: dict[Any, Any] = {
 
 @contextmanager
 def house_style() -> Iterator[None]:
-    """Draw within it, or decorate what draws: matplotlib's settings are put back afterwards."""
+    """Apply the style within a block or a decorated function; matplotlib's settings are restored afterwards."""
     from matplotlib import rc_context
 
     with rc_context(_STYLE):
@@ -59,7 +60,7 @@ def house_style() -> Iterator[None]:
 def make_panels(
     count: int, size: tuple[float, float], *, rows: int = 1, heights: Sequence[float] | None = None
 ) -> "tuple[Figure, list[Axes]]":
-    """A figure of its own, unknown to pyplot, with ``count`` panels in the house look; size in inches."""
+    """A figure unknown to pyplot, with ``count`` panels in ``rows`` rows; ``size`` is in inches."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=size, layout="constrained", facecolor=PALETTE["paper"])
@@ -69,7 +70,7 @@ def make_panels(
 
 
 def render_figure(figure: "Figure", *, dpi: int = 144) -> "Image":
-    """The figure as an image; 144 dots per inch is twice what a page shows, so that it stays sharp."""
+    """The figure as an image; the default resolution is twice that of a page, for sharp screens."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from PIL import Image
 
@@ -82,6 +83,6 @@ def render_figure(figure: "Figure", *, dpi: int = 144) -> "Image":
 
 
 def shorten_label(name: str, most: int = 18) -> str:
-    """A name short enough for an axis."""
-    # matplotlib would read a pair of dollar signs as mathematics
+    """A name cut to ``most`` characters for an axis, with $ escaped."""
+    # matplotlib renders text between two dollar signs as mathematics
     return (name if len(name) <= most else f"{name[: most - 1]}…").replace("$", r"\$")
