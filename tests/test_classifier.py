@@ -151,7 +151,7 @@ def test_missing_tensors_are_named(bundle):
 def test_extra_tensors_are_named(bundle):
     save_file(load_file(bundle / "model.safetensors") | {"spy": torch.ones(1)}, bundle / "model.safetensors")
     resign(bundle)
-    with pytest.raises(BundleError, match="does not know: spy"):
+    with pytest.raises(BundleError, match="does not have: spy"):
         Classifier.load(bundle)
 
 

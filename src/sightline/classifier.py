@@ -1,17 +1,17 @@
 """The waist: preprocessing + network + class names + calibration.
 
-Everything after it enters by this one door: pixels in [0, 1], (B C H W), at the working size.
-A bundle is its folder: ``config.json`` (with a checksum of every other file),
-``model.safetensors`` and a card. No pickle, ever.
+Every stage after training uses a network through this class: pixels in [0, 1], (B C H W), at the working size, go
+in. On disk it is a bundle: ``config.json`` with a checksum of every other file, ``model.safetensors`` and a card.
 """
 
 import copy
 import dataclasses
+import io
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -50,15 +50,30 @@ from .types import Geometry, Prediction
 
 ImageInput = str | Path | bytes | UInt8[ndarray, "H W C"]
 
+DECODED_CHUNK = 64
+"""Images that are decoded together while the chunk before them is answered."""
+
 _PixelsOrError = ndarray | str
-"""Pixels (H W C), or why there are none."""
+"""Pixels (H W C), or why the image cannot be read."""
 
 
 class Classifier(nn.Module):
-    """Pixels in [0, 1] to logits, and everything needed to know what they mean.
+    """Preprocessing, a network, class names and calibration.
 
-    ``classifier(x)`` gives raw logits; ``classifier.probabilities(x)`` applies the temperature;
-    ``classifier.predict(files)`` goes all the way from image files to names.
+    ``classifier(x)`` returns raw logits, ``classifier.probabilities(x)`` applies the temperature and
+    ``classifier.predict(files)`` decodes image files and returns class names.
+
+    Arguments:
+        preprocessing: Steps from pixels in [0, 1] to what the network expects.
+        network: ``(B C H W) -> logits (B K)``.
+        architecture: What ``build`` needs to make the network again when a bundle is loaded.
+        classes: K names, in the order of the logits.
+        geometry: How an image file becomes pixels of the working size.
+        temperature: Above 0; logits are divided by it before the softmax.
+        threshold: Confidence in [0, 1] below which the answer is "unknown"; 0 never abstains.
+        answers: Contents of ``answers.json``: conformal quantiles.
+        memory: What continual learning needs to know of past data.
+        provenance: Data, recipe and parent of the classifier, as JSON.
     """
 
     def __init__(
@@ -83,11 +98,8 @@ class Classifier(nn.Module):
         self.geometry = geometry
         self.temperature = temperature
         self.threshold = threshold
-        """Confidences below it are answered "unknown"; 0 never abstains."""
         self.answers = dict(answers or {})
-        """What the bundle's ``answers.json`` holds: conformal quantiles. Empty where nothing was calibrated."""
         self.memory = memory or Memory()
-        """What later training needs to know of past data; empty unless training that keeps one wrote it."""
         self.provenance = dict(provenance or {})
 
     def forward(self, pixels: Float[Tensor, "B C H W"]) -> Float[Tensor, "B K"]:
@@ -112,20 +124,20 @@ class Classifier(nn.Module):
 
     @property
     def differentiable(self) -> bool:
-        """Whether logits have a gradient to the pixels: those of a scikit-learn estimator have none."""
+        """Whether logits have a gradient with respect to the pixels; a scikit-learn estimator has none."""
         return self.network.differentiable
 
     @property
     def stochastic(self) -> bool:
-        """Whether answers are drawn at random: by a module that says so, such as noise on pixels or weights."""
+        """Whether a module draws at random in eval mode, such as noise on pixels or in weights."""
         inside = chain(self.preprocessing.modules(), self.network.modules())
         return any(getattr(module, "stochastic", False) for module in inside)
 
     def with_network(self, network: Network, change: str, arguments: Mapping[str, Any]) -> "Classifier":
-        """A classifier with ``network`` in place of its own, on which the surgery ``change`` was carried out.
+        """A classifier with ``network``, this one's after the surgery ``change``, which loading repeats.
 
-        ``arguments`` are those the surgery is repeated with when the bundle is loaded. Threshold, conformal
-        quantiles and memory belong to the old answers and are left behind; the temperature stays.
+        ``arguments`` are those of the surgery, as JSON. The temperature stays; threshold, conformal quantiles and
+        memory belong to the old answers and are dropped.
         """
         plan = self.architecture
         return Classifier(
@@ -139,9 +151,9 @@ class Classifier(nn.Module):
         ).to(self.device).eval()  # fmt: skip
 
     def predict(self, images: ImageInput | Iterable[ImageInput], *, top: int = 5) -> list[Prediction]:
-        """The ``top`` likeliest classes of each image, in order.
+        """The ``top`` most probable classes of each image, in order.
 
-        ``images`` are files, their bytes, or decoded uint8 arrays (H W C) of any size. One that
+        ``images`` are paths, bytes of image files, or decoded uint8 arrays (H W C) of any size. An image that
         cannot be read gives a Prediction with its ``error`` instead of an exception.
         """
         if isinstance(images, str | Path | bytes) or (isinstance(images, ndarray) and images.ndim == 3):
@@ -149,7 +161,7 @@ class Classifier(nn.Module):
         return list(self.iter_predictions(images, top=top))
 
     def iter_predictions(self, images: Iterable[ImageInput], *, top: int = 5) -> Iterator[Prediction]:
-        """``predict`` one by one, as they are ready: for more images than should be waited for or held."""
+        """``predict`` as a stream, for more images than should be waited for or held in memory."""
         with ThreadPoolExecutor(runtime.cpu_count()) as pool:
             for chunk, decoded in self._decode_chunks(images, pool):
                 yield from self._predict_chunk(chunk, decoded, top)
@@ -157,9 +169,10 @@ class Classifier(nn.Module):
     def _decode_chunks(
         self, images: Iterable[ImageInput], pool: Executor
     ) -> Iterator[tuple[list[ImageInput], list[_PixelsOrError]]]:
-        """Chunks of images with their pixels; the next chunk is decoded while this one is answered."""
+        """Chunks of images with their pixels; the next chunk is decoded while the caller works on this one."""
         coming: list[tuple[list[ImageInput], list[Future[_PixelsOrError]]]] = []
-        for chunk in _chunk_images(images, 64):
+        remaining = iter(images)
+        while chunk := list(islice(remaining, DECODED_CHUNK)):
             coming.append((chunk, [pool.submit(_decode_input, image, self.geometry) for image in chunk]))
             if len(coming) == 2:
                 ready, waiting = coming.pop(0)
@@ -205,7 +218,7 @@ class Classifier(nn.Module):
         return folder
 
     def config(self) -> dict[str, Any]:
-        """All that is not a tensor, as ``config.json`` holds it."""
+        """Everything but tensors, as ``config.json`` holds it."""
         return {
             "format": BUNDLE_FORMAT,
             "sightline": runtime.version(),
@@ -224,16 +237,16 @@ class Classifier(nn.Module):
             f"# A Sightline image classifier\n\n{plan.arguments.get('word') or plan.name} for "
             f"{len(self.classes)} classes: "
             f"{', '.join(self.classes)}.\n\nIt expects {g.size[0]} x {g.size[1]} pixels, {g.channels} "
-            f"channel(s), fitted by '{g.resize_mode}'; any image file is brought there by itself:\n\n"
-            "    from sightline.classifier import Classifier\n"
-            '    print(Classifier.load("THIS_FOLDER").predict("image.jpg"))\n'
+            f"channel(s), fitted by '{g.resize_mode}'; image files of any size are resized automatically:\n\n"
+            "    import sightline\n"
+            '    print(sightline.load("THIS_FOLDER").predict("image.jpg"))\n'
         )
 
     @classmethod
     def load(cls, folder: Path | str) -> "Classifier":
-        """Read a bundle, a run's, or an exported ONNX file.
+        """The classifier of a run folder, a bundle folder or an exported ONNX file, in eval mode.
 
-        Raises BundleError where it is damaged, unsafe, unknown or too new.
+        Raises BundleError where it is damaged, unsafe, unknown or from a newer release.
         """
         if Path(folder).is_file():
             return cls._from_exported(Path(folder))
@@ -253,13 +266,13 @@ class Classifier(nn.Module):
                 temperature=float(config["temperature"]),
                 threshold=float(config.get("threshold", 0.0)),  # bundles of the first releases have none
                 answers=read_answers(folder),
-                memory=Memory.load(folder / MEMORY_FOLDER),
                 provenance=config["provenance"],
             )
         except (KeyError, TypeError, ValueError, SightlineError) as error:
             raise BundleError(f"The config.json of '{folder}' cannot be understood: {error}.") from error
         classifier._load_tensors(read_bundle_tensors(folder), folder)
         classifier.network.load_extra_files(folder)
+        classifier.memory = Memory.load(folder / MEMORY_FOLDER)
         if (outputs := classifier.network.n_classes) != len(classifier.classes):
             names = f"{len(classifier.classes)} classes for {outputs} outputs"
             raise BundleError(f"The config.json of '{folder}' names {names}. Copy the bundle again.")
@@ -286,7 +299,7 @@ class Classifier(nn.Module):
         given = {name: tuple(t.shape) for name, t in tensors.items()}
         for what, names in (
             ("lacks tensors", own.keys() - given.keys()),
-            ("has tensors its network does not know", given.keys() - own.keys()),
+            ("has tensors that its network does not have", given.keys() - own.keys()),
             ("has tensors of another shape", {n for n in own.keys() & given.keys() if own[n] != given[n]}),
         ):
             if names:
@@ -331,7 +344,7 @@ def load(run: str | Path) -> Classifier:
 
 
 def find_bundle(path: Path | str) -> Path:
-    """The bundle folder of a run folder, or the folder itself; raises BundleError where there is none."""
+    """The bundle folder of a run, or ``path`` itself; raises BundleError where there is no bundle yet."""
     folder = Path(path)
     if not folder.exists():
         raise BundleError(f"There is no run or bundle '{path}'. `sightline runs` lists the runs.")
@@ -340,39 +353,22 @@ def find_bundle(path: Path | str) -> Path:
     return folder / "classifier" if (folder / "classifier").is_dir() else folder
 
 
-def _chunk_images(images: Iterable[ImageInput], size: int) -> Iterator[list[ImageInput]]:
-    chunk: list[ImageInput] = []
-    for image in images:
-        chunk.append(image)
-        if len(chunk) == size:
-            yield chunk
-            chunk = []
-    if chunk:
-        yield chunk
-
-
 def _decode_input(image: ImageInput, geometry: Geometry) -> _PixelsOrError:
     try:
-        if isinstance(image, ndarray):
-            return decode(_encode_png(image), geometry)
+        if isinstance(image, ndarray):  # encoded, so that an array is resized by the same code as a file
+            from PIL import Image
+
+            stream = io.BytesIO()
+            plane = image.squeeze(-1) if image.shape[-1] == 1 else image
+            Image.fromarray(plane).save(stream, "png", compress_level=0)
+            return decode(stream.getvalue(), geometry)
         return decode(image if isinstance(image, bytes) else Path(image).read_bytes(), geometry)
     except (ImageError, OSError) as error:
         return str(error.strerror if isinstance(error, OSError) else error)
 
 
-def _encode_png(image: UInt8[ndarray, "H W C"]) -> bytes:
-    """An array takes the way of a file, so that there is one way."""
-    import io
-
-    from PIL import Image as pillow
-
-    stream = io.BytesIO()
-    pillow.fromarray(image.squeeze(-1) if image.shape[-1] == 1 else image).save(stream, "png", compress_level=0)
-    return stream.getvalue()
-
-
 def write_bundle_card(folder: Path, text: str) -> None:
-    """Replace a bundle's card and its checksum; the tensors are not touched."""
+    """Replace a bundle's card and the card's checksum."""
     config = read_bundle_config(folder)
     write_text(folder / CARD_FILE, text)
     config["files"][CARD_FILE] = checksum(folder / CARD_FILE)
@@ -382,9 +378,10 @@ def write_bundle_card(folder: Path, text: str) -> None:
 def amend_bundle(
     folder: Path | str, *, threshold: float | None = None, answers: Mapping[str, Any] | None = None
 ) -> Path:
-    """Set the threshold or the ``answers.json`` of a bundle, or of a run's; tensors and card are not touched.
+    """Set the threshold or the ``answers.json`` of a bundle or of a run's bundle, and return the bundle's folder.
 
-    The bundle is written anew and renamed into place. Raises BundleError for one that cannot be loaded.
+    A changed copy of the bundle replaces it in one step. Raises BundleError where its files do not pass the checks
+    of loading.
     """
     folder = find_bundle(folder)
     config = read_bundle_config(folder)

@@ -362,7 +362,7 @@ def test_a_bundle_of_a_newer_format(check_refused, bundle):
 
 
 @pytest.mark.parametrize(
-    ("extra", "part"), [(True, "has tensors its network does not know: b"), (False, "lacks tensors")]
+    ("extra", "part"), [(True, "has tensors that its network does not have: b"), (False, "lacks tensors")]
 )
 def test_a_bundle_with_missing_or_extra_tensors(check_refused, bundle, extra, part):
     tensors = load_file("bundle/model.safetensors")

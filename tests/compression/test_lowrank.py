@@ -321,10 +321,10 @@ def test_impossible_values(given, hint):
     ("layers", "hint"),
     [
         ({"conv9": {"kind": "svd", "ranks": [2]}}, "no layer 'conv9'"),
-        ({"conv1": {"kind": "qr", "ranks": [2]}}, "no kind of factors 'qr'"),
+        ({"conv1": {"kind": "qr", "ranks": [2]}}, "no factorisation 'qr'"),
         ({"conv1": {"kind": "spatial", "ranks": [0]}}, "rank must be a whole number"),
         ({"bn1": {"kind": "svd", "ranks": [2]}}, "only convolutions and linear"),
-        ({"head": {"kind": "cp", "ranks": [2]}}, "only a convolution"),
+        ({"head": {"kind": "cp", "ranks": [2]}}, "only ungrouped convolutions"),
     ],
 )
 def test_factors_that_cannot_be(layers, hint):

@@ -186,5 +186,5 @@ def test_a_network_with_nothing_but_a_head():
 def test_masks_of_layers_that_are_not_there():
     with pytest.raises(ValueError, match="no layer 'conv9'"):
         SURGERY["masked"](make("resnet20").network, ["conv9"])
-    with pytest.raises(ValueError, match="'bn1' is no plain"):
+    with pytest.raises(ValueError, match="'bn1' is not a plain"):
         SURGERY["masked"](make("resnet20").network, ["bn1"])

@@ -146,14 +146,14 @@ MEMBER = {
     [
         ([], "no members"),
         ([{}], "cannot be rebuilt"),
-        ([MEMBER | {"order": [0, 0, 1]}], "same classes"),
-        ([MEMBER | {"order": [0, 1]}], "same classes"),
+        ([MEMBER | {"order": [0, 0, 1]}], "different classes"),
+        ([MEMBER | {"order": [0, 1]}], "different classes"),
         ([MEMBER | {"temperature": 0}], "temperature"),
         ([MEMBER | {"temperature": "warm"}], "cannot be rebuilt"),
         ([MEMBER | {"preprocessing": [{"step": "evil"}]}], "evil"),
         ([MEMBER | {"architecture": {"name": "mlp"}}], "has no field"),
         ([MEMBER, MEMBER | {"architecture": MEMBER["architecture"] | {"arguments": {
-            "classes": 3, "channels": 3, "size": [12, 12]}}}], "same pixels"),
+            "classes": 3, "channels": 3, "size": [12, 12]}}}], "different channels or sizes"),
     ],
 )  # fmt: skip
 def test_a_config_that_is_no_ensemble_is_refused(members, message):

@@ -310,7 +310,7 @@ def test_files_that_are_none(tmp_path):
     with pytest.raises(BundleError, match="no file"):
         open_exported(tmp_path / "none.onnx")
     (tmp_path / "x.txt").write_text("x")
-    with pytest.raises(BundleError, match="no bundle"):
+    with pytest.raises(BundleError, match="not a bundle"):
         Classifier.load(tmp_path / "x.txt")
 
 

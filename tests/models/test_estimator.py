@@ -133,8 +133,8 @@ def test_a_decision_between_two_is_the_softmax_of_its_halves():
     ("thing", "says"),
     [
         (FunctionTransformer(func=shutil.rmtree), "shutil.rmtree"),
-        (FunctionTransformer(func=np.sqrt), "no baseline"),
-        ({"not": "an estimator"}, "holds a dict, which is no baseline"),
+        (FunctionTransformer(func=np.sqrt), "baseline"),
+        ({"not": "an estimator"}, "holds a dict, which is not a baseline"),
     ],
 )
 def test_other_things_than_baselines_are_refused(thing, says, bundle):

@@ -226,7 +226,7 @@ def test_nothing_is_fetched_unasked():
 @pytest.mark.parametrize(
     ("word", "hint"),
     [
-        ("timm", "Say which"),
+        ("timm", "Name a network of timm"),
         ("timm:resnet5O", "Did you mean 'resnet50'"),
         ("timm:resnet50.a1_in1", "Did you mean 'resnet50.a1_in1k'"),
         ("timm:qqqqqqqq", "Its names"),

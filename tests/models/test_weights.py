@@ -65,7 +65,7 @@ def test_third_party_head_of_other_classes_starts_fresh(shared_weights):
     fresh = network.head.weight.clone()
     report = load_weights(network, shared_weights / FILE)
     assert report.initial == ("head.weight", "head.bias")
-    assert "start fresh" in str(report)
+    assert "freshly initialised" in str(report)
     assert torch.equal(network.head.weight, fresh)
     tensors = torch.load(shared_weights / FILE, map_location="cpu", weights_only=True)["state_dict"]
     assert torch.equal(network.conv1.weight, tensors["module.conv1.weight"])
@@ -164,7 +164,7 @@ def test_damaged_files_are_named(suffix, damage, tmp_path):
         "header only": whole[:9],
     }
     path.write_bytes(damaged[damage])
-    with pytest.raises(BundleError, match=r"w\..* is damaged or is no file of weights"):
+    with pytest.raises(BundleError, match=r"w\..* is damaged or not a file of weights"):
         load_weights(network_of("mlp"), path)
 
 
@@ -183,13 +183,13 @@ def test_places_that_hold_no_weights(tmp_path):
     with pytest.raises(DataError, match="is a folder"):
         load_weights(network_of("mlp"), tmp_path)
     (tmp_path / "w.onnx").write_bytes(b"x")
-    with pytest.raises(BundleError, match=r"endings read are .safetensors, .pth"):
+    with pytest.raises(BundleError, match=r"suffix of a file of weights: .safetensors, .pth"):
         load_weights(network_of("mlp"), tmp_path / "w.onnx")
     torch.save({"epoch": 3}, tmp_path / "nothing.pth")
-    with pytest.raises(BundleError, match="no table of tensors"):
+    with pytest.raises(BundleError, match="holds no tensors by name"):
         load_weights(network_of("mlp"), tmp_path / "nothing.pth")
     torch.save([torch.ones(2)], tmp_path / "list.pth")
-    with pytest.raises(BundleError, match="no table of tensors"):
+    with pytest.raises(BundleError, match="holds no tensors by name"):
         load_weights(network_of("mlp"), tmp_path / "list.pth")
 
 

@@ -96,7 +96,7 @@ __all__ = [
 ]
 
 ATTENTIONS: dict[str, Callable[[int], nn.Module]] = {"none": no_attention, "se": se_block, "cbam": cbam_block}
-"""Name -> ``(channels) -> block``; what ``attention=`` of the residual networks chooses from."""
+"""Name -> ``(channels) -> module``: the choices of ``attention=`` in residual networks."""
 
 INITIALISATIONS: dict[str, Callable[[nn.Module], None]] = {
     "glorot-uniform": glorot_uniform,
@@ -106,9 +106,9 @@ INITIALISATIONS: dict[str, Callable[[nn.Module], None]] = {
     "lecun-uniform": lecun_uniform,
     "lecun-normal": lecun_normal,
 }
-"""Name -> ``(module) -> None``: every convolution and linear layer below it, drawn from torch's global seed."""
+"""Name -> ``(module) -> None``: draws the weights of every convolution and linear layer of a module."""
 
 
 def initialise(network: nn.Module, how: str | Callable[[nn.Module], None]) -> None:
-    """Draw the weights anew, in place; raises ChoiceError for an unknown name."""
+    """Draw new initial weights in place, by a name or a function; raises ChoiceError for an unknown name."""
     (lookup(INITIALISATIONS, how, "initialisation") if isinstance(how, str) else how)(network)

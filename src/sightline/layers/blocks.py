@@ -20,11 +20,11 @@ ImageSize = Sequence[int]
 """(height, width) of the images, in pixels."""
 
 LARGE_IMAGE_SIDE = 96
-"""Shorter side, in pixels, from which a network begins by shrinking."""
+"""Shorter side, in pixels, from which a network's stem downsamples."""
 
 
 class Network(nn.Module, ABC):
-    """``pixels (B C H W) -> logits (B K)``, with its last layer at ``head``."""
+    """``pixels (B C H W) -> logits (B K)``: a subclass writes ``logits`` and puts its last layer at ``head``."""
 
     head: nn.Linear
 
@@ -35,43 +35,41 @@ class Network(nn.Module, ABC):
     """Whether logits have a gradient with respect to the pixels."""
 
     export_refusal: str = ""
-    """Why no exported file can hold the network, and what to do instead; empty where one can."""
+    """Why the network cannot be exported, and what to do instead; empty where it can."""
 
     notes: tuple[str, ...] = ()
-    """What becomes of images of this size before the network proper, a sentence each."""
+    """Sentences about what the network does to images of this size before its first block."""
 
     key_prefixes: tuple[tuple[str, str], ...] = ()
-    """How names of tensors begin in other people's files, and here: the first pair that fits is exchanged."""
+    """(foreign prefix, our prefix) pairs for third-party checkpoints; the first matching prefix is replaced."""
 
     def __init__(self) -> None:
         super().__init__()
         self.noise: WeightNoise | None = None
-        """What the weights are disturbed by, in training and in answers."""
+        """Noise in the weights, in training and at inference; None without."""
         self.rounding: ActivationRounding | None = None
-        """What rounds activations to the levels of int8, where the network is quantised."""
+        """Rounding of activations to 256 levels, in an int8 network; None in a float one."""
 
     @property
     def n_classes(self) -> int:
-        """Classes it tells apart."""
+        """Number of classes K."""
         return self.head.out_features
 
     @abstractmethod
     def logits(self, pixels: Float[Tensor, "B C H W"]) -> Float[Tensor, "B K"]:
-        """Raw scores of each class, seen once."""
+        """Logits of one pass, without noise, flips or rounding: what a subclass defines."""
 
     def forward(self, pixels: Float[Tensor, "B C H W"]) -> Float[Tensor, "B K"]:
-        """Raw scores of each class."""
-        return (
-            self.forward_clean(pixels)
-            if self.noise is None
-            else self.noise.forward_noisy(self, self.forward_clean, pixels)
-        )
+        """Logits, with noise in the weights where the network has it."""
+        if self.noise is None:
+            return self.forward_clean(pixels)
+        return self.noise.forward_noisy(self, self.forward_clean, pixels)
 
     def embed(self, pixels: Float[Tensor, "B C H W"]) -> Float[Tensor, "B D"]:
         """Features of preprocessed pixels: the input of the last layer, without noise in the weights.
 
-        With flip test-time augmentation, in eval mode, the mean over an image and its mirror image. Raises BundleError
-        where the network has no last layer.
+        With flip test-time augmentation, in eval mode, the mean over an image and its mirror image. Raises
+        BundleError where the network has no last layer.
         """
         seen: list[Tensor] = []
         watching = get_head(self).register_forward_pre_hook(lambda _, given: seen.append(given[0]))
@@ -82,11 +80,11 @@ class Network(nn.Module, ABC):
         return seen[0] if len(seen) == 1 else torch.stack(seen).mean(0)
 
     def member_list(self) -> list[Any]:
-        """The classifiers that a network combines, each with a ``preprocessing`` and a ``network``; of most none."""
+        """The classifiers an ensemble combines, each with ``preprocessing`` and ``network``; else empty."""
         return []
 
     def forward_clean(self, pixels: Float[Tensor, "B C H W"]) -> Float[Tensor, "B K"]:
-        """Raw scores of each class by the weights as they are, without noise."""
+        """Logits without noise in the weights; with ``flip_tta`` in eval mode, the mean over both flips."""
         if self.flip_tta and not self.training:
             return (self._forward_once(pixels) + self._forward_once(pixels.flip(3))) / 2
         return self._forward_once(pixels)
@@ -95,16 +93,16 @@ class Network(nn.Module, ABC):
         return self.logits(pixels) if self.rounding is None else self.rounding.forward_rounded(self.logits, pixels)
 
     def init_from_data(self, pixels: Float[Tensor, "B C H W"]) -> None:
-        """Set what depends on the data from preprocessed training images; most networks need nothing."""
+        """Set data-dependent weights, such as a whitening, from preprocessed training images."""
 
     def save_extra_files(self, folder: Path) -> None:
-        """Write into a bundle's folder what tensors cannot hold; most networks have nothing."""
+        """Write into a bundle's folder what tensors cannot hold, such as a scikit-learn estimator."""
 
     def load_extra_files(self, folder: Path) -> None:
-        """Read back what ``save_extra_files`` wrote."""
+        """Read what ``save_extra_files`` wrote."""
 
     def load_published(self) -> str:
-        """Take the published weights the architecture asks for: a sentence about them, or "" as nearly always."""
+        """Load the published weights the architecture asks for; returns a sentence about them, or ""."""
         return ""
 
 
@@ -119,7 +117,7 @@ def get_head(network: Network) -> nn.Linear:
 
 
 def is_large(size: ImageSize) -> bool:
-    """Whether images of this size are shrunk before the network proper."""
+    """Whether images of this size are downsampled before the first block."""
     return min(size) >= LARGE_IMAGE_SIDE
 
 
@@ -132,7 +130,7 @@ def stem_pools(size: ImageSize) -> nn.Sequential:
 
 
 def downscaling_notes(size: ImageSize) -> tuple[str, ...]:
-    """What a stride-2 stem and ``pools`` do to images of this size, in a sentence; nothing to small ones."""
+    """A sentence on how a stride-2 stem and ``stem_pools`` downsample such images; none for small images."""
     if not is_large(size):
         return ()
     factor = 2 ** (1 + len(stem_pools(size)))
@@ -140,7 +138,7 @@ def downscaling_notes(size: ImageSize) -> tuple[str, ...]:
 
 
 def upsample_to_side(pixels: Float[Tensor, "B C H W"], least: int) -> Float[Tensor, "B C H2 W2"]:
-    """The same images with a shorter side of at least ``least`` pixels, bilinear."""
+    """The images, enlarged bilinearly where needed to a shorter side of ``least`` pixels."""
     height, width = pixels.shape[2:]
     short = min(height, width)
     if short >= least:
@@ -158,26 +156,26 @@ def conv_norm(
     groups: int = 1,
     then: Callable[[], nn.Module] | None = nn.ReLU,
 ) -> nn.Sequential:
-    """A convolution that keeps the size (over its stride), batch norm, and what follows."""
+    """A convolution padded to keep the size (divided by ``stride``), batch norm, and the activation ``then``."""
     convolution = nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, groups=groups, bias=False)
     return nn.Sequential(convolution, nn.BatchNorm2d(outputs), *([then()] if then else []))
 
 
 def scale_widths(widths: Sequence[int], factor: float) -> list[int]:
-    """Channels of each layer times a factor, rounded; raises RecipeError where a layer would have none."""
+    """``widths`` times ``factor``, rounded; raises RecipeError where a layer would be left without channels."""
     made = [round(width * factor) for width in widths]
     if min(made) < 1:
-        raise RecipeError(f"width is a factor on the channels that leaves each layer at least one, not {factor}.")
+        raise RecipeError(f"width must be a factor that leaves every layer at least one channel, not {factor}.")
     return made
 
 
 def make_dropout(share: float) -> nn.Dropout:
-    """Dropout with this share of zeros in training; raises RecipeError outside [0, 1)."""
+    """Dropout that zeroes this share of its inputs in training; raises RecipeError outside [0, 1)."""
     return nn.Dropout(check_number("dropout", share, 0, below=1, error=RecipeError))
 
 
 def init_he_fan_out(module: nn.Module) -> None:
-    """Initialise every convolution below ``module`` by He et al. 2015 (arXiv 1502.01852), fan out in its group."""
+    """He initialisation (arXiv 1502.01852), fan-out mode, of every convolution in ``module``; biases become 0."""
     for layer in module.modules():
         if isinstance(layer, nn.Conv2d) and not isinstance(layer, Whitening):
             nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
@@ -188,7 +186,7 @@ def init_he_fan_out(module: nn.Module) -> None:
 
 
 class SqueezeExcite(nn.Module):
-    """A factor for each channel: ``x * sigmoid(W2 act(W1 mean(x)))`` (Hu et al. 2018, arXiv 1709.01507)."""
+    """Squeeze and excitation: ``x * sigmoid(W2 act(W1 mean(x)))`` (Hu et al. 2018, arXiv 1709.01507)."""
 
     def __init__(self, channels: int, hidden: int, activation: Callable[[Tensor], Tensor] = F.relu):
         super().__init__()
@@ -197,13 +195,13 @@ class SqueezeExcite(nn.Module):
         self.activation = activation
 
     def forward(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
-        """The same features, channels weighted."""
+        """The features with each channel multiplied by a factor in (0, 1)."""
         scale = self.fc2(self.activation(self.fc1(x.mean((2, 3), keepdim=True))))
         return x * torch.sigmoid(scale)
 
 
 class CBAM(nn.Module):
-    """A factor for each channel, then one for each place (Woo et al. 2018, arXiv 1807.06521, eq. 2 and 3).
+    """Attention over channels, then over positions (Woo et al. 2018, arXiv 1807.06521, equations 2 and 3).
 
     ``x' = x * sigmoid(MLP(mean) + MLP(max))``, over places; then ``x' * sigmoid(conv 7x7([mean, max]))``, over
     channels.
@@ -216,7 +214,7 @@ class CBAM(nn.Module):
         self.where = nn.Conv2d(2, 1, 7, padding=3)
 
     def forward(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
-        """The same features, channels and places weighted."""
+        """The features with each channel and each position multiplied by a factor in (0, 1)."""
         seen = (x.mean((2, 3), keepdim=True), x.amax((2, 3), keepdim=True))
         mean, most = (self.fc2(F.relu(self.fc1(each))) for each in seen)
         x = x * torch.sigmoid(mean + most)
@@ -225,16 +223,16 @@ class CBAM(nn.Module):
 
 
 def no_attention(channels: int) -> nn.Module:
-    """Every channel as it is."""
+    """The identity."""
     del channels
     return nn.Identity()
 
 
 def se_block(channels: int) -> nn.Module:
-    """Squeeze and excite, with a 16th of the channels between, 4 at least."""
+    """Squeeze and excitation with a hidden layer of ``channels / 16``, at least 4."""
     return SqueezeExcite(channels, max(4, channels // 16))
 
 
 def cbam_block(channels: int) -> nn.Module:
-    """CBAM, with a 16th of the channels between, 4 at least."""
+    """CBAM with a hidden layer of ``channels / 16``, at least 4."""
     return CBAM(channels, max(4, channels // 16))

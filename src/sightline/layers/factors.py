@@ -1,4 +1,4 @@
-"""Several small layers in place of a large one: what a low-rank decomposition leaves of it."""
+"""Low-rank factorisation: several small layers in place of a large one."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -7,14 +7,11 @@ from torch import Tensor, nn
 
 from ..checks import check_int
 from .blocks import Network
-from .pruned import get_layer
+from .quantised import get_layer
 
 
 class FactorisedLayer(nn.Module):
-    """Layers used one after the other, in place of one.
-
-    ``kind`` says how it was taken apart: see ``KINDS``.
-    """
+    """A sequence of layers that approximates one layer; ``kind`` names its decomposition in FACTORISATIONS."""
 
     def __init__(self, kind: str, ranks: Sequence[int], layers: Mapping[str, nn.Module]):
         super().__init__()
@@ -23,13 +20,13 @@ class FactorisedLayer(nn.Module):
             self.add_module(name, layer)
 
     def forward(self, x: Tensor) -> Tensor:
-        """What the one layer would give, nearly."""
+        """The approximated output of the original layer."""
         for layer in self.children():
             x = layer(x)
         return x
 
     def extra_repr(self) -> str:
-        """What it is."""
+        """Kind and ranks, for ``repr``."""
         return f"{self.kind}, ranks {self.ranks}"
 
 
@@ -43,7 +40,7 @@ def _sub_convolution(
     groups: int = 1,
     bias: bool = False,
 ) -> nn.Conv2d:
-    """A convolution that looks as ``layer`` does down the image, or along it, or both; otherwise 1 pixel wide."""
+    """A convolution with the kernel and stride of ``layer`` in the chosen directions and 1 in the others."""
     looks = (down, along)
 
     def given(values: Sequence[int], otherwise: int) -> tuple[int, int]:
@@ -63,8 +60,8 @@ def _sub_convolution(
     )
 
 
-def _svd_layers(layer: nn.Module, rank: int) -> dict[str, nn.Module]:
-    """Inputs -> rank -> outputs: a linear layer, or a 1x1 convolution."""
+def svd_layers(layer: nn.Module, rank: int) -> dict[str, nn.Module]:
+    """Truncated SVD of a linear layer or a 1x1 convolution: inputs -> ``rank`` -> outputs."""
     if isinstance(layer, nn.Linear):
         narrow = nn.Linear(layer.in_features, rank, bias=False)
         return {"narrow": narrow, "wide": nn.Linear(rank, layer.out_features, layer.bias is not None)}
@@ -76,8 +73,8 @@ def _svd_layers(layer: nn.Module, rank: int) -> dict[str, nn.Module]:
     }
 
 
-def _tucker_layers(layer: nn.Module, first: int, second: int) -> dict[str, nn.Module]:
-    """1x1 to ``first`` channels, the convolution itself to ``second``, 1x1 to the outputs."""
+def tucker_layers(layer: nn.Module, first: int, second: int) -> dict[str, nn.Module]:
+    """Tucker-2: 1x1 to ``first`` channels, the original kernel to ``second`` channels, 1x1 to the outputs."""
     layer = _require_plain_convolution(layer)
     return {
         "narrow": _sub_convolution(layer, layer.in_channels, first),
@@ -86,8 +83,8 @@ def _tucker_layers(layer: nn.Module, first: int, second: int) -> dict[str, nn.Mo
     }
 
 
-def _cp_layers(layer: nn.Module, rank: int) -> dict[str, nn.Module]:
-    """1x1 to ``rank`` channels, each looked at down and then along by itself, 1x1 to the outputs."""
+def cp_layers(layer: nn.Module, rank: int) -> dict[str, nn.Module]:
+    """CP: 1x1 to ``rank`` channels, depthwise k x 1 and 1 x k, 1x1 to the outputs."""
     layer = _require_plain_convolution(layer)
     return {
         "narrow": _sub_convolution(layer, layer.in_channels, rank),
@@ -97,8 +94,8 @@ def _cp_layers(layer: nn.Module, rank: int) -> dict[str, nn.Module]:
     }
 
 
-def _spatial_layers(layer: nn.Module, rank: int) -> dict[str, nn.Module]:
-    """K x 1 to ``rank`` channels, then 1 x k to the outputs."""
+def spatial_layers(layer: nn.Module, rank: int) -> dict[str, nn.Module]:
+    """Spatial SVD: k x 1 to ``rank`` channels, then 1 x k to the outputs."""
     layer = _require_plain_convolution(layer)
     return {
         "down": _sub_convolution(layer, layer.in_channels, rank, down=True),
@@ -107,39 +104,39 @@ def _spatial_layers(layer: nn.Module, rank: int) -> dict[str, nn.Module]:
 
 
 FACTORISATIONS: Mapping[str, Callable[..., dict[str, nn.Module]]] = {
-    "svd": _svd_layers,
-    "tucker": _tucker_layers,
-    "cp": _cp_layers,
-    "spatial": _spatial_layers,
+    "svd": svd_layers,
+    "tucker": tucker_layers,
+    "cp": cp_layers,
+    "spatial": spatial_layers,
 }
-"""Name -> ``(layer, *ranks) -> its smaller layers``, freshly initialised; the last one has the bias."""
+"""Name -> ``(layer, *ranks) -> {name: smaller layer}``, in order, freshly initialised; the last has the bias."""
 
 
 def _require_plain_convolution(layer: nn.Module) -> nn.Conv2d:
     if not isinstance(layer, nn.Conv2d) or layer.groups != 1:
-        raise ValueError("only a convolution that is not grouped can be taken apart so")
+        raise ValueError("only ungrouped convolutions can be factorised this way")
     return layer
 
 
 def factorise_layer(layer: nn.Module, kind: str, ranks: Sequence[int]) -> FactorisedLayer:
-    """Small layers in place of ``layer``, freshly initialised, where its weights are.
+    """Freshly initialised small layers for ``layer``, on its device and in its dtype and mode.
 
-    Raises ValueError for a kind or ranks that do not fit it.
+    Raises ValueError for an unknown kind or ranks that do not fit the layer.
     """
     if kind not in FACTORISATIONS:
-        raise ValueError(f"there is no kind of factors '{kind}'")
+        raise ValueError(f"there is no factorisation '{kind}'")
     for rank in ranks:
         check_int("rank", rank, 1)
     if not isinstance(layer, nn.Linear | nn.Conv2d):
-        raise ValueError("only convolutions and linear layers can be taken apart")
+        raise ValueError("only convolutions and linear layers can be factorised")
     made = FactorisedLayer(kind, ranks, FACTORISATIONS[kind](layer, *ranks))
     return made.to(layer.weight.device, layer.weight.dtype).train(layer.training)
 
 
 def factorise_layers(network: Network, layers: Mapping[str, Mapping[str, Any]]) -> Network:
-    """The same network with these layers in factors: name -> ``{"kind": "tucker", "ranks": [8, 12]}``.
+    """The same network with these layers factorised: name -> ``{"kind": "tucker", "ranks": [8, 12]}``.
 
-    Raises ValueError for a layer that cannot be taken apart so.
+    Raises ValueError for a layer that cannot be factorised this way.
     """
     for name, how in layers.items():
         network.set_submodule(name, factorise_layer(get_layer(network, name), how["kind"], how["ranks"]))

@@ -1,7 +1,7 @@
-"""How the weights of a network begin: the variance each layer draws them with.
+"""Initial weights of convolutions and linear layers, by the variance they are drawn with.
 
-``n_in`` and ``n_out`` are the numbers one output is made from and one input goes to: for a convolution
-``kernel area * channels``. Biases become 0; norms and frozen whitenings stay as they are.
+``n_in`` and ``n_out`` are fan in and fan out: in a convolution ``kernel area * channels`` (of one group). Biases
+become 0; norms and frozen whitenings are not changed. Values come from torch's global generator.
 """
 
 import math
@@ -50,7 +50,7 @@ def lecun_normal(module: nn.Module) -> None:
 
 
 def _weight_layers(module: nn.Module) -> Iterator[tuple[nn.Conv2d | nn.Linear, int, int]]:
-    """Each layer with its n_in and n_out."""
+    """Each convolution and linear layer with its fan in and fan out."""
     for layer in module.modules():
         if isinstance(layer, nn.Conv2d | nn.Linear) and not isinstance(layer, Whitening):
             weight = layer.weight

@@ -1,9 +1,9 @@
-"""Noise in the weights, whose strength in each layer is trained: parametric noise injection."""
+"""Parametric noise injection: noise in the weights, with a trained strength per layer."""
 
 from collections.abc import Callable, Iterator, Sequence
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.func import functional_call
 
@@ -11,15 +11,19 @@ from .. import runtime
 from .whitening import Whitening
 
 N_ANSWER_DRAWS = 16
-"""Draws of the weights that answers choose from, each image by its own pixels: whole groups go in one pass."""
+"""Draws of the noise at inference; an image's pixels pick one, so that a batch takes at most this many passes."""
 
 
 class WeightNoise(nn.Module):
-    """``w + alpha std(w) n`` in place of each layer's weights w, n ~ N(0, 1), alpha trained, one for each layer.
+    """``w + alpha std(w) n`` in place of each layer's weights w, n ~ N(0, 1), alpha trained, one per layer.
 
-    n is drawn anew for each pass in training and wherever gradients are asked for, so by every attack. An answer
-    takes the draw that its image chooses: the same each time and in every batch. He, Rakin and Fan 2019
+    n is drawn for every pass in training and whenever gradients are recorded, so in every attack. At inference the
+    image's pixels pick the draw, so its answer is the same each time and in every batch. He, Rakin and Fan 2019
     (arXiv 1811.09310), equations 1 and 2, layer-wise, on weights.
+
+    Arguments:
+        names: The layers' weights, by their names in the network.
+        alpha: Initial strength, in standard deviations of each layer's weights.
     """
 
     stochastic = True
@@ -27,7 +31,6 @@ class WeightNoise(nn.Module):
     def __init__(self, names: Sequence[str], alpha: float):
         super().__init__()
         self.names = tuple(names)
-        """The layers' weights, by their names in the network."""
         self.alpha = nn.Parameter(torch.full((len(self.names),), float(alpha)))
 
     def forward_noisy(
@@ -36,7 +39,9 @@ class WeightNoise(nn.Module):
         """``look(pixels)``, a pass through ``network``, with noise in its weights."""
         if network.training or torch.is_grad_enabled():
             return self._forward_with_draw(network, look, pixels, None)
-        chosen, answers = _draw_of_each_image(pixels), None
+        # Hardly any two images share this number, and rounding errors do not change it.
+        chosen = (pixels.double().abs().mean((1, 2, 3)) * 2**16).long() % N_ANSWER_DRAWS
+        answers: Tensor | None = None
         for draw in chosen.unique().tolist():
             rows = (chosen == draw).nonzero().squeeze(1)
             some = self._forward_with_draw(network, look, pixels[rows], draw)
@@ -62,7 +67,7 @@ class WeightNoise(nn.Module):
 
 
 class _CleanForward(nn.Module):
-    """A pass through a network, for torch to swap the weights in."""
+    """A pass through a network as a module, so that ``functional_call`` can replace its weights."""
 
     def __init__(self, network: nn.Module, look: Callable[[Tensor], Tensor]):
         super().__init__()
@@ -73,14 +78,9 @@ class _CleanForward(nn.Module):
 
 
 def noisy_weight_names(network: nn.Module) -> list[str]:
-    """The names of the weights of every convolution and linear layer that trains."""
+    """Names of the weights of every convolution and linear layer but frozen whitenings."""
     return [
         f"{name}.weight"
         for name, layer in network.named_modules()
         if isinstance(layer, nn.Conv2d | nn.Linear) and not isinstance(layer, Whitening)
     ]
-
-
-def _draw_of_each_image(pixels: Float[Tensor, "B C H W"]) -> Int[Tensor, " B"]:
-    """Which draw each image takes: a number that hardly any two images share, and rounding does not change."""
-    return (pixels.double().abs().mean((1, 2, 3)) * 2**16).long() % N_ANSWER_DRAWS

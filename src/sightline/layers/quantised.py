@@ -1,11 +1,10 @@
-"""int8: weights as 8-bit codes, activations rounded to 256 levels wherever integers will be computed with.
+"""int8: weights as 8-bit codes, and activations rounded to 256 levels wherever a computer will use integers.
 
 A weight is ``codes * step * gain`` with int8 codes of 7 or 8 bits and one step for each output channel, symmetric;
-an activation becomes ``(q - zero) * scale`` with ``q = clamp(round(x / scale) + zero, 0, 255)``, affine, one
-scale for the whole tensor (Jacob et al. 2018, arXiv 1712.05877, equations 1 and 12). All of it is computed in
-floats here; an exported file does the same in integers. Codes stay as they are: refinement trains gains and
-biases, one for each output channel as in batch norm, through the rounding as if it were not there
-(straight-through).
+an activation becomes ``(q - zero) * scale`` with ``q = clamp(round(x / scale) + zero, 0, 255)``, affine, one scale
+for the whole tensor (Jacob et al. 2018, arXiv 1712.05877, equations 1 and 12). Here everything is computed in
+floats; an exported file does the same in integers. Codes are never trained: fine-tuning trains a gain and a bias
+per output channel, as in batch norm, and gradients pass through the rounding unchanged (straight-through).
 """
 
 from collections.abc import Callable, Sequence
@@ -23,10 +22,10 @@ from ..checks import check_int
 from .prototypes import PrototypeHead
 
 MAX_WEIGHT_CODE = {7: 64, 8: 127}
-"""The largest code of a weight of so many bits.
+"""Bits of a weight -> its largest code.
 
-Processors without VNNI multiply two pairs of codes at a time and add the products in 16 bits, where the sum stays
-at 32,767: 255 * 127 * 2 is too much, and answers go wrong without a word; 255 * 64 * 2 is not.
+Processors without VNNI multiply two pairs of codes and add the products in 16 bits, which saturate at 32,767:
+255 * 127 * 2 overflows silently and gives wrong answers, 255 * 64 * 2 does not.
 """
 
 MAX_ACTIVATION_CODE = 255
@@ -34,7 +33,7 @@ MAX_ACTIVATION_CODE = 255
 
 
 def dequantise_codes(codes: Int8[Tensor, "..."], scale: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
-    """``codes * scale``: what the codes of a weight stand for."""
+    """``codes * scale``: the weight that the codes represent."""
     return codes.to(scale.dtype) * scale
 
 
@@ -45,7 +44,7 @@ class Int8Conv2d(nn.Conv2d):
     step: Tensor
     gain: nn.Parameter
     dequantise: Callable[[Tensor, Tensor], Tensor] = staticmethod(dequantise_codes)
-    """What makes a weight of codes; an exporter puts its own way to write it here."""
+    """``(codes, scale) -> weight``; an exporter replaces it."""
 
     def __init__(self, inputs: int, outputs: int, kernel: Any, **arguments: Any):
         super().__init__(inputs, outputs, kernel, **arguments)
@@ -53,7 +52,7 @@ class Int8Conv2d(nn.Conv2d):
 
     @property
     def weight(self) -> Tensor:  # type: ignore[override]
-        """What the codes stand for."""
+        """The weight that the codes represent."""
         return self.dequantise(self.codes, self.step * self.gain)
 
 
@@ -64,7 +63,7 @@ class Int8Linear(nn.Linear):
     step: Tensor
     gain: nn.Parameter
     dequantise: Callable[[Tensor, Tensor], Tensor] = staticmethod(dequantise_codes)
-    """What makes a weight of codes; an exporter puts its own way to write it here."""
+    """``(codes, scale) -> weight``; an exporter replaces it."""
 
     def __init__(self, inputs: int, outputs: int, **arguments: Any):
         super().__init__(inputs, outputs, **arguments)
@@ -72,7 +71,7 @@ class Int8Linear(nn.Linear):
 
     @property
     def weight(self) -> Tensor:  # type: ignore[override]
-        """What the codes stand for."""
+        """The weight that the codes represent."""
         return self.dequantise(self.codes, self.step * self.gain)
 
 
@@ -80,7 +79,7 @@ Int8Layer = Int8Conv2d | Int8Linear
 
 
 def _replace_weight_by_codes(layer: nn.Conv2d | nn.Linear) -> None:
-    """Codes, steps and gains in place of the weight that torch's own layer has made."""
+    """Replace the weight that torch's constructor made by codes, steps and gains."""
     weight = layer._parameters.pop("weight")
     assert weight is not None
     single = (len(weight), *(1,) * (weight.ndim - 1))
@@ -95,7 +94,7 @@ def _replace_weight_by_codes(layer: nn.Conv2d | nn.Linear) -> None:
 def quantise_weight(
     layer: Int8Layer, weight: Float[Tensor, "O ..."], bias: Float[Tensor, " O"], bits: int = 7
 ) -> None:
-    """Take the nearest codes of a weight: the step of each output channel is max |w| over the largest code."""
+    """Set the layer to the nearest codes of a weight; the step of an output channel is max |w| / largest code."""
     most, largest = MAX_WEIGHT_CODE[bits], weight.flatten(1).abs().amax(1).view(layer.step.shape)
     layer.step.copy_(torch.where(largest > 0, largest / most, 1.0))
     layer.codes.copy_((weight / layer.step).round().clamp(-most, most).to(torch.int8))
@@ -107,17 +106,17 @@ def quantise_weight(
 def fake_quantise_activation(
     x: Float[Tensor, "..."], scale: Float[Tensor, ""], zero: Int32[Tensor, ""]
 ) -> Float[Tensor, "..."]:
-    """The nearest of the levels ``(q - zero) * scale``, q from 0 to 255; gradients pass where x is within them."""
+    """The nearest level ``(q - zero) * scale``, q in [0, 255]; the gradient is 1 where x is within the levels."""
     return torch.fake_quantize_per_tensor_affine(x.float(), scale, zero, 0, MAX_ACTIVATION_CODE)
 
 
 class ActivationGrid(nn.Module):
-    """The 256 levels of one activation: ``(q - zero) * scale``, q from 0 to 255. 0 is always one of them."""
+    """The 256 levels of one activation: ``(q - zero) * scale``, q from 0 to 255; 0 is always a level."""
 
     scale: Tensor
     zero: Tensor
     fake_quantise: Callable[[Tensor, Tensor, Tensor], Tensor] = staticmethod(fake_quantise_activation)
-    """What rounds; an exporter puts its own way to write it here."""
+    """``(x, scale, zero) -> rounded x``; an exporter replaces it."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -125,23 +124,23 @@ class ActivationGrid(nn.Module):
         self.register_buffer("zero", torch.zeros((), dtype=torch.int32))
 
     def set_range(self, low: float, high: float) -> None:
-        """Put the levels from ``low`` to ``high``, widened to hold 0."""
+        """Spread the levels over ``low`` to ``high``, extended to include 0."""
         low, high = min(low, 0.0), max(high, 0.0)
         scale = (high - low) / MAX_ACTIVATION_CODE or 1.0
         self.scale.fill_(scale)
         self.zero.fill_(min(MAX_ACTIVATION_CODE, max(0, round(-low / scale))))
 
     def forward(self, x: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
-        """The nearest levels."""
+        """The nearest level of every value."""
         return self.fake_quantise(x, self.scale, self.zero)
 
 
 SiteObserver = Callable[[int, Tensor], object]
-"""Is told of a site and the values it would round."""
+"""``(site, values) -> ignored``: called with what a site would round."""
 
 
 class ActivationRounding(nn.Module):
-    """Rounds the activations of a network where an integer computer would: at its *sites*, numbered as they come.
+    """Rounds the activations of a network at its *sites*, numbered in the order of a pass.
 
     A site is the input of a convolution or linear layer, and the result of one (after its ReLU), of a sum or
     product of features, of a concatenation or of a mean pool.
@@ -151,7 +150,7 @@ class ActivationRounding(nn.Module):
         super().__init__()
         self.grids = nn.ModuleList(ActivationGrid() for _ in range(sites))
         self.observer: SiteObserver | None = None
-        """Where it is set nothing is rounded, and it is told what would be: how sites are found and calibrated."""
+        """If set, it is called in place of rounding: this is how sites are counted and calibrated."""
 
     def forward_rounded(
         self, look: Callable[[Tensor], Tensor], pixels: Float[Tensor, "B C H W"]
@@ -166,13 +165,15 @@ class ActivationRounding(nn.Module):
             self.observer(site, x)
             return x
         if site >= len(self.grids):
-            raise ValueError("the network goes another way than it was calibrated on (in training, perhaps)")
+            raise ValueError(
+                "the network takes another path than the one it was calibrated on (in training mode, perhaps)"
+            )
         return self.grids[site](x)
 
 
 ON_LEVELS, ANY_VALUE = -1, -2
-"""States of an activation: on levels already, or of any value. A number from 0 is its site, where it waits for its
-ReLU, or for whoever uses it first, to be rounded."""
+"""States of an activation: already rounded, or of any value. A number from 0 is the site at which it will be
+rounded, after its ReLU or before its first use."""
 
 LAYER_FUNCTIONS = frozenset({F.conv2d, F.linear})
 
@@ -188,14 +189,14 @@ JOIN_FUNCTIONS = {
     Tensor.__mul__: torch.mul,
     Tensor.__imul__: torch.mul,
 }
-"""Sums and products of two feature maps; what is written in place is made anew."""
+"""Sums and products of two feature maps; in-place variants are replaced by ordinary ones."""
 
 CAT_FUNCTIONS = frozenset({torch.cat, torch.concat})
 
 MEAN_POOL_FUNCTIONS = frozenset({F.avg_pool2d, F.adaptive_avg_pool2d})
 
 RELU_FUNCTIONS = frozenset({F.relu, torch.relu, Tensor.relu, torch.relu_, Tensor.relu_, F.relu6, F.hardtanh})
-"""What an integer computer does by clamping, for nothing."""
+"""Activations that integer arithmetic gets from clamping, at no cost."""
 
 VALUE_KEEPING_FUNCTIONS = frozenset(
     {
@@ -220,7 +221,7 @@ VALUE_KEEPING_FUNCTIONS = frozenset(
         Tensor.split,
     }
 )
-"""Values that were levels stay levels."""
+"""Functions whose results are levels when their inputs are."""
 
 QUERY_FUNCTIONS = frozenset(
     {
@@ -237,11 +238,11 @@ QUERY_FUNCTIONS = frozenset(
         Tensor.retain_grad,
     }
 )
-"""What asks about a tensor and computes nothing with it."""
+"""Functions that ask about a tensor and compute nothing with it."""
 
 
 class _RoundingMode(TorchFunctionMode):
-    """Sees every function of torch within it, and has activations rounded before integers work with them."""
+    """Intercepts every torch function and rounds activations before a layer that computes in integers."""
 
     # Networks are code, and only running them tells what follows what; a compiler's graph would lose their layers.
 
@@ -272,7 +273,7 @@ class _RoundingMode(TorchFunctionMode):
         return self._mark(func(*args, **kwargs), ON_LEVELS if keeps else ANY_VALUE)
 
     def _computes_in_integers(self, func: Any, known: Sequence[Tensor], args: Sequence[Any]) -> bool:
-        """Whether an integer computer does this: sums, products and joints are of feature maps only."""
+        """Whether this is computed in integers: a layer, a mean pool, or a join of feature maps."""
         if func in LAYER_FUNCTIONS or func in MEAN_POOL_FUNCTIONS:
             return True
         joint = 2 if func in JOIN_FUNCTIONS else len(args[0]) if func in CAT_FUNCTIONS and args else 0
@@ -283,7 +284,7 @@ class _RoundingMode(TorchFunctionMode):
         return self.sites - 1
 
     def _rounded(self, x: Tensor) -> Tensor:
-        """An activation on levels; a weight as it is."""
+        """The activation, rounded; anything else unchanged."""
         if x not in self.state or self.state[x] == ON_LEVELS:
             return x
         if x not in self.rounded:
@@ -295,7 +296,7 @@ class _RoundingMode(TorchFunctionMode):
         return self.rounded[x]
 
     def _rounded_if_waiting(self, x: Tensor) -> Tensor:
-        """What waited to be rounded, rounded; any other value as it is."""
+        """The activation, rounded if it has a site; anything else unchanged."""
         return self._rounded(x) if x in self.state and self.state[x] >= 0 else x
 
     def _mark(self, made: Any, state: int) -> Any:
@@ -306,26 +307,26 @@ class _RoundingMode(TorchFunctionMode):
 
 
 def is_query(func: Any) -> bool:
-    """Whether a function asks about a tensor and computes nothing with it, as the reading of its shape."""
+    """Whether a function only asks about a tensor, as reading its shape does."""
     return func in QUERY_FUNCTIONS or isinstance(func, MethodWrapperType)
 
 
 def collect_tensors(value: Any) -> list[Tensor]:
-    """The tensors in arguments or results."""
+    """All tensors in arguments or results, through lists and tuples."""
     if isinstance(value, Tensor):
         return [value]
     return [one for part in value for one in collect_tensors(part)] if type(value) in (list, tuple) else []
 
 
 def _map_tensors(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
-    """Arguments with each tensor changed."""
+    """Arguments with ``change`` applied to every tensor."""
     if isinstance(value, Tensor):
         return change(value)
     return type(value)(_map_tensors(part, change) for part in value) if type(value) in (list, tuple) else value
 
 
 def int8_like(layer: nn.Module) -> Int8Layer:
-    """An int8 layer of the same form, without numbers; of a batch norm, the 1x1 convolution that it is."""
+    """An int8 layer of the same shape, its codes not set; for a batch norm, a depthwise 1x1 convolution."""
     if isinstance(layer, nn.BatchNorm2d):
         width = layer.num_features
         return Int8Conv2d(width, width, 1, groups=width)
@@ -334,7 +335,7 @@ def int8_like(layer: nn.Module) -> Int8Layer:
     if isinstance(layer, nn.Linear):
         return Int8Linear(layer.in_features, layer.out_features)
     if not isinstance(layer, nn.Conv2d):
-        raise ValueError(f"a {type(layer).__name__} is no layer with a weight")
+        raise ValueError(f"a {type(layer).__name__} has no weight to quantise")
     return Int8Conv2d(
         layer.in_channels,
         layer.out_channels,
@@ -347,7 +348,8 @@ def int8_like(layer: nn.Module) -> Int8Layer:
     )
 
 
-def _get_layer_or_fail(network: nn.Module, name: str) -> nn.Module:
+def get_layer(network: nn.Module, name: str) -> nn.Module:
+    """The layer of this name; raises ValueError where the network has none."""
     try:
         return network.get_submodule(name)
     except AttributeError as error:
@@ -355,36 +357,37 @@ def _get_layer_or_fail(network: nn.Module, name: str) -> nn.Module:
 
 
 def replace_layer(network: nn.Module, name: str, layer: nn.Module) -> None:
-    """Put ``layer`` where the network has the layer of this name."""
+    """Replace the layer of this name by ``layer``."""
     parent, _, own = name.rpartition(".")
     network.get_submodule(parent).add_module(own, layer)
 
 
 def norm_replacement(norm: nn.Module, *first: nn.Module) -> nn.Module:
-    """What takes the place of a batch norm: ``first``, then what was inside it (timm puts activations there)."""
+    """What replaces a batch norm: ``first``, then the norm's children (timm puts activations there)."""
     parts = [*first, *norm.children()] or [nn.Identity()]
     return parts[0] if len(parts) == 1 else nn.Sequential(*parts)
 
 
 def quantise_layers(network, layers: Sequence[str], folded: Sequence[str], lone: Sequence[str], sites: int):
-    """The same network in int8, without numbers: ``ActivationRounding`` at so many sites, and int8 layers.
+    """The same network with int8 layers, their codes not set, and ``ActivationRounding`` at ``sites`` places.
 
-    ``layers`` are convolutions and linear layers; ``folded`` batch norms are part of the convolution before them
-    and go; ``lone`` ones, which follow no convolution, become 1x1 convolutions of each channel by itself. Raises
-    ValueError for what cannot be, or is int8 already.
+    ``layers`` names convolutions and linear layers; ``folded`` batch norms that are merged into the convolution
+    before them and removed; ``lone`` batch norms, which follow no convolution and become depthwise 1x1
+    convolutions. Raises ValueError for a network that is int8 already or has noise in its weights, and for layers
+    without a weight.
     """
     if network.rounding is not None:
         raise ValueError("its weights are int8 already")
     if network.noise is not None:
-        raise ValueError("the noise in its weights is trained in floats: leave it out")
+        raise ValueError("the noise in its weights is trained in floats: train without weight_noise")
     check_int("sites", sites, 0, 100_000)
     device = next(network.parameters()).device
     for name in layers:
-        replace_layer(network, name, int8_like(_get_layer_or_fail(network, name)).to(device))
+        replace_layer(network, name, int8_like(get_layer(network, name)).to(device))
     for name in folded:
-        replace_layer(network, name, norm_replacement(_get_layer_or_fail(network, name)))
+        replace_layer(network, name, norm_replacement(get_layer(network, name)))
     for name in lone:
-        norm = _get_layer_or_fail(network, name)
+        norm = get_layer(network, name)
         replace_layer(network, name, norm_replacement(norm, int8_like(norm)).to(device))
     network.rounding = ActivationRounding(sites).to(device)
     return network

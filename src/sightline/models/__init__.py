@@ -1,8 +1,8 @@
 """From pixels to logits, and every change a network can survive.
 
 A network is rebuilt by name: ``build(Architecture("resnet20", {"classes": 10, ...}))``; its file of weights is a
-table of tensors and nothing else. To add a network, write a function ``(classes, channels, size, **arguments)`` that
-returns a ``Network`` and give it a line in NETWORKS.
+table of tensors and nothing else. To add a network, write a function ``(classes, channels, size, **arguments)``
+that returns a ``Network`` and give it a line in NETWORKS.
 """
 
 from collections.abc import Callable, Mapping
@@ -160,8 +160,8 @@ COMPOSITE_NETWORKS: dict[str, Callable[..., Network]] = {
     "ensemble": rebuild_ensemble,
     "estimator": rebuild_estimator,
 }
-"""Networks around trained classifiers: ``(build a network from its config, classes, channels, size, ...) -> network``.
-Bundles name them, recipes do not."""
+"""Networks around trained classifiers: ``(build a network from its config, classes, channels, size, ...) ->
+network``. Bundles name them, recipes do not."""
 
 SURGERY: dict[str, Callable[..., Network]] = {
     "grown_head": expand_head,
@@ -173,8 +173,8 @@ SURGERY: dict[str, Callable[..., Network]] = {
     "factors": factorise_layers,
     "quantised": quantise_layers,
 }
-"""Name -> ``(network, **arguments) -> network``: the changes of structure that a bundle may name. Arguments are JSON; the
-bundle's tensors are loaded afterwards."""
+"""Name -> ``(network, **arguments) -> network``: the changes of structure that a bundle may name. Arguments are
+JSON; the bundle's tensors are loaded afterwards."""
 
 
 def parse_architecture(model: str, *, classes: int, channels: int, size: ImageSize) -> Architecture:

@@ -1,7 +1,7 @@
-"""AlexNet (Krizhevsky, Sutskever, Hinton 2012) as torchvision has it, and its relative for small images.
+"""AlexNet (Krizhevsky, Sutskever, Hinton 2012) as in torchvision, and a variant for small images.
 
-Tensor names are torchvision's (``features.0.weight``, ..., ``classifier.4.weight``), so that its weights fit;
-only the last layer, its ``classifier.6``, is ``head`` here, as everywhere.
+Tensor names are torchvision's (``features.0.weight``, ..., ``classifier.4.weight``), so that its weights can be
+loaded; only its last layer, ``classifier.6``, is called ``head``.
 """
 
 from collections.abc import Sequence
@@ -22,11 +22,11 @@ from ..layers import (
 )
 
 ALEXNET_MIN_SIDE = 64
-"""Pixels of the shorter side below which ``alexnet`` enlarges: its strides leave nothing of fewer than 63."""
+"""Shorter side, in pixels, to which ``alexnet`` enlarges smaller images; its strides need at least 63."""
 
 
 class AlexNet(Network):
-    """Convolutions, a grid of means, two hidden layers with dropout before each, the head."""
+    """Convolutions, adaptive average pooling to a grid, two hidden layers with dropout before each, the head."""
 
     key_prefixes = (("classifier.6.", "head."),)
 
@@ -64,7 +64,7 @@ class AlexNet(Network):
 
 
 def alexnet(classes: int, channels: int, size: ImageSize, dropout: float = 0.5, width: float = 1.0) -> Network:
-    """AlexNet as torchvision has it: 61 million parameters, made for images of 224 pixels.
+    """AlexNet as in torchvision: 61 million parameters, designed for images of 224 pixels.
 
     Smaller images are enlarged to a shorter side of 64 pixels. ``width`` is a factor on all channels.
     """
@@ -88,7 +88,7 @@ def alexnet(classes: int, channels: int, size: ImageSize, dropout: float = 0.5, 
     if min(size) < ALEXNET_MIN_SIDE:
         network.notes = (
             f"alexnet enlarges images of {size[0]} x {size[1]} pixels to a shorter side of {ALEXNET_MIN_SIDE}: "
-            "it is made for 224. alexnet-small is made for small images.",
+            "it is designed for 224. alexnet-small is designed for small images.",
         )
     return network
 
@@ -124,5 +124,5 @@ def alexnet_small(
 
 
 def _ceil_pool() -> nn.MaxPool2d:
-    """Half the size, rounded up, so that nothing is too small: 28 pixels become the grid of 4."""
+    """Halves the size, rounded up, so that small images never vanish: 28 pixels become a grid of 4."""
     return nn.MaxPool2d(2, ceil_mode=True)

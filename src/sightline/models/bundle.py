@@ -1,7 +1,7 @@
-"""A bundle is a folder: what it may contain, and what is checked before anything in it is believed.
+"""A bundle: the folder a classifier is saved in. What it may contain, and what is checked before it is used.
 
-``config.json`` lists every other file with its SHA-256. Tensors are safetensors, the rest is JSON or a card; a
-pickle is never read.
+``config.json`` lists every other file with its SHA-256. Tensors are safetensors, everything else is JSON or the
+card; a pickle is never read.
 """
 
 import json
@@ -78,7 +78,7 @@ class Memory:
 
     @classmethod
     def load(cls, folder: Path) -> "Memory":
-        """Read what ``save`` wrote; an absent folder is an empty memory. Raises BundleError where it is damaged."""
+        """Read what ``save`` wrote; without the folder it is empty. Raises BundleError where it is damaged."""
         parts: dict[str, Any] = {}
         try:
             for table in _TENSOR_TABLES:
@@ -106,8 +106,8 @@ def list_bundle_files(folder: Path) -> list[str]:
             for inner in path.iterdir():
                 if inner.name not in MEMORY_FILES:
                     raise BundleError(
-                        f"The bundle '{folder}' holds '{MEMORY_FOLDER}/{inner.name}', which is no part of a memory. "
-                        f"Remove it: a memory holds {', '.join(MEMORY_FILES)}, and never images."
+                        f"The bundle '{folder}' holds '{MEMORY_FOLDER}/{inner.name}', which is no part of a "
+                        f"memory. Remove it: a memory holds {', '.join(MEMORY_FILES)}, and never images."
                     )
                 _require_regular_file(folder, inner)
                 names.append(f"{MEMORY_FOLDER}/{inner.name}")
@@ -129,8 +129,8 @@ def _require_regular_file(folder: Path, path: Path) -> None:
     )
     if kind:
         raise BundleError(
-            f"The bundle '{folder}' holds '{path.relative_to(folder)}', which is {kind}. Remove it, or put the file "
-            f"itself there: a bundle holds plain files and the folder '{MEMORY_FOLDER}'."
+            f"The bundle '{folder}' holds '{path.relative_to(folder)}', which is {kind}. Remove it, or put the "
+            f"file itself there: a bundle holds plain files and the folder '{MEMORY_FOLDER}'."
         )
 
 

@@ -1,7 +1,8 @@
 """DenseNet-BC for small images: Huang et al. 2017 (arXiv 1608.06993), sections 3 and 4.2.
 
-Each layer sees the features of all layers before it and adds ``growth`` of its own; a 1x1 convolution before
-it (B) and one between the stages that halves the channels (C) keep that affordable.
+The input of a layer is the features of all layers before it, to which it adds ``growth`` channels. Bottlenecks
+(B), 1x1 convolutions before each layer, and compression (C), which halves the channels between stages, limit the
+cost.
 """
 
 import torch
@@ -22,7 +23,7 @@ from ..layers import (
 )
 
 BOTTLENECK_FACTOR = 4
-"""Channels of the 1x1 convolution before a 3x3 one, in growths."""
+"""Channels of a bottleneck as a multiple of ``growth``."""
 
 
 class DenseLayer(nn.Module):
@@ -36,7 +37,7 @@ class DenseLayer(nn.Module):
         self.conv2 = nn.Conv2d(BOTTLENECK_FACTOR * growth, growth, 3, padding=1, bias=False)
 
     def forward(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C2 H W"]:
-        """What was known, and ``growth`` channels more."""
+        """The input and ``growth`` new channels."""
         new = self.conv2(F.relu(self.norm2(self.conv1(F.relu(self.norm1(x))))))
         return torch.cat([x, new], 1)
 
@@ -50,12 +51,12 @@ class Transition(nn.Module):
         self.conv = nn.Conv2d(inputs, outputs, 1, bias=False)
 
     def forward(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C2 H2 W2"]:
-        """Fewer channels, half the size (rounded up, over the pixels there are)."""
+        """Fewer channels and half the size, rounded up."""
         return F.avg_pool2d(self.conv(F.relu(self.norm(x))), 2, ceil_mode=True)
 
 
 class DenseNet(Network):
-    """A stem, three stages of layers with transitions between, batch norm, the mean, the head."""
+    """A stem, three stages of layers with transitions between them, batch norm, average pooling, the head."""
 
     def __init__(self, classes: int, channels: int, size: ImageSize, depth: int, growth: int, dropout: float):
         super().__init__()
@@ -86,9 +87,9 @@ class DenseNet(Network):
 def densenet(
     classes: int, channels: int, size: ImageSize, depth: int = 100, growth: int = 12, dropout: float = 0.0
 ) -> Network:
-    """DenseNet-BC: every layer sees all before it; few parameters, much work.
+    """DenseNet-BC: every layer gets the features of all layers before it; few parameters, many multiply-adds.
 
-    ``depth`` counts the weighted layers, 4 more than a multiple of 6; ``growth`` the channels a layer adds.
+    ``depth`` counts the weighted layers, 4 more than a multiple of 6; ``growth`` is the channels a layer adds.
     """
     check_int("growth", growth, 1, error=RecipeError)
     if check_int("depth", depth, 10, error=RecipeError) % 6 != 4:

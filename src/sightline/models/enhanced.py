@@ -1,7 +1,7 @@
-"""The enhanced network of the source papers, made definite: residual, batch norm, dropout, multi-scale.
+"""The enhanced network of the source papers, fully specified: residual, batch norm, dropout, multi-scale.
 
-Ten weighted layers (parallel branches count as one, projections not at all). Each idea has a switch,
-so that what it brings can be measured.
+Ten weighted layers (parallel branches count as one, projections not at all). Each idea can be
+switched off, so that its effect can be measured.
 """
 
 import torch
@@ -30,7 +30,7 @@ class MultiScale(nn.Module):
         self.norm = _norm_or_identity(outputs, batch_norm)
 
     def forward(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C2 H2 W2"]:
-        """Features seen at each scale, side by side."""
+        """Features of each filter size, concatenated."""
         parts = [branch(x) for branch in self.branches]
         return F.relu(self.norm(torch.cat(parts, 1)))
 
@@ -50,13 +50,13 @@ class MultiScaleBlock(nn.Module):
             )
 
     def forward(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C2 H2 W2"]:
-        """Features, half the size where the stride is 2."""
+        """Features, at half the size if the stride is 2."""
         y = self.norm(self.conv(self.scales(x)))
         return F.relu(y if self.shortcut is None else y + self.shortcut(x))
 
 
 class EnhancedNetwork(Network):
-    """A multi-scale stem, four blocks, the mean, dropout, the head."""
+    """A multi-scale stem, four blocks, average pooling, dropout, the head."""
 
     def __init__(
         self,
@@ -88,7 +88,7 @@ class EnhancedNetwork(Network):
         nn.init.xavier_uniform_(self.head.weight)
         nn.init.zeros_(self.head.bias)
         for block in self.blocks:
-            # A block begins as its shortcut; without one, a zero here would silence the network.
+            # A block starts as its shortcut; without a shortcut, a zero here would make the network constant.
             if (
                 isinstance(block, MultiScaleBlock)
                 and block.shortcut is not None

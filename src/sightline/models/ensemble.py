@@ -1,4 +1,4 @@
-"""Several classifiers as one network: the mean of their probabilities."""
+"""An ensemble as one network: the mean of its members' probabilities."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -24,7 +24,7 @@ class EnsembleMember(nn.Module):
         self.network = network
         self.temperature = temperature
         self.order = tuple(order)
-        """For each class of the ensemble, its place among the member's outputs."""
+        """For each class of the ensemble, its index among the member's outputs."""
 
     def forward(self, pixels: Float[Tensor, "B C H W"]) -> Float[Tensor, "B K"]:
         """Log softmax(logits / temperature), in float32."""
@@ -50,7 +50,7 @@ class EnsembleNetwork(Network):
 
     @property
     def n_classes(self) -> int:
-        """Classes it tells apart."""
+        """Number of classes K."""
         return len(self.member_list()[0].order)
 
     def embed(self, pixels: Float[Tensor, "B C H W"]) -> Float[Tensor, "B D"]:
@@ -64,7 +64,7 @@ class EnsembleNetwork(Network):
 
 
 def rebuild_ensemble(
-    rebuilt: Callable[[Mapping[str, Any]], Network],
+    rebuild: Callable[[Mapping[str, Any]], Network],
     classes: int,
     channels: int,
     size: ImageSize,
@@ -72,26 +72,26 @@ def rebuild_ensemble(
 ) -> Network:
     """An ensemble from its members' configs: ``architecture``, ``preprocessing``, ``temperature``, ``order``.
 
-    ``rebuilt`` makes a network of an architecture's config. Raises BundleError for what makes no ensemble.
+    ``rebuild`` makes a network from an architecture's config. Raises BundleError where members cannot be rebuilt
+    or differ in classes or pixels.
     """
     try:
-        made = [_rebuild_member(rebuilt, one) for one in members]
+        made = []
+        for one in members:
+            temperature = float(one["temperature"])
+            if not 0 < temperature < math.inf:
+                raise ValueError(f"its temperature is {temperature}, not a number above 0")
+            steps = Preprocessing.from_config(one["preprocessing"])
+            order = [int(k) for k in one["order"]]
+            made.append(EnsembleMember(steps, rebuild(one["architecture"]), temperature, order))
     except (KeyError, TypeError, ValueError) as error:
         raise BundleError(f"A member of the ensemble cannot be rebuilt: {error}.") from error
     for one, given in zip(made, members, strict=True):
         shape = given["architecture"]["arguments"]
         if (one.network.n_classes, sorted(one.order)) != (classes, list(range(classes))):
-            raise BundleError("The members of the ensemble do not tell the same classes apart.")
+            raise BundleError("The members of the ensemble have different classes.")
         if (shape.get("channels"), list(shape.get("size", ()))) != (channels, list(size)):
-            raise BundleError("The members of the ensemble do not take the same pixels.")
+            raise BundleError("The members of the ensemble expect different channels or sizes.")
     if not made:
         raise BundleError("The ensemble has no members.")
     return EnsembleNetwork(made)
-
-
-def _rebuild_member(rebuilt: Callable[[Mapping[str, Any]], Network], config: Mapping[str, Any]) -> EnsembleMember:
-    temperature = float(config["temperature"])
-    if not 0 < temperature < math.inf:
-        raise ValueError(f"its temperature is {temperature}, not a number above 0")
-    steps = Preprocessing.from_config(config["preprocessing"])
-    return EnsembleMember(steps, rebuilt(config["architecture"]), temperature, [int(k) for k in config["order"]])

@@ -1,7 +1,8 @@
-"""A fitted scikit-learn estimator and its features as a network, so that it passes through the same waist.
+"""A fitted scikit-learn estimator and its features as a network: how a baseline becomes a ``Classifier``.
 
-``pixels (B C H W) in [0, 1] -> logits (B K)``, not differentiable. A bundle keeps the estimator as
-``estimator.skops``: no pickle, types checked before anything is made, trees checked before anything is asked.
+``pixels (B C H W) in [0, 1] -> logits (B K)``, not differentiable. A bundle holds the estimator as
+``estimator.skops``: no pickle, its types are checked before anything is created and its trees before they are
+used.
 """
 
 import math
@@ -28,17 +29,17 @@ from .handcrafted import HANDCRAFTED_FEATURES, Feature
 ESTIMATOR_FILE = "estimator.skops"
 
 MIN_PROBABILITY = 1e-7
-"""A probability of 0 becomes this before its logarithm is taken."""
+"""Probabilities are raised to this before their logarithm is taken."""
 
 TREE_TYPES = (
     "sklearn.tree._tree.Tree",
     "sklearn.ensemble._hist_gradient_boosting.predictor.TreePredictor",
 )
-"""Types that skops loads only where asked: their nodes name nodes and features, which ``_check_inside`` checks."""
+"""Types that skops loads only on request; ``_check_estimator`` checks the indices in their nodes."""
 
 
 class EmbeddingFeature(nn.Module):
-    """What a network's last layer is given: the features that it learnt."""
+    """The features a trained network learned: the input of its last layer."""
 
     separate_units = True
 
@@ -55,12 +56,15 @@ class EmbeddingFeature(nn.Module):
             return self.network.embed(self.preprocessing(pixels)).flatten(1).float()
 
     def config(self) -> dict[str, Any]:
-        """All that is not a tensor, as JSON."""
+        """Everything but tensors, as JSON."""
         return {"architecture": self.architecture, "preprocessing": self.preprocessing.config()}
 
 
 class EstimatorNetwork(Network):
-    """Features, brought to one unit, then an estimator; its tensors are the units and any network of a feature."""
+    """Standardised features, then a scikit-learn estimator.
+
+    Its tensors are the standardisation and the networks of embedding features.
+    """
 
     differentiable = False
     export_refusal = (
@@ -86,18 +90,18 @@ class EstimatorNetwork(Network):
         self.estimator = estimator
         widths = [part.shape[1] for part in self._feature_parts(torch.zeros(1, channels, *size))]
         self.widths = tuple(widths)
-        """Numbers each feature gives."""
+        """Length of each feature's vector."""
         self.register_buffer("known", torch.zeros(classes, dtype=torch.bool))
         self.register_buffer("shift", torch.zeros(sum(widths)))
         self.register_buffer("scale", torch.ones(sum(widths)))
 
     @property
     def n_classes(self) -> int:
-        """Classes it tells apart."""
+        """Number of classes K."""
         return len(self.known)
 
     def train(self, mode: bool = True) -> "EstimatorNetwork":
-        """Nothing in it trains: the networks of its features stay in eval mode."""
+        """Keep the networks of embedding features in eval mode."""
         super().train(mode)
         self.embeddings.eval()
         return self
@@ -107,15 +111,15 @@ class EstimatorNetwork(Network):
 
     @torch.no_grad()
     def feature_vectors(self, pixels: Float[Tensor, "B C H W"]) -> Float[Tensor, "B D"]:
-        """The features, joined, before they are brought to one unit."""
+        """The concatenated features, before they are standardised."""
         return torch.cat(self._feature_parts(pixels), 1).float()
 
     def fit_units(self, vectors: Float[ndarray, "N D"]) -> None:
-        """Set shift and scale from training vectors, so that every feature has the same say (variance in all).
+        """Set shift and scale from training vectors, so that every feature has the same total variance.
 
-        Numbers of different kinds (moments, embeddings) get mean 0 and a unit each. All others get one unit for
-        the whole feature and keep their 0, so that a pixel that is nearly always black does not become as loud as
-        one that matters, and what is mostly black stays mostly 0, which linear methods are fast on.
+        Features with ``separate_units`` (moments, embeddings) are standardised number by number. All others are
+        divided by one number and not shifted: a pixel that is nearly always black is not amplified, and zeros stay
+        zeros, which makes linear methods fast.
         """
         shift, scale, begin = [], [], 0
         for feature, width in zip(self.features, self.widths, strict=True):
@@ -133,20 +137,20 @@ class EstimatorNetwork(Network):
         self.scale.copy_(torch.from_numpy(np.concatenate(scale)))
 
     def standardise(self, vectors: Float[Tensor, "B D"]) -> Float[Tensor, "B D"]:
-        """Vectors as the estimator learnt them."""
+        """Feature vectors on the scale that the estimator was fitted on."""
         return (vectors - self.shift) / self.scale
 
     def embed(self, pixels: Float[Tensor, "B C H W"]) -> Float[Tensor, "B D"]:
-        """What the estimator is given."""
+        """The standardised features: the estimator's input."""
         return self.standardise(self.feature_vectors(pixels))
 
     def set_estimator(self, estimator: Any) -> None:
-        """Use this fitted estimator, whose classes are indices of ours."""
+        """Use this fitted estimator, whose classes are indices of this network's classes."""
         self.estimator = estimator
         self.known.zero_()[torch.from_numpy(np.asarray(estimator.classes_, np.int64))] = True
 
     def logits(self, pixels: Float[Tensor, "B C H W"]) -> Float[Tensor, "B K"]:
-        """Scores whose largest is the estimator's own answer; a class it never saw is below all others."""
+        """Scores, the largest at the estimator's prediction; classes it was not fitted on get the lowest."""
         vectors = self.standardise(self.feature_vectors(pixels)).cpu().numpy()
         seen = estimator_scores(self.estimator, vectors)
         whole = np.repeat(seen.min(1, keepdims=True) - 1, self.n_classes, 1)
@@ -154,28 +158,28 @@ class EstimatorNetwork(Network):
         return torch.from_numpy(_to_float32(whole)).to(pixels.device)
 
     def save_extra_files(self, folder: Path) -> None:
-        """Write the estimator beside the tensors."""
+        """Write the estimator into the bundle."""
         from skops.io import dump
 
         dump(self.estimator, folder / ESTIMATOR_FILE, compression=zipfile.ZIP_DEFLATED, compresslevel=1)
 
     def load_extra_files(self, folder: Path) -> None:
-        """Read the estimator of a bundle; raises BundleError for what is no baseline's."""
+        """Read the estimator of a bundle; raises BundleError where it is unsafe, damaged or does not fit."""
         estimator = read_estimator(folder / ESTIMATOR_FILE)
         known = np.flatnonzero(self.known.cpu().numpy())
         if estimator.n_features_in_ != len(self.shift) or not np.array_equal(estimator.classes_, known):
             raise BundleError(
-                f"The {ESTIMATOR_FILE} of '{folder}' was fitted on other features or classes than its config.json says. "
-                "Copy the bundle again."
+                f"The {ESTIMATOR_FILE} of '{folder}' was fitted on other features or classes than its config.json "
+                "says. Copy the bundle again."
             )
         self.estimator = estimator
 
 
 def estimator_scores(estimator: Any, vectors: Float[ndarray, "N D"]) -> Float[ndarray, "N k"]:
-    """The decision function of an estimator that decides by one, else the logarithm of its probabilities.
+    """The estimator's decision function (N k), or else the logarithms of its probabilities.
 
-    The largest is what ``estimator.predict`` answers. Where both exist (logistic regression, boosting) the softmax
-    of the first is the second; a decision between two classes, d, becomes -d/2 and d/2.
+    The largest is at ``estimator.predict``. Where an estimator has both (logistic regression, boosting), the
+    softmax of the first is the second; a binary decision d becomes (-d/2, d/2).
     """
     if hasattr(estimator, "decision_function"):
         decided = np.asarray(estimator.decision_function(vectors), np.float64)
@@ -184,7 +188,7 @@ def estimator_scores(estimator: Any, vectors: Float[ndarray, "N D"]) -> Float[nd
 
 
 def _to_float32(whole: Float[ndarray, "N K"]) -> Float[ndarray, "N K"]:
-    """In float32, where what was largest stays so: two that become equal are told apart again."""
+    """Scores in float32 with the same argmax, also where two become equal by rounding."""
     single, best = whole.astype(np.float32), whole.argmax(1)
     rows = np.flatnonzero(single.argmax(1) != best)
     single[rows, best[rows]] = np.nextafter(single[rows].max(1), np.float32(np.inf))
@@ -192,21 +196,29 @@ def _to_float32(whole: Float[ndarray, "N K"]) -> Float[ndarray, "N K"]:
 
 
 def rebuild_estimator(
-    rebuilt: Callable[[Mapping[str, Any]], Network],
+    rebuild: Callable[[Mapping[str, Any]], Network],
     classes: int,
     channels: int,
     size: ImageSize,
     features: Sequence[Mapping[str, Any]],
     word: str = "",
 ) -> Network:
-    """The network of a baseline, without its estimator, from its config: ``features`` are names with arguments.
+    """The network of a baseline, without its estimator, from its config.
 
-    ``rebuilt`` makes a network of an architecture's config; ``word`` is what a person calls it. Raises BundleError
-    for what makes no features.
+    ``features`` are configs as ``feature_config`` makes them, ``rebuild`` makes a network from an architecture's
+    config, ``word`` is the name users know it by. Raises BundleError where a feature cannot be rebuilt.
     """
     del word
     try:
-        made = [_rebuild_feature(rebuilt, **one) for one in features]
+        made: list[Feature | EmbeddingFeature] = []
+        for one in features:
+            arguments = {name: value for name, value in one.items() if name != "feature"}
+            if one["feature"] == "embedding":
+                steps = Preprocessing.from_config(arguments["preprocessing"])
+                plan = arguments["architecture"]
+                made.append(EmbeddingFeature(steps, rebuild(plan), plan))
+            else:
+                made.append(lookup(HANDCRAFTED_FEATURES, one["feature"], "feature")(**arguments))
     except (KeyError, TypeError, ValueError) as error:
         raise BundleError(f"A feature of the baseline cannot be rebuilt: {error}.") from error
     if not made:
@@ -214,17 +226,8 @@ def rebuild_estimator(
     return EstimatorNetwork(classes, channels, size, made)
 
 
-def _rebuild_feature(
-    rebuilt: Callable[[Mapping[str, Any]], Network], feature: str, **arguments: Any
-) -> Feature | EmbeddingFeature:
-    if feature != "embedding":
-        return lookup(HANDCRAFTED_FEATURES, feature, "feature")(**arguments)
-    steps = Preprocessing.from_config(arguments["preprocessing"])
-    return EmbeddingFeature(steps, rebuilt(arguments["architecture"]), arguments["architecture"])
-
-
 def feature_config(feature: Feature | EmbeddingFeature) -> dict[str, Any]:
-    """What ``estimator`` needs to make a feature again, as JSON."""
+    """What ``rebuild_estimator`` needs to make a feature again, as JSON."""
     if isinstance(feature, EmbeddingFeature):
         return {"feature": "embedding", **feature.config()}
     names = {kind: name for name, kind in HANDCRAFTED_FEATURES.items()}
@@ -232,10 +235,10 @@ def feature_config(feature: Feature | EmbeddingFeature) -> dict[str, Any]:
 
 
 def read_estimator(file: Path) -> Any:
-    """A fitted estimator from a file of skops; raises BundleError for any type a baseline is not made of.
+    """A fitted estimator from a skops file; raises BundleError for types that no baseline consists of.
 
-    skops makes only what it knows to be harmless; trees, which it does not know, are made and then checked node by
-    node before they are asked anything.
+    skops creates only types it knows to be harmless. Trees, which it does not know, are created and then checked
+    node by node before they predict anything.
     """
     from skops.io import get_untrusted_types, load
 
@@ -253,11 +256,11 @@ def read_estimator(file: Path) -> Any:
             found = load(file, trusted=list(TREE_TYPES))
     except BundleError:
         raise
-    except Exception as error:  # skops and scikit-learn raise many kinds for a damaged or foreign file
+    except Exception as error:  # skops and scikit-learn raise many exceptions for damaged files
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise BundleError(f"The file '{file}' cannot be read: {reason}. Fit the baseline again.") from error
     if type(found) not in _estimator_types():
-        raise BundleError(f"The file '{file}' holds a {type(found).__name__}, which is no baseline.")
+        raise BundleError(f"The file '{file}' holds a {type(found).__name__}, which is not a baseline.")
     _check_estimator(found, file)
     if any("version" in str(one.message) for one in said):
         progress.notify(f"'{file}' was made with another scikit-learn: test it before you trust its answers.")
@@ -266,7 +269,7 @@ def read_estimator(file: Path) -> Any:
 
 @cache
 def _estimator_types() -> frozenset[type]:
-    """The estimators a baseline may be."""
+    """The types of estimators that baselines are."""
     from sklearn.ensemble import HistGradientBoostingClassifier, RandomForestClassifier
     from sklearn.linear_model import LogisticRegression
     from sklearn.naive_bayes import GaussianNB
@@ -289,14 +292,19 @@ def _estimator_types() -> frozenset[type]:
 
 
 def _check_estimator(found: Any, file: Path) -> None:
-    """Raise BundleError for what leads outside itself or in a circle: asking it would read foreign memory."""
+    """Raise BundleError for indices outside their arrays or in a circle: predicting would read foreign memory."""
     width = int(found.n_features_in_)
     members = found.estimators_ if hasattr(found, "estimators_") else [found]
-    trees = [one.tree_ for one in members if hasattr(one, "tree_")]
-    boosted = [tree for stage in found._predictors for tree in stage] if hasattr(found, "_predictors") else []
-    sound = all(_is_sound_tree(tree, width) for tree in trees) and all(
-        _is_sound_boosted_tree(t, width) for t in boosted
-    )
+    sound = True
+    for tree in (one.tree_ for one in members if hasattr(one, "tree_")):
+        left, right = tree.children_left, tree.children_right
+        sound &= tree.node_count == tree.capacity and tree.n_features == width
+        sound = sound and _leads_to_leaves(left != -1, left, right, tree.feature, width)
+    for tree in (tree for stage in getattr(found, "_predictors", ()) for tree in stage):
+        nodes = tree.nodes
+        left, right, feature = (nodes[name].astype(np.int64) for name in ("left", "right", "feature_idx"))
+        sound = sound and not nodes["is_categorical"].any()
+        sound = sound and _leads_to_leaves(nodes["is_leaf"] == 0, left, right, feature, width)
     if not sound:
         raise BundleError(f"A tree in '{file}' is damaged: its nodes lead nowhere. Fit the baseline again.")
     if hasattr(found, "support_vectors_") and not _is_sound_svm(found, width):
@@ -304,28 +312,13 @@ def _check_estimator(found: Any, file: Path) -> None:
 
 
 def _is_sound_svm(found: Any, width: int) -> bool:
-    """Whether libsvm, which trusts them, may be handed these arrays."""
+    """Whether the arrays are consistent: libsvm does not check them."""
     vectors, classes = found.support_vectors_, len(found.classes_)
     shapes = (found._dual_coef_.shape, np.shape(found._n_support), np.shape(found._intercept_))
     wanted = ((classes - 1, len(vectors)), (classes,), (classes * (classes - 1) // 2,))
     counts = np.asarray(found._n_support)
     fitting = vectors.shape[1] == width and shapes == wanted
     return bool(fitting and counts.min() >= 0 and counts.sum() == len(vectors))
-
-
-def _is_sound_tree(tree: Any, width: int) -> bool:
-    if tree.node_count != tree.capacity or tree.n_features != width:
-        return False
-    left, right = tree.children_left, tree.children_right
-    return _leads_to_leaves(left != -1, left, right, tree.feature, width)
-
-
-def _is_sound_boosted_tree(tree: Any, width: int) -> bool:
-    nodes = tree.nodes
-    inner = nodes["is_leaf"] == 0
-    plain = not nodes["is_categorical"].any()
-    left, right, feature = (nodes[name].astype(np.int64) for name in ("left", "right", "feature_idx"))
-    return bool(plain) and _leads_to_leaves(inner, left, right, feature, width)
 
 
 def _leads_to_leaves(
@@ -335,7 +328,7 @@ def _leads_to_leaves(
     feature: Shaped[ndarray, " n"],
     width: int,
 ) -> bool:
-    """Whether every inner node leads to later nodes, by a feature that exists: then every way ends in a leaf."""
+    """Whether every inner node has an existing feature and later nodes as children: then all paths end."""
     here, count = np.arange(len(inner)), len(inner)
     onward = all(((side > here) & (side < count))[inner].all() for side in (left, right))
     return bool(count and onward and ((feature >= 0) & (feature < width))[inner].all())

@@ -1,11 +1,10 @@
-"""An exported file as a classifier's network again: pixels go in, its probabilities come out.
+"""An exported ONNX file as a network, so that every verb works on it.
 
-An ONNX file is a description of sums and products, run by onnxruntime; a ``.pt2`` file is unpickled by torch to be
-read, which would run a stranger's code, so it is never read back.
+An ONNX file describes arithmetic, which onnxruntime runs. A ``.pt2`` file is never read back: torch unpickles it,
+which would run its author's code.
 """
 
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,30 +22,30 @@ from ..layers import Network
 from ..types import Geometry
 
 EXPORT_FORMAT = 1
-"""Version of what an exported file says of itself; a release reads its own and every earlier one."""
+"""Version of an exported file's metadata; a release reads its own and every earlier one."""
 
 EXPORT_INPUT, EXPORT_OUTPUT = "images", "probabilities"
-"""Names of what goes in, uint8 (N H W C), and of what comes out, float32 (N K)."""
+"""Names of the input, uint8 (N H W C), and of the first output, float32 (N K)."""
 
 MAX_EXPORTED_BATCH = 256
-"""Images that a file is given at once, at most."""
+"""Images per call of the session, at most."""
 
 
 @dataclass(frozen=True, eq=False)
 class ExportedModel:
-    """An exported file, ready to answer."""
+    """An open exported file."""
 
     session: Any
-    """onnxruntime's."""
+    """An ``onnxruntime.InferenceSession``."""
     classes: tuple[str, ...]
     geometry: Geometry
     threshold: float
-    """Confidences below it are answered "unknown"."""
+    """Confidence below which the answer is "unknown"."""
     facts: Mapping[str, Any]
-    """What else the file says of itself: ``format``, ``sightline``, ``model``, ``provenance``."""
+    """Its other metadata: ``format``, ``sightline``, ``model``, ``provenance``."""
 
     def probabilities(self, images: UInt8[ndarray, "N H W C"]) -> Float[ndarray, "N K"]:
-        """The file's answers."""
+        """Calibrated probabilities of uint8 images."""
         if not len(images):
             return np.zeros((0, len(self.classes)), np.float32)
         if len(images) <= MAX_EXPORTED_BATCH:
@@ -60,13 +59,13 @@ class ExportedModel:
 
 
 def open_exported(path: Path | str, *, threads: int | None = None) -> ExportedModel:
-    """An ONNX file that ``export`` wrote, on as many ``threads`` as there are cores unless told otherwise.
+    """Open an ONNX file that ``export`` wrote; ``threads`` defaults to the number of cores.
 
-    Raises BundleError for what is no such file, is damaged, or is newer than this release.
+    Raises BundleError for any other file, and for one that is damaged or newer than this release.
     """
     path = Path(path)
     if path.suffix.lower() != ".onnx":
-        why = "a .pt2 file is unpickled to be read, so nobody's is" if path.suffix == ".pt2" else "it is no bundle"
+        why = "reading a .pt2 file could run code in it" if path.suffix == ".pt2" else "it is not a bundle"
         raise BundleError(f"'{path}' cannot be opened: {why}. Name a run, a bundle folder or an .onnx file.")
     if not path.is_file():
         raise BundleError(f"There is no file '{path}'.")
@@ -74,7 +73,7 @@ def open_exported(path: Path | str, *, threads: int | None = None) -> ExportedMo
 
 
 def open_session(path: Path, threads: int | None = None, settings: Mapping[str, str] | None = None) -> Any:
-    """A session of onnxruntime for a file, with its ``settings``; raises BundleError where it cannot be read."""
+    """An onnxruntime session for a file, with these config entries; raises BundleError where it cannot be read."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -85,13 +84,13 @@ def open_session(path: Path, threads: int | None = None, settings: Mapping[str, 
         options.add_session_config_entry(name, value)
     try:
         return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # onnxruntime has a kind of its own for each of its codes
+    except Exception as error:  # onnxruntime has an exception class for each of its codes
         reason = str(error).splitlines()[0].rstrip(".")
         raise BundleError(f"'{path}' cannot be read by onnxruntime: {reason}. Export it again.") from error
 
 
 def read_exported(session: Any, path: Path) -> ExportedModel:
-    """What a file says of itself; raises BundleError where that is missing or makes no sense."""
+    """The model of an open session, checked; raises BundleError where its metadata is missing or inconsistent."""
     said = session.get_modelmeta().custom_metadata_map
     if "classes" not in said or "geometry" not in said:
         raise BundleError(f"'{path}' was not exported by Sightline: it names no classes. Name a run or a bundle.")
@@ -103,28 +102,23 @@ def read_exported(session: Any, path: Path) -> ExportedModel:
                 "Upgrade with: pip install --upgrade sightline"
             )
         geometry, threshold = Geometry.from_json(facts.pop("geometry")), float(facts.pop("threshold"))
-        found = ExportedModel(session, tuple(facts.pop("classes")), geometry, threshold, facts)
-        _check_exported(found)
-        return found
+        classes = tuple(facts.pop("classes"))
+        if len(set(classes)) != len(classes) or not all(isinstance(name, str) for name in classes):
+            raise ValueError("its classes are not different names")
+        ends = {one.name: one for one in (*session.get_inputs(), *session.get_outputs())}
+        given, answers = list(ends[EXPORT_INPUT].shape[1:]), ends[EXPORT_OUTPUT].shape[-1]
+        if given != list(geometry.shape) or answers != len(classes):
+            wanted = f"{list(geometry.shape)} and {len(classes)}"
+            raise ValueError(f"it takes {given} and gives {answers} numbers, not {wanted}")
+        if not 0 <= threshold <= 1:
+            raise ValueError(f"its threshold is {threshold}, not a confidence from 0 to 1")
+        return ExportedModel(session, classes, geometry, threshold, facts)
     except (ValueError, KeyError, TypeError) as error:
-        raise BundleError(f"What '{path}' says of itself makes no sense: {error}. Export it again.") from error
-
-
-def _check_exported(found: ExportedModel) -> None:
-    """Raise ValueError where names, sizes and the graph do not belong together."""
-    classes, shape = found.classes, found.geometry.shape
-    if len(set(classes)) != len(classes) or not all(isinstance(name, str) for name in classes):
-        raise ValueError("its classes are not different names")
-    ends = {one.name: one for one in (*found.session.get_inputs(), *found.session.get_outputs())}
-    given, answers = list(ends[EXPORT_INPUT].shape[1:]), ends[EXPORT_OUTPUT].shape[-1]
-    if given != list(shape) or answers != len(classes):
-        raise ValueError(f"it takes {given} and gives {answers} numbers, not {list(shape)} and {len(classes)}")
-    if not 0 <= found.threshold <= 1 or math.isnan(found.threshold):
-        raise ValueError(f"its threshold is {found.threshold}, not a confidence from 0 to 1")
+        raise BundleError(f"The metadata of '{path}' makes no sense: {error}. Export it again.") from error
 
 
 class ExportedNetwork(Network):
-    """``pixels (B C H W) in [0, 1] -> log probabilities (B K)`` by the file; it has no gradient."""
+    """``pixels (B C H W) in [0, 1] -> log probabilities (B K)``, computed by the file, without a gradient."""
 
     differentiable = False
     export_refusal = "This is an exported file already: copy it, or export the run it came from."
@@ -138,17 +132,17 @@ class ExportedNetwork(Network):
 
     @property
     def n_classes(self) -> int:
-        """Classes it tells apart."""
+        """Number of classes K."""
         return len(self.known)
 
     def logits(self, pixels: Float[Tensor, "B C H W"]) -> Float[Tensor, "B K"]:
-        """Logarithms of the file's probabilities, which are of 8-bit pixels."""
+        """Logarithms of the file's probabilities for the pixels rounded to 8 bits."""
         whole = (pixels.detach() * 255).round().clamp(0, 255).to(torch.uint8)
         answers = self.found.probabilities(whole.permute(0, 2, 3, 1).cpu().numpy())
         tiny = float(np.finfo(np.float32).tiny)
         return torch.from_numpy(answers).clamp_min(tiny).log().to(pixels.device)
 
     def save_extra_files(self, folder: Path) -> None:
-        """A file is kept by copying it: raises OutputError."""
+        """Raise OutputError: an exported file has no tensors that a bundle could hold."""
         del folder
-        raise OutputError("An exported file is kept by copying it: it holds no weights that could be saved apart.")
+        raise OutputError("An exported file cannot be saved as a bundle: copy the file instead.")

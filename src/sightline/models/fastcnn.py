@@ -1,8 +1,8 @@
-"""The speed network: 94 % on CIFAR-10 in seconds on a GPU (Jordan 2024, arXiv 2404.00498).
+"""airbench: 94 % on CIFAR-10 in seconds on a GPU (Jordan 2024, arXiv 2404.00498).
 
-A frozen whitening convolution, three groups of two convolutions that begin as the identity, batch norm
-that scales nothing, a head without a bias. Below 96 pixels it is the published network; larger images are
-pooled first.
+A frozen whitening convolution, three groups of two convolutions that are initialised as the identity, batch norm
+without a scale, a head without a bias. Below 96 pixels it is the published network; larger images are pooled
+first.
 """
 
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ from ..errors import RecipeError
 from ..layers import ImageSize, Network, Whitening, is_large, make_dropout, stem_pools
 
 LOGIT_SCALE = 1 / 9
-"""Of the logits; it is put on the features, which for a head without bias is the same."""
+"""Factor on the logits, applied to the features, which is equivalent for a head without a bias."""
 
 
 class BiasNorm(nn.BatchNorm2d):
@@ -29,7 +29,7 @@ class BiasNorm(nn.BatchNorm2d):
         self.register_buffer("weight", torch.ones(width))
 
     def reset_parameters(self) -> None:
-        """Running statistics and bias as at birth."""
+        """Reset running statistics and bias to their initial values."""
         self.reset_running_stats()
         nn.init.zeros_(self.bias)
 
@@ -44,17 +44,17 @@ class ConvGroup(nn.Module):
         self.conv2 = nn.Conv2d(outputs, outputs, 3, padding=1, bias=False)
         self.norm2 = BiasNorm(outputs, momentum, eps)
         for convolution in (self.conv1, self.conv2):
-            # The first outputs repeat the inputs: a residual network in all but name.
+            # The first outputs repeat the inputs, as in a residual network.
             nn.init.dirac_(convolution.weight.data[: convolution.in_channels])
 
     def forward(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C2 H2 W2"]:
-        """Features of half the size."""
+        """Features at half the size."""
         x = F.gelu(self.norm1(F.max_pool2d(self.conv1(x), 2)))
         return F.gelu(self.norm2(self.conv2(x)))
 
 
 class FastCNN(Network):
-    """Whitening, GELU, three groups, the maximum over what is left of the image, the head."""
+    """Whitening, GELU, three groups, global max pooling, the head."""
 
     def __init__(
         self,
@@ -83,7 +83,7 @@ class FastCNN(Network):
         return self.head(self.dropout(x) * LOGIT_SCALE)
 
     def init_from_data(self, pixels: Float[Tensor, "B C H W"]) -> None:
-        """Whiten the patches of these images."""
+        """Set the whitening from the patches of these images."""
         self.whiten.fit(pixels)
 
 
@@ -99,9 +99,10 @@ def fastcnn(
 ) -> Network:
     """Speed network for small images: a frozen whitening, three groups of two convolutions, no shortcuts.
 
-    ``widths`` are the channels of the groups, ``width`` a factor on them; ``momentum`` (the share of
-    the new batch in the running statistics; the paper's 0.6 is the share kept) and ``eps`` are batch norm's. The
-    paper's eps of 1e-12 divides a channel that is nearly constant in a small batch by nearly nothing.
+    ``widths`` are the channels of the groups, ``width`` a factor on them; ``momentum`` and ``eps`` are batch
+    norm's. ``momentum`` is the weight of the new batch in the running statistics (the paper's 0.6 is the weight of
+    the old). ``eps`` is larger than the paper's 1e-12, which divides a nearly
+    constant channel of a small batch by almost zero.
     """
     if min(size) < 9:
         raise RecipeError(

@@ -1,6 +1,7 @@
-"""Hand-made features: pixels (B C H W) in [0, 1] become vectors (B D), the way it was done before networks.
+"""Hand-crafted features: pixels (B C H W) in [0, 1] become vectors (B D), as before neural networks.
 
-Each is a frozen value that acts on a batch at once; where a library has it image by image, the tests compare.
+Each is a frozen dataclass that computes a whole batch at once; tests compare it with a library's per-image
+version.
 """
 
 import math
@@ -21,22 +22,22 @@ GREY_WEIGHTS = (0.299, 0.587, 0.114)
 
 
 class Feature(ABC):
-    """``pixels (B C H W) in [0, 1] -> vectors (B D)``, float32, each image by itself, always the same."""
+    """``pixels (B C H W) in [0, 1] -> vectors (B D)``, float32, deterministic, each image independently."""
 
     separate_units: bool = False
-    """Whether its numbers are of different kinds, so that each is brought to a unit of its own."""
+    """Whether its numbers are of different kinds, so that each is standardised on its own."""
 
     @abstractmethod
     def __call__(self, pixels: Float[Tensor, "B C H W"]) -> Float[Tensor, "B D"]:
         """The vectors of these images."""
 
     def config(self) -> dict[str, Any]:
-        """Its arguments as JSON."""
+        """Its arguments, as JSON."""
         return dict(vars(self))
 
 
 def to_grey(pixels: Float[Tensor, "B C H W"]) -> Float[Tensor, "B H W"]:
-    """Luminance; grey images as they are."""
+    """Luminance (ITU-R BT.601); grey images unchanged."""
     if pixels.shape[1] == 1:
         return pixels[:, 0]
     return torch.einsum("bchw,c->bhw", pixels, pixels.new_tensor(GREY_WEIGHTS))
@@ -44,7 +45,7 @@ def to_grey(pixels: Float[Tensor, "B C H W"]) -> Float[Tensor, "B H W"]:
 
 @dataclass(frozen=True)
 class RawPixels(Feature):
-    """The pixels themselves, in a row."""
+    """The pixels themselves, flattened."""
 
     def __call__(self, pixels: Float[Tensor, "B C H W"]) -> Float[Tensor, "B D"]:
         """C H W numbers in [0, 1]."""
@@ -53,10 +54,10 @@ class RawPixels(Feature):
 
 @dataclass(frozen=True)
 class HOG(Feature):
-    """Histograms of oriented gradients: which way edges run, cell by cell (Dalal and Triggs 2005).
+    """Histograms of oriented gradients (Dalal and Triggs 2005): the direction of edges, cell by cell.
 
-    ``cell`` is the side of a cell in pixels, an eighth of the shorter side where it is not given; 2 x 2 cells
-    make a block, normalised by L2-Hys. Of colours the strongest gradient counts.
+    ``cell`` is the side of a cell in pixels, by default an eighth of the shorter side. Blocks of 2 x 2 cells are
+    normalised by L2-Hys. In colour images the channel with the strongest gradient counts.
     """
 
     orientations: int = 9
@@ -69,12 +70,14 @@ class HOG(Feature):
             check_int("cell", self.cell, 1)
 
     def __call__(self, pixels: Float[Tensor, "B C H W"]) -> Float[Tensor, "B D"]:
-        """As scikit-image's ``hog`` with 2 x 2 cells per block, for all images at once."""
+        """The values of scikit-image's ``hog`` with 2 x 2 cells per block."""
         side = min(pixels.shape[2:])
         cell = self.cell or max(2, round(side / 8))
         if 2 * cell > side:
             raise ValueError(f"hog needs two cells of {cell} pixels a side, and the images have {side}")
-        down, along = _pixel_gradients(pixels)
+        down, along = torch.zeros_like(pixels), torch.zeros_like(pixels)  # differences; 0 at the border
+        down[:, :, 1:-1] = pixels[:, :, 2:] - pixels[:, :, :-2]
+        along[..., 1:-1] = pixels[..., 2:] - pixels[..., :-2]
         magnitude = torch.hypot(down, along)
         strongest = magnitude.argmax(1, keepdim=True)
         down, along, magnitude = (t.gather(1, strongest) for t in (down, along, magnitude))
@@ -87,27 +90,17 @@ class HOG(Feature):
         return (blocks / _block_norm(blocks)).flatten(1)
 
 
-def _pixel_gradients(
-    pixels: Float[Tensor, "B C H W"],
-) -> tuple[Float[Tensor, "B C H W"], Float[Tensor, "B C H W"]]:
-    """Differences of the pixels above and below, left and right; 0 at the border."""
-    down, along = torch.zeros_like(pixels), torch.zeros_like(pixels)
-    down[:, :, 1:-1] = pixels[:, :, 2:] - pixels[:, :, :-2]
-    along[..., 1:-1] = pixels[..., 2:] - pixels[..., :-2]
-    return down, along
-
-
 def _block_norm(blocks: Tensor, eps: float = 1e-5) -> Tensor:
     return (blocks.square().sum(-1, keepdim=True) + eps**2).sqrt()
 
 
 @dataclass(frozen=True)
 class LBP(Feature):
-    """Texture: histograms of uniform local binary patterns, over a grid of cells (Ojala et al. 2002).
+    """Histograms of uniform local binary patterns (Ojala et al. 2002): texture, in ``grid`` x ``grid`` cells.
 
-    A pattern says which of 8 neighbours at ``radius`` pixels are at least as bright as the middle. Patterns of at
-    most two changes count by their bright neighbours (0 to 8), all others together; shares of each of ``grid`` x
-    ``grid`` cells.
+    A pattern tells which of 8 neighbours at ``radius`` pixels are at least as bright as the centre. Uniform
+    patterns (at most two changes around the circle) count by their bright neighbours, 0 to 8; all others share one
+    bin.
     """
 
     radius: float = 1
@@ -119,11 +112,11 @@ class LBP(Feature):
         check_positive("radius", self.radius, 16)
 
     def __call__(self, pixels: Float[Tensor, "B C H W"]) -> Float[Tensor, "B D"]:
-        """10 shares a cell, from the luminance in 256 steps; beyond the border is black."""
-        image = (to_grey(pixels).double() * 255).round()  # whole numbers: what is equal is exactly equal
-        bright = torch.stack(
-            [_shift_image(image, *offset) >= image - 1e-6 for offset in _circle_offsets(self.radius)], 1
-        )
+        """10 shares per cell, from the luminance in 256 steps; outside the border is black."""
+        image = (to_grey(pixels).double() * 255).round()  # integers, so that equal pixels compare as equal
+        angles = [2 * math.pi * i / 8 for i in range(8)]  # offsets rounded as scikit-image rounds them
+        circle = [(round(-self.radius * math.sin(a), 5), round(self.radius * math.cos(a), 5)) for a in angles]
+        bright = torch.stack([_shift_image(image, *offset) >= image - 1e-6 for offset in circle], 1)
         changes = (bright != bright.roll(1, 1)).sum(1)
         code = torch.where(changes <= 2, bright.sum(1), 9)
         shares = F.one_hot(code, 10).permute(0, 3, 1, 2).float()
@@ -131,19 +124,13 @@ class LBP(Feature):
 
 
 def _cell_means(maps: Float[Tensor, "B C H W"], grid: int) -> Float[Tensor, "B D"]:
-    """The mean of each map in each of grid x grid cells, fewer where there are fewer pixels."""
+    """The mean of each map in each of ``grid`` x ``grid`` cells, at most one cell per pixel."""
     height, width = maps.shape[2:]
     return F.adaptive_avg_pool2d(maps, (min(grid, height), min(grid, width))).flatten(1)
 
 
-def _circle_offsets(radius: float) -> list[tuple[float, float]]:
-    """(rows, columns) to 8 neighbours on a circle, as scikit-image rounds them."""
-    angles = [2 * math.pi * i / 8 for i in range(8)]
-    return [(round(-radius * math.sin(a), 5), round(radius * math.cos(a), 5)) for a in angles]
-
-
 def _shift_image(image: Float[Tensor, "B H W"], down: float, along: float) -> Float[Tensor, "B H W"]:
-    """The image read so far away from each pixel, linear between pixels, 0 outside."""
+    """The image shifted by (down, along) pixels, bilinear between pixels, 0 outside."""
     (row, part), (column, share) = ((math.floor(v), v - math.floor(v)) for v in (down, along))
     reach, (height, width) = math.ceil(max(abs(down), abs(along))) + 1, image.shape[1:]
     wide = F.pad(image, (reach,) * 4)
@@ -157,9 +144,10 @@ def _shift_image(image: Float[Tensor, "B H W"], down: float, along: float) -> Fl
 
 @dataclass(frozen=True)
 class EdgeStrength(Feature):
-    """Where edges are: the strength of Sobel's gradient, or Canny's thin lines, averaged over a grid.
+    """Edges in ``grid`` x ``grid`` cells: the strength of Sobel's gradient, or Canny's thin lines.
 
-    ``by`` is sobel or canny (``sigma`` pixels of smoothing, image by image, so slower).
+    ``by`` is sobel or canny; canny smooths by ``sigma`` pixels and is slower, because scikit-image's follows lines
+    one image at a time.
     """
 
     by: Literal["sobel", "canny"] = "sobel"
@@ -175,7 +163,12 @@ class EdgeStrength(Feature):
     def __call__(self, pixels: Float[Tensor, "B C H W"]) -> Float[Tensor, "B D"]:
         """The mean edge in each cell of the luminance."""
         image = to_grey(pixels)
-        edges = sobel(image) if self.by == "sobel" else _canny(image, self.sigma)
+        if self.by == "sobel":
+            return _cell_means(sobel(image)[:, None], self.grid)
+        from skimage.feature import canny
+
+        found = np.stack([canny(one, sigma=self.sigma) for one in image.double().cpu().numpy()])
+        edges = torch.from_numpy(found).to(image)
         return _cell_means(edges[:, None], self.grid)
 
 
@@ -188,17 +181,9 @@ def sobel(image: Float[Tensor, "B H W"]) -> Float[Tensor, "B H W"]:
     return ((down.square() + along.square()) / 2).sqrt()[:, 0]
 
 
-def _canny(image: Float[Tensor, "B H W"], sigma: float) -> Float[Tensor, "B H W"]:
-    """Canny's edges (1986) by scikit-image: following a line is a matter of one image at a time."""
-    from skimage.feature import canny
-
-    found = np.stack([canny(one, sigma=sigma) for one in image.double().cpu().numpy()])
-    return torch.from_numpy(found).to(image)
-
-
 @dataclass(frozen=True)
 class ShapeMoments(Feature):
-    """The shape as a whole: Hu's seven invariants and the strengths of Zernike's moments.
+    """The shape as a whole: Hu's seven invariants and the magnitudes of Zernike's moments.
 
     ``by`` is both, hu (1962; unchanged by shifting, size and turning) or zernike (up to ``degree``, in the disc
     inscribed in the image; unchanged by turning and by contrast). Bright is what has mass.

@@ -1,7 +1,7 @@
 """The small Inception for CIFAR-10 of Zhang et al. 2017 (arXiv 1611.03530, appendix A).
 
-Filters of different size look at the same features side by side (Szegedy et al. 2015, arXiv 1409.4842). Batch
-norm has a shift and no scale, as there: 1,649,402 parameters.
+Filters of different sizes are applied to the same features (Szegedy et al. 2015, arXiv 1409.4842). Batch norm has
+a shift and no scale, as in the paper: 1,649,402 parameters.
 """
 
 import torch
@@ -22,10 +22,10 @@ from ..layers import (
 from .fastcnn import BiasNorm
 
 INCEPTION_STAGES = (((32, 32), (32, 48)), ((112, 48), (96, 64), (80, 80), (48, 96)), ((176, 160), (176, 160)))
-"""Outputs of the 1x1 and of the 3x3 convolution of each module."""
+"""Output channels of the 1x1 and of the 3x3 convolution of each module, stage by stage."""
 
 INCEPTION_DOWN_WIDTHS = (80, 96)
-"""Outputs of the 3x3 convolution with stride 2 after the first and the second stage."""
+"""Output channels of the 3x3 convolution with stride 2 after the first and the second stage."""
 
 
 def _conv_norm_relu(inputs: int, outputs: int, kernel: int, stride: int = 1) -> nn.Sequential:
@@ -45,7 +45,7 @@ class InceptionModule(nn.Module):
         self.ones, self.threes = _conv_norm_relu(inputs, ones, 1), _conv_norm_relu(inputs, threes, 3)
 
     def forward(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C2 H W"]:
-        """What one pixel says and what its neighbours say, side by side."""
+        """1x1 and 3x3 features, concatenated."""
         return torch.cat([self.ones(x), self.threes(x)], 1)
 
 
@@ -57,12 +57,12 @@ class InceptionDownsample(nn.Module):
         self.threes = _conv_norm_relu(inputs, outputs, 3, 2)
 
     def forward(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C2 H2 W2"]:
-        """Features of half the size, new ones and the strongest of the old."""
+        """Features at half the size: convolved and max pooled."""
         return torch.cat([self.threes(x), F.max_pool2d(x, 3, 2, 1)], 1)
 
 
 class Inception(Network):
-    """A 3x3 stem, modules in three stages, the mean, the head."""
+    """A 3x3 stem, modules in three stages, average pooling, the head."""
 
     def __init__(self, classes: int, channels: int, size: ImageSize, dropout: float, width: float):
         super().__init__()

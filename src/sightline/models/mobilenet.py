@@ -1,9 +1,9 @@
 """Inverted residuals: MobileNetV2 (Sandler et al. 2018, arXiv 1801.04381) and EfficientNet-B0 (Tan and Le 2019,
 arXiv 1905.11946, without stochastic depth).
 
-A block widens with a 1x1 convolution, looks around channel by channel, and narrows again. Tensor names are
-torchvision's, so that its weights fit; only the last layer, there ``classifier.1``, is ``head`` here. From 96
-pixels on the strides are the published ones; below, the first two are 1, as usual for small images.
+A block expands the channels by a 1x1 convolution, applies a depthwise convolution and projects back. Tensor names
+are torchvision's, so that its weights can be loaded; only its last layer, ``classifier.1``, is called ``head``.
+From 96 pixels on the strides are the published ones; below, the first two are 1, as usual for small images.
 """
 
 from jaxtyping import Float
@@ -30,7 +30,7 @@ MOBILENET_V2_STAGES = (
     (6, 3, 160, 3, 2),
     (6, 3, 320, 1, 1),
 )
-"""Stages of MobileNetV2, table 2: widening, side of the filters, channels, blocks, stride of the first."""
+"""Stages of MobileNetV2, table 2: expansion, kernel size, channels, blocks, stride of the first block."""
 
 EFFICIENTNET_B0_STAGES = (
     (1, 3, 16, 1, 1),
@@ -45,7 +45,7 @@ EFFICIENTNET_B0_STAGES = (
 
 
 class InvertedResidual(nn.Module):
-    """MobileNetV2's block: ReLU6, and none after the last convolution."""
+    """MobileNetV2's block: ReLU6, with no activation after the last convolution."""
 
     def __init__(self, inputs: int, outputs: int, widening: int, kernel: int, stride: int):
         super().__init__()
@@ -59,12 +59,12 @@ class InvertedResidual(nn.Module):
         self.residual = stride == 1 and inputs == outputs
 
     def forward(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C2 H2 W2"]:
-        """Features, half the size where the stride is 2."""
+        """Features, at half the size if the stride is 2."""
         return x + self.conv(x) if self.residual else self.conv(x)
 
 
 class MBConv(nn.Module):
-    """EfficientNet's block: SiLU, with squeeze and excite before the last convolution."""
+    """EfficientNet's block: SiLU, with squeeze and excitation before the last convolution."""
 
     def __init__(self, inputs: int, outputs: int, widening: int, kernel: int, stride: int):
         super().__init__()
@@ -79,12 +79,12 @@ class MBConv(nn.Module):
         self.residual = stride == 1 and inputs == outputs
 
     def forward(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C2 H2 W2"]:
-        """Features, half the size where the stride is 2."""
+        """Features, at half the size if the stride is 2."""
         return x + self.block(x) if self.residual else self.block(x)
 
 
 class MobileNet(Network):
-    """A stem, blocks, a last 1x1 convolution, the mean, the head."""
+    """A stem, blocks, a last 1x1 convolution, average pooling, the head."""
 
     key_prefixes = (("classifier.1.", "head."),)
 
@@ -101,7 +101,7 @@ class MobileNet(Network):
 
 
 def _round_channels(width: float) -> int:
-    """The nearest multiple of 8, 8 at least, never less than nine tenths."""
+    """The nearest multiple of 8, at least 8 and at least nine tenths of ``width``."""
     near = max(8, int(width + 4) // 8 * 8)
     return near if near >= 0.9 * width else near + 8
 
@@ -113,7 +113,7 @@ def _make_stages(
     width: float,
     large: bool,
 ) -> tuple[list[list[nn.Module]], int]:
-    """The blocks of each stage, and the channels after the last."""
+    """The blocks of each stage, and the channels after the last one."""
     stages: list[list[nn.Module]] = []
     for number, (widening, kernel, channels, count, stride) in enumerate(table):
         outputs, blocks = _round_channels(channels * width), list[nn.Module]()
@@ -126,7 +126,7 @@ def _make_stages(
 
 
 def mobilenet(classes: int, channels: int, size: ImageSize, dropout: float = 0.2, width: float = 1.0) -> Network:
-    """MobileNetV2: inverted residuals, little work for its size (width: a factor on the channels)."""
+    """MobileNetV2: inverted residuals, few multiply-adds for its size (width: a factor on the channels)."""
     scale_widths((1280,), width)
     large, stem, last = is_large(size), _round_channels(32 * width), _round_channels(1280 * max(1.0, width))
     stages, inputs = _make_stages(InvertedResidual, MOBILENET_V2_STAGES, stem, width, large)
@@ -141,7 +141,7 @@ def mobilenet(classes: int, channels: int, size: ImageSize, dropout: float = 0.2
 def efficientnet(
     classes: int, channels: int, size: ImageSize, dropout: float = 0.2, width: float = 1.0
 ) -> Network:
-    """EfficientNet-B0: inverted residuals with squeeze and excite (width: a factor on the channels)."""
+    """EfficientNet-B0: inverted residuals with squeeze and excitation (width: a factor on the channels)."""
     scale_widths((1280,), width)
     large, stem = is_large(size), _round_channels(32 * width)
     stages, inputs = _make_stages(MBConv, EFFICIENTNET_B0_STAGES, stem, width, large)

@@ -13,7 +13,7 @@ from ..errors import RecipeError
 from ..layers import ImageSize, Network, he_normal, init_he_fan_out, is_large, make_dropout, stem_pools
 
 N_PLAIN_STAGES = 3
-"""Stages of a plain network; the width doubles and the side halves from each to the next."""
+"""Stages of a plain network; from one to the next the channels double and the side halves."""
 
 
 class MLP(Network):
@@ -37,7 +37,7 @@ class MLP(Network):
 def mlp(
     classes: int, channels: int, size: ImageSize, hidden: Sequence[int] = (256, 128), dropout: float = 0.0
 ) -> Network:
-    """Small multilayer perceptron: fast, and blind to where a pixel is."""
+    """Small multilayer perceptron: fast, and blind to the positions of pixels."""
     if any(width < 1 for width in hidden):
         raise RecipeError(f"hidden lists the width of each layer, 1 or more, not {list(hidden)}.")
     return MLP(channels * size[0] * size[1], hidden, classes, dropout)
@@ -50,18 +50,17 @@ LENET_POOLS: dict[str, type[nn.AvgPool2d | nn.MaxPool2d]] = {
 
 
 class LeNet5(Network):
-    """conv 6@5x5, pool, conv 16@5x5, pool, 120, 84, K; ReLU, no trainable pooling, dense C3."""
+    """LeNet-5 (LeCun, Bottou, Bengio, Haffner 1998): conv 6@5x5, pool, conv 16@5x5, pool, 120, 84, K.
+
+    As built today: ReLU, pools without parameters, a dense second convolution.
+    """
 
     def __init__(self, classes: int, channels: int, size: ImageSize, pool: str, dropout: float):
         super().__init__()
         # The original took 32x32: digits of 28x28 with 2 pixels of border.
         padding = 2 if min(size) < 32 else 0
         height, width = (((side + 2 * padding - 4) // 2 - 4) // 2 for side in size)
-        if min(height, width) < 1:
-            raise RecipeError(
-                f"lenet5 needs images of at least 12x12 pixels, not {size[0]}x{size[1]}: "
-                "choose a larger --size, or --model mlp."
-            )
+        _check_image_size("lenet5", height, width, size, 12)
         shrink = lookup(LENET_POOLS, pool, "pooling")
         self.features = nn.Sequential(
             OrderedDict(
@@ -157,7 +156,7 @@ def table2(classes: int, channels: int, size: ImageSize, dropout: float = 0.0) -
 
 
 def strided_cnn(classes: int, channels: int, size: ImageSize, width: int = 16, dropout: float = 0.0) -> Network:
-    """Two 4x4 convolutions of stride 2 and 100 hidden units: cheap, and what robust digits are trained with.
+    """Two 4x4 convolutions of stride 2 and 100 hidden units: the usual network of adversarially trained digits.
 
     Wong and Kolter 2018 (arXiv 1711.00851), Wong et al. 2020; torch's own initial weights, as theirs. ``width``
     channels, then twice as many.
@@ -208,16 +207,13 @@ def plain_cnn(
             side //= 2
         inputs = width * 2 ** stages[step - 1] if step else channels
         stride = 2 if shrunk and step == 0 else 1
-        layers += _conv_relu(inputs, width * 2**stage, kernel, stride, batch_norm)
+        outputs = width * 2**stage
+        layers.append(nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, bias=not batch_norm))
+        layers += [nn.BatchNorm2d(outputs), nn.ReLU()] if batch_norm else [nn.ReLU()]
         layers += [stem_pools(size)] if stride == 2 else []
     features = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), make_dropout(dropout))
     init_he_fan_out(features)
     return PlainNetwork(features, width * 2 ** stages[-1], classes)
-
-
-def _conv_relu(inputs: int, outputs: int, kernel: int, stride: int, batch_norm: bool) -> list[nn.Module]:
-    convolution = nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, bias=not batch_norm)
-    return [convolution, *([nn.BatchNorm2d(outputs)] if batch_norm else []), nn.ReLU()]
 
 
 def _check_image_size(name: str, height: int, width: int, size: ImageSize, least: int) -> None:

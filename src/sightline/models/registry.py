@@ -38,7 +38,7 @@ class NetworkEntry:
     best_sides: tuple[int, int] | None = None
     """Shorter sides, from and to, in pixels, that it is designed for; all others work."""
     lr_factor: float = 1.0
-    """Factor on the default learning rate of SGD, below 1 where the network diverges at it (``benchmarks/rates.py``)."""
+    """Factor on SGD's default learning rate; below 1 for networks that diverge (``benchmarks/rates.py``)."""
     small: str = ""
     """Arguments that make a small network of its kind, such as ``width=0.25``: what the tests train and count."""
 
@@ -100,7 +100,13 @@ def build_network(
 ) -> Network:
     """The network of an architecture, by these dicts of constructors and of surgery; see ``build``."""
     make = lookup(networks, architecture.name, "model")
-    _check_common_arguments(architecture)
+    size = architecture.arguments.get("size")
+    if not isinstance(size, list | tuple) or len(size) != 2:
+        raise RecipeError(f"size is (height, width) in pixels, not {size}.")
+    for name, least in (("classes", 2), ("channels", 1)):
+        check_int(name, architecture.arguments.get(name), least, error=RecipeError)
+    for side in size:
+        check_int("size", side, 1, error=RecipeError)
     network = _call_checked(architecture.name, make, architecture.arguments, "model")
     for name, arguments in architecture.surgery:
         change = lookup(surgery, name, "change of a network")
@@ -122,17 +128,6 @@ def _check_argument_names(name: str, make: Make, arguments: Mapping[str, Any], w
     for argument in arguments:
         if argument not in known:
             raise ChoiceError(f"The {what} '{name}' has no argument '{argument}'. {suggest(argument, known)}")
-
-
-def _check_common_arguments(architecture: Architecture) -> None:
-    """Raise RecipeError unless classes, channels and size are positive whole numbers."""
-    size = architecture.arguments.get("size")
-    if not isinstance(size, list | tuple) or len(size) != 2:
-        raise RecipeError(f"size is (height, width) in pixels, not {size}.")
-    numbers = {name: architecture.arguments.get(name) for name in ("classes", "channels")}
-    for field_name, value in (*numbers.items(), ("size", size[0]), ("size", size[1])):
-        least = 2 if field_name == "classes" else 1
-        check_int(field_name, value, least, error=RecipeError)
 
 
 @dataclass(frozen=True)

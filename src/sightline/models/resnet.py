@@ -1,7 +1,7 @@
 """Residual networks (He et al. 2015, arXiv 1512.03385): those for small images of section 4.2, and ResNet-18.
 
-Tensor names are those of the widespread implementations, of ResNet-18 torchvision's (``layer2.0.downsample.0``), so
-that their weights fit; only the last layer is ``head`` here, as everywhere.
+Tensor names are those of the widespread implementations, of ResNet-18 torchvision's (``layer2.0.downsample.0``),
+so that their weights can be loaded; only the last layer is called ``head``.
 """
 
 from itertools import pairwise
@@ -25,7 +25,7 @@ from ..layers import (
 )
 
 RESNET_STEMS = ("auto", "small", "large", "whitened")
-"""What comes first: 3x3, or 7x7 with stride 2 and pools (auto: by the size), or a frozen whitening before it."""
+"""small is 3x3; large 7x7 with stride 2 and pools; auto chooses by size; whitened adds a frozen whitening."""
 
 
 class ResidualBlock(nn.Module):
@@ -41,7 +41,7 @@ class ResidualBlock(nn.Module):
         self.stride, self.missing = stride, outputs - inputs
 
     def forward(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C2 H2 W2"]:
-        """Features, half the size where the stride is 2."""
+        """Features, at half the size if the stride is 2."""
         y = F.relu(self.bn1(self.conv1(x)))
         y = self.attend(self.bn2(self.conv2(y)))
         if self.stride > 1 or self.missing:
@@ -51,14 +51,14 @@ class ResidualBlock(nn.Module):
 
 
 def has_strided_stem(stem: str, size: ImageSize) -> bool:
-    """Whether the first convolution has a stride; raises RecipeError for a stem nobody knows."""
+    """Whether the first convolution has a stride; raises RecipeError for an unknown stem."""
     if stem not in RESNET_STEMS:
         raise RecipeError(f"stem is one of {', '.join(RESNET_STEMS)}, not '{stem}'.")
     return stem == "large" or (stem != "small" and is_large(size))
 
 
 def make_stem(channels: int, width: int, stem: str, large: bool) -> tuple[nn.Module, nn.Conv2d]:
-    """A frozen whitening of 3x3 patches, or nothing, and the first convolution."""
+    """A frozen whitening of 3x3 patches, or the identity, and the first convolution."""
     whiten: nn.Module = nn.Identity()
     if stem == "whitened":
         whiten = Whitening(channels, 3, padding=1, both_signs=False, bias=False)
@@ -68,7 +68,7 @@ def make_stem(channels: int, width: int, stem: str, large: bool) -> tuple[nn.Mod
 
 
 class ResNet(Network):
-    """A stem, three stages of ``depth`` blocks with 16, 32 and 64 channels, the mean, the head."""
+    """A stem, three stages of ``depth`` blocks with 16, 32 and 64 channels, average pooling, the head."""
 
     def __init__(
         self, depth: int, classes: int, channels: int, size: ImageSize, stem: str, attention: str, dropout: float
@@ -97,7 +97,7 @@ class ResNet(Network):
         return self.head(self.dropout(x.mean((2, 3))))
 
     def init_from_data(self, pixels: Float[Tensor, "B C H W"]) -> None:
-        """Whiten the patches of these images, where the stem asks for it."""
+        """Set the whitening, where the stem has one, from the patches of these images."""
         if isinstance(self.whiten, Whitening):
             self.whiten.fit(pixels)
 
@@ -112,21 +112,21 @@ def resnet20(
 def resnet32(
     classes: int, channels: int, size: ImageSize, stem: str = "auto", attention: str = "none", dropout: float = 0.0
 ) -> Network:
-    """ResNet-32 for small images: deeper, 1.7 times the work of ResNet-20."""
+    """ResNet-32 for small images: deeper, 1.7 times the multiply-adds of ResNet-20."""
     return ResNet(5, classes, channels, size, stem, attention, dropout)
 
 
 def resnet44(
     classes: int, channels: int, size: ImageSize, stem: str = "auto", attention: str = "none", dropout: float = 0.0
 ) -> Network:
-    """ResNet-44 for small images: deeper still, 2.4 times the work of ResNet-20."""
+    """ResNet-44 for small images: deeper still, 2.4 times the multiply-adds of ResNet-20."""
     return ResNet(7, classes, channels, size, stem, attention, dropout)
 
 
 def resnet56(
     classes: int, channels: int, size: ImageSize, stem: str = "auto", attention: str = "none", dropout: float = 0.0
 ) -> Network:
-    """ResNet-56 for small images: the best of the four after long training, 3.1 times the work of ResNet-20."""
+    """ResNet-56 for small images: best of the four after long training, 3.1 times ResNet-20's multiply-adds."""
     return ResNet(9, classes, channels, size, stem, attention, dropout)
 
 
@@ -150,14 +150,14 @@ class ProjectionBlock(nn.Module):
             )
 
     def forward(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C2 H2 W2"]:
-        """Features, half the size where the stride is 2."""
+        """Features, at half the size if the stride is 2."""
         y = F.relu(self.bn1(self.conv1(x)))
         y = self.attend(self.bn2(self.conv2(y)))
         return F.relu(y + (x if self.downsample is None else self.downsample(x)))
 
 
 class ResNet18(Network):
-    """A stem, four stages of two blocks with 64, 128, 256 and 512 channels, the mean, the head."""
+    """A stem, four stages of two blocks with 64, 128, 256 and 512 channels, average pooling, the head."""
 
     def __init__(self, classes: int, channels: int, size: ImageSize, stem: str, attention: str, dropout: float):
         super().__init__()
@@ -182,7 +182,7 @@ class ResNet18(Network):
         return self.head(self.dropout(x.mean((2, 3))))
 
     def init_from_data(self, pixels: Float[Tensor, "B C H W"]) -> None:
-        """Whiten the patches of these images, where the stem asks for it."""
+        """Set the whitening, where the stem has one, from the patches of these images."""
         if isinstance(self.whiten, Whitening):
             self.whiten.fit(pixels)
 
@@ -190,5 +190,5 @@ class ResNet18(Network):
 def resnet18(
     classes: int, channels: int, size: ImageSize, stem: str = "auto", attention: str = "none", dropout: float = 0.0
 ) -> Network:
-    """ResNet-18: eleven million parameters, 14 times the work of ResNet-20, better after long training."""
+    """ResNet-18: 11 million parameters, 14 times ResNet-20's multiply-adds, better after long training."""
     return ResNet18(classes, channels, size, stem, attention, dropout)

@@ -1,4 +1,4 @@
-"""What a network is made of, from the pixels to the head: what freezing and layer-wise rates go by."""
+"""The stages of a network, from the pixels to the head: the units of freezing and layer-wise learning rates."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,31 +15,37 @@ NamedModule = tuple[str, nn.Module]
 
 @dataclass(frozen=True, eq=False)
 class NetworkStage:
-    """Modules that are used one after the other, and train or rest together."""
+    """Consecutive modules that are trained or frozen together."""
 
     name: str
-    """Where in the network its first weights are: ``conv1``, ``layer2``, ``features.conv2``, ``head``."""
+    """The module with its first weights: ``conv1``, ``layer2``, ``features.conv2``, ``head``."""
     modules: tuple[nn.Module, ...]
     loose: tuple[nn.Parameter, ...] = ()
-    """Parameters that belong to no module of a stage, such as an embedding of positions."""
+    """Parameters outside all modules of a stage, such as positional embeddings; they belong to the first stage."""
 
     def parameters(self) -> list[nn.Parameter]:
-        """All of its parameters, each once."""
+        """All parameters of the stage, each once."""
         owned = (p for module in self.modules for p in module.parameters())
         return list(dict.fromkeys((*self.loose, *owned)))
 
 
 def find_stages(network: Network) -> tuple[NetworkStage, ...]:
-    """The network's stages in the order they are defined in, the head last; every parameter is in exactly one.
+    """The network's stages in order of definition, the head last; every parameter is in exactly one of them.
 
-    Lists of layers are opened, blocks are not: ``conv1``, ``layer1``, ``layer2``, ``layer3``, ``head`` of a
-    ResNet. A norm belongs to what it follows; what has no weights, to what comes next. Raises BundleError
-    where there is no head.
+    Lists of layers are split, blocks are not: a ResNet has ``conv1``, ``layer1``, ``layer2``, ``layer3``,
+    ``head``. A norm belongs to the layer before it; a module without weights belongs to the next stage. Raises
+    BundleError where there is no head.
     """
     last = get_head(network)
     groups: list[list[NamedModule]] = []
     waiting: list[NamedModule] = []
-    for part in _parts_before_head(network, last):
+    parts = [*network.named_children()]
+    while (place := _index_to_split(parts, last)) is not None:
+        name, module = parts[place]
+        parts[place : place + 1] = [(f"{name}.{inner}", child) for inner, child in module.named_children()]
+    for part in parts:
+        if part[1] is last:
+            continue
         weights = [p.ndim for p in part[1].parameters()]
         if groups and weights and max(weights) <= 1:
             groups[-1] += [*waiting, part]
@@ -49,22 +55,17 @@ def find_stages(network: Network) -> tuple[NetworkStage, ...]:
             waiting = []
         else:
             waiting.append(part)
-    named = [(_stage_name(group), tuple(module for _, module in group)) for group in groups]
-    named.append((HEAD_STAGE, (*(module for _, module in waiting), last)))
-    return _add_loose_parameters(network, [NetworkStage(*each) for each in named])
-
-
-def _parts_before_head(network: Network, last: nn.Module) -> list[NamedModule]:
-    """The network's parts before the head, its lists of layers taken apart."""
-    parts = [*network.named_children()]
-    while (place := _index_to_split(parts, last)) is not None:
-        name, module = parts[place]
-        parts[place : place + 1] = [(f"{name}.{inner}", child) for inner, child in module.named_children()]
-    return [(name, module) for name, module in parts if module is not last]
+    names = [next(name for name, module in group if _has_weights(module)) for group in groups]
+    modules = [tuple(module for _, module in group) for group in groups]
+    modules.append((*(module for _, module in waiting), last))
+    owned = {id(p) for stage in modules for module in stage for p in module.parameters()}
+    loose = tuple(p for p in network.parameters() if id(p) not in owned)
+    stages = zip([*names, HEAD_STAGE], modules, strict=True)
+    return tuple(NetworkStage(*stage, () if place else loose) for place, stage in enumerate(stages))
 
 
 def _index_to_split(parts: Sequence[NamedModule], last: nn.Module) -> int | None:
-    """The first part that is no stage but holds several; None where there is none left."""
+    """Index of the first part that holds several stages; None where every part is in one stage."""
     inside = [module is not last and any(m is last for m in module.modules()) for _, module in parts]
     weighty = [i for i, (_, m) in enumerate(parts) if m is not last and _has_weights(m) and not _is_layer(m)]
     lists = [i for i in weighty if isinstance(parts[i][1], nn.Sequential | nn.ModuleList)]
@@ -78,21 +79,9 @@ def _index_to_split(parts: Sequence[NamedModule], last: nn.Module) -> int | None
 
 
 def _has_weights(module: nn.Module) -> bool:
-    """Whether it has weights, not only the biases and scales of norms."""
+    """Whether a module has matrices or kernels, not only biases and the scales of norms."""
     return any(p.ndim > 1 for p in module.parameters())
 
 
 def _is_layer(module: nn.Module) -> bool:
     return next(module.children(), None) is None
-
-
-def _stage_name(group: Sequence[NamedModule]) -> str:
-    return next(name for name, module in group if _has_weights(module))
-
-
-def _add_loose_parameters(network: Network, found: Sequence[NetworkStage]) -> tuple[NetworkStage, ...]:
-    """The stages, the first of them with the parameters that none of them has."""
-    owned = {id(p) for stage in found for p in stage.parameters()}
-    loose = tuple(p for p in network.parameters() if id(p) not in owned)
-    first = NetworkStage(found[0].name, found[0].modules, loose)
-    return (first, *found[1:])

@@ -44,8 +44,8 @@ def copy_network(
 ) -> Network:
     """A copy of ``network`` on the CPU and in eval mode, on which the surgery ``change`` may be carried out.
 
-    ``after`` adds surgeries to ``BLOCKING_SURGERY``: name -> why ``change`` cannot follow it. Raises RecipeError where
-    the network has had ``change`` before, has had a blocking one, or has no weights of its own.
+    ``after`` adds surgeries to ``BLOCKING_SURGERY``: name -> why ``change`` cannot follow it. Raises RecipeError
+    where the network has had ``change`` before, has had a blocking one, or has no weights of its own.
     """
     if architecture.name in UNCOMPRESSIBLE_NETWORKS:
         raise RecipeError(UNCOMPRESSIBLE_NETWORKS[architecture.name])

@@ -1,4 +1,4 @@
-"""The door to timm's networks, ``timm:resnet50``: until it is opened, timm and torchvision are not imported."""
+"""Networks of timm, ``timm:resnet50``; timm and torchvision are imported only when one is built."""
 
 import difflib
 import importlib.machinery
@@ -21,19 +21,19 @@ TORCHVISION_SCHEMAS = (
     "nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
     "qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
 )
-"""Operators that torchvision describes while it is imported, whether or not its compiled part has made them."""
+"""Operators that torchvision's import needs even where its compiled part could not be loaded."""
 
 HUB_TIMEOUT = 5.0
-"""Seconds to wait for a first answer of the place where timm's weights are."""
+"""Seconds to wait for the first response of the host of timm's weights."""
 
 
 @cache
 def declare_operators() -> tuple[str, ...]:
-    """Let torchvision be imported beside a torch that its compiled part was not built for, such as a CPU torch.
+    """Make torchvision importable where its compiled part was built for another torch, such as a CPU torch.
 
-    Its import fails there ("operator torchvision::nms does not exist"), and timm's with it. Where the compiled
-    part loads, it makes the operators and nothing is done. Returns the names declared, without code behind them:
-    no network here calls them. Safe to call again, and after somebody else did the same.
+    Its import fails there with "operator torchvision::nms does not exist", and timm's with it. Where the compiled
+    part loads, nothing is done. Returns the names of the operators declared; they have no implementation, because
+    no network here calls them. It is safe to call again.
     """
     spec = importlib.util.find_spec("torchvision")
     folder = Path(spec.origin).parent if spec and spec.origin else Path()
@@ -51,12 +51,12 @@ def declare_operators() -> tuple[str, ...]:
 
 @cache
 def _operator_library() -> torch.library.Library:
-    """Ours for as long as the process lives: its operators go when it does."""
+    """Held as long as the process lives, because its operators vanish with it."""
     return torch.library.Library("torchvision", "FRAGMENT")
 
 
 def import_timm() -> ModuleType:
-    """timm, imported safely; its own and torchvision's warnings about what is not used here are not shown."""
+    """The module timm, imported without warnings of timm or torchvision about parts that are not used here."""
     declare_operators()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -65,7 +65,7 @@ def import_timm() -> ModuleType:
 
 
 class TimmNetwork(Network):
-    """A network of timm up to its features, then a head of ours."""
+    """A network of timm up to its features, then our head."""
 
     def __init__(
         self,
@@ -91,7 +91,8 @@ class TimmNetwork(Network):
         return self.head(self.dropout(self.body(pixels)))
 
     def load_published(self) -> str:
-        """Put timm's published weights into the body, from its cache or the network, where they were asked for.
+        """Load timm's published weights into the body, from its cache or its hub, where ``pretrained`` asks for
+        them.
 
         Raises RecipeError where there are none, DataError where they cannot be fetched.
         """
@@ -105,7 +106,7 @@ class TimmNetwork(Network):
         overlay = {"file": _fetch_weights(self.name, settings), "custom_load": settings["custom_load"]}
         made = _create_timm(self.name, self.arguments, pretrained=True, pretrained_cfg_overlay=overlay)
         self.body.load_state_dict(made.state_dict())
-        return f"Loaded the published weights of timm's '{self.name}'; the head starts fresh."
+        return f"Loaded the published weights of timm's '{self.name}'; the head is freshly initialised."
 
 
 def timm(
@@ -132,22 +133,19 @@ def timm(
         body = _create_timm(name, arguments)
         features = _count_features(body, channels, size)
     except (RuntimeError, AssertionError, ValueError, TypeError, IndexError, ZeroDivisionError) as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0].rstrip(".")
         raise RecipeError(
             f"timm's '{name}' cannot be made for images of {size[0]} x {size[1]} pixels "
-            f"({_first_line(error)}): choose another --size, such as the "
+            f"({reason}): choose another --size, such as the "
             f"{_pretrained_settings(name)['input_size'][-1]} it is made for, or another network."
         ) from error
     return TimmNetwork(name, arguments, body, features, classes, dropout=dropout, pretrained=pretrained)
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0].rstrip(".")
-
-
 def _check_timm_name(name: object) -> None:
-    """Only names of timm's own list: it would take addresses of files and of other people's code too."""
+    """Raise ChoiceError for names outside timm's list: timm would also load files and other people's code."""
     if not name:
-        raise ChoiceError("Say which of timm's networks: --model timm:resnet50, for example.")
+        raise ChoiceError("Name a network of timm, for example --model timm:resnet50.")
     known = import_timm().list_models()
     base, _, tag = str(name).partition(".")
     if tag and base in known:
@@ -162,7 +160,7 @@ def _check_timm_name(name: object) -> None:
 
 
 def _pretrained_settings(name: str) -> Mapping[str, Any]:
-    """What timm knows of a network: its usual size, its last layer, where its weights are."""
+    """What timm knows of a network: its usual size, its last layer, the address of its weights."""
     return vars(import_timm().get_pretrained_cfg(name) or import_timm().models.PretrainedCfg())
 
 
@@ -174,37 +172,32 @@ def _create_timm(name: str, arguments: Mapping[str, Any], **more: Any) -> nn.Mod
 
 @torch.no_grad()
 def _count_features(body: nn.Module, channels: int, size: ImageSize) -> int:
-    """How many numbers the body makes of an image, found by trying; that it takes such images is so found too."""
+    """Features per image, found by running the body, which also shows that it takes such images."""
     given = body.eval()(torch.zeros(1, channels, *size, device=next(body.parameters()).device))
     body.train()
     if not isinstance(given, Tensor) or given.ndim != 2:
-        raise ValueError("it gives no features that a head could take")
+        raise ValueError("its output is not a vector of features per image")
     return given.shape[1]
 
 
 def _fetch_weights(name: str, settings: Mapping[str, Any]) -> str:
-    """The path of the file with a network's published weights; raises DataError, soon, where it cannot be had."""
+    """The file with a network's published weights; raises DataError within seconds where it cannot be fetched."""
     from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url, try_to_load_from_cache
 
     place, file = settings["hf_hub_id"], settings["hf_hub_filename"] or "model.safetensors"
     try:
         if not place:
-            return _download_url(settings["url"])
+            cached = Path(torch.hub.get_dir()) / "checkpoints" / settings["url"].rpartition("/")[2]
+            if not cached.is_file():
+                cached.parent.mkdir(parents=True, exist_ok=True)
+                torch.hub.download_url_to_file(settings["url"], str(cached), progress=False)
+            return str(cached)
         if isinstance(known := try_to_load_from_cache(place, file), str):
             return known
         get_hf_file_metadata(hf_hub_url(place, file), timeout=HUB_TIMEOUT)
         return hf_hub_download(place, file)
-    except Exception as error:  # each library below raises kinds of its own
+    except Exception as error:  # each library raises its own exceptions
         raise DataError(
             f"The published weights of timm's '{name}' cannot be fetched from here: leave out pretrained=True and "
             "give a file of them with --weights FILE, or try again with a network."
         ) from error
-
-
-def _download_url(address: str) -> str:
-    """The file at an address, kept where torch keeps such files."""
-    file = Path(torch.hub.get_dir()) / "checkpoints" / address.rpartition("/")[2]
-    if not file.is_file():
-        file.parent.mkdir(parents=True, exist_ok=True)
-        torch.hub.download_url_to_file(address, str(file), progress=False)
-    return str(file)

@@ -1,8 +1,8 @@
-"""VGG with batch norm (Simonyan and Zisserman 2014, arXiv 1409.1556), as it is usual for small images.
+"""VGG with batch norm (Simonyan and Zisserman 2014, arXiv 1409.1556), in its usual form for small images.
 
-The convolutions are torchvision's ``vgg11_bn`` to the names of the tensors; after them two hidden layers of
-512 in place of 4,096, as in chenyaofo/pytorch-cifar-models, whose weights fit. Only the last layer, there
-``classifier.6``, is ``head`` here, as everywhere.
+The convolutions and their names are those of torchvision's ``vgg11_bn``. Two hidden layers of 512 follow in place
+of 4,096, as in chenyaofo/pytorch-cifar-models, whose weights can be loaded. Only their last layer,
+``classifier.6``, is called ``head``.
 """
 
 from jaxtyping import Float
@@ -21,11 +21,11 @@ from ..layers import (
 )
 
 VGG_WIDTHS = (64, 128, 256, 512, 512)
-"""Channels of each stage; a pool ends it."""
+"""Channels of each stage, which ends with a pool."""
 
 
 class VGG(Network):
-    """Five stages of 3x3 convolutions, the mean, two hidden layers, the head."""
+    """Five stages of 3x3 convolutions, average pooling, two hidden layers, the head."""
 
     key_prefixes = (("classifier.6.", "head."),)
 
@@ -43,7 +43,7 @@ class VGG(Network):
                 relu = nn.Sequential(nn.ReLU(), *stem_pools(size)) if large else nn.ReLU()
                 layers += [convolution, nn.BatchNorm2d(outputs), relu]
                 channels = outputs
-            # Rounded up, so that 28 pixels pass five pools; at 32 this is the plain pool.
+            # Rounded up, so that 28 pixels survive five pools; at 32 pixels it is the ordinary pool.
             layers.append(nn.MaxPool2d(2, ceil_mode=True))
         self.features = nn.Sequential(*layers)
         init_he_fan_out(self.features)
@@ -70,7 +70,7 @@ def vgg11(classes: int, channels: int, size: ImageSize, dropout: float = 0.5, wi
 
 
 def vgg13(classes: int, channels: int, size: ImageSize, dropout: float = 0.5, width: float = 1.0) -> Network:
-    """VGG-13 with batch norm: ten 3x3 convolutions, 1.5 times the work of VGG-11."""
+    """VGG-13 with batch norm: ten 3x3 convolutions, 1.5 times the multiply-adds of VGG-11."""
     return VGG((2, 2, 2, 2, 2), classes, channels, size, dropout, width)
 
 

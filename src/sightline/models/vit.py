@@ -1,7 +1,8 @@
-"""A small vision transformer (Dosovitskiy et al. 2021, arXiv 2010.11929): patches become words, words attend.
+"""A small vision transformer (Dosovitskiy et al. 2021, arXiv 2010.11929): patches become tokens that attend to
+each other.
 
-Norms come first in each block. Tensor names are timm's, so that the weights of its plain ``vit_*`` and ``deit_*``
-networks fit where patch, depth, width and heads are theirs.
+Pre-norm blocks. Tensor names are timm's, so that the weights of its plain ``vit_*`` and ``deit_*`` networks can be
+loaded where patch, depth, width and heads agree.
 """
 
 import torch
@@ -14,11 +15,11 @@ from ..errors import RecipeError
 from ..layers import ImageSize, Network, is_large, make_dropout
 
 VIT_POOLS = ("mean", "class")
-"""What the head sees: the mean over the patches, or a token of its own that attends to them."""
+"""The input of the head: the mean over the patches, or a class token."""
 
 
 class SelfAttention(nn.Module):
-    """``softmax(q k^T / sqrt(D / heads)) v``, in each head, then a projection."""
+    """Multi-head self-attention: ``softmax(q k^T / sqrt(D / heads)) v`` in each head, then a projection."""
 
     def __init__(self, width: int, heads: int):
         super().__init__()
@@ -27,14 +28,14 @@ class SelfAttention(nn.Module):
         self.heads = heads
 
     def forward(self, x: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
-        """Each token's mixture of what all tokens hold."""
+        """Tokens after attention."""
         q, k, v = self.qkv(x).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)  # (B, heads, T, D / heads)
         mixed = F.scaled_dot_product_attention(q, k, v)
         return self.proj(mixed.transpose(1, 2).flatten(2))
 
 
 class FeedForward(nn.Module):
-    """``W2 gelu(W1 x)``, four times as wide between."""
+    """``W2 gelu(W1 x)`` with a hidden layer four times as wide."""
 
     def __init__(self, width: int):
         super().__init__()
@@ -42,7 +43,7 @@ class FeedForward(nn.Module):
         self.fc2 = nn.Linear(4 * width, width)
 
     def forward(self, x: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
-        """The same of every token."""
+        """Tokens, each transformed on its own."""
         return self.fc2(F.gelu(self.fc1(x)))
 
 
@@ -57,13 +58,13 @@ class TransformerBlock(nn.Module):
         self.mlp = FeedForward(width)
 
     def forward(self, x: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
-        """Tokens that have looked at each other."""
+        """Tokens after attention and the feed-forward layer."""
         x = x + self.attn(self.norm1(x))
         return x + self.mlp(self.norm2(x))
 
 
 class ViT(Network):
-    """Patches with positions, blocks, a norm, the mean or the class token, the head."""
+    """Patch and position embeddings, blocks, a norm, mean or class token, the head."""
 
     def __init__(
         self,
@@ -91,7 +92,7 @@ class ViT(Network):
         self._initialise()
 
     def _initialise(self) -> None:
-        """Truncated normal of deviation 0.02 for weights and positions, zero for biases, as published."""
+        """Weights and positions from a truncated normal of standard deviation 0.02, biases 0, as published."""
         given: list[Tensor] = [self.pos_embed, *([] if self.cls_token is None else [self.cls_token])]
         for layer in self.modules():
             if isinstance(layer, nn.Linear | nn.Conv2d):
@@ -114,7 +115,7 @@ class ViT(Network):
         return self.head(self.dropout(x.mean(1) if self.cls_token is None else x[:, 0]))
 
     def positions(self, grid: tuple[int, int]) -> Float[Tensor, "1 T D"]:
-        """What is added to each token for its place; for a grid of another size, resampled."""
+        """Position embeddings, resampled for a grid of another size."""
         if grid == self.grid:
             return self.pos_embed
         own, places = self.pos_embed.split([int(self.cls_token is not None), self.grid[0] * self.grid[1]], 1)
@@ -139,7 +140,7 @@ def vit(
     pool: str = "mean",
     dropout: float = 0.0,
 ) -> Network:
-    """Small vision transformer: patches that attend to each other; it needs many images, or weights.
+    """Small vision transformer: patches that attend to each other; it needs many images or pretrained weights.
 
     ``patch`` is the side of a patch in pixels (4; 16 from 96 pixels on); images are padded to whole patches.
     ``width`` is shared by ``heads``; ``pool`` is mean or class.

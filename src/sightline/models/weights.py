@@ -1,4 +1,4 @@
-"""A third party's weights into one of our networks: whole, checked, and never by running their code."""
+"""Loading third-party checkpoints: complete, checked, and without running code in them."""
 
 import pickle
 import pickletools
@@ -15,13 +15,13 @@ from ..errors import BundleError, DataError
 from ..layers import Network
 
 STATE_DICT_KEYS = ("state_dict", "model_state_dict", "model_state", "model", "net", "network", "weights")
-"""Where trainers put the tensors in what they save."""
+"""Keys under which trainers save the table of tensors."""
 
 WRAPPER_PREFIXES = ("module.", "model.", "network.", "net.", "backbone.", "_orig_mod.")
-"""What wrappers put before every name."""
+"""Prefixes that wrappers such as DataParallel put before every name."""
 
 HEAD_NAMES = ("head", "linear", "fc", "classifier", "output", "last_linear")
-"""What the last layer is called."""
+"""Names that other networks give their last layer."""
 
 TORCH_SUFFIXES = (".pth", ".pt", ".th", ".tar", ".ckpt", ".bin")
 
@@ -30,44 +30,42 @@ Tensors = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class WeightsReport:
-    """What came out of a file of weights."""
+    """What was loaded from a file of weights."""
 
     file: str
     loaded: tuple[str, ...]
     """Tensors of the network that now hold the file's values."""
     initial: tuple[str, ...]
-    """Tensors left as they were initialised: the head, where the file's has other classes."""
+    """Tensors of the network left as initialised: the head, where the file has other classes."""
     ignored: tuple[str, ...]
-    """Tensors of the file that are no part of a network: another head, preprocessing, temperature."""
+    """Tensors of the file that were not used: another head, preprocessing, temperature."""
 
     def __str__(self) -> str:
         note = f"Loaded {len(self.loaded)} tensors from '{self.file}'"
         if self.initial:
-            note += f"; {', '.join(self.initial)} start fresh, because the file's classes are others"
+            note += f"; {', '.join(self.initial)} are freshly initialised, because the file has other classes"
         return note + "."
 
 
 def load_weights(network: Network, file: str | Path, tensors: Tensors | None = None) -> WeightsReport:
     """Copy the tensors of a ``.safetensors``, ``.pth``, ``.pt`` or ``.th`` file into ``network``.
 
-    ``tensors`` are those of the file, where it has been read already.
-
-    Wrappers' prefixes are stripped and the last layer is found under its usual names; a head of other
-    classes is left as initialised. All is checked before anything is copied. Raises DataError for a
-    file that is not there, BundleError for one that is unsafe, damaged or made for another network.
+    Wrappers' prefixes are stripped and the last layer is found under its usual names; a head of other classes is
+    left as initialised. Everything is checked before anything is copied. ``tensors`` are those of the file, if it
+    was read before. Raises DataError where there is no file, BundleError for a file that is unsafe, damaged or made
+    for another network.
     """
     path = Path(file)
     everything = strip_prefixes(read_tensors(path) if tensors is None else tensors)
     kept = select_network_tensors(everything)
     wanted = {name: t for name, t in network.state_dict().items() if not name.endswith("num_batches_tracked")}
-    given = _rename_head(_rename_keys(kept, network, wanted), network)
+    given = _rename_keys(kept, network, wanted)
     given = {name: t for name, t in given.items() if not name.endswith("num_batches_tracked")}
-    apart = {"noise.alpha"} - (given.keys() & wanted.keys())  # one side has noise in its weights: the rest fits
+    apart = {"noise.alpha"} - (given.keys() & wanted.keys())  # only one side has noise in its weights
     given, wanted = ({name: t for name, t in side.items() if name not in apart} for side in (given, wanted))
     initial = _mismatched_head(given, wanted)
-    _check_fit(path, {n: t for n, t in given.items() if n not in initial}, wanted, initial)
+    _check_fit(path, given, wanted, initial)
     loaded = [name for name in wanted if name not in initial]
-    _check_loaded_values(path, given, loaded)
     with torch.no_grad():
         for name in loaded:
             wanted[name].copy_(given[name])
@@ -76,7 +74,7 @@ def load_weights(network: Network, file: str | Path, tensors: Tensors | None = N
 
 
 def read_tensors(path: Path) -> Tensors:
-    """The tensors in a file, by name, unwrapped from whatever a trainer saved around them.
+    """The tensors in a file, by name, without what a trainer saved around them.
 
     Pickles are read with ``weights_only``: a file that holds code is refused, never run.
     """
@@ -85,34 +83,30 @@ def read_tensors(path: Path) -> Tensors:
     if not path.is_file():
         raise DataError(f"There is no file of weights at '{path}': check the path.")
     if path.suffix == ".safetensors":
-        return _read_safetensors(path)
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+
+        try:
+            return load_file(path, device="cpu")
+        except (SafetensorError, OSError, ValueError, KeyError) as error:
+            raise _damaged_error(path) from error
     if path.suffix in TORCH_SUFFIXES:
         return _unwrap_state_dict(path, _read_torch(path))
     known = ", ".join((".safetensors", *TORCH_SUFFIXES))
-    raise BundleError(f"'{path}' is not a file of weights by its name: the endings read are {known}.")
-
-
-def _read_safetensors(path: Path) -> Tensors:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        return load_file(path, device="cpu")
-    except (SafetensorError, OSError, ValueError, KeyError) as error:
-        raise _damaged_error(path) from error
+    raise BundleError(f"'{path}' does not have the suffix of a file of weights: {known}.")
 
 
 def _damaged_error(path: Path) -> BundleError:
-    return BundleError(f"'{path}' is damaged or is no file of weights: download or copy it again.")
+    return BundleError(f"'{path}' is damaged or not a file of weights: download or copy it again.")
 
 
 def _read_torch(path: Path) -> Any:
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch deprecates old formats that users still have
+            warnings.simplefilter("ignore")  # torch warns about old formats that users still have
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        if "global" in str(error).lower() or _calls_python(path):  # torch names the function wanted
+        if "global" in str(error).lower() or _calls_python(path):  # torch names the function
             raise BundleError(
                 f"'{path}' was refused as unsafe: it holds Python code, not only tensors. Ask its author for "
                 "a safetensors file, or for the state_dict alone."
@@ -129,7 +123,7 @@ def _read_torch(path: Path) -> Any:
 
 
 def _calls_python(path: Path) -> bool:
-    """Whether a bare pickle, in a protocol torch never writes, names functions; found without running it."""
+    """Whether a bare pickle, in a protocol torch never writes, names functions; found without executing it."""
     try:
         with path.open("rb") as stream:
             return any(code.name in {"GLOBAL", "STACK_GLOBAL"} for code, *_ in pickletools.genops(stream))
@@ -138,19 +132,19 @@ def _calls_python(path: Path) -> bool:
 
 
 def _unwrap_state_dict(path: Path, saved: Any) -> Tensors:
-    """The innermost table of tensors, through the names trainers use."""
+    """The innermost table of tensors, under the keys that trainers use."""
     while isinstance(saved, Mapping):
         inner = [saved[name] for name in STATE_DICT_KEYS if isinstance(saved.get(name), Mapping)]
         if not inner:
             break
         saved = inner[0]
     if not isinstance(saved, Mapping) or not any(isinstance(value, Tensor) for value in saved.values()):
-        raise BundleError(f"'{path}' holds no table of tensors: save the network's state_dict into it.")
+        raise BundleError(f"'{path}' holds no tensors by name: save the network's state_dict in it.")
     return {str(name): value for name, value in saved.items() if isinstance(value, Tensor)}
 
 
 def strip_prefixes(tensors: Tensors) -> Tensors:
-    """The same tensors without the prefixes that all of their names share.
+    """The tensors without the prefixes of wrappers that all names share.
 
     >>> list(stripped({"module.model.conv1.weight": torch.ones(1)}))
     ['conv1.weight']
@@ -164,7 +158,7 @@ def strip_prefixes(tensors: Tensors) -> Tensors:
 
 
 def select_network_tensors(tensors: Tensors) -> Tensors:
-    """Of one of our own classifiers, the network; anything else as it is."""
+    """The network's tensors where the file is a bundle's; all tensors otherwise."""
     own = {name: t for name, t in tensors.items() if name.startswith("network.")}
     rest = [name for name in tensors if name not in own]
     if own and all(name.startswith(("preprocessing.", "temperature")) for name in rest):
@@ -173,16 +167,16 @@ def select_network_tensors(tensors: Tensors) -> Tensors:
 
 
 def _rename_keys(given: Tensors, network: Network, wanted: Tensors) -> Tensors:
-    """The file's tensors under our names, where the network is known elsewhere under others that fit better."""
+    """The file's tensors under our names, its last layer under ``head``.
+
+    ``network.key_prefixes`` are exchanged only where more names fit afterwards.
+    """
     ours: Tensors = {}
     for name, tensor in given.items():
         there, here = next((pair for pair in network.key_prefixes if name.startswith(pair[0])), ("", ""))
         ours[here + name.removeprefix(there)] = tensor
-    return ours if len(ours.keys() & wanted.keys()) > len(given.keys() & wanted.keys()) else given
-
-
-def _rename_head(given: Tensors, network: Network) -> Tensors:
-    """The file's tensors with its last layer under the name ``head``."""
+    if len(ours.keys() & wanted.keys()) > len(given.keys() & wanted.keys()):
+        given = ours
     if "head.weight" in given:
         return given
     found = [name for name in HEAD_NAMES if f"{name}.weight" in given and given[f"{name}.weight"].ndim == 2]
@@ -194,7 +188,7 @@ def _rename_head(given: Tensors, network: Network) -> Tensors:
 
 
 def _mismatched_head(given: Tensors, wanted: Tensors) -> tuple[str, ...]:
-    """The head's tensors, if the file's differ in the number of classes and in nothing else."""
+    """Names of the head's tensors where the file's head differs in the number of classes only; else empty."""
     weight = given.get("head.weight")
     if weight is None or "head.weight" not in wanted or weight.ndim != 2:
         return ()
@@ -205,41 +199,35 @@ def _mismatched_head(given: Tensors, wanted: Tensors) -> tuple[str, ...]:
 
 
 def _check_fit(path: Path, given: Tensors, wanted: Tensors, skipped: tuple[str, ...]) -> None:
-    """Raise one sentence that names the first tensors that do not fit."""
-    missing = [name for name in wanted if name not in given and name not in skipped]
-    unexpected = [name for name in given if name not in wanted]
+    """Raise BundleError, naming the first tensors at fault, unless names, shapes and values fit."""
+    given = {name: tensor for name, tensor in given.items() if name not in skipped}
     misshapen = [
         f"{name} {tuple(given[name].shape)} instead of {tuple(wanted[name].shape)}"
         for name in given
         if name in wanted and given[name].shape != wanted[name].shape
     ]
-    faults = [
-        f"{what}: {_abbreviate(names)}"
-        for what, names in (("missing", missing), ("unexpected", unexpected), ("of another shape", misshapen))
-        if names
-    ]
+    faults = []
+    for what, names in (
+        ("missing", [name for name in wanted if name not in given and name not in skipped]),
+        ("unexpected", [name for name in given if name not in wanted]),
+        ("of another shape", misshapen),
+    ):
+        if names:
+            more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+            faults.append(f"{what}: {', '.join(names[:3])}{more}")
     if faults:
         raise BundleError(
             f"The weights in '{path}' belong to another network ({'; '.join(faults)}). "
             "Choose the model, channels and size they were trained with."
         )
-
-
-def _abbreviate(names: list[str], most: int = 3) -> str:
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more
-
-
-def _check_loaded_values(path: Path, given: Tensors, names: list[str]) -> None:
-    """Refuse integers, which are some quantised code, and numbers that are none."""
-    for name in names:
-        if not given[name].is_floating_point():
+    for name, tensor in given.items():
+        if not tensor.is_floating_point():
             raise BundleError(
-                f"The tensor {name} in '{path}' holds {given[name].dtype} instead of floating-point numbers: "
+                f"The tensor {name} in '{path}' holds {tensor.dtype} instead of floating-point numbers: "
                 "use the weights from before quantisation."
             )
-        if not given[name].isfinite().all():
+        if not tensor.isfinite().all():
             raise BundleError(
-                f"The tensor {name} in '{path}' holds NaN or infinity: that training went wrong; "
+                f"The tensor {name} in '{path}' holds NaN or infinity, because that training diverged: "
                 "use an earlier file."
             )
