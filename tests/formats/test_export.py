@@ -260,7 +260,7 @@ def test_a_file_passes_for_a_classifier(images, tmp_path):
     picture = images[:1][0]
     assert again.predict([picture])[0].label == classifier.predict([picture])[0].label
     assert again.predict(["nothing.png"])[0].error
-    with pytest.raises(OutputError, match="copying"):
+    with pytest.raises(OutputError, match="copy the file"):
         again.save(tmp_path / "b")
     assert not (tmp_path / "b").exists()
     with pytest.raises(RequirementNotMet, match="already"):
