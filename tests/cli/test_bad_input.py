@@ -139,7 +139,7 @@ def test_a_bad_image_is_skipped_and_listed(cli, tmp_path, name):
     answer = cli("train", "pets", *QUICK, "--out", "r", "--json")
     assert answer.code == 0
     assert (
-        f"Skipped 1 image that cannot be read of 25 (cat/{name}: {checked['unreadable'][0]['reason']})"
+        f"Skipped 1 image of 25 that cannot be read (cat/{name}: {checked['unreadable'][0]['reason']})"
         in answer.err
     )
     assert json.loads(answer.out)["n"] == 4
@@ -191,7 +191,7 @@ def test_archives_with_links(check_refused, tmp_path):
 def test_test_labels_that_train_never_saw(check_refused, tmp_path):
     folders(tmp_path / "pets/train", cat=3, dog=3)
     folders(tmp_path / "pets/test", cat=3, eel=3)
-    check_refused(("train", "pets"), "has classes that train never saw ('eel')", "remove them from test")
+    check_refused(("train", "pets"), "has classes that are not in train ('eel')", "remove them from test")
 
 
 def test_a_table_with_mistakes(check_refused, tmp_path):
@@ -245,7 +245,7 @@ def test_arrays_that_cannot_be_trusted(check_refused, tmp_path):
 def test_a_table_of_pixels_without_labels(check_refused, tmp_path):
     header = ",".join(f"pixel{i}" for i in range(784))
     (tmp_path / "test.csv").write_text(f"{header}\n{','.join(['0'] * 784)}\n")
-    check_refused(("train", "test.csv"), "has 784 columns of pixels but none called label, class or target")
+    check_refused(("train", "test.csv"), "has 784 columns of pixels but no column label, class or target")
 
 
 def test_a_set_that_cannot_be_downloaded(check_refused, tmp_path, monkeypatch):

@@ -139,7 +139,7 @@ def test_bad_images_are_skipped_and_listed(tmp_path):
     }
     assert not set(bad) & set(dataset.files)
     assert dataset.notes == (
-        "Skipped 3 images that cannot be read of 103 (a/x.jpg: the file is damaged or cut short; ...).",
+        "Skipped 3 images of 103 that cannot be read (a/x.jpg: the file is damaged or cut short; ...).",
     )
     for i, name in enumerate(dataset.files):
         np.testing.assert_array_equal(dataset[i][0], decode((root / name).read_bytes(), GEOMETRY))
@@ -215,7 +215,9 @@ def test_a_disk_without_room_means_decoding_on_the_fly(tmp_path, monkeypatch):
     cache = tmp_path / "cache"
     live = load_dataset(root, GEOMETRY, cache=cache)
     assert isinstance(live.pixels, LivePixels)
-    assert "The decoded images would take 0.0 GB and are not kept (the disk has no room for them)" in live.notes[0]
+    assert (
+        "The decoded images would take 0.0 GB and are not stored (the disk has no room for them)" in live.notes[0]
+    )
     np.testing.assert_array_equal(live[:], kept[:])
     monkeypatch.setattr(store_module, "_build_store", lambda *_, **__: pytest.fail("looked at every image again"))
     assert len(load_dataset(root, GEOMETRY, cache=cache)) == 30
@@ -320,7 +322,7 @@ def test_what_is_handled_is_said(tmp_path):
         Image.fromarray(np.array([[100, 4000 + i]], np.uint16)).save(root / f"b/deep{i}.png")
     said = load_dataset(root, GEOMETRY).notes
     assert said == (
-        "1 image is stored turned or mirrored: turned upright, as EXIF says.",
+        "1 image is stored turned or mirrored: turned upright by EXIF.",
         "3 images are in several frames or pages: only the first is used.",
         "1 image is partly transparent: laid on white.",
         "1 image is in printers' inks (CMYK): turned into RGB without a colour profile.",

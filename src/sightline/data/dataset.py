@@ -1,18 +1,21 @@
-"""A source becomes a ``Dataset``: decoded, labelled, its unreadable files listed."""
+"""A source becomes a ``Dataset``: decoded, labelled, its unreadable files listed; and a survey of its headers."""
 
+from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy import ndarray
 
-from ..errors import DataError
+from ..errors import DataError, ImageError
 from ..sources import Source, find
 from ..types import Dataset, Geometry, SkippedFile
-from .decode import FULL_RANGE_16_BIT
-from .store import LivePixels, PixelStore, open_store
+from .decode import FULL_RANGE_16_BIT, ImageHeader, read_header
+from .store import open_store
 
 _MAX_LISTED_FILES = 12
 FACT_COLUMNS = ("width", "height", "channels", "rotated")
+"""Columns of a dataset that come from the image files themselves."""
 
 
 def load_dataset(
@@ -23,21 +26,44 @@ def load_dataset(
     max_bad: float = 0.05,
     keep: bool | None = None,
 ) -> Dataset:
-    """The images of a source (or of what ``find`` finds there) at the working size.
+    """The images of a source, decoded at the working size.
 
-    Unreadable files are skipped, listed in ``skipped`` and said in a note. The columns hold
-    ``width``, ``height``, ``channels`` and ``rotated`` of each file, and what the source tells.
-    ``keep`` False decodes images whenever they are asked for instead of keeping their pixels on disk; None
-    does so where the disk has no room for them. Raises DataError when more than the share ``max_bad`` is
-    unreadable, with the list.
+    Args:
+        source: a source, or what ``sources.find`` takes.
+        geometry: working size, channels and how images are brought there.
+        cache: folder of the decoded images; default the user's cache.
+        max_bad: share of unreadable files up to which they are skipped, listed in ``skipped`` and noted.
+        keep: False decodes images whenever they are read instead of storing their pixels on disk; default where the
+            disk has no room for them.
+
+    The columns hold ``width``, ``height``, ``channels`` and ``rotated`` of each file, and those of the source. Raises
+    DataError, with the list, for more unreadable files than ``max_bad``, or a class of which none can be read.
     """
     if not isinstance(source, Source):
         source = find(source)
     store = open_store(source, geometry, cache, keep=keep)
+    skipped = tuple(SkippedFile(str(source.files[row]), store.reasons[row]) for row in sorted(store.reasons))
+    if len(skipped) > max_bad * len(source) or len(skipped) == len(source):
+        raise DataError(
+            f"{len(skipped):,} of the {len(source):,} images of '{source.name}' cannot be read, "
+            f"more than the {max_bad:.0%} that are skipped without asking: "
+            f"repair or remove them.\n{format_skipped(skipped)}"
+        )
+    notes = [*source.notes]
+    if skipped:
+        count = "1 image" if len(skipped) == 1 else f"{len(skipped):,} images"
+        first = f"{skipped[0].file}: {skipped[0].reason}{'; ...' if len(skipped) > 1 else ''}"
+        notes.append(f"Skipped {count} of {len(source):,} that cannot be read ({first}).")
     rows = np.flatnonzero(store.facts["ok"])
-    skipped = _list_skipped(source, store)
-    _check_unreadable_share(source, skipped, max_bad)
     facts = store.facts[rows]
+    notes += _describe_conversions(facts, geometry)
+    if getattr(store.pixels, "decodes_on_read", False):
+        size = np.prod([float(side) for side in store.pixels.shape]) / 1e9
+        why = "as asked" if keep is False else "the disk has no room for them"
+        notes.append(
+            f"The decoded images would take {size:,.1f} GB and are not stored ({why}): every epoch decodes them "
+            "again, which is slower. SIGHTLINE_CACHE names a folder with more room; a smaller --size needs less."
+        )
     given = {name: column[rows] for name, column in source.columns.items() if name not in FACT_COLUMNS}
     dataset = Dataset(
         pixels=store.pixels,
@@ -50,19 +76,15 @@ def load_dataset(
         fingerprint=source.fingerprint,
         columns={**given, **{name: np.ascontiguousarray(facts[name]) for name in FACT_COLUMNS}},
         skipped=skipped,
-        notes=(
-            *source.notes,
-            *_skipped_notes(source, skipped),
-            *_conversion_notes(facts, geometry),
-            *_live_notes(store, keep),
-        ),
+        notes=tuple(notes),
     )
-    _check_no_class_lost(source, dataset)
+    for name, count in zip(dataset.classes, dataset.counts, strict=True):
+        if not count:
+            raise DataError(
+                f"No image of the class '{name}' of '{source.name}' can be read: "
+                f"repair its files or remove the class.\n{format_skipped(skipped)}"
+            )
     return dataset
-
-
-def _list_skipped(source: Source, store: PixelStore) -> tuple[SkippedFile, ...]:
-    return tuple(SkippedFile(str(source.files[row]), store.reasons[row]) for row in sorted(store.reasons))
 
 
 def format_skipped(skipped: tuple[SkippedFile, ...], shown: int = _MAX_LISTED_FILES) -> str:
@@ -72,75 +94,92 @@ def format_skipped(skipped: tuple[SkippedFile, ...], shown: int = _MAX_LISTED_FI
     return "\n".join([*lines, f"  ... and {more:,} more"] if more > 0 else lines)
 
 
-def _check_unreadable_share(source: Source, skipped: tuple[SkippedFile, ...], max_bad: float) -> None:
-    if len(skipped) <= max_bad * len(source) and len(skipped) < len(source):
-        return
-    raise DataError(
-        f"{len(skipped):,} of the {len(source):,} images of '{source.name}' cannot be read, "
-        f"more than the {max_bad:.0%} that are skipped without asking: "
-        f"repair or remove them.\n{format_skipped(skipped)}"
-    )
-
-
-def _check_no_class_lost(source: Source, dataset: Dataset) -> None:
-    """A class whose every file is unreadable has silently lost its images: say it."""
-    lost = [name for name, count in zip(dataset.classes, dataset.counts, strict=True) if count == 0]
-    if lost:
-        raise DataError(
-            f"No image of the class '{lost[0]}' of '{source.name}' can be read: "
-            f"repair its files or remove the class.\n{format_skipped(dataset.skipped)}"
-        )
-
-
-def _skipped_notes(source: Source, skipped: tuple[SkippedFile, ...]) -> tuple[str, ...]:
-    if not skipped:
-        return ()
-    first = f"{skipped[0].file}: {skipped[0].reason}"
-    what = "1 image that cannot be read" if len(skipped) == 1 else f"{len(skipped):,} images that cannot be read"
-    return (f"Skipped {what} of {len(source):,} ({first}{'; ...' if len(skipped) > 1 else ''}).",)
-
-
-def _conversion_notes(facts: ndarray, geometry: Geometry) -> list[str]:
-    """What was done with pictures that are not plain, a sentence for each kind."""
+def _describe_conversions(facts: ndarray, geometry: Geometry) -> list[str]:
+    """A sentence for each kind of image that was converted: turned, first frame, on white, from CMYK, 16 bits."""
     kinds = {
-        "rotated": ("stored turned or mirrored", "turned upright, as EXIF says" if geometry.exif else "left so"),
+        "rotated": ("stored turned or mirrored", "turned upright by EXIF" if geometry.exif else "left so"),
         "animated": ("in several frames or pages", "only the first is used"),
         "transparent": ("partly transparent", "laid on white"),
         "inks": ("in printers' inks (CMYK)", "turned into RGB without a colour profile"),
     }
-    counts = {name: int(facts[name].sum()) for name in kinds}
-    notes = [
-        f"{'1 image is' if counts[name] == 1 else f'{counts[name]:,} images are'} {what}: {done}."
-        for name, (what, done) in kinds.items()
-        if counts[name]
-    ]
-    return notes + _depth_notes(facts, geometry)
-
-
-def _depth_notes(facts: ndarray, geometry: Geometry) -> list[str]:
-    """The window of 16-bit images, and whether their own values ask for another."""
+    notes = []
+    for name, (what, done) in kinds.items():
+        if count := int(facts[name].sum()):
+            notes.append(f"{'1 image is' if count == 1 else f'{count:,} images are'} {what}: {done}.")
     deep = facts[facts["depth"] > 8]
     if not len(deep):
-        return []
+        return notes
     low, high = (f"{edge:g}" for edge in geometry.window or FULL_RANGE_16_BIT)
     what = "1 image has" if len(deep) == 1 else f"{len(deep):,} images have"
     note = f"{what} more than 8 bits a value: {low} becomes black and {high} white"
     grey = deep[(deep["channels"] == 1) & (deep["depth"] == 16)]
-    if not len(grey):
-        return [f"{note}."]
-    least, most = int(grey["low"].min()), int(grey["high"].max())
-    note += f" (their own values go from {least:,} to {most:,}"
-    if geometry.window is None and most < FULL_RANGE_16_BIT[1] / 2:
-        note += f", which leaves them dark: --window {least}:{most} shows their full contrast"
-    return [f"{note})."]
+    if len(grey):
+        least, most = int(grey["low"].min()), int(grey["high"].max())
+        note += f" (their own values go from {least:,} to {most:,}"
+        if geometry.window is None and most < FULL_RANGE_16_BIT[1] / 2:
+            note += f", which leaves them dark: --window {least}:{most} shows their full contrast"
+        note += ")"
+    return [*notes, f"{note}."]
 
 
-def _live_notes(store: PixelStore, keep: bool | None) -> list[str]:
-    if not isinstance(store.pixels, LivePixels):
-        return []
-    size = np.prod([float(side) for side in store.pixels.shape]) / 1e9
-    why = "as asked" if keep is False else "the disk has no room for them"
-    return [
-        f"The decoded images would take {size:,.1f} GB and are not kept ({why}): every epoch decodes them again, "
-        "which is slower. SIGHTLINE_CACHE names a folder with more room; a smaller --size needs less."
-    ]
+# the headers of a sample
+
+SURVEY_IMAGES = 256
+"""Images whose headers a survey reads."""
+
+
+@dataclass(frozen=True)
+class LengthRange:
+    """Minimum, median and maximum of some lengths in pixels."""
+
+    low: int
+    median: float
+    high: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Survey:
+    """Sizes and kinds of the images of a sample; the default working size is chosen from it."""
+
+    total: int
+    """Images in the source."""
+    sampled: int
+    """Readable images in the sample."""
+    width: LengthRange
+    height: LengthRange
+    short_side: LengthRange
+    grey: float
+    """Share of grey images, in [0, 1]."""
+    formats: dict[str, int]
+    """Images of the sample by format: JPEG, PNG, ..."""
+    unreadable: int
+
+
+def survey(source: Source, *, sample: int = SURVEY_IMAGES) -> Survey:
+    """Read the headers of at most ``sample`` images, evenly spread over the source.
+
+    Raises DataError where none of them can be read.
+    """
+    rows = np.unique(np.linspace(0, len(source) - 1, min(sample, len(source))).astype(np.int64))
+    headers: list[ImageHeader] = []
+    reason = ""
+    for row in rows:
+        try:
+            headers.append(read_header(source.read(int(row))))
+        except ImageError as error:
+            reason = reason or f"{source.files[row]}: {error}"
+    if not headers:
+        raise DataError(f"None of the images of '{source.name}' can be read; the first is {reason}.")
+    width, height = (np.array(side) for side in zip(*((h.width, h.height) for h in headers), strict=True))
+    ranges = {
+        name: LengthRange(int(sides.min()), float(np.median(sides)), int(sides.max()))
+        for name, sides in (("width", width), ("height", height), ("short_side", np.minimum(width, height)))
+    }
+    return Survey(
+        total=len(source),
+        sampled=len(headers),
+        grey=float(np.mean([h.channels == 1 for h in headers])),
+        formats=dict(Counter(h.format for h in headers).most_common()),
+        unreadable=len(rows) - len(headers),
+        **ranges,
+    )

@@ -1,9 +1,9 @@
-"""Every image of a source decoded once, memory-mapped ever after.
+"""Every image of a source, decoded once and memory-mapped ever after.
 
-A store is a folder of the cache: ``pixels.npy`` (N H W C, uint8), ``facts.npy`` (a record for each
-file) and ``unreadable.json``. It is built under a lock in a temporary folder and renamed, so it is
-whole or absent, and of two processes that want it one builds and the other waits. What the disk has
-no room for is decoded anew whenever it is asked for; its folder holds the facts alone.
+A store is a folder of the cache: ``pixels.npy`` (N H W C, uint8), ``facts.npy`` (a record for each file) and
+``unreadable.json``. It is built under a lock in a temporary folder and renamed, so it is whole or absent, and of two
+processes that want it one builds it and the other waits. Without room on the disk images are decoded whenever they
+are read; the folder then holds the facts alone.
 """
 
 import hashlib
@@ -13,6 +13,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -23,8 +24,9 @@ from filelock import FileLock, Timeout
 from jaxtyping import UInt8
 from numpy import ndarray
 
-from .. import files, progress, runtime
+from .. import progress, runtime
 from ..errors import DataError, ImageError, OutputError
+from ..files import atomic_replace
 from ..sources import Source
 from ..types import Geometry
 from .decode import ImageHeader, decode, decode_with_header, decoder_name
@@ -45,17 +47,30 @@ STORE_FACTS = np.dtype(
         ("digest", np.uint64),
     ]
 )
-"""What is known of each file: its header (size as seen upright, before geometry), and a hash of its bytes."""
+"""A record of each file: its header (upright size, before the geometry is applied) and a hash of its bytes."""
+_HEADER_FACTS = (
+    "rotated",
+    "animated",
+    "transparent",
+    "cmyk",
+    "channels",
+    "depth",
+    "low",
+    "high",
+    "width",
+    "height",
+)
+"""The fields of an ``ImageHeader`` in the order of ``STORE_FACTS``."""
 
 _CHUNK, _CHUNK_BYTES = 64, 1_000_000
-"""What a thread takes at a time: so many images, or fewer large ones."""
+"""Images that a thread takes at a time, and bytes of pixels: fewer large images."""
 _TRIAL_SECONDS = 0.1
 _MAX_DISK_SHARE = 0.9
-"""Share of the free disk that a store may take."""
+"""Share of the free disk space that a store may take."""
 
 
 class MappedPixels:
-    """The pixels of a store by row; pickles as its path, so that other processes open it anew."""
+    """The pixels of a store by row; pickles as its path, so that other processes open it again."""
 
     def __init__(self, path: Path):
         self.path = path
@@ -76,7 +91,7 @@ class MappedPixels:
 
 @dataclass(frozen=True, eq=False)
 class LivePixels:
-    """The pixels of a source, decoded whenever they are asked for, in as many threads as there are cores."""
+    """The pixels of a source, decoded whenever they are read, in a thread per core."""
 
     source: Source
     geometry: Geometry
@@ -88,7 +103,7 @@ class LivePixels:
         return len(self.source), *self.geometry.shape
 
     def __getitem__(self, rows: Any, /) -> UInt8[ndarray, "B H W C"]:
-        """The images of these rows. Raises DataError for a file that could be read before and now cannot."""
+        """The images of these rows; raises DataError for a file that could be read before and now cannot."""
         listed = isinstance(rows, ndarray) and rows.dtype != bool
         wanted = rows if listed else np.atleast_1d(np.arange(len(self.source))[rows])
         pixels = np.empty((len(wanted), *self.geometry.shape), np.uint8)
@@ -119,30 +134,39 @@ class PixelStore:
     facts: ndarray
     """A FACTS record for each file of the source, in its order."""
     reasons: dict[int, str]
-    """Why the files that are not ok could not be read."""
+    """Why a file could not be read, by row."""
     unopened: tuple[int, ...] = ()
-    """Those of them that the operating system would not open: perhaps it will the next time."""
+    """Rows of files that the operating system did not open: they are tried again the next time."""
 
 
 def open_store(
     source: Source, geometry: Geometry, cache: Path | None = None, *, keep: bool | None = None
 ) -> PixelStore:
-    """The store of this source at this geometry; built first if there is none yet.
+    """The store of this source at this geometry; built first where there is none yet.
 
-    ``keep`` False decodes on the fly, None does so where the disk has no room for the pixels.
-    Raises OutputError, naming SIGHTLINE_CACHE as the remedy, where the cache cannot be written.
+    ``keep`` False decodes images whenever they are read; None does so where the disk has no room for the pixels.
+    Raises OutputError, with SIGHTLINE_CACHE as the remedy, where the cache cannot be written.
     """
     folder = (cache or runtime.cache_dir()) / "stores" / store_key(source, geometry)
     if keep is not False and (store := _load_store(folder, source, geometry)):
         return store
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        kept = _has_room(folder, len(source) * int(np.prod(geometry.shape))) if keep is None else keep
-        folder = folder if kept else folder.with_name(folder.name + "-facts")
+        if keep is None:
+            size = len(source) * int(np.prod(geometry.shape))
+            keep = size < _MAX_DISK_SHARE * shutil.disk_usage(folder.parent).free
+        folder = folder if keep else folder.with_name(folder.name + "-facts")
         with FileLock(_lock_path(folder)):
-            return _load_store(folder, source, geometry) or _build_store(folder, source, geometry, kept=kept)
+            return _load_store(folder, source, geometry) or _build_store(folder, source, geometry, keep=keep)
     except (OSError, OutputError) as error:
-        raise _unwritable_error(folder, error) from error
+        reason = str(error)
+        if isinstance(error, OSError):
+            why = (error.strerror or reason).lower()
+            reason = f"Cannot write '{error.filename or folder.parent}': {why}."
+        raise OutputError(
+            f"{reason} Decoded images are stored in '{folder.parents[1]}': "
+            "set the environment variable SIGHTLINE_CACHE to a folder with room that you may write to."
+        ) from error
 
 
 def store_key(source: Source, geometry: Geometry) -> str:
@@ -155,23 +179,8 @@ def _lock_path(folder: Path) -> Path:
     return folder.with_name(folder.name + ".lock")
 
 
-def _has_room(folder: Path, size: int) -> bool:
-    return size < _MAX_DISK_SHARE * shutil.disk_usage(folder.parent).free
-
-
-def _unwritable_error(folder: Path, error: Exception) -> OutputError:
-    if isinstance(error, OSError):
-        reason = f"Cannot write '{error.filename or folder.parent}': {(error.strerror or str(error)).lower()}."
-    else:
-        reason = str(error)
-    return OutputError(
-        f"{reason} Decoded images are kept in '{folder.parents[1]}': "
-        "set the environment variable SIGHTLINE_CACHE to a folder with room that you may write to."
-    )
-
-
 def _load_store(folder: Path, source: Source, geometry: Geometry) -> PixelStore | None:
-    """The store in this folder; None when it is absent or damaged, or a file can now be opened."""
+    """The store in this folder; None where it is absent or damaged, or a file that failed to open now opens."""
     live = folder.name.endswith("-facts")
     try:
         pixels = LivePixels(source, geometry) if live else MappedPixels(folder / "pixels.npy")
@@ -181,52 +190,40 @@ def _load_store(folder: Path, source: Source, geometry: Geometry) -> PixelStore 
         store = PixelStore(pixels, facts, reasons, tuple(bad["unopened"]))
     except (OSError, ValueError, EOFError, LookupError, TypeError):
         return None
-    whole = (
-        pixels.shape == (len(source), *geometry.shape) and facts.dtype == STORE_FACTS and len(facts) == len(source)
-    )
-    return store if whole and not any(_can_open(source, row) for row in store.unopened) else None
-
-
-def _can_open(source: Source, row: int) -> bool:
-    try:
-        source.read(row)
-    except ImageError as error:
-        return not isinstance(error.__cause__, OSError)
-    return True
-
-
-def _build_store(folder: Path, source: Source, geometry: Geometry, *, kept: bool) -> PixelStore:
-    _remove_leftovers(folder)
-    built = _StoreBuilder(source, geometry)
-    with files.atomic_replace(folder) as temporary:
-        temporary.mkdir()
-        if kept:
-            _write_pixels(temporary / "pixels.npy", built)
-        else:
-            _process_rows(built.decode, len(source), "Reading images", int(np.prod(geometry.shape)))
-        np.save(temporary / "facts.npy", built.facts)
-        bad = {"reasons": built.reasons, "unopened": sorted(built.unopened)}
-        (temporary / "unreadable.json").write_text(json.dumps(bad), "utf-8")
-    pixels = MappedPixels(folder / "pixels.npy") if kept else LivePixels(source, geometry)
-    return PixelStore(pixels, built.facts, built.reasons, tuple(sorted(built.unopened)))
-
-
-def _remove_leftovers(folder: Path) -> None:
-    """Remove what killed builds left behind: our own, and any whose lock nobody holds."""
-    for leftover in folder.parent.glob(".*.*"):
-        name = leftover.name[1:].rpartition(".")[0]
-        if name == folder.name:
-            shutil.rmtree(leftover, ignore_errors=True)
-            continue
+    if pixels.shape != (len(source), *geometry.shape) or facts.dtype != STORE_FACTS or len(facts) != len(source):
+        return None
+    for row in store.unopened:
         try:
-            with FileLock(_lock_path(folder.with_name(name)), timeout=0):
-                shutil.rmtree(leftover, ignore_errors=True)
-        except (Timeout, OSError):
-            continue
+            source.read(row)
+        except ImageError as error:
+            if isinstance(error.__cause__, OSError):
+                continue
+        return None
+    return store
 
 
-def _write_pixels(path: Path, built: "_StoreBuilder") -> None:
-    shape = (len(built.source), *built.geometry.shape)
+def _build_store(folder: Path, source: Source, geometry: Geometry, *, keep: bool) -> PixelStore:
+    for leftover in folder.parent.glob(".*.*"):  # of killed builds: our own, and those whose lock is free
+        name = leftover.name[1:].rpartition(".")[0]
+        lock = nullcontext() if name == folder.name else FileLock(_lock_path(folder.with_name(name)), timeout=0)
+        with suppress(Timeout, OSError), lock:
+            shutil.rmtree(leftover, ignore_errors=True)
+    builder = _StoreBuilder(source, geometry)
+    with atomic_replace(folder) as temporary:
+        temporary.mkdir()
+        if keep:
+            _write_pixels(temporary / "pixels.npy", builder)
+        else:
+            _process_rows(builder.decode, len(source), "Reading images", int(np.prod(geometry.shape)))
+        np.save(temporary / "facts.npy", builder.facts)
+        bad = {"reasons": builder.reasons, "unopened": sorted(builder.unopened)}
+        (temporary / "unreadable.json").write_text(json.dumps(bad), "utf-8")
+    pixels = MappedPixels(folder / "pixels.npy") if keep else LivePixels(source, geometry)
+    return PixelStore(pixels, builder.facts, builder.reasons, tuple(sorted(builder.unopened)))
+
+
+def _write_pixels(path: Path, builder: "_StoreBuilder") -> None:
+    shape = (len(builder.source), *builder.geometry.shape)
     pixels = np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=shape)
     first: int = pixels.offset  # type: ignore[attr-defined]  a memmap has one
     size, each = pixels.nbytes, int(np.prod(shape[1:]))
@@ -237,13 +234,13 @@ def _write_pixels(path: Path, built: "_StoreBuilder") -> None:
             os.posix_fallocate(target, first, size)
 
         def work(rows: range) -> None:
-            _pwrite_all(target, built.decode(rows), first + rows.start * each)
+            _pwrite_all(target, builder.decode(rows), first + rows.start * each)
 
-        _process_rows(work, len(built.source), "Decoding images", each)
+        _process_rows(work, len(builder.source), "Decoding images", each)
 
 
 def _pwrite_all(target: int, pixels: list[ndarray], at: int) -> None:
-    """All of the pixels at this place, uncopied; the system may take less than it is offered."""
+    """Write all pixels at this offset without copying them; the system may write less than it is given."""
     done = os.pwritev(target, [each.data for each in pixels], at)
     if done == sum(each.nbytes for each in pixels):
         return
@@ -253,7 +250,7 @@ def _pwrite_all(target: int, pixels: list[ndarray], at: int) -> None:
 
 
 class _StoreBuilder:
-    """What becomes known of a source while its images are decoded, by any thread."""
+    """The facts of a source, collected while its images are decoded in any thread."""
 
     def __init__(self, source: Source, geometry: Geometry):
         self.source, self.geometry = source, geometry
@@ -263,7 +260,7 @@ class _StoreBuilder:
         self._black = np.zeros(geometry.shape, np.uint8)
 
     def decode(self, rows: range) -> list[ndarray]:
-        """The pixels of these files, black where one cannot be read; the facts of each are noted."""
+        """The pixels of these files, black for an unreadable one; adds the facts of each."""
         heads: dict[ImageHeader | None, int] = {}  # a chunk has few kinds of header: each becomes a record once
         kinds, digests, chunk = [], [], []
         for row in rows:
@@ -271,7 +268,11 @@ class _StoreBuilder:
             chunk.append(pixels)
             kinds.append(heads.setdefault(head, len(heads)))
             digests.append(digest)
-        facts = np.array([_fact_record(head) for head in heads], STORE_FACTS)[kinds]
+        unknown = (False,) * len(STORE_FACTS.descr)
+        records = [
+            (True, *(getattr(head, name) for name in _HEADER_FACTS), 0) if head else unknown for head in heads
+        ]
+        facts = np.array(records, STORE_FACTS)[kinds]
         facts["digest"] = np.frombuffer(b"".join(digests), "<u8")
         self.facts[rows.start : rows.stop] = facts
         return chunk
@@ -288,27 +289,10 @@ class _StoreBuilder:
         return np.ascontiguousarray(pixels), header, hashlib.blake2b(data, digest_size=8).digest()
 
 
-def _fact_record(head: ImageHeader | None) -> tuple[Any, ...]:
-    """A FACTS record, the digest left at 0."""
-    if head is None:
-        return (False,) * len(STORE_FACTS.descr)
-    known = (
-        head.rotated,
-        head.animated,
-        head.transparent,
-        head.cmyk,
-        head.channels,
-        head.depth,
-        head.low,
-        head.high,
-    )
-    return (True, *known, head.width, head.height, 0)
-
-
 def _process_rows(work: Callable[[range], Any], total: int, what: str, each: int) -> None:
-    """Do all rows, in one thread or in several, whichever a short trial finds faster here.
+    """Process all rows in one thread or several, whichever is faster in a short trial.
 
-    JPEG and large images decode without Python's lock and gain from threads; tiny PNGs lose.
+    JPEG and large images are decoded without Python's lock and gain from threads; tiny PNGs lose.
     """
     size = max(1, min(_CHUNK, _CHUNK_BYTES // each))
     chunks = (range(start, min(start + size, total)) for start in range(0, total, size))
@@ -329,7 +313,7 @@ def _process_rows(work: Callable[[range], Any], total: int, what: str, each: int
 def _run_serially(
     work: Callable[[range], Any], chunks: Iterator[range], advance: progress.Advance, seconds: float = np.inf
 ) -> float:
-    """Images a second in this thread, working for at most about so many seconds."""
+    """Images per second in this thread, in about ``seconds`` at most."""
     start, done = time.perf_counter(), 0
     while time.perf_counter() - start < seconds and (chunk := next(chunks, None)) is not None:
         work(chunk)
@@ -345,24 +329,21 @@ def _run_threaded(
     threads: int,
     seconds: float = np.inf,
 ) -> float:
-    """Images a second in several threads, working for at most about so many seconds."""
+    """Images per second in several threads, in about ``seconds`` at most."""
     start, done = time.perf_counter(), 0
     with ThreadPoolExecutor(threads) as pool:
-
-        def begin(count: int) -> set[Future[int]]:
-            return {pool.submit(_run_and_count, work, chunk) for chunk in islice(chunks, count)}
-
-        running = begin(2 * threads)
-        while running:
-            finished, running = wait(running, return_when=FIRST_COMPLETED)
-            count = sum(future.result() for future in finished)
-            done += count
-            advance(count)
-            if time.perf_counter() - start < seconds:
-                running |= begin(len(finished))
+        running: dict[Future[Any], int] = {}
+        room = 2 * threads
+        while True:
+            if time.perf_counter() - start < seconds or not done:
+                running |= {pool.submit(work, chunk): len(chunk) for chunk in islice(chunks, room)}
+            if not running:
+                break
+            finished = wait(running, return_when=FIRST_COMPLETED).done
+            room = len(finished)
+            for future in finished:
+                future.result()  # raises what the work raised
+                count = running.pop(future)
+                done += count
+                advance(count)
     return done / (time.perf_counter() - start)
-
-
-def _run_and_count(work: Callable[[range], Any], chunk: range) -> int:
-    work(chunk)
-    return len(chunk)
