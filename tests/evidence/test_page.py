@@ -180,10 +180,10 @@ def test_the_page_is_whole_and_says_the_measured_numbers(tmp_path):
         "flip, shift:2",
         "2.13.0",
         "One training run, one seed",
-        "Small test: 90 images",
+        "Small test set: 90 images",
         "87 %",
         "40.8 million multiply-adds",
-        "median of 150; 19 in 20 within 23 ms",
+        "median of 150; 95 % within 23 ms",
         "62 MB growth of the process",
         f"3 {CLASSES[0]} → {CLASSES[1]}, 12.5 %",
     ):
@@ -283,8 +283,8 @@ def test_validation_is_never_reported_as_test(tmp_path):
     (run / "report.json").write_text(json.dumps(report))
     words = page_of(run).words
     assert "On 90 validation images" in words
-    assert "which also chose the best epoch" in words
-    assert "test images chose nothing" not in words
+    assert "which also selected the best epoch" in words
+    assert "test images selected nothing" not in words
 
 
 def test_a_report_from_training_json_alone(tmp_path):
@@ -394,7 +394,7 @@ def test_the_card_has_the_numbers_and_the_front_matter_of_hubs():
     assert "cat, dog, owl" in text
     assert "28 x 28 grey pixels" in text
     assert "Only 90 test images" in text
-    assert 'Classifier.load("THIS_FOLDER")' in text
+    assert 'sightline.load("THIS_FOLDER")' in text
 
 
 def test_a_card_without_a_report_claims_nothing():

@@ -121,7 +121,7 @@ def test_values_take_their_places_in_the_recipe():
 
 
 BAD = {
-    "lr": "does not say what to search",
+    "lr": "is not a search range",
     "lr=": "leaves nothing to search",
     "lr=0.1": "leaves nothing to search",
     "lr=0.1..0.1": "is empty",
@@ -163,9 +163,9 @@ def test_a_space_that_cannot_be_is_one_sentence(word):
 def test_a_field_is_searched_once_and_something_must_be():
     with pytest.raises(RecipeError, match="searched twice"):
         parse_space(["lr=0.1,0.2", "lr=0.3,0.4"], BASE)
-    with pytest.raises(RecipeError, match="Say what to search"):
+    with pytest.raises(RecipeError, match="Name what to search"):
         parse_space([], BASE)
-    with pytest.raises(RecipeError, match="Say whose argument 'depth' is: add --model"):
+    with pytest.raises(RecipeError, match="'depth' is an argument of a model: name it with --model"):
         parse_space(["model.depth=3..5"], Recipe())
     with pytest.raises(RecipeError, match="not a range"):
         parse_space({"lr": 0.1}, BASE)
@@ -173,7 +173,7 @@ def test_a_field_is_searched_once_and_something_must_be():
 
 def test_table3_is_the_papers_table():
     preset = SPACES["table3"]
-    space = parse_space(preset.over, preset.recipe)
+    space = parse_space(preset.space, preset.recipe)
     points = space.grid_points()
     assert len(points) == 3**5
     best = {"lr": 0.001, "batch_size": 64, "epochs": 20, "model.depth": 10, "model.kernel": 3}

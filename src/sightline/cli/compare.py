@@ -60,9 +60,16 @@ def compare(
     named, others = (None if words is None else _split_names(words) for words in (models, baselines))
     asked = recipe_from_flags(flags, recipe).replace(**({} if recipe is None else {"model": None}))
     found = run_comparison(
-        data, models=named, baselines=others, features=_split_names(features), folds=folds, seeds=seeds, recipe=asked,
-        out=out, device=options.device,
-    )  # fmt: skip
+        data,
+        models=named,
+        baselines=others,
+        features=_split_names(features),
+        folds=folds,
+        seeds=seeds,
+        recipe=asked,
+        out=out,
+        device=options.device,
+    )
     emit(found.as_json(), options.json, print_ranking)
 
 

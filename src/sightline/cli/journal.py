@@ -42,8 +42,8 @@ def journal(
     site: Path
         The folder of the service.
     action: str
-        export writes rows to a .csv, or stored images with corrected labels to a folder to train on; erase deletes the
-        images and hashes of a subject; retain deletes those older than --days.
+        export writes rows to a .csv, or stored images with corrected labels to a folder to train on; erase deletes
+        the images and hashes of a subject; retain deletes those older than --days.
     subject: str
         The subject whose images to erase, as named in the requests.
     url: str

@@ -1,4 +1,4 @@
-"""The model card: what the classifier is, what it was measured to do, and what it is not for."""
+"""The model card: description, data, metrics and limitations of a classifier."""
 
 import json
 import re
@@ -14,41 +14,49 @@ def render_card(
 ) -> str:
     """A model card in Markdown, with the YAML front matter that model hubs read.
 
-    ``config`` is a bundle's ``config.json``; ``report`` a run's ``report.json``, without which the card says
-    that nothing was measured; ``extras`` what other verbs found. Names from the data are escaped: they cannot add
-    markup or fields.
+    `config` is the ``config.json`` of a bundle; `report` the ``report.json`` of a run, without which the card
+    states that nothing was measured; `extras` the results of other verbs. Names from the data are escaped: they
+    cannot add markup or fields.
     """
     measured = (report or {}).get("evaluation") or {}
+    geometry, provenance = config.get("geometry") or {}, config.get("provenance") or {}
+    classes = [str(name) for name in config.get("classes", ())]
+    title = f"{(config.get('architecture') or {}).get('name', 'image classifier')} for {len(classes)} classes"
+    size = " x ".join(str(side) for side in geometry.get("size", ("?", "?")))
+    colour = "grey" if geometry.get("channels") == 1 else "colour"
+    names = ", ".join(_escape_markdown(name) for name in classes[:20]) + (", ..." if len(classes) > 20 else "")
+    data = f"Trained on `{_escape_code(str(provenance.get('data') or 'unknown data'))}`"
+    if (trained := provenance.get("train_images")) is not None:
+        data += f" ({format_count(trained)} training images)"
+    data += f"; tested on {format_count(measured['n'])} images it never saw." if "n" in measured else "."
+    if provenance.get("data_fingerprint"):
+        data += f" Fingerprint of the files: `{_escape_code(str(provenance['data_fingerprint']))}`."
     parts = [
-        _front_matter(config, measured),
-        f"# {_escape_markdown(_card_title(config))}",
-        _description_section(config),
-        "## Data\n\n" + _data_section(config, measured),
+        _front_matter(title, config, measured),
+        f"# {_escape_markdown(title)}",
+        f"An image classifier made with Sightline. It works on {size} {colour} pixels (images are resized with "
+        f"'{_escape_markdown(str(geometry.get('fit', '?')))}') and predicts one of {len(classes)} classes: "
+        f"{names}.",
+        "## Data\n\n" + data,
         "## Measured\n\n" + _metrics_section(measured),
-        "## Use and limits\n\n" + _limitations_section(config, measured, extras or {}),
+        "## Use and limitations\n\n" + _limitations_section(config, measured, extras or {}),
         "## How to load it\n\n" + _LOADING_EXAMPLE,
     ]
     return "\n\n".join(parts) + "\n"
 
 
 _LOADING_EXAMPLE = """```python
-from sightline.classifier import Classifier
+import sightline
 
-classifier = Classifier.load("THIS_FOLDER")
+classifier = sightline.load("THIS_FOLDER")
 print(classifier.predict("image.jpg"))
 ```
 
-The images may have any size and format: the bundle holds how they become pixels."""
+Images may have any size and format: the bundle contains the preprocessing."""
 
 
-def _card_title(config: Mapping[str, Any]) -> str:
-    name = (config.get("architecture") or {}).get("name", "image classifier")
-    return f"{name} for {len(config.get('classes', ()))} classes"
-
-
-def _front_matter(config: Mapping[str, Any], measured: Mapping[str, Any]) -> str:
-    """YAML, every string written as JSON, which YAML contains: no name can leave its quotes."""
-    title = _card_title(config)
+def _front_matter(title: str, config: Mapping[str, Any], measured: Mapping[str, Any]) -> str:
+    """YAML front matter; strings are written as JSON, a subset of YAML, so that no name can escape its quotes."""
     data = str((config.get("provenance") or {}).get("data") or "images")
     lines = ["---", "library_name: sightline", "pipeline_tag: image-classification"]
     lines += ["tags:", "- image-classification", "- sightline", "metrics:"]
@@ -62,29 +70,6 @@ def _front_matter(config: Mapping[str, Any], measured: Mapping[str, Any]) -> str
         for name in names:
             lines += [f"    - type: {name}", f"      value: {float(measured[name]):.6f}"]
     return "\n".join([*lines, "---"])
-
-
-def _description_section(config: Mapping[str, Any]) -> str:
-    geometry, classes = config.get("geometry") or {}, [str(name) for name in config.get("classes", ())]
-    size = " x ".join(str(side) for side in geometry.get("size", ("?", "?")))
-    colour = "grey" if geometry.get("channels") == 1 else "colour"
-    some = ", ".join(_escape_markdown(name) for name in classes[:20]) + (", ..." if len(classes) > 20 else "")
-    return (
-        f"An image classifier made with Sightline. It works on {size} {colour} pixels "
-        f"(images are fitted by '{_escape_markdown(str(geometry.get('fit', '?')))}'), "
-        f"and answers with one of {len(classes)} classes: {some}."
-    )
-
-
-def _data_section(config: Mapping[str, Any], measured: Mapping[str, Any]) -> str:
-    provenance = config.get("provenance") or {}
-    trained = provenance.get("train_images")
-    said = [f"Trained on `{_escape_code(str(provenance.get('data') or 'unknown data'))}`"]
-    said.append(f" ({format_count(trained)} training images)" if trained is not None else "")
-    said.append(f"; tested on {format_count(measured['n'])} images it never saw." if "n" in measured else ".")
-    if provenance.get("data_fingerprint"):
-        said.append(f" Fingerprint of the files: `{_escape_code(str(provenance['data_fingerprint']))}`.")
-    return "".join(said)
 
 
 def _metrics_section(measured: Mapping[str, Any]) -> str:
@@ -105,17 +90,17 @@ def _metrics_section(measured: Mapping[str, Any]) -> str:
             f"{_escape_markdown(row['class'])} ({format_percent(row['recall'])} of {row['n']})"
             for row in worst[:3]
         )
-        lines += ["", f"Found least often: {weak}."]
+        lines += ["", f"Lowest recall: {weak}."]
     return "\n".join(lines)
 
 
 def _limitations_section(config: Mapping[str, Any], measured: Mapping[str, Any], extras: Mapping[str, Any]) -> str:
     lines = [
-        "Meant for images like those it was trained on: same kinds of subject, camera and framing.",
-        "It always answers with one of its classes, also for an image that shows none of them."
+        "It is meant for images like those it was trained on: same kinds of subject, camera and framing.",
+        "It always predicts one of its classes, also for an image that shows none of them."
         if not config.get("threshold")
-        else f"Below a confidence of {config['threshold']:.3g} it answers 'unknown'; it may still be sure of a "
-        "strange image.",
+        else f"Below a confidence of {config['threshold']:.3g} it answers 'unknown'; it may still be confident "
+        "about an image of another kind.",
     ]
     if "n" in measured:
         lines.append(
@@ -128,17 +113,17 @@ def _limitations_section(config: Mapping[str, Any], measured: Mapping[str, Any],
     if temperature is not None:
         lines.append(
             f"Confidence was calibrated on validation images (temperature {float(temperature):.3g}). "
-            "It means what it says only on similar images."
+            "It is valid for similar images only."
         )
     lines += list_limitations(extras)
     return "\n".join(f"- {line}" for line in lines)
 
 
 def _escape_markdown(name: str) -> str:
-    """A name from the data as plain Markdown text, on one line."""
+    """A name from the data as plain Markdown text on one line."""
     return re.sub(r"([\\`*_\[\]<>|#&~$!])", r"\\\1", " ".join(name.split())).replace("\\<", "&lt;")
 
 
 def _escape_code(name: str) -> str:
-    """A name for a code span, on one line."""
+    """A name from the data for a code span on one line."""
     return " ".join(name.split()).replace("`", "'")

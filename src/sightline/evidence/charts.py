@@ -1,4 +1,4 @@
-"""Line charts as SVG: crisp at every width, in the page's own colours by day and by night, with a spoken title."""
+"""Line charts as SVG, in the colours of the page in light and dark mode, with an accessible title."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -6,15 +6,15 @@ from html import escape
 
 WIDTH, HEIGHT = 480, 290
 LEFT, RIGHT, TOP, BOTTOM = 70, 14, 10, 46
-"""Room for the ticks and the names of the axes, in CSS pixels."""
+"""Margins for ticks and axis labels, in CSS pixels."""
 
 LINE_COLOURS = ("blue", "orange", "green")
-"""Colours of the page, by line."""
+"""CSS classes of the lines, in order."""
 
 
 @dataclass(frozen=True)
 class ChartLine:
-    """Points from left to right, and where an interval is known, its bounds at each of them."""
+    """Points from left to right, and optionally an interval at each."""
 
     name: str
     points: Sequence[tuple[float, float]]
@@ -32,7 +32,7 @@ def line_chart(
     top: float = 1.0,
     ticks: Sequence[float] | None = None,
 ) -> str:
-    """Shares (0 to ``top``) over a quantity from 0: an ``svg`` element. ``ticks`` are places on the x axis."""
+    """Shares (0 to `top`) against a quantity from 0, as an ``svg`` element; `ticks` are places on the x axis."""
     right = max(point[0] for line in lines for point in line.points) or 1.0
     ticks = [right * part / 4 for part in range(5)] if ticks is None else ticks
 
@@ -40,7 +40,13 @@ def line_chart(
         across, down = WIDTH - LEFT - RIGHT, HEIGHT - TOP - BOTTOM
         return LEFT + across * one / right, TOP + down * (1 - min(share / top, 1.0))
 
-    parts = [_grid(at, ticks, right, top, write_x), _axis_labels(x, y)]
+    middle, height = LEFT + (WIDTH - LEFT - RIGHT) / 2, TOP + (HEIGHT - TOP - BOTTOM) / 2
+    turned = f'transform="translate(11 {height:.0f}) rotate(-90)"'
+    parts = [
+        _grid(at, ticks, right, top, write_x),
+        f'<text x="{middle:.0f}" y="{HEIGHT - 8}" text-anchor="middle" class="name">{escape(x)}</text>',
+        f'<text {turned} text-anchor="middle" class="name">{escape(y)}</text>',
+    ]
     for number, line in enumerate(lines):
         parts.append(_draw_line(line, at, LINE_COLOURS[number % len(LINE_COLOURS)]))
     label = escape(title, quote=True)
@@ -49,9 +55,9 @@ def line_chart(
 
 
 def round_up_axis_limit(share: float) -> float:
-    """The next share whose quarters are easily read.
+    """The next larger share whose quarters are round numbers.
 
-    >>> [rounded_up(one) for one in (0.0511, 0.3, 0.97)]
+    >>> [round_up_axis_limit(one) for one in (0.0511, 0.3, 0.97)]
     [0.08, 0.4, 1.0]
     """
     steps = (one * scale for scale in (0.001, 0.01, 0.1) for one in (2, 4, 8))
@@ -62,7 +68,7 @@ ToPixels = Callable[[float, float], tuple[float, float]]
 
 
 def _grid(at: ToPixels, ticks: Sequence[float], right: float, top: float, write_x: Callable[[float], str]) -> str:
-    """Five lines across with their shares, and the ticks below."""
+    """Five horizontal lines with their shares, and the ticks of the x axis."""
     parts = []
     for step in range(5):
         share = top * step / 4
@@ -77,18 +83,8 @@ def _grid(at: ToPixels, ticks: Sequence[float], right: float, top: float, write_
     return "".join(parts)
 
 
-def _axis_labels(x: str, y: str) -> str:
-    """What the axes mean."""
-    middle, height = LEFT + (WIDTH - LEFT - RIGHT) / 2, TOP + (HEIGHT - TOP - BOTTOM) / 2
-    turned = f'transform="translate(11 {height:.0f}) rotate(-90)"'
-    return (
-        f'<text x="{middle:.0f}" y="{HEIGHT - 8}" text-anchor="middle" class="name">{escape(x)}</text>'
-        f'<text {turned} text-anchor="middle" class="name">{escape(y)}</text>'
-    )
-
-
 def _draw_line(line: ChartLine, at: ToPixels, hue: str) -> str:
-    """The band, the line and its points."""
+    """The interval band, the line and its points."""
     places = [at(*point) for point in line.points]
     parts = []
     if line.band:

@@ -1,4 +1,4 @@
-"""Names and numbers as people read them, for the page and the card."""
+"""Labels and number formats of the page and the card."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -7,43 +7,41 @@ from typing import Any
 
 @dataclass(frozen=True)
 class MetricLabel:
-    """How a metric is spoken of."""
+    """Title and meaning of a metric, and how its values are written."""
 
     title: str
     means: str
     first: bool = False
-    """Among the few that are shown at first sight, and on a terminal."""
+    """Whether it is shown at first sight and on a terminal."""
     lower: bool = False
-    """Better the lower it is, and not on the axis of intervals."""
+    """Whether lower is better; such metrics are not on the axis of intervals."""
     percent: bool = False
-    """Said as a percentage."""
+    """Whether it is written as a percentage."""
 
     def format_terminal(self, value: float) -> str:
         """The value for a terminal.
 
-        >>> METRICS["accuracy"].write(0.98765)
+        >>> METRIC_LABELS["accuracy"].format_terminal(0.98765)
         '98.77%'
         """
         return f"{value:.2%}" if self.percent else format_metric(value)
 
 
 METRIC_LABELS = {
-    "accuracy": MetricLabel("Accuracy", "share of images answered rightly", first=True, percent=True),
-    "balanced_accuracy": MetricLabel(
-        "Balanced accuracy", "mean share found, every class counting the same", first=True, percent=True
-    ),
-    "top_2_accuracy": MetricLabel("Top-2 accuracy", "the true class is among the 2 likeliest", percent=True),
-    "top_3_accuracy": MetricLabel("Top-3 accuracy", "the true class is among the 3 likeliest", percent=True),
-    "top_5_accuracy": MetricLabel("Top-5 accuracy", "the true class is among the 5 likeliest", percent=True),
-    "precision_macro": MetricLabel("Precision, macro", "when it names a class, how often that is right"),
-    "recall_macro": MetricLabel("Recall, macro", "of the images of a class, how many it finds"),
+    "accuracy": MetricLabel("Accuracy", "share of correct predictions", first=True, percent=True),
+    "balanced_accuracy": MetricLabel("Balanced accuracy", "mean recall over classes", first=True, percent=True),
+    "top_2_accuracy": MetricLabel("Top-2 accuracy", "the true class is among the 2 most probable", percent=True),
+    "top_3_accuracy": MetricLabel("Top-3 accuracy", "the true class is among the 3 most probable", percent=True),
+    "top_5_accuracy": MetricLabel("Top-5 accuracy", "the true class is among the 5 most probable", percent=True),
+    "precision_macro": MetricLabel("Precision, macro", "share of predictions of a class that are correct"),
+    "recall_macro": MetricLabel("Recall, macro", "share of the images of a class that it finds"),
     "f1_macro": MetricLabel(
         "F1, macro", "harmonic mean of precision and recall, averaged over classes", first=True
     ),
-    "f1_weighted": MetricLabel("F1, weighted", "the same, each class weighing as many as its images"),
-    "f1_micro": MetricLabel("F1, micro", "over all images at once: with one answer an image, the accuracy"),
+    "f1_weighted": MetricLabel("F1, weighted", "the same, classes weighted by their images"),
+    "f1_micro": MetricLabel("F1, micro", "over all images at once: equals accuracy if each image has one label"),
     "roc_auc_ovr": MetricLabel(
-        "AUC, one-vs-rest", "chance that an image of a class scores above one of another", first=True
+        "AUC, one-vs-rest", "probability that an image of a class scores above one of another class", first=True
     ),
     "log_loss": MetricLabel(
         "Log loss", "mean surprise at the true class, in nats; lower is better", first=True, lower=True
@@ -55,13 +53,13 @@ METRIC_LABELS = {
         "Calibration error (ECE)", "gap between confidence and accuracy; lower is better", first=True, lower=True
     ),
 }
-"""The names users know, in the order they are shown."""
+"""Metric -> its label, in the order of the page."""
 
 
 def format_percent(value: float, digits: int = 1) -> str:
     """A share in [0, 1] as a percentage.
 
-    >>> share(0.98765)
+    >>> format_percent(0.98765)
     '98.8 %'
     """
     return f"{value * 100:.{digits}f} %"
@@ -70,25 +68,25 @@ def format_percent(value: float, digits: int = 1) -> str:
 def format_metric(value: float) -> str:
     """A metric with four decimals.
 
-    >>> number(0.987654)
+    >>> format_metric(0.987654)
     '0.9877'
     """
     return f"{value:.4f}"
 
 
 def format_count(value: Any) -> str:
-    """A whole number with separators; anything else as it is.
+    """A whole number with separators; any other value as text.
 
-    >>> count(12345)
+    >>> format_count(12345)
     '12,345'
     """
     return f"{value:,}" if isinstance(value, int) else str(value)
 
 
 def format_magnitude(value: float) -> str:
-    """A large number in few letters.
+    """A large number rounded, with its magnitude as a word.
 
-    >>> [short(n) for n in (950, 42_000, 40_800_000, 1.8e9)]
+    >>> [format_magnitude(n) for n in (950, 42_000, 40_800_000, 1.8e9)]
     ['950', '42 thousand', '40.8 million', '1.8 billion']
     """
     for size, word in ((1e9, "billion"), (1e6, "million"), (1e3, "thousand")):
@@ -98,18 +96,18 @@ def format_magnitude(value: float) -> str:
 
 
 def format_interval(bounds: Mapping[str, Any] | None, write: Callable[[float], str]) -> str:
-    """An interval in words, or a dash where there is none.
+    """An interval as text, or a dash if there is none.
 
-    >>> spelled({"low": 0.9, "high": 0.95}, share)
+    >>> format_interval({"low": 0.9, "high": 0.95}, format_percent)
     '90.0 – 95.0 %'
     """
     return f"{write(bounds['low']).removesuffix(' %')} – {write(bounds['high'])}" if bounds else "–"
 
 
 def format_duration(seconds: float) -> str:
-    """Seconds as people say them.
+    """A duration as text.
 
-    >>> [duration(s) for s in (0.0042, 0.123, 8.31, 75, 4000)]
+    >>> [format_duration(s) for s in (0.0042, 0.123, 8.31, 75, 4000)]
     ['4.2 ms', '123 ms', '8.3 s', '1 min 15 s', '1 h 6 min']
     """
     if seconds < 1:

@@ -1,10 +1,11 @@
-"""What a run folder holds, read with patience: whatever is absent or damaged is named, never fatal."""
+"""Loads the results in a run folder. Absent or damaged files are named, never fatal."""
 
 import csv
 import json
 import tomllib
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -25,15 +26,15 @@ EVIDENCE_FILES = {
     "compression": "compression.json",
     "learning_curve": "learning_curve.json",
 }
-"""What other verbs leave in a run -> its file. None of them is missed where it is absent: it was not asked for."""
+"""Result of another verb -> its file in the run. An absent one counts as not measured, not as missing."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Evidence:
-    """Everything saved in one run folder that the page and the card speak of."""
+    """Everything in a run folder that the page and the card show."""
 
     run: str
-    """The folder's name."""
+    """Name of the folder."""
     report: Mapping[str, Any] = field(default_factory=dict)
     config: Mapping[str, Any] = field(default_factory=dict)
     recipe: Mapping[str, Any] = field(default_factory=dict)
@@ -44,11 +45,11 @@ class Evidence:
     counts: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     """Images by split and class."""
     extras: Mapping[str, Any] = field(default_factory=dict)
-    """What other verbs found, by the names of ``EXTRAS``."""
+    """Results of other verbs, by the names of `EVIDENCE_FILES`."""
     train_batch: bytes | None = None
-    """The PNG of what the network saw."""
+    """PNG of a training batch."""
     missing: tuple[str, ...] = ()
-    """Files that are absent or cannot be read, each with why."""
+    """Files that are absent or cannot be read, each with the reason."""
 
     @property
     def measured(self) -> Mapping[str, Any]:
@@ -64,7 +65,7 @@ class Evidence:
 
 
 def load_evidence(run: Path | str) -> Evidence:
-    """Read a run folder; raises DataError where there is no such folder, and for nothing else."""
+    """Read a run folder. Raises DataError if it does not exist, and for nothing else."""
     folder = Path(run)
     if not folder.is_dir():
         raise DataError(f"There is no run '{run}': name a run folder. `sightline runs` lists the runs.")
@@ -80,15 +81,20 @@ def load_evidence(run: Path | str) -> Evidence:
         return default
 
     report = read("report.json", lambda path: upgrade_report(_read_json_object(path)), {})
+    training = report.get("training")
+    if not isinstance(training, dict) or not training:  # not evaluated yet: read what training wrote
+        training = {}
+        with suppress(OSError, ValueError):
+            training = _read_json_object(folder / "training.json")
     return Evidence(
         run=folder.resolve().name,
         report=report,
         config=read("classifier/config.json", _read_json_object, {}),
         recipe=read("recipe.toml", lambda path: tomllib.loads(path.read_text(encoding="utf-8")), {}),
         environment=read("environment.json", _read_json_object, {}),
-        training=_read_training_facts(folder, report),
+        training=training,
         history=read("history.csv", _read_history, []),
-        notes=read("notes.json", _read_notes, []),
+        notes=read("notes.json", lambda path: list(map(str, json.loads(path.read_text(encoding="utf-8")))), []),
         counts=read("split.csv", _count_split, {}),
         train_batch=read("train_batch.png", _read_png, None),
         extras={
@@ -107,26 +113,12 @@ def _read_json_object(path: Path) -> dict[str, Any]:
     return upgrade_intervals(value)
 
 
-def _read_training_facts(folder: Path, report: Mapping[str, Any]) -> dict[str, Any]:
-    """The facts of training: as the report has them, else as training left them."""
-    if isinstance(report.get("training"), dict) and report["training"]:
-        return report["training"]
-    try:
-        return _read_json_object(folder / "training.json")
-    except (OSError, ValueError):
-        return {}
-
-
-def _read_notes(path: Path) -> list[str]:
-    return [str(sentence) for sentence in json.loads(path.read_text(encoding="utf-8"))]
-
-
 def _read_history(path: Path) -> list[dict[str, str]]:
     with path.open(newline="", encoding="utf-8") as stream:
         rows = list(csv.DictReader(stream))
     for row in rows:
         for value in row.values():
-            float(value or "nan")  # a damaged table is named as a whole, not drawn in part
+            float(value or "nan")  # a damaged table is named as a whole, not plotted in part
     return rows
 
 

@@ -61,8 +61,8 @@ def upgrade_report(report: Mapping[str, Any]) -> dict[str, Any]:
 def upgrade_intervals(value: Any) -> Any:
     """Saved JSON with every interval as ``Interval.as_json`` writes it.
 
-    Earlier releases wrote ``low`` and ``high`` beside ``accuracy``, or ``interval`` beside ``coverage``, and left the
-    value out of ``intervals``.
+    Earlier releases wrote ``low`` and ``high`` next to ``accuracy``, or ``interval`` next to ``coverage``, and
+    left the value out of ``intervals``.
     """
     if isinstance(value, list):
         return [upgrade_intervals(one) for one in value]

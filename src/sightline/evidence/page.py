@@ -1,4 +1,4 @@
-"""The page: one self-contained HTML file, no scripts, nothing loaded from elsewhere."""
+"""The report page: one self-contained HTML file without scripts."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -25,43 +25,46 @@ from .requirements import Verdict, check_requirements
 from .sections import build_sections, missing_sections, with_embedded_images
 
 MAX_CONFUSION_TABLE_CLASSES = 20
-"""Up to this many classes the confusion matrix is a table one can read; beyond, a picture."""
+"""Maximum classes of a confusion matrix shown as a table; with more it is a picture."""
 
 
 def write_report(run: Path | str, verdicts: Sequence[Verdict] = ()) -> Path:
-    """Write ``report.html`` and its pictures from what a run folder holds, and the card into run and bundle.
+    """Write ``report.html`` and its pictures from the results in a run folder, and the card into run and bundle.
 
-    What is absent is named on the page; ``verdicts`` head it. Returns the page's path; raises DataError where
-    there is no such folder, OutputError where it cannot be written.
+    The page names absent results and begins with the `verdicts`. Returns the path of the page. Raises DataError if
+    the folder does not exist, OutputError if it cannot be written.
     """
-    evidence = load_evidence(run)
-    page, drawn = Path(run) / "report.html", _draw_pictures(evidence)
+    evidence, folder = load_evidence(run), Path(run)
+    page, drawn = folder / "report.html", _draw_pictures(evidence)
     for name, content in drawn.items():
-        with atomic_replace(Path(run) / f"{name}.png") as temporary:
+        with atomic_replace(folder / f"{name}.png") as temporary:
             temporary.write_bytes(content)
     write_text(page, render_page(evidence, drawn, verdicts))
     if evidence.config:
         text = render_card(evidence.config, evidence.report, evidence.extras)
-        write_text(Path(run) / "README.md", text)
-        _copy_card_to_bundle(Path(run) / "classifier", text)
+        write_text(folder / "README.md", text)
+        if (folder / "classifier" / "model.safetensors").is_file():
+            from ..classifier import write_bundle_card
+
+            write_bundle_card(folder / "classifier", text)
     return page
 
 
-def check_run(run: Path | str, wishes: Mapping[str, float]) -> list[Verdict]:
-    """What a run's folder says to each wish."""
+def check_run(run: Path | str, required: Mapping[str, float]) -> list[Verdict]:
+    """A verdict on each requirement, from the results in a run folder."""
     evidence = load_evidence(run)
-    return check_requirements(wishes, evidence.measured, evidence.extras)
+    return check_requirements(required, evidence.measured, evidence.extras)
 
 
 def attach_comparison(run: Path | str, comparison: Path | str) -> None:
-    """Keep the table of a folder that `sightline compare` made with a run; DataError where it is none."""
+    """Copy the ranking of a `sightline compare` folder into a run. Raises DataError if the folder has none."""
     file = Path(comparison) / "compare.json"
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
         known = {name: content[name] for name in ("n", "entrants", "sentences")}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(
-            f"'{comparison}' holds no finished comparison (compare.json): name the folder of `sightline compare`."
+            f"'{comparison}' contains no finished comparison (compare.json): name a folder of `sightline compare`."
         ) from error
     write_json(Path(run) / EVIDENCE_FILES["comparison"], known)
 
@@ -76,23 +79,10 @@ def _draw_pictures(evidence: Evidence) -> dict[str, bytes]:
     return drawn
 
 
-def _copy_card_to_bundle(bundle: Path, text: str) -> None:
-    """Give the bundle the card too: it is what travels alone."""
-    if (bundle / "model.safetensors").is_file():
-        from ..classifier import write_bundle_card
-
-        write_bundle_card(bundle, text)
-
-
-def _css_width(png: bytes) -> int:
-    """CSS pixels at which a picture's letters are as large as the page's: it has half as many again."""
-    return int.from_bytes(png[16:20]) * 2 // 3
-
-
 def render_page(
     evidence: Evidence, drawn: Mapping[str, bytes] | None = None, verdicts: Sequence[Verdict] = ()
 ) -> str:
-    """The page as HTML; every name from the data is escaped. ``drawn`` are pictures that are at hand."""
+    """The page as HTML. Every name from the data is escaped; `drawn` are pictures that were drawn before."""
     from jinja2 import Environment, FunctionLoader, StrictUndefined
 
     environment = Environment(
@@ -100,7 +90,9 @@ def render_page(
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
-        loader=FunctionLoader(_load_template),
+        loader=FunctionLoader(
+            lambda name: resources("sightline.evidence").joinpath(name).read_text(encoding="utf-8")
+        ),
     )
     environment.filters |= {
         "share": format_percent,
@@ -108,12 +100,19 @@ def render_page(
         "count": format_count,
         "duration": format_duration,
     }
-    measured = evidence.measured
+    measured, report = evidence.measured, evidence.report
     drawn = _draw_pictures(evidence) if drawn is None else drawn
-    trust, damaged = build_sections(evidence.extras)
+    results, damaged = build_sections(evidence.extras)
+    matrix = measured.get("confusion") or []
+    reliability = None
+    if bins := report.get("reliability"):
+        picture = pictures.plot_reliability(bins["edges"], bins["counts"], bins["confidence"], bins["accuracy"])
+        reliability = pictures.data_url(picture)
+    # Letters in a picture are half as large again as those of the page, so it is shown at two thirds of its width.
+    widths = {name: int.from_bytes(content[16:20]) * 2 // 3 for name, content in drawn.items()}
     return environment.get_template("page.html.jinja").render(
         evidence=evidence,
-        trust=trust,
+        results=results,
         damaged=[f"{EVIDENCE_FILES[name]} (cannot be understood)" for name in damaged],
         lacking=missing_sections(evidence.extras),
         verdicts=verdicts,
@@ -124,15 +123,26 @@ def render_page(
         metrics=_metric_rows(measured),
         classes=_class_rows(measured),
         counts=_count_table(evidence.counts),
-        given=evidence.report.get("usage_rights") or {},
-        confusion=_confusion_table(measured, evidence.report),
+        given=report.get("usage_rights") or {},
+        confusion=_confusion_table(measured, report),
         costs=_cost_rows(measured.get("efficiency") or {}, evidence.training),
-        pairs=_confusable_pairs(evidence.report),
-        mistakes=_mistake_gallery(evidence.report),
-        wrong=_count_errors(measured),
+        pairs=[
+            {
+                "count": pair["count"],
+                "ways": [
+                    {**way, "examples": with_embedded_images(way.get("examples"), "image")}
+                    for way in pair["directions"]
+                    if way["count"]
+                ],
+                "names": (pair["directions"][0]["label"], pair["directions"][0]["predicted"]),
+            }
+            for pair in report.get("confusable_pairs") or ()
+        ],
+        mistakes=with_embedded_images(report.get("mistakes"), "image"),
+        wrong=sum(sum(row) for row in matrix) - sum(row[i] for i, row in enumerate(matrix)),
         curves=pictures.data_url(pictures.plot_history(evidence.history)) if evidence.history else None,
-        reliability=_reliability_picture(evidence.report),
-        drawn={name: (pictures.data_url(content), _css_width(content)) for name, content in drawn.items()},
+        reliability=reliability,
+        drawn={name: (pictures.data_url(content), widths[name]) for name, content in drawn.items()},
         curve=evidence.learning_curve,
         train_batch=pictures.data_url(evidence.train_batch) if evidence.train_batch else None,
         recipe=_setting_rows(evidence.recipe),
@@ -140,12 +150,8 @@ def render_page(
     )
 
 
-def _load_template(name: str) -> str:
-    return resources("sightline.evidence").joinpath(name).read_text(encoding="utf-8")
-
-
 def _headline_facts(evidence: Evidence) -> dict[str, Any]:
-    """The words of the headline and of the line under it."""
+    """Values of the headline and the line below it."""
     config, architecture = evidence.config, evidence.config.get("architecture") or {}
     measured, provenance = evidence.measured, config.get("provenance") or {}
     geometry = config.get("geometry") or {}
@@ -165,7 +171,7 @@ def _headline_facts(evidence: Evidence) -> dict[str, Any]:
 
 
 def _headline_figures(evidence: Evidence) -> list[tuple[str, str, str]]:
-    """The few figures shown large: (value, name, remark)."""
+    """The figures shown large: (value, name, remark)."""
     measured, training = evidence.measured, evidence.training
     cards = []
     for name in ("balanced_accuracy", "f1_macro", "roc_auc_ovr", "ece"):
@@ -176,58 +182,56 @@ def _headline_figures(evidence: Evidence) -> list[tuple[str, str, str]]:
     costs = measured.get("efficiency") or {}
     if "images_per_second" in costs:
         rate = f"{costs['images_per_second']:,.0f}"
-        alone = f"{costs['latency_ms']:.2g} ms for one image alone" if "latency_ms" in costs else ""
+        alone = f"{costs['latency_ms']:.2g} ms for a single image" if "latency_ms" in costs else ""
         cards.append((rate, "Images per second", alone))
     if "seconds" in training:
-        cards.append((format_duration(training["seconds"]), "Training", _describe_epochs(training)))
+        count, best = training.get("epochs", "?"), training.get("best_epoch", "?")
+        kept = f"best {best}" if best else "none better than its start"
+        epochs = f"{count} epoch{'' if count == 1 else 's'}, {kept}" if count else "none"
+        cards.append((format_duration(training["seconds"]), "Training", epochs))
     if "parameters" in costs:
         adds = costs.get("multiply_adds")
         cards.append(
             (
                 format_count(costs["parameters"]),
                 "Parameters",
-                f"{format_magnitude(adds)} multiply-adds an image" if adds else "",
+                f"{format_magnitude(adds)} multiply-adds per image" if adds else "",
             )
         )
     return cards
 
 
-def _describe_epochs(training: Mapping[str, Any]) -> str:
-    """How long it was trained, and which epoch was kept."""
-    count, best = training.get("epochs", "?"), training.get("best_epoch", "?")
-    kept = f"best {best}" if best else "none better than its start"
-    return f"{count} epoch{'' if count == 1 else 's'}, {kept}" if count else "none"
-
-
 def _caveats(evidence: Evidence) -> list[str]:
-    """What an honest reader should know before believing the numbers."""
+    """What a reader should know before trusting the numbers."""
     measured, found = evidence.measured, []
     if not measured:
         return ["Nothing has been measured yet: run sightline evaluate on this run."]
     n = measured["n"]
     if measured.get("split", "test") != "test":
         found.append(
-            f"These are results on the {_headline_facts(evidence)['split']} images, which also chose the best epoch: "
-            "expect a little less on images that were never used."
+            f"These are results on the {_headline_facts(evidence)['split']} images, which also selected the best "
+            "epoch: expect a slightly lower accuracy on other images."
         )
     elif evidence.training.get("epochs"):
-        found.append("Validation images chose the epoch that is kept; the test images chose nothing.")
+        found.append("The best epoch was selected on validation images; the test images selected nothing.")
     if n < 1000:
-        found.append(f"Small test: {format_count(n)} images. Differences inside the intervals mean nothing.")
+        found.append(
+            f"Small test set: {format_count(n)} images. Differences within the intervals are not significant."
+        )
     trained = _headline_facts(evidence)["trained"]
     if trained and trained < 2000:
-        found.append(f"Small data: {format_count(trained)} training images. More images usually help most.")
+        found.append(f"Small training set: {format_count(trained)} images. More images usually help most.")
     found += [str(remark) for remark in measured.get("remarks") or ()]
     found.append(
-        "Training and test images come from the same collection; images from another place, camera "
-        "or time may be harder."
+        "Training and test images come from the same collection; images from another place, camera or time may be "
+        "harder."
     )
     found.append("One training run, one seed: another seed gives a slightly different classifier.")
     return found
 
 
 def _metric_rows(measured: Mapping[str, Any]) -> dict[str, Any]:
-    """Rows of the metrics table, with places (in percent) on an axis from ``low`` to 1."""
+    """Rows of the metrics table, with positions (in percent) on an axis from `low` to 1."""
     intervals = measured.get("intervals") or {}
     shown = [name for name in METRIC_LABELS if name in measured and name in intervals]
     lows = [intervals[name]["low"] for name in shown if not METRIC_LABELS[name].lower]
@@ -256,7 +260,7 @@ def _metric_rows(measured: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _class_rows(measured: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Rows of the per-class table; a class without images has no recall to show."""
+    """Rows of the per-class table; a class without images has no recall."""
     return [
         {
             "name": row["class"],
@@ -281,33 +285,33 @@ def _class_rows(measured: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def _cost_rows(costs: Mapping[str, Any], training: Mapping[str, Any]) -> list[tuple[str, str, str]]:
-    """Rows of the table of costs: (what, how much, under which circumstances)."""
+    """Rows of the efficiency table: (name, value, conditions)."""
     if "seconds_per_image" not in costs:
         return []
-    where = f"on {costs.get('device', '?')}, files already decoded"
+    where = f"on {costs.get('device', '?')}, images already decoded"
     rows = []
     for one in costs.get("latency") or ():
-        what = "One image alone" if one["batch_size"] == 1 else f"{one['batch_size']} images at once"
-        spread = f"median of {one['repetitions']}; 19 in 20 within {format_duration(one['p95_ms'] / 1000)}"
+        what = "Single image" if one["batch_size"] == 1 else f"{one['batch_size']} images per batch"
+        spread = f"median of {one['repetitions']}; 95 % within {format_duration(one['p95_ms'] / 1000)}"
         rows.append((what, format_duration(one["p50_ms"] / 1000), spread))
     per_image = format_duration(costs["seconds_per_image"])
-    rows.append(("Each of many", per_image, f"in batches of {costs.get('batch_size', '?')}, {where}"))
+    rows.append(("Per image, many images", per_image, f"in batches of {costs.get('batch_size', '?')}, {where}"))
     if (memory := costs.get("inference_memory_mb")) is not None:
-        whose = {"process": "growth of the process, the network not counted"}
+        whose = {"process": "growth of the process, without the network"}
         rows.append(
-            ("Memory to answer a batch", f"{memory:,.0f} MB", whose.get(costs["inference_memory_kind"], ""))
+            ("Memory to predict a batch", f"{memory:,.0f} MB", whose.get(costs["inference_memory_kind"], ""))
         )
     if "multiply_adds" in costs:
         what = "convolutions and linear layers"
-        rows.append(("Multiply-adds for one image", format_count(costs["multiply_adds"]), what))
+        rows.append(("Multiply-adds per image", format_count(costs["multiply_adds"]), what))
     rows.append(("Parameters", format_count(costs.get("parameters", "?")), ""))
     if memory := training.get("peak_memory_mb"):
-        rows.append(("Memory to train", f"{memory:,.0f} MB", "of the process at its peak"))
+        rows.append(("Memory to train", f"{memory:,.0f} MB", "peak of the process"))
     return rows
 
 
 def _count_table(counts: Mapping[str, Mapping[str, int]]) -> dict[str, Any] | None:
-    """Images by class (row) and split (column), with bars against the largest class."""
+    """Images by class (row) and split (column), with bars relative to the largest class."""
     if not counts:
         return None
     names = sorted({name for split in counts.values() for name in split})
@@ -321,7 +325,7 @@ def _count_table(counts: Mapping[str, Mapping[str, int]]) -> dict[str, Any] | No
 
 
 def _confusion_table(measured: Mapping[str, Any], report: Mapping[str, Any]) -> dict[str, Any] | None:
-    """A table of shaded cells that open their images, or a picture where there are too many classes to read."""
+    """A table of shaded cells that open their images, or a picture if there are many classes."""
     matrix, classes = measured.get("confusion"), measured.get("classes")
     if not matrix or not classes:
         return None
@@ -335,7 +339,7 @@ def _confusion_table(measured: Mapping[str, Any], report: Mapping[str, Any]) -> 
     rows = []
     for i, (name, counts) in enumerate(zip(classes, matrix, strict=True)):
         total = sum(counts) or 1
-        # the square root lifts rare confusions into sight
+        # the square root makes rare confusions visible
         cells = [
             (n, "right" if i == j else "wrong", sqrt(n / total), f"cell-{i}-{j}" if (i, j) in known else None)
             for j, n in enumerate(counts)
@@ -345,42 +349,8 @@ def _confusion_table(measured: Mapping[str, Any], report: Mapping[str, Any]) -> 
     return {"picture": None, "classes": classes, "rows": rows, "tilt": tilt, "cells": opened}
 
 
-def _count_errors(measured: Mapping[str, Any]) -> int:
-    matrix = measured.get("confusion") or []
-    return sum(sum(row) for row in matrix) - sum(row[i] for i, row in enumerate(matrix))
-
-
-def _mistake_gallery(report: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """The gallery."""
-    return with_embedded_images(report.get("mistakes"), "image")
-
-
-def _confusable_pairs(report: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Classes taken for each other; of each direction its mistakes, with examples."""
-    return [
-        {
-            "count": pair["count"],
-            "ways": [
-                {**way, "examples": with_embedded_images(way.get("examples"), "image")}
-                for way in pair["directions"]
-                if way["count"]
-            ],
-            "names": (pair["directions"][0]["label"], pair["directions"][0]["predicted"]),
-        }
-        for pair in report.get("confusable_pairs") or ()
-    ]
-
-
-def _reliability_picture(report: Mapping[str, Any]) -> str | None:
-    bins = report.get("reliability")
-    if not bins:
-        return None
-    picture = pictures.plot_reliability(bins["edges"], bins["counts"], bins["confidence"], bins["accuracy"])
-    return pictures.data_url(picture)
-
-
 def _setting_rows(values: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Settings as rows of text; lists on one line, absent ones left out."""
+    """Settings as rows of text; absent ones are left out."""
     return [
         (name, ", ".join(str(v) for v in value) if isinstance(value, list) else str(value))
         for name, value in values.items()

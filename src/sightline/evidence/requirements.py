@@ -1,4 +1,4 @@
-"""Whether a classifier is what was required of it: ``accuracy=0.98 ece=0.02`` against what was measured."""
+"""Requirements such as ``accuracy=0.98 ece=0.02``, checked against the measurements."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,27 +11,27 @@ from .formatting import METRIC_LABELS, format_metric
 
 @dataclass(frozen=True)
 class Verdict:
-    """One requirement and what became of it."""
+    """One requirement and whether it is met."""
 
     metric: str
     wanted: float
     lower: bool
-    """Whether it is better the lower it is."""
+    """Whether lower is better."""
     value: float | None
-    """None where it was not measured."""
+    """None if it was not measured."""
     low: float | None = None
     high: float | None = None
 
     @property
     def is_met(self) -> bool:
-        """Whether the measured value is good enough."""
+        """Whether the measured value meets the requirement."""
         if self.value is None:
             return False
         return self.value <= self.wanted if self.lower else self.value >= self.wanted
 
     @property
     def is_conclusive(self) -> bool:
-        """Whether the whole interval is on the value's side of what was wanted."""
+        """Whether the whole interval lies on one side of the required value."""
         if self.low is None or self.high is None:
             return True
         good = (self.high <= self.wanted, self.low > self.wanted)
@@ -39,50 +39,53 @@ class Verdict:
 
     @property
     def sentence(self) -> str:
-        """The verdict in words.
+        """The verdict as a sentence.
 
         >>> Verdict("accuracy", 0.98, False, 0.985, 0.978, 0.99).sentence
-        'accuracy is 0.9850, at least 0.98 wanted: met, but the interval (0.9780 to 0.9900) reaches across'
+        'accuracy is 0.9850, required at least 0.98: met, but the interval (0.9780 to 0.9900) includes 0.98'
         """
-        wish = f"{'at most' if self.lower else 'at least'} {self.wanted:g} wanted"
+        requirement = f"required {'at most' if self.lower else 'at least'} {self.wanted:g}"
         if self.value is None:
-            return f"{self.metric} was not measured, {wish}: missed"
-        said = f"{self.metric} is {format_metric(self.value)}, {wish}: {'met' if self.is_met else 'missed'}"
+            return f"{self.metric} was not measured, {requirement}: missed"
+        text = f"{self.metric} is {format_metric(self.value)}, {requirement}: {'met' if self.is_met else 'missed'}"
         if not self.is_conclusive and self.low is not None and self.high is not None:
-            said += f", but the interval ({format_metric(self.low)} to {format_metric(self.high)}) reaches across"
-        return said
+            interval = f"{format_metric(self.low)} to {format_metric(self.high)}"
+            text += f", but the interval ({interval}) includes {self.wanted:g}"
+        return text
 
     def as_json(self) -> dict[str, Any]:
-        """All of it, flat."""
+        """The verdict as JSON."""
         return {**vars(self), "met": self.is_met, "sure": self.is_conclusive, "sentence": self.sentence}
 
 
 def parse_requirements(words: Sequence[str], known: Mapping[str, bool] | None = None) -> dict[str, float]:
-    """``name=number`` words as wishes; raises RecipeError for another form, ChoiceError for an unknown metric."""
+    """Requirements from ``name=number`` words. Raises RecipeError or ChoiceError for bad ones."""
     names = REQUIRABLE_METRICS if known is None else known
-    wishes = {}
+    required = {}
     for word in words:
         name, equals, text = word.partition("=")
         try:
-            wished = float(text)
+            wanted = float(text)
         except ValueError:
-            wished = float("nan")
-        if not equals or wished != wished:  # noqa: PLR0124
-            raise RecipeError(f"'{word}' is no requirement: write a metric and a number, such as accuracy=0.98.")
+            wanted = float("nan")
+        if not equals or wanted != wanted:  # noqa: PLR0124
+            raise RecipeError(
+                f"'{word}' is not a requirement: write a metric and a number, such as accuracy=0.98."
+            )
         if name not in names:
             raise ChoiceError(f"There is no metric '{name}' to require. {suggest(name, names)}")
-        wishes[name] = wished
-    return wishes
+        required[name] = wanted
+    return required
 
 
 def check_requirements(
-    wishes: Mapping[str, float], measured: Mapping[str, Any], extras: Mapping[str, Any]
+    required: Mapping[str, float], measured: Mapping[str, Any], extras: Mapping[str, Any]
 ) -> list[Verdict]:
-    """Each wish against the evaluation and what other verbs found."""
+    """A verdict on each requirement, from the evaluation and the results of other verbs."""
     found = _measured_intervals(measured, extras)
     return [
-        Verdict(name, wished, REQUIRABLE_METRICS[name], *found.get(name, (None, None, None)))
-        for name, wished in wishes.items()
+        Verdict(name, wanted, REQUIRABLE_METRICS[name], *found.get(name, (None, None, None)))
+        for name, wanted in required.items()
     ]
 
 
@@ -90,7 +93,7 @@ MeasuredInterval = tuple[float | None, float | None, float | None]
 
 
 def _measured_intervals(measured: Mapping[str, Any], extras: Mapping[str, Any]) -> dict[str, MeasuredInterval]:
-    """(value, low, high) of everything that can be required and was measured."""
+    """(value, low, high) of each requirable metric that was measured."""
     bounds = measured.get("intervals") or {}
     found: dict[str, MeasuredInterval] = {
         name: (measured[name], (bounds.get(name) or {}).get("low"), (bounds.get(name) or {}).get("high"))
@@ -98,7 +101,7 @@ def _measured_intervals(measured: Mapping[str, Any], extras: Mapping[str, Any]) 
         if isinstance(measured.get(name), float | int)
     }
     attacks = list((extras.get("robustness") or {}).get("attacks", {}).values())
-    if attacks:  # of several attacks the strongest counts
+    if attacks:  # the strongest of several attacks counts
         last = min((one["points"][-1] for one in attacks), key=lambda point: point["accuracy"])
         bounds = last["intervals"]["accuracy"]
         found["robust_accuracy"] = (last["accuracy"], bounds["low"], bounds["high"])
@@ -125,4 +128,4 @@ REQUIRABLE_METRICS: Mapping[str, bool] = {
     "worst_group_accuracy": False,
     "latency_ms": True,
 }
-"""What can be required -> whether it is better the lower it is."""
+"""Metric that can be required -> whether lower is better."""

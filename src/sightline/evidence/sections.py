@@ -1,7 +1,7 @@
-"""What the other verbs found, as the page shows it: confidence, groups, attacks, corruptions, explanations, ..."""
+"""Sections of the page: confidence, groups, attacks, corruptions, explanations, label issues, ..."""
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from .charts import ChartLine, line_chart, round_up_axis_limit
@@ -11,7 +11,7 @@ Section = Mapping[str, Any]
 
 
 def build_sections(extras: Mapping[str, Any]) -> tuple[dict[str, Section], list[str]]:
-    """A section for each file that is there, by name, and the names of those that cannot be understood."""
+    """A section for each result, by name, and the names of results that cannot be understood."""
     shown, damaged = {}, []
     for name, build in SECTION_BUILDERS.items():
         if not extras.get(name):
@@ -24,7 +24,7 @@ def build_sections(extras: Mapping[str, Any]) -> tuple[dict[str, Section], list[
 
 
 def with_embedded_images(shown: Any, *keys: str) -> list[Mapping[str, Any]]:
-    """Those whose pictures are embedded PNG images: a page never loads anything."""
+    """The entries whose pictures are embedded PNG images: the page must not load anything."""
     return [one for one in shown or () if all(_PNG_DATA_URL.fullmatch(str(one.get(key))) for key in keys)]
 
 
@@ -38,16 +38,16 @@ def format_with_interval(value: Mapping[str, Any], digits: int = 1) -> str:
     )
 
 
-def _calibration_section(found: Mapping[str, Any]) -> Section:
-    """Risk over coverage, the threshold for "unknown", and conformal sets."""
+def calibration_section(found: Mapping[str, Any]) -> Section:
+    """Risk against coverage, the threshold for "unknown", and conformal sets."""
     curve, chosen = found["risk_coverage"], found.get("abstention")
     points = list(zip(curve["coverage"], curve["risk"], strict=True))
     top = round_up_axis_limit(max(0.002, *(risk for coverage, risk in points if coverage > 0.02)))
     picture = line_chart(
         [ChartLine("risk", points)],
-        x="share of the images answered",
-        y="of these, answered wrongly",
-        title="Share of wrong answers against the share of images answered, surest first",
+        x="coverage: share of the images answered",
+        y="risk: error rate among them",
+        title="Error rate against the share of images answered, most confident first",
         write_x=lambda v: format_percent(v, 0),
         top=top,
     )
@@ -68,7 +68,12 @@ def _calibration_section(found: Mapping[str, Any]) -> Section:
         "rows": [
             (format_percent(float(part), 0), format_percent(risk, 2)) for part, risk in found["risk_at"].items()
         ],
-        "chosen": chosen and _threshold_facts(chosen),
+        "chosen": chosen
+        and {
+            "value": f"{chosen['threshold']:.3f}",
+            "coverage": format_with_interval(chosen["test"]["coverage"]),
+            "risk": format_with_interval(chosen["test"]["risk"], 2),
+        },
         "kinds": kinds,
         "wanted": format_percent(1 - found["conformal"]["alpha"], 0),
         "remarks": found["conformal"]["remarks"],
@@ -78,50 +83,42 @@ def _calibration_section(found: Mapping[str, Any]) -> Section:
     }
 
 
-def _threshold_facts(chosen: Mapping[str, Any]) -> Mapping[str, str]:
-    tested = chosen["test"]
-    return {
-        "value": f"{chosen['threshold']:.3f}",
-        "coverage": format_with_interval(tested["coverage"]),
-        "risk": format_with_interval(tested["risk"], 2),
-    }
-
-
-def _groups_section(found: Mapping[str, Any]) -> Section:
-    """A table for each column."""
-    return {"columns": [_group_table(name, one) for name, one in found.items()]}
-
-
-def _group_table(name: str, one: Mapping[str, Any]) -> Section:
-    after = {row["group"]: row for row in (one.get("against") or {}).get("groups", ())}
-    rows = [
-        {
-            "group": row["group"],
-            "n": row["n"],
-            "small": row["small"],
-            "accuracy": row["accuracy"],
-            "interval": format_interval(row["intervals"]["accuracy"], format_percent),
-            "after": format_percent(after[row["group"]]["accuracy"]) if row["group"] in after else None,
-        }
-        for row in one["groups"]
-    ]
-    gaps = [
-        (title, format_with_interval(one[key]))
-        for key, title in (
-            ("gap", "Accuracy, best group less worst"),
-            ("demographic_parity", "Demographic parity difference, largest over classes"),
-            ("equalised_odds", "Equalised odds difference, largest over classes"),
+def groups_section(found: Mapping[str, Any]) -> Section:
+    """Accuracy by group and the gaps, for each column."""
+    columns = []
+    for name, one in found.items():
+        other = one.get("against") or {}
+        after = {row["group"]: format_percent(row["accuracy"]) for row in other.get("groups", ())}
+        rows = [
+            {
+                "group": row["group"],
+                "n": row["n"],
+                "small": row["small"],
+                "accuracy": row["accuracy"],
+                "interval": format_interval(row["intervals"]["accuracy"], format_percent),
+                "after": after.get(row["group"]),
+            }
+            for row in one["groups"]
+        ]
+        gaps = [
+            (title, format_with_interval(one[key]))
+            for key, title in (
+                ("gap", "Accuracy, best group minus worst"),
+                ("demographic_parity", "Demographic parity difference, largest over classes"),
+                ("equalised_odds", "Equalised odds difference, largest over classes"),
+            )
+            if one.get(key)
+        ]
+        columns.append(
+            {"name": name, "rows": rows, "gaps": gaps, "against": other.get("run"), "remarks": one["remarks"]}
         )
-        if one.get(key)
-    ]
-    beside = (one.get("against") or {}).get("run")
-    return {"name": name, "rows": rows, "gaps": gaps, "against": beside, "remarks": one["remarks"]}
+    return {"columns": columns}
 
 
 def format_radius(eps: float) -> str:
-    """A radius as people write it.
+    """A radius as users write it.
 
-    >>> pixels(8 / 255), pixels(0.3), pixels(0)
+    >>> format_radius(8 / 255), format_radius(0.3), format_radius(0)
     ('8/255', '0.3', '0')
     """
     levels = eps * 255
@@ -129,8 +126,8 @@ def format_radius(eps: float) -> str:
     return f"{round(levels)}/255" if whole else f"{eps:.3g}"
 
 
-def _robustness_section(found: Mapping[str, Any]) -> Section:
-    """The curves of attacks that share a norm in one picture, and a table of all."""
+def robustness_section(found: Mapping[str, Any]) -> Section:
+    """Accuracy curves of the attacks, one chart per norm, and a table."""
     attacks = list(found["attacks"].values())
     norms = list(dict.fromkeys(one["norm"] for one in attacks))
     pictures = []
@@ -147,17 +144,18 @@ def _robustness_section(found: Mapping[str, Any]) -> Section:
         longest = max(those, key=lambda one: one["points"][-1]["eps"])
         picture = line_chart(
             lines,
-            x=f"how far each image may be moved ({norm}, pixels from 0 to 1)",
-            y="still answered rightly",
-            title=f"Accuracy under attack against its radius, {norm}",
+            x=f"radius of the attack ({norm}, pixels from 0 to 1)",
+            y="accuracy",
+            title=f"Accuracy under attack against the radius, {norm}",
             write_x=format_radius,
             ticks=[p["eps"] for p in longest["points"]],
         )
         pictures.append((picture, [line.name for line in lines]))
+    remarks = [remark for one in attacks for remark in one.get("remarks", ())]
     return {
         "pictures": pictures,
         "rows": [_attack_row(one) for one in attacks],
-        "remarks": _attack_remarks(attacks),
+        "remarks": list(dict.fromkeys(one["text"] for one in remarks if one["level"] != "note")),
     }
 
 
@@ -176,14 +174,8 @@ def _attack_row(one: Mapping[str, Any]) -> Section:
     }
 
 
-def _attack_remarks(attacks: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Warnings of all attacks, each once."""
-    remarks = [remark for one in attacks for remark in one.get("remarks", ()) if remark["level"] != "note"]
-    return list(dict.fromkeys(remark["text"] for remark in remarks))
-
-
-def _corruptions_section(found: Mapping[str, Any]) -> Section:
-    """A shaded table: corruptions by severity."""
+def corruptions_section(found: Mapping[str, Any]) -> Section:
+    """A shaded table of accuracy by corruption and severity."""
     rows = [
         (name, [(one["value"], format_percent(one["value"], 0).removesuffix(" %")) for one in cells])
         for name, cells in found["corruptions"].items()
@@ -199,20 +191,20 @@ def _corruptions_section(found: Mapping[str, Any]) -> Section:
     }
 
 
-def _explanations_section(found: Mapping[str, Any]) -> Section:
-    """Images with their heat, wrong answers first, and how far the maps can be believed."""
+def explanations_section(found: Mapping[str, Any]) -> Section:
+    """Images with their saliency maps, errors first, and the faithfulness of the maps."""
     faithful = found.get("faithfulness")
     words = None
     if faithful:
         words = (
-            f"Hiding what the map calls important first leaves {format_metric(faithful['deletion_area'])} of the answer "
-            f"on average (the same map laid elsewhere: {format_metric(faithful['deletion_elsewhere'])}); showing it "
-            f"first gives {format_metric(faithful['insertion_area'])} (elsewhere: "
+            f"Deletion: hiding the important pixels first leaves {format_metric(faithful['deletion_area'])} of "
+            f"the prediction on average (with the map shifted: {format_metric(faithful['deletion_elsewhere'])}). "
+            f"Insertion: showing them first gives {format_metric(faithful['insertion_area'])} (shifted: "
             f"{format_metric(faithful['insertion_elsewhere'])})."
         )
         if faithful.get("similarity_shuffled") is not None:
             alike = faithful["similarity_shuffled"]
-            words += f" With the weights shuffled, the map's rank correlation with itself is {alike:.2f}."
+            words += f" After shuffling the weights, the rank correlation with the original map is {alike:.2f}."
     return {
         "by": found["by"],
         "images": [
@@ -231,8 +223,8 @@ def _explanations_section(found: Mapping[str, Any]) -> Section:
     }
 
 
-def _label_issues_section(found: Mapping[str, Any]) -> Section:
-    """The most suspect labels."""
+def label_issues_section(found: Mapping[str, Any]) -> Section:
+    """The labels that look most wrong."""
     return {
         "sentence": found["sentence"],
         "rows": [
@@ -249,8 +241,8 @@ def _label_issues_section(found: Mapping[str, Any]) -> Section:
     }
 
 
-def _comparison_section(found: Mapping[str, Any]) -> Section:
-    """Entrants, ranked."""
+def comparison_section(found: Mapping[str, Any]) -> Section:
+    """The ranking of candidates."""
     return {
         "n": found["n"],
         "rows": [
@@ -271,8 +263,8 @@ def _comparison_section(found: Mapping[str, Any]) -> Section:
     }
 
 
-def _compression_section(found: Mapping[str, Any]) -> Section:
-    """The small classifier beside what it was made of."""
+def compression_section(found: Mapping[str, Any]) -> Section:
+    """The small classifier compared with the original."""
     return {
         "parent": found["parent"],
         "by": ", then ".join(found["by"]),
@@ -283,7 +275,7 @@ def _compression_section(found: Mapping[str, Any]) -> Section:
 
 
 def compression_rows(found: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
-    """What a compression measured, as rows: what it is, of the original, of the small one, how they compare."""
+    """Rows of a compression: (measure, original, small, ratio or difference)."""
     sides = found["original"], found["small"]
     rows = [
         (title, write(before), write(after), f"{after / before:.2f}x")
@@ -295,12 +287,12 @@ def compression_rows(found: Mapping[str, Any]) -> list[tuple[str, str, str, str]
         times = [f"{one['p50_ms']:.2f} ms, p95 {one['p95_ms']:.2f}" for one in (before, after)]
         ratio = found["latency_ratio"][str(size)]
         change = f"{ratio['value']:.2f}x ({ratio['low']:.2f} - {ratio['high']:.2f})"
-        rows.append(("One image" if size == 1 else f"{size} images at once", times[0], times[1], change))
+        rows.append(("Single image" if size == 1 else f"{size} images per batch", times[0], times[1], change))
     first, second = (format_with_interval(one["intervals"]["accuracy"], 2) for one in sides)
     points = {edge: f"{found['accuracy_difference'][edge] * 100:+.2f}" for edge in ("value", "low", "high")}
     rows.append(("Accuracy", first, second, f"{points['value']} ({points['low']} to {points['high']})"))
     rows.append(("McNemar's p", "", "", f"{found['mcnemar_p']:.2g}"))
-    rows.append(("Answers alike", "", "", format_with_interval(found["agreement"], 2)))
+    rows.append(("Agreement of predictions", "", "", format_with_interval(found["agreement"], 2)))
     return rows
 
 
@@ -308,27 +300,27 @@ COMPRESSION_COSTS: Mapping[str, tuple[str, Callable[[Any], str]]] = {
     "file_mb": ("Exported file", lambda value: f"{value:.3f} MB"),
     "bundle_mb": ("Bundle", lambda value: f"{value:.3f} MB"),
     "parameters": ("Parameters", format_count),
-    "nonzero": ("Not zero", format_count),
-    "multiply_adds": ("Multiply-adds an image", format_count),
+    "nonzero": ("Nonzero parameters", format_count),
+    "multiply_adds": ("Multiply-adds per image", format_count),
 }
-"""What a classifier costs, as it is written."""
+"""Cost of a classifier -> its title, and how it is written."""
 
 
 SECTION_BUILDERS: Mapping[str, Callable[[Mapping[str, Any]], Section]] = {
-    "calibration": _calibration_section,
-    "groups": _groups_section,
-    "robustness": _robustness_section,
-    "corruptions": _corruptions_section,
-    "explanations": _explanations_section,
-    "suspects": _label_issues_section,
-    "comparison": _comparison_section,
-    "compression": _compression_section,
+    "calibration": calibration_section,
+    "groups": groups_section,
+    "robustness": robustness_section,
+    "corruptions": corruptions_section,
+    "explanations": explanations_section,
+    "suspects": label_issues_section,
+    "comparison": comparison_section,
+    "compression": compression_section,
 }
-"""Name -> what the page shows of it."""
+"""Result -> the function that builds its section."""
 
 
 def missing_sections(extras: Mapping[str, Any]) -> list[str]:
-    """How to make what the page could show and does not."""
+    """What the page could show but was not measured, with the command that measures it."""
     return [f"{what} ({how})" for name, (what, how) in SECTION_COMMANDS.items() if not extras.get(name)]
 
 
@@ -340,4 +332,4 @@ SECTION_COMMANDS = {
     "groups": ("groups", "sightline evaluate RUN --group COLUMN"),
     "comparison": ("baselines", "sightline compare DATA, then sightline report RUN --compare-with FOLDER"),
 }
-"""What the page can show besides -> what makes it."""
+"""Result -> its title, and the command that measures it."""

@@ -1,7 +1,7 @@
-"""Many recipes, one winner.
+"""Search for the best recipe.
 
 >>> from sightline.tuning import NumericRange
->>> NumericRange(1e-4, 1e-1).log, NumericRange(1, 3).grid()
+>>> NumericRange(1e-4, 1e-1).log, NumericRange(1, 3).grid_values()
 (True, (1, 2, 3))
 """
 
@@ -18,7 +18,7 @@ __all__ = ["SEARCHES", "SPACES", "Categorical", "NumericRange", "TuningResult", 
 
 
 def __getattr__(name: str) -> Any:
-    """Load the rest when it is first asked for: the command line names searches without torch."""
+    """Import the rest when it is first used: the command line lists search methods without torch."""
     if name not in ("TuningResult", "format_values", "tune"):
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from . import study, trial

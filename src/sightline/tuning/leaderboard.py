@@ -195,7 +195,7 @@ def _draw_trials(panel: "Axes", rows: Sequence[Mapping[str, Any]], places: Seque
 
 
 def _scale_axis(panel: "Axes", each: Dimension) -> None:
-    """Ticks of the searched dimension: names, whole numbers, or few enough numbers on a log axis to be readable."""
+    """Ticks of the searched dimension: names, whole numbers, or a few numbers on a log axis."""
     from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
     if isinstance(each, Categorical):

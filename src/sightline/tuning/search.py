@@ -77,7 +77,7 @@ class GridSearch(RandomSearch):
 
 @dataclass(frozen=True)
 class TPESearch(_Sampling):
-    """Tree-structured Parzen estimator (Bergstra et al. 2011): samples where good trials are dense, bad ones not."""
+    """Tree-structured Parzen estimator (Bergstra et al. 2011): samples where good trials are dense."""
 
     startup: int = 10
     """Random trials before the model is used."""

@@ -1,4 +1,4 @@
-"""What is searched: fields of a recipe, each with a range of numbers or a choice of values."""
+"""The search space: fields of a recipe, each with a range of numbers or a choice of values."""
 
 import ast
 import dataclasses
@@ -21,29 +21,29 @@ if typing.TYPE_CHECKING:
     from optuna.trial import Trial
 
 LOG_SCALE_RATIO = 10
-"""A range whose ends differ by this factor or more is searched in logarithms, unless ``lin`` is said."""
+"""Ratio of the ends from which a range is searched on a log scale by default."""
 
 GRID_POINTS = 5
-"""Values a grid takes from a range that does not say how many."""
+"""Default number of points that a grid takes of a range."""
 
 ZOOM_FACTOR = 0.5
-"""Share of its width that a range keeps when it is narrowed."""
+"""Width of a zoomed range as a share of the range before."""
 
 UNSEARCHABLE_FIELDS = dict.fromkeys(
-    ("data", "limit", "val", "test", "group", "seed", "split_seed"),
-    "it decides on which images the trials are judged",
+    ("data", "limit", "val_fraction", "test_fraction", "group", "seed", "split_seed"),
+    "it decides on which images trials are judged",
 ) | {
     "budget": "it is the time of the whole search",
     "devices": "a trial runs in one process; --workers runs several trials at once",
 }
-"""Fields that cannot be searched, and why."""
+"""Field that cannot be searched -> the reason."""
 
 
 @dataclass(frozen=True)
 class NumericRange:
-    """Numbers from ``low`` to ``high``, both included; whole ones where both ends are whole.
+    """Numbers from `low` to `high`, both included; whole numbers if both ends are whole.
 
-    ``log`` None searches logarithms where high / low is 10 or more. ``points`` is how many values a grid takes.
+    `log` None uses a log scale if high / low is 10 or more. `points` is the number of values that a grid takes.
     """
 
     low: float
@@ -70,28 +70,28 @@ class NumericRange:
 
     @property
     def is_integer(self) -> bool:
-        """Whether only whole numbers are meant."""
+        """Whether the range has only whole numbers."""
         return isinstance(self.low, int) and isinstance(self.high, int)
 
     @property
     def boundary_values(self) -> tuple[Any, ...]:
-        """Values that tell whether the range is possible."""
+        """The ends, which must be valid for the range to be valid."""
         return self.low, self.high
 
     def grid_values(self) -> tuple[Any, ...]:
-        """The values a grid takes: evenly spaced on the searched scale, both ends included."""
+        """Values of a grid: evenly spaced on the scale of the search, both ends included."""
         count = self.points or GRID_POINTS
         if self.is_integer and self.points is None and self.high - self.low < GRID_POINTS:
             low, high = self.boundary_values
             return tuple(range(low, high + 1))
         low, high = self._scaled(self.low), self._scaled(self.high)
         inner = (self._unscaled(low + (high - low) * i / (count - 1)) for i in range(1, count - 1))
-        # A grid's 0.01 is 0.01, whatever the logarithm made of it.
+        # Round off what logarithms add: 0.01 stays 0.01.
         tidy = (round(value) if self.is_integer else float(f"{value:.9g}") for value in inner)
         return tuple(sorted({self.low, *tidy, self.high}))
 
     def narrow_around(self, best: float) -> "NumericRange":
-        """Half as wide on the searched scale, round ``best``, within the old ends; whole ones round outwards."""
+        """The range half as wide around `best`, on the scale of the search, within its ends."""
         low, high, middle = self._scaled(self.low), self._scaled(self.high), self._scaled(best)
         reach = (high - low) * ZOOM_FACTOR / 2
         below, above = self._unscaled(middle - reach), self._unscaled(middle + reach)
@@ -108,14 +108,14 @@ class NumericRange:
         return math.exp(place) if self.log else place
 
     def distribution(self) -> "BaseDistribution":
-        """The same for Optuna."""
+        """The Optuna distribution."""
         from optuna.distributions import FloatDistribution, IntDistribution
 
         kind = IntDistribution if self.is_integer else FloatDistribution
         return kind(*self.boundary_values, log=bool(self.log))
 
     def suggest(self, trial: "Trial", name: str) -> Any:
-        """The trial's value, sampled where it has none yet."""
+        """The value of the trial; sampled if it has none yet."""
         ask = trial.suggest_int if self.is_integer else trial.suggest_float
         return ask(name, *self.boundary_values, log=bool(self.log))
 
@@ -145,18 +145,18 @@ class Categorical:
         return self.values
 
     def narrow_around(self, best: Any) -> "Categorical":
-        """The same: there is nothing between values."""
+        """The same choice: there is nothing between values."""
         del best
         return self
 
     def distribution(self) -> "BaseDistribution":
-        """The same for Optuna."""
+        """The Optuna distribution."""
         from optuna.distributions import CategoricalDistribution
 
         return CategoricalDistribution(self.values)
 
     def suggest(self, trial: "Trial", name: str) -> Any:
-        """The trial's value, sampled where it has none yet."""
+        """The value of the trial; sampled if it has none yet."""
         return trial.suggest_categorical(name, self.values)
 
 
@@ -166,67 +166,85 @@ SpaceSpec = Mapping[str, Dimension | str] | Iterable[str]
 
 @dataclass(frozen=True)
 class SearchSpace:
-    """Named ranges; a name is a field of the recipe, or ``field.argument`` for an argument of the word in it."""
+    """Dimensions by name: a field of the recipe, or ``field.argument`` for an argument of its word."""
 
     ranges: Mapping[str, Dimension]
 
     def apply_to(self, base: Recipe, values: Mapping[str, Any]) -> Recipe:
-        """The base recipe with these values in their places. Raises RecipeError where one is impossible."""
+        """The base recipe with these values. Raises RecipeError if one is invalid."""
         recipe = base.replace(**{name: value for name, value in values.items() if "." not in name})
         for name, value in values.items():
             field, _, argument = name.partition(".")
             if argument:
-                recipe = recipe.replace(**{field: _set_argument(vars(recipe)[field], argument, value)})
+                words = vars(recipe)[field].split(":")
+                kept = [word for word in words if word.partition("=")[0].strip() != argument]
+                recipe = recipe.replace(**{field: ":".join([*kept, f"{argument}={value}"])})
         return recipe
 
     def narrow_around(self, best: Mapping[str, Any]) -> "SearchSpace":
-        """Every range narrowed round the best values."""
+        """Every range narrowed around the best values."""
         return SearchSpace({name: each.narrow_around(best[name]) for name, each in self.ranges.items()})
 
     def grid_points(self) -> list[dict[str, Any]]:
-        """Every combination of the ranges' grids."""
+        """Every combination of the grid values."""
         grids = (each.grid_values() for each in self.ranges.values())
         return [dict(zip(self.ranges, point, strict=True)) for point in itertools.product(*grids)]
 
     def costly_point(self) -> dict[str, Any]:
-        """One point that is dear rather than cheap: the middle choices, the upper ends."""
+        """A point that costs more than the average: the middle choices, the upper ends."""
         return {name: each.boundary_values[len(each.boundary_values) // 2] for name, each in self.ranges.items()}
 
     def to_words(self) -> dict[str, str]:
-        """The ranges as ``read`` takes them."""
+        """The ranges as words for `parse_space`."""
         return {name: str(each) for name, each in self.ranges.items()}
 
 
-def parse_space(over: SpaceSpec, base: Recipe) -> SearchSpace:
-    """The space that words such as ``lr=1e-4..1e-1`` or ranges by name describe, checked against the recipe.
+def parse_space(words: SpaceSpec, base: Recipe) -> SearchSpace:
+    """The search space of words such as ``lr=1e-4..1e-1``, or of ranges by field, checked against the recipe.
 
-    Raises RecipeError for a field nobody knows or that cannot be searched, a range that is empty, reversed or not
-    of the field's type, and a name or value that the recipe or the network refuses.
+    Raises RecipeError for a field that does not exist or cannot be searched, for a range that is empty, reversed
+    or of another type than the field, and for a value that the recipe or the network refuses.
     """
-    pairs = over.items() if isinstance(over, Mapping) else [_split_pair(word) for word in over]
+    from ..training import validate_recipe
+
+    pairs = words.items() if isinstance(words, Mapping) else [_split_pair(word) for word in words]
+    known = [f.name for f in dataclasses.fields(Recipe)]
     ranges: dict[str, Dimension] = {}
-    for given, said in pairs:
+    for given, text in pairs:
         field, dot, argument = given.replace("-", "_").partition(".")
-        name = RENAMED_FIELDS.get(field, field) + dot + argument
-        _check_field(name)
+        field = RENAMED_FIELDS.get(field, field)
+        name = field + dot + argument
+        if field not in known:
+            searchable = [each for each in known if each not in UNSEARCHABLE_FIELDS]
+            raise RecipeError(f"A recipe has no field '{field}' to search. {suggest(field, searchable)}")
+        if field in UNSEARCHABLE_FIELDS:
+            raise RecipeError(f"'{field}' cannot be searched: {UNSEARCHABLE_FIELDS[field]}.")
+        if dot and (str not in _field_types(field) or not argument):
+            raise RecipeError(f"'{name}' cannot be searched: {field} takes no arguments. Write {field}=...")
         if name in ranges:
             raise RecipeError(f"'{name}' is searched twice: give one range for it.")
         try:
-            if not isinstance(said, str | NumericRange | Categorical):
-                raise ValueError(f"it is {said!r}, not a range")
-            found = _parse_dimension(name, said) if isinstance(said, str) else said
+            if not isinstance(text, str | NumericRange | Categorical):
+                raise ValueError(f"it is {text!r}, not a range")
+            found = _parse_dimension(name, text) if isinstance(text, str) else text
             ranges[name] = _as_floats(name, found)
         except ValueError as error:
             raise RecipeError(f"The range of {name} cannot be used: {error}. {_SPACE_EXAMPLE}") from error
     if not ranges:
         raise RecipeError(f"Name what to search. {_SPACE_EXAMPLE}")
     space = SearchSpace(ranges)
-    _check_values(space, base)
+    validate_recipe(base)
+    for name, each in ranges.items():  # each end and value alone, so that the recipe's own message names it
+        field, _, argument = name.partition(".")
+        if argument and vars(base)[field] is None:
+            raise RecipeError(f"'{argument}' is an argument of a {field}: name it with --{field}.")
+        for value in each.boundary_values:
+            validate_recipe(space.apply_to(base, {name: value}))
     return space
 
 
 def space_from_words(words: Mapping[str, str]) -> SearchSpace:
-    """The space that ``Space.words`` wrote down."""
+    """The space that `SearchSpace.to_words` wrote."""
     return SearchSpace({name: _as_floats(name, _parse_dimension(name, word)) for name, word in words.items()})
 
 
@@ -238,74 +256,54 @@ _SPACE_EXAMPLE = (
 def _split_pair(word: str) -> tuple[str, str]:
     name, equals, said = word.partition("=")
     if not equals:
-        raise RecipeError(f"'{word}' does not say what to search. {_SPACE_EXAMPLE}")
+        raise RecipeError(f"'{word}' is not a search range. {_SPACE_EXAMPLE}")
     return name.strip().replace("-", "_"), said
 
 
-def _check_field(name: str) -> None:
-    known = {f.name: f for f in dataclasses.fields(Recipe)}
-    field, dot, argument = name.partition(".")
-    if field not in known:
-        able = [each for each in known if each not in UNSEARCHABLE_FIELDS]
-        raise RecipeError(f"A recipe has no field '{field}' to search. {suggest(field, able)}")
-    if field in UNSEARCHABLE_FIELDS:
-        raise RecipeError(f"'{field}' cannot be searched: {UNSEARCHABLE_FIELDS[field]}.")
-    if dot and (str not in _field_types(field) or not argument):
-        raise RecipeError(f"'{name}' cannot be searched: {field} takes no arguments. Write {field}=...")
-
-
 def _field_types(field: str) -> tuple[Any, ...]:
-    """The types a field may have; the values of a Literal stand for themselves."""
+    """The types of a field; the values of a Literal stand for themselves."""
     (kind,) = (f.type for f in dataclasses.fields(Recipe) if f.name == field)
-    parts = typing.get_args(kind) if isinstance(kind, types.UnionType) or _is_union(kind) else (kind,)
+    parts = (
+        typing.get_args(kind)
+        if isinstance(kind, types.UnionType) or typing.get_origin(kind) is typing.Union
+        else (kind,)
+    )
     found: list[Any] = []
     for part in parts:
         found += typing.get_args(part) if typing.get_origin(part) is typing.Literal else [part]
     return tuple(found)
 
 
-def _is_union(kind: Any) -> bool:
-    return typing.get_origin(kind) is typing.Union  # what Literal | None makes
-
-
 def _parse_dimension(name: str, text: str) -> Dimension:
-    """``low..high``, with ``:log``, ``:lin`` or ``:points`` after it, or values between commas."""
+    """``low..high``, optionally with ``:log``, ``:lin`` or ``:points``, or values separated by commas."""
     ends, *options = text.strip().split(":")
     low, dots, high = ends.partition("..")
     if dots and _is_number(low) and _is_number(high):
-        return _parse_range(low, high, options)
+        log: bool | None = None
+        points: int | None = None
+        for option in options:
+            if option in ("log", "lin"):
+                log = option == "log"
+            elif option.isdigit():
+                points = int(option)
+            else:
+                raise ValueError(f"after a range comes log, lin or a number of points, not '{option}'")
+        return NumericRange(ast.literal_eval(low.strip()), ast.literal_eval(high.strip()), log, points)
     plain = "." not in name and (str in _field_types(name) or tuple[str, ...] in _field_types(name))
     if dots and not plain:
         raise ValueError(f"the ends of a range are numbers, not '{low}' and '{high}'")
-    return Categorical(
-        tuple(part.strip() if plain else _parse_literal(part) for part in _split_choices(text) if part.strip())
-    )
-
-
-def _parse_range(low: str, high: str, options: list[str]) -> NumericRange:
-    log: bool | None = None
-    points: int | None = None
-    for option in options:
-        if option in ("log", "lin"):
-            log = option == "log"
-        elif option.isdigit():
-            points = int(option)
-        else:
-            raise ValueError(f"after a range comes log, lin or a number of points, not '{option}'")
-    return NumericRange(ast.literal_eval(low.strip()), ast.literal_eval(high.strip()), log, points)
+    choices = re.split(
+        r",(?![^(\[]*[)\]])", text
+    )  # commas in brackets do not separate: mlp:hidden=(64,32)
+    return Categorical(tuple(one.strip() if plain else _parse_literal(one) for one in choices if one.strip()))
 
 
 def _is_number(text: str) -> bool:
     return bool(re.fullmatch(r"\s*[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?\s*", text))
 
 
-def _split_choices(text: str) -> list[str]:
-    """The parts between commas, but not those inside brackets: ``mlp:hidden=(256,128),lenet5`` has two."""
-    return re.split(r",(?![^(\[]*[)\]])", text)
-
-
 def _parse_literal(text: str) -> Any:
-    """A number or truth value where the text is one, else the text."""
+    """The text as a number or truth value if it is one."""
     text = text.strip()
     if text.lower() in ("true", "false"):
         return text.lower() == "true"
@@ -313,7 +311,7 @@ def _parse_literal(text: str) -> Any:
 
 
 def _as_floats(name: str, found: Dimension) -> Dimension:
-    """A field of real numbers is searched in real numbers, though its ends were written as whole ones."""
+    """The dimension with floats if the field takes floats, though the ends were written as whole numbers."""
     if "." in name or float not in _field_types(name):
         return found
     if isinstance(found, NumericRange):
@@ -321,40 +319,17 @@ def _as_floats(name: str, found: Dimension) -> Dimension:
     return Categorical(tuple(float(v) if is_int(v) else v for v in found.values))
 
 
-def _check_values(space: SearchSpace, base: Recipe) -> None:
-    """Every end and value is one the recipe takes, each alone: the recipe itself says what is wrong."""
-    from ..training import validate_recipe
-
-    validate_recipe(base)
-    for name, each in space.ranges.items():
-        field, _, argument = name.partition(".")
-        if argument and vars(base)[field] is None:
-            raise RecipeError(f"Say whose argument '{argument}' is: add --{field} NAME.")
-        for value in each.boundary_values:
-            validate_recipe(space.apply_to(base, {name: value}))
-
-
-def _set_argument(word: str, argument: str, value: Any) -> str:
-    """The word with one argument set.
-
-    >>> _with("enhanced:dropout=0.3:residual=False", "dropout", 0.1)
-    'enhanced:residual=False:dropout=0.1'
-    """
-    parts = [part for part in word.split(":") if part.partition("=")[0].strip() != argument]
-    return ":".join([*parts, f"{argument}={value}"])
-
-
 @dataclass(frozen=True)
 class TuningPreset:
-    """A recipe to start from, what to search, and how."""
+    """A recipe to start from, a search space and a method."""
 
     recipe: Recipe
-    over: Mapping[str, str]
+    space: Mapping[str, str]
     by: str
 
     def override(self, words: Iterable[str]) -> dict[str, str]:
-        """Its ranges, those of the words in the place of its own."""
-        return {**self.over, **dict(_split_pair(word) for word in words)}
+        """Its ranges, with those of the words in place of its own."""
+        return {**self.space, **dict(_split_pair(word) for word in words)}
 
 
 SPACES: Mapping[str, TuningPreset] = {
@@ -370,4 +345,4 @@ SPACES: Mapping[str, TuningPreset] = {
         "grid",
     )
 }
-"""Name -> a space; table3 is Table III of source papers 003 and 004, all 243 combinations, with their Adam."""
+"""Name -> search space; table3 is Table III of source papers 003 and 004: 243 combinations, with Adam."""

@@ -92,8 +92,8 @@ def tune(
 ) -> TuningResult:
     """Search a space of recipes for the best validation accuracy, and train the winner as a run.
 
-    `space` gives the ranges around the recipe `base`: words such as "lr=1e-4..1e-1", or ranges by field. `by` is the
-    search method; `trials` the number of each round (20; of a grid, all points); `zoom_rounds` the number of
+    `space` gives the ranges around the recipe `base`: words such as "lr=1e-4..1e-1", or ranges by field. `by` is
+    the search method; `trials` the number of each round (20; of a grid, all points); `zoom_rounds` the number of
     further, narrower rounds. No trial begins that would probably end after the `budget` ("2h"). The same call
     continues an interrupted study; several processes may share one. Raises RecipeError, ChoiceError or OutputError
     for bad arguments, TrainingError if no trial could be trained, Interrupted when stopped.
@@ -201,7 +201,7 @@ def _join_study(
 
 
 def _changed_fields(base: Recipe) -> dict[str, Any]:
-    """Fields that differ from a default recipe, as JSON; without the images (known by fingerprint) and the budget."""
+    """Fields that differ from the defaults, as JSON, without the images (known by fingerprint) and the budget."""
     default = vars(Recipe())
     changed = {name: value for name, value in vars(base).items() if value != default[name]}
     return json.loads(json.dumps({name: v for name, v in changed.items() if name not in ("data", "budget")}))
@@ -290,8 +290,8 @@ def _finish_study(config: StudyConfig, store: StudyStore, took: float) -> Tuning
     winner = None
     if running := states.count("running"):
         progress.notify(
-            f"Other processes still train {running} {'trial' if running == 1 else 'trials'}; the last to end trains "
-            "the winner."
+            f"Other processes still train {running} {'trial' if running == 1 else 'trials'}; the last to end "
+            "trains the winner."
         )
     else:
         winner = _train_winner(config, recipe)

@@ -55,7 +55,7 @@ class StudyConfig:
     name: str
     """Name of the study in the database."""
     base: Recipe
-    """Recipe that every trial starts from. Size, epochs and execution mode are the same for all unless searched."""
+    """Recipe that every trial starts from; size, epochs and execution mode are the same unless searched."""
     space: SearchSpace
     search: SearchMethod
     trials: int
