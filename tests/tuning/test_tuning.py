@@ -101,7 +101,7 @@ def test_words_become_ranges_of_the_fields_type():
     assert space.ranges["batch_size"] == NumericRange(16, 64, log=False)
     assert space.ranges["weight_decay"] == NumericRange(0.0, 1.0, log=False)
     assert space.ranges["momentum"] == Categorical((0.0, 0.9))
-    assert space.ranges["mirrored"] == Categorical((True, False))
+    assert space.ranges["flip_tta"] == Categorical((True, False))
     assert space.ranges["model.dropout"] == NumericRange(0, 0.5)
     assert space.ranges["loss"] == Categorical(("cross-entropy", "focal:gamma=2"))
     assert space.ranges["augment"] == Categorical(("none", "shift:1 rotate:5"))
@@ -143,7 +143,7 @@ BAD = {
     "optimizer=sgd,adma": "Did you mean 'adam'",
     "learning_rate=0.1..1": "no field 'learning_rate' to search",
     "batchsize=1..2": "Did you mean 'batch_size'",
-    "val=0.1..0.3": "'val' cannot be searched: it decides on which images",
+    "val=0.1..0.3": "'val_fraction' cannot be searched: it decides on which images",
     "seed=1,2": "'seed' cannot be searched",
     "budget=1m,2m": "'budget' cannot be searched: it is the time",
     "lr.low=1..2": "takes no arguments",
@@ -538,6 +538,33 @@ def test_a_study_of_an_earlier_version_is_continued(tmp_path):
     ]
 
 
+def test_renamed_fields_of_an_old_study_are_understood(tmp_path):
+    """Its plan, its rounds and the values of its trials; a trial that waits keeps its values."""
+    space = parse_space(["ema_decay=0.9,0.99"], BASE)
+    config = config_of(tmp_path, "grid", space, trials=1000)
+    store = open_store(config)
+    store.save_plan(
+        {"space": {"ema": "0.9,0.99"}, "by": "Grid", "recipe": {}, "data": "x", "settled": {"replicas": 1}}
+    )
+    assert store.plan()["space"] == {"ema_decay": "0.9,0.99"}
+    assert store.plan()["settled"] == {"cpu_replicas": 1}
+    points = study_store.remaining_points(config.search, space, BASE.seed, [])
+    kinds = {"ema": space.ranges["ema_decay"].distribution()}
+    done = optuna.trial.create_trial(
+        value=0.5,
+        params={"ema": points[0]["ema_decay"]},
+        distributions=kinds,
+        user_attrs={"facts": {"val_loss": 1}},
+    )
+    store.study.add_trial(done)
+    tried = []
+    while store.has_next(config):
+        store.run_next(config, lambda trial, _: tried.append(dict(trial.params)) or 0.1)
+    assert tried == points[1:]
+    rows = leaderboard_rows(store.trials(), store.rounds(space))
+    assert [row["ema_decay"] for row in rows] == [points[0]["ema_decay"], points[1]["ema_decay"]]
+
+
 def test_the_search_of_an_earlier_version_is_understood():
     for old, new in {
         "Grid": "grid",
@@ -695,7 +722,7 @@ def test_importance_finds_the_field_that_matters():
         for _ in range(40)
     ]
     for row in rows:
-        row["val_accuracy"] = 0.9 - 0.1 * (math.log10(row["lr"]) + 2) ** 2 + 0.02 * row["clip"]
+        row["val_accuracy"] = 0.9 - 0.1 * (math.log10(row["lr"]) + 2) ** 2 + 0.02 * row["clip_grad"]
     found = field_importance(rows, space)
     assert next(iter(found)) == "lr"
     assert found["lr"] > 0.8

@@ -179,10 +179,9 @@ def rename_old_flags(words: Sequence[str]) -> list[str]:
     verb = next((word for word in words if not word.startswith("-")), "")
     names = dict(OLD_FLAGS.get(verb, {}))
     if verb in ("train", "tune", "compare"):
-        from .. import training
+        from ..training import RENAMED_FIELDS
 
-        renamed = getattr(training.recipe, "RENAMED_FIELDS", {})
-        names |= {old.replace("_", "-"): new.replace("_", "-") for old, new in renamed.items()}
+        names |= {old.replace("_", "-"): new.replace("_", "-") for old, new in RENAMED_FIELDS.items()}
     current = []
     for word in words:
         flag, equals, value = word.partition("=")

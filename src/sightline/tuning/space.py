@@ -211,9 +211,8 @@ def parse_space(words: SpaceSpec, base: Recipe) -> SearchSpace:
     known = [f.name for f in dataclasses.fields(Recipe)]
     ranges: dict[str, Dimension] = {}
     for given, text in pairs:
-        field, dot, argument = given.replace("-", "_").partition(".")
-        field = RENAMED_FIELDS.get(field, field)
-        name = field + dot + argument
+        name = current_name(given.replace("-", "_"))
+        field, dot, argument = name.partition(".")
         if field not in known:
             searchable = [each for each in known if each not in UNSEARCHABLE_FIELDS]
             raise RecipeError(f"A recipe has no field '{field}' to search. {suggest(field, searchable)}")
@@ -245,7 +244,18 @@ def parse_space(words: SpaceSpec, base: Recipe) -> SearchSpace:
 
 def space_from_words(words: Mapping[str, str]) -> SearchSpace:
     """The space that `SearchSpace.to_words` wrote."""
-    return SearchSpace({name: _as_floats(name, _parse_dimension(name, word)) for name, word in words.items()})
+    named = {current_name(name): word for name, word in words.items()}
+    return SearchSpace({name: _as_floats(name, _parse_dimension(name, word)) for name, word in named.items()})
+
+
+def current_name(name: str) -> str:
+    """The name of a dimension whose field earlier releases called otherwise.
+
+    >>> current_name("ema"), current_name("model.dropout")
+    ('ema_decay', 'model.dropout')
+    """
+    field, dot, argument = name.partition(".")
+    return RENAMED_FIELDS.get(field, field) + dot + argument
 
 
 _SPACE_EXAMPLE = (
@@ -292,9 +302,7 @@ def _parse_dimension(name: str, text: str) -> Dimension:
     plain = "." not in name and (str in _field_types(name) or tuple[str, ...] in _field_types(name))
     if dots and not plain:
         raise ValueError(f"the ends of a range are numbers, not '{low}' and '{high}'")
-    choices = re.split(
-        r",(?![^(\[]*[)\]])", text
-    )  # commas in brackets do not separate: mlp:hidden=(64,32)
+    choices = re.split(r",(?![^(\[]*[)\]])", text)  # commas in brackets do not separate: mlp:hidden=(64,32)
     return Categorical(tuple(one.strip() if plain else _parse_literal(one) for one in choices if one.strip()))
 
 

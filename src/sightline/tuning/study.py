@@ -183,7 +183,8 @@ def _join_study(
     }
     with FileLock(config.folder / "workers" / "plan.lock"):
         if stored := store.plan():
-            check_same_plan(plan, stored, config.folder)
+            old = _changed_fields(Recipe().replace(**stored["recipe"]))  # with today's names
+            check_same_plan(plan, stored | {"recipe": old}, config.folder)
             shared = stored["settled"]
             states = [one.state.name for one in latest_attempts(store.trials())]
             done = sum(state in ("COMPLETE", "PRUNED", "FAIL") for state in states)

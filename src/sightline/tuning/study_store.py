@@ -22,7 +22,7 @@ from ..errors import Interrupted, OutputError
 from ..files import explain_write_errors
 from ..training import Recipe
 from .search import SearchMethod, remaining_points, sample_values
-from .space import SearchSpace, space_from_words
+from .space import SearchSpace, current_name, space_from_words
 from .storage import explain_database_errors, open_storage, redact_url
 
 if TYPE_CHECKING:
@@ -267,13 +267,18 @@ def _round_end(
 
 
 def upgrade_plan(plan: Mapping[str, Any]) -> dict[str, Any]:
-    """The plan of an older study with today's names.
+    """The settings of a study of an earlier release, with today's names.
 
-    >>> upgrade_plan({"by": "Hyperband(startup=5, eta=3, least=1)"})
-    {'by': 'hyperband:startup=5:eta=3:least=1'}
+    >>> upgrade_plan({"by": "Hyperband(startup=5, eta=3, least=1)", "space": {"ema": "0.9,0.99"}, "settled": {}})
+    {'by': 'hyperband:startup=5:eta=3:least=1', 'space': {'ema_decay': '0.9,0.99'}, 'settled': {}}
     """
-    by = re.sub(r"\(|, ", ":", plan["by"]).rstrip(")").lower()  # earlier versions stored the repr of the search
-    return {**plan, "by": by}
+    named = {
+        part: {current_name(name): value for name, value in plan[part].items()}
+        for part in ("space", "settled")
+        if part in plan
+    }
+    by = re.sub(r"\(|, ", ":", plan["by"]).rstrip(")").lower()  # earlier releases stored the repr of the search
+    return {**plan, "by": by, **named}
 
 
 def trial_indices(trials: Sequence["FrozenTrial"]) -> dict[int, int]:
@@ -325,7 +330,7 @@ def trial_sort_key(one: "FrozenTrial") -> tuple[float, float, int]:
 
 def trial_values(one: "FrozenTrial") -> dict[str, Any]:
     """The values of a trial, by the fields of a recipe."""
-    return dict(one.params)
+    return {current_name(name): value for name, value in one.params.items()}
 
 
 def trial_facts(one: "FrozenTrial") -> Mapping[str, Any]:
