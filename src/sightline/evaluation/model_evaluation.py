@@ -15,7 +15,7 @@ from .. import runtime
 from ..classifier import Classifier
 from ..files import atomic_replace
 from ..inference import match_labels
-from ..types import Dataset, Interval, Remark
+from ..types import Dataset, Interval, Remark, RemarkLevel
 from .efficiency import Efficiency, WarmupCost, measure_warmup, predict_timed, summarise_efficiency
 
 MIN_RELIABLE_IMAGES = 30
@@ -159,10 +159,11 @@ def _class_remarks(
     """A remark about classes without images, and one about classes with few."""
     absent = tuple(classes[one.index] for one in per_class if one.n == 0)
     few = tuple(classes[one.index] for one in per_class if 0 < one.n < MIN_RELIABLE_IMAGES)
-    for level, names, sentence in (
+    found: tuple[tuple[RemarkLevel, tuple[str, ...], str], ...] = (
         ("warning", absent, f"no {split} images and are left out of balanced accuracy and AUC"),
         ("note", few, f"fewer than {MIN_RELIABLE_IMAGES} {split} images, so their own metrics are unreliable"),
-    ):
+    )
+    for level, names, sentence in found:
         if names:
             listed = ", ".join(names[:5]) + (" and others" if len(names) > 5 else "")
             yield Remark(level, f"{len(names)} of {len(classes)} classes have {sentence}: {listed}.", names[:8])

@@ -1,6 +1,5 @@
 """Calibration, abstention and conformal sets of a run: fitted on validation, measured on test images."""
 
-from pathlib import Path
 from typing import Any
 
 from jaxtyping import Float, Int
@@ -63,7 +62,15 @@ def evaluate_uncertainty_run(
         answers = quantiles_json(held, held_labels)
         amend_bundle(run.folder, threshold=threshold and threshold.value, answers=answers)
     write_json(run.folder / CALIBRATION_FILE, found)
-    _write_pictures(found, run.folder)
+    point = threshold and tuple(found["abstention"]["test"][name]["value"] for name in ("coverage", "risk"))
+    curve, error = found["risk_coverage"], 1 - found["accuracy"]
+    pictures = {
+        "risk_coverage.png": plot_risk_coverage(curve, error=error, threshold=point),
+        "reliability.png": plot_reliability(**found["reliability_equal_mass"]),
+    }
+    for name, picture in pictures.items():
+        with atomic_replace(run.folder / name) as temporary:
+            picture.save(temporary)
     return found
 
 
@@ -122,16 +129,3 @@ def _conformal_json(
             "error rate exactly: read an empty set as unknown, or ask for a lower rate."
         )
     return {"alpha": alpha, "images": len(labels), "kinds": kinds, "remarks": remarks}
-
-
-def _write_pictures(found: dict[str, Any], folder: Path) -> None:
-    abstention = found["abstention"]
-    point = abstention and tuple(abstention["test"][name]["value"] for name in ("coverage", "risk"))
-    curve, error = found["risk_coverage"], 1 - found["accuracy"]
-    pictures = {
-        "risk_coverage.png": plot_risk_coverage(curve, error=error, threshold=point),
-        "reliability.png": plot_reliability(**found["reliability_equal_mass"]),
-    }
-    for name, picture in pictures.items():
-        with atomic_replace(folder / name) as temporary:
-            picture.save(temporary)

@@ -44,7 +44,9 @@ def upgrade_report(report: Mapping[str, Any]) -> dict[str, Any]:
 
     In format 1 the evaluation stood under the name of its split, with its costs beside its metrics.
     """
-    found = {_RENAMED_REPORT_KEYS.get(name, name): one for name, one in upgrade_intervals(report).items()}
+    found: dict[str, Any] = {
+        _RENAMED_REPORT_KEYS.get(name, name): one for name, one in upgrade_intervals(report).items()
+    }
     if "evaluation" not in found:
         parts = {name: one for name, one in found.items() if isinstance(one, dict) and "intervals" in one}
         split = "test" if "test" in parts else next(iter(parts), None)

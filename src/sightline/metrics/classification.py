@@ -118,26 +118,20 @@ def class_averages(matrix: Int[ndarray, "K K"], level: float) -> dict[str, Inter
     """Balanced accuracy, macro precision, recall and F1, and F1 weighted by the images of each class."""
     n = int(matrix.sum())
     values = {name: value for name, (value, _) in _averages_with_variance(matrix).items()}
-    smooth = _smooth_matrix(matrix, level)
-    found = {}
-    for name, (value, variance) in _averages_with_variance(smooth).items():
-        size = value * (1 - value) / variance * n / smooth.sum() if variance > 0 else n
-        found[name] = Interval(values[name], *score_bounds(values[name], size, level), n)
-    return found
-
-
-def _smooth_matrix(matrix: Int[ndarray, "K K"], level: float) -> Float[ndarray, "K K"]:
-    """The matrix with one pseudo-image for each class present, correct at the rate of the pooled Wilson centre.
-
-    Without it a rare class whose two images are both correct would have an interval of no width.
-    """
-    n, zz = matrix.sum(), z_squared(level)
+    # One pseudo-image for each class present, correct at the rate of the pooled Wilson centre: without it a rare class
+    # whose two images are both correct would have an interval of no width.
+    zz = z_squared(level)
     rate = (matrix.trace() + zz / 2) / (n + zz)
     present = matrix.sum(1) > 0
     used = present | (matrix.sum(0) > 0)
     wrong = np.outer(present, used) * (1 - rate) / max(1, used.sum() - 1)
     np.fill_diagonal(wrong, present * rate)
-    return matrix + wrong
+    smooth = matrix + wrong
+    found = {}
+    for name, (value, variance) in _averages_with_variance(smooth).items():
+        size = value * (1 - value) / variance * n / smooth.sum() if variance > 0 else n
+        found[name] = Interval(values[name], *score_bounds(values[name], size, level), n)
+    return found
 
 
 def _averages_with_variance(matrix: ndarray) -> dict[str, tuple[float, float]]:

@@ -1,6 +1,5 @@
 """How well scores rank: ROC curves and AUC, one class against the rest; top-k accuracy; OOD detection."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -87,7 +86,12 @@ def one_vs_rest(
     value, influence, smooth, extra, few = 0.0, np.zeros(n), 0.0, 0.0, []
     areas: list[Interval | None] = []
     curves: list[RocCurve | None] = []
-    for k, scores in enumerate(_contiguous_columns(probabilities)):
+    columns = (  # contiguous in memory: a strided column is slow to read
+        column
+        for first in range(0, probabilities.shape[1], 64)
+        for column in np.ascontiguousarray(probabilities[:, first : first + 64].T)
+    )
+    for k, scores in enumerate(columns):
         area = _class_auc(labels == k, scores, level)
         areas.append(
             area and _auc_interval(area.value, area.smooth_value, area.smooth_variance, area.few, n, level)
@@ -105,12 +109,6 @@ def one_vs_rest(
     variance = float(influence @ influence) / (n * present) ** 2 + extra / (present * (present - 1))
     macro = _auc_interval(value / present, smooth / present, variance, sum(few) / present, n, level)
     return OneVsRest(tuple(areas), tuple(curves), macro, _mean_curve([curve for curve in curves if curve]))
-
-
-def _contiguous_columns(probabilities: Float[ndarray, "N K"]) -> Iterator[Float[ndarray, " N"]]:
-    """The scores of each class, contiguous in memory: a strided column is slow to read."""
-    for first in range(0, probabilities.shape[1], 64):
-        yield from np.ascontiguousarray(probabilities[:, first : first + 64].T)
 
 
 def _auc_interval(value: float, smooth: float, variance: float, few: float, n: int, level: float) -> Interval:
