@@ -315,7 +315,7 @@ def test_a_wrong_recipe(check_refused, tmp_path, text, part):
         (("trian", "digits"), 'Unknown command "trian". Did you mean "train"?'),
         (("train",), "Say which images to use"),
         (("predict",), "See: sightline predict --help"),
-        (("check", "digits", "--fit", "sqash"), "it must be one of squash, crop, pad"),
+        (("check", "digits", "--resize-mode", "sqash"), "it must be one of squash, crop, pad"),
         (("check", "digits", "--out", "sheet.doc"), "does not end like a picture. Call it sheet.png"),
         (("list", "modles"), "Did you mean 'models'?"),
         (("evaluate", "nowhere"), "'nowhere' is no run"),

@@ -539,7 +539,7 @@ def test_what_cannot_be_exported_is_timed_by_torch(run, tmp_path):
 def test_fine_tuning_recipes_are_short_and_of_a_low_rate():
     long = TINY.replace(epochs=60, lr=0.1, ema_decay=0.999, patience=3, layer_decay=0.7, weights=None)
     short = FineTuning().fine_tuning_recipe(long)
-    assert (short.epochs, short.lr, short.ema, short.patience, short.layer_decay) == (10, 0.02, 0.0, 0, 1.0)
+    assert (short.epochs, short.lr, short.ema_decay, short.patience, short.layer_decay) == (10, 0.02, 0.0, 0, 1.0)
     assert short.data_seed == long.data_seed
     assert FineTuning(seed=5).fine_tuning_recipe(long).data_seed == long.data_seed
     assert FineTuning().fine_tuning_recipe(long.replace(epochs=0)).epochs == 4

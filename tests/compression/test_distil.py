@@ -121,9 +121,9 @@ def test_the_labels_enter_by_any_loss():
 
 @pytest.mark.parametrize("field", [{"temperature": 0}, {"temperature": True}, {"alpha": 1.2}, {"alpha": "much"}])
 def test_impossible_fields_are_refused(field):
-    with pytest.raises(ValueError, match=f"{next(iter(field))} is"):
+    with pytest.raises(ValueError, match=f"{next(iter(field))} must be"):
         Distil(**field)
-    with pytest.raises(ValueError, match=f"{next(iter(field))} is"):
+    with pytest.raises(ValueError, match=f"{next(iter(field))} must be"):
         DistillationLoss(known(TEACHER), **field)
     with pytest.raises(ChoiceError, match="Did you mean 'lenet5'"):
         Distil("lenet")

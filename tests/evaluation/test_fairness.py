@@ -315,7 +315,7 @@ def test_group_dro_follows_its_algorithm():
     fair, batch = first_batch(data, Recipe(fairness_column="colour", fairness_method="group-dro:eta=0.5"))
     hook, model = fair.hooks["groups"], network().eval()
     assert isinstance(hook, Hook)
-    state = TrainingState(model, torch.optim.SGD(model.parameters(), 0.1), 1, 1)
+    state = TrainingState(model, torch.optim.SGD(model.parameters(), 0.1), 1, 1, peak_lr=0.1)
     q = np.full(4, 0.25)
     for _ in range(3):
         with torch.no_grad():
@@ -347,7 +347,9 @@ def test_group_dro_in_pieces_is_group_dro_at_once():
                 group=batch.group[rows],
             )  # fmt: skip
             fair.objective(model, part)
-        fair.hooks["groups"].after_step(TrainingState(model, torch.optim.SGD(model.parameters(), 0.1), 1, 1))
+        fair.hooks["groups"].after_step(
+            TrainingState(model, torch.optim.SGD(model.parameters(), 0.1), 1, 1, peak_lr=0.1)
+        )
         states.append(fair.hooks["groups"].state_dict()["q"])
     torch.testing.assert_close(states[0], states[1], rtol=1e-5, atol=1e-7)
 
@@ -382,7 +384,7 @@ def test_a_mitigation_that_cannot_be_is_refused(fields, error, words):
 
 def test_an_objective_that_cannot_be_weighed_takes_balanced_batches():
     own = Own()
-    assert mitigate(Recipe(fairness_column="colour"), biased(), own).objective is own
+    assert mitigate(Recipe(fairness_column="colour"), biased(), own).objective.function is own
     for word in ("reweighing", "group-dro"):
         with pytest.raises(RecipeError, match="weighs errors image by image, which Own does not allow"):
             mitigate(Recipe(fairness_column="colour", fairness_method=word), biased(), own)

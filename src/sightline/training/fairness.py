@@ -197,7 +197,7 @@ class Mitigation(ABC):
         """``inner``; raises RecipeError where its loss cannot be computed for some of the images from logits."""
         if not inner.on_logits:
             raise RecipeError(
-                f"fairness_method {name} weighs errors image by image, which {type(inner).__name__} does not allow: "
+                f"fairness_method {name} weighs errors image by image, which {inner.name} does not allow: "
                 "use --fairness-method balanced."
             )
         return inner

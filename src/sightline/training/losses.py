@@ -38,6 +38,11 @@ class Objective(ABC):
     on_logits: ClassVar[bool] = False
     """Needs only logits and labels: ``from_logits`` computes it."""
 
+    @property
+    def name(self) -> str:
+        """What messages call it."""
+        return type(self).__name__
+
     @abstractmethod
     def __call__(self, classifier: Classifier, batch: Batch, /) -> Float[Tensor, ""]:
         """The mean loss over the batch."""
@@ -45,7 +50,7 @@ class Objective(ABC):
     def from_logits(self, logits: Float[Tensor, "B K"], labels: Labels) -> Float[Tensor, ""]:
         """The mean loss of these logits, where ``on_logits``; else TypeError."""
         del logits, labels
-        raise TypeError(f"{type(self).__name__} needs more than logits and labels")
+        raise TypeError(f"{self.name} needs more than logits and labels")
 
     def validate(self, classifier: Classifier, dataset: Dataset) -> tuple[float, float]:
         """(loss, accuracy) on validation images, by which epochs are compared: mean cross-entropy and accuracy."""
@@ -57,6 +62,11 @@ class FunctionObjective(Objective):
     """A plain function ``(classifier, batch) -> loss ()`` as an objective."""
 
     function: Callable[[Classifier, Batch], Float[Tensor, ""]]
+
+    @property
+    def name(self) -> str:
+        """The function's own name."""
+        return getattr(self.function, "__name__", type(self.function).__name__)
 
     def __call__(self, classifier: Classifier, batch: Batch) -> Float[Tensor, ""]:
         """The mean loss over the batch."""

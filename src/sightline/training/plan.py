@@ -271,7 +271,7 @@ def check_cuts(objective: Objective, recipe: Recipe) -> None:
     for field in ("grad_accum_steps", "cpu_replicas", "devices"):
         if (vars(recipe)[field] or 1) > 1:
             raise RecipeError(
-                f"The objective {type(objective).__name__} compares the images of a batch with one another, so a batch "
+                f"The objective {objective.name} compares the images of a batch with one another, so a batch "
                 f"cannot be cut: leave out --{field.replace('_', '-')}."
             )
 
