@@ -26,7 +26,7 @@ from sightline.explanation import (
     measure_curves,
     rank_correlation,
 )
-from sightline.explanation.counterfactual import _cosine_basis, _log_odds
+from sightline.explanation.counterfactual import cosine_basis, log_odds
 from sightline.explanation.faithfulness import shuffle_weights
 from sightline.explanation.gradients import logit_gradient
 from sightline.explanation.perturbation import fill_images
@@ -317,7 +317,7 @@ def test_rise_is_the_slope_of_the_logit_over_each_pixel():
     classifier, _ = linear()
     images, targets = images_of(2, 1, (9, 12)), torch.ones(2, dtype=torch.long)
     explainer = Rise(masks=80, cells=3, fill=0.0)
-    masks = explainer._draw_masks(9, 12)
+    masks = explainer.prepare(classifier, images)
     assert 0 <= masks.min() < 0.1
     assert 0.9 < masks.max() <= 1
     assert abs(float(masks.mean()) - 0.5) < 0.1
@@ -399,14 +399,14 @@ def test_shuffled_weights_are_the_same_numbers_elsewhere():
 
 def test_cosines_and_odds_are_what_they_are_called():
     images = torch.zeros(1, 1, 10, 14)
-    down, across = _cosine_basis(images, 6)
+    down, across = cosine_basis(images, 6)
     np.testing.assert_allclose(down.numpy(), dct(np.eye(10), axis=0, norm="ortho")[:6], atol=1e-6)
     np.testing.assert_allclose(across.numpy(), dct(np.eye(14), axis=0, norm="ortho")[:6], atol=1e-6)
     classifier = classifier_of("lenet5")
     classifier.temperature = 1.7
     with torch.no_grad():
         p = classifier.probabilities(images_of()).gather(1, TARGETS[:, None])[:, 0]
-        found = _log_odds(classifier, images_of(), TARGETS)
+        found = log_odds(classifier, images_of(), TARGETS)
     torch.testing.assert_close(found, torch.log(p / (1 - p)), rtol=1e-3, atol=1e-4)
 
 

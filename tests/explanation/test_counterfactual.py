@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import torch
 
+from sightline.classifier import frozen_eval
 from sightline.data.loader import to_tensor
 from sightline.errors import ChoiceError, GradientError
-from sightline.explanation import build_gallery, embed_images, find_counterfactuals
-from sightline.explanation.base import deterministic_eval
+from sightline.explanation import build_gallery, find_counterfactuals
 from sightline.training import Recipe, reopen, train
 from sightline.types import Splits
 
@@ -41,7 +41,7 @@ def adversarial(classifier, images, targets, steps=120, rate=0.03):
     change = torch.zeros_like(images, requires_grad=True)
     best, least = images.clone(), torch.full((len(images),), torch.inf)
     optimizer = torch.optim.Adam([change], rate)
-    with deterministic_eval(classifier):
+    with frozen_eval(classifier, weight_noise=False):
         for _ in range(steps):
             changed = (images + change).clamp(0, 1)
             p = classifier.probabilities(changed).gather(1, targets[:, None])[:, 0]
@@ -73,7 +73,7 @@ def test_it_reaches_the_class_smoothly_and_nearer_than_an_adversary(digits):
     attacked, broken = adversarial(classifier, images, targets)
     with torch.no_grad():
         ours, theirs, start = (
-            near.distance(embed_images(classifier, each), targets) for each in (found.images, attacked, images)
+            near.distance(classifier.features(each).float(), targets) for each in (found.images, attacked, images)
         )
     np.testing.assert_allclose(found.after, ours, rtol=1e-6)
     np.testing.assert_allclose(found.before, start, rtol=1e-6)
@@ -103,7 +103,7 @@ def test_the_nearest_real_image_is_of_the_class_and_the_nearest(digits):
     classifier, near, images, targets = digits
     found = find_counterfactuals(classifier, images[:8], targets[:8], near, steps=1)
     with torch.no_grad():
-        features = embed_images(classifier, images[:8])
+        features = classifier.features(images[:8]).float()
     for i, k in enumerate(targets[:8].tolist()):
         own = np.flatnonzero(near.dataset.labels == k)
         distances = (near.features[own] - features[i]).norm(dim=1)

@@ -12,7 +12,7 @@ from torch import nn
 
 from helpers.tiny_classifiers import WORDS
 from sightline.choose import choose
-from sightline.classifier import Classifier
+from sightline.classifier import Classifier, frozen_eval
 from sightline.errors import ChoiceError, DataError, GradientError
 from sightline.explanation import (
     EXPLAINERS,
@@ -27,11 +27,10 @@ from sightline.explanation import (
     to_heat_map,
     visualise_features,
 )
-from sightline.explanation.base import deterministic_eval
 from sightline.explanation.cam import as_feature_map, check_cam_layer, token_grid
+from sightline.explanation.explanation import AnswerFacts, describe_answer, format_probability, locate_heat
 from sightline.explanation.faithfulness import MAX_SHUFFLED_SIMILARITY
 from sightline.explanation.figures import draw_signed_map, overlay_heat
-from sightline.explanation.text import AnswerFacts, describe_answer, format_probability, locate_heat
 from sightline.models import build, parse_architecture
 from sightline.preprocessing import Normalise, Preprocessing
 from sightline.training import Recipe, reopen, train
@@ -185,7 +184,7 @@ def test_members_of_an_ensemble_each_have_their_layer():
 
 
 def test_a_noisy_network_is_explained_without_its_noise():
-    from sightline.models.surgery import SURGERY
+    from sightline.models import SURGERY
 
     classifier, targets = classifier_of(CNN), torch.tensor([0, 1])
     plain = member("gradcam")(classifier, images_of(2), targets)
@@ -206,7 +205,7 @@ def test_every_network_has_its_layer_or_says_why_not(word):
             choose_cam_layers(classifier, (3, 32, 32))
         return
     (layer,) = choose_cam_layers(classifier, (3, 32, 32))
-    with deterministic_eval(classifier):
+    with frozen_eval(classifier, weight_noise=False):
         seen = []
         hook = dict(classifier.network.named_modules())[layer].register_forward_hook(
             lambda _, __, output: seen.append(as_feature_map(output, (32, 32)))
@@ -353,14 +352,14 @@ def test_every_map_passes_its_tests_on_a_network_that_sees(sighted, name):
 class EdgeDetector(Explainer):
     """The image's own edges: it looks like an explanation and knows nothing of the network."""
 
-    def __call__(self, classifier, images, targets):  # noqa: ARG002
+    def run(self, classifier, images, targets, prepared):  # noqa: ARG002
         return nn.functional.pad(images.diff(dim=3).abs(), (0, 1)) + nn.functional.pad(
             images.diff(dim=2).abs(), (0, 0, 0, 1)
         )
 
 
 class Flat(Explainer):
-    def __call__(self, classifier, images, targets):  # noqa: ARG002
+    def run(self, classifier, images, targets, prepared):  # noqa: ARG002
         return torch.ones_like(images)
 
 
@@ -380,7 +379,7 @@ def test_a_map_of_the_wrong_places_is_found_out(sighted):
         def __init__(self, where):
             self.where = where
 
-        def __call__(self, classifier, images, targets):  # noqa: ARG002
+        def run(self, classifier, images, targets, prepared):  # noqa: ARG002
             return self.where[: len(images), None].float().expand_as(images)
 
     true, false = (
@@ -459,8 +458,8 @@ FACTS = {
         ({"confidence": 0.5, "margin": 0.05}, "'7' with 50 %, hardly more than '1' (45 %): "),
         ({"label": "1"}, "; it is labelled '1'"),
         ({"target": "1", "target_probability": 0.031}, ". Asked about '1' (3 %): "),
-        ({"share": 0.41}, "the evidence is spread: half of it takes 41 % of the image"),
-        ({"place": ""}, "gradcam finds nothing in the image that speaks for it."),
+        ({"share": 0.41}, "the evidence is spread out, half of it over 41 % of the image"),
+        ({"place": ""}, "gradcam finds no evidence for it in the image."),
         ({"neighbours": ({"label": "7", "file": "a.png"}, {"label": "1", "file": "b.png"})},
          "The nearest training image is '7' (a.png); 1 of the 2 nearest is '7'."),
     ],
@@ -557,7 +556,7 @@ def test_explain_draws_measures_and_keeps(cli, run, files):
     said = " ".join(remark["text"] for remark in value["remarks"])
     assert "'bad.png'" not in said
     assert "bad.png' could not be read" in said
-    assert "large.png' was brought from 64 x 48 to 16 x 16 pixels (squash) and turned grey" in said
+    assert "large.png' was resized from 64 x 48 to 16 x 16 pixels (squash) and converted to grey" in said
     with Image.open(value["picture"]) as picture:
         assert picture.size == (6 * 180 + 12, picture.height)
     row = value["images"][0]
@@ -598,9 +597,9 @@ def test_a_change_that_turns_the_answer(cli, run, files):
 
 
 def test_what_the_classes_want_to_see(cli, run, monkeypatch):
-    from sightline.explanation import explain_run
+    from sightline.explanation import explaining
 
-    monkeypatch.setattr(explain_run, "VISUALISATION_STEPS", 10)
+    monkeypatch.setattr(explaining, "VISUALISATION_STEPS", 10)
     value = json.loads(cli("explain", run, "--visualise", "all", "--json").out)
     assert [row["wanted"] for row in value["images"]] == list("0123456789")
     value = json.loads(cli("explain", run, "--visualise", "0,5", "--layer", "features.conv2", "--json").out)
@@ -631,7 +630,7 @@ def test_a_bundle_is_explained_without_its_run(cli, run, files, tmp_path):
         (("0.png", "--layer", "features.conv9"), "no layer called 'features.conv9'. Did you mean 'features.conv"),
         (("0.png", "--layer", "head"), "'head' keeps no places of the image"),
         (("0.png", "--by", "rise", "--layer", "features.conv2"), "--layer is for gradcam and gradcam++"),
-        (("0.png", "--by", "rollout"), "this network does not work so"),
+        (("0.png", "--by", "rollout"), "this network has none"),
         (("bad.png",), "No image could be read"),
         (("absent.png",), "No image could be read"),
         (("0.png", "--out", "why.txt"), "'why.txt' does not end like a picture"),
@@ -662,7 +661,7 @@ def test_answers_of_the_test_images_are_explained_for_the_page(run):
 
 
 def test_too_many_images_are_refused(run, files):
-    from sightline.explanation.subject import decode_files
+    from sightline.explanation.run_files import decode_files
 
-    with pytest.raises(DataError, match="at most 100 are explained at once"):
+    with pytest.raises(DataError, match="At most 100 images can be explained at once"):
         decode_files([str(files / "0.png")] * 101, Classifier.load(run).geometry)

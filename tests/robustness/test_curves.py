@@ -24,7 +24,7 @@ from sightline.robustness import (
     robust_curve,
 )
 from sightline.robustness import attack_run as run_attack
-from sightline.robustness.attack_run import draw_examples, draw_robust_curve, draw_robustness, parse_epsilons
+from sightline.robustness.attacking import draw_examples, draw_robust_curve, draw_robustness, parse_epsilons
 from sightline.runs import open_subject, sample_images
 from sightline.training import train
 from sightline.training.recipe import Recipe

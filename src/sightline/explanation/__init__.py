@@ -1,10 +1,10 @@
-"""Why this answer? Where the evidence lies, what would change it, what it is like, and whether to believe that."""
+"""Why this answer? Attribution maps and their tests, counterfactuals, feature visualisation, nearest images."""
 
 from .attention import AttentionRollout
 from .base import Explainer, reduce_channels, to_heat_map
 from .cam import GradCam, GradCamPlusPlus, choose_cam_layers
 from .counterfactual import Counterfactuals, find_counterfactuals
-from .explain_run import counterfactual_run, draw_explanations, explain_answers_run, explain_run, visualise_run
+from .explaining import counterfactual_run, draw_explanations, explain_answers_run, explain_run, visualise_run
 from .explanation import EXPLAINERS, Explanation, default_explainer, explain
 from .faithfulness import (
     Faithfulness,
@@ -17,7 +17,7 @@ from .faithfulness import (
 from .feature_visualisation import FeatureVisualisation, visualise_features
 from .figures import overlay_heat
 from .gradients import IntegratedGradients, Saliency, SmoothGrad
-from .neighbours import Gallery, Neighbours, build_gallery, embed_images
+from .neighbours import Gallery, Neighbours, build_gallery
 from .perturbation import Occlusion, Rise
 
 __all__ = [
@@ -44,7 +44,6 @@ __all__ = [
     "counterfactual_run",
     "default_explainer",
     "draw_explanations",
-    "embed_images",
     "explain",
     "explain_answers_run",
     "explain_run",

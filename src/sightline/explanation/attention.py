@@ -1,8 +1,8 @@
-"""Where the tokens of a vision transformer look: attention followed from the last layer back to the patches."""
+"""Attention rollout: the attention of a vision transformer, followed from the last layer back to the patches."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float, Int
@@ -12,22 +12,15 @@ from torch.overrides import TorchFunctionMode
 
 from ..classifier import Classifier
 from ..errors import ChoiceError
-from .base import (
-    Explainer,
-    as_leaf,
-    deterministic_eval,
-    explain_in_batches,
-    gather_target_logits,
-    require_logit_gradient,
-)
+from .base import Explainer, as_leaf, gather_target_logits
 from .cam import resize_to_image, token_grid
 
 ATTENTION_BATCH_SIZE = 16
-"""Images at a time: their attention in every layer and head is held at once."""
+"""Images per pass, because the attention of all layers and heads is held in memory at once."""
 
 
 class _AttentionRecorder(TorchFunctionMode):
-    """Within it, attention is worked out in the open and kept: ``softmax(q k^T / sqrt(d))`` of each layer."""
+    """Within it, attention is computed step by step and recorded: ``softmax(q k^T / sqrt(d))`` of each layer."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -53,34 +46,34 @@ class _AttentionRecorder(TorchFunctionMode):
 
 @dataclass(frozen=True)
 class AttentionRollout(Explainer):
-    """Attention of all layers multiplied, half of it for what tokens keep (Abnar and Zuidema 2020, 2005.00928).
+    """The product over layers of (attention + identity) / 2 (Abnar and Zuidema 2020, arXiv 2005.00928).
 
-    The same for every target: it says where the network looked, not for what. With ``gradient``, attention counts
-    by what it does for the target (Chefer et al. 2021, 2103.15679). 0 is an even share, 1 twice as much.
+    The same for every target: it says where the network looked, not for what. With ``gradient``, attention is
+    weighted by its effect on the target (Chefer et al. 2021, arXiv 2103.15679). 0 is an even share, 1 twice as
+    much.
     """
 
     gradient: bool = False
 
-    def __call__(
-        self, classifier: Classifier, images: Float[Tensor, "B C H W"], targets: Int[Tensor, " B"]
-    ) -> Float[Tensor, "B C H W"]:
-        """Each place's share over an even one, less 1; raises ChoiceError where a network does not attend so."""
-        require_logit_gradient(classifier, "Attention rollout")
-        if classifier.network.member_list():
-            raise ChoiceError("Attention rollout is of a single network: explain the members of the ensemble.")
-        return explain_in_batches(
-            lambda some, of: self._explain(classifier, some, of), images, targets, ATTENTION_BATCH_SIZE
-        )
+    batch_size: ClassVar[int] = ATTENTION_BATCH_SIZE
 
-    def _explain(
-        self, classifier: Classifier, images: Float[Tensor, "B C H W"], targets: Int[Tensor, " B"]
+    def prepare(self, classifier: Classifier, images: Float[Tensor, "B C H W"]) -> None:
+        """Raise ChoiceError for an ensemble."""
+        del images
+        if classifier.network.member_list():
+            raise ChoiceError("Attention rollout is for a single network: explain the members of the ensemble.")
+
+    def run(
+        self, classifier: Classifier, images: Float[Tensor, "B C H W"], targets: Int[Tensor, " B"], prepared: Any
     ) -> Float[Tensor, "B C H W"]:
-        with deterministic_eval(classifier), _AttentionRecorder() as attending:
+        """Each place's share over an even one, minus 1; ChoiceError for a network without such attention."""
+        del prepared
+        with _AttentionRecorder() as attending:
             score = gather_target_logits(classifier, as_leaf(images), targets).sum()
             seen = attending.seen
             skipped = _patch_grid(seen, images)[0]
             grads = torch.autograd.grad(score, seen) if self.gradient else [None] * len(seen)
-        looks = 2 if classifier.network.flip_tta else 1  # a mirrored network attends to each image twice
+        looks = 2 if classifier.network.flip_tta else 1  # flip augmentation attends to each image twice
         count, size = len(seen) // looks, (images.shape[2], images.shape[3])
         maps = []
         for look in range(looks):
@@ -95,19 +88,19 @@ class AttentionRollout(Explainer):
 
 
 def _patch_grid(seen: Sequence[Tensor], images: Float[Tensor, "B C H W"]) -> tuple[int, int, int]:
-    """(tokens that are no patch, patches down, patches across); raises ChoiceError where there are none."""
+    """(tokens that are no patch, rows and columns of patches); ChoiceError for a network without patches."""
     tokens = {(one.shape[0], *one.shape[2:]) for one in seen}
     grid = token_grid(seen[0].shape[-1], (images.shape[2], images.shape[3])) if len(tokens) == 1 else None
     if grid is None or seen[0].shape[0] != len(images):
         raise ChoiceError(
-            "Attention rollout follows attention from one patch to all others, layer by layer, and this network "
-            "does not work so: use --by gradcam, or a single network of the kind vit."
+            "Attention rollout follows attention between the patches of a vision transformer, and this network has "
+            "none: use --by gradcam, or a network such as vit."
         )
     return grid
 
 
 def _roll_out(seen: Sequence[Tensor], grads: Sequence[Tensor | None]) -> Float[Tensor, "B T T"]:
-    """What each token at the end holds of each at the beginning."""
+    """The share of each input token in each output token."""
     tokens = seen[0].shape[-1]
     whole = torch.eye(tokens, device=seen[0].device).expand(len(seen[0]), -1, -1)
     for attention, grad in zip(seen, grads, strict=True):

@@ -1,9 +1,8 @@
-"""What every explainer is, and what becomes of its answer: evidence for each place, heat in [0, 1]."""
+"""What every explainer is, and how its attribution becomes a map: one number per place, then heat in [0, 1]."""
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float, Int
@@ -13,43 +12,62 @@ from ..attacks import require_gradient
 from ..classifier import Classifier, frozen_eval
 
 EXPLANATION_BATCH_SIZE = 128
-"""Images in one pass of the network, at most."""
+"""Images per forward pass, at most."""
 
 FULL_HEAT_QUANTILE = 0.995
-"""Quantile of the evidence that becomes full heat: a single loud pixel would leave all others dark."""
+"""Quantile of the evidence that becomes full heat, so that a single outlier does not leave everything else dark."""
 
 
 class Explainer(ABC):
-    """``(classifier, images, targets) -> signed attribution (B C H W)``: a value, the same each time.
+    """``(classifier, images, targets) -> signed attribution (B C H W)`` of the raw logit of each image's target.
 
-    It explains the raw logit of each image's target. What only knows places gives every channel the same map.
+    To add one, write a frozen dataclass with ``run`` and name it in ``EXPLAINERS``. The same call gives the same
+    map. An explainer that only knows places gives every channel the same map.
     """
 
-    signed: bool = True
-    """Whether above 0 means for the target and below 0 against it; of a mere gradient the magnitude speaks."""
+    signed: ClassVar[bool] = True
+    """Whether the sign says for or against the target; of a mere gradient only the magnitude speaks."""
 
-    needs_gradient: bool = True
-    """Whether it looks inside the network; the others only ask it."""
+    needs_gradient: ClassVar[bool] = True
+    """Whether it follows gradients; the others only ask for logits and work on every classifier."""
 
-    @abstractmethod
+    batch_size: ClassVar[int] = EXPLANATION_BATCH_SIZE
+    """Images that ``run`` is given at once, at most."""
+
     def __call__(
         self, classifier: Classifier, images: Float[Tensor, "B C H W"], targets: Int[Tensor, " B"]
     ) -> Float[Tensor, "B C H W"]:
-        """What each pixel of ``images``, in [0, 1], does to the logit of its target; nothing else is changed."""
+        """What each pixel of ``images``, in [0, 1], does to the logit of its target class.
 
+        The classifier is in eval mode meanwhile, without weight noise, and unchanged afterwards. Raises
+        GradientError for a classifier without gradients, ChoiceError for a network that the method does not fit.
+        """
+        if self.needs_gradient:
+            require_logit_gradient(classifier, type(self).__name__)
+        if not len(images):
+            return torch.zeros_like(images)
+        with frozen_eval(classifier, weight_noise=False):
+            prepared = self.prepare(classifier, images)
+            pairs = zip(images.split(self.batch_size), targets.split(self.batch_size), strict=True)
+            return torch.cat([self.run(classifier, some, of, prepared) for some, of in pairs])
 
-@contextmanager
-def deterministic_eval(classifier: Classifier, *, noise: bool = False) -> Iterator[None]:
-    """Within it the classifier answers in eval mode and gradients are recorded; then every module is as it was.
+    def prepare(self, classifier: Classifier, images: Float[Tensor, "B C H W"]) -> Any:
+        """What all batches share, such as masks or a layer's name."""
+        del classifier, images
 
-    Weights are as they are, without the noise that a defence puts into them, unless ``noise`` is asked for.
-    """
-    with frozen_eval(classifier, weight_noise=noise):
-        yield
+    @abstractmethod
+    def run(
+        self,
+        classifier: Classifier,
+        images: Float[Tensor, "B C H W"],
+        targets: Int[Tensor, " B"],
+        prepared: Any,
+    ) -> Float[Tensor, "B C H W"]:
+        """The attribution of one batch, with what ``prepare`` returned; the classifier is in eval mode."""
 
 
 def require_logit_gradient(classifier: Classifier, what: str) -> None:
-    """Raise GradientError where a method that follows gradients is asked of a classifier that has none."""
+    """Raise GradientError for a classifier without gradients; ``what`` begins the message."""
     require_gradient(classifier, what, "Use --by occlusion or --by rise, which only ask for answers.")
 
 
@@ -61,34 +79,21 @@ def gather_target_logits(
 
 
 def as_leaf(images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
-    """A copy whose gradient can be asked for, whatever the images came from."""
+    """A copy that records a gradient, whatever graph the images came from."""
     return images.detach().clone().requires_grad_()
 
 
-def explain_in_batches(
-    explain: Callable[[Tensor, Tensor], Tensor],
-    images: Float[Tensor, "B C H W"],
-    targets: Int[Tensor, " B"],
-    size: int = EXPLANATION_BATCH_SIZE,
-) -> Float[Tensor, "B C H W"]:
-    """``explain`` of ``size`` images at a time, so that memory does not grow with the batch."""
-    if not len(images):
-        return torch.zeros_like(images)
-    pairs = zip(images.split(size), targets.split(size), strict=True)
-    return torch.cat([explain(some, of) for some, of in pairs])
-
-
 def reduce_channels(explainer: Explainer, attribution: Float[Tensor, "B C H W"]) -> Float[Tensor, "B H W"]:
-    """One number a place, the more the better for the target: signed the sum of the channels, else the loudest."""
+    """The evidence of each place: the sum over channels if signed, else the largest magnitude."""
     return attribution.sum(1) if explainer.signed else attribution.abs().amax(1)
 
 
-def to_heat_map(found: Float[Tensor, "B H W"]) -> Float[Tensor, "B H W"]:
-    """Evidence as heat in [0, 1], each image by itself: what speaks against the target is 0.
+def to_heat_map(evidence: Float[Tensor, "B H W"]) -> Float[Tensor, "B H W"]:
+    """Evidence for the target as heat in [0, 1], each image scaled by itself; evidence against it is 0.
 
-    Full heat is the 99.5 % quantile. A map without evidence for the target stays cold.
+    Full heat is the 99.5 % quantile. A map without evidence for the target is 0 everywhere.
     """
-    positive = found.clamp(min=0)
+    positive = evidence.clamp(min=0)
     flat = positive.flatten(1)
     most = flat.kthvalue(max(1, math.ceil(FULL_HEAT_QUANTILE * flat.shape[1])), dim=1).values
     most = torch.where(most > 0, most, flat.amax(1))

@@ -1,6 +1,6 @@
-"""What would have to be different for another answer: a small, smooth change towards that class, and a real image.
+"""Counterfactuals: a small, smooth change that turns the answer to another class, and the nearest real image of it.
 
-An adversarial example also turns the answer, by a change nobody sees that leads nowhere. This one is made of low
+An adversarial example also turns the answer, by an invisible change that leads nowhere. This change is made of low
 frequencies and pulled, in the network's features, to where training images of the class are.
 """
 
@@ -15,39 +15,39 @@ from numpy import ndarray
 from torch import Tensor
 
 from .. import progress
-from ..classifier import Classifier
+from ..classifier import Classifier, frozen_eval
 from ..errors import ChoiceError
-from .base import deterministic_eval, require_logit_gradient
-from .neighbours import Gallery, embed_images
+from .base import require_logit_gradient
+from .neighbours import Gallery
 
 TURNING_PROBABILITY = 0.5
-"""Probability of the wanted class at which the answer has turned."""
+"""Probability of the target from which the answer counts as turned."""
 
 PROBABILITY_MARGIN = 0.1
-"""Probability above that aimed at, so that rounding to 8 bits does not turn the answer back."""
+"""Probability aimed at beyond that, so that rounding to 8 bits does not turn the answer back."""
 
 PULL_NEIGHBOURS = 5
-"""Training images of the wanted class whose mean, in features, the change is pulled to."""
+"""Training images of the target whose mean feature vector attracts the change."""
 
 MAX_FREQUENCIES = 32
-"""Lowest frequencies in each direction, at most; of small images, those of the lower half."""
+"""Frequencies in each direction, at most; small images use the lower half of theirs."""
 
 
 @dataclass(frozen=True, eq=False)
 class Counterfactuals:
-    """Changed images, in 256 steps a channel, and how near they came."""
+    """Changed images of 8 bits per channel, and how near they came to the target."""
 
     images: Float[Tensor, "B C H W"]
     probabilities: Float[ndarray, " B"]
-    """Calibrated, of the wanted class."""
+    """Calibrated probability of the target."""
     change: Float[ndarray, " B"]
     """Euclidean length of the change, in pixels of [0, 1]."""
     before: Float[ndarray, " B"]
-    """Mean distance, in features, from the image to its nearest training images of the wanted class."""
+    """Mean feature distance from the image to its nearest training images of the target."""
     after: Float[ndarray, " B"]
-    """The same from the changed image."""
+    """The same distance from the changed image."""
     nearest: Int[ndarray, " B"]
-    """Position in the gallery of the nearest real image of the wanted class; -1 where there is none."""
+    """Position in the gallery of the nearest real image of the target; -1 where there is none."""
 
     @property
     def reached(self) -> Bool[ndarray, " B"]:
@@ -66,32 +66,32 @@ def find_counterfactuals(
     pull: float = 1.0,
     size: float = 10.0,
 ) -> Counterfactuals:
-    """The smallest smooth change found that makes each image's target at least as likely as not.
+    """The smallest smooth change found that makes each image's target at least as probable as not.
 
     Minimises ``hinge(log odds) + pull |f - a|^2 / |f0 - a|^2 + size * mean square change`` over the ``band``
-    lowest cosines of each direction, f the features, f0 those of the image, a the mean of the nearest training
-    images of the class. Without a ``gallery`` nothing pulls. Raises GradientError where there is no gradient.
+    lowest cosines of each direction: f are the features, f0 those of the image, a the mean of its nearest training
+    images of the target. Without a ``gallery`` there is no pull. Raises GradientError for a classifier without
+    gradients, ChoiceError for a target out of range.
     """
     require_logit_gradient(classifier, "A counterfactual")
     check_target_classes(classifier, targets)
     goal, scale, near = _feature_goal(classifier, images, targets, gallery)
-    waves = _cosine_basis(images, band)
+    waves = cosine_basis(images, band)
     shape = (len(images), images.shape[1], *(len(each) for each in waves))
     weights = torch.zeros(shape, device=images.device, requires_grad=True)
-    rate = 0.01 * math.sqrt(
-        images[0, 0].numel() / weights[0, 0].numel()
-    )  # a hundredth of the range a step, a pixel
+    # a hundredth of the range per step and pixel
+    rate = 0.01 * math.sqrt(images[0, 0].numel() / weights[0, 0].numel())
     optimizer = torch.optim.Adam([weights], rate)
     best, least = images.clone(), torch.full((len(images),), torch.inf, device=images.device)
     wanted = math.log((TURNING_PROBABILITY + PROBABILITY_MARGIN) / (1 - TURNING_PROBABILITY - PROBABILITY_MARGIN))
-    with deterministic_eval(classifier), progress.progress_bar("counterfactual", steps) as advance:
+    with frozen_eval(classifier, weight_noise=False), progress.progress_bar("counterfactual", steps) as advance:
         for _ in range(steps):
             changed = (images + torch.einsum("bcij,ih,jw->bchw", weights, *waves)).clamp(0, 1)
-            missing = F.relu(wanted - _log_odds(classifier, changed, targets))
+            missing = F.relu(wanted - log_odds(classifier, changed, targets))
             cost = size * (changed - images).square().mean((1, 2, 3))
             if goal is not None:
-                cost = cost + pull * (embed_images(classifier, changed) - goal).square().sum(1) / scale
-            with torch.no_grad():  # what turns the answer beats what does not, then the cheaper
+                cost = cost + pull * (classifier.features(changed).float() - goal).square().sum(1) / scale
+            with torch.no_grad():  # a turned answer beats any other, then the lower cost
                 value = torch.where(missing > 0, 1e6 * (1 + missing), cost)
                 better = value < least
                 least = torch.where(better, value, least)
@@ -99,7 +99,19 @@ def find_counterfactuals(
             (weights.grad,) = torch.autograd.grad((missing + cost).sum(), weights)
             optimizer.step()
             advance()
-    return _measure(classifier, images, best.detach(), targets, gallery, near)
+        changed = (best.detach() * 255).round() / 255  # as it would be saved
+        before = after = np.full(len(images), np.nan)
+        with torch.no_grad():
+            probable = classifier.probabilities(changed).gather(1, targets[:, None])[:, 0]
+            if gallery is not None:
+                before, after = (
+                    gallery.distance(classifier.features(each).float(), targets, PULL_NEIGHBOURS)
+                    for each in (images, changed)
+                )
+    length = (changed - images).flatten(1).norm(dim=1)
+    return Counterfactuals(
+        changed, probable.double().cpu().numpy(), length.double().cpu().numpy(), before, after, near
+    )
 
 
 def check_target_classes(classifier: Classifier, targets: Int[Tensor, " B"]) -> None:
@@ -111,21 +123,21 @@ def check_target_classes(classifier: Classifier, targets: Int[Tensor, " B"]) -> 
 def _feature_goal(
     classifier: Classifier, images: Tensor, targets: Tensor, gallery: Gallery | None
 ) -> tuple[Tensor | None, Tensor, Int[ndarray, " B"]]:
-    """Where the features are pulled to, the squared distance there, and the nearest real image of the class."""
+    """The features that attract the change, the squared distance to them, and the nearest real image."""
     if gallery is None:
         return None, torch.ones(len(images)), np.full(len(images), -1)
-    with deterministic_eval(classifier), torch.no_grad():
-        features = embed_images(classifier, images)
+    with frozen_eval(classifier, weight_noise=False), torch.no_grad():
+        features = classifier.features(images).float()
     found = gallery.nearest(features, PULL_NEIGHBOURS, targets)
     index = torch.from_numpy(found.index).to(images.device)
     known = (index >= 0)[:, :, None]
     around = torch.where(known, gallery.features[index.clamp(min=0)], 0)
     goal = around.sum(1) / known.sum(1).clamp(min=1)
-    goal = torch.where(known.any(1), goal, features)  # no training image of the class: stay where you are
+    goal = torch.where(known.any(1), goal, features)  # no training image of the class: no pull
     return goal, (features - goal).square().sum(1).clamp(min=1e-6), found.index[:, 0]
 
 
-def _cosine_basis(images: Tensor, band: int | None) -> list[Tensor]:
+def cosine_basis(images: Tensor, band: int | None) -> list[Tensor]:
     """The lowest cosines (DCT-II, orthonormal) of the rows and of the columns, (frequencies, pixels) each."""
     made = []
     for side in images.shape[2:]:
@@ -137,34 +149,9 @@ def _cosine_basis(images: Tensor, band: int | None) -> list[Tensor]:
     return made
 
 
-def _log_odds(classifier: Classifier, images: Tensor, targets: Tensor) -> Float[Tensor, " B"]:
-    """The logarithm of p / (1 - p), p the target's calibrated probability."""
+def log_odds(classifier: Classifier, images: Tensor, targets: Tensor) -> Float[Tensor, " B"]:
+    """log(p / (1 - p)) of the target's calibrated probability p."""
     logits = classifier(images).float() / classifier.temperature
     own = targets[:, None]
     others = logits.scatter(1, own, -torch.inf).logsumexp(1)
     return logits.gather(1, own)[:, 0] - others
-
-
-@torch.no_grad()
-def _measure(
-    classifier: Classifier,
-    images: Tensor,
-    changed: Tensor,
-    targets: Tensor,
-    gallery: Gallery | None,
-    near: Int[ndarray, " B"],
-) -> Counterfactuals:
-    """The changed images in 8 bits, as they would be saved, and what is true of those."""
-    changed = (changed * 255).round() / 255
-    before = after = np.full(len(images), np.nan)
-    with deterministic_eval(classifier), torch.no_grad():
-        likely = classifier.probabilities(changed).gather(1, targets[:, None])[:, 0]
-        if gallery is not None:
-            before, after = (
-                gallery.distance(embed_images(classifier, each), targets, PULL_NEIGHBOURS)
-                for each in (images, changed)
-            )
-    length = (changed - images).flatten(1).norm(dim=1)
-    return Counterfactuals(
-        changed, likely.double().cpu().numpy(), length.double().cpu().numpy(), before, after, near
-    )

@@ -1,7 +1,7 @@
-"""Why this answer? One method or all of them, over a batch of images, with the tests of every map."""
+"""Why this answer? One explainer over a batch of images, with the tests of every map and the facts in words."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -9,18 +9,17 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ..choose import choose
-from ..classifier import Classifier
+from ..classifier import Classifier, frozen_eval
 from ..errors import ChoiceError
 from ..types import Remark
 from .attention import AttentionRollout
-from .base import EXPLANATION_BATCH_SIZE, Explainer, deterministic_eval, reduce_channels, to_heat_map
+from .base import EXPLANATION_BATCH_SIZE, Explainer, reduce_channels, to_heat_map
 from .cam import GradCam, GradCamPlusPlus, choose_cam_layers
 from .counterfactual import check_target_classes
 from .faithfulness import Faithfulness, measure_faithfulness
 from .gradients import IntegratedGradients, Saliency, SmoothGrad
-from .neighbours import Gallery, embed_images
+from .neighbours import Gallery
 from .perturbation import Occlusion, Rise
-from .text import AnswerFacts, describe_answer, locate_heat
 
 EXPLAINERS: dict[str, Callable[..., Explainer]] = {
     "gradcam": GradCam,
@@ -32,28 +31,139 @@ EXPLAINERS: dict[str, Callable[..., Explainer]] = {
     "occlusion": Occlusion,
     "rise": Rise,
 }
-"""Name -> ``(**arguments) -> explainer``: what ``by=`` chooses from."""
+"""Name -> the explainer; its own arguments follow after colons: ``gradcam:layer=layer2``."""
 
 EXPLANATION_NEIGHBOURS = 5
-"""Nearest training images that are told."""
+"""Nearest training images that an explanation names."""
+
+MAX_FOCUSED_SHARE = 0.35
+"""Share of the image that holds half of the evidence, above which the evidence counts as spread out."""
+
+NINTHS = (
+    *("upper left", "upper middle", "upper right"),
+    *("left side", "centre", "right side"),
+    *("lower left", "lower middle", "lower right"),
+)
+"""Names of the ninths of an image, row by row."""
+
+
+@dataclass(frozen=True)
+class HeatLocation:
+    """Where the evidence for a target lies."""
+
+    share: float
+    """The smallest share of the image that holds half of the evidence; 1 where there is none."""
+    place: str
+    """Ninth of the image that holds most of it: upper left, centre, ...; "" where there is none."""
+    inside: float
+    """Share of all evidence in that ninth."""
+
+
+def locate_heat(heat: Float[Tensor, "H W"]) -> HeatLocation:
+    """The smallest area with half of the heat, and the ninth of the image with most of it."""
+    total = float(heat.sum())
+    if total <= 0:
+        return HeatLocation(1.0, "", 0.0)
+    ordered = heat.flatten().sort(descending=True).values.cumsum(0)
+    count = int((ordered < total / 2).sum()) + 1
+    height, width = heat.shape
+    rows, columns = (torch.arange(side, device=heat.device) * 3 // side for side in (height, width))
+    ninth = torch.zeros(9, device=heat.device).index_add(
+        0, (rows[:, None] * 3 + columns).flatten(), heat.flatten()
+    )
+    best = int(ninth.argmax())
+    return HeatLocation(count / heat.numel(), NINTHS[best], float(ninth[best]) / total)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnswerFacts:
+    """What was measured about the answer to one image and its map."""
+
+    answer: str
+    confidence: float
+    """Calibrated probability of the answer."""
+    runner_up: str
+    margin: float
+    """Probability of the answer minus that of the runner-up."""
+    target: str
+    """The class that was explained."""
+    target_probability: float
+    by: str
+    share: float
+    """The smallest share of the image that holds half of the evidence for the target."""
+    place: str
+    """Ninth of the image that holds most of it."""
+    inside: float
+    """Share of the evidence in that ninth."""
+    label: str | None = None
+    """The true class, where known."""
+    neighbours: tuple[Mapping[str, Any], ...] = ()
+    """Nearest training images: ``file``, ``label``, ``distance``."""
+
+    def as_json(self) -> dict[str, Any]:
+        """All of it."""
+        return asdict(self) | {"neighbours": [dict(one) for one in self.neighbours]}
+
+
+def describe_answer(facts: AnswerFacts) -> str:
+    """One or two sentences made of measured facts."""
+    said = f"'{facts.answer}' with {format_probability(facts.confidence)}"
+    if facts.margin < 0.2:
+        said += f", hardly more than '{facts.runner_up}' ({format_probability(facts.confidence - facts.margin)})"
+    else:
+        said += f", {round(facts.margin * 100)} points ahead of '{facts.runner_up}'"
+    if facts.label is not None and facts.label != facts.answer:
+        said += f"; it is labelled '{facts.label}'"
+    if facts.target != facts.answer:
+        said += f". Asked about '{facts.target}' ({format_probability(facts.target_probability)})"
+    if not facts.place:
+        said += f": {facts.by} finds no evidence for it in the image."
+    elif facts.share > MAX_FOCUSED_SHARE:
+        area = format_probability(facts.share)
+        said += f": the evidence is spread out, half of it over {area} of the image ({facts.by})."
+    else:
+        said += (
+            f": half of the evidence lies on {format_probability(facts.share)} of the image, the largest part in the "
+            f"{facts.place} ({facts.by})."
+        )
+    if not facts.neighbours:
+        return said
+    first, count = facts.neighbours[0], len(facts.neighbours)
+    said += f" The nearest training image is '{first['label']}' ({first['file']})"
+    if count == 1:
+        return f"{said}."
+    agreeing = sum(one["label"] == facts.answer for one in facts.neighbours)
+    among = "all" if agreeing == count else "none" if not agreeing else f"{agreeing}"
+    return f"{said}; {among} of the {count} nearest {'is' if agreeing == 1 else 'are'} '{facts.answer}'."
+
+
+def format_probability(share: float) -> str:
+    """0.982 as "98 %"; with more digits near 0 and 1, never rounded to 0 or 100 %."""
+    if share < 0.0001:
+        return "under 0.01 %" if share else "0 %"
+    if share > 0.9999:
+        return "over 99.99 %" if share < 1 else "100 %"
+    if 0.01 <= share <= 0.99:
+        return f"{share * 100:.0f} %"
+    return f"{share * 100:.2g} %" if share < 0.01 else f"{share * 100:.4g} %"
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Explanation:
-    """Why the classifier answers as it does for B images, by one method."""
+    """The maps of B images by one explainer, with their tests and the facts about each answer."""
 
     by: str
     explainer: Explainer
     targets: Int[Tensor, " B"]
     attribution: Float[Tensor, "B C H W"]
-    """Signed, of the raw logit of each target."""
+    """Signed attribution of the raw logit of each target."""
     facts: tuple[AnswerFacts, ...]
     faithfulness: Faithfulness | None
-    """None where it was not asked for."""
+    """Tests of the maps; None if not asked for."""
 
     @property
     def evidence(self) -> Float[Tensor, "B H W"]:
-        """One signed number for each place (a magnitude, where only that speaks)."""
+        """The evidence of each place: signed, or a magnitude where only that speaks."""
         return reduce_channels(self.explainer, self.attribution)
 
     @property
@@ -63,16 +173,16 @@ class Explanation:
 
     @property
     def sentences(self) -> tuple[str, ...]:
-        """One or two plain sentences about each image."""
+        """One or two sentences about each image."""
         return tuple(describe_answer(facts) for facts in self.facts)
 
     @property
     def remarks(self) -> tuple[Remark, ...]:
-        """Warnings about the maps: that they ignore the weights, or say no more than they would elsewhere."""
+        """Warnings about the maps."""
         return self.faithfulness.remarks(self.by) if self.faithfulness else ()
 
     def as_json(self) -> list[dict[str, Any]]:
-        """A row for each image: facts, sentence, and how far its map can be believed."""
+        """A row per image: facts, sentence, and the tests of its map."""
         return [
             {
                 **facts.as_json(),
@@ -93,16 +203,19 @@ def explain(
     gallery: Gallery | None = None,
     tested: bool = True,
 ) -> Explanation:
-    """Explain the answers for images in [0, 1]: which pixels speak for each target, by default the answer itself.
+    """Explain the answers to images in [0, 1]: what each pixel does to the logit of the target.
 
-    ``by`` is a name of EXPLAINERS, with arguments as in ``gradcam:layer=layer2``, or an explainer; None takes the
-    first that the network allows. ``labels`` are true classes, if known; a ``gallery`` tells the nearest training
-    images. Raises ChoiceError or GradientError, in a sentence, where the method cannot be.
+    Args: by: a name of EXPLAINERS with arguments, such as "gradcam:layer=layer2", or an explainer. Default:
+        gradcam where the network has maps, else what works. targets: the classes to explain. Default: the answers.
+        labels: the true classes, where known. gallery: training images of which the nearest are named. tested:
+        whether the maps are tested.
+
+    Raises ChoiceError or GradientError where the classifier does not fit the method.
     """
     by = by or default_explainer(classifier, images.shape[1:])
     explainer = choose(EXPLAINERS, by, "explainer")
-    likely = predict_calibrated(classifier, images)
-    targets = likely.argmax(1) if targets is None else targets.to(images.device)
+    probable = predict_calibrated(classifier, images)
+    targets = probable.argmax(1) if targets is None else targets.to(images.device)
     check_target_classes(classifier, targets)
     attribution = explainer(classifier, images, targets)
     faithful = (
@@ -111,13 +224,32 @@ def explain(
         else None
     )
     name = by if isinstance(by, str) else repr(by)
-    found = to_heat_map(reduce_channels(explainer, attribution))
-    facts = _collect_facts(classifier, likely, targets, name, found)
-    if labels is not None:
-        facts = [replace(one, label=label) for one, label in zip(facts, labels, strict=True)]
+    nearest: Sequence[tuple[dict[str, Any], ...]] = [()] * len(images)
     if gallery is not None:
-        near = _nearest_images(classifier, images, gallery)
-        facts = [replace(one, neighbours=rows) for one, rows in zip(facts, near, strict=True)]
+        with frozen_eval(classifier, weight_noise=False), torch.no_grad():
+            batches = images.split(EXPLANATION_BATCH_SIZE)
+            features = torch.cat([classifier.features(some).float() for some in batches])
+        nearest = gallery.describe_nearest(features, EXPLANATION_NEIGHBOURS)
+    facts, names = [], classifier.classes
+    for i, heat in enumerate(to_heat_map(reduce_channels(explainer, attribution))):
+        row, target, location = probable[i].double(), int(targets[i]), locate_heat(heat)
+        values, order = row.topk(2)
+        facts.append(
+            AnswerFacts(
+                answer=names[int(order[0])],
+                confidence=float(values[0]),
+                runner_up=names[int(order[1])],
+                margin=float(values[0] - values[1]),
+                target=names[target],
+                target_probability=float(row[target]),
+                by=name,
+                share=location.share,
+                place=location.place,
+                inside=location.inside,
+                label=None if labels is None else labels[i],
+                neighbours=nearest[i],
+            )
+        )
     return Explanation(
         by=name,
         explainer=explainer,
@@ -129,7 +261,7 @@ def explain(
 
 
 def default_explainer(classifier: Classifier, shape: Sequence[int]) -> str:
-    """The method for this network and images (C, H, W), by name: gradcam where it has maps, or what it allows."""
+    """The explainer for images (C, H, W) by name: gradcam where the network has maps, else one that works."""
     if not classifier.differentiable:
         return "occlusion"
     try:
@@ -140,57 +272,6 @@ def default_explainer(classifier: Classifier, shape: Sequence[int]) -> str:
 
 
 def predict_calibrated(classifier: Classifier, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B K"]:
-    """Calibrated, as it would answer, of as many images as there are; the classifier stays as it is."""
-    with deterministic_eval(classifier, noise=True), torch.no_grad():
-        return torch.cat([classifier.probabilities(part) for part in images.split(EXPLANATION_BATCH_SIZE)])
-
-
-def _collect_facts(
-    classifier: Classifier,
-    likely: Float[Tensor, "B K"],
-    targets: Int[Tensor, " B"],
-    by: str,
-    found: Float[Tensor, "B H W"],
-) -> list[AnswerFacts]:
-    """What was measured about each answer and its map."""
-    facts, names = [], classifier.classes
-    for row, target, map_ in zip(likely.double(), targets.tolist(), found, strict=True):
-        values, order = row.topk(2)
-        place = locate_heat(map_)
-        facts.append(
-            AnswerFacts(
-                answer=names[int(order[0])],
-                confidence=float(values[0]),
-                runner_up=names[int(order[1])],
-                margin=float(values[0] - values[1]),
-                target=names[target],
-                target_probability=float(row[target]),
-                by=by,
-                share=place.share,
-                place=place.place,
-                inside=place.inside,
-            )
-        )
-    return facts
-
-
-def _nearest_images(
-    classifier: Classifier, images: Float[Tensor, "B C H W"], gallery: Gallery
-) -> list[tuple[dict[str, Any], ...]]:
-    """The nearest training images of each image: position in the gallery, file, label and distance."""
-    with deterministic_eval(classifier), torch.no_grad():
-        features = torch.cat([embed_images(classifier, part) for part in images.split(EXPLANATION_BATCH_SIZE)])
-    near, known = gallery.nearest(features, EXPLANATION_NEIGHBOURS), gallery.dataset
-    return [
-        tuple(
-            {
-                "index": int(i),
-                "file": str(known.files[i]),
-                "label": known.classes[known.labels[i]],
-                "distance": float(distance),
-            }
-            for i, distance in zip(indices, distances, strict=True)
-            if i >= 0
-        )
-        for indices, distances in zip(near.index, near.distance, strict=True)
-    ]
+    """Calibrated probabilities, as the classifier would answer; it is unchanged afterwards."""
+    with frozen_eval(classifier), torch.no_grad():
+        return torch.cat([classifier.probabilities(some) for some in images.split(EXPLANATION_BATCH_SIZE)])

@@ -1,4 +1,4 @@
-"""Is the map about the classifier? Deletion and insertion curves, and maps of shuffled weights."""
+"""Tests of a map: deletion and insertion curves, and the comparison with maps of shuffled weights."""
 
 import copy
 from collections.abc import Mapping
@@ -12,27 +12,27 @@ from numpy import ndarray
 from torch import Tensor
 
 from .. import runtime
-from ..classifier import Classifier
+from ..classifier import Classifier, frozen_eval
 from ..types import Remark
-from .base import EXPLANATION_BATCH_SIZE, Explainer, deterministic_eval, reduce_channels
+from .base import EXPLANATION_BATCH_SIZE, Explainer, reduce_channels
 from .perturbation import FillValue, fill_images
 
 CURVE_STEPS = 20
-"""Equal parts of the image that are taken away, or brought back, one after the other."""
+"""Equal parts in which the image is removed, or brought back."""
 
 ROLLED_MAPS = 4
-"""Times a map is moved to another place, to see what its order is worth there."""
+"""Copies of a map, each moved to another place, that show what its shape is worth there."""
 
 WEIGHT_SHUFFLES = 3
 """Networks with shuffled weights that a map is compared with."""
 
 MAX_SHUFFLED_SIMILARITY = 0.7
-"""Rank correlation from which a map hardly depends on the weights: an edge detector has 1."""
+"""Rank correlation with the map of shuffled weights from which a warning is given; an edge detector has 1."""
 
 
 @dataclass(frozen=True, eq=False)
 class FaithfulnessCurves:
-    """The target's probability while the image goes and while it comes, the places with most evidence first."""
+    """The target's probability while places are removed or brought back, those with most evidence first."""
 
     deletion: Float[ndarray, "B S"]
     """From the whole image to none of it; the lower the area, the better the map."""
@@ -59,38 +59,29 @@ def measure_curves(
     steps: int = CURVE_STEPS,
     fill: FillValue = "blur",
 ) -> FaithfulnessCurves:
-    """Deletion and insertion (Petsiuk et al. 2018, arXiv 1806.07421) of places in the order of their evidence.
+    """Deletion and insertion curves (Petsiuk et al. 2018, arXiv 1806.07421) of calibrated target probabilities.
 
-    Calibrated probabilities of the targets; what is taken away becomes ``fill``: blurred, unless told otherwise.
+    ``found`` is the evidence that orders the places; removed places become ``fill``.
     """
     order = found.flatten(1).argsort(dim=1, descending=True, stable=True)
     rank = order.argsort(dim=1).view_as(found)
     edges = torch.linspace(0, order.shape[1], steps + 1, device=found.device).round()
     gone = rank < edges.view(-1, 1, 1, 1)  # (S B H W)
     without = fill_images(images, fill)
-    both = [
-        _predict_mixed(classifier, base, other, gone, targets)
-        for base, other in ((images, without), (without, images))
-    ]
+    both = []
+    with frozen_eval(classifier, weight_noise=False), torch.no_grad():
+        for base, other in ((images, without), (without, images)):
+            rows = []
+            for some in gone.split(max(1, EXPLANATION_BATCH_SIZE // len(images))):
+                mixed = torch.where(some[:, :, None], other, base).flatten(0, 1)
+                answers = classifier.probabilities(mixed).gather(1, targets.repeat(len(some))[:, None])
+                rows.append(answers.view(len(some), -1))
+            both.append(torch.cat(rows).T.cpu().numpy().astype(np.float64))
     return FaithfulnessCurves(*both)
 
 
-@torch.no_grad()
-def _predict_mixed(
-    classifier: Classifier, base: Tensor, other: Tensor, chosen: Tensor, targets: Tensor
-) -> Float[ndarray, "B S"]:
-    """Of the targets, ``base`` with the chosen places from ``other``."""
-    found = []
-    with deterministic_eval(classifier), torch.no_grad():
-        for some in chosen.split(max(1, EXPLANATION_BATCH_SIZE // len(base))):
-            mixed = torch.where(some[:, :, None], other, base).flatten(0, 1)
-            answers = classifier.probabilities(mixed).gather(1, targets.repeat(len(some))[:, None])
-            found.append(answers.view(len(some), -1))
-    return torch.cat(found).T.cpu().numpy().astype(np.float64)
-
-
 def shuffle_weights(classifier: Classifier, seed: int = 0) -> Classifier:
-    """A copy whose weights are the same numbers in random order, tensor by tensor; biases and norms stay."""
+    """A copy with the numbers of each weight tensor in random order; biases and norms stay."""
     other = copy.deepcopy(classifier)
     generator = runtime.make_generator(seed)
     with torch.no_grad():
@@ -102,7 +93,7 @@ def shuffle_weights(classifier: Classifier, seed: int = 0) -> Classifier:
 
 
 def rank_correlation(one: Float[Tensor, "B H W"], other: Float[Tensor, "B H W"]) -> Float[ndarray, " B"]:
-    """Spearman's rank correlation of two maps of each image, ties sharing their rank; 1 for two flat maps."""
+    """Spearman's rank correlation of two maps of each image; 1 for two flat maps."""
     from scipy.stats import rankdata
 
     ranks = [rankdata(each.flatten(1).double().cpu().numpy(), axis=1) for each in (one, other)]
@@ -121,7 +112,7 @@ def compare_with_shuffled(
     *,
     shuffles: int = WEIGHT_SHUFFLES,
 ) -> Float[ndarray, " B"]:
-    """How like the maps of shuffled weights are to these, on average (Adebayo et al. 2018, arXiv 1810.03292)."""
+    """Mean rank correlation with the maps of shuffled weights (Adebayo et al. 2018, arXiv 1810.03292)."""
     alike = []
     for seed in range(shuffles):
         other = shuffle_weights(classifier, seed)
@@ -131,13 +122,13 @@ def compare_with_shuffled(
 
 @dataclass(frozen=True, eq=False)
 class Faithfulness:
-    """How far the maps of B images by one method can be believed."""
+    """How far the maps of B images by one explainer can be trusted."""
 
     curves: FaithfulnessCurves
     rolled: Mapping[str, Float[ndarray, " B"]]
-    """Areas of the same maps moved to other places: ``deletion`` and ``insertion``."""
+    """Areas of the maps moved to other places: ``deletion`` and ``insertion``."""
     similarity: Float[ndarray, " B"] | None
-    """With the maps of shuffled weights; None where there are no weights to shuffle."""
+    """Rank correlation with the maps of shuffled weights; None for a classifier without gradients."""
 
     def row(self, i: int) -> dict[str, Any]:
         """The numbers of one image, JSON-ready."""
@@ -158,7 +149,7 @@ class Faithfulness:
         }
 
     def remarks(self, by: str) -> tuple[Remark, ...]:
-        """Warnings: a map that ignores the weights, one that says no more than it would anywhere else."""
+        """Warnings about maps that ignore the weights, and maps that are no better than moved elsewhere."""
         said, found = [], self.as_json()
         alike = found["similarity_shuffled"]
         if alike is not None and alike >= MAX_SHUFFLED_SIMILARITY:
@@ -169,8 +160,8 @@ class Faithfulness:
         deletion = found["deletion_area"] >= found["deletion_elsewhere"]
         if deletion and found["insertion_area"] <= found["insertion_elsewhere"]:
             said.append(
-                f"Moved to another place, the map of {by} finds what the answer rests on as well as where it is "
-                f"(deletion {found['deletion_area']:.2f} against {found['deletion_elsewhere']:.2f}, insertion "
+                f"The map of {by} is no better than the same map moved to other places (deletion "
+                f"{found['deletion_area']:.2f} against {found['deletion_elsewhere']:.2f}, insertion "
                 f"{found['insertion_area']:.2f} against {found['insertion_elsewhere']:.2f}): do not rely on it."
             )
         return tuple(Remark("warning", text) for text in said)
@@ -187,7 +178,17 @@ def measure_faithfulness(
 ) -> Faithfulness:
     """Test the maps of an explainer: their curves, those of the maps moved elsewhere, and shuffled weights."""
     found = reduce_channels(explainer, attribution)
-    moved = [measure_curves(classifier, images, targets, one) for one in _roll_maps(found)]
+    height, width = found.shape[1:]
+    shifts = 0.25 + 0.5 * torch.rand(ROLLED_MAPS, 2, generator=runtime.make_generator(0))
+    moved = [
+        measure_curves(
+            classifier,
+            images,
+            targets,
+            found.roll((round(float(down) * height), round(float(along) * width)), (1, 2)),
+        )
+        for down, along in shifts
+    ]
     elsewhere = {
         "deletion": np.mean([one.deletion_area for one in moved], axis=0),
         "insertion": np.mean([one.insertion_area for one in moved], axis=0),
@@ -196,13 +197,3 @@ def measure_faithfulness(
     if classifier.differentiable and shuffles:
         alike = compare_with_shuffled(classifier, images, targets, explainer, found, shuffles=shuffles)
     return Faithfulness(measure_curves(classifier, images, targets, found), elsewhere, alike)
-
-
-def _roll_maps(found: Float[Tensor, "B H W"]) -> list[Float[Tensor, "B H W"]]:
-    """The maps rolled by a quarter to three quarters of each side: as rough as they are, and wrong."""
-    height, width = found.shape[1:]
-    generator = runtime.make_generator(0)
-    shares = 0.25 + 0.5 * torch.rand(ROLLED_MAPS, 2, generator=generator)
-    return [
-        found.roll((round(float(down) * height), round(float(along) * width)), (1, 2)) for down, along in shares
-    ]

@@ -1,7 +1,7 @@
-"""What a class or a unit wants to see: an image made from noise until the network answers most strongly.
+"""Feature visualisation: an image, made from noise, that maximises the logit of a class or the output of a unit.
 
-After Olah, Mordvintsev and Schubert, "Feature Visualization" (Distill, 2017): the image is its Fourier spectrum,
-so that every frequency is as easy to change, and it is moved, turned and scaled a little before each look.
+After Olah, Mordvintsev and Schubert (Distill, 2017): the image is optimised as a Fourier spectrum, so that every
+frequency is as easy to change, and is turned, scaled and moved a little before each step.
 """
 
 import difflib
@@ -14,30 +14,30 @@ from torch import Tensor
 
 from .. import progress, runtime
 from ..augmentation import similarity_matrices, warp
-from ..classifier import Classifier
+from ..classifier import Classifier, frozen_eval
 from ..errors import ChoiceError
-from .base import deterministic_eval, require_logit_gradient
+from .base import require_logit_gradient
 from .cam import as_feature_map, record_outputs
 
 MAX_TURN, MAX_ZOOM, MAX_MOVE = math.radians(8), 0.1, 0.06
-"""Largest turn, change of size and move (a share of the side) before each look."""
+"""Largest turn (radians), change of size and move (both as shares of the side) before each step."""
 
 PIXEL_DEVIATION = 1.2
-"""Standard deviation of every image before the sigmoid: without a bound it would end in black and white."""
+"""Standard deviation of every image before the sigmoid; without it images would end in black and white."""
 
 COLOUR_CORRELATION = ((0.26, 0.09, 0.02), (0.27, 0.0, -0.05), (0.27, -0.09, 0.03))
-"""How the colours of photographs go together: a square root of their covariance (Olah et al. 2017, their code)."""
+"""A square root of the covariance of the colours of photographs (Olah et al. 2017, their code)."""
 
 
 @dataclass(frozen=True, eq=False)
 class FeatureVisualisation:
-    """Images that a class or unit answers to, and how strongly."""
+    """Images that activate a class or unit, and how strongly."""
 
     images: Float[Tensor, "B C H W"]
     before: Float[Tensor, " B"]
-    """What it answered to the noise at the start."""
+    """The activation by the noise at the start."""
     after: Float[Tensor, " B"]
-    """What it answers to the image, untransformed: a logit, or the mean of a unit's map."""
+    """The activation by the image: a logit, or the mean of a unit's map."""
 
 
 def visualise_features(
@@ -49,21 +49,33 @@ def visualise_features(
     rate: float = 0.05,
     seed: int = 0,
 ) -> FeatureVisualisation:
-    """Images in [0, 1], at the working size, that raise the logits of these classes, or these units of a layer.
+    """Images that maximise the logits of classes, or the units of a layer, by Adam on their Fourier spectrum.
 
-    Raises ChoiceError for a layer or unit that is not there, GradientError for a classifier without a gradient.
+    Args:
+        targets: class indices, or units of ``layer``.
+        layer: a module of the network, by name.
+        steps: steps of Adam, at learning rate ``rate``.
+
+    Returns images in [0, 1] of the classifier's working size. Raises ChoiceError for an unknown layer or unit,
+    GradientError for a classifier without gradients.
     """
     require_logit_gradient(classifier, "Visualising")
     height, width = classifier.geometry.size
     channels, count, device = classifier.geometry.channels, len(targets), classifier.device
     random = runtime.make_generator(seed)
     drawn = torch.randn(count, channels, height, width // 2 + 1, 2, generator=random)
-    spectrum, scale = drawn.to(device).requires_grad_(), _frequency_scale(height, width).to(device)
+    down, along = torch.fft.fftfreq(height)[:, None], torch.fft.rfftfreq(width)[None]
+    # one over each frequency, so that a step changes all of them as in natural images
+    scale = (1 / torch.hypot(down, along).clamp(min=1 / max(height, width)))[..., None].to(device)
+    spectrum = drawn.to(device).requires_grad_()
     optimizer = torch.optim.Adam([spectrum], rate)
-    with deterministic_eval(classifier), progress.progress_bar("visualising", steps) as advance:
+    with frozen_eval(classifier, weight_noise=False), progress.progress_bar("visualising", steps) as advance:
         before = _activations(classifier, _render(spectrum, scale, (height, width)), targets, layer).detach()
         for _ in range(steps):
-            seen = _jitter(_render(spectrum, scale, (height, width)), random)
+            draws = torch.rand(count, 4, generator=random, dtype=torch.float64) * 2 - 1
+            turns, sizes, moves = draws[:, 0] * MAX_TURN, 1 + draws[:, 1] * MAX_ZOOM, draws[:, 2:] * MAX_MOVE
+            matrices = similarity_matrices(turns, sizes, moves, (height, width))
+            seen = warp(_render(spectrum, scale, (height, width)), matrices, "edge")
             (spectrum.grad,) = torch.autograd.grad(-_activations(classifier, seen, targets, layer).sum(), spectrum)
             optimizer.step()
             advance()
@@ -72,16 +84,10 @@ def visualise_features(
     return FeatureVisualisation(images, before, after)
 
 
-def _frequency_scale(height: int, width: int) -> Float[Tensor, "H W2 1"]:
-    """One over each frequency, so that a step changes all of them as natural images have them."""
-    down, along = torch.fft.fftfreq(height)[:, None], torch.fft.rfftfreq(width)[None]
-    return (1 / torch.hypot(down, along).clamp(min=1 / max(height, width)))[..., None]
-
-
 def _render(
     spectrum: Float[Tensor, "B C H W2 2"], scale: Float[Tensor, "H W2 1"], size: tuple[int, int]
 ) -> Float[Tensor, "B C H W"]:
-    """The image of a spectrum, its colours as correlated as those of photographs, in [0, 1]."""
+    """The image in [0, 1] of a spectrum, its colours correlated as in photographs."""
     waves = torch.view_as_complex((spectrum * scale).contiguous())
     image = torch.fft.irfft2(waves, s=size, norm="ortho")
     image = image * (PIXEL_DEVIATION / image.std((1, 2, 3), keepdim=True).clamp(min=1e-12))
@@ -91,14 +97,6 @@ def _render(
         )
         image = torch.einsum("bchw,dc->bdhw", image, mixing)
     return torch.sigmoid(image)
-
-
-def _jitter(images: Float[Tensor, "B C H W"], random: torch.Generator) -> Float[Tensor, "B C H W"]:
-    """Each image turned, scaled and moved by a little of its own."""
-    draws = torch.rand(len(images), 4, generator=random, dtype=torch.float64) * 2 - 1
-    turns, sizes, moves = draws[:, 0] * MAX_TURN, 1 + draws[:, 1] * MAX_ZOOM, draws[:, 2:] * MAX_MOVE
-    height, width = images.shape[2:]
-    return warp(images, similarity_matrices(turns, sizes, moves, (height, width)), "edge")
 
 
 def _activations(

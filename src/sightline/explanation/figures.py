@@ -1,9 +1,9 @@
-"""Pictures worth showing: heat over an image, signed maps, and sheets of them with what was measured."""
+"""Figures of explanations: heat over an image, signed maps, and sheets of them with captions."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from jaxtyping import Float, UInt8
@@ -15,26 +15,24 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 PANEL_SIDE, PANEL_GAP, TITLE_HEIGHT, LINE_HEIGHT = 168, 12, 26, 18
-"""Pixels: the side of a picture, what lies between two, the height of a title and of a line of text."""
+"""Pixels: side of a panel, gap between panels, height of a title and of a line of text."""
 
 MAX_STRIP_PANELS = 6
-"""Pictures beside each other, at most."""
+"""Panels per row, at most."""
 
 
 def enlarge_image(image: UInt8[ndarray, "H W C"], cell: int = PANEL_SIDE) -> "Image":
-    """An image of about ``cell`` pixels: small ones enlarged by whole factors, so that their pixels show."""
+    """An image of about ``cell`` pixels: small images are enlarged by whole factors, so that their pixels show."""
     from PIL import Image
 
     picture = Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image).convert("RGB")
     width, height = _fit_sides(picture.size, cell)
-    return picture.resize((width, height), Image.Resampling.NEAREST if width >= picture.width else _lanczos())
+    sampling = Image.Resampling.NEAREST if width >= picture.width else Image.Resampling.LANCZOS
+    return picture.resize((width, height), sampling)
 
 
 def overlay_heat(image: UInt8[ndarray, "H W C"], heat: Float[ndarray, "H W"], cell: int = PANEL_SIDE) -> "Image":
-    """The image in grey under its heat: dark red to pale yellow, brighter and denser as it gets hotter.
-
-    The colours are matplotlib's inferno: equal steps of heat are equal steps to the eye, in grey as well.
-    """
+    """The image in grey under its heat in [0, 1]: matplotlib's inferno, denser where it is hotter."""
     from PIL import Image
 
     below = np.asarray(enlarge_image(image, cell).convert("L").convert("RGB"), np.float32)
@@ -56,20 +54,14 @@ def draw_signed_map(found: Float[ndarray, "H W"], cell: int = PANEL_SIDE) -> "Im
 
 
 def _fit_sides(size: tuple[int, int], cell: int) -> tuple[int, int]:
-    """Width and height in the cell: a whole multiple of a small image, a large one shrunk."""
+    """Width and height that fit the cell: small images by a whole factor, large ones shrunk."""
     longest = max(size)
     factor = cell // longest if longest <= cell else cell / longest
     return max(1, round(size[0] * factor)), max(1, round(size[1] * factor))
 
 
-def _lanczos() -> Any:
-    from PIL import Image
-
-    return Image.Resampling.LANCZOS
-
-
 def _resize_map(values: Float[ndarray, "h w"], size: tuple[int, int], least: float = 0) -> Float[ndarray, "H W"]:
-    """A map at the size of the picture (width, height), smoothly."""
+    """A map resized to (width, height), bilinear, and clipped to [least, 1]."""
     from PIL import Image
 
     picture = Image.fromarray(values.astype(np.float32))
@@ -78,7 +70,7 @@ def _resize_map(values: Float[ndarray, "h w"], size: tuple[int, int], least: flo
 
 @cache
 def _colour_table(name: str) -> Float[ndarray, "256 3"]:
-    """256 colours of a map, in [0, 1]."""
+    """256 colours of a colour map, in [0, 1]."""
     import matplotlib
     from matplotlib.colors import LinearSegmentedColormap
 
@@ -130,8 +122,20 @@ def draw_strips(strips: Sequence[Strip], *, legend: str = "") -> "Image":
         if top:
             draw.line([(PANEL_GAP, top), (width - PANEL_GAP, top)], fill=PALETTE["line"])
         for number, panel in enumerate(strip.panels):
-            left = PANEL_GAP + number % across * (PANEL_SIDE + PANEL_GAP)
-            _draw_panel(picture, draw, panel, left, top + number // across * tall)
+            left, upper = PANEL_GAP + number % across * (PANEL_SIDE + PANEL_GAP), top + number // across * tall
+            image, middle, below = panel.picture, left + PANEL_SIDE / 2, upper + TITLE_HEIGHT + PANEL_SIDE + 4
+            title = shorten_text(panel.title, load_font(13), PANEL_SIDE)
+            place = (middle, upper + TITLE_HEIGHT - 6)
+            draw.text(place, title, fill=PALETTE["ink"], font=load_font(13), anchor="ms")
+            corner = (
+                left + (PANEL_SIDE - image.width) // 2,
+                upper + TITLE_HEIGHT + (PANEL_SIDE - image.height) // 2,
+            )
+            picture.paste(image, corner)
+            edge = [corner[0] - 1, corner[1] - 1, corner[0] + image.width, corner[1] + image.height]
+            draw.rectangle(edge, outline=PALETTE["line"])
+            note = shorten_text(panel.note, load_font(11), PANEL_SIDE)
+            draw.text((middle, below), note, fill=PALETTE["faint"], font=load_font(11), anchor="ma")
         for number, line in enumerate(text):
             below = top + height - PANEL_GAP - (len(text) - number) * LINE_HEIGHT
             draw.text((PANEL_GAP, below), line, fill=PALETTE["ink"], font=load_font(13))
@@ -139,20 +143,6 @@ def draw_strips(strips: Sequence[Strip], *, legend: str = "") -> "Image":
     if legend:
         draw.text((PANEL_GAP, top + 2), legend, fill=PALETTE["faint"], font=load_font(12))
     return picture
-
-
-def _draw_panel(picture: "Image", draw: Any, panel: Panel, left: int, top: int) -> None:
-    image, middle = panel.picture, left + PANEL_SIDE / 2
-    title = shorten_text(panel.title, load_font(13), PANEL_SIDE)
-    draw.text((middle, top + TITLE_HEIGHT - 6), title, fill=PALETTE["ink"], font=load_font(13), anchor="ms")
-    corner = (left + (PANEL_SIDE - image.width) // 2, top + TITLE_HEIGHT + (PANEL_SIDE - image.height) // 2)
-    picture.paste(image, corner)
-    edge = [corner[0] - 1, corner[1] - 1, corner[0] + image.width, corner[1] + image.height]
-    draw.rectangle(edge, outline=PALETTE["line"])
-    note = shorten_text(panel.note, load_font(11), PANEL_SIDE)
-    draw.text(
-        (middle, top + TITLE_HEIGHT + PANEL_SIDE + 4), note, fill=PALETTE["faint"], font=load_font(11), anchor="ma"
-    )
 
 
 def _wrap(text: str, width: float) -> list[str]:

@@ -1,6 +1,7 @@
-"""The training images that look most alike to the network, in the features that its last layer is given."""
+"""The training images nearest to an image, in the features before the network's last layer."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -9,19 +10,14 @@ from numpy import ndarray
 from torch import Tensor
 
 from .. import progress, runtime
-from ..classifier import Classifier
+from ..classifier import Classifier, frozen_eval
 from ..data import count_batches, iterate_batches, relabel, stratified_subset
 from ..errors import DataError
 from ..types import Dataset
-from .base import EXPLANATION_BATCH_SIZE, deterministic_eval
+from .base import EXPLANATION_BATCH_SIZE
 
 MAX_GALLERY_IMAGES = 5000
-"""Training images that are looked through, at most; of more, a stratified sample."""
-
-
-def embed_images(classifier: Classifier, pixels: Float[Tensor, "B C H W"]) -> Float[Tensor, "B D"]:
-    """What the last layer is given; of a baseline the features its estimator is given."""
-    return classifier.features(pixels).flatten(1).float()
+"""Training images searched, at most; of more a stratified sample."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,9 +25,9 @@ class Neighbours:
     """The nearest training images of B images, nearest first."""
 
     index: Int[ndarray, "B k"]
-    """Positions in the gallery's dataset; -1 where there are fewer than k."""
+    """Positions in the gallery's dataset; -1 where it has fewer than k images."""
     distance: Float[ndarray, "B k"]
-    """Euclidean, in features; infinite where there are fewer than k."""
+    """Euclidean distance of the features; infinite where the gallery has fewer than k images."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,7 +40,7 @@ class Gallery:
     def nearest(
         self, features: Float[Tensor, "B D"], k: int = 5, labels: Int[Tensor, " B"] | None = None
     ) -> Neighbours:
-        """The ``k`` nearest images to each; with ``labels``, the nearest of these classes."""
+        """The ``k`` nearest images to each; with ``labels``, the nearest of each image's class."""
         distance = torch.cdist(features.double(), self.features.double())  # (B N)
         if labels is not None:
             own = torch.from_numpy(self.dataset.labels).to(labels.device)
@@ -53,10 +49,27 @@ class Gallery:
         missing = ~found.isfinite()
         return Neighbours(index.masked_fill(missing, -1).cpu().numpy(), found.cpu().numpy())
 
+    def describe_nearest(self, features: Float[Tensor, "B D"], k: int) -> list[tuple[dict[str, Any], ...]]:
+        """Position, file, label and distance of each image's ``k`` nearest, JSON-ready."""
+        near, known = self.nearest(features, k), self.dataset
+        return [
+            tuple(
+                {
+                    "index": int(i),
+                    "file": str(known.files[i]),
+                    "label": known.classes[known.labels[i]],
+                    "distance": float(distance),
+                }
+                for i, distance in zip(indices, distances, strict=True)
+                if i >= 0
+            )
+            for indices, distances in zip(near.index, near.distance, strict=True)
+        ]
+
     def distance(
         self, features: Float[Tensor, "B D"], labels: Int[Tensor, " B"], k: int = 5
     ) -> Float[ndarray, " B"]:
-        """The mean distance to the ``k`` nearest images of each class; infinite where there are none."""
+        """The mean distance to the ``k`` nearest images of the class ``labels``; infinite where there are none."""
         found = self.nearest(features, k, labels).distance
         count = np.isfinite(found).sum(1)
         total = np.where(np.isfinite(found), found, 0).sum(1)
@@ -71,32 +84,28 @@ def build_gallery(
     seed: int = 0,
     features: Float[Tensor, "N D"] | None = None,
 ) -> Gallery:
-    """Training images with their features, in one pass; of more than ``most`` images a stratified sample.
+    """The images of the classifier's classes with their features; of more than ``most`` a stratified sample.
 
-    Labels become those of the classifier, by name. ``features`` are those of an equal call before.
-    Raises DataError where no image is left.
+    Labels become those of the classifier, matched by name. ``features`` are those of an earlier equal call. Raises
+    DataError where no image is left.
     """
-    chosen = _match_classes(classifier, dataset, most, seed)
+    chosen = relabel(dataset, classifier.classes, drop_unknown=True)
+    chosen = chosen.subset(chosen.is_labelled)
+    if not len(chosen):
+        raise DataError("There are no training images of the classifier's classes to compare with.")
+    if len(chosen) > most:
+        order = runtime.permutation(len(chosen), seed)
+        chosen = chosen.subset(stratified_subset(chosen.labels, order, limit=most))
     if features is not None and len(features) == len(chosen):
         return Gallery(chosen, features.to(classifier.device))
-    parts = []
+    count = count_batches(len(chosen), EXPLANATION_BATCH_SIZE)
     with (
-        deterministic_eval(classifier),
+        frozen_eval(classifier, weight_noise=False),
         torch.no_grad(),
-        progress.progress_bar("training images", count_batches(len(chosen), EXPLANATION_BATCH_SIZE)) as advance,
+        progress.progress_bar("training images", count) as advance,
     ):
+        batches = []
         for batch in iterate_batches(chosen, EXPLANATION_BATCH_SIZE, device=classifier.device):
-            parts.append(embed_images(classifier, batch.pixels))
+            batches.append(classifier.features(batch.pixels).float())
             advance()
-    return Gallery(chosen, torch.cat(parts))
-
-
-def _match_classes(classifier: Classifier, dataset: Dataset, most: int, seed: int) -> Dataset:
-    """The images of the classifier's classes, at most ``most``, their labels those of the classifier."""
-    known = relabel(dataset, classifier.classes, drop_unknown=True)
-    known = known.subset(known.is_labelled)
-    if not len(known):
-        raise DataError("There are no training images of the classifier's classes to compare with.")
-    if len(known) <= most:
-        return known
-    return known.subset(stratified_subset(known.labels, runtime.permutation(len(known), seed), limit=most))
+    return Gallery(chosen, torch.cat(batches))

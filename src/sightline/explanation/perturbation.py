@@ -1,6 +1,7 @@
-"""Explanations that only ask the classifier: what happens to the logit when a part of the image is taken away?"""
+"""Explainers that only ask for logits: how the logit changes when parts of the image are hidden."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float, Int
@@ -11,26 +12,26 @@ from .. import runtime
 from ..augmentation import gaussian_blur
 from ..checks import check_int, check_number
 from ..classifier import Classifier
-from .base import EXPLANATION_BATCH_SIZE, Explainer, deterministic_eval, explain_in_batches, gather_target_logits
+from .base import EXPLANATION_BATCH_SIZE, Explainer, gather_target_logits
 
 FILL_BLUR = 1 / 4
-"""Standard deviation of the blur that takes a part away, as a share of the shorter side."""
+"""Standard deviation of the blur that hides a part, as a share of the shorter side."""
 
 FillValue = float | str
-"""What a part is replaced by: a value in [0, 1], ``mean`` (the image's colour) or ``blur`` (its surroundings)."""
+"""What hides a part: a value in [0, 1], ``mean`` (the image's mean colour) or ``blur`` (its surroundings)."""
 
 
 def check_fill(fill: FillValue) -> None:
-    """Raise ValueError for what nothing can be filled with."""
+    """Raise ValueError unless ``fill`` is blur, mean or a number from 0 to 1."""
     if isinstance(fill, str):
         if fill not in ("blur", "mean"):
-            raise ValueError(f"fill is blur, mean or a number from 0 to 1, not '{fill}'")
+            raise ValueError(f"fill must be blur, mean or a number from 0 to 1, not '{fill}'")
     else:
         check_number("fill", fill, 0, 1)
 
 
 def fill_images(images: Float[Tensor, "B C H W"], fill: FillValue) -> Float[Tensor, "B C H W"]:
-    """The images with everything taken away."""
+    """The images with every pixel hidden."""
     if fill == "blur":
         return gaussian_blur(images, torch.tensor([min(images.shape[2:]) * FILL_BLUR]))
     if fill == "mean":
@@ -42,14 +43,14 @@ def fill_images(images: Float[Tensor, "B C H W"], fill: FillValue) -> Float[Tens
 def masked_logits(
     classifier: Classifier,
     images: Float[Tensor, "B C H W"],
-    without: Float[Tensor, "B C H W"],
+    hidden: Float[Tensor, "B C H W"],
     targets: Int[Tensor, " B"],
     masks: Float[Tensor, "M 1 H W"],
 ) -> Float[Tensor, "M B"]:
-    """Logits of each image seen through each mask: 1 shows the image, 0 what it is without."""
+    """Target logits of each image seen through each mask: 1 shows the image, 0 shows ``hidden``."""
     found = []
     for some in masks.split(max(1, EXPLANATION_BATCH_SIZE // len(images))):
-        shown = torch.lerp(without, images, some[:, None])  # (m B C H W)
+        shown = torch.lerp(hidden, images, some[:, None])  # (m B C H W)
         found.append(
             gather_target_logits(classifier, shown.flatten(0, 1), targets.repeat(len(some))).view(len(some), -1)
         )
@@ -58,15 +59,15 @@ def masked_logits(
 
 @dataclass(frozen=True)
 class Occlusion(Explainer):
-    """How much the logit falls when a window is taken away, the mean over a pixel's windows (Zeiler, Fergus 2013).
+    """How much the logit falls when a window is hidden, the mean over a pixel's windows (Zeiler and Fergus 2013).
 
-    ``window`` is its side in pixels, a sixth of the shorter side where it is not given; ``stride`` half of that.
+    ``window`` is its side in pixels, by default a sixth of the shorter side; ``stride`` by default half of that.
     """
 
     window: int | None = None
     stride: int | None = None
     fill: FillValue = "blur"
-    needs_gradient = False
+    needs_gradient: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         """Raise ValueError for an impossible window, stride or fill."""
@@ -75,23 +76,24 @@ class Occlusion(Explainer):
                 check_int(name, value, 1, 4096)
         check_fill(self.fill)
 
-    def __call__(
-        self, classifier: Classifier, images: Float[Tensor, "B C H W"], targets: Int[Tensor, " B"]
+    def run(
+        self,
+        classifier: Classifier,
+        images: Float[Tensor, "B C H W"],
+        targets: Int[Tensor, " B"],
+        prepared: Tensor,
     ) -> Float[Tensor, "B C H W"]:
-        """The mean fall of the logit over the windows that cover each pixel, every channel alike."""
-        masks = self._windows(images.shape[2], images.shape[3]).to(images)
+        """The mean fall of the logit over the windows that cover each pixel, the same for every channel."""
+        with torch.no_grad():
+            whole = gather_target_logits(classifier, images, targets)
+        fall = whole - masked_logits(classifier, images, fill_images(images, self.fill), targets, 1 - prepared)
+        found = torch.einsum("mb,mhw->bhw", fall, prepared[:, 0]) / prepared.sum(0)
+        return found[:, None].expand_as(images)
 
-        def explain(some: Tensor, of: Tensor) -> Tensor:
-            with deterministic_eval(classifier), torch.no_grad():
-                whole = gather_target_logits(classifier, some, of)
-                fall = whole - masked_logits(classifier, some, fill_images(some, self.fill), of, 1 - masks)
-            found = torch.einsum("mb,mhw->bhw", fall, masks[:, 0]) / masks.sum(0)
-            return found[:, None].expand_as(some)
-
-        return explain_in_batches(explain, images, targets)
-
-    def _windows(self, height: int, width: int) -> Float[Tensor, "M 1 H W"]:
-        """1 inside each window; those at the far borders are cut off, so that every pixel is covered."""
+    def prepare(self, classifier: Classifier, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "M 1 H W"]:
+        """Masks that are 1 inside a window; windows at the far borders are cropped, so that every pixel is covered."""
+        del classifier
+        height, width = images.shape[2:]
         side = min(self.window or max(1, round(min(height, width) / 6)), height, width)
         step = min(self.stride or max(1, side // 2), side)
         down, across = (
@@ -102,7 +104,7 @@ class Occlusion(Explainer):
         for number, mask in enumerate(masks):
             rows, columns = down[number // len(across)], across[number % len(across)]
             mask[0, rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1] = 1
-        return masks
+        return masks.to(images)
 
 
 @dataclass(frozen=True)
@@ -118,7 +120,7 @@ class Rise(Explainer):
     keep: float = 0.5
     seed: int = 0
     fill: FillValue = "blur"
-    needs_gradient = False
+    needs_gradient: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         """Raise ValueError for impossible masks."""
@@ -127,23 +129,23 @@ class Rise(Explainer):
         check_number("keep", self.keep, 0.01, 0.99)
         check_fill(self.fill)
 
-    def __call__(
-        self, classifier: Classifier, images: Float[Tensor, "B C H W"], targets: Int[Tensor, " B"]
+    def run(
+        self,
+        classifier: Classifier,
+        images: Float[Tensor, "B C H W"],
+        targets: Int[Tensor, " B"],
+        prepared: Tensor,
     ) -> Float[Tensor, "B C H W"]:
-        """Rise of the logit as each pixel goes from hidden to shown, every channel alike."""
-        masks = self._draw_masks(images.shape[2], images.shape[3]).to(images)
-        apart = (masks - masks.mean(0))[:, 0]
+        """Slope of the logit over each pixel's visibility, the same for every channel."""
+        apart = (prepared - prepared.mean(0))[:, 0]
+        logits = masked_logits(classifier, images, fill_images(images, self.fill), targets, prepared)
+        together = torch.einsum("mb,mhw->bhw", logits - logits.mean(0), apart)
+        return (together / apart.square().sum(0).clamp(min=1e-12))[:, None].expand_as(images)
 
-        def explain(some: Tensor, of: Tensor) -> Tensor:
-            with deterministic_eval(classifier):
-                logits = masked_logits(classifier, some, fill_images(some, self.fill), of, masks)
-            together = torch.einsum("mb,mhw->bhw", logits - logits.mean(0), apart)
-            return (together / apart.square().sum(0).clamp(min=1e-12))[:, None].expand_as(some)
-
-        return explain_in_batches(explain, images, targets)
-
-    def _draw_masks(self, height: int, width: int) -> Float[Tensor, "M 1 H W"]:
-        """The masks: coarse grids enlarged beyond the image, from each a window of its size at a random place."""
+    def prepare(self, classifier: Classifier, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "M 1 H W"]:
+        """The masks: coarse grids enlarged beyond the image, each cropped at a random place."""
+        del classifier
+        height, width = images.shape[2:]
         random = runtime.make_generator(self.seed)
         tall, wide = -(-height // self.cells), -(-width // self.cells)
         coarse = (torch.rand(self.masks, 1, self.cells + 1, self.cells + 1, generator=random) < self.keep).float()
@@ -158,4 +160,4 @@ class Rise(Explainer):
                 align_corners=False,
             )
             masks[number] = large[0, :, top : top + height, left : left + width]
-        return masks
+        return masks.to(images)

@@ -10,7 +10,7 @@ from .adaptive import (
     masking_remarks,
     strip_defences,
 )
-from .attack_run import attack_run
+from .attacking import attack_run
 from .corruption_benchmark import CorruptionResult, corrupt_run, evaluate_corruptions
 from .corruption_kernels import SEVERITIES, Corruption
 from .corruptions import CORRUPTIONS
