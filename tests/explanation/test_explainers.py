@@ -620,7 +620,7 @@ def test_a_bundle_is_explained_without_its_run(cli, run, files, tmp_path):
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        ((), "Say which images to explain"),
+        ((), "Name the images to explain"),
         (("0.png", "--target", "seven"), "There is no class called 'seven'. Choose one of: 0, 1, 2"),
         (("0.png", "--by", "gradcan"), "There is no explainer called 'gradcan'. Did you mean 'gradcam'?"),
         (
@@ -636,7 +636,7 @@ def test_a_bundle_is_explained_without_its_run(cli, run, files, tmp_path):
         (("0.png", "--out", "why.txt"), "'why.txt' does not end like a picture"),
         (("0.png", "--counterfactual", "q"), "There is no class called 'q'"),
         (("0.png", "--counterfactual", "3", "--by", "rise"), "leave them out with --counterfactual"),
-        (("0.png", "--visualise", "3"), "--visualise makes its own images"),
+        (("0.png", "--visualise", "3"), "--visualise creates its own images"),
         (("--visualise", "many"), "There is no class called 'many'"),
         (("--visualise", "one", "--layer", "features.conv2"), "The units of a layer are numbers from 0"),
         (("--visualise", "77", "--layer", "features.conv2"), "has no unit 77: it has 16 units, from 0 to 15"),
