@@ -16,7 +16,7 @@ def site_of(run: Path, work: Path) -> Path:
     """A site with the classifier published in it, once."""
     site = work / f"site-{run.name}"
     if not (site / "current").exists():
-        from sightline.serving.publishing import publish
+        from sightline.serving import publish
 
         publish(site, run)
     return site
@@ -24,7 +24,7 @@ def site_of(run: Path, work: Path) -> Path:
 
 def onnx_of(site: Path) -> Path:
     """The file that everyone answers with."""
-    from sightline.serving.releases import current_release
+    from sightline.serving import current_release
 
     file = current_release(site).onnx
     if file is None:

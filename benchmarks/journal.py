@@ -1,9 +1,9 @@
-"""What a journal costs: an id, an answer written down, a correction on the disk, the way to the database.
+"""What a journal costs: an id, a prediction in the spool or directly in the database, a correction on disk.
 
     python benchmarks/journal.py [--url postgresql://...] [--rounds 5] [--count 20000] [--out FILE]
 
-Medians of the rounds, in microseconds of wall time for each entry; ``drained`` is entries a second from the spool
-to the database.
+Medians of the rounds, in microseconds of wall time per prediction; ``drained`` is predictions per second from the
+spool to the database, ``insert_directly`` what a request would wait for without a spool.
 """
 
 import argparse
@@ -18,20 +18,19 @@ from typing import Any
 import numpy as np
 from record import RESULTS, record
 
+from sightline.journal import Journal, PredictionRecord, new_prediction_id
 from sightline.journal.image_store import strip_metadata
-from sightline.journal.journal import Journal
-from sightline.journal.records import PredictionRecord, new_prediction_id
 
 
-class Waiting(Journal):
-    """A journal whose thread rests, so that one thing is measured at a time."""
+class IdleJournal(Journal):
+    """A journal whose thread is idle, so that one thing is measured at a time."""
 
-    def _work(self) -> None:
+    def _run(self) -> None:
         self._stop.wait()
 
 
-def entries(count: int, image: bytes | None = None) -> list[PredictionRecord]:
-    """Answers as a server gives them."""
+def predictions(count: int, image: bytes | None = None) -> list[PredictionRecord]:
+    """Predictions as a service records them."""
     return [
         PredictionRecord(
             new_prediction_id(), time.time(), 3, "aeroplane", 0.9375, False, "ab" * 32, "subject-17", None, image
@@ -41,14 +40,14 @@ def entries(count: int, image: bytes | None = None) -> list[PredictionRecord]:
 
 
 def spent(act: Callable[[], object], count: int) -> float:
-    """Microseconds of each of ``count``."""
+    """Microseconds per prediction, of ``count``."""
     start = time.perf_counter()
     act()
     return (time.perf_counter() - start) / count * 1e6
 
 
 def jpeg() -> bytes:
-    """A photograph's size and kind: 32 x 32, with EXIF."""
+    """A JPEG of 32 x 32 pixels with EXIF."""
     import io
 
     from PIL import Image
@@ -62,29 +61,37 @@ def jpeg() -> bytes:
 
 
 def one_round(url: str | None, count: int) -> dict[str, float]:
-    """Each figure once."""
+    """Measure each figure once."""
     image = jpeg()
-    plain, batched, pictured = entries(count), entries(count), entries(count // 10, image)
+    plain, batched, pictured = predictions(count), predictions(count), predictions(count // 10, image)
     found = {
         "id": spent(lambda: [new_prediction_id() for _ in range(count)], count),
         "strip": spent(lambda: [strip_metadata(image) for _ in range(count // 10)], count // 10),
     }
     with tempfile.TemporaryDirectory() as folder:
         site = Path(folder)
-        with Waiting.open(url or site, site=site, keep_images=True) as journal:
+        with IdleJournal.open(url or site, site=site, keep_images=True) as journal:
             found["record"] = spent(lambda: [journal.record((one,)) for one in plain], count)
             eights = [batched[i : i + 8] for i in range(0, count, 8)]
             found["record_in_eights"] = spent(lambda: [journal.record(some) for some in eights], count)
             found["drained"] = 1e6 / spent(journal.flush, 2 * count)
             found["record_with_image"] = spent(lambda: [journal.record((one,)) for one in pictured], len(pictured))
             found["drained_with_images"] = 1e6 / spent(journal.flush, len(pictured))
+            direct, direct_eights = predictions(count // 10), predictions(count // 10)
+            found["insert_directly"] = spent(
+                lambda: [journal._writer._write([one]) for one in direct], len(direct)
+            )
+            eights = [direct_eights[i : i + 8] for i in range(0, len(direct_eights), 8)]
+            found["insert_directly_in_eights"] = spent(
+                lambda: [journal._writer._write(some) for some in eights], len(direct_eights)
+            )
             some = plain[:200]
             found["correct"] = spent(lambda: [journal.correct(one.id, "ship") for one in some], len(some))
     return found
 
 
 def main() -> None:
-    """Measure and keep."""
+    """Measure and write the result."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--url")
     parser.add_argument("--rounds", type=int, default=5)

@@ -29,7 +29,7 @@ PUBLISHER = """
 import sys
 from pathlib import Path
 from sightline.serving import releases
-from sightline.serving.publishing import publish
+from sightline.serving import publish
 site, runs = Path(sys.argv[1]), sys.argv[2:]
 n = 0
 while True:
@@ -53,7 +53,7 @@ def main() -> None:
 
 def killed(place: Path, asked: argparse.Namespace) -> dict[str, Any]:
     """Everything but the record."""
-    from sightline.serving.publishing import publish
+    from sightline.serving import publish
 
     site, dice, images, port = place / "site", random.Random(asked.seed), pictures(), free_port()
     runs = [small_run(place, seed=seed) for seed in (0, 1)]

@@ -101,7 +101,7 @@ def main() -> None:
 
 def stopped(place: Path, asked: argparse.Namespace) -> dict[str, Any]:
     """Everything but the record."""
-    from sightline.serving.publishing import publish
+    from sightline.serving import publish
 
     site, dice, images, port = place / "site", random.Random(asked.seed), pictures(), free_port()
     publish(site, small_run(place))

@@ -49,7 +49,7 @@ def main() -> None:
 
 def soaked(place: Path, asked: argparse.Namespace) -> dict[str, Any]:
     """Everything but the record."""
-    from sightline.serving.publishing import publish
+    from sightline.serving import publish
 
     publish(place / "site", asked.run or small_run(place))
     images, port, heard = pictures(), free_port(), Heard()
