@@ -52,6 +52,7 @@ from .handcrafted import HANDCRAFTED_FEATURES, Feature
 from .inception import inception
 from .mobilenet import efficientnet, mobilenet
 from .plain import lenet5, mlp, plain_cnn, small_cnn, strided_cnn, table2
+from .pretrained import EMBEDDED_WEIGHTS, WeightsCard
 from .registry import (
     Architecture,
     NetworkDescription,
@@ -73,7 +74,7 @@ from .surgery import (
     copy_network,
     expand_head,
 )
-from .timm_network import timm
+from .timm_network import find_card, timm
 from .vgg import vgg11, vgg13, vgg16
 from .vit import ViT, vit
 from .weights import WeightsReport, load_weights
@@ -82,6 +83,7 @@ __all__ = [
     "ANSWERS_FILE",
     "BUNDLE_FORMAT",
     "CARD_FILE",
+    "EMBEDDED_WEIGHTS",
     "EXPORT_FORMAT",
     "EXPORT_INPUT",
     "EXPORT_OUTPUT",
@@ -103,6 +105,7 @@ __all__ = [
     "NetworkEntry",
     "NetworkStage",
     "ViT",
+    "WeightsCard",
     "WeightsReport",
     "build",
     "check_bundle_files",
@@ -114,6 +117,7 @@ __all__ = [
     "describe_networks",
     "estimator_scores",
     "feature_config",
+    "find_card",
     "find_stages",
     "get_head",
     "learnt_tensors",

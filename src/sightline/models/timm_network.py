@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from ..errors import ChoiceError, DataError, RecipeError
 from ..layers import ImageSize, Network, make_dropout
+from .pretrained import EMBEDDED_WEIGHTS, WeightsCard, card_from_settings
 
 TORCHVISION_SCHEMAS = (
     "nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
@@ -98,6 +99,15 @@ class TimmNetwork(Network):
         """
         if not self.pretrained:
             return ""
+        if self.name in EMBEDDED_WEIGHTS:
+            weights = EMBEDDED_WEIGHTS[self.name]
+            overlay: dict[str, Any] = {"state_dict": weights.load()}
+            made = _create_timm(self.name, self.arguments, pretrained=True, pretrained_cfg_overlay=overlay)
+            self.body.load_state_dict(made.state_dict())
+            card = weights.card
+            return (
+                f"Started from {card.name}, trained on {card.trained_on} ({card.licence}; from the installation)."
+            )
         settings = _pretrained_settings(self.name)
         if not (settings["hf_hub_id"] or settings["url"]):
             raise RecipeError(
@@ -140,6 +150,13 @@ def timm(
             f"{_pretrained_settings(name)['input_size'][-1]} it is made for, or another network."
         ) from error
     return TimmNetwork(name, arguments, body, features, classes, dropout=dropout, pretrained=pretrained)
+
+
+def find_card(name: str) -> WeightsCard:
+    """The card of the published weights of a network of timm; DataError where it lacks what is needed."""
+    if name in EMBEDDED_WEIGHTS:
+        return EMBEDDED_WEIGHTS[name].card
+    return card_from_settings(name, _pretrained_settings(name))
 
 
 def _check_timm_name(name: object) -> None:

@@ -4,6 +4,7 @@ import copy
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from statistics import fmean
 
 import numpy as np
 import torch
@@ -15,13 +16,13 @@ from ..data import Shuffle, count_batches, iterate_batches, to_tensor
 from ..errors import DataError, RecipeError
 from ..layers import initialise
 from ..models import build, find_stages
-from ..preprocessing import fit_preprocessing
+from ..preprocessing import Normalise, Preprocessing, fit_preprocessing
 from ..types import Batch, Splits
 from .distributed import SINGLE_PROCESS, ProcessGroup
 from .fairness import apply_mitigation
 from .fit import Method
 from .plan import Plan
-from .recipe import INHERIT, Recipe
+from .recipe import INHERIT, PRETRAINED, Recipe
 from .transfer import load_initial_weights, start_provenance
 
 ADAPTATION_IMAGES = 2000
@@ -48,6 +49,8 @@ def build_classifier(
     network = build(plan.architecture)
     if recipe.normalize == INHERIT and plan.source is not None:
         preprocessing = copy.deepcopy(plan.source.preprocessing)
+    elif recipe.normalize == PRETRAINED:
+        preprocessing = card_preprocessing(plan, train.geometry.channels)
     else:
         preprocessing = fit_preprocessing(train, recipe.normalize or "fitted", train.geometry.channels)
     if recipe.init != "default":
@@ -69,6 +72,7 @@ def build_classifier(
             "train_images": len(train),
             "seed": recipe.seed,
             "split_seed": recipe.data_seed,
+            **({"weights": plan.card.as_json()} if plan.card and recipe.weights is None else {}),
             **start_provenance(
                 start if recipe.weights is None else Path(recipe.weights).name, network, plan.source
             ),
@@ -78,6 +82,22 @@ def build_classifier(
         plan.freezing.n_frozen([stage.name for stage in find_stages(network)], 0)  # raises for an unknown stage
     _check_progressive_size(recipe, classifier)
     return classifier, (*network.notes, *notes)
+
+
+def card_preprocessing(plan: Plan, channels: int) -> Preprocessing:
+    """The normalisation on the card of the published weights; grey images get the means over its channels.
+
+    Raises RecipeError where the network has no published weights.
+    """
+    if plan.card is None:
+        raise RecipeError(
+            f"The recipe's normalize is '{PRETRAINED}', but {plan.recipe.model} starts from no published weights: "
+            "leave normalize out, or choose a network with pretrained=True."
+        )
+    mean, std = plan.card.mean, plan.card.std
+    if channels != len(mean):
+        mean, std = (fmean(mean),) * channels, (fmean(std),) * channels
+    return Preprocessing([Normalise(mean, std)])
 
 
 def build_method(plan: Plan, splits: Splits, device: torch.device, group: ProcessGroup = SINGLE_PROCESS) -> Method:

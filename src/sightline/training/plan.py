@@ -18,7 +18,7 @@ from ..classifier import Classifier
 from ..data import Augment
 from ..errors import ChoiceError, RecipeError
 from ..layers import INITIALISATIONS
-from ..models import Architecture, build, parse_architecture
+from ..models import Architecture, WeightsCard, build, find_card, parse_architecture
 from ..preprocessing import check_normalisation
 from ..types import Dataset
 from .adversarial import FastAdversarial, PGDAdversarial, Trades
@@ -32,6 +32,7 @@ from .fairness import (
     Reweighing,
     UniformWeights,
 )
+from .heads import ClassMeans, HeadMethod, LinearDiscriminant, LinearProbeHead, ProbeThenFineTune
 from .losses import (
     M3CE,
     MCE,
@@ -60,7 +61,7 @@ from .optimizers import (
     parameter_groups,
     parameters_by_stage,
 )
-from .recipe import INHERIT, Recipe
+from .recipe import INHERIT, PRETRAINED, Recipe
 from .transfer import (
     FreezeBackbone,
     FreezeSchedule,
@@ -124,6 +125,16 @@ FREEZE_SCHEDULES: Mapping[str, Callable[..., FreezeSchedule]] = {
 """The words of ``freeze``."""
 
 
+HEAD_METHODS: Mapping[str, Callable[..., HeadMethod | None]] = {
+    "gradient": lambda: None,
+    "probe": LinearProbeHead,
+    "prototypes": ClassMeans,
+    "lda": LinearDiscriminant,
+    "finetune": ProbeThenFineTune,
+}
+"""The words of ``method``."""
+
+
 @dataclass(frozen=True, eq=False)
 class Plan:
     """A recipe, and the object that each of its words names.
@@ -144,6 +155,9 @@ class Plan:
     """None while the recipe names no model; classes and size are those of the images after ``fit_to``."""
     source: Classifier | None = None
     """The classifier of ``--weights RUN``, loaded once; None for other weights, or random ones."""
+    head: HeadMethod | None = None
+    """How the last layer is computed on features of frozen weights before (or instead of) training by gradient; None for
+    gradient alone."""
     notes: tuple[str, ...] = ()
     given: frozenset[str] = frozenset()
     """Parts that were given as objects, which no word replaces."""
@@ -179,6 +193,13 @@ class Plan:
     def is_pretrained(self) -> bool:
         """Whether the network comes with published weights."""
         return self.architecture is not None and self.architecture.arguments.get("pretrained") is True
+
+    @property
+    def card(self) -> WeightsCard | None:
+        """The card of the network's published weights; None where it starts from other weights."""
+        if not self.is_pretrained or self.architecture is None:
+            return None
+        return find_card(self.architecture.arguments["name"])
 
     def replace(self, **changes: Any) -> "Plan":
         """The plan with these fields of the recipe changed."""
@@ -225,7 +246,7 @@ class Plan:
     def check_network(self) -> None:
         """Raise where the network cannot be built, or its published weights cannot be had, before images are read."""
         recipe = self.recipe
-        if recipe.normalize not in (None, INHERIT):
+        if recipe.normalize not in (None, INHERIT, PRETRAINED):
             check_normalisation(recipe.normalize)
         if recipe.init != "default":
             lookup(INITIALISATIONS, recipe.init, "initialisation")
@@ -233,8 +254,17 @@ class Plan:
             side = recipe.size or (224 if self.architecture.name == "timm" else 32)
             given = {**self.architecture.arguments, "channels": recipe.channels or 3, "size": [side, side]}
             network = build(replace(self.architecture, arguments=given))
+            self._check_licence()
             if recipe.weights is None:
                 network.load_published()
+
+    def _check_licence(self) -> None:
+        card = self.card
+        if card is not None and not card.commercial and not self.recipe.accept_licence:
+            raise RecipeError(
+                f"The weights '{card.name}' have the licence '{card.licence or 'unknown'}', which may restrict "
+                "commercial use: choose other weights, or give --accept-licence after reading it."
+            )
 
 
 def resolve(recipe: Recipe, *, objective: ObjectiveLike | None = None, augment: Augment | None = None) -> Plan:
@@ -331,6 +361,7 @@ _PARSERS: Mapping[str, tuple[Callable[[Recipe], Any], Set[str]]] = {
     "optimizer": (lambda recipe: choose(OPTIMIZERS, recipe.optimizer, "optimiser"), {"optimizer"}),
     "schedule": (_parse_schedule, {"schedule", "warmup"}),
     "freezing": (lambda recipe: choose(FREEZE_SCHEDULES, recipe.freeze, "freeze schedule"), {"freeze"}),
+    "head": (lambda recipe: choose(HEAD_METHODS, recipe.method or "gradient", "method"), {"method"}),
     "augment": (lambda recipe: parse_policy(recipe.augment or ()), {"augment"}),
     "architecture": (_parse_model, {"model", "dropout", "flip_tta", "weight_noise"}),
 }

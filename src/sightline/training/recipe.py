@@ -25,6 +25,9 @@ from ..errors import RecipeError
 if TYPE_CHECKING:
     from ..types import Geometry
 
+PRETRAINED = "pretrained"
+"""Value of ``normalize``: as the card of the published weights says."""
+
 INHERIT = "inherit"
 """Value of ``normalize``: as the run or bundle of ``--weights`` normalises."""
 
@@ -62,23 +65,38 @@ class Recipe:
     """Working size: images become size x size pixels. Chosen from the median short side."""
     channels: Literal[1, 3] | None = _recipe_field(None, "Pixels")
     """1 for grey, 3 for colour. Chosen from the images."""
-    resize_mode: Literal["squash", "crop", "pad"] = _recipe_field("squash", "Pixels", common=True)
-    """How an image becomes square: squash (change its aspect ratio), crop its long side, or pad with black borders."""
-    interpolation: Literal["bilinear", "bicubic", "box", "lanczos"] = _recipe_field("bilinear", "Pixels")
-    """Resampling filter."""
+    resize_mode: Literal["squash", "crop", "pad"] | None = _recipe_field(None, "Pixels", common=True)
+    """How an image becomes square: squash (change its aspect ratio), crop its long side, or pad with black borders.
+    Default: crop where published weights expect it, else squash."""
+    crop_fraction: float | None = _recipe_field(None, "Pixels")
+    """Fraction of the short side that crop keeps. Default: that of the published weights, else 1."""
+    interpolation: Literal["bilinear", "bicubic", "box", "lanczos"] | None = _recipe_field(None, "Pixels")
+    """Resampling filter. Default: that of the published weights, else bilinear."""
     window: str | None = _recipe_field(None, "Pixels")
     """Values of 16-bit grey images that become black and white, such as 0:4095. Default: the full range, 0:65535."""
     normalize: str | None = _recipe_field(None, "Pixels", common=True)
     """Normalisation of pixels: fitted (mean and standard deviation of the training images), imagenet, cifar10,
     mnist, signed (to [-1, 1]), none, gcn (contrast of each image), zca:eps=0.1; several joined by +: gcn+zca;
-    inherit (that of the run or bundle of --weights). Default: inherit with such --weights, else fitted. Filters come
-    first: median:3+fitted, jpeg:75, bits:4, noise:0.1."""
+    inherit (that of the run or bundle of --weights), pretrained (that of the card of published weights). Default:
+    inherit or pretrained with such weights, else fitted. Filters come first: median:3+fitted, jpeg:75, bits:4."""
     augment: tuple[str, ...] | None = _recipe_field(None, "Pixels", common=True)
     """Augmentations in order, with arguments after colons: flip shift:4 rotate:10; or none. `sightline list
     augmentations` names them all."""
 
     model: str | None = _recipe_field(None, "Model", common=True)
-    """Network, with arguments after colons: lenet5, resnet20, enhanced:dropout=0.3. Chosen from size and data."""
+    """Network, with arguments after colons: lenet5, resnet20, enhanced:dropout=0.3. Default: photos start from
+    EfficientNet-Lite0 trained on ImageNet, which comes with the installation; small images get a small network."""
+    from_scratch: bool = _recipe_field(False, "Model", common=True)
+    """Start from random weights, also where the images are photos."""
+    quality: Literal["fast", "standard", "best"] | None = _recipe_field(None, "Model")
+    """Published weights by name: fast (MobileNetV3) and best (TinyViT) are fetched from the hub or its cache,
+    standard (EfficientNet-Lite0) comes with the installation."""
+    accept_licence: bool = _recipe_field(False, "Model")
+    """Use published weights whose licence restricts commercial use, or is not known."""
+    method: str | None = _recipe_field(None, "Model", common=True)
+    """How the last layer is learned: gradient (with the whole network), or on the features of frozen weights: probe
+    (logistic regression), prototypes (class means), lda; finetune (probe, then the whole network where that pays).
+    Default: finetune with published weights, else gradient."""
     dropout: float | None = _recipe_field(None, "Model")
     """Dropout rate before the last layer. Default: the network's own."""
     init: str = _recipe_field("default", "Model")
@@ -147,6 +165,8 @@ class Recipe:
     ema_decay: float = _recipe_field(0.0, "Training")
     """Decay per step of an exponential moving average of the weights, which is kept instead of them; 0 for none, 0.999
     is common."""
+    freeze_norms: bool = _recipe_field(False, "Training")
+    """Keep the statistics of batch norms as they are: for fine-tuning on few images."""
     patience: int = _recipe_field(0, "Training")
     """Early stopping: the number of epochs without a lower validation loss after which training stops; 0 for never."""
 
@@ -176,6 +196,14 @@ class Recipe:
             if value is not None and not _holds(holds, value):
                 raise RecipeError(f"The recipe's {name} is {value!r}: it must be {wanted}.")
         parse_duration(self.budget)
+        if self.crop_fraction is not None and self.resize_mode != "crop":
+            raise RecipeError(
+                f"The recipe's crop_fraction is {self.crop_fraction}, which needs --resize-mode crop."
+            )
+        if self.from_scratch and self.quality:
+            raise RecipeError(
+                "from_scratch starts from random weights and quality from published ones: leave one out."
+            )
 
     @property
     def data_seed(self) -> int:
@@ -191,8 +219,9 @@ class Recipe:
         return Geometry(
             size=(self.size, self.size),
             channels=self.channels or 3,
-            resize_mode=self.resize_mode,
-            interpolation=self.interpolation,
+            resize_mode=self.resize_mode or "squash",
+            crop_fraction=self.crop_fraction or 1.0,
+            interpolation=self.interpolation or "bilinear",
             window=parse_window(self.window),
         )
 
@@ -359,6 +388,12 @@ _RULES: Mapping[str, tuple[str, Callable[[Any], bool]]] = {
     "size": ("a whole number of pixels from 8 to 1024", lambda v: _whole(8)(v) and v <= 1024),
     "channels": _one_of(1, 3),
     "resize_mode": _one_of("squash", "crop", "pad"),
+    "crop_fraction": ("a fraction from 0.1 to 1", lambda v: 0.1 <= v <= 1),
+    "from_scratch": ("true or false", lambda v: isinstance(v, bool)),
+    "quality": _one_of("fast", "standard", "best"),
+    "accept_licence": ("true or false", lambda v: isinstance(v, bool)),
+    "method": ("a name", _text),
+    "freeze_norms": ("true or false", lambda v: isinstance(v, bool)),
     "interpolation": _one_of("bilinear", "bicubic", "box", "lanczos"),
     "window": ("two numbers such as 0:4095, the smaller first", lambda v: bool(parse_window(v))),
     "normalize": ("a name", _text),

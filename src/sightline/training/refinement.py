@@ -68,7 +68,7 @@ def refine(
     watching: list[Hook] = [*hooks.values()]
     if recipe.patience:
         watching.append(EarlyStopping(recipe.patience))
-    freezer = Freezer(classifier, plan.freezing)
+    freezer = Freezer(classifier, plan.freezing, freeze_norms=recipe.freeze_norms)
     with ExitStack() as stack:
         stack.enter_context(_handle_signals(state))
         stack.enter_context(runtime.keep_freed_memory())

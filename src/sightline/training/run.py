@@ -15,7 +15,7 @@ from ..preprocessing import forecast_fit
 from ..sources import find
 from ..types import Dataset, Splits
 from .build import build_classifier, build_method
-from .defaults import Default, choose_execution, default_network, default_pixels, to_memory_format
+from .defaults import Default, choose_execution, default_network, default_pixels, default_start, to_memory_format
 from .distributed import (
     SINGLE_PROCESS,
     ProcessGroup,
@@ -25,10 +25,11 @@ from .distributed import (
     launch_processes,
 )
 from .fairness import apply_mitigation
-from .fit import Hook
+from .fit import Hook, Method
+from .head_first import HeadResult, check_head_method, decide_fine_tuning, describe_head, fit_head, refine_head
 from .losses import ObjectiveLike
 from .plan import Plan, resolve
-from .recipe import INHERIT, Recipe
+from .recipe import INHERIT, PRETRAINED, Recipe
 from .refinement import refine
 from .run_folder import RunFolder, check_run_folder, create_run_folder
 
@@ -71,12 +72,12 @@ def train(
         if group.is_main:
             path = str(_begin_run(recipe, out, where, objective, augment, overwrite=overwrite)[0].path.resolve())
         return _train_as_member(group, Path(group.broadcast_text(path)), objective, augment, False)
-    folder, plan, classifier, splits, notes = _begin_run(
+    folder, plan, classifier, head, splits, notes = _begin_run(
         recipe, out, where, objective, augment, overwrite=overwrite
     )
     if plan.recipe.devices > 1:
         return _train_in_processes(folder, plan, splits, notes, where, objective, augment, resume=False)
-    return _train_run(folder, plan, classifier, splits, notes, resume=False)
+    return _train_run(folder, plan, classifier, head, splits, notes, resume=False)
 
 
 def _begin_run(
@@ -87,7 +88,7 @@ def _begin_run(
     augment: Augment | None,
     *,
     overwrite: bool,
-) -> tuple[RunFolder, Plan, Classifier, Splits, tuple[str, ...]]:
+) -> tuple[RunFolder, Plan, Classifier, HeadResult | None, Splits, tuple[str, ...]]:
     """All before the first step: images read, choices made and reported, the folder begun."""
     wanted = Path(out) if out is not None else None
     check_run_folder(wanted, overwrite=overwrite)
@@ -97,7 +98,7 @@ def _begin_run(
     for note in notes:
         progress.notify(note)
     check_processes(plan.recipe.devices, device, plan.recipe.batch_size or 1)
-    classifier, built = build_classifier(plan, splits, device)
+    plan, classifier, head, built = _start(plan, splits, device)
     column = plan.recipe.fairness_column
     fair = apply_mitigation(plan.mitigation, column, splits.train.labelled, plan.objective)
     plan, measured = choose_execution(plan, classifier, splits.train.labelled)
@@ -109,7 +110,23 @@ def _begin_run(
     # Only now: an old run is not given up for one that cannot begin.
     folder = create_run_folder(wanted, name, overwrite=overwrite)
     folder.write_header(recipe, splits, (*notes, *more))
-    return folder, replace(plan, recipe=recipe), classifier, splits, (*notes, *more)
+    return folder, replace(plan, recipe=recipe), classifier, head, splits, (*notes, *more)
+
+
+def _start(
+    plan: Plan, splits: Splits, device: torch.device, *, blank: bool = False
+) -> tuple[Plan, Classifier, HeadResult | None, tuple[str, ...]]:
+    """The classifier before training by gradient, its head computed where the plan says so; and notes.
+
+    A plan whose computed head leaves nothing to fine-tune comes back with 0 epochs.
+    """
+    check_head_method(plan)
+    classifier, notes = build_classifier(plan, splits, device, blank=blank and plan.head is None)
+    if plan.head is None:
+        return plan, classifier, None, notes
+    head = fit_head(classifier, plan, splits)
+    plan, why = decide_fine_tuning(head, plan)
+    return plan, classifier, head, (*notes, describe_head(head, plan), *filter(None, [why]))
 
 
 def train_on_splits(
@@ -132,12 +149,12 @@ def train_on_splits(
     plan = _with_defaults(plan, default_network(plan, train_images=len(splits.train.labelled))).fit_to(
         splits.train
     )
-    classifier, _ = build_classifier(plan, splits, where, blank=resume)
+    plan, classifier, head, _ = _start(plan, splits, where, blank=resume)
     plan, _ = choose_execution(plan, classifier, splits.train.labelled)
     to_memory_format(classifier, plan.recipe.memory_format or "contiguous")
     method = build_method(plan, splits, where)
     method = replace(method, hooks={**method.hooks, **(hooks or {})})
-    facts = refine(classifier, plan, splits, method, folder, resume=resume)
+    facts = _refine(classifier, plan, splits, method, folder, head, resume=resume)
     return Run(folder.path, plan.recipe, classifier, splits, facts, ())
 
 
@@ -162,8 +179,8 @@ def resume(
     where = runtime.resolve_device(device)
     if recipe.devices > 1:
         return _train_in_processes(run, plan, splits, notes, where, objective, augment, resume=True)
-    classifier, _ = build_classifier(plan, splits, where, blank=True)
-    return _train_run(run, plan, classifier, splits, notes, resume=True)
+    plan, classifier, head, _ = _start(plan, splits, where, blank=True)
+    return _train_run(run, plan, classifier, head, splits, notes, resume=True)
 
 
 def reopen(folder: str | Path, *, device: str = "auto") -> Run:
@@ -180,8 +197,12 @@ def reopen(folder: str | Path, *, device: str = "auto") -> Run:
     return Run(run.path, recipe, classifier, splits, run.read_facts(), notes)
 
 
-def read_dataset(recipe: Recipe, *, max_bad: float = 0.05) -> tuple[Dataset, list[Default]]:
+def read_dataset(
+    recipe: Recipe, *, plan: Plan | None = None, max_bad: float = 0.05
+) -> tuple[Dataset, list[Default]]:
     """Find and decode the recipe's images, at its size or a chosen one; returns them and what was chosen.
+
+    With ``plan``, the plan of the recipe, photos may get published weights, which have their own size.
 
     Raises DataError where more than the fraction ``max_bad`` of them cannot be read.
     """
@@ -189,8 +210,13 @@ def read_dataset(recipe: Recipe, *, max_bad: float = 0.05) -> tuple[Dataset, lis
         raise RecipeError("Say which images to use: a folder, an archive, a table, or a name such as digits.")
     source = find(recipe.data, limit=recipe.limit, seed=recipe.data_seed)
     known = recipe.size is not None and recipe.channels is not None
-    chosen = [] if known else default_pixels(recipe, survey(source))
-    recipe = recipe.replace(**{default.field: default.value for default in chosen})
+    chosen: list[Default] = []
+    if plan is not None and not (known and recipe.model is not None and plan.card is None):
+        chosen = default_start(plan, survey(source))
+        recipe = recipe.replace(**{default.field: default.value for default in chosen})
+    if recipe.size is None or recipe.channels is None:
+        chosen += default_pixels(recipe, survey(source))
+        recipe = recipe.replace(**{default.field: default.value for default in chosen})
     return load_dataset(source, recipe.geometry, max_bad=max_bad), chosen
 
 
@@ -205,7 +231,7 @@ def prepare(plan: Plan) -> tuple[Plan, Splits, tuple[str, ...]]:
 
     Returns the plan with those choices, fitted to the training images, the splits, and the notes to report.
     """
-    dataset, pixels = read_dataset(plan.recipe)
+    dataset, pixels = read_dataset(plan.recipe, plan=plan)
     plan = _with_defaults(plan, pixels)
     recipe = plan.recipe
     splits, read = _split(dataset, recipe)
@@ -219,9 +245,12 @@ def prepare(plan: Plan) -> tuple[Plan, Splits, tuple[str, ...]]:
     plan = _with_defaults(plan, network).fit_to(train)
     recipe = plan.recipe
     skip = {"augment", "batch_size", "lr", "weights"} if recipe.epochs == 0 else set()  # nothing is trained
-    chosen = tuple(default.reason for default in (*pixels, *network) if default.field not in skip)
-    inherits = recipe.normalize == INHERIT
-    cost = () if inherits else forecast_fit(recipe.normalize or "", train.geometry.shape, len(splits.train))
+    chosen = tuple(d.reason for d in (*pixels, *network) if d.reason and d.field not in skip)
+    cost = (
+        ()
+        if recipe.normalize in (INHERIT, PRETRAINED)
+        else forecast_fit(recipe.normalize or "", train.geometry.shape, len(splits.train))
+    )
     return plan, splits, (*read, *plan.notes, *chosen, *cost)
 
 
@@ -271,15 +300,16 @@ def _train_as_member(
     """What each process of a group does: prepare everything from the run's recipe, then train its share."""
     folder, device = RunFolder(path), group.fabric.device
     plan, splits, notes = prepare(resolve(folder.read_recipe(), objective=objective, augment=augment))
-    classifier, _ = build_classifier(plan, splits, device, blank=resume)
+    plan, classifier, head, _ = _start(plan, splits, device, blank=resume)
     group.broadcast_state(classifier)
-    return _train_run(folder, plan, classifier, splits, notes, resume=resume, group=group)
+    return _train_run(folder, plan, classifier, head, splits, notes, resume=resume, group=group)
 
 
 def _train_run(
     folder: RunFolder,
     plan: Plan,
     classifier: Classifier,
+    head: HeadResult | None,
     splits: Splits,
     notes: tuple[str, ...],
     *,
@@ -291,5 +321,21 @@ def _train_run(
     to_memory_format(classifier, recipe.memory_format or "contiguous")
     if not resume and recipe.epochs and group.is_main:
         folder.write_train_batch(next(iter(method.batches(0, 0))), splits.train.classes)
-    facts = refine(classifier, plan, splits, method, folder, resume=resume, group=group)
+    facts = _refine(classifier, plan, splits, method, folder, head, resume=resume, group=group)
     return Run(folder.path, recipe, classifier, splits, facts, notes)
+
+
+def _refine(
+    classifier: Classifier,
+    plan: Plan,
+    splits: Splits,
+    method: Method,
+    folder: RunFolder,
+    head: HeadResult | None,
+    *,
+    resume: bool,
+    group: ProcessGroup = SINGLE_PROCESS,
+) -> dict[str, Any]:
+    if head is None:
+        return refine(classifier, plan, splits, method, folder, resume=resume, group=group)
+    return refine_head(classifier, plan, splits, method, folder, head, resume=resume, group=group)

@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..checks import check_int
 from ..classifier import Classifier, find_bundle
@@ -57,12 +58,9 @@ def load_source(weights: str | None, normalize: str | None) -> Classifier | None
 
 
 def inherit_settings(recipe: Recipe, source: Classifier | None) -> tuple[Recipe, tuple[str, ...]]:
-    """The recipe with the open ones of model, size, channels and normalize taken from ``source``; and notes.
-
-    Without a source the normalisation is ``fitted``.
-    """
+    """The recipe with the open ones of model, size, channels and normalize taken from ``source``; and notes."""
     if source is None:
-        return recipe.replace(normalize=recipe.normalize or "fitted"), ()
+        return recipe, ()
     known, asked = source.geometry, vars(recipe)
     if recipe.channels not in (None, known.channels):
         raise RecipeError(
@@ -79,10 +77,11 @@ def inherit_settings(recipe: Recipe, source: Classifier | None) -> tuple[Recipe,
         what = ", ".join(word for name, word in words.items() if name in taken)
         flags = ", ".join(f"--{name}" for name in words if name in taken)
         notes.append(f"Inherited from '{recipe.weights}': {what} ({flags}).")
-    if (known.resize_mode, known.interpolation) != (recipe.resize_mode, recipe.interpolation):
+    mode, interpolation = recipe.resize_mode or "squash", recipe.interpolation or "bilinear"
+    if (known.resize_mode, known.interpolation) != (mode, interpolation):
         notes.append(
-            f"'{recipe.weights}' was trained on images resized by {known.resize_mode}, {known.interpolation}; this run resizes by "
-            f"{recipe.resize_mode}, {recipe.interpolation} (--resize-mode, --interpolation)."
+            f"'{recipe.weights}' was trained on images resized by {known.resize_mode}, {known.interpolation}; this run "
+            f"resizes by {mode}, {interpolation} (--resize-mode, --interpolation)."
         )
     return recipe.replace(**taken), tuple(notes)
 
@@ -298,13 +297,17 @@ class GradualUnfreezing(FreezeSchedule):
 class Freezer:
     """Freezes stages of a classifier epoch by epoch: no gradients; norms and dropout as in eval mode."""
 
-    def __init__(self, classifier: Classifier, schedule: FreezeSchedule) -> None:
+    def __init__(self, classifier: Classifier, schedule: FreezeSchedule, *, freeze_norms: bool = False) -> None:
         self.schedule = schedule
+        norms = (module for module in classifier.network.modules() if isinstance(module, _BatchNorm))
+        self.norms = [*norms] if freeze_norms else []
         self.stages = find_stages(classifier.network) if schedule.freezes else ()
         self.trained = [[p for p in stage.parameters() if p.requires_grad] for stage in self.stages]
 
     def __call__(self, epoch: int) -> None:
         """Freeze the stages of this epoch; call it when the classifier is in training mode."""
+        for norm in self.norms:
+            norm.eval()
         count = self.schedule.n_frozen([stage.name for stage in self.stages], epoch)
         for number, (stage, trained) in enumerate(zip(self.stages, self.trained, strict=True)):
             for parameter in trained:
