@@ -131,7 +131,7 @@ def version() -> str:
     return _version("sightline")
 
 
-def time_interleaved(candidates: Mapping[str, Callable[[], None]], rounds: int) -> dict[str, list[float]]:
+def time_interleaved(candidates: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
     """Seconds of each candidate in each of ``rounds``, taken in turn after one untimed call of each."""
     times: dict[str, list[float]] = {name: [] for name in candidates}
     for run in candidates.values():

@@ -150,14 +150,9 @@ def _trace_groups(network: Network, pixels: Float[Tensor, "B C H W"]) -> list[Ch
         names: dict[nn.Module, str] = {module: name for name, module in work.named_modules()}
         graph = torch_pruning.DependencyGraph()
         with torch.enable_grad():
-            graph.build_dependency(work, pixels, _forward, verbose=False)
+            graph.build_dependency(work, pixels, lambda module, given: module.logits(given), verbose=False)
         found = [_as_channel_group(graph, each, names) for each in graph.get_all_groups([get_head(work)])]
     return [group for group in found if group is not None]
-
-
-def _forward(network: Any, pixels: Any) -> Tensor:
-    """One forward pass, also of a network with flip TTA."""
-    return network.logits(pixels)
 
 
 def _as_channel_group(graph: Any, traced: Any, names: Mapping[nn.Module, str]) -> ChannelGroup | None:

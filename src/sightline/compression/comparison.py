@@ -105,7 +105,9 @@ def time_pair(first: Profile, second: Profile, images: UInt8[ndarray, "N H W C"]
     runners = first.file_runner, second.file_runner
     if runners[0] is None or runners[1] is None:
         runners = first.torch_runner, second.torch_runner
-    trials = {name: partial(_answer, one, batch) for name, one in zip(("first", "second"), runners, strict=True)}
+    trials = {
+        name: partial(one.probabilities, batch) for name, one in zip(("first", "second"), runners, strict=True)
+    }
     slowest = max(max(times) for times in runtime.time_interleaved(trials, 1).values())
     rounds = int(np.clip(TIMING_SECONDS / max(slowest, 1e-9), MIN_TIMING_ROUNDS, MAX_TIMING_ROUNDS))
     times = runtime.time_interleaved(trials, rounds)
@@ -115,10 +117,6 @@ def time_pair(first: Profile, second: Profile, images: UInt8[ndarray, "N H W C"]
         p50, p95 = np.quantile(seconds, (0.5, 0.95)) * 1000
         latencies.append(Latency(size, float(p50), float(p95), len(seconds)))
     return LatencyPair(latencies[0], latencies[1], median_interval(after / before))
-
-
-def _answer(runner: Runner, images: UInt8[ndarray, "N H W C"]) -> None:
-    runner.probabilities(images)
 
 
 def median_interval(values: Float[ndarray, " R"]) -> Interval:
@@ -175,44 +173,33 @@ class SizeComparison:
 
     def sentences(self) -> list[str]:
         """Size, speed and accuracy in words."""
-        found = [self._size_sentence(), self._speed_sentence(), self._accuracy_sentence()]
-        if not self.exported:
-            reason = self.original.export_error or self.small.export_error
-            found.append(f"Timed in torch, because there is no exported file: {reason}")
-        return found
-
-    def _size_sentence(self) -> str:
-        what = "exported file" if self.small.file_mb is not None else "bundle"
-        ratio = self.small.size_mb / self.original.size_mb
-        sizes = f"{self.small.size_mb:.3g} MB instead of {self.original.size_mb:.3g} MB ({ratio:.2f}x)"
-        if self.smaller:
-            return f"Smaller: its {what} has {sizes}."
-        zeros = self.small.parameters - self.small.nonzero
-        reason = f" The {zeros:,} zeros among its parameters take as much space as other numbers." if zeros else ""
-        return f"Not smaller: its {what} has {sizes}.{reason}"
-
-    def _speed_sentence(self) -> str:
+        small, original, one = self.small, self.original, self.difference
+        what = "exported file" if small.file_mb is not None else "bundle"
+        sizes = f"{small.size_mb:.3g} MB instead of {original.size_mb:.3g} MB ({small.size_mb / original.size_mb:.2f}x)"
+        size = f"{'Smaller' if self.smaller else 'Not smaller'}: its {what} has {sizes}."
+        if not self.smaller and (zeros := small.parameters - small.nonzero):
+            size += f" The {zeros:,} zeros among its parameters take as much space as other numbers."
         times = " and ".join(
-            f"{'one image takes' if size == 1 else f'a batch of {size} takes'} {one.ratio.value:.2f} times as "
-            f"long ({one.ratio.low:.2f} to {one.ratio.high:.2f})"
-            for size, one in self.latencies.items()
+            f"{'one image takes' if count == 1 else f'a batch of {count} takes'} {pair.ratio.value:.2f} times as "
+            f"long ({pair.ratio.low:.2f} to {pair.ratio.high:.2f})"
+            for count, pair in self.latencies.items()
         )
+        speed = "Faster" if self.faster else "No measurable gain in speed"
         if self.slower:
-            mixed = any(one.ratio.high < 1 - LATENCY_TOLERANCE for one in self.latencies.values())
-            lead = "Slower for some batch sizes" if mixed else "Slower than the original on this machine"
-        else:
-            lead = "Faster" if self.faster else "No measurable gain in speed"
-        return f"{lead}: {times}."
-
-    def _accuracy_sentence(self) -> str:
-        one = self.difference
+            mixed = any(pair.ratio.high < 1 - LATENCY_TOLERANCE for pair in self.latencies.values())
+            speed = "Slower for some batch sizes" if mixed else "Slower than the original on this machine"
         doubt = "" if one.low > 0 or one.high < 0 else ", which is not significant"
-        return (
+        accuracy = (
             f"Its accuracy on {self.n:,} test images is {self.accuracies[1].value:.2%}, {one.value * 100:+.2f} "
             f"points compared with the original (95 % interval: {one.low * 100:+.2f} to {one.high * 100:+.2f}; "
             f"McNemar p = {self.mcnemar_p:.2g}){doubt}; both give the same answer for "
             f"{self.agreement.value:.2%} of the images."
         )
+        found = [size, f"{speed}: {times}.", accuracy]
+        if not self.exported:
+            reason = original.export_error or small.export_error
+            found.append(f"Timed in torch, because there is no exported file: {reason}")
+        return found
 
     def as_json(self) -> dict[str, Any]:
         """The measurements of ``compression.json``."""

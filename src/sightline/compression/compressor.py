@@ -4,7 +4,7 @@ import copy
 from abc import ABC, abstractmethod
 from dataclasses import MISSING, dataclass, fields, is_dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float
@@ -69,11 +69,12 @@ class Compressor(ABC):
 
     def word(self) -> str:
         """The word that makes it again, without the arguments that have their default value."""
-        shown = [f for f in fields(self) if self._is_shown(f)] if is_dataclass(self) else []
-        return ":".join([self.name, *(f"{f.name}={str(vars(self)[f.name]).replace(' ', '')}" for f in shown)])
-
-    def _is_shown(self, field: Any) -> bool:
-        return field.default is MISSING or vars(self)[field.name] != field.default
+        words = [self.name]
+        for field in fields(self) if is_dataclass(self) else ():
+            value = vars(self)[field.name]
+            if field.default is MISSING or value != field.default or field.metadata.get("always_shown"):
+                words.append(f"{field.name}={str(value).replace(' ', '')}")
+        return ":".join(words)
 
 
 def open_original(run: Path | str, data: str | None = None, *, device: str = "auto") -> Original:

@@ -30,7 +30,7 @@ class Distil(Compressor):
         seed: seed of the student's initial weights.
     """
 
-    to: str = "lenet5"
+    to: str = field(default="lenet5", metadata={"always_shown": True})
     temperature: float = field(default=4.0, kw_only=True)
     alpha: float = field(default=0.9, kw_only=True)
     seed: int = field(default=0, kw_only=True)
@@ -77,9 +77,6 @@ class Distil(Compressor):
     def objective(self, original: Original, labels: Objective) -> DistillationLoss:
         """The distance from the teacher's answers, and ``labels`` with the weight 1 - alpha."""
         return DistillationLoss(original.classifier, labels, temperature=self.temperature, alpha=self.alpha)
-
-    def _is_shown(self, field: Any) -> bool:
-        return field.name == "to" or super()._is_shown(field)
 
 
 def distil(to: str = "lenet5", temperature: float = 4.0, alpha: float = 0.9, **arguments: Any) -> Distil:

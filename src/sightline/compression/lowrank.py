@@ -151,11 +151,17 @@ class CP(Decomposition):
                 factors[axis] = _solve_factor(self.weight, factors, axis)
                 if axis < 3:
                     factors[axis] = factors[axis] / factors[axis].norm(dim=0).clamp(min=1e-30)
-            error = float((self.weight - _reconstruct(factors)).norm()) / size
+            product = torch.einsum("or,ir,hr,wr->oihw", *factors)
+            error = float((self.weight - product).norm()) / size
             if before - error < ALS_TOLERANCE * error or error < 1e-9:
                 break
             before = error
-        outputs, inputs, down, along = _balance_columns(factors)
+        # Columns of equal norm in every factor: training then moves all factors alike.
+        lengths = torch.stack([factor.norm(dim=0).clamp(min=1e-30) for factor in factors])
+        even = lengths.prod(0) ** (1 / len(factors))
+        outputs, inputs, down, along = (
+            factor / length * even for factor, length in zip(factors, lengths, strict=True)
+        )
         return [
             _as_pointwise(inputs.T),
             down.T[:, None, :, None],
@@ -219,17 +225,6 @@ def _solve_factor(weight: Tensor, factors: Sequence[Tensor], axis: int) -> Float
     gram = torch.stack([factors[place].T @ factors[place] for place in others]).prod(0)
     steadied = gram + 1e-12 * gram.diagonal().mean().clamp(min=1e-30) * torch.eye(len(gram), dtype=gram.dtype)
     return torch.linalg.solve(steadied, seen.T).T
-
-
-def _reconstruct(factors: Sequence[Tensor]) -> Float[Tensor, "O I h w"]:
-    return torch.einsum("or,ir,hr,wr->oihw", *factors)
-
-
-def _balance_columns(factors: Sequence[Tensor]) -> list[Tensor]:
-    """The same product, its columns of equal norm in every factor: training then moves all factors alike."""
-    lengths = torch.stack([factor.norm(dim=0).clamp(min=1e-30) for factor in factors])
-    even = lengths.prod(0) ** (1 / len(factors))
-    return [factor / length * even for factor, length in zip(factors, lengths, strict=True)]
 
 
 def _as_pointwise(matrix: Float[Tensor, "O I"]) -> Float[Tensor, "O I 1 1"]:

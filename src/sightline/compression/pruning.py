@@ -124,15 +124,10 @@ class ChannelCriterion:
     """Whether the numbers are the change of the loss without each weight, instead of the weights."""
 
 
-def _distance_to_others(rows: Float[Tensor, "n D"]) -> Float[Tensor, " n"]:
-    """The sum of the distances to all other rows: small near the geometric median, where others can replace it."""
-    return torch.cdist(rows, rows).sum(1)
-
-
 CHANNEL_CRITERIA: Mapping[str, ChannelCriterion] = {
     "l1": ChannelCriterion(lambda rows: rows.abs().sum(1)),
     "l2": ChannelCriterion(lambda rows: rows.square().sum(1)),
-    "geometric": ChannelCriterion(_distance_to_others, uses_norms=False),
+    "geometric": ChannelCriterion(lambda rows: torch.cdist(rows, rows).sum(1), uses_norms=False),
     "taylor": ChannelCriterion(lambda rows: rows.sum(1), uses_gradients=True),
 }
 """Name -> criterion: the filters' magnitude (Li et al. 2017), and squared; the distance from the geometric median

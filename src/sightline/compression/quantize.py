@@ -3,7 +3,6 @@
 import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -321,7 +320,7 @@ def _check_folding(
     assert rounding is not None
     rounding.observer = lambda *_: None
     for layer, weight in weights.items():
-        layer.dequantise = partial(_return_weight, weight)
+        layer.dequantise = lambda *_, weight=weight: weight
     after = classifier(pixels)
     for layer in weights:
         del layer.dequantise
@@ -330,10 +329,6 @@ def _check_folding(
             "Folding the batch norms changes this network's logits (it may call a convolution or a norm twice), "
             "so it cannot be int8: choose another compressor."
         )
-
-
-def _return_weight(weight: Tensor, *_: Tensor) -> Tensor:
-    return weight
 
 
 @torch.no_grad()

@@ -45,8 +45,16 @@ class Target:
     @classmethod
     def parse(cls, words: str | Sequence[str]) -> "Target":
         """From words such as ``latency=0.5x``; ChoiceError for an unknown name, RecipeError for another form."""
-        given = [words] if isinstance(words, str) else words
-        return cls(dict(_parse_ratio(word) for text in given for word in text.split(",")))
+        ratios = {}
+        for word in ",".join([words] if isinstance(words, str) else words).split(","):
+            name, equals, text = word.strip().partition("=")
+            if equals and name not in TARGET_RATIOS:
+                raise ChoiceError(f"There is no target '{name}'. {suggest(name, TARGET_RATIOS)}")
+            number = re.fullmatch(r"(\d*\.?\d+)x", text)
+            if number is None or not 0 < float(number[1]) < 1:
+                raise RecipeError(f"'{word}' is no target: write a share of the original's, such as latency=0.5x.")
+            ratios[name] = float(number[1])
+        return cls(ratios)
 
     def is_met(self, reached: Mapping[str, float]) -> bool:
         """Whether all ratios are reached."""
@@ -54,16 +62,6 @@ class Target:
 
     def __str__(self) -> str:
         return ", ".join(f"{name}={ratio:g}x" for name, ratio in self.ratios.items())
-
-
-def _parse_ratio(word: str) -> tuple[str, float]:
-    name, equals, text = word.strip().partition("=")
-    if equals and name not in TARGET_RATIOS:
-        raise ChoiceError(f"There is no target '{name}'. {suggest(name, TARGET_RATIOS)}")
-    number = re.fullmatch(r"(\d*\.?\d+)x", text)
-    if number is None or not 0 < float(number[1]) < 1:
-        raise RecipeError(f"'{word}' is no target: write a share of the original's, such as latency=0.5x.")
-    return name, float(number[1])
 
 
 @dataclass(frozen=True, eq=False)
