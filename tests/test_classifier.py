@@ -66,7 +66,7 @@ def test_saved_and_loaded_is_the_same_bit_for_bit(tmp_path, model):
     assert again.classes == ("cat", "dog", "émeu")
 
 
-def test_surgery_is_done_again_at_loading(tmp_path):
+def test_surgery_is_repeated_at_loading(tmp_path):
     grown = Architecture(
         "lenet5", {"classes": 3, "channels": 1, "size": [28, 28]}, (("grown_head", {"classes": 5}),)
     )
@@ -103,14 +103,14 @@ def test_predict_takes_files_bytes_and_arrays_alike(tmp_path):
     assert sum(p for _, p in file.top) == pytest.approx(1, abs=1e-6)
 
 
-def test_predict_answers_an_unreadable_file_with_its_error(tmp_path):
+def test_predict_returns_the_error_of_an_unreadable_file(tmp_path):
     (tmp_path / "text.png").write_text("not an image")
     answers = make().predict([tmp_path / "text.png", tmp_path / "absent.png"])
     assert [a.label for a in answers] == [None, None]
     assert all(a.error for a in answers)
 
 
-def test_predict_gives_the_same_answers_one_by_one_and_together():
+def test_predict_gives_the_same_answers_singly_and_in_batches():
     images = list(np.random.default_rng(1).integers(0, 256, (130, 28, 28, 1), np.uint8))
     classifier = make()
     together = classifier.predict(images)
@@ -120,7 +120,7 @@ def test_predict_gives_the_same_answers_one_by_one_and_together():
         assert alone.confidence == pytest.approx(among.confidence, abs=1e-5)
 
 
-def test_saving_twice_replaces_and_leaves_no_traces(tmp_path):
+def test_saving_twice_replaces_and_leaves_no_temporary_files(tmp_path):
     make().save(tmp_path / "b")
     make(classes=("x", "y")).save(tmp_path / "b")
     assert Classifier.load(tmp_path / "b").classes == ("x", "y")
@@ -221,20 +221,20 @@ def test_a_damaged_config_is_one_sentence(bundle, text):
         ("temperature", "warm"),
     ],
 )
-def test_a_config_that_names_the_unknown_is_one_sentence(bundle, field, value):
+def test_unknown_names_in_a_config_are_one_sentence(bundle, field, value):
     rewrite(bundle, **{field: value})
     with pytest.raises(BundleError, match=r"config\.json of .* cannot be understood"):
         Classifier.load(bundle)
 
 
-def test_no_bundle_at_all(tmp_path):
+def test_a_missing_bundle_is_named(tmp_path):
     with pytest.raises(BundleError, match="no run or bundle"):
         Classifier.load(tmp_path / "absent")
     with pytest.raises(BundleError, match=r"no config\.json"):
         Classifier.load(tmp_path)
 
 
-def test_an_unwritable_place_is_named(tmp_path):
+def test_an_unwritable_path_is_named(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(OutputError, match="is a file, not a folder"):
         make().save(tmp_path / "file" / "bundle")
@@ -331,7 +331,7 @@ def test_a_memory_never_holds_images_even_where_they_are_listed(tmp_path):
 @pytest.mark.parametrize(
     "text", ["[]", '{"cat": "abc"}', '{"cat": ["abc"]}', '{"cat": 3}', "{", f'{{"cat": ["{HASH.upper()}"]}}']
 )
-def test_a_memory_that_makes_no_sense_is_one_sentence(tmp_path, text):
+def test_an_invalid_memory_is_one_sentence(tmp_path, text):
     bundle = remembering().save(tmp_path / "b")
     (bundle / "memory" / "exemplars.json").write_text(text)
     listed = json.loads((bundle / "config.json").read_text())["files"]
@@ -340,7 +340,7 @@ def test_a_memory_that_makes_no_sense_is_one_sentence(tmp_path, text):
         Classifier.load(bundle)
 
 
-def test_a_memory_of_what_is_no_number_is_refused():
+def test_a_memory_checks_its_values():
     with pytest.raises(ValueError, match="fisher 'w' is not a tensor of finite numbers"):
         Memory(fisher={"w": torch.tensor([1.0, float("nan")])})
     with pytest.raises(ValueError, match="not SHA-256 hashes"):
@@ -387,7 +387,7 @@ def test_a_pipe_is_refused_and_not_waited_for(bundle):
 
 @pytest.mark.parametrize("raises", [False, True])
 @pytest.mark.parametrize("weight_noise", [False, True])
-def test_frozen_eval_leaves_every_module_as_it_was(raises, weight_noise):
+def test_frozen_eval_restores_every_module(raises, weight_noise):
     classifier = make()
     classifier.network = SURGERY["noise"](classifier.network)
     classifier.train()
@@ -408,7 +408,7 @@ def test_frozen_eval_leaves_every_module_as_it_was(raises, weight_noise):
     assert {name: p.requires_grad for name, p in classifier.named_parameters()} == learning
 
 
-def test_a_module_says_that_it_draws_at_random():
+def test_a_stochastic_module_makes_the_classifier_stochastic():
     assert not make().stochastic
     noisy = make()
     noisy.preprocessing = Preprocessing([NoiseFilter(0.1)])

@@ -73,7 +73,7 @@ def test_only_convolutions_and_linear_layers_change(name):
     assert all(torch.equal(after[key], value) for key, value in again.state_dict().items())
 
 
-def test_he_keeps_the_signal_through_twenty_layers_of_relu():
+def test_he_preserves_the_variance_through_twenty_relu_layers():
     """What it is for; the old heuristic U(-1/sqrt(n), 1/sqrt(n)) of paper 002's equation 4 loses it."""
     torch.manual_seed(0)
     layers = nn.Sequential(*(part for _ in range(20) for part in (nn.Linear(256, 256), nn.ReLU())))

@@ -78,7 +78,7 @@ def test_codes_of_weights_are_the_nearest_and_symmetric(bits, most):
 
 
 @pytest.mark.parametrize(("low", "high"), [(0.0, 3.0), (-1.0, 2.0), (0.5, 4.0), (-3.0, -1.0)])
-def test_levels_hold_zero_and_round_to_the_nearest(low, high):
+def test_levels_include_zero_and_round_to_the_nearest(low, high):
     grid = ActivationGrid()
     grid.set_range(low, high)
     x = torch.linspace(min(low, 0), max(high, 0), 1001)
@@ -158,7 +158,7 @@ def test_every_network_in_int8_answers_nearly_the_same_and_survives_its_bundle(w
 
 
 @pytest.mark.parametrize("word", ["lenet5", "resnet20", "mobilenet:width=0.25", "vit:depth=1:width=24:heads=2"])
-def test_refinement_moves_gains_and_biases_and_no_code(word, shapes):
+def test_fine_tuning_changes_gains_and_biases_but_no_code(word, shapes):
     found = Int8(by="minmax", images=32)(made(word, shapes), splits(shapes)).train()
     codes = {n: t.clone() for n, t in found.state_dict().items() if t.dtype == torch.int8}
     pixels, labels = to_tensor(shapes[:]), torch.from_numpy(shapes.labels)
@@ -187,7 +187,7 @@ def test_pixels_have_a_gradient_through_the_rounding(shapes):
     [(("mirrored", {}),), (("grown_head", {"classes": 6}),), (("masked", {"layers": ["conv1", "head"]}),)],
     ids=lambda one: one[0][0],
 )
-def test_it_stacks_on_other_changes(surgery, shapes, tmp_path):
+def test_int8_follows_other_surgery(surgery, shapes, tmp_path):
     parent = made("resnet20", shapes, surgery)
     found = Int8(by="minmax", images=32)(parent, splits(shapes))
     pixels = to_tensor(shapes[:16])
@@ -233,7 +233,7 @@ def test_spans_of_a_sample_with_an_outlier():
     assert error(spans["mse"]) <= 1.02 * min(tried.values())
 
 
-def test_the_calibration_that_answers_nearest_is_kept(shapes):
+def test_the_calibration_of_smallest_divergence_is_chosen(shapes):
     parent = made("small-cnn", shapes)
     auto = Int8(images=40)(parent, splits(shapes))
     tried = auto.provenance["int8"]["divergence_nats"]
@@ -279,14 +279,14 @@ def test_networks_that_cannot_be_int8(shapes):
 @pytest.mark.parametrize(
     "change", [{"layers": ["nothing"]}, {"layers": ["features.relu1"]}, {"sites": -1}, {"more": 1}]
 )
-def test_a_bundle_that_asks_for_the_impossible(change, shapes):
+def test_a_bundle_with_impossible_surgery_is_refused(change, shapes):
     plan = Int8(images=16)(made("lenet5", shapes), splits(shapes)).architecture
     arguments = {**plan.surgery[-1][1], **change}
     with pytest.raises((RecipeError, ChoiceError), match=r"quantised"):
         build(Architecture(plan.name, plan.arguments, (("quantised", arguments),)))
 
 
-def test_rounding_says_where_it_was_not_calibrated():
+def test_rounding_refuses_a_path_it_was_not_calibrated_on():
     network = quantise_layers(
         build(parse_architecture("mlp", classes=2, channels=1, size=(8, 8))), [], [], [], 1
     ).eval()

@@ -34,7 +34,7 @@ def test_whitened_patches_have_unit_second_moments(channels, kernel, padding):
 
 
 @pytest.mark.parametrize("eps", [WHITENING_EPS, 0.1])
-def test_epsilon_leaves_small_directions_small(eps):
+def test_epsilon_keeps_small_directions_small(eps):
     """U diag(s / (s + eps)) U^T in the eigenvectors' own axes, largest first."""
     layer = Whitening(3, 2, both_signs=False, bias=False)
     pixels = images()
@@ -53,7 +53,7 @@ def test_both_signs_are_each_others_negatives_and_the_bias_starts_at_zero():
     assert layer.bias.abs().sum() == 0
 
 
-def test_channels_without_variance_stay_finite_and_small():
+def test_channels_without_variance_stay_finite():
     pixels = images()
     pixels[:, 2] = 0
     pixels[:, 1] = pixels[:, 0]
@@ -89,7 +89,7 @@ WHITENED = ["fastcnn", "resnet20:stem=whitened", "resnet18:stem=whitened"]
 
 @pytest.mark.parametrize("name", WHITENED)
 @pytest.mark.parametrize("channels", [1, 3])
-def test_networks_adapt_to_their_images(name, channels):
+def test_networks_initialise_their_whitening_from_images(name, channels):
     network = build(parse_architecture(name, classes=3, channels=channels, size=(12, 12)))
     pixels = images(channels=channels)
     before = {key: value.clone() for key, value in network.state_dict().items()}
@@ -103,7 +103,7 @@ def test_networks_adapt_to_their_images(name, channels):
 
 
 @pytest.mark.parametrize("name", WORDS)
-def test_adapting_leaves_the_weights_that_are_trained(name):
+def test_init_from_data_does_not_change_trained_weights(name):
     network = build(parse_architecture(name, classes=3, channels=3, size=(12, 12)))
     before = [parameter.clone() for parameter in network.parameters()]
     network.init_from_data(images())
@@ -111,7 +111,7 @@ def test_adapting_leaves_the_weights_that_are_trained(name):
 
 
 @pytest.mark.parametrize("name", WHITENED)
-def test_training_and_initialising_leave_the_whitening_alone(name):
+def test_training_and_initialisation_do_not_change_the_whitening(name):
     network = build(parse_architecture(name, classes=3, channels=3, size=(12, 12)))
     network.init_from_data(images())
     kept = network.whiten.weight.clone()
@@ -144,7 +144,7 @@ def published(widths=(64, 256, 256), classes=10):
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_the_speed_network_is_the_published_one(training):
+def test_fastcnn_is_the_published_network(training):
     torch.manual_seed(0)
     ours = build(parse_architecture("fastcnn:width=0.25:eps=1e-12", classes=10, channels=3, size=(32, 32)))
     theirs = published((16, 64, 64))
@@ -179,7 +179,7 @@ def order(network):
     return {name: state[name] for name in names}
 
 
-def test_convolutions_of_the_speed_network_begin_as_the_identity():
+def test_convolutions_of_fastcnn_start_as_the_identity():
     network = build(parse_architecture("fastcnn:width=0.25", classes=10, channels=3, size=(32, 32)))
     x = torch.randn(2, 24, 9, 9)
     with torch.no_grad():
@@ -188,7 +188,7 @@ def test_convolutions_of_the_speed_network_begin_as_the_identity():
         assert torch.equal(network.groups[1].conv2(torch.ones(1, 64, 4, 4)), torch.ones(1, 64, 4, 4))
 
 
-def test_one_set_of_weights_answers_at_every_size():
+def test_one_set_of_weights_works_at_every_size():
     """Progressive resizing: what is trained on small images goes on with larger ones."""
     small, large = (
         build(parse_architecture("fastcnn", classes=4, channels=3, size=(s, s))).eval() for s in (16, 32)
@@ -200,7 +200,7 @@ def test_one_set_of_weights_answers_at_every_size():
             assert torch.equal(small(pixels), large(pixels))
 
 
-def test_rounding_does_not_turn_the_sign_of_a_direction():
+def test_rounding_does_not_flip_the_sign_of_a_direction():
     """Patches of pictures look alike when turned over, so entries of their directions are equal in pairs."""
     chance = torch.Generator().manual_seed(0)
     pixels = torch.rand(200, 1, 12, 12, generator=chance).cumsum(3)

@@ -46,7 +46,7 @@ def test_published_counts(name, classes, side, count):
     assert count_multiply_adds(network_of(name, classes, 3, (side, side)), 3, (side, side)) == count
 
 
-def test_counting_leaves_the_network_as_it_is():
+def test_counting_does_not_change_the_network():
     network = build(parse_architecture("lenet5", classes=10, channels=3, size=(32, 32))).train()
     network.head.eval()
     before = {name: value.clone() for name, value in network.state_dict().items()}
@@ -62,6 +62,6 @@ def test_counts_do_not_depend_on_precision():
     assert count_multiply_adds(network, 3, (32, 32)) == count_multiply_adds(network_of("resnet20"), 3, (32, 32))
 
 
-def test_a_mirrored_network_costs_twice():
+def test_flip_tta_doubles_the_multiply_adds():
     plain = count_multiply_adds(network_of("resnet20"), 3, (32, 32))
     assert count_multiply_adds(SURGERY["mirrored"](network_of("resnet20")), 3, (32, 32)) == 2 * plain

@@ -91,7 +91,7 @@ def test_the_architecture_builds_it_without_its_estimator(bundle):
     assert network.estimator is None
 
 
-def test_a_learnt_feature_travels_with_its_network(digits, pixels, tmp_path):
+def test_an_embedding_feature_is_saved_with_its_network(digits, pixels, tmp_path):
     torch.manual_seed(0)
     plan = parse_architecture("mlp", classes=10, channels=1, size=(8, 8))
     steps = fit_preprocessing(digits.train, "fitted", 1)
@@ -109,7 +109,7 @@ def test_a_learnt_feature_travels_with_its_network(digits, pixels, tmp_path):
     assert evaluate(again, digits.test).efficiency.multiply_adds > 0
 
 
-def test_two_scores_that_become_equal_in_float32_are_told_apart():
+def test_the_prediction_survives_rounding_to_float32():
     close = np.array([[1.0, 1.0 + 1e-12, 0.0], [3.0, 2.0, 1.0], [-1e-3, -1e-3 + 1e-12, -1e-3]])
     assert (close.astype(np.float32).argmax(1) == [0, 0, 0]).all()
     single = _to_float32(close)
@@ -118,7 +118,7 @@ def test_two_scores_that_become_equal_in_float32_are_told_apart():
     assert single == pytest.approx(close, abs=1e-6)
 
 
-def test_a_decision_between_two_is_the_softmax_of_its_halves():
+def test_a_binary_decision_becomes_two_scores():
     rng = np.random.default_rng(0)
     x, y = rng.normal(size=(60, 3)), np.arange(60) % 2
     logistic = BASELINES["logistic-regression"]().fit(x, y)
@@ -137,7 +137,7 @@ def test_a_decision_between_two_is_the_softmax_of_its_halves():
         ({"not": "an estimator"}, "holds a dict, which is not a baseline"),
     ],
 )
-def test_other_things_than_baselines_are_refused(thing, says, bundle):
+def test_objects_that_are_not_baselines_are_refused(thing, says, bundle):
     skops.io.dump(thing, bundle / ESTIMATOR_FILE)
     with pytest.raises(BundleError, match=says):
         Classifier.load(rechecked(bundle))
@@ -149,7 +149,7 @@ def test_a_pickle_is_never_read(bundle):
         Classifier.load(rechecked(bundle))
 
 
-def test_a_changed_or_lost_file_is_noticed(bundle):
+def test_a_changed_or_missing_estimator_file_is_refused(bundle):
     content = (bundle / ESTIMATOR_FILE).read_bytes()
     (bundle / ESTIMATOR_FILE).write_bytes(content + b"x")
     with pytest.raises(BundleError, match=f"'{ESTIMATOR_FILE}' .* wrong checksum"):
@@ -187,7 +187,7 @@ def altered(tree, **changes):
     [{"left_child": (0, 10**9)}, {"right_child": (0, 0)}, {"feature": (0, 10**6)}, {"left_child": (0, -7)}],
 )
 @pytest.mark.parametrize("forest", [False, True])
-def test_trees_that_lead_outside_or_in_circles_are_refused(changes, forest, digits, tmp_path):
+def test_trees_with_indices_out_of_range_or_cycles_are_refused(changes, forest, digits, tmp_path):
     """Asking them would read foreign memory, or never end."""
     classifier = fit_baseline(digits, "random-forest:trees=2" if forest else "decision-tree")
     estimator = classifier.network.estimator
@@ -199,7 +199,7 @@ def test_trees_that_lead_outside_or_in_circles_are_refused(changes, forest, digi
 
 
 @pytest.mark.parametrize("field", ["left", "feature_idx"])
-def test_boosted_trees_are_looked_at_too(field, digits, tmp_path):
+def test_boosted_trees_are_checked_too(field, digits, tmp_path):
     classifier = fit_baseline(digits, "gradient-boosting:rounds=2")
     nodes = classifier.network.estimator._predictors[1][3].nodes
     nodes[field][0] = 10**6
@@ -207,7 +207,7 @@ def test_boosted_trees_are_looked_at_too(field, digits, tmp_path):
         Classifier.load(classifier.save(tmp_path / "bundle"))
 
 
-def test_support_vectors_that_do_not_fit_together_are_refused(digits, tmp_path):
+def test_inconsistent_support_vectors_are_refused(digits, tmp_path):
     classifier = fit_baseline(digits, "svm-rbf")
     estimator = classifier.network.estimator
     assert isinstance(estimator, SVC)

@@ -132,7 +132,7 @@ def test_memory_format_does_not_change_answers(name):
 
 
 @pytest.mark.parametrize("name", [*WORDS, "plain-cnn:depth=20", "resnet20:stem=whitened"])
-def test_learns_eight_images_by_heart(name):
+def test_overfits_eight_images(name):
     """Two classes, a handful of steps: a network that cannot do this cannot do anything."""
     network = network_of(f"{name}:dropout=0.0", classes=2, size=(12, 12))
     generator = torch.Generator().manual_seed(5)
@@ -217,7 +217,7 @@ def test_every_plain_network_of_table_three_sees_the_same_sizes(depth, kernel):
     assert seen == {(28, 28): 4, (14, 14): 8, (7, 7): 16}
 
 
-def test_lenet_pools_the_mean_unless_told():
+def test_lenet_uses_average_pooling_by_default():
     for name, kind in (("lenet5", torch.nn.AvgPool2d), ("lenet5:pool=max", torch.nn.MaxPool2d)):
         pools = [m for m in network_of(name).modules() if type(m).__name__.endswith("Pool2d")]
         assert [type(m) for m in pools] == [kind, kind]
@@ -317,7 +317,7 @@ def test_surgery_is_rebuilt_and_takes_the_tensors(change, name):
 
 
 @networks
-def test_a_grown_head_keeps_the_old_answers(name):
+def test_a_grown_head_keeps_the_old_logits(name):
     network = network_of(name, classes=4, size=(16, 16)).eval()
     pixels = torch.rand(3, 3, 16, 16)
     with torch.no_grad():
@@ -328,7 +328,7 @@ def test_a_grown_head_keeps_the_old_answers(name):
     assert after[:, 4:].abs().sum() == 0
 
 
-def test_a_head_never_loses_classes():
+def test_a_head_cannot_shrink():
     with pytest.raises(BundleError, match="cannot grow"):
         SURGERY["grown_head"](network_of("mlp", classes=5), classes=4)
 
@@ -422,7 +422,7 @@ def test_impossible_values_are_refused(name, arguments, hint):
     assert hint in str(caught.value)
 
 
-def test_unknown_words_within_arguments():
+def test_unknown_words_in_arguments_are_refused():
     with pytest.raises(ChoiceError, match="pooling"):
         network_of("lenet5:pool=median")
 
@@ -438,6 +438,6 @@ def test_unknown_words_within_arguments():
         {"name": "mlp", "arguments": GOOD, "surgery": 1},
     ],
 )
-def test_a_config_that_makes_no_sense_is_refused(config):
+def test_an_inconsistent_config_is_refused(config):
     with pytest.raises(BundleError, match="architecture"):
         Architecture.from_config(config)

@@ -22,7 +22,7 @@ def close(one, other):
 
 
 @networks
-def test_mirrored_answers_are_the_mean_of_both(name):
+def test_flip_tta_is_the_mean_over_both_flips(name):
     plain = network_of(name).eval()
     mirrored = SURGERY["mirrored"](copy.deepcopy(plain))
     pixels = torch.rand(3, 3, 16, 16)
@@ -44,7 +44,7 @@ def test_training_sees_each_image_once(name):
 
 @pytest.mark.parametrize("changes", [("grown_head", "mirrored"), ("mirrored", "grown_head")])
 @networks
-def test_a_head_grows_through_mirroring_in_either_order(name, changes):
+def test_a_head_grows_before_or_after_flip_tta(name, changes):
     arguments = {"grown_head": {"classes": 6}, "mirrored": {}}
     plan = parse_architecture(name, classes=4, channels=3, size=(16, 16))
     torch.manual_seed(0)
@@ -56,7 +56,7 @@ def test_a_head_grows_through_mirroring_in_either_order(name, changes):
     assert get_head(network).out_features == 6
 
 
-def test_mirroring_twice_is_mirroring_once():
+def test_flip_tta_twice_is_flip_tta_once():
     once = SURGERY["mirrored"](network_of("lenet5")).eval()
     twice = SURGERY["mirrored"](copy.deepcopy(once))
     pixels = torch.rand(3, 3, 16, 16)
@@ -64,7 +64,7 @@ def test_mirroring_twice_is_mirroring_once():
 
 
 @networks
-def test_weights_of_the_plain_network_fit_the_mirrored_one(name, tmp_path):
+def test_weights_load_with_and_without_flip_tta(name, tmp_path):
     plain = network_of(name)
     save_file(plain.state_dict(), tmp_path / "w.safetensors")
     torch.manual_seed(1)
@@ -74,7 +74,7 @@ def test_weights_of_the_plain_network_fit_the_mirrored_one(name, tmp_path):
     assert all(torch.equal(value, plain.state_dict()[key]) for key, value in target.state_dict().items())
 
 
-def test_gradients_of_a_mirrored_answer_reach_both_sides():
+def test_gradients_through_flip_tta_reach_both_flips():
     """An attack in eval mode has to see all of the classifier."""
     network = SURGERY["mirrored"](network_of("mlp")).eval()
     plain = network_of("mlp").eval()

@@ -54,7 +54,7 @@ def test_the_operators_may_be_declared_twice_and_nothing_is_imported_before():
     assert shell(code) == "timm"
 
 
-def test_operators_somebody_else_declared_are_left_alone():
+def test_operators_that_exist_are_not_declared_again():
     code = (
         "import torch\n"
         "theirs = torch.library.Library('torchvision', 'FRAGMENT')\n"
@@ -173,7 +173,7 @@ def test_published_weights_without_a_network_are_an_error_with_a_remedy(nowhere)
     assert all(torch.equal(t, before[name]) for name, t in network.state_dict().items())
 
 
-def test_offline_mode_is_heeded(nowhere, monkeypatch):
+def test_offline_mode_is_respected(nowhere, monkeypatch):
     from huggingface_hub import constants
 
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
@@ -181,14 +181,14 @@ def test_offline_mode_is_heeded(nowhere, monkeypatch):
         network_of(f"{TINY}:pretrained=True").load_published()
 
 
-def test_the_command_says_so_before_it_reads_an_image(nowhere, cli, tmp_path):
+def test_missing_weights_are_reported_before_an_image_is_read(nowhere, cli, tmp_path):
     answer = cli("train", tmp_path / "absent", "--model", f"{TINY}:pretrained=True", "--size", "32")
     assert answer.code == 2
     assert "cannot be fetched from here" in answer.err
     assert "Traceback" not in answer.err
 
 
-def test_published_weights_in_the_cache_are_taken(nowhere, tmp_path):
+def test_published_weights_in_the_cache_are_used(nowhere, tmp_path):
     """Where the hub would have put them; grey images get the sum of the colours' filters, as timm does it."""
     other = timm_network.import_timm().create_model("test_resnet")
     place = tmp_path / "hub" / "models--timm--test_resnet.r160_in1k"
@@ -216,7 +216,7 @@ def test_networks_without_published_weights_say_so():
         network_of(f"timm:{name}:pretrained=True").load_published()
 
 
-def test_nothing_is_fetched_unasked():
+def test_nothing_is_downloaded_without_pretrained():
     assert network_of(TINY).load_published() == network_of("resnet20").load_published() == ""
 
 
@@ -241,14 +241,14 @@ def test_unknown_names_are_suggested(word, hint):
 
 
 @pytest.mark.parametrize("name", ["hf-hub:somebody/else", "local-dir:/tmp", "https://example.org/x"])
-def test_a_bundle_cannot_name_another_place(name):
+def test_a_bundle_cannot_name_an_address(name):
     """timm would follow such names to other people's files."""
     arguments = {"classes": 2, "channels": 3, "size": [32, 32], "name": name}
     with pytest.raises(ChoiceError, match="no network of timm"):
         build(Architecture.from_config(json.loads(json.dumps(Architecture("timm", arguments).config()))))
 
 
-def test_sizes_a_network_cannot_take_are_refused():
+def test_impossible_sizes_are_refused():
     with pytest.raises(RecipeError, match=r"cannot be made for images of 50 x 50 pixels .* choose another --size"):
         network_of("timm:maxvit_nano_rw_256", size=(50, 50))
     with pytest.raises(RecipeError, match="cannot be made"):

@@ -60,7 +60,7 @@ def test_third_party_resnet20_gives_the_reference_logits(shared_weights):
     assert FILE in str(report)
 
 
-def test_third_party_head_of_other_classes_starts_fresh(shared_weights):
+def test_third_party_head_of_other_classes_is_initialised(shared_weights):
     network = network_of(classes=4)
     fresh = network.head.weight.clone()
     report = load_weights(network, shared_weights / FILE)
@@ -114,7 +114,7 @@ WRAPPINGS = {
 
 @pytest.mark.parametrize("wrapping", WRAPPINGS)
 @pytest.mark.parametrize("name", ["resnet20", "lenet5"])
-def test_wrappings_met_in_the_wild(wrapping, name, tmp_path):
+def test_wrappers_of_real_checkpoints_are_removed(wrapping, name, tmp_path):
     source, target = network_of(name, seed=1), network_of(name, seed=2)
     if wrapping == "half precision":
         source.half().float()
@@ -177,7 +177,7 @@ def test_a_truncated_legacy_file_is_named(tmp_path):
         load_weights(network_of("mlp"), path)
 
 
-def test_places_that_hold_no_weights(tmp_path):
+def test_paths_without_weights_are_refused(tmp_path):
     with pytest.raises(DataError, match="There is no file of weights at"):
         load_weights(network_of("mlp"), tmp_path / "absent.pth")
     with pytest.raises(DataError, match="is a folder"):

@@ -251,7 +251,7 @@ def read_estimator(file: Path) -> Any:
                 f"The file '{file}' holds {', '.join(strange[:3])}, which no baseline is made of: do not use this "
                 "bundle unless you know where it comes from, and then fit the baseline again."
             )
-        with warnings.catch_warnings(record=True) as said:
+        with warnings.catch_warnings(record=True) as warned:
             warnings.simplefilter("always")
             found = load(file, trusted=list(TREE_TYPES))
     except BundleError:
@@ -262,7 +262,7 @@ def read_estimator(file: Path) -> Any:
     if type(found) not in _estimator_types():
         raise BundleError(f"The file '{file}' holds a {type(found).__name__}, which is not a baseline.")
     _check_estimator(found, file)
-    if any("version" in str(one.message) for one in said):
+    if any("version" in str(one.message) for one in warned):
         progress.notify(f"'{file}' was made with another scikit-learn: test it before you trust its answers.")
     return found
 

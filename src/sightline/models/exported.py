@@ -91,11 +91,11 @@ def open_session(path: Path, threads: int | None = None, settings: Mapping[str, 
 
 def read_exported(session: Any, path: Path) -> ExportedModel:
     """The model of an open session, checked; raises BundleError where its metadata is missing or inconsistent."""
-    said = session.get_modelmeta().custom_metadata_map
-    if "classes" not in said or "geometry" not in said:
+    metadata = session.get_modelmeta().custom_metadata_map
+    if "classes" not in metadata or "geometry" not in metadata:
         raise BundleError(f"'{path}' was not exported by Sightline: it names no classes. Name a run or a bundle.")
     try:
-        facts = {name: json.loads(text) for name, text in said.items()}
+        facts = {name: json.loads(text) for name, text in metadata.items()}
         if (version := int(facts["format"])) > EXPORT_FORMAT:
             raise BundleError(
                 f"'{path}' has format {version}, newer than this release reads ({EXPORT_FORMAT}). "

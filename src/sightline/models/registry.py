@@ -23,16 +23,17 @@ MEASURED_FILE = Path(__file__).with_name("measured.json")
 """Accuracies after a short training, written by ``benchmarks/zoo.py``."""
 
 Make = Callable[..., Network]
+"""``(classes, channels, size, **arguments) -> network``, or a surgery ``(network, **arguments) -> network``."""
 
 
 @dataclass(frozen=True)
 class NetworkEntry:
-    """A network that recipes name: how it is made, and what is known of it."""
+    """A network that recipes can name: how to make it, and what is known about it."""
 
     make: Make
     """``(classes, channels, size, **arguments) -> network``."""
     channels: int | None = None
-    """Channels of the images in which its size and cost are stated; None where it has no form of its own."""
+    """Channels of the images that its parameters and cost are stated for; None if they depend on an argument."""
     side: int | None = None
     """Height and width of those images, in pixels."""
     best_sides: tuple[int, int] | None = None
@@ -40,22 +41,22 @@ class NetworkEntry:
     lr_factor: float = 1.0
     """Factor on SGD's default learning rate; below 1 for networks that diverge (``benchmarks/rates.py``)."""
     small: str = ""
-    """Arguments that make a small network of its kind, such as ``width=0.25``: what the tests train and count."""
+    """Arguments that make a small network of its kind for tests, such as ``width=0.25``."""
 
 
 @dataclass(frozen=True)
 class Architecture:
-    """What ``build`` needs to make a network again; all of it JSON."""
+    """What ``build`` needs to make a network again, in JSON types."""
 
     name: str
     """One of ``NETWORKS``."""
     arguments: Mapping[str, Any]
-    """``classes``, ``channels``, ``size`` and whatever else the network takes."""
+    """``classes``, ``channels``, ``size`` and the network's own arguments."""
     surgery: tuple[tuple[str, Mapping[str, Any]], ...] = field(default=())
     """(name in ``SURGERY``, arguments), in order."""
 
     def config(self) -> dict[str, Any]:
-        """The same as JSON."""
+        """The architecture as JSON."""
         return {
             "name": self.name,
             "arguments": dict(self.arguments),
@@ -64,7 +65,7 @@ class Architecture:
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> "Architecture":
-        """From JSON; raises BundleError where it is not what ``config`` writes."""
+        """The architecture from its JSON; raises BundleError where that is malformed."""
         try:
             surgery = tuple((str(item["name"]), dict(item["arguments"])) for item in config["surgery"])
             return cls(str(config["name"]), dict(config["arguments"]), surgery)
@@ -98,7 +99,7 @@ def architecture_from_word(
 def build_network(
     architecture: Architecture, networks: Mapping[str, Make], surgery: Mapping[str, Make]
 ) -> Network:
-    """The network of an architecture, by these dicts of constructors and of surgery; see ``build``."""
+    """The network of an architecture, from these dicts of constructors and of surgery; see ``build``."""
     make = lookup(networks, architecture.name, "model")
     size = architecture.arguments.get("size")
     if not isinstance(size, list | tuple) or len(size) != 2:
@@ -150,7 +151,7 @@ class NetworkDescription:
 
 
 def describe_network(name: str, entry: NetworkEntry) -> NetworkDescription:
-    """One network in a line; torch's generator is left where it was."""
+    """A network's description; torch's global generator is not advanced."""
     summary = (entry.make.__doc__ or "").strip().splitlines()[0].replace("``", "")
     accuracy = json.loads(MEASURED_FILE.read_text(encoding="utf-8"))["accuracy"].get(name)
     if entry.channels is None or entry.side is None:
@@ -200,13 +201,13 @@ MULTIPLY_ADDS_BY_FUNCTION: Mapping[Callable[..., Any], Callable[..., int]] = {
     torch.addmm: _sum_and_product_work,
     torch.baddbmm: _sum_and_product_work,
 }
-"""What layers come down to: function -> ``(output, *its arguments) -> multiply-adds``."""
+"""Function -> ``(output, *its arguments) -> multiply-adds``."""
 
 
 class _MultiplyAddCounter(TorchFunctionMode):
-    """Sees every function of torch that is called within it."""
+    """Intercepts every torch function called within it."""
 
-    # Not torch's counter: the level below, where that looks, loads the compiler, two seconds for nothing.
+    # torch's own counter works one level below, which imports the compiler: two seconds.
     total = 0
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -217,13 +218,13 @@ class _MultiplyAddCounter(TorchFunctionMode):
 
 
 def count_multiply_adds(network: nn.Module, channels: int, size: ImageSize) -> int:
-    """Multiplications with addition that the answer about one image of ``size`` takes, in eval mode.
+    """Multiply-adds of one image of ``size`` in eval mode; one is two floating-point operations.
 
-    Convolutions, linear layers and the products of attention, exactly; norms, activations, pools and biases are
-    not counted, as is usual. One multiply-add is two floating-point operations. The network stays as it is.
+    Convolutions, linear layers and the products of attention are counted exactly; norms, activations, pools and biases
+    are not, as is usual. The network's modes are restored.
     """
     modes = [(module, module.training) for module in network.modules()]
-    # Real numbers: torch's shape-only tensors load the compiler too.
+    # Not on the meta device, because meta tensors import the compiler too.
     image = torch.zeros(1, channels, *size, device=next(chain(network.parameters(), network.buffers())).device)
     try:
         with torch.no_grad(), _MultiplyAddCounter() as counting:
@@ -235,5 +236,5 @@ def count_multiply_adds(network: nn.Module, channels: int, size: ImageSize) -> i
 
 
 def learnt_tensors(network: nn.Module) -> list[Tensor]:
-    """What a network has learnt: its parameters, and weights of 8 bits; statistics and scales are not."""
+    """What a network has learned: its parameters and int8 weights, without statistics and scales."""
     return [*network.parameters(), *(b for b in network.buffers() if b.dtype == torch.int8)]

@@ -87,10 +87,10 @@ def compressible_layers(network: Network, pixels: Float[Tensor, "B C H W"]) -> d
 
 
 def expand_head(network: Network, classes: int) -> Network:
-    """The same network with ``classes`` outputs: old rows are kept, new ones start at zero.
+    """The same network with ``classes`` outputs: old rows of the head are kept, new ones are zero.
 
-    A new class so begins with logit 0 for every image, and old logits do not change.
-    Raises BundleError if that would lose classes.
+    New classes have logit 0 for every image, and the logits of old classes do not change. Raises BundleError if
+    ``classes`` is less than the network has.
     """
     old = get_head(network)
     if classes < old.out_features:
@@ -111,7 +111,7 @@ def expand_head(network: Network, classes: int) -> Network:
 
 
 def add_prototype_head(network: Network, normalise: bool = True) -> Network:
-    """The same network with a ``PrototypeHead`` in place of its last layer, without means yet: see its ``fit``.
+    """The same network with a ``PrototypeHead`` in place of its last layer; its ``fit`` computes the means.
 
     Raises BundleError where the network has no last layer of its own.
     """
@@ -122,22 +122,22 @@ def add_prototype_head(network: Network, normalise: bool = True) -> Network:
 
 
 def add_flip_tta(network: Network) -> Network:
-    """The same network, whose answers in eval mode are the mean logits of an image and its mirror image.
+    """The same network, returning in eval mode the mean logits of an image and its mirror image.
 
-    Training sees each image once. Tensors and their names stay as they are, so weights fit with and without.
+    Training is not changed. Tensors keep their names, so weights can be loaded with and without.
     """
     network.flip_tta = True
     return network
 
 
 def add_weight_noise(network: Network, alpha: float = 0.25) -> Network:
-    """The same network with noise in the weights of every layer, in training and in answers: see ``WeightNoise``.
+    """The same network with noise in the weights of every layer, in training and at inference: see ``WeightNoise``.
 
-    ``alpha`` is its strength at first, in deviations of each layer's weights; training changes it. The other
-    tensors keep their names, so weights fit with and without. Raises ValueError for an impossible alpha.
+    ``alpha`` is its initial strength, in standard deviations of each layer's weights; it is trained. Other tensors keep
+    their names, so weights can be loaded with and without. Raises ValueError for an alpha outside (0, 10].
     """
     check_positive("alpha", alpha, 10)
     if not (names := noisy_weight_names(network)):
-        raise ValueError("the network has no layer whose weights could be disturbed")
+        raise ValueError("the network has no layer that could have noise in its weights")
     network.noise = WeightNoise(names, alpha)
     return network

@@ -65,7 +65,7 @@ def test_a_file_with_the_names_of_torchvision_gives_the_published_answers(side, 
     assert torch.allclose(ours.double(), expected, atol=1e-4 * expected.abs().max().item())
 
 
-def test_a_head_without_bias_may_start_fresh(tmp_path):
+def test_a_head_without_bias_may_be_initialised(tmp_path):
     """What the file's other classes leave untouched names only tensors the network has."""
     five, seven = (
         build(parse_architecture("fastcnn:width=0.1", classes=n, channels=3, size=(16, 16))) for n in (5, 7)

@@ -114,7 +114,7 @@ def test_published_multiply_adds(name, classes, size, millions):
 
 
 @pytest.mark.parametrize("name", ["mobilenet_v2", "efficientnet_b0"])
-def test_work_is_that_of_torchvisions_network(name, theirs):
+def test_multiply_adds_equal_torchvisions(name, theirs):
     """By torch's own counter; large images are given the published strides."""
     with torch.device("meta"), FlopCounterMode(display=False) as counter, torch.no_grad():
         theirs.get_model(name, weights=None).eval()(torch.rand(1, 3, 96, 96))
@@ -152,7 +152,7 @@ LAYOUTS = {
 
 
 @pytest.mark.parametrize("name", ["alexnet", "mobilenet_v2", "efficientnet_b0"])
-def test_weights_with_the_keys_of_torchvision_give_its_answers(name, theirs, tmp_path):
+def test_torchvisions_weights_give_its_logits(name, theirs, tmp_path):
     """Random numbers in torchvision's layout; its own weights are fetched nowhere."""
     word, side = LAYOUTS[name]
     other = theirs.get_model(name, weights=None, num_classes=7).eval()
@@ -239,7 +239,7 @@ def test_densenet_is_torchvisions_with_three_stages(theirs):
     assert ours == given
 
 
-def test_densenet_layers_see_everything_before_them():
+def test_densenet_layers_get_all_features_before_them():
     network = network_of("densenet:depth=22:growth=6")
     widths = [layer.norm1.num_features for layer in network.features if hasattr(layer, "norm1")]
     assert widths == [12, 18, 24, 15, 21, 27, 16, 22, 28]
@@ -247,7 +247,7 @@ def test_densenet_layers_see_everything_before_them():
     assert torch.equal(network.features[0](x)[:, :12], x)
 
 
-def test_inception_looks_with_filters_of_two_sizes():
+def test_inception_has_filters_of_two_sizes():
     network = network_of("inception")
     seen = {}
     for name, module in network.named_modules():
@@ -296,7 +296,7 @@ def test_cbam_is_its_formula():
 
 
 @pytest.mark.parametrize("name", ATTENTIONS)
-def test_attention_only_weakens(name):
+def test_attention_factors_are_below_one(name):
     """Every factor is in (0, 1)."""
     torch.manual_seed(1)
     x = torch.randn(2, 16, 6, 6)
@@ -307,7 +307,7 @@ def test_attention_only_weakens(name):
     assert torch.equal(weighted, x) == (name == "none")
 
 
-def test_resnets_have_attention_in_every_block_if_asked():
+def test_attention_is_in_every_block():
     for name, blocks in (("resnet20", 9), ("resnet18", 8)):
         plain, se = network_of(name), network_of(f"{name}:attention=se")
         assert sum(type(m).__name__ == "SqueezeExcite" for m in se.modules()) == blocks
@@ -354,14 +354,14 @@ NOTES = [
 
 
 @pytest.mark.parametrize(("name", "side", "note"), NOTES)
-def test_networks_say_what_they_do_to_images(name, side, note):
+def test_networks_note_what_they_do_to_images(name, side, note):
     (said,) = network_of(name, size=(side, side)).notes
     assert note in said
     assert said.endswith(".")
     assert network_of(name.partition(":attention")[0], size=(64, 64)).notes == ()
 
 
-def test_what_a_network_does_to_images_is_said_when_training_begins(tmp_path):
+def test_notes_on_images_are_shown_when_training_starts(tmp_path):
     from sightline.training import Recipe, train
 
     recipe = Recipe(model="alexnet:width=0.02", size=28, limit=60, epochs=1, batch_size=16)
@@ -369,7 +369,7 @@ def test_what_a_network_does_to_images_is_said_when_training_begins(tmp_path):
     assert any("enlarges images of 28 x 28" in note for note in run.notes)
 
 
-def test_shrinking_is_as_said():
+def test_downscaling_notes_are_right():
     for name in ("vgg11:width=0.25", "inception:width=0.25", "densenet:depth=10", "alexnet-small:width=0.25"):
         network, seen = network_of(name, size=(224, 224)).eval(), []
         kinds = (torch.nn.Conv2d,)
@@ -405,7 +405,7 @@ def test_training_may_begin_on_smaller_images(word):
 # What a user gets wrong.
 
 
-def test_arguments_may_be_given_by_place():
+def test_arguments_may_be_positional():
     assert parse_architecture("vit:8", classes=2, channels=1, size=SIDE).arguments["patch"] == 8
     with pytest.raises(ChoiceError, match="twice"):
         parse_architecture("vit:8:patch=4", classes=2, channels=1, size=SIDE)
