@@ -1,6 +1,6 @@
-"""The quick ways from bytes to pixels: JPEG by simplejpeg, plain PNG without Pillow's file machinery.
+"""Fast decoders: JPEG by simplejpeg, plain PNG without Pillow's file machinery.
 
-Each answers None for a file that Pillow should judge instead.
+Each returns None for a file that Pillow should read instead.
 """
 
 import struct
@@ -31,7 +31,7 @@ _LIBJPEG_DAMAGE_WORDS = ("premature end", "bad huffman", "no image", "truncated"
 
 
 class JpegHeader(NamedTuple):
-    """What a JPEG says of itself, sides as stored."""
+    """The header of a JPEG, sides as stored."""
 
     height: int
     width: int
@@ -90,30 +90,26 @@ def decode_jpeg(
 
 
 def _jpeg_orientation(data: bytes) -> int:
-    """EXIF orientation of a JPEG; 1 (upright) when it has none or nonsense. Cheap without EXIF."""
+    """EXIF orientation of a JPEG; 1 (upright) where it is absent or invalid. Cheap without EXIF."""
     scan = data.find(b"\xff\xda")
     start = data.find(b"Exif\0\0", 0, scan if scan > 0 else len(data))
     if start < 4:
         return 1
-    length = int.from_bytes(data[start - 2 : start], "big") - 2
-    return _parse_exif_orientation(data[start : start + length])
-
-
-def _parse_exif_orientation(block: bytes) -> int:
     from PIL import Image
 
+    length = int.from_bytes(data[start - 2 : start], "big") - 2
     with PILLOW_LOCK, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
             exif = Image.Exif()
-            exif.load(block)
+            exif.load(data[start : start + length])
             return valid_orientation(exif.get(EXIF_ORIENTATION_TAG))
         except Exception:  # a broken EXIF block must not cost the picture
             return 1
 
 
 def valid_orientation(orientation: Any) -> int:
-    """The orientation, or 1 for nonsense."""
+    """The orientation, or 1 for an invalid one."""
     return orientation if isinstance(orientation, int) and 1 <= orientation <= 8 else 1
 
 
@@ -149,7 +145,14 @@ def decode_png(data: bytes, largest: int) -> UInt8[ndarray, "H W C"] | None:
         return None
     if not 0 < width * height <= largest or (packed := _join_idat(data)) is None:
         return None
-    return _unfilter_png(packed, width, height, *_PNG_MODES[colour])
+    from PIL import Image
+
+    mode, channels = _PNG_MODES[colour]
+    try:
+        image = Image.frombytes(mode, (width, height), packed, "zip", mode, 0)
+    except (ValueError, OSError, TypeError):
+        return None
+    return np.frombuffer(image.tobytes(), np.uint8).reshape(height, width, channels)
 
 
 def _join_idat(data: bytes) -> bytes | None:
@@ -168,13 +171,3 @@ def _join_idat(data: bytes) -> bytes | None:
             return None
         at = end + 4
     return None
-
-
-def _unfilter_png(packed: bytes, width: int, height: int, mode: str, channels: int) -> ndarray | None:
-    from PIL import Image
-
-    try:
-        image = Image.frombytes(mode, (width, height), packed, "zip", mode, 0)
-    except (ValueError, OSError, TypeError):
-        return None
-    return np.frombuffer(image.tobytes(), np.uint8).reshape(height, width, channels)

@@ -1,12 +1,13 @@
 """Bytes become pixels: the only place in the package where an image file is opened.
 
-``read`` gives the picture with what its header says, ``decode`` the picture alone, ``inspect``
-the header alone. JPEG goes through simplejpeg (turbo, scaled decoding for large photos), the
-rest through Pillow; where simplejpeg cannot be imported, Pillow reads JPEG too.
+``decode_with_header`` gives the picture and its header, ``decode`` the picture alone, ``read_header`` the header
+alone. JPEG is read by simplejpeg (turbo, scaled decoding for large photos), the rest by Pillow; without simplejpeg
+Pillow reads JPEG too.
 """
 
 import struct
 import warnings
+from contextlib import suppress
 from io import BytesIO
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -24,12 +25,13 @@ if TYPE_CHECKING:
     from PIL import Image
 
 DECODER_VERSION = 2
-"""Raised whenever the same bytes would decode to other pixels: old stores are then rebuilt."""
+"""Increased whenever the same bytes would decode to other pixels: old stores are then rebuilt."""
 
 IMAGE_FORMATS = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP", "PPM")
 MAX_IMAGE_PIXELS = 100_000_000
+"""Pixels that a header may announce."""
 FULL_RANGE_16_BIT = (0.0, 65535.0)
-"""The window of 16-bit pictures where none is given."""
+"""The default window of 16-bit pictures."""
 
 _TOO_LARGE = "the header announces more than 100 megapixels, which is refused unread"
 _GREY_MODES = ("1", "L", "LA", "La", "I", "F")
@@ -39,7 +41,7 @@ _SAMPLES, _DEPTHS = 277, 258
 
 
 class ImageHeader(NamedTuple):
-    """What an image file says of itself; width and height as seen upright, in pixels."""
+    """The header of an image file; width and height of the upright picture, in pixels."""
 
     width: int
     height: int
@@ -47,26 +49,26 @@ class ImageHeader(NamedTuple):
     """1 for grey, 3 for anything with colour."""
     format: str
     rotated: bool
-    """True when EXIF says the picture must be turned or mirrored to be upright."""
+    """Whether the picture must be turned or mirrored to be upright, by EXIF."""
     animated: bool = False
     """Has more than one frame or page: the first is used."""
     transparent: bool = False
-    """Has transparency: laid on white. After ``read``, only where some pixel is not opaque."""
+    """Has transparency: laid on white. After decoding, only where some pixel is not opaque."""
     cmyk: bool = False
     """Is in printers' inks (CMYK): turned into RGB without a colour profile."""
     depth: int = 8
     """Bits of a value: 8, 16 or 32."""
     low: int = 0
     high: int = 0
-    """Smallest and largest value of deep grey (more than 8 bits), clipped to 16 bits; known after ``read``."""
+    """Smallest and largest value of grey with more than 8 bits, clipped to 16 bits; known after decoding."""
 
 
 def decode(data: bytes, geometry: Geometry) -> UInt8[ndarray, "H W C"]:
-    """The picture in these bytes at the working size.
+    """The picture in these bytes, at the working size.
 
     Transparency is laid on white; 16-bit values keep their full range (65535 becomes 255) or the
-    geometry's window; of an animation the first frame is taken. A picture already of the working size
-    is not resampled. Raises ImageError, with the reason, for anything that is not one whole image.
+    geometry's window; of an animation the first frame is taken. A picture of the working size is not resampled.
+    Raises ImageError, with the reason, for anything that is not one whole image.
     """
     return decode_with_header(data, geometry)[0]
 
@@ -79,7 +81,7 @@ def decode_with_header(data: bytes, geometry: Geometry) -> tuple[UInt8[ndarray, 
 
 
 def read_header(data: bytes) -> ImageHeader:
-    """What the header says, without decoding the picture. Raises ImageError."""
+    """The header, without decoding the picture. Raises ImageError."""
     _check_size(data)
     if data[:3] == b"\xff\xd8\xff" and (head := _checked_jpeg_header(data)):
         return _header_from_jpeg(head)
@@ -88,7 +90,7 @@ def read_header(data: bytes) -> ImageHeader:
 
 
 def decoder_name() -> str:
-    """Which code turns bytes into pixels here: part of a store's name."""
+    """The version and library that decode here: part of a store's name."""
     return f"{DECODER_VERSION}-{'pillow' if codecs.import_simplejpeg() is None else 'simplejpeg'}"
 
 
@@ -99,7 +101,7 @@ def _check_size(data: bytes) -> None:
         raise ImageError(f"the file is larger than {MAX_FILE_BYTES // 1_000_000} MB, which is refused unread")
 
 
-# the quick ways
+# JPEG by simplejpeg, plain PNG by hand
 
 
 def _checked_jpeg_header(data: bytes) -> codecs.JpegHeader | None:
@@ -115,7 +117,7 @@ def _header_from_jpeg(head: codecs.JpegHeader) -> ImageHeader:
 
 
 def _decode_jpeg(data: bytes, geometry: Geometry) -> tuple[ndarray, ImageHeader] | None:
-    """As ``read``; None where Pillow should read the file instead (CMYK, oddities)."""
+    """As ``decode_with_header``; None where Pillow should read the file instead (CMYK, oddities)."""
     head = _checked_jpeg_header(data)
     if head is None:
         return None
@@ -137,7 +139,7 @@ def _swap(pair: tuple[Any, Any], swap: bool) -> tuple[Any, Any]:
 
 
 def _decode_png(data: bytes, geometry: Geometry) -> tuple[ndarray, ImageHeader] | None:
-    """As ``read`` for a plain PNG whose channels are those asked for; None for all else."""
+    """As ``decode_with_header`` for a plain PNG of no more channels than wanted; None for other files."""
     pixels = codecs.decode_png(data, MAX_IMAGE_PIXELS)
     if pixels is None or pixels.shape[2] > geometry.channels:
         return None
@@ -159,30 +161,23 @@ def _open_with_pillow(data: bytes) -> "tuple[Image.Image, int]":
         warnings.simplefilter("ignore")
         try:
             image = Image.open(BytesIO(data), formats=IMAGE_FORMATS)
-            orientation = _exif_orientation(image, data)
         except Image.DecompressionBombError as error:
             raise ImageError(_TOO_LARGE) from error
         except Image.UnidentifiedImageError as error:
             raise ImageError(_unknown_format_reason(data)) from error
         except Exception as error:  # Pillow's readers raise nearly anything on damaged files
             raise ImageError(codecs.DAMAGED_IMAGE) from error
+        orientation = 1
+        if image.format == "TIFF" or any(mark in data for mark in (b"Exif", b"eXIf", b"EXIF")):
+            with suppress(Exception):  # as above; a broken EXIF block must not cost the picture
+                orientation = codecs.valid_orientation(image.getexif().get(codecs.EXIF_ORIENTATION_TAG))
     if image.width * image.height > MAX_IMAGE_PIXELS:
         raise ImageError(_TOO_LARGE)
     return image, orientation
 
 
-def _exif_orientation(image: "Image.Image", data: bytes) -> int:
-    """What EXIF says (1 to 8); a broken EXIF block must not cost the picture."""
-    if image.format != "TIFF" and not (b"Exif" in data or b"eXIf" in data or b"EXIF" in data):
-        return 1
-    try:
-        return codecs.valid_orientation(image.getexif().get(codecs.EXIF_ORIENTATION_TAG))
-    except Exception:  # as above: nearly anything
-        return 1
-
-
 def _unknown_format_reason(data: bytes) -> str:
-    """Why Pillow knows no format for this content."""
+    """Why Pillow has no format for this content."""
     if data[4:8] == b"ftyp":
         return "the file is HEIC, AVIF or a video, which is not read: convert it to JPEG or PNG"
     if tags := _read_tiff_tags(data):
@@ -197,7 +192,7 @@ def _unknown_format_reason(data: bytes) -> str:
 
 
 def _check_bands(data: bytes) -> None:
-    """Refuse by name what has more channels than a picture; Pillow would silently drop some."""
+    """Refuse images with more channels than a picture has: Pillow would drop some without a word."""
     bands, kind = 1, ""
     if data[:3] == b"\xff\xd8\xff":
         segments, kind = codecs.parse_jpeg_segments(data), "JPEG"
@@ -217,7 +212,7 @@ def _count_channels(bands: int) -> str:
 
 
 def _read_tiff_tags(data: bytes) -> dict[int, tuple[int, ...]]:
-    """The whole numbers of a TIFF's first page by tag; empty for other files, damaged ones and BigTIFF."""
+    """The integers of a TIFF's first page by tag; empty for other files, damaged ones and BigTIFF."""
     order = {b"II*\0": "<", b"MM\0*": ">"}.get(data[:4])
     if order is None:
         return {}
@@ -240,27 +235,30 @@ def _header_from_pillow(image: "Image.Image", orientation: int, data: bytes) -> 
     swapped = orientation > 4 and image.format != "TIFF"  # Pillow turns a TIFF itself
     width, height = image.size[::-1] if swapped else image.size
     grey = image.mode in _GREY_MODES or image.mode.startswith("I;16")
-    clear = "transparency" in image.info or image.mode in _ALPHA_MODES
-    inks, kind = image.mode == "CMYK", image.format or ""
-    depth = _bit_depth(image, data)
+    transparent = "transparency" in image.info or image.mode in _ALPHA_MODES
+    if image.mode.startswith("I;16"):
+        depth = 16
+    elif image.format == "PNG":  # Pillow shows 16-bit colour as 8-bit, so the file is read
+        depth = 16 if data[24] == 16 else 8
+    elif image.format == "TIFF":
+        depth = max(8, *_read_tiff_tags(data).get(_DEPTHS, (8,)))
+    else:
+        depth = {"I": 16, "F": 32}.get(image.mode, 8)
     return ImageHeader(
-        width, height, 1 if grey else 3, kind, orientation > 1, _has_second_frame(kind, data), clear, inks, depth
+        width,
+        height,
+        1 if grey else 3,
+        image.format or "",
+        orientation > 1,
+        _has_second_frame(image.format or "", data),
+        transparent,
+        image.mode == "CMYK",
+        depth,
     )
 
 
-def _bit_depth(image: "Image.Image", data: bytes) -> int:
-    """Bits of a value; Pillow shows 16-bit colour as 8-bit, so the file is asked."""
-    if image.mode.startswith("I;16"):
-        return 16
-    if image.format == "PNG":
-        return 16 if data[24] == 16 else 8
-    if image.format == "TIFF":
-        return max(8, *_read_tiff_tags(data).get(_DEPTHS, (8,)))
-    return {"I": 16, "F": 32}.get(image.mode, 8)
-
-
 def _has_second_frame(kind: str, data: bytes) -> bool:
-    """Whether there is a second frame or page."""
+    """Whether the file has a second frame or page."""
     from PIL import Image
 
     if kind not in ("GIF", "WEBP", "TIFF") and not (kind == "PNG" and b"acTL" in data):
@@ -281,11 +279,13 @@ def _decode_with_pillow(data: bytes, geometry: Geometry) -> tuple[ndarray, Image
         orientation = 1
     extent = None
     try:
-        if image.format in ("JPEG", "MPO"):
+        if image.format in ("JPEG", "MPO"):  # decoded at reduced scale where it is large
             across = orientation > 4
-            tall, wide = least_decoded_shape(*_swap((image.height, image.width), across), geometry)
-            extent = _draft_jpeg(image, *_swap((tall, wide), across))
-            extent = extent and _swap(extent, across)
+            size = image.width, image.height
+            tall, wide = _swap(least_decoded_shape(*_swap(size[::-1], across), geometry), across)
+            image.draft(None, (2 * wide, 2 * tall))
+            if (scale := round(size[0] / image.width)) > 1:
+                extent = _swap((size[1] / scale, size[0] / scale), across)
         image.load()
         pixels, header = _to_array(image, geometry, header, data)
     except ImageError:
@@ -296,18 +296,12 @@ def _decode_with_pillow(data: bytes, geometry: Geometry) -> tuple[ndarray, Image
     return resize_to_geometry(upright, geometry, extent), header
 
 
-def _draft_jpeg(image: "Image.Image", tall: int, wide: int) -> tuple[float, float] | None:
-    """Have Pillow decode a large JPEG at reduced scale; the height and width it then truly has."""
-    width, height = image.size
-    image.draft(None, (2 * wide, 2 * tall))
-    scale = round(width / image.width)
-    return (height / scale, width / scale) if scale > 1 else None
-
-
 def _to_array(
     image: "Image.Image", geometry: Geometry, header: ImageHeader, data: bytes
 ) -> tuple[UInt8[ndarray, "h w C"], ImageHeader]:
-    """Pixels of a loaded image as 8-bit grey or RGB, whatever its mode; the header, now knowing them."""
+    """Pixels of a loaded image as 8-bit grey or RGB, whatever its mode; and the header with what they show."""
+    from PIL import Image
+
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
         deep = np.asarray(image)
         shown = _apply_window(deep, image.mode, geometry.window)[..., None].repeat(geometry.channels, axis=2)
@@ -319,7 +313,12 @@ def _to_array(
         # Adobe's files hold inks inverted, and Pillow takes every file for one of Adobe's.
         image.frombytes(bytes(255 - np.asarray(image)))
     if header.transparent:
-        image, header = _flatten_on_white(image, header)
+        image = image.convert("RGBA")
+        if image.getextrema()[3][0] < 255:  # type: ignore[index]  RGBA has a pair for each of four bands
+            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+        else:
+            header = header._replace(transparent=False)
+        image = image.convert("RGB")
     mode = "L" if geometry.channels == 1 else "RGB"
     if image.mode != mode:
         image = image.convert(mode)
@@ -328,9 +327,9 @@ def _to_array(
 
 
 def _apply_window(deep: ndarray, mode: str, window: tuple[float, float] | None) -> UInt8[ndarray, "h w"]:
-    """Deep grey by a window: low becomes 0, high 255.
+    """Grey of more than 8 bits through a window: low becomes 0, high 255.
 
-    Without one whole numbers are read by the full 16 bits, floats by [0, 1] or else by [0, 255].
+    Without a window integers are read by the full 16 bits, floats by [0, 1], or by [0, 255] where they exceed it.
     """
     if not np.isfinite(deep).all():
         raise ImageError("the image has pixels that are not numbers")
@@ -338,13 +337,3 @@ def _apply_window(deep: ndarray, mode: str, window: tuple[float, float] | None) 
         window = (0.0, 1.0) if deep.max(initial=0) <= 1 else (0.0, 255.0)
     low, high = window or FULL_RANGE_16_BIT
     return np.rint(np.clip((deep.astype(np.float64) - low) * (255 / (high - low)), 0, 255)).astype(np.uint8)
-
-
-def _flatten_on_white(image: "Image.Image", header: ImageHeader) -> "tuple[Image.Image, ImageHeader]":
-    from PIL import Image
-
-    image = image.convert("RGBA")
-    clear = image.getextrema()[3][0] < 255  # type: ignore[index]  RGBA has a pair for each of four bands
-    if not clear:
-        return image.convert("RGB"), header._replace(transparent=False)
-    return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB"), header

@@ -1,16 +1,14 @@
 """Near duplicates: the same picture resized, encoded again, or cropped by a little.
 
-Found by hash, confirmed by pixels, grouped without chains. The hash is the sign of 63 low frequencies of
-a grey thumbnail, each against its median over the images (pHash's idea); images whose hashes agree in one of
-sixteen drawn sets of 14 bits are candidates. A candidate is confirmed when what differs between the
-two thumbnails is explained by a small shift, stretch, blur and change of contrast (one step of
-least squares, as in Lucas and Kanade's registration), all but a thousandth of the picture's energy.
+They are found by hash, confirmed by pixels, and grouped without chains. The hash is the sign of 63 low frequencies of
+a grey thumbnail, each minus its median over the images (as in pHash); images whose hashes agree in one of sixteen
+random sets of 14 bits are candidates. A candidate is confirmed if a small shift, stretch, blur and change of contrast
+explain the difference of the two thumbnails (one step of least squares, as in Lucas and Kanade's registration), up to
+0.3 % of the picture's variance.
 """
 
 import hashlib
-from collections.abc import Iterator
 from contextlib import suppress
-from pathlib import Path
 
 import numpy as np
 from jaxtyping import Bool, Float32, Int64, UInt8
@@ -23,72 +21,63 @@ from .geometry import resize_images
 from .store import MappedPixels
 
 DUPLICATES_VERSION = 1
-"""Raised whenever other pairs would be found."""
+"""Increased whenever the search would find other pairs."""
 
 SIGNATURE_SIDE = 32
-"""Thumbnails are this large, or as large as the images where those are smaller."""
+"""Side of a thumbnail in pixels, or that of the images where it is smaller."""
 MIN_COMPARED_SIDE = 16
-"""Images smaller than this are only compared byte for byte: they have too few pixels to be told apart."""
+"""Side in pixels below which images are only compared by their bytes: they have too few pixels to distinguish."""
 MAX_RESIDUAL_VARIANCE = 0.003
-"""Share of a thumbnail's variance that may stay unexplained."""
+"""Share of a thumbnail's variance that may remain unexplained."""
 ROUNDING_NOISE = 0.5
-"""Levels (of 255) that may stay unexplained whatever the contrast: rounding."""
+"""Grey levels (of 255) that may remain unexplained at any contrast, from rounding."""
 MIN_CONTRAST = 4.0
-"""Levels of contrast (standard deviation) below which an image has nothing to be recognised by."""
+"""Standard deviation in grey levels below which an image has too little contrast to be compared."""
 MAX_DISPLACEMENT = 0.06
 """Largest shift or stretch, as a share of the side."""
 MAX_COLOUR_DIFFERENCE = 8.0
-"""Largest mean difference in colour, in levels, of pictures that agree in grey."""
+"""Largest mean difference in colour, in levels of 255, of pictures that agree in grey."""
 
 _FREQUENCIES = 8
 _TABLES, _BITS, _WINDOW, _APART = 16, 14, 24, 12
 _MAX_SPECTRAL_DISTANCE = 0.2
-"""Candidates farther apart than this in their normalised low frequencies are not looked at."""
+"""Largest distance of candidates in their normalised low frequencies."""
 _MAX_ALL_PAIRS_IMAGES = 3000
-"""Up to this many images all pairs are compared."""
+"""Images up to which all pairs are compared."""
 _PAIRS_PER_CHUNK = 128
 
 
 def find_near_duplicates(dataset: Dataset) -> Int64[ndarray, " N"]:
-    """For each image the position of the one it is a near duplicate of; its own position where there is none.
+    """The position of the image that each image is a near duplicate of; its own position where there is none.
 
-    Every image of a group is confirmed against the group's leader: no chains. Byte for byte the same
-    files are of one group. Images without contrast, or smaller than 16 pixels, have no near duplicates.
-    What was found is kept beside the store of the pixels.
+    Every image of a group is confirmed against the group's leader, so that groups are no chains. Files with equal
+    bytes are in one group. Images without contrast, or smaller than 16 pixels, have no near duplicates. The result
+    is cached in the folder of the pixel store.
     """
-    place = _result_file(dataset)
-    try:
-        found = np.load(place) if place else None
-    except (OSError, ValueError):
-        found = None
-    if found is None or found.shape != (len(dataset),):
-        found = _search_near_duplicates(dataset)
-        if place:
-            with suppress(OutputError), atomic_replace(place) as temporary, temporary.open("wb") as stream:
-                np.save(stream, found)
-    return found
-
-
-def _result_file(dataset: Dataset) -> Path | None:
-    """The file for the near duplicates of these images, where they have a store on disk."""
-    if not isinstance(dataset.pixels, MappedPixels):
-        return None
-    what = hashlib.blake2b(f"{DUPLICATES_VERSION}".encode() + dataset.rows.astype("<i8").tobytes(), digest_size=8)
-    return dataset.pixels.path.with_name(f"near-{what.hexdigest()}.npy")
-
-
-def _search_near_duplicates(dataset: Dataset) -> Int64[ndarray, " N"]:
+    place = None
+    if isinstance(dataset.pixels, MappedPixels):
+        what = f"{DUPLICATES_VERSION}".encode() + dataset.rows.astype("<i8").tobytes()
+        digest = hashlib.blake2b(what, digest_size=8).hexdigest()
+        place = dataset.pixels.path.with_name(f"near-{digest}.npy")
+        with suppress(OSError, ValueError):
+            found = np.load(place)
+            if found.shape == (len(dataset),):
+                return found
     first, back = np.unique(dataset.digests, return_index=True, return_inverse=True)[1:]
     leader = np.arange(len(first))
     if min(dataset.geometry.size) >= MIN_COMPARED_SIDE and len(first) > 1:
-        looks = ImageSignatures(dataset, first)
-        pairs = looks.candidate_pairs()
-        leader = _assign_leaders(pairs[looks.confirm_pairs(pairs)], len(first))
-    return first[leader[back]]
+        signatures = ImageSignatures(dataset, first)
+        pairs = signatures.candidate_pairs()
+        leader = _assign_leaders(pairs[signatures.confirm_pairs(pairs)], len(first))
+    found = first[leader[back]]
+    if place:
+        with suppress(OutputError), atomic_replace(place) as temporary, temporary.open("wb") as stream:
+            np.save(stream, found)
+    return found
 
 
 class ImageSignatures:
-    """What is kept of each image to compare it by: about 2.5 kB."""
+    """Thumbnail, low frequencies, colours and contrast of each image: about 2.5 kB."""
 
     def __init__(self, dataset: Dataset, positions: Int64[ndarray, " n"]):
         size = min(SIGNATURE_SIDE, dataset.geometry.size[0]), min(SIGNATURE_SIDE, dataset.geometry.size[1])
@@ -137,8 +126,10 @@ class ImageSignatures:
             likely = np.flatnonzero(_is_same_picture(one, two, every=3, slack=3.0))  # a ninth of the points
             found[start + likely] = _is_same_picture(one[likely], two[likely])
         if self.colours is not None:
-            one, two = pairs[found].T
-            found[found] = _is_same_colour(self.colours[one], self.colours[two])
+            one, two = (self.colours[side].astype(np.float32).reshape(-1, 16, 3) for side in pairs[found].T)
+            apart = one - two
+            apart -= apart.mean(2, keepdims=True)  # brightness aside
+            found[found] = np.abs(apart).mean((1, 2)) <= MAX_COLOUR_DIFFERENCE
         return found
 
 
@@ -150,7 +141,7 @@ def _to_grey(pixels: UInt8[ndarray, "B h w C"]) -> Float32[ndarray, "B h w"]:
 
 
 def _smoothing_matrix(side: int) -> Float32[ndarray, "side side"]:
-    """The binomial filter 1 2 1 as a matrix: what resampling and JPEG change most is left out."""
+    """The binomial filter 1 2 1 as a matrix: it removes what resampling and JPEG change most."""
     rows = (np.eye(side, k=-1) + 2 * np.eye(side) + np.eye(side, k=1)) / 4
     rows[0, 0] = rows[-1, -1] = 0.75  # the border is repeated
     return rows.astype(np.float32)
@@ -224,30 +215,18 @@ def _is_same_picture(
     return ((rest**2).mean(1) <= slack * allowed) & (moved <= slack * MAX_DISPLACEMENT)
 
 
-def _is_same_colour(one: UInt8[ndarray, "p c"], two: UInt8[ndarray, "p c"]) -> Bool[ndarray, " p"]:
-    """Whether pictures that agree in grey agree in colour: the mean over a coarse grid, brightness aside."""
-    apart = one.astype(np.float32).reshape(len(one), 16, 3) - two.reshape(len(two), 16, 3)
-    return np.abs(apart - apart.mean(2, keepdims=True)).mean((1, 2)) <= MAX_COLOUR_DIFFERENCE
-
-
 def _assign_leaders(pairs: Int64[ndarray, "p 2"], count: int) -> Int64[ndarray, " n"]:
-    """The leader of each image: the one with most partners leads all of them that are still free, and so on."""
-    leader = np.arange(count)
-    free = np.ones(count, np.bool_)
-    for head, members in _iterate_by_degree(pairs, count):
+    """The leader of each image: the image with most partners leads all of them that are still free, and so on."""
+    both = np.concatenate([pairs, pairs[:, ::-1]])
+    both = both[np.lexsort((both[:, 1], both[:, 0]))]
+    partners = np.bincount(both[:, 0], minlength=count)
+    ends = np.cumsum(partners)
+    leader, free = np.arange(count), np.ones(count, np.bool_)
+    for head in np.argsort(-partners, kind="stable")[: int((partners > 0).sum())]:
         if free[head]:
+            members = both[ends[head] - partners[head] : ends[head], 1]
             taken = members[free[members]]
             leader[taken] = head
             free[taken] = False
             free[head] = False
     return leader
-
-
-def _iterate_by_degree(pairs: ndarray, count: int) -> Iterator[tuple[int, ndarray]]:
-    """Each image that has partners, with them: those with most first, then in their order."""
-    both = np.concatenate([pairs, pairs[:, ::-1]])
-    both = both[np.lexsort((both[:, 1], both[:, 0]))]
-    partners = np.bincount(both[:, 0], minlength=count)
-    ends = np.cumsum(partners)
-    for head in np.argsort(-partners, kind="stable")[: int((partners > 0).sum())]:
-        yield int(head), both[ends[head] - partners[head] : ends[head], 1]

@@ -1,4 +1,4 @@
-"""Batches of a dataset: one fancy index of the store each, prepared ahead in one thread."""
+"""Batches of a dataset: each is one index of the store, and may be prepared in advance by a thread."""
 
 import queue
 import threading
@@ -26,13 +26,13 @@ class Shuffle:
     seed: int
     epoch: int = 0
     balanced: bool = False
-    """Every class equally often, as many images in all: rare ones come repeatedly, common ones in part."""
+    """Every class equally often, and as many images in all: rare classes are repeated, common ones subsampled."""
     groups: bool = False
     """Balanced by the column ``group`` instead of the class."""
 
 
 def batch_order(labels: Int64[ndarray, " N"], order: Shuffle | None) -> Int64[ndarray, " N"]:
-    """The positions 0 to N - 1 in the order they are visited; None leaves them as they are."""
+    """The positions 0 to N - 1 in the order of the batches; ascending where ``order`` is None."""
     count = len(labels)
     if order is None:
         return np.arange(count)
@@ -48,14 +48,14 @@ def batch_order(labels: Int64[ndarray, " N"], order: Shuffle | None) -> Int64[nd
 def to_tensor(pixels: UInt8[ndarray, "B H W C"], device: torch.device | str = "cpu") -> Float[Tensor, "B C H W"]:
     """Stored pixels as a network takes them: float32 in [0, 1], channels_last in memory.
 
-    They travel to the device as uint8, a quarter of the bytes.
+    They are copied to the device as uint8, a quarter of the bytes.
     """
     tensor = torch.from_numpy(np.ascontiguousarray(pixels)).to(device).permute(0, 3, 1, 2)
     return tensor.to(torch.float32, memory_format=torch.preserve_format).div_(255)
 
 
 def count_batches(count: int, batch_size: int, *, drop_last: bool = False) -> int:
-    """How many batches ``count`` images make."""
+    """The number of batches of ``count`` images."""
     return count // batch_size if drop_last else -(-count // batch_size)
 
 
@@ -72,34 +72,23 @@ def iterate_batches(
     ahead: int | None = None,
     share: tuple[int, int] = (0, 1),
 ) -> Iterator[Batch]:
-    """The dataset in batches from number ``start`` on, at most ``ahead`` of them prepared in advance.
+    """The dataset in batches, from batch number ``start`` on.
 
-    ``order`` None is the dataset's own; ``Shuffle(seed, epoch)`` visits all in a random order.
-    ``augment`` receives a generator that depends on seed, epoch and batch number alone, so a
-    resumed epoch goes on exactly as it would have. ``ahead`` None is 2 for an accelerator and for images
-    decoded on the fly, else 0: a second thread would only take the cores from the network.
-    ``share`` (rank, count) gives every count-th image of each batch: one process's part of it.
+    Args:
+        order: None for the dataset's own order, ``Shuffle(seed, epoch)`` for a random one.
+        drop_last: whether a last batch of fewer images is left out.
+        augment: is given each batch and a generator that depends on seed, epoch and batch number alone, so that a
+            resumed epoch goes on as an uninterrupted one would.
+        ahead: batches prepared in advance by a thread. Default 2 for an accelerator and for images decoded on read,
+            else 0: a second thread would take the cores from the network.
+        share: (rank, count): every count-th image of each batch, the share of one process.
     """
+    device = torch.device(device)
     if ahead is None:
         stored = not getattr(dataset.pixels, "decodes_on_read", False)
-        ahead = 0 if stored and torch.device(device).type == "cpu" else 2
-    make = _batch_builder(dataset, batch_size, order, torch.device(device), augment, memory_format, share)
-    steps = range(start, count_batches(len(dataset), batch_size, drop_last=drop_last))
-    return _prefetch(make, steps, ahead) if ahead else map(make, steps)
-
-
-def _batch_builder(
-    dataset: Dataset,
-    batch_size: int,
-    order: Shuffle | None,
-    device: torch.device,
-    augment: Augment | None,
-    memory_format: torch.memory_format,
-    share: tuple[int, int],
-) -> Callable[[int], Batch]:
-    """A function from a batch's number to the batch."""
+        ahead = 0 if stored and device.type == "cpu" else 2
     rank, ranks = share
-    own = (rank,) if ranks > 1 else ()  # processes draw apart, one process as it always did
+    own = (rank,) if ranks > 1 else ()  # each of several processes draws from its own stream
     labels = torch.from_numpy(dataset.labels)
     groups = dataset.columns.get("group")
     codes = None if groups is None else torch.from_numpy(np.unique(groups, return_inverse=True)[1])
@@ -122,11 +111,12 @@ def _batch_builder(
             return batch
         return augment(batch, runtime.make_generator(seed, epoch, step, _AUGMENT, *own))
 
-    return make
+    steps = range(start, count_batches(len(dataset), batch_size, drop_last=drop_last))
+    return _prefetch(make, steps, ahead) if ahead else map(make, steps)
 
 
 def _prefetch(make: Callable[[int], Batch], steps: range, ahead: int) -> Iterator[Batch]:
-    """Made in another thread, handed over in order; the thread ends with the iterator."""
+    """The batches of another thread, in order; the thread ends with the iterator."""
     ready: queue.Queue[Batch | BaseException | None] = queue.Queue(ahead)
     stop = threading.Event()
 

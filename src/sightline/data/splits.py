@@ -82,9 +82,8 @@ def split(
             wanted = np.array([1 - sum(shares.values()), shares.get(_VAL, 0), shares.get(_TEST, 0)])
             drawn = _deal_greedily(pool, pool_unit, wanted, seed)
         codes[train[own]] = drawn
-        notes += _describe_draw(pool, drawn, shares, seed, given is not None)
-        if groups is not None:
-            notes.append(_describe_group_cost(pool, drawn, group or GROUP_COLUMN))
+        kept = None if groups is None else group or GROUP_COLUMN
+        notes += _describe_draw(pool, drawn, shares, seed, given=given is not None, group=kept)
         copies = ~own & np.isin(unit, unit[own][drawn != _TRAIN])
         if copies.any():
             notes.append(f"Left out {int(copies.sum()):,} unlabelled images that copy a held-out image.")
@@ -284,8 +283,13 @@ def _fill_missing_classes(code: ndarray, table: ndarray, wanted: ndarray) -> Non
             code[spare[total[spare].argmin()]] = place
 
 
-def _describe_draw(pool: Dataset, drawn: ndarray, shares: dict[int, float], seed: int, given: bool) -> list[str]:
-    """How many images were drawn, and which classes had too few; raises DataError for an empty split."""
+def _describe_draw(
+    pool: Dataset, drawn: ndarray, shares: dict[int, float], seed: int, *, given: bool, group: str | None
+) -> list[str]:
+    """How many images were drawn, which classes had too few, and how far groups moved the shares of classes.
+
+    Raises DataError for a split without images.
+    """
     notes = []
     for code, share in shares.items():
         count, name = int((drawn == code).sum()), {_TEST: "test", _VAL: "validation"}[code]
@@ -307,21 +311,19 @@ def _describe_draw(pool: Dataset, drawn: ndarray, shares: dict[int, float], seed
                 f"Classes with too few distinct images to be in the {SPLIT_NAMES[code]} split: {names}"
                 f"{', ...' if len(missing) > 5 else ''}."
             )
-    return notes
-
-
-def _describe_group_cost(pool: Dataset, drawn: ndarray, group: str) -> str:
-    """How far the class shares of a split are from those of all images, because groups were kept together."""
+    if group is None:
+        return notes
     whole = pool.counts / len(pool)
     codes = np.unique(drawn)
-    shares = np.stack([np.bincount(pool.labels[drawn == code], minlength=len(whole)) for code in codes])
-    shares = shares / shares.sum(1, keepdims=True)
-    code, label = np.unravel_index(np.abs(shares - whole).argmax(), shares.shape)
-    return (
+    table = np.stack([np.bincount(pool.labels[drawn == code], minlength=len(whole)) for code in codes])
+    table = table / table.sum(1, keepdims=True)
+    code, label = np.unravel_index(np.abs(table - whole).argmax(), table.shape)
+    notes.append(
         f"Images of one group (column '{group}') stay in one split, which takes precedence over equal class "
-        f"shares: '{pool.classes[label]}' is {whole[label]:.1%} of the images and {shares[code, label]:.1%} of "
+        f"shares: '{pool.classes[label]}' is {whole[label]:.1%} of the images and {table[code, label]:.1%} of "
         f"{SPLIT_NAMES[codes[code]]}, and no class differs more."
     )
+    return notes
 
 
 @dataclass(frozen=True)

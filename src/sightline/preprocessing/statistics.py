@@ -68,14 +68,10 @@ def measure_channels(images: ImageRows) -> tuple[tuple[float, ...], tuple[float,
         values = torch.from_numpy(np.ascontiguousarray(images[start : start + chunk])).flatten(0, 2).int()
         count += len(values)
         sums += torch.stack([values.sum(0), values.square().sum(0)]).numpy()
-    moments = [_mean_and_std(count, int(one), int(two)) for one, two in sums.T]
-    return tuple(mean for mean, _ in moments), tuple(std for _, std in moments)
-
-
-def _mean_and_std(count: int, one: int, two: int) -> tuple[float, float]:
-    """Mean and std in [0, 1] from a count, a sum and a sum of squares of uint8 values."""
-    variance = (count * two - one * one) / count**2
-    return one / count / 255, max(math.sqrt(variance) / 255, STD_FLOOR)
+    moments = [(int(one), int(two)) for one, two in sums.T]
+    variances = [(count * two - one * one) / count**2 for one, two in moments]
+    means = tuple(one / count / 255 for one, _ in moments)
+    return means, tuple(max(math.sqrt(variance) / 255, STD_FLOOR) for variance in variances)
 
 
 def measure_transformed_channels(
@@ -108,7 +104,8 @@ def compute_all_directions(images: ImageRows, change: PixelTransform) -> Princip
     from scipy.linalg import get_blas_funcs
 
     syrk: Any = get_blas_funcs("syrk", dtype=np.float64)
-    size = change(torch.zeros(1, *_image_shape(images))).numel()
+    height, width, channels = images[:1].shape[1:]
+    size = change(torch.zeros(1, channels, height, width)).numel()
     count, total = 0, torch.zeros(size, dtype=torch.float64)
     products = np.zeros((size, size), order="F")
     for pixels in iterate_chunks(images, change, _covariance_stride(images)):
@@ -156,12 +153,6 @@ def compute_leading_directions(images: ImageRows, change: PixelTransform, rank: 
     left = len(mean) - rank
     rest = max(trace - float(variances.sum()), 0.0) / left if left else 0.0
     return PrincipalDirections(total / count, basis.double() @ turns, variances, rest)
-
-
-def _image_shape(images: ImageRows) -> tuple[int, int, int]:
-    """(C, H, W) of one image."""
-    height, width, channels = images[:1].shape[1:]
-    return channels, height, width
 
 
 def _covariance_stride(images: ImageRows) -> int:

@@ -133,13 +133,13 @@ class PublishedDataset:
     read: Callable[[Sequence[Path]], ImageArrays]
 
 
+FASHION_MNIST_CLASSES = tuple(
+    "T-shirt/top,Trouser,Pullover,Dress,Coat,Sandal,Shirt,Sneaker,Bag,Ankle boot".split(",")  # noqa: SIM905
+)
+
+
 def _read_idx_files(paths: Sequence[Path], names: Sequence[str] | None = None) -> ImageArrays:
     return read_idx({path.name: path.read_bytes() for path in paths}, str(paths[0].parent), names)
-
-
-def _read_fashion_mnist(paths: Sequence[Path]) -> ImageArrays:
-    names = "T-shirt/top,Trouser,Pullover,Dress,Coat,Sandal,Shirt,Sneaker,Bag,Ankle boot"
-    return _read_idx_files(paths, names.split(","))
 
 
 def _read_cifar_archive(paths: Sequence[Path]) -> ImageArrays:
@@ -173,7 +173,7 @@ PUBLISHED_DATASETS: dict[str, PublishedDataset] = {
             "t10k-images-idx3-ubyte.gz": ("bef4ecab320f06d8554ea6380940ec79", 4_422_102),
             "t10k-labels-idx1-ubyte.gz": ("bb300cfdad3c16e7a12a480ee83cd310", 5_148),
         },
-        _read_fashion_mnist,
+        lambda paths: _read_idx_files(paths, FASHION_MNIST_CLASSES),
     ),
     "cifar10": PublishedDataset(
         "CIFAR-10: 60,000 photographs of ten things, 32x32 RGB, downloaded (170 MB)",

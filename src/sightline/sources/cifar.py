@@ -170,10 +170,6 @@ def _encode(text: str, encoding: str) -> bytes:
     return text.encode("latin1")
 
 
-def _empty_bytes() -> bytes:
-    return b""
-
-
 _ALLOWED_GLOBALS: dict[tuple[str, str], Any] = {
     ("numpy", "dtype"): _UInt8DType,
     ("numpy", "ndarray"): _PlainArray,
@@ -182,7 +178,7 @@ _ALLOWED_GLOBALS: dict[tuple[str, str], Any] = {
     ("numpy.core.numeric", "_frombuffer"): _from_buffer,
     ("numpy._core.numeric", "_frombuffer"): _from_buffer,
     ("_codecs", "encode"): _encode,
-    ("__builtin__", "bytes"): _empty_bytes,  # how old protocols write b""
+    ("__builtin__", "bytes"): lambda: b"",  # how old protocols write b""
 }
 
 

@@ -17,7 +17,8 @@ from .source import Listing
 from .tables import PATH_COLUMNS, TextTable, cell_text, layout_from_table
 
 _IMAGE_COLUMNS = (*PATH_COLUMNS, "img", "picture", "photo")
-_MAX_ROW_GROUP_BYTES = 4_000_000_000
+MAX_ROW_GROUP_BYTES = 4_000_000_000
+"""Bytes of a row group, which is read whole to read one of its images."""
 _MAX_CACHED_GROUPS = 4
 
 
@@ -30,7 +31,7 @@ def _import_pyarrow() -> Any:
 
 
 def open_parquet(path: Path) -> Any:
-    """The file's metadata, read; DataError where it is no whole Parquet file."""
+    """The opened file; raises DataError where it is not a whole Parquet file."""
     arrow = _import_pyarrow()
     try:
         return arrow.parquet.ParquetFile(path)
@@ -56,7 +57,7 @@ def find_image_column(schema: Any) -> str | None:
 
 
 def read_parquet(path: Path) -> TextTable:
-    """The columns of a Parquet file as text, images left out; class numbers become names where it has them."""
+    """The columns of a Parquet file as text, without images; class numbers become names where the file has names."""
     return read_parquet_files([path], path)
 
 
@@ -71,7 +72,10 @@ def read_parquet_files(paths: Sequence[Path], place: Path) -> TextTable:
         names = [name for name in file.schema_arrow.names if name != image]
         count = file.metadata.num_rows
         read = _read_text_columns(file, names, path)
-        if "split" not in read and (split := _split_from_path(path)):
+        # train-00000-of-00002.parquet, or train/0000.parquet
+        word = path.stem.lower().replace("_", "-").replace(".", "-").split("-")[0]
+        split = next((each for each in (word, path.parent.name.lower()) if each in SPLIT_WORDS), None)
+        if "split" not in read and split:
             read["split"] = [split] * count
         for name in {**columns, **read}:
             column = columns.setdefault(name, [""] * done)
@@ -80,19 +84,13 @@ def read_parquet_files(paths: Sequence[Path], place: Path) -> TextTable:
         ends.append(done)
     if not done:
         raise DataError(f"'{place}' lists no images: it has no rows.")
-    return TextTable(place, columns, lambda row: _describe_row(row, ends, paths))
 
+    def describe_row(row: int) -> str:
+        number = int(np.searchsorted(ends, row, side="right"))
+        inside = row - (ends[number - 1] if number else 0)
+        return f"Row {inside + 1}" + (f" of {paths[number].name}" if len(paths) > 1 else "")
 
-def _describe_row(row: int, ends: list[int], paths: Sequence[Path]) -> str:
-    number = int(np.searchsorted(ends, row, side="right"))
-    inside = row - (ends[number - 1] if number else 0)
-    return f"Row {inside + 1}" + (f" of {paths[number].name}" if len(paths) > 1 else "")
-
-
-def _split_from_path(path: Path) -> str | None:
-    """``train`` for ``train-00000-of-00002.parquet`` and for ``train/0000.parquet``."""
-    words = path.stem.lower().replace("_", "-").replace(".", "-").split("-")
-    return next((word for word in (words[0], path.parent.name.lower()) if word in SPLIT_WORDS), None)
+    return TextTable(place, columns, describe_row)
 
 
 def _read_text_columns(file: Any, names: list[str], path: Path) -> dict[str, list[str]]:
@@ -113,7 +111,7 @@ def _read_text_columns(file: Any, names: list[str], path: Path) -> dict[str, lis
 
 
 def _huggingface_class_names(schema: Any) -> dict[str, list[str]]:
-    """The names of numbered classes, where Hugging Face's description in the file has them."""
+    """The class names in Hugging Face's metadata of the file, by column."""
     try:
         features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
         named = {name: each["names"] for name, each in features.items() if each.get("_type") == "ClassLabel"}
@@ -164,8 +162,8 @@ class ParquetReader:
         return ParquetReader, (self.paths, self.columns, self.groups, self.starts)
 
 
-def _embedded_image_reader(paths: Sequence[Path]) -> ParquetReader | None:
-    """A reader of the images in these files; None where they hold none."""
+def read_embedded_images(paths: Sequence[Path], place: Path) -> tuple[Listing, Layout] | None:
+    """The images that Parquet files hold, with their labels; None where they hold none. Raises DataError."""
     columns, groups, starts, done = [], [], [], 0
     for number, path in enumerate(paths):
         file = open_parquet(path)
@@ -175,22 +173,15 @@ def _embedded_image_reader(paths: Sequence[Path]) -> ParquetReader | None:
         columns.append(name)
         for part in range(file.num_row_groups):
             facts = file.metadata.row_group(part)
-            if facts.total_byte_size > _MAX_ROW_GROUP_BYTES:
+            if facts.total_byte_size > MAX_ROW_GROUP_BYTES:
                 raise DataError(
-                    f"'{path}' keeps {facts.total_byte_size / 1e9:.0f} GB in one row group, which would all have "
+                    f"'{path}' has {facts.total_byte_size / 1e9:.0f} GB in one row group, which would all have "
                     "to be in memory: write it again with row groups of about 1,000 rows."
                 )
             groups.append((number, part))
             starts.append(done)
             done += facts.num_rows
-    return ParquetReader(tuple(paths), tuple(columns), np.array(groups, np.int64), np.array(starts, np.int64))
-
-
-def read_embedded_images(paths: Sequence[Path], place: Path) -> tuple[Listing, Layout] | None:
-    """The images that Parquet files hold, with their labels; None where they hold none. Raises DataError."""
-    reader = _embedded_image_reader(paths)
-    if reader is None:
-        return None
+    reader = ParquetReader(tuple(paths), tuple(columns), np.array(groups, np.int64), np.array(starts, np.int64))
     layout = layout_from_table(read_parquet_files(paths, place), set())
     rows = [open_parquet(path).metadata.num_rows for path in paths]
     names = [f"{path.name}:{row}" for path, count in zip(paths, rows, strict=True) for row in range(count)]

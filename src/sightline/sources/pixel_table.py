@@ -19,7 +19,7 @@ _MIN_PIXEL_COLUMNS = 16
 
 
 def find_pixel_columns(header: list[str]) -> list[int]:
-    """Which columns of a table are pixels: none unless there are many, called so, and no files are named."""
+    """Which columns of a table are pixels, by their names; none where they are few or another column names files."""
     found = [i for i, name in enumerate(header) if _PIXEL_COLUMN_NAME.fullmatch(name.strip().strip('"'))]
     paths = any(name.strip().lower() in PATH_COLUMNS for name in header)
     return found if len(found) >= _MIN_PIXEL_COLUMNS and not paths else []
@@ -28,8 +28,8 @@ def find_pixel_columns(header: list[str]) -> list[int]:
 def read_pixel_table(path: Path) -> ImageArrays:
     """The grey images of a table with a label column and a column for each pixel, row by row of the picture.
 
-    It is read in blocks, so that memory stays near the size of the images. Raises DataError, naming
-    the line, for values that are no pixels, and where the pixels make no square.
+    It is read in blocks, so that memory stays near the size of the images. Raises DataError, naming the line, for
+    values that are not pixels, and where the pixels make no square.
     """
     if detect_encoding(path) == "utf-16":
         raise DataError(f"'{path}' is UTF-16 text, which tables of pixels may not be: save it again in UTF-8.")
@@ -47,42 +47,35 @@ def read_pixel_table(path: Path) -> ImageArrays:
             )
         if side * side != len(columns):
             raise DataError(f"'{path}' has {len(columns)} columns of pixels, which make no square picture.")
-        images, labels = _parse_rows(stream, path, _RowFormat(len(header), np.array(columns), place, split))
-    if not len(images):
+        shape = _RowFormat(len(header), np.array(columns), place, split)
+        pixels: list[ndarray] = []
+        labels: list[ndarray] = []
+        line = 2
+        for block in _read_line_blocks(stream):
+            block = block.replace(b"\r\n", b"\n").replace(b"\r", b"\n")  # noqa: PLW2901
+            table = _parse_fast(block, shape)
+            if table is not None and table[:, shape.pixels].max(initial=0) <= 255:
+                images, known = table[:, shape.pixels], table[:, shape.label].astype(np.int64)
+            else:
+                images, known = _parse_strict(block, shape, path, line)
+            pixels.append(images.astype(np.uint8))
+            labels.append(known)
+            line += block.count(b"\n")
+    if not sum(map(len, pixels)):
         raise DataError(f"'{path}' lists no images: give it a header and one line for each image.")
-    return concatenate_chunks([ArrayChunk(path.name, images.reshape(-1, side, side), labels)], str(path))
+    if any(known.dtype.kind == "U" for known in labels):
+        labels = [known.astype(str) for known in labels]
+    images = np.concatenate(pixels).reshape(-1, side, side)
+    return concatenate_chunks([ArrayChunk(path.name, images, np.concatenate(labels))], str(path))
 
 
 class _RowFormat(NamedTuple):
-    """Where in a row the pixels and the label are."""
+    """The positions of the pixels and the label in a row."""
 
     width: int
     pixels: ndarray
     label: int
     delimiter: str
-
-
-def _parse_rows(stream: BinaryIO, path: Path, shape: _RowFormat) -> tuple[ndarray, ndarray]:
-    pixels: list[ndarray] = []
-    labels: list[ndarray] = []
-    line = 2
-    for block in _read_line_blocks(stream):
-        block = block.replace(b"\r\n", b"\n").replace(b"\r", b"\n")  # noqa: PLW2901
-        table = _parse_fast(block, shape)
-        if table is None:
-            images, known = _parse_strict(block, shape, path, line)
-        else:
-            images, known = table[:, shape.pixels], table[:, shape.label].astype(np.int64)
-            if images.max(initial=0) > 255:
-                images, known = _parse_strict(block, shape, path, line)  # names the line
-        pixels.append(images.astype(np.uint8))
-        labels.append(known)
-        line += block.count(b"\n")
-    if not pixels:
-        return np.empty((0, len(shape.pixels)), np.uint8), np.empty(0, np.int64)
-    if any(known.dtype.kind == "U" for known in labels):
-        labels = [known.astype(str) for known in labels]
-    return np.concatenate(pixels), np.concatenate(labels)
 
 
 def _read_line_blocks(stream: BinaryIO) -> Iterator[bytes]:
@@ -118,7 +111,7 @@ def _parse_fast(block: bytes, shape: _RowFormat) -> ndarray | None:
 
 
 def _parse_strict(block: bytes, shape: _RowFormat, path: Path, line: int) -> tuple[ndarray, ndarray]:
-    """The same for quoted, spaced or decimal numbers and labels that are words; raises DataError by line."""
+    """The same for quoted, spaced or decimal numbers and for words as labels; raises DataError, naming the line."""
     pixels, labels = [], []
     text = block.decode("utf-8", "replace").split("\n")
     for number, row in enumerate(csv.reader(text, delimiter=shape.delimiter), line):

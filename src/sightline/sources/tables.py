@@ -266,8 +266,13 @@ def layout_from_table(table: TextTable, known: set[str]) -> Layout:
     check_has_classes(classes, str(table.path))
     number = {name: classes.index(label) for name, label in plain.items()}
     labels = np.fromiter(map(number.__getitem__, texts), np.int64, len(texts))
-    splits = _read_splits(table, split_column) if split_column else None
-    if splits is not None:
+    splits = None
+    words = [text.lower() for text in table.columns[split_column]] if split_column else []
+    if any(words):
+        for word in sorted({*words} - {"", *SPLIT_WORDS}):
+            line = table.describe_row(words.index(word))
+            raise DataError(f"{line} of '{table.path}' has split '{word}'. {suggest(word, SPLIT_WORDS)}")
+        splits = np.array([SPLIT_WORDS.get(word, "train") for word in words])
         pairs = ((name, classes[k]) for name in np.unique(splits) for k in np.unique(labels[splits == name]))
         check_train_covers_classes(pairs, classes, str(table.path))
     known = {"", label_column, *known, *([split_column] if split_column else [])}
@@ -281,18 +286,6 @@ def _require_filled(table: TextTable, name: str) -> list[str]:
         line = table.describe_row(column.index(""))
         raise DataError(f"{line} of '{table.path}' has an empty '{name}': fill it in or remove the line.")
     return column
-
-
-def _read_splits(table: TextTable, name: str) -> ndarray | None:
-    """The split column as train, val or test; None where it is all empty."""
-    texts = [text.lower() for text in table.columns[name]]
-    kinds = set(texts)
-    if kinds == {""}:
-        return None
-    for text in sorted(kinds - {"", *SPLIT_WORDS}):
-        line = table.describe_row(texts.index(text))
-        raise DataError(f"{line} of '{table.path}' has split '{text}'. {suggest(text, SPLIT_WORDS)}")
-    return np.array([SPLIT_WORDS.get(text, "train") for text in texts])
 
 
 def _drop_repeated_rows(
@@ -337,12 +330,13 @@ def _list_files(table: TextTable, names: list[str]) -> Listing:
         try:
             status = os.stat(name if name[0] == "/" or name[1:2] == ":" else prefix + name)  # noqa: PTH116 half the time of Path
         except (OSError, ValueError):
-            if other := _find_other_unicode_form(root, name):
-                names[row] = other
-                status = (root / other).stat()
-            else:
+            forms = {unicodedata.normalize(form, name) for form in ("NFC", "NFD")} - {name}
+            others = [form for form in forms if "\0" not in form and (root / form).exists()]
+            if not others:  # composed or decomposed, as another system wrote it
                 missing.append(row)
                 continue
+            names[row] = others[0]
+            status = (root / others[0]).stat()
         facts[row] = status.st_size, status.st_mtime_ns
     if missing:
         first = ", ".join(f"'{names[row]}' ({table.describe_row(row).lower()})" for row in missing[:3])
@@ -352,11 +346,3 @@ def _list_files(table: TextTable, names: list[str]) -> Listing:
         )
     sizes, stamps = facts.T.copy()
     return Listing(names, sizes, stamps, frozenset(), FolderReader(root, names))
-
-
-def _find_other_unicode_form(root: Path, name: str) -> str | None:
-    """The same name composed or decomposed, as another system wrote it, where a file is called so."""
-    if name.isascii() or "\0" in name:
-        return None
-    forms = (unicodedata.normalize(form, name) for form in ("NFC", "NFD"))
-    return next((form for form in forms if form != name and (root / form).exists()), None)
