@@ -289,7 +289,10 @@ def test_a_file_of_another_kind(check_refused, tmp_path):
         (("--weights", "absent.pth"), "There is no file of weights 'absent.pth'"),
         (("--recipe", "absent.toml"), "There is no recipe file 'absent.toml'"),
         (("--device", "abacus"), "There is no device called 'abacus'. Choose one of: auto, cpu"),
-        (("more", "words"), "There is no place for 'more' 'words' in this command. See: sightline train --help"),
+        (
+            ("more", "words"),
+            "This command takes no further argument, got 'more' 'words'. See: sightline train --help",
+        ),
     ],
 )
 def test_a_wrong_word_or_number(check_refused, flags, part):
@@ -316,9 +319,12 @@ def test_a_wrong_recipe(check_refused, tmp_path, text, part):
         (("train",), "Say which images to use"),
         (("predict",), "See: sightline predict --help"),
         (("check", "digits", "--resize-mode", "sqash"), "it must be one of squash, crop, pad"),
-        (("check", "digits", "--out", "sheet.doc"), "does not end like a picture. Call it sheet.png"),
+        (
+            ("check", "digits", "--out", "sheet.doc"),
+            "is not the name of a picture: use .png, .jpg or .webp, such as sheet.png",
+        ),
         (("list", "modles"), "Did you mean 'models'?"),
-        (("evaluate", "nowhere"), "'nowhere' is no run"),
+        (("evaluate", "nowhere"), "There is no run or bundle 'nowhere'"),
         (("report", "."), "'.' is no run"),
         (("train", "--resume", "nowhere"), "'nowhere' is no run"),
         (("predict", "nowhere", "x.png"), "There is no run or bundle 'nowhere'"),
@@ -393,7 +399,7 @@ def test_predict_of_nothing(check_refused, made, monkeypatch):
     check_refused(("predict", made, "x.png", "--fomr", "csv"), "There is no option '--fomr'")
     check_refused(("predict", made, "x.png", "--format", "xml"), "--format")
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"")))
-    check_refused(("predict", made), "Nothing came from stdin")
+    check_refused(("predict", made), "Stdin is empty")
 
 
 def test_classes_the_classifier_does_not_know(check_refused, made, tmp_path):

@@ -104,7 +104,9 @@ def test_help_shows_a_dozen_flags_and_the_rest_on_demand():
     few, every = (shell("train", word).stdout for word in ("--help", "--help-all"))
     assert "--epochs" in few
     assert "--label-smoothing" not in few
-    assert all(f"--{flag} " in every for flag in ("epochs", "label-smoothing", "ema", "momentum", "precision"))
+    assert all(
+        f"--{flag} " in every for flag in ("epochs", "label-smoothing", "ema-decay", "momentum", "precision")
+    )
 
 
 def test_flags_are_parsed_without_torch():

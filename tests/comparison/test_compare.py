@@ -394,7 +394,7 @@ def test_compare_from_a_shell_keeps_bundles_that_answer(cli, place, tmp_path):
     assert {row["entrant"] for row in value["entrants"]} == {"mlp", "knn@hog", "random-forest:trees=20@hog"}
     assert "3 candidates: networks (1), 2 epochs each; baselines (2)." in answer.err
     table = cli(*words, *flags)
-    assert "against the first" in table.out
+    assert "minus the first" in table.out
     assert "slightly optimistic" in table.out
     assert f"a run of each are in {place}" in table.out
     for row in (one for one in value["entrants"] if one["entrant"] == "knn@hog"):

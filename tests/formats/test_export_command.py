@@ -48,7 +48,7 @@ def test_export_says_what_it_compared(cli, run, tmp_path):
     answer = cli("export", run, "--out", tmp_path / "m.onnx", "--limit", 20)
     assert answer.code == 0, answer.err
     assert re.search(r"Compared on \d\d of the 40 validation images, each class in its share", answer.out)
-    assert "The same answer for 100.00%" in answer.out
+    assert "The same prediction for 100.00%" in answer.out
     assert "sightline predict" in answer.out
     value = json.loads(cli("export", run, "--out", tmp_path / "n.onnx", "--json").out)
     assert value["agreement"] == 1

@@ -337,7 +337,8 @@ def test_a_run_without_its_images_is_compared_on_drawn_pictures(cli, run, tmp_pa
     answer = cli("releases", tmp_path / "site", "publish", moved)
     assert answer.code == 0, answer.err
     assert (
-        "The ONNX file of release 1 gives the same answer for 100.00% of 64 images (drawn pictures," in answer.out
+        "The ONNX file of release 1 gives the same prediction for 100.00% of 64 images (drawn pictures,"
+        in answer.out
     )
     made = load_release(tmp_path / "site", 1)
     assert made.facts["onnx"]["sample"].startswith("drawn pictures, as the images of the run are not there")
@@ -401,15 +402,15 @@ def test_releases_on_the_command_line(cli, plain, tmp_path):
     assert json.loads(cli("releases", site, "rollback", "--json").out)["current"] == 1
     listed = cli("releases", site)
     assert "first try" in listed.out
-    assert "answers" in listed.out
+    assert "current" in listed.out
     pruned = json.loads(cli("releases", site, "prune", "--keep", 1, "--json").out)
     assert (pruned["removed"], [one["number"] for one in pruned["releases"]]) == ([], [1, 2])
     for words, message in (
         (("promote", 9), "has no release 9. It has: 1, 2."),
-        (("promote", "x"), "'x' is no number of a release"),
-        (("promote",), "Say what to promote"),
+        (("promote", "x"), "'x' is not the number of a release"),
+        (("promote",), "`promote` needs the number of a release"),
         (("rollback",), "no release to go back to"),
-        (("rollback", 3), "There is no place for '3'"),
+        (("rollback", 3), "takes no further argument, got '3'"),
         (("publish", tmp_path / "none"), "There is no run or bundle"),
     ):
         refused = cli("releases", site, *words)

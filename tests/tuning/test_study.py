@@ -114,9 +114,9 @@ def test_another_study_is_refused_in_the_same_folder(tuned, tmp_path):
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"trials": 0}, "--trials is 0"),
-        ({"workers": 0}, "--workers is 0"),
-        ({"zoom_rounds": -1}, "--zoom-rounds is -1"),
+        ({"trials": 0}, "--trials must be a whole number of at least 1, not 0"),
+        ({"workers": 0}, "--workers must be a whole number of at least 1"),
+        ({"zoom_rounds": -1}, "--zoom-rounds must be a whole number of at least 0"),
         ({"zoom_rounds": 1, "space": ("lr=0.1,0.2",)}, "only choices"),
         ({"budget": "soon"}, "budget is 'soon'"),
         ({"base": TINY.replace(epochs=0)}, "trains nothing"),

@@ -56,7 +56,7 @@ def _usage_error_text(error: Exception, words: Sequence[str]) -> str:
     if isinstance(error, UnknownCommandError):
         return f"{text} See: sightline --help"
     if isinstance(error, UnusedCliTokensError):
-        text = f"This command has no place for {' '.join(map(repr, error.unused_tokens or ()))} in this command."
+        text = f"This command takes no further argument, got {' '.join(map(repr, error.unused_tokens or ()))}."
     return f"{text} See: sightline {words[0]} --help"
 
 

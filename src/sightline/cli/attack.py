@@ -62,10 +62,11 @@ def attack(
     )
     update_report(run, data)
     value = {"run": str(run), **found.values, "remarks": [vars(remark) for remark in found.remarks]}
-    emit(value, options.json, _print_attack)
+    emit(value, options.json, print_attack)
 
 
-def _print_attack(console: "Console", value: Mapping[str, Any]) -> None:
+def print_attack(console: "Console", value: Mapping[str, Any]) -> None:
+    """Accuracy by radius as a table, and remarks."""
     from ..attacks import format_eps
 
     console.print(f"\n[bold]Accuracy under attack[/bold] ({value['norm']})\n")

@@ -35,10 +35,11 @@ def combine(
 
     found = combine_runs(runs, by, out=out, device=options.device, overwrite=overwrite)
     value = {**found.values, "remarks": [remark.text for remark in found.remarks]}
-    emit(value, options.json, _print_combination)
+    emit(value, options.json, print_combination)
 
 
-def _print_combination(console: "Console", value: Mapping[str, Any]) -> None:
+def print_combination(console: "Console", value: Mapping[str, Any]) -> None:
+    """The combined classifier and its members as a table."""
     if rows := value.get("rows"):
         shown = [_table_row(f"{value['by']} of {len(value['kept'])}", value, None)]
         shown += [_table_row(row["member"], row, row["difference"]) for row in rows]

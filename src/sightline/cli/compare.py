@@ -79,7 +79,25 @@ def _split_names(text: str) -> list[str]:
 
 def print_ranking(console: "Console", value: "Mapping[str, Any]") -> None:
     """The ranking as a table, and its conclusions."""
-    rows = [_ranking_row(row) for row in value["entrants"]]
+    rows = []
+    for row in value["entrants"]:
+        difference = ""
+        if change := row["difference"]:
+            points = (100 * change[name] for name in ("value", "low", "high"))
+            difference = "{:+.2f} ({:+.2f} to {:+.2f})".format(*points)
+        rows.append(
+            (
+                str(row["rank"]),
+                row["entrant"],
+                f"{row['accuracy']:.2%}",
+                "{low:.2%} to {high:.2%}".format(**row["intervals"]["accuracy"]),
+                difference,
+                "" if row["p_holm"] is None else f"{row['p_holm']:.2g}",
+                f"{row['train_seconds']:,.1f} s",
+                f"{row['ms_per_image']:.2g} ms",
+                f"{row['bytes'] / 1e6:,.2f} MB",
+            )
+        )
     kind = "held-out images" if value["folds"] else "test images"
     console.print(f"\n[bold]Accuracy on {value['n']:,} {kind}[/bold]\n")
     heads = (
@@ -103,21 +121,3 @@ def print_ranking(console: "Console", value: "Mapping[str, Any]") -> None:
             console.print(f"\n{row['entrant']}: {note}", markup=False)
     place = Path(value["entrants"][0]["folder"]).parent
     console.print(f"\nThe picture, compare.json and a run of each are in [bold]{escape(str(place))}[/bold]")
-
-
-def _ranking_row(row: "Mapping[str, Any]") -> tuple[str, ...]:
-    change = row["difference"]
-    points = "" if change is None else "{:+.2f} ({:+.2f} to {:+.2f})".format(
-        *(100 * change[name] for name in ("value", "low", "high"))
-    )  # fmt: skip
-    return (
-        str(row["rank"]),
-        row["entrant"],
-        f"{row['accuracy']:.2%}",
-        "{low:.2%} to {high:.2%}".format(**row["intervals"]["accuracy"]),
-        points,
-        "" if row["p_holm"] is None else f"{row['p_holm']:.2g}",
-        f"{row['train_seconds']:,.1f} s",
-        f"{row['ms_per_image']:.2g} ms",
-        f"{row['bytes'] / 1e6:,.2f} MB",
-    )

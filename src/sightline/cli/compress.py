@@ -64,11 +64,12 @@ def compress(
     )  # fmt: skip
     page = evaluate_and_report(found.run)["report"]
     value = {"run": str(found.run.folder), **found.as_json(), "report": page}
-    emit(value, options.json, _print_compression)
+    emit(value, options.json, print_compression)
     found.require_target()
 
 
-def _print_compression(console: "Console", value: Mapping[str, Any]) -> None:
+def print_compression(console: "Console", value: Mapping[str, Any]) -> None:
+    """The original and the small classifier as a table."""
     from ..evidence import compression_rows
 
     console.print(f"\n[bold]{value['n']:,} test images, both in one run[/bold]\n")

@@ -47,20 +47,6 @@ def explain(
     """
     from ..explanation import counterfactual_run, explain_run, visualise_run
 
-    _check_flags(images, by, target, counterfactual, visualise)
-    if visualise is not None:
-        value = visualise_run(run, visualise, layer=layer, out=out, device=options.device)
-    elif counterfactual is not None:
-        value = counterfactual_run(run, images, counterfactual, out=out, device=options.device)
-    else:
-        value = explain_run(run, images, by=by, target=target, layer=layer, out=out, device=options.device)
-    emit(value, options.json, _print_explanations)
-
-
-def _check_flags(
-    images: tuple[str, ...], by: str | None, target: str | None, counterfactual: str | None, visualise: str | None
-) -> None:
-    """Raise ChoiceError for flags that cannot be combined."""
     if visualise is None and not images:
         raise ChoiceError("Name the images to explain, after the run: files, folders or patterns.")
     if visualise is not None and (images or counterfactual):
@@ -69,15 +55,25 @@ def _check_flags(
         raise ChoiceError(
             "--by and --target apply to saliency maps: leave them out with --counterfactual and --visualise."
         )
+    if visualise is not None:
+        value = visualise_run(run, visualise, layer=layer, out=out, device=options.device)
+    elif counterfactual is not None:
+        value = counterfactual_run(run, images, counterfactual, out=out, device=options.device)
+    else:
+        value = explain_run(run, images, by=by, target=target, layer=layer, out=out, device=options.device)
+    emit(value, options.json, print_explanations)
 
 
-def _print_explanations(console: "Console", value: Mapping[str, Any]) -> None:
+def print_explanations(console: "Console", value: Mapping[str, Any]) -> None:
+    """A sentence for each image, and the faithfulness of the maps."""
     for one in value["images"]:
-        for sentence in _image_sentences(one):
+        if "wanted" not in one:  # a visualisation has no sentence
+            sentence = one["sentence"] if "sentence" in one else next(iter(one["by"].values()))["sentence"]
             console.print(f"{one.get('file', '')}: {sentence}", markup=False)
     if scores := value.get("faithfulness"):
+        names = ("deletion_area", "insertion_area", "similarity_shuffled")
         rows = [
-            (by, *(f"{one[name]:.2f}" for name in ("deletion_area", "insertion_area")), _format_similarity(one))
+            (by, *("-" if one[name] is None else f"{one[name]:.2f}" for name in names))
             for by, one in scores.items()
         ]
         console.print()
@@ -89,14 +85,3 @@ def _print_explanations(console: "Console", value: Mapping[str, Any]) -> None:
     for remark in value["remarks"]:
         console.print(f"\n{remark['text']}", markup=False)
     console.print(f"\nLook at {value['picture']}", markup=False)
-
-
-def _image_sentences(one: Mapping[str, Any]) -> list[str]:
-    if "wanted" in one:
-        return []
-    return [one["sentence"]] if "sentence" in one else [next(iter(one["by"].values()))["sentence"]]
-
-
-def _format_similarity(one: Mapping[str, Any]) -> str:
-    found = one["similarity_shuffled"]
-    return "-" if found is None else f"{found:.2f}"

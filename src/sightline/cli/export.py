@@ -42,10 +42,11 @@ def export(
     from ..formats import export as hand_over
 
     found = hand_over(run, out, to=to, data=data, limit=limit, overwrite=overwrite)
-    emit({"run": str(run), **found.as_json()}, options.json, _print_export)
+    emit({"run": str(run), **found.as_json()}, options.json, print_export)
 
 
-def _print_export(console: "Console", value: Mapping[str, Any]) -> None:
+def print_export(console: "Console", value: Mapping[str, Any]) -> None:
+    """Accuracy and latency before and after export."""
     what = "int8" if value["int8"] else "float32"
     sample = value["sample"]
     console.print(f"\nCompared on {sample[:1].lower()}{sample[1:]}\n", markup=False)

@@ -88,7 +88,7 @@ def journal(
         else:
             rows = held.predictions(limit=limit, **wanted)
             value = {**held.count(), "rows": [dataclasses.asdict(row) for row in rows]}
-    emit({"site": str(site), **value}, options.json, _print_journal)
+    emit({"site": str(site), **value}, options.json, print_journal)
 
 
 def _export_rows(held: "Journal", out: Path, wanted: Mapping[str, Any]) -> int:
@@ -148,7 +148,8 @@ def _write_csv(path: Path, columns: Sequence[str], rows: Iterable[Sequence[objec
         writer.writerows([cell(value) for value in row] for row in rows)
 
 
-def _print_journal(console: "Console", value: Mapping[str, Any]) -> None:
+def print_journal(console: "Console", value: Mapping[str, Any]) -> None:
+    """Rows as a table, or the outcome of an action."""
     if "erased" in value and "rows" not in value:
         console.print(f"Image and hash were deleted from {value['erased']:,} rows; the rows stay and are marked.")
         return

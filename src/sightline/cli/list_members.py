@@ -36,7 +36,7 @@ def list_members(family: str = "", /, *, options: OutputOptions = OUTPUT_DEFAULT
 
     families = _family_lists()
     chosen = {family: lookup(families, family, "family")} if family else families
-    emit({name: make() for name, make in chosen.items()}, options.json, _print_families)
+    emit({name: make() for name, make in chosen.items()}, options.json, print_families)
 
 
 def _family_lists() -> Mapping[str, Any]:
@@ -102,7 +102,8 @@ def _normalisation_lines(family: Mapping[str, Any], known: Mapping[str, Any]) ->
     return [*rows.values()]
 
 
-def _print_families(console: Any, families: Mapping[str, Any]) -> None:
+def print_families(console: Any, families: Mapping[str, Any]) -> None:
+    """Each family as a table."""
     for name, rows in families.items():
         columns = list(rows[0]) if rows else ["name"]
         console.print(f"[bold]{name}[/bold]")

@@ -194,17 +194,15 @@ def write_predictions(
             writer.writerow([*row, *(cells[name] for name in columns)])
     else:
         for one in predictions:
-            stream.write(_prediction_line(one) + "\n")
+            if one.error is not None:
+                stream.write(f"{one.file}: could not be read: {one.error}\n")
+                continue
+            ranked = [f"{label} {p:.1%}" for label, p in one.top]
+            first, others = ("unknown", ranked) if one.abstained else (ranked[0], ranked[1:])
+            more = f"  ({', '.join(others)})" if others else ""
+            conformal_set = "" if one.among is None else f"  {{{', '.join(one.among)}}}"
+            stream.write(f"{one.file or '(stdin)'}: {first}{more}{conformal_set}\n")
 
 
 def _prediction_json(one: "Prediction") -> dict[str, Any]:
     return asdict(one) | {"top": [{"label": label, "confidence": p} for label, p in one.top]}
-
-
-def _prediction_line(one: "Prediction") -> str:
-    if one.error is not None:
-        return f"{one.file}: could not be read: {one.error}"
-    ranked = [f"{label} {p:.1%}" for label, p in one.top]
-    first, others = ("unknown", ranked) if one.abstained else (ranked[0], ranked[1:])
-    conformal_set = "" if one.among is None else f"  {{{', '.join(one.among)}}}"
-    return f"{one.file or '(stdin)'}: {first}" + (f"  ({', '.join(others)})" if others else "") + conformal_set

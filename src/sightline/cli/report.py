@@ -61,12 +61,13 @@ def report(
     value["report"] = str(write_report(run, verdicts))
     if required:
         value["verdicts"] = [one.as_json() for one in verdicts]
-    emit(value, options.json, _print_report)
+    emit(value, options.json, print_report)
     if missed := [one.metric for one in verdicts if not one.is_met]:
         raise RequirementNotMet(f"'{run}' misses these requirements: {', '.join(missed)}.")
 
 
-def _print_report(console: "Console", value: Mapping[str, Any]) -> None:
+def print_report(console: "Console", value: Mapping[str, Any]) -> None:
+    """Outcomes of measurements, verdicts, and the path of the page."""
     for name, outcome in value.get("collected", {}).items():
         console.print(f"{name}: {outcome}", markup=False)
     for verdict in value.get("verdicts", ()):

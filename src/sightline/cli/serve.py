@@ -13,8 +13,6 @@ from .output import OUTPUT_DEFAULTS, OutputOptions, Switch, emit
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from ..serving import RequestLimits
-
 _LIMITS = Parameter(group=Group("Limits", sort_key=10), negative=())
 _JOURNAL = Parameter(group=Group("Journal", sort_key=11), negative=())
 
@@ -86,22 +84,20 @@ def serve(
     origin: tuple[str, ...]
         Origin of a web page that may send requests, such as https://example.org; may be repeated.
     """
-    from ..serving import serve as answer
+    from ..serving import build_limits
+    from ..serving import serve as run_service
 
     given = {"host": host, "port": port, "workers": workers, "threads": threads, "watch": watch, "open": open}
-    limits, kept = _request_limits(bounds or LimitFlags()), vars(memory or JournalFlags())
-    report = partial(emit, json=options.json, render=_print_address)
-    answer(path, http=http, origins=origin, limits=limits, report=report, **given, **kept)
+    limits = build_limits(
+        **{name.removeprefix("max_"): value for name, value in vars(bounds or LimitFlags()).items()}
+    )
+    report = partial(emit, json=options.json, render=print_address)
+    stored = vars(memory or JournalFlags())
+    run_service(path, http=http, origins=origin, limits=limits, report=report, **given, **stored)
 
 
-def _request_limits(bounds: LimitFlags) -> "RequestLimits":
-    from ..serving import build_limits
-
-    named = {name.removeprefix("max_"): value for name, value in vars(bounds).items()}
-    return build_limits(**named)
-
-
-def _print_address(console: "Console", value: Mapping[str, Any]) -> None:
+def print_address(console: "Console", value: Mapping[str, Any]) -> None:
+    """The address of the service and how to use it."""
     number = value.get("release")  # each of several workers knows its own
     release = "" if number is None else f" (release {number})" if number else " (no releases)"
     if value["url"]:

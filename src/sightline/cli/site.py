@@ -70,10 +70,11 @@ def releases(
         for one in list_releases(site)
     ]
     value = {"site": str(site), "current": current_number(site), "releases": found, **more}
-    emit(value, options.json, _print_releases)
+    emit(value, options.json, print_releases)
 
 
-def _print_releases(console: "Console", value: Mapping[str, Any]) -> None:
+def print_releases(console: "Console", value: Mapping[str, Any]) -> None:
+    """Releases as a table, and the outcome of an action."""
     rows = []
     for one in value["releases"]:
         accuracy = one.get("metrics", {}).get("accuracy")
@@ -138,10 +139,12 @@ def keys(
     elif action == "revoke":
         more["revoked"] = revoke_key(site, require_argument(name, "revoke", "the name of a key")).name
     found = [key.as_json() for key in list_keys(site)]
-    emit({"site": str(site), "keys": found, "open": Keyring(site).empty, **more}, options.json, _print_keys)
+    emit({"site": str(site), "keys": found, "open": Keyring(site).empty, **more}, options.json, print_keys)
 
 
-def _print_keys(console: "Console", value: Mapping[str, Any]) -> None:
+def print_keys(console: "Console", value: Mapping[str, Any]) -> None:
+    """Keys as a table; a new key once."""
+
     def day(seconds: float) -> str:
         return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d")
 

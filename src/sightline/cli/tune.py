@@ -85,7 +85,7 @@ def tune(
             evaluate_run(winner)
         page = write_report(winner.folder)
         tested = {"run": str(winner.folder), **read_report(winner.folder)["evaluation"], "report": str(page)}
-    emit(value | {"trials": [dict(row) for row in tuned.rows], "winner": tested}, options.json, _print_study)
+    emit(value | {"trials": [dict(row) for row in tuned.rows], "winner": tested}, options.json, print_study)
 
 
 def recipe_and_space(
@@ -106,7 +106,7 @@ def recipe_and_space(
     return base, space.override(words), space.by
 
 
-def _print_study(console: "Console", value: Mapping[str, Any]) -> None:
+def print_study(console: "Console", value: Mapping[str, Any]) -> None:
     """The best trials as a table, the importance of fields, and the test of the winner."""
     from ..tuning import format_values
 

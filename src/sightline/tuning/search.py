@@ -185,7 +185,9 @@ def sample_values(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ExperimentalWarning)
         for name, each in space.ranges.items():
-            sampler = search.sampler(_draw_seed(seed, index, name))
+            text = ",".join(map(str, (seed, index, name)))
+            digest = hashlib.blake2b(text.encode(), digest_size=4).digest()
+            sampler = search.sampler(int.from_bytes(digest, "little"))
             trial.study.sampler = sampler if point is None else PartialFixedSampler(dict(point), sampler)
             each.suggest(trial, name)
 
@@ -199,8 +201,3 @@ def remaining_points(
         return None
     new = [point for point in points if point not in tried]
     return [new[place] for place in runtime.permutation(len(new), seed)]
-
-
-def _draw_seed(seed: int, *words: object) -> int:
-    text = ",".join(str(word) for word in (seed, *words))
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=4).digest(), "little")

@@ -102,7 +102,9 @@ def tune(
     parsed, search = parse_space(space, base), parse_search(by)
     _check_arguments(parsed, trials, zoom_rounds, workers)
     limit = None if budget is None else parse_duration(budget)
-    folder = _study_folder(out, base)
+    folder = Path(out or Path("runs") / f"{Path(base.data or '').name.partition('.')[0]}-tune")
+    if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not (folder / "workers").is_dir())):
+        raise OutputError(f"'{folder}' exists already and is not a study. Choose another --out.")
     plan, splits, notes = prepare(resolve(parsed.apply_to(base, parsed.costly_point())))
     example = plan.recipe
     for note in notes:
@@ -160,15 +162,6 @@ def _check_arguments(space: SearchSpace, trials: int | None, zoom_rounds: int, w
         raise RecipeError(
             "--zoom-rounds narrows ranges, and this space has only choices: leave it out, or give a range."
         )
-
-
-def _study_folder(out: str | Path | None, base: Recipe) -> Path:
-    """The folder of the study: `out`, or runs/DATA-tune; it is new or holds an earlier study."""
-    name = Path(base.data or "").name.partition(".")[0]
-    folder = Path(out) if out is not None else Path("runs") / f"{name}-tune"
-    if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not (folder / "workers").is_dir())):
-        raise OutputError(f"'{folder}' exists already and is not a study. Choose another --out.")
-    return folder
 
 
 def _join_study(
