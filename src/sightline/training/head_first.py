@@ -95,8 +95,8 @@ def decide_fine_tuning(result: HeadResult, plan: Plan) -> tuple[Plan, str | None
         return plan.replace(epochs=0), None
     if plan.recipe.epochs is None and result.facts["val_errors"] < MIN_ERRORS_TO_FINE_TUNE:
         why = (
-            f"No fine-tuning: with {result.facts['val_errors']} validation errors, a gain could not be told from chance "
-            "(--epochs N fine-tunes all the same)."
+            f"No fine-tuning: with {result.facts['val_errors']} validation errors, a gain could not be told from "
+            "chance (--epochs N fine-tunes all the same)."
         )
         return plan.replace(epochs=0), why
     return plan, None

@@ -102,7 +102,7 @@ def _regularisation_path(
     n_classes: int,
     until: float = PENALTIES[-1],
 ):
-    """(penalty, weights with the bias as last row (F, D + 1, K)) of each penalty, from the strongest, all folds at once.
+    """(penalty, weights with the bias as last row (F, D + 1, K)) of each penalty from the strongest, all folds together.
 
     The loss of each fold is the weighted mean cross-entropy of its images plus penalty * |weights|^2 / 2.
     """

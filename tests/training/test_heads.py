@@ -1,0 +1,188 @@
+"""Heads computed on frozen features: against vectors and scikit-learn, and as ordinary classifiers in a run."""
+
+import json
+import socket
+
+import numpy as np
+import pytest
+import torch
+from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
+
+from helpers.tiny_classifiers import SETTLED
+from sightline.classifier import Classifier
+from sightline.errors import RecipeError
+from sightline.inference import predict_logits
+from sightline.training import Recipe, train
+from sightline.training import head_first as module
+from sightline.training.head_first import compare_with_head
+from sightline.training.heads import ClassMeans, LinearDiscriminant
+from sightline.training.plan import HEAD_METHODS
+
+COMPUTED = [name for name, make in HEAD_METHODS.items() if make() is not None]
+
+
+def blobs(classes, count=90, width=12, seed=0):
+    rng = np.random.default_rng(seed)
+    labels = (np.arange(count) % classes).astype(np.int64)
+    centres = rng.normal(size=(classes, width)) * 2
+    return (centres[labels] + rng.normal(size=(count, width)) + 3).astype(np.float32), labels
+
+
+@pytest.mark.parametrize("name", COMPUTED)
+@pytest.mark.parametrize("classes", [2, 3])
+def test_every_head_learns_separated_classes_whatever_the_order(name, classes):
+    features, labels = blobs(classes)
+    head = HEAD_METHODS[name]().fit(features, labels, classes, seed=0)
+    order = np.random.default_rng(1).permutation(len(labels))
+    other = HEAD_METHODS[name]().fit(features[order], labels[order], classes, seed=0)
+    logits = features @ head.weight.numpy().T + head.bias.numpy()
+    again = features @ other.weight.numpy().T + other.bias.numpy()
+    assert (logits.argmax(1) == labels).mean() > 0.97
+    assert (logits.argmax(1) == again.argmax(1)).mean() > 0.98
+    assert head.weight.dtype == head.bias.dtype == torch.float32
+
+
+def test_class_means_are_the_softmax_of_distances():
+    """Snell et al. 2017, equation 2: the vector of two classes with means (0, 1) and (4, 1)."""
+    support = np.array([[0, 0], [0, 2], [4, 0], [4, 2]], np.float32)
+    head = ClassMeans().fit(support, np.array([0, 0, 1, 1]), 2, seed=0)
+    queries = np.array([[1, 1], [3, 3], [2, 1]], np.float32)
+    scale = 0.2  # one over the mean squared distance to the centre, 5
+    logits = torch.from_numpy((queries @ head.weight.numpy().T + head.bias.numpy()) / scale)
+    wanted = torch.tensor([0.99966465, 0.00033535, 0.5])
+    assert torch.allclose(torch.softmax(logits, 1)[:, 0], wanted, atol=1e-5)
+
+
+@pytest.mark.parametrize("classes", [2, 3])
+def test_the_discriminant_is_scikit_learns(classes):
+    features, labels = blobs(classes)
+    head = LinearDiscriminant(shrinkage=0.3).fit(features, labels, classes, seed=0)
+    oracle = LinearDiscriminantAnalysis(solver="lsqr", shrinkage=0.3).fit(features, labels)
+    ours = torch.softmax(torch.from_numpy(features @ head.weight.numpy().T + head.bias.numpy()), 1)
+    assert np.abs(ours.numpy() - oracle.predict_proba(features)).max() < 1e-4
+
+
+@pytest.fixture(scope="module")
+def start(tmp_path_factory):
+    """A run whose features are worth something."""
+    out = tmp_path_factory.mktemp("start") / "run"
+    return train("digits", Recipe(model="small-cnn", epochs=3, seed=1, **SETTLED), out=out).folder
+
+
+@pytest.mark.parametrize("name", COMPUTED)
+def test_a_computed_head_is_an_ordinary_run(name, start, tmp_path):
+    recipe = Recipe(weights=str(start), method=name, epochs=0, seed=1, **SETTLED)
+    run = train("digits", recipe, out=tmp_path / "run")
+    assert run.facts["head"]["method"] == name
+    assert run.facts["val_accuracy"] > 0.9
+    loaded = Classifier.load(run.folder)
+    one, two = (predict_logits(each, run.splits.test)[0] for each in (run.classifier, loaded))
+    assert torch.equal(one, two)
+    assert json.loads((run.folder / "training.json").read_text())["head"] == run.facts["head"]
+
+
+def test_fine_tuning_that_does_not_help_leaves_the_head(start, tmp_path):
+    recipe = Recipe(weights=str(start), method="finetune", epochs=1, lr=5.0, optimizer="sgd", seed=1, **SETTLED)
+    run = train("digits", recipe, out=tmp_path / "run")
+    assert run.facts["fine_tuning"]["kept"] is False
+    assert run.facts["best_epoch"] == 0
+    head = train("digits", recipe.replace(method="probe", epochs=0), out=tmp_path / "head")
+    one, two = (predict_logits(each.classifier, run.splits.test)[0] for each in (run, head))
+    assert torch.allclose(one, two, atol=1e-5)
+    assert Classifier.load(run.folder).temperature == head.classifier.temperature
+
+
+def test_fine_tuning_that_helps_is_kept(tmp_path):
+    """From five features of a network that has hardly learned anything."""
+    bottleneck = Recipe(model="mlp:hidden=[5]", epochs=1, lr=1e-4, seed=1, **SETTLED)
+    weak = train("digits", bottleneck, out=tmp_path / "weak")
+    recipe = Recipe(weights=str(weak.folder), method="finetune", epochs=15, lr=1e-2, augment=(), seed=1, **SETTLED)
+    run = train("digits", recipe, out=tmp_path / "run")
+    verdict = run.facts["fine_tuning"]
+    assert verdict["kept"], verdict
+    assert verdict["mended"] > verdict["broken"]
+    assert run.facts["best_epoch"] > 0
+
+
+def test_a_head_without_errors_is_not_fine_tuned_unless_asked(start, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "MIN_ERRORS_TO_FINE_TUNE", 10**6)
+    recipe = Recipe(weights=str(start), method="finetune", seed=1, **SETTLED)
+    run = train("digits", recipe, out=tmp_path / "run")
+    assert run.recipe.epochs == 0
+    assert any("No fine-tuning" in note for note in run.notes)
+
+
+def test_the_comparison_is_paired(start, tmp_path):
+    run = train(
+        "digits", Recipe(weights=str(start), method="probe", epochs=0, seed=1, **SETTLED), out=tmp_path / "r"
+    )
+    logits, labels = predict_logits(run.classifier, run.splits.val)
+    losses = torch.nn.functional.cross_entropy(logits / run.classifier.temperature, labels, reduction="none")
+    head = module.HeadResult({}, losses, logits.argmax(1) == labels, 1.0, {})
+    same = compare_with_head(run.classifier, run.splits, head)
+    assert (same["kept"], same["mended"], same["broken"]) == (False, 0, 0)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"model": "lenet5", "method": "probe"}, "needs trained weights"),
+        ({"model": "lenet5", "method": "prob"}, "Did you mean 'probe'"),
+        ({"model": "lenet5", "normalize": "pretrained"}, "starts from no published weights"),
+        ({"crop_fraction": 0.9}, "needs --resize-mode crop"),
+        ({"from_scratch": True, "quality": "best"}, "leave one out"),
+        ({"model": "timm:convnextv2_atto.fcmae_ft_in1k:pretrained=True"}, "cc-by-nc-4.0.*--accept-licence"),
+    ],
+)
+def test_what_cannot_be_is_one_sentence(fields, message, tmp_path):
+    with pytest.raises((RecipeError, Exception), match=message):
+        train("digits", Recipe(epochs=1, **fields), out=tmp_path / "run")
+
+
+@pytest.fixture
+def photos(tmp_path):
+    """Two kinds of pictures, large enough to be photos: warm discs and cold stripes."""
+    from PIL import Image
+
+    rng = np.random.default_rng(0)
+    across, down = np.meshgrid(np.arange(96), np.arange(80))
+    for number in range(24):
+        disc = ((across - rng.integers(30, 60)) ** 2 + (down - rng.integers(30, 50)) ** 2 < 400)[..., None]
+        stripes = ((across // rng.integers(3, 7)) % 2)[..., None].astype(bool)
+        for name, mask, colour in (("disc", disc, (220, 90, 40)), ("stripe", stripes, (40, 90, 220))):
+            pixels = np.where(mask, colour, 200) + rng.normal(0, 12, (80, 96, 3))
+            folder = tmp_path / "photos" / name
+            folder.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(folder / f"{number}.jpg")
+    return tmp_path / "photos"
+
+
+def test_photos_start_from_the_embedded_weights_and_need_no_network(photos, tmp_path, monkeypatch):
+    def refuse(*_, **__):
+        raise AssertionError("a socket was opened")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    run = train(photos, Recipe(size=64, seed=0), out=tmp_path / "run")
+    recipe = run.recipe
+    assert recipe.model.startswith("timm:tf_efficientnet_lite0")
+    assert (recipe.method, recipe.resize_mode, recipe.crop_fraction) == ("finetune", "crop", 0.875)
+    assert (recipe.interpolation, recipe.normalize) == ("bicubic", "pretrained")
+    assert run.classifier.geometry.crop_fraction == 0.875
+    assert run.facts["val_accuracy"] == 1.0
+    assert run.classifier.provenance["weights"]["licence"] == "apache-2.0"
+    again = train(photos, recipe, out=tmp_path / "again")
+    one, two = (predict_logits(each.classifier, run.splits.test)[0] for each in (run, again))
+    assert torch.equal(one, two)
+
+
+def test_from_scratch_is_the_way_back(photos, tmp_path):
+    run = train(photos, Recipe(size=64, epochs=0, from_scratch=True), out=tmp_path / "run")
+    assert run.recipe.model == "resnet20"
+    assert run.recipe.method == "gradient"
+    assert run.classifier.geometry.resize_mode == "squash"
+
+
+def test_grey_photos_fold_the_first_layer(photos, tmp_path):
+    run = train(photos, Recipe(size=64, channels=1, method="prototypes"), out=tmp_path / "run")
+    assert run.classifier.geometry.channels == 1
+    assert run.facts["val_accuracy"] > 0.9
