@@ -71,7 +71,7 @@ def pictures(count=6, channels=1, size=(28, 28), seed=0):
 
 @pytest.mark.parametrize("name", FEATURES)
 @pytest.mark.parametrize("channels", [1, 3])
-def test_every_feature_is_a_vector_of_each_image_by_itself(name, channels, tmp_path):
+def test_every_feature_is_a_vector_per_image(name, channels, tmp_path):
     word = name
     if name == "embedding":
         plan = parse_architecture("lenet5", classes=3, channels=channels, size=(28, 28))
@@ -93,7 +93,7 @@ def test_every_feature_is_a_vector_of_each_image_by_itself(name, channels, tmp_p
 
 
 @pytest.mark.parametrize("name", HANDCRAFTED_FEATURES)
-def test_a_feature_is_a_value_that_its_config_makes_again(name):
+def test_a_feature_is_rebuilt_from_its_config(name):
     feature = HANDCRAFTED_FEATURES[name]()
     assert HANDCRAFTED_FEATURES[name](**feature.config()) == feature
     with pytest.raises(dataclasses.FrozenInstanceError):
@@ -138,7 +138,7 @@ def test_lbp_is_that_of_scikit_image(radius, grid):
                 assert found[:, r, c] == pytest.approx(shares, abs=1e-6)
 
 
-def test_lbp_of_a_flat_image_knows_that_equal_is_equal():
+def test_lbp_of_a_flat_image_treats_equal_pixels_as_equal():
     """Rounding must not make a neighbour of the same brightness darker: inside all 8 are as bright."""
     shares = LBP(grid=1)(torch.full((1, 1, 20, 20), 77 / 255))
     assert shares[0, 8].item() == pytest.approx(18 * 18 / 400)
@@ -166,14 +166,14 @@ def test_hu_moments_are_those_of_scikit_image():
 
 
 @pytest.mark.parametrize(("n", "m"), [(1, 1), (2, 0), (4, 2), (5, 3), (8, 0), (8, 8), (11, 5)])
-def test_zernikes_polynomials_are_jacobis(n, m):
+def test_zernike_polynomials_equal_jacobi(n, m):
     r = torch.linspace(0, 1, 50, dtype=torch.float64)
     k = (n - m) // 2
     jacobi = (-1) ** k * r.numpy() ** m * eval_jacobi(k, m, 0, 1 - 2 * r.numpy() ** 2)
     assert zernike_radial(r, n, m).numpy() == pytest.approx(jacobi, abs=1e-9)
 
 
-def test_zernike_moments_do_not_change_by_turning_or_contrast_and_find_their_own_wave():
+def test_zernike_moments_are_invariant_to_rotation_and_contrast():
     images = pictures()[1][:, 0].double()
     found = zernike_moments(images, 8)
     assert found.shape == (6, 24)
@@ -203,12 +203,12 @@ def test_zernike_moments_do_not_change_by_turning_or_contrast_and_find_their_own
         ("pixels+", "There is no feature called ''"),
     ],
 )
-def test_impossible_features_are_refused_with_a_sentence(word, says):
+def test_impossible_features_are_refused(word, says):
     with pytest.raises(ChoiceError, match=says):
         parse_features(word)
 
 
-def test_an_embedding_of_nothing_or_of_other_pixels_is_refused(network_bundle, digits):
+def test_an_embedding_of_a_missing_run_or_other_geometry_is_refused(network_bundle, digits):
     with pytest.raises(BundleError, match="no run or bundle 'runs/absent'"):
         parse_features("embedding:runs/absent")
     with pytest.raises(ChoiceError, match="--size 16 --channels 1"):
@@ -221,7 +221,7 @@ def test_an_embedding_of_nothing_or_of_other_pixels_is_refused(network_bundle, d
 
 
 @pytest.mark.parametrize("name", [name for name in NETWORKS if name != "timm"])
-def test_every_network_can_be_looked_into(name):
+def test_every_network_has_an_embedding(name):
     """Its head on the embedding gives the logits."""
     from sightline.models.estimator import EmbeddingFeature
 
@@ -247,7 +247,7 @@ def fitted(digits):
 
 
 @pytest.mark.parametrize("name", BASELINES)
-def test_the_largest_logit_is_the_estimators_own_answer(name, fitted, digits):
+def test_the_largest_logit_is_the_estimators_prediction(name, fitted, digits):
     classifier = fitted[name]
     logits, labels = predict_logits(classifier, digits.test)
     assert logits.shape == (len(digits.test), 10)
@@ -313,7 +313,7 @@ def only(dataset, which):
 
 
 @pytest.mark.parametrize("name", ["svm-rbf", "knn", "logistic-regression"])
-def test_a_class_without_training_images_is_never_the_answer(name, digits):
+def test_a_class_without_training_images_is_never_predicted(name, digits):
     part = digits.train.subset(np.flatnonzero(digits.train.labels != 4)[:300])
     classifier = fit_baseline(dataclasses.replace(digits, train=part), name)
     logits, _ = predict_logits(classifier, digits.test)
@@ -330,7 +330,7 @@ def test_equal_seeds_give_equal_classifiers(name, digits):
     assert name == "svm-linear" or not torch.equal(one, three)
 
 
-def test_features_are_joined_and_each_has_the_same_say(digits):
+def test_joined_features_have_equal_variance(digits):
     classifier = fit_baseline(digits, "svm-rbf@hog:cell=4+moments")
     network = classifier.network
     vectors = network.standardise(network.feature_vectors(to_tensor(digits.train[:])))
@@ -356,7 +356,7 @@ def test_hog_beats_pixels_where_there_are_few_images(digits):
     assert right[1] > right[0]
 
 
-def test_temperature_brings_decisions_to_probabilities(fitted, digits):
+def test_the_temperature_calibrates_decisions(fitted, digits):
     """A support vector machine's votes are no probabilities; the temperature of the validation images helps."""
     logits, labels = predict_logits(fitted["svm-linear"], digits.test)
     losses = [
@@ -365,7 +365,7 @@ def test_temperature_brings_decisions_to_probabilities(fitted, digits):
     assert losses[1] < losses[0]
 
 
-def test_words_are_read_and_written_back():
+def test_words_are_parsed_and_formatted():
     found = parse_baseline("svm-rbf:C=5@hog+lbp")
     assert (found.classifier, found.features) == ("svm-rbf:C=5", "hog+lbp")
     assert str(parse_baseline("knn:3")) == "knn:3"
@@ -390,12 +390,12 @@ def test_unknown_words_are_refused(word, says):
 
 
 @pytest.mark.parametrize("word", ["svm-rbf:C=-1", "knn:0", "random-forest:trees=0"])
-def test_impossible_settings_are_one_sentence(word, digits):
+def test_impossible_settings_are_refused(word, digits):
     with pytest.raises(TrainingError, match=f"The baseline '{word}' cannot be fitted: .*[^.]\\.$"):
         fit_baseline(digits, word)
 
 
-def test_one_class_cannot_be_told_from_none(digits):
+def test_a_single_class_is_refused(digits):
     part = digits.train.subset(digits.train.labels == 1)
     with pytest.raises(TrainingError, match="cannot be fitted"):
         fit_baseline(dataclasses.replace(digits, train=part), "svm-rbf")
@@ -410,7 +410,7 @@ class Endless:
         raise AssertionError("nothing may be read of what does not fit")
 
 
-def test_more_than_the_memory_holds_is_refused_before_it_is_read(digits):
+def test_features_that_exceed_the_memory_are_refused_before_reading(digits):
     from sightline.baselines import fit
 
     if fit._available_memory() is None:
@@ -423,7 +423,7 @@ def test_more_than_the_memory_holds_is_refused_before_it_is_read(digits):
         fit_baseline(dataclasses.replace(digits, train=huge), "knn")
 
 
-def test_what_did_not_converge_says_so(digits):
+def test_a_fit_that_did_not_converge_gives_a_remark(digits):
     from sightline.baselines import estimators
 
     assert "max_iter" in estimators.logistic_regression().get_params()

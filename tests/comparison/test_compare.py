@@ -56,7 +56,7 @@ def _elsewhere(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(("first", "second"), [(0, 0), (5, 0), (7, 3), (3, 7), (12, 12), (40, 21)])
-def test_mcnemar_counts_the_ways_a_coin_could_fall(first, second):
+def test_mcnemar_equals_the_binomial_sum(first, second):
     one = np.array([True] * (first + 30) + [False] * second)
     other = np.array([False] * first + [True] * (30 + second))
     n = first + second
@@ -94,7 +94,7 @@ def test_the_paired_bootstrap_agrees_with_its_formula():
         bootstrap_difference(after, before[:-1])
 
 
-def test_the_paired_bootstrap_holds_the_truth_about_as_often_as_it_says():
+def test_the_paired_bootstrap_covers_the_true_difference():
     rng = np.random.default_rng(0)
     held = 0
     for number in range(300):
@@ -105,7 +105,7 @@ def test_the_paired_bootstrap_holds_the_truth_about_as_often_as_it_says():
     assert 0.92 < held / 300 < 0.99
 
 
-def test_the_interval_over_folds_is_nadeau_and_bengios():
+def test_the_interval_over_folds_is_nadeau_and_bengio():
     values = [0.91, 0.93, 0.90, 0.95, 0.92]
     found = nadeau_bengio_interval(values, 1 / 4)
     half = student.ppf(0.975, 4) * sqrt((1 / 5 + 1 / 4) * np.var(values, ddof=1))
@@ -126,7 +126,7 @@ def test_names_of_networks_and_baselines_are_apart():
     assert set(SECOND_NETWORK) | set(SECOND_NETWORK.values()) <= set(NETWORKS)
 
 
-def test_words_become_entrants():
+def test_words_become_candidates():
     assert parse_candidate("mlp").kind == "network"
     assert parse_candidate("knn:3", features="hog") == Candidate("knn:3@hog", "baseline", Recipe())
     assert parse_candidate("svm-rbf@edges:canny+lbp").folder_name == "svm-rbf@edges_canny+lbp"
@@ -143,12 +143,12 @@ def test_words_become_entrants():
         ("mlp:dropuot=0.1", "Did you mean 'dropout'"),
     ],
 )
-def test_unknown_entrants_are_refused(word, says):
+def test_unknown_candidates_are_refused(word, says):
     with pytest.raises(ChoiceError, match=says):
         parse_candidate(word)
 
 
-def test_trials_are_kept_whole():
+def test_trials_survive_json():
     right = np.random.default_rng(0).random(77) < 0.5
     trial = Trial("fold 2", 3, right, 1.5, 0.001, 1234, 0.5, ("a note",))
     again = Trial.from_json(json.loads(json.dumps(trial.as_json())))
@@ -205,7 +205,7 @@ def test_a_network_is_validated_on_images_of_its_own(digits):
         assert len(parts[1]) == pytest.approx(30, abs=10)
 
 
-def test_groups_stay_on_one_side_and_a_class_of_one_group_is_spoken_of(digits):
+def test_groups_stay_together_and_a_class_of_one_group_gives_a_note(digits):
     groups = np.arange(600) // 6
     groups[digits.labels == 7] = 1000
     grouped = dataclasses.replace(digits, columns={**digits.columns, "group": groups.astype(str)})
@@ -218,7 +218,7 @@ def test_groups_stay_on_one_side_and_a_class_of_one_group_is_spoken_of(digits):
     assert any("no images of '7' to test" in note for note in found.notes)
 
 
-def test_a_given_test_part_is_left_alone(digits):
+def test_a_given_test_split_is_not_used(digits):
     part = np.where(np.arange(600) < 100, "test", "train")
     parted = dataclasses.replace(digits, columns={**digits.columns, "split": part})
     found = cross_validate(parted, "naive-bayes", folds=2)
@@ -248,7 +248,7 @@ def result(word, right, seconds=0.001, validation=0.9, folds=1):
     )
 
 
-def test_entrants_are_ranked_and_each_is_tested_against_the_first():
+def test_candidates_are_ranked_and_tested_against_the_first():
     rng = np.random.default_rng(3)
     good = rng.random(400) < 0.95
     near = np.where(rng.random(400) < 0.98, good, ~good)
@@ -271,7 +271,7 @@ def test_entrants_are_ranked_and_each_is_tested_against_the_first():
     assert (row["rank"], row["entrant"], row["ms_per_image"], row["bytes"]) == (3, "far", 1.0, 1000)
 
 
-def test_folds_are_put_in_the_same_order_for_every_entrant():
+def test_folds_are_in_the_same_order_for_every_candidate():
     rng = np.random.default_rng(0)
     a, b = rng.random(90) < 0.9, rng.random(90) < 0.6
     found = rank_candidates("data", 3, 1, [result("a", a, folds=3), result("b", b, folds=3)])
@@ -279,7 +279,7 @@ def test_folds_are_put_in_the_same_order_for_every_entrant():
     assert "held-out" in found.sentences[0]
 
 
-def test_one_failing_entrant_is_a_row_with_its_reason(tmp_path):
+def test_a_failing_candidate_is_listed_with_its_reason(tmp_path):
     found = compare(
         "digits", models=["mlp"], baselines=["knn:100000", "naive-bayes"], recipe=TINY, out=tmp_path / "c"
     )
@@ -295,7 +295,7 @@ def test_one_failing_entrant_is_a_row_with_its_reason(tmp_path):
     assert not list((tmp_path / "c" / "knn_100000").glob("classifier"))
 
 
-def test_an_entrant_that_runs_out_of_memory_does_not_end_it(tmp_path):
+def test_a_candidate_that_runs_out_of_memory_does_not_end_the_comparison(tmp_path):
     """A real one: its histograms would be more than any machine can address."""
     words = ["svm-rbf@hog:orientations=10000000000000", "naive-bayes", "knn:p=-1"]
     found = compare("digits", models=[], baselines=words, recipe=TINY, out=tmp_path / "c")
@@ -305,7 +305,7 @@ def test_an_entrant_that_runs_out_of_memory_does_not_end_it(tmp_path):
     assert "cannot be fitted" in reasons["knn:p=-1"]
 
 
-def test_a_comparison_goes_on_where_it_was_stopped(tmp_path):
+def test_a_stopped_comparison_continues(tmp_path):
     place = tmp_path / "c"
     first = compare("digits", out=place, **QUICK)
     kept = {word: (place / word / "trials.json").read_text() for word in ("mlp", "knn")}
@@ -323,7 +323,7 @@ def test_a_comparison_goes_on_where_it_was_stopped(tmp_path):
         compare("digits", out=tmp_path / "other", **QUICK)
 
 
-def test_without_a_place_it_takes_one_in_runs_and_finds_it_again(tmp_path):
+def test_the_default_folder_is_in_runs_and_is_found_again(tmp_path):
     words = {"models": [], "baselines": ["naive-bayes", "decision-tree"]}
     one = compare("digits", recipe=TINY, **words)
     assert one.results[0].folder.startswith("runs/digits-compare/")
@@ -356,13 +356,13 @@ def test_folds_and_features_of_a_comparison(tmp_path):
         ({"seeds": 0}, RecipeError, "--seeds is 0: it takes at least 1"),
     ],
 )
-def test_mistakes_are_said_before_anything_is_written(changes, kind, says, tmp_path):
+def test_mistakes_are_refused_before_anything_is_written(changes, kind, says, tmp_path):
     with pytest.raises(kind, match=says):
         compare("digits", **(QUICK | changes))
     assert not (tmp_path / "runs").exists()
 
 
-def test_where_all_fail_the_first_reason_is_said(tmp_path):
+def test_when_all_fail_the_error_has_the_first_reason(tmp_path):
     with pytest.raises(TrainingError, match=r"No candidate gave a result\. knn:100000: "):
         compare("digits", models=[], baselines=["knn:100000", "svm-rbf:C=-1"], recipe=TINY, out=tmp_path / "c")
 
@@ -437,14 +437,14 @@ def test_lists_name_baselines_and_features(cli):
         (("--seeds", "0"), "--seeds is 0: it takes at least 1"),
     ],
 )
-def test_mistakes_from_a_shell_are_one_sentence_before_an_image_is_read(words, said, cli):
+def test_command_line_mistakes_are_refused_before_an_image_is_read(words, said, cli):
     answer = cli("compare", "digits", "--models", "none", *words)
     assert answer.code == 2
     assert answer.err.count("\n") == 1
     assert said in answer.err
 
 
-def test_folds_of_the_library_are_those_that_are_dealt(digits):
+def test_folds_of_the_data_stage_are_those_of_the_comparison(digits):
     ours = assign_folds(digits, 3, 1, Recipe(seed=4))
     theirs = make_folds(digits, 3, seed=4)
     for held, fold in zip(ours, theirs, strict=True):

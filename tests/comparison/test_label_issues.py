@@ -60,7 +60,7 @@ def test_the_confident_joint_is_its_definition(seed):
     np.testing.assert_array_equal(confident_joint(labels, p), plain_joint(labels, p))
 
 
-def test_the_example_of_the_paper_in_small():
+def test_a_small_example_of_the_paper():
     """Three clear images of each class, one of them under the other's label."""
     p = np.array([[0.9, 0.1], [0.8, 0.2], [0.1, 0.9], [0.2, 0.8], [0.1, 0.9], [0.85, 0.15]])
     labels = np.array([0, 0, 1, 1, 0, 0])
@@ -87,7 +87,7 @@ def test_planted_noise_is_found_with_precision_and_recall(digits, share):
     assert abs(found.estimated_error_rate - share) < 0.04
 
 
-def test_the_probe_says_what_to_expect(digits):
+def test_the_probe_predicts_recall_on_other_planted_errors(digits):
     """Its recall and precision against errors of our own planting, in the same data."""
     found = find_label_issues(digits, "svm-rbf")
     assert found.probe is not None
@@ -100,7 +100,7 @@ def test_the_probe_says_what_to_expect(digits):
     assert f"{found.probe.n_planted:,} deliberately changed labels" in found.sentence
 
 
-def test_random_labels_are_all_doubtful_and_clean_ones_hardly(digits):
+def test_random_labels_have_many_issues_and_clean_labels_few(digits):
     few = digits.subset(np.arange(0, 1797, 4))
     clean = find_label_issues(few, "svm-rbf", probe=False)
     assert clean.accuracy.value > 0.85
@@ -111,7 +111,7 @@ def test_random_labels_are_all_doubtful_and_clean_ones_hardly(digits):
     assert noise.estimated_error_rate > 0.6
 
 
-def test_a_network_can_answer_too(digits):
+def test_a_network_can_check_labels(digits):
     few = digits.subset(np.arange(600))
     where = np.arange(5, 600, 60)
     recipe = Recipe(epochs=10, batch_size=32, lr=0.05, augment=())
@@ -120,7 +120,7 @@ def test_a_network_can_answer_too(digits):
     assert np.isin(where, [one.index for one in found.issues[:20]]).sum() >= 6
 
 
-def test_rare_classes_lower_the_folds_and_lonely_ones_are_left_out(digits):
+def test_rare_classes_lower_the_folds_and_single_images_are_left_out(digits):
     rare = np.concatenate([np.flatnonzero(digits.labels < 4), np.flatnonzero(digits.labels == 5)[:3]])
     rare = np.append(rare, np.flatnonzero(digits.labels == 7)[0])
     data = digits.subset(rare)
@@ -130,7 +130,7 @@ def test_rare_classes_lower_the_folds_and_lonely_ones_are_left_out(digits):
     assert all(one.label != "7" for one in found.issues)
 
 
-def test_what_cannot_be_is_refused(digits):
+def test_impossible_arguments_are_refused(digits):
     lonely = digits.subset(np.array([np.flatnonzero(digits.labels == k)[0] for k in range(10)]))
     with pytest.raises(DataError, match="have two distinct images each"):
         find_label_issues(lonely)
@@ -140,7 +140,7 @@ def test_what_cannot_be_is_refused(digits):
         find_label_issues(digits, "svm-rfb")
 
 
-def test_what_is_written(digits, tmp_path):
+def test_files_of_label_issues(digits, tmp_path):
     where = np.array([3, 8, 100])
     data = planted(digits, where)
     found = find_label_issues(data, "svm-rbf")
@@ -159,7 +159,7 @@ def test_what_is_written(digits, tmp_path):
     assert not (tmp_path / "out" / "suspects.png").exists()
 
 
-def test_check_deep(cli, tmp_path):
+def test_check_label_issues(cli, tmp_path):
     words = ("check", "digits", "--limit", "400", "--label-issues", "--out-dir", tmp_path / "s")
     answer = cli(*words)
     assert answer.code == 0, answer.err

@@ -34,7 +34,7 @@ def test_shares_are_nested_stratified_and_seeded():
     np.testing.assert_array_equal(nested_subset(labels, 1.0, 7), np.arange(len(labels)))
 
 
-def test_a_learning_curve_tests_every_size_the_same_and_the_run_is_its_end(run):
+def test_every_size_has_the_same_test_and_the_run_is_the_last(run):
     found = learning_curve_run(run, shares=(0.1, 1.0))
     small, whole = found.points
     assert (small.images, whole.images) == (
@@ -50,7 +50,7 @@ def test_a_learning_curve_tests_every_size_the_same_and_the_run_is_its_end(run):
     assert saved == json.loads(json.dumps(found.as_json()))
 
 
-def test_what_is_done_is_not_done_again_and_what_is_missing_is(run, monkeypatch):
+def test_finished_trainings_are_not_repeated(run, monkeypatch):
     learning_curve_run(run, shares=(0.1, 1.0))
     trained = []
 
@@ -97,7 +97,7 @@ def points(*errors, n=1000):
     return found
 
 
-def test_a_power_law_is_continued_and_nothing_else_is():
+def test_only_a_power_law_is_extrapolated():
     halving = LearningCurve.from_points(points(0.4, 0.2, 0.1))
     assert halving.accuracy_at_double == pytest.approx(0.95)
     assert "would probably help, to about 95.0% with twice as many if the trend held" in halving.sentence
@@ -115,11 +115,11 @@ def test_a_power_law_is_continued_and_nothing_else_is():
         ((0.2, 0.16), 50, "cannot tell"),
     ],
 )
-def test_the_sentence_says_what_the_interval_says(errors, n, said):
+def test_the_sentence_follows_the_interval(errors, n, said):
     assert said in LearningCurve.from_points(points(*errors, n=n)).sentence
 
 
-def test_the_command_line_says_and_gives_the_curve(run, cli):
+def test_the_curve_from_the_command_line(run, cli):
     answer = cli("evaluate", run.folder, "--learning-curve", "--json")
     assert answer.code == 0, answer.err
     value = json.loads(answer.out)

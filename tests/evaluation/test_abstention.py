@@ -78,7 +78,7 @@ def test_equal_mass_bins_are_a_plain_loop_and_none_is_empty(n):
     assert found.mce >= found.ece
 
 
-def test_equal_masses_see_what_a_single_wide_bin_hides():
+def test_equal_mass_bins_resolve_what_a_single_wide_bin_hides():
     """Half the images claim 0.94 and are always right, half claim 0.999 and are right 94 times of 100."""
     confidence = np.repeat([0.94, 0.999], 500)
     wrong = np.concatenate([np.zeros(500), np.repeat([1, 0], [30, 470])]).astype(int)
@@ -121,7 +121,7 @@ def test_excess_is_zero_for_a_perfect_order_and_the_optimum_is_the_formula():
         risk_coverage(np.zeros(0), np.zeros(0, bool))
 
 
-def test_points_that_are_kept_end_with_every_image():
+def test_saved_points_end_with_every_image():
     p, labels = drawn(5000)
     curve = risk_coverage(p.max(1), p.argmax(1) == labels)
     columns = curve.as_json()
@@ -138,7 +138,7 @@ def risk_of(p, labels, threshold):
     return float((p.argmax(1) != labels)[kept].mean()) if kept.any() else 0.0
 
 
-def test_a_promised_risk_is_kept_as_often_as_promised():
+def test_a_guaranteed_risk_holds_as_often_as_guaranteed():
     """Many validation sets of a known population: too high a true risk in 5 % of them at most."""
     p, labels = drawn(60_000, seed=1)
     broken, coverages = 0, []
@@ -153,7 +153,7 @@ def test_a_promised_risk_is_kept_as_often_as_promised():
     assert np.mean(coverages) > 0.5
 
 
-def test_too_few_images_promise_nothing_and_say_how_many_it_takes():
+def test_too_few_images_give_no_guarantee_and_the_sentence_says_how_many_it_takes():
     p, labels = drawn(100, seed=3)
     confidence, right = p.max(1), p.argmax(1) == labels
     found = threshold_for_risk(confidence, right, 0.01)
@@ -169,13 +169,13 @@ def test_too_few_images_promise_nothing_and_say_how_many_it_takes():
     assert f"{found.min_images:,}" in found.sentence
 
 
-def test_a_risk_nobody_can_meet_names_the_best():
+def test_an_unreachable_risk_is_refused_with_the_lowest():
     right = np.array([False, True, True, False])
     with pytest.raises(DataError, match=r"lowest on the 4 validation images is 33\.33%, with 75\.0% of them"):
         threshold_for_risk(np.array([0.9, 0.8, 0.7, 0.6]), right, 0.2)
 
 
-def test_an_easy_risk_keeps_every_answer():
+def test_an_easy_risk_accepts_every_prediction():
     p, labels = drawn(2000, accuracy=0.97)
     found = threshold_for_risk(p.max(1), p.argmax(1) == labels, 0.5)
     assert (found.value, found.coverage.value) == (0.0, 1.0)
@@ -210,12 +210,12 @@ def test_beta_interval_is_scipys():
         (lambda c, r: threshold_for_coverage(c, r, 1.1), "coverage asked for is 1.1"),
     ],
 )
-def test_impossible_wishes_are_refused(call, words):
+def test_impossible_targets_are_refused(call, words):
     with pytest.raises(RecipeError, match=words):
         call(np.array([0.5, 0.9]), np.array([True, False]))
 
 
-def test_no_images_and_no_numbers_are_refused():
+def test_no_images_and_confidences_that_are_not_numbers_are_refused():
     with pytest.raises(DataError, match="no validation images"):
         threshold_for_coverage(np.zeros(0), np.zeros(0, bool), 0.9)
     with pytest.raises(DataError, match="not numbers"):
@@ -279,7 +279,7 @@ def test_amending_touches_neither_tensors_nor_card(tmp_path):
 # A run
 
 
-def test_a_run_is_examined_and_the_bundle_keeps_what_was_found(run, tmp_path):
+def test_a_run_is_evaluated_and_the_bundle_saves_the_threshold(run, tmp_path):
     folder = shutil.copytree(run.folder, tmp_path / "run")
     copied = replace(run, folder=folder)
     found = evaluate_uncertainty_run(copied, risk=0.2, save=True)
@@ -308,7 +308,7 @@ def test_calibration_of_two_classes_and_of_no_errors():
     assert (found["accuracy"], found["aurc"], found["excess_aurc"]) == (1.0, 0.0, 0.0)
 
 
-def test_evaluate_and_predict_say_unknown(cli, run, tmp_path):
+def test_predict_abstains_below_the_saved_threshold(cli, run, tmp_path):
     folder = shutil.copytree(run.folder, tmp_path / "run")
     answer = cli("evaluate", folder, "--coverage", "0.8", "--save")
     assert answer.code == 0, answer.err
@@ -345,7 +345,7 @@ def test_evaluate_and_predict_say_unknown(cli, run, tmp_path):
         (("--coverage", "0.9", "--learning-curve"), "cannot be combined with the other flags"),
     ],
 )
-def test_wishes_that_cannot_be_are_one_sentence(cli, run, words, said):
+def test_impossible_flags_are_refused_in_one_sentence(cli, run, words, said):
     answer = cli("evaluate", run.folder, *words)
     assert answer.code == 2
     assert said in answer.err
@@ -379,7 +379,7 @@ def test_dropout_passes_are_a_plain_loop():
     assert (found.mutual_information > 0).all()
 
 
-def test_one_pass_does_not_disagree_and_networks_without_dropout_say_so():
+def test_one_pass_has_no_mutual_information_and_networks_without_dropout_are_refused():
     images = torch.rand(2, 1, 8, 8)
     one = predict_with_dropout(classifier_of("mlp:dropout=0.2"), images, passes=1)
     assert one.mutual_information.abs().max() < 1e-6

@@ -35,7 +35,7 @@ def population(n, seed=0, k=6):
 
 
 @pytest.mark.parametrize(("alpha", "least"), [(0.05, 19), (0.01, 99), (0.1, 9), (0.5, 1), (0.9, 1)])
-def test_the_images_an_error_rate_takes(alpha, least):
+def test_min_calibration_images_of_an_error_rate(alpha, least):
     assert min_calibration_images(alpha) == least
     assert conformal_quantile(np.zeros(least), alpha) == 0
     if least > 1:
@@ -73,7 +73,7 @@ def test_coverage_stays_inside_its_beta_interval_over_many_draws(by, alpha):
     assert binom.sf(100 * inside - 1, 100, 0.8) > 0.0005
 
 
-def test_within_each_class_the_promise_holds_where_the_common_one_breaks():
+def test_per_class_sets_cover_each_class_where_common_sets_do_not():
     p, labels = population(30_000, seed=3)
     rng = np.random.default_rng(0)
     hard = labels == 0
@@ -93,7 +93,7 @@ def test_scores_by_hand():
     np.testing.assert_allclose(NONCONFORMITY_SCORES["aps"](p), [[0, 0.5, 0.8], [0.8, 0.9, 0]])
 
 
-def test_adaptive_sets_are_never_empty_and_hold_likelier_classes_first():
+def test_adaptive_sets_are_never_empty_and_add_classes_by_probability():
     p, labels = population(3000)
     sets = conformalize(p[:1000], labels[:1000], 0.3, by="aps")(p[1000:])
     assert sets.any(1).all()
@@ -102,7 +102,7 @@ def test_adaptive_sets_are_never_empty_and_hold_likelier_classes_first():
     assert (ranked[:, :-1] >= ranked[:, 1:]).all()
 
 
-def test_too_few_images_hold_every_class_and_say_so():
+def test_too_few_images_put_every_class_into_every_set_with_a_remark():
     p, labels = population(18)
     sets = conformalize(p, labels, 0.05)
     assert np.isinf(sets.quantiles).all()
@@ -117,7 +117,7 @@ def test_too_few_images_hold_every_class_and_say_so():
     assert conformalize(*population(500), 0.1).remark(tuple("abcdef")) is None
 
 
-def test_what_cannot_be_is_refused():
+def test_impossible_arguments_are_refused():
     p, labels = population(50)
     for alpha in (0.0, 1.0, -1.0):
         with pytest.raises(RecipeError, match="error rate of conformal sets"):
@@ -130,7 +130,7 @@ def test_what_cannot_be_is_refused():
 
 @pytest.mark.parametrize("by", NONCONFORMITY_SCORES)
 @pytest.mark.parametrize("per_class", [False, True])
-def test_a_bundle_gives_back_the_same_sets(by, per_class):
+def test_sets_survive_a_bundle(by, per_class):
     p, labels = population(120)
     answers = json.loads(json.dumps(quantiles_json(p, labels), allow_nan=False))
     for alpha in SAVED_ALPHAS:

@@ -78,7 +78,7 @@ def plainly(classifier, data):
 
 
 @pytest.mark.parametrize("batch_size", [1, 7, 50, 256])
-def test_one_pass_gives_the_answers_of_one_at_a_time(batch_size):
+def test_one_pass_equals_predicting_one_image_at_a_time(batch_size):
     model, data = classifier(), dataset()
     found = evaluate(model, data, batch_size=batch_size, device="cpu")
     np.testing.assert_allclose(found.probabilities, plainly(model, data), atol=1e-6)
@@ -97,7 +97,7 @@ def test_two_classes_and_many(classes):
     assert [row["class"] for row in found["per_class"]] == list(classes)
 
 
-def test_json_has_the_names_of_the_field_and_every_interval():
+def test_json_has_every_metric_with_its_interval():
     found = evaluate(classifier(), dataset(), split="val").as_json()
     text = json.dumps(found, allow_nan=False)
     assert json.loads(text) == found
@@ -165,7 +165,7 @@ def test_evaluating_leaves_the_classifier_as_it_was():
         assert torch.equal(tensor, before[name]), name
 
 
-def test_damaged_weights_are_said_to_be():
+def test_probabilities_that_are_not_numbers_are_refused():
     model = classifier()
     with torch.no_grad():
         next(model.network.parameters()).fill_(float("nan"))
@@ -193,7 +193,7 @@ def test_predictions_are_a_table_of_every_image(tmp_path):
     assert named == [found.classes[label] for label in found.labels]
 
 
-def test_confused_pairs_are_the_off_diagonal_cells_in_order():
+def test_top_confusions_are_the_off_diagonal_cells_in_order():
     matrix = np.array([[90, 9, 1], [0, 50, 0], [3, 7, 40]])
     pairs = top_confusions(matrix, ["a", "b", "c"])
     assert [(p.label, p.predicted, p.count) for p in pairs] == [
@@ -218,7 +218,7 @@ def test_worst_mistakes_are_wrong_and_sorted_by_confidence():
     assert found.confidence[left].max() <= confidence.min()
 
 
-def test_the_record_holds_the_very_pixels_of_the_mistakes():
+def test_the_report_holds_the_pixels_of_the_mistakes():
     data = dataset(80)
     found = evaluate(classifier(), data)
     record = report_json(found, data, {"seconds": 3.5, "epochs": 2}, run="x", mistakes=5)
@@ -235,7 +235,7 @@ def test_the_record_holds_the_very_pixels_of_the_mistakes():
         np.testing.assert_array_equal(np.asarray(picture.convert("L")), data[i][0, ..., 0])
 
 
-def test_a_faultless_classifier_has_no_mistakes_to_show():
+def test_a_classifier_without_errors_has_no_mistakes():
     model = classifier()
     data = dataset(20)
     answers = plainly(model, data).argmax(1)
@@ -252,7 +252,7 @@ def test_multiply_adds_are_those_of_the_layers():
     assert evaluate(model, dataset(5)).efficiency.multiply_adds == weights
 
 
-def test_memory_grows_by_what_an_answer_needs():
+def test_memory_growth_covers_the_activations():
     from sightline.evaluation.efficiency import _track_memory
 
     with _track_memory(torch.device("cpu")) as memory:
@@ -293,7 +293,7 @@ def test_the_gallery_shows_the_pixels_of_the_worst_first():
     assert mistake_gallery(evaluate(classifier(), perfect), perfect) is None
 
 
-def test_the_record_keeps_the_curves_of_the_worst_classes():
+def test_the_report_has_the_curves_of_lowest_auc():
     names = tuple(f"class {i}" for i in range(40))
     data = dataset(400, names)
     found = evaluate(classifier(names), data)
@@ -321,12 +321,12 @@ def test_the_report_holds_the_curve_and_the_gallery(run):
     assert (run.folder / "mistakes.png").exists() == bool(report["mistakes"])
 
 
-def test_images_of_training_are_remarked_on(run):
+def test_evaluating_on_training_images_gives_a_remark(run):
     found = evaluate_on(run.folder, "digits")
     assert any("trained or validated on" in text for text in found.as_json()["remarks"])
 
 
-def test_images_of_one_class_are_a_fair_test(tmp_path):
+def test_images_of_one_class_have_an_accuracy_and_no_auc(tmp_path):
     """A folder of one of the classifier's classes: no AUC, but an accuracy."""
     from sightline.data import load_dataset
     from sightline.sources import find

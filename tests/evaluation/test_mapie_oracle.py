@@ -43,7 +43,7 @@ def draw(n, seed, *, classes=4, scale=2.0):
 
 @pytest.mark.parametrize("alpha", [0.02, 0.05, 0.1, 0.3])
 @pytest.mark.parametrize("n", [60, 101, 500])
-def test_least_ambiguous_sets_are_mapies(alpha, n):
+def test_least_ambiguous_sets_equal_mapie(alpha, n):
     held, labels = draw(n, seed=n)
     new, _ = draw(400, seed=1)
     theirs = SplitConformalClassifier(
@@ -55,7 +55,7 @@ def test_least_ambiguous_sets_are_mapies(alpha, n):
 
 @pytest.mark.parametrize(("errors", "n"), [(0, 50), (0, 500), (3, 200), (20, 400), (1, 30)])
 @pytest.mark.parametrize("delta", [0.2, 0.05, 0.004])
-def test_the_upper_bound_of_a_rate_is_mapies_test_turned_round(errors, n, delta):
+def test_the_upper_bound_inverts_mapies_test(errors, n, delta):
     """The bound is at most a rate exactly where MAPIE's test rejects that the error is above that rate."""
     bound = abstention._clopper_pearson_upper(errors, n, delta)
     rates = np.array([0.5 * bound, 0.999 * bound, min(1.001 * bound, 1 - 1e-9), (1 + bound) / 2])

@@ -43,7 +43,7 @@ def ready(run, name):
 
 
 @pytest.mark.parametrize("name", OOD_SCORES)
-def test_every_score_gives_one_number_an_image_whatever_its_neighbours(run, images, name):
+def test_every_score_is_independent_of_the_batch(run, images, name):
     score = ready(run, name)
     with torch.inference_mode():
         values = score(run.classifier.eval(), images)
@@ -56,7 +56,7 @@ def test_every_score_gives_one_number_an_image_whatever_its_neighbours(run, imag
 
 
 @pytest.mark.parametrize("name", OOD_SCORES)
-def test_every_score_finds_noise_stranger_than_digits(run, name):
+def test_every_score_separates_digits_from_noise(run, name):
     score = ready(run, name)
     noise = (torch.rand(150, 1, 8, 8, generator=torch.Generator().manual_seed(2)) > 0.5).float()
     with torch.inference_mode():
@@ -88,7 +88,7 @@ def test_scores_of_logits_by_their_formulas(images, classes):
     np.testing.assert_allclose(got["energy"], 3 * logsumexp(z / 3, 1), rtol=1e-5)
 
 
-def test_mahalanobis_is_that_of_scikit_learns_shrunk_covariance(run, images):
+def test_mahalanobis_equals_scikit_learns_shrunk_covariance(run, images):
     score = choose(OOD_SCORES, "mahalanobis:shrinkage=0.1", "score")
     rng = np.random.default_rng(0)
     x = rng.normal(size=(300, 7)) @ rng.normal(size=(7, 7))
@@ -120,7 +120,7 @@ def test_nearest_neighbours_are_a_plain_distance_matrix(run, images):
     np.testing.assert_allclose(-got, np.sort(cdist(*unit), 1)[:, 2], atol=1e-3)
 
 
-def test_a_score_that_compares_must_be_fitted(run, images):
+def test_a_score_of_training_features_must_be_fitted(run, images):
     for name in ("mahalanobis", "knn"):
         with pytest.raises(DataError, match="fit it to some first"):
             choose(OOD_SCORES, name, "score")(run.classifier, images)
@@ -135,7 +135,7 @@ def test_impossible_scores_are_refused(word):
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_separation_is_scikit_learns(seed):
+def test_ood_metrics_equal_scikit_learn(seed):
     rng = np.random.default_rng(seed)
     inside, outside = rng.normal(1.5, 1, 137).round(1), rng.normal(0, 1, 211).round(1)  # with ties
     found = ood_metrics(inside, outside)
@@ -150,14 +150,14 @@ def test_separation_is_scikit_learns(seed):
     assert turned.auroc.value == pytest.approx(found.auroc.value)  # the outliers as the positive side of -score
 
 
-def test_separation_of_nothing_is_refused():
+def test_ood_metrics_need_both_sides():
     with pytest.raises(ValueError, match="both sides"):
         ood_metrics(np.zeros(0), np.ones(3))
     with pytest.raises(ValueError, match="numbers"):
         ood_metrics(np.array([np.nan]), np.ones(3))
 
 
-def test_a_run_against_images_that_do_not_belong(cli, run):
+def test_ood_evaluation_of_a_run_from_the_command_line(cli, run):
     answer = cli("evaluate", run.folder, "--ood", "shapes:60")
     assert answer.code == 0, answer.err
     assert "(positives)" in answer.out

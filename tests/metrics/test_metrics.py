@@ -112,7 +112,7 @@ def test_every_class_equals_scikit_learn(case):
 
 @settings(max_examples=40, deadline=None)
 @given(cases)
-def test_intervals_hold_their_value_and_stay_in_range(case):
+def test_intervals_contain_their_value_and_stay_in_range(case):
     labels, probabilities = case
     overall = metrics.overall_metrics(labels, probabilities)
     per_class = [
@@ -137,7 +137,7 @@ def test_multiclass_auc_equals_scikit_learn_in_one_call():
     assert found.value == pytest.approx(expected, abs=1e-12)
 
 
-def test_names_are_those_of_the_field():
+def test_metric_names():
     assert metrics.overall_metrics(*sample(50, 3)).keys() == NAMES
 
 
@@ -149,7 +149,7 @@ def test_wilson_equals_scipy(right, n, level):
     assert (found.low, found.high) == pytest.approx((expected.low, expected.high), abs=1e-12)
 
 
-def test_nothing_of_nothing_is_zero_and_unknown():
+def test_wilson_of_no_images_is_zero_to_one():
     assert metrics.wilson(0, 0) == Interval(0.0, 0.0, 1.0, 0)
 
 
@@ -217,7 +217,7 @@ def test_roc_curves_equal_scikit_learn(case):
 
 
 @pytest.mark.parametrize(("n", "k"), [(40, 2), (500, 5), (5000, 3)])
-def test_saved_curves_are_the_exact_ones_to_the_eye(n, k):
+def test_saved_curves_are_within_half_a_grid_step(n, k):
     labels, probabilities = sample(n, k)
     ranks = metrics.one_vs_rest(labels, probabilities)
     for c, saved in enumerate(ranks.curves):
@@ -236,7 +236,7 @@ def test_saved_curves_are_the_exact_ones_to_the_eye(n, k):
     assert ranks.macro_curve.area == pytest.approx(ranks.macro_auc.value, abs=2 / ranking.ROC_GRID_STEPS)
 
 
-def test_the_mean_curve_is_the_mean_of_the_heights():
+def test_the_mean_curve_is_the_mean_true_positive_rate():
     curves = [
         metrics.RocCurve(np.array([0, 0, 1.0]), np.array([0, 0.5, 1.0])),
         metrics.RocCurve(np.array([0, 0.5, 0.5, 1.0]), np.array([0, 0, 1.0, 1.0])),
@@ -265,7 +265,7 @@ def test_the_area_of_a_rare_class_is_covered(few, shift):
     assert held >= 180
 
 
-def test_top_k_never_falls_below_accuracy_and_k_below_the_classes_only():
+def test_top_k_is_at_least_the_accuracy_and_k_is_below_the_classes():
     labels, probabilities = sample(300, 6, levels=1)
     found = metrics.overall_metrics(labels, probabilities)
     values = [found[name].value for name in ("accuracy", "top_2_accuracy", "top_3_accuracy", "top_5_accuracy")]
@@ -317,7 +317,7 @@ def test_balanced_classes_give_balanced_accuracy_about_the_interval_of_accuracy(
     assert found["balanced_accuracy"].low == pytest.approx(found["accuracy"].low, abs=0.003)
 
 
-def test_a_perfect_score_on_few_images_is_not_certain():
+def test_a_perfect_score_on_few_images_has_a_wide_interval():
     labels = np.array([0, 0, 0, 1, 1, 1])
     found = metrics.overall_metrics(labels, np.eye(2)[labels] * 0.98 + 0.01)
     for name in NAMES - {"log_loss", "ece", "brier", "top_2_accuracy"}:
@@ -388,7 +388,7 @@ def test_intervals_cover_the_truth(separation, n, shares):
     assert {name: count for name, count in held.items() if count < 0.85 * trials} == {}
 
 
-def test_a_calibrated_classifier_may_have_no_calibration_error():
+def test_the_ece_interval_of_a_calibrated_classifier_includes_zero():
     rng = np.random.default_rng(0)
     confidence = rng.uniform(0.5, 1, size=400)
     probabilities = np.stack([confidence, 1 - confidence], 1)
@@ -433,6 +433,6 @@ def test_seeds_interval_keeps_to_its_bounds_and_refuses_one_run():
         (np.array([0, 1]), np.array([[0.5, 0.5], [np.nan, 1]]), "image 1 are not numbers"),
     ],
 )
-def test_what_cannot_be_measured_is_said(labels, probabilities, message):
+def test_impossible_predictions_are_refused(labels, probabilities, message):
     with pytest.raises(DataError, match=message):
         metrics.overall_metrics(labels, probabilities)

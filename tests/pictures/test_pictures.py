@@ -190,7 +190,7 @@ def apart(texts, figure):
     return not any(a.overlaps(b) for a, b in itertools.combinations(boxes, 2))
 
 
-def test_entrants_that_are_equally_good_can_all_be_read(monkeypatch):
+def test_candidates_of_equal_accuracy_are_all_labelled(monkeypatch):
     monkeypatch.setattr(diagrams, "render_figure", lambda figure: figure)
     names = ("knn@hog", "naive-bayes@hog", "logistic-regression@hog", "mlp")
     rows = [
@@ -232,7 +232,7 @@ def test_a_data_url_is_the_png_it_came_from():
     assert pictures.data_url(pictures.encode_png(image)) == pictures.data_url(image)
 
 
-def test_drawing_leaves_matplotlib_as_it_was():
+def test_drawing_restores_matplotlibs_settings():
     import matplotlib
 
     before = dict(matplotlib.rcParams)
