@@ -6,7 +6,7 @@ import torch
 from sklearn.linear_model import LogisticRegression
 
 from sightline.errors import DataError
-from sightline.training.linear_probe import PENALTIES, fit_linear_probe
+from sightline.training.heads import PROBE_PENALTIES, fit_linear_probe
 
 
 def blobs(count, width, classes, seed=0, spread=2.0):
@@ -24,7 +24,9 @@ def test_it_is_the_logistic_regression_of_its_penalty(count, width, classes):
     features, labels = blobs(count, width, classes)
     probe = fit_linear_probe(features, labels, classes)
     standard = (features - features.mean(0)) / features.std(0)
-    oracle = LogisticRegression(C=1 / (probe.penalty * count), max_iter=5000, tol=1e-8).fit(standard, labels)
+    oracle = LogisticRegression(C=1 / (probe.facts["penalty"] * count), max_iter=5000, tol=1e-8).fit(
+        standard, labels
+    )
     ours = torch.softmax(torch.from_numpy(features) @ probe.weight.T + probe.bias, 1).numpy()
     assert np.abs(ours - oracle.predict_proba(standard)).max() < 0.01
 
@@ -34,7 +36,9 @@ def test_two_classes_are_the_binary_regression():
     features, labels = blobs(200, 10, 2)
     probe = fit_linear_probe(features, labels, 2)
     standard = (features - features.mean(0)) / features.std(0)
-    oracle = LogisticRegression(C=2 / (probe.penalty * 200), max_iter=5000, tol=1e-8).fit(standard, labels)
+    oracle = LogisticRegression(C=2 / (probe.facts["penalty"] * 200), max_iter=5000, tol=1e-8).fit(
+        standard, labels
+    )
     ours = torch.softmax(torch.from_numpy(features) @ probe.weight.T + probe.bias, 1).numpy()
     assert np.abs(ours - oracle.predict_proba(standard)).max() < 0.01
 
@@ -43,9 +47,9 @@ def test_noise_asks_for_a_stronger_penalty_than_signal():
     clear = fit_linear_probe(*blobs(300, 20, 3, spread=0.3), 3)
     rng = np.random.default_rng(1)
     noise = fit_linear_probe(rng.normal(size=(300, 20)).astype(np.float32), np.arange(300) % 3, 3)
-    assert clear.penalty < noise.penalty == PENALTIES[0]
-    assert clear.accuracy > 0.95
-    assert abs(noise.accuracy - 1 / 3) < 0.12
+    assert clear.facts["penalty"] < noise.facts["penalty"] == PROBE_PENALTIES[0]
+    assert clear.facts["cross_validated_accuracy"] > 0.95
+    assert abs(noise.facts["cross_validated_accuracy"] - 1 / 3) < 0.12
 
 
 def test_the_same_images_and_seed_give_the_same_head():
@@ -58,8 +62,8 @@ def test_the_same_images_and_seed_give_the_same_head():
 def test_one_image_a_class_is_enough_and_leaves_nothing_out():
     features, labels = blobs(3, 50, 3)
     probe = fit_linear_probe(features, labels, 3)
-    assert probe.losses == {}
-    assert probe.accuracy is None
+    assert probe.facts["cross_validated_losses"] == {}
+    assert probe.facts["cross_validated_accuracy"] is None
     assert np.array_equal((features @ probe.weight.numpy().T + probe.bias.numpy()).argmax(1), labels)
 
 
