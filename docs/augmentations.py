@@ -1,4 +1,4 @@
-"""Draws docs/pictures/augmentations.png: what each augmentation makes of the same image, four times.
+"""Draws docs/pictures/augmentations.png: each augmentation of the same image, four times.
 
     python docs/augmentations.py
 
