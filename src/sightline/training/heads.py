@@ -183,7 +183,11 @@ def fit_linear_probe(
     *_, (penalty, found) = _regularisation_path(x, y, images[None], n_classes, until=penalty)
     standardised = found[0, :-1] if basis is None else basis @ found[0, :-1]
     weight = (standardised / std[:, None]).T
-    facts = {"penalty": penalty, "cross_validated_accuracy": accuracy, "cross_validated_losses": losses}
+    facts = {
+        "penalty": penalty,
+        "cross_validated_accuracy": accuracy,
+        "cross_validated_losses": {f"{one:g}": loss for one, loss in losses.items()},
+    }
     return FittedHead(weight.contiguous(), found[0, -1] - weight @ mean, facts)
 
 
@@ -203,7 +207,7 @@ def _regularisation_path(
     n_classes: int,
     until: float = PROBE_PENALTIES[-1],
 ):
-    """(penalty, weights with the bias as last row (F, D + 1, K)) for each penalty from the strongest, all folds at once.
+    """(penalty, weights with the bias as last row (F, D + 1, K)) for each penalty, all folds at once.
 
     The loss of each fold is the weighted mean cross-entropy of its images plus penalty * |weights|^2 / 2.
     """
