@@ -86,6 +86,16 @@ def test_labels_are_matched_by_class_name(classifier, dataset):
         match_labels(classifier, replace(dataset, geometry=Geometry(size=(8, 8), channels=1)))
 
 
+def test_unlabelled_images_are_predicted_and_not_evaluated(classifier, dataset):
+    some = replace(dataset, labels=np.where(np.arange(50) < 10, -1, dataset.labels))
+    with pytest.raises(DataError, match="10 of the 50 images have no label"):
+        match_labels(classifier, some)
+    logits, labels = predict_logits(classifier, some)
+    assert torch.equal(logits, predict_logits(classifier, dataset)[0])
+    assert (labels == -1).sum() == 10
+    np.testing.assert_array_equal(match_labels(classifier, some.labelled), dataset.labels[10:])
+
+
 def test_features_are_the_input_of_the_last_layer(classifier, dataset):
     features = embed(classifier, dataset, batch_size=7)
     with torch.no_grad():

@@ -107,7 +107,7 @@ def match_labels(classifier: Classifier, dataset: Dataset) -> Int[ndarray, " N"]
     """The dataset's labels as indices into the classifier's classes, matched by class name.
 
     The dataset may have fewer classes, or the same in another order. Raises DataError where the dataset is empty,
-    was decoded with another geometry, or has images of a class that the classifier does not know.
+    was decoded with another geometry, or has images without a label or of a class that the classifier does not know.
     """
     if not len(dataset):
         raise DataError("There are no images to evaluate on: give data with at least one readable image.")
@@ -115,5 +115,10 @@ def match_labels(classifier: Classifier, dataset: Dataset) -> Int[ndarray, " N"]
         raise DataError(
             f"The images were decoded as {dataset.geometry}, but the classifier expects "
             f"{classifier.geometry}: load them with the classifier's geometry."
+        )
+    if unlabelled := int((~dataset.is_labelled).sum()):
+        raise DataError(
+            f"{unlabelled:,} of the {len(dataset):,} images have no label: evaluate on the labelled ones "
+            "(Dataset.labelled)."
         )
     return relabel(dataset, classifier.classes).labels

@@ -225,6 +225,16 @@ def test_a_given_test_split_is_not_used(digits):
     assert found.pooled.n == 500
 
 
+def test_unlabelled_images_are_never_tested_nor_fitted(digits):
+    labels = np.where(np.arange(600) % 3 == 0, -1, digits.labels)
+    some = dataclasses.replace(digits, labels=labels)
+    found = cross_validate(some, "knn", folds=2)
+    alone = cross_validate(some.labelled, "knn", folds=2)
+    assert found.pooled == alone.pooled
+    assert len(found.correct) == 400
+    np.testing.assert_array_equal(found.correct, alone.correct)
+
+
 def test_impossible_folds_are_refused(digits):
     rare = digits.subset(np.flatnonzero((digits.labels != 3) | (np.cumsum(digits.labels == 3) <= 4)))
     with pytest.raises(DataError, match="class '3' has 4 distinct images, too few for 5 folds"):

@@ -130,6 +130,14 @@ def test_rare_classes_lower_the_folds_and_single_images_are_left_out(digits):
     assert all(one.label != "7" for one in found.issues)
 
 
+def test_unlabelled_images_are_no_issues(digits):
+    few = digits.subset(np.arange(300))
+    some = replace(few, labels=np.where(np.arange(300) % 4 == 0, -1, few.labels))
+    found = find_label_issues(some, "logistic-regression", probe=False)
+    assert found.n == 225
+    assert all(one.index % 4 for one in found.issues)
+
+
 def test_impossible_arguments_are_refused(digits):
     lonely = digits.subset(np.array([np.flatnonzero(digits.labels == k)[0] for k in range(10)]))
     with pytest.raises(DataError, match="have two distinct images each"):

@@ -89,7 +89,7 @@ def extract_features(baseline: Baseline, dataset: Dataset) -> tuple[EstimatorNet
 
 def fit_classifier(baseline: Baseline, splits: Splits, seed: int) -> Classifier:
     """The fitted baseline as a classifier; see ``fit_baseline``."""
-    train = splits.train
+    train = splits.train.labelled
     network, vectors = extract_features(baseline, train)
     estimator = baseline.make_estimator(seed)
     with warnings.catch_warnings(record=True) as caught, _explain_fit_errors(baseline):

@@ -31,7 +31,7 @@ class CrossValidation:
     trials: tuple[Trial, ...]
     """Fold by fold, repetition by repetition."""
     correct: Float[ndarray, " N"]
-    """For each image, the share of the repetitions that classified it correctly while it was held out."""
+    """For each labelled image, the share of the repetitions that classified it correctly while it was held out."""
     accuracy: Interval
     """Mean over folds and repetitions, with Nadeau and Bengio's interval; n counts the trainings."""
     std: float
@@ -203,7 +203,7 @@ def run_cross_validation(
             trials.append(trial)
             correct[fold.indices] += trial.correct
             advance(1)
-    correct /= len(trials) // folds
+    correct = correct[pool.is_labelled] / (len(trials) // folds)
     accuracies = [trial.accuracy for trial in trials]
     return CrossValidation(
         candidate=candidate.word,

@@ -234,7 +234,7 @@ def _select_images(dataset: Dataset) -> tuple[Int[ndarray, " n"], tuple[str, ...
         raise DataError(
             "Label issues are found where at least two classes have two distinct images each: add images."
         )
-    rows = np.flatnonzero(~np.isin(dataset.labels, single))
+    rows = np.flatnonzero(dataset.is_labelled & ~np.isin(dataset.labels, single))
     if not len(single):
         return rows, ()
     names = ", ".join(repr(dataset.classes[k]) for k in single[:5]) + (" ..." if len(single) > 5 else "")

@@ -114,7 +114,7 @@ def evaluate_groups_on(
     other = None
     if against is not None:
         other = str(against), Classifier.load(against).to(subject.classifier.device)
-    return {"data": str(data), **_evaluate_column(subject.classifier, subject.images, column, other)}
+    return {"data": str(data), **_evaluate_column(subject.classifier, subject.images.labelled, column, other)}
 
 
 def _evaluate_column(

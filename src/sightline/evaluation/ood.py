@@ -173,12 +173,13 @@ def _require_fitted(tensor: Tensor | None, name: str) -> Tensor:
 def fit_score(
     score: OODScore, classifier: Classifier, dataset: Dataset, *, batch_size: int = 256, seed: int = 0
 ) -> OODScore:
-    """The score, fitted to the features of at most ``MAX_REFERENCE_IMAGES`` images where it needs them.
+    """The score, fitted to the features of at most ``MAX_REFERENCE_IMAGES`` labelled images where it needs them.
 
     The images are drawn by ``seed``. Raises DataError where there are none.
     """
     if not score.needs_fit:
         return score
+    dataset = dataset.labelled
     if not len(dataset):
         raise DataError("There are no training images to fit a score to.")
     sample = dataset.subset(np.sort(runtime.permutation(len(dataset), seed)[:MAX_REFERENCE_IMAGES]))

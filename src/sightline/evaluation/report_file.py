@@ -59,17 +59,17 @@ def evaluate_run(run: Run) -> Evaluation:
 
 
 def evaluate_on(bundle: Path | str, data: str | Path, *, device: str = "auto") -> Evaluation:
-    """Evaluate a run's or bundle's classifier on other labelled images: their test split, or else all of them."""
+    """Evaluate a run's or bundle's classifier on the labelled images of ``data``: their test split, or else all."""
     subject = open_subject(bundle, data, device=device)
-    remarks: tuple[Remark, ...] = ()
-    if count := int(trained_on(bundle, subject.images).sum()):
+    images, remarks = subject.images.labelled, ()
+    if count := int(trained_on(bundle, images).sum()):
         text = (
-            f"The classifier was trained or validated on {count:,} of these {len(subject.images):,} images of "
+            f"The classifier was trained or validated on {count:,} of these {len(images):,} images of "
             f"'{data}', so the result is too optimistic: leave DATA out to test on the images set aside."
         )
         remarks = (Remark("warning", text),)
     where = str(runtime.resolve_device(device))
-    return evaluate(subject.classifier, subject.images, device=where, remarks=remarks)
+    return evaluate(subject.classifier, images, device=where, remarks=remarks)
 
 
 def report_json(
