@@ -334,7 +334,7 @@ def test_a_wrong_command(check_refused, words, part):
     check_refused(words, part)
 
 
-def test_debug_shows_where(cli):
+def test_debug_prints_the_traceback(cli):
     with pytest.raises(Exception, match="nothing at 'nowhere'"):
         cli("check", "nowhere", "--debug")
 

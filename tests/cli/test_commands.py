@@ -153,7 +153,7 @@ def test_an_old_command_still_works(cli, run, images):
 # Verbs that make
 
 
-def test_train_leaves_a_whole_run_and_says_what_it_chose(trained):
+def test_train_writes_a_complete_run_and_prints_its_choices(trained):
     assert "drawn for testing" in trained.err
     assert "Working in grey" in trained.err
     assert re.search(r"accuracy +\d+\.\d\d% +\d+\.\d\d% to \d+\.\d\d%", trained.out)
@@ -178,7 +178,7 @@ def test_train_json_is_one_object_with_the_names_of_the_design(cli, tmp_path):
     assert 'augment = ["shift:1", "rotate:5"]' in (folder / "recipe.toml").read_text()
 
 
-def test_flags_win_over_the_recipe_file(cli, run, tmp_path):
+def test_flags_override_the_recipe_file(cli, run, tmp_path):
     answer = cli("train", "--recipe", run / "recipe.toml", "--seed", "5", "--out", tmp_path / "r", "--json")
     assert answer.code == 0
     text = (tmp_path / "r" / "recipe.toml").read_text()
@@ -194,7 +194,7 @@ def test_a_handful_of_images_trains(cli, images, tmp_path):
     assert json.loads(answer.out)["n"] == 2
 
 
-def test_photos_of_all_sizes_with_hardly_a_flag(cli, shared_data, tmp_path):
+def test_photos_of_different_sizes_train_with_few_flags(cli, shared_data, tmp_path):
     photos = shared_data / "photos_jpg.zip"
     answer = cli(
         "train", photos, "--limit", "60", "--size", "32", "--epochs", "1", "--out", tmp_path / "r", "--json"
@@ -220,14 +220,14 @@ def test_a_run_is_replaced_only_when_asked(cli, run, tmp_path):
     assert (folder / "recipe.toml").stat().st_mtime_ns > before
 
 
-def test_a_run_gets_a_name_of_its_own(cli, run, tmp_path, monkeypatch):
+def test_a_second_run_gets_another_name(cli, run, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     shutil.copytree(run, "runs/digits-mlp")
     assert cli("train", "digits", *TINY).code == 0
     assert sorted(path.name for path in Path("runs").iterdir()) == ["digits-mlp", "digits-mlp-2"]
 
 
-def test_resume_carries_an_unfinished_run_to_its_end(cli, run, tmp_path):
+def test_resume_finishes_an_interrupted_run(cli, run, tmp_path):
     folder = shutil.copytree(run, tmp_path / "r")
     for name in ("training.json", "report.json"):
         (folder / name).unlink()
@@ -245,7 +245,7 @@ def test_resume_carries_an_unfinished_run_to_its_end(cli, run, tmp_path):
     assert Classifier.load(folder).classes == Classifier.load(run).classes
 
 
-def test_ctrl_c_while_decoding_leaves_nothing_half_made(tmp_path):
+def test_ctrl_c_while_decoding_leaves_no_partial_store(tmp_path):
     for label in "ab":
         (tmp_path / "data" / label).mkdir(parents=True)
         noise = np.random.default_rng(0).integers(0, 255, (1500, 1500, 3), dtype=np.uint8)
@@ -273,7 +273,7 @@ def test_ctrl_c_while_decoding_leaves_nothing_half_made(tmp_path):
 # Verbs that examine
 
 
-def test_check_speaks_to_people(cli, images, tmp_path):
+def test_check_prints_a_summary_and_writes_a_contact_sheet(cli, images, tmp_path):
     answer = cli("check", images, "--out", tmp_path / "new" / "sheet.png")
     assert answer.code == 0
     assert answer.out.startswith("12 images of 2 classes\n  3: 6\n  7: 6\n")
@@ -282,7 +282,7 @@ def test_check_speaks_to_people(cli, images, tmp_path):
         assert picture.format == "PNG"
 
 
-def test_check_speaks_to_programs(cli, images):
+def test_check_prints_json(cli, images):
     value = json.loads(cli("check", images, "--json").out)
     assert (value["images"], value["per_class"], value["unreadable"]) == (12, {"3": 6, "7": 6}, [])
     assert value["width"] == {"min": 8, "median": 8, "max": 8}
@@ -307,7 +307,7 @@ def test_evaluate_on_other_images(cli, run, images):
     assert f"Test on 12 images of '{images}'" in cli("evaluate", run, images).out
 
 
-def test_evaluate_says_when_the_images_are_those_of_training(cli, images, tmp_path):
+def test_evaluate_warns_about_training_images(cli, images, tmp_path):
     words = ("--model", "mlp", "--size", "8", "--epochs", "1", "--batch-size", "4", "--out", tmp_path / "r")
     cli("train", images, *words)
     assert "too optimistic" in cli("evaluate", tmp_path / "r", images).out
@@ -332,7 +332,7 @@ def test_predict_names_files_folders_and_patterns_in_order(cli, run, images):
     assert answer.err == ""
 
 
-def test_every_form_gives_the_same_answers(cli, run, images, tmp_path):
+def test_every_format_has_the_same_predictions(cli, run, images, tmp_path):
     words = ("predict", run, images, "--top", "2")
     lines = [json.loads(line) for line in cli(*words, "--format", "jsonl").out.splitlines()]
     table = list(csv.DictReader(io.StringIO(cli(*words, "--format", "csv").out)))
@@ -380,13 +380,13 @@ def test_predict_takes_names_or_an_image_from_stdin(cli, run, images, monkeypatc
     assert one == pytest.approx(other, rel=1e-5)
 
 
-def test_a_bundle_answers_like_its_run(cli, run, images, tmp_path):
+def test_a_bundle_predicts_like_its_run(cli, run, images, tmp_path):
     shutil.copytree(run / "classifier", tmp_path / "bundle")
     answers = [cli("predict", folder, images, "--format", "jsonl").out for folder in (run, tmp_path / "bundle")]
     assert answers[0] == answers[1] != ""
 
 
-def test_a_closed_pipe_is_no_error(run, images):
+def test_a_closed_pipe_is_not_an_error(run, images):
     command = f'{" ".join(map(repr, SHELL[:1]))} -c "{SHELL[2]}" predict {run} {"{0} " * 50} | head -1'
     done = subprocess.run(
         command.format(images), shell=True, capture_output=True, text=True, check=True, timeout=60

@@ -160,7 +160,7 @@ def page_of(run):
     return Page(write_report(run).read_text(encoding="utf-8"))
 
 
-def test_the_page_is_whole_and_says_the_measured_numbers(tmp_path):
+def test_the_page_shows_the_measured_numbers(tmp_path):
     run = run_folder(tmp_path / "run")
     page, report = page_of(run), measured(CLASSES)["evaluation"]
     assert page.faults == []
@@ -196,7 +196,7 @@ def test_counts_by_class_and_split_are_those_of_the_table(tmp_path):
     assert re.search(r"cat 7 2 3 dog 7 2 3 owl 7 2 3 All 21 6 9", page.words)
 
 
-def test_nothing_is_loaded_from_elsewhere_and_nothing_runs(tmp_path):
+def test_the_page_loads_nothing_and_runs_no_scripts(tmp_path):
     page = page_of(run_folder(tmp_path / "run"))
     html = (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
     assert "script" not in {tag for tag, _ in page.tags}
@@ -245,7 +245,7 @@ def test_a_mistake_cannot_make_the_page_load_something(tmp_path):
 
 
 @pytest.mark.parametrize("absent", FILES)
-def test_whatever_is_absent_is_named(tmp_path, absent):
+def test_absent_files_are_named(tmp_path, absent):
     run = run_folder(tmp_path / "run")
     (run / absent).unlink()
     page = page_of(run)
@@ -253,7 +253,7 @@ def test_whatever_is_absent_is_named(tmp_path, absent):
     assert f"{absent} (absent)" in page.words
 
 
-def test_whatever_is_damaged_is_named(tmp_path):
+def test_damaged_files_are_named(tmp_path):
     run = run_folder(tmp_path / "run")
     for name in FILES:
         (run / name).write_bytes(b"\xff\x00 = [not,\n\xfeanything,1\n")
@@ -264,7 +264,7 @@ def test_whatever_is_damaged_is_named(tmp_path):
         assert f"{name} (cannot be read" in page.words
 
 
-def test_an_empty_run_folder_still_gives_a_page(tmp_path):
+def test_an_empty_run_folder_has_a_page(tmp_path):
     page = page_of(tmp_path)
     assert page.faults == []
     assert "not measured yet" in page.words
@@ -298,14 +298,14 @@ def test_a_report_from_training_json_alone(tmp_path):
     ("epochs", "best", "said"),
     [(1, 1, "1 epoch, best 1"), (2, 0, "2 epochs, none better than its start"), (0, 0, "none")],
 )
-def test_a_training_that_brought_nothing_says_so(epochs, best, said, tmp_path):
+def test_the_page_describes_the_epochs_of_training(epochs, best, said, tmp_path):
     run = run_folder(tmp_path / "run")
     (run / "report.json").unlink()
     (run / "training.json").write_text(json.dumps({"seconds": 8.31, "epochs": epochs, "best_epoch": best}))
     assert f"8.3 s {said}" in page_of(run).words
 
 
-def test_many_classes_become_a_picture_and_fold_away(tmp_path):
+def test_many_classes_are_a_picture_and_collapsed_tables(tmp_path):
     classes = tuple(f"class {i}" for i in range(40))
     page = page_of(run_folder(tmp_path / "run", classes))
     summaries = [words for words in page.text if words.startswith("All 40 classes")]
@@ -313,7 +313,7 @@ def test_many_classes_become_a_picture_and_fold_away(tmp_path):
     assert any(attributes.get("alt") == "Confusion matrix" for _, attributes in page.tags)
 
 
-def test_a_faultless_test_is_met_with_caution(tmp_path):
+def test_a_test_without_errors_gets_a_caveat(tmp_path):
     run = run_folder(tmp_path / "run")
     report = measured(CLASSES)
     report["evaluation"]["confusion"] = (np.eye(3, dtype=int) * 30).tolist()
@@ -337,7 +337,7 @@ CURVE = {
 }
 
 
-def test_a_learning_curve_has_its_place_where_there_is_one(tmp_path):
+def test_a_learning_curve_is_shown_if_it_exists(tmp_path):
     run = run_folder(tmp_path / "run")
     assert "Would more images help?" not in page_of(run).words
     assert not (run / "learning_curve.png").exists()
@@ -355,7 +355,7 @@ def test_the_pictures_of_the_page_are_files_too(tmp_path):
     assert base64.b64decode(shown.partition(",")[2]) == (run / "roc.png").read_bytes()
 
 
-def test_a_report_of_an_earlier_release_still_gives_a_page(tmp_path):
+def test_a_report_of_an_earlier_release_has_a_page(tmp_path):
     run, report = run_folder(tmp_path / "run"), measured(CLASSES)
     for name in ("roc", "confusable_pairs"):
         del report[name]
@@ -369,7 +369,7 @@ def test_a_report_of_an_earlier_release_still_gives_a_page(tmp_path):
     assert f"right {report['evaluation']['accuracy'] * 100:.1f} % of the time" in page.words
 
 
-def test_collect_reads_what_is_there(tmp_path):
+def test_load_evidence_reads_every_file(tmp_path):
     found = load_evidence(run_folder(tmp_path / "run"))
     assert found.run == "run"
     assert list(found.counts) == ["train", "val", "test"]
@@ -397,7 +397,7 @@ def test_the_card_has_the_numbers_and_the_front_matter_of_hubs():
     assert 'sightline.load("THIS_FOLDER")' in text
 
 
-def test_a_card_without_a_report_claims_nothing():
+def test_a_card_without_a_report_has_no_numbers():
     text = render_card(configured(CLASSES))
     assert "Nothing yet" in text
     assert "model-index" not in text

@@ -67,7 +67,7 @@ def test_the_page_loads_nothing_and_its_pictures_are_named(run):
     assert all(link.startswith("#") and link[1:] in anchors for link in links)
 
 
-def test_an_orange_cell_opens_the_images_it_counts(run):
+def test_a_cell_of_the_confusion_matrix_shows_its_images(run):
     report = json.loads((run / "report.json").read_text())
     matrix = report["evaluation"]["confusion"]
     wrong = {(i, j) for i, row in enumerate(matrix) for j, n in enumerate(row) if n and i != j}
@@ -80,7 +80,7 @@ def test_an_orange_cell_opens_the_images_it_counts(run):
         }
 
 
-def test_damaged_files_are_named_and_the_rest_is_shown(run, tmp_path):
+def test_damaged_results_are_named_and_the_rest_is_shown(run, tmp_path):
     extras = dict(load_evidence(run).extras)
     shown, damaged = build_sections(
         extras | {"robustness": {"attacks": {"x": {"points": []}}}, "groups": {"a": 3}}
@@ -110,7 +110,7 @@ def test_names_from_the_data_cannot_add_markup(run):
 BOUNDS = {"low": 0.4, "high": 0.6, "n": 40}
 
 
-def test_the_card_says_what_was_measured_and_what_not(run):
+def test_the_card_lists_limitations_and_what_was_not_measured(run):
     evidence = load_evidence(run)
     before, after = (
         render_card(evidence.config, evidence.report),
@@ -138,7 +138,7 @@ def test_the_card_says_what_was_measured_and_what_not(run):
         (Verdict("ece", 0.02, True, None), False, True),
     ],
 )
-def test_a_verdict_is_met_by_the_value_and_sure_by_the_interval(verdict, met, sure):
+def test_the_value_decides_a_verdict_and_the_interval_whether_it_is_conclusive(verdict, met, sure):
     assert (verdict.is_met, verdict.is_conclusive) == (met, sure)
     assert ("includes" in verdict.sentence) is not sure
 
@@ -153,7 +153,7 @@ def test_requirements_are_checked_before_anything_is_done():
         parse_requirements(["acuracy=1"])
 
 
-def test_everything_that_can_be_required_can_be_measured(run):
+def test_every_requirable_metric_can_be_measured(run):
     evidence = load_evidence(run)
     verdicts = check_requirements(dict.fromkeys(REQUIRABLE_METRICS, 0.5), evidence.measured, evidence.extras)
     unknown = {one.metric for one in verdicts if one.value is None}
@@ -170,7 +170,7 @@ def test_report_ends_with_3_where_a_requirement_is_missed(run, capsys):
     assert "<h2>Requirements</h2>" in (run / "report.html").read_text(encoding="utf-8")
 
 
-def test_a_comparison_is_put_beside_and_another_folder_refused(run, tmp_path):
+def test_a_comparison_is_attached_and_another_folder_refused(run, tmp_path):
     with pytest.raises(DataError, match="contains no finished comparison"):
         attach_comparison(run, tmp_path)
     row = {
@@ -192,7 +192,7 @@ def test_groups_need_collecting(run, capsys):
     assert "--collect" in capsys.readouterr().err
 
 
-def test_a_missing_column_is_said_and_the_rest_goes_on(run):
+def test_a_missing_column_is_reported_and_the_rest_is_measured(run):
     came = measure_missing_evidence(run, columns=("colour",))
     assert "no column 'colour'" in came["groups, colour"]
 

@@ -42,7 +42,7 @@ def essence(tuned):
     return [tuple(row[name] for name in names) for row in sorted(tuned.rows, key=lambda row: row["trial"])]
 
 
-def test_the_board_is_sorted_and_written(tuned):
+def test_the_leaderboard_is_sorted_and_written(tuned):
     assert isinstance(tuned, TuningResult)
     assert len(tuned.rows) == 6
     keys = [(-row["val_accuracy"], row["val_loss"], row["trial"]) for row in tuned.rows]
@@ -57,13 +57,13 @@ def test_the_board_is_sorted_and_written(tuned):
     assert sum(summary["importance"].values()) == pytest.approx(1, abs=1e-3)
 
 
-def test_pictures_are_drawn(tuned):
+def test_plots_are_written(tuned):
     for name in ("history", "importance", "slices"):
         with Image.open(tuned.folder / f"{name}.png") as picture:
             assert np.asarray(picture).std() > 5
 
 
-def test_the_winner_is_the_best_trial_trained_again_as_a_run(tuned):
+def test_the_winner_repeats_the_best_trial_as_a_run(tuned):
     """The same recipe on the same images: the very same accuracy."""
     run = tuned.winner
     assert run.facts["val_accuracy"] == tuned.best["val_accuracy"]
@@ -77,7 +77,7 @@ def test_the_winner_is_the_best_trial_trained_again_as_a_run(tuned):
     assert not (tuned.folder / "winner" / "report.json").exists()
 
 
-def test_nothing_is_left_of_the_trials_but_their_records(tuned):
+def test_checkpoints_of_trials_are_deleted(tuned):
     assert not list((tuned.folder / "trials").iterdir())
     assert {p.name for p in tuned.folder.iterdir()} == {
         *("history.png", "importance.png", "slices.png", "leaderboard.csv", "study.db"),
@@ -85,7 +85,7 @@ def test_nothing_is_left_of_the_trials_but_their_records(tuned):
     }
 
 
-def test_the_same_call_again_repeats_nothing(tuned):
+def test_repeating_a_finished_study_trains_nothing(tuned):
     before = (tuned.folder / "winner" / "training.json").stat().st_mtime_ns
     again = tune("digits", TINY, OVER, by="grid", out=tuned.folder)
     assert again.rows == tuned.rows
@@ -125,14 +125,14 @@ def test_another_study_is_refused_in_the_same_folder(tuned, tmp_path):
     ],
     ids=str,
 )
-def test_what_cannot_be_done_is_refused_before_anything_runs(change, said, tmp_path):
+def test_bad_arguments_are_refused_before_anything_runs(change, said, tmp_path):
     asked = {"data": "digits", "base": TINY, "space": OVER, "out": tmp_path / "t"} | change
     with pytest.raises(RecipeError, match=said):
         tune(**asked)
     assert not (tmp_path / "t").exists()
 
 
-def test_a_trial_that_fails_is_recorded_with_its_reason_and_the_rest_goes_on(tmp_path, monkeypatch):
+def test_a_failed_trial_is_recorded_with_its_reason_and_the_search_continues(tmp_path, monkeypatch):
     """One diverges, one asks for more memory than there is."""
     train_on = trial.train_on_splits
 
@@ -150,7 +150,7 @@ def test_a_trial_that_fails_is_recorded_with_its_reason_and_the_rest_goes_on(tmp
     assert "became" in rows[1e30]["reason"]
 
 
-def test_epochs_are_searched_and_no_values_are_trained_twice(tmp_path):
+def test_no_values_are_trained_twice(tmp_path):
     """The board keeps what was asked for beside what was trained, and three points need three trainings."""
     done = tune("digits", TINY, ["epochs=1..3"], by="random", trials=8, out=tmp_path / "t")
     trained = {row["trial"]: row for row in done.rows if not row["reason"]}
@@ -164,12 +164,12 @@ def test_epochs_are_searched_and_no_values_are_trained_twice(tmp_path):
             assert (row["val_accuracy"], row["val_loss"]) == (again["val_accuracy"], again["val_loss"])
 
 
-def test_when_all_fail_the_reason_is_said(tmp_path):
+def test_the_error_gives_the_reason_if_all_trials_fail(tmp_path):
     with pytest.raises(TrainingError, match=r"None of 2 trials could be trained.*became"):
         tune("digits", TINY, ["lr=1e30,1e31"], by="grid", out=tmp_path / "t")
 
 
-def test_refining_fields_of_the_images_and_epochs_left_open(tmp_path):
+def test_zooming_with_searched_image_sizes_and_automatic_epochs(tmp_path):
     """Sizes are prepared again; what is left open is the same for all."""
     space = {"lr": NumericRange(0.01, 0.5), "size": Categorical((8, 12))}
     base = TINY.replace(size=None, epochs=None, budget="0.2s", limit=100)
@@ -180,7 +180,7 @@ def test_refining_fields_of_the_images_and_epochs_left_open(tmp_path):
     assert done.winner.classifier.geometry.size == (done.best["size"],) * 2
 
 
-def test_pruned_trials_are_on_the_board_and_do_not_win(tmp_path):
+def test_pruned_trials_are_listed_and_do_not_win(tmp_path):
     base = TINY.replace(epochs=9)
     done = tune("digits", base, ["lr=1e-6..0.3"], by="hyperband:startup=2", trials=6, out=tmp_path / "t")
     states = [row["state"] for row in done.rows]
@@ -239,7 +239,7 @@ def whole(tmp_path_factory):
     return tune("digits", LONGER, out=tmp_path_factory.mktemp("whole") / "t", **ASKED)
 
 
-def test_a_killed_study_goes_on_to_the_same_trials(whole, tmp_path, monkeypatch):
+def test_a_killed_study_continues_to_the_same_trials(whole, tmp_path, monkeypatch):
     """Random values depend on the index of the trial alone. None is trained twice."""
     monkeypatch.setattr(study, "HEARTBEAT_SECONDS", 1)
     process = begun(tmp_path, LONGER)
@@ -252,7 +252,7 @@ def test_a_killed_study_goes_on_to_the_same_trials(whole, tmp_path, monkeypatch)
     assert finished(tmp_path / "t") == 5
 
 
-def test_ctrl_c_in_a_trial_keeps_it_for_the_next_time(whole, tmp_path, monkeypatch):
+def test_a_trial_stopped_by_ctrl_c_is_continued(whole, tmp_path, monkeypatch):
     after_epoch, count = PruningHook.after_epoch, itertools.count(1)
 
     def pressed(self, state):
@@ -268,7 +268,7 @@ def test_ctrl_c_in_a_trial_keeps_it_for_the_next_time(whole, tmp_path, monkeypat
     assert next(count) - 1 == 5 * 8, "each epoch of each trial is trained once"
 
 
-def test_workers_share_a_study_and_trials_of_a_dead_one_are_finished(tmp_path, monkeypatch, capsys):
+def test_workers_finish_the_trials_of_a_dead_worker(tmp_path, monkeypatch, capsys):
     """The first is killed after a trial: the others try each of the rest once, its unfinished one again."""
     spawn, processes = workers._spawn_worker, []
     monkeypatch.setattr(study, "HEARTBEAT_SECONDS", 1)
@@ -292,7 +292,7 @@ def test_workers_share_a_study_and_trials_of_a_dead_one_are_finished(tmp_path, m
 # From a shell
 
 
-def test_the_verb_tunes_tests_and_tells(cli, tmp_path):
+def test_the_tune_verb_trains_tests_and_prints(cli, tmp_path):
     words = ("tune", "digits", "--model", "mlp", "--size", "8", "--limit", "300", "--epochs", "1")
     words += ("--out", tmp_path / "a study")
     words += ("--search-space", "lr=0.05,0.1", "weight_decay=0,1e-3", "--by", "grid")
@@ -313,7 +313,7 @@ def test_the_verb_tunes_tests_and_tells(cli, tmp_path):
     assert (tmp_path / "a study" / "winner" / "report.json").stat().st_mtime_ns == before
 
 
-def test_the_preset_is_a_space_that_can_be_made_smaller():
+def test_given_ranges_replace_those_of_a_preset():
     flags = replace(NO_TUNE_FLAGS, size=8, optimizer="adamw")
     base, words, by = recipe_and_space(flags, None, "table3", ("model.depth=3,4", "batch-size=16,32"))
     assert base == Recipe(model="plain-cnn", optimizer="adamw", size=8)
@@ -340,7 +340,7 @@ def test_the_preset_is_a_space_that_can_be_made_smaller():
         (("--search-space", "lr=0.1,0.2", "--workers", "1000000"), "--workers is 1000000: use at most"),
     ],
 )
-def test_mistakes_are_a_sentence(words, said, cli, tmp_path):
+def test_errors_of_the_tune_verb_are_one_sentence(words, said, cli, tmp_path):
     answer = cli("tune", "digits", "--limit", "100", "--model", "mlp", "--out", tmp_path / "t", *words)
     assert answer.code == 2
     assert said in answer.err

@@ -31,7 +31,7 @@ BASE = Recipe(model="mlp", data="digits")
 # Ranges
 
 
-def test_a_wide_range_is_searched_in_logarithms_by_itself():
+def test_a_wide_range_uses_a_log_scale_by_default():
     assert NumericRange(1e-4, 1e-1).log
     assert NumericRange(1, 10).log
     assert not NumericRange(1.0, 9.9).log
@@ -51,7 +51,7 @@ def test_a_wide_range_is_searched_in_logarithms_by_itself():
     ],
     ids=str,
 )
-def test_a_grid_is_evenly_spaced_on_the_searched_scale(range_, oracle):
+def test_grid_values_are_evenly_spaced_on_the_scale_of_the_search(range_, oracle):
     assert range_.grid_values() == pytest.approx(oracle)
     assert all(type(value) is type(range_.boundary_values[0]) for value in range_.grid_values())
 
@@ -62,7 +62,7 @@ NUMBERS = st.one_of(
 
 
 @given(NUMBERS, st.floats(0, 1), st.booleans())
-def test_narrowing_halves_the_width_round_the_best(ends, share, log):
+def test_narrowing_halves_the_width_around_the_best(ends, share, log):
     low, width = ends
     old = NumericRange(low, low + width, log=log and low > 0)
     scale = math.log if old.log else float
@@ -108,12 +108,12 @@ def test_words_become_ranges_of_the_fields_type():
     assert parse_space(space.to_words(), BASE) == space
 
 
-def test_brackets_keep_their_commas():
+def test_commas_in_brackets_do_not_separate():
     space = parse_space(["model=mlp:hidden=(64,32),mlp:hidden=(16,),lenet5"], Recipe(size=28))
     assert space.ranges["model"] == Categorical(("mlp:hidden=(64,32)", "mlp:hidden=(16,)", "lenet5"))
 
 
-def test_values_take_their_places_in_the_recipe():
+def test_values_are_set_in_the_recipe():
     base = Recipe(model="enhanced:dropout=0.3:residual=False")
     space = parse_space(["lr=0.01..0.05", "model.dropout=0.1..0.5", "augment=none,flip shift:2"], base)
     made = space.apply_to(base, {"lr": 0.02, "model.dropout": 0.25, "augment": "flip shift:2"})
@@ -155,12 +155,12 @@ BAD = {
 
 
 @pytest.mark.parametrize("word", BAD)
-def test_a_space_that_cannot_be_is_one_sentence(word):
+def test_an_invalid_space_is_refused_in_one_sentence(word):
     with pytest.raises((RecipeError, ChoiceError), match=BAD[word]):
         parse_space([word], BASE)
 
 
-def test_a_field_is_searched_once_and_something_must_be():
+def test_a_space_has_at_least_one_field_and_none_twice():
     with pytest.raises(RecipeError, match="searched twice"):
         parse_space(["lr=0.1,0.2", "lr=0.3,0.4"], BASE)
     with pytest.raises(RecipeError, match="Name what to search"):
@@ -579,7 +579,7 @@ def test_the_search_of_an_earlier_version_is_understood():
 
 
 @given(st.lists(st.tuples(st.integers(0, 50), st.integers(1, 20)), min_size=1, max_size=8))
-def test_time_spent_counts_what_is_done_at_once_once(spans):
+def test_training_time_counts_parallel_trials_once(spans):
     begun = datetime(2026, 1, 1)
     state = SimpleNamespace(name="COMPLETE")
     trials = [
@@ -603,7 +603,7 @@ def test_no_trial_begins_that_would_end_after_the_budget(tmp_path):
 # Databases
 
 
-def test_a_locked_database_is_a_sentence(tmp_path, monkeypatch):
+def test_a_locked_database_is_explained(tmp_path, monkeypatch):
     monkeypatch.setattr(storage, "SQLITE_TIMEOUT_SECONDS", 0.1)
     config = config_of(tmp_path)
     store = open_store(config)
@@ -618,7 +618,7 @@ def test_a_locked_database_is_a_sentence(tmp_path, monkeypatch):
     other.close()
 
 
-def test_a_read_only_database_is_a_sentence(tmp_path):
+def test_a_read_only_database_is_explained(tmp_path):
     config = config_of(tmp_path)
     open_store(config)
     url = f"sqlite:///file:{tmp_path / 'study.db'}?mode=ro&uri=true"
@@ -627,7 +627,7 @@ def test_a_read_only_database_is_a_sentence(tmp_path):
 
 
 @pytest.mark.parametrize("version", ["v0.9.0.a", "v99.0.0.a"])
-def test_a_database_of_another_version_is_a_sentence(version, tmp_path):
+def test_a_database_of_another_version_is_explained(version, tmp_path):
     open_store(config_of(tmp_path))
     with sqlite3.connect(tmp_path / "study.db") as database:
         database.execute("UPDATE alembic_version SET version_num = ?", (version,))
@@ -636,7 +636,7 @@ def test_a_database_of_another_version_is_a_sentence(version, tmp_path):
         open_store(config_of(tmp_path))
 
 
-def test_what_is_no_database_is_a_sentence(tmp_path):
+def test_a_file_or_address_without_a_database_is_explained(tmp_path):
     (tmp_path / "study.db").write_text("notes" * 1000)
     with pytest.raises(OutputError, match="not a database"):
         open_store(config_of(tmp_path))
@@ -650,7 +650,7 @@ def test_what_is_no_database_is_a_sentence(tmp_path):
             StudyStore(url, "s", tmp_path)
 
 
-def test_a_folder_is_no_storage(tmp_path):
+def test_a_folder_is_refused_as_storage(tmp_path):
     with pytest.raises(OutputError, match=r"is the folder .* name a file in it"):
         storage.database_url(tmp_path, tmp_path)
 
@@ -665,7 +665,7 @@ def test_a_folder_is_no_storage(tmp_path):
         ("Something new.", "it says 'Something new.': correct the address, or choose another"),
     ],
 )
-def test_what_a_server_complains_of_has_a_remedy(told, said):
+def test_errors_of_a_server_have_a_remedy(told, said):
     with (
         pytest.raises(OutputError, match=re.escape(said)),
         storage.explain_database_errors("postgresql://me@host/studies"),
@@ -685,7 +685,7 @@ def test_a_study_of_another_program_is_not_touched(tmp_path):
         open_store(config)
 
 
-def test_another_study_does_not_go_on_and_all_that_differs_is_named(tmp_path):
+def test_a_study_with_other_settings_is_refused_and_each_difference_named(tmp_path):
     plan = {"space": {"lr": "1..2:lin"}, "by": "Grid", "recipe": {"seed": 0, "model": "mlp"}, "data": "a"}
     check_same_plan(plan, plan, tmp_path)
     other = {"space": {"momentum": "0.1,0.2"}, "by": "TPE", "recipe": {"seed": 1, "epochs": 2}, "data": "b"}

@@ -100,10 +100,10 @@ def _export_rows(held: "Journal", out: Path, wanted: Mapping[str, Any]) -> int:
         raise OutputError(f"'{out}' exists already. Choose another --out.")
     if out.suffix.lower() == ".csv":
         rows: list[JournalRow] = []
-        last = wanted["before"]
-        while page := held.predictions(limit=10_000, **{**wanted, "before": last}):
+        conditions = dict(wanted)
+        while page := held.predictions(limit=10_000, **conditions):
             rows += page
-            last = page[-1].id
+            conditions["before"] = page[-1].id
         with atomic_replace(out) as temporary:
             cells = [dataclasses.astuple(row) for row in reversed(rows)]
             _write_csv(temporary, [field.name for field in dataclasses.fields(JournalRow)], cells)

@@ -1,4 +1,4 @@
-"""Saved JSON of every release in the layout of this one, so that old runs still have a page."""
+"""Converts the JSON of earlier releases to the current layout, so that old runs still have a page."""
 
 import json
 from collections.abc import Mapping
@@ -40,18 +40,18 @@ def read_report(run: Path | str) -> dict[str, Any]:
 
 
 def upgrade_report(report: Mapping[str, Any]) -> dict[str, Any]:
-    """A ``report.json`` of any format in that of format 2.
+    """A ``report.json`` of any format as one of format 2.
 
-    In format 1 the evaluation stood under the name of its split, with its costs beside its metrics.
+    In format 1 the key of the evaluation was the name of its split, and the costs stood next to the metrics.
     """
     found: dict[str, Any] = {
-        _RENAMED_REPORT_KEYS.get(name, name): one for name, one in upgrade_intervals(report).items()
+        _RENAMED_REPORT_KEYS.get(str(name)) or str(name): one for name, one in upgrade_intervals(report).items()
     }
     if "evaluation" not in found:
         parts = {name: one for name, one in found.items() if isinstance(one, dict) and "intervals" in one}
-        split = "test" if "test" in parts else next(iter(parts), None)
-        if split is None:
+        if not parts:
             return found
+        split = "test" if "test" in parts else next(iter(parts))
         found["evaluation"] = {"split": split, **found.pop(split)}
     evaluation = found["evaluation"]
     if isinstance(evaluation, dict) and "efficiency" not in evaluation:
