@@ -1,7 +1,7 @@
-"""A name or an object becomes an object: what makes ``by="pgd"`` work everywhere.
+"""Members of a family by name, with arguments: what makes ``by="pgd"`` work everywhere.
 
-A member may be chosen with arguments in one word, positional or by name, so that a shell
-needs no quotes: ``shift:4``, ``rotate:degrees=10``, ``affine:10:scale=0.1``.
+The arguments follow the name after colons, positional or by name, so that a shell needs no quotes: ``shift:4``,
+``rotate:degrees=10``, ``affine:10:scale=0.1``.
 """
 
 import ast
@@ -16,7 +16,7 @@ _Member = TypeVar("_Member")
 
 
 def suggest(name: str, known: Iterable[str]) -> str:
-    """The end of an error message: the nearest known name, or all of them.
+    """The end of an error message: the nearest known name, or all names.
 
     >>> suggest("resnet2", ["resnet20", "lenet5"])
     "Did you mean 'resnet20'?"
@@ -31,7 +31,7 @@ def suggest(name: str, known: Iterable[str]) -> str:
 
 
 def lookup(family: Mapping[str, _Member], name: str, what: str) -> _Member:
-    """The member called ``name``, or a ChoiceError that suggests one.
+    """The member called ``name``; raises ChoiceError with a suggestion.
 
     ``what`` names the family in the message: "model", "augmentation", ...
     """
@@ -41,7 +41,7 @@ def lookup(family: Mapping[str, _Member], name: str, what: str) -> _Member:
 
 
 def choose(family: Mapping[str, Callable[..., _Member]], by: str | _Member, what: str) -> _Member:
-    """``by`` itself if it is an object; otherwise the member it names, built with its arguments.
+    """``by`` itself if it is an object; otherwise the member of that name, built with its arguments.
 
     >>> choose({"step": lambda every, gamma=0.1: (every, gamma)}, "step:30:gamma=0.5", "schedule")
     (30, 0.5)
@@ -54,14 +54,14 @@ def choose(family: Mapping[str, Callable[..., _Member]], by: str | _Member, what
     named = {key: _parse_literal(value) for key, _, value in (w.partition("=") for w in words if "=" in w)}
     _check_arguments(make, name, named, what)
     try:
-        inspect.signature(make).bind(*positional, **named)  # it complains without naming a class of ours
+        inspect.signature(make).bind(*positional, **named)  # its error names none of our classes
         return make(*positional, **named)
     except (TypeError, ValueError) as error:
         raise ChoiceError(f"The {what} '{by}' cannot be made: {error}.") from error
 
 
 def _check_arguments(make: Callable[..., Any], name: str, named: Iterable[str], what: str) -> None:
-    """Raise ChoiceError for a named argument that the member does not take, with the nearest one it does."""
+    """Raise ChoiceError for a named argument that the member does not have, with the nearest one that it has."""
     takes = inspect.signature(make).parameters.values()
     if any(one.kind is inspect.Parameter.VAR_KEYWORD for one in takes):
         return  # it checks its own
@@ -72,7 +72,7 @@ def _check_arguments(make: Callable[..., Any], name: str, named: Iterable[str], 
 
 
 def _parse_literal(word: str) -> Any:
-    """A number (8/255 is one), tuple or boolean where the word is one, else the word itself."""
+    """The number (8/255 is one), tuple or boolean that the word writes; otherwise the word itself."""
     above, slash, below = word.partition("/")
     parts = (_parse_literal(above), _parse_literal(below)) if slash else ()
     if parts and all(isinstance(part, int | float) for part in parts) and parts[1]:

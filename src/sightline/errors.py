@@ -1,18 +1,18 @@
 """Every error a user can meet, as one tree; each message says what to do.
 
     SightlineError                 exit 2: the user can fix it
-     ├── ChoiceError               a name nobody knows ("did you mean ...")
+     ├── ChoiceError               an unknown name ("did you mean ...")
      ├── RecipeError               a field with an impossible value
-     ├── DataError                 data that cannot be used as they are
+     ├── DataError                 data that cannot be used
      │    └── ImageError           one image that cannot be read; a row in a list, never a crash
-     ├── BundleError               a classifier folder that cannot be trusted or understood
-     ├── GradientError             a gradient asked of a classifier that has none
+     ├── BundleError               a classifier folder that is damaged, unsafe or too new
+     ├── GradientError             a gradient of a classifier that has none
      ├── OutputError               a place that cannot be written, or already holds something
-     ├── TrainingError             training that cannot go on
-     ├── ReleaseError              a release that is not there, damaged, or cannot be made
+     ├── TrainingError             training that cannot continue
+     ├── ReleaseError              a release that is missing, damaged, or cannot be made
      ├── KeyRefused                a key that is wrong, expired or not allowed this
-     ├── JournalError              a journal that cannot be opened, or asked for what it does not know
-     ├── ServiceError              a service that does not answer, or refuses
+     ├── JournalError              a journal that cannot be opened, or lacks what was requested
+     ├── ServiceError              a service that does not respond, or refuses
      └── Interrupted               exit 130: stopped by the user, state saved
 
 Messages are one sentence that names the file or field, followed by the remedy.
@@ -34,7 +34,7 @@ class RecipeError(SightlineError):
 
 
 class DataError(SightlineError):
-    """Data that cannot be used as they are."""
+    """Data that cannot be used."""
 
 
 class ImageError(DataError):
@@ -46,7 +46,7 @@ class BundleError(SightlineError):
 
 
 class GradientError(SightlineError):
-    """A gradient asked of a classifier that cannot be differentiated."""
+    """A gradient of a classifier that cannot be differentiated."""
 
 
 class OutputError(SightlineError):
@@ -54,23 +54,23 @@ class OutputError(SightlineError):
 
 
 class TrainingError(SightlineError):
-    """Training that cannot go on; the last good weights are kept."""
+    """Training that cannot continue; the last good weights are kept."""
 
 
 class ReleaseError(SightlineError):
-    """A release that is not there, is damaged, or cannot be made."""
+    """A release that is missing, is damaged, or cannot be made."""
 
 
 class AuthError(SightlineError):
-    """A key that is wrong, expired, or not allowed what it was used for."""
+    """A key that is wrong, expired, or not permitted for this use."""
 
 
 class JournalError(SightlineError):
-    """A journal that cannot be opened, or was asked for what it does not hold."""
+    """A journal that cannot be opened, or lacks what was requested."""
 
 
 class ServiceError(SightlineError):
-    """A service that does not answer, refuses, or cannot be started."""
+    """A service that does not respond, refuses, or cannot be started."""
 
 
 class WorkerLostError(TrainingError):
@@ -81,7 +81,7 @@ class WorkerLostError(TrainingError):
 
 
 class RequirementNotMet(SightlineError):
-    """A requirement, a gate or a parity check said no."""
+    """A requirement, a gate or a parity check failed."""
 
     exit_code = 3
 

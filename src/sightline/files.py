@@ -1,4 +1,4 @@
-"""Writing that is whole or absent, and says in one sentence why it could not be done."""
+"""Atomic writing, with errors of the operating system as one sentence and a remedy."""
 
 import errno
 import hashlib
@@ -27,7 +27,7 @@ _WRITE_REMEDIES = {
 
 @contextmanager
 def explain_write_errors(path: Path) -> Iterator[None]:
-    """Turn an operating-system error about ``path`` into an OutputError with a remedy."""
+    """Raise an operating-system error about ``path`` as an OutputError with a remedy."""
     try:
         yield
     except OSError as error:
@@ -52,10 +52,10 @@ def check_output(path: Path, *, overwrite: bool, marker: str, kind: str) -> None
 
 @contextmanager
 def atomic_replace(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside ``path``; rename it into place only if the block succeeds.
+    """Yield a temporary path in the folder of ``path``, and rename it to ``path`` if the block succeeds.
 
-    Works for a file or a folder (the block creates either). A process killed while writing leaves the
-    old content untouched, and at most a hidden temporary of which no reader takes notice.
+    The block creates a file or a folder there. A process killed while writing leaves the old content unchanged, and
+    at most a hidden temporary file that readers ignore. Raises OutputError where it cannot be written.
     """
     with explain_write_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)

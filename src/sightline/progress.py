@@ -1,4 +1,4 @@
-"""Progress with time left, on a terminal only, always on stderr."""
+"""Progress bars with the remaining time, on a terminal only, always on stderr."""
 
 import sys
 from collections.abc import Callable, Iterator
@@ -11,7 +11,7 @@ Advance = Callable[..., None]
 def progress_bar(what: str, total: float | None) -> Iterator[Advance]:
     """A progress bar of ``total`` steps: the block calls ``advance(n=1, note="")``.
 
-    Silent when stderr is not a terminal, so that logs and pipes stay clean.
+    Nothing is printed where stderr is not a terminal, so that logs and pipes stay clean.
     """
     if not sys.stderr.isatty():
         yield lambda *_, **__: None
@@ -39,5 +39,5 @@ def progress_bar(what: str, total: float | None) -> Iterator[Advance]:
 
 
 def notify(text: str) -> None:
-    """A sentence for the person at the terminal: stderr, so that stdout stays the answer's."""
+    """Print a sentence for the user to stderr; stdout is for results."""
     print(text, file=sys.stderr, flush=True)  # noqa: T201

@@ -1,4 +1,4 @@
-"""Device, threads, seeds, caches and the machine's facts: all global state, nowhere else."""
+"""Device, threads, random numbers, caches and facts about the machine: all global state is here."""
 
 import ctypes
 import hashlib
@@ -42,17 +42,17 @@ def resolve_device(name: str = "auto") -> torch.device:
 
 
 def seed_torch(value: int) -> None:
-    """Seed torch's global generators: initial weights and dropout draw from them."""
+    """Seed torch's global generators, from which initial weights and dropout are drawn."""
     torch.manual_seed(value)
 
 
 def get_rng_state() -> dict[str, Any]:
-    """Where torch's global generators are, on the CPU and on every CUDA device."""
+    """The states of torch's global generators, on the CPU and on every CUDA device."""
     return {"cpu": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all()}
 
 
 def set_rng_state(state: Mapping[str, Any]) -> None:
-    """Put torch's global generators back where ``get_rng_state`` found them."""
+    """Restore the states that ``get_rng_state`` returned."""
     torch.set_rng_state(state["cpu"].cpu())
     if len(state["cuda"]) == torch.cuda.device_count():
         torch.cuda.set_rng_state_all([one.cpu() for one in state["cuda"]])
@@ -61,8 +61,8 @@ def set_rng_state(state: Mapping[str, Any]) -> None:
 def make_generator(seed: int, *counters: int) -> torch.Generator:
     """A fresh CPU generator that is a pure function of its arguments.
 
-    Randomness that is addressed (seed, epoch, step) instead of consumed needs no saved state:
-    a resumed run draws exactly what the uninterrupted one would have.
+    Numbers drawn by address (seed, epoch, step) need no saved state: a resumed run draws what an uninterrupted one
+    would have drawn.
     """
     words = ",".join(str(word) for word in (seed, *counters))
     digest = hashlib.blake2b(words.encode(), digest_size=8).digest()
@@ -70,7 +70,7 @@ def make_generator(seed: int, *counters: int) -> torch.Generator:
 
 
 def permutation(count: int, seed: int, *counters: int) -> Int64[ndarray, " N"]:
-    """The numbers 0 to count - 1 in an order that is a pure function of the arguments."""
+    """A permutation of 0 to count - 1 that is a pure function of the arguments."""
     return torch.randperm(count, generator=make_generator(seed, *counters)).numpy()
 
 
@@ -80,16 +80,16 @@ def cpu_count() -> int:
 
 
 def cache_dir() -> Path:
-    """Where decoded stores and measurements live; ``SIGHTLINE_CACHE`` overrides the user's cache folder."""
+    """The folder of decoded images and measurements; ``SIGHTLINE_CACHE`` overrides the user's cache folder."""
     return Path(os.environ.get("SIGHTLINE_CACHE") or platformdirs.user_cache_dir("sightline"))
 
 
 @contextmanager
 def keep_freed_memory() -> Iterator[None]:
-    """Within it, the C library keeps freed memory for the next step instead of giving it back at once.
+    """Within this context the C library keeps freed memory for the next step instead of returning it at once.
 
-    By default every large tensor is fresh pages that the system must clear: up to a quarter of the time of a small
-    network's step (``benchmarks/memory.py``). Other systems than Linux with glibc are left as they are.
+    By default every large tensor gets new pages that the system must clear: up to a quarter of the time of a small
+    network's step (``benchmarks/memory.py``). It has an effect on Linux with glibc alone.
     """
     library = _load_glibc()
     if library is None:
@@ -117,7 +117,7 @@ def _load_glibc() -> ctypes.CDLL | None:
 
 
 def peak_memory_mb() -> float:
-    """Largest resident memory of this process so far, in MB (10^6 bytes); 0 where the system does not tell."""
+    """Largest resident memory of this process so far, in MB (10^6 bytes); 0 where the system does not report it."""
     if sys.platform == "win32":
         return 0.0
     import resource
@@ -132,7 +132,7 @@ def version() -> str:
 
 
 def time_interleaved(candidates: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
-    """Seconds of each candidate in each of ``rounds``, taken in turn after one untimed call of each."""
+    """Seconds of each candidate in each of ``rounds`` interleaved rounds, after one untimed call of each."""
     times: dict[str, list[float]] = {name: [] for name in candidates}
     for run in candidates.values():
         run()  # the first call compiles kernels and grows pools
@@ -145,7 +145,7 @@ def time_interleaved(candidates: Mapping[str, Callable[[], object]], rounds: int
 
 
 def environment() -> dict[str, Any]:
-    """What a result depends on besides the recipe: versions and the machine."""
+    """Versions and machine, on which a result depends besides the recipe."""
     return {
         "sightline": version(),
         "python": platform.python_version(),
@@ -160,7 +160,7 @@ def environment() -> dict[str, Any]:
 
 
 def processor_name() -> str:
-    """The processor's name, as the system tells it."""
+    """The processor's name."""
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
         for line in cpuinfo.read_text().splitlines():

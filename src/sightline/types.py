@@ -1,4 +1,4 @@
-"""The nouns every stage speaks of.
+"""The values that every stage exchanges.
 
 Legend of shapes, used by every signature in the package:
 
@@ -83,7 +83,7 @@ class Geometry:
 
 @runtime_checkable
 class Pixels(Protocol):
-    """Decoded images by row: a memory-mapped store, an array, or a decoder with that face."""
+    """Decoded images by row: a memory-mapped store, an array, or a decoder with this interface."""
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -110,24 +110,24 @@ class Dataset:
     pixels: Pixels
     """The whole store, (N_store, H, W, C) uint8; several datasets share one."""
     rows: Int[ndarray, " N"]
-    """Which rows of the store belong to this dataset, in order."""
+    """The rows of the store that belong to this dataset, in order."""
     labels: Int[ndarray, " N"]
     """Class index of each image, in [0, K); ``UNLABELLED`` (-1) where it is not known."""
     classes: tuple[str, ...]
     """The K class names, in label order."""
     files: Shaped[ndarray, " N"]
-    """Where each image came from, as the user would name it (array of str)."""
+    """Path of each image, as the user would name it (array of str)."""
     digests: Shaped[ndarray, " N"]
     """uint64 hash of each file's bytes: equal for exact duplicates."""
     geometry: Geometry
     fingerprint: str
-    """Hash of the files this came from; two datasets of equal fingerprint and geometry have equal pixels."""
+    """Hash of the files; two datasets of equal fingerprint and geometry have equal pixels."""
     columns: Mapping[str, Shaped[ndarray, " N"]] = field(default_factory=dict)
-    """Whatever else is known of each image: ``split``, ``group``, ``width``, ``height``, ..."""
+    """Further facts about each image: ``split``, ``group``, ``width``, ``height``, ..."""
     skipped: tuple[SkippedFile, ...] = ()
-    """Files found but not usable."""
+    """Files that could not be used."""
     notes: tuple[str, ...] = ()
-    """What reading did that the user should know, one sentence each."""
+    """What the user should know about the reading, one sentence each."""
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -170,7 +170,7 @@ class Dataset:
 
 @dataclass(frozen=True)
 class Splits:
-    """Three disjoint parts of a dataset, and what the user should know about how they were made."""
+    """Three disjoint splits of a dataset, and what the user should know about them."""
 
     train: Dataset
     val: Dataset
@@ -180,7 +180,7 @@ class Splits:
 
 @dataclass(frozen=True)
 class Batch:
-    """What a network trains on. Values are replaced, never written to."""
+    """The images that a network trains on in one step. Fields are replaced, never written to."""
 
     pixels: Float[Tensor, "B C H W"]
     """In [0, 1]."""
@@ -190,9 +190,9 @@ class Batch:
     """Position of each image in its dataset."""
     group: Int[Tensor, " B"] | None = None
     classes: int | None = None
-    """K: what hard labels need to become soft ones."""
+    """K, which is needed to turn hard labels into soft ones."""
     epoch: int = 0
-    """Passes over the data before this one: what alternates, alternates by it."""
+    """Number of the pass over the data, from 0: what alternates by epoch depends on it."""
     view: Float[Tensor, "B C H W"] | None = None
     """The same images once more, augmented in another way (the strong view of FixMatch, the second of SimCLR)."""
     beside: "Batch | None" = None
@@ -204,21 +204,21 @@ class Batch:
 
 @dataclass(frozen=True)
 class Prediction:
-    """The answer for one image."""
+    """The prediction for one image."""
 
     file: str
     label: str | None
-    """The likeliest class; None when the image could not be read."""
+    """The most probable class; None where the image could not be read."""
     confidence: float | None
     """Its calibrated probability."""
     top: tuple[tuple[str, float], ...] = ()
-    """The k likeliest classes with their probabilities, best first."""
+    """The k most probable classes with their probabilities, best first."""
     error: str | None = None
-    """Why there is no answer."""
+    """Why there is no prediction."""
     abstained: bool = False
     """The confidence is below the classifier's threshold: its answer is "unknown", and ``label`` only a guess."""
     among: tuple[str, ...] | None = None
-    """Classes that a conformal set leaves possible, likeliest first; None where no sets were asked for."""
+    """The classes of the conformal set, most probable first; None without conformal sets."""
 
 
 @dataclass(frozen=True)
@@ -243,17 +243,17 @@ RemarkLevel = Literal["problem", "warning", "note"]
 
 @dataclass(frozen=True)
 class Remark:
-    """One thing found, in a sentence, with what to do about it."""
+    """One finding as a sentence, with what to do about it."""
 
     level: RemarkLevel
     text: str
     examples: tuple[str, ...] = ()
-    """Files or classes it is about, a few of them."""
+    """A few of the files or classes that it is about."""
 
 
 @dataclass(frozen=True)
 class Findings:
-    """What examining something gave: numbers for programs, remarks for people."""
+    """The result of an examination: numbers for programs, remarks for people."""
 
     subject: str
     values: Mapping[str, Any]
