@@ -8,7 +8,9 @@ import torch
 from PIL import Image
 from torch.nn import functional as F
 
+from helpers.pruned_classifiers import images
 from sightline.classifier import Classifier
+from sightline.compression import Int8
 from sightline.errors import BundleError
 from sightline.formats import export
 from sightline.layers import PrototypeHead
@@ -23,7 +25,7 @@ from sightline.models import (
     parse_architecture,
 )
 from sightline.preprocessing import Normalise, Preprocessing
-from sightline.types import Geometry
+from sightline.types import Geometry, Splits
 
 
 def make(classes: int, model: str = "lenet5", *, normalise: bool = True) -> Classifier:
@@ -124,3 +126,17 @@ def test_surgery_after_prototypes_keeps_the_head_whole(tmp_path):
     network = build(plan).eval()
     assert network.head.centre.shape == (3,)
     assert network(torch.rand(2, 1, 8, 8)).shape == (2, 2)
+
+
+@pytest.mark.parametrize("classes", [2, 3])
+def test_int8_leaves_the_head_in_floats(tmp_path, classes):
+    classifier, drawn = make(classes), images(40, side=28, channels=1)
+    data = replace(drawn, labels=drawn.labels % classes, classes=classifier.classes)
+    data = Splits(data, data, data)
+    small = Int8(by="minmax", images=20)(classifier, data)
+    assert isinstance(small.network.head, PrototypeHead)
+    again = Classifier.load(small.save(tmp_path / "small"))
+    pixels = torch.rand(60, 1, 28, 28)
+    with torch.no_grad():
+        assert torch.equal(again(pixels), small(pixels))
+        torch.testing.assert_close(small(pixels), classifier(pixels), rtol=0, atol=0.1)
