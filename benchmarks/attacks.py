@@ -19,8 +19,8 @@ from record import record
 from torch.nn import functional as F
 
 from sightline import runtime
-from sightline.attacks import PGD, frozen_eval
-from sightline.classifier import Classifier
+from sightline.attacks import PGD
+from sightline.classifier import Classifier, frozen_eval
 from sightline.data.loader import to_tensor
 from sightline.models import build, parse_architecture
 from sightline.preprocessing import Preprocessing

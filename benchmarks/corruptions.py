@@ -16,8 +16,7 @@ import torch
 from record import record
 
 from sightline import runtime
-from sightline.robustness.corruption_benchmark import evaluate_corruptions
-from sightline.robustness.corruptions import CORRUPTIONS
+from sightline.robustness import CORRUPTIONS, evaluate_corruptions
 from sightline.runs import open_subject
 
 ROUNDS = 5

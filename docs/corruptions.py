@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 from sklearn.datasets import load_sample_image
 
-from sightline.robustness.corruption_benchmark import draw_corruptions
+from sightline.robustness import draw_corruptions
 
 SIZE, CELL = 56, 112
 

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from sightline import runtime
 from sightline.errors import ChoiceError, DataError
-from sightline.robustness.corruption_benchmark import CorruptionResult, corrupt_run, evaluate_corruptions
+from sightline.robustness import CORRUPTIONS, CorruptionResult, corrupt_run, evaluate_corruptions
 from sightline.robustness.corruption_kernels import (
     SEVERITIES,
     convolve,
@@ -24,7 +24,6 @@ from sightline.robustness.corruption_kernels import (
     motion_kernels,
     plasma_clouds,
 )
-from sightline.robustness.corruptions import CORRUPTIONS
 from sightline.training.recipe import Recipe
 from sightline.training.run import reopen, train
 

@@ -3,8 +3,7 @@
 Each verb draws a picture, returns its results JSON-ready, and saves both in the run's folder ``explanations``.
 """
 
-import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,26 +11,17 @@ import numpy as np
 import torch
 from jaxtyping import UInt8
 from numpy import ndarray
-from torch import Tensor
 
 from .. import progress, runtime
-from ..choose import choose
 from ..classifier import Classifier
 from ..data import to_tensor
 from ..errors import ChoiceError, DataError, GradientError
 from ..pictures import data_url
 from ..training import Run
 from ..types import Remark
-from .cam import check_cam_layer
+from .base import Explainer
 from .counterfactual import find_counterfactuals
-from .explanation import (
-    EXPLAINERS,
-    Explanation,
-    default_explainer,
-    explain,
-    format_probability,
-    predict_calibrated,
-)
+from .explanation import Explanation, explain_with, format_probability, predict_calibrated
 from .feature_visualisation import visualise_features
 from .figures import Panel, Strip, draw_signed_map, draw_strips, enlarge_image, overlay_heat
 from .neighbours import Gallery
@@ -53,27 +43,18 @@ HEAT_LEGEND = "Heat: evidence for the class, full at its strongest."
 SIGNED_LEGEND = "Signed: orange speaks for it, blue against it."
 
 
-def explain_run(
+def explain_files(
     run: Path,
     words: Sequence[str],
+    choose_methods: Callable[[Classifier, Sequence[int]], Mapping[str, Explainer]],
     *,
-    by: str | None = None,
     target: str | None = None,
-    layer: str | None = None,
     out: Path | None = None,
     device: str = "auto",
 ) -> dict[str, Any]:
-    """Explain the answers to image files and draw them.
+    """Explain the answers to image files by the explainers chosen for the classifier and (C, H, W), by name.
 
-    Args:
-        run: a run or bundle folder.
-        words: files, folders and patterns.
-        by: a name of EXPLAINERS with arguments, or ``all``. Default: what fits the network.
-        target: the class to explain. Default: the answer.
-        layer: the layer of an explainer that has one.
-        out: the picture. Default: in the run folder, with ``explain.json`` beside it.
-
-    Raises SightlineError for a class, layer, method or file that cannot be used.
+    The other arguments, and the errors, are those of ``explain_run``.
     """
     subject = ExplainedRun.open(run, device=device)
     classifier = subject.classifier
@@ -81,18 +62,18 @@ def explain_run(
     seen = decode_files(words, classifier.geometry)
     images = to_tensor(seen.pixels, classifier.device)
     targets = None if target is None else torch.full((len(images),), class_index(classifier, target))
-    methods = resolve_methods(classifier, images, by, layer)
+    methods = choose_methods(classifier, images.shape[1:])
     near = subject.gallery()
     found, remarks = [], [*subject.remarks, *seen.remarks]
     with progress.progress_bar("explaining", len(methods)) as advance:
-        for method in methods:
+        for name, method in methods.items():
             try:
-                found.append(explain(classifier, images, by=method, targets=targets, gallery=near))
+                found.append(explain_with(classifier, images, method, name=name, targets=targets, gallery=near))
             except (ChoiceError, GradientError) as error:
                 if len(methods) == 1:
                     raise
-                remarks.append(Remark("note", f"{method} is left out. {error}"))
-            advance(note=method)
+                remarks.append(Remark("note", f"{name} is left out. {error}"))
+            advance(note=name)
     remarks += [remark for one in found for remark in one.remarks]
     tables = {one.by: one.as_json() for one in found}
     own = ("share", "place", "inside", "sentence", "faithfulness")
@@ -111,23 +92,6 @@ def explain_run(
     }
     subject.save(draw_explanations(seen.pixels, seen.files, found, near), where, "explain.json", value)
     return value
-
-
-def resolve_methods(classifier: Classifier, images: Tensor, by: str | None, layer: str | None) -> list[str]:
-    """The explainers meant by ``by`` and ``layer``, as words; ChoiceError for a method without layers."""
-    layered = []
-    for name in EXPLAINERS:
-        method: Any = choose(EXPLAINERS, name, "explainer")
-        if "layer" in {field.name for field in dataclasses.fields(method)}:
-            layered.append(name)
-    if layer is not None:
-        if by not in (None, "all", *layered):
-            raise ChoiceError(f"--layer is for {' and '.join(layered)}, not for '{by}'.")
-        by = by or layered[0]
-        if classifier.differentiable:
-            check_cam_layer(classifier, layer, images.shape[1:])
-    names = [*EXPLAINERS] if by == "all" else [by or default_explainer(classifier, images.shape[1:])]
-    return [f"{name}:layer={layer}" if layer and name in layered else name for name in names]
 
 
 def draw_explanations(
@@ -266,12 +230,8 @@ def visualise_run(
     return value
 
 
-def explain_answers_run(run: Run, *, by: str | None = None, right: int = 6, wrong: int = 6) -> dict[str, Any]:
-    """Explain answers to the run's own test images: the most confident mistakes, and random correct answers.
-
-    Draws ``explanations/answers.png`` and writes ``answers.json`` into the run; returns its content, with each
-    picture and its heat as data URLs. Raises DataError where the run has no test images.
-    """
+def explain_test_answers(run: Run, explainer: Explainer, name: str, *, right: int, wrong: int) -> dict[str, Any]:
+    """Explain answers to the run's own test images by one explainer; see ``explain_answers_run``."""
     test = run.splits.test
     if not len(test):
         raise DataError(f"The run '{run.folder}' has no test images to explain.")
@@ -281,7 +241,7 @@ def explain_answers_run(run: Run, *, by: str | None = None, right: int = 6, wron
     images = to_tensor(pixels, run.classifier.device)
     labels = [test.classes[k] for k in test.labels[chosen]]
     near = subject.gallery()
-    found = explain(run.classifier, images, by=by, labels=labels, gallery=near)
+    found = explain_with(run.classifier, images, explainer, name=name, labels=labels, gallery=near)
     files = [str(file) for file in test.files[chosen]]
     heats = found.heat.cpu().numpy()
     rows = [

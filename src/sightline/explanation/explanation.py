@@ -1,6 +1,6 @@
 """Why this answer? One explainer over a batch of images, with the tests of every map and the facts in words."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -8,30 +8,12 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ..choose import choose
 from ..classifier import Classifier, frozen_eval
-from ..errors import ChoiceError
 from ..types import Remark
-from .attention import AttentionRollout
 from .base import EXPLANATION_BATCH_SIZE, Explainer, reduce_channels, to_heat_map
-from .cam import GradCam, GradCamPlusPlus, choose_cam_layers
 from .counterfactual import check_target_classes
 from .faithfulness import Faithfulness, measure_faithfulness
-from .gradients import IntegratedGradients, Saliency, SmoothGrad
 from .neighbours import Gallery
-from .perturbation import Occlusion, Rise
-
-EXPLAINERS: dict[str, Callable[..., Explainer]] = {
-    "gradcam": GradCam,
-    "gradcam++": GradCamPlusPlus,
-    "integrated-gradients": IntegratedGradients,
-    "smoothgrad": SmoothGrad,
-    "saliency": Saliency,
-    "rollout": AttentionRollout,
-    "occlusion": Occlusion,
-    "rise": Rise,
-}
-"""Name -> the explainer; its own arguments follow after colons: ``gradcam:layer=layer2``."""
 
 EXPLANATION_NEIGHBOURS = 5
 """Nearest training images that an explanation names."""
@@ -193,27 +175,18 @@ class Explanation:
         ]
 
 
-def explain(
+def explain_with(
     classifier: Classifier,
     images: Float[Tensor, "B C H W"],
+    explainer: Explainer,
     *,
-    by: str | Explainer | None = None,
+    name: str,
     targets: Int[Tensor, " B"] | None = None,
     labels: Sequence[str] | None = None,
     gallery: Gallery | None = None,
     tested: bool = True,
 ) -> Explanation:
-    """Explain the answers to images in [0, 1]: what each pixel does to the logit of the target.
-
-    Args: by: a name of EXPLAINERS with arguments, such as "gradcam:layer=layer2", or an explainer. Default:
-        gradcam where the network has maps, else what works. targets: the classes to explain. Default: the answers.
-        labels: the true classes, where known. gallery: training images of which the nearest are named. tested:
-        whether the maps are tested.
-
-    Raises ChoiceError or GradientError where the classifier does not fit the method.
-    """
-    by = by or default_explainer(classifier, images.shape[1:])
-    explainer = choose(EXPLAINERS, by, "explainer")
+    """Explain the answers to images by one explainer, which sentences call ``name``; see ``explain``."""
     probable = predict_calibrated(classifier, images)
     targets = probable.argmax(1) if targets is None else targets.to(images.device)
     check_target_classes(classifier, targets)
@@ -223,7 +196,6 @@ def explain(
         if tested and len(images)
         else None
     )
-    name = by if isinstance(by, str) else repr(by)
     nearest: Sequence[tuple[dict[str, Any], ...]] = [()] * len(images)
     if gallery is not None:
         with frozen_eval(classifier, weight_noise=False), torch.no_grad():
@@ -258,17 +230,6 @@ def explain(
         facts=tuple(facts),
         faithfulness=faithful,
     )
-
-
-def default_explainer(classifier: Classifier, shape: Sequence[int]) -> str:
-    """The explainer for images (C, H, W) by name: gradcam where the network has maps, else one that works."""
-    if not classifier.differentiable:
-        return "occlusion"
-    try:
-        choose_cam_layers(classifier, shape)
-    except ChoiceError:
-        return "integrated-gradients"
-    return "gradcam"
 
 
 def predict_calibrated(classifier: Classifier, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B K"]:

@@ -14,22 +14,15 @@ from torch import Tensor
 from .. import progress, runtime
 from ..classifier import Classifier
 from ..data import iterate_batches, to_tensor
-from ..files import atomic_replace, write_json
 from ..inference import match_labels
 from ..metrics import score_bounds, wilson
 from ..pictures import contact_sheet
 from ..preprocessing import to_uint8
-from ..runs import sample_images
-from ..training import Run
 from ..types import Dataset, Interval
-from .corruption_kernels import SEVERITIES
-from .corruptions import CORRUPTIONS
+from .corruption_kernels import SEVERITIES, Corruption
 
 if TYPE_CHECKING:
     from PIL.Image import Image
-
-MAX_CORRUPTED_IMAGES = 1000
-"""Test images by default, at most: each is classified 76 times."""
 
 CORRUPTION_BATCH_PIXELS = 1 << 18
 """Pixels per corrupted batch, 256 images of 32 x 32; fixed, because the random draws depend on it."""
@@ -100,40 +93,27 @@ def _mean_interval(shares: Float[ndarray, " n"]) -> Interval:
     return Interval(value, *score_bounds(value, worth, 0.95), n)
 
 
-def corrupt_run(run: Run, *, limit: int = MAX_CORRUPTED_IMAGES, seed: int = 0) -> CorruptionResult:
-    """Test a run's classifier under every corruption and write ``corruptions.json`` and ``corruptions.png``.
-
-    About ``limit`` test images are used, each class in its share. The picture shows one image in all its forms
-    with the accuracy under each. Raises DataError for a limit below 1.
-    """
-    some, sentence = sample_images(run.splits.test, limit, seed, "test images")
-    result = evaluate_corruptions(run.classifier, some, sample=sentence, seed=seed)
-    write_json(run.folder / "corruptions.json", {"run": run.folder.name, **result.as_json()})
-    with atomic_replace(run.folder / "corruptions.png") as temporary:
-        draw_corruptions(run.splits.test[:1][0], result).save(temporary)
-    return result
-
-
-def evaluate_corruptions(
-    classifier: Classifier, dataset: Dataset, *, sample: str = "", seed: int = 0
+def measure_corruptions(
+    classifier: Classifier,
+    dataset: Dataset,
+    corruptions: Mapping[str, Corruption],
+    *,
+    sample: str = "",
+    seed: int = 0,
 ) -> CorruptionResult:
-    """Classify every image clean and in 75 corrupted forms, in eval mode, on the classifier's device.
-
-    ``sample`` describes the images in a sentence. The random draws depend on ``seed`` alone. Raises DataError for
-    images that do not fit the classifier.
-    """
-    labels, forms = match_labels(classifier, dataset), len(CORRUPTIONS) * len(SEVERITIES)
+    """Classify every image clean and under each corruption at each severity; see ``evaluate_corruptions``."""
+    labels, forms = match_labels(classifier, dataset), len(corruptions) * len(SEVERITIES)
     progress.notify(f"{len(dataset):,} images, each clean and in {forms} corrupted forms.")
     classifier.eval()
     started, clean = time.perf_counter(), []
-    found: dict[str, list[list[ndarray]]] = {name: [[] for _ in SEVERITIES] for name in CORRUPTIONS}
+    found: dict[str, list[list[ndarray]]] = {name: [[] for _ in SEVERITIES] for name in corruptions}
     height, width, _ = dataset.geometry.shape
     size = max(1, CORRUPTION_BATCH_PIXELS // (height * width))
     steps = -(-len(dataset) // size)
     with progress.progress_bar("Corrupting", forms * steps) as advance:
         for step, batch in enumerate(iterate_batches(dataset, size, device=classifier.device)):
             clean.append(_predict(classifier, batch.pixels))
-            for name, severity, images in iterate_corruptions(batch.pixels, seed, step):
+            for name, severity, images in iterate_corruptions(batch.pixels, corruptions, seed, step):
                 found[name][severity - 1].append(_predict(classifier, images))
                 advance(note=name)
     right = {name: np.stack([np.concatenate(s) == labels for s in row], 1) for name, row in found.items()}
@@ -142,10 +122,10 @@ def evaluate_corruptions(
 
 
 def iterate_corruptions(
-    images: Float[Tensor, "B C H W"], seed: int, step: int = 0
+    images: Float[Tensor, "B C H W"], corruptions: Mapping[str, Corruption], seed: int, step: int = 0
 ) -> Iterator[tuple[str, int, Float[Tensor, "B C H W"]]]:
     """(name, severity, images) of every corruption at every severity."""
-    for number, (name, member) in enumerate(CORRUPTIONS.items()):
+    for number, (name, member) in enumerate(corruptions.items()):
         for severity in SEVERITIES:
             yield name, severity, member(images, severity, runtime.make_generator(seed, number, severity, step))
 
@@ -155,15 +135,17 @@ def _predict(classifier: Classifier, images: Float[Tensor, "B C H W"]) -> Int[nd
     return classifier(images).argmax(1).cpu().numpy()
 
 
-def draw_corruptions(
-    image: ndarray, result: CorruptionResult | None = None, *, seed: int = 0, cell: int = 112
+def draw_forms(
+    image: ndarray,
+    corruptions: Mapping[str, Corruption],
+    result: CorruptionResult | None = None,
+    *,
+    seed: int = 0,
+    cell: int = 112,
 ) -> "Image":
-    """One image (H W C, uint8) in all its forms: a row per corruption, clean and at five severities.
-
-    With a ``result`` the accuracy is written under each form. ``cell`` is the side of a form in pixels.
-    """
+    """One image (H W C, uint8) in all its forms; see ``draw_corruptions``."""
     shown, captions = [], []
-    for name, severity, form in iterate_corruptions(to_tensor(np.array(image)[None]), seed):
+    for name, severity, form in iterate_corruptions(to_tensor(np.array(image)[None]), corruptions, seed):
         if severity == 1:
             shown.append(image)
             captions.append(name)

@@ -4,7 +4,6 @@ Hendrycks and Dietterich 2019 (arXiv 1903.12261), with the parameters of their p
 """
 
 import math
-from collections.abc import Mapping
 
 import torch
 from jaxtyping import Float
@@ -299,23 +298,3 @@ def _box_means(side: int, size: int) -> Float[Tensor, "n N"]:
     apart = (torch.arange(side) + 0.5) - (torch.arange(size)[:, None] + 0.5) * step
     inside = ((apart > -step / 2) & (apart <= step / 2)).float()
     return inside / inside.sum(1, keepdim=True)
-
-
-CORRUPTIONS: Mapping[str, Corruption] = {
-    "gaussian-noise": GaussianNoise(),
-    "shot-noise": ShotNoise(),
-    "impulse-noise": ImpulseNoise(),
-    "defocus-blur": DefocusBlur(),
-    "glass-blur": GlassBlur(),
-    "motion-blur": MotionBlur(),
-    "zoom-blur": ZoomBlur(),
-    "snow": Snow(),
-    "frost": Frost(),
-    "fog": Fog(),
-    "brightness": Brightening(),
-    "contrast": LowContrast(),
-    "elastic": ElasticDistortion(),
-    "pixelate": Pixelation(),
-    "jpeg": JPEGCompression(),
-}
-"""Name -> corruption, in the order of the papers: noise, blur, weather, digital."""
