@@ -156,7 +156,7 @@ def test_the_readme_names_the_torch_that_is_asked_for():
 
 
 CHOSEN = {"size", "channels", "augment", "model", "epochs", "batch_size", "lr", "precision", "memory_format"}
-CHOSEN |= {"cpu_replicas", "normalize"}
+CHOSEN |= {"cpu_replicas", "normalize", "method"}
 """Fields that are chosen where they are None; the other fields mean "none" by it."""
 NONE = {
     "weights",

@@ -571,9 +571,9 @@ def test_clipping_bounds_the_gradient(prepared):
 
 def test_growing_sizes_end_at_the_working_size(tmp_path):
     recipe = TINY.replace(model="resnet20", size=16, progressive_from=8, epochs=3, limit=200)
-    from sightline.training.build import image_size_at
+    from sightline.training.build import progressive_size
 
-    assert [image_size_at(recipe, epoch) for epoch in range(3)] == [8, 12, 16]
+    assert [progressive_size(16, 8, epoch, 3) for epoch in range(3)] == [8, 12, 16]
     made = train("shapes:120", recipe, out=tmp_path / "r")
     assert made.classifier.geometry.size == (16, 16)
     with pytest.raises(RecipeError, match="its own size only"):

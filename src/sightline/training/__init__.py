@@ -4,8 +4,8 @@
 >>> Recipe(model="lenet5", epochs=3).epochs
 3
 
-Its families are dicts in ``plan.py``: ``OBJECTIVES``, ``CLASS_WEIGHTINGS``, ``MITIGATIONS``, ``OPTIMIZERS``, ``SCHEDULES``
-and ``FREEZE_SCHEDULES``; recipes that were measured are ``PRESETS``.
+Its families are dicts in ``plan.py``: ``OBJECTIVES``, ``CLASS_WEIGHTINGS``, ``MITIGATIONS``, ``OPTIMIZERS``,
+``SCHEDULES`` and ``FREEZE_SCHEDULES``; recipes that were measured are ``PRESETS``.
 """
 
 from importlib import import_module

@@ -1,7 +1,7 @@
 """From a plan and images to what training needs: the classifier before training, and the plain method."""
 
 import copy
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
@@ -22,8 +22,8 @@ from .distributed import SINGLE_PROCESS, ProcessGroup
 from .fairness import apply_mitigation
 from .fit import Method
 from .plan import Plan
-from .recipe import INHERIT, PRETRAINED, Recipe
-from .transfer import load_initial_weights, start_provenance
+from .recipe import INHERIT, PRETRAINED
+from .transfer import load_initial_weights, start_provenance, warn_of_leakage
 
 ADAPTATION_IMAGES = 2000
 """Training images that a network's data-dependent layers are initialised from."""
@@ -58,7 +58,14 @@ def build_classifier(
     sample = np.sort(runtime.permutation(len(train), recipe.seed)[:ADAPTATION_IMAGES])
     with torch.no_grad():
         network.init_from_data(preprocessing(to_tensor(train[sample])))
-    notes = () if blank else load_initial_weights(network, preprocessing, recipe, plan.source, splits)
+    notes: tuple[str, ...] = ()
+    if not blank and recipe.weights is None:
+        notes = tuple(filter(None, [network.load_published()]))
+    elif not blank and recipe.weights is not None:
+        keep_head = recipe.epochs == 0
+        notes = (load_initial_weights(network, preprocessing, recipe.weights, plan.source, train, keep_head),)
+        if plan.source is not None:
+            notes += warn_of_leakage(recipe.weights, plan.source, splits.test, recipe.data, recipe.data_seed)
     start = recipe.model if plan.is_pretrained else None
     classifier = Classifier(
         preprocessing,
@@ -80,7 +87,15 @@ def build_classifier(
     ).to(device)
     if plan.freezing.freezes:
         plan.freezing.n_frozen([stage.name for stage in find_stages(network)], 0)  # raises for an unknown stage
-    _check_progressive_size(recipe, classifier)
+    if (side := recipe.progressive_from) is not None:
+        try:
+            with torch.inference_mode():
+                classifier.eval()(torch.zeros(1, train.geometry.channels, side, side, device=device))
+        except (RuntimeError, DataError) as error:
+            raise RecipeError(
+                f"The recipe's progressive_from is {side}, but {recipe.model} accepts images of its own size only: "
+                "leave it out, or choose another model."
+            ) from error
     return classifier, (*network.notes, *notes)
 
 
@@ -109,8 +124,9 @@ def build_method(plan: Plan, splits: Splits, device: torch.device, group: Proces
     fair = apply_mitigation(plan.mitigation, recipe.fairness_column, splits.train.labelled, plan.objective)
     balanced = fair.balanced or recipe.sampling == "balanced"
 
-    def batches(epoch: int, start: int) -> Iterable[Batch]:
-        whole = iterate_batches(
+    def batches(epoch: int, start: int) -> Iterator[Batch]:
+        side = progressive_size(recipe.size or 0, recipe.progressive_from, epoch, recipe.epochs or 1)
+        for batch in iterate_batches(
             fair.train,
             size,
             device=device,
@@ -120,40 +136,19 @@ def build_method(plan: Plan, splits: Splits, device: torch.device, group: Proces
             drop_last=True,
             memory_format=memory_format,
             share=(group.rank, group.size),
-        )
-        return _downscale_batches(whole, image_size_at(recipe, epoch), memory_format)
+        ):
+            if side >= batch.pixels.shape[-1]:
+                yield batch
+                continue
+            small = F.interpolate(batch.pixels, (side, side), mode="bilinear", antialias=True)
+            yield replace(batch, pixels=small.contiguous(memory_format=memory_format))
 
     return Method(fair.objective, batches, count_batches(len(fair.train), size, drop_last=True), hooks=fair.hooks)
 
 
-def image_size_at(recipe: Recipe, epoch: int) -> int:
-    """Pixels of a side in this epoch: from ``progressive_from`` in steps of 4 to the working size."""
-    size, start = recipe.size or 0, recipe.progressive_from
+def progressive_size(size: int, start: int | None, epoch: int, epochs: int) -> int:
+    """Pixels of a side in this epoch: from ``start`` in steps of 4 to ``size``, reached after 2/3 of the epochs."""
     if start is None or start >= size:
         return size
-    fraction = min(1.0, epoch / max(1.0, FULL_SIZE_AFTER * (recipe.epochs or 1)))
+    fraction = min(1.0, epoch / max(1.0, FULL_SIZE_AFTER * epochs))
     return min(size, start + 4 * round((size - start) * fraction / 4))
-
-
-def _downscale_batches(whole: Iterable[Batch], side: int, memory_format: torch.memory_format) -> Iterator[Batch]:
-    for batch in whole:
-        if side >= batch.pixels.shape[-1]:
-            yield batch
-            continue
-        small = F.interpolate(batch.pixels, (side, side), mode="bilinear", antialias=True)
-        yield replace(batch, pixels=small.contiguous(memory_format=memory_format))
-
-
-def _check_progressive_size(recipe: Recipe, classifier: Classifier) -> None:
-    """Raise RecipeError where ``progressive_from`` is asked of a network that answers one size only."""
-    if recipe.progressive_from is None:
-        return
-    side, channels = recipe.progressive_from, classifier.geometry.channels
-    try:
-        with torch.inference_mode():
-            classifier.eval()(torch.zeros(1, channels, side, side, device=classifier.device))
-    except (RuntimeError, DataError) as error:
-        raise RecipeError(
-            f"The recipe's progressive_from is {side}, but {recipe.model} answers images of its own size only: "
-            "leave it out, or choose another model."
-        ) from error

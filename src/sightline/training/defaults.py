@@ -88,10 +88,10 @@ class Default:
     reason: str
 
 
-def default_pixels(recipe: Recipe, images: Survey) -> list[Default]:
-    """Size and channels, from a survey of the images."""
+def default_pixels(images: Survey, size: int | None = None, channels: int | None = None) -> list[Default]:
+    """Size and channels where they are open, from a survey of the images."""
     chosen: list[Default] = []
-    if recipe.size is None:
+    if size is None:
         low, middle, high = images.short_side.low, images.short_side.median, images.short_side.high
         smallest, largest = DEFAULT_SIZES[0], DEFAULT_SIZES[-1]
         if low == high == images.width.high == images.height.high and smallest <= low <= largest:
@@ -102,7 +102,7 @@ def default_pixels(recipe: Recipe, images: Survey) -> list[Default]:
             size = max(s for s in DEFAULT_SIZES if s <= middle)
             why = f"the median short side is {middle:.0f} pixels"
         chosen.append(Default("size", size, f"Working size {size} x {size}: {why} (--size)."))
-    if recipe.channels is None:
+    if channels is None:
         channels = 3 if images.grey < 0.99 else 1
         what = "colour" if channels == 3 else "grey"
         chosen.append(Default("channels", channels, f"Working in {what}, like the images (--channels)."))
@@ -278,7 +278,14 @@ def measure_throughput(classifier: Classifier, plan: Plan, batch: Batch) -> Thro
         known = json.loads(path.read_text())
         return Throughput(ExecutionMode(**known["mode"]), known["images_per_second"])
     memory_formats = tuple(MEMORY_FORMATS) if recipe.memory_format is None else (recipe.memory_format,)
-    precisions = _candidate_precisions(classifier, plan, batch)
+    precisions = [recipe.precision] if recipe.precision else list(PRECISIONS)
+    if recipe.precision is None:  # a few images show which one is emulated: it may be 20 times slower
+        few = split_batch(batch, max(1, len(batch) // PRECISION_TRIAL_IMAGES))[0]
+        with ExitStack() as stack:
+            tried = [ExecutionMode(precision, "channels_last") for precision in PRECISIONS]
+            trials = {mode.precision: _prepare_step(stack, classifier, plan, few, mode) for mode in tried}
+            best = {name: min(times) for name, times in runtime.time_interleaved(trials, 2).items()}
+        precisions = [name for name in PRECISIONS if best[name] <= 2 * min(best.values())]
     modes = [ExecutionMode(p, layout, recipe.cpu_replicas or 1) for p in precisions for layout in memory_formats]
     mode, rate = _time_modes(modes, classifier, plan, batch)
     if recipe.cpu_replicas is None and replicas_may_help(classifier, plan):
@@ -316,18 +323,6 @@ def _time_modes(
         times = runtime.time_interleaved(trials, AUTOTUNE_STEPS)
     mode = min(modes, key=lambda each: min(times[str(each)]))
     return mode, len(batch) / median(times[str(mode)])
-
-
-def _candidate_precisions(classifier: Classifier, plan: Plan, batch: Batch) -> list[str]:
-    """The precisions that are not hopeless on a few images: an emulated one may be 20 times slower."""
-    if plan.recipe.precision is not None:
-        return [plan.recipe.precision]
-    few = split_batch(batch, max(1, len(batch) // PRECISION_TRIAL_IMAGES))[0]
-    with ExitStack() as stack:
-        modes = [ExecutionMode(precision, "channels_last") for precision in PRECISIONS]
-        trials = {mode.precision: _prepare_step(stack, classifier, plan, few, mode) for mode in modes}
-        best = {name: min(times) for name, times in runtime.time_interleaved(trials, 2).items()}
-    return [name for name in PRECISIONS if best[name] <= 2 * min(best.values())]
 
 
 def _prepare_step(

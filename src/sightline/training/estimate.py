@@ -62,7 +62,7 @@ def estimate_cost(data: str | Path | None, recipe: Recipe | None = None, *, devi
     plan.check_network()
     source = find(recipe.data, limit=recipe.limit, seed=recipe.data_seed)
     known = plan.recipe.size is not None and plan.recipe.channels is not None
-    pixels = [] if known else default_pixels(plan.recipe, survey(source))
+    pixels = [] if known else default_pixels(survey(source), plan.recipe.size, plan.recipe.channels)
     plan = plan.replace(**{each.field: each.value for each in pixels})
     images = _count_train_images(source, plan.recipe)
     network = default_network(plan, train_images=images)
@@ -198,16 +198,9 @@ def run_lr_range_test(
         losses.append(smooth)
     if len(losses) < 5:
         raise TrainingError("The loss is not finite even at tiny learning rates: check images, weights and loss.")
-    return LRFinderResult(tuple(lrs), tuple(losses), _find_steepest_lr(lrs, losses))
-
-
-def _find_steepest_lr(lrs: list[float], losses: list[float]) -> float:
-    """Where the loss falls fastest per factor of the rate, before its lowest point, over a window of a few steps.
-
-    The first steps are left out: their smoothed loss is the mean of a few batches.
-    """
+    # Where the loss falls fastest before its minimum, over a window; the first losses are means of a few batches.
     width = max(2, len(losses) // 12)
     lowest = max(int(np.argmin(losses)), 3 * width)
     falls = [losses[i + width] - losses[i - width] for i in range(2 * width, min(lowest, len(losses) - width))]
     middle = 2 * width + int(np.argmin(falls)) if falls else len(losses) // 2
-    return float(f"{lrs[middle]:.1e}")
+    return LRFinderResult(tuple(lrs), tuple(losses), float(f"{lrs[middle]:.1e}"))

@@ -48,37 +48,44 @@ class SingleReplica:
 class Replicas:
     """Copies of the classifier that share each batch, one thread each; their weights are the same memory.
 
-    No operator is split over threads, which may be faster on a CPU (``autotune`` measures whether it is). Batch norm
+    No operator is split over threads, which may be faster on a CPU (``defaults.py`` measures whether it is). Batch norm
     sees the share of its replica; its running statistics are averaged after each step.
     """
 
     def __init__(self, classifier: Classifier, count: int, *, bfloat16: bool = False, pieces: int = 1) -> None:
-        copies = [classifier, *(_share_weights(classifier) for _ in range(count - 1))]
+        copies = [classifier, *(copy.deepcopy(classifier) for _ in range(count - 1))]
+        for twin in copies[1:]:  # the same memory, with gradients and buffers of its own
+            for own, first in zip(twin.parameters(), classifier.parameters(), strict=True):
+                own.data = first.data
         self.work = [SingleReplica(one, bfloat16=bfloat16, pieces=pieces) for one in copies]
         self.copies = copies
         self.parameters = [[*one.parameters()] for one in copies]
         threads = torch.get_num_threads()
         self.pools = [ThreadPoolExecutor(1, "replica", torch.set_num_threads, (1,)) for _ in copies]
         for pool in self.pools:
-            pool.submit(int).result()  # the thread is there, and has its setting
-        torch.set_num_threads(threads)  # what a thread sets for itself is the default of later threads
+            pool.submit(int).result()  # the thread exists and has its setting
+        torch.set_num_threads(threads)  # a thread's own setting becomes the default of later threads
 
     def __call__(self, objective: Objective, batch: Batch) -> Float[Tensor, ""]:
         """The mean loss; gradients are in the parameters of the first copy."""
         shares = split_batch(batch, len(self.work))
-        for one in self.copies[1:]:
-            _copy_modes(one, self.copies[0])
+        first = self.copies[0]
+        for twin in self.copies[1:]:  # what is frozen in the first is frozen in all
+            for own, module in zip(twin.modules(), first.modules(), strict=True):
+                own.training = module.training
+            for own, parameter in zip(twin.parameters(), first.parameters(), strict=True):
+                own.requires_grad_(parameter.requires_grad)
         waiting = [
             pool.submit(work, objective, share)
             for pool, work, share in zip(self.pools, self.work, shares, strict=False)
         ]
         parts = [len(share) / len(batch) for share in shares]
         loss = sum((each.result() * part for each, part in zip(waiting, parts, strict=True)), torch.zeros(()))
-        self._gather(parts)
+        self._reduce(parts)
         return loss
 
     @torch.no_grad()
-    def _gather(self, parts: Sequence[float]) -> None:
+    def _reduce(self, parts: Sequence[float]) -> None:
         """The first copy's gradients and statistics become the weighted mean of all."""
         used = range(len(parts))
         grads = [[p.grad for p in self.parameters[i] if p.grad is not None] for i in used]
@@ -137,22 +144,6 @@ def _take_fraction(batch: Batch, i: int, count: int) -> Batch:
         view=None if batch.view is None else batch.view[rows],
         beside=None if batch.beside is None else _take_fraction(batch.beside, i, count),
     )
-
-
-def _share_weights(classifier: Classifier) -> Classifier:
-    """A copy whose parameters are the same memory, with gradients and buffers of its own."""
-    twin = copy.deepcopy(classifier)
-    for own, first in zip(twin.parameters(), classifier.parameters(), strict=True):
-        own.data = first.data
-    return twin
-
-
-def _copy_modes(twin: Classifier, first: Classifier) -> None:
-    """Freeze in a copy what is frozen in the first."""
-    for own, module in zip(twin.modules(), first.modules(), strict=True):
-        own.training = module.training
-    for own, parameter in zip(twin.parameters(), first.parameters(), strict=True):
-        own.requires_grad_(parameter.requires_grad)
 
 
 def norm_statistics(*modules: nn.Module, moving: bool = False) -> list[Tensor]:

@@ -156,15 +156,14 @@ class Plan:
     source: Classifier | None = None
     """The classifier of ``--weights RUN``, loaded once; None for other weights, or random ones."""
     head: HeadMethod | None = None
-    """How the last layer is computed on features of frozen weights before (or instead of) training by gradient; None for
-    gradient alone."""
+    """How the last layer is computed on frozen features before (or instead of) training; None for training alone."""
     notes: tuple[str, ...] = ()
     given: frozenset[str] = frozenset()
     """Parts that were given as objects, which no word replaces."""
 
     def __post_init__(self) -> None:
         recipe, freeze = self.recipe, f"The recipe's freeze is '{self.recipe.freeze}'"
-        check_cuts(self.objective, recipe)
+        check_cuts(self.objective, recipe.grad_accum_steps, recipe.cpu_replicas or 1, recipe.devices)
         if self.mitigation.single_process and recipe.fairness_column is not None and recipe.devices > 1:
             raise RecipeError(
                 f"{recipe.fairness_method} keeps one set of weights: use --devices 1, or --fairness-method balanced."
@@ -289,20 +288,20 @@ def validate_recipe(recipe: Recipe) -> None:
     resolve(recipe).check_network()
 
 
-def check_cuts(objective: Objective, recipe: Recipe) -> None:
-    """Raise RecipeError where a recipe cuts batches whose objective does not allow it."""
-    if objective.stochastic and (recipe.cpu_replicas or 1) > 1:
+def check_cuts(objective: Objective, pieces: int, replicas: int, devices: int) -> None:
+    """Raise RecipeError where a batch would be cut although the objective does not allow it."""
+    if objective.stochastic and replicas > 1:
         raise RecipeError(
-            f"The loss {recipe.loss} draws random numbers, which replicas would draw in no fixed order: leave out "
-            "--cpu-replicas."
+            f"The objective {objective.name} draws random numbers, which replicas would draw in no fixed order: leave "
+            "out --cpu-replicas."
         )
     if not objective.across_images:
         return
-    for field in ("grad_accum_steps", "cpu_replicas", "devices"):
-        if (vars(recipe)[field] or 1) > 1:
+    for flag, count in (("grad-accum-steps", pieces), ("cpu-replicas", replicas), ("devices", devices)):
+        if count > 1:
             raise RecipeError(
-                f"The objective {objective.name} compares the images of a batch with one another, so a batch "
-                f"cannot be cut: leave out --{field.replace('_', '-')}."
+                f"The objective {objective.name} compares the images of a batch with one another, so a batch cannot be "
+                f"cut: leave out --{flag}."
             )
 
 
@@ -330,11 +329,6 @@ def _parse_objective(recipe: Recipe) -> Objective:
     return choose({name: partial(make, name) for name in OBJECTIVES}, recipe.loss, "loss")
 
 
-def _parse_schedule(recipe: Recipe) -> Schedule:
-    family = {name: partial(make, warmup=recipe.warmup) for name, make in SCHEDULES.items()}
-    return choose(family, recipe.schedule, "schedule")
-
-
 def _parse_model(recipe: Recipe) -> Architecture | None:
     """The recipe's network, made for 2 classes while nothing is known of the images."""
     if recipe.model is None:
@@ -359,7 +353,14 @@ _PARSERS: Mapping[str, tuple[Callable[[Recipe], Any], Set[str]]] = {
         {"fairness_method"},
     ),
     "optimizer": (lambda recipe: choose(OPTIMIZERS, recipe.optimizer, "optimiser"), {"optimizer"}),
-    "schedule": (_parse_schedule, {"schedule", "warmup"}),
+    "schedule": (
+        lambda recipe: choose(
+            {name: partial(make, warmup=recipe.warmup) for name, make in SCHEDULES.items()},
+            recipe.schedule,
+            "schedule",
+        ),
+        {"schedule", "warmup"},
+    ),
     "freezing": (lambda recipe: choose(FREEZE_SCHEDULES, recipe.freeze, "freeze schedule"), {"freeze"}),
     "head": (lambda recipe: choose(HEAD_METHODS, recipe.method or "gradient", "method"), {"method"}),
     "augment": (lambda recipe: parse_policy(recipe.augment or ()), {"augment"}),

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_hints
 
 from ..checks import is_int, is_number
 from ..choose import suggest
@@ -55,8 +55,7 @@ class Recipe:
     test_fraction: float = _recipe_field(0.15, "Data")
     """Fraction of the images used for testing, where the data has no test split."""
     split_seed: int | None = _recipe_field(None, "Data")
-    """Seed for splitting and --limit. The seed where not given. Use one value for runs you want to compare or
-    combine."""
+    """Seed for splitting and --limit. Default: seed. Use one value for runs you want to compare or combine."""
     group: str | None = _recipe_field(None, "Data")
     """Table column of images that belong together (one patient, one scene) and stay in one split. A column named
     group is used automatically."""
@@ -191,9 +190,13 @@ class Recipe:
             object.__setattr__(self, "augment", tuple(words))
         if self.augment == ("none",):
             object.__setattr__(self, "augment", ())
-        for name, (wanted, holds) in _RULES.items():
+        for name, (wanted, holds) in _field_rules().items():
             value = vars(self)[name]
-            if value is not None and not _holds(holds, value):
+            try:
+                fits = value is None or holds(value)
+            except TypeError:
+                fits = False
+            if not fits:
                 raise RecipeError(f"The recipe's {name} is {value!r}: it must be {wanted}.")
         parse_duration(self.budget)
         if self.crop_fraction is not None and self.resize_mode != "crop":
@@ -250,7 +253,8 @@ class Recipe:
                 lines += ["", f"# --- {group} ---"]
             value = vars(self)[f.name]
             lines += [f"# {' '.join(field_descriptions()[f.name].split())}"]
-            lines += [f"# {f.name} =" if value is None else f"{f.name} = {_toml(value)}"]
+            text = json.dumps(value, ensure_ascii=isinstance(value, tuple))  # a TOML value too
+            lines += [f"# {f.name} =" if value is None else f"{f.name} = {text}"]
         return "\n".join(lines) + "\n"
 
     @classmethod
@@ -349,87 +353,48 @@ def field_descriptions() -> Mapping[str, str]:
     return found
 
 
-def _toml(value: Any) -> str:
-    if isinstance(value, tuple):
-        return f"[{', '.join(json.dumps(word) for word in value)}]"
-    return json.dumps(value, ensure_ascii=False)
+@cache
+def _field_rules() -> Mapping[str, tuple[str, Callable[[Any], bool]]]:
+    rules = {name: (wanted, holds) for wanted, holds, names in _RULES for name in names.split()}
+    for name, kind in get_type_hints(Recipe).items():
+        for part in (kind, *get_args(kind)):
+            if get_origin(part) is Literal:
+                words = get_args(part)
+                rules[name] = f"one of {', '.join(map(str, words))}", words.__contains__
+    return rules
 
 
-def _holds(rule: Callable[[Any], bool], value: Any) -> bool:
-    try:
-        return rule(value)
-    except TypeError:
-        return False
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) and bool(value.strip())
 
 
-def _whole(low: int) -> Callable[[Any], bool]:
-    return lambda v: is_int(v) and v >= low
-
-
-def _one_of(*words: Any) -> tuple[str, Callable[[Any], bool]]:
-    return f"one of {', '.join(str(w) for w in words)}", lambda v: v in words
-
-
-def _number(low: float, high: float) -> Callable[[Any], bool]:
-    return lambda v: is_number(v) and low <= v < high
-
-
-def _text(v: Any) -> bool:
-    return isinstance(v, str) and bool(v.strip())
-
-
-_RULES: Mapping[str, tuple[str, Callable[[Any], bool]]] = {
-    "data": ("a path or a name", _text),
-    "limit": ("a whole number of at least 2", _whole(2)),
-    "val_fraction": ("a fraction from 0.01 to 0.5", lambda v: 0.01 <= v <= 0.5),
-    "test_fraction": ("a fraction from 0.01 to 0.5", lambda v: 0.01 <= v <= 0.5),
-    "split_seed": ("a whole number from 0 to 2^63 - 1", lambda v: _whole(0)(v) and v < 2**63),
-    "group": ("the name of a column", _text),
-    "size": ("a whole number of pixels from 8 to 1024", lambda v: _whole(8)(v) and v <= 1024),
-    "channels": _one_of(1, 3),
-    "resize_mode": _one_of("squash", "crop", "pad"),
-    "crop_fraction": ("a fraction from 0.1 to 1", lambda v: 0.1 <= v <= 1),
-    "from_scratch": ("true or false", lambda v: isinstance(v, bool)),
-    "quality": _one_of("fast", "standard", "best"),
-    "accept_licence": ("true or false", lambda v: isinstance(v, bool)),
-    "method": ("a name", _text),
-    "freeze_norms": ("true or false", lambda v: isinstance(v, bool)),
-    "interpolation": _one_of("bilinear", "bicubic", "box", "lanczos"),
-    "window": ("two numbers such as 0:4095, the smaller first", lambda v: bool(parse_window(v))),
-    "normalize": ("a name", _text),
-    "augment": ("a list of names", lambda v: all(_text(word) for word in v)),
-    "model": ("a name", _text),
-    "weights": ("a file or folder", _text),
-    "freeze": ("a name", _text),
-    "dropout": ("a fraction from 0 to below 1", _number(0, 1)),
-    "init": ("a name", _text),
-    "flip_tta": ("true or false", lambda v: isinstance(v, bool)),
-    "weight_noise": ("a number from 0 to 10", lambda v: _number(0, math.inf)(v) and v <= 10),
-    "epochs": ("a whole number, 0 or more", _whole(0)),
-    "batch_size": ("a whole number of at least 2", _whole(2)),
-    "loss": ("a name", _text),
-    "loss_weight": ("a number, 0 or more", _number(0, math.inf)),
-    "label_smoothing": ("a fraction from 0 to below 1", _number(0, 1)),
-    "class_weights": ("a name", _text),
-    "sampling": _one_of("shuffled", "balanced"),
-    "fairness_column": ("the name of a column", _text),
-    "fairness_method": ("a name", _text),
-    "optimizer": ("a name", _text),
-    "lr": ("a number above 0", lambda v: _number(0, math.inf)(v) and v > 0),
-    "bias_lr": ("a number above 0", lambda v: _number(0, math.inf)(v) and v > 0),
-    "layer_decay": ("a number above 0, up to 1", lambda v: _number(0, math.inf)(v) and 0 < v <= 1),
-    "momentum": ("a fraction from 0 to below 1", _number(0, 1)),
-    "weight_decay": ("a number, 0 or more", _number(0, math.inf)),
-    "schedule": ("a name", _text),
-    "warmup": ("a fraction from 0 to below 1", _number(0, 1)),
-    "clip_grad": ("a number, 0 or more", _number(0, math.inf)),
-    "grad_accum_steps": ("a whole number of at least 1", _whole(1)),
-    "progressive_from": ("a whole number of pixels from 8 to 1024", lambda v: _whole(8)(v) and v <= 1024),
-    "ema_decay": ("a fraction from 0 to below 1", _number(0, 1)),
-    "patience": ("a whole number, 0 or more", _whole(0)),
-    "precision": _one_of("float32", "bfloat16"),
-    "memory_format": _one_of("contiguous", "channels_last"),
-    "cpu_replicas": ("a whole number of at least 1", _whole(1)),
-    "devices": ("a whole number of at least 1", _whole(1)),
-    "seed": ("a whole number from 0 to 2^63 - 1", lambda v: _whole(0)(v) and v < 2**63),
-}
+_RULES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
+    ("a path or a name", _is_text, "data"),
+    ("a file or folder", _is_text, "weights"),
+    (
+        "a name",
+        _is_text,
+        "normalize model method init freeze loss class_weights fairness_method optimizer schedule",
+    ),
+    ("a list of names", lambda v: all(map(_is_text, v)), "augment"),
+    ("the name of a column", _is_text, "group fairness_column"),
+    ("true or false", lambda v: isinstance(v, bool), "from_scratch accept_licence flip_tta freeze_norms"),
+    ("two numbers such as 0:4095, the smaller first", lambda v: bool(parse_window(v)), "window"),
+    ("a whole number, 0 or more", lambda v: is_int(v) and v >= 0, "epochs patience"),
+    ("a whole number of at least 1", lambda v: is_int(v) and v >= 1, "grad_accum_steps cpu_replicas devices"),
+    ("a whole number of at least 2", lambda v: is_int(v) and v >= 2, "limit batch_size"),
+    ("a whole number from 0 to 2^63 - 1", lambda v: is_int(v) and 0 <= v < 2**63, "seed split_seed"),
+    ("a whole number of pixels from 8 to 1024", lambda v: is_int(v) and 8 <= v <= 1024, "size progressive_from"),
+    ("a fraction from 0.01 to 0.5", lambda v: 0.01 <= v <= 0.5, "val_fraction test_fraction"),
+    ("a fraction from 0.1 to 1", lambda v: 0.1 <= v <= 1, "crop_fraction"),
+    (
+        "a fraction from 0 to below 1",
+        lambda v: is_number(v) and 0 <= v < 1,
+        "dropout label_smoothing momentum warmup ema_decay",
+    ),
+    ("a number, 0 or more", lambda v: is_number(v) and 0 <= v < math.inf, "loss_weight weight_decay clip_grad"),
+    ("a number above 0", lambda v: is_number(v) and 0 < v < math.inf, "lr bias_lr"),
+    ("a number above 0, up to 1", lambda v: is_number(v) and 0 < v <= 1, "layer_decay"),
+    ("a number from 0 to 10", lambda v: is_number(v) and 0 <= v <= 10, "weight_noise"),
+)
+"""(what a value must be, whether it is, the fields of this rule); the values of a Literal are its own rule."""

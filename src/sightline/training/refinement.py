@@ -50,7 +50,7 @@ def refine(
     is not finite (the best weights so far are in the bundle).
     """
     recipe, onward = plan.recipe, f"Go on with: sightline train --resume {folder.path}"
-    _check_refinable(classifier, recipe, splits, method)
+    _check_refinable(classifier, plan, splits, method)
     runtime.seed_torch(recipe.seed + group.rank)  # dropout must not depend on what drew before
     state = start_training(classifier, plan, method)
     group.broadcast_state(state.modules)
@@ -152,14 +152,15 @@ def fit_temperature(logits: Float[Tensor, "N K"], labels: Int[Tensor, " N"]) -> 
     return float(math.exp(found.x))
 
 
-def _check_refinable(classifier: Classifier, recipe: Recipe, splits: Splits, method: Method) -> None:
+def _check_refinable(classifier: Classifier, plan: Plan, splits: Splits, method: Method) -> None:
+    replicas = plan.recipe.cpu_replicas or 1
     if splits.train.classes != classifier.classes:
         raise DataError(
             f"The images have the classes {_name_some(splits.train.classes)}, but the classifier has "
             f"{_name_some(classifier.classes)}: relabel the images to the classifier's classes, in their order."
         )
-    check_cuts(method.objective, recipe)
-    if method.modules and (recipe.cpu_replicas or 1) > 1:
+    check_cuts(method.objective, plan.recipe.grad_accum_steps, replicas, plan.recipe.devices)
+    if method.modules and replicas > 1:
         raise RecipeError(
             "A method with modules of its own cannot be shared by replicas: leave out --cpu-replicas."
         )

@@ -215,7 +215,7 @@ def read_dataset(
         chosen = default_start(plan, survey(source))
         recipe = recipe.replace(**{default.field: default.value for default in chosen})
     if recipe.size is None or recipe.channels is None:
-        chosen += default_pixels(recipe, survey(source))
+        chosen += default_pixels(survey(source), recipe.size, recipe.channels)
         recipe = recipe.replace(**{default.field: default.value for default in chosen})
     return load_dataset(source, recipe.geometry, max_bad=max_bad), chosen
 

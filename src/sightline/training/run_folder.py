@@ -1,4 +1,4 @@
-"""The run folder: what a training writes, and where.
+"""The run folder: what training writes, and where.
 
 ``recipe.toml environment.json notes.json split.csv train_batch.png history.csv curves.png
 training.json last.ckpt classifier/ log.txt``; later verbs add to it. Never overwritten unless asked.
@@ -7,7 +7,7 @@ training.json last.ckpt classifier/ log.txt``; later verbs add to it. Never over
 import csv
 import json
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import count
@@ -25,7 +25,7 @@ from .recipe import Recipe
 
 @dataclass(frozen=True)
 class RunFolder:
-    """Paths of one run, and the writing of what is the run's own."""
+    """Paths of one run, and how its files are written."""
 
     path: Path
 
@@ -36,7 +36,7 @@ class RunFolder:
 
     @property
     def checkpoint(self) -> Path:
-        """Everything needed to resume exactly."""
+        """All that an exact resume needs."""
         return self.path / "last.ckpt"
 
     def read_recipe(self) -> Recipe:
@@ -47,19 +47,19 @@ class RunFolder:
         return Recipe.from_toml(file)
 
     def read_facts(self) -> dict[str, Any]:
-        """What ``training.json`` says, empty while training has not finished."""
+        """The values of ``training.json``; empty while training has not finished."""
         file = self.path / "training.json"
         return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
 
     def log(self, text: str, *, aloud: bool = True) -> None:
-        """A sentence for ``log.txt`` and, said ``aloud``, for the terminal."""
+        """Append a sentence to ``log.txt`` and, if ``aloud``, print it."""
         if aloud:
             progress.notify(text)
         with explain_write_errors(self.path), (self.path / "log.txt").open("a", encoding="utf-8") as log:
             log.write(text + "\n")
 
     def write_header(self, recipe: Recipe, splits: Splits, notes: Sequence[str]) -> None:
-        """Write what is known before the first step."""
+        """Write what is known before the first step: recipe, environment, notes and split."""
         for note in notes:
             self.log(note, aloud=False)
         write_text(self.path / "recipe.toml", recipe.to_toml())
@@ -77,7 +77,7 @@ class RunFolder:
                 writer.writerows(zip(part.files, labels, [name] * len(part), strict=True))
 
     def write_train_batch(self, batch: Batch, classes: Sequence[str]) -> None:
-        """A picture of what the network sees, augmentation included."""
+        """Draw the first training batch as the network sees it, after augmentation."""
         from ..pictures import contact_sheet
 
         images = (batch.pixels[:32].float() * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
@@ -87,7 +87,7 @@ class RunFolder:
             sheet.save(self.path / "train_batch.png")
 
     def write_curves(self, history: Sequence[dict[str, Any]]) -> None:
-        """Loss and accuracy over the epochs, as a picture."""
+        """Draw loss and accuracy over the epochs."""
         from ..pictures import plot_history
 
         if history:
@@ -96,10 +96,10 @@ class RunFolder:
 
 
 class SilentRunFolder(RunFolder):
-    """A run among many: its epochs are not news, and nobody will look at its curves."""
+    """A run among many trials or folds: prints nothing and draws no curves."""
 
     def log(self, text: str, *, aloud: bool = True) -> None:
-        """Only for the log."""
+        """Append to ``log.txt`` only."""
         del aloud
         super().log(text, aloud=False)
 
@@ -125,14 +125,10 @@ def create_run_folder(out: Path | None, name: str, *, overwrite: bool = False) -
                 shutil.rmtree(out)
             out.mkdir(parents=True, exist_ok=True)
         return RunFolder(out)
-    for path in _candidate_paths(Path("runs") / name):
+    first = Path("runs") / name
+    for number in count(1):
+        path = first if number == 1 else first.with_name(f"{name}-{number}")
         with explain_write_errors(path), suppress(FileExistsError):  # another run may take the name first
             path.mkdir(parents=True)
             return RunFolder(path)
-    raise AssertionError("numbers do not end")
-
-
-def _candidate_paths(path: Path) -> Iterator[Path]:
-    yield path
-    for number in count(2):
-        yield path.with_name(f"{path.name}-{number}")
+    raise AssertionError("count does not end")

@@ -19,7 +19,7 @@ from ..errors import RecipeError
 from ..layers import Network
 from ..models import Architecture, find_stages, get_head, load_weights
 from ..preprocessing import Preprocessing
-from ..types import Dataset, Splits
+from ..types import Dataset
 from .recipe import INHERIT, Recipe
 
 HEAD_KEEP_MARGIN = 0.25
@@ -97,45 +97,52 @@ def architecture_word(architecture: Architecture) -> str:
 
 
 def load_initial_weights(
-    network: Network, preprocessing: Preprocessing, recipe: Recipe, source: Classifier | None, splits: Splits
-) -> tuple[str, ...]:
-    """Put the weights that the recipe starts from into a new network; returns notes.
+    network: Network,
+    preprocessing: Preprocessing,
+    weights: str,
+    source: Classifier | None,
+    train: Dataset,
+    keep_head: bool,
+) -> str:
+    """Copy ``weights`` into a new network; returns a note.
 
+    Of a classifier (``source``) the head's rows of known class names are copied, the others stay random; of a file,
+    which names no classes, a head that fits is kept with ``keep_head``, or where its accuracy shows that it knows them.
     Raises BundleError where they belong to another network.
     """
-    if recipe.weights is None:
-        return tuple(filter(None, [network.load_published()]))
     last = get_head(network)
     fresh = {name: value.clone() for name, value in last.state_dict().items()}
     if source is None:
-        return (_load_weights_file(network, preprocessing, recipe, splits.train.labelled, fresh),)
-    load_weights(network, find_bundle(recipe.weights) / "model.safetensors", source.state_dict())
-    classes, places = splits.train.classes, {name: k for k, name in enumerate(source.classes)}
+        return _load_weights_file(network, preprocessing, weights, train.labelled, fresh, keep_head)
+    load_weights(network, find_bundle(weights) / "model.safetensors", source.state_dict())
+    classes, places = train.classes, {name: k for k, name in enumerate(source.classes)}
     known = [(row, places[name]) for row, name in enumerate(classes) if name in places]
     with torch.no_grad():
         for name, value in last.state_dict().items():
             value.copy_(fresh[name])
             for row, place in known:
                 value[row] = get_head(source.network).state_dict()[name][place]
-    start = f"Started from the {source.architecture.name} of '{recipe.weights}'; its head "
+    start = f"Started from the {source.architecture.name} of '{weights}'; its head "
     if len(known) == len(classes):
-        note = f"{start}is kept, because it knows the classes."
-    elif not known:
-        note = f"{start}starts from random weights, because it was trained for other classes."
-    else:
-        names = ", ".join(classes[row] for row, _ in known[:5]) + (", ..." if len(known) > 5 else "")
-        new = len(classes) - len(known)
-        note = f"{start}is kept for {names} and starts from random weights for {new} other classes."
-    return (note, *_warn_of_leakage(recipe, source, splits))
+        return f"{start}is kept, because it knows the classes."
+    if not known:
+        return f"{start}starts from random weights, because it was trained for other classes."
+    names = ", ".join(classes[row] for row, _ in known[:5]) + (", ..." if len(known) > 5 else "")
+    new = len(classes) - len(known)
+    return f"{start}is kept for {names} and starts from random weights for {new} other classes."
 
 
 @torch.inference_mode()
 def _load_weights_file(
-    network: Network, preprocessing: Preprocessing, recipe: Recipe, images: Dataset, fresh: dict[str, torch.Tensor]
+    network: Network,
+    preprocessing: Preprocessing,
+    weights: str,
+    images: Dataset,
+    fresh: dict[str, torch.Tensor],
+    keep_head: bool,
 ) -> str:
-    """A file does not name its classes: a head of the right size is kept where its accuracy shows that it knows them."""
-    report = load_weights(network, recipe.weights or "")
-    if report.initial or recipe.epochs == 0:
+    report = load_weights(network, weights)
+    if report.initial or keep_head:
         return str(report)
     rows = np.unique(np.linspace(0, len(images) - 1, min(len(images), HEAD_TEST_IMAGES)).astype(np.int64))
     training, correct = network.training, 0
@@ -175,22 +182,23 @@ def start_provenance(start: str | None, network: Network, source: Classifier | N
     return {"start": start, "ancestors": [backbone_fingerprint(network), *before]}
 
 
-def _warn_of_leakage(recipe: Recipe, source: Classifier, splits: Splits) -> tuple[str, ...]:
-    """A warning where the source was trained on images that are test images now."""
-    folder = Path(recipe.weights or "")
-    same = source.provenance.get("data_fingerprint") == splits.test.fingerprint
-    trained = None
+def warn_of_leakage(
+    weights: str, source: Classifier, test: Dataset, data: str | None, data_seed: int
+) -> tuple[str, ...]:
+    """A warning where the source was trained on images that are test images now; ``data`` is where these come from."""
+    folder, trained = Path(weights), None
+    same = source.provenance.get("data_fingerprint") == test.fingerprint
     if (folder / "split.csv").is_file() and (folder / "recipe.toml").is_file():
-        data = Recipe.from_toml(folder / "recipe.toml").data
-        if same or (data and recipe.data and Path(data).resolve() == Path(recipe.data).resolve()):
+        theirs = Recipe.from_toml(folder / "recipe.toml").data
+        if same or (theirs and data and Path(theirs).resolve() == Path(data).resolve()):
             with (folder / "split.csv").open(newline="", encoding="utf-8") as stream:
                 trained = {row["file"] for row in csv.DictReader(stream) if row["split"] != "test"}
     if trained is None:
-        if not same or source.provenance.get("split_seed") == recipe.data_seed:
+        if not same or source.provenance.get("split_seed") == data_seed:
             return ()
-        what = f"Some test images may have been training images of '{recipe.weights}'"
-    elif count := sum(file in trained for file in splits.test.files.tolist()):
-        what = f"{count:,} of the {len(splits.test):,} test images were training images of '{recipe.weights}'"
+        what = f"Some test images may have been training images of '{weights}'"
+    elif count := sum(file in trained for file in test.files.tolist()):
+        what = f"{count:,} of the {len(test):,} test images were training images of '{weights}'"
     else:
         return ()
     return (f"{what}, from which this run starts, so test accuracy will be too optimistic: use its --split-seed.",)
