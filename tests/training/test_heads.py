@@ -45,10 +45,9 @@ def test_every_head_learns_separated_classes_whatever_the_order(name, classes):
 def test_class_means_are_the_softmax_of_distances():
     """Snell et al. 2017, equation 2: the vector of two classes with means (0, 1) and (4, 1)."""
     support = np.array([[0, 0], [0, 2], [4, 0], [4, 2]], np.float32)
-    head = ClassMeans().fit(support, np.array([0, 0, 1, 1]), 2, seed=0)
+    head = ClassMeans(normalise=False).fit(support, np.array([0, 0, 1, 1]), 2, seed=0)
     queries = np.array([[1, 1], [3, 3], [2, 1]], np.float32)
-    scale = 0.2  # one over the mean squared distance to the centre, 5
-    logits = torch.from_numpy((queries @ head.weight.numpy().T + head.bias.numpy()) / scale)
+    logits = torch.from_numpy(queries @ head.weight.numpy().T + head.bias.numpy())
     wanted = torch.tensor([0.99966465, 0.00033535, 0.5])
     assert torch.allclose(torch.softmax(logits, 1)[:, 0], wanted, atol=1e-5)
 

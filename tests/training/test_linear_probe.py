@@ -6,7 +6,7 @@ import torch
 from sklearn.linear_model import LogisticRegression
 
 from sightline.errors import DataError
-from sightline.training.heads import PROBE_PENALTIES, fit_linear_probe
+from sightline.training.heads import PROBE_PENALTIES, VARIANCE_PRIOR_IMAGES, fit_linear_probe
 
 
 def blobs(count, width, classes, seed=0, spread=2.0):
@@ -18,12 +18,19 @@ def blobs(count, width, classes, seed=0, spread=2.0):
     return features, labels.astype(np.int64)
 
 
+def standardise(features):
+    """Each feature's variance, shrunk towards the mean of all."""
+    variance, count = features.var(0), len(features)
+    shrunk = (count * variance + VARIANCE_PRIOR_IMAGES * variance.mean()) / (count + VARIANCE_PRIOR_IMAGES)
+    return (features - features.mean(0)) / np.sqrt(shrunk)
+
+
 @pytest.mark.parametrize(("count", "width"), [(300, 20), (60, 200)])
 @pytest.mark.parametrize("classes", [3, 5])
 def test_it_is_the_logistic_regression_of_its_penalty(count, width, classes):
     features, labels = blobs(count, width, classes)
     probe = fit_linear_probe(features, labels, classes)
-    standard = (features - features.mean(0)) / features.std(0)
+    standard = standardise(features)
     oracle = LogisticRegression(C=1 / (probe.facts["penalty"] * count), max_iter=5000, tol=1e-8).fit(
         standard, labels
     )
@@ -35,7 +42,7 @@ def test_two_classes_are_the_binary_regression():
     """Softmax over two classes shares the weight between both: half the penalty of the binary form."""
     features, labels = blobs(200, 10, 2)
     probe = fit_linear_probe(features, labels, 2)
-    standard = (features - features.mean(0)) / features.std(0)
+    standard = standardise(features)
     oracle = LogisticRegression(C=2 / (probe.facts["penalty"] * 200), max_iter=5000, tol=1e-8).fit(
         standard, labels
     )

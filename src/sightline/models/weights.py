@@ -61,7 +61,7 @@ def load_weights(network: Network, file: str | Path, tensors: Tensors | None = N
     wanted = {name: t for name, t in network.state_dict().items() if not name.endswith("num_batches_tracked")}
     given = _rename_keys(kept, network, wanted)
     given = {name: t for name, t in given.items() if not name.endswith("num_batches_tracked")}
-    apart = {"noise.alpha"} - (given.keys() & wanted.keys())  # only one side has noise in its weights
+    apart = {"noise.alpha", "head.centre"} - (given.keys() & wanted.keys())  # noise or prototypes on one side only
     given, wanted = ({name: t for name, t in side.items() if name not in apart} for side in (given, wanted))
     initial = _mismatched_head(given, wanted)
     _check_fit(path, given, wanted, initial)

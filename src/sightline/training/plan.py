@@ -329,6 +329,10 @@ def _parse_objective(recipe: Recipe) -> Objective:
     return choose({name: partial(make, name) for name in OBJECTIVES}, recipe.loss, "loss")
 
 
+def _parse_head(recipe: Recipe) -> HeadMethod | None:
+    return choose(HEAD_METHODS, recipe.method or "gradient", "method")
+
+
 def _parse_model(recipe: Recipe) -> Architecture | None:
     """The recipe's network, made for 2 classes while nothing is known of the images."""
     if recipe.model is None:
@@ -339,6 +343,9 @@ def _parse_model(recipe: Recipe) -> Architecture | None:
     changes: list[tuple[str, Mapping[str, Any]]] = [("mirrored", {})] if recipe.flip_tta else []
     if recipe.weight_noise:
         changes.append(("noise", {"alpha": recipe.weight_noise}))
+    head = _parse_head(recipe)
+    if head is not None and head.surgery is not None:
+        changes.append(head.surgery)
     return replace(plan, surgery=(*plan.surgery, *changes))
 
 
@@ -362,8 +369,8 @@ _PARSERS: Mapping[str, tuple[Callable[[Recipe], Any], Set[str]]] = {
         {"schedule", "warmup"},
     ),
     "freezing": (lambda recipe: choose(FREEZE_SCHEDULES, recipe.freeze, "freeze schedule"), {"freeze"}),
-    "head": (lambda recipe: choose(HEAD_METHODS, recipe.method or "gradient", "method"), {"method"}),
+    "head": (_parse_head, {"method"}),
     "augment": (lambda recipe: parse_policy(recipe.augment or ()), {"augment"}),
-    "architecture": (_parse_model, {"model", "dropout", "flip_tta", "weight_noise"}),
+    "architecture": (_parse_model, {"method", "model", "dropout", "flip_tta", "weight_noise"}),
 }
 """Part of a plan -> how it is parsed, and the fields of a recipe it is parsed from."""

@@ -120,7 +120,7 @@ def load_initial_weights(
     with torch.no_grad():
         for name, value in last.state_dict().items():
             value.copy_(fresh[name])
-            for row, place in known:
+            for row, place in known if name != "centre" else ():
                 value[row] = get_head(source.network).state_dict()[name][place]
     start = f"Started from the {source.architecture.name} of '{weights}'; its head "
     if len(known) == len(classes):
