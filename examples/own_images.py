@@ -12,8 +12,8 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw
-from sightline.evaluation.run_evaluation import evaluate_run
 
+from sightline.evaluation import evaluate_run
 from sightline.evidence import write_report
 from sightline.training import Recipe, train
 

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from sightline.evidence import load_evidence, read_report
-from sightline.evidence.old_formats import upgrade_intervals, upgrade_report
+from sightline.evidence.load import upgrade_intervals, upgrade_report
 from sightline.evidence.requirements import check_requirements
 
 OLD_REPORT = {

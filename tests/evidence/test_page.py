@@ -426,6 +426,7 @@ def test_the_run_gets_its_card(tmp_path):
 
 def test_rendering_needs_no_torch(tmp_path):
     run = run_folder(tmp_path / "run")
-    code = "import sys; from sightline.evidence import write_report; write_report(sys.argv[1]); print('torch' in sys.modules)"
+    code = "import sys; from sightline.evidence import write_report; write_report(sys.argv[1]); "
+    code += "print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code, run], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"

@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from .card import render_card
 from .formatting import METRIC_LABELS
-from .load import Evidence, load_evidence
-from .old_formats import read_report
+from .load import Evidence, load_evidence, read_report
 from .page import attach_comparison, check_run, render_page, write_report
 from .requirements import parse_requirements
 from .sections import compression_rows
