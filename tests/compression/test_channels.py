@@ -257,7 +257,7 @@ def test_impossible_values(given, hint):
         ({"conv1": [17, 3]}, "cannot have"),
         ({"conv1": [0, 3]}, "cannot have"),
         ({"conv1": [4]}, "cannot have"),
-        ({"layer1": [4]}, "no channels can be taken out"),
+        ({"layer1": [4]}, "no channels can be removed"),
     ],
 )
 def test_widths_that_cannot_be(layers, hint):

@@ -445,7 +445,7 @@ def test_the_verb(run, tmp_path, cli):
     told = cli(*words, "--overwrite")
     assert told.code == 0, told.err
     assert "fine-tuning for 1 epoch on" in told.err
-    assert "Multiply-adds an image" in told.out
+    assert "Multiply-adds per image" in told.out
     assert str(out) in told.out
     assert Classifier.load(out).provenance["compressed"] == ["prune:amount=0.6"]
     listed = cli("list", "compressors", "--json")
@@ -594,3 +594,15 @@ def test_a_compressor_of_ones_own_is_a_member_like_any_other(run, tmp_path, monk
     assert value["small"]["nonzero"] < 0.7 * value["original"]["nonzero"]
     assert Classifier.load(tmp_path / "small").provenance["compressed"] == value["by"]
     assert "keepeven" in cli("list", "compressors").out
+
+
+def test_recipes_of_a_run_from_published_weights_lose_what_belongs_to_its_start():
+    """The head was computed, or fine-tuned with frozen norms: neither goes on, and a student has weights of its own."""
+    started = TINY.replace(
+        model="timm:tf_efficientnet_lite0.in1k:pretrained=True", method="finetune", normalize="pretrained",
+        freeze_norms=True, epochs=0,
+    )  # fmt: skip
+    short = FineTuning().fine_tuning_recipe(started)
+    assert (short.method, short.normalize, short.freeze_norms) == ("gradient", "pretrained", True)
+    whole = FineTuning(epochs=3).full_training_recipe(started, "lenet5", 400)
+    assert (whole.model, whole.method, whole.normalize, whole.freeze_norms) == ("lenet5", "gradient", None, False)

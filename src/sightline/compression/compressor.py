@@ -127,9 +127,12 @@ def recipe_from_classifier(classifier: Classifier) -> Recipe:
     architecture = classifier.architecture
     return Recipe(
         model=architecture_word(architecture) if architecture.name in NETWORKS else None,
+        from_scratch=True,  # nothing is trained: no published weights are looked for
+        method="gradient",
         size=geometry.size[0],
         channels=geometry.channels,
         resize_mode=geometry.resize_mode,
+        crop_fraction=None if geometry.crop_fraction == 1 else geometry.crop_fraction,
         interpolation=geometry.interpolation,
         window=None if geometry.window is None else f"{geometry.window[0]:g}:{geometry.window[1]:g}",
         epochs=0,

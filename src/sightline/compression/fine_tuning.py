@@ -14,6 +14,7 @@ from ..inference import predict_logits
 from ..training import (
     INHERIT,
     LINEAR_PROBE_LR_FACTOR,
+    PRETRAINED,
     Objective,
     Recipe,
     RunFolder,
@@ -69,6 +70,9 @@ class FineTuning:
         """A whole training of a fresh network; epochs are None where the budget sets them."""
         base = self._base_recipe(recipe).replace(
             model=model,
+            quality=None,
+            freeze_norms=False,
+            normalize=None if recipe.normalize in (INHERIT, PRETRAINED) else recipe.normalize,
             lr=self.lr,
             epochs=self.epochs or recipe.epochs or None,
             clip_grad=recipe.clip_grad or STUDENT_CLIP_GRAD,
@@ -81,6 +85,7 @@ class FineTuning:
         base = recipe.replace(
             weights=None,
             normalize=None if recipe.normalize == INHERIT else recipe.normalize,
+            method="gradient",
             freeze="none",
             layer_decay=1.0,
             progressive_from=None,

@@ -12,7 +12,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from .presets import PRESETS
-from .recipe import INHERIT, RENAMED_FIELDS, Recipe, field_descriptions, parse_duration
+from .recipe import INHERIT, PRETRAINED, RENAMED_FIELDS, Recipe, field_descriptions, parse_duration
 
 if TYPE_CHECKING:
     from .build import ADAPTATION_IMAGES, MEMORY_FORMATS, build_classifier, build_method
@@ -66,6 +66,8 @@ __all__ = [
     "OBJECTIVES",
     "OPTIMIZERS",
     "PRESETS",
+    "PRETRAINED",
+    "PRETRAINED",
     "RENAMED_FIELDS",
     "SCHEDULES",
     "BaseHook",
