@@ -68,7 +68,7 @@ def _own(network, name):
 
 
 @words
-def test_what_is_left_answers_as_if_the_rest_were_silent(word, tmp_path):
+def test_removing_channels_equals_zeroing_them(word, tmp_path):
     """The law of structured pruning, over every network that a recipe can name."""
     classifier = make(word)
     before = {name: t.clone() for name, t in classifier.state_dict().items()}
@@ -97,7 +97,7 @@ def test_a_bundle_needs_no_torch_pruning(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("scope", CHANNEL_SCOPES)
 @pytest.mark.parametrize("criterion", CHANNEL_CRITERIA)
-def test_every_criterion_and_scope_gives_what_was_asked(criterion, scope):
+def test_every_criterion_and_scope_reaches_the_amount(criterion, scope):
     classifier, data = make("plain-cnn:depth=5:width=16"), splits(48)
     smaller = Channels(0.4, criterion, scope)(classifier, data)
     assert 0.4 <= 1 - cost(smaller) / cost(classifier) < 0.45
@@ -188,7 +188,7 @@ def test_a_group_that_is_not_one_is_found_out():
 @pytest.mark.parametrize(
     "word", ["mobilenet:width=0.25", "densenet:depth=22:growth=8", "vit:depth=1:width=24:heads=2"]
 )
-def test_what_is_saved_is_what_is_counted(word):
+def test_saved_multiply_adds_equal_the_count(word):
     """The search adds up layer by layer what ``multiply_adds`` counts in a pass through the narrowed network."""
     network = make(word).network
     pixels = torch.rand(2, 3, 16, 16)
@@ -260,7 +260,7 @@ def test_impossible_values(given, hint):
         ({"layer1": [4]}, "no channels can be removed"),
     ],
 )
-def test_widths_that_cannot_be(layers, hint):
+def test_impossible_widths_are_refused(layers, hint):
     with pytest.raises(ValueError, match=hint):
         SURGERY["widths"](make("resnet20").network, layers)
 

@@ -101,7 +101,7 @@ PROMISES = {
 
 
 def images(classes):
-    """Real digits of the first so many classes, 16 x 16, in three parts."""
+    """Real digits of the first classes, 16 x 16, in three splits."""
     known = load_digits()
     chosen = np.flatnonzero(known.target < classes)[:240]
     pixels = np.kron(np.rint(known.images[chosen] * 255 / 16).astype(np.uint8), np.ones((1, 2, 2), np.uint8))[
@@ -143,7 +143,7 @@ def test_there_is_a_word_and_a_promise_for_every_member():
 
 
 @pytest.mark.parametrize("name", COMPRESSORS)
-def test_a_compressor_keeps_the_signature_shrinks_what_it_promises_and_is_rebuilt(name, subject, tmp_path):
+def test_a_compressor_keeps_the_signature_shrinks_its_quantity_and_is_rebuilt(name, subject, tmp_path):
     classifier, splits = subject
     before, config = copy.deepcopy(classifier.state_dict()), classifier.config()
     small = parse_compressors(WORDS[name])[0](classifier, splits)
@@ -160,7 +160,7 @@ def test_a_compressor_keeps_the_signature_shrinks_what_it_promises_and_is_rebuil
     after = classifier.state_dict()
     assert before.keys() == after.keys()
     assert all(torch.equal(value, after[key]) for key, value in before.items())
-    if name != "distil":  # which begins anew
+    if name != "distil":  # which starts from new weights
         with pytest.raises(SightlineError, match=r"already"):
             parse_compressors(WORDS[name])[0](small, splits)
 
@@ -255,7 +255,7 @@ def test_the_result_is_a_run_like_any_other(run, small, cli):
     assert row["state"] == "tested"
 
 
-def test_the_table_says_what_others_measure(run, small):
+def test_the_comparison_agrees_with_evaluate_and_scikit_learn(run, small):
     table, test = small.comparison, run.splits.test
     before = evaluate(run.classifier, test, device="cpu")
     after = evaluate(small.run.classifier, test, device="cpu")
@@ -271,8 +271,8 @@ def test_the_table_says_what_others_measure(run, small):
     # the card and the provenance are written later, or differ: the tensors are nearly all of it
     assert table.small.bundle_mb == pytest.approx(sum(f.stat().st_size for f in folder.iterdir()) / 1e6, rel=0.02)
     assert table.small.file_mb == pytest.approx(table.original.file_mb, rel=0.01)
-    said = " ".join(table.sentences())
-    assert "zeros among its parameters take as much space as other numbers" in said
+    sentences = " ".join(table.sentences())
+    assert "zeros among its parameters take as much space as other numbers" in sentences
     value = json.loads((small.run.folder / COMPRESSION_FILE).read_text())
     assert value["sentences"] == table.sentences()
     assert value["by"] == ["prune:amount=0.8"]
@@ -309,7 +309,7 @@ def test_the_sentences_are_plain(small):
     )
 
 
-def test_the_page_shows_it_and_names_what_is_damaged(small, tmp_path):
+def test_the_page_shows_the_comparison_and_names_damaged_files(small, tmp_path):
     folder = tmp_path / "copy"
     shutil.copytree(small.run.folder, folder)
     html = write_report(folder).read_text(encoding="utf-8")
@@ -326,9 +326,9 @@ def test_spoilt_norms_are_recalibrated(run):
                 module.running_mean.add_(1.0)
                 module.running_var.mul_(9.0)
     before = validate(spoilt, run.splits.val)
-    anew, better = recalibrate_norms(spoilt, run.splits)
+    updated, better = recalibrate_norms(spoilt, run.splits)
     assert better
-    assert validate(anew, run.splits.val)[0] < before[0]
+    assert validate(updated, run.splits.val)[0] < before[0]
 
 
 def test_a_fine_tuning_that_lowers_accuracy_is_not_kept(run, tmp_path):
@@ -346,12 +346,12 @@ def test_a_fine_tuning_that_lowers_accuracy_is_not_kept(run, tmp_path):
 
 def stop_after_an_epoch(monkeypatch):
     """A Ctrl-C when the first epoch of a fine-tuning is reported."""
-    told = []
+    messages = []
 
     def say(self, text, *, aloud=True):
         del self, aloud
-        told.append(text)
-        if len(told) == 1:
+        messages.append(text)
+        if len(messages) == 1:
             os.kill(os.getpid(), signal.SIGINT)
 
     monkeypatch.setattr(SilentRunFolder, "log", say)
@@ -442,11 +442,11 @@ def test_the_verb(run, tmp_path, cli):
     shutil.copytree(run.folder, out)
     words = ("compress", run.folder, "--by", "prune:0.6", "--epochs", "1", "--device", "cpu", "--out", out)
     assert cli(*words).code == 2
-    told = cli(*words, "--overwrite")
-    assert told.code == 0, told.err
-    assert "fine-tuning for 1 epoch on" in told.err
-    assert "Multiply-adds per image" in told.out
-    assert str(out) in told.out
+    answer = cli(*words, "--overwrite")
+    assert answer.code == 0, answer.err
+    assert "fine-tuning for 1 epoch on" in answer.err
+    assert "Multiply-adds per image" in answer.out
+    assert str(out) in answer.out
     assert Classifier.load(out).provenance["compressed"] == ["prune:amount=0.6"]
     listed = cli("list", "compressors", "--json")
     assert [row["name"] for row in json.loads(listed.out)["compressors"]] == list(COMPRESSORS)
@@ -496,7 +496,7 @@ def test_mistakes_are_one_sentence(run, small, tmp_path, cli):
     assert not (run.folder / WORK_FOLDER).exists()
 
 
-def test_images_of_another_kind_are_refused(run):
+def test_images_of_another_geometry_or_other_classes_are_refused(run):
     splits = images(10)
     with pytest.raises(DataError, match="load the images with the classifier's geometry"):
         check_images_fit(run.classifier, splits)
@@ -520,7 +520,7 @@ def test_steps_may_be_objects_and_words(run):
     assert open_original(run.folder, device="cpu").recipe.data == run.recipe.data
 
 
-def test_what_cannot_be_exported_is_timed_by_torch(run, tmp_path):
+def test_a_classifier_without_an_exported_file_is_timed_in_torch(run, tmp_path):
     """A filter that no file holds stands before the network."""
     made = train("digits", TINY.replace(normalize="jpeg:75+fitted", epochs=1), out=tmp_path / "run")
     small = compress(
@@ -528,9 +528,9 @@ def test_what_cannot_be_exported_is_timed_by_torch(run, tmp_path):
     )
     assert not small.comparison.exported
     assert small.comparison.small.file_mb is None
-    said = small.comparison.sentences()
-    assert any("Timed in torch" in one and "JPEG" in one for one in said)
-    assert any("its bundle has" in one for one in said)
+    sentences = small.comparison.sentences()
+    assert any("Timed in torch" in one and "JPEG" in one for one in sentences)
+    assert any("its bundle has" in one for one in sentences)
     logits = predict_logits(small.run.classifier, made.splits.test)[0]
     assert logits.shape[1] == 10
     del run
@@ -596,7 +596,7 @@ def test_a_compressor_of_ones_own_is_a_member_like_any_other(run, tmp_path, monk
     assert "keepeven" in cli("list", "compressors").out
 
 
-def test_recipes_of_a_run_from_published_weights_lose_what_belongs_to_its_start():
+def test_recipes_drop_the_settings_of_published_weights():
     """The head was computed, or fine-tuned with frozen norms: neither goes on, and a student has weights of its own."""
     started = TINY.replace(
         model="timm:tf_efficientnet_lite0.in1k:pretrained=True", method="finetune", normalize="pretrained",

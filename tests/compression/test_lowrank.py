@@ -123,7 +123,7 @@ def test_the_error_falls_with_the_rank(kind, name):
 
 @pytest.mark.parametrize("kind", ["svd", "spatial"])
 @pytest.mark.parametrize("rank", [1, 3, 6])
-def test_the_error_is_what_the_dropped_singular_values_hold(kind, rank):
+def test_the_error_is_the_norm_of_the_dropped_singular_values(kind, rank):
     layer, _ = layer_of("linear" if kind == "svd" else "convolution")
     weight = layer.weight.detach()
     matrix = weight.double().numpy()
@@ -229,7 +229,7 @@ def test_more_energy_is_nearer(word, by):
     assert errors[2] < errors[1] < errors[0]
 
 
-def test_what_would_not_shrink_is_left_alone():
+def test_layers_that_would_not_shrink_are_not_factorised():
     smaller = LowRank("tucker", budget=0.8)(make("resnet20"))
     plan = smaller.architecture.surgery[-1][1]["layers"]
     assert "conv1" not in plan or plan["conv1"]["ranks"][0] < 3
@@ -262,7 +262,7 @@ def test_table_two_with_four_times_fewer_parameters():
     assert count_multiply_adds(smaller.network, 1, (28, 28)) < count_multiply_adds(classifier.network, 1, (28, 28))
 
 
-def test_factors_say_what_they_are():
+def test_factors_have_a_repr():
     text = repr(factorise_layer(nn.Conv2d(6, 5, 3), "tucker", [2, 3]))
     assert "tucker, ranks (2, 3)" in text
     assert "(core): Conv2d(2, 3, kernel_size=(3, 3)" in text
@@ -281,7 +281,7 @@ def test_factorising_twice_is_refused():
         LowRank("svd", budget=0.9)(LowRank("spatial", budget=0.7)(make("lenet5")))
 
 
-def test_a_budget_nobody_can_meet():
+def test_an_unreachable_budget_is_refused():
     with pytest.raises(RecipeError, match=r"rank 1 in every layer .* are left, more than the budget of 0.1%"):
         LowRank("svd", budget=0.001)(make("lenet5"))
 
@@ -327,6 +327,6 @@ def test_impossible_values(given, hint):
         ({"head": {"kind": "cp", "ranks": [2]}}, "only ungrouped convolutions"),
     ],
 )
-def test_factors_that_cannot_be(layers, hint):
+def test_impossible_factors_are_refused(layers, hint):
     with pytest.raises(ValueError, match=hint):
         SURGERY["factors"](make("resnet20").network, layers)

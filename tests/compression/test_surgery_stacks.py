@@ -72,7 +72,7 @@ def test_stages_are_those_of_the_whole_network(name):
 
 
 @pytest.mark.parametrize("name", STEPS)
-def test_what_has_no_network_of_its_own_is_refused(name):
+def test_classifiers_without_a_network_are_refused(name):
     both = combine([make("lenet5", seed=0), make("lenet5", seed=1)]).classifier
     with pytest.raises(RecipeError, match="member by member"):
         STEPS[name](both, splits(8))
@@ -115,7 +115,7 @@ def test_an_exported_file_holds_the_small_network_and_its_zeros(tmp_path):
     torch.testing.assert_close(own, expected.detach(), rtol=1e-4, atol=1e-5)
 
 
-def test_work_only_falls_where_it_is_said_to():
+def test_only_the_promised_costs_fall():
     """Zeros are multiplied like other numbers; channels and factors are gone."""
     classifier, data = make("lenet5"), splits(8)
     work = {name: count_multiply_adds(step(classifier, data).network, 3, (16, 16)) for name, step in STEPS.items()}

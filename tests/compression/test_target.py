@@ -54,7 +54,7 @@ def test_other_words_are_refused(word):
         Target.parse(word)
 
 
-def test_a_misspelt_target_is_suggested():
+def test_a_misspelt_target_gets_a_suggestion():
     with pytest.raises(ChoiceError, match="Did you mean 'latency'"):
         Target.parse("latencies=0.5x")
 
@@ -94,7 +94,7 @@ def test_the_mildest_strength_that_meets_it_is_taken(run, tmp_path):
     assert value["accuracy_drop"] == pytest.approx(parts[0] - parts[1])
 
 
-def test_what_nobody_can_meet_says_what_was_reached_and_keeps_it(run, tmp_path, cli):
+def test_an_unreachable_target_saves_the_best_and_reports_it(run, tmp_path, cli):
     words = ("--by", "channels:criterion=l2", "--target", "multiply-adds=0.1x", "--max-accuracy-drop", "0.03")
     words += ("--epochs", "0", "--out", tmp_path / "small", "--device", "cpu", "--json")
     answer = cli("compress", run.folder, *words)
@@ -117,7 +117,7 @@ def test_what_nobody_can_meet_says_what_was_reached_and_keeps_it(run, tmp_path, 
     assert (tmp_path / "small" / "report.html").is_file()
 
 
-def test_compressors_without_a_strength_are_judged_as_they_are(run, tmp_path):
+def test_compressors_without_a_strength_are_run_once(run, tmp_path):
     asked = {"by": "int8:minmax:images=32", "target": "parameters=0.5x", "device": "cpu"}
     made = compress(run.folder, out=tmp_path / "small", **asked)
     assert len(made.search.candidates) == 1

@@ -242,7 +242,7 @@ def test_a_soup_of_one_classifier_twice_is_that_classifier(family):
         torch.testing.assert_close(made.probabilities(pixels), one.eval().probabilities(pixels))
 
 
-def test_a_greedy_soup_leaves_out_what_spoils_it(family):
+def test_a_greedy_soup_leaves_out_harmful_members(family):
     start, runs = family
     spoilt = copy.deepcopy(runs[0].classifier)
     with torch.no_grad():
@@ -264,7 +264,7 @@ def test_a_greedy_soup_leaves_out_what_spoils_it(family):
         combine(members, "greedy-soup")
 
 
-def test_soups_of_strangers_are_refused(family):
+def test_soups_without_a_common_ancestor_are_refused(family):
     start, runs = family
     one = runs[0].classifier
     with pytest.raises(BundleError, match="not trained from the same weights"):
@@ -283,7 +283,7 @@ def listed(folder, *parts):
         return {row["file"] for row in csv.DictReader(stream) if row["split"] in parts}
 
 
-def test_runs_are_combined_and_tested_beside_their_members(family, tmp_path):
+def test_runs_are_combined_and_compared_with_their_members(family, tmp_path):
     start, runs = family
     folders = [one.folder for one in runs]
     values = combine_runs(folders, out=tmp_path / "all", device="cpu").values
@@ -334,10 +334,10 @@ def test_the_verb(family, tmp_path, cli):
     again = cli("combine", *folders, "--out", tmp_path / "soup")
     assert (again.code, again.out) == (2, "")
     assert "exists already" in again.err
-    told = cli("combine", *folders, "--out", tmp_path / "soup", "--overwrite", "--device", "cpu")
-    assert told.code == 0
-    assert "mean of 3" in told.out
-    assert str(tmp_path / "soup") in told.out
+    answer = cli("combine", *folders, "--out", tmp_path / "soup", "--overwrite", "--device", "cpu")
+    assert answer.code == 0
+    assert "mean of 3" in answer.out
+    assert str(tmp_path / "soup") in answer.out
     assert Classifier.load(tmp_path / "soup").architecture.name == "ensemble"
 
 

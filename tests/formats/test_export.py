@@ -226,7 +226,7 @@ def test_the_scales_of_the_file_are_the_networks_own(images, tmp_path):
 # The file by itself.
 
 
-def test_the_file_says_what_is_needed_to_use_it(images, tmp_path):
+def test_the_file_holds_its_metadata(images, tmp_path):
     geometry = Geometry(size=(16, 16), channels=3, resize_mode="pad", interpolation="bicubic", window=None)
     classifier = made("mlp", geometry, threshold=0.25, provenance={"data": "/home/me/x"})
     write_exported(classifier, tmp_path / "m.onnx")
@@ -317,7 +317,7 @@ def test_files_that_are_none(tmp_path):
 # The gate.
 
 
-def test_the_gate_hands_over_what_agrees(images, tmp_path):
+def test_a_file_that_agrees_is_kept(images, tmp_path):
     classifier = made("mlp")
     found = export(classifier, tmp_path / "m.onnx", data=images)
     right = (TorchRunner(classifier).probabilities(images[:]).argmax(1) == images.labels).mean()
@@ -334,7 +334,7 @@ def test_the_gate_hands_over_what_agrees(images, tmp_path):
     assert export(classifier, tmp_path / "m.onnx", data=images, limit=20, overwrite=True).n == 20
 
 
-def test_the_gate_keeps_nothing_of_a_file_that_disagrees(images, tmp_path, monkeypatch):
+def test_a_file_that_disagrees_is_not_kept(images, tmp_path, monkeypatch):
     """A file of other weights, as a faulty exporter would write it."""
     classifier, other = made("mlp"), made("mlp")
     with torch.no_grad():
@@ -376,7 +376,7 @@ def test_runners_are_timed_in_turn(images):
     assert found["a"][1].repetitions == 200
 
 
-def test_what_has_no_images_to_be_compared_on(images, tmp_path):
+def test_export_without_images_is_refused(images, tmp_path):
     classifier = made("mlp")
     with pytest.raises(DataError, match="--data"):
         export(classifier, tmp_path / "m.onnx")
@@ -420,7 +420,7 @@ def test_a_scikit_learn_estimator_is_refused(digits, tmp_path):
         write_exported(fit_baseline(Splits(digits, digits, digits), "knn"), tmp_path / "m.onnx")
 
 
-def test_a_network_that_cannot_be_followed_is_refused_in_a_sentence(tmp_path):
+def test_a_network_that_cannot_be_traced_is_refused_in_a_sentence(tmp_path):
     classifier = made("mlp")
 
     class Odd(nn.Module):
@@ -448,7 +448,7 @@ def test_names_that_do_not_go_together(to, name, error, text, tmp_path):
         write_exported(made("mlp"), tmp_path / name, to=to)
 
 
-def test_places_that_cannot_be_written(tmp_path):
+def test_unwritable_paths_are_refused(tmp_path):
     (tmp_path / "file").write_text("x")
     (tmp_path / "m.onnx").mkdir()
     (tmp_path / "m.onnx" / "inside").write_text("x")

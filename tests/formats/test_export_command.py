@@ -44,7 +44,7 @@ def script():
     return module
 
 
-def test_export_says_what_it_compared(cli, run, tmp_path):
+def test_export_prints_the_comparison(cli, run, tmp_path):
     answer = cli("export", run, "--out", tmp_path / "m.onnx", "--limit", 20)
     assert answer.code == 0, answer.err
     assert re.search(r"Compared on \d\d of the 40 validation images, each class in its share", answer.out)

@@ -150,7 +150,8 @@ def _trace_groups(network: Network, pixels: Float[Tensor, "B C H W"]) -> list[Ch
         names: dict[nn.Module, str] = {module: name for name, module in work.named_modules()}
         graph = torch_pruning.DependencyGraph()
         with torch.enable_grad():
-            graph.build_dependency(work, pixels, lambda module, given: module.logits(given), verbose=False)
+            logits: Any = lambda module, given: module.logits(given)  # noqa: E731
+            graph.build_dependency(work, pixels, logits, verbose=False)
         found = [_as_channel_group(graph, each, names) for each in graph.get_all_groups([get_head(work)])]
     return [group for group in found if group is not None]
 

@@ -102,12 +102,10 @@ class LatencyPair:
 def time_pair(first: Profile, second: Profile, images: UInt8[ndarray, "N H W C"], size: int) -> LatencyPair:
     """Time both in turn on batches of ``size`` images: their exported files, or torch where one has no file."""
     batch = np.ascontiguousarray(images[np.arange(size) % len(images)])
-    runners = first.file_runner, second.file_runner
-    if runners[0] is None or runners[1] is None:
-        runners = first.torch_runner, second.torch_runner
-    trials = {
-        name: partial(one.probabilities, batch) for name, one in zip(("first", "second"), runners, strict=True)
-    }
+    one, other = first.file_runner, second.file_runner
+    if one is None or other is None:
+        one, other = first.torch_runner, second.torch_runner
+    trials = {"first": partial(one.probabilities, batch), "second": partial(other.probabilities, batch)}
     slowest = max(max(times) for times in runtime.time_interleaved(trials, 1).values())
     rounds = int(np.clip(TIMING_SECONDS / max(slowest, 1e-9), MIN_TIMING_ROUNDS, MAX_TIMING_ROUNDS))
     times = runtime.time_interleaved(trials, rounds)

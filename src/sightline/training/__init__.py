@@ -67,7 +67,6 @@ __all__ = [
     "OPTIMIZERS",
     "PRESETS",
     "PRETRAINED",
-    "PRETRAINED",
     "RENAMED_FIELDS",
     "SCHEDULES",
     "BaseHook",
