@@ -51,7 +51,7 @@ from .fastcnn import fastcnn
 from .handcrafted import HANDCRAFTED_FEATURES, Feature
 from .inception import inception
 from .mobilenet import efficientnet, mobilenet
-from .plain import lenet5, mlp, plain_cnn, small_cnn, strided_cnn, table2
+from .plain import lenet5, mlp, plain_cnn, small_cnn, strided_cnn, table2, vgg11, vgg13, vgg16
 from .pretrained import EMBEDDED_WEIGHTS, WeightsCard
 from .registry import (
     Architecture,
@@ -65,17 +65,17 @@ from .registry import (
     learnt_tensors,
 )
 from .resnet import resnet18, resnet20, resnet32, resnet44, resnet56
-from .stages import NetworkStage, find_stages
 from .surgery import (
+    NetworkStage,
     add_flip_tta,
     add_prototype_head,
     add_weight_noise,
     compressible_layers,
     copy_network,
     expand_head,
+    find_stages,
 )
 from .timm_network import find_card, timm
-from .vgg import vgg11, vgg13, vgg16
 from .vit import ViT, vit
 from .weights import WeightsReport, load_weights
 

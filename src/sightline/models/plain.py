@@ -1,4 +1,4 @@
-"""Networks without shortcuts or branches: a perceptron, LeNet-5, and the plain networks of the source papers."""
+"""Networks without shortcuts or branches: a perceptron, LeNet-5, VGG and the plain networks of the source papers."""
 
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -10,7 +10,17 @@ from torch import Tensor, nn
 from ..checks import check_int
 from ..choose import lookup
 from ..errors import RecipeError
-from ..layers import ImageSize, Network, he_normal, init_he_fan_out, is_large, make_dropout, stem_pools
+from ..layers import (
+    ImageSize,
+    Network,
+    downscaling_notes,
+    he_normal,
+    init_he_fan_out,
+    is_large,
+    make_dropout,
+    scale_widths,
+    stem_pools,
+)
 
 N_PLAIN_STAGES = 3
 """Stages of a plain network; from one to the next the channels double and the side halves."""
@@ -222,3 +232,66 @@ def _check_image_size(name: str, height: int, width: int, size: ImageSize, least
             f"{name} needs images of at least {least}x{least} pixels, not {size[0]}x{size[1]}: "
             "choose a larger --size, or --model mlp."
         )
+
+
+VGG_WIDTHS = (64, 128, 256, 512, 512)
+"""Channels of each stage, which ends with a pool."""
+
+
+class VGG(Network):
+    """VGG with batch norm (Simonyan and Zisserman 2014, arXiv 1409.1556), in its usual form for small images.
+
+    Five stages of 3x3 convolutions with the tensor names of torchvision's ``vgg11_bn``, average pooling, two hidden
+    layers of 512 in place of 4,096, as in chenyaofo/pytorch-cifar-models, and the head, there ``classifier.6``.
+    """
+
+    key_prefixes = (("classifier.6.", "head."),)
+
+    def __init__(
+        self, repeats: tuple[int, ...], classes: int, channels: int, size: ImageSize, dropout: float, width: float
+    ):
+        super().__init__()
+        self.notes = downscaling_notes(size)
+        widths = scale_widths(VGG_WIDTHS, width)
+        layers: list[nn.Module] = []
+        for outputs, count in zip(widths, repeats, strict=True):
+            for _ in range(count):
+                large = not layers and is_large(size)
+                convolution = nn.Conv2d(channels, outputs, 3, 2 if large else 1, 1)
+                relu = nn.Sequential(nn.ReLU(), *stem_pools(size)) if large else nn.ReLU()
+                layers += [convolution, nn.BatchNorm2d(outputs), relu]
+                channels = outputs
+            # Rounded up, so that 28 pixels survive five pools; at 32 pixels it is the ordinary pool.
+            layers.append(nn.MaxPool2d(2, ceil_mode=True))
+        self.features = nn.Sequential(*layers)
+        init_he_fan_out(self.features)
+        (hidden,) = scale_widths((512,), width)
+        self.classifier = nn.Sequential(
+            nn.Linear(channels, hidden),
+            nn.ReLU(),
+            make_dropout(dropout),
+            nn.Linear(hidden, hidden),
+            nn.ReLU(),
+            make_dropout(dropout),
+        )
+        he_normal(self.classifier)
+        self.head = nn.Linear(hidden, classes)
+
+    def logits(self, pixels: Float[Tensor, "B C H W"]) -> Float[Tensor, "B K"]:
+        """Logits."""
+        return self.head(self.classifier(self.features(pixels).mean((2, 3))))
+
+
+def vgg11(classes: int, channels: int, size: ImageSize, dropout: float = 0.5, width: float = 1.0) -> Network:
+    """VGG-11 with batch norm: eight 3x3 convolutions one after the other (width: a factor on the channels)."""
+    return VGG((1, 1, 2, 2, 2), classes, channels, size, dropout, width)
+
+
+def vgg13(classes: int, channels: int, size: ImageSize, dropout: float = 0.5, width: float = 1.0) -> Network:
+    """VGG-13 with batch norm: ten 3x3 convolutions, 1.5 times the multiply-adds of VGG-11."""
+    return VGG((2, 2, 2, 2, 2), classes, channels, size, dropout, width)
+
+
+def vgg16(classes: int, channels: int, size: ImageSize, dropout: float = 0.5, width: float = 1.0) -> Network:
+    """VGG-16 with batch norm: thirteen 3x3 convolutions, 15 million parameters."""
+    return VGG((2, 2, 3, 3, 3), classes, channels, size, dropout, width)
