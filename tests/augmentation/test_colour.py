@@ -116,7 +116,7 @@ def test_hue_equals_colorsys(turn, layout):
     assert np.allclose(turned.numpy(), plain, atol=2e-6)
 
 
-def test_a_whole_turn_of_hue_is_none():
+def test_a_full_turn_of_hue_changes_nothing():
     pixels = torch.rand(2, 3, 8, 8, generator=runtime.make_generator(1))
     assert torch.allclose(adjust_hue(pixels, torch.ones(2, dtype=torch.float64)), pixels, atol=1e-6)
 
@@ -141,7 +141,7 @@ def test_contrast_keeps_the_mean_grey():
     assert not torch.allclose(out, pixels, atol=1e-2)
 
 
-def test_hue_keeps_lightest_and_darkest():
+def test_hue_keeps_the_largest_and_smallest_channel():
     pixels = torch.rand(8, 3, 12, 12, generator=runtime.make_generator(1))
     out = Hue(0.5)(batch_of(pixels), runtime.make_generator(2)).pixels
     assert torch.allclose(out.amax(1), pixels.amax(1), atol=1e-6)
@@ -163,7 +163,7 @@ def test_sharpen_roughens_and_blur_smooths():
 
 
 @layouts
-def test_noise_has_the_spread_it_says(layout):
+def test_noise_has_the_given_deviation(layout):
     grey = torch.full((400, 3, 16, 16), 0.5).contiguous(memory_format=layout)
     spread = (Noise(0.1)(batch_of(grey), runtime.make_generator(1)).pixels - 0.5).flatten(1).std(1)
     assert spread.max() < 0.11

@@ -129,7 +129,7 @@ def test_size_two_enlarges():
     assert warp(pixels, matrix(size=2.0)).sum() == pytest.approx(16, rel=1e-4)
 
 
-def test_a_turn_keeps_distances_in_wide_images():
+def test_a_rotation_keeps_distances_in_wide_images():
     pixels = torch.zeros(1, 1, 21, 41)
     pixels[0, 0, 10, 26] = 1  # 6 pixels right of the centre
     turned = warp(pixels, matrix(torch.pi / 2, shape=(21, 41)))
@@ -146,7 +146,7 @@ def test_flip_mirrors_its_share():
     assert abs(share - 0.3) < 4 * (0.3 * 0.7 / 4000) ** 0.5
 
 
-def test_shift_reaches_every_offset_alike():
+def test_shift_draws_every_offset_equally():
     dot = torch.zeros(8100, 1, 5, 5)
     dot[:, :, 2, 2] = 1
     counts = Shift(1)(batch_of(dot), runtime.make_generator(2)).pixels.sum((0, 1))
@@ -157,7 +157,7 @@ def test_shift_reaches_every_offset_alike():
 
 @shapes
 @layouts
-def test_take_and_put_are_indexing(shape, layout):
+def test_gather_and_scatter_are_indexing(shape, layout):
     pixels = images(shape, layout)
     rows = torch.randperm(shape[0], generator=runtime.make_generator(1))[: max(1, shape[0] // 2)]
     assert torch.equal(gather_images(pixels, rows), pixels[rows])
@@ -290,7 +290,7 @@ def test_resized_crop_draws_boxes_inside_the_image(monkeypatch):
     assert ratios.abs().mean().item() == pytest.approx(math.log(4 / 3) / 2, abs=0.01)
 
 
-def test_a_box_that_never_fits_is_the_whole_image(monkeypatch):
+def test_a_box_that_never_fits_keeps_the_whole_image(monkeypatch):
     matrices, _ = matrices_of(ResizedCrop(1.0, 1.0, 10.0), batch_of(torch.zeros(20, 1, 8, 8)), monkeypatch)
     assert torch.equal(matrices, torch.eye(2, 3, dtype=torch.float64).expand(20, 2, 3))
 
@@ -306,7 +306,7 @@ def test_smooth_equals_scipy(shape, layout):
         assert np.allclose(ours, oracle, atol=1e-5)
 
 
-def test_smooth_by_nothing_is_exact():
+def test_a_blur_of_zero_is_exact():
     pixels = images((2, 3, 9, 9))
     assert torch.equal(gaussian_blur(pixels, torch.zeros(2)), pixels)
 
@@ -326,7 +326,7 @@ def test_elastic_equals_scipy(fill):
             assert np.allclose(plane, oracle, atol=1e-4)
 
 
-def test_elastic_moves_as_far_as_it_says(monkeypatch):
+def test_elastic_moves_by_the_documented_distance(monkeypatch):
     """About alpha / (6 sigma) pixels rms along each axis, away from the mirrored borders."""
     seen = []
 

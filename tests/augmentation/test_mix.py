@@ -37,7 +37,7 @@ def batch_of(pixels: Tensor) -> Batch:
 
 
 @layouts
-def test_mixup_blends_images_as_it_blends_labels(layout):
+def test_mixup_blends_images_and_labels_alike(layout):
     batch = coloured(64, layout=layout)
     out = Mixup(1.0)(batch, runtime.make_generator(1))
     values = torch.arange(64) / 64
@@ -173,7 +173,7 @@ def test_operations_are_applied_to_those_who_drew_them(space, layout):
     "name", [name for name in TRIVIALAUGMENT_SPACE if name not in {"identity", "autocontrast", "equalize"}]
 )
 @pytest.mark.parametrize("space", [TRIVIALAUGMENT_SPACE, RANDAUGMENT_SPACE], ids=["wide", "classic"])
-def test_no_magnitude_is_no_change_and_more_is_more(space, name):
+def test_magnitude_zero_changes_nothing_and_more_changes_more(space, name):
     pixels = 0.05 + 0.9 * torch.rand(4, 3, 16, 16, generator=runtime.make_generator(1))
     chosen = torch.full((4,), list(space).index(name))
     changes = []
@@ -187,7 +187,7 @@ def test_no_magnitude_is_no_change_and_more_is_more(space, name):
 
 
 @pytest.mark.parametrize(("name", "step"), [("move-x", (0, 8)), ("move-y", (8, 0))])
-def test_wide_moves_by_up_to_32_pixels(name, step):
+def test_the_wide_space_moves_by_up_to_32_pixels(name, step):
     pixels = images((1, 3, 40, 40))
     chosen, plus = torch.tensor([list(TRIVIALAUGMENT_SPACE).index(name)]), torch.ones(1, dtype=torch.int64)
     out = apply_operations(pixels, chosen, torch.tensor([0.25], dtype=torch.float64), plus, TRIVIALAUGMENT_SPACE)
@@ -217,12 +217,12 @@ def test_trivialaugment_draws_every_operation_and_magnitude(monkeypatch):
     assert all((levels == 0.5).all() for _, levels, _ in seen)
 
 
-def test_one_image_in_fourteen_stays():
+def test_one_image_in_fourteen_is_unchanged():
     pixels = images((3000, 1, 4, 4))
     out = TrivialAugment()(batch_of(pixels), runtime.make_generator(2)).pixels
     same = (out == pixels).flatten(1).all(1).float().mean().item()
     assert 1 / 14 - 0.02 < same < 0.35  # and those that drew a magnitude of 0
 
 
-def test_policies_are_chosen_by_words():
+def test_policies_are_parsed():
     assert parse_policy("randaugment:3:m=12 mixup:0.4:p=0.5").members == (RandAugment(3, 12), Mixup(0.4, 0.5))

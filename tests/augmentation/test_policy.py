@@ -77,7 +77,7 @@ def images(shape, layout=torch.contiguous_format, seed=0) -> Tensor:
 
 
 @members
-def test_form_is_kept(member):
+def test_shape_is_kept(member):
     for shape in SHAPES:
         for layout in LAYOUTS:
             batch = batch_of(images(shape, layout))
@@ -155,7 +155,7 @@ def test_each_image_draws_its_own(member):
 
 
 @one_to_one
-def test_images_do_not_leak_into_each_other(member):
+def test_images_do_not_mix(member):
     pixels = images((6, 3, 15, 15))
     whole = member(batch_of(pixels), runtime.make_generator(4)).pixels
     others = pixels.clone()
@@ -164,7 +164,7 @@ def test_images_do_not_leak_into_each_other(member):
 
 
 @members
-def test_layout_does_not_change_values(member):
+def test_memory_format_does_not_change_values(member):
     plain, last = (
         member(batch_of(images((6, 3, 15, 22), layout)), runtime.make_generator(5)).pixels for layout in LAYOUTS
     )
@@ -202,7 +202,7 @@ def test_grey_images_have_no_colour_to_change(member):
     assert torch.equal(member(batch, runtime.make_generator(1)).pixels, batch.pixels)
 
 
-def test_every_member_says_what_it_does():
+def test_every_member_has_a_docstring():
     lines = [(make.__doc__ or "").partition("\n")[0] for make in AUGMENTATIONS.values()]
     assert all(20 < len(line) <= 115 and line[-1] in ".:" for line in lines)
     assert len(set(lines)) == len(lines)
@@ -211,7 +211,7 @@ def test_every_member_says_what_it_does():
 # What a user types.
 
 
-def test_policy_reads_words():
+def test_words_of_a_policy():
     expected = Compose((Flip(), Shift(2, "edge"), Rotate(15)))
     assert parse_policy("flip, shift:2:fill=edge rotate:15") == expected
     assert parse_policy(["flip", Shift(2, "edge"), "rotate:degrees=15"]) == expected

@@ -35,7 +35,7 @@ def said(findings, level: str) -> list[str]:
     return [remark.text for remark in findings.remarks if remark.level == level]
 
 
-def test_clean_data_are_called_clean():
+def test_clean_data_has_no_remarks():
     findings = audit(load_dataset("digits", Geometry(size=(8, 8), channels=1)))
     assert findings.remarks == ()
     assert findings.values["images"] == 1797
@@ -70,7 +70,7 @@ def messy(tmp_path_factory) -> Path:
     return root
 
 
-def test_what_is_planted_is_found(messy):
+def test_planted_faults_are_found(messy):
     findings = audit(load_dataset(messy, Geometry(size=(10, 10))))
     values = findings.values
     assert values["unreadable"] == [{"file": "train/cat/empty.png", "reason": "the file is empty (zero bytes)"}]
@@ -101,7 +101,7 @@ def test_what_is_planted_is_found(messy):
     assert "test/cat/leaked.png" in text
 
 
-def test_geometry_that_tells_classes_apart_is_a_warning(tmp_path):
+def test_geometry_that_distinguishes_classes_is_a_warning(tmp_path):
     for i in range(12):
         noise(tmp_path / f"wide/{i}.png", 10, 30)
         noise(tmp_path / f"square/{i}.png", 10, 10)
@@ -195,7 +195,7 @@ def test_near_duplicates_are_found_and_their_leaks(resembling):
     json.dumps(values, allow_nan=False)
 
 
-def test_faults_by_hand(resembling):
+def test_faulty_images_by_hand(resembling):
     data = load_dataset(resembling, SIZE)
     name = data.files.tolist()
     found = {name[i]: (what, name[other]) for i, (what, other) in find_faulty_images(data).items()}
@@ -211,7 +211,7 @@ def test_faults_by_hand(resembling):
 
 
 @pytest.mark.parametrize("place", ["beside", "elsewhere"])
-def test_a_clean_list_is_data_without_the_faults(resembling, tmp_path, place):
+def test_a_clean_list_loads_without_the_faulty_images(resembling, tmp_path, place):
     """And the data are as they were."""
     before = {path: path.read_bytes() for path in resembling.rglob("*") if path.is_file()}
     data = load_dataset(resembling, SIZE)
@@ -254,7 +254,7 @@ def test_an_archive_has_no_clean_list(resembling, tmp_path):
     assert not (tmp_path / "clean.csv").exists()
 
 
-def test_check_writes_a_clean_list_and_says_so(cli, resembling, tmp_path):
+def test_check_writes_a_clean_list(cli, resembling, tmp_path):
     answer = cli("check", resembling, "--size", "40", "--out", tmp_path / "clean.csv")
     assert answer.code == 0, answer.err
     assert (

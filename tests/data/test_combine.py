@@ -92,12 +92,12 @@ def test_columns_that_some_lack_are_blank_or_left_out(digits):
         ({"classes": tuple("1234567890")}, "Datasets of different classes .*'0', '1', .* relabel them"),
     ],
 )
-def test_what_does_not_fit_is_not_joined(digits, change, message):
+def test_datasets_of_other_geometry_or_classes_are_not_joined(digits, change, message):
     with pytest.raises(DataError, match=message):
         concat([digits, replace(digits, **change)])
 
 
-def test_nothing_is_not_joined():
+def test_concat_of_nothing_is_refused():
     with pytest.raises(DataError, match="no datasets"):
         concat([])
 
@@ -141,7 +141,7 @@ def test_unlabelled_images_have_no_class(digits, partly):
     assert relabel(partly, tuple("9876543210")).labels[-1] == UNLABELLED
 
 
-def test_unlabelled_images_are_in_train_alone_and_never_beside_their_copy(partly):
+def test_unlabelled_images_are_in_train_alone_without_copies_of_held_out_ones(partly):
     splits = split(partly, val=0.2, test=0.2, near=False)
     assert splits.val.is_labelled.all()
     assert splits.test.is_labelled.all()
@@ -153,7 +153,7 @@ def test_unlabelled_images_are_in_train_alone_and_never_beside_their_copy(partly
     assert int((~splits.train.is_labelled).sum()) == 210 - copies
 
 
-def test_labelled_images_are_drawn_as_without_unlabelled_ones(digits, partly):
+def test_unlabelled_images_do_not_change_the_draw(digits, partly):
     whole, own = split(partly, near=False), split(digits.subset(np.arange(300)), near=False)
     assert whole.test.files.tolist() == own.test.files.tolist()
     assert whole.val.files.tolist() == own.val.files.tolist()

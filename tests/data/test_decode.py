@@ -149,7 +149,7 @@ def test_rotated_photo_is_scaled_to_both_sides():
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
-def test_broken_exif_does_not_cost_the_picture(kind):
+def test_broken_exif_is_ignored(kind):
     for broken in (b"Exif\0\0II*\0\xff\xff\xff\xff", b"Exif\0\0" + bytes(500), b"Exif\0\0nonsense"):
         data = encoded(smooth(40, 60), kind, exif=broken)
         whole = encoded(smooth(40, 60), kind)
@@ -164,7 +164,7 @@ def test_a_png_cut_short_is_refused_whatever_it_says_of_exif():
             decode(data[:end], Geometry(size=(40, 60)))
 
 
-def test_transparency_lies_on_white():
+def test_transparency_is_laid_on_white():
     rgba = np.zeros((8, 8, 4), np.uint8)
     rgba[:, 4:] = (200, 10, 30, 255)
     pixels = decode(encoded(rgba, "PNG"), Geometry(size=(8, 8)))
@@ -264,7 +264,7 @@ def four_colours(way: str) -> bytes:
 
 @pytest.mark.filterwarnings("ignore:'mode' parameter is deprecated")
 @pytest.mark.parametrize("way", ["tiff", "adobe", "plain", "adobe-ycck"])
-def test_cmyk_gives_the_light_that_the_inks_leave(way):
+def test_cmyk_is_converted_by_the_formula(way):
     data = four_colours(way)
     pixels, header = decode_with_header(data, Geometry(size=(32, 32)))
     middles = pixels[8::16, 8::16].reshape(4, 3)
@@ -293,7 +293,7 @@ def tiff(bands: int) -> bytes:
 
 
 @pytest.mark.parametrize("bands", [5, 7, 12])
-def test_more_channels_than_a_picture_has_are_refused_by_name(bands):
+def test_images_with_too_many_channels_are_refused(bands):
     for call in (read_header, lambda data: decode(data, Geometry(size=(4, 4)))):
         with pytest.raises(ImageError, match=rf"the TIFF has {bands} channels, and only grey"):
             call(tiff(bands))
@@ -314,7 +314,7 @@ def test_two_channels():
 
 
 @pytest.mark.parametrize("kind", ["GIF", "WEBP", "PNG", "TIFF"])
-def test_of_several_frames_the_first_is_taken(kind):
+def test_the_first_of_several_frames_is_taken(kind):
     frames = [Image.new("RGB", (16, 16), colour) for colour in ((250, 10, 10), (10, 250, 10), (10, 10, 250))]
     data = encoded(frames[0], kind, save_all=True, append_images=frames[1:])
     pixels, header = decode_with_header(data, Geometry(size=(16, 16)))
@@ -379,7 +379,7 @@ def test_not_images():
 
 
 @pytest.mark.parametrize("side", [10_001, 16_000])
-def test_bombs_are_refused_unread(side):
+def test_decompression_bombs_are_refused_before_decoding(side):
     head = chunk(b"IHDR", struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0))
     png = b"\x89PNG\r\n\x1a\n" + head + chunk(b"IDAT", zlib.compress(bytes(1000))) + chunk(b"IEND", b"")
     jpeg = bytearray(encoded(NOISE, "JPEG"))
@@ -409,7 +409,7 @@ def test_decoding_in_many_threads_at_once():
     assert not wrong
 
 
-def test_kept_is_the_largest_centred_box_of_the_right_aspect():
+def test_the_crop_box_is_the_largest_centred_one():
     left, top, right, bottom = crop_box(300, 400, Geometry(size=(50, 50), resize_mode="crop"))
     assert (left, top, right, bottom) == pytest.approx((50, 0, 350, 300))
 

@@ -102,7 +102,7 @@ def test_planted_copies_are_found(kind, side):
 
 
 @pytest.mark.parametrize("kind", OTHERS)
-def test_what_is_not_a_copy_is_left_alone(kind):
+def test_different_pictures_are_not_grouped(kind):
     scenes = [scene(seed=seed) for seed in range(8)]
     files = [encoded(image) for image in scenes] + [OTHERS[kind](image) for image in scenes]
     np.testing.assert_array_equal(find_near_duplicates(decoded(files)), np.arange(16))
@@ -124,7 +124,7 @@ def test_no_chains():
     assert (leader[leader] == leader).all()
 
 
-def test_exact_copies_are_of_one_group_and_flat_pictures_of_none():
+def test_exact_copies_are_grouped_and_flat_pictures_are_not():
     pixels = np.stack([np.asarray(scene(32, seed=seed)) for seed in (0, 1, 0, 0)] + [np.full((32, 32, 3), 90)] * 3)
     data = dataset(pixels.astype(np.uint8), digests=[5, 6, 5, 5, 7, 8, 7])
     assert find_near_duplicates(data).tolist() == [0, 1, 0, 0, 4, 5, 4]
@@ -150,7 +150,7 @@ def test_the_hash_finds_what_comparing_all_pairs_finds(monkeypatch):
     assert (fast == plain).mean() > 0.97
 
 
-def test_an_answer_is_kept_beside_the_store(tmp_path, monkeypatch):
+def test_the_result_is_cached_in_the_store(tmp_path, monkeypatch):
     for i in range(6):
         path = tmp_path / f"data/{'ab'[i % 2]}/{i}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -164,7 +164,7 @@ def test_an_answer_is_kept_beside_the_store(tmp_path, monkeypatch):
     np.testing.assert_array_equal(find_near_duplicates(data.subset(np.array([0, 1, 2]))), part)
 
 
-def test_mnist_and_cifar_digits_and_photos_are_not_copies(shared_data: Path):
+def test_real_datasets_have_few_near_duplicates(shared_data: Path):
     """The first four thousand of each: few groups where none is meant, and every planted JPEG found."""
     for name, side, channels, most in (("mnist_png.zip", 28, 1, 4), ("cifar10_jpg.zip", 32, 3, 40)):
         geometry = Geometry(size=(side, side), channels=channels)

@@ -27,7 +27,7 @@ def same(one: list[Batch], two: list[Batch]) -> bool:
     )
 
 
-def test_the_plain_way(shapes):
+def test_stratified_draw_of_plain_data(shapes):
     """A loop over images, one by one, is the reference."""
     at = 0
     for batch in iterate_batches(shapes, 32):
@@ -66,7 +66,7 @@ def test_every_image_once_in_a_new_order_each_epoch(shapes, size, drop_last):
         assert orders[0] != sorted(orders[0])
 
 
-def test_order_is_addressed_by_seed_and_epoch():
+def test_the_order_depends_on_seed_and_epoch():
     labels = np.zeros(50, np.int64)
     assert batch_order(labels, Shuffle(1, 2)).tolist() == batch_order(labels, Shuffle(1, 2)).tolist()
     assert batch_order(labels, Shuffle(1, 2)).tolist() != batch_order(labels, Shuffle(2, 1)).tolist()
@@ -152,7 +152,7 @@ def test_errors_reach_the_consumer(shapes, ahead):
     assert loading_threads() == 0
 
 
-def test_a_subset_indexes_itself(shapes):
+def test_a_subset_of_a_subset(shapes):
     part = shapes.subset(np.array([5, 50, 99]))
     (batch,) = iterate_batches(part, 8)
     assert batch.index.tolist() == [0, 1, 2]

@@ -42,7 +42,7 @@ def parts(splits):
     test=st.floats(0.02, 0.45),
     seed=st.integers(0, 1000),
 )
-def test_laws(sizes, copies, val, test, seed):
+def test_drawn_splits_obey_their_laws(sizes, copies, val, test, seed):
     labels = np.repeat(np.arange(len(sizes)), sizes)
     rng = np.random.default_rng(seed)
     twins = rng.integers(0, len(labels), copies)  # exact copies of images, in the same class
@@ -71,7 +71,7 @@ def test_shares_are_kept_in_every_class():
     assert set(other.test.rows) != set(splits.test.rows)
 
 
-def test_what_was_drawn_is_said():
+def test_the_draw_is_noted():
     notes = split(dataset(np.repeat([0, 1], 50)), test=0.1, seed=3).notes
     drawn = "10 of 100 images (10% of each class, seed 3) were drawn for"
     assert notes == (
@@ -81,7 +81,7 @@ def test_what_was_drawn_is_said():
 
 
 @pytest.mark.parametrize("has", [("train", "val", "test"), ("train", "test"), ("train", "val"), ("train",)])
-def test_given_parts_are_kept(has):
+def test_given_splits_are_kept(has):
     names = np.resize(has, 120)
     data = dataset(np.arange(120) // 6 % 2, given=names)
     splits = split(data)
@@ -94,7 +94,7 @@ def test_given_parts_are_kept(has):
     assert len(splits.notes) == 3 - len(has)
 
 
-def test_leaks_of_given_parts_stay_and_are_said():
+def test_leaks_between_given_splits_stay_and_are_noted():
     data = dataset([0, 1, 0, 1], [1, 2, 1, 3], ["train", "train", "test", "test"])
     big = dataset(np.tile([0, 1], 50), [*range(99), 0], ["train"] * 90 + ["test"] * 10)
     assert [(leak.held_out, leak.other, leak.indices.tolist()) for leak in find_leaks(data)] == [
@@ -107,7 +107,7 @@ def test_leaks_of_given_parts_stay_and_are_said():
     )
 
 
-def test_tiny_classes_are_said_and_stay_in_train():
+def test_tiny_classes_are_noted_and_stay_in_train():
     splits = split(dataset([0] * 50 + [1] * 50 + [2, 2]))
     assert splits.train.counts[2] == 1
     assert any(
@@ -117,7 +117,7 @@ def test_tiny_classes_are_said_and_stay_in_train():
     assert alone.train.counts[2] == 1
 
 
-def test_a_pile_of_copies_is_one_unit():
+def test_many_copies_are_one_leak_group():
     data = dataset([0] * 100 + [1] * 100, [*([7] * 95), *range(100, 105), *range(200, 300)])
     assert len(np.unique(find_leak_groups(data))) == 106
     splits = split(data)
@@ -144,7 +144,7 @@ def test_nothing_to_train_on():
         split(dataset([0, 1], given=["test", "test"]))
 
 
-def test_too_few_to_set_aside():
+def test_too_few_images_to_draw():
     with pytest.raises(DataError, match="too few images"):
         split(dataset([0, 1]))
 
@@ -176,7 +176,7 @@ def overlaps(splits: Splits, column: str) -> set:
 
 @settings(deadline=None, max_examples=40)
 @given(groups=st.integers(12, 60), seed=st.integers(0, 1000), val=st.floats(0.08, 0.3), test=st.floats(0.08, 0.3))
-def test_no_group_is_in_two_parts(groups, seed, val, test):
+def test_no_group_is_in_two_splits(groups, seed, val, test):
     labels, names = patients(np.random.default_rng(seed), groups)
     data = dataset([0, 1, 2, *labels], group=["a", "b", "c", *names])
     splits = split(data, val=val, test=test, seed=seed)
@@ -192,7 +192,7 @@ def test_no_group_is_in_two_parts(groups, seed, val, test):
         np.testing.assert_array_equal(one, two)
 
 
-def test_groups_go_before_stratification_and_it_is_said():
+def test_groups_take_precedence_over_stratification_with_a_note():
     """Two large groups of the rare class: it cannot be spread evenly, and the note says what that did."""
     labels = [0] * 200 + [1] * 40
     names = [f"many{i // 2}" for i in range(200)] + ["big1"] * 20 + ["big2"] * 10 + ["big3"] * 10
@@ -229,14 +229,14 @@ def test_another_column_can_be_the_group():
         split(data, group="patent")
 
 
-def test_images_without_a_group_are_on_their_own():
+def test_images_without_a_group_are_groups_of_their_own():
     names = [""] * 90 + ["p1"] * 10
     splits = split(dataset([0, 1] * 50, group=names))
     assert sum("p1" in part.columns["group"] for part in (splits.train, splits.val, splits.test)) == 1
     assert len(splits.val) in range(8, 13)
 
 
-def test_copies_join_groups():
+def test_copies_connect_groups():
     """One picture in two groups ties them: neither may be parted from the other."""
     names = [f"p{i // 4}" for i in range(80)]
     digests = np.arange(80)
@@ -257,7 +257,7 @@ def test_too_few_groups():
         split(dataset([0, 1] * 20, group=["f", "m"] * 20))
 
 
-def test_a_group_in_two_given_parts_is_refused():
+def test_a_group_in_two_given_splits_is_refused():
     data = dataset([0, 1] * 4, given=["train"] * 5 + ["test"] * 3, group=["a", "b", "c", "d", "e", "f", "a", "b"])
     with pytest.raises(
         DataError,
@@ -271,7 +271,7 @@ def test_a_group_in_two_given_parts_is_refused():
     assert not overlaps(splits, "group")
 
 
-def test_near_duplicates_stay_on_one_side():
+def test_near_duplicates_stay_in_one_split():
     rng = np.random.default_rng(0)
     base = rng.integers(0, 255, (40, 8, 8, 1), dtype=np.uint8).repeat(4, 1).repeat(4, 2)
     twice = np.concatenate([base, np.clip(base.astype(int) + 2, 0, 255).astype(np.uint8)])

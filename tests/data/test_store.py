@@ -160,7 +160,7 @@ def test_too_many_bad_images_stop_with_the_list(tmp_path):
     assert len(load_dataset(root, GEOMETRY, max_bad=1).skipped) == 20
 
 
-def test_no_readable_image_at_all(tmp_path):
+def test_no_readable_image(tmp_path):
     for name in "ab":
         (tmp_path / name).mkdir()
     spoil(tmp_path, {"a/1.png": b"", "b/1.png": b"x"})
@@ -168,7 +168,7 @@ def test_no_readable_image_at_all(tmp_path):
         load_dataset(tmp_path, GEOMETRY, max_bad=1)
 
 
-def test_a_class_whose_every_file_is_bad_is_named(tmp_path):
+def test_a_class_without_a_readable_file_is_named(tmp_path):
     root = plant(tmp_path / "data", 60)
     (root / "owl").mkdir()
     spoil(root, {"owl/1.png": b""})
@@ -208,7 +208,7 @@ def test_read_only_cache_is_read_but_not_written(tmp_path, monkeypatch):
         load_dataset(root, Geometry(size=(5, 5)), cache=cache)
 
 
-def test_a_disk_without_room_means_decoding_on_the_fly(tmp_path, monkeypatch):
+def test_a_full_disk_means_decoding_on_the_fly(tmp_path, monkeypatch):
     root = plant(tmp_path / "data", 30)
     kept = load_dataset(root, GEOMETRY, cache=tmp_path / "kept")
     monkeypatch.setattr(store_module.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 4000}))
@@ -224,7 +224,7 @@ def test_a_disk_without_room_means_decoding_on_the_fly(tmp_path, monkeypatch):
     assert sum(path.stat().st_size for path in (cache / "stores").rglob("*.npy")) < kept[:].nbytes
 
 
-def test_on_the_fly_has_the_face_of_the_store(tmp_path):
+def test_live_decoding_equals_the_store(tmp_path):
     """A spoiled file, subsets, every kind of index, batches and another process: all as with the store."""
     root = plant(tmp_path / "data", 90)
     spoil(root, {"a/bad.png": b""})
@@ -248,7 +248,7 @@ def test_on_the_fly_has_the_face_of_the_store(tmp_path):
         assert torch.equal(one.labels, two.labels)
 
 
-def test_on_the_fly_a_lost_file_is_named(tmp_path):
+def test_a_file_lost_during_live_decoding_is_named(tmp_path):
     root = plant(tmp_path / "data", 10)
     live = load_dataset(root, GEOMETRY, keep=False)
     (root / "b/003.png").unlink()
@@ -284,7 +284,7 @@ def test_a_file_that_could_not_be_opened_is_tried_again(tmp_path, keep):
         np.testing.assert_array_equal(again[i][0], decode(source.read(i), GEOMETRY))
 
 
-def test_writes_that_the_system_cuts_short_are_completed(tmp_path, monkeypatch):
+def test_short_writes_are_completed(tmp_path, monkeypatch):
     root, write = plant(tmp_path / "data", 100), os.pwrite
     expected = load_dataset(root, GEOMETRY, cache=tmp_path / "whole")[:]
     monkeypatch.setattr(os, "pwrite", lambda target, data, at: write(target, data[:1000], at))
@@ -292,7 +292,7 @@ def test_writes_that_the_system_cuts_short_are_completed(tmp_path, monkeypatch):
     np.testing.assert_array_equal(load_dataset(root, GEOMETRY, cache=tmp_path / "short")[:], expected)
 
 
-def test_what_a_killed_build_of_other_data_left_is_removed(tmp_path):
+def test_leftovers_of_killed_builds_are_removed(tmp_path):
     """But not what another process is building at this moment."""
     folder = tmp_path / "cache/stores"
     for name in (".dead.x1", ".busy.x2"):
@@ -303,7 +303,7 @@ def test_what_a_killed_build_of_other_data_left_is_removed(tmp_path):
     assert (folder / ".busy.x2/part").exists()
 
 
-def test_what_is_handled_is_said(tmp_path):
+def test_conversions_are_noted(tmp_path):
     """One note for each kind of picture that is not plain, with how many there are."""
     root = plant(tmp_path / "data", 40)
     picture = Image.fromarray(RNG.integers(0, 255, (20, 20, 3), dtype=np.uint8))

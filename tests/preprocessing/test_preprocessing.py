@@ -149,7 +149,7 @@ def test_unknown_name_is_suggested():
 @pytest.mark.parametrize(
     "how", ["gcn", "gcn:floor=0.05", "zca", "zca:0.01:rank=3", "gcn+zca:eps=1e+1", *CHANNEL_STATISTICS]
 )
-def test_words_are_checked_and_fitted(how):
+def test_normalisations_are_checked_and_fitted(how):
     check_normalisation(how)
     seen = fit_preprocessing(random_images(12, 4, 4), how, 3)(torch.rand(5, 3, 4, 4))
     assert seen.isfinite().all()
@@ -177,7 +177,7 @@ def test_impossible_words_are_refused_without_images(how, hint):
     assert hint in str(caught.value)
 
 
-def test_every_word_is_a_plan_of_its_own():
+def test_every_normalisation_has_a_plan_of_its_own():
     assert {"fitted", "gcn", "zca", *CHANNEL_STATISTICS} == NORMALISATIONS.keys()
     assert len({repr(make()) for make in NORMALISATIONS.values()}) == len(NORMALISATIONS)
 
@@ -202,7 +202,7 @@ def test_contrast_equals_numpy(channels, layout):
 
 
 @pytest.mark.parametrize("value", [0.0, 77 / 255, 1.0])
-def test_a_constant_image_has_no_contrast_and_a_gradient(value):
+def test_a_constant_image_becomes_zero_with_a_finite_gradient(value):
     pixels = torch.full((2, 3, 5, 5), value, requires_grad=True)
     seen = ContrastNormalise()(pixels)
     seen[:, :, 0].sum().backward()
@@ -212,12 +212,12 @@ def test_a_constant_image_has_no_contrast_and_a_gradient(value):
     assert pixels.grad.abs().max() > 1
 
 
-def test_contrast_does_not_see_brightness_or_contrast():
+def test_contrast_normalisation_ignores_brightness_and_contrast():
     pixels = torch.rand(4, 3, 8, 8)
     assert torch.allclose(ContrastNormalise()(0.2 + 0.5 * pixels), ContrastNormalise()(pixels), atol=1e-4)
 
 
-def test_what_follows_is_measured_on_what_it_gets():
+def test_each_step_is_fitted_after_the_ones_before():
     images = random_images(60, 6, 6) // 2
     both = fit_preprocessing(images, "gcn+fitted", 3)
     seen = both(torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255)
@@ -269,7 +269,7 @@ def test_gradients_pass_through():
         [{"step": "zca", "shape": [3, 10**9, 10**9], "eps": 0.1, "rank": 1}],
     ],
 )
-def test_a_config_that_makes_no_sense_is_refused(config):
+def test_an_invalid_config_is_refused(config):
     with pytest.raises(BundleError, match="preprocessing"):
         Preprocessing.from_config(config)
 

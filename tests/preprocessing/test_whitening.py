@@ -64,7 +64,7 @@ def test_the_matrix_is_numpys_symmetric_and_positive():
     assert np.allclose(step.mean.numpy(), rows_of(images).mean(0), atol=1e-6)
 
 
-def test_pixels_are_whitened_as_scikit_learn_whitens():
+def test_whitening_equals_scikit_learns_pca():
     """Its PCA whitens by the variances alone and divides by n - 1; turned back by its own components."""
     images = correlated()
     oracle = PCA(whiten=True).fit(rows_of(images))
@@ -74,7 +74,7 @@ def test_pixels_are_whitened_as_scikit_learn_whitens():
 
 
 @pytest.mark.parametrize(("eps", "near"), [(0.1, 1e-5), (0.001, 1e-4)])
-def test_the_covariance_is_what_algebra_says(eps, near):
+def test_the_covariance_of_whitened_images_is_exact(eps, near):
     """U diag(s / (s + eps)) U^T."""
     images = correlated()
     seen = zca_of(images, f"zca:eps={eps}")(to_pixels(images)).flatten(1).double().numpy()
@@ -109,7 +109,7 @@ def test_of_all_whitenings_zca_is_nearest_to_the_images():
 
 @pytest.mark.parametrize("words", ["zca:eps=0.01", "zca:eps=0.01:rank=12"])
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
-def test_there_and_back(words, layout):
+def test_inverse_undoes_whitening(words, layout):
     pixels = to_pixels(correlated()).contiguous(memory_format=layout)
     step, before = zca_of(correlated(), words), pixels.clone()
     seen = step(pixels)
@@ -119,7 +119,7 @@ def test_there_and_back(words, layout):
     assert torch.equal(pixels, before)
 
 
-def test_test_images_leave_no_trace():
+def test_test_images_have_no_influence():
     """What is fitted to the training part is the same whatever else the store holds."""
     images = correlated(300)
     alone, among = images[:200].copy(), np.concatenate([images[:200], 255 - images[200:]])[:200]
@@ -151,7 +151,7 @@ def test_fewer_images_than_pixels():
 # Low rank.
 
 
-def test_all_the_leading_directions_are_the_whole():
+def test_low_rank_with_all_directions_equals_the_full_matrix():
     images, pixels = correlated(), to_pixels(correlated())
     whole_one, low = zca_of(images, f"zca:eps={EPS}"), zca_of(images, f"zca:eps={EPS}:rank={SIZE}")
     assert low.rank == SIZE
@@ -180,7 +180,7 @@ def test_the_leading_directions_are_numpys():
     assert np.allclose(full.variances.flip(0).numpy()[: len(variances)], variances, atol=1e-9)
 
 
-def test_the_rest_is_scaled_by_its_mean_variance():
+def test_other_directions_are_scaled_by_their_mean_variance():
     """Total variance after whitening: each direction s / (s + eps), the rest as if all of their mean variance."""
     images = correlated()
     seen = zca_of(images, f"zca:eps={EPS}:rank=6")(to_pixels(images)).flatten(1).double()
@@ -220,7 +220,7 @@ def test_it_stays_in_float32_under_autocast():
     assert torch.equal(seen, step(pixels))
 
 
-def test_images_do_not_see_each_other():
+def test_images_do_not_influence_each_other():
     step, pixels = zca_of(correlated(), "zca"), to_pixels(correlated(6))
     assert torch.allclose(step(pixels)[2:3], step(pixels[2:3]), atol=1e-5)
 
@@ -261,7 +261,7 @@ def test_images_are_read_in_chunks_and_evenly(monkeypatch):
 # What it costs.
 
 
-def test_the_whole_is_used_up_to_the_limit():
+def test_the_full_matrix_is_used_up_to_the_limit():
     assert plan_zca(MAX_FULL_ZCA_VALUES, 1000).rank is None
     above = plan_zca(MAX_FULL_ZCA_VALUES + 1, 1000)
     assert above.rank == 512
@@ -271,7 +271,7 @@ def test_the_whole_is_used_up_to_the_limit():
 
 
 @pytest.mark.parametrize("size", [5000, 12_288, 150_528, 800_000])
-def test_what_does_not_fit_is_not_tried(size):
+def test_whitening_too_large_is_refused(size):
     for rank in (None, 10_000):
         cost = plan_zca(size, 50_000, rank)
         assert cost.rank is not None
@@ -280,7 +280,7 @@ def test_what_does_not_fit_is_not_tried(size):
         assert cost.memory < full_zca_cost(size, 50_000).memory
 
 
-def test_it_says_what_would_be_needed_and_what_is_done():
+def test_the_forecast_names_method_and_cost():
     (text,) = forecast_fit("gcn+zca", (224, 224, 3), 50_000)
     assert "111 leading directions of 150,528" in text
     assert "725.1 GB" in text
@@ -291,12 +291,12 @@ def test_it_says_what_would_be_needed_and_what_is_done():
     assert forecast_fit("gcn+fitted", (224, 224, 3), 50_000) == ()
 
 
-def test_the_page_quotes_it():
+def test_the_docs_quote_the_forecast():
     page = (Path(__file__).parents[2] / "docs" / "preprocessing.md").read_text(encoding="utf-8")
     assert forecast_fit("zca", (224, 224, 3), 50_000)[0] in page.replace("\n> ", " ")
 
 
-def test_a_fit_says_it_too():
+def test_the_fit_notes_its_cost():
     images = np.random.default_rng(0).integers(0, 256, (30, 41, 41, 3), dtype=np.uint8)
     made = fit_preprocessing(images, "zca", 3)
     assert made.notes == forecast_fit("zca", (41, 41, 3), 30)

@@ -104,7 +104,7 @@ def test_idx(tmp_path, suffix, style, kind):
 
 
 @pytest.mark.parametrize("suffix", ["", ".gz"])
-def test_one_idx_file_with_its_labels_beside_it(tmp_path, suffix):
+def test_one_idx_file_with_its_labels(tmp_path, suffix):
     root = write_idx(tmp_path, suffix)
     check(find(root / f"train-images-idx3-ubyte{suffix}"), GREY, ("train",))
     (root / f"train-labels-idx1-ubyte{suffix}").unlink()
@@ -236,7 +236,7 @@ def test_cifar_pickled_by_any_python(tmp_path, protocol):
     check(find(write_cifar(tmp_path / "x", "cifar10", dump)), RGB)
 
 
-def test_cifar_with_a_batch_missing_says_so(tmp_path):
+def test_a_missing_cifar_batch_is_noted(tmp_path):
     root = write_cifar(tmp_path / "x", "cifar10")
     (root / "data_batch_3").unlink()
     (root / "batches.meta").unlink()
@@ -354,7 +354,7 @@ def test_npz_with_splits(tmp_path, pattern, images, compressed):
 
 
 @pytest.mark.parametrize("names", [("images", "labels"), ("x", "y"), ("X", "y"), ("data", "target")])
-def test_npz_of_one_part(tmp_path, names):
+def test_npz_of_one_split(tmp_path, names):
     np.savez(tmp_path / "x.npz", **dict(zip(names, (GREY["train"], LABELS["train"]), strict=True)))
     check(find(tmp_path / "x.npz"), GREY, ("train",))
 
@@ -380,7 +380,7 @@ def one_hot(labels):
         (np.asfortranarray, lambda y: y.astype(str), None),
     ],
 )
-def test_npz_in_other_forms(tmp_path, change, labels, note):
+def test_npz_of_other_shapes_and_types(tmp_path, change, labels, note):
     np.savez(tmp_path / "x.npz", images=change(GREY["train"]), labels=labels(LABELS["train"]))
     source = find(tmp_path / "x.npz")
     check(source, GREY, ("train",))
@@ -438,7 +438,7 @@ def test_damaged_npz(tmp_path):
             find(tmp_path / "x.npz")
 
 
-def test_an_npz_that_unpacks_to_the_impossible(tmp_path):
+def test_an_npz_of_implausible_size_is_refused(tmp_path):
     """By its own directory: what it says is asked before anything is unpacked."""
     np.savez(tmp_path / "x.npz", images=GREY["train"], labels=LABELS["train"])
     data = bytearray((tmp_path / "x.npz").read_bytes())
@@ -564,7 +564,7 @@ def make(kind, root):
 
 
 @pytest.mark.parametrize("kind", ["zip", "tar", "tar.gz", "npz", "pixels", "cifar", "idx"])
-def test_a_second_start_finds_the_same(tmp_path, monkeypatch, kind):
+def test_a_second_start_uses_the_cache(tmp_path, monkeypatch, kind):
     monkeypatch.setenv("SIGHTLINE_CACHE", str(tmp_path / "cache"))
     (tmp_path / "data").mkdir()
     target = make(kind, tmp_path / "data")
@@ -587,7 +587,7 @@ def test_a_second_start_finds_the_same(tmp_path, monkeypatch, kind):
 
 
 @pytest.mark.parametrize("kind", ["zip", "tar.gz", "npz", "idx"])
-def test_a_second_start_sees_what_changed(tmp_path, monkeypatch, kind):
+def test_a_changed_file_is_read_again(tmp_path, monkeypatch, kind):
     monkeypatch.setenv("SIGHTLINE_CACHE", str(tmp_path / "cache"))
     (tmp_path / "1").mkdir()
     (tmp_path / "2").mkdir()
@@ -612,7 +612,7 @@ def test_a_cache_that_cannot_be_written_costs_only_time(tmp_path, monkeypatch):
     check(find(make("npz", tmp_path / "data")), GREY)
 
 
-def test_a_tar_is_known_by_its_contents(tmp_path):
+def test_a_tar_is_recognised_by_its_content(tmp_path):
     """Same names, sizes and times, other pixels: another fingerprint."""
     prints = []
     for number, images in enumerate((GREY["train"], 255 - GREY["train"])):

@@ -116,7 +116,7 @@ def test_large_zip_directory_equals_zipfile(shared_data):
             assert listing.reader.read(i) == archive.read(infos[i])
 
 
-def test_zip_with_something_before_it(tmp_path):
+def test_zip_after_other_bytes(tmp_path):
     target = zipped(plant(tmp_path / "data", PLAIN), tmp_path / "x.zip")
     target.write_bytes(b"#!/bin/sh\n" * 10 + target.read_bytes())
     with zipfile.ZipFile(target) as archive:  # the oracle reads it too
@@ -124,7 +124,7 @@ def test_zip_with_something_before_it(tmp_path):
     assert len(contents(find(target))) == len(PLAIN)
 
 
-def test_junk_is_ignored_and_other_files_are_said(tmp_path):
+def test_junk_is_ignored_and_other_files_are_noted(tmp_path):
     junk = [".DS_Store", "cat/._1.png", "cat/Thumbs.db", "dog/desktop.ini", "__MACOSX/cat/1.png"]
     junk += [".ipynb_checkpoints/1.png", "cat/.ipynb_checkpoints/1.png", ".hidden/1.png"]
     root = plant(tmp_path / "data", PLAIN + junk)
@@ -323,7 +323,7 @@ def test_a_class_missing_from_test_only_is_accepted(tmp_path):
     assert len(find(root)) == 3
 
 
-def test_something_else_is_not_data(tmp_path):
+def test_other_files_are_refused(tmp_path):
     (tmp_path / "notes.txt").write_text("hello")
     with pytest.raises(DataError, match="not a kind of data"):
         find(tmp_path / "notes.txt")
@@ -349,7 +349,7 @@ def test_truncated_archives(tmp_path, kind, share):
     "name", ["../evil.png", "cat/../../evil.png", "/etc/evil.png", "..\\evil.png", "C:\\evil.png"]
 )
 @pytest.mark.parametrize("kind", ["zip", "tar"])
-def test_members_that_escape_refuse_the_archive(tmp_path, kind, name):
+def test_archives_with_members_outside_are_refused(tmp_path, kind, name):
     target = tmp_path / f"x.{kind}"
     if kind == "zip":
         with zipfile.ZipFile(target, "w") as archive:
@@ -367,7 +367,7 @@ def test_members_that_escape_refuse_the_archive(tmp_path, kind, name):
 
 
 @pytest.mark.parametrize("kind", ["symbolic", "hard", "device", "zip"])
-def test_links_and_devices_refuse_the_archive(tmp_path, kind):
+def test_archives_with_links_or_devices_are_refused(tmp_path, kind):
     target = tmp_path / ("x.zip" if kind == "zip" else "x.tar")
     if kind == "zip":
         info = zipfile.ZipInfo("cat/link.png")
@@ -415,7 +415,7 @@ def test_a_member_damaged_inside_a_zip_is_one_bad_image(tmp_path, method):
     assert source.read(0) == picture(0)
 
 
-def test_a_member_that_inflates_beyond_its_word_is_stopped(tmp_path):
+def test_a_zip_member_larger_than_announced_is_refused(tmp_path):
     """A deflate bomb: the directory says 100 bytes, the stream holds 50 million."""
     target = tmp_path / "x.zip"
     with zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED) as archive:

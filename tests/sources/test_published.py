@@ -99,7 +99,7 @@ def mirror(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("name", PUBLISHED_DATASETS)
-def test_a_set_is_fetched_once_and_read(mirror, name):
+def test_a_dataset_is_downloaded_once(mirror, name):
     source = find(name)
     images = RGB.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1) if name.startswith("cifar") else GREY["t10k"]
     test = np.flatnonzero(source.columns["split"] == "test")
@@ -120,7 +120,7 @@ def test_classes_of_the_sets(mirror):
     assert find("cifar100").classes == tuple("abcdefghij")
 
 
-def test_a_folder_of_that_name_wins(mirror, tmp_path, monkeypatch):
+def test_a_folder_goes_before_a_dataset_of_its_name(mirror, tmp_path, monkeypatch):
     for label in "ab":
         (tmp_path / "mnist" / label).mkdir(parents=True)
         Image.new("L", (4, 4)).save(tmp_path / "mnist" / label / "1.png")
@@ -144,7 +144,7 @@ FILE = "/mnist/train-labels-idx1-ubyte.gz"
         (lambda _: "http://nowhere.invalid/x", "only https is used, not 'http'"),
     ],
 )
-def test_what_is_not_the_published_file_is_never_kept_nor_read(mirror, tmp_path, spoil, says):
+def test_a_file_with_another_checksum_is_never_read(mirror, tmp_path, spoil, says):
     good = mirror.files[FILE]
     mirror.files[FILE] = spoil(good)
     with pytest.raises(DataError, match=rf"train-labels-idx1-ubyte.gz cannot be downloaded .*{says}"):
@@ -177,7 +177,7 @@ def test_a_file_put_there_by_hand_is_checked_before_it_is_read(mirror, tmp_path,
 @pytest.mark.parametrize(
     "address", ["http://127.0.0.1:9", "https://nowhere.invalid", "http://example.org/", "file:///etc", "x"]
 )
-def test_offline_says_what_to_fetch_and_where_to_put_it(tmp_path, monkeypatch, cli, address):
+def test_offline_the_error_names_files_and_folder(tmp_path, monkeypatch, cli, address):
     monkeypatch.setenv("SIGHTLINE_MIRROR", address)
     monkeypatch.setenv("SIGHTLINE_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("no_proxy", "*")
@@ -194,7 +194,7 @@ def test_offline_says_what_to_fetch_and_where_to_put_it(tmp_path, monkeypatch, c
     assert "or give a folder or file of the dataset that you have" in answer.err
 
 
-def test_the_published_sets_are_what_their_authors_say():
+def test_the_published_datasets_have_the_published_facts():
     """The MD5 sums, as printed by the authors' pages and by torchvision; addresses are https."""
     sums = json.dumps({name: published.files for name, published in PUBLISHED_DATASETS.items()})
     known = """

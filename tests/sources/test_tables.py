@@ -65,7 +65,7 @@ WRITERS = {
 
 
 @pytest.mark.parametrize("name", WRITERS)
-def test_every_table_says_the_same(tmp_path, name):
+def test_every_kind_of_table_reads_the_same(tmp_path, name):
     plant(tmp_path, ["a/x.png", "a/y.png", "z.png"])
     WRITERS[name](tmp_path / name, ROWS)
     source = find(tmp_path / name)
@@ -108,7 +108,7 @@ def test_every_table_names_what_is_wrong(tmp_path, name):
 
 
 @pytest.mark.parametrize("name", WRITERS)
-def test_a_file_named_again_counts_once(tmp_path, name):
+def test_a_file_listed_twice_counts_once(tmp_path, name):
     plant(tmp_path, ["a/x.png", "a/y.png", "z.png"])
     again = {**ROWS[0], "path": "./a/x.png", "group": "other"}
     WRITERS[name](tmp_path / name, [*ROWS, again])
@@ -122,7 +122,7 @@ def test_a_file_named_again_counts_once(tmp_path, name):
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
 @pytest.mark.parametrize("end", ["\n", "\r\n"])
-def test_encodings_that_are_read(tmp_path, encoding, end):
+def test_supported_encodings(tmp_path, encoding, end):
     plant(tmp_path, ["ä.png", "z.png"])
     text = end.join(["path,label,note", "ä.png,größe,日本", " z.png , b ,", "  ", ",,", ""])
     (tmp_path / "t.csv").write_bytes(text.encode(encoding))
@@ -149,7 +149,7 @@ def test_encodings_that_are_read(tmp_path, encoding, end):
         (b"path,label\n" + b"x" * 200_000 + b",a\n", "Line 2 .* cannot be read .field larger"),
     ],
 )
-def test_encodings_that_are_not(tmp_path, data, says):
+def test_unsupported_encodings(tmp_path, data, says):
     (tmp_path / "t.csv").write_bytes(data)
     with pytest.raises(DataError, match=says):
         find(tmp_path / "t.csv")
@@ -180,7 +180,7 @@ def test_jsonl_values_and_fields_that_come_and_go(tmp_path):
     assert source.columns["box"].tolist() == ["", "[1, 2]", ""]
 
 
-def test_class_names_are_composed_and_said(tmp_path):
+def test_class_names_are_normalised_with_a_note(tmp_path):
     decomposed, composed = unicodedata.normalize("NFD", "café"), unicodedata.normalize("NFC", "café")
     plant(tmp_path / "f", [f"{decomposed}/1.png", f"{composed}/2.png", "tea/1.png"])
     source = find(tmp_path / "f")
@@ -197,7 +197,7 @@ def test_class_names_are_composed_and_said(tmp_path):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems have no such names")
-def test_names_that_are_no_text(tmp_path):
+def test_file_names_that_are_not_utf8(tmp_path):
     for number, folder in enumerate((b"caf\xe9", b"tea")):
         place = tmp_path / os.fsdecode(folder)
         place.mkdir()
@@ -235,7 +235,7 @@ def test_a_table_of_files_may_have_numbered_columns(tmp_path):
     assert find(tmp_path / "t.csv").columns["p24"].tolist() == ["24", "24"]
 
 
-def test_class_folders_win_over_a_table_inside(tmp_path):
+def test_class_folders_go_before_a_table_inside(tmp_path):
     plant(tmp_path, ["cat/1.png", "dog/1.png"])
     delimited(tmp_path / "labels.csv", [{"path": "cat/1.png", "label": "x"}], ",")
     (tmp_path / "features.parquet").write_bytes(b"anything")
