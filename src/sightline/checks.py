@@ -63,9 +63,9 @@ def check_number(
     Traceback (most recent call last):
     ValueError: beta must be a number of at least 0 and below 1, not 1
     """
-    fits = is_number(value) and math.isfinite(value)
     if (
-        not fits
+        not is_number(value)
+        or not math.isfinite(value)
         or (least is not None and value < least)
         or (most is not None and value > most)
         or (above is not None and value <= above)

@@ -72,8 +72,10 @@ class Geometry:
     def from_json(cls, values: Mapping[str, Any]) -> "Geometry":
         """The geometry of what ``as_json`` wrote; raises ValueError or TypeError for anything else."""
         names = {"fit": "resize_mode", "filter": "interpolation"}
-        found = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
-        return cls(**{names.get(name, name): value for name, value in found.items()})
+        found: dict[str, Any] = {}
+        for name, value in values.items():
+            found[names.get(name, name)] = tuple(value) if isinstance(value, list) else value
+        return cls(**found)
 
     @property
     def shape(self) -> tuple[int, int, int]:

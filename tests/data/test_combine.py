@@ -17,7 +17,7 @@ from sightline.data import (
     split,
     strip_labels,
 )
-from sightline.data.combine import JoinedPixels
+from sightline.data.dataset import JoinedPixels
 from sightline.errors import DataError
 from sightline.sources import find
 from sightline.types import UNLABELLED, Dataset, Geometry

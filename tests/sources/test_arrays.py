@@ -486,7 +486,7 @@ def test_pixel_tables_with_the_label_elsewhere_and_other_names(tmp_path):
 
 
 def test_pixel_tables_in_many_blocks_equal_numpy(tmp_path, monkeypatch):
-    monkeypatch.setattr("sightline.sources.pixel_table._BLOCK_BYTES", 1000)
+    monkeypatch.setattr("sightline.sources.array_files._BLOCK_BYTES", 1000)
     path = write_pixels(tmp_path / "x.csv", GREY["train"], LABELS["train"])
     path.write_bytes(path.read_bytes().rstrip())
     source = find(path)
@@ -525,7 +525,7 @@ def test_bad_pixel_tables(tmp_path, change, says):
 
 
 def test_bad_pixel_tables_name_the_line_in_any_block(tmp_path, monkeypatch):
-    monkeypatch.setattr("sightline.sources.pixel_table._BLOCK_BYTES", 1000)
+    monkeypatch.setattr("sightline.sources.array_files._BLOCK_BYTES", 1000)
     path = write_pixels(tmp_path / "x.csv", GREY["train"], LABELS["train"])
     path.write_text(path.read_text().rstrip().rpartition(",")[0] + ",999\n")
     with pytest.raises(DataError, match="Line 31 "):

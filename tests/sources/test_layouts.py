@@ -188,7 +188,7 @@ def test_builtin_sets():
 
 def test_shapes_have_the_areas_of_their_kind():
     """Area over that of the surrounding circle: the textbook value of each shape."""
-    from sightline.sources.builtin import _SHAPES, _draw_shapes
+    from sightline.sources.arrays import _SHAPES, _draw_shapes
 
     star = 5 * 0.42 * np.sin(np.pi / 5)
     exact = {"circle": np.pi, "square": 2.0, "star": star, "triangle": 3 * np.sqrt(3) / 4}

@@ -10,13 +10,11 @@ from .audit import (
     write_clean_manifest,
 )
 from .codecs import DAMAGED_IMAGE, EXIF_ORIENTATION_TAG, PILLOW_LOCK, read_jpeg_header, valid_orientation
-from .combine import concat, relabel, strip_labels
-from .dataset import LengthRange, Survey, load_dataset, survey
+from .dataset import LengthRange, Survey, concat, load_dataset, relabel, strip_labels, survey
 from .decode import IMAGE_FORMATS, MAX_IMAGE_PIXELS, ImageHeader, decode, decode_with_header, read_header
 from .duplicates import find_near_duplicates
 from .loader import Augment, Shuffle, batch_order, count_batches, iterate_batches, to_tensor
-from .sampling import nested_subset
-from .splits import Fold, find_leak_groups, find_leaks, make_folds, split
+from .splits import Fold, find_leak_groups, find_leaks, make_folds, nested_subset, split
 
 __all__ = [
     "DAMAGED_IMAGE",

@@ -281,11 +281,11 @@ def _decode_with_pillow(data: bytes, geometry: Geometry) -> tuple[ndarray, Image
     try:
         if image.format in ("JPEG", "MPO"):  # decoded at reduced scale where it is large
             across = orientation > 4
-            size = image.width, image.height
-            tall, wide = _swap(least_decoded_shape(*_swap(size[::-1], across), geometry), across)
+            height, width = image.height, image.width
+            tall, wide = _swap(least_decoded_shape(*_swap((height, width), across), geometry), across)
             image.draft(None, (2 * wide, 2 * tall))
-            if (scale := round(size[0] / image.width)) > 1:
-                extent = _swap((size[1] / scale, size[0] / scale), across)
+            if (scale := round(width / image.width)) > 1:
+                extent = _swap((height / scale, width / scale), across)
         image.load()
         pixels, header = _to_array(image, geometry, header, data)
     except ImageError:

@@ -1,14 +1,15 @@
-"""Disjoint splits of a dataset, given or drawn, that never share a picture: train, val and test, or folds."""
+"""Disjoint splits of a dataset that never share a picture: train, val and test, or folds; and stratified samples."""
 
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Int64, Shaped
+from jaxtyping import Int, Int64, Shaped
 from numpy import ndarray
 
 from ..choose import suggest
 from ..errors import DataError, RecipeError
+from ..sources import stratified_subset
 from ..types import Dataset, Splits
 from .duplicates import find_near_duplicates
 
@@ -353,3 +354,17 @@ def find_leaks(dataset: Dataset, same: Shaped[ndarray, " N"] | None = None) -> l
         if len(twice):
             found.append(Leak(SPLIT_NAMES[held_out], SPLIT_NAMES[other], twice))
     return found
+
+
+# samples
+
+_NESTED_STREAM = 5  # of the random numbers of one seed
+
+
+def nested_subset(labels: Int[ndarray, " N"], share: float, seed: int) -> Int[ndarray, " n"]:
+    """Sorted indices of ``share`` (0 to 1) of each class, at least one image each.
+
+    The subsets of one seed are nested: a larger share contains every smaller one.
+    """
+    order = np.random.default_rng([seed, _NESTED_STREAM]).permutation(len(labels))
+    return stratified_subset(labels, order, share=share)

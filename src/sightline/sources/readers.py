@@ -8,13 +8,19 @@ from pathlib import Path, PurePath
 import numpy as np
 
 from ..errors import DataError, ImageError
-from .array_files import idx_labels_name, read_idx, read_npz, select_idx_images
+from .array_files import (
+    find_pixel_columns,
+    idx_labels_name,
+    read_idx,
+    read_npz,
+    read_pixel_table,
+    select_idx_images,
+)
 from .arrays import ImageArrays, source_from_arrays
 from .cache import load_or_build
 from .cifar import read_cifar, select_cifar_files
 from .layout import infer_layout, source_from_files
 from .parquet import read_embedded_images, read_parquet
-from .pixel_table import find_pixel_columns, read_pixel_table
 from .source import Listing, Source, file_stamp, list_folder, stratified_subset
 from .tables import TextTable, read_csv, read_jsonl, read_manifest, read_table_header
 
@@ -70,7 +76,7 @@ def read_folder(path: Path) -> Source:
         layout = infer_layout(listing, str(path))
         if len(layout.classes) > 1 or not tables:
             return source_from_files(str(path), listing, layout)
-        raise single_class_error(str(path), layout.classes[0])  # one folder of images, and a table next to it
+        raise single_class_error(str(path), *layout.classes)  # one folder of images, and a table next to it
     except DataError as error:
         parquets = [path / name for name in sorted(listing.names) if name.endswith(".parquet")]
         if parquets and (held := read_embedded_images(parquets, path)):
