@@ -79,7 +79,7 @@ def pictures() -> tuple[bytes, ...]:
 
 @contextmanager
 def serving(*words, env=None):
-    """``sightline serve WORDS`` as a process of its own, ready: what it told, the process, and its URL."""
+    """``sightline serve WORDS`` as a separate process, once it answers: its start report, the process, and its URL."""
     command = [sys.executable, "-c", "import sys; from sightline.cli import main; sys.exit(main())", "serve"]
     process = subprocess.Popen(
         [*command, *map(str, words), "--port", "0", "--json"],
@@ -101,9 +101,9 @@ def serving(*words, env=None):
 class Served:
     """A running server."""
 
-    def __init__(self, process, told):
-        self.process, self.told = process, told
-        self.url = told["url"]
+    def __init__(self, process, started):
+        self.process, self.started = process, started
+        self.url = started["url"]
         self.http = urllib3.PoolManager(retries=False, maxsize=16, timeout=30)
         self.log = ""
 

@@ -74,8 +74,8 @@ class Service:
         text = Path(f"/proc/{self.process.pid}/status").read_text()
         return int(next(line for line in text.splitlines() if line.startswith("VmHWM")).split()[1]) * 1024 / 1e6
 
-    def said(self):
-        """Everything it wrote."""
+    def output(self):
+        """All that it printed."""
         return Path(self.log).read_text(errors="replace")
 
 
@@ -119,4 +119,4 @@ def _wait(service):
                 return
         except OSError:
             time.sleep(0.05)
-    raise AssertionError(f"the service did not start: {service.said()[-2000:]}")
+    raise AssertionError(f"the service did not start: {service.output()[-2000:]}")

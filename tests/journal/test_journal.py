@@ -1,4 +1,4 @@
-"""The journal, on both databases: nothing acknowledged is lost, nothing said is changed, the erased is gone."""
+"""The journal on both databases: nothing acknowledged is lost, no row is changed, erased data are gone."""
 
 import json
 import os
@@ -50,7 +50,7 @@ def where(request, tmp_path):
 
 
 @pytest.fixture
-def opened(where, tmp_path):
+def open_journal(where, tmp_path):
     """Open the journal, as often as wanted; all are closed in the end."""
     held = []
 
@@ -64,16 +64,16 @@ def opened(where, tmp_path):
 
 
 @pytest.fixture
-def journal(opened):
-    return opened()
+def journal(open_journal):
+    return open_journal()
 
 
-def entry(**facts):
+def make_record(**facts):
     given = {"at": time.time(), "release": 1, "label": "cat", "confidence": 0.75, "abstained": False}
     return PredictionRecord(**{"id": new_prediction_id(), "sha256": "ab" * 32, **given, **facts})
 
 
-def recorded(journal, *entries):
+def record_and_flush(journal, *entries):
     journal.record(entries)
     journal.flush()
     return [one.id for one in entries]
@@ -94,11 +94,15 @@ def test_ids_sort_by_time_and_never_repeat():
 
 
 def test_encoded_lines_decode_to_the_same_records():
-    some = [entry(), entry(subject="Zoë \U0001f600", source="a\nb", image=b"\0\xff" * 99), entry(sha256=None)]
+    some = [
+        make_record(),
+        make_record(subject="Zoë \U0001f600", source="a\nb", image=b"\0\xff" * 99),
+        make_record(sha256=None),
+    ]
     lines = encode_lines(some, images=True)
     assert [one for line in lines.splitlines() for one in decode_line(line)] == some
     assert [one.image for one in decode_line(encode_lines(some, images=False))] == [None] * 3
-    large = [entry(image=os.urandom(3_000_000)) for _ in range(3)]
+    large = [make_record(image=os.urandom(3_000_000)) for _ in range(3)]
     lines = encode_lines(large, images=True).splitlines()
     assert len(lines) > 1
     assert [one for line in lines for one in decode_line(line)] == large
@@ -112,12 +116,12 @@ def test_encoded_lines_decode_to_the_same_records():
 
 def test_recorded_predictions_are_read_back(journal):
     given = [
-        entry(
+        make_record(
             label=label, confidence=p, abstained=p < 0.5, release=release, subject=subject, source="front-door.jpg"
         )
         for label, p, release, subject in (("cat", 0.9, 1, None), ("dog", 0.4, 1, "Zoë"), ("cat", 0.6, 2, "b"))
     ]
-    recorded(journal, *given)
+    record_and_flush(journal, *given)
     rows = journal.predictions()
     assert [row.id for row in rows] == [one.id for one in given[::-1]]
     for row, one in zip(rows, given[::-1], strict=True):
@@ -146,7 +150,7 @@ def test_recorded_predictions_are_read_back(journal):
 
 
 def test_the_writer_thread_moves_records_to_the_database(journal):
-    journal.record([entry() for _ in range(1200)])
+    journal.record([make_record() for _ in range(1200)])
     assert journal.waiting <= 1200
     deadline = time.monotonic() + 30
     while journal.waiting and time.monotonic() < deadline:
@@ -158,16 +162,16 @@ def test_the_writer_thread_moves_records_to_the_database(journal):
 
 
 def test_the_same_record_twice_is_one_row(journal):
-    one = entry()
-    recorded(journal, one, one)
-    recorded(journal, one, entry(), replace(one, label="dog"))
+    one = make_record()
+    record_and_flush(journal, one, one)
+    record_and_flush(journal, one, make_record(), replace(one, label="dog"))
     assert journal.count()["predictions"] == 2
     assert journal.predictions()[-1].label == "cat"
 
 
 def test_text_is_made_safe_for_any_database(journal):
     hostile = "a\0b\ud800c" + "x" * 1000
-    recorded(journal, entry(subject=hostile, source=hostile, label=hostile, confidence=float("nan")))
+    record_and_flush(journal, make_record(subject=hostile, source=hostile, label=hostile, confidence=float("nan")))
     (row,) = journal.predictions()
     assert row.subject == row.source == row.label
     assert row.subject.startswith("a\ufffdb?c")
@@ -177,7 +181,7 @@ def test_text_is_made_safe_for_any_database(journal):
 
 
 def test_a_rejected_value_does_not_stop_other_records(journal, capsys):
-    ids = recorded(journal, entry(), entry(release=2**70, subject="too large"), entry())
+    ids = record_and_flush(journal, make_record(), make_record(release=2**70, subject="too large"), make_record())
     assert {row.id for row in journal.predictions()} == {ids[0], ids[2]}
     assert journal.waiting == 0
     assert "cannot store an answer" in capsys.readouterr().err
@@ -193,14 +197,14 @@ def test_a_rejected_value_does_not_stop_other_records(journal, capsys):
 
 
 def test_a_correction_is_stored_once_and_the_latest_counts(journal):
-    (id, other) = recorded(journal, entry(), entry())
+    (id, other) = record_and_flush(journal, make_record(), make_record())
     first = journal.correct(id, "dog", by="camera")
     assert (first.label, first.by, first.already) == ("dog", "camera", False)
     again = journal.correct(id, "dog", by="other")
     assert again.already
     assert (again.at, again.by) == (first.at, "camera")
     assert not journal.correct(id, "cow").already
-    assert not journal.correct(id, "dog").already  # what counts is what was said last
+    assert not journal.correct(id, "dog").already  # the latest correction counts
     (row,) = journal.predictions(corrected=True)
     assert (row.id, row.correction, row.label, row.corrected_by) == (id, "dog", "cat", None)
     assert [row.id for row in journal.predictions(corrected=False)] == [other]
@@ -209,18 +213,18 @@ def test_a_correction_is_stored_once_and_the_latest_counts(journal):
 
 @pytest.mark.parametrize("id", ["", "0" * 32, "x", "'; DROP TABLE predictions; --", "é\0", "\ud800", "x" * 10_000])
 def test_an_unknown_id_is_refused(journal, id):
-    recorded(journal, entry())
+    record_and_flush(journal, make_record())
     with pytest.raises(UnknownPrediction, match="no prediction with this id"):
         journal.correct(id, "dog")
     assert journal.count() | {"corrected": 0} == journal.count()
 
 
 def test_a_spooled_prediction_can_be_corrected(journal, tmp_path):
-    own = entry()
+    own = make_record()
     journal.record([own])
     assert journal.correct(own.id, "dog").label == "dog"
     other = Spool(tmp_path / "site" / "spool", images=False)  # another worker's, alive
-    theirs = [entry(), entry()]
+    theirs = [make_record(), make_record()]
     other.append(theirs)
     assert not journal.correct(theirs[1].id, "dog").already
     journal.flush()
@@ -262,22 +266,22 @@ say("ended", *(str(os.WEXITSTATUS(status) - os.WTERMSIG(status)) for _, status i
 """
 
 
-def test_killed_processes_lose_nothing(where, opened, tmp_path):
+def test_killed_processes_lose_nothing(where, open_journal, tmp_path):
     site = tmp_path / "site"  # all three find no journal, and make it at once
     words = [sys.executable, "-c", WORKERS, str(where), str(site)]
-    said = {"recorded": [], "corrected": [], "pid": [], "ended": []}
+    output = {"recorded": [], "corrected": [], "pid": [], "ended": []}
     with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as workers:
         for line in workers.stdout:
-            word, *told = line.split()
-            said[word] += told
-            if len(said["pid"]) == 2 and len(said["corrected"]) >= 20:  # the two that would write without end
-                for pid in map(int, said["pid"]):
+            word, *ids_or_codes = line.split()
+            output[word] += ids_or_codes
+            if len(output["pid"]) == 2 and len(output["corrected"]) >= 20:  # the two that would write without end
+                for pid in map(int, output["pid"]):
                     os.kill(pid, signal.SIGKILL)
-                said["pid"].append("killed")
-    assert sorted(said["ended"]) == ["-9", "-9", "0"]
-    recorded_ids, corrected_ids = said["recorded"], said["corrected"]
+                output["pid"].append("killed")
+    assert sorted(output["ended"]) == ["-9", "-9", "0"]
+    recorded_ids, corrected_ids = output["recorded"], output["corrected"]
     assert len(recorded_ids) > 50
-    journal = opened()
+    journal = open_journal()
     journal.flush()
     held = {row.id: row for row in journal.predictions(limit=100_000)}
     assert set(recorded_ids) <= held.keys()
@@ -287,32 +291,32 @@ def test_killed_processes_lose_nothing(where, opened, tmp_path):
     assert len(list((site / "spool").glob("*.lock"))) == 1  # our own
 
 
-def test_a_truncated_last_line_is_skipped(opened, tmp_path):
+def test_a_truncated_last_line_is_skipped(open_journal, tmp_path):
     dead = Spool(tmp_path / "site" / "spool", images=False)
-    whole = entry()
+    whole = make_record()
     dead.append([whole])
     segment = dead.oldest_segment()
     with segment.open("ab") as stream:
-        stream.write(encode_lines([entry()], images=False)[:-30])
+        stream.write(encode_lines([make_record()], images=False)[:-30])
     dead.close()
-    journal = opened()
+    journal = open_journal()
     journal.flush()
     assert [row.id for row in journal.predictions()] == [whole.id]
     assert list((tmp_path / "site" / "spool").glob("*.damaged")) == []
 
 
 @pytest.mark.parametrize("line", [b"rubbish\n", b"[9,[]]\n"])
-def test_an_unreadable_segment_is_set_aside(opened, tmp_path, capsys, line):
+def test_an_unreadable_segment_is_set_aside(open_journal, tmp_path, capsys, line):
     dead = Spool(tmp_path / "site" / "spool", images=False)
-    whole = entry()
+    whole = make_record()
     dead.append([whole])
     segment = dead.oldest_segment()
     with segment.open("ab") as stream:
         stream.write(line)
     dead.close()
-    journal = opened()
+    journal = open_journal()
     journal.flush()
-    after = recorded(journal, entry())
+    after = record_and_flush(journal, make_record())
     assert journal.waiting == 0
     assert {row.id for row in journal.predictions()} >= set(after)
     (aside,) = (tmp_path / "site" / "spool").glob("*.damaged")
@@ -326,7 +330,7 @@ def test_the_spool_is_bounded(tmp_path):
     held = 0
     with pytest.raises(JournalError, match=r"spool is full: \d+ answers wait"):  # noqa: PT012
         for _ in range(1000):
-            spool.append([entry(image=image)])
+            spool.append([make_record(image=image)])
             held += 1
     assert spool.waiting == held
     assert spool.dropped_images > 0  # images gave way first
@@ -334,11 +338,11 @@ def test_the_spool_is_bounded(tmp_path):
     while segment := spool.oldest_segment():
         spool.remove(segment)
     assert spool.waiting == 0
-    spool.append([entry(image=image)])
+    spool.append([make_record(image=image)])
     spool.close()
 
 
-# Nothing said is changed.
+# Rows are never changed.
 
 
 def statements(journal):
@@ -350,7 +354,7 @@ def statements(journal):
 
 def test_only_inserts_are_executed(journal):
     found = statements(journal)
-    (id,) = recorded(journal, entry())
+    (id,) = record_and_flush(journal, make_record())
     journal.correct(id, "dog")
     journal.correct(id, "cow")
     journal.predictions()
@@ -371,7 +375,7 @@ def test_only_inserts_are_executed(journal):
     ],
 )
 def test_triggers_refuse_to_change_rows(journal, statement):
-    (id,) = recorded(journal, entry())
+    (id,) = record_and_flush(journal, make_record())
     journal.correct(id, "dog")
     with pytest.raises(DBAPIError, match="never changed"), journal._database.durable_engine.begin() as connection:
         connection.execute(text(statement))
@@ -382,18 +386,18 @@ def test_triggers_refuse_to_change_rows(journal, statement):
 # Erasure.
 
 
-def test_a_subject_is_erased_everywhere(opened, tmp_path):
-    journal = opened(keep_images=True)
+def test_a_subject_is_erased_everywhere(open_journal, tmp_path):
+    journal = open_journal(keep_images=True)
     mine, same, others = picture(1), picture(1), picture(2)
-    ids = recorded(
+    ids = record_and_flush(
         journal,
-        entry(subject="alice", image=mine, sha256="a1" * 32),
-        entry(subject="alice", image=picture(3), sha256="a3" * 32),
-        entry(subject=None, image=same, sha256="a1" * 32),
-        entry(subject="bob", image=others, sha256="b2" * 32),
+        make_record(subject="alice", image=mine, sha256="a1" * 32),
+        make_record(subject="alice", image=picture(3), sha256="a3" * 32),
+        make_record(subject=None, image=same, sha256="a1" * 32),
+        make_record(subject="bob", image=others, sha256="b2" * 32),
     )
     journal.correct(ids[0], "dog")
-    journal.record([entry(subject="alice", image=picture(4), sha256="a4" * 32)])  # still on its way
+    journal.record([make_record(subject="alice", image=picture(4), sha256="a4" * 32)])  # still on its way
     before = {row.id: row for row in journal.predictions()}
     assert journal.erase("alice") == 4
     after = {row.id: row for row in journal.predictions()}
@@ -414,7 +418,7 @@ def test_a_subject_is_erased_everywhere(opened, tmp_path):
 
 def test_an_erased_hash_is_not_left_in_the_file(tmp_path):
     with Journal.open(tmp_path) as journal:
-        recorded(journal, *(entry(subject=f"s{i % 7}", sha256=f"{i:02x}" * 32) for i in range(200)))
+        record_and_flush(journal, *(make_record(subject=f"s{i % 7}", sha256=f"{i:02x}" * 32) for i in range(200)))
         journal.erase("s3")
     held = (tmp_path / JOURNAL_FILE).read_bytes()
     assert b"04" * 32 in held
@@ -422,15 +426,15 @@ def test_an_erased_hash_is_not_left_in_the_file(tmp_path):
     assert not (tmp_path / f"{JOURNAL_FILE}-wal").exists()
 
 
-def test_retention_keeps_younger_rows(opened, tmp_path):
-    journal = opened(keep_images=True)
+def test_retention_keeps_younger_rows(open_journal, tmp_path):
+    journal = open_journal(keep_images=True)
     old, now = time.time() - 10 * 86_400, time.time()
-    ids = recorded(
+    ids = record_and_flush(
         journal,
-        entry(at=old, image=picture(1)),
-        entry(at=old, image=picture(2)),
-        entry(at=now, image=picture(2)),
-        entry(at=old, sha256=None),
+        make_record(at=old, image=picture(1)),
+        make_record(at=old, image=picture(2)),
+        make_record(at=now, image=picture(2)),
+        make_record(at=old, sha256=None),
     )
     assert journal.retain(30) == 0
     assert journal.retain(9) == 2
@@ -460,45 +464,48 @@ def picture(seed):
     return stream.getvalue()
 
 
-def test_images_are_kept_on_request_and_within_the_quota(opened, tmp_path, capsys):
+def test_images_are_kept_on_request_and_within_the_quota(open_journal, tmp_path, capsys):
     pictures = [picture(seed) for seed in range(6)]
-    journal = opened()
-    recorded(journal, entry(image=pictures[0]))
+    journal = open_journal()
+    record_and_flush(journal, make_record(image=pictures[0]))
     assert journal.count()["images"] == 0
     journal.close()
     room = sum(map(len, pictures[:3])) + 10
-    journal = opened(keep_images=True, quota_mb=room / 1e6)
-    recorded(
-        journal, *(entry(image=one) for one in pictures[:2]), entry(image=pictures[0]), entry(image=b"rubbish")
+    journal = open_journal(keep_images=True, quota_mb=room / 1e6)
+    record_and_flush(
+        journal,
+        *(make_record(image=one) for one in pictures[:2]),
+        make_record(image=pictures[0]),
+        make_record(image=b"rubbish"),
     )
-    recorded(journal, *(entry(image=one) for one in pictures[2:]))
+    record_and_flush(journal, *(make_record(image=one) for one in pictures[2:]))
     kept = [row.image is not None for row in journal.predictions()[::-1]]
     assert kept == [False, True, True, True, False, True, False, False, False]
     assert journal.dropped_images == 4
     assert capsys.readouterr().err.count("No more images are kept") <= 1
     assert journal.count()["images"] == 3
     assert journal.count()["image_bytes"] <= room
-    another = opened(keep_images=True, quota_mb=room / 1e6)  # the quota is of all processes
-    recorded(another, entry(image=pictures[5]))
+    another = open_journal(keep_images=True, quota_mb=room / 1e6)  # the quota is of all processes
+    record_and_flush(another, make_record(image=pictures[5]))
     assert another.dropped_images == 1
     assert "No more images are kept" in capsys.readouterr().err
 
 
-def test_corrected_images_become_a_data_set(opened, tmp_path):
+def test_corrected_images_become_a_data_set(open_journal, tmp_path):
     from sightline.types import Geometry
 
-    journal = opened(keep_images=True)
+    journal = open_journal(keep_images=True)
     small = Geometry(size=(12, 10), channels=3)
     with pytest.raises(DataError, match="has no labelled images"):
         journal.dataset(geometry=small)
-    ids = recorded(
+    ids = record_and_flush(
         journal,
-        entry(image=picture(0), subject="a"),
-        entry(image=picture(1), subject="a", confidence=0.95),
-        entry(image=picture(2), confidence=0.99),
-        entry(image=picture(3), confidence=0.99, abstained=True),
-        entry(image=picture(0), subject="b", release=2),
-        entry(image=None),
+        make_record(image=picture(0), subject="a"),
+        make_record(image=picture(1), subject="a", confidence=0.95),
+        make_record(image=picture(2), confidence=0.99),
+        make_record(image=picture(3), confidence=0.99, abstained=True),
+        make_record(image=picture(0), subject="b", release=2),
+        make_record(image=None),
     )
     for id, label in ((ids[0], "dog"), (ids[1], "cow"), (ids[1], "emu"), (ids[5], "dog")):
         journal.correct(id, label)
@@ -511,7 +518,7 @@ def test_corrected_images_become_a_data_set(opened, tmp_path):
     for i, seed in enumerate((0, 1)):
         expected = np.random.default_rng(seed).integers(0, 256, (12, 10, 3), dtype=np.uint8)
         assert np.array_equal(found[[i]][0], expected)
-    journal.correct(ids[4], "cow")  # the same image, said later
+    journal.correct(ids[4], "cow")  # the same image, corrected later
     more = journal.dataset(corrected_only=False, geometry=small)
     assert [more.classes[k] for k in more.labels] == ["emu", "cat", "cow"]
     assert list(more.columns["prediction"]) == [ids[1], ids[2], ids[4]]
@@ -525,10 +532,10 @@ def test_a_database_outage_loses_nothing(request, cluster, tmp_path, capsys):
     server = Cluster(programs())
     request.addfinalizer(server.close)
     with Journal.open(server.database(), site=tmp_path) as journal:
-        known = recorded(journal, entry())
+        known = record_and_flush(journal, make_record())
         journal.correct(known[0], "dog")
         server.stop()
-        ids = [one.id for one in (entry() for _ in range(50)) if journal.record([replace(one)]) is None]
+        ids = [one.id for one in (make_record() for _ in range(50)) if journal.record([replace(one)]) is None]
         for way in (
             lambda: journal.correct(known[0], "cow"),
             lambda: journal.erase("x"),
@@ -555,15 +562,15 @@ def test_a_database_outage_loses_nothing(request, cluster, tmp_path, capsys):
         assert journal.healthy
 
 
-def test_a_full_database_acknowledges_only_what_it_stored(opened, where, tmp_path):
+def test_a_full_database_acknowledges_only_what_it_stored(open_journal, where, tmp_path):
     if not isinstance(where, type(tmp_path)):
-        pytest.skip("SQLite can be told how large it may be")
-    journal = opened()
-    (id,) = recorded(journal, entry())
+        pytest.skip("only SQLite has a maximal size to set")
+    journal = open_journal()
+    (id,) = record_and_flush(journal, make_record())
     for engine in (journal._database.fast_engine, journal._database.durable_engine):
         engine.dispose()
         event.listen(engine, "connect", lambda held, _: held.execute("PRAGMA max_page_count = 1"))
-    journal.record([entry(subject="x" * 400) for _ in range(300)])
+    journal.record([make_record(subject="x" * 400) for _ in range(300)])
     with pytest.raises(DatabaseUnavailable, match="full"):
         journal.flush()
     with pytest.raises(DatabaseUnavailable, match="full"):  # noqa: PT012
@@ -580,15 +587,15 @@ def test_a_full_database_acknowledges_only_what_it_stored(opened, where, tmp_pat
     assert len({row.correction for row in journal.predictions(corrected=True)}) == noted
 
 
-def test_a_newer_schema_is_refused(where, opened):
-    opened().close()
+def test_a_newer_schema_is_refused(where, open_journal):
+    open_journal().close()
     url = where if isinstance(where, str) else f"sqlite:///{where / JOURNAL_FILE}"
     engine = create_engine(url.replace("postgresql:", "postgresql+psycopg:"))
     with engine.begin() as connection:
         connection.execute(text("UPDATE alembic_version SET version_num = '9999'"))
     engine.dispose()
     with pytest.raises(JournalError, match=r"has schema 9999, newer than this release reads \(0001\)"):
-        opened()
+        open_journal()
 
 
 @pytest.mark.parametrize(
@@ -634,13 +641,13 @@ def test_a_file_that_is_no_database_is_refused(tmp_path):
 # Migrations.
 
 
-def test_the_migrations_make_the_tables(where, opened):
+def test_the_migrations_make_the_tables(where, open_journal):
     from alembic.autogenerate import compare_metadata
     from alembic.runtime.migration import MigrationContext
     from alembic.script import ScriptDirectory
 
     assert ScriptDirectory(str(MIGRATIONS_FOLDER)).get_current_head() == SCHEMA_HEAD
-    journal = opened()
+    journal = open_journal()
     with journal._database.read_transaction() as connection:
         context = MigrationContext.configure(connection, opts={"compare_type": True})
         assert compare_metadata(context, metadata) == []
@@ -680,8 +687,8 @@ def test_a_journal_of_revision_0001_opens_unchanged(tmp_path):
 
 def test_files_of_a_journal_are_private(tmp_path):
     with Journal.open(tmp_path, keep_images=True) as journal:
-        recorded(journal, entry(image=picture(0)))
-        journal.record([entry()])
+        record_and_flush(journal, make_record(image=picture(0)))
+        journal.record([make_record()])
         for path in [
             tmp_path / JOURNAL_FILE,
             *(tmp_path / "images").rglob("*.png"),
@@ -714,8 +721,8 @@ def test_durable_commits_override_postgresql_settings(cluster):
 # From a shell.
 
 
-def shell_entry(i):
-    return entry(image=picture(i), subject=f"=s{i % 2}", at=1e9 + i, sha256=f"{i:02x}" * 32)
+def make_shell_record(i):
+    return make_record(image=picture(i), subject=f"=s{i % 2}", at=1e9 + i, sha256=f"{i:02x}" * 32)
 
 
 def test_the_journal_on_the_command_line(cli, tmp_path):
@@ -725,7 +732,7 @@ def test_the_journal_on_the_command_line(cli, tmp_path):
     site = tmp_path / "site"
     assert "has no journal yet" in cli("journal", site).err
     with Journal.open(site, keep_images=True) as journal:
-        ids = recorded(journal, *(shell_entry(i) for i in range(6)))
+        ids = record_and_flush(journal, *(make_shell_record(i) for i in range(6)))
         for i, id in enumerate(ids):
             journal.correct(id, ("dog", "emu")[i % 2])
     shown = cli("journal", site, "list", "--limit", 2)
@@ -764,7 +771,7 @@ def test_the_journal_on_the_command_line(cli, tmp_path):
 
 def test_a_copied_site_is_complete(tmp_path):
     with Journal.open(tmp_path / "a", keep_images=True) as journal:
-        (id,) = recorded(journal, entry(image=picture(0)))
+        (id,) = record_and_flush(journal, make_record(image=picture(0)))
         journal.correct(id, "dog")
     shutil.copytree(tmp_path / "a", tmp_path / "b")
     with Journal.open(tmp_path / "b") as journal:

@@ -1,4 +1,4 @@
-"""Keys: shown once, kept as hashes, refused without a word too many."""
+"""API keys: shown once, stored as hashes, refused without a further reason."""
 
 import json
 import subprocess

@@ -228,16 +228,16 @@ def test_a_key_is_read_from_a_file_or_the_environment(tmp_path, monkeypatch):
 
 
 @contextmanager
-def saying(*answers):
-    """A server that gives these answers, one after another, and the last one ever after; what it was asked."""
-    asked = []
+def fake_server(*answers):
+    """A server that sends these responses in turn, repeating the last one; its URL and the requests it got."""
+    requests = []
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
 
         def do_POST(self):
-            asked.append((self.path, dict(self.headers), self.rfile.read(int(self.headers["Content-Length"]))))
-            status, headers, body = answers[min(len(asked), len(answers)) - 1]
+            requests.append((self.path, dict(self.headers), self.rfile.read(int(self.headers["Content-Length"]))))
+            status, headers, body = answers[min(len(requests), len(answers)) - 1]
             if status is None:
                 self.close_connection = True
                 self.connection.close()
@@ -258,7 +258,7 @@ def saying(*answers):
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
     try:
-        yield f"http://127.0.0.1:{server.server_port}", asked
+        yield f"http://127.0.0.1:{server.server_port}", requests
     finally:
         server.shutdown()
         server.server_close()
@@ -272,27 +272,30 @@ BUSY = (503, {"Retry-After": "0"}, b'{"detail": "Too many requests are waiting."
 
 def test_full_queues_and_lost_connections_are_retried():
     reply = Reply("", "cat", 0.9, top=(("cat", 0.9),), id="a", release=3)
-    with saying(BUSY, (None, {}, b""), (502, {}, b"<html>"), GOOD) as (url, asked):
+    with fake_server(BUSY, (None, {}, b""), (502, {}, b"<html>"), GOOD) as (url, requests):
         assert Client(url).predict(b"x") == [reply]
-        assert len(asked) == 4
-        assert len({body for *_, body in asked}) == 1
-    with saying(BUSY) as (url, asked), pytest.raises(DeclinedError, match="cannot answer now: Too many requests"):
+        assert len(requests) == 4
+        assert len({body for *_, body in requests}) == 1
+    with (
+        fake_server(BUSY) as (url, requests),
+        pytest.raises(DeclinedError, match="cannot answer now: Too many requests"),
+    ):
         Client(url, retries=2).predict(b"x")
-    assert len(asked) == 3
+    assert len(requests) == 3
 
 
 def test_retry_after_is_bounded(monkeypatch):
     monkeypatch.setattr("sightline.serving.client.MAX_RETRY_AFTER_SECONDS", 0)
-    with saying((503, {"Retry-After": "86400"}, b"{}"), (503, {"Retry-After": "soon"}, b"{}"), GOOD) as (
+    with fake_server((503, {"Retry-After": "86400"}, b"{}"), (503, {"Retry-After": "soon"}, b"{}"), GOOD) as (
         url,
-        asked,
+        requests,
     ):
         assert Client(url).predict(b"x")[0].label == "cat"
-        assert len(asked) == 3
+        assert len(requests) == 3
 
 
 @pytest.mark.parametrize(
-    ("answer", "said"),
+    ("answer", "message"),
     [
         ((200, {}, b"<html>"), "no service of Sightline"),
         ((200, {}, b"[]"), "no service of Sightline"),
@@ -307,14 +310,14 @@ def test_retry_after_is_bounded(monkeypatch):
     ],
     ids=lambda value: repr(value)[:40],
 )
-def test_another_kind_of_server_is_explained_in_one_sentence(answer, said):
-    with saying(answer) as (url, asked), pytest.raises(ServiceError) as error:
+def test_another_kind_of_server_is_explained_in_one_sentence(answer, message):
+    with fake_server(answer) as (url, requests), pytest.raises(ServiceError) as error:
         Client(url, key="sl_secret", retries=0).predict(b"x")
-    assert said in str(error.value)
+    assert message in str(error.value)
     assert "sl_secret" not in str(error.value)
     assert "\x1b" not in str(error.value)
     assert len(str(error.value)) < 800
-    assert len(asked) == 1
+    assert len(requests) == 1
 
 
 def test_refused_unknown_and_slow_hosts_are_explained():
@@ -345,14 +348,14 @@ def test_a_url_with_a_secret_is_refused_without_repeating_it(url):
 
 
 def test_a_path_prefix_is_kept():
-    with saying(GOOD) as (url, asked):
+    with fake_server(GOOD) as (url, requests):
         Client(f"{url}/models/birds/").predict(b"x", top=2)
-    assert asked[0][0] == "/models/birds/predict?top=2"
+    assert requests[0][0] == "/models/birds/predict?top=2"
 
 
 def test_a_key_does_not_follow_a_redirect():
-    with saying(GOOD) as (other, reached):
-        with saying((307, {"Location": f"{other}/predict"}, b"")) as (url, _), pytest.raises(ServiceError):
+    with fake_server(GOOD) as (other, reached):
+        with fake_server((307, {"Location": f"{other}/predict"}, b"")) as (url, _), pytest.raises(ServiceError):
             Client(url, key="sl_secret").predict(b"x")
         assert not reached
 
@@ -407,7 +410,7 @@ def test_the_command_line_sends_a_key(cli, guarded, pictures, tmp_path, monkeypa
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         (("x.jpg", "--url", "nowhere"), "no URL of a service"),
         (("x.jpg", "--url", "http://127.0.0.1:1", "--alpha", "0.1"), "--alpha needs a local classifier"),
@@ -418,8 +421,8 @@ def test_the_command_line_sends_a_key(cli, guarded, pictures, tmp_path, monkeypa
     ],
     ids=repr,
 )
-def test_mistakes_on_the_command_line_are_explained_in_one_sentence(cli, words, said):
+def test_mistakes_on_the_command_line_are_explained_in_one_sentence(cli, words, message):
     answer = cli("predict", *words)
     assert (answer.code, answer.out) == (2, "")
-    assert said in answer.err
+    assert message in answer.err
     assert "Traceback" not in answer.err

@@ -236,7 +236,7 @@ def test_no_http_watches_a_folder_with_the_current_release(site, tmp_path):
     folder = tmp_path / "camera"
     folder.mkdir()
     with serving(site, "--watch", folder, "--no-http") as served:
-        assert served.told["url"] is None
+        assert served.started["url"] is None
         (folder / "one.jpg").write_bytes(JPEG)
         assert json.loads(served.process.stdout.readline())["release"] == 1
         releases.promote(site, 2)

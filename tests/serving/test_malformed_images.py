@@ -213,7 +213,7 @@ def test_no_response_reveals_the_server_software(service):
     assert "server" not in names
     assert {"x-content-type-options", "x-frame-options", "content-security-policy", "cache-control"} <= names
     assert b"python" not in body.lower()
-    assert "sl_xxx" not in service.said()
+    assert "sl_xxx" not in service.output()
 
 
 DODGES = {

@@ -95,7 +95,7 @@ def test_no_request_breaks_the_service(name, mode, description, service):
 def test_the_service_is_still_alive(service):
     """After all of that it answers an image, and no request was a fault of its own."""
     assert service.ask("POST", "/predict", whole()["jpeg"])[0] == 200
-    assert '"event": "error"' not in service.said()
+    assert '"event": "error"' not in service.output()
 
 
 def test_the_description_names_every_route(description):

@@ -395,7 +395,7 @@ def test_releases_on_the_command_line(cli, plain, tmp_path):
     site = tmp_path / "site"
     first = cli("releases", site, "publish", plain, "--note", "first try")
     assert first.code == 0, first.err
-    assert "Release 1 has no ONNX file and answers in torch: A scikit-learn estimator" in first.out
+    assert "Release 1 has no ONNX file and is served with torch: A scikit-learn estimator" in first.out
     value = json.loads(cli("releases", site, "publish", plain, "--only-publish", "--json").out)
     assert (value["published"], value["current"]) == (2, 1)
     assert json.loads(cli("releases", site, "promote", 2, "--json").out)["current"] == 2

@@ -36,7 +36,7 @@ def site(tmp_path):
 
 
 @contextmanager
-def asking(path, **settings):
+def open_client(path, **settings):
     """A client of a service in this process, and the service."""
     service = Service(ServiceSettings(path=path, threads=2, **settings)).open()
     with TestClient(create_app(service), base_url="http://localhost", raise_server_exceptions=False) as client:
@@ -45,7 +45,7 @@ def asking(path, **settings):
 
 @pytest.fixture
 def client(site):
-    with asking(site) as (client, _):
+    with open_client(site) as (client, _):
         yield client
 
 
@@ -115,7 +115,7 @@ def test_an_unreadable_image_among_others_is_a_row_with_an_error(client):
 @pytest.mark.parametrize("release", [1, 2])
 def test_heat_maps_are_one_picture_per_image(site, release):
     releases.promote(site, release)
-    with asking(site) as (client, _):
+    with open_client(site) as (client, _):
         answer = as_json(client, images=[text(JPEG), text(b"junk"), text(pictures()[0])], heat=True).json()
     first, second, third = answer["predictions"]
     assert "heat" not in second
@@ -127,7 +127,7 @@ def test_heat_maps_are_one_picture_per_image(site, release):
 
 
 def test_an_exported_file_has_no_heat_maps_and_no_journal():
-    with asking(site_of_two() / "releases" / "0001" / "model.onnx") as (client, _):
+    with open_client(site_of_two() / "releases" / "0001" / "model.onnx") as (client, _):
         assert raw(client, JPEG).json()["release"] == 0
         assert raw(client, JPEG, query="?heat=true").status_code == 422
         id = raw(client, JPEG).json()["predictions"][0]["id"]
@@ -208,7 +208,7 @@ def test_malformed_requests_are_refused_in_one_sentence(small, what):
 def small():
     """A service with narrow bounds."""
     limits = RequestLimits(body_mb=0.1, pixels=10_000, images=4)
-    with asking(site_of_two() / "releases" / "0001" / "model.onnx", limits=limits) as (client, _):
+    with open_client(site_of_two() / "releases" / "0001" / "model.onnx", limits=limits) as (client, _):
         yield client
 
 
@@ -255,7 +255,7 @@ def test_a_body_that_never_arrives_times_out(monkeypatch, small):
 
 
 def test_predictions_are_journalled_and_corrected_once(site):
-    with asking(site) as (client, service):
+    with open_client(site) as (client, service):
         first = raw(client, JPEG, **{"Sightline-Subject": "anna"}).json()["predictions"][0]
         second = as_json(client, image=text(pictures()[1]), subject="bob").json()["predictions"][0]
         wrong = next(name for name in CLASSES if name != first["label"])
@@ -281,7 +281,7 @@ def test_feedback_for_an_unknown_prediction_or_class_is_refused(client):
 
 
 def test_predictions_are_paged_and_filtered(site):
-    with asking(site, keep_images=True) as (client, service):
+    with open_client(site, keep_images=True) as (client, service):
         ids = [raw(client, pictures()[k % 12]).json()["predictions"][0]["id"] for k in range(7)]
         service.journal.flush()
         found, before = [], ""
@@ -298,7 +298,7 @@ def test_predictions_are_paged_and_filtered(site):
 
 
 def test_a_prediction_that_cannot_be_journalled_is_not_returned(site, tmp_path):
-    with asking(site) as (client, service):
+    with open_client(site) as (client, service):
         kept, service.journal = service.journal, Journal.open(tmp_path / "other", spool_mb=0.0001)
         answers = [raw(client, JPEG) for _ in range(3)]
         service.journal.close()
@@ -310,10 +310,10 @@ def test_a_prediction_that_cannot_be_journalled_is_not_returned(site, tmp_path):
 
 
 def test_a_watched_file_that_cannot_be_journalled_is_retried(site, tmp_path):
-    folder, told = tmp_path / "camera", []
+    folder, reported = tmp_path / "camera", []
     folder.mkdir()
-    with asking(site) as (_, service):
-        watch = FolderWatcher(service, folder, told.append)
+    with open_client(site) as (_, service):
+        watch = FolderWatcher(service, folder, reported.append)
         (folder / "one.jpg").write_bytes(JPEG)
         (folder / "large.jpg").write_bytes(JPEG + b"\0" * 21_000_000)
         assert watch.poll() == 0  # it may still grow
@@ -321,12 +321,12 @@ def test_a_watched_file_that_cannot_be_journalled_is_retried(site, tmp_path):
         assert watch.poll() == 2
         service.journal.close()
         service.journal = kept
-        assert [one["file"] for one in told] == ["large.jpg"]
-        assert "larger than 20 MB" in told[0]["error"]
+        assert [one["file"] for one in reported] == ["large.jpg"]
+        assert "larger than 20 MB" in reported[0]["error"]
         assert [watch.poll() for _ in range(3)] == [1, 0, 0]
         kept.flush()
         assert [row.source for row in kept.predictions()] == ["one.jpg"]
-    assert [one["file"] for one in told] == ["large.jpg", "one.jpg"]
+    assert [one["file"] for one in reported] == ["large.jpg", "one.jpg"]
 
 
 # releases
@@ -347,7 +347,7 @@ def test_a_promoted_release_answers(client):
 
 
 def test_missing_and_changed_releases_are_not_promoted(site, capsys):
-    with asking(site) as (client, _):
+    with open_client(site) as (client, _):
         assert client.post("/releases/9/promote").status_code == 404
         weights = site / "releases" / "0002" / "classifier" / "model.safetensors"
         weights.chmod(0o644)
@@ -361,7 +361,7 @@ def test_missing_and_changed_releases_are_not_promoted(site, capsys):
 
 
 def test_a_promotion_by_another_process_is_noticed(site, capsys):
-    with asking(site) as (client, service):
+    with open_client(site) as (client, service):
         releases.promote(site, 2)
         service.poll_release()
         assert raw(client, JPEG).json()["release"] == 2
@@ -396,7 +396,7 @@ FREE = ("/healthz", "/readyz", "/docs", "/openapi.json")
 
 def test_a_key_allows_its_scope_only(site, capsys):
     made = {scope: api_keys.create_key(site, f"for-{scope}", [scope]) for scope in api_keys.KEY_SCOPES}
-    with asking(site, loopback_only=False) as (client, _):
+    with open_client(site, loopback_only=False) as (client, _):
         paths = client.get("/openapi.json").json()["paths"]
         assert set(paths) == {*NEEDS, "/healthz", "/readyz"}
         for path, (needed, ask) in NEEDS.items():
@@ -425,7 +425,7 @@ def test_created_revoked_and_expired_keys_take_effect_within_milliseconds(site):
     def moment():
         time.sleep(1.5 * KEY_RELOAD_SECONDS)
 
-    with asking(site) as (client, _):
+    with open_client(site) as (client, _):
         assert client.get("/classes").status_code == 200  # this machine, and no key was made
         assert "security" not in client.get("/openapi.json").json()["paths"]["/classes"]["get"]
         secret = api_keys.create_key(site, "anna", ["read"])
@@ -452,7 +452,7 @@ def test_without_keys_other_hosts_need_open(site):
         ({"loopback_only": False, "open": True}, 200),
         ({}, 200),
     ):
-        with asking(site, **settings) as (client, _):
+        with open_client(site, **settings) as (client, _):
             assert client.get("/classes").status_code == status
 
 
@@ -479,10 +479,10 @@ def test_without_keys_foreign_origins_are_refused(small, headers, status):
 def test_origins_are_allowed_by_name_only(site):
     page = {"Origin": "https://example.org"}
     asks = page | {"Access-Control-Request-Method": "POST"}
-    with asking(site) as (client, _):
+    with open_client(site) as (client, _):
         assert "access-control-allow-origin" not in client.get("/healthz", headers=page).headers
         assert "access-control-allow-origin" not in client.options("/predict", headers=asks).headers
-    with asking(site, origins=("https://example.org",)) as (client, _):
+    with open_client(site, origins=("https://example.org",)) as (client, _):
         assert raw(client, JPEG, **page).headers["access-control-allow-origin"] == "https://example.org"
         assert client.options("/predict", headers=asks).status_code == 200
         other = client.options("/predict", headers=asks | {"Origin": "https://evil.example"})
@@ -494,7 +494,7 @@ def test_origins_are_allowed_by_name_only(site):
 
 
 def test_a_full_queue_sends_retry_after(site):
-    with asking(site, limits=RequestLimits(queue=1)) as (client, service):
+    with open_client(site, limits=RequestLimits(queue=1)) as (client, service):
         gate, answer, taken, found = threading.Event(), service.batcher._answer, [], []
 
         def wait_and_answer(jobs, exclusive):
@@ -520,7 +520,7 @@ def test_a_full_queue_sends_retry_after(site):
 
 
 def test_an_internal_error_is_logged_and_not_shown(site, capsys):
-    with asking(site) as (client, service):
+    with open_client(site) as (client, service):
         service.batcher._answer = lambda *_: 1 / 0
         answer = raw(client, JPEG)
         kept, service.journal = service.journal, object()
@@ -534,7 +534,7 @@ def test_an_internal_error_is_logged_and_not_shown(site, capsys):
 
 
 def test_metrics_count_requests_and_images(site):
-    with asking(site) as (client, _):
+    with open_client(site) as (client, _):
         labels = [raw(client, one).json()["predictions"][0] for one in pictures()]
         raw(client, b"junk")
         as_json(client, images=[text(JPEG), text(b"junk")])
