@@ -23,12 +23,12 @@ from sightline.journal.journal import JOURNAL_FILE, Journal
 from sightline.journal.records import (
     DatabaseUnavailable,
     PredictionRecord,
+    Spool,
     UnknownPrediction,
     decode_line,
     encode_lines,
     new_prediction_id,
 )
-from sightline.journal.spool import Spool
 
 
 @pytest.fixture(scope="module")

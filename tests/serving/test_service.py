@@ -22,10 +22,10 @@ from sightline.data import decode
 from sightline.journal.journal import Journal
 from sightline.serving import api_keys, asgi, releases
 from sightline.serving.api import create_app
-from sightline.serving.folder_watcher import FolderWatcher
 from sightline.serving.openapi import PAGE_STYLE
 from sightline.serving.requests import RequestLimits
 from sightline.serving.service import KEY_RELOAD_SECONDS, Service, ServiceSettings
+from sightline.serving.worker import FolderWatcher
 
 JPEG = encoded(np.full((16, 16, 3), 90, np.uint8), "JPEG")
 

@@ -16,12 +16,20 @@ from .. import progress
 from ..errors import DataError, JournalError
 from ..files import explain_write_errors
 from ..types import Dataset, Geometry
-from . import queries
+from . import statements
 from .database import Database, connect_database, migrate
 from .image_store import ImageStore
-from .records import Correction, JournalRow, PredictionRecord, RowConditions, UnknownPrediction, database_safe_text
-from .spool import Spool, list_set_aside, segment_mentions
-from .writer import JournalWriter
+from .records import (
+    Correction,
+    JournalRow,
+    PredictionRecord,
+    RowConditions,
+    Spool,
+    UnknownPrediction,
+    database_safe_text,
+    list_set_aside,
+    segment_mentions,
+)
 
 JOURNAL_FILE = "journal.sqlite"
 
@@ -43,7 +51,7 @@ class Journal:
         self._database, self._site = database, site
         self._images = ImageStore(site / "images")
         self._spool = Spool(site / "spool", images=keep_images, limit=limit)
-        self._writer = JournalWriter(database, self._spool, self._images, quota=quota)
+        self._writer = statements.JournalWriter(database, self._spool, self._images, quota=quota)
         self._stop = Event()
         self._last_error: str | None = None
         self._thread = Thread(target=self._run, name="journal", daemon=True)
@@ -149,7 +157,7 @@ class Journal:
                 if attempt == "spools":  # it may not have reached the database yet
                     self._writer.drain_mentions(json.dumps(id).encode())
                 with self._database.write_transaction(durable=True) as connection:
-                    if found := queries.insert_correction(connection, id, label, by):
+                    if found := statements.insert_correction(connection, id, label, by):
                         return found
         raise UnknownPrediction("There is no prediction with this id.")
 
@@ -167,7 +175,7 @@ class Journal:
                     f"'{aside}' could not be stored earlier and mentions this subject: delete it by hand."
                 )
         with self._database.write_transaction(durable=True) as connection:
-            return queries.erase_subject(connection, self._images, subject)
+            return statements.erase_subject(connection, self._images, subject)
 
     def retain(self, days: float) -> int:
         """Erase the images and hashes of predictions older than ``days``; return the number of rows."""
@@ -175,7 +183,7 @@ class Journal:
             raise JournalError(f"--days is {days:g}: it must be a number of days, 0 or more.")
         self.flush()
         with self._database.write_transaction(durable=True) as connection:
-            return queries.erase_before(connection, self._images, time.time() - 86_400 * days)
+            return statements.erase_before(connection, self._images, time.time() - 86_400 * days)
 
     # Reading
 
@@ -187,12 +195,12 @@ class Journal:
         DatabaseUnavailable.
         """
         with self._database.read_transaction() as connection:
-            return queries.query_rows(connection, limit, conditions)
+            return statements.query_rows(connection, limit, conditions)
 
     def count(self) -> dict[str, int]:
         """Count predictions, abstentions, corrected and erased predictions, kept images and their bytes."""
         with self._database.read_transaction() as connection:
-            return queries.count_rows(connection)
+            return statements.count_rows(connection)
 
     def dataset(self, *, geometry: Geometry, corrected_only: bool = True, min_confidence: float = 0.9) -> Dataset:
         """Load the kept images, labelled by their latest correction, at the working size of ``geometry``.
@@ -208,12 +216,12 @@ class Journal:
                 f"The journal of '{self._site}' has no labelled images: serve with --keep-images, and correct "
                 "some answers."
             )
-        return queries.build_dataset(f"journal of {self._site}", self._images, rows, geometry)
+        return statements.build_dataset(f"journal of {self._site}", self._images, rows, geometry)
 
     def labelled_rows(self, *, corrected_only: bool = True, min_confidence: float = 0.9) -> list[JournalRow]:
         """Return the rows that ``dataset`` uses, each image once."""
         with self._database.read_transaction() as connection:
-            return queries.query_labelled_rows(connection, None if corrected_only else min_confidence)
+            return statements.query_labelled_rows(connection, None if corrected_only else min_confidence)
 
     def image_path(self, row: JournalRow) -> Path | None:
         """Return the file of a row's kept image; None if there is none."""
