@@ -26,10 +26,9 @@ from sightline.explanation import (
     measure_curves,
     rank_correlation,
 )
+from sightline.explanation.attribution import fill_images, logit_gradient
 from sightline.explanation.counterfactual import cosine_basis, log_odds
 from sightline.explanation.faithfulness import shuffle_weights
-from sightline.explanation.gradients import logit_gradient
-from sightline.explanation.perturbation import fill_images
 from sightline.inference import embed
 from sightline.layers import Network
 from sightline.models import Architecture, build, load_weights, parse_architecture

@@ -27,7 +27,7 @@ from sightline.explanation import (
     to_heat_map,
     visualise_features,
 )
-from sightline.explanation.cam import as_feature_map, check_cam_layer, token_grid
+from sightline.explanation.activation_maps import as_feature_map, check_cam_layer, token_grid
 from sightline.explanation.explanation import AnswerFacts, describe_answer, format_probability, locate_heat
 from sightline.explanation.faithfulness import MAX_SHUFFLED_SIMILARITY
 from sightline.explanation.figures import draw_signed_map, overlay_heat

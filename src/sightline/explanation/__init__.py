@@ -12,10 +12,10 @@ from ..choose import choose
 from ..classifier import Classifier
 from ..errors import ChoiceError
 from ..training import Run
-from .attention import AttentionRollout
+from .activation_maps import AttentionRollout, GradCam, GradCamPlusPlus, check_cam_layer, choose_cam_layers
+from .attribution import IntegratedGradients, Occlusion, Rise, Saliency, SmoothGrad
 from .base import Explainer, reduce_channels, to_heat_map
-from .cam import GradCam, GradCamPlusPlus, check_cam_layer, choose_cam_layers
-from .counterfactual import Counterfactuals, find_counterfactuals
+from .counterfactual import Counterfactuals, Gallery, Neighbours, build_gallery, find_counterfactuals
 from .explaining import counterfactual_run, draw_explanations, explain_files, explain_test_answers, visualise_run
 from .explanation import Explanation, explain_with
 from .faithfulness import (
@@ -28,9 +28,6 @@ from .faithfulness import (
 )
 from .feature_visualisation import FeatureVisualisation, visualise_features
 from .figures import overlay_heat
-from .gradients import IntegratedGradients, Saliency, SmoothGrad
-from .neighbours import Gallery, Neighbours, build_gallery
-from .perturbation import Occlusion, Rise
 
 __all__ = [
     "EXPLAINERS",

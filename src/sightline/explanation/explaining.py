@@ -20,11 +20,10 @@ from ..pictures import data_url
 from ..training import Run
 from ..types import Remark
 from .base import Explainer
-from .counterfactual import find_counterfactuals
+from .counterfactual import Gallery, find_counterfactuals
 from .explanation import Explanation, explain_with, format_probability, predict_calibrated
 from .feature_visualisation import visualise_features
 from .figures import Panel, Strip, draw_signed_map, draw_strips, enlarge_image, overlay_heat
-from .neighbours import Gallery
 from .run_files import ExplainedRun, class_index, decode_files, remarks_json
 
 if TYPE_CHECKING:

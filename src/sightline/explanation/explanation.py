@@ -11,9 +11,8 @@ from torch import Tensor
 from ..classifier import Classifier, frozen_eval
 from ..types import Remark
 from .base import EXPLANATION_BATCH_SIZE, Explainer, reduce_channels, to_heat_map
-from .counterfactual import check_target_classes
+from .counterfactual import Gallery, check_target_classes
 from .faithfulness import Faithfulness, measure_faithfulness
-from .neighbours import Gallery
 
 EXPLANATION_NEIGHBOURS = 5
 """Nearest training images that an explanation names."""

@@ -14,8 +14,8 @@ from torch import Tensor
 from .. import runtime
 from ..classifier import Classifier, frozen_eval
 from ..types import Remark
+from .attribution import FillValue, fill_images
 from .base import EXPLANATION_BATCH_SIZE, Explainer, reduce_channels
-from .perturbation import FillValue, fill_images
 
 CURVE_STEPS = 20
 """Equal parts in which the image is removed, or brought back."""

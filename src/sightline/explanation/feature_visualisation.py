@@ -16,8 +16,8 @@ from .. import progress, runtime
 from ..augmentation import similarity_matrices, warp
 from ..classifier import Classifier, frozen_eval
 from ..errors import ChoiceError
+from .activation_maps import as_feature_map, record_outputs
 from .base import require_logit_gradient
-from .cam import as_feature_map, record_outputs
 
 MAX_TURN, MAX_ZOOM, MAX_MOVE = math.radians(8), 0.1, 0.06
 """Largest turn (radians), change of size and move (both as shares of the side) before each step."""

@@ -20,7 +20,7 @@ from ..runs import open_run
 from ..sources import list_images
 from ..training import Run
 from ..types import Geometry, Remark
-from .neighbours import Gallery, build_gallery
+from .counterfactual import Gallery, build_gallery
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -138,8 +138,12 @@ def _count_votes(
 
 def _resolve_sigma(classifier: Classifier, sigma: float | None, draws: int, first: int, alpha: float) -> float:
     """``sigma``, or that of the classifier's noise filter; RecipeError for impossible arguments."""
-    steps = [step for step in classifier.preprocessing.steps if getattr(step, "stochastic", False)]
-    own: list[float] = [step.sigma for step in steps if isinstance(getattr(step, "sigma", None), float)]
+    sigmas = [
+        getattr(step, "sigma", None)
+        for step in classifier.preprocessing.steps
+        if getattr(step, "stochastic", False)
+    ]
+    own = [each for each in sigmas if isinstance(each, float)]
     if sigma is None and not own:
         raise RecipeError(
             "This classifier has no noise filter whose sigma could be used: give sigma, such as 0.25, and train "
