@@ -167,6 +167,10 @@ NONE = {
     "loss_weight",
     "split_seed",
     "fairness_column",
+    "quality",
+    "resize_mode",
+    "interpolation",
+    "crop_fraction",
 }
 
 
