@@ -111,11 +111,12 @@ class Classifier(nn.Module):
         return torch.softmax(self(pixels).float() / self.temperature, dim=1)
 
     def features(self, pixels: Float[Tensor, "B C H W"]) -> Float[Tensor, "B D"]:
-        """The input of the last layer (of a baseline, of its estimator) for pixels in [0, 1].
-
-        Raises BundleError where the network has no last layer.
-        """
+        """The input of the last layer (of a baseline, of its estimator); BundleError where the network has none."""
         return self.network.embed(self.preprocessing(pixels))
+
+    def features_and_logits(self, pixels: Float[Tensor, "B C H W"]) -> tuple[Tensor, Tensor]:
+        """Features (B, D) and logits (B, K) of one pass, for a loss that needs both."""
+        return self.network.features_and_logits(self.preprocessing(pixels))
 
     @property
     def device(self) -> torch.device:

@@ -326,3 +326,15 @@ def test_a_run_to_start_from_is_opened_once(tmp_path, monkeypatch):
     recipe = TINY.replace(model=None, size=None, weights=str(started.folder), freeze="until:1", split_seed=0)
     train("digits", recipe, out=tmp_path / "second")
     assert loads == [str(started.folder)]
+
+
+@pytest.mark.parametrize("model", ["mlp:hidden=(16,)", "small-cnn", "resnet20"])
+def test_features_and_logits_come_from_one_pass(model):
+    plan, splits, _ = prepare(resolve(TINY.replace(model=model, size=16, limit=80, flip_tta=True)))
+    classifier = build_classifier(plan, splits, CPU)[0].eval()
+    pixels, passes = torch.rand(3, 1, 16, 16), []
+    classifier.network.register_forward_hook(lambda *_: passes.append(1))
+    features, logits = classifier.features_and_logits(pixels)
+    assert len(passes) == 1
+    assert torch.equal(logits, classifier(pixels))
+    assert torch.equal(features, classifier.features(pixels))

@@ -71,13 +71,26 @@ class Network(nn.Module, ABC):
         With flip test-time augmentation, in eval mode, the mean over an image and its mirror image. Raises
         BundleError where the network has no last layer.
         """
+        return self._watch_head(self.forward_clean, pixels)[0]
+
+    def features_and_logits(
+        self, pixels: Float[Tensor, "B C H W"]
+    ) -> tuple[Float[Tensor, "B D"], Float[Tensor, "B K"]]:
+        """Features and logits of one pass over preprocessed pixels, both with noise where the network has it.
+
+        Raises BundleError where the network has no last layer.
+        """
+        return self._watch_head(self, pixels)
+
+    def _watch_head(self, run: Callable[[Tensor], Tensor], pixels: Tensor) -> tuple[Tensor, Tensor]:
+        """The input of the last layer while ``run(pixels)``, averaged over its passes, and the result."""
         seen: list[Tensor] = []
         watching = get_head(self).register_forward_pre_hook(lambda _, given: seen.append(given[0]))
         try:
-            self.forward_clean(pixels)
+            result = run(pixels)
         finally:
             watching.remove()
-        return seen[0] if len(seen) == 1 else torch.stack(seen).mean(0)
+        return seen[0] if len(seen) == 1 else torch.stack(seen).mean(0), result
 
     def member_list(self) -> list[Any]:
         """The classifiers an ensemble combines, each with ``preprocessing`` and ``network``; else empty."""
