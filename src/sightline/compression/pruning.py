@@ -280,10 +280,13 @@ def channel_importance(
 def taylor_importance(classifier: Classifier, network: Network, images: Dataset) -> dict[str, Tensor]:
     """``(w dL/dw)^2`` of every weight, summed over batches of ``TAYLOR_IMAGES`` training images, in eval mode.
 
-    Raises DataError where there are no images.
+    Raises DataError where there are no labelled images.
     """
+    images = images.labelled
     if not len(images):
-        raise DataError("criterion=taylor looks at training images, and there are none: choose criterion=l2.")
+        raise DataError(
+            "criterion=taylor needs labelled training images, and there are none: choose criterion=l2."
+        )
     sample = images.subset(np.sort(runtime.permutation(len(images), 0)[:TAYLOR_IMAGES]))
     found = {name: torch.zeros_like(weight) for name, weight in _named_weights(network).items()}
     preprocessing = copy.deepcopy(classifier.preprocessing).cpu().eval()
