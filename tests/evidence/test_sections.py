@@ -10,7 +10,7 @@ import pytest
 from sightline.cli import main
 from sightline.errors import ChoiceError, DataError, RecipeError
 from sightline.evidence import load_evidence, render_card, render_page, write_report
-from sightline.evidence.charts import ChartLine, line_chart
+from sightline.evidence.formatting import ChartLine, line_chart
 from sightline.evidence.measure_missing import MIN_IMAGES, measure_missing_evidence
 from sightline.evidence.page import attach_comparison
 from sightline.evidence.requirements import REQUIRABLE_METRICS, Verdict, check_requirements, parse_requirements

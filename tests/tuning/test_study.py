@@ -21,7 +21,7 @@ from sightline.errors import Interrupted, OutputError, RecipeError, TrainingErro
 from sightline.evaluation.model_evaluation import evaluate
 from sightline.training.recipe import Recipe
 from sightline.training.run_folder import RunFolder
-from sightline.tuning import Categorical, NumericRange, study, trial, tune, workers
+from sightline.tuning import Categorical, NumericRange, study, trial, tune
 from sightline.tuning.space import parse_space
 from sightline.tuning.study import TuningResult
 from sightline.tuning.trial import PruningHook
@@ -270,7 +270,7 @@ def test_a_trial_stopped_by_ctrl_c_is_continued(whole, tmp_path, monkeypatch):
 
 def test_workers_finish_the_trials_of_a_dead_worker(tmp_path, monkeypatch, capsys):
     """The first is killed after a trial: the others try each of the rest once, its unfinished one again."""
-    spawn, processes = workers._spawn_worker, []
+    spawn, processes = trial._spawn_worker, []
     monkeypatch.setattr(study, "HEARTBEAT_SECONDS", 1)
 
     def doomed(payload):
@@ -280,7 +280,7 @@ def test_workers_finish_the_trials_of_a_dead_worker(tmp_path, monkeypatch, capsy
             processes[0].kill()
         return processes[-1]
 
-    monkeypatch.setattr(workers, "_spawn_worker", doomed)
+    monkeypatch.setattr(trial, "_spawn_worker", doomed)
     done = tune("digits", LONGER, out=tmp_path / "t", workers=2, **ASKED)
     assert sorted(row["trial"] for row in done.rows) == list(range(5))
     assert [row["state"] for row in done.rows] == ["finished"] * 5

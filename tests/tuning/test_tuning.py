@@ -19,12 +19,12 @@ from optuna.exceptions import StorageInternalError
 from sightline.errors import ChoiceError, OutputError, RecipeError
 from sightline.models import NETWORKS
 from sightline.training.recipe import Recipe
-from sightline.tuning import storage, study_store
-from sightline.tuning.leaderboard import field_importance, leaderboard_rows
+from sightline.tuning import study_store
+from sightline.tuning.leaderboard import field_importance, leaderboard_rows, training_seconds
 from sightline.tuning.search import SEARCHES, parse_search, sample_values, search_word
 from sightline.tuning.space import SPACES, Categorical, NumericRange, SearchSpace, parse_space
 from sightline.tuning.study import check_same_plan
-from sightline.tuning.study_store import MAX_ATTEMPTS, StudyConfig, StudyStore, training_seconds, upgrade_plan
+from sightline.tuning.study_store import MAX_ATTEMPTS, StudyConfig, StudyStore, upgrade_plan
 
 BASE = Recipe(model="mlp", data="digits")
 
@@ -190,7 +190,7 @@ GRID = parse_space(["lr=1e-3..1e-1:2", "batch_size=8..9", "optimizer=sgd,adamw"]
 
 def config_of(folder, by="random", space=SPACE, trials=8, **other):
     asked = {"zoom_rounds": 0, "budget": None, "max_epochs": 2, "device": "cpu"} | other
-    url = storage.database_url(None, folder)
+    url = study_store.database_url(None, folder)
     return StudyConfig(
         folder=folder, url=url, name="s", base=BASE, space=space, search=parse_search(by), trials=trials, **asked
     )
@@ -200,7 +200,7 @@ def config_of(folder, by="random", space=SPACE, trials=8, **other):
 def blank(tmp_path_factory):
     """A database with its tables, to be copied: creating them takes longer than most tests."""
     folder = tmp_path_factory.mktemp("blank")
-    StudyStore(storage.database_url(None, folder), "s", folder)
+    StudyStore(study_store.database_url(None, folder), "s", folder)
     BLANK.append(folder / "study.db")
 
 
@@ -208,7 +208,7 @@ BLANK = []
 
 
 def open_store(config):
-    if config.url == storage.database_url(None, config.folder) and not (config.folder / "study.db").exists():
+    if config.url == study_store.database_url(None, config.folder) and not (config.folder / "study.db").exists():
         config.folder.mkdir(exist_ok=True)
         shutil.copy(BLANK[0], config.folder / "study.db")
     store = StudyStore(config.url, config.name, config.folder)
@@ -293,9 +293,9 @@ def test_every_method_proposes_values_of_the_space(by, tmp_path):
 def test_a_study_continued_by_another_process_proposes_the_same_values(by, tmp_path):
     config = config_of(tmp_path / "whole", WORDS[by], GRID if by == "grid" else SPACE, trials=7)
     whole = run(config)
-    parts = replace(config, folder=tmp_path / "parts", url=storage.database_url(None, tmp_path / "parts"))
+    parts = replace(config, folder=tmp_path / "parts", url=study_store.database_url(None, tmp_path / "parts"))
     assert [*run(parts, most=5), *run(parts)] == whole
-    other = replace(config, folder=tmp_path / "other", url=storage.database_url(None, tmp_path / "other"))
+    other = replace(config, folder=tmp_path / "other", url=study_store.database_url(None, tmp_path / "other"))
     assert run(replace(other, base=BASE.replace(seed=1)), most=2) != whole[:2]
 
 
@@ -303,7 +303,7 @@ def test_a_study_continued_by_another_process_proposes_the_same_values(by, tmp_p
 def test_a_killed_study_tries_exactly_the_values_of_an_undisturbed_one(by, tmp_path):
     config = config_of(tmp_path / "whole", by, GRID if by == "grid" else SPACE, trials=7)
     whole = run(config)
-    killed = replace(config, folder=tmp_path / "killed", url=storage.database_url(None, tmp_path / "killed"))
+    killed = replace(config, folder=tmp_path / "killed", url=study_store.database_url(None, tmp_path / "killed"))
     first = run(killed, killed_at=3)
     assert first == whole[:4]
     silence(killed)
@@ -604,7 +604,7 @@ def test_no_trial_begins_that_would_end_after_the_budget(tmp_path):
 
 
 def test_a_locked_database_is_explained(tmp_path, monkeypatch):
-    monkeypatch.setattr(storage, "SQLITE_TIMEOUT_SECONDS", 0.1)
+    monkeypatch.setattr(study_store, "SQLITE_TIMEOUT_SECONDS", 0.1)
     config = config_of(tmp_path)
     store = open_store(config)
     other = sqlite3.connect(tmp_path / "study.db")
@@ -652,7 +652,7 @@ def test_a_file_or_address_without_a_database_is_explained(tmp_path):
 
 def test_a_folder_is_refused_as_storage(tmp_path):
     with pytest.raises(OutputError, match=r"is the folder .* name a file in it"):
-        storage.database_url(tmp_path, tmp_path)
+        study_store.database_url(tmp_path, tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -668,13 +668,13 @@ def test_a_folder_is_refused_as_storage(tmp_path):
 def test_errors_of_a_server_have_a_remedy(told, said):
     with (
         pytest.raises(OutputError, match=re.escape(said)),
-        storage.explain_database_errors("postgresql://me@host/studies"),
+        study_store.explain_database_errors("postgresql://me@host/studies"),
     ):
         raise StorageInternalError(told)
 
 
 def test_a_password_is_not_shown():
-    assert storage.redact_url("postgresql://me:secret@host/name") == "postgresql://me:***@host/name"
+    assert study_store.redact_url("postgresql://me:secret@host/name") == "postgresql://me:***@host/name"
 
 
 def test_a_study_of_another_program_is_not_touched(tmp_path):

@@ -4,8 +4,15 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from .charts import ChartLine, line_chart, round_up_axis_limit
-from .formatting import format_count, format_interval, format_metric, format_percent
+from .formatting import (
+    ChartLine,
+    format_count,
+    format_interval,
+    format_metric,
+    format_percent,
+    line_chart,
+    round_up_axis_limit,
+)
 
 Section = Mapping[str, Any]
 

@@ -1,24 +1,17 @@
-"""Results of a study: the leaderboard, the importance of each field, and the plots."""
+"""Trials of a study and their attempts; the leaderboard, the importance of each field, and the plots."""
 
 import csv
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from pathlib import Path
+from statistics import median
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ..files import atomic_replace, write_json
 from ..pictures import PALETTE, house_style, make_panels, render_figure
-from .space import Categorical, Dimension, SearchSpace
-from .study_store import (
-    count_deaths,
-    is_lost,
-    latest_attempts,
-    trial_facts,
-    trial_indices,
-    trial_sort_key,
-    trial_values,
-)
+from .space import Categorical, Dimension, SearchSpace, current_name
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -35,6 +28,90 @@ TRIAL_STATES = {
 
 MIN_IMPORTANCE_TRIALS = 4
 """Minimum finished trials to compute the importance of fields."""
+
+
+def trial_indices(trials: Sequence["FrozenTrial"]) -> dict[int, int]:
+    """Index of the trial that each attempt belongs to, by the number of the attempt in the database.
+
+    Indices count from 0 in the order of the first attempts. A later attempt, after a crash, has a new number but
+    the same index. Surplus trials, which two machines began at the same moment, have none.
+    """
+    found: dict[int, int] = {}
+    count = 0
+    for one in trials:
+        if trial_facts(one).get("surplus"):
+            continue
+        if earlier := one.user_attrs.get("earlier_attempts"):
+            found[one.number] = found[earlier[0]]
+        else:
+            found[one.number] = count
+            count += 1
+    return found
+
+
+def latest_attempts(trials: Sequence["FrozenTrial"]) -> list["FrozenTrial"]:
+    """The last attempt at each trial."""
+    repeated = {number for one in trials for number in one.user_attrs.get("earlier_attempts", ())}
+    return [one for one in trials if one.number not in repeated]
+
+
+def is_lost(one: "FrozenTrial") -> bool:
+    """Whether an attempt failed because its process died or was stopped, not because training failed."""
+    facts = trial_facts(one)
+    return one.state.name == "FAIL" and ("reason" not in facts or "same_as" in facts)
+
+
+def count_deaths(one: "FrozenTrial", trials: Sequence["FrozenTrial"]) -> int:
+    """Attempts at a trial, the last ones, whose process died at the epoch that this attempt reached."""
+    attempts = {*one.user_attrs.get("earlier_attempts", ()), one.number}
+    reached = [
+        len(each.intermediate_values)
+        for each in trials
+        if each.number in attempts and "interrupted" not in each.user_attrs
+    ]
+    return reached.count(len(one.intermediate_values))
+
+
+def trial_values(one: "FrozenTrial") -> dict[str, Any]:
+    """The values of a trial, by the fields of a recipe."""
+    return {current_name(name): value for name, value in one.params.items()}
+
+
+def trial_facts(one: "FrozenTrial") -> Mapping[str, Any]:
+    """The facts recorded at the end of a trial; empty before."""
+    return one.user_attrs.get("facts", {})
+
+
+def trial_sort_key(one: "FrozenTrial") -> tuple[float, float, int]:
+    """Sorts finished trials, best first: accuracy, then loss, then number."""
+    return -(one.value or 0.0), trial_facts(one).get("val_loss", float("inf")), one.number
+
+
+def training_seconds(trials: Sequence["FrozenTrial"], now: datetime) -> float:
+    """Seconds in which at least one trial was trained: trials that run at the same time count once.
+
+    Attempts that died are left out: nothing says when they ended.
+    """
+    spans = sorted(
+        (begun, one.datetime_complete or now)
+        for one in trials
+        if one.state.name != "WAITING"
+        and (one.state.name != "FAIL" or trial_facts(one))
+        and (begun := one.datetime_start)
+    )
+    total, reached = 0.0, datetime.min
+    for begun, ended in spans:
+        total += max(0.0, (ended - max(begun, reached)).total_seconds())
+        reached = max(reached, ended)
+    return total
+
+
+def is_budget_spent(trials: Sequence["FrozenTrial"], budget: float) -> bool:
+    """Whether another trial, of median duration, would end after the budget (seconds)."""
+    trained = (one for one in trials if one.state.name in ("COMPLETE", "PRUNED"))
+    spans = [(one.datetime_start, one.datetime_complete) for one in trained if not trial_facts(one).get("reason")]
+    took = [(ended - begun).total_seconds() for begun, ended in spans if begun and ended]
+    return bool(took) and training_seconds(trials, datetime.now()) + median(took) > budget
 
 
 def leaderboard_rows(

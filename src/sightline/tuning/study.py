@@ -30,20 +30,18 @@ from ..training import (
     train,
 )
 from ..types import Splits
-from .leaderboard import field_importance, leaderboard_rows, write_leaderboard
-from .search import SearchMethod, parse_search, search_word
-from .space import NumericRange, SearchSpace, SpaceSpec, parse_space
-from .storage import database_url
-from .study_store import (
-    HEARTBEAT_SECONDS,
-    StudyConfig,
-    StudyStore,
+from .leaderboard import (
+    field_importance,
     is_budget_spent,
     latest_attempts,
+    leaderboard_rows,
     trial_values,
+    write_leaderboard,
 )
-from .trial import SplitsCache, run_trials
-from .workers import run_workers
+from .search import SearchMethod, parse_search, search_word
+from .space import NumericRange, SearchSpace, SpaceSpec, parse_space
+from .study_store import HEARTBEAT_SECONDS, StudyConfig, StudyStore, database_url
+from .trial import SplitsCache, run_trials, run_workers
 
 DEFAULT_TRIALS = 20
 """Default number of trials of a round; a grid has as many as it has points."""

@@ -9,11 +9,11 @@ import platform
 import re
 import time
 import warnings
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock
@@ -21,11 +21,20 @@ from filelock import FileLock
 from ..errors import Interrupted, OutputError
 from ..files import explain_write_errors
 from ..training import Recipe
+from .leaderboard import (
+    count_deaths,
+    is_budget_spent,
+    is_lost,
+    latest_attempts,
+    trial_indices,
+    trial_sort_key,
+    trial_values,
+)
 from .search import SearchMethod, remaining_points, sample_values
 from .space import SearchSpace, current_name, space_from_words
-from .storage import explain_database_errors, open_storage, redact_url
 
 if TYPE_CHECKING:
+    from optuna.storages import RDBStorage
     from optuna.trial import FrozenTrial, Trial
 
 HEARTBEAT_SECONDS = 10
@@ -39,6 +48,36 @@ MAX_ATTEMPTS = 5
 
 POLL_SECONDS = 1.0
 """Seconds between two looks at trials that other processes still train."""
+
+
+SQLITE_TIMEOUT_SECONDS = 30.0
+"""Seconds a write to SQLite waits for the write of another process."""
+
+_REMEDIES = {
+    "locked": "another program locks it: close that program and repeat the command",
+    "readonly": "it is read-only: change its permissions, or choose another --storage",
+    "read-only": "it is read-only: change its permissions, or choose another --storage",
+    "not a database": "it is not a database, or is damaged: choose another --storage",
+    "malformed": "it is damaged: choose another --storage",
+    "unable to open": "it cannot be opened: check that its folder exists and is writable, or choose another "
+    "--storage",
+    "connection refused": "no server answers at that address: start it, or correct the address",
+    "resolve host": "its host is unknown: correct the address",
+    "translate host": "its host is unknown: correct the address",
+    "authentication failed": "the server rejects that user or password: correct them in the address",
+    "password supplied": "the server asks for a password: write postgresql://user:password@host/name",
+    "does not exist": "the server has no such database or user: create it, or correct the address",
+    "timeout expired": "the server did not answer in time: start it, or correct the address",
+    "no longer compatible": "another version of Optuna made it: use that version, upgrade the database with "
+    "`optuna storage upgrade`, or choose another --storage",
+    "can't locate revision": "another version of Optuna made it: use that version, or choose another --storage",
+    "invalid literal": "that is not the address of a database: write a file's path, or postgresql://user@host/name",
+    "could not parse": "that is not the address of a database: write a file's path, or postgresql://user@host/name",
+    "can't load plugin": "that kind of database is unknown: write a file's path, or postgresql://user@host/name",
+    "failed to import": "its driver is not installed: install the driver that SQLAlchemy names for it with pip",
+    "no module named": "its driver is not installed: install the driver that SQLAlchemy names for it with pip",
+    "disk is full": "the disk is full: free some space and repeat the command",
+}
 
 
 class TrialFailed(Exception):
@@ -281,85 +320,76 @@ def upgrade_plan(plan: Mapping[str, Any]) -> dict[str, Any]:
     return {**plan, "by": by, **named}
 
 
-def trial_indices(trials: Sequence["FrozenTrial"]) -> dict[int, int]:
-    """Index of the trial that each attempt belongs to, by the number of the attempt in the database.
+# The database
 
-    Indices count from 0 in the order of the first attempts. A later attempt, after a crash, has a new number but
-    the same index. Surplus trials, which two machines began at the same moment, have none.
+
+def database_url(storage: str | Path | None, folder: Path) -> str:
+    """The SQLAlchemy URL of a study: the given URL or path of a SQLite file, or ``study.db`` in the folder.
+
+    Raises OutputError if the path is a folder.
     """
-    found: dict[int, int] = {}
-    count = 0
-    for one in trials:
-        if trial_facts(one).get("surplus"):
-            continue
-        if earlier := one.user_attrs.get("earlier_attempts"):
-            found[one.number] = found[earlier[0]]
-        else:
-            found[one.number] = count
-            count += 1
-    return found
+    text = str(folder / "study.db") if storage is None else str(storage)
+    if "://" not in text and Path(text).is_dir():
+        raise OutputError(
+            f"--storage is the folder '{text}': name a file in it, such as '{Path(text) / 'study.db'}'."
+        )
+    return text if "://" in text else f"sqlite:///{Path(text).resolve()}"
 
 
-def latest_attempts(trials: Sequence["FrozenTrial"]) -> list["FrozenTrial"]:
-    """The last attempt at each trial."""
-    repeated = {number for one in trials for number in one.user_attrs.get("earlier_attempts", ())}
-    return [one for one in trials if one.number not in repeated]
+def open_storage(url: str, heartbeat_seconds: int, grace_seconds: int) -> "RDBStorage":
+    """The Optuna storage at a URL, with its tables, which records a heartbeat of each running trial.
 
-
-def is_lost(one: "FrozenTrial") -> bool:
-    """Whether an attempt failed because its process died or was stopped, not because training failed."""
-    facts = trial_facts(one)
-    return one.state.name == "FAIL" and ("reason" not in facts or "same_as" in facts)
-
-
-def count_deaths(one: "FrozenTrial", trials: Sequence["FrozenTrial"]) -> int:
-    """Attempts at a trial, the last ones, whose process died at the epoch that this attempt reached."""
-    attempts = {*one.user_attrs.get("earlier_attempts", ()), one.number}
-    reached = [
-        len(each.intermediate_values)
-        for each in trials
-        if each.number in attempts and "interrupted" not in each.user_attrs
-    ]
-    return reached.count(len(one.intermediate_values))
-
-
-def trial_sort_key(one: "FrozenTrial") -> tuple[float, float, int]:
-    """Sorts finished trials, best first: accuracy, then loss, then number."""
-    return -(one.value or 0.0), trial_facts(one).get("val_loss", float("inf")), one.number
-
-
-def trial_values(one: "FrozenTrial") -> dict[str, Any]:
-    """The values of a trial, by the fields of a recipe."""
-    return {current_name(name): value for name, value in one.params.items()}
-
-
-def trial_facts(one: "FrozenTrial") -> Mapping[str, Any]:
-    """The facts recorded at the end of a trial; empty before."""
-    return one.user_attrs.get("facts", {})
-
-
-def training_seconds(trials: Sequence["FrozenTrial"], now: datetime) -> float:
-    """Seconds in which at least one trial was trained: trials that run at the same time count once.
-
-    Attempts that died are left out: nothing says when they ended.
+    Raises OutputError with a remedy.
     """
-    spans = sorted(
-        (begun, one.datetime_complete or now)
-        for one in trials
-        if one.state.name != "WAITING"
-        and (one.state.name != "FAIL" or trial_facts(one))
-        and (begun := one.datetime_start)
-    )
-    total, reached = 0.0, datetime.min
-    for begun, ended in spans:
-        total += max(0.0, (ended - max(begun, reached)).total_seconds())
-        reached = max(reached, ended)
-    return total
+    with explain_database_errors(url):
+        import optuna
+
+        optuna.logging.set_verbosity(optuna.logging.ERROR)  # Sightline prints its own line for each trial
+        waiting: dict[str, Any] = {"connect_args": {"timeout": SQLITE_TIMEOUT_SECONDS}}
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+                return optuna.storages.RDBStorage(
+                    url,
+                    engine_kwargs=waiting if url.startswith("sqlite") else {},
+                    heartbeat_interval=heartbeat_seconds,
+                    grace_period=grace_seconds,
+                )
+        except (RuntimeError, ValueError, ImportError, AssertionError) as error:  # another version, no driver
+            raise OutputError(_error_sentence(url, error)) from error
 
 
-def is_budget_spent(trials: Sequence["FrozenTrial"], budget: float) -> bool:
-    """Whether another trial, of median duration, would end after the budget (seconds)."""
-    trained = (one for one in trials if one.state.name in ("COMPLETE", "PRUNED"))
-    spans = [(one.datetime_start, one.datetime_complete) for one in trained if not trial_facts(one).get("reason")]
-    took = [(ended - begun).total_seconds() for begun, ended in spans if begun and ended]
-    return bool(took) and training_seconds(trials, datetime.now()) + median(took) > budget
+@contextmanager
+def explain_database_errors(url: str) -> Iterator[None]:
+    """Turn database errors into an OutputError with a remedy."""
+    from alembic.util import CommandError
+    from optuna.exceptions import StorageInternalError
+    from sqlalchemy.exc import SQLAlchemyError
+
+    try:
+        yield
+    except (SQLAlchemyError, StorageInternalError, CommandError) as error:
+        raise OutputError(_error_sentence(url, error)) from error
+
+
+def _error_sentence(url: str, error: BaseException) -> str:
+    cause: BaseException | None = error
+    texts: list[str] = []
+    while cause is not None:
+        texts.append(" ".join(str(cause).split()))
+        cause = cause.__cause__
+    known = (remedy for sign, remedy in _REMEDIES.items() if any(sign in text.lower() for text in texts))
+    reason = next(known, f"it says '{texts[-1].partition(' [SQL')[0]}': correct the address, or choose another")
+    return f"The study's database '{redact_url(url)}' cannot be used: {reason}."
+
+
+def redact_url(url: str) -> str:
+    """The address for messages: the path of a file, or the URL without its password."""
+    from sqlalchemy.engine import make_url
+    from sqlalchemy.exc import ArgumentError
+
+    try:
+        parts = make_url(url)
+    except (ArgumentError, ValueError):
+        return url
+    return parts.database or url if parts.drivername == "sqlite" else parts.render_as_string(hide_password=True)
