@@ -114,5 +114,5 @@ def _format(bound: float) -> str:
 
 
 def _failure(error: type[Exception], text: str) -> Exception:
-    """The error with its text: a clause for ValueError, a sentence for an error that a user reads as it is."""
+    """The error with its text: a clause for ValueError, a sentence for an error that users read."""
     return error(text + "." if issubclass(error, SightlineError) else text)

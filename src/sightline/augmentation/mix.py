@@ -1,4 +1,4 @@
-"""Parts of images replaced: by noise (erasing), or by another image together with its label (mixup, cutmix)."""
+"""Erasing boxes of images, and mixing images together with their labels (mixup, cutmix)."""
 
 from dataclasses import dataclass, replace
 from typing import Literal, get_args

@@ -1,4 +1,4 @@
-"""What a geometry does to a picture: turns, cuts, bends, pads and resamples it, and what that loses."""
+"""Pictures brought to a geometry: turned, cropped, padded and resampled; and what that loses."""
 
 import math
 from collections.abc import Callable
@@ -12,7 +12,7 @@ from numpy import ndarray
 from ..types import Geometry
 
 _RESAMPLE = {"bilinear": torch.ops.aten._upsample_bilinear2d_aa, "bicubic": torch.ops.aten._upsample_bicubic2d_aa}
-"""torch's antialiased filters on uint8: Pillow's own, vectorised; at most two levels of 255 apart, mostly none."""
+"""torch's antialiased filters on uint8: Pillow's, vectorised; at most two levels of 255 apart, mostly equal."""
 
 
 def resized_shape(height: float, width: float, geometry: Geometry) -> tuple[int, int]:
@@ -31,7 +31,7 @@ def least_decoded_shape(height: float, width: float, geometry: Geometry) -> tupl
 
 
 def crop_box(height: float, width: float, geometry: Geometry) -> tuple[float, float, float, float]:
-    """The box (left, top, right, bottom) of the original that is used: less than all of it for crop only."""
+    """The box (left, top, right, bottom) of the original that is used: a part of it for crop only."""
     if geometry.resize_mode != "crop":
         return 0.0, 0.0, float(width), float(height)
     scale = max(geometry.size[0] / height, geometry.size[1] / width) / geometry.crop_fraction
@@ -54,10 +54,10 @@ def apply_orientation(pixels: ndarray, orientation: int) -> ndarray:
 def resize_to_geometry(
     pixels: UInt8[ndarray, "h w C"], geometry: Geometry, extent: tuple[float, float] | None = None
 ) -> UInt8[ndarray, "H W C"]:
-    """Squash, crop or pad to the working size, antialiased; untouched when already of that size.
+    """Squash, crop or pad to the working size, antialiased; unchanged where it has that size.
 
-    ``extent`` is the height and width the picture truly has in these pixels: a photo decoded at half
-    scale may end in half a pixel, and would otherwise be bent by it.
+    ``extent`` is the exact height and width of the picture in these pixels: a photo decoded at half scale may end in
+    half a pixel, which would otherwise distort it.
     """
     height, width = pixels.shape[:2]
     if (height, width) == geometry.size:
@@ -117,12 +117,12 @@ class GeometryLoss:
 
     amounts: Float64[ndarray, " N"]
     sentence: str
-    """A sentence's beginning, with a place for the amount."""
+    """The beginning of a sentence, with a placeholder for the amount."""
     remedy: str
     note_above: float
-    """Mean from which it is remarked."""
+    """Mean from which it gets a note."""
     class_gap: float
-    """Difference between classes from which it is a warning."""
+    """Difference between classes from which it gets a warning."""
     format_amount: Callable[[float], str] = "{:.0%}".format
 
     def describe(self, amount: float) -> str:
@@ -133,11 +133,11 @@ class GeometryLoss:
 def geometry_losses(
     height: Shaped[ndarray, " N"], width: Shaped[ndarray, " N"], geometry: Geometry
 ) -> dict[str, GeometryLoss]:
-    """What is lost of images of these sizes (upright, in pixels), by the kinds that the fit can have.
+    """The losses of images of these sizes (upright, in pixels), by the kinds that the resize mode can have.
 
     ``cropped`` is the share of a picture's area cut off, ``padding`` the share of the working area
-    left black, ``bend`` the factor by which squashing changes the aspect (1 is none), ``enlarged``
-    is 1 where a picture has fewer pixels than it is shown with.
+    left black, ``bend`` the factor by which squashing changes the aspect ratio (1 is none), ``enlarged``
+    is 1 where a picture is smaller than the working size.
     """
     tall, wide = geometry.size
     down, across = tall / height, wide / width
@@ -154,7 +154,7 @@ def geometry_losses(
     )
     cropped = 1 - geometry.crop_fraction**2 / bend
     own = {
-        "squash": ("bend", GeometryLoss(bend, "Squashing bends the aspect by a factor of {} on average",
+        "squash": ("bend", GeometryLoss(bend, "Squashing changes the aspect ratio by a factor of {} on average",
                     ": --resize-mode crop or pad keeps it.", 1.15, 0.25, "{:.2f}".format)),
         "crop": ("cropped", GeometryLoss(cropped, "Cropping cuts away {} of the area on average",
                     ": --resize-mode squash or pad keeps it.", 0.1, 0.15)),

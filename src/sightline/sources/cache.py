@@ -1,4 +1,4 @@
-"""What is kept in the cache: downloads of published datasets, and what was found in archives and array files.
+"""The cache of sources: downloads of published datasets, and what was found in archives and array files.
 
 A found entry is a folder named after the path: ``facts.json``, ``files.txt``, a ``.npy`` for each array and, for
 images that are arrays, ``images.npy``, which is mapped into memory. It counts only while the stamp of the files

@@ -1,7 +1,7 @@
 """CIFAR-10 and CIFAR-100 as published (Krizhevsky 2009): pickled batches, or their binary version.
 
-A pickle may run any program, so these are read by an unpickler that knows lists, dicts, numbers,
-text and numpy's arrays of bytes, the last rebuilt by our own few lines, and refuses all else by name.
+A pickle may run any program, so these are read by an unpickler that allows lists, dicts, numbers, text and numpy's
+arrays of bytes (rebuilt by the few lines here), and refuses everything else by name.
 """
 
 import io
@@ -21,14 +21,14 @@ _CIFAR_FILES: dict[str, tuple[dict[str, str], str, str]] = {
     "cifar-10": ({**dict.fromkeys(_BATCHES, "train"), "test_batch": "test"}, "batches.meta", "label_names"),
     "cifar-100": ({"train": "train", "test": "test"}, "meta", "fine_label_names"),
 }
-"""The files of each version with the part each is, the file of names, and what the names are called there."""
+"""Version -> (its files with their splits, the file of class names, the key of the names in it)."""
 _CLASS_NAME_FILES = {"cifar-10": "batches.meta.txt", "cifar-100": "fine_label_names.txt"}
 _SIDE = 32
 _PIXELS = 3 * _SIDE * _SIDE
 
 
 def detect_cifar(names: Sequence[str]) -> str | None:
-    """``cifar-10`` or ``cifar-100`` when these are the names of its files (with ``.bin``: the binary version)."""
+    """``cifar-10`` or ``cifar-100`` where these are the names of its files (with ``.bin``: the binary version)."""
     bare = {PurePath(name).name.removesuffix(".bin") for name in names}
     binary = any(name.endswith(".bin") for name in names)
     if {"train", "test"} <= bare and ("meta" in bare or (binary and _CLASS_NAME_FILES["cifar-100"] in bare)):
@@ -37,7 +37,7 @@ def detect_cifar(names: Sequence[str]) -> str | None:
 
 
 def select_cifar_files(names: Sequence[str]) -> list[str]:
-    """Those names that are CIFAR's files: none unless its batches are among them."""
+    """The names of CIFAR's files among these; none without its batches."""
     kind = detect_cifar(names)
     if kind is None:
         return []
@@ -72,7 +72,7 @@ def read_cifar(files: Mapping[str, bytes], place: str) -> ImageArrays:
 
 
 def _class_names(at: Mapping[str, bytes], kind: str, meta: str, called: str, binary: bool) -> list[str] | None:
-    """The class names, where a file of them is there."""
+    """The class names, where there is a file of them."""
     if binary:
         text = at.get(_CLASS_NAME_FILES[kind], b"").decode("utf-8", "replace").split()
         return text or None
@@ -123,7 +123,7 @@ def _require_field(batch: Any, key: str, name: str) -> Any:
 
 
 class _UInt8DType:
-    """Stands for numpy's dtype: only that of unsigned bytes."""
+    """Stands in for numpy's dtype: unsigned bytes only."""
 
     def __init__(self, text: Any, *_: Any):
         if text not in ("u1", b"u1", "|u1", "uint8"):
@@ -134,7 +134,7 @@ class _UInt8DType:
 
 
 class _PlainArray:
-    """Stands for numpy's array: a shape and the bytes."""
+    """Stands in for numpy's array: a shape and the bytes."""
 
     shape: tuple[int, ...] = ()
     data: bytes = b""
@@ -191,11 +191,11 @@ class _Unpickler(pickle._Unpickler):  # in Python, for that in C can be made to 
 
 
 class _RefusedError(Exception):
-    """A name that a file of data has no use for."""
+    """A global that no file of data needs."""
 
 
 def load_restricted_pickle(data: bytes, name: str) -> Any:
-    """What a pickle of plain data and byte arrays holds. Raises DataError, naming what is refused."""
+    """The content of a pickle of plain data and byte arrays. Raises DataError, naming what is refused."""
     try:
         return _Unpickler(io.BytesIO(data), encoding="bytes").load()
     except _RefusedError as error:
