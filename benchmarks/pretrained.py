@@ -1,0 +1,105 @@
+"""Photos with no flags: from the command to the report; and how few photos are enough.
+
+    python benchmarks/pretrained.py [FOLDER_OF_ZIPS] [--draws 100] [--skip-command]
+
+First `sightline train photos_jpg.zip` and `sightline train waste_jpg.zip`, each with an empty cache: accuracy on the
+test images with its 95 % interval, and seconds from the command to the report. Then heads on the kept features of the
+photos from 1, 5 and 20 training images a class, drawn 100 times; the interval is over the draws. "centred" subtracts
+the mean feature of all training photos, whose labels it does not use. Cats and dogs are classes of ImageNet, so the
+photos flatter; the kinds of waste are not.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from numpy import ndarray
+from record import record, shared
+
+from sightline.features import embed_cached
+from sightline.training import Recipe, train
+from sightline.training.heads import ClassMeans, HeadMethod, LinearDiscriminant, LinearProbeHead
+
+SHOTS = (1, 5, 20)
+SLOW_DRAWS = 20
+"""Draws of the heads that are fitted by iteration."""
+
+
+def command(data: Path) -> dict[str, object]:
+    """The command as a user gives it, in a process of its own, with an empty cache."""
+    with tempfile.TemporaryDirectory() as place:
+        began = time.perf_counter()
+        words = [sys.executable, "-c", "from sightline.cli import main; import sys; sys.exit(main(sys.argv[1:]))"]
+        environment = os.environ | {"SIGHTLINE_CACHE": f"{place}/cache"}
+        subprocess.run([*words, "train", str(data), "--out", f"{place}/run"], env=environment, check=True)
+        seconds = time.perf_counter() - began
+        report = json.loads(Path(place, "run", "report.json").read_text(encoding="utf-8"))
+        facts = json.loads(Path(place, "run", "training.json").read_text(encoding="utf-8"))
+    measured = report["evaluation"]
+    return {
+        "seconds_to_report": round(seconds, 1),
+        "accuracy": measured["intervals"]["accuracy"],
+        "head": facts["head"],
+        "fine_tuning": facts.get("fine_tuning"),
+    }
+
+
+def few_images(data: Path, draws: int) -> dict[str, dict[str, dict[str, float]]]:
+    """Accuracy of each head from a few training images a class, on all test images."""
+    with tempfile.TemporaryDirectory() as place:
+        run = train(data, Recipe(method="probe"), out=Path(place) / "run")
+        known = run.splits.train
+        features, test = embed_cached(run.classifier, known), embed_cached(run.classifier, run.splits.test)
+    centre = features.mean(0)
+    heads: dict[str, tuple[HeadMethod, Float[ndarray, " D"] | None, int]] = {
+        "prototypes": (ClassMeans(), None, draws),
+        "prototypes, centred": (ClassMeans(), centre, draws),
+        "probe": (LinearProbeHead(), None, min(draws, SLOW_DRAWS)),
+        "lda": (LinearDiscriminant(), None, min(draws, SLOW_DRAWS)),
+    }
+    found: dict[str, dict[str, dict[str, float]]] = {}
+    for shots in SHOTS:
+        for name, (head, shift, count) in heads.items():
+            rng = np.random.default_rng(0)
+            rates = []
+            for _ in range(count):
+                places = (np.flatnonzero(known.labels == k) for k in range(len(known.classes)))
+                rows = np.concatenate([rng.choice(place, shots, replace=False) for place in places])
+                shown, asked = (x if shift is None else x - shift for x in (features[rows], test))
+                fitted = head.fit(shown, known.labels[rows], len(known.classes), seed=0)
+                if name.startswith("prototypes"):
+                    asked = asked / np.linalg.norm(asked, axis=1, keepdims=True)
+                logits = asked @ fitted.weight.numpy().T + fitted.bias.numpy()
+                rates.append(float((logits.argmax(1) == run.splits.test.labels).mean()))
+            half = 1.96 * float(np.std(rates, ddof=1)) / len(rates) ** 0.5
+            one = {"mean": float(np.mean(rates)), "half_width": half, "draws": count}
+            found.setdefault(f"{shots} a class", {})[name] = one
+            print(shots, name, one, flush=True)
+    return found
+
+
+def main() -> None:
+    """Run the commands, then the draws."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", nargs="?")
+    parser.add_argument("--draws", type=int, default=100)
+    parser.add_argument("--skip-command", action="store_true")
+    asked = parser.parse_args()
+    folder = shared(asked.data)
+    names = ("photos_jpg.zip", "waste_jpg.zip")
+    figures: dict[str, object] = {} if asked.skip_command else {name: command(folder / name) for name in names}
+    figures["few_photos"] = few_images(folder / names[0], asked.draws)
+    figures["precision"] = "bfloat16" if torch.ops.mkldnn._is_mkldnn_bf16_supported() else "float32"
+    record("pretrained", figures)
+
+
+if __name__ == "__main__":
+    main()
