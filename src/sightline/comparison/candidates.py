@@ -58,7 +58,7 @@ class Candidate:
         run_folder = SilentRunFolder(folder)
         if self.kind == "network":
             run = train_on_splits(splits, recipe.replace(model=self.word), run_folder, device=device)
-            (folder / "last.ckpt").unlink(missing_ok=True)  # nobody resumes a finished training
+            (folder / "last.ckpt").unlink(missing_ok=True)  # a finished training is not resumed
             return run, float(run.facts["seconds"])
         started = time.perf_counter()
         classifier = fit_baseline(splits, self.word, seed=seed)

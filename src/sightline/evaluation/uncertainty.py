@@ -51,9 +51,12 @@ def evaluate_uncertainty_run(
     found: dict[str, Any] = {"run": run.folder.name, "split": "test", "n": len(labels), "n_validation": len(held)}
     found |= measure_calibration(labels, probabilities) | {"temperature": classifier.temperature}
     found["uncalibrated"] = _calibration_errors(labels, to_probabilities(logits))
-    found["abstention"] = threshold and threshold.as_json() | {
-        "test": measure_threshold(labels, probabilities, threshold.value)
-    }
+    point = None
+    found["abstention"] = None
+    if threshold is not None:
+        on_test = measure_threshold(labels, probabilities, threshold.value)
+        found["abstention"] = threshold.as_json() | {"test": on_test}
+        point = on_test["coverage"]["value"], on_test["risk"]["value"]
     found["conformal"] = _conformal_json(
         (held, held_labels), (probabilities, labels), alpha, tuple(classifier.classes)
     )
@@ -62,7 +65,6 @@ def evaluate_uncertainty_run(
         answers = quantiles_json(held, held_labels)
         amend_bundle(run.folder, threshold=threshold and threshold.value, answers=answers)
     write_json(run.folder / CALIBRATION_FILE, found)
-    point = threshold and tuple(found["abstention"]["test"][name]["value"] for name in ("coverage", "risk"))
     curve, error = found["risk_coverage"], 1 - found["accuracy"]
     pictures = {
         "risk_coverage.png": plot_risk_coverage(curve, error=error, threshold=point),
