@@ -149,8 +149,8 @@ def _looks_like_photos(recipe: Recipe, images: Survey) -> bool:
 
 def default_network(plan: Plan, *, train_images: int) -> list[Default]:
     """Model, augmentation, batch size and learning rate, from size, channels and the number of images."""
-    recipe, grey = plan.recipe, plan.recipe.channels == 1
-    assert recipe.size is not None
+    recipe, size, grey = plan.recipe, plan.recipe.size, plan.recipe.channels == 1
+    assert size is not None
     chosen: list[Default] = []
     if recipe.normalize is None:
         chosen.append(Default("normalize", "fitted", ""))
@@ -166,10 +166,10 @@ def default_network(plan: Plan, *, train_images: int) -> list[Default]:
         ]
         recipe = plan.replace(**{default.field: default.value for default in chosen}).recipe
     if recipe.model is None:
-        model = "lenet5" if grey and recipe.size <= 32 else "resnet20"
+        model = "lenet5" if grey and size <= 32 else "resnet20"
         chosen.append(Default("model", model, f"Network {model}, chosen by the size of the images (--model)."))
     if recipe.augment is None:
-        shift = max(1, recipe.size // 20 if grey else recipe.size // 8)
+        shift = max(1, size // 20 if grey else size // 8)
         words = (f"shift:{shift}",) if grey else ("flip", f"shift:{shift}")
         why = "no mirror images: grey pictures are often characters" if grey else "photographs"
         chosen.append(Default("augment", words, f"Augmentation {' '.join(words)} ({why}; --augment)."))

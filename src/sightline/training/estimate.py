@@ -67,12 +67,11 @@ def estimate_cost(data: str | Path | None, recipe: Recipe | None = None, *, devi
     images = _count_train_images(source, plan.recipe)
     network = default_network(plan, train_images=images)
     plan = plan.replace(**{each.field: each.value for each in network})
-    assert plan.recipe.batch_size is not None
     sample, decode = _decode_sample(source, plan.recipe)
     where = runtime.resolve_device(device)
     plan = plan.fit_to(sample)
     classifier, _ = build_classifier(plan, Splits(sample, sample, sample), where)
-    batch = next(iter(iterate_batches(sample, min(plan.recipe.batch_size, len(sample)), device=where)))
+    batch = next(iter(iterate_batches(sample, min(plan.recipe.batch_size or 1, len(sample)), device=where)))
     measured = measure_throughput(classifier, plan, batch)
     rate, notes = measured.images_per_second, [each.reason for each in (*pixels, *network)]
     plan = plan.replace(**vars(measured.mode))

@@ -53,11 +53,11 @@ class EMA(BaseHook):
         """Move the average towards the weights."""
         rate = 1 - min(self.decay, (1 + state.step) / (10 + state.step))
         for mean, current in ((self.classifier, state.classifier), (self.modules, state.modules)):
-            tensors = [
+            averaged, latest = (
                 [t for t in module.state_dict().values() if t.is_floating_point()] for module in (mean, current)
-            ]
-            if tensors[0]:
-                torch._foreach_lerp_(*tensors, rate)
+            )
+            if averaged:
+                torch._foreach_lerp_(averaged, latest, rate)
             for own, new in zip(mean.buffers(), current.buffers(), strict=True):
                 if not own.is_floating_point():
                     own.copy_(new)

@@ -282,11 +282,7 @@ class DistillationLoss(Objective):
         """Raise ValueError for a temperature or alpha that cannot be."""
         check_distillation(self.temperature, self.alpha)
         self.teacher.eval()
-
-    @property
-    def stochastic(self) -> bool:
-        """As the loss of the labels is."""
-        return self.labels.stochastic
+        object.__setattr__(self, "stochastic", self.labels.stochastic)
 
     def __call__(self, classifier: Classifier, batch: Batch) -> Float[Tensor, ""]:
         """The mean loss over the batch."""

@@ -56,7 +56,9 @@ def refine(
     group.broadcast_state(state.modules)
     ema = EMA(classifier, recipe.ema_decay, state.modules) if recipe.ema_decay else None
     best = BestWeights(ema.classifier if ema else classifier, method.select)
-    hooks: dict[str, Hook] = {**method.hooks, "best": best} | ({"average": ema} if ema else {})
+    hooks: dict[str, Hook] = {**method.hooks, "best": best}
+    if ema:
+        hooks["average"] = ema
     stateful: dict[str, Stateful] = {**hooks}
     if state.modules:
         stateful["method.modules"] = state.modules
@@ -65,9 +67,7 @@ def refine(
     checkpoint = Checkpoint(folder.checkpoint, stateful, splits.train.fingerprint, recipe.to_toml())
     if resume:
         _load_checkpoint(folder, state, stateful, splits, recipe)
-    watching: list[Hook] = [*hooks.values()]
-    if recipe.patience:
-        watching.append(EarlyStopping(recipe.patience))
+    watching: list[Hook] = [*hooks.values(), *([EarlyStopping(recipe.patience)] if recipe.patience else [])]
     freezer = Freezer(classifier, plan.freezing, freeze_norms=recipe.freeze_norms)
     with ExitStack() as stack:
         stack.enter_context(_handle_signals(state))
