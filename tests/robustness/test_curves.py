@@ -249,7 +249,7 @@ def test_a_baseline_is_refused_by_gradients_and_attacked_by_answers(tree, cli):
         (("--eps", "much"), "write a number of pixels"),
         (("--by", "fgsm", "--steps", "3"), "no steps"),
         (("--limit", "0"), "at least 1 image"),
-        (("--out", "picture.doc"), "does not end like a picture"),
+        (("--out", "picture.doc"), "is not the name of a picture"),
         (("--by", "pgd:0"), "steps must be"),
     ],
 )
