@@ -27,7 +27,7 @@ from record import Notebook, record, shared
 
 from sightline.classifier import Classifier
 from sightline.compression import Channels, compare_with_original, fine_tune
-from sightline.compression.fine_tuning import recalibrate_norms
+from sightline.compression.compressor import recalibrate_norms
 from sightline.compression.pruning import CHANNEL_CRITERIA, CHANNEL_SCOPES
 from sightline.inference import validate
 from sightline.training import Recipe, resolve

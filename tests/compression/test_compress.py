@@ -32,8 +32,7 @@ from sightline.compression import (
 )
 from sightline.compression.comparison import median_interval
 from sightline.compression.compressing import COMPRESSION_FILE, WORK_FOLDER
-from sightline.compression.compressor import check_images_fit, recipe_from_classifier
-from sightline.compression.fine_tuning import recalibrate_norms
+from sightline.compression.compressor import check_images_fit, recalibrate_norms, recipe_from_classifier
 from sightline.data import load_dataset
 from sightline.data.splits import split
 from sightline.ensembles import combine_runs

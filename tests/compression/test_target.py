@@ -6,11 +6,11 @@ import pytest
 
 from sightline.classifier import Classifier
 from sightline.compression import FineTuning, Target, comparison, compress, open_original, parse_compressors
-from sightline.compression.pipeline import dry_run
-from sightline.compression.target import (
+from sightline.compression.pipeline import (
     STRENGTHS,
     TARGET_RATIOS,
     TargetSearch,
+    dry_run,
     validation_accuracy,
 )
 from sightline.errors import ChoiceError, RecipeError, RequirementNotMet

@@ -10,14 +10,12 @@ from pathlib import Path
 
 from .comparison import SizeComparison, compare_with_original, count_weights
 from .compressing import CompressionResult, compress_run
-from .compressor import Compressor, Original, open_original
+from .compressor import Compressor, FineTuned, FineTuning, Original, fine_tune, open_original
 from .distil import Distil, distil
-from .fine_tuning import FineTuned, FineTuning, fine_tune
 from .lowrank import LowRank
-from .pipeline import parse_steps
+from .pipeline import Target, parse_steps
 from .pruning import Channels, Prune
 from .quantize import Int8
-from .target import Target
 
 __all__ = [
     "COMPRESSORS",

@@ -14,10 +14,8 @@ from ..files import atomic_replace, explain_write_errors, write_json, write_text
 from ..inference import match_labels
 from ..training import INHERIT, Run, RunFolder, architecture_word, check_run_folder, create_run_folder
 from .comparison import SizeComparison, compare_with_original
-from .compressor import Compressor, Original, open_original
-from .fine_tuning import FineTuning
-from .pipeline import PipelineResult, dry_run, run_pipeline
-from .target import Target, TargetSearch, TargetSearchResult
+from .compressor import Compressor, FineTuning, Original, open_original
+from .pipeline import PipelineResult, Target, TargetSearch, TargetSearchResult, dry_run, run_pipeline
 
 COMPRESSION_FILE = "compression.json"
 

@@ -14,8 +14,7 @@ from ..models import build, parse_architecture
 from ..preprocessing import fit_preprocessing
 from ..training import ADAPTATION_IMAGES, DistillationLoss, Objective, Recipe, check_distillation
 from ..types import Splits
-from .compressor import Compressor, Original
-from .fine_tuning import FineTuning
+from .compressor import Compressor, FineTuning, Original
 
 
 @dataclass(frozen=True)

@@ -36,8 +36,7 @@ from ..layers import (
 from ..models import SURGERY
 from ..training import Recipe
 from ..types import Dataset, Splits
-from .compressor import Compressor, Original
-from .fine_tuning import FineTuning
+from .compressor import Compressor, FineTuning, Original
 
 ACTIVATION_BINS = 2048
 """Bins of each activation's histogram."""
