@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from filelock import FileLock
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from numpy import ndarray
 
 from . import progress, runtime
@@ -75,7 +75,7 @@ class FeatureStore:
         self.folder = folder
         folder.mkdir(exist_ok=True)
         self._features = _open_array(folder / "features.npy", (rows, width), np.float32)
-        self.done: Bool[ndarray, " N"] = _open_array(folder / "done.npy", (rows,), np.bool_)
+        self.done: Any = _open_array(folder / "done.npy", (rows,), np.bool_)
 
     def write(self, rows: Int[ndarray, " n"], features: Float[ndarray, "n D"]) -> None:
         """Keep the features of these rows; they count as done only when they are on the disk."""

@@ -29,34 +29,6 @@ from .noise import RandomNoise
 from .rays import RayS
 from .universal import Universal, UniversalPerturbation
 
-__all__ = [
-    "APGD",
-    "ATTACKS",
-    "BALLS",
-    "FGSM",
-    "PGD",
-    "Attack",
-    "Ball",
-    "RandomNoise",
-    "RayS",
-    "Universal",
-    "UniversalPerturbation",
-    "check_eps",
-    "check_norm",
-    "cross_entropy_loss",
-    "default_attack",
-    "find_attack",
-    "format_eps",
-    "gradient_ascent",
-    "is_correct",
-    "loss_gradient",
-    "make_attack",
-    "parse_eps",
-    "random_like",
-    "require_gradient",
-]
-
-
 ATTACKS: Mapping[str, Callable[..., Attack]] = {
     "noise": RandomNoise,
     "fgsm": FGSM,

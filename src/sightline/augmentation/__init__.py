@@ -28,41 +28,6 @@ from .geometry import (
 from .kernels import affine_matrices, gaussian_blur, resample, similarity_matrices, warp
 from .mix import CutMix, Erase, Mixup
 
-__all__ = [
-    "AUGMENTATIONS",
-    "LUMA_WEIGHTS",
-    "Affine",
-    "AlternatingFlip",
-    "Augmentation",
-    "Blur",
-    "Brightness",
-    "Compose",
-    "Contrast",
-    "CutMix",
-    "Elastic",
-    "Erase",
-    "Flip",
-    "Hue",
-    "Mixup",
-    "Noise",
-    "RandAugment",
-    "ResizedCrop",
-    "Rotate",
-    "Saturation",
-    "Scale",
-    "Sharpen",
-    "Shear",
-    "Shift",
-    "TrivialAugment",
-    "VerticalFlip",
-    "affine_matrices",
-    "gaussian_blur",
-    "parse_policy",
-    "resample",
-    "similarity_matrices",
-    "warp",
-]
-
 Augmentation = Callable[[Batch, Generator], Batch]
 
 AUGMENTATIONS: dict[str, Callable[..., Augmentation]] = {

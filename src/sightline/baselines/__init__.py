@@ -29,17 +29,6 @@ from .estimators import (
 )
 from .fit import Baseline, LearntFeatures, extract_features, fit_classifier
 
-__all__ = [
-    "BASELINES",
-    "DEFAULT_BASELINES",
-    "FEATURES",
-    "Baseline",
-    "extract_features",
-    "fit_baseline",
-    "parse_baseline",
-    "parse_features",
-]
-
 BASELINES: Mapping[str, Callable[..., Any]] = {
     "svm-rbf": svm_rbf,
     "svm-linear": svm_linear,

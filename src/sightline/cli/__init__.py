@@ -6,9 +6,6 @@ from collections.abc import Sequence
 
 from ..errors import SightlineError
 
-__all__ = ["GC_THRESHOLD", "main"]
-
-
 GC_THRESHOLD = 100_000
 """New objects that trigger a garbage collection. Imports create many objects and no garbage, and collections would
 delay every command."""

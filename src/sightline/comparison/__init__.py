@@ -11,19 +11,3 @@ from .label_issues import DEFAULT_LABEL_CHECKER, LabelIssueReport, find_label_is
 from .learning_curve import LEARNING_CURVE_SHARES, LearningCurve, learning_curve_run
 from .model_comparison import compare
 from .ranking import Comparison
-
-__all__ = [
-    "DEFAULT_LABEL_CHECKER",
-    "LEARNING_CURVE_SHARES",
-    "Candidate",
-    "Comparison",
-    "CrossValidation",
-    "LabelIssueReport",
-    "LearningCurve",
-    "compare",
-    "cross_validate",
-    "find_label_issues",
-    "learning_curve_run",
-    "parse_candidate",
-    "write_label_issues",
-]

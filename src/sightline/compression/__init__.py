@@ -17,29 +17,6 @@ from .pipeline import Target, parse_steps
 from .pruning import Channels, Prune
 from .quantize import Int8
 
-__all__ = [
-    "COMPRESSORS",
-    "Channels",
-    "CompressionResult",
-    "Compressor",
-    "Distil",
-    "FineTuned",
-    "FineTuning",
-    "Int8",
-    "LowRank",
-    "Original",
-    "Prune",
-    "SizeComparison",
-    "Target",
-    "compare_with_original",
-    "compress",
-    "count_weights",
-    "distil",
-    "fine_tune",
-    "open_original",
-    "parse_compressors",
-]
-
 COMPRESSORS: Mapping[str, Callable[..., Compressor]] = {
     "prune": Prune,
     "channels": Channels,

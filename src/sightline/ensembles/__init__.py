@@ -18,21 +18,6 @@ from .methods import (
     update_bn,
 )
 
-__all__ = [
-    "COMBINERS",
-    "Combination",
-    "Combiner",
-    "GreedySoup",
-    "Mean",
-    "Soup",
-    "combine",
-    "combine_runs",
-    "compare_with_members",
-    "recalibrate_norms",
-    "shared_splits",
-    "update_bn",
-]
-
 COMBINERS: Mapping[str, Callable[..., Combiner]] = {"mean": Mean, "soup": Soup, "greedy-soup": GreedySoup}
 """Word of ``--by`` -> the combiner."""
 

@@ -27,41 +27,6 @@ from .ood import KNN, Energy, Mahalanobis, MaxLogit, MaxSoftmax, MCDropout, OODS
 from .report_file import evaluate_on, evaluate_run, mistake_gallery, report_json
 from .uncertainty import evaluate_uncertainty_run
 
-__all__ = [
-    "LATENCY_BATCH_SIZES",
-    "LATENCY_SECONDS",
-    "MAX_LATENCY_REPEATS",
-    "MIN_LATENCY_REPEATS",
-    "NONCONFORMITY_SCORES",
-    "OOD_SCORES",
-    "ConformalSets",
-    "ConfusablePair",
-    "Confusion",
-    "Efficiency",
-    "Evaluation",
-    "Latency",
-    "OODScore",
-    "add_sets",
-    "conformalize",
-    "confusable_pairs",
-    "evaluate",
-    "evaluate_groups_on",
-    "evaluate_groups_run",
-    "evaluate_on",
-    "evaluate_ood_run",
-    "evaluate_run",
-    "evaluate_uncertainty_run",
-    "load_sets",
-    "mistake_gallery",
-    "predict_timed",
-    "report_json",
-    "threshold_for_coverage",
-    "threshold_for_risk",
-    "time_batch",
-    "top_confusions",
-    "worst_mistakes",
-]
-
 OOD_SCORES: Mapping[str, Callable[..., OODScore]] = {
     "max-softmax": MaxSoftmax,
     "max-logit": MaxLogit,

@@ -13,24 +13,6 @@ from .onnx_file import open_onnx, open_openvino, write_onnx, write_openvino
 from .parity import FLOAT_LIMITS, INT8_LIMITS, Parity, Runner, TorchRunner, compare_answers, measure_latencies
 from .torch_file import open_torch_program, write_torch
 
-__all__ = [
-    "FLOAT_LIMITS",
-    "FORMATS",
-    "INT8_LIMITS",
-    "MAX_COMPARED_IMAGES",
-    "ExportModule",
-    "ExportedModel",
-    "Format",
-    "Parity",
-    "Runner",
-    "TorchRunner",
-    "compare_answers",
-    "export",
-    "measure_latencies",
-    "open_exported",
-    "write_exported",
-]
-
 FORMATS: Mapping[str, Format] = {
     "onnx": Format(".onnx", write_onnx, open_onnx, "One file for onnxruntime on any system; int8 stays int8."),
     "torch": Format(".pt2", write_torch, open_torch_program, "torch.export, for programs that have torch."),

@@ -51,50 +51,6 @@ from .quantised import (
 )
 from .whitening import Whitening
 
-__all__ = [
-    "ATTENTIONS",
-    "INITIALISATIONS",
-    "MAX_ACTIVATION_CODE",
-    "MAX_WEIGHT_CODE",
-    "SPARSE_LAYERS",
-    "ActivationGrid",
-    "ActivationRounding",
-    "FactorisedLayer",
-    "ImageSize",
-    "Int8Conv2d",
-    "Int8Layer",
-    "Int8Linear",
-    "Network",
-    "PrototypeHead",
-    "SparseConv2d",
-    "SparseLinear",
-    "SqueezeExcite",
-    "WeightNoise",
-    "Whitening",
-    "collect_tensors",
-    "conv_norm",
-    "downscaling_notes",
-    "factorise_layers",
-    "get_head",
-    "he_normal",
-    "init_he_fan_out",
-    "initialise",
-    "is_large",
-    "is_narrowable",
-    "is_query",
-    "keep_channels",
-    "keep_zeros",
-    "layer_widths",
-    "make_dropout",
-    "narrow_layers",
-    "noisy_weight_names",
-    "quantise_layers",
-    "quantise_weight",
-    "scale_widths",
-    "stem_pools",
-    "upsample_to_side",
-]
-
 ATTENTIONS: dict[str, Callable[[int], nn.Module]] = {"none": no_attention, "se": se_block, "cbam": cbam_block}
 """Name -> ``(channels) -> module``: the choices of ``attention=`` in residual networks."""
 

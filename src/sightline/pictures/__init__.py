@@ -16,26 +16,3 @@ from .plots import (
     plot_roc,
 )
 from .style import PALETTE, house_style, make_panels, render_figure, shorten_label
-
-__all__ = [
-    "PALETTE",
-    "contact_sheet",
-    "data_url",
-    "encode_png",
-    "house_style",
-    "load_font",
-    "make_panels",
-    "plot_candidates",
-    "plot_confusion_matrix",
-    "plot_groups",
-    "plot_history",
-    "plot_learning_curve",
-    "plot_lr_finder",
-    "plot_reliability",
-    "plot_risk_coverage",
-    "plot_roc",
-    "render_figure",
-    "shorten_label",
-    "shorten_text",
-    "thumbnail",
-]

@@ -36,31 +36,6 @@ from .steps import (
 )
 from .whitening import Zca
 
-__all__ = [
-    "CHANNEL_STATISTICS",
-    "NORMALISATIONS",
-    "PIXEL_FILTERS",
-    "PREPROCESSING_STEPS",
-    "STD_FLOOR",
-    "BitDepthFilter",
-    "ContrastNormalise",
-    "ImageRows",
-    "JpegFilter",
-    "MedianFilter",
-    "NoiseFilter",
-    "Normalise",
-    "PixelFilter",
-    "Preprocessing",
-    "PreprocessingStep",
-    "Zca",
-    "check_normalisation",
-    "compress_jpeg",
-    "fit_preprocessing",
-    "forecast_fit",
-    "measure_channels",
-    "to_uint8",
-]
-
 NORMALISATIONS: dict[str, Callable[..., StepPlan]] = {
     "fitted": FittedStatistics,
     **{name: partial(KnownStatistics, name) for name in CHANNEL_STATISTICS},

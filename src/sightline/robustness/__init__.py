@@ -46,32 +46,6 @@ from .smoothing import ABSTAINS, Certificate, certify, predict_smoothed
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-__all__ = [
-    "ABSTAINS",
-    "CORRUPTIONS",
-    "SEVERITIES",
-    "AdaptiveEvaluation",
-    "Certificate",
-    "Corruption",
-    "CorruptionResult",
-    "CurvePoint",
-    "EOTClassifier",
-    "MaskingCheck",
-    "RobustCurve",
-    "attack_run",
-    "attack_view",
-    "certify",
-    "check_masking",
-    "corrupt_run",
-    "draw_corruptions",
-    "evaluate_adaptive",
-    "evaluate_corruptions",
-    "masking_remarks",
-    "predict_smoothed",
-    "robust_curve",
-    "strip_defences",
-]
-
 CORRUPTIONS: Mapping[str, Corruption] = {
     "gaussian-noise": GaussianNoise(),
     "shot-noise": ShotNoise(),

@@ -23,23 +23,6 @@ from .readers import (
 )
 from .source import MAX_FILE_BYTES, FolderReader, Listing, Source, file_stamp, stratified_subset
 
-__all__ = [
-    "BUILTIN_DATASETS",
-    "MAX_FILE_BYTES",
-    "PUBLISHED_DATASETS",
-    "READERS",
-    "FolderReader",
-    "Layout",
-    "Listing",
-    "Source",
-    "find",
-    "list_images",
-    "shapes",
-    "sort_classes",
-    "source_from_files",
-    "stratified_subset",
-]
-
 BUILTIN_DATASETS: dict[str, Callable[..., ImageArrays]] = {"digits": digits, "shapes": shapes}
 """Datasets that need no download; a size may follow the name: ``shapes:600``."""
 
