@@ -10,7 +10,7 @@
      ├── OutputError               a place that cannot be written, or already holds something
      ├── TrainingError             training that cannot continue
      ├── ReleaseError              a release that is missing, damaged, or cannot be made
-     ├── KeyRefused                a key that is wrong, expired or not allowed this
+     ├── AuthError                 a key that is wrong, expired or not allowed this
      ├── JournalError              a journal that cannot be opened, or lacks what was requested
      ├── ServiceError              a service that does not respond, or refuses
      └── Interrupted               exit 130: stopped by the user, state saved

@@ -184,7 +184,7 @@ def card_from_settings(name: str, settings: Mapping[str, Any]) -> WeightsCard:
     mean, std = settings.get("mean"), settings.get("std")
     if not mean or not std or len(mean) != len(std) or min(std) <= 0:
         raise DataError(
-            f"The card of the weights '{name}' gives no usable mean and deviation, so nobody can tell what pixels "
+            f"The card of the weights '{name}' gives no usable mean and deviation, so it is unknown what pixels "
             "they expect. Choose other weights, or say them with --normalize."
         )
     tag = name.partition(".")[2] or settings.get("tag") or ""

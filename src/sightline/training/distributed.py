@@ -29,7 +29,7 @@ from .losses import Objective
 
 @dataclass(frozen=True)
 class ProcessGroup:
-    """The processes of one run, seen from one of them; without Fabric, a team of one."""
+    """The processes of one run, seen from one of them; without Fabric, a group of one."""
 
     fabric: Any = None
 
@@ -66,7 +66,7 @@ class ProcessGroup:
         return averaged
 
     def sync_norm_stats(self, *modules: nn.Module) -> None:
-        """Make the running statistics of norms the team's mean."""
+        """Make the running statistics of norms the mean over the group."""
         if self.fabric is not None and (statistics := norm_statistics(*modules)):
             torch._foreach_copy_(statistics, self._mean(statistics))
 
@@ -79,7 +79,7 @@ class ProcessGroup:
             module.load_state_dict(self.fabric.broadcast(module.state_dict()))
 
     def sum(self, values: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
-        """The team's sum. Raises LostError."""
+        """The sum over the group. Raises WorkerLostError."""
         return values if self.fabric is None else self._reduce(values, "sum")
 
     def broadcast_text(self, text: str) -> str:
@@ -111,11 +111,11 @@ SINGLE_PROCESS = ProcessGroup()
 
 
 def check_processes(processes: int, device: torch.device, batch_size: int) -> None:
-    """Raise RecipeError where a batch cannot be shared by so many processes, or there are not so many GPUs."""
+    """Raise RecipeError where a batch is smaller than the number of processes, or there are fewer GPUs."""
     if processes == 1:
         return
     if device.type == "mps":
-        raise RecipeError("Several processes need CUDA GPUs or the CPU: use --processes 1 with mps.")
+        raise RecipeError("Several processes need CUDA GPUs or the CPU: use --devices 1 with mps.")
     if device.type == "cuda" and torch.cuda.device_count() < processes:
         raise RecipeError(f"--processes {processes} needs as many GPUs, and here are {torch.cuda.device_count()}.")
     if batch_size % processes:
@@ -133,22 +133,22 @@ def is_secondary() -> bool:
 
 
 def group_from_env(device: torch.device) -> ProcessGroup:
-    """The team that torchrun started this process in."""
+    """The group that torchrun started this process in."""
     return ProcessGroup(_make_fabric(device, int(os.environ["WORLD_SIZE"]), "ddp"))
 
 
 def launch_processes(work: Callable[..., object], processes: int, device: torch.device, *arguments: Any) -> None:
-    """Call ``work(team, *arguments)`` in so many new processes and wait for them.
+    """Call ``work(group, *arguments)`` in this many new processes and wait for them.
 
     ``work`` and its arguments travel by pickle to processes of this machine and no further. The SightlineError
-    of the first process to fail is raised here; where one is lost without a word, LostError.
+    of the first process to fail is raised here; where one is lost without a message, WorkerLostError.
     """
     try:
         pickle.dumps((work, arguments))
     except Exception as error:
         raise RecipeError(f"What trains in several processes must be picklable: {error}.") from error
     fabric = _make_fabric(device, processes, "ddp_spawn")
-    with TemporaryDirectory(prefix="sightline-team-") as letters, _ignore_interrupts():
+    with TemporaryDirectory(prefix="sightline-group-") as letters, _ignore_interrupts():
         threads = torch.get_num_threads()
         try:
             fabric.launch(_run_worker, work, letters, max(1, threads // processes), arguments)
