@@ -146,7 +146,7 @@ def _unwrap_state_dict(path: Path, saved: Any) -> Tensors:
 def strip_prefixes(tensors: Tensors) -> Tensors:
     """The tensors without the prefixes of wrappers that all names share.
 
-    >>> list(stripped({"module.model.conv1.weight": torch.ones(1)}))
+    >>> list(strip_prefixes({"module.model.conv1.weight": torch.ones(1)}))
     ['conv1.weight']
     """
     while tensors:

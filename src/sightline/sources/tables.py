@@ -218,7 +218,7 @@ def _iterate_json_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 def cell_text(value: Any) -> str:
     """A cell as text: nothing for null, JSON for what is nested.
 
-    >>> text_of(None), text_of(3), text_of("x"), text_of(["a"])
+    >>> cell_text(None), cell_text(3), cell_text("x"), cell_text(["a"])
     ('', '3', 'x', '["a"]')
     """
     if isinstance(value, str):
