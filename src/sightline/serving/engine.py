@@ -331,7 +331,7 @@ def check_image(data: bytes, declared: str, limits: RequestLimits) -> int:
     if kind is None:
         if data[4:8] == b"ftyp":
             raise RequestError(
-                415, "the content is HEIC, AVIF or a video, which is not read: convert it to JPEG or PNG"
+                415, "the content is HEIC, AVIF or a video, which the service does not read: send JPEG or PNG"
             )
         raise RequestError(415, f"the content is not an image ({', '.join(IMAGE_FORMATS)} are read)")
     if declared not in GENERIC_TYPES and TYPE_ALIASES.get(declared, declared) != kind:
