@@ -19,7 +19,7 @@ from typing import Any
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from ..errors import DataError
+from ..errors import DataError, ServiceError
 from .api import create_app
 from .monitor import log_event
 from .requests import PredictRequest, RequestError
@@ -356,6 +356,10 @@ def run_worker(
                 backlog=1024,
             )
             server = QuietServer(config)
+            try:
+                listening.listen(config.backlog)
+            except OSError as error:  # another service bound the same port at the same time
+                raise ServiceError(f"The port cannot be used ({error.strerror}): choose another --port.") from error
             started(service)
             server.run(sockets=[listening])
     finally:
