@@ -359,7 +359,9 @@ def run_worker(
             try:
                 listening.listen(config.backlog)
             except OSError as error:  # another service bound the same port at the same time
-                raise ServiceError(f"The port cannot be used ({error.strerror}): choose another --port.") from error
+                raise ServiceError(
+                    f"The port cannot be used ({error.strerror}): choose another --port."
+                ) from error
             started(service)
             server.run(sockets=[listening])
     finally:
