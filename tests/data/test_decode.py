@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
+from helpers.malformed_images import tiled
 from sightline.data import ImageHeader, codecs, decode, read_header
 from sightline.data.decode import decode_with_header, readable_formats
 from sightline.data.geometry import crop_box, resized_shape
@@ -432,26 +433,6 @@ def test_a_photo_at_half_scale_is_not_shifted():
     for fit in ("squash", "crop", "pad"):
         geometry = Geometry(size=(90, 90), resize_mode=fit)
         assert apart(decode(data, geometry), reference(data, geometry)) < 1, fit
-
-
-def tiled(side: int, *, big: bool = False, order: str = "<", extra: tuple = (), strip: bool = False) -> bytes:
-    """A TIFF of 16 x 16 grey pixels with one compressed tile of ``side`` x ``side``, or a strip of as many rows."""
-    data = zlib.compress(bytes(side * side if side < 5000 else 100))
-    start = 16 if big else 8
-    blocks = [(273, 4, start), (278, 4, side), (279, 4, len(data))]
-    if not strip:
-        blocks = [(322, 4, side), (323, 4, side), (324, 4, start), (325, 4, len(data))]
-    fields = [(256, 4, 16), (257, 4, 16), (258, 3, 8), (259, 3, 8), (262, 3, 1), (277, 3, 1), *blocks, *extra]
-    count, word, pad = ("Q", "Q", 8) if big else ("H", "I", 4)
-    rows = b""
-    for tag, kind, value in sorted(fields, key=lambda field: field[0]):
-        rows += struct.pack(f"{order}HH{word}", tag, kind, 1)
-        rows += struct.pack(order + {1: "B", 3: "H", 4: "I", 16: "Q"}[kind], value).ljust(pad, b"\0")
-    mark = b"II" if order == "<" else b"MM"
-    head = mark + struct.pack(
-        f"{order}HHHQ" if big else f"{order}HI", *((43, 8, 0) if big else (42,)), start + len(data)
-    )
-    return head + data + struct.pack(order + count, len(fields)) + rows + bytes(pad)
 
 
 @pytest.mark.parametrize("big", [False, True], ids=["TIFF", "BigTIFF"])
