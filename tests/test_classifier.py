@@ -16,7 +16,7 @@ from helpers.tiny_classifiers import WORDS
 from sightline.classifier import Classifier, amend_bundle, frozen_eval, write_bundle_card
 from sightline.errors import BundleError, OutputError
 from sightline.files import checksum
-from sightline.models import BUNDLE_FORMAT, SURGERY, Architecture, Memory, build, parse_architecture
+from sightline.models import BUNDLE_FORMAT, SURGERY, Architecture, Memory, build, copy_bundle, parse_architecture
 from sightline.preprocessing import NoiseFilter, Normalise, Preprocessing
 from sightline.types import Geometry
 
@@ -413,3 +413,89 @@ def test_a_stochastic_module_makes_the_classifier_stochastic():
     noisy = make()
     noisy.preprocessing = Preprocessing([NoiseFilter(0.1)])
     assert noisy.stochastic
+
+
+# What strangers, and operating systems, put into a bundle.
+
+
+@pytest.mark.parametrize(
+    "name", [".DS_Store", "._config.json", "desktop.ini", "Thumbs.db", ".gitattributes", ".nfs01"]
+)
+def test_what_systems_leave_behind_is_passed_over_and_never_copied(bundle, tmp_path, name):
+    (bundle / name).write_text("x")
+    assert Classifier.load(bundle).classes == make().classes
+    assert not (amend_bundle(bundle, threshold=0.5) / name).exists()
+
+
+def test_a_hidden_folder_or_link_is_passed_over_and_never_copied(bundle, tmp_path):
+    (tmp_path / "secret").write_text("secret")
+    (bundle / ".cache").mkdir()
+    (bundle / ".cache" / "notes").symlink_to(tmp_path / "secret")
+    (bundle / ".notes").symlink_to(tmp_path / "secret")
+    copy_bundle(bundle, tmp_path / "copy")
+    assert not [path for path in (tmp_path / "copy").rglob("*") if path.name.startswith(".")]
+    assert Classifier.load(tmp_path / "copy").threshold == 0
+
+
+@pytest.mark.parametrize("place", ["config.json", "README.md", "notes.txt"])
+def test_a_link_is_not_followed_by_a_copy(bundle, tmp_path, place):
+    (tmp_path / "elsewhere").write_text("secret")
+    (bundle / place).unlink(missing_ok=True)
+    (bundle / place).symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(BundleError, match=f"holds '{place}', which is a link"):
+        copy_bundle(bundle, tmp_path / "copy")
+    assert not (tmp_path / "copy").exists()
+
+
+@pytest.mark.parametrize("value", [0, -1, 1e-320, 1e300, 10**400, float("nan"), float("inf"), True, None])
+def test_a_temperature_that_gives_no_probabilities_is_refused(bundle, value):
+    rewrite(bundle, temperature=value)
+    with pytest.raises(BundleError, match=r"config\.json"):
+        Classifier.load(bundle)
+
+
+@pytest.mark.parametrize("value", [-0.1, 1.5, float("nan"), "x", None])
+def test_an_impossible_threshold_is_refused(bundle, value):
+    rewrite(bundle, threshold=value)
+    with pytest.raises(BundleError, match=r"config\.json"):
+        Classifier.load(bundle)
+
+
+@pytest.mark.parametrize(
+    ("end", "value"), [("weight", float("nan")), ("bias", float("inf")), ("running_var", -1.0)]
+)
+def test_tensors_that_would_answer_nan_are_named(tmp_path, end, value):
+    bundle = make("resnet20").save(tmp_path / "b")
+    tensors = load_file(bundle / "model.safetensors")
+    name = next(name for name in tensors if name.endswith(end))
+    tensors[name].view(-1)[0] = value
+    save_file(tensors, bundle / "model.safetensors")
+    resign(bundle)
+    with pytest.raises(BundleError, match=f"impossible values in '{name}'"):
+        Classifier.load(bundle)
+
+
+@pytest.mark.parametrize(
+    ("name", "more"),
+    [
+        ("mlp", {"hidden": [2_000_000, 2_000_000]}),
+        ("lenet5", {"classes": 2_000_000_000}),
+        ("lenet5", {"size": [400_000, 400_000]}),
+        ("densenet", {"depth": 600_000_004}),
+    ],
+)
+def test_a_network_far_larger_than_its_tensors_is_never_built(bundle, name, more):
+    """Of these, each would take the memory of the machine, or for ever."""
+    arguments = {"classes": 3, "channels": 1, "size": [28, 28], **more}
+    rewrite(bundle, architecture={"name": name, "arguments": arguments, "surgery": []})
+    with pytest.raises(BundleError):
+        Classifier.load(bundle)
+
+
+@pytest.mark.parametrize("name", ["config.json", "answers.json"])
+def test_deep_json_is_one_sentence(bundle, name):
+    (bundle / name).write_text("[" * 200_000)
+    if name != "config.json":
+        resign(bundle)
+    with pytest.raises(BundleError, match=r"config\.json"):
+        Classifier.load(bundle)

@@ -7,7 +7,6 @@ in. On disk it is a bundle: ``config.json`` with a checksum of every other file,
 import copy
 import dataclasses
 import io
-import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -39,11 +38,14 @@ from .models import (
     build,
     check_bundle_files,
     check_bundle_values,
+    copy_bundle,
+    limit_parameters,
     list_bundle_files,
     open_exported,
     read_answers,
     read_bundle_config,
     read_bundle_tensors,
+    read_tensor_shapes,
 )
 from .preprocessing import Preprocessing
 from .types import Geometry, Prediction
@@ -254,30 +256,36 @@ class Classifier(nn.Module):
         folder = find_bundle(folder)
         config = read_bundle_config(folder)
         check_bundle_files(folder, config)
-        try:
-            architecture = Architecture.from_config(config["architecture"])
-            geometry = Geometry.from_json(config["geometry"])
-            check_bundle_values(config)
-            classifier = cls(
-                Preprocessing.from_config(config["preprocessing"]),
-                build(architecture),
-                architecture=architecture,
-                classes=config["classes"],
-                geometry=geometry,
-                temperature=float(config["temperature"]),
-                threshold=float(config.get("threshold", 0.0)),  # bundles of the first releases have none
-                answers=read_answers(folder),
-                provenance=config["provenance"],
-            )
-        except (KeyError, TypeError, ValueError, SightlineError) as error:
-            raise BundleError(f"The config.json of '{folder}' cannot be understood: {error}.") from error
-        classifier._load_tensors(read_bundle_tensors(folder), folder)
+        shapes = read_tensor_shapes(folder)
+        with _explain_config_errors(folder), limit_parameters(len(shapes)):
+            planned = cls._from_config(config, folder)  # without memory: a stranger's config may ask for any size
+        planned._check_shapes(shapes, folder)
+        with _explain_config_errors(folder):
+            classifier = cls._from_config(config, folder)
+        classifier.load_state_dict(read_bundle_tensors(folder))
         classifier.network.load_extra_files(folder)
         classifier.memory = Memory.load(folder / MEMORY_FOLDER)
         if (outputs := classifier.network.n_classes) != len(classifier.classes):
             names = f"{len(classifier.classes)} classes for {outputs} outputs"
             raise BundleError(f"The config.json of '{folder}' names {names}. Copy the bundle again.")
         return classifier.eval()
+
+    @classmethod
+    def _from_config(cls, config: Mapping[str, Any], folder: Path) -> "Classifier":
+        architecture = Architecture.from_config(config["architecture"])
+        geometry = Geometry.from_json(config["geometry"])
+        check_bundle_values(config)
+        return cls(
+            Preprocessing.from_config(config["preprocessing"]),
+            build(architecture),
+            architecture=architecture,
+            classes=config["classes"],
+            geometry=geometry,
+            temperature=float(config["temperature"]),
+            threshold=float(config.get("threshold", 0.0)),  # bundles of the first releases have none
+            answers=read_answers(folder),
+            provenance=config["provenance"],
+        )
 
     @classmethod
     def _from_exported(cls, path: Path) -> "Classifier":
@@ -295,9 +303,9 @@ class Classifier(nn.Module):
             provenance=found.facts.get("provenance", {}),
         ).eval()
 
-    def _load_tensors(self, tensors: Mapping[str, Tensor], folder: Path) -> None:
+    def _check_shapes(self, given: Mapping[str, tuple[int, ...]], folder: Path) -> None:
+        """Raise BundleError unless the tensors of these shapes are those of this classifier."""
         own = {name: tuple(t.shape) for name, t in self.state_dict().items()}
-        given = {name: tuple(t.shape) for name, t in tensors.items()}
         for what, names in (
             ("lacks tensors", own.keys() - given.keys()),
             ("has tensors that its network does not have", given.keys() - own.keys()),
@@ -309,7 +317,6 @@ class Classifier(nn.Module):
                     f"The bundle '{folder}' {what}: {some}{' ...' if len(names) > 3 else ''}. "
                     "Save or copy it again; its config.json and model.safetensors do not belong together."
                 )
-        self.load_state_dict(tensors)
 
 
 @contextmanager
@@ -342,6 +349,14 @@ def frozen_eval(classifier: Classifier, *, weight_noise: bool = True) -> Iterato
 def load(run: str | Path) -> Classifier:
     """The classifier of a run, a bundle or a release folder: ``Classifier.load``."""
     return Classifier.load(run)
+
+
+@contextmanager
+def _explain_config_errors(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except (KeyError, TypeError, ValueError, OverflowError, RecursionError, SightlineError) as error:
+        raise BundleError(f"The config.json of '{folder}' cannot be understood: {error}.") from error
 
 
 def find_bundle(path: Path | str) -> Path:
@@ -388,7 +403,7 @@ def amend_bundle(
     config = read_bundle_config(folder)
     check_bundle_files(folder, config)
     with atomic_replace(folder) as temporary:
-        shutil.copytree(folder, temporary)
+        copy_bundle(folder, temporary)
         if threshold is not None:
             config["threshold"] = threshold
         if answers is not None:

@@ -1,15 +1,16 @@
 """Atomic writing, with errors of the operating system as one sentence and a remedy."""
 
+import csv
 import errno
 import hashlib
 import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from .errors import OutputError
 
@@ -23,6 +24,10 @@ _WRITE_REMEDIES = {
     errno.ENOTDIR: "part of that path is a file, not a folder: choose another place",
     errno.EISDIR: "there is a folder of that name: choose another name",
 }
+
+
+_FORMULA_STARTS = tuple("=+-@\t\r\n\uff1d\uff0b\uff0d\uff20")
+"""First characters of cells that a spreadsheet may run, and their full-width forms."""
 
 
 @contextmanager
@@ -87,6 +92,44 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Write ``value`` as readable JSON, atomically."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def write_csv(path: Path, rows: Iterable[Iterable[object]], delimiter: str = ",") -> None:
+    """Write rows, the header first, as UTF-8, atomically, without cells that a spreadsheet would run."""
+    with atomic_replace(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as stream:
+        write_csv_rows(stream, rows, delimiter)
+
+
+def write_csv_rows(stream: TextIO, rows: Iterable[Iterable[object]], delimiter: str = ",") -> None:
+    """Write rows to a stream; see ``quote_formula``."""
+    csv.writer(stream, delimiter=delimiter).writerows(map(quote_formula, row) for row in rows)
+
+
+def read_csv_rows(path: Path) -> list[dict[str, str]]:
+    """The rows that ``write_csv`` wrote, by the names of their columns."""
+    with path.open(newline="", encoding="utf-8") as stream:
+        header, *rows = [[unquote_formula(cell) for cell in row] for row in csv.reader(stream)] or [[]]
+    return [dict(zip(header, row, strict=False)) for row in rows]
+
+
+def quote_formula(cell: object) -> object:
+    """A cell with a quote before what a spreadsheet would run as a formula; ``unquote_formula`` takes it away.
+
+    >>> quote_formula("=1+1"), quote_formula("-dog"), quote_formula("-1.5"), quote_formula("cat")
+    ("'=1+1", "'-dog", '-1.5', 'cat')
+    """
+    if not isinstance(cell, str) or not cell.lstrip("'").startswith(_FORMULA_STARTS):
+        return cell
+    try:
+        float(cell)
+    except ValueError:
+        return f"'{cell}"
+    return cell
+
+
+def unquote_formula(cell: str) -> str:
+    """The cell that ``quote_formula`` was given."""
+    return cell[1:] if cell[:1] == "'" and cell.lstrip("'").startswith(_FORMULA_STARTS) else cell
 
 
 def checksum(path: Path) -> str:

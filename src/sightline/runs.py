@@ -7,7 +7,6 @@ Traceback (most recent call last):
 sightline.errors.DataError: --limit is 0: it must be at least 1 image.
 """
 
-import csv
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +20,7 @@ from . import runtime
 from .classifier import Classifier, find_bundle
 from .data import load_dataset, nested_subset
 from .errors import DataError
+from .files import read_csv_rows
 from .inference import match_labels
 from .sources import find
 from .training import Run, reopen
@@ -140,6 +140,5 @@ def trained_on(run: Run | Path | str, images: Dataset, *, validation: bool = Tru
     if not (Path(run) / "split.csv").is_file():
         return images.columns.get("split", np.full(len(images), "")) != "test"
     names = {"train", "val"} if validation else {"train"}
-    with (Path(run) / "split.csv").open(newline="", encoding="utf-8") as stream:
-        files = {row["file"] for row in csv.DictReader(stream) if row["split"] in names}
+    files = {row["file"] for row in read_csv_rows(Path(run) / "split.csv") if row["split"] in names}
     return np.array([str(file) in files for file in images.files], dtype=bool)

@@ -59,7 +59,7 @@ class Geometry:
             raise ValueError(
                 f"a crop of {self.crop_fraction} of the short side does not go with {self.resize_mode}"
             )
-        if self.window is not None and not -1e9 < self.window[0] < self.window[1] < 1e9:
+        if self.window is not None and not -1e9 < self.window[0] < self.window[0] + 1e-6 <= self.window[1] < 1e9:
             raise ValueError(f"a window from {self.window[0]} to {self.window[1]} is empty or impossible")
 
     def as_json(self) -> dict[str, Any]:

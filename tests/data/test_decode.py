@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
+from helpers.malformed_images import tiled
 from sightline.data import ImageHeader, codecs, decode, read_header
-from sightline.data.decode import decode_with_header
+from sightline.data.decode import decode_with_header, readable_formats
 from sightline.data.geometry import crop_box, resized_shape
 from sightline.errors import ImageError
 from sightline.types import Geometry
@@ -432,3 +433,63 @@ def test_a_photo_at_half_scale_is_not_shifted():
     for fit in ("squash", "crop", "pad"):
         geometry = Geometry(size=(90, 90), resize_mode=fit)
         assert apart(decode(data, geometry), reference(data, geometry)) < 1, fit
+
+
+@pytest.mark.parametrize("big", [False, True], ids=["TIFF", "BigTIFF"])
+@pytest.mark.parametrize("order", ["<", ">"])
+def test_a_tile_far_larger_than_its_picture_is_refused_unread(big, order):
+    if not (big and order == ">"):  # Pillow reads no BigTIFF of that order, and libtiff might
+        assert decode(tiled(256, big=big, order=order), Geometry(size=(16, 16), channels=1)).shape == (16, 16, 1)
+    for side in (12_000, 60_000, 2**31 - 1):
+        for call in (read_header, lambda data: decode(data, Geometry(size=(16, 16)))):
+            with pytest.raises(ImageError, match=f"tiles of {side} x {side} pixels for a picture of 16 x 16"):
+                call(tiled(side, big=big, order=order))
+
+
+@pytest.mark.parametrize(
+    "extra", [((322, 4, 16), (323, 4, 16)), ((65_000, 3, 5),)], ids=["tags twice", "a private tag"]
+)
+def test_no_other_tag_hides_a_large_tile(extra):
+    with pytest.raises(ImageError, match="tiles of 12000 x 12000"):
+        read_header(tiled(12_000, extra=extra))
+
+
+def test_a_tag_that_points_outside_does_not_hide_a_large_tile():
+    data = bytearray(tiled(12_000, extra=((1000, 4, 2**31),)))
+    at = data.rindex(struct.pack("<HHI", 1000, 4, 1))
+    data[at : at + 8] = struct.pack("<HHI", 1000, 4, 60)
+    with pytest.raises(ImageError, match="tiles of 12000 x 12000"):
+        read_header(bytes(data))
+
+
+def test_a_strip_may_end_below_the_picture():
+    assert read_header(tiled(4_000_000_000, strip=True)).width == 16
+    assert read_header(tiled(4_000_000_000, strip=True, big=True)).width == 16
+
+
+XMP = (
+    b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">'
+    b'<rdf:Description xmlns:tiff="http://ns.adobe.com/tiff/1.0/" tiff:Orientation="%d"/></rdf:RDF></x:xmpmeta>'
+)
+
+
+@pytest.mark.parametrize("orientation", [3, 6, 8])
+@pytest.mark.parametrize("kind", ["JPEG", "WEBP"])
+def test_an_orientation_in_xmp_alone_counts(kind, orientation):
+    picture, geometry = smooth(48, 64), Geometry(size=(32, 32))
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    by_xmp = decode(encoded(picture, kind, xmp=XMP % orientation), geometry)
+    assert np.array_equal(by_xmp, decode(encoded(picture, kind, exif=exif), geometry))
+    both = encoded(picture, kind, xmp=XMP % orientation, exif=Image.Exif())
+    assert read_header(both).rotated
+
+
+@pytest.mark.skipif("AVIF" not in readable_formats(), reason="this Pillow reads no AVIF")
+def test_avif_is_read_and_turned():
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    found = decode(encoded(smooth(48, 64), "AVIF", quality=90, exif=exif), Geometry(size=(64, 48)))
+    assert apart(found, np.rot90(smooth(48, 64), -1)) < 4
+    with pytest.raises(ImageError):
+        decode(encoded(smooth(48, 64), "AVIF")[:300], Geometry(size=(32, 32)))

@@ -97,6 +97,26 @@ def tiff(*tags, tail=b"", order="<"):
     return start + struct.pack(order + "IH", 8, len(tags)) + entries + struct.pack(order + "I", 0) + tail
 
 
+def tiled(side, *, big=False, order="<", extra=(), strip=False):
+    """A TIFF of 16 x 16 grey pixels with one compressed tile of ``side`` x ``side``, or a strip of as many rows."""
+    data = zeros(side * side if side < 20_000 else 100)
+    start = 16 if big else 8
+    blocks = [(273, 4, start), (278, 4, side), (279, 4, len(data))]
+    if not strip:
+        blocks = [(322, 4, side), (323, 4, side), (324, 4, start), (325, 4, len(data))]
+    fields = [(256, 4, 16), (257, 4, 16), (258, 3, 8), (259, 3, 8), (262, 3, 1), (277, 3, 1), *blocks, *extra]
+    count, word, pad = ("Q", "Q", 8) if big else ("H", "I", 4)
+    rows = b""
+    for tag, kind, value in sorted(fields, key=lambda field: field[0]):
+        rows += struct.pack(f"{order}HH{word}", tag, kind, 1)
+        rows += struct.pack(order + {1: "B", 3: "H", 4: "I", 16: "Q"}[kind], value).ljust(pad, b"\0")
+    mark = b"II" if order == "<" else b"MM"
+    head = mark + struct.pack(
+        f"{order}HHHQ" if big else f"{order}HI", *((43, 8, 0) if big else (42,)), start + len(data)
+    )
+    return head + data + struct.pack(order + count, len(fields)) + rows + bytes(pad)
+
+
 def page(width, height, *, bits=8, samples=1, compression=1, strip=None, rows=None):
     """The tags of a grey page whose strip lies behind them."""
     length = width * height if strip is None else strip
@@ -163,6 +183,13 @@ def bombs() -> Iterator[Hostile]:
     deflated = zlib.compress(bytes(1_000_000))
     tags = page(30_000, 30_000, compression=8, strip=len(deflated))
     yield Hostile("tiff of 900 megapixels, deflated", tiff(*tags, tail=deflated), "refused")
+    for side in (12_000, 60_000):
+        for order in "<>":
+            for big in (False, True):
+                name = f"{'big ' * big}tiff {order} of 16 x 16 pixels in a tile of {side} x {side}"
+                yield Hostile(name, tiled(side, big=big, order=order), "refused")
+    yield Hostile("tiff whose tile is there twice", tiled(12_000, extra=((322, 4, 16), (323, 4, 16))), "refused")
+    yield Hostile("tiff with a strip of 4 billion rows", tiled(4_000_000_000, strip=True), "either")
     yield Hostile("ppm of 3600 megapixels", b"P6 60000 60000 255\n" + bytes(300), "refused")
     yield Hostile("pbm of 10^10 pixels", b"P4\n99999 99999\n" + bytes(300), "refused")
     canvas = struct.pack("<I", 16_382)[:3] * 2

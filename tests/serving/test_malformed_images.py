@@ -8,12 +8,13 @@ from contextlib import suppress
 from shutil import copytree
 
 import pytest
+from PIL import Image
 
-from helpers.malformed_images import corpus, gif, png, whole, within_jpeg
+from helpers.malformed_images import corpus, gif, picture, png, saved, whole, within_jpeg
 from helpers.service_process import classifier, listening, site_of_two
 from sightline.data.decode import read_header
 from sightline.errors import ImageError
-from sightline.serving.engine import check_image
+from sightline.serving.engine import LARGE_IMAGE_BYTES, check_image
 from sightline.serving.requests import RequestError, RequestLimits
 
 BOUND_MB = 900
@@ -240,3 +241,20 @@ def test_a_false_header_does_not_pass_the_pixel_limit(name):
     if header.width * header.height > limits.pixels:
         with pytest.raises(RequestError):
             check_image(data, "", limits)
+
+
+@pytest.mark.parametrize(
+    ("side", "mode", "kind", "large"),
+    [
+        (1900, "RGB", "jpeg", False),
+        (2100, "RGB", "jpeg", True),
+        (1900, "L", "png", False),
+        (1100, "RGBA", "png", True),
+        (900, "I;16", "png", True),
+        (900, "F", "tiff", True),
+        (700, "F", "tiff", False),
+    ],
+)
+def test_images_are_large_by_what_decoding_takes(side, mode, kind, large):
+    image = Image.new(mode, (side, side)) if mode in ("F", "I;16") else picture(side, side).convert(mode)
+    assert (check_image(saved(image, kind), "", RequestLimits()) > LARGE_IMAGE_BYTES) == large

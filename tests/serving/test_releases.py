@@ -1,5 +1,6 @@
 """Releases: numbered, whole or absent, the same bytes for ever, and one of them answers."""
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -9,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import numpy as np
@@ -32,6 +34,7 @@ from sightline.serving.releases import (
     is_site,
     list_releases,
     load_release,
+    lock_releases,
     pointer_stamp,
     previous_numbers,
     promote,
@@ -419,3 +422,69 @@ def test_releases_on_the_command_line(cli, plain, tmp_path):
     _unlock(site / "releases" / "0002" / "release.json").write_text("")
     listed = cli("releases", site)
     assert (listed.code, "first try" in listed.out, "Release 2 of" in listed.out) == (0, True, True), listed.err
+
+
+# What a stranger, or another process, does meanwhile.
+
+
+@pytest.mark.parametrize("place", ["README.md", "extra.txt", "memory/fisher.safetensors"])
+def test_a_link_is_never_published(plain, tmp_path, place):
+    """Not even in the place of the card, which may be edited and whose checksum does not count."""
+    bundle, site = shutil.copytree(plain, tmp_path / "bundle"), tmp_path / "site"
+    (tmp_path / "secret").write_text("secret")
+    (bundle / place).parent.mkdir(exist_ok=True)
+    (bundle / place).unlink(missing_ok=True)
+    (bundle / place).symlink_to(tmp_path / "secret")
+    with pytest.raises(BundleError, match="is a link"):
+        publish(site, bundle, with_memory=True)
+    assert not [
+        path for path in site.rglob("*") if path.is_file() and "secret" in path.read_text(errors="replace")
+    ]
+
+
+def test_what_systems_leave_behind_is_not_published(plain, tmp_path):
+    bundle = shutil.copytree(plain, tmp_path / "bundle")
+    (bundle / ".DS_Store").write_text("x")
+    (bundle / ".git").mkdir()
+    (bundle / ".git" / "config").symlink_to("/etc/hostname")
+    made = publish(tmp_path / "site", bundle)
+    assert not [path for path in made.path.rglob("*") if path.name.startswith(".")]
+    verify(made)
+
+
+def test_a_release_is_checked_under_the_lock_it_is_promoted_under(site):
+    """Else a concurrent prune could remove the release between the check and the promotion."""
+    errors = []
+
+    def promote_first():
+        try:
+            promote(site, 1)
+        except ReleaseError as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=promote_first)
+    with lock_releases(site):
+        thread.start()
+        time.sleep(0.3)
+        shutil.rmtree(site / "releases" / "0001")
+    thread.join()
+    assert "no release 1" in str(errors[0])
+    assert current_number(site) == 3
+
+
+def test_promoting_and_pruning_at_once_keeps_a_current_release(template, tmp_path):
+    def promote_first(site):
+        with contextlib.suppress(ReleaseError):
+            promote(site, 1)
+
+    for turn in range(3):
+        site = shutil.copytree(template, tmp_path / str(turn))
+        threads = [
+            threading.Thread(target=promote_first, args=(site,)),
+            threading.Thread(target=prune, args=(site,), kwargs={"keep": 1}),
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        verify(current_release(site))

@@ -579,3 +579,36 @@ def test_the_page_shows_the_requested_address_only_if_a_shell_is_safe(client):
     assert "http://localhost:9123/predict" in asked
     asked = client.get("/docs", headers={"Host": "localhost;reboot:9123"}).text
     assert "reboot" not in asked
+
+
+@pytest.mark.parametrize("path", ["/", "/docs", "/openapi.json", "/classes", "/model", "/metrics", "/nowhere"])
+def test_without_keys_every_page_checks_the_host(small, path):
+    """A page of another site, by a name that resolves to this machine, reads none of them."""
+    assert small.get(path, headers={"Host": "evil.example"}).status_code == 403
+    assert small.get(path, headers={"Origin": "http://evil.example"}).status_code == 403
+    assert small.get(path).status_code == (404 if path == "/nowhere" else 200)
+
+
+@pytest.mark.parametrize("path", ["/healthz", "/readyz"])
+def test_probes_answer_under_any_host(small, path):
+    assert small.get(path, headers={"Host": "10.0.0.7:8000"}).status_code == 200
+
+
+def test_with_keys_the_page_names_no_class_and_no_release(site):
+    api_keys.create_key(site, "reader", ("read",))
+    with open_client(site) as (client, _):
+        page, description = client.get("/docs").text, client.get("/openapi.json").text
+    for name in ("circle", "Release 1", "classes:"):
+        assert name not in page
+        assert name not in description
+
+
+def test_a_journal_that_fails_tells_a_client_no_folder(site, tmp_path, capsys):
+    with open_client(site) as (client, service):
+        kept, service.journal = service.journal, Journal.open(tmp_path / "other", spool_mb=0.0001)
+        answers = [raw(client, JPEG) for _ in range(3)]
+        service.journal.close()
+        service.journal = kept
+    assert answers[-1].status_code == 503
+    assert str(tmp_path) not in answers[-1].text
+    assert str(tmp_path) in capsys.readouterr().err

@@ -1,6 +1,7 @@
 """find: every layout that is accepted, and one clear sentence for every one that is not."""
 
 import csv
+import gzip
 import io
 import os
 import pickle
@@ -15,6 +16,7 @@ from PIL import Image
 
 from sightline.data import survey
 from sightline.errors import ChoiceError, DataError, ImageError
+from sightline.files import write_csv
 from sightline.sources import find
 from sightline.sources.archives import list_zip
 
@@ -447,3 +449,52 @@ def test_survey_of_nothing_readable(tmp_path):
         (tmp_path / name).write_bytes(b"nonsense")
     with pytest.raises(DataError, match=r"None of the images .* the first is a/1.png: the content is not"):
         survey(find(tmp_path))
+
+
+def tar_header(name: str, size: bytes, kind: bytes = b"0") -> bytes:
+    """A header of a tar, by hand: ``size`` as it stands in the file, 12 bytes."""
+    head = name.encode().ljust(100, b"\0") + b"0000644\0" + b"0000000\0" * 2 + size + b"00000000000\0" + b" " * 8
+    head = (head + kind + bytes(100) + b"ustar\x0000").ljust(512, b"\0")
+    return head[:148] + b"%06o\0 " % sum(head) + head[156:]
+
+
+NEGATIVE = b"\xff" * 10 + b"\xfe\x00"
+HUGE = b"%011o\0" % 8_000_000_000
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        tar_header("cat/1.png", NEGATIVE),
+        tar_header("cat/1.png", HUGE),
+        tar_header("cat/1.png", NEGATIVE, b"x"),
+        tar_header("cat/1.png", NEGATIVE, b"L"),
+        tar_header("cat/1.png", HUGE, b"x"),
+        tar_header("cat/1.png", HUGE, b"K"),
+        tar_header("cat/1.png", NEGATIVE, b"9"),
+        tar_header("cat/1.png", b"%011o\0" % 20, b"x") + b"20 size=-2000000000\n".ljust(512, b"\0"),
+        tar_header("cat/1.png", b"%011o\0" % 13, b"x") + b"13 mtime=nan\n".ljust(512, b"\0"),
+        tar_header("cat/1.png", b"%011o\0" % 0, b"x") * 3_000,
+    ],
+)
+@pytest.mark.parametrize("ending", [".tar", ".tar.gz"])
+def test_tars_with_impossible_sizes_are_one_sentence(tmp_path, head, ending):
+    (tmp_path / "good").mkdir()
+    tail = tar_header("cat/2.png", b"%011o\0" % 0) + bytes(1024)
+    data = head + tail
+    path = tmp_path / f"x{ending}"
+    path.write_bytes(gzip.compress(data) if ending == ".tar.gz" else data)
+    with pytest.raises(DataError, match=r"is not a complete tar archive"):
+        find(path)
+
+
+def test_quoted_cells_of_our_own_tables_are_read_again(tmp_path):
+    """A clean manifest and a journal's export quote what a spreadsheet would run; training on them still works."""
+    rows = [["path", "label"]]
+    for i, name in enumerate(("=1.png", "-2.png", "@3.png", "+4.png", "plain.png", "'=5.png")):
+        (tmp_path / name).write_bytes(picture(i))
+        rows.append([name, ("=cat", "-1")[i % 2]])
+    write_csv(tmp_path / "t.csv", rows)
+    found = find(tmp_path / "t.csv")
+    assert sorted(found.classes) == ["-1", "=cat"]
+    assert len(found.labels) == 6

@@ -1,11 +1,10 @@
 """The verb journal: predictions of a service, their corrections, export and erasure."""
 
-import csv
 import dataclasses
 import math
 import os
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -93,7 +92,7 @@ def journal(
 
 def _export_rows(held: "Journal", out: Path, wanted: Mapping[str, Any]) -> int:
     """Export rows to a table, or labelled images to a folder for training; returns their number."""
-    from ..files import atomic_replace
+    from ..files import atomic_replace, write_csv
     from ..journal import JournalRow
 
     if out.exists():
@@ -104,9 +103,8 @@ def _export_rows(held: "Journal", out: Path, wanted: Mapping[str, Any]) -> int:
         while page := held.predictions(limit=10_000, **conditions):
             rows += page
             conditions["before"] = page[-1].id
-        with atomic_replace(out) as temporary:
-            cells = [dataclasses.astuple(row) for row in reversed(rows)]
-            _write_csv(temporary, [field.name for field in dataclasses.fields(JournalRow)], cells)
+        cells = [dataclasses.astuple(row) for row in reversed(rows)]
+        write_csv(out, [[field.name for field in dataclasses.fields(JournalRow)], *cells])
         return len(rows)
     labelled = [(row, path) for row in held.labelled_rows() if (path := held.image_path(row)) is not None]
     if not labelled:
@@ -118,34 +116,23 @@ def _export_rows(held: "Journal", out: Path, wanted: Mapping[str, Any]) -> int:
         (temporary / "images").mkdir(parents=True)
         for _, path in labelled:
             shutil.copyfile(path, temporary / "images" / path.name)
-        _write_csv(
+        write_csv(
             temporary / "labels.csv",
-            ["path", "label", "release", "prediction", *(["group"] if grouped else [])],
             [
-                (
-                    f"images/{row.image}",
-                    row.correction,
-                    row.release,
-                    row.id,
-                    *([row.subject or row.id] if grouped else []),
-                )
-                for row, _ in labelled
+                ["path", "label", "release", "prediction", *(["group"] if grouped else [])],
+                *(
+                    [
+                        f"images/{row.image}",
+                        row.correction,
+                        row.release,
+                        row.id,
+                        *([row.subject or row.id] if grouped else []),
+                    ]
+                    for row, _ in labelled
+                ),
             ],
         )
     return len(labelled)
-
-
-def _write_csv(path: Path, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """Write a table. A cell that a spreadsheet would run as a formula gets a leading quote."""
-
-    def cell(value: object) -> object:
-        risky = isinstance(value, str) and value[:1] in ("=", "+", "-", "@", "\t", "\r")
-        return f"'{value}" if risky else value
-
-    with path.open("w", newline="", encoding="utf-8") as stream:
-        writer = csv.writer(stream)
-        writer.writerow(columns)
-        writer.writerows([cell(value) for value in row] for row in rows)
 
 
 def print_journal(console: "Console", value: Mapping[str, Any]) -> None:

@@ -1,6 +1,5 @@
 """The verb predict: classify images."""
 
-import csv
 import json
 import sys
 from collections.abc import Iterable, Sequence
@@ -176,6 +175,8 @@ def write_predictions(
     stream: TextStream, predictions: Iterable["Prediction"], kind: str, top: int, columns: Sequence[str]
 ) -> None:
     """Write predictions as text, JSON, JSON lines or CSV; `columns` are the additional ones of the CSV."""
+    from ..files import write_csv_rows
+
     if kind == "json":
         rows = [_prediction_json(one) for one in predictions]
         stream.write(json.dumps({"n": len(rows), "predictions": rows}, ensure_ascii=False) + "\n")
@@ -183,15 +184,14 @@ def write_predictions(
         for one in predictions:
             stream.write(json.dumps(_prediction_json(one), ensure_ascii=False) + "\n")
     elif kind == "csv":
-        writer = csv.writer(stream)
         heads = [f"{what}_{rank}" for rank in range(2, top + 1) for what in ("label", "confidence")]
-        writer.writerow(["file", "label", "confidence", *heads, "error", *columns])
+        write_csv_rows(stream, [["file", "label", "confidence", *heads, "error", *columns]])
         for one in predictions:
             more = [cell for pair in one.top[1:] for cell in pair]
             more += [""] * (len(heads) - len(more))
             cells = asdict(one) | {"abstained": int(one.abstained), "among": ";".join(one.among or ())}
             row = [one.file, one.label, one.confidence, *more, one.error]
-            writer.writerow([*row, *(cells[name] for name in columns)])
+            write_csv_rows(stream, [[*row, *(cells[name] for name in columns)]])
     else:
         for one in predictions:
             if one.error is not None:

@@ -5,7 +5,6 @@ the images labelled j, an image labelled i counts as truly j where p_j >= t_j, t
 Jiang and Chuang 2021, eq. 1). Images with j != i are the issues, ranked by how much more probable j is than i.
 """
 
-import csv
 import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -22,7 +21,7 @@ from ..baselines import Baseline, extract_features, parse_baseline
 from ..data import make_folds
 from ..errors import DataError, RecipeError
 from ..evaluation import top_confusions
-from ..files import atomic_replace, write_json
+from ..files import atomic_replace, write_csv, write_json
 from ..inference import predict_logits, to_probabilities
 from ..metrics import wilson
 from ..models import estimator_scores
@@ -331,12 +330,10 @@ def write_label_issues(report: LabelIssueReport, dataset: Dataset, folder: Path)
     issues, ``gallery``.
     """
     table, record, picture = (folder / f"suspects.{suffix}" for suffix in ("csv", "json", "png"))
-    with atomic_replace(table) as temporary, temporary.open("w", newline="", encoding="utf-8") as stream:
-        writer = csv.writer(stream)
-        writer.writerow(["rank", "file", "label", "suggested", "p_label", "p_suggested"])
-        for rank, one in enumerate(report.issues, 1):
-            numbers = f"{one.p_label:.6f}", f"{one.p_suggested:.6f}"
-            writer.writerow([rank, one.file, one.label, one.suggested, *numbers])
+    rows: list[list[object]] = [["rank", "file", "label", "suggested", "p_label", "p_suggested"]]
+    for rank, one in enumerate(report.issues, 1):
+        rows.append([rank, one.file, one.label, one.suggested, f"{one.p_label:.6f}", f"{one.p_suggested:.6f}"])
+    write_csv(table, rows)
     write_json(record, report.as_json())
     files = {"table": str(table), "record": str(record)}
     shown = report.issues[:MAX_ISSUE_THUMBNAILS]

@@ -1,9 +1,8 @@
 """What is wrong with a dataset before training on it, and a list of the images without these faults."""
 
-import csv
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from itertools import pairwise
+from itertools import chain, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ from jaxtyping import Int64
 from numpy import ndarray
 
 from ..errors import DataError
-from ..files import atomic_replace
+from ..files import write_csv
 from ..types import UNLABELLED, Dataset, Findings, Remark
 from .dataset import FACT_COLUMNS
 from .duplicates import find_near_duplicates
@@ -339,11 +338,7 @@ def write_clean_manifest(dataset: Dataset, data: str | Path, out: Path) -> dict[
 
 
 def _write_table(out: Path, header: list[str], rows: Iterable[list[str]]) -> None:
-    mark = "\t" if out.suffix.lower() == ".tsv" else ","
-    with atomic_replace(out) as temporary, temporary.open("w", encoding="utf-8", newline="") as stream:
-        writer = csv.writer(stream, delimiter=mark)
-        writer.writerow(header)
-        writer.writerows(rows)
+    write_csv(out, chain([header], rows), "\t" if out.suffix.lower() == ".tsv" else ",")
 
 
 def format_clean_summary(counts: Mapping[str, int], out: Path) -> str:

@@ -3,6 +3,7 @@
 Each returns None for a file that Pillow should read instead.
 """
 
+import re
 import struct
 import threading
 import warnings
@@ -19,6 +20,8 @@ from ..errors import ImageError
 DAMAGED_IMAGE = "the file is damaged or cut short"
 EXIF_ORIENTATION_TAG = 0x0112
 """The EXIF tag."""
+XMP_ORIENTATION = b"tiff:Orientation"
+"""The same in XMP, which counts where EXIF names none."""
 PILLOW_LOCK = threading.Lock()
 """Held while Pillow opens a file: ``warnings.catch_warnings`` changes global state, one thread at a time."""
 
@@ -90,11 +93,14 @@ def decode_jpeg(
 
 
 def _jpeg_orientation(data: bytes) -> int:
-    """EXIF orientation of a JPEG; 1 (upright) where it is absent or invalid. Cheap without EXIF."""
+    """Orientation of a JPEG by EXIF, or else by XMP; 1 (upright) where it is absent or invalid. Cheap without both."""
     scan = data.find(b"\xff\xda")
-    start = data.find(b"Exif\0\0", 0, scan if scan > 0 else len(data))
+    end = scan if scan > 0 else len(data)
+    start = data.find(b"Exif\0\0", 0, end)
+    named = re.compile(XMP_ORIENTATION + rb"(?:=[\"']|>)([1-8])").search(data, 0, end)
+    by_xmp = int(named[1]) if named else 1
     if start < 4:
-        return 1
+        return by_xmp
     from PIL import Image
 
     length = int.from_bytes(data[start - 2 : start], "big") - 2
@@ -103,7 +109,7 @@ def _jpeg_orientation(data: bytes) -> int:
         try:
             exif = Image.Exif()
             exif.load(data[start : start + length])
-            return valid_orientation(exif.get(EXIF_ORIENTATION_TAG))
+            return valid_orientation(exif.get(EXIF_ORIENTATION_TAG, by_xmp))
         except Exception:  # a broken EXIF block must not cost the picture
             return 1
 

@@ -8,6 +8,7 @@ Pillow reads JPEG too.
 import struct
 import warnings
 from contextlib import suppress
+from functools import cache
 from io import BytesIO
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -24,12 +25,15 @@ from .geometry import apply_orientation, least_decoded_shape, resize_to_geometry
 if TYPE_CHECKING:
     from PIL import Image
 
-DECODER_VERSION = 2
+DECODER_VERSION = 3
 """Increased whenever the same bytes would decode to other pixels: old stores are then rebuilt."""
 
 IMAGE_FORMATS = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP", "PPM")
+"""Formats that every Pillow reads; AVIF is added where this one does, see ``readable_formats``."""
 MAX_IMAGE_PIXELS = 100_000_000
 """Pixels that a header may announce."""
+MAX_PADDED_TILE_PIXELS = 4_194_304
+"""Pixels of a TIFF's tile, 2048 x 2048, that may be more than twice the picture's."""
 FULL_RANGE_16_BIT = (0.0, 65535.0)
 """The default window of 16-bit pictures."""
 
@@ -38,6 +42,11 @@ _GREY_MODES = ("1", "L", "LA", "La", "I", "F")
 _ALPHA_MODES = ("RGBA", "LA", "PA", "RGBa", "La")
 _SAMPLES, _DEPTHS = 277, 258
 """TIFF tags: channels, and bits of each."""
+_ORIENTATION_MARKS = (b"Exif", b"eXIf", b"EXIF", codecs.XMP_ORIENTATION)
+"""What a file contains that has an orientation, by EXIF or by XMP alone."""
+_TIFF_SIDES, _TILE_SIDES, _ROWS_PER_STRIP = (256, 257), (322, 323), 278
+_TIFF_INTEGERS = {1: "B", 3: "H", 4: "I", 6: "b", 8: "h", 9: "i", 13: "I", 16: "Q", 17: "q"}
+"""The integers of TIFF by their number, as ``struct`` calls them."""
 
 
 class ImageHeader(NamedTuple):
@@ -92,6 +101,14 @@ def read_header(data: bytes) -> ImageHeader:
 def decoder_name() -> str:
     """The version and library that decode here: part of a store's name."""
     return f"{DECODER_VERSION}-{'pillow' if codecs.import_simplejpeg() is None else 'simplejpeg'}"
+
+
+@cache
+def readable_formats() -> tuple[str, ...]:
+    """The formats that are opened, as Pillow names them."""
+    from PIL import features
+
+    return (*IMAGE_FORMATS, "AVIF") if "avif" in features.modules and features.check("avif") else IMAGE_FORMATS
 
 
 def _check_size(data: bytes) -> None:
@@ -157,10 +174,11 @@ def _open_with_pillow(data: bytes) -> "tuple[Image.Image, int]":
     from PIL import Image
 
     _check_bands(data)
+    _check_tiff_blocks(_read_tiff_tags(data))
     with codecs.PILLOW_LOCK, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            image = Image.open(BytesIO(data), formats=IMAGE_FORMATS)
+            image = Image.open(BytesIO(data), formats=readable_formats())
         except Image.DecompressionBombError as error:
             raise ImageError(_TOO_LARGE) from error
         except Image.UnidentifiedImageError as error:
@@ -168,7 +186,7 @@ def _open_with_pillow(data: bytes) -> "tuple[Image.Image, int]":
         except Exception as error:  # Pillow's readers raise nearly anything on damaged files
             raise ImageError(codecs.DAMAGED_IMAGE) from error
         orientation = 1
-        if image.format == "TIFF" or any(mark in data for mark in (b"Exif", b"eXIf", b"EXIF")):
+        if image.format in ("TIFF", "AVIF") or any(mark in data for mark in _ORIENTATION_MARKS):
             with suppress(Exception):  # as above; a broken EXIF block must not cost the picture
                 orientation = codecs.valid_orientation(image.getexif().get(codecs.EXIF_ORIENTATION_TAG))
     if image.width * image.height > MAX_IMAGE_PIXELS:
@@ -179,7 +197,8 @@ def _open_with_pillow(data: bytes) -> "tuple[Image.Image, int]":
 def _unknown_format_reason(data: bytes) -> str:
     """Why Pillow has no format for this content."""
     if data[4:8] == b"ftyp":
-        return "the file is HEIC, AVIF or a video, which is not read: convert it to JPEG or PNG"
+        known = "HEIC or a video" if "AVIF" in readable_formats() else "HEIC, AVIF or a video"
+        return f"the file is {known}, which is not read: convert it to JPEG or PNG"
     if tags := _read_tiff_tags(data):
         depths = tags.get(_DEPTHS, (1,))
         return (
@@ -188,7 +207,7 @@ def _unknown_format_reason(data: bytes) -> str:
         )
     if data[:3] == b"\xff\xd8\xff" or data[:4] == b"\x89PNG":
         return codecs.DAMAGED_IMAGE
-    return f"the content is not an image ({', '.join(IMAGE_FORMATS)} are read)"
+    return f"the content is not an image ({', '.join(readable_formats())} are read)"
 
 
 def _check_bands(data: bytes) -> None:
@@ -211,23 +230,49 @@ def _count_channels(bands: int) -> str:
     return "1 channel" if bands == 1 else f"{bands} channels"
 
 
+def _check_tiff_blocks(tags: dict[int, tuple[int, ...]]) -> None:
+    """Refuse a TIFF whose tiles or strips are far larger than its picture: the decoder allocates a whole one."""
+    width, height = (tags.get(tag, (0,))[0] for tag in _TIFF_SIDES)
+    rows = tags.get(_ROWS_PER_STRIP, (height,))[0]
+    across, down = (
+        tags[tag][0] if tag in tags else side for tag, side in zip(_TILE_SIDES, (width, rows), strict=True)
+    )
+    down = min(down, height) if not tags.keys() & set(_TILE_SIDES) else down  # a strip may end below the picture
+    if min(across, down) < 0 or across * down > max(MAX_PADDED_TILE_PIXELS, 2 * width * height):
+        raise ImageError(
+            f"the TIFF has tiles of {across} x {down} pixels for a picture of {width} x {height}, which is refused "
+            "unread: save it again without tiles"
+        )
+
+
 def _read_tiff_tags(data: bytes) -> dict[int, tuple[int, ...]]:
-    """The integers of a TIFF's first page by tag; empty for other files, damaged ones and BigTIFF."""
-    order = {b"II*\0": "<", b"MM\0*": ">"}.get(data[:4])
-    if order is None:
+    """The integers of a TIFF's first page by tag, BigTIFF's too; empty for other files and damaged ones.
+
+    Of a tag that is there twice, the larger value counts: decoders differ in which one they take.
+    """
+    order, version = {b"II": "<", b"MM": ">"}.get(data[:2]), data[2:4]
+    if order is None or version not in (b"*\0", b"\0*", b"+\0", b"\0+"):
         return {}
+    start, entries, value = (8, "Q", "Q") if b"+" in version else (4, "H", "I")  # what BigTIFF has wider
+    header = struct.Struct(f"{order}HH{value}")
+    room = struct.calcsize(order + value)
     found: dict[int, tuple[int, ...]] = {}
     try:
-        (at,) = struct.unpack_from(order + "I", data, 4)
-        (entries,) = struct.unpack_from(order + "H", data, at)
-        for entry in range(at + 2, at + 2 + 12 * entries, 12):
-            tag, kind, count = struct.unpack_from(order + "HHI", data, entry)
-            if (size := {3: "H", 4: "I"}.get(kind)) and 0 < count <= 64:
-                wide = struct.calcsize(size) * count > 4
-                (where,) = struct.unpack_from(order + "I", data, entry + 8) if wide else (entry + 8,)
-                found[tag] = struct.unpack_from(f"{order}{count}{size}", data, where)
+        (at,) = struct.unpack_from(order + value, data, start)
+        (count,) = struct.unpack_from(order + entries, data, at)
     except struct.error:
         return {}
+    at += struct.calcsize(order + entries)
+    step = header.size + room
+    for entry in range(at, min(len(data) - step + 1, at + step * count), step):
+        tag, kind, length = header.unpack_from(data, entry)
+        if (size := _TIFF_INTEGERS.get(kind)) is None or not 0 < length <= 64:
+            continue
+        where = entry + header.size
+        if struct.calcsize(order + size) * length > room:
+            (where,) = struct.unpack_from(order + value, data, where)
+        with suppress(struct.error, OverflowError):  # the value lies outside of the file: the decoder skips it too
+            found[tag] = max(found.get(tag, ()), struct.unpack_from(f"{order}{length}{size}", data, where))
     return found
 
 

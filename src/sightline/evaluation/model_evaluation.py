@@ -1,8 +1,8 @@
 """One pass of a classifier over a dataset: its predictions, their metrics, and their cost."""
 
-import csv
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from numpy import ndarray
 from .. import metrics as measures
 from .. import runtime
 from ..classifier import Classifier
-from ..files import atomic_replace
+from ..files import write_csv
 from ..inference import match_labels
 from ..types import Dataset, Interval, Remark, RemarkLevel
 from .efficiency import Efficiency, WarmupCost, measure_warmup, predict_timed, summarise_efficiency
@@ -91,13 +91,12 @@ class Evaluation:
         names = np.asarray(self.classes)
         wide = self.probabilities if len(names) <= 20 else self.probabilities[:, :0]
         columns = (self.files, names[self.labels], names[self.predicted], self.confidence, self.correct, wide)
-        with atomic_replace(Path(path)) as temporary, temporary.open("w", newline="", encoding="utf-8") as stream:
-            writer = csv.writer(stream)
-            head = ["file", "label", "predicted", "confidence", "correct"]
-            writer.writerow([*head, *(f"p_{name}" for name in names[: wide.shape[1]])])
-            for file, label, answer, confidence, correct, row in zip(*columns, strict=True):
-                rest = (f"{p:.6f}" for p in row)
-                writer.writerow([file, label, answer, f"{confidence:.6f}", int(correct), *rest])
+        head = ["file", "label", "predicted", "confidence", "correct"]
+        rows = (
+            [file, label, answer, f"{confidence:.6f}", int(correct), *(f"{p:.6f}" for p in row)]
+            for file, label, answer, confidence, correct, row in zip(*columns, strict=True)
+        )
+        write_csv(Path(path), chain([[*head, *(f"p_{name}" for name in names[: wide.shape[1]])]], rows))
 
 
 def evaluate(

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from ..errors import DataError
+from ..files import read_csv_rows
 
 Parsed = TypeVar("Parsed")
 
@@ -122,8 +123,7 @@ def _read_history(path: Path) -> list[dict[str, str]]:
 
 
 def _count_split(path: Path) -> dict[str, dict[str, int]]:
-    with path.open(newline="", encoding="utf-8") as stream:
-        pairs = Counter((row["split"], row["label"]) for row in csv.DictReader(stream))
+    pairs = Counter((row["split"], row["label"]) for row in read_csv_rows(path))
     splits = sorted({split for split, _ in pairs}, key=lambda name: _ORDER.get(name, len(_ORDER)))
     return {split: {label: n for (s, label), n in sorted(pairs.items()) if s == split} for split in splits}
 

@@ -28,10 +28,13 @@ from .bundle import (
     Memory,
     check_bundle_files,
     check_bundle_values,
+    copy_bundle,
+    limit_parameters,
     list_bundle_files,
     read_answers,
     read_bundle_config,
     read_bundle_tensors,
+    read_tensor_shapes,
 )
 from .densenet import densenet
 from .enhanced import enhanced

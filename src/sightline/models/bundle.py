@@ -5,20 +5,28 @@ card; a pickle is never read.
 """
 
 import json
-import math
 import re
-from collections.abc import Mapping, Sequence
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from threading import get_ident
 from typing import Any
 
-from safetensors import SafetensorError
+import torch
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from torch.nn.modules.module import (
+    register_module_module_registration_hook,
+    register_module_parameter_registration_hook,
+)
 
-from ..checks import is_number
+from ..checks import check_number
 from ..errors import BundleError
 from ..files import checksum, write_json
+from ..sources import is_junk
 
 BUNDLE_FORMAT = 1
 """Version of the bundle's layout; a release reads its own and every earlier one."""
@@ -31,6 +39,9 @@ ANSWERS_FILE = "answers.json"
 
 MEMORY_FOLDER = "memory"
 """Optional: the only folder a bundle may have."""
+
+TEMPERATURE_RANGE = (1e-3, 1e3)
+"""Temperatures that a bundle may have: beyond them, probabilities are NaN or all equal."""
 
 _TENSOR_TABLES = ("statistics", "fisher")
 MEMORY_FILES = (*(f"{table}.safetensors" for table in _TENSOR_TABLES), "exemplars.json")
@@ -89,7 +100,7 @@ class Memory:
                     name: tuple(hashes) for name, hashes in json.loads(file.read_text("utf-8")).items()
                 }
             return cls(**parts)
-        except (SafetensorError, OSError, ValueError, TypeError, AttributeError) as error:
+        except (SafetensorError, OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
             raise BundleError(
                 f"The memory in '{folder}' cannot be read: {error}. Copy the bundle again."
             ) from error
@@ -98,12 +109,18 @@ class Memory:
 def list_bundle_files(folder: Path) -> list[str]:
     """Names of all files of a bundle but ``config.json``, sorted, those of its memory as ``memory/NAME``.
 
-    Raises BundleError for a folder that is not the memory, a link, or anything else that is not a regular file.
+    What operating systems and tools leave behind (``.DS_Store``, ``Thumbs.db``, names that begin with a dot) is left
+    out: it is neither read nor copied. Raises BundleError for a folder that is not the memory, a link, or anything
+    else that is not a regular file.
     """
     names: list[str] = []
     for path in folder.iterdir():
+        if is_junk(path.name):
+            continue
         if path.name == MEMORY_FOLDER and path.is_dir() and not path.is_symlink():
             for inner in path.iterdir():
+                if is_junk(inner.name):
+                    continue
                 if inner.name not in MEMORY_FILES:
                     raise BundleError(
                         f"The bundle '{folder}' holds '{MEMORY_FOLDER}/{inner.name}', which is no part of a "
@@ -115,6 +132,15 @@ def list_bundle_files(folder: Path) -> list[str]:
             _require_regular_file(folder, path)
             names.append(path.name)
     return sorted(set(names) - {"config.json"})
+
+
+def copy_bundle(source: Path, target: Path) -> None:
+    """Copy what a bundle consists of, and nothing else, into the new folder ``target``; raises BundleError."""
+    names = list_bundle_files(source)
+    target.mkdir()
+    for name in ("config.json", *names):
+        (target / name).parent.mkdir(exist_ok=True)
+        shutil.copy2(source / name, target / name, follow_symlinks=False)
 
 
 def _require_regular_file(folder: Path, path: Path) -> None:
@@ -140,9 +166,9 @@ def read_bundle_config(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         raise BundleError(f"'{folder}' is no classifier: it has no config.json. Name a run or bundle folder.")
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        config = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse_constant)
         version = int(config["format"])
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         raise BundleError(f"The config.json of '{folder}' is damaged. Copy the bundle again.") from error
     if version > BUNDLE_FORMAT:
         raise BundleError(
@@ -150,6 +176,10 @@ def read_bundle_config(folder: Path) -> dict[str, Any]:
             "Upgrade with: pip install --upgrade sightline"
         )
     return config
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is not a number")
 
 
 def check_bundle_files(folder: Path, config: Mapping[str, Any]) -> None:
@@ -179,27 +209,71 @@ def check_bundle_values(config: Mapping[str, Any]) -> None:
     classes, temperature = config["classes"], config["temperature"]
     if len(set(classes)) != len(classes) or not all(isinstance(name, str) for name in classes):
         raise ValueError("its classes are not different names")
-    if not is_number(temperature) or not 0 < temperature < math.inf:
-        raise ValueError(f"its temperature is {temperature!r}, not a number above 0")
-    threshold = config.get("threshold", 0.0)
-    if not is_number(threshold) or not 0 <= threshold <= 1:
-        raise ValueError(f"its threshold is {threshold!r}, not a confidence from 0 to 1")
+    check_number("its temperature", temperature, *TEMPERATURE_RANGE)
+    check_number("its threshold", config.get("threshold", 0.0), 0, 1)
+
+
+@contextmanager
+def limit_parameters(n_tensors: int) -> Iterator[None]:
+    """Within this context modules are built without memory, and only about as many as ``n_tensors`` tensors need.
+
+    The tensors have shapes and no values (device ``meta``). Raises BundleError for far more parameters and modules.
+    """
+    thread, count = get_ident(), 0
+
+    def count_one(*_: Any) -> None:
+        nonlocal count
+        count += get_ident() == thread  # the hooks see the modules of every thread
+        if count > 500 + 20 * n_tensors:
+            raise BundleError(f"The config.json asks for a far larger network than its {n_tensors:,} tensors are.")
+
+    hooks = (
+        register_module_parameter_registration_hook(count_one),
+        register_module_module_registration_hook(count_one),
+    )
+    try:
+        with torch.device("meta"):
+            yield
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def read_answers(folder: Path) -> dict[str, Any]:
     """The bundle's ``answers.json``, or nothing; raises ValueError where it is not a JSON object."""
     if not (folder / ANSWERS_FILE).is_file():
         return {}
-    answers = json.loads((folder / ANSWERS_FILE).read_text(encoding="utf-8"))
+    answers = json.loads((folder / ANSWERS_FILE).read_text(encoding="utf-8"), parse_constant=_refuse_constant)
     if not isinstance(answers, dict):
         raise ValueError(f"its {ANSWERS_FILE} is not a JSON object")
     return answers
 
 
+def read_tensor_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
+    """The shapes of a bundle's tensors by name, from the file's header alone; raises BundleError."""
+    with _explain_tensor_errors(folder), safe_open(folder / TENSORS_FILE, "pt") as file:
+        return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 it is no dict
+
+
 def read_bundle_tensors(folder: Path) -> dict[str, Tensor]:
-    """The tensors of a bundle by name; raises BundleError where the file is not safetensors."""
+    """The tensors of a bundle by name; raises BundleError where it is not safetensors, or would give NaN."""
+    with _explain_tensor_errors(folder):
+        tensors = load_file(folder / TENSORS_FILE)
+    for name, tensor in tensors.items():
+        values = tensor.float() if tensor.dtype.itemsize == 1 else tensor  # torch tests no 8-bit floats
+        negative = name.endswith(("running_var", "variances")) and bool((values < 0).any())
+        if negative or not bool(values.isfinite().all()):
+            raise BundleError(
+                f"The bundle '{folder}' has impossible values in '{name}', which would make its answers NaN. "
+                "Copy it again, or train again."
+            )
+    return tensors
+
+
+@contextmanager
+def _explain_tensor_errors(folder: Path) -> Iterator[None]:
     try:
-        return load_file(folder / TENSORS_FILE)
+        yield
     except (SafetensorError, OSError) as error:
         raise BundleError(
             f"The {TENSORS_FILE} of '{folder}' is not a safetensors file (a pickle is never read): {error}."

@@ -8,9 +8,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from ..checks import check_number
 from ..errors import BundleError
 from ..layers import ImageSize, Network
 from ..preprocessing import Preprocessing
+from .bundle import TEMPERATURE_RANGE
 
 
 class EnsembleMember(nn.Module):
@@ -78,9 +80,7 @@ def rebuild_ensemble(
     try:
         made = []
         for one in members:
-            temperature = float(one["temperature"])
-            if not 0 < temperature < math.inf:
-                raise ValueError(f"its temperature is {temperature}, not a number above 0")
+            temperature = float(check_number("its temperature", one["temperature"], *TEMPERATURE_RANGE))
             steps = Preprocessing.from_config(one["preprocessing"])
             order = [int(k) for k in one["order"]]
             made.append(EnsembleMember(steps, rebuild(one["architecture"]), temperature, order))

@@ -113,7 +113,7 @@ def read_exported(session: Any, path: Path) -> ExportedModel:
         if not 0 <= threshold <= 1:
             raise ValueError(f"its threshold is {threshold}, not a confidence from 0 to 1")
         return ExportedModel(session, classes, geometry, threshold, facts)
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         raise BundleError(f"The metadata of '{path}' makes no sense: {error}. Export it again.") from error
 
 

@@ -17,9 +17,10 @@ from ..journal import DatabaseUnavailable, UnknownPrediction
 from . import releases
 from .api_keys import Unauthorized
 from .asgi import INTERNAL_ERROR_DETAIL, PredictASGI, error_response
+from .monitor import log_event
 from .openapi import PREDICT_OPENAPI, OpenAPISchema, render_docs_page
 from .requests import RequestError
-from .service import Service
+from .service import JOURNAL_UNAVAILABLE_DETAIL, Service
 
 if TYPE_CHECKING:
     from ..journal import Journal
@@ -253,7 +254,8 @@ def _add_prediction_routes(app: FastAPI, service: Service, application: PredictA
         except UnknownPrediction as error:
             raise RequestError(404, "There is no prediction with this id.") from error
         except JournalError as error:
-            raise RequestError(503, str(error)) from error
+            log_event("journal", error=str(error))
+            raise RequestError(503, JOURNAL_UNAVAILABLE_DETAIL) from error
         return FeedbackResponse(id=found.id, label=found.label, already=found.already)
 
 
@@ -268,7 +270,8 @@ def _add_site_routes(app: FastAPI, service: Service) -> None:
         try:
             rows = require_journal(service).predictions(**query.model_dump())
         except DatabaseUnavailable as error:
-            raise RequestError(503, str(error)) from error
+            log_event("journal", error=str(error))
+            raise RequestError(503, JOURNAL_UNAVAILABLE_DETAIL) from error
         except JournalError as error:
             raise RequestError(422, str(error)) from error
         found = [  # the name of an image's file stays here

@@ -188,7 +188,7 @@ def _read_keys(path: Path) -> list[ApiKey]:
                 "Upgrade with: pip install --upgrade sightline"
             )
         return [ApiKey(**one | {"scopes": tuple(one["scopes"])}) for one in held["keys"]]
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise SightlineError(f"'{path}' is damaged: bring a copy back, or remove it and make new keys.") from error
 
 

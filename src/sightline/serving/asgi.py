@@ -11,6 +11,7 @@ from typing import Any
 
 from .api_keys import Unauthorized
 from .monitor import log_event
+from .openapi import KEYLESS_ROUTES
 from .requests import RequestError, dump_json, parse_request
 from .service import PendingHeatmaps, Service
 
@@ -123,6 +124,8 @@ class PredictASGI:
             await send(message)
 
         try:
+            if scope["path"] not in KEYLESS_ROUTES:
+                self.service.check_origin(dict(scope["headers"]))
             if scope["method"] not in ("GET", "HEAD", "OPTIONS"):
                 body = await read_body(dict(scope["headers"]), receive, MAX_OTHER_BODY_BYTES)
                 unread = iter([{"type": "http.request", "body": body, "more_body": False}])

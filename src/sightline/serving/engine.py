@@ -56,8 +56,9 @@ TYPE_ALIASES = {
 GENERIC_TYPES = ("", "application/octet-stream", "binary/octet-stream", "image/*")
 """Declared content types that do not name a format."""
 
-LARGE_IMAGE_PIXELS = 4_000_000
-"""Pixels above which images are decoded one at a time, so that memory does not grow with the number of threads."""
+LARGE_IMAGE_BYTES = 16_000_000
+"""Bytes of decoding, 4 megapixels of a plain photo, above which images are decoded one at a time: memory then does not
+grow with the number of threads."""
 
 MAX_JPEG_SCANS = 100
 """Passes over the picture in one JPEG, each as short as ten bytes; a progressive JPEG has about ten."""
@@ -243,7 +244,7 @@ class Engine:
     ) -> UInt8[ndarray, "H W C"] | RequestError:
         """Return the pixels of an image at the working size, or the reason why there are none."""
         try:
-            if check_image(data, declared, limits) > LARGE_IMAGE_PIXELS:
+            if check_image(data, declared, limits) > LARGE_IMAGE_BYTES:
                 with _LARGE_IMAGE_LOCK:
                     return decode(data, self.geometry)
             return decode(data, self.geometry)
@@ -321,7 +322,7 @@ def sniff_type(data: bytes) -> str | None:
 
 
 def check_image(data: bytes, declared: str, limits: RequestLimits) -> int:
-    """Return the number of pixels of an image that may be decoded; 0 if its header cannot be read.
+    """Return the bytes that decoding an image takes, if it may be decoded; 0 if its header cannot be read.
 
     Raise RequestError: 400 for no bytes, 415 for no image or another type than declared, 413 for too many pixels.
     """
@@ -331,30 +332,35 @@ def check_image(data: bytes, declared: str, limits: RequestLimits) -> int:
     if kind is None:
         if data[4:8] == b"ftyp":
             raise RequestError(
-                415, "the content is HEIC, AVIF or a video, which is not read: convert it to JPEG or PNG"
+                415, "the content is HEIC, AVIF or a video, which the service does not read: send JPEG or PNG"
             )
         raise RequestError(415, f"the content is not an image ({', '.join(IMAGE_FORMATS)} are read)")
     if declared not in GENERIC_TYPES and TYPE_ALIASES.get(declared, declared) != kind:
         raise RequestError(415, f"the content is {kind}, not the type that was declared")
     if kind == "image/jpeg" and (scans := data.count(b"\xff\xda")) > MAX_JPEG_SCANS:
         raise RequestError(413, f"the JPEG has {scans} scans, more than the {MAX_JPEG_SCANS} that are allowed")
-    count = count_pixels(data, kind)
+    count, allocated = measure_image(data, kind)
     if count > limits.pixels:
         raise RequestError(
             413, f"the image has {count:,} pixels, more than the {limits.pixels:,} that are allowed"
         )
-    return count
+    return allocated
 
 
-def count_pixels(data: bytes, kind: str) -> int:
-    """Return width times height as the decoder will find them, from the header; 0 if it cannot be read."""
+def measure_image(data: bytes, kind: str) -> tuple[int, int]:
+    """Return the pixels of an image, as the decoder will find them, and the bytes that decoding it takes.
+
+    Both are from the header, and 0 if it cannot be read.
+    """
     if kind == "image/jpeg" and (header := read_jpeg_header(data)):
-        return header.width * header.height
-    if kind == "image/png" and data.count(b"IHDR") == 1 and len(data) >= 24:  # with two, the last one counts
-        width, height = struct.unpack_from(">II", data, 16)
-        return width * height
-    try:
-        found = read_header(data)
-    except ImageError:
-        return 0  # decoding reports the reason
-    return found.width * found.height
+        pixels, deep, transparent = header.width * header.height, False, False
+    elif kind == "image/png" and data.count(b"IHDR") == 1 and len(data) >= 26:  # with two, the last one counts
+        width, height, depth, colour = struct.unpack_from(">IIBB", data, 16)
+        pixels, deep, transparent = width * height, depth == 16, colour > 3 or b"tRNS" in data
+    else:
+        try:
+            found = read_header(data)
+        except ImageError:
+            return 0, 0  # decoding reports the reason
+        pixels, deep, transparent = found.width * found.height, found.depth > 8, found.transparent
+    return pixels, pixels * (24 if deep else 16 if transparent else 4)  # values are windowed as float64

@@ -109,7 +109,7 @@ KEY_SCHEMES = {
 }
 
 KEYLESS_ROUTES = ("/healthz", "/readyz")
-"""Routes that need no key, ever."""
+"""Routes that need no key, ever, and answer under any host name."""
 
 
 class OpenAPISchema:
@@ -175,7 +175,8 @@ def render_docs_page(document: Mapping[str, Any], engine: "Engine", url: str) ->
     ``document`` is the OpenAPI document; ``url`` is the service's address, replaced in the examples by a local one
     if it contains characters that a shell might interpret.
     """
-    label = engine.classes[0]
+    secured = "securitySchemes" in document.get("components", {})  # then classes and releases are not public
+    label = "LABEL" if secured else engine.classes[0]
     url = url if re.fullmatch(r"https?://[\w.:\[\]-]+", url, re.ASCII) else "http://127.0.0.1:8000"
     digest = base64.b64encode(hashlib.sha256(PAGE_STYLE.encode()).digest()).decode()
     release = f"Release {engine.release}" if engine.release else "No releases"
@@ -184,7 +185,9 @@ def render_docs_page(document: Mapping[str, Any], engine: "Engine", url: str) ->
         "<form action=predict method=post enctype=multipart/form-data>"
         "<input type=file name=image accept='image/*' required> <button>Classify</button></form>"
     )
-    if "securitySchemes" in document.get("components", {}):
+    facts = f"{release} &middot; {len(engine.classes)} classes: {classes}"
+    if secured:
+        facts = "An image classifier as a service"
         access = (
             "<p>Every request but <code>/healthz</code> and <code>/readyz</code> needs a key: "
             "<code>Authorization: Bearer sl_...</code> or <code>X-API-Key: sl_...</code></p>"
@@ -203,7 +206,7 @@ def render_docs_page(document: Mapping[str, Any], engine: "Engine", url: str) ->
         "<!doctype html><html lang=en><meta charset=utf-8><title>Sightline</title>"
         "<meta name=viewport content='width=device-width, initial-scale=1'>"
         f"<style>{PAGE_STYLE}</style><h1>Sightline</h1>"
-        f"<p class=lead>{release} &middot; {len(engine.classes)} classes: {classes}</p>{access}"
+        f"<p class=lead>{facts}</p>{access}"
         f"{examples}<h2>Routes</h2><table>{routes}</table>"
         "<p>The whole description, for programs: <a href=openapi.json>openapi.json</a></p></html>"
     )

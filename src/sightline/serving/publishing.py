@@ -16,7 +16,7 @@ from ..errors import BundleError, ChoiceError, DataError, RecipeError, ReleaseEr
 from ..evidence import read_report
 from ..files import atomic_replace, checksum, explain_write_errors, write_json
 from ..formats import FLOAT_LIMITS, INT8_LIMITS, MAX_COMPARED_IMAGES, TorchRunner, compare_answers, write_exported
-from ..models import MEMORY_FOLDER, open_exported
+from ..models import MEMORY_FOLDER, copy_bundle, open_exported
 from ..sources import find, shapes
 from ..types import Dataset
 from .releases import (
@@ -82,7 +82,7 @@ def publish(
     try:
         with explain_write_errors(folder):
             work.mkdir()
-            shutil.copytree(bundle, work / BUNDLE_FOLDER)
+            copy_bundle(bundle, work / BUNDLE_FOLDER)
         classifier = Classifier.load(work / BUNDLE_FOLDER)  # the copy: what is checked is what answers
         facts = {
             "format": RELEASE_FORMAT,

@@ -123,9 +123,10 @@ def promote(site: Path | str, number: int, *, by: str | None = None) -> Release:
 
     Raise ReleaseError if it does not exist, was changed since it was published, or has a newer format.
     """
-    found = load_release(site, number)
-    verify(found)
-    with lock_releases(site):
+    release_numbers(site)  # raises if there is no site
+    with lock_releases(site):  # read under it too: a concurrent prune may remove the release
+        found = load_release(site, number)
+        verify(found)
         set_current(site, found, "promote", by)
     return found
 
@@ -273,7 +274,7 @@ def _read_pointer(site: Path | str) -> dict[str, Any]:
 def _read_json(path: Path, what: str) -> dict[str, Any]:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise _damaged_error(what) from error
     if not isinstance(found, dict):
         raise _damaged_error(what)

@@ -84,7 +84,7 @@ def serve(
         origins=tuple(origin.lower().rstrip("/") for origin in origins),
     )
     _check_settings(settings, host, workers, watched, http=http)
-    listening = bind_socket(host, port) if http else None
+    listening = bind_socket(host, port, listen=False) if http else None  # the workers listen when they can answer
     facts: dict[str, Any] = {"url": None, "path": str(path), "workers": workers}
     if listening is not None:
         facts["url"] = f"http://{f'[{host}]' if ':' in host else host}:{listening.getsockname()[1]}"
@@ -149,8 +149,8 @@ def _check_settings(
             raise ServiceError(f"--origin '{origin}' is not like https://example.org.")
 
 
-def bind_socket(host: str, port: int) -> socket.socket:
-    """Return a listening socket; raise ServiceError with a remedy if the address cannot be bound."""
+def bind_socket(host: str, port: int, *, listen: bool = True) -> socket.socket:
+    """Return a bound socket, which listens unless told not to yet; raise ServiceError if it cannot be bound."""
     if not 0 <= port <= 65535:
         raise ServiceError(f"--port is {port}: it must be from 0 (any free one) to 65535.")
     try:
@@ -164,7 +164,8 @@ def bind_socket(host: str, port: int) -> socket.socket:
         if os.name == "posix":
             listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listening.bind(address)
-        listening.listen(1024)
+        if listen:
+            listening.listen(1024)
     except OSError as error:
         listening.close()
         template = _BIND_ERRORS.get(error.errno or 0, "Port {port} of {host} cannot be used: {error}.")

@@ -39,6 +39,9 @@ RELEASE_POLL_SECONDS = 0.25
 KEY_RELOAD_SECONDS = 0.02
 """The key file is re-read at most every 20 ms, so a revoked key may work for up to 20 ms."""
 
+JOURNAL_UNAVAILABLE_DETAIL = "The journal is not available at the moment: try again in a second."
+"""The log has the reason, which may name folders and hosts."""
+
 MAX_PENDING_HEATMAPS = 8
 """Requests for heat maps that may wait."""
 
@@ -202,7 +205,8 @@ class Service:
                 self.journal.record(records)
             except JournalError as error:
                 log_event("journal", error=str(error))
-                return [one if isinstance(one, RequestError) else RequestError(503, str(error)) for one in results]
+                unavailable = RequestError(503, JOURNAL_UNAVAILABLE_DETAIL)
+                return [one if isinstance(one, RequestError) else unavailable for one in results]
         predictions = [one for images in answered for one in images if isinstance(one, RankedPrediction)]
         self.monitor.record_batch(
             BatchStats(
@@ -286,7 +290,7 @@ class Service:
             if settings.open:
                 return None
             if settings.loopback_only:
-                return self._check_local_origin(headers)
+                return self.check_origin(headers)
             if keyring is None:
                 raise RequestError(401, "A valid key is needed.")
         assert keyring is not None
@@ -295,8 +299,10 @@ class Service:
         secret = given[7:].strip() if bearer else headers.get(b"x-api-key", b"")
         return keyring.authorize(secret.decode("latin-1") or None, scope)
 
-    def _check_local_origin(self, headers: Mapping[bytes, bytes]) -> None:
-        """Refuse (403) what a browser sends for another site's page: without keys, only this machine may ask."""
+    def check_origin(self, headers: Mapping[bytes, bytes]) -> None:
+        """Refuse (403) what a browser sends for another site's page, where no key protects this machine's service."""
+        if self.requires_key or self.settings.open:
+            return
         host = headers.get(b"host", b"localhost").decode("latin-1").lower()
         name = host if host.endswith("]") else host.rpartition(":")[0] or host
         if name not in self.settings.hosts:

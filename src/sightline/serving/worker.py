@@ -19,17 +19,23 @@ from typing import Any
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from ..errors import DataError
+from ..errors import DataError, ServiceError
 from .api import create_app
 from .monitor import log_event
 from .requests import PredictRequest, RequestError
 from .service import RELEASE_POLL_SECONDS, PredictResult, Service, ServiceSettings
 
 MAX_HEADER_BYTES = 32_000
-"""Bytes of a request's address and headers."""
+"""Bytes of a request's address, headers and trailers."""
 
 HEADER_TIMEOUT_SECONDS = 10.0
 """Seconds within which headers must be complete once they have begun."""
+
+REFUSED_BODY_SECONDS = 5.0
+"""Seconds that the rest of a body may take after its request was answered: long enough to read the answer."""
+
+UNREAD_ANSWER_SECONDS = 30.0
+"""Seconds for which an answer that the client does not read is kept in memory."""
 
 KEEP_ALIVE_SECONDS = 30
 """Seconds for which an idle connection is kept."""
@@ -52,61 +58,145 @@ FileState = tuple[int, int]
 # uvicorn's internals: everything that depends on more than its documented settings is in the next two classes.
 # uvicorn has no limits for the headers that httptools parses (h11_max_incomplete_event_size is h11's alone), so
 # its protocol is extended. That relies on names that are public but not documented: HttpToolsProtocol's methods
-# connection_made, data_received, connection_lost, on_message_begin, on_headers_complete,
-# timeout_keep_alive_handler and send_400_response, its attributes loop, transport, timeout_keep_alive and
-# timeout_keep_alive_task; and Server.capture_signals and handle_exit. tests/serving/test_worker.py fails if a
-# version of uvicorn lacks one.
+# connection_made, data_received, connection_lost, pause_writing, resume_writing, on_message_begin, on_url,
+# on_header, on_headers_complete, on_body, on_message_complete, on_response_complete, timeout_keep_alive_handler and
+# send_400_response, its attributes loop, transport, cycle, timeout_keep_alive and timeout_keep_alive_task; and
+# Server.capture_signals and handle_exit. tests/serving/test_worker.py fails if a version of uvicorn lacks one.
 
 
 class BoundedHttpProtocol(HttpToolsProtocol):
-    """uvicorn's protocol, with limits for the size and time of headers and for connections that never ask."""
+    """uvicorn's protocol, with limits for the size and time of headers, trailers, refused bodies and unread answers.
+
+    At any moment either the service works on an answer or a timer runs that ends the connection.
+    """
 
     header_timeout = HEADER_TIMEOUT_SECONDS
+    refused_body_timeout = REFUSED_BODY_SECONDS
+    unread_answer_timeout = UNREAD_ANSWER_SECONDS
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
         self._reading_headers, self._header_bytes = True, 0
-        self._header_timer: asyncio.TimerHandle | None = None
+        self._unparsed_bytes = 0  # since the parser last found something: a field, a chunk's size, a trailer
+        self._request_timer: asyncio.TimerHandle | None = None
+        self._unread_timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: Any) -> None:
         """Give a new connection as long for its first byte as between two requests."""
         super().connection_made(transport)
-        self.timeout_keep_alive_task = self.loop.call_later(
-            self.timeout_keep_alive, self.timeout_keep_alive_handler
-        )
+        self._await_request()
 
     def data_received(self, data: bytes) -> None:
-        """Count the bytes of incomplete headers: uvicorn keeps them in memory."""
+        """Limit what the parser keeps in memory, and the time until headers are complete."""
+        self._unparsed_bytes += len(data)
         super().data_received(data)
-        if self._reading_headers and not self.transport.is_closing():
-            self._header_bytes += len(data)
-            if self._header_bytes > MAX_HEADER_BYTES:
-                self.send_400_response("The headers are too large.")
-            elif self._header_timer is None:
-                self._header_timer = self.loop.call_later(
-                    self.header_timeout, self.send_400_response, "The headers did not arrive in time."
-                )
+        if self.transport.is_closing():
+            return
+        if self._unparsed_bytes > MAX_HEADER_BYTES:
+            self.send_400_response("The headers are too large.")
+        elif self._reading_headers and self._unparsed_bytes and self._request_timer is None:
+            self._request_timer = self.loop.call_later(self.header_timeout, self._end_incomplete_headers)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Stop waiting for headers."""
-        self._stop_header_timer()
+        """Stop all timers."""
+        self._stop_request_timer()
+        self.resume_writing()
         super().connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        """Give the client a while to read its answers."""
+        super().pause_writing()
+        self._unread_timer = self.loop.call_later(self.unread_answer_timeout, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        """Stop waiting for the client to read."""
+        if self._unread_timer is not None:
+            self._unread_timer.cancel()
+            self._unread_timer = None
+        super().resume_writing()
 
     def on_message_begin(self) -> None:
         """Begin to count the headers of a new request."""
         super().on_message_begin()
-        self._reading_headers, self._header_bytes = True, 0
+        self._reading_headers, self._header_bytes, self._unparsed_bytes = True, 0, 1
+
+    def on_url(self, url: bytes) -> None:
+        """Count a piece of the address."""
+        self._count_header_bytes(len(url))
+        super().on_url(url)
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Count a header or trailer. Trailers are dropped: the request that they belong to was authorized already."""
+        self._count_header_bytes(len(name) + len(value) + 4)
+        self._unparsed_bytes = 1
+        if self._reading_headers:
+            super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
         """Stop waiting for headers."""
-        self._reading_headers = False
-        self._stop_header_timer()
+        self._reading_headers, self._unparsed_bytes = False, 0
+        self._stop_request_timer()
         super().on_headers_complete()
 
-    def _stop_header_timer(self) -> None:
-        if self._header_timer is not None:
-            self._header_timer.cancel()
-            self._header_timer = None
+    def on_body(self, body: bytes) -> None:
+        """Take a piece of the body, which the application counts."""
+        self._unparsed_bytes = 0
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        """Wait for the next request, if this one is answered already."""
+        self._reading_headers, self._header_bytes, self._unparsed_bytes = True, 0, 0
+        self._stop_request_timer()
+        super().on_message_complete()
+        if self.cycle is not None and self.cycle.response_complete and not self.transport.is_closing():
+            self._await_request()
+
+    def on_response_complete(self) -> None:
+        """Wait a short time for the rest of a body that was not read."""
+        super().on_response_complete()
+        if self.transport.is_closing():  # it stays open until the client has read the answer
+            self._abort_later(self.unread_answer_timeout)
+        elif not self._reading_headers and self.cycle.response_complete:
+            self._abort_later(self.refused_body_timeout)
+
+    def timeout_keep_alive_handler(self) -> None:
+        """End an idle connection, with whatever the client did not read."""
+        if not self.transport.is_closing():
+            self.transport.abort()
+
+    def send_400_response(self, msg: str) -> None:
+        """Refuse once, and end the connection though the client may not read."""
+        if not self.transport.is_closing():
+            super().send_400_response(msg)
+            self._abort_later(self.refused_body_timeout)
+
+    def _await_request(self) -> None:
+        if self.timeout_keep_alive_task is None:
+            self.timeout_keep_alive_task = self.loop.call_later(
+                self.timeout_keep_alive, self.timeout_keep_alive_handler
+            )
+
+    def _count_header_bytes(self, size: int) -> None:
+        self._header_bytes += size
+        if self._header_bytes > MAX_HEADER_BYTES:
+            self.send_400_response("The headers are too large.")
+            raise ValueError("headers too large")  # stops the parser
+
+    def _end_incomplete_headers(self) -> None:
+        self._request_timer = None
+        if self.cycle is None or self.cycle.response_complete:
+            self.send_400_response("The headers did not arrive in time.")
+        else:  # the answer to an earlier request goes first
+            self._request_timer = self.loop.call_later(self.header_timeout, self._end_incomplete_headers)
+
+    def _abort_later(self, seconds: float) -> None:
+        self._stop_request_timer()
+        self._request_timer = self.loop.call_later(seconds, self.transport.abort)
+
+    def _stop_request_timer(self) -> None:
+        if self._request_timer is not None:
+            self._request_timer.cancel()
+            self._request_timer = None
 
 
 class QuietServer(uvicorn.Server):
@@ -266,6 +356,12 @@ def run_worker(
                 backlog=1024,
             )
             server = QuietServer(config)
+            try:
+                listening.listen(config.backlog)
+            except OSError as error:  # another service bound the same port at the same time
+                raise ServiceError(
+                    f"The port cannot be used ({error.strerror}): choose another --port."
+                ) from error
             started(service)
             server.run(sockets=[listening])
     finally:

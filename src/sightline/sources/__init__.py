@@ -21,7 +21,7 @@ from .readers import (
     read_table_file,
     single_class_error,
 )
-from .source import MAX_FILE_BYTES, FolderReader, Listing, Source, file_stamp, stratified_subset
+from .source import MAX_FILE_BYTES, FolderReader, Listing, Source, file_stamp, is_junk, stratified_subset
 
 BUILTIN_DATASETS: dict[str, Callable[..., ImageArrays]] = {"digits": digits, "shapes": shapes}
 """Datasets that need no download; a size may follow the name: ``shapes:600``."""

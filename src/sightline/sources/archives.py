@@ -35,6 +35,10 @@ _STAMPED_BYTES = 1 << 15
 """Bytes at each end of a tar's member that its stamp is the checksum of."""
 
 
+MAX_TAR_HEADER_BYTES = 1_000_000
+"""Bytes of a long name or of extended headers in a tar: ``tarfile`` reads them whole."""
+
+
 @dataclass(frozen=True, eq=False)
 class ArchiveReader:
     """Reads members through one memory map per process."""
@@ -153,7 +157,7 @@ def list_tar(path: Path) -> Listing:
     length = plain.stat().st_size
     names, rows, folders = [], [], set()
     try:
-        with tarfile.open(plain, "r:") as archive:
+        with tarfile.open(plain, "r:", tarinfo=_BoundedTarInfo) as archive:
             for member in archive:
                 name = _check_member_path(member.name, path)
                 if member.isdir():
@@ -161,18 +165,35 @@ def list_tar(path: Path) -> Listing:
                     continue
                 if not member.isreg() or member.issparse():
                     raise _link_error(name, path)
+                if not 0 <= member.size <= length:  # an extended header may give another size
+                    raise _damaged_archive_error(path, "tar")
                 names.append(name)
                 rows.append((member.offset_data, member.size, int(member.mtime)))
                 archive.members.clear()  # type: ignore[attr-defined]  else every header stays in memory
-    except (tarfile.TarError, OSError) as error:
+        offsets, sizes, times = np.array(rows, np.int64).reshape(-1, 3).T.copy()
+    except (tarfile.TarError, OSError, ValueError, OverflowError, RecursionError) as error:
         raise _damaged_archive_error(path, "tar") from error
-    offsets, sizes, times = np.array(rows, np.int64).reshape(-1, 3).T.copy()
     with plain.open("rb") as stream:
         stream.seek(max(0, length - 512))
         if stream.read().strip(b"\0") or (offsets + sizes > length).any():
             raise _damaged_archive_error(path, "tar")
         stamps = _member_stamps(stream, offsets, sizes, times)
     return Listing(names, sizes, stamps, frozenset(folders), ArchiveReader(plain, offsets, sizes, sizes))
+
+
+class _BoundedTarInfo(tarfile.TarInfo):
+    """Refuses sizes below zero, on which ``tarfile`` loops for ever, and extended headers without end."""
+
+    @classmethod
+    def frombuf(cls, buf: bytes, encoding: str, errors: str) -> "_BoundedTarInfo":
+        """A member of its header; raises tarfile.ReadError."""
+        found = super().frombuf(buf, encoding, errors)
+        extended = found.type in (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE, *tarfile.GNU_TYPES)
+        if found.size < 0 or (
+            extended and found.type != tarfile.GNUTYPE_SPARSE and found.size > MAX_TAR_HEADER_BYTES
+        ):
+            raise tarfile.ReadError(f"a header says that it has {found.size:,} bytes")
+        return found
 
 
 def _member_stamps(stream: BinaryIO, offsets: ndarray, sizes: ndarray, times: ndarray) -> Int64[ndarray, " N"]:

@@ -115,7 +115,7 @@ def _huggingface_class_names(schema: Any) -> dict[str, list[str]]:
     try:
         features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
         named = {name: each["names"] for name, each in features.items() if each.get("_type") == "ClassLabel"}
-    except (KeyError, TypeError, ValueError, AttributeError):
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError):
         return {}
     return {name: [str(each) for each in names] for name, names in named.items() if isinstance(names, list)}
 

@@ -17,6 +17,7 @@ from numpy import ndarray
 
 from ..choose import suggest
 from ..errors import DataError
+from ..files import unquote_formula
 from .layout import SPLIT_WORDS, Layout, check_has_classes, check_train_covers_classes, sort_classes
 from .source import FolderReader, Listing, normalise_names
 
@@ -67,7 +68,7 @@ class _ColumnBuilder:
     def extend(self, rows: list[list[str]]) -> None:
         """Add rows of equal length."""
         for (cells, known), column in zip(self._columns, zip(*rows, strict=True), strict=False):
-            texts = [cell.strip() for cell in column]
+            texts = [unquote_formula(cell.strip()) for cell in column]
             if len(known) < _MAX_INTERNED_CELLS:
                 texts = [known.setdefault(text, text) for text in texts]
             cells.extend(texts)
@@ -110,7 +111,7 @@ def _open_csv(path: Path) -> Iterator[tuple[list[str], Any]]:
         first = stream.readline()
         reader = csv.reader(chain([first], stream), delimiter=detect_delimiter(first))
         try:
-            yield [name.strip() for name in next(reader, [])], reader
+            yield [unquote_formula(name.strip()) for name in next(reader, [])], reader
         except csv.Error as error:
             raise DataError(f"Line {reader.line_num} of '{path}' cannot be read ({error}).") from error
         except UnicodeDecodeError as error:

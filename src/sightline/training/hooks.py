@@ -1,7 +1,6 @@
 """What watches training: averages, the best weights, early stopping, checkpoints, progress."""
 
 import copy
-import csv
 import io
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -15,7 +14,7 @@ from torch import Tensor, nn
 
 from .. import progress
 from ..classifier import Classifier
-from ..files import atomic_replace
+from ..files import atomic_replace, write_csv
 from .fit import EpochMetrics, Stateful, TrainingState, rank_by_accuracy
 
 
@@ -172,10 +171,8 @@ class HistoryWriter(BaseHook):
 
     def after_epoch(self, state: TrainingState) -> None:
         """Rewrite the table."""
-        with atomic_replace(self.path) as temporary, temporary.open("w", newline="", encoding="utf-8") as stream:
-            writer = csv.DictWriter(stream, [f.name for f in fields(EpochMetrics)])
-            writer.writeheader()
-            writer.writerows(asdict(row) for row in state.history)
+        rows = [asdict(row).values() for row in state.history]
+        write_csv(self.path, [[field.name for field in fields(EpochMetrics)], *rows])
 
 
 class ProgressReporter(BaseHook):

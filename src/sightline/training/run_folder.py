@@ -4,7 +4,6 @@
 training.json last.ckpt classifier/ log.txt``; later verbs add to it. Never overwritten unless asked.
 """
 
-import csv
 import json
 import shutil
 from collections.abc import Sequence
@@ -18,7 +17,7 @@ import numpy as np
 
 from .. import progress, runtime
 from ..errors import DataError
-from ..files import atomic_replace, check_output, explain_write_errors, write_json, write_text
+from ..files import check_output, explain_write_errors, write_csv, write_json, write_text
 from ..types import Batch, Splits
 from .recipe import Recipe
 
@@ -68,13 +67,11 @@ class RunFolder:
         self._write_split(splits)
 
     def _write_split(self, splits: Splits) -> None:
-        path = self.path / "split.csv"
-        with atomic_replace(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as stream:
-            writer = csv.writer(stream)
-            writer.writerow(["file", "label", "split"])
-            for name, part in (("train", splits.train), ("val", splits.val), ("test", splits.test)):
-                labels = np.asarray(part.classes)[part.labels]
-                writer.writerows(zip(part.files, labels, [name] * len(part), strict=True))
+        rows: list[tuple[str, ...]] = [("file", "label", "split")]
+        for name, part in (("train", splits.train), ("val", splits.val), ("test", splits.test)):
+            labels = np.asarray(part.classes)[part.labels]
+            rows += zip(part.files, labels, [name] * len(part), strict=True)
+        write_csv(self.path / "split.csv", rows)
 
     def write_train_batch(self, batch: Batch, classes: Sequence[str]) -> None:
         """Draw the first training batch as the network sees it, after augmentation."""

@@ -1,6 +1,5 @@
 """Transfer learning: weights to start from, what is inherited with them, and layers that keep them (freezing)."""
 
-import csv
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -16,6 +15,7 @@ from ..checks import check_int
 from ..classifier import Classifier, find_bundle
 from ..data import iterate_batches
 from ..errors import RecipeError
+from ..files import read_csv_rows
 from ..layers import Network
 from ..models import Architecture, find_stages, get_head, load_weights
 from ..preprocessing import Preprocessing
@@ -191,8 +191,7 @@ def warn_of_leakage(
     if (folder / "split.csv").is_file() and (folder / "recipe.toml").is_file():
         theirs = Recipe.from_toml(folder / "recipe.toml").data
         if same or (theirs and data and Path(theirs).resolve() == Path(data).resolve()):
-            with (folder / "split.csv").open(newline="", encoding="utf-8") as stream:
-                trained = {row["file"] for row in csv.DictReader(stream) if row["split"] != "test"}
+            trained = {row["file"] for row in read_csv_rows(folder / "split.csv") if row["split"] != "test"}
     if trained is None:
         if not same or source.provenance.get("split_seed") == data_seed:
             return ()

@@ -1,6 +1,5 @@
 """Trials of a study and their attempts; the leaderboard, the importance of each field, and the plots."""
 
-import csv
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
@@ -9,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..files import atomic_replace, write_json
+from ..files import atomic_replace, write_csv, write_json
 from ..pictures import PALETTE, house_style, make_panels, render_figure
 from .space import Categorical, Dimension, SearchSpace, current_name
 
@@ -172,11 +171,9 @@ def write_leaderboard(
     folder: Path, rows: Sequence[Mapping[str, Any]], space: SearchSpace, summary: Mapping[str, Any]
 ) -> None:
     """Write ``leaderboard.csv``, ``tuning.json`` and the three pictures."""
-    board = folder / "leaderboard.csv"
-    with atomic_replace(board) as temporary, temporary.open("w", newline="", encoding="utf-8") as stream:
-        writer = csv.DictWriter(stream, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
+    write_csv(
+        folder / "leaderboard.csv", [list(rows[0]), *([row.get(name, "") for name in rows[0]] for row in rows)]
+    )
     write_json(folder / "tuning.json", {**summary, "trials": list(rows)})
     pictures = {"history": history_picture(rows), "slices": slices_picture(rows, space)}
     if summary["importance"]:
