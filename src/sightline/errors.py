@@ -9,6 +9,7 @@
      ├── GradientError             a gradient of a classifier that has none
      ├── OutputError               a place that cannot be written, or already holds something
      ├── TrainingError             training that cannot continue
+     │    └── DivergenceError      a loss that is not finite, or an accuracy that is lost
      ├── ReleaseError              a release that is missing, damaged, or cannot be made
      ├── AuthError                 a key that is wrong, expired or not allowed this
      ├── JournalError              a journal that cannot be opened, or lacks what was requested
@@ -55,6 +56,14 @@ class OutputError(SightlineError):
 
 class TrainingError(SightlineError):
     """Training that cannot continue; the last good weights are kept."""
+
+
+class DivergenceError(TrainingError):
+    """A loss that is not finite, or an accuracy that is lost: ``what`` says which, the message also what to try."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__(f"{what} Try a lower --lr (a tenth), a longer --warmup, or --precision float32.")
+        self.what = what
 
 
 class ReleaseError(SightlineError):

@@ -1,20 +1,24 @@
 """Progress bars with the remaining time, on a terminal only, always on stderr."""
 
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 Advance = Callable[..., None]
+
+LINE_SECONDS = 30.0
+"""Seconds between two lines where there is no terminal: a log that is silent for longer looks like a hang."""
 
 
 @contextmanager
 def progress_bar(what: str, total: float | None) -> Iterator[Advance]:
     """A progress bar of ``total`` steps: the block calls ``advance(n=1, note="")``.
 
-    Nothing is printed where stderr is not a terminal, so that logs and pipes stay clean.
+    Where stderr is not a terminal, a line is printed every 30 s instead, so that logs and pipes stay clean.
     """
     if not sys.stderr.isatty():
-        yield lambda *_, **__: None
+        yield _print_lines(what, total)
         return
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -36,6 +40,20 @@ def progress_bar(what: str, total: float | None) -> Iterator[Advance]:
                 progress.update(task, advance=n)
 
         yield advance
+
+
+def _print_lines(what: str, total: float | None) -> Advance:
+    """``advance`` of a pipe."""
+    done, printed = 0.0, time.monotonic()
+
+    def advance(n: float = 1, note: str = "") -> None:
+        nonlocal done, printed
+        done += n
+        if time.monotonic() - printed >= LINE_SECONDS:
+            printed = time.monotonic()
+            notify(f"{what}: {done:,.0f}{f' of {total:,.0f}' if total else ''}{f', {note}' if note else ''}")
+
+    return advance
 
 
 def notify(text: str) -> None:

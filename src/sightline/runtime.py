@@ -2,6 +2,7 @@
 
 import ctypes
 import hashlib
+import math
 import os
 import platform
 import sys
@@ -131,16 +132,32 @@ def version() -> str:
     return _version("sightline")
 
 
-def time_interleaved(candidates: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
-    """Seconds of each candidate in each of ``rounds`` interleaved rounds, after one untimed call of each."""
+def time_interleaved(
+    candidates: Mapping[str, Callable[[], object]],
+    rounds: int,
+    *,
+    seconds: float = math.inf,
+    give_up: float = math.inf,
+) -> dict[str, list[float]]:
+    """Seconds of each candidate in each of ``rounds`` interleaved rounds, after one untimed call of each.
+
+    No further round begins after ``seconds``. A candidate whose first timed call takes ``give_up`` times the fastest
+    one's is not called again.
+    """
     times: dict[str, list[float]] = {name: [] for name in candidates}
+    ends = time.perf_counter() + seconds
     for run in candidates.values():
         run()  # the first call compiles kernels and grows pools
-    for _ in range(rounds):
+    for done in range(rounds):
+        fastest = min(each[0] for each in times.values()) if done else 0.0
         for name, run in candidates.items():
+            if done and times[name][0] > give_up * fastest:
+                continue
             started = time.perf_counter()
             run()
             times[name].append(time.perf_counter() - started)
+        if time.perf_counter() > ends:
+            break
     return times
 
 

@@ -82,6 +82,23 @@ def test_replicas_leave_the_threads_as_they_were():
         work(CrossEntropy(), batch)  # its threads have ended
 
 
+@pytest.mark.parametrize("threads", [2, 3])
+def test_each_replica_has_one_thread(threads):
+    """Before and after an operator that is worth splitting: torch sets a thread's number at its first one."""
+    classifier, batch = made("mlp")
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        with Replicas(classifier, 2) as work:
+            for _ in range(2):
+                assert [pool.submit(torch.get_num_threads).result() for pool in work.pools] == [1, 1]
+                [pool.submit(torch.rand(600, 600).matmul, torch.rand(600, 600)).result() for pool in work.pools]
+                work(CrossEntropy(), batch)
+            assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_networks_that_draw_are_known():
     assert not is_stochastic(made("mlp")[0])
     assert is_stochastic(made("mlp", dropout=0.2)[0])

@@ -150,6 +150,21 @@ def test_a_failed_trial_is_recorded_with_its_reason_and_the_search_continues(tmp
     assert "became" in rows[1e30]["reason"]
 
 
+def test_a_trial_that_went_on_at_another_rate_failed(tmp_path, monkeypatch):
+    train_on = trial.train_on_splits
+
+    def diverging(splits, recipe, *words, **named):
+        run = train_on(splits, recipe, *words, **named)
+        said = "The loss became nan at step 7 (epoch 1). Training went on."
+        return replace(run, facts={**run.facts, "recoveries": 1, "remarks": [said]}) if recipe.lr == 0.2 else run
+
+    monkeypatch.setattr(trial, "train_on_splits", diverging)
+    done = tune("digits", TINY, {"lr": Categorical((0.1, 0.2))}, by="grid", out=tmp_path / "t")
+    rows = {row["lr"]: row for row in done.rows}
+    assert (done.best["lr"], rows[0.2]["state"]) == (0.1, "failed")
+    assert rows[0.2]["reason"] == "The loss became nan at step 7 (epoch 1)."
+
+
 def test_no_values_are_trained_twice(tmp_path):
     """The board keeps what was asked for beside what was trained, and three points need three trainings."""
     done = tune("digits", TINY, ["epochs=1..3"], by="random", trials=8, out=tmp_path / "t")

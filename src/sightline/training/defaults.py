@@ -7,6 +7,7 @@ import copy
 import hashlib
 import json
 import math
+import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
@@ -21,6 +22,7 @@ from ..errors import OutputError
 from ..files import write_json
 from ..models import NETWORKS, find_card
 from ..types import Batch, Dataset
+from .budget import EVALUATION_COST, PLANNED_SHARE, format_minutes, report_seconds
 from .build import MEMORY_FORMATS
 from .gradients import build_gradients, is_stochastic, split_batch
 from .plan import Plan
@@ -72,8 +74,17 @@ PRECISIONS = ("float32", "bfloat16")
 PRECISION_TRIAL_IMAGES = 8
 """Images on which a precision is first timed: one that the processor emulates is dropped."""
 
-AUTOTUNE_STEPS = 4
-"""Timed steps of each candidate, interleaved."""
+AUTOTUNE_STEPS = 5
+"""Timed steps of each candidate, interleaved; their median decides."""
+
+AUTOTUNE_SECONDS = 1.0
+"""No further round of timed steps begins after this time: three trials cost about 3 s."""
+
+MAX_TRIAL_STEP_SECONDS = 0.3
+"""A trial's step on more images than fit this time is taken on fewer: eight or more steps are needed."""
+
+SLOW_STEP_FACTOR = 3.0
+"""A candidate whose first timed step takes this many times the fastest one's is given up."""
 
 ALL_UNFROZEN = 10**9
 """Epoch index large enough that every layer is unfrozen; the time budget is estimated from this slowest case."""
@@ -195,23 +206,26 @@ def default_network(plan: Plan, *, train_images: int) -> list[Default]:
     return chosen
 
 
-def default_epochs(recipe: Recipe, *, train_images: int, images_per_second: float) -> Default:
-    """Whole epochs that fit nine tenths of the budget, but no more than are useful."""
+def useful_epochs(recipe: Recipe, train_images: int) -> int:
+    """Epochs after which more would gain little."""
     assert recipe.batch_size is not None
-    fitting = int(0.9 * parse_duration(recipe.budget) * images_per_second / train_images)
-    enough = min(MAX_DEFAULT_EPOCHS, math.ceil(MAX_DEFAULT_STEPS * recipe.batch_size / train_images))
+    return min(MAX_DEFAULT_EPOCHS, math.ceil(MAX_DEFAULT_STEPS * recipe.batch_size / train_images))
+
+
+def default_epochs(recipe: Recipe, *, train_images: int, images_per_second: float, spent: float = 0.0) -> Default:
+    """Whole epochs that fit nine tenths of the budget, without the seconds ``spent``, but no more than are useful."""
+    available = max(0.0, PLANNED_SHARE * parse_duration(recipe.budget) - spent)
+    fitting = int(available * images_per_second / train_images)
+    enough = useful_epochs(recipe, train_images)
     count = max(1, min(fitting, enough))
-    time = format_minutes(count * train_images / images_per_second)
+    took = format_minutes(count * train_images / images_per_second)
     what = "1 epoch" if count == 1 else f"{count} epochs"
     limit = f"the budget of {recipe.budget} (--budget)" if fitting < enough else "more would gain little"
     if not fitting:
-        limit = f"even one is more than the budget of {recipe.budget} (try --size, --limit or another --model)"
-    return Default("epochs", count, f"{what}, about {time}: {limit}; --epochs sets them.")
-
-
-def format_minutes(seconds: float) -> str:
-    """Seconds up to 90, then minutes."""
-    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.1f} min"
+        share = available * images_per_second / train_images
+        limit = f"the budget of {recipe.budget} has time for about {share:.0%} of one"
+        return Default("epochs", count, f"{what}, about {took}: {limit} (try --size, --limit or another --model).")
+    return Default("epochs", count, f"{what}, about {took}: {limit}; --epochs sets them.")
 
 
 @dataclass(frozen=True)
@@ -235,10 +249,13 @@ class Throughput:
     images_per_second: float
 
 
-def choose_execution(plan: Plan, classifier: Classifier, train: Dataset) -> tuple[Plan, tuple[str, ...]]:
+def choose_execution(
+    plan: Plan, classifier: Classifier, train: Dataset, *, began: float | None = None, evaluated: int = 0
+) -> tuple[Plan, tuple[str, ...]]:
     """The plan with precision, memory format, replicas and epochs chosen where its recipe leaves them open; and notes.
 
-    Measures on a batch of the training images unless the recipe has all four, or trains nothing.
+    Measures on a batch of the training images unless the recipe has all four, or trains nothing. The budget began at
+    ``began`` (``time.monotonic()``; None for now), and includes the evaluation of ``evaluated`` images and a report.
     """
     recipe = plan.recipe
     assert recipe.batch_size is not None
@@ -252,7 +269,11 @@ def choose_execution(plan: Plan, classifier: Classifier, train: Dataset) -> tupl
     chosen = vars(measured.mode)
     if recipe.epochs is None:
         rate = measured.images_per_second * (recipe.devices if classifier.device.type == "cuda" else 1)
-        epochs = default_epochs(recipe, train_images=len(train), images_per_second=rate)
+        spent = 0.0
+        if began is not None:
+            spent = time.monotonic() - began + report_seconds(parse_duration(recipe.budget))
+            spent += evaluated * EVALUATION_COST / rate
+        epochs = default_epochs(recipe, train_images=len(train), images_per_second=rate, spent=spent)
         chosen = {**chosen, "epochs": epochs.value}
         notes.append(epochs.reason)
     return plan.replace(**chosen), tuple(notes)
@@ -270,13 +291,14 @@ def with_default_execution(plan: Plan) -> Plan:
 def measure_throughput(classifier: Classifier, plan: Plan, batch: Batch) -> Throughput:
     """Train copies of the classifier on one batch in each mode the recipe leaves open; return the fastest.
 
-    Cached by processor, network, recipe and batch shape.
+    The mode is cached by processor, network, recipe and batch shape. Its speed never is: it is measured every time,
+    because the machine may have been busy.
     """
     recipe = plan.recipe
     path = runtime.cache_dir() / "throughput" / f"{_cache_key(classifier, plan, batch)}.json"
     if path.exists():
         known = json.loads(path.read_text())
-        return Throughput(ExecutionMode(**known["mode"]), known["images_per_second"])
+        return Throughput(*_time_modes([ExecutionMode(**known["mode"])], classifier, plan, batch))
     memory_formats = tuple(MEMORY_FORMATS) if recipe.memory_format is None else (recipe.memory_format,)
     precisions = [recipe.precision] if recipe.precision else list(PRECISIONS)
     if recipe.precision is None:  # a few images show which one is emulated: it may be 20 times slower
@@ -286,13 +308,15 @@ def measure_throughput(classifier: Classifier, plan: Plan, batch: Batch) -> Thro
             trials = {mode.precision: _prepare_step(stack, classifier, plan, few, mode) for mode in tried}
             best = {name: min(times) for name, times in runtime.time_interleaved(trials, 2).items()}
         precisions = [name for name in PRECISIONS if best[name] <= 2 * min(best.values())]
+        affordable = max(16 * torch.get_num_threads(), int(MAX_TRIAL_STEP_SECONDS * len(few) / min(best.values())))
+        batch = split_batch(batch, math.ceil(len(batch) / affordable))[0]
     modes = [ExecutionMode(p, layout, recipe.cpu_replicas or 1) for p in precisions for layout in memory_formats]
     mode, rate = _time_modes(modes, classifier, plan, batch)
     if recipe.cpu_replicas is None and replicas_may_help(classifier, plan):
         replicated = replace(mode, cpu_replicas=torch.get_num_threads())
         mode, rate = _time_modes([mode, replicated], classifier, plan, batch)
     with suppress(OutputError):  # without a cache it is measured again
-        write_json(path, {"mode": vars(mode), "images_per_second": rate})
+        write_json(path, {"mode": vars(mode)})
     return Throughput(mode, rate)
 
 
@@ -316,12 +340,14 @@ def to_memory_format(classifier: Classifier, memory_format: str) -> Classifier:
 def _time_modes(
     modes: Sequence[ExecutionMode], classifier: Classifier, plan: Plan, batch: Batch
 ) -> tuple[ExecutionMode, float]:
-    """The mode with the fastest least disturbed step, and its median images per second."""
+    """The mode with the fastest median step, and its images per second."""
     with ExitStack() as stack:
         stack.enter_context(runtime.keep_freed_memory())
         trials = {str(mode): _prepare_step(stack, classifier, plan, batch, mode) for mode in modes}
-        times = runtime.time_interleaved(trials, AUTOTUNE_STEPS)
-    mode = min(modes, key=lambda each: min(times[str(each)]))
+        times = runtime.time_interleaved(
+            trials, AUTOTUNE_STEPS, seconds=AUTOTUNE_SECONDS, give_up=SLOW_STEP_FACTOR
+        )
+    mode = min(modes, key=lambda each: median(times[str(each)]))
     return mode, len(batch) / median(times[str(mode)])
 
 
@@ -356,6 +382,7 @@ def _cache_key(classifier: Classifier, plan: Plan, batch: Batch) -> str:
     recipe = plan.recipe
     facts = (
         runtime.processor_name(),
+        torch.backends.cpu.get_cpu_capability(),  # virtual machines of many kinds have one name
         str(classifier.device),
         torch.__version__,
         torch.get_num_threads(),

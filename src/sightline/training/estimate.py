@@ -17,13 +17,13 @@ from ..data import iterate_batches, load_dataset, survey
 from ..errors import DataError, RecipeError, TrainingError
 from ..sources import Source, find
 from ..types import Dataset, Findings, Remark, Splits
+from .budget import format_minutes
 from .build import build_classifier, build_method
 from .defaults import (
     ALL_UNFROZEN,
     default_epochs,
     default_network,
     default_pixels,
-    format_minutes,
     measure_throughput,
     to_memory_format,
     with_default_execution,

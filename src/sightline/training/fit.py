@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from .. import runtime
 from ..classifier import Classifier
-from ..errors import TrainingError
+from ..errors import DivergenceError, TrainingError
 from ..types import Batch, Dataset
 from .distributed import SINGLE_PROCESS, ProcessGroup
 from .gradients import Gradients, SingleReplica
@@ -33,8 +33,6 @@ it, in the ``batches`` it reads from, or its state would run ahead of training.
 
 LOSS_CHECK_STEPS = 50
 """Steps between two reads of the loss: a read makes an accelerator wait."""
-
-_DIVERGENCE_ADVICE = "Try a lower --lr (a tenth), a longer --warmup, or --precision float32."
 
 
 @runtime_checkable
@@ -92,6 +90,10 @@ class TrainingState:
     """Training time of the current epoch, without the time between an interruption and its resume."""
     pending: list[tuple[Tensor, int]] = field(default_factory=list)
     """Losses not yet read from the device, each with its batch size."""
+    recoveries: int = 0
+    """How often training went back to earlier weights."""
+    remarks: list[str] = field(default_factory=list)
+    """What a reader of the report must know of the course of training, in sentences."""
 
     @property
     def step(self) -> int:
@@ -129,16 +131,14 @@ class TrainingState:
         self.optimizer.zero_grad(set_to_none=True)
 
     def flush_losses(self) -> None:
-        """Read the pending losses; raise TrainingError naming the first step whose loss is not finite."""
+        """Read the pending losses; raise DivergenceError naming the first step whose loss is not finite."""
         if not self.pending:
             return
         losses = torch.stack([loss for loss, _ in self.pending]).cpu().double().tolist()
         first = self.step - len(losses) + 1
         for step, (loss, (_, images)) in enumerate(zip(losses, self.pending, strict=True), first):
             if not math.isfinite(loss):
-                raise TrainingError(
-                    f"The loss became {loss} at step {step} (epoch {self.epoch + 1}). {_DIVERGENCE_ADVICE}"
-                )
+                raise DivergenceError(f"The loss became {loss} at step {step} (epoch {self.epoch + 1}).")
             self.loss_sum += loss * images
             self.images += images
         self.pending.clear()
@@ -158,6 +158,14 @@ class TrainingState:
         self.history.append(metrics)
         self.batch, self.images, self.loss_sum, self.seconds = 0, 0, 0.0, 0.0
 
+    def restart_epoch(self, lr_factor: float) -> None:
+        """Forget the unfinished epoch and the optimizer's momentum; the peak rate is multiplied by ``lr_factor``."""
+        self.peak_lr *= lr_factor
+        self.optimizer.zero_grad(set_to_none=True)
+        self.optimizer.state.clear()
+        self.pending.clear()
+        self.batch, self.images, self.loss_sum, self.seconds = 0, 0, 0.0, 0.0
+
     def state_dict(self) -> dict[str, Any]:
         """What ``torch.save`` writes and ``torch.load(weights_only=True)`` reads."""
         self.flush_losses()
@@ -169,6 +177,7 @@ class TrainingState:
             "stop": self.stop,
             "counters": [self.epochs, self.epoch, self.batch, self.images],
             "sums": [self.loss_sum, self.seconds],
+            "course": [self.steps_per_epoch, self.peak_lr, self.recoveries, self.remarks],
         }
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
@@ -180,6 +189,8 @@ class TrainingState:
         self.stop = saved["stop"]
         self.epochs, self.epoch, self.batch, self.images = saved["counters"]
         self.loss_sum, self.seconds = saved["sums"]
+        if "course" in saved:  # the first releases did not save it
+            self.steps_per_epoch, self.peak_lr, self.recoveries, self.remarks = saved["course"]
 
 
 @runtime_checkable
@@ -261,8 +272,9 @@ def optimise(
     ``hooks`` are called after each step and epoch, ``validate()`` returns (loss, accuracy) after each epoch,
     ``gradients`` is the classifier's own ``SingleReplica`` where not given, and ``before_epoch(epoch)`` is called
     when the classifier is in training mode. Returns early when a hook sets ``state.stop`` (after an epoch) or a
-    signal ``state.interrupted`` (after a step). Raises TrainingError for a loss that is not finite, or an epoch
-    that has not ``steps_per_epoch`` batches.
+    signal ``state.interrupted`` (after a step). A hook may set ``state.steps_per_epoch`` below the method's: epochs
+    then end after so many steps. Raises DivergenceError for a loss that is not finite, TrainingError for an epoch that
+    has not ``steps_per_epoch`` batches.
     """
     gradients = group.averaging(gradients or SingleReplica(state.classifier), *state.trained_modules)
     while state.epoch < state.epochs and not state.stop:
@@ -284,6 +296,8 @@ def optimise(
             if group.any(state.interrupted, state.step):
                 state.interrupted = True
                 return
+            if state.steps_per_epoch < method.steps_per_epoch and state.batch >= state.steps_per_epoch:
+                break
         state.flush_losses()
         if state.batch != state.steps_per_epoch:
             raise TrainingError(
@@ -292,9 +306,7 @@ def optimise(
             )
         val_loss, val_accuracy = validate()
         if not math.isfinite(val_loss):
-            raise TrainingError(
-                f"The validation loss became {val_loss} in epoch {state.epoch + 1}. {_DIVERGENCE_ADVICE}"
-            )
+            raise DivergenceError(f"The validation loss became {val_loss} in epoch {state.epoch + 1}.")
         state.finish_epoch(val_loss, val_accuracy)
         for hook in hooks:
             hook.after_epoch(state)

@@ -1,4 +1,4 @@
-"""What watches training: averages, the best weights, early stopping, checkpoints, progress."""
+"""What watches training: averages, the best weights, recovery, early stopping, checkpoints, progress."""
 
 import copy
 import io
@@ -14,8 +14,21 @@ from torch import Tensor, nn
 
 from .. import progress
 from ..classifier import Classifier
+from ..errors import DivergenceError
 from ..files import atomic_replace, write_csv
 from .fit import EpochMetrics, Stateful, TrainingState, rank_by_accuracy
+
+MAX_RECOVERIES = 3
+"""Rates a thousand times lower do not help where these did not."""
+
+LR_FACTOR_AFTER_DIVERGENCE = 0.1
+"""Factor on the peak learning rate: networks that diverge at 0.1 train well at 0.01."""
+
+MIN_LEARNED = 0.2
+"""Accuracy above that of guessing from which a network has learned something that it can lose."""
+
+COLLAPSE_LOSS_FACTOR = 2.0
+"""A training loss this many times the lowest, or above that of the first epoch, belongs to a collapse."""
 
 
 class BaseHook:
@@ -107,6 +120,65 @@ class BestWeights(BaseHook):
         """Restore the best epoch and its weights."""
         self.epoch, self.weights = saved["epoch"], saved["weights"]
         self.score = tuple(saved["score"]) if self.epoch else None
+
+
+class Recovery(BaseHook):
+    """Takes a run that diverged back to its best weights, or to its first ones, at a lower learning rate.
+
+    ``others`` is what must go back with the weights: the state of hooks, batches and the method's modules.
+    """
+
+    def __init__(self, state: TrainingState, best: BestWeights, others: Mapping[str, Stateful]) -> None:
+        self.best, self.others = best, dict(others)
+        self.first: Mapping[str, Tensor] | None = copy.deepcopy(state.classifier.state_dict())
+        self.saved = self._copy_others()
+
+    def _copy_others(self) -> dict[str, Any]:
+        return {name: copy.deepcopy(each.state_dict()) for name, each in self.others.items()}
+
+    def after_epoch(self, state: TrainingState) -> None:
+        """Keep the state of the best epoch; raise DivergenceError where the epoch lost what was learned."""
+        if self.best.epoch == state.epoch:
+            self.first, self.saved = None, self._copy_others()
+            return
+        *before, row = state.history
+        guessed = 1 / len(state.classifier.classes)
+        learned = max(each.val_accuracy for each in before) - guessed
+        lost = learned > MIN_LEARNED and row.val_accuracy - guessed < learned / 4
+        lowest = min(each.train_loss for each in before)
+        if lost and row.train_loss > min(before[0].train_loss, COLLAPSE_LOSS_FACTOR * lowest):
+            raise DivergenceError(f"In epoch {row.epoch} the accuracy fell to {row.val_accuracy:.0%}.")
+
+    def go_back(self, state: TrainingState, what: str) -> bool:
+        """Restore the weights and lower the rate; where that did not help before, stop with the best weights.
+
+        Returns False where there is nothing to go on with: no epoch was finished at any rate.
+        """
+        weights = self.first if self.best.weights is None else self.best.weights
+        if state.recoveries >= MAX_RECOVERIES or weights is None:
+            state.pending.clear()
+            state.stop = f"{what[0].lower()}{what[1:].rstrip('.')}, at a rate of {state.peak_lr:g} too"
+            state.remarks.append(f"Stopped early: {state.stop}.")
+            return self.best.weights is not None
+        state.recoveries += 1
+        state.classifier.load_state_dict(weights)
+        for name, each in self.others.items():
+            each.load_state_dict(copy.deepcopy(self.saved[name]))
+        high = state.peak_lr
+        state.restart_epoch(LR_FACTOR_AFTER_DIVERGENCE)
+        origin = f"the weights of epoch {self.best.epoch}" if self.best.epoch else "the first weights"
+        state.remarks.append(
+            f"{what} Training went on from {origin}, at a peak rate of {state.peak_lr:g} instead of {high:g} (--lr)."
+        )
+        return True
+
+    def state_dict(self) -> dict[str, Any]:
+        """The first weights until an epoch is finished, and the state of the others."""
+        return {"first": self.first, "saved": self.saved}
+
+    def load_state_dict(self, saved: dict[str, Any]) -> None:
+        """Restore what there is to go back to."""
+        self.first, self.saved = saved["first"], saved["saved"]
 
 
 class EarlyStopping(BaseHook):

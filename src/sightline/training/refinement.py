@@ -15,14 +15,14 @@ from torch import Tensor, nn
 
 from .. import runtime
 from ..classifier import Classifier
-from ..errors import DataError, Interrupted, RecipeError, TrainingError, WorkerLostError
+from ..errors import DataError, DivergenceError, Interrupted, RecipeError, TrainingError, WorkerLostError
 from ..files import write_json
 from ..inference import predict_logits
 from ..types import Splits
 from .distributed import SINGLE_PROCESS, ProcessGroup
 from .fit import Hook, Method, Stateful, TrainingState, optimise
 from .gradients import build_gradients
-from .hooks import EMA, BestWeights, Checkpoint, EarlyStopping, HistoryWriter, ProgressReporter
+from .hooks import EMA, BestWeights, Checkpoint, EarlyStopping, HistoryWriter, ProgressReporter, Recovery
 from .plan import Plan, check_cuts
 from .recipe import Recipe
 from .run_folder import RunFolder
@@ -47,7 +47,7 @@ def refine(
     Returns the facts that ``training.json`` holds. In a process group every process calls it, and the main one
     writes. Raises DataError where the classes of the images are not the classifier's, RecipeError where the recipe
     cuts batches that the method needs whole, Interrupted when stopped (resumable) and TrainingError at a loss that
-    is not finite (the best weights so far are in the bundle).
+    is not finite in the first epoch, at lower rates too: later, training goes on from the best weights.
     """
     recipe, onward = plan.recipe, f"Go on with: sightline train --resume {folder.path}"
     _check_refinable(classifier, plan, splits, method)
@@ -64,6 +64,8 @@ def refine(
         stateful["method.modules"] = state.modules
     if isinstance(method.batches, Stateful):
         stateful["method.batches"] = method.batches
+    recovery = Recovery(state, best, {name: each for name, each in stateful.items() if each is not best})
+    hooks["recovery"] = stateful["recovery"] = recovery  # after the others, whose state it copies
     checkpoint = Checkpoint(folder.checkpoint, stateful, splits.train.fingerprint, recipe.to_toml())
     if resume:
         _load_checkpoint(folder, state, stateful, splits, recipe)
@@ -77,24 +79,9 @@ def refine(
             watching += [history, checkpoint, ProgressReporter(stack, state, folder.log)]
             if not resume:
                 checkpoint.save(state)
-        gradients = build_gradients(
-            classifier,
-            bfloat16=recipe.precision == "bfloat16",
-            pieces=recipe.grad_accum_steps,
-            replicas=recipe.cpu_replicas or 1,
-        )
         validate = _make_validate(state, method, splits, best.candidate, ema, group)
         try:
-            with gradients:
-                optimise(
-                    state,
-                    method,
-                    watching,
-                    validate=validate,
-                    gradients=gradients,
-                    before_epoch=freezer,
-                    group=group,
-                )
+            _optimise(state, plan, method, watching, recovery, freezer, validate, folder, group)
         except WorkerLostError as error:
             raise WorkerLostError(f"{error} {onward}") from error
         except TrainingError as error:
@@ -111,6 +98,47 @@ def refine(
         folder.log(f"Stopped early: {state.stop}.")
     _save_best(classifier, best, splits, folder, group)
     return _write_facts(state, best, folder, group)
+
+
+def _optimise(
+    state: TrainingState,
+    plan: Plan,
+    method: Method,
+    watching: list[Hook],
+    recovery: Recovery,
+    freezer: Freezer,
+    validate: Callable[[], tuple[float, float]],
+    folder: RunFolder,
+    group: ProcessGroup,
+) -> None:
+    """``optimise``, from earlier weights at a lower rate where training diverges. Raises as it does."""
+    recipe = plan.recipe
+    while True:
+        gradients = build_gradients(  # again after divergence: replicas have statistics of their own
+            state.classifier,
+            bfloat16=recipe.precision == "bfloat16",
+            pieces=recipe.grad_accum_steps,
+            replicas=recipe.cpu_replicas or 1,
+        )
+        try:
+            with gradients:
+                optimise(
+                    state,
+                    method,
+                    watching,
+                    validate=validate,
+                    gradients=gradients,
+                    before_epoch=freezer,
+                    group=group,
+                )
+            return
+        except DivergenceError as error:
+            if not recovery.go_back(state, error.what):
+                raise
+            if state.stop:
+                return
+            if group.is_main:
+                folder.log(state.remarks[-1])
 
 
 def start_training(classifier: Classifier, plan: Plan, method: Method) -> TrainingState:
@@ -215,6 +243,11 @@ def _write_facts(
         "epochs": state.epoch,
         "best_epoch": best.epoch,
         "stopped_early": state.stop,
+        "steps": state.step,
+        "steps_per_epoch": state.steps_per_epoch,
+        "peak_lr": state.peak_lr,
+        "recoveries": state.recoveries,
+        "remarks": state.remarks,
         "seconds": round(sum(row.seconds for row in state.history), 3),
         "images_per_second": rows[-1]["images_per_second"] if rows else None,
         "peak_memory_mb": round(runtime.peak_memory_mb(), 1),
@@ -249,7 +282,8 @@ def _load_checkpoint(
     state.load_state_dict(saved["state"])
     state.classifier.provenance = saved["provenance"]
     for name, each in stateful.items():
-        each.load_state_dict(saved["hooks"][name])
+        if name in saved["hooks"]:  # the first releases saved fewer
+            each.load_state_dict(saved["hooks"][name])
 
 
 @contextmanager

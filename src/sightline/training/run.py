@@ -1,5 +1,6 @@
 """``train``: from data and a recipe to a run. Prepare the images, choose what was left open, build, refine."""
 
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,8 +15,17 @@ from ..errors import DataError, RecipeError
 from ..preprocessing import forecast_fit
 from ..sources import find
 from ..types import Dataset, Splits
+from .budget import Budget
 from .build import build_classifier, build_method
-from .defaults import Default, choose_execution, default_network, default_pixels, default_start, to_memory_format
+from .defaults import (
+    Default,
+    choose_execution,
+    default_network,
+    default_pixels,
+    default_start,
+    to_memory_format,
+    useful_epochs,
+)
 from .distributed import (
     SINGLE_PROCESS,
     ProcessGroup,
@@ -63,6 +73,7 @@ def train(
     of the recipe's words; an objective may be a function ``(classifier, batch) -> loss``. Raises SightlineError, each
     with its remedy, for data or a recipe that cannot be used, and Interrupted when stopped by a signal.
     """
+    began = time.monotonic()
     recipe = (recipe or Recipe()).replace(data=None if data is None else str(data))
     where = runtime.resolve_device(device)
     if is_under_launcher():  # torchrun started this process: the main one begins the run, all train it
@@ -70,14 +81,20 @@ def train(
         recipe = recipe.replace(devices=group.size)
         path = ""
         if group.is_main:
-            path = str(_begin_run(recipe, out, where, objective, augment, overwrite=overwrite)[0].path.resolve())
+            begun = _begin_run(recipe, out, where, objective, augment, overwrite=overwrite, began=began)
+            path = str(begun[0].path.resolve())
         return _train_as_member(group, Path(group.broadcast_text(path)), objective, augment, False)
     folder, plan, classifier, head, splits, notes = _begin_run(
-        recipe, out, where, objective, augment, overwrite=overwrite
+        recipe, out, where, objective, augment, overwrite=overwrite, began=began
     )
     if plan.recipe.devices > 1:
         return _train_in_processes(folder, plan, splits, notes, where, objective, augment, resume=False)
-    return _train_run(folder, plan, classifier, head, splits, notes, resume=False)
+    chosen = recipe.epochs is None and plan.recipe.epochs and plan.recipe.progressive_from is None
+    budget = None
+    if chosen:
+        most = useful_epochs(plan.recipe, len(splits.train.labelled))
+        budget = Budget(plan.recipe, splits, began, most, folder.log)
+    return _train_run(folder, plan, classifier, head, splits, notes, resume=False, budget=budget)
 
 
 def _begin_run(
@@ -88,6 +105,7 @@ def _begin_run(
     augment: Augment | None,
     *,
     overwrite: bool,
+    began: float,
 ) -> tuple[RunFolder, Plan, Classifier, HeadResult | None, Splits, tuple[str, ...]]:
     """All before the first step: images read, choices made and reported, the folder begun."""
     wanted = Path(out) if out is not None else None
@@ -101,7 +119,8 @@ def _begin_run(
     plan, classifier, head, built = _start(plan, splits, device)
     column = plan.recipe.fairness_column
     fair = apply_mitigation(plan.mitigation, column, splits.train.labelled, plan.objective)
-    plan, measured = choose_execution(plan, classifier, splits.train.labelled)
+    evaluated = len(splits.val) + len(splits.test)
+    plan, measured = choose_execution(plan, classifier, splits.train.labelled, began=began, evaluated=evaluated)
     more = (*built, *filter(None, [fair.note]), *measured)
     for note in more:
         progress.notify(note)
@@ -315,14 +334,19 @@ def _train_run(
     *,
     resume: bool,
     group: ProcessGroup = SINGLE_PROCESS,
+    budget: Budget | None = None,
 ) -> Run:
     recipe = plan.recipe
     method = build_method(plan, splits, classifier.device, group)
+    if budget is not None:
+        method = replace(method, hooks={**method.hooks, "budget": budget})
     to_memory_format(classifier, recipe.memory_format or "contiguous")
     if not resume and recipe.epochs and group.is_main:
         folder.write_train_batch(next(iter(method.batches(0, 0))), splits.train.classes)
     facts = _refine(classifier, plan, splits, method, folder, head, resume=resume, group=group)
-    return Run(folder.path, recipe, classifier, splits, facts, notes)
+    if group.is_main and facts["remarks"]:
+        folder.write_notes([*folder.read_notes(), *facts["remarks"]])
+    return Run(folder.path, recipe, classifier, splits, facts, (*notes, *facts["remarks"]))
 
 
 def _refine(

@@ -63,8 +63,17 @@ class RunFolder:
             self.log(note, aloud=False)
         write_text(self.path / "recipe.toml", recipe.to_toml())
         write_json(self.path / "environment.json", runtime.environment())
-        write_json(self.path / "notes.json", list(notes))
+        self.write_notes(notes)
         self._write_split(splits)
+
+    def write_notes(self, notes: Sequence[str]) -> None:
+        """Write ``notes.json``: what a reader of the report must know, in sentences."""
+        write_json(self.path / "notes.json", list(notes))
+
+    def read_notes(self) -> list[str]:
+        """The sentences of ``notes.json``; empty where there is none."""
+        file = self.path / "notes.json"
+        return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else []
 
     def _write_split(self, splits: Splits) -> None:
         rows: list[tuple[str, ...]] = [("file", "label", "split")]

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .. import errors, progress
-from ..errors import Interrupted, OutputError, SightlineError
+from ..errors import DivergenceError, Interrupted, OutputError, SightlineError
 from ..files import explain_write_errors
 from ..training import BaseHook, Recipe, SilentRunFolder, TrainingState, prepare, resolve, train_on_splits
 from ..types import Geometry, Splits
@@ -106,6 +106,8 @@ def train_trial(config: StudyConfig, store: StudyStore, images: SplitsCache, tri
         recipe = config.build_recipe(values)
         splits, again = images.for_recipe(recipe), folder.checkpoint.is_file()
         run = train_on_splits(splits, recipe, folder, device=config.device, hooks={"tuning": hook}, resume=again)
+        if run.facts["recoveries"]:  # the result would be that of another rate
+            raise DivergenceError(run.facts["remarks"][0])
     except (Interrupted, KeyboardInterrupt) as error:
         raise Interrupted(
             f"Stopped in trial {index}. It and the trials before it are saved in '{config.folder}'. "
