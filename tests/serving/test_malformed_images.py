@@ -239,4 +239,4 @@ def test_a_false_header_does_not_pass_the_pixel_limit(name):
         return  # nobody would decode it
     if header.width * header.height > limits.pixels:
         with pytest.raises(RequestError):
-            check_image(data, "", limits)
+            check_image(data, limits)
