@@ -1,5 +1,6 @@
 """``train``: from data and a recipe to a run. Prepare the images, choose what was left open, build, refine."""
 
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,6 +19,7 @@ from .build import build_classifier, build_method
 from .defaults import Default, choose_execution, default_network, default_pixels, default_start, to_memory_format
 from .distributed import (
     SINGLE_PROCESS,
+    MainGuardError,
     ProcessGroup,
     check_processes,
     group_from_env,
@@ -63,6 +65,7 @@ def train(
     of the recipe's words; an objective may be a function ``(classifier, batch) -> loss``. Raises SightlineError, each
     with its remedy, for data or a recipe that cannot be used, and Interrupted when stopped by a signal.
     """
+    runtime.check_main_guard()
     recipe = (recipe or Recipe()).replace(data=None if data is None else str(data))
     where = runtime.resolve_device(device)
     if is_under_launcher():  # torchrun started this process: the main one begins the run, all train it
@@ -76,7 +79,11 @@ def train(
         recipe, out, where, objective, augment, overwrite=overwrite
     )
     if plan.recipe.devices > 1:
-        return _train_in_processes(folder, plan, splits, notes, where, objective, augment, resume=False)
+        try:
+            return _train_in_processes(folder, plan, splits, notes, where, objective, augment, resume=False)
+        except MainGuardError:
+            shutil.rmtree(folder.path)  # nothing was trained, and the corrected script needs the place
+            raise
     return _train_run(folder, plan, classifier, head, splits, notes, resume=False)
 
 
@@ -169,6 +176,7 @@ def resume(
 
     A run with an objective or augmentation object needs it again.
     """
+    runtime.check_main_guard()
     run = RunFolder(Path(folder))
     recipe = run.read_recipe()
     if run.read_facts():
