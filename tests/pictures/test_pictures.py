@@ -267,7 +267,7 @@ def only_fonts(monkeypatch):
         each.cache_clear()
 
 
-@pytest.mark.parametrize("one, other", [("\u732b", "\u72ac"), ("\u0915", "\u0916"), ("\uac1c", "\uace0")])
+@pytest.mark.parametrize(("one", "other"), [("\u732b", "\u72ac"), ("\u0915", "\u0916"), ("\uac1c", "\uace0")])
 def test_names_without_a_font_are_written_as_codes_and_reported_once(only_fonts, one, other, capsys):
     only_fonts()
     assert not np.array_equal(sheet(one), sheet(other))

@@ -10,7 +10,7 @@ import torch
 
 from .. import progress, runtime
 from ..classifier import Classifier
-from ..data import Augment, load_dataset, split, survey
+from ..data import MAX_UNREADABLE_SHARE, Augment, load_dataset, split, survey
 from ..errors import DataError, RecipeError
 from ..preprocessing import forecast_fit
 from ..sources import find
@@ -206,7 +206,7 @@ def reopen(folder: str | Path, *, device: str = "auto") -> Run:
 
 
 def read_dataset(
-    recipe: Recipe, *, plan: Plan | None = None, max_bad: float = 0.05
+    recipe: Recipe, *, plan: Plan | None = None, max_bad: float = MAX_UNREADABLE_SHARE
 ) -> tuple[Dataset, list[Default]]:
     """Find and decode the recipe's images, at its size or a chosen one; returns them and what was chosen.
 
@@ -242,13 +242,8 @@ def prepare(plan: Plan) -> tuple[Plan, Splits, tuple[str, ...]]:
     dataset, pixels = read_dataset(plan.recipe, plan=plan)
     plan = _with_defaults(plan, pixels)
     recipe = plan.recipe
-    splits, read = _split(dataset, recipe)
+    splits, read = split_to_train(dataset, recipe)
     train = splits.train.labelled
-    if unseen := [name for name, count in zip(train.classes, train.counts, strict=True) if not count]:
-        raise DataError(
-            f"No image is left to learn {', '.join(map(repr, unseen[:5]))} from, in '{recipe.data}': they could "
-            "not be read, or are copies of images of another class. Add images, or remove the class."
-        )
     network = default_network(plan, train_images=len(train))
     plan = _with_defaults(plan, network).fit_to(train)
     recipe = plan.recipe
@@ -260,6 +255,18 @@ def prepare(plan: Plan) -> tuple[Plan, Splits, tuple[str, ...]]:
         else forecast_fit(recipe.normalize or "", train.geometry.shape, len(splits.train))
     )
     return plan, splits, (*read, *plan.notes, *chosen, *cost)
+
+
+def split_to_train(dataset: Dataset, recipe: Recipe) -> tuple[Splits, tuple[str, ...]]:
+    """The splits and notes; raises DataError where there is nothing to train or validate on, or to learn a class."""
+    splits, notes = _split(dataset, recipe)
+    train = splits.train.labelled
+    if unseen := [name for name, count in zip(train.classes, train.counts, strict=True) if not count]:
+        raise DataError(
+            f"No image is left to learn {', '.join(map(repr, unseen[:5]))} from, in '{recipe.data}': they could "
+            "not be read, or are copies of images of another class. Add images, or remove the class."
+        )
+    return splits, notes
 
 
 def _split(dataset: Dataset, recipe: Recipe) -> tuple[Splits, tuple[str, ...]]:
