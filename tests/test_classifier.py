@@ -1,6 +1,7 @@
 """The waist and its bundle: what is saved is what is loaded, and nothing unsafe is."""
 
 import contextlib
+import io
 import json
 import os
 import pickle
@@ -14,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from helpers.tiny_classifiers import WORDS
 from sightline.classifier import Classifier, amend_bundle, frozen_eval, write_bundle_card
-from sightline.errors import BundleError, OutputError
+from sightline.errors import BundleError, DataError, OutputError
 from sightline.files import checksum
 from sightline.models import BUNDLE_FORMAT, SURGERY, Architecture, Memory, build, copy_bundle, parse_architecture
 from sightline.preprocessing import NoiseFilter, Normalise, Preprocessing
@@ -101,6 +102,26 @@ def test_predict_takes_files_bytes_and_arrays_alike(tmp_path):
     direct = classifier.probabilities(torch.from_numpy(array).permute(2, 0, 1)[None].float() / 255)[0]
     assert file.confidence == pytest.approx(direct.max().item(), abs=1e-6)
     assert sum(p for _, p in file.top) == pytest.approx(1, abs=1e-6)
+
+
+def test_one_picture_of_any_kind_is_one_answer(tmp_path):
+    classifier = make()
+    array = np.random.default_rng(0).integers(0, 256, (28, 28), np.uint8)
+    image = Image.fromarray(array)
+    image.save(tmp_path / "a.png")
+    with (tmp_path / "a.png").open("rb") as file:
+        memory = io.BytesIO((tmp_path / "a.png").read_bytes())
+        answers = [classifier.predict(one) for one in (array, image, file, memory)]
+    assert [len(each) for each in answers] == [1, 1, 1, 1]
+    assert len({each[0].top for each in answers}) == 1
+    assert answers[2][0].file == str(tmp_path / "a.png")
+    assert len(list(classifier.iter_predictions(array))) == 1
+
+
+def test_predict_refuses_what_is_no_picture_with_a_sentence():
+    for given in (np.zeros((28, 28)), torch.zeros(1, 28, 28), [None], 3):
+        with pytest.raises(DataError, match="not a"):
+            make().predict(given)
 
 
 def test_predict_returns_the_error_of_an_unreadable_file(tmp_path):

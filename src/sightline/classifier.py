@@ -6,7 +6,6 @@ in. On disk it is a bundle: ``config.json`` with a checksum of every other file,
 
 import copy
 import dataclasses
-import io
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -22,7 +21,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from . import runtime
-from .data import decode, to_tensor
+from .data import ImageInput, decode, list_inputs, name_input, read_input, to_tensor
 from .errors import BundleError, ImageError, SightlineError
 from .files import atomic_replace, checksum, write_json, write_text
 from .layers import Network
@@ -49,8 +48,6 @@ from .models import (
 )
 from .preprocessing import Preprocessing
 from .types import Geometry, Prediction
-
-ImageInput = str | Path | bytes | UInt8[ndarray, "H W C"]
 
 DECODED_CHUNK = 64
 """Images that are decoded together while the chunk before them is answered."""
@@ -156,17 +153,16 @@ class Classifier(nn.Module):
     def predict(self, images: ImageInput | Iterable[ImageInput], *, top: int = 5) -> list[Prediction]:
         """The ``top`` most probable classes of each image, in order.
 
-        ``images`` are paths, bytes of image files, or decoded uint8 arrays (H W C) of any size. An image that
-        cannot be read gives a Prediction with its ``error`` instead of an exception.
+        ``images`` is one image or several: paths, bytes of image files, files opened in binary mode, Pillow images,
+        or uint8 arrays (H W) or (H W C) of any size. An image that cannot be read gives a Prediction with its
+        ``error``; anything else than an image raises DataError.
         """
-        if isinstance(images, str | Path | bytes) or (isinstance(images, ndarray) and images.ndim == 3):
-            images = [images]
         return list(self.iter_predictions(images, top=top))
 
-    def iter_predictions(self, images: Iterable[ImageInput], *, top: int = 5) -> Iterator[Prediction]:
+    def iter_predictions(self, images: ImageInput | Iterable[ImageInput], *, top: int = 5) -> Iterator[Prediction]:
         """``predict`` as a stream, for more images than should be waited for or held in memory."""
         with ThreadPoolExecutor(runtime.cpu_count()) as pool:
-            for chunk, decoded in self._decode_chunks(images, pool):
+            for chunk, decoded in self._decode_chunks(list_inputs(images), pool):
                 yield from self._predict_chunk(chunk, decoded, top)
 
     def _decode_chunks(
@@ -189,7 +185,7 @@ class Classifier(nn.Module):
         good = [pixels for pixels in decoded if isinstance(pixels, ndarray)]
         rows = iter(self._predict_probabilities(np.stack(good)).tolist() if good else [])
         for image, pixels in zip(images, decoded, strict=True):
-            name = str(image) if isinstance(image, str | Path) else ""
+            name = name_input(image)
             if isinstance(pixels, ndarray):
                 ranked = sorted(zip(self.classes, next(rows), strict=True), key=lambda pair: -pair[1])
                 unsure = ranked[0][1] < self.threshold
@@ -371,16 +367,9 @@ def find_bundle(path: Path | str) -> Path:
 
 def _decode_input(image: ImageInput, geometry: Geometry) -> _PixelsOrError:
     try:
-        if isinstance(image, ndarray):  # encoded, so that an array is resized by the same code as a file
-            from PIL import Image
-
-            stream = io.BytesIO()
-            plane = image.squeeze(-1) if image.shape[-1] == 1 else image
-            Image.fromarray(plane).save(stream, "png", compress_level=0)
-            return decode(stream.getvalue(), geometry)
-        return decode(image if isinstance(image, bytes) else Path(image).read_bytes(), geometry)
-    except (ImageError, OSError) as error:
-        return str(error.strerror if isinstance(error, OSError) else error)
+        return decode(read_input(image), geometry)
+    except ImageError as error:
+        return str(error)
 
 
 def write_bundle_card(folder: Path, text: str) -> None:

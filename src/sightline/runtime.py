@@ -3,6 +3,7 @@
 import ctypes
 import hashlib
 import math
+import multiprocessing
 import os
 import platform
 import sys
@@ -22,6 +23,18 @@ from numpy import ndarray
 from .errors import ChoiceError
 
 DEVICES = ("auto", "cpu", "cuda", "mps")
+
+MAIN_GUARD = (
+    "Each of several processes runs the script again: call this under `if __name__ == '__main__':`, in a script that "
+    "is a file (not from stdin)."
+)
+"""What a script must do that starts several processes."""
+
+
+def check_main_guard() -> None:
+    """End this process with a sentence where it is a new one that runs its parent's script once more."""
+    if getattr(multiprocessing.current_process(), "_inheriting", False):  # so until it has imported the script
+        raise SystemExit(f"sightline: {MAIN_GUARD}")
 
 
 def resolve_device(name: str = "auto") -> torch.device:

@@ -178,3 +178,37 @@ def test_check_label_issues(cli, tmp_path):
     assert value["suspects"]["files"]["table"] == str(tmp_path / "s" / "suspects.csv")
     assert {path.name for path in (tmp_path / "s").iterdir()} == {"suspects.csv", "suspects.json", "suspects.png"}
     assert "suspects" not in json.loads(cli("check", "digits", "--limit", "100", "--json").out)
+
+
+@pytest.fixture
+def discs(tmp_path):
+    """Two classes that differ by colour alone, or by nothing."""
+
+    def draw(name, colours):
+        for kind, colour in enumerate(colours):
+            (tmp_path / name / f"class{kind}").mkdir(parents=True)
+            for i in range(40):
+                rng = np.random.default_rng([kind, i])
+                pixels, (y, x) = np.full((16, 16, 3), 230), np.mgrid[:16, :16]
+                pixels[(x - rng.uniform(6, 10)) ** 2 + (y - rng.uniform(6, 10)) ** 2 < rng.uniform(9, 36)] = colour
+                noisy = np.clip(pixels + rng.normal(0, 8, pixels.shape), 0, 255).astype(np.uint8)
+                Image.fromarray(noisy).save(tmp_path / name / f"class{kind}" / f"{i}.png")
+        return load_dataset(str(tmp_path / name), Geometry(size=(16, 16)))
+
+    return draw
+
+
+def test_classes_that_differ_by_colour_alone_are_judged_by_their_pixels(discs):
+    found = find_label_issues(discs("ripe", [(200, 30, 30), (60, 160, 40)]), probe=False)
+    assert found.by == "svm-rbf"
+    assert found.accuracy.value > 0.9
+    assert len(found.issues) <= 2
+
+
+@pytest.mark.parametrize("by", [None, "svm-rbf@hog"])
+def test_a_judge_that_guesses_lists_nothing_and_says_so(discs, by):
+    found = find_label_issues(discs("same", [(90, 90, 90), (90, 90, 90)]), by)
+    assert found.issues == ()
+    assert found.probe is None
+    assert "hardly better than guessing" in found.sentence
+    assert found.as_json()["suspects"] == []

@@ -12,6 +12,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from PIL import Image
 
 from sightline import metrics, pictures
+from sightline.pictures import fonts
 from sightline.pictures import plots as diagrams
 from sightline.tuning import NumericRange, leaderboard
 from sightline.tuning.space import SearchSpace
@@ -244,3 +245,45 @@ def test_importing_pictures_is_light():
     code = "import sys, sightline.pictures; print([m for m in ('torch', 'matplotlib', 'PIL') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def sheet(caption):
+    return np.asarray(pictures.contact_sheet([np.full((32, 32, 3), 128, np.uint8)], [caption]).convert("L"))
+
+
+@pytest.fixture
+def only_fonts(monkeypatch):
+    """Choose the fonts that the system has."""
+
+    def choose(*names):
+        folder = fonts._default_font().parent
+        for each in (fonts._find_font, fonts.load_font, fonts._system_fonts):
+            each.cache_clear()
+        monkeypatch.setattr(fonts, "_absent", set())
+        monkeypatch.setattr(fonts, "_system_fonts", lambda: [folder / name for name in names])
+
+    yield choose
+    for each in (fonts._find_font, fonts.load_font):
+        each.cache_clear()
+
+
+@pytest.mark.parametrize(("one", "other"), [("\u732b", "\u72ac"), ("\u0915", "\u0916"), ("\uac1c", "\uace0")])
+def test_names_without_a_font_are_written_as_codes_and_reported_once(only_fonts, one, other, capsys):
+    only_fonts()
+    assert not np.array_equal(sheet(one), sheet(other))
+    assert pictures.make_legible(f"a {one}") == f"a \\u{ord(one):04x}"
+    assert capsys.readouterr().err.count("Install a font") == 1
+    counts = [[3, 1], [0, 4]]
+    drawn = [np.asarray(pictures.plot_confusion_matrix(counts, ["a", name])) for name in (one, other)]
+    assert not np.array_equal(*drawn)
+
+
+def test_a_font_of_the_system_is_used_where_it_has_the_characters(only_fonts, capsys):
+    only_fonts("STIXSizOneSymReg.ttf", "STIXGeneral.ttf")
+    assert fonts.load_font(13, "\u24b6").getname()[0] == "STIXGeneral"
+    assert fonts.load_font(13, "caf\u00e9 \u03b1").getname()[0] == "DejaVu Sans"
+    assert pictures.make_legible("\u24b6") == "\u24b6"
+    assert not np.array_equal(sheet("\u24b6"), sheet("\u24b7"))
+    drawn = [np.asarray(pictures.plot_confusion_matrix([[3, 1], [0, 4]], ["a", c])) for c in "\u24b6\u24b7"]
+    assert not np.array_equal(*drawn)
+    assert capsys.readouterr().err == ""

@@ -378,7 +378,7 @@ def test_concurrent_requests_get_the_answers_of_single_ones():
         async def ask():
             many = [pictures()[k % 12] for k in range(200)]
             return many, await asyncio.gather(
-                *(service.batcher.submit_async(PredictRequest([one], [""])) for one in many)
+                *(service.batcher.submit_async(PredictRequest([one])) for one in many)
             )
 
         many, found = asyncio.run(ask())
@@ -389,25 +389,18 @@ def test_concurrent_requests_get_the_answers_of_single_ones():
 
 
 @pytest.mark.parametrize(
-    ("data", "declared", "status"),
-    [
-        (b"", "", 400),
-        (b"hello", "", 415),
-        (b"\0\0\0\x18ftypheic", "image/heic", 415),
-        (pictures()[0], "image/jpeg", 415),
-        (pictures()[1], "image/png", 415),
-        (pictures()[0][:40], "image/png", 422),
-    ],
+    ("data", "status"),
+    [(b"", 400), (b"hello", 415), (b"\0\0\0\x18ftypheic", 415), (pictures()[0][:40], 422)],
 )
-def test_what_is_not_an_image_has_its_own_status(engine, data, declared, status):
-    found = engine.decode_image(data, declared, RequestLimits())
+def test_what_is_not_an_image_has_its_own_status(engine, data, status):
+    found = engine.decode_image(data, RequestLimits())
     assert isinstance(found, RequestError)
     assert found.status == status
 
 
 def test_pixels_are_counted_before_any_is_decoded(engine):
     for image in pictures():
-        assert isinstance(engine.decode_image(image, "", RequestLimits(pixels=40 * 48)), np.ndarray)
-        refused = engine.decode_image(image, "", RequestLimits(pixels=40 * 48 - 1))
+        assert isinstance(engine.decode_image(image, RequestLimits(pixels=40 * 48)), np.ndarray)
+        refused = engine.decode_image(image, RequestLimits(pixels=40 * 48 - 1))
         assert isinstance(refused, RequestError)
         assert refused.status == 413

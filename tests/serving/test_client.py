@@ -1,5 +1,6 @@
 """The client against a real service, and servers that misbehave; its answers are those of the classifier."""
 
+import io
 import json
 import socket
 import threading
@@ -77,6 +78,9 @@ def test_files_bytes_and_arrays_are_the_same_image(client, network, tmp_path):
     same(client.predict(pixels)[0], network.predict(pixels)[0])
     grey = pixels[..., :1]
     same(client.predict(grey)[0], network.predict(grey)[0])
+    for one in (pixels[..., 0], picture(), io.BytesIO(data)):
+        (reply,) = client.predict(one)
+        same(reply, network.predict(one)[0])
 
 
 def test_an_unreadable_image_is_a_reply_with_the_same_error(client, network, tmp_path):

@@ -89,6 +89,98 @@ def test_a_raw_image_needs_no_content_type(client, kind):
     assert raw(client, JPEG, kind).status_code == 200
 
 
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "image/png",
+        "image/x-jpeg",
+        "binary/octet-stream",
+        "application/x-www-form-urlencoded",
+        "application/json",
+        "text/html",
+        "*/*",
+    ],
+)
+def test_what_is_an_image_by_its_content_is_read_whatever_it_is_declared_to_be(client, kind):
+    known = raw(client, JPEG).json()["predictions"][0]["confidence"]
+    form = client.post("/predict", files={"image": ("photo.gif", JPEG, kind)})
+    for answer in (raw(client, JPEG, kind), form):
+        assert answer.status_code == 200
+        assert answer.json()["predictions"][0]["confidence"] == pytest.approx(known, abs=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["", "text/plain", "application/x-www-form-urlencoded"])
+def test_json_is_read_whatever_it_is_declared_to_be(client, kind):
+    assert raw(client, b' {"image": "%s"}' % text(JPEG).encode(), kind).status_code == 200
+
+
+BASE64 = {
+    "with line breaks": lambda data: base64.encodebytes(data).decode(),
+    "url-safe": lambda data: base64.urlsafe_b64encode(data).decode(),
+    "url-safe and unpadded": lambda data: base64.urlsafe_b64encode(data).decode().rstrip("="),
+    "in a data URL with line breaks": lambda data: (
+        "data:image/gif;base64,\r\n" + base64.encodebytes(data).decode()
+    ),
+    "in a data URL in capitals": lambda data: f" DATA:image/jpeg;charset=x;BASE64,{text(data)} ",
+}
+
+
+@pytest.mark.parametrize("form", BASE64)
+@pytest.mark.parametrize("rest", [0, 1, 2])
+def test_base64_is_read_in_its_usual_forms(client, form, rest):
+    written = BASE64[form](JPEG + b"\xff" * rest)  # what follows the image decides the padding
+    assert as_json(client, image=written).status_code == 200
+    assert client.post("/predict", files={"image": (None, written)}).status_code == 200
+
+
+@pytest.mark.parametrize("written", ["a", "ab=cd", "a%b", "/etc/passwd", "é", "data:image/png,abc"])
+def test_what_is_no_base64_is_refused(client, written):
+    answer = as_json(client, image=written)
+    assert answer.status_code == 422
+    assert "base64" in answer.json()["detail"]
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        b'name="image"',
+        b'name="anything"',
+        b"name=\"image\"; filename*=UTF-8''%E7%8C%AB.jpg",
+        b'name="image"; filename="a.jpg"\r\nContent-Transfer-Encoding: base64',
+    ],
+)
+def test_a_part_that_is_an_image_needs_no_file_name(client, head):
+    data = base64.encodebytes(JPEG) if b"base64" in head else JPEG
+    body = b"--X\r\nContent-Disposition: form-data; " + head + b"\r\n\r\n" + data + b"\r\n--X--\r\n"
+    assert raw(client, body, "multipart/form-data; boundary=X").status_code == 200
+
+
+def test_a_text_field_stays_text_even_if_it_begins_like_an_image(client):
+    answer = client.post("/predict", files={"image": ("a", JPEG), "subject": (None, "P3 ward")})
+    assert len(answer.json()["predictions"]) == 1
+
+
+@pytest.mark.parametrize("path", ["/", "/healthz", "/readyz", "/classes", "/metrics", "/openapi.json", "/docs"])
+def test_head_is_get_without_the_body_and_a_slash_at_the_end_is_forgiven(client, path):
+    got, head = client.get(path), client.head(path)
+    assert (head.status_code, head.content) == (got.status_code, b"")
+    assert head.headers["content-type"] == got.headers["content-type"]
+    secured(head)
+    assert client.get(path.rstrip("/") + "/").status_code == 200
+
+
+def test_routes_that_only_post_forgive_a_slash_and_refuse_head(client):
+    assert client.post("/predict/", content=JPEG).status_code == 200
+    assert client.head("/predict").status_code == 405
+    id = raw(client, JPEG).json()["predictions"][0]["id"]
+    assert client.post("/feedback/", json={"id": id, "label": "star"}).status_code == 200
+
+
+def test_a_refused_host_or_origin_names_the_way_out(client):
+    assert "--open" in client.get("/classes", headers={"Host": "example.org"}).json()["detail"]
+    assert "--origin" in client.get("/classes", headers={"Origin": "http://example.org"}).json()["detail"]
+
+
 def test_top_is_capped_by_the_number_of_classes(client):
     assert len(raw(client, JPEG, query="?top=2").json()["predictions"][0]["top"]) == 2
     assert len(as_json(client, image=text(JPEG), top=1).json()["predictions"][0]["top"]) == 1
@@ -141,9 +233,9 @@ def test_an_exported_file_has_no_heat_maps_and_no_journal():
 BAD = {
     "nothing": (lambda c: raw(c, b""), 400),
     "junk": (lambda c: raw(c, b"junk"), 415),
-    "another type": (lambda c: raw(c, JPEG, "image/png"), 415),
-    "text": (lambda c: raw(c, JPEG, "text/html"), 415),
-    "curl's own": (lambda c: raw(c, JPEG, "application/x-www-form-urlencoded"), 415),
+    "text": (lambda c: raw(c, b"<p>Hello</p>", "text/html"), 415),
+    "curl's own": (lambda c: raw(c, b"image=cat.jpg", "application/x-www-form-urlencoded"), 415),
+    "text in place of an image": (lambda c: raw(c, b"hello", "image/jpeg"), 415),
     "compressed": (lambda c: raw(c, JPEG, **{"Content-Encoding": "gzip"}), 415),
     "cut short": (lambda c: raw(c, JPEG[:400]), 422),
     "an empty image": (lambda c: as_json(c, image=""), 400),

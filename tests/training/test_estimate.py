@@ -4,10 +4,11 @@ import json
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from sightline import runtime
-from sightline.errors import ChoiceError, RecipeError
-from sightline.training import Recipe
+from sightline.errors import ChoiceError, DataError, RecipeError
+from sightline.training import Recipe, estimate, train
 from sightline.training.estimate import estimate_cost, find_lr
 from sightline.training.presets import PRESETS
 
@@ -87,3 +88,49 @@ def test_bad_input_is_refused_before_images_are_read():
     with pytest.raises(ChoiceError, match="initialisation"):
         estimate_cost("digits", QUICK.replace(init="glorot"))
     assert runtime.permutation(5, 0).tolist() == runtime.permutation(5, 0).tolist()
+
+
+@pytest.fixture
+def photos(tmp_path):
+    """Two classes of 20 images, and five files that are no images."""
+    for name in ("cat", "dog"):
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        for i in range(20):
+            pixels = np.random.default_rng([i, len(name), name == "cat"]).integers(0, 256, (8, 8, 3), np.uint8)
+            Image.fromarray(pixels).save(tmp_path / f"photos/{name}/{i}.png")
+    for i in range(5):
+        (tmp_path / f"photos/cat/x{i}.png").write_bytes(b"")
+    return tmp_path / "photos"
+
+
+@pytest.mark.parametrize("sample", [512, 43])
+def test_a_dry_run_refuses_what_training_refuses(photos, sample, monkeypatch):
+    monkeypatch.setattr(estimate, "ESTIMATE_SAMPLE_IMAGES", sample)
+    recipe = QUICK.replace(limit=None, batch_size=8, epochs=1)
+    with pytest.raises(DataError, match="cannot be read"):
+        estimate_cost(photos, recipe)
+    for path in photos.glob("cat/x*"):
+        path.unlink()
+    assert estimate_cost(photos, recipe).values["train_images"] > 0
+    with pytest.raises(RecipeError, match="shared evenly"):
+        estimate_cost(photos, recipe.replace(devices=3))
+
+
+def test_a_dry_run_refuses_what_cannot_be_split_as_training_does(photos):
+    for path in photos.glob("*/*.png"):
+        if path.name != "0.png":
+            path.unlink()
+    recipe, errors = QUICK.replace(limit=None, batch_size=8, epochs=1), []
+    for run in (estimate_cost, train):
+        with pytest.raises(DataError) as caught:
+            run(photos, recipe)
+        errors.append(str(caught.value))
+    assert errors[0] == errors[1]
+
+
+def test_a_dry_run_refuses_a_folder_that_exists(cli, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "notes.txt").write_text("mine")
+    words = ("train", "digits", "--model", "mlp", "--limit", "100", "--epochs", "1", "--out", tmp_path / "run")
+    dry, real = cli(*words, "--dry-run"), cli(*words)
+    assert (dry.code, dry.err.splitlines()[-1]) == (2, real.err.splitlines()[-1])

@@ -22,7 +22,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     from cyclopts import CycloptsError
 
     from .app import app, rename_old_flags
+    from .output import escape_in_streams
 
+    escape_in_streams(sys.stdout, sys.stderr)
     words = ["--help" if word == "--help-all" else word for word in words if word != "--debug"]
     words = rename_old_flags(words)
 

@@ -50,7 +50,8 @@ def check(
         Also rank labels that look wrong, by classifiers that were not trained on the image: seconds for a thousand
         small images.
     by: str
-        Method of --label-issues: a baseline (default: svm-rbf@hog) or a network.
+        Method of --label-issues: a baseline (default: svm-rbf@hog, or svm-rbf@pixels
+        where only that can tell the classes apart) or a network.
     out_dir: Path
         Folder for the results of --label-issues. Default: runs/DATA-suspects.
     """
@@ -71,10 +72,10 @@ def check(
         value["clean"] = write_clean_manifest(dataset, data, out)
         text += f"\n\n{format_clean_summary(value['clean'], out)}"
     if label_issues or by or out_dir:
-        from ..comparison import DEFAULT_LABEL_CHECKER, find_label_issues, write_label_issues
+        from ..comparison import find_label_issues, write_label_issues
 
         name = re.sub(r"[^\w.-]+", "_", Path(data).name.partition(".")[0]) or "data"
-        found = find_label_issues(dataset, by or DEFAULT_LABEL_CHECKER)
+        found = find_label_issues(dataset, by)
         files = write_label_issues(found, dataset, out_dir or Path("runs") / f"{name}-suspects")
         value["suspects"] = {**found.as_json(), "files": files}
         text += f"\n\n{format_label_issues(value['suspects'])}"

@@ -1,5 +1,7 @@
 """Output of the verbs: a table for people, one JSON object for programs."""
 
+import codecs
+import io
 import json as json_module
 import shlex
 import sys
@@ -47,6 +49,27 @@ Switch = Annotated[bool, Parameter(negative=())]
 
 Words = Annotated[tuple[str, ...], Parameter(consume_multiple=True, negative=())]
 """A flag that takes one or more words."""
+
+
+JSON_ESCAPES = "json_escapes"
+"""Name of the error handler for encodings: what cannot be written becomes JSON's escapes, valid in JSON and legible
+in text."""
+
+
+def _escape_unencodable(error: UnicodeError) -> tuple[str, int]:
+    assert isinstance(error, UnicodeEncodeError)
+    units = error.object[error.start : error.end].encode("utf-16-be", "surrogatepass").hex()
+    return "".join(f"\\u{units[i : i + 4]}" for i in range(0, len(units), 4)), error.end
+
+
+codecs.register_error(JSON_ESCAPES, _escape_unencodable)
+
+
+def escape_in_streams(*streams: object) -> None:
+    """Let streams of any encoding write every text: class and file names may have characters that it lacks."""
+    for stream in streams:
+        if isinstance(stream, io.TextIOWrapper):  # a test or a notebook may have put something else there
+            stream.reconfigure(errors=JSON_ESCAPES)
 
 
 def emit(value: Mapping[str, Any], json: bool, render: Callable[[Console, Mapping[str, Any]], None]) -> None:

@@ -2,7 +2,8 @@
 
 import json
 import sys
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol, runtime_checkable
@@ -10,10 +11,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol, runtime_che
 from cyclopts import Parameter
 
 from ..errors import ChoiceError, DataError, RecipeError
-from .output import DEFAULTS, Options, Switch
+from .output import DEFAULTS, JSON_ESCAPES, Options, Switch
 
 if TYPE_CHECKING:
-    from ..classifier import ImageInput
+    from ..data import ImageInput
     from ..types import Prediction
 
 PredictionFormat = Literal["text", "jsonl", "csv", "json"]
@@ -52,7 +53,8 @@ def predict(
     run: Path
         A run or bundle folder, or an exported .onnx file; left out with --url.
     images: str
-        Files, folders, globs, or - for stdin; an unreadable file gives a row with its error.
+        Files, folders, globs, or - for stdin; an unreadable file gives a row with its error, and exit code 2 where
+        none could be read.
     top: int
         Number of classes to print, the most probable first.
     format: str
@@ -92,11 +94,24 @@ def predict(
     else:
         predictions, columns = _predict_locally(str(run), found, options.device, top, threshold, alpha, per_class)
     kind = "json" if options.json else format
+    readable: Counter[bool] = Counter()
+
+    def counted() -> Iterator["Prediction"]:
+        for one in predictions:
+            readable[one.error is None] += 1
+            yield one
+
     if out is None:
-        write_predictions(sys.stdout, predictions, kind, top, columns)
+        write_predictions(sys.stdout, counted(), kind, top, columns)
     else:
-        with atomic_replace(out) as temporary, temporary.open("w", newline="", encoding="utf-8") as stream:
-            write_predictions(stream, predictions, kind, top, columns)
+        # Names of files may have bytes that are not UTF-8, which Python keeps as lone surrogates.
+        escapes = {"encoding": "utf-8", "errors": JSON_ESCAPES}
+        with atomic_replace(out) as temporary, temporary.open("w", newline="", **escapes) as stream:
+            write_predictions(stream, counted(), kind, top, columns)
+    if not readable[True]:
+        count = readable.total()
+        what = "The image could not be read" if count == 1 else f"None of the {count:,} images could be read"
+        raise DataError(f"{what}: correct the names or the files by the reasons in the output.")
 
 
 def _predict_locally(

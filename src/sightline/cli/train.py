@@ -80,7 +80,7 @@ def train(
     find_lr: Path
         Learning-rate range test: train some steps at rising rates, suggest a rate, plot the losses to this file.
     """
-    from ..training import estimate_cost, is_secondary
+    from ..training import check_run_folder, estimate_cost, is_secondary
     from ..training import find_lr as run_range_test
     from ..training import resume as resume_training
     from ..training import train as run_training
@@ -98,6 +98,7 @@ def train(
     asked = recipe_from_flags(flags, recipe, preset)
     data = data or asked.data
     if dry_run:
+        check_run_folder(out, overwrite=overwrite)
         found = estimate_cost(data, asked, device=options.device)
         emit(found.values, options.json, lambda console, _: show(console, found))
     elif find_lr is not None:

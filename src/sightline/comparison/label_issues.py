@@ -34,6 +34,12 @@ from .cross_validation import HeldOutFold, fold_splits
 DEFAULT_LABEL_CHECKER = "svm-rbf@hog"
 """The candidate whose predictions are compared with the labels; docs/suspects.md has the alternatives measured."""
 
+COLOUR_LABEL_CHECKER = "svm-rbf@pixels"
+"""Tried where the default, which sees no colour, cannot tell the classes apart."""
+
+MIN_JUDGE_SKILL = 0.25
+"""Skill below which nothing is listed: most of the list would be right labels."""
+
 PLANTED_ERROR_SHARE = 0.03
 """Share of the labels that the probe changes, of at least 20 images."""
 
@@ -90,9 +96,17 @@ class LabelIssueReport:
     probe: PlantedErrorProbe | None
     remarks: tuple[str, ...] = ()
 
+    skill: float = 1.0
+    """(accuracy - chance) / (1 - chance), with the share of the largest class as chance; issues need some."""
+
     @property
     def sentence(self) -> str:
         """How many issues were found, and how far the list can be trusted."""
+        if self.skill < MIN_JUDGE_SKILL:
+            return (
+                f"No label is listed: {self.by} agrees with {self.accuracy.value:.0%} of {self.n:,} labels, hardly "
+                "better than guessing, so it cannot judge them. Judge by a network: --by resnet20."
+            )
         count = len(self.issues)
         labels = "1 label looks" if count == 1 else f"{count:,} labels look"
         found = f"{labels} wrong among {self.n:,} ({self.by}, {self.folds} folds)."
@@ -129,7 +143,7 @@ class LabelIssueReport:
 
 def find_label_issues(
     dataset: Dataset,
-    by: str = DEFAULT_LABEL_CHECKER,
+    by: str | None = None,
     *,
     folds: int = 5,
     seed: int = 0,
@@ -141,13 +155,21 @@ def find_label_issues(
 
     Args:
         dataset: N images of K classes.
-        by: a baseline (its features are extracted once), or a network, trained by ``recipe`` on each fold.
+        by: a baseline (its features are extracted once), or a network, trained by ``recipe`` on each fold. Default:
+            ``DEFAULT_LABEL_CHECKER``, or ``COLOUR_LABEL_CHECKER`` where only that can tell the classes apart.
         folds: at most; fewer where a class has fewer distinct images. Copies and near duplicates share a fold.
         probe: for baselines, change some labels and report how many of them are found.
 
     Raises DataError where fewer than two classes have two distinct images, RecipeError for fewer than two folds,
     ChoiceError for an unknown ``by``.
     """
+    if by is None:
+        more: dict[str, Any] = {"folds": folds, "seed": seed, "recipe": recipe, "probe": probe, "device": device}
+        found = find_label_issues(dataset, DEFAULT_LABEL_CHECKER, **more)
+        if found.skill >= MIN_JUDGE_SKILL:
+            return found
+        other = find_label_issues(dataset, COLOUR_LABEL_CHECKER, **more)
+        return max(found, other, key=lambda one: one.skill)
     candidate = parse_candidate(by, (recipe or Recipe(epochs=8)).replace(seed=seed))
     rows, remarks = _select_images(dataset)
     part = dataset.subset(rows)
@@ -167,6 +189,10 @@ def find_label_issues(
     else:
         probabilities = _network_probabilities(part, candidate, held_out, device)
         ranked = _rank_issues(part.labels, probabilities)
+    accuracy = wilson(float((probabilities.argmax(1) == part.labels).sum()), len(part))
+    chance = float(part.counts.max() / part.counts.sum())
+    if (skill := (accuracy.value - chance) / (1 - chance)) < MIN_JUDGE_SKILL:
+        ranked, planted = [], None
     joint = confident_joint(part.labels, probabilities)
     counted = joint.sum(1)
     wrong = np.divide(counted - joint.diagonal(), counted, out=np.zeros(len(counted)), where=counted > 0)
@@ -186,12 +212,13 @@ def find_label_issues(
         folds=len(held_out),
         classes=part.classes,
         n=len(part),
-        accuracy=wilson(float((probabilities.argmax(1) == part.labels).sum()), len(part)),
+        accuracy=accuracy,
         issues=tuple(issues),
         joint=joint,
         estimated_error_rate=float(wrong @ part.counts / max(1, part.counts.sum())),
         probe=planted,
         remarks=remarks,
+        skill=skill,
     )
 
 

@@ -23,13 +23,16 @@ _MAX_LISTED_FILES = 12
 FACT_COLUMNS = ("width", "height", "channels", "rotated")
 """Columns of a dataset that come from the image files themselves."""
 
+MAX_UNREADABLE_SHARE = 0.05
+"""Share of unreadable files that training skips without asking."""
+
 
 def load_dataset(
     source: Source | str | Path,
     geometry: Geometry,
     *,
     cache: Path | None = None,
-    max_bad: float = 0.05,
+    max_bad: float = MAX_UNREADABLE_SHARE,
     keep: bool | None = None,
 ) -> Dataset:
     """The images of a source, decoded at the working size.

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Float, UInt8
 from numpy import ndarray
 
-from ..pictures import PALETTE, load_font, shorten_text
+from ..pictures import PALETTE, load_font, make_legible, shorten_text
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -107,7 +107,7 @@ def draw_strips(strips: Sequence[Strip], *, legend: str = "") -> "Image":
     most = max(len(strip.panels) for strip in strips)
     across = -(-most // -(-most // MAX_STRIP_PANELS))
     width = across * (PANEL_SIDE + PANEL_GAP) + PANEL_GAP
-    written = [_wrap(strip.sentence, width - 2 * PANEL_GAP) for strip in strips]
+    written = [_wrap(make_legible(strip.sentence), width - 2 * PANEL_GAP) for strip in strips]
     rows = [-(-len(strip.panels) // across) for strip in strips]
     tall = PANEL_SIDE + TITLE_HEIGHT + LINE_HEIGHT
     heights = [
@@ -124,9 +124,12 @@ def draw_strips(strips: Sequence[Strip], *, legend: str = "") -> "Image":
         for number, panel in enumerate(strip.panels):
             left, upper = PANEL_GAP + number % across * (PANEL_SIDE + PANEL_GAP), top + number // across * tall
             image, middle, below = panel.picture, left + PANEL_SIDE / 2, upper + TITLE_HEIGHT + PANEL_SIDE + 4
-            title = shorten_text(panel.title, load_font(13), PANEL_SIDE)
-            place = (middle, upper + TITLE_HEIGHT - 6)
-            draw.text(place, title, fill=PALETTE["ink"], font=load_font(13), anchor="ms")
+            words = make_legible(panel.title)
+            title, place = (
+                shorten_text(words, load_font(13, words), PANEL_SIDE),
+                (middle, upper + TITLE_HEIGHT - 6),
+            )
+            draw.text(place, title, fill=PALETTE["ink"], font=load_font(13, words), anchor="ms")
             corner = (
                 left + (PANEL_SIDE - image.width) // 2,
                 upper + TITLE_HEIGHT + (PANEL_SIDE - image.height) // 2,
@@ -134,11 +137,12 @@ def draw_strips(strips: Sequence[Strip], *, legend: str = "") -> "Image":
             picture.paste(image, corner)
             edge = [corner[0] - 1, corner[1] - 1, corner[0] + image.width, corner[1] + image.height]
             draw.rectangle(edge, outline=PALETTE["line"])
-            note = shorten_text(panel.note, load_font(11), PANEL_SIDE)
-            draw.text((middle, below), note, fill=PALETTE["faint"], font=load_font(11), anchor="ma")
+            words = make_legible(panel.note)
+            note = shorten_text(words, load_font(11, words), PANEL_SIDE)
+            draw.text((middle, below), note, fill=PALETTE["faint"], font=load_font(11, words), anchor="ma")
         for number, line in enumerate(text):
             below = top + height - PANEL_GAP - (len(text) - number) * LINE_HEIGHT
-            draw.text((PANEL_GAP, below), line, fill=PALETTE["ink"], font=load_font(13))
+            draw.text((PANEL_GAP, below), line, fill=PALETTE["ink"], font=load_font(13, line))
         top += height
     if legend:
         draw.text((PANEL_GAP, top + 2), legend, fill=PALETTE["faint"], font=load_font(12))

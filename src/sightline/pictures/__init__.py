@@ -3,7 +3,8 @@
 Imports no torch; Pillow and matplotlib are imported when a picture is drawn.
 """
 
-from .contact_sheets import contact_sheet, data_url, encode_png, load_font, shorten_text, thumbnail
+from .contact_sheets import contact_sheet, data_url, encode_png, shorten_text, thumbnail
+from .fonts import load_font, make_legible
 from .plots import (
     plot_candidates,
     plot_confusion_matrix,

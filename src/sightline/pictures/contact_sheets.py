@@ -3,19 +3,16 @@
 import base64
 import io
 from collections.abc import Sequence
-from functools import cache
-from importlib.util import find_spec
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jaxtyping import UInt8
 from numpy import ndarray
 
+from .fonts import load_font, make_legible
 from .style import PALETTE
 
 if TYPE_CHECKING:
     from PIL.Image import Image
-    from PIL.ImageFont import FreeTypeFont, ImageFont
 
 
 def contact_sheet(
@@ -41,7 +38,7 @@ def contact_sheet(
 
     if len(captions) != len(images) or (notes is not None and len(notes) != len(images)):
         raise ValueError("a contact sheet needs one caption, and one note if any, for each image")
-    font, gap = load_font(13), 10
+    gap = 10
     line = 20 if notes is None else 37
     across = max(1, min(columns, len(images)))
     down = -(-len(images) // across)
@@ -54,8 +51,9 @@ def contact_sheet(
         tile = _fit_cell(image, cell)
         sheet.paste(tile, (left + (cell - tile.width) // 2, top + (cell - tile.height) // 2))
         for words, colour, below in lines:
-            place = (left + cell / 2, top + cell + below)
-            draw.text(place, shorten_text(words[i], font, cell), fill=PALETTE[colour], font=font, anchor="ma")
+            place, text = (left + cell / 2, top + cell + below), make_legible(words[i])
+            font = load_font(13, text)
+            draw.text(place, shorten_text(text, font, cell), fill=PALETTE[colour], font=font, anchor="ma")
     return sheet
 
 
@@ -75,17 +73,6 @@ def _fit_cell(image: ndarray, cell: int) -> "Image":
         return picture.resize((width, height), Image.Resampling.LANCZOS, reducing_gap=3)
     factor = cell // longest
     return picture.resize((picture.width * factor, picture.height * factor), Image.Resampling.NEAREST)
-
-
-@cache
-def load_font(size: int) -> "FreeTypeFont | ImageFont":
-    """DejaVu Sans of ``size`` points, which matplotlib ships on every system."""
-    from PIL import ImageFont
-
-    matplotlib = find_spec("matplotlib")  # located, not imported: the import takes longer than drawing
-    assert matplotlib is not None
-    assert matplotlib.origin is not None
-    return ImageFont.truetype(Path(matplotlib.origin).parent / "mpl-data/fonts/ttf/DejaVuSans.ttf", size)
 
 
 def shorten_text(text: str, font: Any, width: float) -> str:

@@ -4,12 +4,13 @@ Colours are Okabe and Ito's (2008), which colour-blind readers can distinguish; 
 difference.
 """
 
-import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+from .fonts import make_legible, use_fonts
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -76,13 +77,13 @@ def render_figure(figure: "Figure", *, dpi: int = 144) -> "Image":
 
     figure.set_dpi(dpi)
     canvas = FigureCanvasAgg(figure)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
-        canvas.draw()
+    use_fonts(figure)
+    canvas.draw()
     return Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
 
 
 def shorten_label(name: str, most: int = 18) -> str:
-    """A name cut to ``most`` characters for an axis, with $ escaped."""
+    """A name cut to ``most`` characters for an axis, with $ escaped and characters without a font as codes."""
+    name = make_legible(name)
     # matplotlib renders text between two dollar signs as mathematics
     return (name if len(name) <= most else f"{name[: most - 1]}…").replace("$", r"\$")

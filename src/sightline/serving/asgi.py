@@ -63,9 +63,13 @@ class PredictASGI:
             await self._lifespan(receive, send)
         elif scope["type"] != "http":
             await send({"type": "websocket.close", "code": 1000})
-        elif scope["path"] == "/predict" and scope["method"] == "POST":
+            return
+        path = scope["path"].rstrip("/") or "/"  # a slash at the end is forgiven
+        if path == "/predict" and scope["method"] == "POST":
             await self._predict(scope, receive, send)
         else:
+            if path != scope["path"]:
+                scope = {**scope, "path": path, "raw_path": path.encode()}
             await self._forward(scope, receive, send)
 
     async def _predict(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -109,7 +113,10 @@ class PredictASGI:
             self.buffered_bytes -= own_bytes
 
     async def _forward(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass a request on, with its body read; add security headers to the response and count it."""
+        """Pass a request on, with its body read; add security headers to the response and count it.
+
+        HEAD is answered as GET is, without the body.
+        """
         status = 0
         unread: Iterator[MutableMapping[str, Any]] = iter(())  # a body that was read already
 
@@ -121,7 +128,12 @@ class PredictASGI:
             if message["type"] == "http.response.start":
                 status = message["status"]
                 message["headers"] = add_security_headers(message.get("headers", ()))
+            elif is_head:
+                message = {**message, "body": b""}
             await send(message)
+
+        if is_head := scope["method"] == "HEAD":
+            scope = {**scope, "method": "GET"}
 
         try:
             if scope["path"] not in KEYLESS_ROUTES:

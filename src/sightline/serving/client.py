@@ -1,7 +1,6 @@
 """A client of the service: a classifier that runs elsewhere, asked over HTTP as ``Classifier.predict`` is."""
 
 import base64
-import io
 import json
 import os
 from collections import deque
@@ -13,12 +12,11 @@ from typing import Any
 from urllib.parse import quote, urlencode, urlsplit
 
 import urllib3
-from numpy import ndarray
 from urllib3.exceptions import HTTPError, LocationParseError, MaxRetryError
 from urllib3.util import parse_url
 
-from ..classifier import ImageInput
-from ..errors import ServiceError
+from ..data import ImageInput, list_inputs, name_input, read_input
+from ..errors import ImageError, ServiceError
 from ..types import Prediction
 
 MAX_REQUEST_IMAGES, MAX_REQUEST_BYTES = 16, 4_000_000
@@ -132,21 +130,20 @@ class Client:
     ) -> list[Reply]:
         """Return the ``top`` most probable classes of each image, in order.
 
-        ``images`` are files, their bytes, or uint8 arrays (H W C). An unreadable one is a Reply with an ``error``.
-        ``subject`` is whom or what they show, for a later erasure from the journal. Raise ServiceError.
+        ``images`` is what ``Classifier.predict`` takes. An unreadable one is a Reply with an ``error``. ``subject``
+        is whom or what they show, for a later erasure from the journal. Raise ServiceError, or DataError for
+        anything else than an image.
         """
-        if isinstance(images, str | Path | bytes) or (isinstance(images, ndarray) and images.ndim == 3):
-            images = [images]
         return list(self.stream_predictions(images, top=top, subject=subject))
 
     def stream_predictions(
-        self, images: Iterable[ImageInput], *, top: int = 5, subject: str | None = None
+        self, images: ImageInput | Iterable[ImageInput], *, top: int = 5, subject: str | None = None
     ) -> Iterator[Reply]:
         """Yield what ``predict`` returns; several requests run at a time, and only their images are in memory."""
         waiting: deque[Future[list[Reply]]] = deque()
         with ThreadPoolExecutor(MAX_CONCURRENT_REQUESTS) as pool:
             try:
-                for uploads in _split_into_requests(images):
+                for uploads in _split_into_requests(list_inputs(images)):
                     waiting.append(pool.submit(self._predict_batch, uploads, top, subject))
                     if len(waiting) > MAX_CONCURRENT_REQUESTS:
                         yield from waiting.popleft().result()
@@ -333,22 +330,11 @@ def _split_into_requests(images: Iterable[ImageInput]) -> Iterator[list[_Upload]
 
 
 def _load_upload(image: ImageInput) -> _Upload:
-    """Read a file, or encode an array (H W C) as PNG."""
-    if isinstance(image, bytes):
-        name, data = "", image
-    elif isinstance(image, ndarray):
-        from PIL import Image as pillow
-
-        stream = io.BytesIO()
-        plain = image.squeeze(-1) if image.shape[-1] == 1 else image
-        pillow.fromarray(plain).save(stream, "png", compress_level=1)
-        name, data = "", stream.getvalue()
-    else:
-        name = str(image)
-        try:
-            data = Path(image).read_bytes()
-        except OSError as error:
-            return _Upload(name, b"", error.strerror)
+    name = name_input(image)
+    try:
+        data = read_input(image, compress_level=1)
+    except ImageError as error:
+        return _Upload(name, b"", str(error))
     return _Upload(name, data, None if data else "the file is empty (zero bytes)")
 
 

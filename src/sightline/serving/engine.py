@@ -22,39 +22,10 @@ from .. import runtime
 from ..data import IMAGE_FORMATS, decode, read_header, read_jpeg_header
 from ..errors import ImageError
 from ..types import Geometry
-from .requests import PredictRequest, RankedPrediction, RequestError, RequestLimits
+from .requests import PredictRequest, RankedPrediction, RequestError, RequestLimits, sniff_type
 
 if TYPE_CHECKING:
     from ..classifier import Classifier
-
-IMAGE_SIGNATURES = {
-    b"\xff\xd8\xff": "image/jpeg",
-    b"\x89PNG\r\n\x1a\n": "image/png",
-    b"GIF87a": "image/gif",
-    b"GIF89a": "image/gif",
-    b"BM": "image/bmp",
-    b"II*\0": "image/tiff",
-    b"MM\0*": "image/tiff",
-    b"II+\0": "image/tiff",
-    b"MM\0+": "image/tiff",
-}
-"""Content type by first bytes; ``sniff_type`` adds WebP and the PNM family."""
-
-TYPE_ALIASES = {
-    "image/jpg": "image/jpeg",
-    "image/pjpeg": "image/jpeg",
-    "image/apng": "image/png",
-    "image/x-png": "image/png",
-    "image/x-ms-bmp": "image/bmp",
-    "image/x-bmp": "image/bmp",
-    "image/x-portable-pixmap": "image/x-portable-anymap",
-    "image/x-portable-graymap": "image/x-portable-anymap",
-    "image/x-portable-bitmap": "image/x-portable-anymap",
-}
-"""Standard name of a content type by its other names."""
-
-GENERIC_TYPES = ("", "application/octet-stream", "binary/octet-stream", "image/*")
-"""Declared content types that do not name a format."""
 
 LARGE_IMAGE_BYTES = 16_000_000
 """Bytes of decoding, 4 megapixels of a plain photo, above which images are decoded one at a time: memory then does not
@@ -220,11 +191,10 @@ class Engine:
         decodes large images in parallel; ``exclusive`` means that no other request competes for the cores.
         """
         images = [image for request in requests for image in request.images]
-        types = [kind for request in requests for kind in request.types or [""] * len(request.images)]
         if pool is not None and len(images) > 1 and sum(map(len, images)) > PARALLEL_DECODE_BYTES:
-            decoded = list(pool.map(self.decode_image, images, types, [limits] * len(images)))
+            decoded = list(pool.map(self.decode_image, images, [limits] * len(images)))
         else:
-            decoded = [self.decode_image(data, kind, limits) for data, kind in zip(images, types, strict=True)]
+            decoded = [self.decode_image(data, limits) for data in images]
         pixels = [one for one in decoded if isinstance(one, ndarray)]
         rows = iter(())
         if pixels:
@@ -239,12 +209,10 @@ class Engine:
             for request in requests
         ]
 
-    def decode_image(
-        self, data: bytes, declared: str, limits: RequestLimits
-    ) -> UInt8[ndarray, "H W C"] | RequestError:
+    def decode_image(self, data: bytes, limits: RequestLimits) -> UInt8[ndarray, "H W C"] | RequestError:
         """Return the pixels of an image at the working size, or the reason why there are none."""
         try:
-            if check_image(data, declared, limits) > LARGE_IMAGE_BYTES:
+            if check_image(data, limits) > LARGE_IMAGE_BYTES:
                 with _LARGE_IMAGE_LOCK:
                     return decode(data, self.geometry)
             return decode(data, self.geometry)
@@ -309,22 +277,10 @@ def open_engine(
     )
 
 
-def sniff_type(data: bytes) -> str | None:
-    """Return the content type by the first bytes; None if it is no image format that is read."""
-    for start, kind in IMAGE_SIGNATURES.items():
-        if data.startswith(start):
-            return kind
-    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
-        return "image/webp"
-    if data[:1] == b"P" and data[1:2] in (b"1", b"2", b"3", b"4", b"5", b"6") and data[2:3].isspace():
-        return "image/x-portable-anymap"
-    return None
-
-
-def check_image(data: bytes, declared: str, limits: RequestLimits) -> int:
+def check_image(data: bytes, limits: RequestLimits) -> int:
     """Return the bytes that decoding an image takes, if it may be decoded; 0 if its header cannot be read.
 
-    Raise RequestError: 400 for no bytes, 415 for no image or another type than declared, 413 for too many pixels.
+    Raise RequestError: 400 for no bytes, 415 for no image, 413 for too many pixels.
     """
     if not data:
         raise RequestError(400, "the image is empty (zero bytes)")
@@ -335,8 +291,6 @@ def check_image(data: bytes, declared: str, limits: RequestLimits) -> int:
                 415, "the content is HEIC, AVIF or a video, which the service does not read: send JPEG or PNG"
             )
         raise RequestError(415, f"the content is not an image ({', '.join(IMAGE_FORMATS)} are read)")
-    if declared not in GENERIC_TYPES and TYPE_ALIASES.get(declared, declared) != kind:
-        raise RequestError(415, f"the content is {kind}, not the type that was declared")
     if kind == "image/jpeg" and (scans := data.count(b"\xff\xda")) > MAX_JPEG_SCANS:
         raise RequestError(413, f"the JPEG has {scans} scans, more than the {MAX_JPEG_SCANS} that are allowed")
     count, allocated = measure_image(data, kind)

@@ -3,6 +3,7 @@
 import binascii
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import parse_qsl
@@ -24,6 +25,20 @@ MAX_BOUNDARY_LENGTH = 200
 
 REQUEST_FIELDS = ("image", "images", "subject", "top", "heat")
 """Fields of a JSON body."""
+
+
+IMAGE_SIGNATURES = {
+    b"\xff\xd8\xff": "image/jpeg",
+    b"\x89PNG\r\n\x1a\n": "image/png",
+    b"GIF87a": "image/gif",
+    b"GIF89a": "image/gif",
+    b"BM": "image/bmp",
+    b"II*\0": "image/tiff",
+    b"MM\0*": "image/tiff",
+    b"II+\0": "image/tiff",
+    b"MM\0+": "image/tiff",
+}
+"""Content type by first bytes; ``sniff_type`` adds WebP and the PNM family."""
 
 
 class RequestError(Exception):
@@ -84,8 +99,6 @@ class PredictRequest:
 
     images: list[bytes]
     """Encoded image files."""
-    types: list[str] = field(default_factory=list)
-    """Declared content type of each image; empty strings if none was declared."""
     subject: str | None = None
     """Whom or what the images show: the key of an erasure."""
     source: str | None = None
@@ -114,22 +127,39 @@ class RankedPrediction:
 # Parsing
 
 
+def sniff_type(data: bytes) -> str | None:
+    """Return the content type by the first bytes; None if it is no image format that is read."""
+    for start, kind in IMAGE_SIGNATURES.items():
+        if data.startswith(start):
+            return kind
+    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
+        return "image/webp"
+    if data[:1] == b"P" and data[1:2] in (b"1", b"2", b"3", b"4", b"5", b"6") and data[2:3].isspace():
+        return "image/x-portable-anymap"
+    return None
+
+
 def parse_request(
     headers: Mapping[bytes, bytes], query: bytes, body: bytes, limits: RequestLimits
 ) -> PredictRequest:
-    """Parse a request by its content type; raise RequestError (400, 413, 415, 422)."""
+    """Parse a request; raise RequestError (400, 413, 415, 422).
+
+    The content decides what a body is, since many clients declare a type by the file's ending or none at all.
+    """
     declared = headers.get(b"content-type", b"").decode("latin-1")
     kind = declared.partition(";")[0].strip().lower()
     if headers.get(b"content-encoding", b"identity") != b"identity":
         raise RequestError(415, "Send the body without a content encoding.")
     if not body:
         raise RequestError(400, "The body is empty: send an image.")
-    if kind == "application/json":
-        request = _parse_json(body)
-    elif kind == "multipart/form-data":
+    if kind == "multipart/form-data":
         request = _parse_form(body, declared, limits)
-    elif kind in ("", "application/octet-stream") or kind.startswith("image/"):
-        request = PredictRequest([body], [kind])
+    elif sniff_type(body) is not None:
+        request = PredictRequest([body])
+    elif kind == "application/json" or body[:64].lstrip()[:1] == b"{":
+        request = _parse_json(body)
+    elif kind in ("", "application/octet-stream", "binary/octet-stream") or kind.startswith("image/"):
+        request = PredictRequest([body])  # the decoder says why it is not an image
     else:
         raise RequestError(
             415,
@@ -213,17 +243,7 @@ def _parse_json(body: bytes) -> PredictRequest:
     for text in texts:
         if not isinstance(text, str):
             raise RequestError(422, "An image in JSON must be a text in base64.")
-        kind, data = "", text
-        if text.startswith("data:"):  # a data URL: its type is the declared one
-            head, comma, data = text.partition(",")
-            if not comma or not head.endswith(";base64"):
-                raise RequestError(422, "A data URL must be in base64.")
-            kind = head[5:].partition(";")[0].strip().lower()
-        try:
-            request.images.append(binascii.a2b_base64(data, strict_mode=True))
-        except (binascii.Error, ValueError) as error:
-            raise RequestError(422, "An image is not valid base64.") from error
-        request.types.append(kind)
+        request.images.append(_decode_base64(text))
     if "top" in value:
         request.top = parse_top(value["top"])
     if "heat" in value:
@@ -232,8 +252,29 @@ def _parse_json(body: bytes) -> PredictRequest:
     return request
 
 
+def _decode_base64(text: str) -> bytes:
+    """The bytes of base64: also a data URL, the URL-safe alphabet, with white space, or without its padding."""
+    text = text.strip()
+    if text[:5].lower() == "data:":
+        head, comma, text = text.partition(",")
+        if not comma or not head.lower().endswith(";base64"):
+            raise RequestError(422, "A data URL must be in base64.")
+    with suppress(ValueError):
+        return binascii.a2b_base64(text, strict_mode=True)
+    plain = "".join(text.split()).rstrip("=").replace("-", "+").replace("_", "/")
+    with suppress(ValueError):
+        data = binascii.a2b_base64(plain + "=" * (-len(plain) % 4), strict_mode=True)
+        # Bits may not be left over: a path such as /etc/passwd has the letters of base64, but not its end.
+        if binascii.b2a_base64(data, newline=False).rstrip(b"=") == plain.encode():
+            return data
+    raise RequestError(422, "An image is not valid base64.")
+
+
 def _parse_form(body: bytes, declared: str, limits: RequestLimits) -> PredictRequest:
-    """Parse a form: parts with a file name are images, text fields are subject, top and heat."""
+    """Parse a form: subject, top and heat are text fields, every other part is an image.
+
+    An image may lack a file name. The part ``image`` may hold base64, as may any with that transfer encoding.
+    """
     from python_multipart.multipart import parse_options_header
 
     boundary = parse_options_header(declared)[1].get(b"boundary")
@@ -241,18 +282,20 @@ def _parse_form(body: bytes, declared: str, limits: RequestLimits) -> PredictReq
         raise RequestError(400, "The multipart body has no boundary.")
     request = PredictRequest([])
     for part in read_multipart(body, boundary, max_parts=limits.images + len(REQUEST_FIELDS)):
-        _, options = parse_options_header(part.headers.get(b"content-disposition", b""))
+        disposition = part.headers.get(b"content-disposition", b"")
+        _, options = parse_options_header(disposition)
         name, data = _decode_text(options.get(b"name", b"")), b"".join(part.data)
-        if b"filename" in options:
-            kind = part.headers.get(b"content-type", b"").decode("latin-1").partition(";")[0].strip().lower()
-            request.images.append(data)
-            request.types.append(kind)
-        elif name in ("subject", "top", "heat"):
+        is_file = b"filename" in options or b"filename*=" in disposition.lower()
+        if name in ("subject", "top", "heat") and not is_file:
             _set_text_field(request, name, _decode_text(data))
+        elif part.headers.get(b"content-transfer-encoding", b"").strip().lower() == b"base64":
+            request.images.append(_decode_base64(_decode_text(data)))
+        elif is_file or sniff_type(data) is not None:
+            request.images.append(data)
+        elif name in ("image", "images"):
+            request.images.append(_decode_base64(_decode_text(data)))
         else:
-            raise RequestError(
-                422, f"There is no text field {name[:40]!r}; send images as files with a file name."
-            )
+            raise RequestError(422, f"There is no text field {name[:40]!r}, and its content is not an image.")
     if not request.images:
         raise RequestError(422, "The form has no file.")
     return request

@@ -66,6 +66,7 @@ def serve(
     are the flags of ``sightline serve``. Raise ServiceError if the address cannot be bound or would be open to
     other machines without a key, and the errors of opening the release and the journal.
     """
+    runtime.check_main_guard()
     path, watched = Path(path), None if watch is None else Path(watch)
     if threads is not None and not 1 <= threads <= 1024:
         raise ServiceError(f"--threads is {threads}: it must be from 1 to 1024.")

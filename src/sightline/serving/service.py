@@ -306,13 +306,19 @@ class Service:
         host = headers.get(b"host", b"localhost").decode("latin-1").lower()
         name = host if host.endswith("]") else host.rpartition(":")[0] or host
         if name not in self.settings.hosts:
-            raise RequestError(403, "Without keys this service answers only under the name localhost.")
+            raise RequestError(
+                403,
+                "Without keys this service answers only under the name localhost: for other names, as behind a "
+                "proxy, make a key (sightline keys SITE make NAME) or start it with --open.",
+            )
         origin = headers.get(b"origin")
         if origin is None:
             return
         page = origin.decode("latin-1").lower()
         if page not in self.settings.origins and page.partition("://")[2] != host:
-            raise RequestError(403, "Without keys this service answers no page of another origin.")
+            raise RequestError(
+                403, "Without keys this service answers no page of another origin: allow one with --origin."
+            )
 
     # Switching releases
 

@@ -311,7 +311,7 @@ class FolderWatcher:
         if size > limits.max_body_bytes:
             raise RequestError(413, f"The file is larger than {limits.body_mb:g} MB, which is refused unread.")
         data = (self._folder / name).read_bytes()
-        return self._service.batcher.submit(PredictRequest([data], [""], source=name))
+        return self._service.batcher.submit(PredictRequest([data], source=name))
 
 
 def run_worker(

@@ -1,6 +1,8 @@
 """Names become labels: which folder is a class, which is a split, and which files are images."""
 
 import glob
+import os
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -26,6 +28,7 @@ IMAGE_SUFFIXES = frozenset(
     "jpg jpeg jpe jfif png apng bmp dib gif tif tiff webp pbm pgm ppm pnm heic heif avif".split()  # noqa: SIM905
 )
 """Suffixes of image files; the content decides whether a file is one."""
+_BRACES = re.compile(r"\{([^{}]*,[^{}]*)\}")
 
 
 @dataclass(frozen=True, eq=False)
@@ -144,13 +147,35 @@ def _select_images(names: Sequence[str]) -> tuple[list[int], Counter[str]]:
 
 
 def list_images(word: str) -> list[str]:
-    """The image files of a word: a file itself (even if absent), a folder's images, or the matches of a glob."""
-    if glob.has_magic(word) and not Path(word).exists():
-        return sorted(glob.glob(word, recursive=True))  # noqa: PTH207 a Path cannot start at the root
-    if not Path(word).is_dir():
+    """The image files of a word: a file itself (even if absent), a folder's images, or those of a pattern.
+
+    A pattern is what a shell makes of it, braces and ~ included; matches that are folders stand for their images.
+    Matches that are not named like images are left out where others are.
+    """
+    if not Path(word).exists() and (glob.has_magic(word) or _BRACES.search(word)):
+        patterns = map(os.path.expanduser, _expand_braces(word))
+        matches = [found for each in patterns for found in sorted(glob.glob(each, recursive=True))]  # noqa: PTH207 a Path cannot start at the root
+        named = set(_select_images(matches)[0])
+        images = [m for i, m in enumerate(matches) if i in named or Path(m).is_dir()] or matches
+        return list(dict.fromkeys(file for match in images for file in _list_place(match)))
+    return _list_place(word)
+
+
+def _list_place(place: str) -> list[str]:
+    if not Path(place).is_dir():
+        return [place]
+    listing = list_folder(Path(place))
+    return [str(Path(place, name)) for name in sorted(listing.names[i] for i in _select_images(listing.names)[0])]
+
+
+def _expand_braces(word: str) -> list[str]:
+    """The words of a shell's braces: ``*.{jpg,png}`` becomes ``*.jpg`` and ``*.png``."""
+    if (found := _BRACES.search(word)) is None:
         return [word]
-    listing = list_folder(Path(word))
-    return [str(Path(word, name)) for name in sorted(listing.names[i] for i in _select_images(listing.names)[0])]
+    choices = found[1].split(",")
+    return [
+        each for choice in choices for each in _expand_braces(word[: found.start()] + choice + word[found.end() :])
+    ]
 
 
 def _is_in_junk(folder: str) -> bool:

@@ -8,6 +8,7 @@ import json
 import os
 import pickle
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -20,11 +21,18 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from .. import errors
+from .. import errors, runtime
 from ..errors import RecipeError, SightlineError, WorkerLostError
 from ..types import Batch
 from .gradients import Gradients, norm_statistics
 from .losses import Objective
+
+
+class MainGuardError(RecipeError):
+    """The new processes ended before they began: the script that starts them cannot be run again."""
+
+    def __init__(self) -> None:
+        super().__init__(runtime.MAIN_GUARD)
 
 
 @dataclass(frozen=True)
@@ -111,9 +119,15 @@ SINGLE_PROCESS = ProcessGroup()
 
 
 def check_processes(processes: int, device: torch.device, batch_size: int) -> None:
-    """Raise RecipeError where a batch is smaller than the number of processes, or there are fewer GPUs."""
+    """Raise RecipeError where a batch is smaller than the number of processes, or there are fewer GPUs.
+
+    MainGuardError where the script comes from stdin, so that no new process can import it.
+    """
     if processes == 1:
         return
+    script = getattr(sys.modules["__main__"], "__file__", None)
+    if script is not None and not Path(script).exists():
+        raise MainGuardError()
     if device.type == "mps":
         raise RecipeError("Several processes need CUDA GPUs or the CPU: use --devices 1 with mps.")
     if device.type == "cuda" and torch.cuda.device_count() < processes:
@@ -141,7 +155,8 @@ def launch_processes(work: Callable[..., object], processes: int, device: torch.
     """Call ``work(group, *arguments)`` in this many new processes and wait for them.
 
     ``work`` and its arguments travel by pickle to processes of this machine and no further. The SightlineError
-    of the first process to fail is raised here; where one is lost without a message, WorkerLostError.
+    of the first process to fail is raised here; where one is lost without a message, WorkerLostError, and
+    MainGuardError where none began.
     """
     try:
         pickle.dumps((work, arguments))
@@ -153,7 +168,8 @@ def launch_processes(work: Callable[..., object], processes: int, device: torch.
         try:
             fabric.launch(_run_worker, work, letters, max(1, threads // processes), arguments)
         except Exception as error:  # torch's launcher has its own kinds
-            raise _find_worker_error(Path(letters)) or WorkerLostError() from error
+            lost = WorkerLostError() if any(Path(letters).iterdir()) else MainGuardError()
+            raise _find_worker_error(Path(letters)) or lost from error
         if (told := _find_worker_error(Path(letters))) is not None:
             raise told
 
@@ -162,6 +178,7 @@ def _run_worker(
     fabric: Any, work: Callable[..., object], letters: str, threads: int, arguments: Iterable[Any]
 ) -> None:
     torch.set_num_threads(threads)
+    (Path(letters) / f"{fabric.global_rank:05d}.begun").touch()
     try:
         work(ProcessGroup(fabric), *arguments)
     except SightlineError as error:  # raising it would end the others in the middle of saving

@@ -13,7 +13,7 @@ import numpy as np
 
 from .. import runtime
 from ..classifier import Classifier
-from ..data import iterate_batches, load_dataset, survey
+from ..data import MAX_UNREADABLE_SHARE, iterate_batches, load_dataset, survey
 from ..errors import DataError, RecipeError, TrainingError
 from ..sources import Source, find
 from ..types import Dataset, Findings, Remark, Splits
@@ -28,11 +28,12 @@ from .defaults import (
     to_memory_format,
     with_default_execution,
 )
+from .distributed import check_processes
 from .fit import Method
 from .gradients import build_gradients
 from .plan import Plan, resolve
 from .recipe import Recipe
-from .run import prepare
+from .run import prepare, split_to_train
 from .transfer import Freezer
 
 ESTIMATE_SAMPLE_IMAGES = 512
@@ -53,7 +54,7 @@ def estimate_cost(data: str | Path | None, recipe: Recipe | None = None, *, devi
 
     Leaves nothing on disk. The values are ``recipe`` (as it would be resolved), ``train_images``,
     ``images_per_second``, ``decode_seconds``, ``epoch_seconds``, ``seconds``, ``memory_mb`` and ``disk_mb``. Raises
-    as ``train`` does.
+    as ``train`` does before its first step; of more than ``ESTIMATE_SAMPLE_IMAGES`` images only a sample is read.
     """
     recipe = (recipe or Recipe()).replace(data=None if data is None else str(data))
     if recipe.data is None:
@@ -69,7 +70,10 @@ def estimate_cost(data: str | Path | None, recipe: Recipe | None = None, *, devi
     plan = plan.replace(**{each.field: each.value for each in network})
     sample, decode = _decode_sample(source, plan.recipe)
     where = runtime.resolve_device(device)
+    if len(sample) + len(sample.skipped) == len(source):
+        split_to_train(sample, plan.recipe)  # its errors are those of training
     plan = plan.fit_to(sample)
+    check_processes(plan.recipe.devices, where, plan.recipe.batch_size or 1)
     classifier, _ = build_classifier(plan, Splits(sample, sample, sample), where)
     batch = next(iter(iterate_batches(sample, min(plan.recipe.batch_size or 1, len(sample)), device=where)))
     measured = measure_throughput(classifier, plan, batch)
@@ -119,10 +123,16 @@ def _decode_sample(source: Source, recipe: Recipe) -> tuple[Dataset, float]:
     rows = np.sort(runtime.permutation(len(source), recipe.seed)[:count])
     with TemporaryDirectory(prefix="sightline-outlook-") as folder:
         started = time.perf_counter()
-        dataset = load_dataset(source.subset(rows), recipe.geometry, cache=Path(folder), max_bad=1.0)
+        sampled = {"max_bad": 1.0} if count < len(source) else {}  # all of them: refused as training refuses
+        dataset = load_dataset(source.subset(rows), recipe.geometry, cache=Path(folder), **sampled)
         took = time.perf_counter() - started
         if not len(dataset):
             raise DataError(f"None of {count} images of '{recipe.data}' could be read: sightline check lists why.")
+        if (bad := len(dataset.skipped)) > MAX_UNREADABLE_SHARE * count:
+            raise DataError(
+                f"{bad} of a sample of {count} images of '{recipe.data}' cannot be read, and training refuses more "
+                f"than {MAX_UNREADABLE_SHARE:.0%}: repair or remove what sightline check lists."
+            )
         pixels = dataset[np.arange(len(dataset))]
     return replace(dataset, pixels=pixels, rows=np.arange(len(dataset))), took / count
 

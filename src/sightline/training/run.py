@@ -1,5 +1,6 @@
 """``train``: from data and a recipe to a run. Prepare the images, choose what was left open, build, refine."""
 
+import shutil
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -10,7 +11,7 @@ import torch
 
 from .. import progress, runtime
 from ..classifier import Classifier
-from ..data import Augment, load_dataset, split, survey
+from ..data import MAX_UNREADABLE_SHARE, Augment, load_dataset, split, survey
 from ..errors import DataError, RecipeError
 from ..preprocessing import forecast_fit
 from ..sources import find
@@ -28,6 +29,7 @@ from .defaults import (
 )
 from .distributed import (
     SINGLE_PROCESS,
+    MainGuardError,
     ProcessGroup,
     check_processes,
     group_from_env,
@@ -73,6 +75,7 @@ def train(
     of the recipe's words; an objective may be a function ``(classifier, batch) -> loss``. Raises SightlineError, each
     with its remedy, for data or a recipe that cannot be used, and Interrupted when stopped by a signal.
     """
+    runtime.check_main_guard()
     began = time.monotonic()
     recipe = (recipe or Recipe()).replace(data=None if data is None else str(data))
     where = runtime.resolve_device(device)
@@ -88,7 +91,11 @@ def train(
         recipe, out, where, objective, augment, overwrite=overwrite, began=began
     )
     if plan.recipe.devices > 1:
-        return _train_in_processes(folder, plan, splits, notes, where, objective, augment, resume=False)
+        try:
+            return _train_in_processes(folder, plan, splits, notes, where, objective, augment, resume=False)
+        except MainGuardError:
+            shutil.rmtree(folder.path)  # nothing was trained, and the corrected script needs the place
+            raise
     chosen = recipe.epochs is None and plan.recipe.epochs and plan.recipe.progressive_from is None
     budget = None
     if chosen:
@@ -188,6 +195,7 @@ def resume(
 
     A run with an objective or augmentation object needs it again.
     """
+    runtime.check_main_guard()
     run = RunFolder(Path(folder))
     recipe = run.read_recipe()
     if run.read_facts():
@@ -217,7 +225,7 @@ def reopen(folder: str | Path, *, device: str = "auto") -> Run:
 
 
 def read_dataset(
-    recipe: Recipe, *, plan: Plan | None = None, max_bad: float = 0.05
+    recipe: Recipe, *, plan: Plan | None = None, max_bad: float = MAX_UNREADABLE_SHARE
 ) -> tuple[Dataset, list[Default]]:
     """Find and decode the recipe's images, at its size or a chosen one; returns them and what was chosen.
 
@@ -253,13 +261,8 @@ def prepare(plan: Plan) -> tuple[Plan, Splits, tuple[str, ...]]:
     dataset, pixels = read_dataset(plan.recipe, plan=plan)
     plan = _with_defaults(plan, pixels)
     recipe = plan.recipe
-    splits, read = _split(dataset, recipe)
+    splits, read = split_to_train(dataset, recipe)
     train = splits.train.labelled
-    if unseen := [name for name, count in zip(train.classes, train.counts, strict=True) if not count]:
-        raise DataError(
-            f"No image is left to learn {', '.join(map(repr, unseen[:5]))} from, in '{recipe.data}': they could "
-            "not be read, or are copies of images of another class. Add images, or remove the class."
-        )
     network = default_network(plan, train_images=len(train))
     plan = _with_defaults(plan, network).fit_to(train)
     recipe = plan.recipe
@@ -271,6 +274,18 @@ def prepare(plan: Plan) -> tuple[Plan, Splits, tuple[str, ...]]:
         else forecast_fit(recipe.normalize or "", train.geometry.shape, len(splits.train))
     )
     return plan, splits, (*read, *plan.notes, *chosen, *cost)
+
+
+def split_to_train(dataset: Dataset, recipe: Recipe) -> tuple[Splits, tuple[str, ...]]:
+    """The splits and notes; raises DataError where there is nothing to train or validate on, or to learn a class."""
+    splits, notes = _split(dataset, recipe)
+    train = splits.train.labelled
+    if unseen := [name for name, count in zip(train.classes, train.counts, strict=True) if not count]:
+        raise DataError(
+            f"No image is left to learn {', '.join(map(repr, unseen[:5]))} from, in '{recipe.data}': they could "
+            "not be read, or are copies of images of another class. Add images, or remove the class."
+        )
+    return splits, notes
 
 
 def _split(dataset: Dataset, recipe: Recipe) -> tuple[Splits, tuple[str, ...]]:
