@@ -39,8 +39,6 @@ class JpegHeader(NamedTuple):
     grey: bool
     orientation: int
     """EXIF orientation, 1 to 8."""
-    progressive: bool
-    """In several scans: a decoder holds the coefficients of the whole picture."""
 
 
 @cache
@@ -64,9 +62,7 @@ def read_jpeg_header(data: bytes) -> JpegHeader | None:
         return None
     if space not in ("Gray", "GRAY", "YCbCr", "RGB"):
         return None
-    segments = parse_jpeg_segments(data) if height * width > LARGE_JPEG_PIXELS else {}
-    several = not segments.keys() & {0xC0, 0xC1}
-    return JpegHeader(height, width, space.upper() == "GRAY", _jpeg_orientation(data), several)
+    return JpegHeader(height, width, space.upper() == "GRAY", _jpeg_orientation(data))
 
 
 def decode_jpeg(

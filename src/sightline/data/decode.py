@@ -34,7 +34,7 @@ MAX_IMAGE_PIXELS = 100_000_000
 """Pixels that a header may announce; SIGHTLINE_MAX_MEGAPIXELS raises it for files that are trusted."""
 MAX_SCALED_PIXELS = 400_000_000
 """Pixels of a JPEG that is decoded at a reduced scale, in one scan: phones of 200 megapixels, panoramas."""
-_MIN_JPEG_PIXELS_PER_BYTE = 256
+_MAX_JPEG_PIXELS_PER_BYTE = 256
 """A block of 64 pixels takes two bits at least: a shorter file lacks most of the picture."""
 FULL_RANGE_16_BIT = (0.0, 65535.0)
 """The default window of 16- and 32-bit integers."""
@@ -152,9 +152,12 @@ def _check_size(data: bytes) -> None:
 
 def _checked_jpeg_header(data: bytes) -> codecs.JpegHeader | None:
     head = codecs.read_jpeg_header(data)
-    if head:
-        whole = not head.progressive and head.width * head.height <= _MIN_JPEG_PIXELS_PER_BYTE * len(data)
-        _check_pixels(head.width, head.height, max(_max_pixels(), MAX_SCALED_PIXELS if whole else 0))
+    if head and head.width * head.height > (limit := _max_pixels()):
+        # In several scans a decoder holds the coefficients of the whole picture.
+        single = not codecs.parse_jpeg_segments(data).keys().isdisjoint((0xC0, 0xC1))
+        if single and head.width * head.height <= _MAX_JPEG_PIXELS_PER_BYTE * len(data):
+            limit = max(limit, MAX_SCALED_PIXELS)
+        _check_pixels(head.width, head.height, limit)
     return head
 
 
