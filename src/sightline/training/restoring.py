@@ -41,12 +41,13 @@ def restore_splits(
         members = np.array([row["split"] == name for row in rows])
         lost, kept = np.flatnonzero(members & (found < 0)), members & (found >= 0)
         if len(lost):
-            text = f"{len(lost):,} of the {int(members.sum()):,} {name} images are not there any more"
+            gone = "is" if len(lost) == 1 else "are"
+            text = f"{len(lost):,} of the {int(members.sum()):,} {name} images {gone} not there any more"
             if len(lost) > max_missing * members.sum():
+                remedy = f"name the images to test on: sightline evaluate {run.path} DATA"
                 raise DataError(
-                    f"The images changed since '{run.path}' was trained: {text} (the first is "
-                    f"'{rows[lost[0]]['file']}'). Restore the old images, or name the images to test on: sightline "
-                    f"evaluate {run.path} DATA"
+                    f"The images changed since '{run.path}' began: {text} (the first is '{rows[lost[0]]['file']}'). "
+                    f"Restore the old images, or {remedy if max_missing else 'train again.'}"
                 )
             notes.append(f"{text}: '{run.path}' goes on with the others.")
         part = replace(dataset.subset(found[kept]), labels=labels[kept], classes=tuple(classes))
