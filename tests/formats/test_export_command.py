@@ -133,6 +133,24 @@ def test_the_script_follows_the_geometry(change, script):
     assert np.abs(theirs - ours).max() <= 3
 
 
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P", "I;16", "I", "F", "1"])
+@pytest.mark.parametrize(
+    "change", [{}, {"channels": 1, "resize_mode": "pad"}, {"window": (100.0, 40_000.0)}], ids=str
+)
+def test_the_script_lays_on_white_and_windows_as_we_do(mode, change, script):
+    values = np.random.default_rng(0).integers(0, 256, (40, 56, 4), np.uint8)
+    image = Image.fromarray(values)
+    deep = {"I;16": np.uint16(257), "I": np.int32(200), "F": np.float32(1 / 255)}
+    image = Image.fromarray(values[..., 0] * deep[mode]) if mode in deep else image.convert(mode)
+    stream, geometry = io.BytesIO(), Geometry(**{"size": (32, 32), **change})
+    image.save(stream, "tiff" if mode in ("I", "F") else "png")
+    ours, theirs = (
+        decode(stream.getvalue(), geometry).astype(int),
+        script.pixels(stream, geometry.as_json()).astype(int),
+    )
+    assert np.abs(theirs - ours).max() <= 2
+
+
 def test_the_script_is_short_and_needs_nothing_of_ours(file, tmp_path):
     lines = [line for line in SCRIPT.read_text(encoding="utf-8").splitlines() if line.strip()]
     assert len(lines) <= 32

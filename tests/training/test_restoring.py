@@ -1,4 +1,4 @@
-"""Images are their bytes: a run goes on where they are copied, moved, touched, renamed, added to, and says what is gone."""
+"""Images are their bytes: a run goes on where they are copied, moved, touched, renamed or added to."""
 
 import os
 import shutil
@@ -182,6 +182,6 @@ def test_resume_goes_on_with_a_corrected_recipe(interrupted, tmp_path):
 def test_resume_needs_every_image(interrupted, tmp_path):
     (tmp_path / "data" / interrupted.splits.train.files[3]).unlink()
     with pytest.raises(
-        (DataError, TrainingError), match="1 of the 30 train images is not there any more.*train again"
+        (DataError, TrainingError), match=r"1 of the 30 train images is not there any more.*train again"
     ):
         resume(tmp_path / "r")
