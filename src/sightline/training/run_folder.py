@@ -14,10 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jaxtyping import UInt64
+from numpy import ndarray
 
 from .. import progress, runtime
 from ..errors import DataError
-from ..files import check_output, explain_write_errors, write_csv, write_json, write_text
+from ..files import check_output, explain_write_errors, read_csv_rows, write_csv, write_json, write_text
 from ..types import Batch, Splits
 from .recipe import Recipe
 
@@ -50,6 +52,24 @@ class RunFolder:
         file = self.path / "training.json"
         return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
 
+    def read_split(self) -> list[dict[str, str]]:
+        """The rows of ``split.csv``: file, label (empty where unlabelled), split and, but for old runs, digest."""
+        file = self.path / "split.csv"
+        return read_csv_rows(file) if file.is_file() else []
+
+    def read_digests(self, *splits: str) -> UInt64[ndarray, " N"] | None:
+        """Hashes of the images of these splits; None where they were not kept (an old run, a bundle)."""
+        rows = self.read_split()
+        if not rows or "digest" not in rows[0]:
+            return None
+        return np.array([int(row["digest"], 16) for row in rows if row["split"] in splits], np.uint64)
+
+    def read_fingerprint(self) -> str | None:
+        """The fingerprint of the images that the run began with; None in old runs."""
+        file = self.path / "environment.json"
+        found = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+        return found.get("data_fingerprint")
+
     def log(self, text: str, *, aloud: bool = True) -> None:
         """Append a sentence to ``log.txt`` and, if ``aloud``, print it."""
         if aloud:
@@ -62,7 +82,8 @@ class RunFolder:
         for note in notes:
             self.log(note, aloud=False)
         write_text(self.path / "recipe.toml", recipe.to_toml())
-        write_json(self.path / "environment.json", runtime.environment())
+        environment = {**runtime.environment(), "data_fingerprint": splits.train.fingerprint}
+        write_json(self.path / "environment.json", environment)
         self.write_notes(notes)
         self._write_split(splits)
 
@@ -76,10 +97,11 @@ class RunFolder:
         return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else []
 
     def _write_split(self, splits: Splits) -> None:
-        rows: list[tuple[str, ...]] = [("file", "label", "split")]
+        rows: list[tuple[str, ...]] = [("file", "label", "split", "digest")]
         for name, part in (("train", splits.train), ("val", splits.val), ("test", splits.test)):
-            labels = np.asarray(part.classes)[part.labels]
-            rows += zip(part.files, labels, [name] * len(part), strict=True)
+            labels = np.asarray([*part.classes, ""])[part.labels]  # the label -1 takes the last entry
+            digests = [f"{digest:016x}" for digest in part.digests.tolist()]
+            rows += zip(part.files, labels, [name] * len(part), digests, strict=True)
         write_csv(self.path / "split.csv", rows)
 
     def write_train_batch(self, batch: Batch, classes: Sequence[str]) -> None:
