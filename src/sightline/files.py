@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from .errors import OutputError
 
@@ -100,8 +100,8 @@ def write_csv(path: Path, rows: Iterable[Iterable[object]], delimiter: str = ","
         write_csv_rows(stream, rows, delimiter)
 
 
-def write_csv_rows(stream: TextIO, rows: Iterable[Iterable[object]], delimiter: str = ",") -> None:
-    """Write rows to a stream; see ``quote_formula``."""
+def write_csv_rows(stream: Any, rows: Iterable[Iterable[object]], delimiter: str = ",") -> None:
+    """Write rows to whatever has a ``write`` of text; see ``quote_formula``."""
     csv.writer(stream, delimiter=delimiter).writerows(map(quote_formula, row) for row in rows)
 
 
