@@ -17,6 +17,9 @@ EVALUATION_COST = 0.35
 MAX_REPORT_SECONDS = 6.0
 """Time of the report of a small network, which is reserved where the budget allows it."""
 
+MAX_RESERVED_SHARE = 0.4
+"""Share of the budget that test and report may take from training: an untrained network need not be tested."""
+
 MIN_TIMED_STEPS = 5
 """Steps before the first epoch may be cut: the first ones compile kernels."""
 
@@ -53,7 +56,7 @@ class Budget(BaseHook):
         step = state.seconds / state.batch
         evaluation = (2 * self.val + self.test) * EVALUATION_COST * step / self.batch_size
         left = self._time_left(evaluation)
-        if state.batch < MIN_TIMED_STEPS and left > 0:
+        if state.batch < MIN_TIMED_STEPS:
             return
         fitting = max(state.batch, state.batch + int(left / step))
         state.steps_per_epoch = min(self.full_steps, fitting)
@@ -87,12 +90,12 @@ class Budget(BaseHook):
 
     def _time_left(self, evaluation: float) -> float:
         """Seconds until training must end, if what follows takes ``evaluation`` and the report."""
-        return self.began + self.seconds - report_seconds(self.seconds) - evaluation - time.monotonic()
+        return self.began + self.seconds - reserved_seconds(self.seconds, evaluation) - time.monotonic()
 
 
-def report_seconds(budget: float) -> float:
-    """Seconds of a budget that are reserved for the report."""
-    return min(MAX_REPORT_SECONDS, 0.1 * budget)
+def reserved_seconds(budget: float, evaluation: float) -> float:
+    """Seconds of a budget that are reserved for the report and an ``evaluation`` of so many seconds."""
+    return min(min(MAX_REPORT_SECONDS, 0.1 * budget) + evaluation, MAX_RESERVED_SHARE * budget)
 
 
 def format_minutes(seconds: float) -> str:

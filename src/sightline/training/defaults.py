@@ -22,7 +22,7 @@ from ..errors import OutputError
 from ..files import write_json
 from ..models import NETWORKS, find_card
 from ..types import Batch, Dataset
-from .budget import EVALUATION_COST, PLANNED_SHARE, format_minutes, report_seconds
+from .budget import EVALUATION_COST, PLANNED_SHARE, format_minutes, reserved_seconds
 from .build import MEMORY_FORMATS
 from .gradients import build_gradients, is_stochastic, split_batch
 from .plan import Plan
@@ -283,8 +283,8 @@ def choose_execution(
         rate = measured.images_per_second * (recipe.devices if classifier.device.type == "cuda" else 1)
         spent = 0.0
         if began is not None:
-            spent = time.monotonic() - began + report_seconds(parse_duration(recipe.budget))
-            spent += evaluated * EVALUATION_COST / rate
+            spent = time.monotonic() - began
+            spent += reserved_seconds(parse_duration(recipe.budget), evaluated * EVALUATION_COST / rate)
         epochs = default_epochs(recipe, train_images=len(train), images_per_second=rate, spent=spent)
         chosen = {**chosen, "epochs": epochs.value}
         notes.append(epochs.reason)
