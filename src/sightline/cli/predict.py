@@ -75,8 +75,6 @@ def predict(
     subject: str
         With --url: the person or thing on the images, so that the service can erase them from its journal.
     """
-    from ..files import atomic_replace
-
     if top < 1:
         raise RecipeError(f"--top is {top}: it must be a whole number of at least 1.")
     if threshold is not None and not 0 <= threshold <= 1:
@@ -94,6 +92,15 @@ def predict(
     else:
         predictions, columns = _predict_locally(str(run), found, options.device, top, threshold, alpha, per_class)
     kind = "json" if options.json else format
+    _write_and_count(out, predictions, kind, top, columns)
+
+
+def _write_and_count(
+    out: Path | None, predictions: Iterable["Prediction"], kind: str, top: int, columns: Sequence[str]
+) -> None:
+    """Write predictions to a file or stdout; raises DataError afterwards where no image could be read."""
+    from ..files import atomic_replace
+
     readable: Counter[bool] = Counter()
 
     def counted() -> Iterator["Prediction"]:
@@ -105,8 +112,10 @@ def predict(
         write_predictions(sys.stdout, counted(), kind, top, columns)
     else:
         # Names of files may have bytes that are not UTF-8, which Python keeps as lone surrogates.
-        escapes = {"encoding": "utf-8", "errors": JSON_ESCAPES}
-        with atomic_replace(out) as temporary, temporary.open("w", newline="", **escapes) as stream:
+        with (
+            atomic_replace(out) as temporary,
+            temporary.open("w", newline="", encoding="utf-8", errors=JSON_ESCAPES) as stream,
+        ):
             write_predictions(stream, counted(), kind, top, columns)
     if not readable[True]:
         count = readable.total()

@@ -34,7 +34,7 @@ def list_inputs(images: ImageInput | Iterable[ImageInput]) -> Iterable[ImageInpu
         or getattr(images, "ndim", 1) in (0, 2, 3)
         or not isinstance(images, Iterable)
     ):
-        return [images]
+        return [images]  # type: ignore[list-item]  an Iterable that is not several images is one, or refused later
     return images
 
 

@@ -123,8 +123,8 @@ def _decode_sample(source: Source, recipe: Recipe) -> tuple[Dataset, float]:
     rows = np.sort(runtime.permutation(len(source), recipe.seed)[:count])
     with TemporaryDirectory(prefix="sightline-outlook-") as folder:
         started = time.perf_counter()
-        sampled = {"max_bad": 1.0} if count < len(source) else {}  # all of them: refused as training refuses
-        dataset = load_dataset(source.subset(rows), recipe.geometry, cache=Path(folder), **sampled)
+        max_bad = 1.0 if count < len(source) else MAX_UNREADABLE_SHARE  # all of them: refused as training refuses
+        dataset = load_dataset(source.subset(rows), recipe.geometry, cache=Path(folder), max_bad=max_bad)
         took = time.perf_counter() - started
         if not len(dataset):
             raise DataError(f"None of {count} images of '{recipe.data}' could be read: sightline check lists why.")
