@@ -8,31 +8,31 @@ import onnxruntime
 from PIL import Image, ImageOps
 
 
-def pixels(file, geometry):
-    """A picture as the classifier wants it, uint8 (height, width, channels): what ``geometry`` says."""
-    image, size = Image.open(file), np.array(geometry["size"][::-1])
-    mode, pad = "RGB" if geometry["channels"] == 3 else "L", geometry["fit"] == "pad"
-    sideways = geometry["exif"] and image.getexif().get(274, 1) > 4
+def pixels(file, spec):
+    """A picture as the classifier wants it, uint8 (height, width, channels); ``spec`` is the geometry in the file."""
+    image, size, mode = Image.open(file), np.array(spec["size"][::-1]), "L" if spec["channels"] == 1 else "RGB"
+    sideways = spec["exif"] and image.getexif().get(274, 1) > 4
     whole = np.array(image.size[::-1] if sideways else image.size, float)  # width and height, upright
-    fitted = np.clip(np.rint(whole * (size / whole).min()), 1, size).astype(int) if pad else size
-    share = 1 if (whole == size).all() else geometry.get("crop_fraction", 1)  # of the short side that a crop keeps
-    least = 2 * np.ceil(fitted / share).astype(int)
-    image.draft(mode, tuple(least[::-1] if sideways else least))  # JPEGs decode at 1/2, 1/4 or 1/8
-    image = ImageOps.exif_transpose(image) if geometry["exif"] else image
+    fitted = np.maximum(1, np.rint(whole * min(size / whole)).astype(int)) if spec["fit"] == "pad" else size
+    share = 1 if (whole == size).all() else spec.get("crop_fraction", 1)  # of the short side that a crop keeps
+    image.draft(mode, tuple(2 * np.ceil(fitted / share).astype(int)[:: -1 if sideways else 1]))  # JPEGs at 1/2...
+    image = ImageOps.exif_transpose(image) if spec["exif"] else image
+    if image.mode[0] in "IF":  # 16 or 32 bits: the window goes from black to white
+        low, high = spec.get("window") or (0, 1 if image.mode == "F" else 65535)
+        image = Image.fromarray(np.rint((np.clip(image, low, high) - low) * (255 / (high - low))).astype(np.uint8))
+    image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))  # clear is white
     whole /= np.rint(whole.max() / max(image.size))
-    cut = (whole - share * size / (size / whole).max()) / 2 if geometry["fit"] == "crop" else np.zeros(2)
-    box = (*np.maximum(cut, 0), *np.minimum(whole - cut, image.size))
-    image = image.convert(mode).resize(tuple(fitted), Image.Resampling[geometry["filter"].upper()], box)
-    (left, top), (right, bottom) = -((size - fitted) // 2), size - (size - fitted) // 2
-    return np.asarray(image.crop((left, top, right, bottom))).reshape(size[1], size[0], -1)  # beyond it is black
+    cut = (whole - share * size / (size / whole).max()) / 2 if spec["fit"] == "crop" else np.zeros(2)
+    box, rim = (*np.maximum(cut, 0), *np.minimum(whole - cut, image.size)), (size - fitted) // 2  # rim: black
+    image = image.convert(mode).resize(tuple(fitted), Image.Resampling[spec["filter"].upper()], box)
+    return np.asarray(image.crop((*-rim, *(size - rim)))).reshape(size[1], size[0], -1)
 
 
 if __name__ == "__main__":
-    if len(sys.argv) < 3:
-        sys.exit(print(__doc__))
-    session = onnxruntime.InferenceSession(sys.argv[1])
+    _, model, *pictures = sys.argv if len(sys.argv) > 2 else sys.exit(print(__doc__))
+    session = onnxruntime.InferenceSession(model)
     says = {name: json.loads(text) for name, text in session.get_modelmeta().custom_metadata_map.items()}
-    for picture in sys.argv[2:]:
+    for picture in pictures:
         (answer,) = session.run(None, {"images": pixels(picture, says["geometry"])[None]})[0]
         name = says["classes"][answer.argmax()] if answer.max() >= says["threshold"] else "unknown"
         print(f"{picture}: {name} ({answer.max():.1%})")

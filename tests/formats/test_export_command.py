@@ -62,6 +62,7 @@ def test_a_file_is_evaluated_and_predicts(cli, run, file, tmp_path):
     ours, theirs = (json.loads(cli("evaluate", one, "digits", "--json").out) for one in (run, file))
     assert theirs["accuracy"] == ours["accuracy"]
     assert theirs["log_loss"] == pytest.approx(ours["log_loss"], abs=1e-4)
+    assert "trained or validated on 341 of these" in ours["remarks"].pop()  # which a file cannot know
     assert theirs["remarks"] == ours["remarks"]
     Image.fromarray(images[:1][0, ..., 0]).save(tmp_path / "x.png")
     rows = [json.loads(cli("predict", one, tmp_path / "x.png", "--json").out) for one in (run, file)]
@@ -130,6 +131,24 @@ def test_the_script_follows_the_geometry(change, script):
         script.pixels(io.BytesIO(data), geometry.as_json()).astype(int),
     )
     assert np.abs(theirs - ours).max() <= 3
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P", "I;16", "I", "F", "1"])
+@pytest.mark.parametrize(
+    "change", [{}, {"channels": 1, "resize_mode": "pad"}, {"window": (100.0, 40_000.0)}], ids=str
+)
+def test_the_script_lays_on_white_and_windows_as_we_do(mode, change, script):
+    values = np.random.default_rng(0).integers(0, 256, (40, 56, 4), np.uint8)
+    image = Image.fromarray(values)
+    deep = {"I;16": np.uint16(257), "I": np.int32(200), "F": np.float32(1 / 255)}
+    image = Image.fromarray(values[..., 0] * deep[mode]) if mode in deep else image.convert(mode)
+    stream, geometry = io.BytesIO(), Geometry(**{"size": (32, 32), **change})
+    image.save(stream, "tiff" if mode in ("I", "F") else "png")
+    ours, theirs = (
+        decode(stream.getvalue(), geometry).astype(int),
+        script.pixels(stream, geometry.as_json()).astype(int),
+    )
+    assert np.abs(theirs - ours).max() <= 2
 
 
 def test_the_script_is_short_and_needs_nothing_of_ours(file, tmp_path):
