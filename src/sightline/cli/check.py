@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -42,7 +43,8 @@ def check(
     resize_mode: str
         squash, crop or pad.
     window: str
-        Values of 16-bit images that become black and white: 0:4095.
+        Values of images with more than 8 bits that become black and white: 0:4095. Default: the full range of 16 bits,
+        or what the values of a sample of 32-bit images span.
     out: Path
         A picture (check.png): a contact sheet of the images as the network would see them. A table (clean.csv):
         the images worth keeping, for train; a second table lists what was left out and why.
@@ -61,7 +63,9 @@ def check(
     is_table = out is not None and out.suffix.lower() in (".csv", ".tsv")
     picture = None if out is None or is_table else check_picture_path(out)
     recipe = Recipe().replace(data=data, limit=limit, size=size, resize_mode=resize_mode, window=window)
-    dataset, _ = read_dataset(recipe, max_bad=1.0)
+    dataset, chosen = read_dataset(recipe, max_bad=1.0)
+    windows = [default.reason for default in chosen if default.field == "window"]
+    dataset = replace(dataset, notes=(*dataset.notes, *windows))
     findings = audit(dataset)
     value, text = dict(findings.values) | {"remarks": [vars(r) for r in findings.remarks]}, format_audit(findings)
     if picture is not None:

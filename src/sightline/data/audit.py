@@ -23,6 +23,9 @@ _MAX_EXAMPLES = 5
 """Files or classes named under a remark."""
 TINY_CLASS_IMAGES = 10
 """Classes with fewer images get a warning."""
+_CONTRAST_IMAGES, _LEAST_DEVIATION, _MAX_FLAT_SHARE = 256, 3.0, 0.2
+"""Images looked at for contrast; the standard deviation (of 255 levels) below which one is flat; and the share of flat
+ones from which there is a warning."""
 IMBALANCE_RATIO = 3.0
 """Ratio of the largest to the smallest class from which imbalance gets a warning."""
 
@@ -55,6 +58,7 @@ def audit(dataset: Dataset) -> Findings:
         _audit_balance(dataset),
         _audit_sizes(dataset),
         _audit_geometry(dataset),
+        _audit_contrast(dataset),
     ):
         values |= found
         remarks += more
@@ -219,6 +223,20 @@ def _audit_geometry(dataset: Dataset) -> _Found:
         elif mean > loss.note_above:
             remarks.append(Remark("note", loss.describe(mean) + loss.remedy))
     return {"geometry": values}, remarks
+
+
+def _audit_contrast(dataset: Dataset) -> _Found:
+    """Pictures of a sample that have nearly no contrast at the working size."""
+    rows = np.unique(np.linspace(0, len(dataset) - 1, min(len(dataset), _CONTRAST_IMAGES)).astype(np.int64))
+    flat = rows[dataset[rows].reshape(len(rows), -1).std(1) < _LEAST_DEVIATION]
+    values = {"without_contrast": round(len(flat) / len(rows), 4)}
+    if len(flat) < _MAX_FLAT_SHARE * len(rows):
+        return values, []
+    text = (
+        f"{len(flat) / len(rows):.0%} of the images are nearly one tone as the network sees them: look at some (--out "
+        "sheet.png); where their values have another range, name it by --window LOW:HIGH."
+    )
+    return values, [Remark("warning", text, tuple(map(str, dataset.files[flat[:_MAX_EXAMPLES]])))]
 
 
 def format_audit(findings: Findings) -> str:

@@ -7,6 +7,7 @@ import struct
 import threading
 import warnings
 import zlib
+from collections.abc import Iterator
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -72,11 +73,7 @@ def decode_jpeg(
     With them the height and width that the picture truly has in these pixels: at half scale, 375 rows become
     188, of which it fills 187.5. Raises ImageError for a damaged file.
     """
-    eighths = 8
-    if head.height >= 2 * _MIN_JPEG_OVERSAMPLING * tall and head.width >= 2 * _MIN_JPEG_OVERSAMPLING * wide:
-        eighths = next(
-            n for n in (1, 2, 4) if min(head.height / tall, head.width / wide) * n >= 8 * _MIN_JPEG_OVERSAMPLING
-        )
+    eighths = jpeg_scale(head, tall, wide)
     least = {"min_height": -(-head.height * eighths // 8), "min_width": -(-head.width * eighths // 8)}
     try:
         pixels = import_simplejpeg().decode_jpeg(
@@ -87,6 +84,12 @@ def decode_jpeg(
             raise ImageError(DAMAGED_IMAGE) from error
         return None  # harmless warnings of libjpeg: Pillow judges
     return pixels, (head.height * eighths / 8, head.width * eighths / 8)
+
+
+def jpeg_scale(head: JpegHeader, tall: int, wide: int) -> int:
+    """The eighths of its size (1, 2, 4 or 8) at which a JPEG is decoded for ``tall`` rows and ``wide`` columns."""
+    shrink = min(head.height / tall, head.width / wide)
+    return next((n for n in (1, 2, 4) if shrink * n >= 8 * _MIN_JPEG_OVERSAMPLING), 8)
 
 
 def _jpeg_orientation(data: bytes) -> int:
@@ -129,6 +132,12 @@ def parse_jpeg_segments(data: bytes) -> dict[int, bytes]:
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _PNG_HEADER = struct.Struct(">I4sIIBBBBB")
 _PNG_MODES = {0: ("L", 1), 2: ("RGB", 3)}
+_PNG_SAMPLES = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
+"""Values of a pixel, by colour type."""
+_ADAM7_PASSES = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
+"""First column, first row and steps of the passes of an interlaced PNG."""
+_INFLATED_BYTES = 1 << 20
+_PNG_NOTES = frozenset((b"tEXt", b"zTXt", b"iTXt", b"iCCP"))
 _PNG_CHUNKS = frozenset((b"pHYs", b"gAMA", b"sRGB", b"cHRM", b"tEXt", b"tIME", b"IDAT"))
 
 
@@ -152,7 +161,49 @@ def decode_png(data: bytes, largest: int) -> UInt8[ndarray, "H W C"] | None:
         image = Image.frombytes(mode, (width, height), packed, "zip", mode, 0)
     except (ValueError, OSError, TypeError):
         return None
-    return np.frombuffer(image.tobytes(), np.uint8).reshape(height, width, channels)
+    pixels = np.frombuffer(image.tobytes(), np.uint8).reshape(height, width, channels)
+    return None if not pixels[-1].any() and png_lacks_rows(data) else pixels
+
+
+def png_lacks_rows(data: bytes) -> bool:
+    """Whether the compressed data of a PNG end before its last row: Pillow leaves the missing rows black."""
+    _, _, width, height, depth, colour, _, _, interlaced = _PNG_HEADER.unpack_from(data, 8)
+    bits = depth * _PNG_SAMPLES.get(colour, 1)
+    passes = _ADAM7_PASSES if interlaced else ((0, 0, 1, 1),)
+    sizes = [(-(-(width - x) // across), -(-(height - y) // down)) for x, y, across, down in passes]
+    missing = sum(tall * (1 + -(-wide * bits // 8)) for wide, tall in sizes if wide > 0 and tall > 0)
+    inflater = zlib.decompressobj()
+    packed = b"".join(data[start + 8 : end - 4] for kind, start, end in _png_chunks(data) if kind == b"IDAT")
+    while missing > 0 and packed and not inflater.eof:
+        missing -= len(inflater.decompress(packed, min(missing, _INFLATED_BYTES)))
+        packed = inflater.unconsumed_tail
+    return missing > 0
+
+
+def drop_png_notes(data: bytes) -> bytes:
+    """A PNG without its text and colour profile, which are not used: Pillow refuses files with much of them.
+
+    Other files, and XMP (which may hold the orientation), stay as they are.
+    """
+    if data[:8] != _PNG_SIGNATURE:
+        return data
+    kept, last = [data[:8]], 8
+    for kind, start, end in _png_chunks(data):
+        if kind not in _PNG_NOTES or data.startswith(b"XML:com.adobe.xmp\0\0", start + 8):
+            kept.append(data[start:end])
+        last = end
+    return b"".join([*kept, data[last:]])
+
+
+def _png_chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
+    """Kind, start and end of each whole chunk."""
+    at = 8
+    while at + 12 <= len(data):
+        length, kind = struct.unpack_from(">I4s", data, at)
+        if (end := at + 12 + length) > len(data):
+            return
+        yield kind, at, end
+        at = end
 
 
 def _join_idat(data: bytes) -> bytes | None:

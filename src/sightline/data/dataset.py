@@ -16,7 +16,7 @@ from ..choose import suggest
 from ..errors import DataError, ImageError
 from ..sources import Source, find
 from ..types import UNLABELLED, Dataset, Geometry, Pixels, SkippedFile
-from .decode import FULL_RANGE_16_BIT, ImageHeader, read_header
+from .decode import FULL_RANGE_16_BIT, FULL_RANGE_FLOAT, ImageHeader, read_header, read_values
 from .store import open_store
 
 _MAX_LISTED_FILES = 12
@@ -79,7 +79,7 @@ def load_dataset(
         files=source.files[rows],
         digests=np.ascontiguousarray(facts["digest"]),
         geometry=geometry,
-        fingerprint=source.fingerprint,
+        fingerprint=_content_fingerprint(store.facts["digest"], source),
         columns={**given, **{name: np.ascontiguousarray(facts[name]) for name in FACT_COLUMNS}},
         skipped=skipped,
         notes=tuple(notes),
@@ -91,6 +91,16 @@ def load_dataset(
                 f"repair its files or remove the class.\n{format_skipped(skipped)}"
             )
     return dataset
+
+
+def _content_fingerprint(digests: ndarray, source: Source) -> str:
+    """Hash of the files' bytes, labels and columns: the same wherever the files lie, and whenever they were written."""
+    digest = hashlib.blake2b(digest_size=16)
+    digest.update(digests.astype("<u8").tobytes() + source.labels.astype("<i8").tobytes())
+    digest.update("\0".join(source.classes).encode("utf-8", "surrogatepass"))
+    for name, column in sorted(source.columns.items()):
+        digest.update("\0".join([name, *map(str, column)]).encode("utf-8", "surrogatepass"))
+    return digest.hexdigest()
 
 
 def format_skipped(skipped: tuple[SkippedFile, ...], shown: int = _MAX_LISTED_FILES) -> str:
@@ -113,25 +123,52 @@ def _describe_conversions(facts: ndarray, geometry: Geometry) -> list[str]:
         if count := int(facts[name].sum()):
             notes.append(f"{'1 image is' if count == 1 else f'{count:,} images are'} {what}: {done}.")
     deep = facts[facts["depth"] > 8]
-    if not len(deep):
-        return notes
-    low, high = (f"{edge:g}" for edge in geometry.window or FULL_RANGE_16_BIT)
-    what = "1 image has" if len(deep) == 1 else f"{len(deep):,} images have"
-    note = f"{what} more than 8 bits a value: {low} becomes black and {high} white"
-    grey = deep[(deep["channels"] == 1) & (deep["depth"] == 16)]
-    if len(grey):
-        least, most = int(grey["low"].min()), int(grey["high"].max())
-        note += f" (their own values go from {least:,} to {most:,}"
-        if geometry.window is None and most < FULL_RANGE_16_BIT[1] / 2:
-            note += f", which leaves them dark: --window {least}:{most} shows their full contrast"
-        note += ")"
-    return [*notes, f"{note}."]
+    for some, what, default in (
+        (deep[~deep["floating"]], "more than 8 bits a value", FULL_RANGE_16_BIT),
+        (deep[deep["floating"]], "decimal numbers for values", FULL_RANGE_FLOAT),
+    ):
+        if not len(some):
+            continue
+        low, high = geometry.window or default
+        count = "1 image has" if len(some) == 1 else f"{len(some):,} images have"
+        note = f"{count} {what}: {low:g} becomes black and {high:g} white"
+        grey = some[some["channels"] == 1]
+        if len(grey):
+            least, most = float(grey["low"].min()), float(grey["high"].max())
+            note += f" (their own values go from {_format_value(least)} to {_format_value(most)}"
+            if geometry.window is None and (fault := _describe_misfit(least, most, low, high)):
+                note += f", {fault}: --window {least:g}:{most:g} shows their full contrast"
+            note += ")"
+        notes.append(f"{note}.")
+    return notes
+
+
+def _format_value(value: float) -> str:
+    return f"{value:,.0f}" if value == round(value) else f"{value:,.4g}"
+
+
+def _describe_misfit(least: float, most: float, low: float, high: float) -> str:
+    """What a range from ``low`` to ``high`` loses of values from ``least`` to ``most``; empty where it fits."""
+    if least == most:
+        return ""
+    if least < low or most > high * 1.001:
+        return "which go beyond it and are cut off"
+    if most < low + (high - low) / 2:
+        return "which leaves them dark"
+    return "which leaves them nearly alike" if most - least < (high - low) / 5 else ""
 
 
 # the headers of a sample
 
 SURVEY_IMAGES = 256
 """Images whose headers a survey reads."""
+_WINDOW_IMAGES = 64
+"""Images whose values are looked at for a range."""
+_RARE_VALUES = 0.001
+"""Share of the lowest and of the highest values that a range may leave out, where they lie far out."""
+_MAX_WIDENING = 4
+"""How much wider a range may become to hold all values."""
+_USUAL_WINDOWS = (FULL_RANGE_FLOAT, (0.0, 255.0), FULL_RANGE_16_BIT)
 
 
 @dataclass(frozen=True)
@@ -159,6 +196,8 @@ class Survey:
     formats: dict[str, int]
     """Images of the sample by format: JPEG, PNG, ..."""
     unreadable: int
+    window: tuple[float, float] | None = None
+    """A range for grey of 32 bits, from the values of up to 64 images; None where there are none or 16-bit ones too."""
 
 
 def survey(source: Source, *, sample: int = SURVEY_IMAGES) -> Survey:
@@ -168,10 +207,18 @@ def survey(source: Source, *, sample: int = SURVEY_IMAGES) -> Survey:
     """
     rows = np.unique(np.linspace(0, len(source) - 1, min(sample, len(source))).astype(np.int64))
     headers: list[ImageHeader] = []
+    values: list[ndarray] = []
     reason = ""
     for row in rows:
         try:
-            headers.append(read_header(source.read(int(row))))
+            data = source.read(int(row))
+            headers.append(read_header(data))
+            if (
+                headers[-1].depth == 32
+                and len(values) < _WINDOW_IMAGES
+                and (found := read_values(data)) is not None
+            ):
+                values.append(found[np.isfinite(found)])
         except ImageError as error:
             reason = reason or f"{source.files[row]}: {error}"
     if not headers:
@@ -187,8 +234,28 @@ def survey(source: Source, *, sample: int = SURVEY_IMAGES) -> Survey:
         grey=float(np.mean([h.channels == 1 for h in headers])),
         formats=dict(Counter(h.format for h in headers).most_common()),
         unreadable=len(rows) - len(headers),
+        window=_choose_window(values) if all(h.depth in (8, 32) for h in headers) else None,
         **ranges,
     )
+
+
+def _choose_window(values: list[ndarray]) -> tuple[float, float] | None:
+    """One range for all values but the rarest: a usual one where it fits, else their own.
+
+    A few pixels far out (hot ones of a sensor) would leave all others alike.
+    """
+    pooled = np.concatenate([one.ravel() for one in values]) if values else np.empty(0)
+    if not len(pooled):
+        return None
+    low, high = (float(edge) for edge in np.quantile(pooled, (_RARE_VALUES, 1 - _RARE_VALUES)))
+    least, most = float(pooled.min()), float(pooled.max())
+    if most - least < _MAX_WIDENING * (high - low):
+        low, high = least, most
+    for usual in _USUAL_WINDOWS:
+        if usual[0] <= low and high <= usual[1] and high - low >= (usual[1] - usual[0]) / 2:
+            return usual
+    low, high = float(f"{low:.4g}"), float(f"{high:.4g}")
+    return (low, high) if low < high else None
 
 
 # joining and relabelling: views of the stores, no pixel is copied

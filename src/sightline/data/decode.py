@@ -5,17 +5,19 @@ alone. JPEG is read by simplejpeg (turbo, scaled decoding for large photos), the
 Pillow reads JPEG too.
 """
 
+import os
 import struct
 import warnings
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from io import BytesIO
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Float32, UInt8
 from numpy import ndarray
 
-from ..errors import ImageError
+from ..errors import DataError, ImageError
 from ..sources import MAX_FILE_BYTES
 from ..types import Geometry
 from . import codecs
@@ -24,16 +26,21 @@ from .geometry import apply_orientation, least_decoded_shape, resize_to_geometry
 if TYPE_CHECKING:
     from PIL import Image
 
-DECODER_VERSION = 2
+DECODER_VERSION = 3
 """Increased whenever the same bytes would decode to other pixels: old stores are then rebuilt."""
 
 IMAGE_FORMATS = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP", "PPM")
 MAX_IMAGE_PIXELS = 100_000_000
-"""Pixels that a header may announce."""
+"""Pixels that a header may announce; SIGHTLINE_MAX_MEGAPIXELS raises it for files that are trusted."""
+MAX_SCALED_PIXELS = 400_000_000
+"""Pixels of a JPEG that is decoded at a reduced scale, in one scan: phones of 200 megapixels, panoramas."""
+_MAX_JPEG_PIXELS_PER_BYTE = 256
+"""A block of 64 pixels takes two bits at least: a shorter file lacks most of the picture."""
 FULL_RANGE_16_BIT = (0.0, 65535.0)
-"""The default window of 16-bit pictures."""
+"""The default window of 16- and 32-bit integers."""
+FULL_RANGE_FLOAT = (0.0, 1.0)
+"""The default window of floats."""
 
-_TOO_LARGE = "the header announces more than 100 megapixels, which is refused unread"
 _GREY_MODES = ("1", "L", "LA", "La", "I", "F")
 _ALPHA_MODES = ("RGBA", "LA", "PA", "RGBa", "La")
 _SAMPLES, _DEPTHS = 277, 258
@@ -58,9 +65,11 @@ class ImageHeader(NamedTuple):
     """Is in printers' inks (CMYK): turned into RGB without a colour profile."""
     depth: int = 8
     """Bits of a value: 8, 16 or 32."""
-    low: int = 0
-    high: int = 0
-    """Smallest and largest value of grey with more than 8 bits, clipped to 16 bits; known after decoding."""
+    low: float = 0
+    high: float = 0
+    """Smallest and largest value of grey with more than 8 bits; known after decoding."""
+    floating: bool = False
+    """Holds decimal numbers."""
 
 
 def decode(data: bytes, geometry: Geometry) -> UInt8[ndarray, "H W C"]:
@@ -90,8 +99,45 @@ def read_header(data: bytes) -> ImageHeader:
 
 
 def decoder_name() -> str:
-    """The version and library that decode here: part of a store's name."""
-    return f"{DECODER_VERSION}-{'pillow' if codecs.import_simplejpeg() is None else 'simplejpeg'}"
+    """The version and library that decode here, and what they refuse: part of a store's name."""
+    limit = _max_pixels()
+    raised = f"-{limit}" * (limit != MAX_IMAGE_PIXELS)
+    return f"{DECODER_VERSION}-{'pillow' if codecs.import_simplejpeg() is None else 'simplejpeg'}{raised}"
+
+
+def read_values(data: bytes) -> Float32[ndarray, "h w"] | None:
+    """The values of a grey picture of 32 bits, a pixel in several where it is large; None for other pictures.
+
+    Raises ImageError.
+    """
+    image, _ = _open_with_pillow(data)
+    if image.mode not in ("I", "F") or _header_from_pillow(image, 1, data).depth < 32:
+        return None
+    try:
+        values = np.asarray(image)
+    except Exception as error:  # Pillow's readers raise nearly anything on damaged files
+        raise ImageError(codecs.DAMAGED_IMAGE) from error
+    step = max(1, min(values.shape) // 128)
+    return values[::step, ::step].astype(np.float32)
+
+
+def _max_pixels() -> int:
+    """The pixels that a header may announce, in this environment."""
+    word = os.environ.get("SIGHTLINE_MAX_MEGAPIXELS", "").strip()
+    if not word:
+        return MAX_IMAGE_PIXELS
+    if not word.isdigit() or not 1 <= int(word) <= 4000:
+        raise DataError(f"SIGHTLINE_MAX_MEGAPIXELS is '{word}': it must be a whole number from 1 to 4000.")
+    return int(word) * 1_000_000
+
+
+def _check_pixels(width: int, height: int, limit: int) -> None:
+    if width * height > limit:
+        count = -(-width * height // 1_000_000)
+        raise ImageError(
+            f"the header announces {width} x {height} pixels, more than {limit // 1_000_000} megapixels, which is "
+            f"refused unread: save it smaller, or set SIGHTLINE_MAX_MEGAPIXELS={count} where the file is trusted"
+        )
 
 
 def _check_size(data: bytes) -> None:
@@ -106,8 +152,12 @@ def _check_size(data: bytes) -> None:
 
 def _checked_jpeg_header(data: bytes) -> codecs.JpegHeader | None:
     head = codecs.read_jpeg_header(data)
-    if head and head.height * head.width > MAX_IMAGE_PIXELS:
-        raise ImageError(_TOO_LARGE)
+    if head and head.width * head.height > (limit := _max_pixels()):
+        # In several scans a decoder holds the coefficients of the whole picture.
+        single = not codecs.parse_jpeg_segments(data).keys().isdisjoint((0xC0, 0xC1))
+        if single and head.width * head.height <= _MAX_JPEG_PIXELS_PER_BYTE * len(data):
+            limit = max(limit, MAX_SCALED_PIXELS)
+        _check_pixels(head.width, head.height, limit)
     return head
 
 
@@ -125,6 +175,8 @@ def _decode_jpeg(data: bytes, geometry: Geometry) -> tuple[ndarray, ImageHeader]
     across = orientation > 4
     tall, wide = least_decoded_shape(*_swap((head.height, head.width), across), geometry)
     tall, wide = _swap((tall, wide), across)
+    if codecs.jpeg_scale(head, tall, wide) == 8:  # nothing is saved
+        _check_pixels(head.width, head.height, _max_pixels())
     found = codecs.decode_jpeg(data, head, geometry.channels, tall, wide)
     if found is None:
         return None
@@ -140,7 +192,7 @@ def _swap(pair: tuple[Any, Any], swap: bool) -> tuple[Any, Any]:
 
 def _decode_png(data: bytes, geometry: Geometry) -> tuple[ndarray, ImageHeader] | None:
     """As ``decode_with_header`` for a plain PNG of no more channels than wanted; None for other files."""
-    pixels = codecs.decode_png(data, MAX_IMAGE_PIXELS)
+    pixels = codecs.decode_png(data, _max_pixels())
     if pixels is None or pixels.shape[2] > geometry.channels:
         return None
     height, width, channels = pixels.shape
@@ -157,12 +209,10 @@ def _open_with_pillow(data: bytes) -> "tuple[Image.Image, int]":
     from PIL import Image
 
     _check_bands(data)
-    with codecs.PILLOW_LOCK, warnings.catch_warnings():
+    with codecs.PILLOW_LOCK, warnings.catch_warnings(), _without_pillow_limit():
         warnings.simplefilter("ignore")
         try:
-            image = Image.open(BytesIO(data), formats=IMAGE_FORMATS)
-        except Image.DecompressionBombError as error:
-            raise ImageError(_TOO_LARGE) from error
+            image = Image.open(BytesIO(codecs.drop_png_notes(data)), formats=IMAGE_FORMATS)
         except Image.UnidentifiedImageError as error:
             raise ImageError(_unknown_format_reason(data)) from error
         except Exception as error:  # Pillow's readers raise nearly anything on damaged files
@@ -171,9 +221,20 @@ def _open_with_pillow(data: bytes) -> "tuple[Image.Image, int]":
         if image.format == "TIFF" or any(mark in data for mark in (b"Exif", b"eXIf", b"EXIF")):
             with suppress(Exception):  # as above; a broken EXIF block must not cost the picture
                 orientation = codecs.valid_orientation(image.getexif().get(codecs.EXIF_ORIENTATION_TAG))
-    if image.width * image.height > MAX_IMAGE_PIXELS:
-        raise ImageError(_TOO_LARGE)
+    _check_pixels(image.width, image.height, _max_pixels())
     return image, orientation
+
+
+@contextmanager
+def _without_pillow_limit() -> Iterator[None]:
+    """Pillow's own limit lifted while it opens a file: ours is checked before any pixel is decoded."""
+    from PIL import Image
+
+    before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+    try:
+        yield
+    finally:
+        Image.MAX_IMAGE_PIXELS = before
 
 
 def _unknown_format_reason(data: bytes) -> str:
@@ -254,6 +315,7 @@ def _header_from_pillow(image: "Image.Image", orientation: int, data: bytes) -> 
         transparent,
         image.mode == "CMYK",
         depth,
+        floating=image.mode == "F",
     )
 
 
@@ -287,6 +349,8 @@ def _decode_with_pillow(data: bytes, geometry: Geometry) -> tuple[ndarray, Image
             if (scale := round(width / image.width)) > 1:
                 extent = _swap((height / scale, width / scale), across)
         image.load()
+        if image.format == "PNG" and (data[28] or not np.asarray(image)[-1].any()) and codecs.png_lacks_rows(data):
+            raise ImageError(codecs.DAMAGED_IMAGE)
         pixels, header = _to_array(image, geometry, header, data)
     except ImageError:
         raise
@@ -305,8 +369,7 @@ def _to_array(
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
         deep = np.asarray(image)
         shown = _apply_window(deep, image.mode, geometry.window)[..., None].repeat(geometry.channels, axis=2)
-        low, high = np.clip((deep.min(), deep.max()), 0, 65535)
-        return shown, header._replace(low=int(low), high=int(high))
+        return shown, header._replace(low=float(deep.min()), high=float(deep.max()))
     if header.depth > 8 and geometry.window is not None:
         raise ImageError("16-bit colour is read by its full range only: leave the window out, or save it as grey")
     if image.mode == "CMYK" and image.format == "JPEG" and 0xEE not in codecs.parse_jpeg_segments(data):
@@ -329,11 +392,10 @@ def _to_array(
 def _apply_window(deep: ndarray, mode: str, window: tuple[float, float] | None) -> UInt8[ndarray, "h w"]:
     """Grey of more than 8 bits through a window: low becomes 0, high 255.
 
-    Without a window integers are read by the full 16 bits, floats by [0, 1], or by [0, 255] where they exceed it.
+    Without a window integers are read by the full 16 bits and floats by [0, 1], whatever this picture holds: two
+    pictures of one set must be shown alike.
     """
     if not np.isfinite(deep).all():
         raise ImageError("the image has pixels that are not numbers")
-    if window is None and mode == "F":
-        window = (0.0, 1.0) if deep.max(initial=0) <= 1 else (0.0, 255.0)
-    low, high = window or FULL_RANGE_16_BIT
+    low, high = window or (FULL_RANGE_FLOAT if mode == "F" else FULL_RANGE_16_BIT)
     return np.rint(np.clip((deep.astype(np.float64) - low) * (255 / (high - low)), 0, 255)).astype(np.uint8)

@@ -88,8 +88,10 @@ class Default:
     reason: str
 
 
-def default_pixels(images: Survey, size: int | None = None, channels: int | None = None) -> list[Default]:
-    """Size and channels where they are open, from a survey of the images."""
+def default_pixels(
+    images: Survey, size: int | None = None, channels: int | None = None, window: str | None = None
+) -> list[Default]:
+    """Size, channels and the range of 32-bit grey where they are open, from a survey of the images."""
     chosen: list[Default] = []
     if size is None:
         low, middle, high = images.short_side.low, images.short_side.median, images.short_side.high
@@ -106,6 +108,16 @@ def default_pixels(images: Survey, size: int | None = None, channels: int | None
         channels = 3 if images.grey < 0.99 else 1
         what = "colour" if channels == 3 else "grey"
         chosen.append(Default("channels", channels, f"Working in {what}, like the images (--channels)."))
+    if window is None and images.window is not None:
+        low, high = (f"{edge:.6g}" for edge in images.window)
+        why = "which the values of a sample of these 32-bit images span"
+        chosen.append(
+            Default(
+                "window",
+                f"{low}:{high}",
+                f"{low} is shown as black and {high} as white, {why} (--window {low}:{high}).",
+            )
+        )
     return chosen
 
 
