@@ -7,7 +7,6 @@ Traceback (most recent call last):
 sightline.errors.DataError: --limit is 0: it must be at least 1 image.
 """
 
-import csv
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +22,7 @@ from .data import load_dataset, nested_subset
 from .errors import DataError
 from .inference import match_labels
 from .sources import find
-from .training import Run, reopen
+from .training import Run, RunFolder, reopen
 from .types import Dataset
 
 
@@ -40,6 +39,8 @@ class Subject:
     """The run's validation images, for whatever is fitted on images that are not examined; None for other data."""
     run: Run | None = None
     """The run whose own images these are, which keeps the results; None for other data."""
+    seen: int = 0
+    """How many of other images the classifier was trained or validated on."""
 
 
 NAME_IMAGES = "name the images to test it on, after it"
@@ -56,6 +57,22 @@ def open_run(run: Path | str, *, device: str = "auto", remedy: str = NAME_IMAGES
     if folder.is_file() or (folder / "config.json").is_file():
         raise DataError(f"'{run}' is a classifier without its run: {remedy}.")
     return reopen(folder, device=device)
+
+
+def open_moved_run(
+    run: Path | str | Classifier, data: Path | str | Dataset, *, device: str = "auto"
+) -> Run | None:
+    """A finished run whose images lie in ``data`` now and not where they were; None for any other run or data."""
+    if isinstance(run, Classifier) or isinstance(data, Dataset) or not (Path(run) / "recipe.toml").is_file():
+        return None
+    folder = RunFolder(Path(run))
+    old = folder.read_recipe().data
+    if folder.read_digests("test") is None or old is None or not Path(old).is_absolute() or Path(old).exists():
+        return None
+    try:
+        return reopen(Path(run), data, device=device)
+    except DataError:  # other images, to be tested as such
+        return None
 
 
 def open_subject(
@@ -84,14 +101,18 @@ def open_subject(
     """
     if limit is not None and limit < 1:
         raise DataError(f"--limit is {limit}: it must be at least 1 image.")
-    whole = None
-    if data is None:
-        if isinstance(run, Classifier):
-            raise DataError(f"This classifier comes without its run: {remedy}.")
+    whole, seen = None, 0
+    if data is None and isinstance(run, Classifier):
+        raise DataError(f"This classifier comes without its run: {remedy}.")
+    if data is not None:
+        whole = open_moved_run(run, data, device=device)
+    elif not isinstance(run, Classifier):
         whole = open_run(run, device=device, remedy=remedy)
+    if whole is not None:
         classifier, named = whole.classifier, "test images" if split == "test" else "validation images"
         images = whole.splits.test if split == "test" else whole.splits.val
     else:
+        assert data is not None
         classifier = run if isinstance(run, Classifier) else Classifier.load(run)
         if device != "auto" or not isinstance(run, Classifier):
             classifier = classifier.to(runtime.resolve_device(device))
@@ -104,8 +125,16 @@ def open_subject(
             images, named = images.subset(own == "test"), f"test {named}"
     match_labels(classifier, images)  # before any work
     some, sentence = sample_images(images, limit, seed, named)
-    validation = whole.splits.val if whole else None
-    return Subject(classifier=classifier.eval(), images=some, sentence=sentence, validation=validation, run=whole)
+    if whole is None and not isinstance(run, Classifier) and (seen := int(trained_on(run, some).sum())):
+        sentence += f" The classifier was trained or validated on {seen:,} of them, which flatters the result."
+    return Subject(
+        classifier=classifier.eval(),
+        images=some,
+        sentence=sentence,
+        validation=whole.splits.val if whole else None,
+        run=whole,
+        seen=seen,
+    )
 
 
 def sample_images(images: Dataset, limit: int | None, seed: int = 0, what: str = "images") -> tuple[Dataset, str]:
@@ -124,14 +153,19 @@ def sample_images(images: Dataset, limit: int | None, seed: int = 0, what: str =
 def trained_on(run: Run | Path | str, images: Dataset, *, validation: bool = True) -> Bool[ndarray, " N"]:
     """Which of the images a run or bundle was trained on, or with ``validation`` was validated on.
 
-    Images are compared with a reopened run by their content. A folder knows the names in its ``split.csv``, which
-    count for images of the very data it was trained on; a bundle without that file counts all images of its data
-    but those of their test split.
+    Images are known by their bytes, whatever their names, where a run lists them in its ``split.csv``. An old run
+    knows names, which count for images of the very data it was trained on; a bundle without that file counts all
+    images of its data but those of their test split.
     """
     if isinstance(run, Run):
         used = [run.splits.train, run.splits.val] if validation else [run.splits.train]
         return np.isin(images.digests, np.concatenate([part.digests for part in used]))
-    if Path(run).is_file():  # an exported file
+    is_file = Path(run).is_file()  # an exported file
+    folder = RunFolder(Path(run) if is_file or (Path(run) / "split.csv").is_file() else find_bundle(run).parent)
+    names = ("train", "val") if validation else ("train",)
+    if not is_file and (digests := folder.read_digests(*names)) is not None:
+        return np.isin(images.digests, digests)
+    if is_file:
         provenance = Classifier.load(run).provenance
     else:
         provenance = json.loads((find_bundle(run) / "config.json").read_text(encoding="utf-8"))["provenance"]
@@ -139,7 +173,5 @@ def trained_on(run: Run | Path | str, images: Dataset, *, validation: bool = Tru
         return np.zeros(len(images), dtype=bool)
     if not (Path(run) / "split.csv").is_file():
         return images.columns.get("split", np.full(len(images), "")) != "test"
-    names = {"train", "val"} if validation else {"train"}
-    with (Path(run) / "split.csv").open(newline="", encoding="utf-8") as stream:
-        files = {row["file"] for row in csv.DictReader(stream) if row["split"] in names}
+    files = {row["file"] for row in RunFolder(Path(run)).read_split() if row["split"] in names}
     return np.array([str(file) in files for file in images.files], dtype=bool)

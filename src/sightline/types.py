@@ -123,7 +123,7 @@ class Dataset:
     """uint64 hash of each file's bytes: equal for exact duplicates."""
     geometry: Geometry
     fingerprint: str
-    """Hash of the files; two datasets of equal fingerprint and geometry have equal pixels."""
+    """Hash of the files' bytes and labels; two datasets of equal fingerprint and geometry have equal pixels."""
     columns: Mapping[str, Shaped[ndarray, " N"]] = field(default_factory=dict)
     """Further facts about each image: ``split``, ``group``, ``width``, ``height``, ..."""
     skipped: tuple[SkippedFile, ...] = ()

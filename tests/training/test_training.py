@@ -620,23 +620,6 @@ def test_a_terminal_shows_a_bar_with_the_time_left(tmp_path):
     assert re.search(rb"\d:\d\d:\d\d", seen), "no time left was shown"
 
 
-def test_a_run_whose_images_changed_is_not_tested_on_others(tmp_path):
-    from PIL import Image
-
-    random = np.random.default_rng(0)
-    for name in ("a", "b"):
-        (tmp_path / "data" / name).mkdir(parents=True)
-        for number in range(20):
-            pixels = random.integers(0, 256, (12, 12, 3), np.uint8)
-            Image.fromarray(pixels).save(tmp_path / "data" / name / f"{number}.png")
-    recipe = TINY.replace(limit=None, epochs=1, batch_size=8)
-    made = train(tmp_path / "data", recipe, out=tmp_path / "r")
-    assert list(reopen(made.folder).splits.test.files) == list(made.splits.test.files)
-    Image.fromarray(random.integers(0, 256, (12, 12, 3), np.uint8)).save(tmp_path / "data" / "a" / "more.png")
-    with pytest.raises(DataError, match=r"images changed.*evaluate .* DATA"):
-        reopen(made.folder)
-
-
 def test_a_validation_loss_that_is_not_finite_keeps_nothing_bad(prepared, tmp_path):
     recipe, splits, fresh = prepared
     classifier, folder = fresh(), RunFolder(tmp_path)

@@ -93,18 +93,20 @@ def evaluate(
     from ..comparison import learning_curve_run
     from ..evaluation import evaluate_on, evaluate_run
     from ..robustness import corrupt_run
-    from ..runs import open_run
+    from ..runs import open_moved_run, open_run
 
     if more.any_given:
         if learning_curve or corruptions:
             raise RecipeError("--learning-curve and --corruptions cannot be combined with the other flags.")
         _evaluate_more(run, data, more, options)
         return
-    if data is not None and (learning_curve or corruptions):
+    opened = (
+        open_run(run, device=options.device) if data is None else open_moved_run(run, data, device=options.device)
+    )
+    if opened is None and (learning_curve or corruptions):
         flag = "--learning-curve" if learning_curve else "--corruptions"
         raise DataError(f"{flag} uses the test images of the run: leave DATA out.")
-    if data is None:
-        opened = open_run(run, device=options.device)
+    if opened is not None:
         curve = {"learning_curve": learning_curve_run(opened).as_json()} if learning_curve else {}
         corrupted = {"corruptions": corrupt_run(opened).as_json()} if corruptions else {}
         value: dict[str, Any] = evaluate_run(opened).as_json() | curve | corrupted
@@ -117,7 +119,7 @@ def evaluate(
 def _evaluate_more(run: Path, data: str | None, more: EvaluateOptions, options: Options) -> None:
     """Evaluate groups, uncertainty or out-of-distribution detection, and print it."""
     from ..evaluation import evaluate_groups_on, evaluate_groups_run, evaluate_ood_run, evaluate_uncertainty_run
-    from ..runs import open_run
+    from ..runs import open_moved_run, open_run
 
     if more.compare_with is not None and more.group is None:
         raise RecipeError("--compare-with compares groups: name the column with --group.")
@@ -127,13 +129,14 @@ def _evaluate_more(run: Path, data: str | None, more: EvaluateOptions, options: 
             "separate evaluations: run one at a time."
         )
     name = {"run": str(run)}
-    if more.group is not None and data is not None:
+    opened = None if data is None else open_moved_run(run, data, device=options.device)
+    if more.group is not None and data is not None and opened is None:
         value = evaluate_groups_on(run, data, more.group, against=more.compare_with, device=options.device)
         emit(name | value, options.json, print_groups)
         return
-    if data is not None:
+    if data is not None and opened is None:
         raise DataError("This evaluation uses the validation and test images of the run: leave DATA out.")
-    opened = open_run(
+    opened = opened or open_run(
         run,
         device=options.device,
         remedy="this evaluation needs the validation and test images of a run, so name the run folder"

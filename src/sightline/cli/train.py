@@ -72,7 +72,8 @@ def train(
     out: Path
         Folder of the run. Default: runs/DATA-MODEL.
     resume: Path
-        Continue this interrupted run, with the same result; takes no other flags.
+        Continue this interrupted run, with the same result; takes no other flags. DATA, if given, is where its
+        images lie now.
     overwrite: bool
         Replace the run that is in --out.
     dry_run: bool
@@ -90,9 +91,9 @@ def train(
             console.print(remark.text, markup=False)
 
     if resume is not None:
-        if data or recipe or preset or out or overwrite or any(v is not None for v in vars(flags).values()):
+        if recipe or preset or out or overwrite or any(v is not None for v in vars(flags).values()):
             raise RecipeError("--resume continues the run with its own settings: leave out the other flags.")
-        run = resume_training(resume, device=options.device)
+        run = resume_training(resume, data, device=options.device)
         emit(evaluate_and_report(run), options.json, print_evaluation)
         return
     asked = recipe_from_flags(flags, recipe, preset)

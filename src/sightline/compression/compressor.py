@@ -18,7 +18,7 @@ from ..ensembles import recalibrate_norms
 from ..errors import DataError, Interrupted
 from ..inference import predict_logits
 from ..models import NETWORKS
-from ..runs import open_run, trained_on
+from ..runs import open_moved_run, open_run, trained_on
 from ..training import (
     INHERIT,
     LINEAR_PROBE_LR_FACTOR,
@@ -259,6 +259,8 @@ def open_original(run: Path | str, data: str | None = None, *, device: str = "au
     if data is None:
         remedy = f"name images to calibrate and fine-tune it on: sightline compress {run} DATA"
         whole = open_run(run, device=device, remedy=remedy)
+        return Original(folder, whole.classifier.eval(), whole.recipe, whole.splits)
+    if (whole := open_moved_run(run, data, device=device)) is not None:
         return Original(folder, whole.classifier.eval(), whole.recipe, whole.splits)
     classifier = Classifier.load(run).to(runtime.resolve_device(device))
     has_run = (folder / "recipe.toml").is_file()

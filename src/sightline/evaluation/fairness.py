@@ -114,7 +114,10 @@ def evaluate_groups_on(
     other = None
     if against is not None:
         other = str(against), Classifier.load(against).to(subject.classifier.device)
-    return {"data": str(data), **_evaluate_column(subject.classifier, subject.images.labelled, column, other)}
+    found = _evaluate_column(subject.classifier, subject.images.labelled, column, other)
+    if subject.seen:
+        found["remarks"].append(subject.sentence)
+    return {"data": str(data), **found}
 
 
 def _evaluate_column(

@@ -62,7 +62,7 @@ def evaluate_on(bundle: Path | str, data: str | Path, *, device: str = "auto") -
     """Evaluate a run's or bundle's classifier on the labelled images of ``data``: their test split, or else all."""
     subject = open_subject(bundle, data, device=device)
     images, remarks = subject.images.labelled, ()
-    if count := int(trained_on(bundle, images).sum()):
+    if subject.run is None and (count := int(trained_on(bundle, images).sum())):
         text = (
             f"The classifier was trained or validated on {count:,} of these {len(images):,} images of "
             f"'{data}', so the result is too optimistic: leave DATA out to test on the images set aside."

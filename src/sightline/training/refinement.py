@@ -241,7 +241,9 @@ def _load_checkpoint(
             f"The images changed since '{folder.path}' began, so it cannot be resumed exactly. "
             "Restore the old images, or train again."
         )
-    if Recipe.parse_toml(saved["recipe"]) != recipe:
+    if Recipe.parse_toml(saved["recipe"]).replace(data=None) != recipe.replace(
+        data=None
+    ):  # images are their bytes
         raise TrainingError(
             f"The recipe.toml of '{folder.path}' was changed since it began, so it cannot be resumed exactly. "
             "Change it back, or train again from it with --recipe."

@@ -11,6 +11,7 @@ from .. import progress, runtime
 from ..classifier import Classifier
 from ..data import Augment, load_dataset, split, survey
 from ..errors import DataError, RecipeError
+from ..files import write_text
 from ..preprocessing import forecast_fit
 from ..sources import find
 from ..types import Dataset, Splits
@@ -31,6 +32,7 @@ from .losses import ObjectiveLike
 from .plan import Plan, resolve
 from .recipe import INHERIT, PRETRAINED, Recipe
 from .refinement import refine
+from .restoring import restore_splits
 from .run_folder import RunFolder, check_run_folder, create_run_folder
 
 
@@ -160,6 +162,7 @@ def train_on_splits(
 
 def resume(
     folder: str | Path,
+    data: str | Path | None = None,
     *,
     device: str = "auto",
     objective: ObjectiveLike | None = None,
@@ -167,7 +170,8 @@ def resume(
 ) -> Run:
     """Continue an interrupted run, exactly as if it had not been interrupted.
 
-    A run with an objective or augmentation object needs it again.
+    ``data`` is where its images lie now, if not where they were: they are known by their bytes. A run with an
+    objective or augmentation object needs it again.
     """
     run = RunFolder(Path(folder))
     recipe = run.read_recipe()
@@ -175,7 +179,10 @@ def resume(
         raise RecipeError(
             f"The run '{folder}' is finished: there is nothing to resume. See sightline evaluate {folder}"
         )
-    plan, splits, notes = prepare(resolve(recipe, objective=objective, augment=augment))
+    recipe = _locate_images(run, recipe, data, f"sightline train --resume {folder} DATA")
+    plan, splits, notes = prepare(resolve(recipe, objective=objective, augment=augment), run)
+    if data is not None:
+        write_text(run.path / "recipe.toml", recipe.to_toml())
     where = runtime.resolve_device(device)
     if recipe.devices > 1:
         return _train_in_processes(run, plan, splits, notes, where, objective, augment, resume=True)
@@ -183,18 +190,53 @@ def resume(
     return _train_run(run, plan, classifier, head, splits, notes, resume=True)
 
 
-def reopen(folder: str | Path, *, device: str = "auto") -> Run:
-    """A finished run, read back: the classifier as saved, and the images it was made from."""
+def reopen(folder: str | Path, data: str | Path | None = None, *, device: str = "auto") -> Run:
+    """A finished run, read back: the classifier as saved, and the images it was made from.
+
+    ``data`` is where these lie now, if not where they were. They are known by their bytes: copied, moved or touched
+    files are the same images, and new ones are left out. Raises DataError where they are gone.
+    """
     run = RunFolder(Path(folder))
     recipe = run.read_recipe()
     classifier = Classifier.load(run.path).to(runtime.resolve_device(device))
-    splits, notes = read_splits(recipe)
-    if classifier.provenance.get("data_fingerprint") != splits.train.fingerprint:
-        raise DataError(
-            f"The images changed since '{folder}' was trained, so its test images are not the same any more. "
-            f"Restore the old images, or name the images to test on: sightline evaluate {folder} DATA"
-        )
+    recipe = _locate_images(run, recipe, data, f"sightline evaluate {folder} DATA")
+    known = classifier.provenance.get("data_fingerprint")
+    splits, notes, changes = _split_as_before(run, recipe, read_dataset(recipe)[0], known, classifier.classes)
+    for change in changes:
+        progress.notify(change)
     return Run(run.path, recipe, classifier, splits, run.read_facts(), notes)
+
+
+def _locate_images(run: RunFolder, recipe: Recipe, data: str | Path | None, command: str) -> Recipe:
+    """The recipe with ``data`` as the place of its images; DataError, naming the command, where they are gone."""
+    if data is not None:
+        return recipe.replace(data=_absolute(str(data)))
+    if recipe.data is not None and Path(recipe.data).is_absolute() and not Path(recipe.data).exists():
+        raise DataError(
+            f"The images of '{run.path}' are not at '{recipe.data}' any more: name where they lie now, {command}"
+        )
+    return recipe
+
+
+def _split_as_before(
+    run: RunFolder,
+    recipe: Recipe,
+    dataset: Dataset,
+    fingerprint: str | None,
+    classes: tuple[str, ...] | None = None,
+) -> tuple[Splits, tuple[str, ...], tuple[str, ...]]:
+    """The splits of a run that began with images of this fingerprint; all notes; and those of changes since.
+
+    A finished run, whose ``classes`` are known, may lack a few images.
+    """
+    if fingerprint in (None, dataset.fingerprint):
+        return *_split(dataset, recipe), ()
+    if recipe.limit is not None:  # it would draw others now
+        dataset, _ = read_dataset(recipe.replace(limit=None), max_bad=1.0)
+    splits = restore_splits(
+        run, dataset, fingerprint or "", classes=classes, max_missing=0.0 if classes is None else 0.05
+    )
+    return splits, (*dataset.notes, *splits.notes), splits.notes
 
 
 def read_dataset(
@@ -215,7 +257,7 @@ def read_dataset(
         chosen = default_start(plan, survey(source))
         recipe = recipe.replace(**{default.field: default.value for default in chosen})
     if recipe.size is None or recipe.channels is None:
-        chosen += default_pixels(survey(source), recipe.size, recipe.channels)
+        chosen += default_pixels(survey(source), recipe.size, recipe.channels, recipe.window)
         recipe = recipe.replace(**{default.field: default.value for default in chosen})
     return load_dataset(source, recipe.geometry, max_bad=max_bad), chosen
 
@@ -226,15 +268,20 @@ def read_splits(recipe: Recipe) -> tuple[Splits, tuple[str, ...]]:
     return _split(dataset, recipe)
 
 
-def prepare(plan: Plan) -> tuple[Plan, Splits, tuple[str, ...]]:
+def prepare(plan: Plan, run: RunFolder | None = None) -> tuple[Plan, Splits, tuple[str, ...]]:
     """Read and split the images; choose size, channels, network, batches and learning rate.
 
+    With a ``run`` that began already, the images are split as they were then, found by their bytes.
     Returns the plan with those choices, fitted to the training images, the splits, and the notes to report.
     """
     dataset, pixels = read_dataset(plan.recipe, plan=plan)
     plan = _with_defaults(plan, pixels)
     recipe = plan.recipe
-    splits, read = _split(dataset, recipe)
+    splits, read, _ = (
+        (*_split(dataset, recipe), ())
+        if run is None
+        else _split_as_before(run, recipe, dataset, run.read_fingerprint())
+    )
     train = splits.train.labelled
     if unseen := [name for name, count in zip(train.classes, train.counts, strict=True) if not count]:
         raise DataError(
@@ -299,7 +346,7 @@ def _train_as_member(
 ) -> Run:
     """What each process of a group does: prepare everything from the run's recipe, then train its share."""
     folder, device = RunFolder(path), group.fabric.device
-    plan, splits, notes = prepare(resolve(folder.read_recipe(), objective=objective, augment=augment))
+    plan, splits, notes = prepare(resolve(folder.read_recipe(), objective=objective, augment=augment), folder)
     plan, classifier, head, _ = _start(plan, splits, device, blank=resume)
     group.broadcast_state(classifier)
     return _train_run(folder, plan, classifier, head, splits, notes, resume=resume, group=group)

@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jaxtyping import UInt64
+from numpy import ndarray
 
 from .. import progress, runtime
 from ..errors import DataError
@@ -51,6 +53,27 @@ class RunFolder:
         file = self.path / "training.json"
         return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
 
+    def read_split(self) -> list[dict[str, str]]:
+        """The rows of ``split.csv``: file, label (empty where unlabelled), split and, but for old runs, digest."""
+        file = self.path / "split.csv"
+        if not file.is_file():
+            return []
+        with file.open(newline="", encoding="utf-8") as stream:
+            return list(csv.DictReader(stream))
+
+    def read_digests(self, *splits: str) -> UInt64[ndarray, " N"] | None:
+        """Hashes of the images of these splits; None where they were not kept (an old run, a bundle)."""
+        rows = self.read_split()
+        if not rows or "digest" not in rows[0]:
+            return None
+        return np.array([int(row["digest"], 16) for row in rows if row["split"] in splits], np.uint64)
+
+    def read_fingerprint(self) -> str | None:
+        """The fingerprint of the images that the run began with; None in old runs."""
+        file = self.path / "environment.json"
+        found = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+        return found.get("data_fingerprint")
+
     def log(self, text: str, *, aloud: bool = True) -> None:
         """Append a sentence to ``log.txt`` and, if ``aloud``, print it."""
         if aloud:
@@ -63,7 +86,8 @@ class RunFolder:
         for note in notes:
             self.log(note, aloud=False)
         write_text(self.path / "recipe.toml", recipe.to_toml())
-        write_json(self.path / "environment.json", runtime.environment())
+        environment = {**runtime.environment(), "data_fingerprint": splits.train.fingerprint}
+        write_json(self.path / "environment.json", environment)
         write_json(self.path / "notes.json", list(notes))
         self._write_split(splits)
 
@@ -71,10 +95,11 @@ class RunFolder:
         path = self.path / "split.csv"
         with atomic_replace(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as stream:
             writer = csv.writer(stream)
-            writer.writerow(["file", "label", "split"])
+            writer.writerow(["file", "label", "split", "digest"])
             for name, part in (("train", splits.train), ("val", splits.val), ("test", splits.test)):
-                labels = np.asarray(part.classes)[part.labels]
-                writer.writerows(zip(part.files, labels, [name] * len(part), strict=True))
+                labels = np.asarray([*part.classes, ""])[part.labels]  # the label -1 takes the last entry
+                digests = [f"{digest:016x}" for digest in part.digests.tolist()]
+                writer.writerows(zip(part.files, labels, [name] * len(part), digests, strict=True))
 
     def write_train_batch(self, batch: Batch, classes: Sequence[str]) -> None:
         """Draw the first training batch as the network sees it, after augmentation."""

@@ -21,6 +21,7 @@ from ..models import Architecture, find_stages, get_head, load_weights
 from ..preprocessing import Preprocessing
 from ..types import Dataset
 from .recipe import INHERIT, Recipe
+from .run_folder import RunFolder
 
 HEAD_KEEP_MARGIN = 0.25
 """A loaded head is kept where its accuracy on training images is at least chance + this fraction of (1 - chance)."""
@@ -187,13 +188,19 @@ def warn_of_leakage(
 ) -> tuple[str, ...]:
     """A warning where the source was trained on images that are test images now; ``data`` is where these come from."""
     folder, trained = Path(weights), None
+    digests = RunFolder(folder).read_digests("train", "val")
     same = source.provenance.get("data_fingerprint") == test.fingerprint
-    if (folder / "split.csv").is_file() and (folder / "recipe.toml").is_file():
+    if digests is None and (folder / "split.csv").is_file() and (folder / "recipe.toml").is_file():
         theirs = Recipe.from_toml(folder / "recipe.toml").data
         if same or (theirs and data and Path(theirs).resolve() == Path(data).resolve()):
             with (folder / "split.csv").open(newline="", encoding="utf-8") as stream:
                 trained = {row["file"] for row in csv.DictReader(stream) if row["split"] != "test"}
-    if trained is None:
+    if digests is not None:
+        count = int(np.isin(test.digests, digests).sum())
+        what = f"{count:,} of the {len(test):,} test images were training images of '{weights}'"
+        if not count:
+            return ()
+    elif trained is None:
         if not same or source.provenance.get("split_seed") == data_seed:
             return ()
         what = f"Some test images may have been training images of '{weights}'"

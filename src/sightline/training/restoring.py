@@ -1,0 +1,95 @@
+"""The images of a run found again by their bytes: copied, moved, touched or added to, here or on another machine."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+from jaxtyping import Int64
+from numpy import ndarray
+
+from ..errors import DataError
+from ..types import UNLABELLED, Dataset, Splits
+from .run_folder import RunFolder
+
+
+def restore_splits(
+    run: RunFolder, dataset: Dataset, fingerprint: str, *, classes: Sequence[str] | None = None, max_missing: float
+) -> Splits:
+    """The splits of a run, its images found among those of ``dataset`` by the hashes in its ``split.csv``.
+
+    An old run knows names only. Labels and, by ``classes``, their order are those of the run; so is ``fingerprint``.
+    Notes say what is new, lies in another class, or is missing. Raises DataError where more than the fraction
+    ``max_missing`` of a split is not there.
+    """
+    rows = run.read_split()
+    if not rows:
+        raise DataError(
+            f"The images changed since '{run.path}' was trained, and it has no split.csv to find them by."
+        )
+    found = _find_images(rows, dataset)
+    if classes is None:
+        order = {name: place for place, name in enumerate(dataset.classes)}
+        own = {row["label"] for row in rows} - {""}
+        classes = sorted(own, key=lambda name: (order.get(name, len(order)), name))
+    code = {name: label for label, name in enumerate(classes)}
+    labels = np.array([code.get(row["label"], UNLABELLED) for row in rows], np.int64)
+    if "digest" not in rows[0]:  # old runs wrote a class for unlabelled images
+        labels[(found >= 0) & ~dataset.is_labelled[found]] = UNLABELLED
+    notes = _describe_changes(run, dataset, rows, found)
+    parts = []
+    for name in ("train", "val", "test"):
+        members = np.array([row["split"] == name for row in rows])
+        lost, kept = np.flatnonzero(members & (found < 0)), members & (found >= 0)
+        if len(lost):
+            gone = "is" if len(lost) == 1 else "are"
+            text = f"{len(lost):,} of the {int(members.sum()):,} {name} images {gone} not there any more"
+            if len(lost) > max_missing * members.sum():
+                remedy = f"name the images to test on: sightline evaluate {run.path} DATA"
+                raise DataError(
+                    f"The images changed since '{run.path}' began: {text} (the first is '{rows[lost[0]]['file']}'). "
+                    f"Restore the old images, or {remedy if max_missing else 'train again.'}"
+                )
+            notes.append(f"{text}: '{run.path}' goes on with the others.")
+        part = replace(dataset.subset(found[kept]), labels=labels[kept], classes=tuple(classes))
+        parts.append(replace(part, fingerprint=fingerprint))
+    return Splits(*parts, notes=tuple(notes))
+
+
+def _find_images(rows: Sequence[dict[str, str]], dataset: Dataset) -> Int64[ndarray, " R"]:
+    """The position in the dataset of each row of a ``split.csv``; -1 where it is not there.
+
+    Of several copies the one of the same name is taken, then one that no other row has, then any.
+    """
+    hashed = "digest" in rows[0]
+    keys = [f"{key:016x}" for key in dataset.digests.tolist()] if hashed else list(map(str, dataset.files))
+    wanted = [(row["digest" if hashed else "file"], row["file"]) for row in rows]
+    same = {(key, str(file)): i for i, (key, file) in enumerate(zip(keys, dataset.files, strict=True))}
+    found = np.array([same.get(pair, -1) for pair in wanted], np.int64)
+    spare: dict[str, list[int]] = {}
+    for i in np.setdiff1d(np.arange(len(keys)), found)[::-1].tolist():
+        spare.setdefault(keys[i], []).append(i)
+    first = {key: i for i, key in reversed(list(enumerate(keys)))}
+    for row in np.flatnonzero(found < 0).tolist():
+        copies = spare.get(wanted[row][0])
+        found[row] = copies.pop() if copies else first.get(wanted[row][0], -1)
+    return found
+
+
+def _describe_changes(
+    run: RunFolder, dataset: Dataset, rows: Sequence[dict[str, str]], found: ndarray
+) -> list[str]:
+    """What differs between the images of a run and those that are there now, but for missing ones."""
+    notes = []
+    if "digest" not in rows[0]:
+        notes.append(
+            f"'{run.path}' is of an older version, which kept no hashes: its images are known by their names."
+        )
+    if new := len(dataset) - len(np.unique(found[found >= 0])):
+        what = "1 image is" if new == 1 else f"{new:,} images are"
+        notes.append(f"{what} not among those that '{run.path}' was made of: left out.")
+    names = np.asarray([*dataset.classes, ""])[dataset.labels]
+    moved = sum(row["label"] != names[i] for row, i in zip(rows, found, strict=True) if i >= 0)
+    if moved:
+        what = "1 image has" if moved == 1 else f"{moved:,} images have"
+        notes.append(f"{what} another label now: the run's own labels are used.")
+    return notes
