@@ -65,8 +65,9 @@ def open_moved_run(
     """A finished run whose images lie in ``data`` now and not where they were; None for any other run or data."""
     if isinstance(run, Classifier) or isinstance(data, Dataset) or not (Path(run) / "recipe.toml").is_file():
         return None
-    old = RunFolder(Path(run)).read_recipe().data
-    if old is None or not Path(old).is_absolute() or Path(old).exists():
+    folder = RunFolder(Path(run))
+    old = folder.read_recipe().data
+    if folder.read_digests("test") is None or old is None or not Path(old).is_absolute() or Path(old).exists():
         return None
     try:
         return reopen(Path(run), data, device=device)
