@@ -81,6 +81,8 @@ def test_classes_may_have_names_of_splits_and_folders_of_their_own(tmp_path):
     assert find(one).classes == ("bus", "test_strip", "train_station")
     two = plant(tmp_path / "two", ["cat/front/1.png", "cat/side/2.png", "dog/near/3.png", "dog/far/4.png"])
     assert find(two).classes == ("cat", "dog")
+    people = [f"id{i}/session{j}/1.png" for i in range(10, 30) for j in (1, 2)]
+    assert len(find(plant(tmp_path / "three", people)).classes) == 20
 
 
 @pytest.mark.parametrize(

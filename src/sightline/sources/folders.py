@@ -26,6 +26,8 @@ _ANNOTATION_FOLDERS = frozenset(
         *"groundtruth ground_truth attributes segmentationclass segmentationobject".split(),  # noqa: SIM905
     )
 )
+MAX_PARTS = 12
+"""Folders that may be parts of one set; more with the same sub-folders (people seen in sessions) are classes."""
 _UNLABELLED_WORDS = frozenset("pred predict prediction unlabelled unlabeled unknown submission".split())  # noqa: SIM905
 _RUN_FILES = ("recipe.toml", "model.safetensors", "suspects.csv")
 _LABEL_IN_NAME = re.compile(r"([^\W\d][\w -]*)\.\d+\.\w+")
@@ -59,8 +61,7 @@ def infer_layout(listing: Listing, place: str) -> Layout:
             groups.setdefault(folder, []).append(i)
     notes: list[str] = []
     runs, annotations = find_run_folders(listing.names), _find_annotation_folders(listing.folders)
-    parents = (name.split("/") for name in groups)
-    filled = {"/".join(parts[:n]) for parts in parents for n in range(1, len(parts) + 1)}
+    filled = {prefix for name in groups for prefix in _list_prefixes(name)}
     _leave_out(groups, runs, "were written by Sightline (runs)", notes)
     _leave_out(groups, annotations, "lie in folders of annotations", notes)
     if not groups:
@@ -107,12 +108,18 @@ def infer_layout(listing: Listing, place: str) -> Layout:
 
 def _leave_out(groups: _Groups, folders: Iterable[str], what: str, notes: list[str]) -> None:
     """Remove these folders and those below them, with a note."""
-    gone = {f: name for name in groups for f in folders if name == f or name.startswith(f + "/")}
-    removed = [name for name in groups if any(name == f or name.startswith(f + "/") for f in gone)]
-    count = sum(len(groups.pop(name)) for name in removed)
+    chosen = set(folders)
+    gone = {name: chosen.intersection(_list_prefixes(name)) for name in groups}
+    count = sum(len(groups.pop(name)) for name in gone if gone[name])
     if count:
         subject = "1 image" if count == 1 else f"{count:,} images"
-        notes.append(f"Left out {subject} that {what}: {_name_some(gone)}.")
+        notes.append(f"Left out {subject} that {what}: {_name_some(set.union(*gone.values()))}.")
+
+
+def _list_prefixes(folder: str) -> list[str]:
+    """A folder and those it lies in: ``a``, ``a/b`` for ``a/b``."""
+    parts = folder.split("/")
+    return ["/".join(parts[:n]) for n in range(1, len(parts) + 1)]
 
 
 def _name_some(names: Iterable[str]) -> str:
@@ -219,7 +226,7 @@ def _enter_wrappers(names: Iterable[str]) -> str:
         root += top + "/"
 
 
-def _enter_part(names: Iterable[str], top: str) -> str:
+def _enter_part(names: set[str], top: str) -> str:
     """The prefix of the class folders in a split; ``train/train``, ``x/X`` and ``train/images`` are entered."""
     root = top + "/"
     while top not in names:
@@ -235,7 +242,10 @@ def _enter_part(names: Iterable[str], top: str) -> str:
 def _label_folders(inside: _Groups, place: str, notes: list[str]) -> tuple[dict[str, tuple[str, str]], int]:
     """(split, class) of each folder; what is nested below a class belongs to it. And how many images lie in none."""
     tops = sorted({name.split("/")[0] for name in inside})
-    prefixes = {top: _enter_part(inside, top) for top in tops}
+    names: dict[str, set[str]] = {top: set() for top in tops}
+    for folder in inside:
+        names[folder.split("/")[0]].add(folder)
+    prefixes = {top: _enter_part(names[top], top) for top in tops}
     below: dict[str, set[str]] = {top: set() for top in tops}
     for folder in inside:
         prefix = prefixes[folder.split("/")[0]]
@@ -326,6 +336,8 @@ def _check_not_parts(below: Mapping[str, set[str]], place: str) -> bool:
     names = set.union(*below.values())
     if {parse_split(name) for name in names} >= {"train", "test"} and all(map(parse_split, names)):
         return True
+    if len(below) > MAX_PARTS:
+        return False
     raise DataError(
         f"The folders {_name_some(below)} of '{place}' hold the same sub-folders ({_name_some(names)}): they are "
         "parts of one set, not classes. Name them train, val and test, or give one of them; if they are the "
