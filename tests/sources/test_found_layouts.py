@@ -345,6 +345,15 @@ def test_a_name_that_fits_several_files_is_missing(tmp_path):
         find(tmp_path / "t.csv")
 
 
+def test_a_file_missing_from_its_folder_is_not_looked_for_in_others(tmp_path):
+    plant(tmp_path, ["cat/1.png", "cat/2.png", "dog/2.png"])
+    (tmp_path / "t.csv").write_text("path,label\ncat/1.png,cat\ndog/1.png,dog\n")
+    with pytest.raises(DataError, match=r"1 of the 2 files.*'dog/1.png' .line 3"):
+        find(tmp_path / "t.csv")
+    (tmp_path / "t.csv").write_text("path,label\n/home/me/cat/2.png,cat\n/home/me/dog/2.png,dog\n")
+    assert find(tmp_path / "t.csv").files.tolist() == ["cat/2.png", "dog/2.png"]
+
+
 @pytest.mark.parametrize("kind", ["tasks", "min", "csv"])
 def test_exports_of_label_studio(tmp_path, kind):
     plant(tmp_path, [f"{i}.png" for i in range(4)])

@@ -239,6 +239,7 @@ def match_files(
     exact = {name: i for i, name in enumerate(files)}
     prefix = folder + "/" if folder else ""
     loose: dict[str, list[int]] = {}
+    known: set[str] = set()
 
     def simplify(name: str) -> str:
         return unicodedata.normalize("NFC", name.rpartition("/")[2]).lower()
@@ -248,6 +249,7 @@ def match_files(
             return place
         if not loose:
             for i, file in enumerate(files):
+                known.update(file.lower().split("/")[:-1])
                 base = simplify(file)
                 stem, _, suffix = base.rpartition(".")
                 if suffix in IMAGE_SUFFIXES and stem:
@@ -257,8 +259,10 @@ def match_files(
         uploaded = re.sub(r"^[0-9a-f]{8}-", "", base)  # Label Studio puts a number before each name
         keys = (base, "/" + base, uploaded)
         places: list[int] = next((loose[key] for key in keys if key in loose), [])
+        folders = name.lower().split("/")[-2::-1]
+        if folders and folders[0] in known:  # a folder that is there and does not have it: no other will do
+            places = [i for i in places if folders[0] in files[i].lower().split("/")[:-1]]
         if len(places) > 1:
-            folders = name.lower().split("/")[-2::-1]
             shared = [_count_shared(folders, files[i].lower().split("/")[-2::-1]) for i in places]
             places = [i for i, count in zip(places, shared, strict=True) if count == max(shared)]
         if len(places) > 1 and split:
