@@ -106,11 +106,11 @@ def test_one_class_only(check_refused, tmp_path):
     check_refused(("train", "pets"), "only one class, 'cat'", "at least two")
 
 
-def test_a_class_without_images(check_refused, tmp_path):
-    folders(tmp_path / "pets", cat=5, dog=5, eel=0)
-    check_refused(
-        ("train", "pets"), "The class folder 'eel' of 'pets' has no images: add some or remove the folder."
-    )
+def test_a_folder_without_images_is_left_out_and_reported(cli, tmp_path):
+    folders(tmp_path / "pets", cat=12, dog=12, eel=0)
+    answer = cli("train", "pets", *QUICK, "--out", "r", "--json")
+    assert answer.code == 0
+    assert "Left out folders without images: 'eel'." in answer.err
 
 
 def test_a_class_whose_images_are_all_unreadable(check_refused, tmp_path):
@@ -199,8 +199,8 @@ def test_a_table_with_mistakes(check_refused, tmp_path):
     table = tmp_path / "pets.csv"
     table.write_text("path,label\ncat/00.png,cat\ndog/77.png,dog\n")
     check_refused(("train", table), "'dog/77.png' (line 3)", "relative to the folder of the table")
-    table.write_text("picture,label\ncat/00.png,cat\n")
-    check_refused(("train", table), "has no column called path", "(it has: picture, label)")
+    table.write_text("snapshot,label\ncat/00.png,cat\n")
+    check_refused(("train", table), "has no column called path", "(it has: snapshot, label)")
     table.write_text("path,label,split\ncat/00.png,cat,trian\ndog/00.png,dog,test\n")
     check_refused(("train", table), "Line 2", "split 'trian'", "Did you mean 'train'")
 

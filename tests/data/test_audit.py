@@ -263,3 +263,57 @@ def test_check_writes_a_clean_list(cli, resembling, tmp_path):
     assert f"sightline train {tmp_path}/clean.csv" in answer.out
     answer = cli("check", tmp_path / "clean.csv", "--size", "40", "--json", "--out", tmp_path / "again.csv")
     assert json.loads(answer.out)["clean"] == {"kept": 24, "unreadable": 0, "copies": 0, "disputed": 0, "leaks": 0}
+
+
+def labelled(tmp_path: Path, labels: list[str], column: str = "note", values: list[str] | None = None):
+    """The audit of a table with these labels, and one more column."""
+    rows = ["\t".join(("path", "label", column))]
+    for i, label in enumerate(labels):
+        noise(tmp_path / f"{i}.png")
+        rows.append("\t".join((f"{i}.png", label, values[i] if values else "x")))
+    (tmp_path / "t.tsv").write_text("\n".join(rows))
+    return audit(load_dataset(tmp_path / "t.tsv", Geometry(size=(8, 8))))
+
+
+@pytest.mark.parametrize(
+    ("labels", "says"),
+    [
+        (["Cat", "cat", "dog"], "differ in case"),
+        (["hot dog", "hot_dog", "cat"], "differ in case"),
+        (["a", "b", "a|b"], "several labels at once"),
+        (["a|c", "b|c", "d"], "several labels at once"),
+        (["a", "b", "a, b"], "several labels at once"),
+        (["['a', 'b']", "['c']", "d"], "several labels at once"),
+        (["train", "test"], "parts of a data set"),
+        (["images_001", "images_002"], "parts of a data set"),
+        ([f"x{i}" for i in range(12)], "12 classes for"),
+    ],
+)
+def test_labels_that_ask_another_question(tmp_path, labels, says):
+    repeat = 1 if len(labels) > 9 else 4
+    findings = labelled(tmp_path, labels * repeat)
+    assert any(says in text for text in said(findings, "problem"))
+
+
+@pytest.mark.parametrize(
+    "labels", [["Paris, Texas", "Paris, France"], ["train", "bus"], ["C", "C++"], ["part", "whole"]]
+)
+def test_labels_that_only_look_odd(tmp_path, labels):
+    problems = said(labelled(tmp_path, labels * 12), "problem")
+    assert not [text for text in problems if "labels at once" in text or "parts of" in text or "case" in text]
+
+
+@pytest.mark.parametrize(
+    ("column", "values", "warns"),
+    [
+        ("patient_id", "aabbccdd", True),
+        ("LesionId", "aabbccdd", True),
+        ("patient_id", "abcdefgh", False),
+        ("patient_id", "aaaaaaaa", False),
+        ("group", "aabbccdd", False),
+        ("colour", "aabbccdd", False),
+    ],
+)
+def test_a_column_that_should_be_a_group(tmp_path, column, values, warns):
+    warnings = said(labelled(tmp_path, ["a", "b"] * 4, column, list(values)), "warning")
+    assert any(f"--group '{column}'" in text for text in warnings) == warns

@@ -16,6 +16,7 @@ from ..types import UNLABELLED, Dataset, Findings, Remark
 from .dataset import FACT_COLUMNS
 from .duplicates import find_near_duplicates
 from .geometry import geometry_losses
+from .label_audit import audit_labels
 from .splits import SPLIT_NAMES, find_leaks
 
 _MAX_EXAMPLES = 5
@@ -32,7 +33,7 @@ _Found = tuple[dict[str, Any], list[Remark]]
 
 
 def audit(dataset: Dataset) -> Findings:
-    """Unreadable files, exact and near duplicates, leaks between splits, imbalance, sizes, and geometry losses.
+    """Unreadable files, exact and near duplicates, leaks between splits, imbalance, sizes, geometry losses and labels.
 
     Load the dataset with ``max_bad=1`` to list every unreadable file instead of raising an error.
     """
@@ -61,6 +62,7 @@ def audit(dataset: Dataset) -> Findings:
     ):
         values |= found
         remarks += more
+    remarks += audit_labels(dataset)
     remarks += [Remark("note", note) for note in dataset.notes if not note.startswith("Skipped")]
     order = {"problem": 0, "warning": 1, "note": 2}
     return Findings("data", values, tuple(sorted(remarks, key=lambda remark: order[remark.level])))

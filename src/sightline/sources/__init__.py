@@ -10,7 +10,7 @@ from ..errors import DataError
 from .archives import list_tar, list_zip
 from .arrays import ImageArrays, digits, shapes, source_from_arrays
 from .cache import PUBLISHED_DATASETS, download_dataset, load_or_build, verify_checksums
-from .layout import Layout, list_images, sort_classes, source_from_files
+from .layout import Layout, list_images, parse_split, sort_classes, source_from_files
 from .readers import (
     archive_reader,
     detect_kind,

@@ -14,6 +14,7 @@ import tarfile
 import zipfile
 import zlib
 from array import array
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -31,6 +32,8 @@ from .source import MAX_FILE_BYTES, Listing, file_stamp
 MAX_UNPACKED_TAR_BYTES = 200_000_000_000
 MAX_TAR_COMPRESSION_RATIO = 100
 """Size of a decompressed tar over the size of its file, beyond the first GB: more is not plausible."""
+ZIP_ENCODING_VARIABLE = "SIGHTLINE_ZIP_ENCODING"
+"""Names the encoding of file names in a zip that another system wrote without a mark: gbk, shift_jis, cp1252."""
 _STAMPED_BYTES = 1 << 15
 """Bytes at each end of a tar's member that its stamp is the checksum of."""
 
@@ -116,11 +119,12 @@ def list_zip(path: Path) -> Listing:
     except (zipfile.BadZipFile, OSError, ValueError, struct.error, NotImplementedError) as error:
         raise _damaged_archive_error(path, "zip") from error
     names, rows, folders = [], array("q"), set()
+    encoding, notes = _detect_zip_encoding(members, path)
     for member in members:
         name = member.orig_filename
-        if not member.flag_bits & 0x800 and not name.isascii():  # not marked as UTF-8, which it may still be
+        if not member.flag_bits & 0x800 and not name.isascii():
             with suppress(UnicodeError):
-                name = name.encode("cp437").decode()
+                name = name.encode("cp437").decode(encoding)
         name = _check_member_path(name, path)
         if member.flag_bits & 1:
             raise DataError(f"'{path}' is protected by a password: make it again without one.")
@@ -143,7 +147,37 @@ def list_zip(path: Path) -> Listing:
             raise _damaged_archive_error(path, "zip") from error
     packed, sizes, crcs, offsets, compressed = np.array(rows, np.int64).reshape(-1, 5).T.copy()
     reader = ArchiveReader(path, offsets, packed, sizes, compressed == 1, crcs)
-    return Listing(names, sizes, crcs, frozenset(folders), reader)
+    return Listing(names, sizes, crcs, frozenset(folders), reader, notes)
+
+
+def _detect_zip_encoding(members: Iterable[zipfile.ZipInfo], path: Path) -> tuple[str, tuple[str, ...]]:
+    """The encoding of the names that are not marked as UTF-8, and a note where it is a guess.
+
+    Raises DataError where the one that is named by ``SIGHTLINE_ZIP_ENCODING`` does not fit.
+    """
+    raw = [m.orig_filename.encode("cp437", "replace") for m in members if not m.flag_bits & 0x800]
+    text = b"\n".join(name for name in raw if not name.isascii())
+    asked = os.environ.get(ZIP_ENCODING_VARIABLE)
+    if not text:
+        return "utf-8", ()
+    try:
+        text.decode(asked or "utf-8")
+        return asked or "utf-8", ()
+    except LookupError as error:
+        raise DataError(
+            f"{ZIP_ENCODING_VARIABLE} is '{asked}', which is no encoding: try gbk, shift_jis or cp1252."
+        ) from error
+    except UnicodeDecodeError as error:
+        if asked:
+            raise DataError(
+                f"The names in '{path}' are not {asked}, which {ZIP_ENCODING_VARIABLE} names: name another "
+                "encoding (gbk, shift_jis, cp1252), or unset it."
+            ) from error
+    return "cp437", (
+        "The names in the archive are not UTF-8 and their encoding is not marked: they were read as cp437, the "
+        f"standard of zip files. If class names look wrong, name theirs: {ZIP_ENCODING_VARIABLE}=gbk (or "
+        "shift_jis, cp1252, ...).",
+    )
 
 
 def list_tar(path: Path) -> Listing:

@@ -31,7 +31,7 @@ from .source import Source
 
 # found before
 
-_CACHE_VERSION = 1
+_CACHE_VERSION = 2
 _ARCHIVE_ARRAYS = ("offsets", "packed", "sizes", "deflated", "crcs")
 
 
@@ -46,6 +46,8 @@ def load_or_build(path: Path, stamp: str, make: Callable[[], Source]) -> Source:
     if source := _read_entry(folder, stamp, str(path)):
         return source
     source = make()
+    if not set(source.columns) <= {"split"}:  # of a table, which is read again
+        return source
     with suppress(OutputError):
         with atomic_replace(folder) as temporary:
             _write_entry(source, stamp, temporary)

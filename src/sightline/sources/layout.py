@@ -1,4 +1,4 @@
-"""Names become labels: which folder is a class, which is a split, and which files are images."""
+"""Labelled files: which files are images, which word means which split, and what every layout must satisfy."""
 
 import glob
 import os
@@ -8,12 +8,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
 from jaxtyping import Int64
 from numpy import ndarray
 
 from ..errors import DataError
-from .source import Listing, Source, is_junk, list_folder, make_printable, normalise_names
+from .source import Listing, Source, is_junk, list_folder, make_printable
 
 SPLIT_WORDS = {
     "train": "train",
@@ -23,6 +22,12 @@ SPLIT_WORDS = {
     "validation": "val",
     "test": "test",
     "testing": "test",
+}
+_SPLIT_TOKENS = {
+    **SPLIT_WORDS,
+    "dev": "val",
+    "holdout": "test",
+    **{f"{word}{end}": split for word, split in SPLIT_WORDS.items() for end in ("s", "set", "data", "images")},
 }
 IMAGE_SUFFIXES = frozenset(
     "jpg jpeg jpe jfif png apng bmp dib gif tif tiff webp pbm pgm ppm pnm heic heif avif".split()  # noqa: SIM905
@@ -59,8 +64,19 @@ def source_from_files(name: str, listing: Listing, layout: Layout) -> Source:
         classes=layout.classes,
         fingerprint=listing.fingerprint(layout.keys),
         columns={**given, **layout.columns},
-        notes=(*layout.notes, *notes),
+        notes=(*layout.notes, *listing.notes, *notes),
     )
+
+
+def parse_split(name: str) -> str | None:
+    """The split that the words of a name mean; None where it has no such word, or of two splits.
+
+    >>> [parse_split(name) for name in ("seg_train", "PublicTest", "val2017", "train_val", "contest")]
+    ['train', 'test', 'val', None, None]
+    """
+    words = re.findall(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])", name)
+    splits = {_SPLIT_TOKENS[word.lower()] for word in words if word.lower() in _SPLIT_TOKENS}
+    return splits.pop() if len(splits) == 1 else None
 
 
 def sort_classes(names: Iterable[str]) -> tuple[str, ...]:
@@ -75,62 +91,7 @@ def sort_classes(names: Iterable[str]) -> tuple[str, ...]:
     return tuple(sorted(names))
 
 
-def infer_layout(listing: Listing, place: str) -> Layout:
-    """Labels and splits of a listing's images, from its folders.
-
-    Raises DataError, naming ``place``, where the folders do not show what the classes are.
-    """
-    images, strays = _select_images(listing.names)
-    groups: dict[str, list[int]] = {}  # the images directly in each folder
-    for i in images:
-        name = listing.names[i]
-        groups.setdefault(name[: max(0, name.rfind("/"))], []).append(i)
-    groups = {folder: rows for folder, rows in groups.items() if not _is_in_junk(folder)}
-    folders = {folder for folder in {*listing.folders, *groups} if folder and not _is_in_junk(folder)}
-    root = _find_class_root(folders, groups, place)
-    inside = {name[len(root) :]: rows for name, rows in groups.items() if name.startswith(root) and name}
-    below = sorted({name[len(root) :] for name in folders if name.startswith(root)} | set(inside))
-    split_folders = _find_split_folders(inside, place)
-    plain, renamed = normalise_names({name for folder in below for name in folder.split("/")[:2]})
-    depth = 2 if split_folders else 1
-    labelled: dict[
-        str, tuple[str, str]
-    ] = {}  # (split, class) of a folder; what is nested below a class belongs to it
-    for folder in inside:
-        parts = folder.split("/")
-        labelled[folder] = (split_folders[parts[0]], plain[parts[1]]) if split_folders else ("", plain[parts[0]])
-    classes = sort_classes(label for _, label in labelled.values())
-    where = place + ("/" + root).rstrip("/")
-    check_train_covers_classes(labelled.values(), classes, where)
-    filled = set(classes)
-    for folder in below:
-        parts = folder.split("/")
-        is_class = len(parts) == depth and (not split_folders or parts[0] in split_folders)
-        if is_class and plain[parts[-1]] not in filled:
-            raise DataError(
-                f"The class folder '{folder}' of '{where}' has no images: add some or remove the folder."
-            )
-    check_has_classes(classes, where)
-    notes = []
-    if strays:
-        kinds = ", ".join(f"{count} {suffix}" for suffix, count in strays.most_common(5))
-        what = "1 file" if (total := sum(strays.values())) == 1 else f"{total:,} files"
-        notes.append(f"Ignored {what} not named like images ({kinds}).")
-    if loose := len(groups.get(root.rstrip("/"), ())):
-        what = "1 image that lies" if loose == 1 else f"{loose:,} images that lie"
-        notes.append(f"Ignored {what} outside of any {'split' if split_folders else 'class'} folder.")
-    number = {name: i for i, name in enumerate(classes)}
-    lengths = [len(rows) for rows in inside.values()]
-    keys = np.concatenate([np.array(rows, np.int64) for rows in inside.values()])
-    labels = np.repeat(np.array([number[labelled[folder][1]] for folder in inside], np.int64), lengths)
-    order = np.array(sorted(range(len(keys)), key=[listing.names[i] for i in keys].__getitem__), np.int64)
-    splits = None
-    if split_folders:
-        splits = np.repeat(np.array([labelled[folder][0] for folder in inside]), lengths)[order]
-    return Layout(keys[order], labels[order], classes, splits, (*notes, *renamed))
-
-
-def _select_images(names: Sequence[str]) -> tuple[list[int], Counter[str]]:
+def select_images(names: Sequence[str]) -> tuple[list[int], Counter[str]]:
     """Positions of files named like images, and the other suffixes with their number."""
     chosen: list[int] = []
     strays: Counter[str] = Counter()
@@ -155,7 +116,7 @@ def list_images(word: str) -> list[str]:
     if not Path(word).exists() and (glob.has_magic(word) or _BRACES.search(word)):
         patterns = map(os.path.expanduser, _expand_braces(word))
         matches = [found for each in patterns for found in sorted(glob.glob(each, recursive=True))]  # noqa: PTH207 a Path cannot start at the root
-        named = set(_select_images(matches)[0])
+        named = set(select_images(matches)[0])
         images = [m for i, m in enumerate(matches) if i in named or Path(m).is_dir()] or matches
         return list(dict.fromkeys(file for match in images for file in _list_place(match)))
     return _list_place(word)
@@ -165,7 +126,7 @@ def _list_place(place: str) -> list[str]:
     if not Path(place).is_dir():
         return [place]
     listing = list_folder(Path(place))
-    return [str(Path(place, name)) for name in sorted(listing.names[i] for i in _select_images(listing.names)[0])]
+    return [str(Path(place, name)) for name in sorted(listing.names[i] for i in select_images(listing.names)[0])]
 
 
 def _expand_braces(word: str) -> list[str]:
@@ -176,51 +137,6 @@ def _expand_braces(word: str) -> list[str]:
     return [
         each for choice in choices for each in _expand_braces(word[: found.start()] + choice + word[found.end() :])
     ]
-
-
-def _is_in_junk(folder: str) -> bool:
-    return bool(folder) and any(is_junk(part) for part in folder.split("/") if part)
-
-
-def _find_class_root(folders: set[str], groups: dict[str, list[int]], place: str) -> str:
-    """The prefix of the folder that holds the classes or splits: a folder that only wraps another is entered."""
-    if not groups:
-        raise DataError(f"'{place}' holds no images: give a folder with one sub-folder of images for each class.")
-    root = ""
-    while True:
-        tops = {name[len(root) :].split("/")[0] for name in folders if name.startswith(root)}
-        if len(tops) != 1:
-            break
-        (top,) = tops
-        inner = root + top
-        if top.lower() in SPLIT_WORDS or inner in groups or not any(f.startswith(inner + "/") for f in folders):
-            break
-        root = inner + "/"
-    if not any(name and name.startswith(root) for name in groups):
-        raise DataError(
-            f"'{place}' has images but no class folders: put the images of each class in a folder of its own, "
-            "or list them in a CSV with the columns 'path' and 'label'."
-        )
-    return root
-
-
-def _find_split_folders(inside: dict[str, list[int]], place: str) -> dict[str, str]:
-    """Top folders that are splits (they hold folders), with the split of each."""
-    tops = {name.split("/")[0] for name in inside}
-    nested = {name.split("/")[0] for name in inside if "/" in name}
-    named = {top for top in tops if top.lower() in SPLIT_WORDS}
-    if named and named == tops and (direct := sorted(top for top in named if top in inside)):
-        raise DataError(
-            f"The folder '{direct[0]}' of '{place}' holds images directly: inside {', '.join(sorted(named))}, "
-            "put the images of each class in a folder of its own."
-        )
-    splits = {top for top in named if top in nested and top not in inside}
-    if splits and splits != tops:
-        raise DataError(
-            f"'{place}' mixes split folders ({', '.join(sorted(splits))}) with others "
-            f"({', '.join(sorted(tops - splits)[:5])}): move the others away or into the splits."
-        )
-    return {top: SPLIT_WORDS[top.lower()] for top in splits}
 
 
 def check_has_classes(classes: Sequence[str], place: str) -> None:

@@ -13,8 +13,9 @@ from numpy import ndarray
 
 from ..errors import DataError, ImageError
 from .layout import SPLIT_WORDS, Layout
+from .manifest import layout_from_table
 from .source import Listing
-from .tables import PATH_COLUMNS, TextTable, cell_text, layout_from_table
+from .tables import PATH_COLUMNS, TextTable, cell_text
 
 _IMAGE_COLUMNS = (*PATH_COLUMNS, "img", "picture", "photo")
 MAX_ROW_GROUP_BYTES = 4_000_000_000

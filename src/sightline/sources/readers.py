@@ -1,13 +1,18 @@
 """What a path may be, and how each kind is read: a folder, an archive, a table, or a file of arrays."""
 
 import hashlib
-from collections.abc import Callable, Sequence
+import os
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path, PurePath
+from typing import Any
 
 import numpy as np
 
 from ..errors import DataError, ImageError
+from .archives import ZIP_ENCODING_VARIABLE
 from .array_files import (
     find_pixel_columns,
     idx_labels_name,
@@ -19,11 +24,25 @@ from .array_files import (
 from .arrays import ImageArrays, source_from_arrays
 from .cache import load_or_build
 from .cifar import read_cifar, select_cifar_files
-from .layout import infer_layout, source_from_files
+from .folders import find_run_folders, infer_layout
+from .layout import Layout, parse_split, select_images, source_from_files
+from .manifest import join_tables, read_manifest
 from .parquet import read_embedded_images, read_parquet
 from .source import Listing, Source, file_stamp, list_folder, stratified_subset
-from .tables import TextTable, read_csv, read_jsonl, read_manifest, read_table_header
+from .tables import (
+    LABEL_COLUMNS,
+    OTHER_LABEL_COLUMNS,
+    OTHER_PATH_COLUMNS,
+    PATH_COLUMNS,
+    TextTable,
+    read_csv,
+    read_json,
+    read_jsonl,
+    read_table_header,
+)
 
+_TABLE_SHARE = 0.9
+"""Share of the images that a table must name to go before folders that say something else."""
 MAX_ARRAY_FOLDER_FILES = 500
 """Files of a folder or archive up to which it is searched for IDX and CIFAR files, which come few to a folder."""
 
@@ -32,9 +51,12 @@ TABLE_READERS: dict[str, Callable[[Path], TextTable]] = {
     ".tsv": read_csv,
     ".jsonl": read_jsonl,
     ".ndjson": read_jsonl,
+    ".json": read_json,
     ".parquet": read_parquet,
 }
-"""The kinds of table, by suffix."""
+"""The kinds of table, by suffix; a ``.txt`` that names images is read as CSV."""
+_SECONDARY_TABLES = (".json", ".txt")
+"""Tables that are read where they are named; next to images they are mostly something else."""
 
 
 def detect_kind(path: Path) -> str:
@@ -48,8 +70,14 @@ def detect_kind(path: Path) -> str:
         return "npz"
     if select_idx_images([name]) or head[:3] == b"\0\0\x08":
         return "idx"
-    if path.suffix.lower() in TABLE_READERS:
+    if path.suffix.lower() in TABLE_READERS or (path.suffix.lower() == ".txt" and _names_images(path)):
         return "table"
+    if name.endswith(
+        tuple(f"{suffix}{end}" for suffix in TABLE_READERS for end in (".gz", ".bz2", ".xz", ".zst"))
+    ):
+        raise DataError(f"'{path}' is a compressed table: decompress it and give the table itself.")
+    if name.endswith((".xlsx", ".xls", ".ods")):
+        raise DataError(f"'{path}' is a spreadsheet, which is not read: save it as CSV and give that.")
     if head[:2] == b"PK" or name.endswith(".zip"):
         return "zip"
     packed = head[:2] == b"\x1f\x8b" or head[:3] == b"BZh" or head[:6] == b"\xfd7zXZ\0"
@@ -58,7 +86,7 @@ def detect_kind(path: Path) -> str:
         return "tar"
     raise DataError(
         f"'{path}' is not a kind of data that can be read: give a folder with one sub-folder per class, "
-        "a zip or tar of one, a table with the columns 'path' and 'label' (CSV, TSV, JSONL, Parquet), "
+        "a zip or tar of one, a table with the columns 'path' and 'label' (CSV, TSV, JSONL, JSON, Parquet), "
         "or a file of arrays (npz, IDX)."
     )
 
@@ -69,27 +97,114 @@ def read_folder(path: Path) -> Source:
     if rows := _select_array_files(listing):
         stamp = file_stamp(*(path / listing.names[row] for row in rows))
         return load_or_build(path, stamp, lambda: source_from_arrays(str(path), _read_arrays(listing, rows, path)))
-    tables = sorted(
-        name for name in listing.names if "/" not in name and PurePath(name).suffix.lower() in TABLE_READERS
+
+    @contextmanager
+    def open_tables(names: Sequence[str]) -> Iterator[list[Path]]:
+        yield [path / name for name in names]
+
+    return _source_from_listing(listing, path, open_tables)
+
+
+def _source_from_listing(listing: Listing, path: Path, open_tables: Callable[[Sequence[str]], Any]) -> Source:
+    """The images of a listing with the labels of its folders, or of the tables next to them.
+
+    ``open_tables`` gives files of these names while its context lasts.
+    """
+    tables = find_tables(listing.names)
+    parquets = (
+        [path / name for name in sorted(listing.names) if name.endswith(".parquet")] if path.is_dir() else []
     )
+    chosen = _choose_tables(tables)
     try:
         layout = infer_layout(listing, str(path))
-        if len(layout.classes) > 1 or not tables:
-            return source_from_files(str(path), listing, layout)
-        raise single_class_error(str(path), *layout.classes)  # one folder of images, and a table next to it
+        if len(layout.classes) == 1 and tables:
+            raise single_class_error(str(path), *layout.classes)  # one folder of images, and a table next to it
     except DataError as error:
-        parquets = [path / name for name in sorted(listing.names) if name.endswith(".parquet")]
         if parquets and (held := read_embedded_images(parquets, path)):
             return source_from_files(str(path), *held)
-        chosen = [
-            name for stem in ("metadata", "labels") for name in tables if PurePath(name).stem.lower() == stem
-        ]
-        if chosen or len(tables) == 1:
-            return _source_from_table(path / (chosen or tables)[0], str(path))
+        if chosen:
+            with open_tables(chosen) as files:
+                direct = len(chosen) == 1 and files[0].parent == path
+                if direct:
+                    found = _source_from_table(files[0], str(path))
+                else:
+                    found = _source_from_tables(listing, path, chosen, files)
+                return _note_unnamed(found, listing, chosen)
         if tables:
             more = f"It has the tables {', '.join(tables[:5])}: give one of them instead."
             raise DataError(f"{error} {more}") from error
         raise
+    if chosen:
+        with suppress(DataError, OSError), open_tables(chosen) as files:
+            source = _source_from_tables(listing, path, chosen, files)
+            share = np.isin(layout.keys, source.keys).mean()
+            if share >= _TABLE_SHARE and not _agree(layout, source):
+                return _note_unnamed(source, listing, chosen)
+            if share:
+                names = " and ".join(f"'{name}'" for name in chosen)
+                note = f"The folders are the classes; not used: {names}, with labels of {share:.0%} of the images."
+                layout = replace(layout, notes=(*layout.notes, note))
+    return source_from_files(str(path), listing, layout)
+
+
+def _agree(layout: Layout, source: Source) -> bool:
+    """Whether the folders could be the classes of the table: same names, or each a part of one of the others."""
+    folder_of = dict(zip(layout.keys.tolist(), layout.labels.tolist(), strict=True))
+    names = {name.casefold() for name in layout.classes}
+    if names & {name.casefold() for name in source.classes}:
+        return True
+    pairs = {
+        (folder_of.get(key), label)
+        for key, label in zip(source.keys.tolist(), source.labels.tolist(), strict=True)
+    }
+    return len(pairs) <= max(len(layout.classes), len(source.classes))
+
+
+def find_tables(names: Sequence[str]) -> list[str]:
+    """The tables of a listing that could hold labels: the topmost ones, at most two folders deep."""
+    runs = tuple(f"{folder}/" for folder in find_run_folders(names))
+    found = [
+        name
+        for name in names
+        if PurePath(name).suffix.lower() in TABLE_READERS.keys() - {*_SECONDARY_TABLES}
+        and name.count("/") <= 2
+        and not name.startswith(runs)
+        and "submission" not in name.lower()
+    ]
+    top = min((name.count("/") for name in found), default=0)
+    return sorted(name for name in found if name.count("/") == top)
+
+
+def _choose_tables(tables: Sequence[str]) -> list[str]:
+    """The tables that hold the labels: metadata or labels, the only one, or train with val and test; or none."""
+    for stem in ("metadata", "labels"):
+        if named := [name for name in tables if PurePath(name).stem.lower() == stem]:
+            return named
+    if len(tables) == 1:
+        return [*tables]
+    splits = {name: parse_split(PurePath(name).stem) for name in tables}
+    named = [name for name in tables if splits[name]]
+    return named if "train" in splits.values() else []
+
+
+def _note_unnamed(source: Source, listing: Listing, tables: Sequence[str]) -> Source:
+    """The source with a note of the images that its tables do not name."""
+    count = len(select_images(listing.names)[0]) - len(source)
+    if count <= 0:
+        return source
+    subject = "1 image that is" if count == 1 else f"{count:,} images that are"
+    names = " and ".join(f"'{name}'" for name in tables)
+    return replace(source, notes=(*source.notes, f"Left out {subject} not labelled in {names}."))
+
+
+def _source_from_tables(listing: Listing, path: Path, names: Sequence[str], files: Sequence[Path]) -> Source:
+    """The images of a listing with the labels of these tables in it, which can be read from ``files``."""
+    read = []
+    for name, file in zip(names, files, strict=True):
+        split = parse_split(PurePath(name).stem) or parse_split(PurePath(name).parent.name)
+        table = TABLE_READERS[file.suffix.lower()](file)
+        read.append((replace(table, path=Path(name)), split if len(names) > 1 else None, name.rpartition("/")[0]))
+    return _add_stamp(source_from_files(str(path), *read_manifest(join_tables(path, read), listing)), files)
 
 
 def single_class_error(place: str, name: str) -> DataError:
@@ -104,9 +219,24 @@ def archive_reader(lister: Callable[[Path], Listing]) -> Callable[[Path], Source
         listing = lister(path)
         if rows := _select_array_files(listing):
             return source_from_arrays(str(path), _read_arrays(listing, rows, path))
-        return source_from_files(str(path), listing, infer_layout(listing, str(path)))
 
-    return lambda path: load_or_build(path, file_stamp(path), lambda: build(path))
+        @contextmanager
+        def open_tables(names: Sequence[str]) -> Iterator[list[Path]]:
+            with tempfile.TemporaryDirectory() as folder:
+                files = [Path(folder, f"{i}{PurePath(name).suffix}") for i, name in enumerate(names)]
+                for name, file in zip(names, files, strict=True):
+                    try:
+                        file.write_bytes(listing.reader.read(listing.names.index(name)))
+                    except ImageError as error:
+                        raise DataError(f"'{name}' of '{path}' cannot be read: {error}.") from error
+                yield files
+
+        return _source_from_listing(listing, path, open_tables)
+
+    def stamp(path: Path) -> str:
+        return f"{file_stamp(path)} {os.environ.get(ZIP_ENCODING_VARIABLE, '')}"
+
+    return lambda path: load_or_build(path, stamp(path), lambda: build(path))
 
 
 def _select_array_files(listing: Listing) -> list[int]:
@@ -156,11 +286,28 @@ def read_table_file(path: Path) -> Source:
     return _source_from_table(path, str(path))
 
 
+def _names_images(path: Path) -> bool:
+    """Whether a text file is a table with a column of paths."""
+    try:
+        header = TextTable(path, {name: [] for name in read_table_header(path)}, str)
+    except (DataError, OSError):
+        return False
+    accepted = (*LABEL_COLUMNS, *OTHER_LABEL_COLUMNS)
+    return bool(header.find_column((*PATH_COLUMNS, *OTHER_PATH_COLUMNS)) and header.find_column(accepted))
+
+
 def _source_from_table(path: Path, name: str) -> Source:
-    source = source_from_files(name, *read_manifest(TABLE_READERS[path.suffix.lower()](path)))
-    with path.open("rb") as stream:
-        digest = hashlib.file_digest(stream, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
-    fingerprint = hashlib.blake2b(f"{digest} {source.fingerprint}".encode(), digest_size=16).hexdigest()
+    reader = TABLE_READERS.get(path.suffix.lower(), read_csv)
+    return _add_stamp(source_from_files(name, *read_manifest(reader(path))), [path])
+
+
+def _add_stamp(source: Source, tables: Sequence[Path]) -> Source:
+    """The source with a fingerprint that follows the content of the tables too."""
+    fingerprint = source.fingerprint
+    for path in tables:
+        with path.open("rb") as stream:
+            digest = hashlib.file_digest(stream, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+        fingerprint = hashlib.blake2b(f"{digest} {fingerprint}".encode(), digest_size=16).hexdigest()
     return replace(source, fingerprint=fingerprint)
 
 

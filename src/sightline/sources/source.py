@@ -15,8 +15,15 @@ from numpy import ndarray
 
 from ..errors import DataError, ImageError
 
-JUNK_NAMES = frozenset({"__MACOSX", "Thumbs.db", "ehthumbs.db", "desktop.ini", "$RECYCLE.BIN"})
-"""Files and folders that operating systems leave behind; names that begin with a dot are ignored too."""
+JUNK_NAMES = frozenset(
+    (
+        *"__macosx thumbs.db ehthumbs.db desktop.ini $recycle.bin recycler #recycle @recycle".split(),  # noqa: SIM905
+        *"@eadir #snapshot @recently-snapshot lost+found __pycache__".split(),  # noqa: SIM905
+        "icon\r",
+    )
+) | {"system volume information"}
+"""Files and folders that operating systems and network drives leave behind, in lower case; names that begin with a
+dot or with ``~$`` are ignored too."""
 MAX_FILE_BYTES = 256_000_000
 """Image files larger than this are refused without reading them."""
 
@@ -43,6 +50,8 @@ class Listing:
     folders: frozenset[str]
     """Every folder in the place, empty ones too."""
     reader: Reader
+    notes: tuple[str, ...] = ()
+    """What the user should know of how the files were found."""
 
     def fingerprint(self, order: Int64[ndarray, " n"]) -> str:
         """Hash of name, size and stamp of these files, in this order."""
@@ -62,16 +71,19 @@ class FolderReader:
 
     def read(self, key: int) -> bytes:
         """The bytes of file number ``key``; raises ImageError."""
+        path = os.path.join(self.root, self.names[key])  # noqa: PTH118 half the time of Path
         try:
-            path = os.path.join(self.root, self.names[key])  # noqa: PTH118 half the time of Path
             with open(path, "rb") as stream:  # noqa: PTH123
                 return stream.read()
         except OSError as error:
+            if os.path.islink(path):  # noqa: PTH114
+                target = os.readlink(path)  # noqa: PTH115
+                raise ImageError(f"it is a link that leads nowhere: '{target}' does not exist") from error
             raise ImageError(f"the file cannot be opened ({error.strerror})") from error
 
 
 def list_folder(root: Path) -> Listing:
-    """Every file below ``root``; junk is left out, and a linked folder is entered once."""
+    """Every file below ``root``, dead links too; junk is left out, and a linked folder is entered once."""
     names: list[str] = []
     facts = array("q")
     folders: set[str] = set()
@@ -97,6 +109,9 @@ def list_folder(root: Path) -> Listing:
                         status = entry.stat()
                         names.append(name)
                         facts.extend((status.st_size, status.st_mtime_ns))
+                    elif entry.is_symlink():  # it leads nowhere: an image that cannot be read, not one less
+                        names.append(name)
+                        facts.extend((0, 0))
         except OSError as error:
             raise DataError(f"The folder '{place}' cannot be opened ({error.strerror}).") from error
     sizes, stamps = np.frombuffer(facts, np.int64).reshape(-1, 2).T
@@ -105,7 +120,7 @@ def list_folder(root: Path) -> Listing:
 
 def is_junk(part: str) -> bool:
     """Whether a file or folder of this name was left by an operating system."""
-    return part[0] == "." or part in JUNK_NAMES
+    return part[0] == "." or part[:2] == "~$" or part.lower() in JUNK_NAMES
 
 
 def file_stamp(*paths: Path) -> str:

@@ -1,28 +1,31 @@
-"""Tables of text (CSV, TSV, JSONL): columns of strings, and the labelled files that they name."""
+"""Tables of text (CSV, TSV, JSONL, JSON): columns of strings."""
 
 import csv
 import json
-import os
-import posixpath
-import unicodedata
+import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any, TextIO
 
-import numpy as np
-from numpy import ndarray
-
-from ..choose import suggest
 from ..errors import DataError
 from ..files import unquote_formula
-from .layout import SPLIT_WORDS, Layout, check_has_classes, check_train_covers_classes, sort_classes
-from .source import FolderReader, Listing, normalise_names
+from .layout import IMAGE_SUFFIXES, parse_split
 
 PATH_COLUMNS = ("path", "image", "file_name", "filename")
 LABEL_COLUMNS = ("label", "class", "target")
+OTHER_PATH_COLUMNS = (
+    *"filepath imagepath imgpath relativepath imagefile imagefilename imagename imgname img".split(),  # noqa: SIM905
+    *"imageid imgid imageindex file files picture photo images fname idcode id".split(),  # noqa: SIM905
+)
+"""Further usual names of the column of paths, without spaces and underscores; the first that a table has is used."""
+OTHER_LABEL_COLUMNS = (
+    *"labels targets classes category categories classname classlabel labelname choice breed".split(),  # noqa: SIM905
+    *"species diagnosis dx disease categoryname classid categoryid labelid findinglabels".split(),  # noqa: SIM905
+    *"variety tag tags y".split(),  # noqa: SIM905
+)
 _CHUNK_ROWS = 256
 _MAX_INTERNED_CELLS = 1 << 16
 
@@ -39,18 +42,25 @@ class TextTable:
     def __len__(self) -> int:
         return max((len(column) for column in self.columns.values()), default=0)
 
-    def find_column(self, accepted: tuple[str, ...]) -> str | None:
-        """The first of these columns that the table has, in upper or lower case."""
-        lower = {name.lower(): name for name in reversed(list(self.columns))}
-        return next((lower[name] for name in accepted if name in lower), None)
+    def find_column(self, accepted: tuple[str, ...], without: tuple[str | None, ...] = ()) -> str | None:
+        """The first of these columns that the table has, whatever its case, spaces and underscores."""
+        known = {
+            re.sub(r"[\W_]", "", name.lower()): name
+            for name in reversed(list(self.columns))
+            if name not in without
+        }
+        plain = (re.sub(r"[\W_]", "", name) for name in accepted)
+        return next((known[name] for name in plain if name in known), None)
 
-    def require_column(self, accepted: tuple[str, ...]) -> str:
-        """As ``find_column``; raises DataError where there is none."""
-        name = self.find_column(accepted)
+    def require_column(
+        self, accepted: tuple[str, ...], others: tuple[str, ...], without: tuple[str | None, ...] = ()
+    ) -> str:
+        """As ``find_column``, of ``accepted`` and then ``others``; raises DataError where there is none."""
+        name = self.find_column((*accepted, *others), without)
         if name is None:
             raise DataError(
-                f"'{self.path}' has no column called {', '.join(accepted[:-1])} or {accepted[-1]} "
-                f"(it has: {', '.join(self.columns)}): rename the column that holds it."
+                f"'{self.path}' has no column called {', '.join(accepted[:-1])} or {accepted[-1]}, nor another usual "
+                f"name such as {others[0]} (it has: {', '.join(self.columns)}): rename the column that holds it."
             )
         return name
 
@@ -109,13 +119,36 @@ def _open_csv(path: Path) -> Iterator[tuple[list[str], Any]]:
     """The header and a reader of the rows after it."""
     with _open_text(path) as stream:
         first = stream.readline()
-        reader = csv.reader(chain([first], stream), delimiter=detect_delimiter(first))
+        mark = first.strip()[-1] if re.fullmatch(r"sep=.\s*", first) else ""  # Excel's word for the delimiter
+        second = stream.readline() if mark else first
+        delimiter = mark or detect_delimiter(first)
+        reader = csv.reader(chain([first, second] if mark else [first], stream), delimiter=delimiter)
         try:
-            yield [unquote_formula(name.strip()) for name in next(reader, [])], reader
+            if mark:
+                next(reader)
+            if names := _name_bare_columns(next(csv.reader([second], delimiter=delimiter), [])):
+                yield [unquote_formula(name) for name in names], reader
+            else:
+                yield [unquote_formula(name.strip()) for name in next(reader, [])], reader
         except csv.Error as error:
             raise DataError(f"Line {reader.line_num} of '{path}' cannot be read ({error}).") from error
         except UnicodeDecodeError as error:
             raise _encoding_error(path) from error
+
+
+def _name_bare_columns(cells: list[str]) -> list[str]:
+    """Names for the columns of a table whose first line already names an image; none where it is a header."""
+    cells = [cell.strip() for cell in cells]
+    places = [
+        i for i, cell in enumerate(cells) if cell.lower().rpartition(".")[2] in IMAGE_SUFFIXES and "." in cell
+    ]
+    if len(places) != 1 or len(cells) < 2:
+        return []
+    names = [f"column{i + 1}" for i in range(len(cells))]
+    names[places[0]] = "path"
+    rest = [i for i in range(len(cells)) if i != places[0] and not (len(cells) > 2 and parse_split(cells[i]))]
+    names[rest[0] if rest else 1 - min(1, places[0])] = "label"
+    return names
 
 
 def _is_blank(row: list[str]) -> bool:
@@ -131,8 +164,9 @@ def _find_line(path: Path, wrong: Callable[[list[str]], bool] | None, number: in
 
 
 def detect_delimiter(header: str) -> str:
-    """The delimiter of the fields: comma, semicolon or tab, whichever is most frequent in the header."""
-    return max(",;\t", key=header.count)
+    """The delimiter of the fields: comma, semicolon or tab, whichever is most frequent in the header, or a space."""
+    delimiter = max(",;\t", key=header.count)
+    return delimiter if delimiter in header or " " not in header.strip() else " "
 
 
 def detect_encoding(path: Path) -> str:
@@ -216,6 +250,42 @@ def _iterate_json_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
             raise _encoding_error(path) from error
 
 
+# JSON
+
+
+def read_json(path: Path) -> TextTable:
+    """A list of objects, as Label Studio exports them (JSON and JSON-MIN) or with fields such as path and label.
+
+    Raises DataError.
+    """
+    try:
+        with _open_text(path) as stream:
+            rows = json.load(stream)
+    except UnicodeDecodeError as error:
+        raise _encoding_error(path) from error
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"'{path}' is not valid JSON ({error}).") from error
+    if not isinstance(rows, list) or not rows or not all(isinstance(row, dict) for row in rows):
+        raise DataError(f"'{path}' is not a list of JSON objects, one for each image, with a path and a label.")
+    flat = [_flatten_task(row) for row in rows]
+    names = dict.fromkeys(name for row in flat for name in row)
+    columns = {name: [cell_text(row.get(name)).strip() for row in flat] for name in names}
+    return TextTable(path, columns, lambda row: f"Entry {row + 1}")
+
+
+def _flatten_task(row: dict[str, Any]) -> dict[str, Any]:
+    """A task of Label Studio as one row: its data, and the first choice of its first annotation."""
+    data, annotations = row.get("data"), row.get("annotations", row.get("completions"))
+    if not isinstance(data, dict) or not isinstance(annotations, list):
+        return row
+    kept = [each for each in annotations if isinstance(each, dict) and not each.get("was_cancelled")]
+    results = [result for each in kept[:1] for result in each.get("result") or [] if isinstance(result, dict)]
+    values = [value for result in results if isinstance(value := result.get("value"), dict)]
+    choices = [value["choices"] for value in values if value.get("choices")]
+    choice = choices[0][0] if choices and isinstance(choices[0], list) and len(choices[0]) == 1 else choices[:1]
+    return {**data, "choice": choice or None}
+
+
 def cell_text(value: Any) -> str:
     """A cell as text: nothing for null, JSON for what is nested.
 
@@ -227,123 +297,3 @@ def cell_text(value: Any) -> str:
     if value is None:
         return ""
     return json.dumps(value, ensure_ascii=False) if isinstance(value, dict | list) else str(value)
-
-
-# a table that names images and their labels
-
-
-def read_manifest(table: TextTable) -> tuple[Listing, Layout]:
-    """The files that a table names, their labels and its other columns.
-
-    The path column is called path, image, file_name or filename (relative to the table), the label
-    column label, class or target; ``split`` is train, val or test. A file named twice with one label
-    counts once. Raises DataError, naming the line and the field.
-    """
-    where = table.require_column(PATH_COLUMNS)
-    names = []
-    for text in _require_filled(table, where):
-        name = text.replace("\\", "/") if "\\" in text else text
-        names.append(posixpath.normpath(name) if "./" in name or "//" in name else name)
-    layout = layout_from_table(table, {where})
-    keep, notes = _drop_repeated_rows(table, names, layout)
-    listing = _list_files(table, names)
-    if keep is not None:
-        layout = replace(
-            layout,
-            keys=layout.keys[keep],
-            labels=layout.labels[keep],
-            splits=None if layout.splits is None else layout.splits[keep],
-            columns={name: column[keep] for name, column in layout.columns.items()},
-        )
-    return listing, replace(layout, notes=(*layout.notes, *notes))
-
-
-def layout_from_table(table: TextTable, known: set[str]) -> Layout:
-    """Labels, splits and other columns of a table, ``known`` ones left out. Raises DataError."""
-    label_column, split_column = table.require_column(LABEL_COLUMNS), table.find_column(("split",))
-    texts = _require_filled(table, label_column)
-    plain, notes = normalise_names(set(texts))
-    classes = sort_classes(plain.values())
-    check_has_classes(classes, str(table.path))
-    number = {name: classes.index(label) for name, label in plain.items()}
-    labels = np.fromiter(map(number.__getitem__, texts), np.int64, len(texts))
-    splits = None
-    words = [text.lower() for text in table.columns[split_column]] if split_column else []
-    if any(words):
-        for word in sorted({*words} - {"", *SPLIT_WORDS}):
-            line = table.describe_row(words.index(word))
-            raise DataError(f"{line} of '{table.path}' has split '{word}'. {suggest(word, SPLIT_WORDS)}")
-        splits = np.array([SPLIT_WORDS.get(word, "train") for word in words])
-        pairs = ((name, classes[k]) for name in np.unique(splits) for k in np.unique(labels[splits == name]))
-        check_train_covers_classes(pairs, classes, str(table.path))
-    known = {"", label_column, *known, *([split_column] if split_column else [])}
-    extra = {name: np.array(column, object) for name, column in table.columns.items() if name not in known}
-    return Layout(np.arange(len(texts), dtype=np.int64), labels, classes, splits, notes, extra)
-
-
-def _require_filled(table: TextTable, name: str) -> list[str]:
-    column = table.columns[name]
-    if "" in column:
-        line = table.describe_row(column.index(""))
-        raise DataError(f"{line} of '{table.path}' has an empty '{name}': fill it in or remove the line.")
-    return column
-
-
-def _drop_repeated_rows(
-    table: TextTable, names: list[str], layout: Layout
-) -> tuple[ndarray | None, tuple[str, ...]]:
-    """Which rows name a file for the first time (None: all); DataError where two rows disagree on it."""
-    hashes = np.fromiter(map(hash, names), np.int64, len(names))
-    order = np.argsort(hashes, kind="stable")
-    same = hashes[order][1:] == hashes[order][:-1]
-    rows = np.sort(order[np.append(same, False) | np.append(False, same)])
-    labels = np.array(layout.classes, object)[layout.labels]
-    first: dict[str, int] = {}
-    repeated: list[int] = []
-    for row in rows.tolist():
-        before = first.setdefault(names[row], row)
-        if before != row:
-            for what, values in (("label", labels), ("split", layout.splits)):
-                if values is not None and values[before] != values[row]:
-                    raise DataError(
-                        f"'{table.path}' names '{names[row]}' twice with another {what}: "
-                        f"{table.describe_row(before).lower()} says '{values[before]}', "
-                        f"{table.describe_row(row).lower()} says '{values[row]}'; remove one of the two."
-                    )
-            repeated.append(row)
-    if not repeated:
-        return None, ()
-    keep = np.ones(len(names), bool)
-    keep[repeated] = False
-    name = names[repeated[0]]
-    lines = f"{table.describe_row(first[name])} and {table.describe_row(repeated[0]).lower()}"
-    count = "1 row that names" if len(repeated) == 1 else f"{len(repeated):,} rows that name"
-    return keep, (f"Ignored {count} a file again ('{name}', {lines[0].lower()}{lines[1:]}).",)
-
-
-def _list_files(table: TextTable, names: list[str]) -> Listing:
-    """Sizes and times of the named files. Raises DataError, naming the first few that are missing."""
-    root = table.path.parent
-    prefix = os.path.join(root, "")  # noqa: PTH118
-    facts = np.empty((len(names), 2), np.int64)
-    missing: list[int] = []
-    for row, name in enumerate(names):
-        try:
-            status = os.stat(name if name[0] == "/" or name[1:2] == ":" else prefix + name)  # noqa: PTH116 half the time of Path
-        except (OSError, ValueError):
-            forms = {unicodedata.normalize(form, name) for form in ("NFC", "NFD")} - {name}
-            others = [form for form in forms if "\0" not in form and (root / form).exists()]
-            if not others:  # composed or decomposed, as another system wrote it
-                missing.append(row)
-                continue
-            names[row] = others[0]
-            status = (root / others[0]).stat()
-        facts[row] = status.st_size, status.st_mtime_ns
-    if missing:
-        first = ", ".join(f"'{names[row]}' ({table.describe_row(row).lower()})" for row in missing[:3])
-        raise DataError(
-            f"{len(missing):,} of the {len(names):,} files named in '{table.path}' do not exist: {first}"
-            f"{', ...' if len(missing) > 3 else ''}. Paths are relative to the folder of the table."
-        )
-    sizes, stamps = facts.T.copy()
-    return Listing(names, sizes, stamps, frozenset(), FolderReader(root, names))

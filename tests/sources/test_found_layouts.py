@@ -1,0 +1,410 @@
+"""Folders and tables as people download them: read for what they are, or refused with what was found."""
+
+import gzip
+import io
+import json
+import zipfile
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from sightline.errors import DataError, ImageError
+from sightline.sources import find
+from sightline.sources.layout import parse_split
+
+CLASSES = ("cats", "dogs", "owls")
+
+
+def plant(root: Path, names) -> Path:
+    for value, name in enumerate(names):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        stream = io.BytesIO()
+        Image.new("L", (8, 8), value % 256).save(stream, "PNG")
+        (root / name).write_bytes(stream.getvalue())
+    return root
+
+
+def classes_in(*parts: str) -> list[str]:
+    return [f"{part}/{name}/{i}.png" for part in parts for name in CLASSES for i in range(2)]
+
+
+def split_counts(source) -> dict[str, int]:
+    splits = source.columns["split"].tolist()
+    return {name: splits.count(name) for name in sorted(set(splits))}
+
+
+def said(source, *words: str) -> bool:
+    return any(all(word in note for word in words) for note in source.notes)
+
+
+# splits by any usual name
+
+
+@pytest.mark.parametrize(
+    ("train", "test"),
+    [
+        ("seg_train/seg_train", "seg_test/seg_test"),
+        ("training_set/training_set", "test_set/test_set"),
+        ("train_images", "test_images"),
+        ("asl_alphabet_train/asl_alphabet_train", "asl_alphabet_test/asl_alphabet_test"),
+        ("Training", "Testing"),
+        ("train2017", "test2017"),
+        ("flowers/TrainingData", "flowers/TestData"),
+        ("outer/inner/train/images", "outer/inner/test/images"),
+    ],
+)
+def test_split_folders_by_any_usual_name(tmp_path, train, test):
+    source = find(plant(tmp_path, classes_in(train, test)))
+    assert source.classes == CLASSES
+    assert split_counts(source) == {"test": 6, "train": 6}
+
+
+def test_splits_below_each_class(tmp_path):
+    source = find(
+        plant(tmp_path, [f"{c}/{part}/{i}.png" for c in CLASSES for part in ("train", "test") for i in "12"])
+    )
+    assert source.classes == CLASSES
+    assert split_counts(source) == {"test": 6, "train": 6}
+
+
+@pytest.mark.parametrize(
+    "parts", [("PlantVillage", "plantvillage/PlantVillage"), ("fold1", "fold2"), ("a", "b", "c")]
+)
+def test_folders_that_hold_the_same_folders_are_no_classes(tmp_path, parts):
+    with pytest.raises(DataError, match=r"hold the same sub-folders .*'cats'.* parts of one set, not classes"):
+        find(plant(tmp_path, classes_in(*parts)))
+
+
+def test_classes_may_have_names_of_splits_and_folders_of_their_own(tmp_path):
+    one = plant(tmp_path / "one", ["test_strip/1.png", "train_station/2.png", "bus/3.png"])
+    assert find(one).classes == ("bus", "test_strip", "train_station")
+    two = plant(tmp_path / "two", ["cat/front/1.png", "cat/side/2.png", "dog/near/3.png", "dog/far/4.png"])
+    assert find(two).classes == ("cat", "dog")
+    people = [f"id{i}/session{j}/1.png" for i in range(10, 30) for j in (1, 2)]
+    assert len(find(plant(tmp_path / "three", people)).classes) == 20
+
+
+@pytest.mark.parametrize(
+    ("name", "split"),
+    [
+        ("VALID", "val"),
+        ("PublicTest", "test"),
+        ("train_val", None),
+        ("contest", None),
+        ("dev", "val"),
+        ("12", None),
+    ],
+)
+def test_words_of_splits(name, split):
+    assert parse_split(name) == split
+
+
+# what is left out, and reported
+
+
+@pytest.mark.parametrize(
+    "flat", ["test/1.png", "test/test/1.png", "test1/1.png", "val/1.png", "test/unknown/1.png"]
+)
+def test_unlabelled_test_images_are_left_out(tmp_path, flat):
+    source = find(plant(tmp_path, [*classes_in("train"), flat]))
+    assert len(source) == 6
+    assert said(source, "Left out: 1 image has no label", f"'{flat.split('/')[0]}'")
+
+
+def test_a_folder_of_predictions_is_left_out(tmp_path):
+    source = find(plant(tmp_path, [*classes_in("seg_train", "seg_test"), "seg_pred/seg_pred/1.png"]))
+    assert split_counts(source) == {"test": 6, "train": 6}
+    assert said(source, "no label", "'seg_pred'")
+
+
+@pytest.mark.parametrize(("names", "empty"), [(CLASSES, "logs"), (("train/a", "train/b"), "train/owl")])
+def test_folders_without_images_are_no_classes(tmp_path, names, empty):
+    root = plant(tmp_path, [f"{name}/1.png" for name in names])
+    (root / empty).mkdir()
+    source = find(root)
+    assert len(source.classes) == len(names)
+    assert said(source, "Left out folders without images", f"'{empty}'")
+
+
+def test_texts_beside_the_images(tmp_path):
+    root = plant(tmp_path, classes_in("images"))
+    (root / "attributes").mkdir()
+    (root / "attributes/a.txt").write_text("1")
+    source = find(root)
+    assert source.classes == CLASSES
+    assert said(source, "without images", "'attributes'")
+
+
+def test_masks_beside_the_images_are_left_out(tmp_path):
+    names = [f"{c}/{kind}/{i}.png" for c in ("COVID", "Normal") for kind in ("images", "masks") for i in range(3)]
+    source = find(plant(tmp_path, names))
+    assert (source.classes, len(source)) == (("COVID", "Normal"), 6)
+    assert said(source, "Left out 6 images", "annotations")
+    assert find(plant(tmp_path / "two", ["mask/1.png", "no_mask/2.png"])).classes == ("mask", "no_mask")
+
+
+def test_flat_images_beside_annotations_are_refused_with_what_the_names_look_like(tmp_path):
+    names = ["images/Abyssinian_1.png", "images/Abyssinian_2.png", "images/beagle_1.png", "images/beagle_2.png"]
+    with pytest.raises(DataError, match=r"no class folders.*look like labels .'Abyssinian', 'beagle'"):
+        find(plant(tmp_path, [*names, "annotations/trimaps/1.png"]))
+
+
+@pytest.mark.parametrize("mark", ["recipe.toml", "classifier/model.safetensors"])
+def test_our_own_runs_are_left_out(tmp_path, mark):
+    root = plant(tmp_path, [*(f"{c}/1.png" for c in CLASSES), "runs/x/curves.png", "runs/x/classifier/a.png"])
+    (root / "runs/x" / mark).write_text("")
+    source = find(root)
+    assert source.classes == CLASSES
+    assert said(source, "written by Sightline", "'runs")
+
+
+@pytest.mark.parametrize(
+    "junk", ["@eaDir/1.png", "#recycle/1.png", "Desktop.ini", "~$list.png", "lost+found/a.png"]
+)
+def test_junk_of_systems_and_network_drives(tmp_path, junk):
+    source = find(plant(tmp_path, [*(f"{c}/1.png" for c in CLASSES), junk]))
+    assert (source.classes, source.notes) == (CLASSES, ())
+
+
+def test_links_that_lead_nowhere_are_unreadable_images(tmp_path):
+    root = plant(tmp_path, [f"{c}/1.png" for c in CLASSES])
+    (root / "cats/2.png").symlink_to("/nowhere/2.png")
+    source = find(root)
+    assert len(source) == 4
+    with pytest.raises(ImageError, match=r"link that leads nowhere: '/nowhere/2.png'"):
+        source.read(source.files.tolist().index("cats/2.png"))
+
+
+# labels in file names
+
+
+@pytest.mark.parametrize("folder", ["", "train/"])
+def test_labels_in_file_names(tmp_path, folder):
+    names = [f"{folder}{c}.{i}.png" for c in ("cat", "dog") for i in range(3)]
+    source = find(plant(tmp_path, [*names, *(["test1/1.png"] if folder else [])]))
+    assert (source.classes, source.labels.tolist()) == (("cat", "dog"), [0, 0, 0, 1, 1, 1])
+    assert said(source, "labels are in the file names")
+    assert said(source, "no label", "test1") == bool(folder)
+
+
+def test_numbers_in_file_names_are_no_labels(tmp_path):
+    with pytest.raises(DataError, match="no class folders"):
+        find(plant(tmp_path, ["1.0.png", "1.1.png", "2.0.png", "2.1.png"]))
+    folders = plant(tmp_path / "f", ["cat/flickr.0.png", "cat/web.1.png", "dog/flickr.2.png", "dog/web.3.png"])
+    assert find(folders).classes == ("cat", "dog")
+
+
+# nothing that can be used: what there is instead
+
+
+@pytest.mark.parametrize(
+    ("file", "says"),
+    [
+        ("a/1.dcm", r"holds no images, but 1 file \.dcm. Convert DICOM"),
+        ("a/1", "1 file without a suffix. Give each file the suffix"),
+        ("a/1.npy", r"1 file \.npy. Convert arrays"),
+        ("train.zip", r"1 file \.zip. Unpack the archives .'train.zip'"),
+        ("labels.xlsx", r"1 file \.xlsx. Save the table as CSV"),
+        ("notes.abc", r"1 file \.abc. Give a folder"),
+    ],
+)
+def test_what_was_found_where_there_are_no_images(tmp_path, file, says):
+    (tmp_path / "d" / file).parent.mkdir(parents=True)
+    (tmp_path / "d" / file).write_bytes(b"x")
+    with zipfile.ZipFile(tmp_path / "d.zip", "w") as archive:
+        archive.write(tmp_path / "d" / file, file)
+    for place in ("d", "d.zip"):
+        with pytest.raises(DataError, match=says):
+            find(tmp_path / place)
+
+
+def test_other_files_are_named_for_what_they_are(tmp_path):
+    (tmp_path / "t.csv.gz").write_bytes(gzip.compress(b"path,label\n"))
+    (tmp_path / "t.xlsx").write_bytes(b"PK\3\4")
+    for name, says in (
+        ("t.csv.gz", "a compressed table: decompress"),
+        ("t.xlsx", "a spreadsheet.*save it as CSV"),
+    ):
+        with pytest.raises(DataError, match=says):
+            find(tmp_path / name)
+
+
+# tables beside and inside folders
+
+
+def test_a_table_beside_folders_of_unlabelled_images(tmp_path):
+    root = plant(tmp_path, [*(f"train_images/tr{i}.png" for i in range(6)), "test_images/te0.png"])
+    (root / "train.csv").write_text("image_id,label\n" + "".join(f"tr{i}.png,{i % 2}\n" for i in range(6)))
+    (root / "sample_submission.csv").write_text("image_id,label\nte0.png,0\n")
+    with zipfile.ZipFile(tmp_path / "z.zip", "w") as archive:
+        for path in [*root.rglob("*.png"), *root.glob("*.csv")]:
+            archive.write(path, f"top/{path.relative_to(root)}")
+    for place in (root / "z.zip", root):
+        source = find(place)
+        assert (source.classes, len(source)) == (("0", "1"), 6)
+        assert said(source, "Left out 1 image that is not labelled in", "train.csv")
+        (root / "z.zip").unlink(missing_ok=True)
+
+
+def test_a_table_goes_before_folders_that_say_nothing(tmp_path):
+    """HAM10000: the parts of a download are no classes."""
+    root = plant(tmp_path, [f"part_{1 + i % 2}/ISIC_{i}.png" for i in range(12)])
+    rows = "".join(f"L{i},ISIC_{i},{('mel', 'nv', 'bcc')[i // 2 % 3]}\n" for i in range(12))
+    (root / "metadata.csv").write_text("lesion_id,image_id,dx\n" + rows)
+    source = find(root)
+    assert source.classes == ("bcc", "mel", "nv")
+    assert "lesion_id" in source.columns
+
+
+def test_train_and_test_tables_are_splits(tmp_path):
+    root = plant(tmp_path, ["train/1.png", "train/2.png", "test/1.png", "test/2.png"])
+    for name in ("train.csv", "test.csv"):
+        (root / name).write_text("id,breed\n1,x\n2,y\n")
+    source = find(root)
+    assert split_counts(source) == {"test": 2, "train": 2}
+    assert sorted(source.files) == ["test/1.png", "test/2.png", "train/1.png", "train/2.png"]
+    (root / "test.csv").write_text("id\n1\n2\n")  # to be answered: no labels
+    assert len(find(root)) == 2
+
+
+def test_a_table_in_the_folder_of_each_split(tmp_path):
+    root = plant(tmp_path, ["train/1.png", "train/2.png", "test/3.png"])
+    (root / "train/metadata.csv").write_text("file_name,label\n1.png,a\n2.png,b\n")
+    (root / "test/metadata.csv").write_text("file_name,label\n3.png,a\n")
+    assert split_counts(find(root)) == {"test": 1, "train": 2}
+
+
+@pytest.mark.parametrize(
+    ("head", "row"),
+    [
+        ("filepath,label", "{0}.png,{1}"),
+        ("Image Path,Class Name", "{0}.PNG,{1}"),
+        ("id,diagnosis", "{0},{1}"),
+        ("class_id,Path", "{1},a/b/{0}.png"),
+        ("image,species,notes", "{0}.png,{1},x"),
+        ("sep=;\nimage_name;category", "{0}.png;{1}"),
+        ("image,a,b", "{0}.png,{2:.1f},{3:.1f}"),
+    ],
+)
+def test_columns_of_any_usual_name(tmp_path, head, row):
+    root = plant(tmp_path, [f"pictures/{i}.png" for i in range(10)])
+    rows = [row.format(i, "ab"[i % 2], 1 - i % 2, i % 2) for i in range(10)]
+    (root / "t.csv").write_text("\n".join([head, *rows]))
+    source = find(root / "t.csv")
+    assert (source.classes, source.labels.tolist()) == (("a", "b"), [0, 1] * 5)
+    assert [source.read(i) for i in range(10)] == [(root / f"pictures/{i}.png").read_bytes() for i in range(10)]
+
+
+@pytest.mark.parametrize("name", ["t.csv", "t.txt", "t.tsv"])
+def test_tables_without_a_header(tmp_path, name):
+    plant(tmp_path, [f"{i}.png" for i in range(4)])
+    mark = {".csv": ",", ".txt": " ", ".tsv": "\t"}[Path(name).suffix]
+    (tmp_path / name).write_text("".join(mark.join((f"{i}.png", "ab"[i % 2])) + "\n" for i in range(4)))
+    assert find(tmp_path / name).labels.tolist() == [0, 1, 0, 1]
+
+
+@pytest.mark.parametrize(
+    ("column", "words"),
+    [
+        ("data set", ("train", "test")),
+        ("Usage", ("Training", "PublicTest")),
+        ("phase", ("TRAIN", "valid")),
+        ("x", ("train", "dev")),
+    ],
+)
+def test_a_column_of_split_words_is_the_split(tmp_path, column, words):
+    plant(tmp_path, [f"{i}.png" for i in range(8)])
+    rows = [f"{i}.png,{'ab'[i % 2]},{words[i >= 6]}" for i in range(8)]
+    (tmp_path / "t.csv").write_text("\n".join([f"path,label,{column}", *rows]))
+    source = find(tmp_path / "t.csv")
+    assert split_counts(source)["train"] == 6
+    assert said(source, f"'{column}'")
+
+
+def test_other_columns_are_not_taken_for_the_split(tmp_path):
+    plant(tmp_path, ["0.png", "1.png"])
+    (tmp_path / "t.csv").write_text("path,label,kind\n0.png,train,test\n1.png,bus,test\n")
+    source = find(tmp_path / "t.csv")
+    assert (source.classes, set(source.columns)) == (("bus", "train"), {"kind"})
+
+
+def test_a_few_missing_files_are_unreadable_images(tmp_path):
+    plant(tmp_path, [f"{i}.png" for i in range(39)])
+    (tmp_path / "t.csv").write_text("path,label\n" + "".join(f"{i}.png,{'ab'[i % 2]}\n" for i in range(40)))
+    source = find(tmp_path / "t.csv")
+    assert len(source) == 40
+    with pytest.raises(ImageError, match="cannot be opened"):
+        source.read(39)
+
+
+def test_a_name_that_fits_several_files_is_missing(tmp_path):
+    plant(tmp_path, ["a/1.png", "b/1.png", "b/2.png"])
+    (tmp_path / "t.csv").write_text("path,label\n1.png,x\n2.png,y\n")
+    with pytest.raises(DataError, match=r"'1.png' .line 2.*must fit one file"):
+        find(tmp_path / "t.csv")
+
+
+def test_a_file_missing_from_its_folder_is_not_looked_for_in_others(tmp_path):
+    plant(tmp_path, ["cat/1.png", "cat/2.png", "dog/2.png"])
+    (tmp_path / "t.csv").write_text("path,label\ncat/1.png,cat\ndog/1.png,dog\n")
+    with pytest.raises(DataError, match=r"1 of the 2 files.*'dog/1.png' .line 3"):
+        find(tmp_path / "t.csv")
+    (tmp_path / "t.csv").write_text("path,label\n/home/me/cat/2.png,cat\n/home/me/dog/2.png,dog\n")
+    assert find(tmp_path / "t.csv").files.tolist() == ["cat/2.png", "dog/2.png"]
+
+
+@pytest.mark.parametrize("kind", ["tasks", "min", "csv"])
+def test_exports_of_label_studio(tmp_path, kind):
+    plant(tmp_path, [f"{i}.png" for i in range(4)])
+    paths = [f"/data/upload/3/0a1b2c3{i}-{i}.png" for i in range(4)]
+    choices = ["cat", "dog", "cat", "dog"]
+    if kind == "csv":
+        text = "image,id,choice\n" + "".join(
+            f"{p},{i},{c}\n" for i, (p, c) in enumerate(zip(paths, choices, strict=True))
+        )
+    elif kind == "min":
+        text = json.dumps([{"image": p, "choice": c, "id": 1} for p, c in zip(paths, choices, strict=True)])
+    else:
+        result = [{"type": "choices", "value": {"choices": [c]}} for c in choices]
+        text = json.dumps(
+            [
+                {"id": 1, "data": {"image": p}, "annotations": [{"result": [r]}]}
+                for p, r in zip(paths, result, strict=True)
+            ]
+        )
+    name = "t.csv" if kind == "csv" else "t.json"
+    (tmp_path / name).write_text(text)
+    assert find(tmp_path / name).labels.tolist() == [0, 1, 0, 1]
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"a": 1}', "[1]", "[" * 100_000])
+def test_other_json_is_refused(tmp_path, text):
+    (tmp_path / "t.json").write_text(text)
+    with pytest.raises(DataError, match=r"t.json' is not"):
+        find(tmp_path / "t.json")
+
+
+# names in a zip of another system
+
+
+@pytest.mark.parametrize(("encoding", "names"), [("gbk", "猫狗"), ("shift_jis", "猫犬"), ("cp1252", "éü")])
+def test_zip_names_of_another_system(tmp_path, monkeypatch, encoding, names):
+    monkeypatch.setenv("SIGHTLINE_CACHE", str(tmp_path / "cache"))
+    plant(tmp_path, ["1.png", "2.png"])
+    with zipfile.ZipFile(tmp_path / "x.zip", "w") as archive:
+        for place, name in zip("AB", names, strict=True):
+            archive.write(tmp_path / "1.png", f"{place * len(name.encode(encoding))}/1.png")
+    data = (tmp_path / "x.zip").read_bytes()
+    for place, name in zip("AB", names, strict=True):
+        raw = name.encode(encoding)
+        data = data.replace(place.encode() * len(raw) + b"/1", raw + b"/1")
+    (tmp_path / "x.zip").write_bytes(data)
+    assert said(find(tmp_path / "x.zip"), "not UTF-8", "SIGHTLINE_ZIP_ENCODING")
+    monkeypatch.setenv("SIGHTLINE_ZIP_ENCODING", encoding)
+    source = find(tmp_path / "x.zip")
+    assert (source.classes, source.notes) == (tuple(sorted(names)), ())
+    for word, says in (("klingon", "no encoding"), ("ascii", "are not ascii")):
+        monkeypatch.setenv("SIGHTLINE_ZIP_ENCODING", word)
+        with pytest.raises(DataError, match=says):
+            find(tmp_path / "x.zip")
