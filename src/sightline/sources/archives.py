@@ -219,7 +219,7 @@ class _BoundedTarInfo(tarfile.TarInfo):
     """Refuses sizes below zero, on which ``tarfile`` loops for ever, and extended headers without end."""
 
     @classmethod
-    def frombuf(cls, buf: bytes, encoding: str, errors: str) -> "_BoundedTarInfo":
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> "_BoundedTarInfo":
         """A member of its header; raises tarfile.ReadError."""
         found = super().frombuf(buf, encoding, errors)
         extended = found.type in (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE, *tarfile.GNU_TYPES)
