@@ -32,10 +32,9 @@ from .transfer import Freezer
 DEFAULT_SIZES = (28, 32, 48, 64, 96, 128, 160, 192, 224)
 """Working sizes that are chosen automatically; any from 8 to 1024 can be asked for."""
 
+MAX_DEFAULT_EPOCHS = 60
 MAX_DEFAULT_STEPS = 8000
 """Steps: training longer from random weights gains little at these sizes, so a budget is not used up."""
-
-MAX_DEFAULT_EPOCHS = 60
 
 FEW_TRAIN_IMAGES = 1000
 """With fewer training images than this, a warning says what to expect."""
@@ -77,7 +76,7 @@ PRECISION_TRIAL_IMAGES = 8
 AUTOTUNE_STEPS = 5
 """Timed steps of each candidate, interleaved; their median decides."""
 
-AUTOTUNE_SECONDS = 1.0
+TRIAL_SECONDS = 1.0
 """No further round of timed steps begins after this time: three trials cost about 3 s."""
 
 MAX_TRIAL_STEP_SECONDS = 0.3
@@ -228,16 +227,17 @@ def default_epochs(recipe: Recipe, *, train_images: int, images_per_second: floa
     """Whole epochs that fit nine tenths of the budget, without the seconds ``spent``, but no more than are useful."""
     available = max(0.0, PLANNED_SHARE * parse_duration(recipe.budget) - spent)
     fitting = int(available * images_per_second / train_images)
-    enough = useful_epochs(recipe, train_images)
-    count = max(1, min(fitting, enough))
+    count = max(1, min(fitting, enough := useful_epochs(recipe, train_images)))
     took = format_minutes(count * train_images / images_per_second)
-    what = "1 epoch" if count == 1 else f"{count} epochs"
     limit = f"the budget of {recipe.budget} (--budget)" if fitting < enough else "more would gain little"
     if not fitting:
-        share = available * images_per_second / train_images
-        limit = f"the budget of {recipe.budget} has time for about {share:.0%} of one"
-        return Default("epochs", count, f"{what}, about {took}: {limit} (try --size, --limit or another --model).")
-    return Default("epochs", count, f"{what}, about {took}: {limit}; --epochs sets them.")
+        share = (
+            f"the budget of {recipe.budget} has time for about {available * images_per_second / train_images:.0%}"
+        )
+        limit = f"{share} of one (try --size, --limit or another --model)"
+    return Default(
+        "epochs", count, f"{count} epoch{'s' * (count > 1)}, about {took}: {limit}; --epochs sets them."
+    )
 
 
 @dataclass(frozen=True)
@@ -303,14 +303,14 @@ def with_default_execution(plan: Plan) -> Plan:
 def measure_throughput(classifier: Classifier, plan: Plan, batch: Batch) -> Throughput:
     """Train copies of the classifier on one batch in each mode the recipe leaves open; return the fastest.
 
-    The mode is cached by processor, network, recipe and batch shape. Its speed never is: it is measured every time,
-    because the machine may have been busy.
+    The mode is cached by processor, network, recipe and batch shape; its speed is measured every time.
     """
     recipe = plan.recipe
     path = runtime.cache_dir() / "throughput" / f"{_cache_key(classifier, plan, batch)}.json"
     if path.exists():
         known = json.loads(path.read_text())
         return Throughput(*_time_modes([ExecutionMode(**known["mode"])], classifier, plan, batch))
+    began = time.perf_counter()
     memory_formats = tuple(MEMORY_FORMATS) if recipe.memory_format is None else (recipe.memory_format,)
     precisions = [recipe.precision] if recipe.precision else list(PRECISIONS)
     if recipe.precision is None:  # a few images show which one is emulated: it may be 20 times slower
@@ -325,6 +325,8 @@ def measure_throughput(classifier: Classifier, plan: Plan, batch: Batch) -> Thro
     modes = [ExecutionMode(p, layout, recipe.cpu_replicas or 1) for p in precisions for layout in memory_formats]
     mode, rate = _time_modes(modes, classifier, plan, batch)
     if recipe.cpu_replicas is None and replicas_may_help(classifier, plan):
+        if time.perf_counter() - began > 3 * TRIAL_SECONDS:
+            return Throughput(mode, rate)  # a busy moment: nothing to remember
         replicated = replace(mode, cpu_replicas=torch.get_num_threads())
         mode, rate = _time_modes([mode, replicated], classifier, plan, batch)
     with suppress(OutputError):  # without a cache it is measured again
@@ -356,9 +358,7 @@ def _time_modes(
     with ExitStack() as stack:
         stack.enter_context(runtime.keep_freed_memory())
         trials = {str(mode): _prepare_step(stack, classifier, plan, batch, mode) for mode in modes}
-        times = runtime.time_interleaved(
-            trials, AUTOTUNE_STEPS, seconds=AUTOTUNE_SECONDS, give_up=SLOW_STEP_FACTOR
-        )
+        times = runtime.time_interleaved(trials, AUTOTUNE_STEPS, seconds=TRIAL_SECONDS, give_up=SLOW_STEP_FACTOR)
     mode = min(modes, key=lambda each: median(times[str(each)]))
     return mode, len(batch) / median(times[str(mode)])
 
