@@ -97,8 +97,7 @@ class Classifier(nn.Module):
         self.geometry = geometry
         self.temperature = temperature
         self.threshold = threshold
-        self.answers = dict(answers or {})
-        self.memory = memory or Memory()
+        self.answers, self.memory = dict(answers or {}), memory or Memory()
         self.provenance = dict(provenance or {})
 
     def forward(self, pixels: Float[Tensor, "B C H W"]) -> Float[Tensor, "B K"]:
@@ -308,9 +307,8 @@ class Classifier(nn.Module):
             ("has tensors of another shape", {n for n in own.keys() & given.keys() if own[n] != given[n]}),
         ):
             if names:
-                some = ", ".join(sorted(names)[:3])
                 raise BundleError(
-                    f"The bundle '{folder}' {what}: {some}{' ...' if len(names) > 3 else ''}. "
+                    f"The bundle '{folder}' {what}: {', '.join(sorted(names)[:3])}{' ...' if len(names) > 3 else ''}. "
                     "Save or copy it again; its config.json and model.safetensors do not belong together."
                 )
 

@@ -112,6 +112,7 @@ def evaluate(
         value: dict[str, Any] = evaluate_run(opened).as_json() | curve | corrupted
         update_report(opened.folder)
     else:
+        assert data is not None  # without DATA a run was opened
         value = {"data": data, **evaluate_on(run, data, device=options.device).as_json()}
     emit({"run": str(run), **value}, options.json, print_evaluation)
 

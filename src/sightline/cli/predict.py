@@ -64,8 +64,7 @@ def predict(
     threshold: float
         Answer "unknown" below this confidence. Default: the threshold saved in the classifier (evaluate --save).
     alpha: float
-        Also print the conformal set of each image at this error rate, such as 0.1
-        (evaluate --conformal-alpha --save).
+        Also print the conformal set of each image at this error rate, such as 0.1 (evaluate --conformal-alpha --save).
     per_class: bool
         With --alpha: hold the error rate within each class.
     url: str
@@ -91,8 +90,7 @@ def predict(
         predictions, columns = _predict_remotely(url, found, key_file, subject, top, threshold)
     else:
         predictions, columns = _predict_locally(str(run), found, options.device, top, threshold, alpha, per_class)
-    kind = "json" if options.json else format
-    _write_and_count(out, predictions, kind, top, columns)
+    _write_and_count(out, predictions, "json" if options.json else format, top, columns)
 
 
 def _write_and_count(

@@ -6,7 +6,6 @@ Pillow reads JPEG too.
 """
 
 import os
-import struct
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -23,6 +22,7 @@ from ..sources import MAX_FILE_BYTES
 from ..types import Geometry
 from . import codecs
 from .geometry import apply_orientation, least_decoded_shape, resize_to_geometry
+from .tiff import TIFF_DEPTHS, TIFF_SAMPLES, check_tiff_blocks, read_tiff_tags
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -34,8 +34,6 @@ IMAGE_FORMATS = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP", "PPM")
 """Formats that every Pillow reads; AVIF is added where this one does, see ``readable_formats``."""
 MAX_IMAGE_PIXELS = 100_000_000
 """Pixels that a header may announce; SIGHTLINE_MAX_MEGAPIXELS raises it for files that are trusted."""
-MAX_PADDED_TILE_PIXELS = 4_194_304
-"""Pixels of a TIFF's tile, 2048 x 2048, that may be more than twice the picture's."""
 MAX_SCALED_PIXELS = 400_000_000
 """Pixels of a JPEG that is decoded at a reduced scale, in one scan: phones of 200 megapixels, panoramas."""
 _MAX_JPEG_PIXELS_PER_BYTE = 256
@@ -47,13 +45,8 @@ FULL_RANGE_FLOAT = (0.0, 1.0)
 
 _GREY_MODES = ("1", "L", "LA", "La", "I", "F")
 _ALPHA_MODES = ("RGBA", "LA", "PA", "RGBa", "La")
-_SAMPLES, _DEPTHS = 277, 258
-"""TIFF tags: channels, and bits of each."""
 _ORIENTATION_MARKS = (b"Exif", b"eXIf", b"EXIF", codecs.XMP_ORIENTATION)
 """What a file contains that has an orientation, by EXIF or by XMP alone."""
-_TIFF_SIDES, _TILE_SIDES, _ROWS_PER_STRIP = (256, 257), (322, 323), 278
-_TIFF_INTEGERS = {1: "B", 3: "H", 4: "I", 6: "b", 8: "h", 9: "i", 13: "I", 16: "Q", 17: "q"}
-"""The integers of TIFF by their number, as ``struct`` calls them."""
 
 
 class ImageHeader(NamedTuple):
@@ -226,7 +219,7 @@ def _open_with_pillow(data: bytes) -> "tuple[Image.Image, int]":
     from PIL import Image
 
     _check_bands(data)
-    _check_tiff_blocks(_read_tiff_tags(data))
+    check_tiff_blocks(read_tiff_tags(data))
     with codecs.PILLOW_LOCK, warnings.catch_warnings(), _without_pillow_limit():
         warnings.simplefilter("ignore")
         try:
@@ -260,10 +253,10 @@ def _unknown_format_reason(data: bytes) -> str:
     if data[4:8] == b"ftyp":
         known = "HEIC or a video" if "AVIF" in readable_formats() else "HEIC, AVIF or a video"
         return f"the file is {known}, which is not read: convert it to JPEG or PNG"
-    if tags := _read_tiff_tags(data):
-        depths = tags.get(_DEPTHS, (1,))
+    if tags := read_tiff_tags(data):
+        depths = tags.get(TIFF_DEPTHS, (1,))
         return (
-            f"the TIFF has {_count_channels(tags.get(_SAMPLES, (1,))[0])} of {depths[0]} bits in a form that is "
+            f"the TIFF has {_count_channels(tags.get(TIFF_SAMPLES, (1,))[0])} of {depths[0]} bits in a form that is "
             "not read: save it as 8-bit RGB, or as 8- or 16-bit grey"
         )
     if data[:3] == b"\xff\xd8\xff" or data[:4] == b"\x89PNG":
@@ -278,8 +271,8 @@ def _check_bands(data: bytes) -> None:
         segments, kind = codecs.parse_jpeg_segments(data), "JPEG"
         frame = next((body for mark, body in segments.items() if mark in range(0xC0, 0xC4)), b"")
         bands = frame[5] if len(frame) > 5 else 1
-    elif tags := _read_tiff_tags(data):
-        bands, kind = tags.get(_SAMPLES, (1,))[0], "TIFF"
+    elif tags := read_tiff_tags(data):
+        bands, kind = tags.get(TIFF_SAMPLES, (1,))[0], "TIFF"
     if bands > 4 or (kind == "JPEG" and bands == 2):
         raise ImageError(
             f"the {kind} has {_count_channels(bands)}, and only grey (1), RGB (3), CMYK (4) and their transparent "
@@ -289,52 +282,6 @@ def _check_bands(data: bytes) -> None:
 
 def _count_channels(bands: int) -> str:
     return "1 channel" if bands == 1 else f"{bands} channels"
-
-
-def _check_tiff_blocks(tags: dict[int, tuple[int, ...]]) -> None:
-    """Refuse a TIFF whose tiles or strips are far larger than its picture: the decoder allocates a whole one."""
-    width, height = (tags.get(tag, (0,))[0] for tag in _TIFF_SIDES)
-    rows = tags.get(_ROWS_PER_STRIP, (height,))[0]
-    across, down = (
-        tags[tag][0] if tag in tags else side for tag, side in zip(_TILE_SIDES, (width, rows), strict=True)
-    )
-    down = min(down, height) if not tags.keys() & set(_TILE_SIDES) else down  # a strip may end below the picture
-    if min(across, down) < 0 or across * down > max(MAX_PADDED_TILE_PIXELS, 2 * width * height):
-        raise ImageError(
-            f"the TIFF has tiles of {across} x {down} pixels for a picture of {width} x {height}, which is refused "
-            "unread: save it again without tiles"
-        )
-
-
-def _read_tiff_tags(data: bytes) -> dict[int, tuple[int, ...]]:
-    """The integers of a TIFF's first page by tag, BigTIFF's too; empty for other files and damaged ones.
-
-    Of a tag that is there twice, the larger value counts: decoders differ in which one they take.
-    """
-    order, version = {b"II": "<", b"MM": ">"}.get(data[:2]), data[2:4]
-    if order is None or version not in (b"*\0", b"\0*", b"+\0", b"\0+"):
-        return {}
-    start, entries, value = (8, "Q", "Q") if b"+" in version else (4, "H", "I")  # what BigTIFF has wider
-    header = struct.Struct(f"{order}HH{value}")
-    room = struct.calcsize(order + value)
-    found: dict[int, tuple[int, ...]] = {}
-    try:
-        (at,) = struct.unpack_from(order + value, data, start)
-        (count,) = struct.unpack_from(order + entries, data, at)
-    except struct.error:
-        return {}
-    at += struct.calcsize(order + entries)
-    step = header.size + room
-    for entry in range(at, min(len(data) - step + 1, at + step * count), step):
-        tag, kind, length = header.unpack_from(data, entry)
-        if (size := _TIFF_INTEGERS.get(kind)) is None or not 0 < length <= 64:
-            continue
-        where = entry + header.size
-        if struct.calcsize(order + size) * length > room:
-            (where,) = struct.unpack_from(order + value, data, where)
-        with suppress(struct.error, OverflowError):  # the value lies outside of the file: the decoder skips it too
-            found[tag] = max(found.get(tag, ()), struct.unpack_from(f"{order}{length}{size}", data, where))
-    return found
 
 
 def _header_from_pillow(image: "Image.Image", orientation: int, data: bytes) -> ImageHeader:
@@ -347,7 +294,7 @@ def _header_from_pillow(image: "Image.Image", orientation: int, data: bytes) -> 
     elif image.format == "PNG":  # Pillow shows 16-bit colour as 8-bit, so the file is read
         depth = 16 if data[24] == 16 else 8
     elif image.format == "TIFF":
-        depth = max(8, *_read_tiff_tags(data).get(_DEPTHS, (8,)))
+        depth = max(8, *read_tiff_tags(data).get(TIFF_DEPTHS, (8,)))
     else:
         depth = {"I": 16, "F": 32}.get(image.mode, 8)
     return ImageHeader(

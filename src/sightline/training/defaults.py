@@ -8,7 +8,7 @@ import hashlib
 import json
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from statistics import median
@@ -20,13 +20,14 @@ from ..classifier import Classifier
 from ..data import Survey, iterate_batches
 from ..errors import OutputError
 from ..files import write_json
-from ..models import NETWORKS, find_card
+from ..models import NETWORKS
 from ..types import Batch, Dataset
 from .budget import EVALUATION_COST, PLANNED_SHARE, format_minutes, reserved_seconds
 from .build import MEMORY_FORMATS
 from .gradients import build_gradients, is_stochastic, split_batch
 from .plan import Plan
-from .recipe import PRETRAINED, Recipe, parse_duration
+from .recipe import Recipe, parse_duration
+from .starts import FINE_TUNING, Default
 from .transfer import Freezer
 
 DEFAULT_SIZES = (28, 32, 48, 64, 96, 128, 160, 192, 224)
@@ -42,31 +43,6 @@ FEW_TRAIN_IMAGES = 1000
 LINEAR_PROBE_LR_FACTOR = 10
 """Factor on the usual learning rate where only the head learns."""
 
-PHOTO_SIDE = 64
-"""Pixels of the median short side from which images are taken for photos."""
-
-QUALITY_MODELS: Mapping[str, str] = {
-    "fast": "timm:mobilenetv3_large_100.miil_in21k_ft_in1k:pretrained=True",
-    "standard": "timm:tf_efficientnet_lite0.in1k:pretrained=True",
-    "best": "timm:tiny_vit_5m_224.dist_in22k_ft_in1k:pretrained=True",
-}
-"""The words of ``quality``; the standard comes with the installation."""
-
-FINE_TUNING: Mapping[str, object] = {
-    "optimizer": "adamw",
-    "lr": 5e-4,
-    "weight_decay": 0.01,
-    "layer_decay": 0.75,
-    "schedule": "cosine",
-    "warmup": 0.1,
-    "label_smoothing": 0.1,
-    "ema_decay": 0.98,
-    "freeze_norms": True,
-    "batch_size": 32,
-    "augment": ("flip", "resized-crop:least=0.35"),
-    "cpu_replicas": 1,
-}
-"""Fields of a recipe for fine-tuning from a computed head, where the user left them open."""
 
 PRECISIONS = ("float32", "bfloat16")
 
@@ -87,15 +63,6 @@ SLOW_STEP_FACTOR = 3.0
 
 ALL_UNFROZEN = 10**9
 """Epoch index large enough that every layer is unfrozen; the time budget is estimated from this slowest case."""
-
-
-@dataclass(frozen=True)
-class Default:
-    """A field that was chosen for the user: its value, and a sentence that says why and how to change it."""
-
-    field: str
-    value: object
-    reason: str
 
 
 def default_pixels(
@@ -129,44 +96,6 @@ def default_pixels(
             )
         )
     return chosen
-
-
-def default_start(plan: Plan, images: Survey) -> list[Default]:
-    """Published weights where the images are photos, and what the weights' card says of pixels."""
-    recipe, card = plan.recipe, plan.card
-    chosen: list[Default] = []
-    if card is None:
-        word = QUALITY_MODELS[recipe.quality or "standard"]
-        if recipe.model is not None or not (recipe.quality or _looks_like_photos(recipe, images)):
-            return []
-        card = find_card(word.split(":")[1])
-        why = "the quality asked for" if recipe.quality else "these are photos"
-        chosen.append(
-            Default(
-                "model",
-                word,
-                f"Starting from {card.name}, trained on {card.trained_on}, because {why} (--from-scratch starts from "
-                "random weights, --model chooses another network).",
-            )
-        )
-    said = {"size": card.size, "normalize": PRETRAINED}
-    if recipe.resize_mode in (None, "crop"):
-        said |= {"resize_mode": "crop", "crop_fraction": card.crop_fraction}
-    said["interpolation"] = card.interpolation
-    open_fields = {name: value for name, value in said.items() if vars(recipe)[name] is None}
-    if open_fields:
-        shown = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in open_fields.items())
-        first, *rest = open_fields
-        chosen.append(Default(first, open_fields[first], f"Pixels as the card of the weights says: {shown}."))
-        chosen += [Default(name, open_fields[name], "") for name in rest]
-    return chosen
-
-
-def _looks_like_photos(recipe: Recipe, images: Survey) -> bool:
-    untouched = recipe.weights is None and recipe.normalize is None and recipe.init == "default"
-    plain = not (recipe.from_scratch or recipe.weight_noise or recipe.progressive_from or recipe.flip_tta)
-    large = images.short_side.median >= PHOTO_SIDE and (recipe.size is None or recipe.size >= PHOTO_SIDE)
-    return untouched and plain and large
 
 
 def default_network(plan: Plan, *, train_images: int) -> list[Default]:

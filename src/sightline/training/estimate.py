@@ -33,7 +33,8 @@ from .fit import Method
 from .gradients import build_gradients
 from .plan import Plan, resolve
 from .recipe import Recipe
-from .run import prepare, split_to_train
+from .restoring import split_to_train
+from .run import prepare
 from .transfer import Freezer
 
 ESTIMATE_SAMPLE_IMAGES = 512

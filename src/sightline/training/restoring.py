@@ -1,14 +1,17 @@
-"""The images of a run found again by their bytes: copied, moved, touched or added to, here or on another machine."""
+"""The splits of a run: drawn as its recipe says, or found again by the bytes of images that were copied or moved."""
 
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 from jaxtyping import Int64
 from numpy import ndarray
 
+from ..data import split
 from ..errors import DataError
 from ..types import UNLABELLED, Dataset, Splits
+from .recipe import Recipe
 from .run_folder import RunFolder
 
 
@@ -93,3 +96,45 @@ def _describe_changes(
         what = "1 image has" if moved == 1 else f"{moved:,} images have"
         notes.append(f"{what} another label now: the run's own labels are used.")
     return notes
+
+
+def locate_images(run: RunFolder, recipe: Recipe, data: str | Path | None, command: str) -> Recipe:
+    """The recipe with ``data`` as the place of its images; DataError, naming the command, where they are gone."""
+    if data is not None:
+        return recipe.replace(data=absolute_path(str(data)))
+    if recipe.data is not None and Path(recipe.data).isabsolute_path() and not Path(recipe.data).exists():
+        raise DataError(
+            f"The images of '{run.path}' are not at '{recipe.data}' any more: name where they lie now, {command}"
+        )
+    return recipe
+
+
+def split_to_train(dataset: Dataset, recipe: Recipe) -> tuple[Splits, tuple[str, ...]]:
+    """The splits and notes; raises DataError where there is nothing to train or validate on, or to learn a class."""
+    splits, notes = split_by_recipe(dataset, recipe)
+    train = splits.train.labelled
+    if unseen := [name for name, count in zip(train.classes, train.counts, strict=True) if not count]:
+        raise DataError(
+            f"No image is left to learn {', '.join(map(repr, unseen[:5]))} from, in '{recipe.data}': they could "
+            "not be read, or are copies of images of another class. Add images, or remove the class."
+        )
+    return splits, notes
+
+
+def split_by_recipe(dataset: Dataset, recipe: Recipe) -> tuple[Splits, tuple[str, ...]]:
+    """The splits and notes; raises DataError where there are too few images to train and validate on."""
+    splits = split(
+        dataset,
+        val=recipe.val_fraction,
+        test=recipe.test_fraction,
+        seed=recipe.data_seed,
+        group=recipe.group,
+    )
+    if not len(splits.train.labelled) or not len(splits.val):
+        raise DataError(f"'{recipe.data}' has too few images to train and validate on. Add images.")
+    return splits, (*dataset.notes, *splits.notes)
+
+
+def absolute_path(path: str | None) -> str | None:
+    """A path that means the same from any folder; a name stays a name."""
+    return str(Path(path).resolve()) if path is not None and Path(path).exists() else path

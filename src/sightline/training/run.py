@@ -11,8 +11,8 @@ import torch
 
 from .. import progress, runtime
 from ..classifier import Classifier
-from ..data import MAX_UNREADABLE_SHARE, Augment, load_dataset, split, survey
-from ..errors import DataError, RecipeError
+from ..data import MAX_UNREADABLE_SHARE, Augment, load_dataset, survey
+from ..errors import RecipeError
 from ..files import write_text
 from ..preprocessing import forecast_fit
 from ..sources import find
@@ -20,11 +20,9 @@ from ..types import Dataset, Splits
 from .budget import Budget
 from .build import build_classifier, build_method
 from .defaults import (
-    Default,
     choose_execution,
     default_network,
     default_pixels,
-    default_start,
     to_memory_format,
     useful_epochs,
 )
@@ -44,8 +42,9 @@ from .losses import ObjectiveLike
 from .plan import Plan, resolve
 from .recipe import INHERIT, PRETRAINED, Recipe
 from .refinement import refine
-from .restoring import restore_splits
+from .restoring import absolute_path, locate_images, restore_splits, split_by_recipe, split_to_train
 from .run_folder import RunFolder, check_run_folder, create_run_folder
+from .starts import Default, default_start
 
 
 @dataclass(frozen=True)
@@ -133,7 +132,7 @@ def _begin_run(
     more = (*built, *filter(None, [fair.note]), *measured)
     for note in more:
         progress.notify(note)
-    recipe = plan.recipe.replace(data=_absolute(plan.recipe.data), weights=_absolute(plan.recipe.weights))
+    recipe = plan.recipe.replace(data=absolute_path(plan.recipe.data), weights=absolute_path(plan.recipe.weights))
     name = f"{Path(recipe.data or '').name.partition('.')[0]}-{recipe.model}".replace(":", "_")
     # Only now: an old run is not given up for one that cannot begin.
     folder = create_run_folder(wanted, name, overwrite=overwrite)
@@ -206,7 +205,7 @@ def resume(
         raise RecipeError(
             f"The run '{folder}' is finished: there is nothing to resume. See sightline evaluate {folder}"
         )
-    recipe = _locate_images(run, recipe, data, f"sightline train --resume {folder} DATA")
+    recipe = locate_images(run, recipe, data, f"sightline train --resume {folder} DATA")
     plan, splits, notes = prepare(resolve(recipe, objective=objective, augment=augment), run)
     if data is not None:
         write_text(run.path / "recipe.toml", recipe.to_toml())
@@ -226,23 +225,12 @@ def reopen(folder: str | Path, data: str | Path | None = None, *, device: str = 
     run = RunFolder(Path(folder))
     recipe = run.read_recipe()
     classifier = Classifier.load(run.path).to(runtime.resolve_device(device))
-    recipe = _locate_images(run, recipe, data, f"sightline evaluate {folder} DATA")
+    recipe = locate_images(run, recipe, data, f"sightline evaluate {folder} DATA")
     known = classifier.provenance.get("data_fingerprint")
     splits, notes, changes = _split_as_before(run, recipe, read_dataset(recipe)[0], known, classifier.classes)
     for change in changes:
         progress.notify(change)
     return Run(run.path, recipe, classifier, splits, run.read_facts(), notes)
-
-
-def _locate_images(run: RunFolder, recipe: Recipe, data: str | Path | None, command: str) -> Recipe:
-    """The recipe with ``data`` as the place of its images; DataError, naming the command, where they are gone."""
-    if data is not None:
-        return recipe.replace(data=_absolute(str(data)))
-    if recipe.data is not None and Path(recipe.data).is_absolute() and not Path(recipe.data).exists():
-        raise DataError(
-            f"The images of '{run.path}' are not at '{recipe.data}' any more: name where they lie now, {command}"
-        )
-    return recipe
 
 
 def _split_as_before(
@@ -257,7 +245,7 @@ def _split_as_before(
     A finished run, whose ``classes`` are known, may lack a few images.
     """
     if fingerprint in (None, dataset.fingerprint):
-        return *_split(dataset, recipe), ()
+        return *split_by_recipe(dataset, recipe), ()
     if recipe.limit is not None:  # it would draw others now
         dataset, _ = read_dataset(recipe.replace(limit=None), max_bad=1.0)
     splits = restore_splits(
@@ -292,7 +280,7 @@ def read_dataset(
 def read_splits(recipe: Recipe) -> tuple[Splits, tuple[str, ...]]:
     """The images of a recipe, split as it says; and notes. Size and channels are chosen where they are open."""
     dataset, _ = read_dataset(recipe)
-    return _split(dataset, recipe)
+    return split_by_recipe(dataset, recipe)
 
 
 def prepare(plan: Plan, run: RunFolder | None = None) -> tuple[Plan, Splits, tuple[str, ...]]:
@@ -323,38 +311,8 @@ def prepare(plan: Plan, run: RunFolder | None = None) -> tuple[Plan, Splits, tup
     return plan, splits, (*read, *plan.notes, *chosen, *cost)
 
 
-def split_to_train(dataset: Dataset, recipe: Recipe) -> tuple[Splits, tuple[str, ...]]:
-    """The splits and notes; raises DataError where there is nothing to train or validate on, or to learn a class."""
-    splits, notes = _split(dataset, recipe)
-    train = splits.train.labelled
-    if unseen := [name for name, count in zip(train.classes, train.counts, strict=True) if not count]:
-        raise DataError(
-            f"No image is left to learn {', '.join(map(repr, unseen[:5]))} from, in '{recipe.data}': they could "
-            "not be read, or are copies of images of another class. Add images, or remove the class."
-        )
-    return splits, notes
-
-
-def _split(dataset: Dataset, recipe: Recipe) -> tuple[Splits, tuple[str, ...]]:
-    splits = split(
-        dataset,
-        val=recipe.val_fraction,
-        test=recipe.test_fraction,
-        seed=recipe.data_seed,
-        group=recipe.group,
-    )
-    if not len(splits.train.labelled) or not len(splits.val):
-        raise DataError(f"'{recipe.data}' has too few images to train and validate on. Add images.")
-    return splits, (*dataset.notes, *splits.notes)
-
-
 def _with_defaults(plan: Plan, chosen: list[Default]) -> Plan:
     return plan.replace(**{default.field: default.value for default in chosen})
-
-
-def _absolute(path: str | None) -> str | None:
-    """A path that means the same from any folder; a name stays a name."""
-    return str(Path(path).resolve()) if path is not None and Path(path).exists() else path
 
 
 def _train_in_processes(
