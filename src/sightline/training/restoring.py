@@ -102,7 +102,7 @@ def locate_images(run: RunFolder, recipe: Recipe, data: str | Path | None, comma
     """The recipe with ``data`` as the place of its images; DataError, naming the command, where they are gone."""
     if data is not None:
         return recipe.replace(data=absolute_path(str(data)))
-    if recipe.data is not None and Path(recipe.data).isabsolute_path() and not Path(recipe.data).exists():
+    if recipe.data is not None and Path(recipe.data).is_absolute() and not Path(recipe.data).exists():
         raise DataError(
             f"The images of '{run.path}' are not at '{recipe.data}' any more: name where they lie now, {command}"
         )
