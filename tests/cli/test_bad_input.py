@@ -444,11 +444,11 @@ def test_a_cache_that_cannot_be_written(check_refused, tmp_path, monkeypatch, pl
 
 @pytest.fixture
 def small_disk(tmp_path):
-    """A disk of 1.5 MB."""
+    """A disk of 2.5 MB."""
     folder = tmp_path / "disk"
     folder.mkdir()
     mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=1500k", "tmpfs", str(folder)], capture_output=True, check=False
+        ["mount", "-t", "tmpfs", "-o", "size=2500k", "tmpfs", str(folder)], capture_output=True, check=False
     )
     if mounted.returncode:
         pytest.skip("a small disk to fill cannot be mounted here")
@@ -458,7 +458,7 @@ def small_disk(tmp_path):
 
 def test_a_disk_that_fills_up(cli, made, small_disk, monkeypatch):
     """Whatever file is the first that does not fit: a sentence, and no half-written one."""
-    (small_disk / "fill").write_bytes(bytes(1_200_000))
+    (small_disk / "fill").write_bytes(bytes(1_900_000))
     answer = cli("train", "digits", *QUICK, "--limit", "200", "--out", small_disk / "r")
     assert answer.code == 2
     assert "the disk is full: free some space or choose another place" in answer.err

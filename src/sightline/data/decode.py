@@ -261,7 +261,7 @@ def _unknown_format_reason(data: bytes) -> str:
         )
     if data[:3] == b"\xff\xd8\xff" or data[:4] == b"\x89PNG":
         return codecs.DAMAGED_IMAGE
-    return f"the content is not an image ({', '.join(readable_formats())} are read)"
+    return f"the content is not an image ({', '.join(IMAGE_FORMATS)} are read)"
 
 
 def _check_bands(data: bytes) -> None:
