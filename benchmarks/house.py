@@ -1,7 +1,7 @@
 """The structure of the code in figures: names, sizes, imports, and a Recipe's way through `train`.
 
     python benchmarks/house.py                          the structure alone: seconds
-    python benchmarks/house.py --before b2f5d58         the same of an older commit, beside it
+    python benchmarks/house.py --before b2f5d58         also of an older commit, to compare
     python benchmarks/house.py --before b2f5d58 --equal    also seeded weights, bit for bit, and the speed of
                                                         training in 15 interleaved rounds (about ten minutes)
 
@@ -298,7 +298,7 @@ def unpacked(revision: str, folder: Path) -> Path:
 
 
 def main() -> None:
-    """Measure the house, an older one beside it where asked, and print both."""
+    """Measure the code, and an older commit of it where one is named; print and record both."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--before", metavar="COMMIT")
     parser.add_argument("--equal", action="store_true", help="compare seeded weights and the speed of training")

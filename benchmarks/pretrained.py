@@ -1,6 +1,6 @@
 """Photos with no flags: from the command to the report; and how few photos are enough.
 
-    python benchmarks/pretrained.py [FOLDER_OF_ZIPS] [--draws 100] [--skip-command]
+    python benchmarks/pretrained.py [FOLDER_OF_ZIPS] [--sets photos waste] [--draws 100]
 
 First `sightline train photos_jpg.zip` and `sightline train waste_jpg.zip`, each with an empty cache: accuracy on the
 test images with its 95 % interval, and seconds from the command to the report. Then heads on the kept features of the
@@ -91,12 +91,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", nargs="?")
     parser.add_argument("--draws", type=int, default=100)
-    parser.add_argument("--skip-command", action="store_true")
+    parser.add_argument("--sets", nargs="*", choices=("photos", "waste"), default=["photos", "waste"])
     asked = parser.parse_args()
     folder = shared(asked.data)
-    names = ("photos_jpg.zip", "waste_jpg.zip")
-    figures: dict[str, object] = {} if asked.skip_command else {name: command(folder / name) for name in names}
-    figures["few_photos"] = few_images(folder / names[0], asked.draws)
+    figures: dict[str, object] = {name: command(folder / f"{name}_jpg.zip") for name in asked.sets}
+    figures["few_photos"] = few_images(folder / "photos_jpg.zip", asked.draws)
     figures["precision"] = "bfloat16" if torch.ops.mkldnn._is_mkldnn_bf16_supported() else "float32"
     record("pretrained", figures)
 
