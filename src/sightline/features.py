@@ -20,6 +20,7 @@ from .classifier import Classifier
 from .data import to_tensor
 from .errors import OutputError
 from .files import explain_write_errors
+from .layers import Network
 from .models import get_head
 from .types import Dataset
 
@@ -103,16 +104,29 @@ def _open_array(path: Path, shape: tuple[int, ...], kind: Any) -> Any:
 
 def feature_key(classifier: Classifier, dataset: Dataset) -> str:
     """Name of the store: a hash of the files, the geometry, the preprocessing and every weight but the head's."""
-    words = repr((dataset.fingerprint, dataset.pixels.shape[0], dataset.geometry, inference_precision(classifier)))
-    digest = hashlib.blake2b(words.encode(), digest_size=12)
+    digest = hashlib.blake2b(digest_size=12)
+    words = (dataset.fingerprint, dataset.pixels.shape[0], dataset.geometry, inference_precision(classifier))
     network = classifier.network
-    head = get_head(network)
-    prefix = next(name for name, module in network.named_modules() if module is head) + "."
-    digest.update(repr((classifier.architecture.name, network.flip_tta, classifier.preprocessing)).encode())
-    for part, skipped in ((classifier.preprocessing, None), (network, prefix)):
-        for name, value in sorted(part.state_dict().items()):
-            if skipped is None or not name.startswith(skipped):
-                digest.update(name.encode() + value.detach().cpu().contiguous().numpy().tobytes())
+    more = (
+        classifier.architecture.name,
+        network.flip_tta,
+        classifier.preprocessing,
+        backbone_fingerprint(network),
+    )
+    digest.update(repr((*words, *more)).encode())
+    for name, value in sorted(classifier.preprocessing.state_dict().items()):
+        digest.update(name.encode() + value.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def backbone_fingerprint(network: Network) -> str:
+    """A hash of all weights but the head's: equal for equal features."""
+    last = get_head(network)
+    prefix = next(name for name, module in network.named_modules() if module is last) + "."
+    digest = hashlib.blake2b(digest_size=16)
+    for name, value in sorted(network.state_dict().items()):
+        if not name.startswith(prefix) and not name.endswith("num_batches_tracked"):
+            digest.update(name.encode() + value.detach().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()
 
 

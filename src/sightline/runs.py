@@ -126,7 +126,9 @@ def open_subject(
     match_labels(classifier, images)  # before any work
     some, sentence = sample_images(images, limit, seed, named)
     if whole is None and not isinstance(run, Classifier) and (seen := int(trained_on(run, some).sum())):
-        sentence += f" The classifier was trained or validated on {seen:,} of them, which flatters the result."
+        sentence += (
+            f" The classifier was trained or validated on {seen:,} of them, so the result is too optimistic."
+        )
     return Subject(
         classifier=classifier.eval(),
         images=some,

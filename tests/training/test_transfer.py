@@ -391,7 +391,7 @@ def test_a_bundle_with_a_grown_head_and_mirroring_can_be_started_from(started, o
 
 
 def test_relatives_know_their_ancestors(started, onward, tmp_path):
-    from sightline.training.transfer import backbone_fingerprint
+    from sightline.features import backbone_fingerprint
 
     child = train("digits", onward, out=tmp_path / "child")
     other = train("digits", onward.replace(seed=2), out=tmp_path / "other")

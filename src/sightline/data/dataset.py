@@ -329,7 +329,12 @@ def concat(datasets: Sequence[Dataset]) -> Dataset:
     starts = dict(zip(map(id, parts), np.cumsum([0, *(part.shape[0] for part in parts)]), strict=False))
     rows = [each.rows + starts[id(each.pixels)] for each in datasets]
     names = dict.fromkeys(name for each in datasets for name in each.columns)
-    columns = {name: column for name in names if (column := _join_column(datasets, name)) is not None}
+    columns = {}
+    for name in names:  # numbers that only some datasets have are left out, text is empty for the others
+        known = [each.columns[name] for each in datasets if name in each.columns]
+        if len(known) == len(datasets) or all(column.dtype.kind in "OUS" for column in known):
+            filled = [each.columns.get(name, np.full(len(each), "", object)) for each in datasets]
+            columns[name] = np.concatenate(filled)
     digest = hashlib.blake2b(digest_size=16)
     for each in datasets:
         digest.update(each.fingerprint.encode() + each.rows.astype("<i8").tobytes())
@@ -346,16 +351,6 @@ def concat(datasets: Sequence[Dataset]) -> Dataset:
         skipped=tuple(dict.fromkeys(one for each in datasets for one in each.skipped)),
         notes=tuple(dict.fromkeys(note for each in datasets for note in each.notes)),
     )
-
-
-def _join_column(datasets: Sequence[Dataset], name: str) -> ndarray | None:
-    """The values of a column for all images; None for numbers that only some datasets have."""
-    known = [each.columns[name] for each in datasets if name in each.columns]
-    if len(known) == len(datasets):
-        return np.concatenate(known)
-    if any(column.dtype.kind not in "OUS" for column in known):
-        return None
-    return np.concatenate([each.columns.get(name, np.full(len(each), "", object)) for each in datasets])
 
 
 def relabel(dataset: Dataset, classes: Sequence[str], *, drop_unknown: bool = False) -> Dataset:

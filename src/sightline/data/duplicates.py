@@ -11,7 +11,7 @@ import hashlib
 from contextlib import suppress
 
 import numpy as np
-from jaxtyping import Bool, Float32, Int64, UInt8
+from jaxtyping import Bool, Float32, Int64
 from numpy import ndarray
 
 from ..errors import OutputError
@@ -93,7 +93,11 @@ class ImageSignatures:
             part = slice(start, start + step)
             pixels = dataset[positions[part]]
             small = pixels if pixels.shape[1:3] == size else resize_images(pixels, size)
-            grey = _to_grey(small)
+            if small.shape[3] == 1:
+                grey = small[..., 0].astype(np.float32)
+            else:
+                flat = small.reshape(-1, 3).astype(np.float32) @ np.array([0.299, 0.587, 0.114], np.float32)
+                grey = flat.reshape(small.shape[:3])
             self.contrast[part] = grey.std((1, 2))
             self.thumbs[part] = np.rint(down @ grey @ across.T * 256)
             waves = (tall @ grey @ wide.T).reshape(len(grey), -1)[:, 1:]
@@ -131,13 +135,6 @@ class ImageSignatures:
             apart -= apart.mean(2, keepdims=True)  # brightness aside
             found[found] = np.abs(apart).mean((1, 2)) <= MAX_COLOUR_DIFFERENCE
         return found
-
-
-def _to_grey(pixels: UInt8[ndarray, "B h w C"]) -> Float32[ndarray, "B h w"]:
-    if pixels.shape[3] == 1:
-        return pixels[..., 0].astype(np.float32)
-    flat = pixels.reshape(-1, 3).astype(np.float32) @ np.array([0.299, 0.587, 0.114], np.float32)
-    return flat.reshape(pixels.shape[:3])
 
 
 def _smoothing_matrix(side: int) -> Float32[ndarray, "side side"]:

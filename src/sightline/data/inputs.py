@@ -57,7 +57,14 @@ def read_input(image: ImageInput, *, compress_level: int = 0) -> bytes:
         return bytes(image)
     if isinstance(image, str | PathLike) or hasattr(image, "read"):
         try:
-            data = Path(image).read_bytes() if isinstance(image, str | PathLike) else _read_stream(image)
+            if isinstance(image, str | PathLike):
+                return Path(image).read_bytes()
+            stream: Any = image
+            if getattr(
+                stream, "seekable", bool
+            )():  # what was just written to a BytesIO is read too, as Pillow does
+                stream.seek(0)
+            data = stream.read()
         except (OSError, ValueError) as error:  # ValueError: a closed file, or a zero in a path
             raise ImageError(getattr(error, "strerror", None) or str(error)) from error
         if isinstance(data, bytes):
@@ -74,12 +81,6 @@ def read_input(image: ImageInput, *, compress_level: int = 0) -> bytes:
         return _encode_image(image, compress_level)
     except Exception as error:  # Pillow reads a file only now, and raises nearly anything on a damaged one
         raise ImageError(codecs.DAMAGED_IMAGE) from error
-
-
-def _read_stream(stream: Any) -> Any:
-    if getattr(stream, "seekable", bool)():  # what was just written to a BytesIO is read too, as Pillow does
-        stream.seek(0)
-    return stream.read()
 
 
 def _check_array(array: ndarray) -> ndarray:

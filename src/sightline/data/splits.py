@@ -49,7 +49,17 @@ def split(
     if not ((codes == _TRAIN) & dataset.is_labelled).any():
         raise DataError("The data has no training images: add a 'train' split, or give no splits at all.")
     if groups is not None and given is not None:
-        _check_groups_undivided(dataset, groups, dataset.columns[group or GROUP_COLUMN], codes)
+        names, order = dataset.columns[group or GROUP_COLUMN], np.lexsort((codes, groups))
+        divided = np.flatnonzero((np.diff(groups[order]) == 0) & (np.diff(codes[order]) != 0))
+        if len(divided):
+            one, two = order[divided[0]], order[divided[0] + 1]
+            others = len(np.unique(groups[order[divided]])) - 1
+            more = "" if not others else f" (and {others:,} more {'group' if others == 1 else 'groups'})"
+            raise DataError(
+                f"The group '{names[one]}' is in two given splits{more}: '{dataset.files[one]}' is in "
+                f"{SPLIT_NAMES[codes[one]]} and '{dataset.files[two]}' in {SPLIT_NAMES[codes[two]]}, so test accuracy "
+                "would be too optimistic. Fix the split column, or remove it and let Sightline split."
+            )
     notes = []
     for leak in find_leaks(dataset):
         total = int((codes == SPLIT_NAMES.index(leak.held_out)).sum())
@@ -171,20 +181,6 @@ def _group_codes(dataset: Dataset, group: str | None) -> Int64[ndarray, " N"] | 
 
 def _split_codes(given: Shaped[ndarray, " N"]) -> Int64[ndarray, " N"]:
     return np.select([given == "val", given == "test"], [_VAL, _TEST], _TRAIN).astype(np.int64)
-
-
-def _check_groups_undivided(dataset: Dataset, groups: ndarray, names: ndarray, codes: ndarray) -> None:
-    order = np.lexsort((codes, groups))
-    divided = np.flatnonzero((np.diff(groups[order]) == 0) & (np.diff(codes[order]) != 0))
-    if len(divided):
-        one, two = order[divided[0]], order[divided[0] + 1]
-        others = len(np.unique(groups[order[divided]])) - 1
-        more = "" if not others else f" (and {others:,} more {'group' if others == 1 else 'groups'})"
-        raise DataError(
-            f"The group '{names[one]}' is in two given splits{more}: '{dataset.files[one]}' is in "
-            f"{SPLIT_NAMES[codes[one]]} and '{dataset.files[two]}' in {SPLIT_NAMES[codes[two]]}, so test accuracy "
-            "would be too optimistic. Fix the split column, or remove it and let Sightline split."
-        )
 
 
 def _check_enough_groups(count: int, least: int, what: str, group: str) -> None:

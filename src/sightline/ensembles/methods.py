@@ -16,10 +16,11 @@ from .. import progress
 from ..classifier import Classifier
 from ..data import Shuffle, iterate_batches
 from ..errors import BundleError, DataError
+from ..features import backbone_fingerprint
 from ..inference import predict_logits, validate
 from ..models import Architecture, EnsembleMember, EnsembleNetwork
 from ..preprocessing import Preprocessing
-from ..training import backbone_fingerprint, fit_temperature
+from ..training import fit_temperature
 from ..types import Dataset, Splits
 
 MAX_NORM_IMAGES = 5_000

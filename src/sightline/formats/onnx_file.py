@@ -77,9 +77,11 @@ def build_onnx_model(classifier: Classifier) -> Any:
                 verbose=False,
             )
         except Exception as error:  # the exporter raises many kinds, each with pages of its own workings
-            raise RequirementNotMet(
-                f"ONNX cannot hold this network: {_innermost_reason(error)}. Ship the bundle instead."
-            ) from error
+            cause: BaseException = error
+            while cause.__cause__ is not None:
+                cause = cause.__cause__
+            first = (str(cause).strip() or type(cause).__name__).splitlines()[0].strip().rstrip(".")[:200]
+            raise RequirementNotMet(f"ONNX cannot hold this network: {first}. Ship the bundle instead.") from error
     assert program is not None
     model = program.model_proto
     _strip_exporter_traces(model)
@@ -102,14 +104,6 @@ def _rounding_nodes(
     point = grid.get_buffer("point")
     codes = torch.onnx.ops.symbolic("QuantizeLinear", (x, scale, point), dtype=torch.uint8, shape=x.shape)
     return torch.onnx.ops.symbolic("DequantizeLinear", (codes, scale, point), dtype=x.dtype, shape=x.shape)
-
-
-def _innermost_reason(error: BaseException) -> str:
-    """The first line of the innermost cause."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    text = str(error).strip() or type(error).__name__
-    return text.splitlines()[0].strip().rstrip(".")[:200]
 
 
 def _strip_exporter_traces(model: Any) -> None:

@@ -234,18 +234,18 @@ def straight_through(
 
 
 def compress_jpeg(pixels: Float[Tensor, "B C H W"], quality: int) -> Float[Tensor, "B C H W"]:
-    """Each image as 8-bit JPEG of this quality, colour at half resolution, decoded again; no gradient."""
-    images = np.stack([_jpeg_round_trip(image, quality) for image in to_uint8(pixels)])
-    return torch.from_numpy(images).permute(0, 3, 1, 2).to(pixels.device, pixels.dtype).div_(255)
+    """Each image as 8-bit JPEG of this quality, colour at half resolution, decoded again; no gradient.
 
-
-def _jpeg_round_trip(image: UInt8[ndarray, "H W C"], quality: int) -> UInt8[ndarray, "H W C"]:
-    """By Pillow, as the published corruptions were made: simplejpeg gives other pixels."""
+    By Pillow, as the published corruptions were made: simplejpeg gives other pixels.
+    """
     from PIL import Image
 
-    stream = io.BytesIO()
-    Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image).save(stream, "jpeg", quality=quality)
-    return np.asarray(Image.open(stream)).reshape(image.shape)
+    images = []
+    for image in to_uint8(pixels):
+        grey, stream = image.shape[2] == 1, io.BytesIO()
+        Image.fromarray(image[..., 0] if grey else image).save(stream, "jpeg", quality=quality)
+        images.append(np.asarray(Image.open(stream)).reshape(image.shape))
+    return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).to(pixels.device, pixels.dtype).div_(255)
 
 
 def to_uint8(pixels: Float[Tensor, "B C H W"]) -> UInt8[ndarray, "B H W C"]:

@@ -57,7 +57,12 @@ class CorruptionResult:
 
         The interval is over images: each counts once, with the share of its 75 forms that are misclassified.
         """
-        return _mean_interval(np.stack([1.0 - right.mean(1) for right in self.correct.values()]).mean(0))
+        shares = np.stack([1.0 - right.mean(1) for right in self.correct.values()]).mean(0)
+        n, value, spread = len(shares), float(shares.mean()), float(shares.var())
+        effective = (
+            n * value * (1 - value) / spread if spread > 0 else n
+        )  # the sample size that the variance implies
+        return Interval(value, *score_bounds(value, effective, 0.95), n)
 
     @property
     def sentence(self) -> str:
@@ -84,13 +89,6 @@ class CorruptionResult:
             "sentence": self.sentence,
             "seconds": round(self.seconds, 1),
         }
-
-
-def _mean_interval(shares: Float[ndarray, " n"]) -> Interval:
-    """The mean share over images, with Wilson's bounds for the effective sample size its variance implies."""
-    n, value, spread = len(shares), float(shares.mean()), float(shares.var())
-    worth = n * value * (1 - value) / spread if spread > 0 else n
-    return Interval(value, *score_bounds(value, worth, 0.95), n)
 
 
 def measure_corruptions(

@@ -152,7 +152,13 @@ def robust_curve(
         for eps in (0.0, *radii):
             started = time.perf_counter()
             left = np.flatnonzero(np.isinf(broken))
-            one = _fit_attack(classifier, fit_on or dataset, attack, eps) if attack.fits and eps else attack
+            one = attack
+            if attack.fits and eps:
+                images = fit_on or dataset
+                some = np.unique(np.linspace(0, len(images) - 1, MAX_FITTING_IMAGES).round().astype(np.int64))
+                pixels = to_tensor(images[some], classifier.device)
+                known = torch.from_numpy(match_labels(classifier, images)[some]).to(classifier.device)
+                one = attack.fit(attack_view(classifier), pixels, known, eps)
             advance(len(dataset) - len(left))
             for rows in np.array_split(left, range(ATTACK_BATCH_SIZE, len(left), ATTACK_BATCH_SIZE)):
                 wrong, shown = _attack_batch(
@@ -179,14 +185,6 @@ def sort_epsilons(epsilons: Sequence[float]) -> list[float]:
         given = ", ".join(map(format_eps, radii)) or "nothing"
         raise RecipeError(f"eps must be above 0, such as 8/255 or 0.3, not {given}.")
     return radii
-
-
-def _fit_attack(classifier: Classifier, images: Dataset, attack: Attack, eps: float) -> Attack:
-    """The attack fitted at one eps on at most MAX_FITTING_IMAGES evenly spaced images."""
-    some = np.unique(np.linspace(0, len(images) - 1, MAX_FITTING_IMAGES).round().astype(np.int64))
-    pixels = to_tensor(images[some], classifier.device)
-    labels = torch.from_numpy(match_labels(classifier, images)[some]).to(classifier.device)
-    return attack.fit(attack_view(classifier), pixels, labels, eps)
 
 
 def _attack_batch(

@@ -127,7 +127,7 @@ class Keyring:
 
     @property
     def empty(self) -> bool:
-        """Whether no key was ever created. A site whose last key was revoked is not empty: it lets nobody in."""
+        """Whether no key was ever created. A site whose last key was revoked is not empty: it refuses every key."""
         self._reload()
         return not self._stamp
 
@@ -154,7 +154,7 @@ class Keyring:
             try:
                 self._keys = _read_keys(self._path)
             except SightlineError:
-                self._keys = []  # a damaged file lets nobody in
+                self._keys = []  # a damaged file refuses every key
             self._stamp = stamp
 
 

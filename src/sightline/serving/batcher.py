@@ -1,4 +1,4 @@
-"""A bounded queue before the engine, and threads that answer what waits in it; nobody waits for a batch to fill.
+"""A bounded queue before the engine, and threads that answer what is in it; a request never waits for a batch to fill.
 
 A thread takes its share of the waiting requests, up to the number of images that measured fastest together.
 """

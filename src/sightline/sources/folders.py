@@ -254,7 +254,8 @@ def _label_folders(inside: _Groups, place: str, notes: list[str]) -> tuple[dict[
     splits = _find_splits(inside, below, place, notes)
     if not splits:
         turned = not inside.keys() & below.keys() and _check_not_parts(below, place)
-        return {name: _split_below_class(name) if turned else ("", name.split("/")[0]) for name in inside}, 0
+        parts = {name: [*name.split("/"), ""] for name in inside}
+        return {n: (parse_split(below) or "" if turned else "", top) for n, (top, below, *_) in parts.items()}, 0
     found: dict[str, tuple[str, str]] = {}
     bare = 0
     for folder, rows in inside.items():
@@ -267,11 +268,6 @@ def _label_folders(inside: _Groups, place: str, notes: list[str]) -> tuple[dict[
         else:
             found[folder] = (splits[top], folder[len(prefix) :].split("/")[0])
     return found, bare
-
-
-def _split_below_class(folder: str) -> tuple[str, str]:
-    """(split, class) of ``cat/train``."""
-    return parse_split(folder.split("/")[1]) or "", folder.split("/", maxsplit=1)[0]
 
 
 def _find_splits(inside: _Groups, below: Mapping[str, set[str]], place: str, notes: list[str]) -> dict[str, str]:

@@ -7,6 +7,7 @@ import unicodedata
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from itertools import takewhile
 from pathlib import Path
 
 import numpy as np
@@ -263,7 +264,8 @@ def match_files(
         if folders and folders[0] in known:  # a folder that is there and does not have it: no other will do
             places = [i for i in places if folders[0] in files[i].lower().split("/")[:-1]]
         if len(places) > 1:
-            shared = [_count_shared(folders, files[i].lower().split("/")[-2::-1]) for i in places]
+            pairs = [zip(folders, files[i].lower().split("/")[-2::-1], strict=False) for i in places]
+            shared = [len([*takewhile(lambda pair: pair[0] == pair[1], each)]) for each in pairs]
             places = [i for i, count in zip(places, shared, strict=True) if count == max(shared)]
         if len(places) > 1 and split:
             places = [i for i in places if parse_split(files[i].rpartition("/")[0]) == split]
@@ -271,16 +273,6 @@ def match_files(
 
     meant = [None] * len(wanted) if splits is None else splits.tolist()
     return np.array([look_up(name, split) for name, split in zip(wanted, meant, strict=True)], np.int64)
-
-
-def _count_shared(one: Sequence[str], other: Sequence[str]) -> int:
-    """How many entries two lists share from their start."""
-    count = 0
-    for a, b in zip(one, other, strict=False):
-        if a != b:
-            break
-        count += 1
-    return count
 
 
 def join_tables(place: Path, tables: Sequence[tuple[TextTable, str | None, str]]) -> TextTable:

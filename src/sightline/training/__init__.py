@@ -51,7 +51,7 @@ if TYPE_CHECKING:
     from .refinement import fit_temperature, refine, start_training
     from .run import Run, prepare, read_dataset, read_splits, reopen, resume, train, train_on_splits
     from .run_folder import RunFolder, SilentRunFolder, check_run_folder, create_run_folder
-    from .transfer import architecture_word, backbone_fingerprint
+    from .transfer import architecture_word
 
 __all__ = [
     "ADAPTATION_IMAGES",
@@ -82,7 +82,6 @@ __all__ = [
     "SilentRunFolder",
     "TrainingState",
     "architecture_word",
-    "backbone_fingerprint",
     "build_classifier",
     "build_method",
     "check_distillation",
@@ -151,7 +150,7 @@ _MEMBERS = {
     "refinement": ("fit_temperature", "refine", "start_training"),
     "run": ("Run", "prepare", "read_dataset", "read_splits", "reopen", "resume", "train", "train_on_splits"),
     "run_folder": ("RunFolder", "SilentRunFolder", "check_run_folder", "create_run_folder"),
-    "transfer": ("architecture_word", "backbone_fingerprint"),
+    "transfer": ("architecture_word",),
 }
 
 

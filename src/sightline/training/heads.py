@@ -183,7 +183,10 @@ def fit_linear_probe(
     accuracy, penalty = None, PROBE_PENALTIES[0]
     folds = min(PROBE_FOLDS, int(counts.min()))
     if folds >= 2:
-        fold = _stratified_folds(labels, folds, seed)
+        order = permutation(len(labels), seed, 77)
+        order = order[np.argsort(labels[order], kind="stable")]
+        fold = torch.empty(len(labels), dtype=torch.long)  # of each image: every class is spread evenly
+        fold[torch.from_numpy(order)] = torch.arange(len(labels)) % folds
         shown = images * (torch.arange(folds)[:, None] != fold).float()  # (F, N)
         rates = {}
         for candidate, found in _regularisation_path(x, y, shown, n_classes):
@@ -206,15 +209,6 @@ def fit_linear_probe(
         "cross_validated_losses": {f"{one:g}": loss for one, loss in losses.items()},
     }
     return FittedHead(weight.contiguous(), found[0, -1] - weight @ mean, facts)
-
-
-def _stratified_folds(labels: Int[ndarray, " N"], folds: int, seed: int) -> Int[Tensor, " N"]:
-    """The fold of each image: classes are spread evenly over the folds."""
-    order = permutation(len(labels), seed, 77)
-    order = order[np.argsort(labels[order], kind="stable")]
-    fold = np.empty(len(labels), np.int64)
-    fold[order] = np.arange(len(labels)) % folds
-    return torch.from_numpy(fold)
 
 
 def _regularisation_path(

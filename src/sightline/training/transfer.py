@@ -1,6 +1,5 @@
 """Transfer learning: weights to start from, what is inherited with them, and layers that keep them (freezing)."""
 
-import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from ..checks import check_int
 from ..classifier import Classifier, find_bundle
 from ..data import iterate_batches
 from ..errors import RecipeError
+from ..features import backbone_fingerprint
 from ..files import read_csv_rows
 from ..layers import Network
 from ..models import Architecture, find_stages, get_head, load_weights
@@ -159,17 +159,6 @@ def _load_weights_file(
         f"{report} Its head is right about {accuracy:.0%} of {len(rows):,} training images, so it was trained for "
         "other classes, and starts from random weights."
     )
-
-
-def backbone_fingerprint(network: Network) -> str:
-    """A hash of all weights but the head's: equal for equal features."""
-    last = get_head(network)
-    prefix = next(name for name, module in network.named_modules() if module is last) + "."
-    digest = hashlib.blake2b(digest_size=16)
-    for name, value in sorted(network.state_dict().items()):
-        if not name.startswith(prefix) and not name.endswith("num_batches_tracked"):
-            digest.update(name.encode() + value.detach().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()
 
 
 def start_provenance(start: str | None, network: Network, source: Classifier | None) -> dict[str, Any]:
