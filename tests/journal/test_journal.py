@@ -7,6 +7,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -233,6 +234,17 @@ def test_a_spooled_prediction_can_be_corrected(journal, tmp_path):
     other.close()
     journal.flush()
     assert journal.count()["predictions"] == 3
+
+
+def test_opening_waits_for_a_process_that_creates_the_journal(tmp_path):
+    writer = sqlite3.connect(tmp_path / JOURNAL_FILE, isolation_level=None, check_same_thread=False)
+    writer.execute("BEGIN IMMEDIATE")  # SQLite refuses another switch to its write-ahead log without waiting
+    release = threading.Timer(0.3, writer.execute, ["ROLLBACK"])
+    release.start()
+    Journal.open(tmp_path).close()
+    release.join()
+    assert writer.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+    writer.close()
 
 
 # Nothing is lost.

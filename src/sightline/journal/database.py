@@ -2,6 +2,7 @@
 
 import os
 import sqlite3
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -223,7 +224,8 @@ def _parse_url(where: Path | str) -> URL:
 def _set_pragmas(engine: Engine, *, synchronous: str) -> None:
     def on_connect(connection: Any, _: object) -> None:
         connection.isolation_level = None  # transactions begin in on_begin, not in the driver
-        for pragma in ("journal_mode=WAL", f"synchronous={synchronous}", "secure_delete=ON", "foreign_keys=ON"):
+        _use_write_ahead_log(connection)
+        for pragma in (f"synchronous={synchronous}", "secure_delete=ON", "foreign_keys=ON"):
             connection.execute(f"PRAGMA {pragma}")
 
     def on_begin(connection: Connection) -> None:
@@ -233,6 +235,23 @@ def _set_pragmas(engine: Engine, *, synchronous: str) -> None:
 
     event.listen(engine, "connect", on_connect)
     event.listen(engine, "begin", on_begin)
+
+
+def _use_write_ahead_log(connection: sqlite3.Connection) -> None:
+    """Switch a database to its write-ahead log, where it is not; wait for others who do the same.
+
+    SQLite refuses this switch at once when another process is about it, whatever the connection's timeout: two
+    readers that both want to become the writer would wait for each other for ever.
+    """
+    deadline = time.monotonic() + LOCK_TIMEOUT_SECONDS
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode=WAL")
+            return
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
+                raise
+            time.sleep(0.01)
 
 
 @contextmanager
