@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from base64 import b64encode
 from dataclasses import replace
 from pathlib import Path
 
@@ -30,6 +31,7 @@ from sightline.journal.records import (
     encode_lines,
     new_prediction_id,
 )
+from sightline.types import Geometry
 
 
 @pytest.fixture(scope="module")
@@ -178,7 +180,7 @@ def test_text_is_made_safe_for_any_database(journal):
     assert row.subject.startswith("a\ufffdb?c")
     assert len(row.subject) == 500
     assert row.confidence == 0
-    assert journal.erase(hostile) == 1
+    assert journal.erase(hostile).rows == 1
 
 
 def test_a_rejected_value_does_not_stop_other_records(journal, capsys):
@@ -188,10 +190,10 @@ def test_a_rejected_value_does_not_stop_other_records(journal, capsys):
     assert "cannot store an answer" in capsys.readouterr().err
     (held,) = decode_line((journal._site / "spool" / "refused").read_bytes())
     assert held.id == ids[1]
-    journal.erase("someone else")
-    assert capsys.readouterr().err == ""
-    journal.erase("too large")
-    assert "refused' could not be stored earlier and mentions this subject" in capsys.readouterr().err
+    assert "refused" not in "".join(journal.erase("someone else").remains)
+    assert (
+        "refused' could not be stored earlier and mentions this subject" in journal.erase("too large").remains[-1]
+    )
 
 
 # Corrections.
@@ -411,9 +413,9 @@ def test_a_subject_is_erased_everywhere(open_journal, tmp_path):
     journal.correct(ids[0], "dog")
     journal.record([make_record(subject="alice", image=picture(4), sha256="a4" * 32)])  # still on its way
     before = {row.id: row for row in journal.predictions()}
-    assert journal.erase("alice") == 4
+    assert journal.erase("alice").rows == 4
     after = {row.id: row for row in journal.predictions()}
-    assert journal.erase("alice") == 0
+    assert journal.erase("alice").rows == 0
     for id in set(after) - {ids[3]}:
         row = after[id]
         assert (row.image, row.sha256) == (None, None)
@@ -425,17 +427,90 @@ def test_a_subject_is_erased_everywhere(open_journal, tmp_path):
     files = [path for path in (tmp_path / "site" / "images").rglob("*") if path.is_file()]
     assert [path.name for path in files] == [after[ids[3]].image]
     assert journal.count()["images"] == 1
-    assert journal.erase("nobody") == 0
+    assert journal.erase("nobody").rows == 0
 
 
-def test_an_erased_hash_is_not_left_in_the_file(tmp_path):
-    with Journal.open(tmp_path) as journal:
-        record_and_flush(journal, *(make_record(subject=f"s{i % 7}", sha256=f"{i:02x}" * 32) for i in range(200)))
-        journal.erase("s3")
-    held = (tmp_path / JOURNAL_FILE).read_bytes()
-    assert b"04" * 32 in held
-    assert b"03" * 32 not in held
-    assert not (tmp_path / f"{JOURNAL_FILE}-wal").exists()
+def files_with(folder, needles):
+    """The files of a folder in whose bytes one of these occurs, whatever their names."""
+    held = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    return {path.name for path, data in held.items() for needle in needles if needle in data}
+
+
+def traces(images, hashes):
+    """What must be gone: hashes, and a piece of each image as it is stored, and as a spool writes it."""
+    pieces = [image[48:348] for image in images]
+    return [*(one.encode() for one in hashes), *pieces, *(b64encode(one)[4:-4] for one in pieces)]
+
+
+@pytest.mark.parametrize("rows", [40, 700])
+def test_erased_bytes_are_in_no_file_of_the_site(open_journal, where, tmp_path, request, rows):
+    site, mine = tmp_path / "site", [picture(seed) for seed in range(3)]
+    hashes = [f"{seed:02x}" * 32 for seed in range(3)]
+    journal = open_journal(keep_images=True)
+    other = Spool(site / "spool", images=True)  # of a worker that lives and answers
+    record_and_flush(
+        journal, *(make_record(subject=f"s{i % 9}", sha256=os.urandom(32).hex()) for i in range(rows))
+    )
+    for image, sha256 in zip(mine, hashes, strict=True):
+        record_and_flush(journal, make_record(subject="alice", image=image, sha256=sha256))
+    record_and_flush(
+        journal, *(make_record(subject=f"s{i % 9}", sha256=os.urandom(32).hex()) for i in range(rows))
+    )
+    journal.record([make_record(subject="alice", image=mine[0], sha256=hashes[0])])
+    other.append([make_record(subject="bob", image=mine[1], sha256=hashes[1])])
+    (id,) = record_and_flush(journal, make_record(subject="alice", image=picture(9)))
+    journal.correct(id, "dog")
+    found = journal.dataset(geometry=Geometry(size=(12, 10), channels=3))
+    needles = [*traces([*mine, picture(9)], hashes), found[:1].tobytes()]
+    (stale := next((site / "images").iterdir()) / ".killed").write_bytes(mine[2])
+    assert {"pixels.npy", stale.name, JOURNAL_FILE} - {"journal.sqlite"} <= files_with(site, needles)
+    threading.Timer(0.3, lambda: other.remove(other.oldest_segment())).start()  # as its owner would
+    done = journal.erase("alice")
+    assert done.rows == 6
+    assert files_with(site, needles) == set()
+    if isinstance(where, Path):
+        assert done.remains == ()
+    else:
+        assert "write-ahead log" in "".join(done.remains)
+        assert files_with(request.getfixturevalue("cluster").root / "data" / "base", needles) == set()
+
+
+def test_an_erasure_names_the_copies_that_it_does_not_reach(tmp_path, cli, monkeypatch):
+    from sightline.journal import journal as module
+
+    site, name = tmp_path / "site", f"{JOURNAL_FILE}-wal"
+    monkeypatch.setattr(module, "_SEGMENT_SECONDS", 0.2)
+    with Journal.open(site, keep_images=True) as journal:
+        ids = record_and_flush(
+            journal, make_record(subject="a", image=picture(0)), make_record(image=picture(1), sha256="01" * 32)
+        )
+        for id in ids:
+            journal.correct(id, "dog")
+        for out in ("rows.csv", "images"):
+            assert cli("journal", site, "export", "--out", tmp_path / out).code == 0
+        assert journal.erase("nobody").remains == ()
+        other = Spool(site / "spool", images=True)
+        other.append([make_record()])  # its process hangs
+        reader = sqlite3.connect(site / JOURNAL_FILE, isolation_level=None)
+        reader.execute("BEGIN")
+        reader.execute("SELECT count(*) FROM predictions").fetchone()
+        journal._database.durable_engine.dispose()
+        event.listen(
+            journal._database.durable_engine, "connect", lambda held, _: held.execute("PRAGMA busy_timeout = 100")
+        )
+        wal, segment, table, folder = journal.erase("a").remains
+        reader.close()
+    assert f"{name}' holds erased hashes as long as" in wal
+    assert f"'{other.oldest_segment()}' may hold what was erased" in segment
+    other.close()
+    assert table.startswith(f"The export '{tmp_path / 'rows.csv'}' holds 1 of the erased hashes")
+    assert folder.startswith(f"The export '{tmp_path / 'images'}' holds 1 of the erased images")
+    again = json.loads(cli("journal", site, "erase", "a", "--json").out)
+    assert (again["erased"], again["remains"]) == (0, [table, folder])
+    shutil.rmtree(tmp_path / "images")
+    assert table.split(":")[0] in " ".join(cli("journal", site, "erase", "a").out.split())
+    (tmp_path / "rows.csv").unlink()
+    assert json.loads(cli("journal", site, "retain", "--days", 9, "--json").out)["remains"] == []
 
 
 def test_retention_keeps_younger_rows(open_journal, tmp_path):
@@ -448,15 +523,15 @@ def test_retention_keeps_younger_rows(open_journal, tmp_path):
         make_record(at=now, image=picture(2)),
         make_record(at=old, sha256=None),
     )
-    assert journal.retain(30) == 0
-    assert journal.retain(9) == 2
+    assert journal.retain(30).rows == 0
+    assert journal.retain(9).rows == 2
     rows = {row.id: row for row in journal.predictions()}
     assert [rows[id].image is None for id in ids] == [True, True, False, True]
     assert journal.image_path(rows[ids[2]]).is_file()
     assert journal.count() | {"image_bytes": 0} == {
         "predictions": 4, "abstained": 0, "corrected": 0, "erased": 2, "images": 1, "image_bytes": 0
     }  # fmt: skip
-    assert journal.retain(0) >= 1
+    assert journal.retain(0).rows >= 1
     assert [path for path in (tmp_path / "site" / "images").rglob("*") if path.is_file()] == []
     with pytest.raises(JournalError, match="--days is -1"):
         journal.retain(-1)
@@ -504,8 +579,6 @@ def test_images_are_kept_on_request_and_within_the_quota(open_journal, tmp_path,
 
 
 def test_corrected_images_become_a_data_set(open_journal, tmp_path):
-    from sightline.types import Geometry
-
     journal = open_journal(keep_images=True)
     small = Geometry(size=(12, 10), channels=3)
     with pytest.raises(DataError, match="has no labelled images"):
@@ -739,7 +812,6 @@ def make_shell_record(i):
 
 def test_the_journal_on_the_command_line(cli, tmp_path):
     from sightline.data import load_dataset
-    from sightline.types import Geometry
 
     site = tmp_path / "site"
     assert "has no journal yet" in cli("journal", site).err

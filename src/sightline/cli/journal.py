@@ -15,7 +15,7 @@ from .output import OUTPUT_DEFAULTS, OutputOptions, emit, make_table, require_ar
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from ..journal import Journal
+    from ..journal import Erasure, Journal
 
 
 def journal(
@@ -75,19 +75,24 @@ def journal(
     ) as held:  # a dead server's images were within quota
         held.flush()
         if action == "erase":
-            value: dict[str, Any] = {"erased": held.erase(require_argument(subject, "erase", "the subject"))}
+            value: dict[str, Any] = _erasure_json(held.erase(require_argument(subject, "erase", "the subject")))
         elif action == "retain":
             if days is None:
                 raise ChoiceError("Set how long to keep images and hashes, such as --days 90.")
-            value = {"erased": held.retain(days)}
+            value = _erasure_json(held.retain(days))
         elif action == "export":
             if out is None:
                 raise ChoiceError("Set the destination: --out answers.csv, or a folder for the images.")
+            held.note_export(out)
             value = {"out": str(out), "n": _export_rows(held, out, wanted)}
         else:
             rows = held.predictions(limit=limit, **wanted)
             value = {**held.count(), "rows": [dataclasses.asdict(row) for row in rows]}
     emit({"site": str(site), **value}, options.json, print_journal)
+
+
+def _erasure_json(done: "Erasure") -> dict[str, Any]:
+    return {"erased": done.rows, "remains": list(done.remains)}
 
 
 def _export_rows(held: "Journal", out: Path, wanted: Mapping[str, Any]) -> int:
@@ -139,6 +144,8 @@ def print_journal(console: "Console", value: Mapping[str, Any]) -> None:
     """Rows as a table, or the outcome of an action."""
     if "erased" in value and "rows" not in value:
         console.print(f"Image and hash were deleted from {value['erased']:,} rows; the rows stay and are marked.")
+        for sentence in value["remains"]:
+            console.print(f"Remains: {sentence}", markup=False)
         return
     if "rows" not in value:
         console.print(f"{value['n']:,} rows are in {value['out']}", markup=False)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from .records import (
     Correction,
     DatabaseUnavailable,
+    Erasure,
     JournalRow,
     PredictionRecord,
     UnknownPrediction,
@@ -21,6 +22,7 @@ __all__ = [
     "JOURNAL_FILE",
     "Correction",
     "DatabaseUnavailable",
+    "Erasure",
     "Journal",
     "JournalRow",
     "PredictionRecord",

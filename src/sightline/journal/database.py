@@ -135,6 +135,34 @@ class Database:
                 connection.execute(text(f"SELECT pg_advisory_xact_lock({_ADVISORY_LOCK})"))
             yield connection
 
+    def overwrite_erased(self) -> str | None:
+        """Remove what erased values leave in the files of the database; return what remains, in one sentence.
+
+        SQLite's write-ahead log is moved into the file, which overwrites what it frees, and emptied. PostgreSQL
+        writes the tables again without the old versions of their rows. Raise DatabaseUnavailable.
+        """
+        with _translate_errors(self.name), self.durable_engine.connect() as connection:
+            raw = connection.connection
+            if connection.dialect.name == "sqlite":
+                (busy, *_) = raw.cursor().execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+                return (
+                    f"'{self.name}-wal' holds erased hashes as long as another process reads the database: repeat "
+                    "this command when it has ended."
+                    if busy
+                    else None
+                )
+            connection.execution_options(isolation_level="AUTOCOMMIT")
+            for setting in ("statement_timeout = 0", f"lock_timeout = {1000 * LOCK_TIMEOUT_SECONDS}"):
+                connection.exec_driver_sql(f"SET {setting}")
+            try:
+                connection.exec_driver_sql("VACUUM (FULL, ANALYZE) predictions, images")
+            finally:
+                connection.invalidate()  # its settings are for this statement only
+            return (
+                f"The write-ahead log of the server of {self.name}, its replicas and its backups hold erased hashes "
+                "until they are recycled: ask its administrator."
+            )
+
     def insert_ignore(self, table: Table) -> Any:
         """Return an INSERT that skips rows whose key exists."""
         dialect = sqlite if self.fast_engine.dialect.name == "sqlite" else postgresql

@@ -5,22 +5,26 @@ Corrections and erasures are in the database before they are acknowledged.
 """
 
 import json
+import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from threading import Event, Thread
 from typing import Unpack
 
+from sqlalchemy import Connection
+
 from .. import progress
 from ..errors import DataError, JournalError
-from ..files import explain_write_errors
+from ..files import explain_write_errors, read_csv_rows
 from ..types import Dataset, Geometry
 from . import statements
 from .database import Database, connect_database, migrate
 from .image_store import ImageStore
 from .records import (
     Correction,
+    Erasure,
     JournalRow,
     PredictionRecord,
     RowConditions,
@@ -31,13 +35,16 @@ from .records import (
     segment_mentions,
 )
 
-JOURNAL_FILE = "journal.sqlite"
+JOURNAL_FILE, EXPORTS_FILE = "journal.sqlite", "exports.jsonl"
 
 _POLL_SECONDS, _MAX_RETRY_SECONDS = 0.3, 5.0
 """Seconds between two looks at the spool, and at most between two attempts while the database is unavailable."""
 
 _MAX_ID_LENGTH = 40
 """Characters of a prediction's id that the database stores."""
+
+_SEGMENT_SECONDS = 10.0
+"""Seconds that an erasure waits for other processes to remove their segments of the spool."""
 
 _INHERIT_SECONDS = 15.0
 """Seconds between two searches for the spools of dead processes."""
@@ -161,29 +168,73 @@ class Journal:
                         return found
         raise UnknownPrediction("There is no prediction with this id.")
 
-    def erase(self, subject: str) -> int:
+    def erase(self, subject: str) -> Erasure:
         """Erase the images and hashes of a subject, and equal ones kept under another name.
 
-        The rows stay, marked as erased; return their number. Raise DatabaseUnavailable.
+        The rows stay, marked as erased. Images, spool, database and write-ahead log are overwritten or removed; the
+        result says which copies are left. Raise DatabaseUnavailable, and OutputError if an image cannot be deleted.
         """
         subject = database_safe_text(subject) or ""
+        done = self._erase(lambda connection: statements.erase_subject(connection, self._images, subject))
         word = json.dumps(subject).encode()
-        self._writer.drain_mentions(word)
-        for aside in list_set_aside(self._spool.folder):
-            if segment_mentions(aside, word):
-                progress.notify(
-                    f"'{aside}' could not be stored earlier and mentions this subject: delete it by hand."
-                )
-        with self._database.write_transaction(durable=True) as connection:
-            return statements.erase_subject(connection, self._images, subject)
+        asides = [one for one in list_set_aside(self._spool.folder) if segment_mentions(one, word)]
+        why = "could not be stored earlier and mentions this subject: delete it by hand."
+        return Erasure(done.rows, (*done.remains, *(f"'{aside}' {why}" for aside in asides)))
 
-    def retain(self, days: float) -> int:
-        """Erase the images and hashes of predictions older than ``days``; return the number of rows."""
+    def retain(self, days: float) -> Erasure:
+        """Erase the images and hashes of predictions older than ``days``, as ``erase`` does."""
         if not days >= 0:
             raise JournalError(f"--days is {days:g}: it must be a number of days, 0 or more.")
+        until = time.time() - 86_400 * days
+        return self._erase(lambda connection: statements.erase_before(connection, self._images, until))
+
+    def _erase(self, act: Callable[[Connection], int]) -> Erasure:
+        """Erase rows and images by ``act``, which returns the number of rows; then every copy within reach."""
         self.flush()
-        with self._database.write_transaction(durable=True) as connection:
-            return statements.erase_before(connection, self._images, time.time() - 86_400 * days)
+        segments = self._writer.drain_mentions()  # of living processes: equal images under another name too
+        with (
+            explain_write_errors(self._images.folder),
+            self._database.write_transaction(durable=True) as connection,
+        ):
+            rows = act(connection)
+        cache, remains = self._site / statements.CACHE_FOLDER, []
+        shutil.rmtree(cache, ignore_errors=True)
+        if cache.exists():
+            remains.append(f"'{cache}' holds decoded images and cannot be deleted: delete it by hand.")
+        try:
+            remains.append(self._database.overwrite_erased())
+        except JournalError as error:
+            remains.append(f"Erased hashes are left in the files of the database. {error} Repeat this command.")
+        until = time.monotonic() + _SEGMENT_SECONDS
+        while any(segment.exists() for segment in segments) and time.monotonic() < until:
+            time.sleep(_POLL_SECONDS / 3)
+        remains += [
+            f"'{segment}' may hold what was erased until its process has moved it: repeat this command when it ended."
+            for segment in segments
+            if segment.exists()
+        ]
+        return Erasure(rows, (*filter(None, remains), *self._exported_copies()))
+
+    def note_export(self, out: Path) -> None:
+        """Remember a table or folder that rows or images were exported to, for the report of an erasure."""
+        with explain_write_errors(self._site / EXPORTS_FILE), (self._site / EXPORTS_FILE).open("a") as stream:
+            stream.write(json.dumps({"out": str(out.absolute())}) + "\n")
+
+    def _exported_copies(self) -> Iterator[str]:
+        """Yield a sentence for each export that is still there and holds images or hashes that were erased."""
+        noted = self._site / EXPORTS_FILE
+        lines = noted.read_text(errors="replace").splitlines() if noted.is_file() else []
+        for line in dict.fromkeys(lines):
+            with suppress(OSError, ValueError, LookupError, TypeError):  # a changed export, or a line cut short
+                out = Path(json.loads(line)["out"])
+                rows = read_csv_rows(out / "labels.csv" if out.is_dir() else out)
+                if out.is_dir():
+                    what, ids = "images", [row["prediction"] for row in rows if (out / row["path"]).is_file()]
+                else:
+                    what, ids = "hashes", [row["id"] for row in rows if row["sha256"] or row["image"]]
+                with self._database.read_transaction() as connection:
+                    if count := statements.count_erased(connection, ids):
+                        yield f"The export '{out}' holds {count:,} of the erased {what}: delete or export it again."
 
     # Reading
 

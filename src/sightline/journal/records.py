@@ -88,6 +88,16 @@ class Correction:
 
 
 @dataclass(frozen=True, slots=True)
+class Erasure:
+    """What an erasure or a retention did."""
+
+    rows: int
+    """Rows whose image and hash were cleared."""
+    remains: tuple[str, ...]
+    """The copies that it does not reach, and who can remove them: one sentence each."""
+
+
+@dataclass(frozen=True, slots=True)
 class JournalRow:
     """A prediction as stored, with its latest correction."""
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 from sqlalchemy import Column, ColumnElement, Connection, Select, and_, delete, func, insert, or_, select, update
+from sqlalchemy.exc import SQLAlchemyError
 
 from .. import progress
 from ..data import load_dataset
@@ -29,6 +30,9 @@ from .records import (
     read_segment,
     segment_mentions,
 )
+
+CACHE_FOLDER = "cache"
+"""Folder of a site for the decoded pixels of its images: beside them, so that an erasure removes it."""
 
 MAX_QUERY_ROWS = 10_000
 """Rows returned by one query."""
@@ -70,12 +74,16 @@ class JournalWriter:
                 self._write_segment(segment)
                 self._spool.remove(segment)
 
-    def drain_mentions(self, word: bytes) -> None:
-        """Write the segments of any process that contain ``word``, before their owner does; raise JournalError."""
-        for segment in list_segments(self._spool.folder):
-            if segment_mentions(segment, word):
-                with self._lock, suppress(ValueError):
-                    self._write_batches(read_segment(segment))
+    def drain_mentions(self, word: bytes = b"") -> list[Path]:
+        """Write the segments of any process that contain ``word``, before their owner does; raise JournalError.
+
+        Return those segments, which their owners still have to remove.
+        """
+        found = [one for one in list_segments(self._spool.folder) if segment_mentions(one, word)]
+        for segment in found:
+            with self._lock, suppress(ValueError):
+                self._write_batches(read_segment(segment))
+        return found
 
     def _write_segment(self, segment: Path) -> None:
         try:
@@ -114,19 +122,28 @@ class JournalWriter:
         unique = {one.id: one for one in records}
         with self._database.write_transaction(durable=False) as connection:
             kept: dict[str, str] = {}
+            new: dict[str, int] = {}
             if stripped:
                 known = _existing_values(connection, predictions.c.id, list(stripped))
-                kept = self._store_images(connection, {id: one for id, one in stripped.items() if id not in known})
+                wanted = {id: one for id, one in stripped.items() if id not in known}
+                kept, new = self._store_images(connection, wanted)
             rows = [
                 {name: getattr(one, name) for name in _RECORD_COLUMNS} | {"image": kept.get(id)}
                 for id, one in unique.items()
             ]
-            connection.execute(self._database.insert_ignore(predictions), rows)
+            try:
+                connection.execute(self._database.insert_ignore(predictions), rows)
+            except (SQLAlchemyError, OverflowError, UnicodeError):  # an image without a row could not be erased
+                for name in new:
+                    self._images.delete(name)
+                raise
 
-    def _store_images(self, connection: Connection, stripped: dict[str, tuple[str, bytes]]) -> dict[str, str]:
-        """Write the images that fit into the quota; return their names by record."""
+    def _store_images(
+        self, connection: Connection, stripped: dict[str, tuple[str, bytes]]
+    ) -> tuple[dict[str, str], dict[str, int]]:
+        """Write the images that fit into the quota; return their names by record, and the sizes of new ones."""
         if not stripped:
-            return {}
+            return {}, {}
         if time.monotonic() - self._counted_at > QUOTA_RECOUNT_SECONDS:
             self._used = connection.scalar(select(func.coalesce(func.sum(images.c.bytes), 0))) or 0
             self._counted_at = time.monotonic()
@@ -141,7 +158,7 @@ class JournalWriter:
         if new:
             rows = [{"name": name, "bytes": size} for name, size in new.items()]
             connection.execute(self._database.insert_ignore(images), rows)
-        return kept
+        return kept, new
 
     def _store_image(self, name: str, data: bytes) -> bool:
         """Write one image; return False if there is no room for it."""
@@ -311,6 +328,17 @@ def _delete_images(connection: Connection, store: ImageStore, names: Sequence[st
         connection.execute(delete(images).where(images.c.name.in_(some)))
     for name in names:
         store.delete(name)
+    for unfinished in store.folder.glob("*/.*"):  # of killed processes: this transaction is the only writer
+        unfinished.unlink(missing_ok=True)
+
+
+def count_erased(connection: Connection, ids: Sequence[str]) -> int:
+    """Return how many of these predictions were erased."""
+    erased = predictions.c.erased_at.is_not(None)
+    return sum(
+        connection.scalar(select(func.count()).where(erased, predictions.c.id.in_(some))) or 0
+        for some in _chunks(ids)
+    )
 
 
 def _chunks(values: Sequence[str]) -> list[Sequence[str]]:
@@ -343,4 +371,5 @@ def build_dataset(name: str, store: ImageStore, rows: Sequence[JournalRow], geom
     places = np.arange(len(rows), dtype=np.int64)
     numbers = np.array([index[label] for label in labels], np.int64)
     layout = Layout(places, numbers, classes, None, (), columns)
-    return load_dataset(source_from_files(name, listing, layout), geometry)
+    cache = store.folder.with_name(CACHE_FOLDER)
+    return load_dataset(source_from_files(name, listing, layout), geometry, cache=cache)
