@@ -8,6 +8,7 @@ sightline.errors.DataError: --limit is 0: it must be at least 1 image.
 """
 
 import json
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -21,7 +22,7 @@ from .classifier import Classifier, find_bundle
 from .data import load_dataset, nested_subset
 from .errors import DataError
 from .inference import match_labels
-from .sources import find
+from .sources import USUAL_LABELS, Source, find
 from .training import Run, RunFolder, reopen
 from .types import Dataset
 
@@ -60,10 +61,14 @@ def open_run(run: Path | str, *, device: str = "auto", remedy: str = NAME_IMAGES
 
 
 def open_moved_run(
-    run: Path | str | Classifier, data: Path | str | Dataset, *, device: str = "auto"
+    run: Path | str | Classifier, data: Path | str | Source | Dataset, *, device: str = "auto"
 ) -> Run | None:
     """A finished run whose images lie in ``data`` now and not where they were; None for any other run or data."""
-    if isinstance(run, Classifier) or isinstance(data, Dataset) or not (Path(run) / "recipe.toml").is_file():
+    if (
+        isinstance(run, Classifier)
+        or isinstance(data, Source | Dataset)
+        or not (Path(run) / "recipe.toml").is_file()
+    ):
         return None
     folder = RunFolder(Path(run))
     old = folder.read_recipe().data
@@ -77,7 +82,7 @@ def open_moved_run(
 
 def open_subject(
     run: Path | str | Classifier,
-    data: Path | str | Dataset | None = None,
+    data: Path | str | Source | Dataset | None = None,
     *,
     split: Literal["test", "val"] = "test",
     limit: int | None = None,
@@ -89,8 +94,8 @@ def open_subject(
 
     Args:
         run: a run or bundle folder, an exported file, or a classifier.
-        data: other images: a dataset, or what ``sources.find`` takes. Its test split where it has splits, else all
-            of it. Default: the run's own ``split``.
+        data: other images: a dataset, a source, or what ``sources.find`` takes, read by the label rule of the run.
+            Its test split where it has splits, else all of it. Default: the run's own ``split``.
         split: which of the run's own images, where ``data`` is None.
         limit: about how many images, each class in its share and at least once; None for all.
         seed: seed of that sample.
@@ -116,10 +121,10 @@ def open_subject(
         classifier = run if isinstance(run, Classifier) else Classifier.load(run)
         if device != "auto" or not isinstance(run, Classifier):
             classifier = classifier.to(runtime.resolve_device(device))
-        images = (
-            data if isinstance(data, Dataset) else load_dataset(find(data, several=False), classifier.geometry)
-        )
-        named = "images" if isinstance(data, Dataset) else f"images of '{data}'"
+        if not isinstance(data, Source | Dataset):
+            data = find_for_run(run, data)
+        images = load_dataset(data, classifier.geometry) if isinstance(data, Source) else data
+        named = f"images of '{data.name}'" if isinstance(data, Source) else "images"
         own = images.columns.get("split")
         if own is not None and "test" in own:
             images, named = images.subset(own == "test"), f"test {named}"
@@ -137,6 +142,17 @@ def open_subject(
         run=whole,
         seen=seen,
     )
+
+
+def find_for_run(run: Path | str | Classifier, data: Path | str) -> Source:
+    """Labelled images at ``data``, by the label rule of the run's recipe where that fits, else by usual names."""
+    rule = USUAL_LABELS
+    if not isinstance(run, Classifier) and (Path(run) / "recipe.toml").is_file():
+        rule = RunFolder(Path(run)).read_recipe().label_rule
+    if rule.given:
+        with suppress(DataError):
+            return find(data, several=False, rule=rule)
+    return find(data, several=False)
 
 
 def sample_images(images: Dataset, limit: int | None, seed: int = 0, what: str = "images") -> tuple[Dataset, str]:

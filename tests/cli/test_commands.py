@@ -307,6 +307,29 @@ def test_evaluate_on_other_images(cli, run, images):
     assert f"Test on 12 images of '{images}'" in cli("evaluate", run, images).out
 
 
+def test_a_label_pattern_is_kept_in_the_run(cli, images, tmp_path):
+    """Names as the user has them: train, check and evaluate read labels by one pattern, those of other images too."""
+    mine, other = tmp_path / "mine", tmp_path / "other"
+    for folder in (mine, other):
+        folder.mkdir()
+        for file in images.glob("*/*.png"):
+            more = folder.name.encode()  # other bytes: not the images it was trained on
+            (folder / f"digit-{file.parent.name}-{file.name}").write_bytes(file.read_bytes() + more)
+    pattern = ("--label-pattern", "digit-{label}-{number}.png")
+    assert "digit-{label}" in cli("check", mine, *pattern).out
+    trained = cli("train", mine, *pattern, "--epochs", "1", "--model", "lenet5", "--out", tmp_path / "r")
+    assert trained.code == 0, trained.err
+    assert 'label_pattern = "digit-{label}-{number}.png"' in (tmp_path / "r/recipe.toml").read_text()
+    assert cli("evaluate", tmp_path / "r").code == 0
+    found = json.loads(cli("evaluate", tmp_path / "r", other, "--json").out)
+    assert found["n"] == 12
+    assert json.loads(cli("evaluate", tmp_path / "r", images, "--json").out)["n"] == 12  # class folders
+    table = other / "list.csv"
+    table.write_text("path,label,digit\n" + "".join(f"{f.name},x,{f.name[6]}\n" for f in other.glob("*.png")))
+    named = json.loads(cli("evaluate", tmp_path / "r", table, "--label-column", "digit", "--json").out)
+    assert (named["n"], named["accuracy"]) == (12, found["accuracy"])
+
+
 def test_evaluate_warns_about_training_images(cli, images, tmp_path):
     words = ("--model", "mlp", "--size", "8", "--epochs", "1", "--batch-size", "4", "--out", tmp_path / "r")
     cli("train", images, *words)

@@ -399,6 +399,17 @@ def test_npz_class_names(tmp_path):
     assert find(tmp_path / "x.npz").classes == ("a", "b")
 
 
+@pytest.mark.parametrize("kind", ["<u2", ">u2", "i4", "f8"])
+def test_grey_arrays_of_16_bits(tmp_path, kind):
+    values = RNG.integers(0, 60000, (30, 8, 8)).astype(kind)
+    np.savez(tmp_path / "x.npz", images=values, labels=LABELS["train"])
+    source = find(tmp_path / "x.npz")
+    for i in (0, 29):
+        assert np.array_equal(np.asarray(Image.open(io.BytesIO(source.read(i)))), values[i])
+    again = find(tmp_path / "x.npz")  # from the cache
+    assert again.read(3) == source.read(3)
+
+
 @pytest.mark.parametrize(
     ("arrays", "says"),
     [
@@ -409,7 +420,7 @@ def test_npz_class_names(tmp_path):
         ({"images": GREY["train"], "labels": LABELS["test"]}, "30 images but 12 labels"),
         ({"images": GREY["train"] * np.nan, "labels": LABELS["train"]}, "values from nan to nan"),
         ({"images": GREY["train"] - 100.0, "labels": LABELS["train"]}, "values from -100.0 .*before any standard"),
-        ({"images": GREY["train"] + np.uint16(999), "labels": LABELS["train"]}, "pixels are 0 to 255 or 0 to 1"),
+        ({"images": RGB["train"] + np.uint16(999), "labels": LABELS["train"]}, "0 to 65535 if they are grey"),
         ({"images": GREY["train"].astype(complex), "labels": LABELS["train"]}, "not pixels"),
         ({"images": RGB["train"][..., :2], "labels": LABELS["train"]}, r"32, 2\) of uint8, not grey"),
         ({"images": np.zeros((30, 7), np.uint8), "labels": LABELS["train"]}, "not grey or RGB images"),

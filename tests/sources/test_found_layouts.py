@@ -100,6 +100,15 @@ def test_words_of_splits(name, split):
     assert parse_split(name) == split
 
 
+@pytest.mark.parametrize("pair", [("valid", "invalid"), ("tested", "not_tested"), ("Mask", "no mask")])
+def test_opposites_with_the_same_sub_folders_are_classes(tmp_path, pair):
+    source = find(plant(tmp_path, [f"{c}/{year}/{i}.png" for c in pair for year in (2023, 2024) for i in "12"]))
+    assert (set(source.classes), "split" in source.columns) == (set(pair), False)
+    assert said(source, "are opposites", "classes")
+    root = plant(tmp_path / "d", [f"{s}/{c}/{i}.png" for s in ("train", "valid") for c in pair for i in "12"])
+    assert split_counts(find(root)) == {"train": 4, "val": 4}
+
+
 # what is left out, and reported
 
 

@@ -1,6 +1,7 @@
 """Recipe: every field is validated, written and read back."""
 
 import dataclasses
+import inspect
 import tomllib
 
 import pytest
@@ -8,9 +9,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sightline.errors import RecipeError
-from sightline.training.recipe import RENAMED_FIELDS, Recipe, field_descriptions, parse_duration
+from sightline.training.old_names import RENAMED_FIELDS
+from sightline.training.recipe import Recipe, field_descriptions, parse_duration
 
 IMPOSSIBLE = {
+    "path_column": "",
+    "label_column": 1,
+    "label_pattern": " ",
     "data": "",
     "limit": 1,
     "val_fraction": 0.9,
@@ -191,6 +196,20 @@ def test_old_names_are_names_of_fields_no_more():
     fields = {f.name for f in dataclasses.fields(Recipe)}
     assert set(RENAMED_FIELDS.values()) <= fields
     assert not set(RENAMED_FIELDS) & fields
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ({"processes": 2}, {"devices": 2}),
+        ({"fit": "pad", "init": "own"}, {"resize_mode": "pad", "init": "default"}),
+    ],
+)
+def test_the_constructor_takes_old_names_too(old, new):
+    assert Recipe(**old) == Recipe(**new) == Recipe().replace(**old)
+    with pytest.raises(RecipeError, match=r"no field 'epoch'. Did you mean 'epochs'"):
+        Recipe(epoch=1)
+    assert list(inspect.signature(Recipe).parameters) == [f.name for f in dataclasses.fields(Recipe)]
 
 
 def test_both_names_of_a_field_are_one_too_many():

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 from cyclopts import Group, Parameter
 
+from .flags import NO_LABEL_FLAGS, Labels
 from .output import OUTPUT_DEFAULTS, OutputOptions, check_picture_path, emit
 
 MAX_PRINTED_LABEL_ISSUES = 10
@@ -28,6 +29,7 @@ def check(
     label_issues: Annotated[bool, Parameter(negative=(), group=_LABELS)] = False,
     by: Annotated[str | None, Parameter(group=_LABELS)] = None,
     out_dir: Annotated[Path | None, Parameter(group=_LABELS)] = None,
+    labels: Labels = NO_LABEL_FLAGS,
     options: OutputOptions = OUTPUT_DEFAULTS,
 ) -> None:
     """Find unreadable files, duplicates, leaks between splits, imbalance and wrong labels, before training.
@@ -63,7 +65,7 @@ def check(
 
     is_table = out is not None and out.suffix.lower() in (".csv", ".tsv")
     picture = None if out is None or is_table else check_picture_path(out)
-    recipe = Recipe().replace(data=data, limit=limit, size=size, resize_mode=resize_mode, window=window)
+    recipe = Recipe(data=data, limit=limit, size=size, resize_mode=resize_mode, window=window, **vars(labels))
     dataset, chosen = read_dataset(recipe, max_bad=1.0)
     windows = [default.reason for default in chosen if default.field == "window"]
     dataset = replace(dataset, notes=(*dataset.notes, *windows))

@@ -8,10 +8,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import Group, Parameter
 
 from ..errors import DataError, RecipeError
+from .flags import NO_LABEL_FLAGS, Labels
 from .output import DEFAULTS, Options, Switch, emit, make_table, print_evaluation, update_report
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+    from ..sources import Source
 
 _MORE = Group("Groups, uncertainty, out-of-distribution", sort_key=20)
 
@@ -74,6 +77,7 @@ def evaluate(
     learning_curve: Switch = False,
     corruptions: Switch = False,
     more: EvaluateOptions = NO_OPTIONS,
+    labels: Labels = NO_LABEL_FLAGS,
     options: Options = DEFAULTS,
 ) -> None:
     """Test a classifier on its test images or on other images; by group; its uncertainty.
@@ -83,7 +87,8 @@ def evaluate(
     run: Path
         A run or bundle folder, or an exported .onnx file.
     data: str
-        Other labelled images. Default: the test split of the run.
+        Other labelled images, read by the run's own columns and label pattern where they fit. Default: the test
+        split of the run.
     learning_curve: bool
         Also train on 10, 25 and 50 % of the training images, to see whether more images would help. Takes about as
         long as training did.
@@ -94,14 +99,23 @@ def evaluate(
     from ..evaluation import evaluate_on, evaluate_run
     from ..robustness import corrupt_run
     from ..runs import open_moved_run, open_run
+    from ..sources import LabelRule, find
 
+    if labels != NO_LABEL_FLAGS:
+        if data is None:
+            raise RecipeError("--path-column, --label-column and --label-pattern are for other images: name them.")
+        images: str | Source | None = find(data, several=False, rule=LabelRule(**vars(labels)))
+    else:
+        images = data
     if more.any_given:
         if learning_curve or corruptions:
             raise RecipeError("--learning-curve and --corruptions cannot be combined with the other flags.")
-        _evaluate_more(run, data, more, options)
+        _evaluate_more(run, images, more, options)
         return
     opened = (
-        open_run(run, device=options.device) if data is None else open_moved_run(run, data, device=options.device)
+        open_run(run, device=options.device)
+        if images is None
+        else open_moved_run(run, images, device=options.device)
     )
     if opened is None and (learning_curve or corruptions):
         flag = "--learning-curve" if learning_curve else "--corruptions"
@@ -112,12 +126,12 @@ def evaluate(
         value: dict[str, Any] = evaluate_run(opened).as_json() | curve | corrupted
         update_report(opened.folder)
     else:
-        assert data is not None  # without DATA a run was opened
-        value = {"data": data, **evaluate_on(run, data, device=options.device).as_json()}
+        assert images is not None  # without DATA a run was opened
+        value = {"data": data, **evaluate_on(run, images, device=options.device).as_json()}
     emit({"run": str(run), **value}, options.json, print_evaluation)
 
 
-def _evaluate_more(run: Path, data: str | None, more: EvaluateOptions, options: Options) -> None:
+def _evaluate_more(run: Path, data: "str | Source | None", more: EvaluateOptions, options: Options) -> None:
     """Evaluate groups, uncertainty or out-of-distribution detection, and print it."""
     from ..evaluation import evaluate_groups_on, evaluate_groups_run, evaluate_ood_run, evaluate_uncertainty_run
     from ..runs import open_moved_run, open_run

@@ -3,7 +3,7 @@
 import dataclasses
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Group, Parameter
 
@@ -45,6 +45,16 @@ def _make_flags(name: str, *without: str) -> Any:
 
 RecipeFlags = _make_flags("RecipeFlags", "data")
 """Every field of Recipe except `data`; None if the flag was not given."""
+
+LABEL_FIELDS = ("path_column", "label_column", "label_pattern")
+LabelFlags = _make_flags("LabelFlags", *(f.name for f in dataclasses.fields(Recipe) if f.name not in LABEL_FIELDS))
+"""Where the labels of DATA stand, for verbs without the other fields of Recipe."""
+NO_LABEL_FLAGS = LabelFlags()
+
+if TYPE_CHECKING:
+    Labels = Any  # the dataclass is made at run time, from Recipe
+else:
+    Labels = Annotated[LabelFlags, Parameter(name="*")]
 
 SharedFlags = _make_flags("SharedFlags", "data", "model")
 """Fields that the networks of a comparison share: --models names each network."""

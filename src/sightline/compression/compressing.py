@@ -4,7 +4,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -149,6 +149,7 @@ def _publish(
     }
     recipe = result.recipe.replace(
         data=original.recipe.data,
+        **asdict(original.recipe.label_rule),
         model=result.model or original.recipe.model or architecture_word(original.classifier.architecture),
         weights=None,
         normalize="fitted" if result.recipe.normalize in (None, INHERIT) else result.recipe.normalize,

@@ -18,6 +18,7 @@ from ..files import atomic_replace, write_json
 from ..inference import predict_probabilities
 from ..pictures import plot_groups
 from ..runs import open_subject, trained_on
+from ..sources import Source
 from ..training import BLANK_GROUP, Run
 from ..types import Dataset
 from .fairness_metrics import compare_groups, evaluate_groups
@@ -107,7 +108,12 @@ def evaluate_groups_run(run: Run, column: str, *, against: Run | None = None) ->
 
 
 def evaluate_groups_on(
-    bundle: Path | str, data: str | Path, column: str, *, against: Path | str | None = None, device: str = "auto"
+    bundle: Path | str,
+    data: str | Path | Source,
+    column: str,
+    *,
+    against: Path | str | None = None,
+    device: str = "auto",
 ) -> dict[str, Any]:
     """The same on other labelled images, for a run or bundle; nothing is written."""
     subject = open_subject(bundle, data, device=device)

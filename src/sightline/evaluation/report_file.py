@@ -14,6 +14,7 @@ from .. import runtime
 from ..files import atomic_replace, explain_write_errors, write_json
 from ..pictures import contact_sheet, data_url, thumbnail
 from ..runs import open_subject, trained_on
+from ..sources import Source
 from ..training import Run
 from ..types import Dataset, Remark
 from .confusions import confusable_pairs, most_confident, top_confusions, worst_mistakes
@@ -58,7 +59,7 @@ def evaluate_run(run: Run) -> Evaluation:
     return evaluation
 
 
-def evaluate_on(bundle: Path | str, data: str | Path, *, device: str = "auto") -> Evaluation:
+def evaluate_on(bundle: Path | str, data: str | Path | Source, *, device: str = "auto") -> Evaluation:
     """Evaluate a run's or bundle's classifier on the labelled images of ``data``: their test split, or else all."""
     subject = open_subject(bundle, data, device=device)
     images, remarks = subject.images.labelled, ()

@@ -10,7 +10,7 @@ from ..errors import DataError
 from .archives import list_tar, list_zip
 from .arrays import ImageArrays, digits, shapes, source_from_arrays
 from .cache import PUBLISHED_DATASETS, download_dataset, load_or_build, verify_checksums
-from .layout import Layout, list_images, parse_split, sort_classes, source_from_files
+from .layout import USUAL_LABELS, LabelRule, Layout, list_images, parse_split, sort_classes, source_from_files
 from .readers import (
     archive_reader,
     detect_kind,
@@ -19,6 +19,7 @@ from .readers import (
     read_idx_pair,
     read_npz_file,
     read_table_file,
+    refuse_rule,
     single_class_error,
 )
 from .source import MAX_FILE_BYTES, FolderReader, Listing, Source, file_stamp, is_junk, stratified_subset
@@ -26,7 +27,7 @@ from .source import MAX_FILE_BYTES, FolderReader, Listing, Source, file_stamp, i
 BUILTIN_DATASETS: dict[str, Callable[..., ImageArrays]] = {"digits": digits, "shapes": shapes}
 """Datasets that need no download; a size may follow the name: ``shapes:600``."""
 
-READERS: dict[str, Callable[[Path], Source]] = {
+READERS: dict[str, Callable[[Path, LabelRule], Source]] = {
     "folder": read_folder,
     "zip": archive_reader(list_zip),
     "tar": archive_reader(list_tar),
@@ -37,7 +38,14 @@ READERS: dict[str, Callable[[Path], Source]] = {
 """What a path may be; a folder or archive may hold class folders, IDX or CIFAR files."""
 
 
-def find(path: str | Path, *, limit: int | None = None, seed: int = 0, several: bool = True) -> Source:
+def find(
+    path: str | Path,
+    *,
+    limit: int | None = None,
+    seed: int = 0,
+    several: bool = True,
+    rule: LabelRule = USUAL_LABELS,
+) -> Source:
     """Labelled images at ``path``: a kind of ``READERS``, or the name of a built-in or published dataset.
 
     Args:
@@ -46,15 +54,18 @@ def find(path: str | Path, *, limit: int | None = None, seed: int = 0, several: 
         limit: about how many images to keep, with each class of each split in its share and at least once.
         seed: seed of that sample.
         several: whether two classes are required; images of one class are enough to test on, not to train on.
+        rule: the columns or the pattern that give the labels, where the usual names do not.
 
     Raises DataError, with the remedy, where the data cannot be used.
     """
     name, path = str(path), Path(path)
     if path.exists():
-        source = READERS[detect_kind(path)](path)
+        source = READERS[detect_kind(path)](path, rule)
     elif name.partition(":")[0] in BUILTIN_DATASETS:
+        refuse_rule(name, rule)
         source = source_from_arrays(name, choose(BUILTIN_DATASETS, name, "built-in dataset"))
     elif name in PUBLISHED_DATASETS:
+        refuse_rule(name, rule)
         files = download_dataset(name)
 
         def build() -> Source:

@@ -107,7 +107,8 @@ _EXPECTED_ARRAYS = "save the arrays as 'images' (N, H, W) or (N, H, W, 3) and 'l
 def read_npz(path: Path) -> ImageArrays:
     """The images of an ``.npz`` file; the arrays' names may give a split (``x_train``, ``val_images``).
 
-    Images are (N, H, W), (N, H, W, 1 or 3) or (N, 1 or 3, H, W), uint8 in 0 to 255 or floats in 0 to 1.
+    Images are (N, H, W), (N, H, W, 1 or 3) or (N, 1 or 3, H, W), uint8 in 0 to 255 or floats in 0 to 1; grey ones
+    may also be of 16 bits, in 0 to 65535.
     Raises DataError for objects (they would be pickles), missing arrays and impossible values.
     """
     place = str(path)
@@ -186,7 +187,7 @@ def _parse_labels(labels: ndarray, name: str, place: str) -> ndarray:
 
 
 def _parse_images(images: ndarray, name: str, place: str, notes: list[str]) -> ndarray:
-    """uint8, (n, H, W) or (n, H, W, 3); what was changed is added to the notes."""
+    """uint8, (n, H, W) or (n, H, W, 3), or grey uint16; what was changed is added to the notes."""
     if images.ndim == 2 and (side := round(images.shape[1] ** 0.5)) ** 2 == images.shape[1]:
         images = images.reshape(-1, side, side)
     if images.ndim == 4 and images.shape[1] in (1, 3) and images.shape[3] not in (1, 3):
@@ -203,10 +204,14 @@ def _parse_images(images: ndarray, name: str, place: str, notes: list[str]) -> n
     if images.dtype.kind not in "biuf":
         raise DataError(f"'{name}' of '{place}' is {_describe_array(images)}, not pixels: {_EXPECTED_ARRAYS}.")
     low, high = images.min(), images.max()
+    if images.ndim == 3 and low >= 0 and 255 < high <= 65535:
+        if images.dtype != np.uint16:
+            notes.append(f"The pixels are {images.dtype} from {low:g} to {high:g}: rounded to 16 bits.")
+        return np.rint(images).astype(np.uint16)
     if not (low >= 0 and high <= 255):  # false for NaN too
         raise DataError(
-            f"'{name}' of '{place}' has values from {low} to {high}, but pixels are 0 to 255 or 0 to 1: "
-            "save the images before any standardisation."
+            f"'{name}' of '{place}' has values from {low} to {high}, but pixels are 0 to 255, 0 to 1, or 0 to 65535 if "
+            "they are grey: save the images before any standardisation."
         )
     unit = images.dtype.kind in "bf" and high <= 1
     notes.append(f"The pixels are {images.dtype} from 0 to {'1: multiplied by 255' if unit else '255: rounded'}.")

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Int64, UInt8
+from jaxtyping import Int64, UInt8, UInt16
 from numpy import ndarray
 
 from ..errors import DataError
@@ -25,7 +25,7 @@ class ArrayChunk:
 
     name: str
     """The file or array that holds the images."""
-    images: UInt8[ndarray, "n H W"] | UInt8[ndarray, "n H W 3"]
+    images: UInt8[ndarray, "n H W"] | UInt8[ndarray, "n H W 3"] | UInt16[ndarray, "n H W"]
     labels: ndarray
     """A class number or a class name for each, (n,)."""
     split: str | None = None
@@ -35,7 +35,7 @@ class ArrayChunk:
 class ImageArrays:
     """Images in memory, with their labels."""
 
-    images: UInt8[ndarray, "N H W"] | UInt8[ndarray, "N H W 3"]
+    images: UInt8[ndarray, "N H W"] | UInt8[ndarray, "N H W 3"] | UInt16[ndarray, "N H W"]
     labels: Int64[ndarray, " N"]
     classes: tuple[str, ...]
     files: ndarray
@@ -129,15 +129,16 @@ class ArrayReader:
         """Image ``key`` as a PNG file."""
         image = self.images[key]
         height = image.shape[0]
-        rows = np.zeros((height, 1 + image.size // height), np.uint8)  # each row begins with filter 0: none
-        rows[:, 1:] = image.reshape(height, -1)
+        big_endian = np.ascontiguousarray(image, image.dtype.newbyteorder(">"))
+        rows = np.zeros((height, 1 + image.nbytes // height), np.uint8)  # each row begins with filter 0: none
+        rows[:, 1:] = big_endian.view(np.uint8).reshape(height, -1)
         return self._png_header + _png_chunk(b"IDAT", zlib.compress(rows.data, 0)) + _png_chunk(b"IEND", b"")
 
     @cached_property
     def _png_header(self) -> bytes:
         height, width, *channels = self.images.shape[1:]
         colour = 2 if channels else 0
-        size = struct.pack(">IIBBBBB", width, height, 8, colour, 0, 0, 0)
+        size = struct.pack(">IIBBBBB", width, height, 8 * self.images.itemsize, colour, 0, 0, 0)
         return b"\x89PNG\r\n\x1a\n" + _png_chunk(b"IHDR", size)
 
     def __reduce__(self) -> Any:

@@ -9,6 +9,8 @@ import numpy as np
 from ..errors import DataError
 from .layout import (
     SPLIT_WORDS,
+    USUAL_LABELS,
+    LabelRule,
     Layout,
     check_has_classes,
     check_train_covers_classes,
@@ -46,8 +48,8 @@ _Groups = dict[str, list[int]]
 """The images that lie directly in each folder, as positions in the listing."""
 
 
-def infer_layout(listing: Listing, place: str) -> Layout:
-    """Labels and splits of a listing's images, from its folders.
+def infer_layout(listing: Listing, place: str, rule: LabelRule = USUAL_LABELS) -> Layout:
+    """Labels and splits of a listing's images, from its folders, or by the pattern of the rule.
 
     What is not part of the answer (folders without images, annotations, runs, unlabelled test images) is left out
     with a note. Raises DataError, naming ``place``, where the folders do not show what the classes are.
@@ -68,7 +70,9 @@ def infer_layout(listing: Listing, place: str) -> Layout:
         raise DataError(describe_no_images(place, strays, listing.names))
     root = _enter_wrappers(groups)
     inside = {name[len(root) :]: rows for name, rows in groups.items() if name.startswith(root) and name}
-    if named := _labels_from_file_names(listing.names, inside or groups, notes):
+    if rule.label_pattern:
+        labelled = _labels_by_pattern(listing.names, groups, rule, place, notes)
+    elif named := _labels_from_file_names(listing.names, inside or groups, notes):
         labelled = named
     else:
         if not inside or (len(inside) == 1 and next(iter(inside)).lower() in IMAGE_FOLDERS):
@@ -172,7 +176,8 @@ def _describe_flat_images(place: str, names: Sequence[str]) -> str:
     )
     return (
         f"'{place}' has images but no class folders: put the images of each class in a folder of its own, "
-        f"or list them in a CSV with the columns 'path' and 'label'.{shown}"
+        "list them in a CSV with the columns 'path' and 'label', or say where the label stands in their names, such "
+        f"as --label-pattern '{{label}}_{{number}}.*'.{shown}"
     )
 
 
@@ -206,6 +211,44 @@ def _labels_from_file_names(
         for folder, found in named.items()
         for i, label in zip(groups[folder], found, strict=True)
     }
+
+
+def _labels_by_pattern(
+    names: Sequence[str], groups: _Groups, rule: LabelRule, place: str, notes: list[str]
+) -> dict[int, tuple[str, str]]:
+    """(split, label) of the images whose names fit the rule's pattern; others are left out with a note.
+
+    The split is that of the pattern, or where the pattern is for names alone, of the folders. Raises DataError where
+    no name fits, or a split is no word for one.
+    """
+    labelled, others = {}, []
+    for folder, rows in groups.items():
+        known = "" if "/" in (rule.label_pattern or "") else _split_of_folder(folder)
+        for i in rows:
+            if (found := rule.match(names[i])) is None:
+                others.append(names[i])
+                continue
+            split = parse_split(found[0]) or known
+            if found[0] and not split:
+                raise DataError(
+                    f"The split of '{names[i]}' in '{place}' is '{found[0]}' by the label pattern: it must mean train, "
+                    "val or test."
+                )
+            labelled[i] = split, found[1]
+    if not labelled:
+        raise DataError(
+            f"No image of '{place}' fits the label pattern '{rule.label_pattern}' (the first is '{min(others)}')."
+        )
+    some = {label for _, label in labelled.values()}
+    notes.append(f"The labels are where '{rule.label_pattern}' has them in the names: {_name_some(some)}.")
+    if others:
+        subject = "1 image whose name does" if len(others) == 1 else f"{len(others):,} images whose names do"
+        notes.append(f"Left out {subject} not fit the label pattern: {_name_some(others)}.")
+    return labelled
+
+
+def _split_of_folder(folder: str) -> str:
+    return next(filter(None, map(parse_split, folder.split("/"))), "")
 
 
 def _note_unlabelled(count: int, folders: Iterable[str], notes: list[str]) -> None:
@@ -251,9 +294,12 @@ def _label_folders(inside: _Groups, place: str, notes: list[str]) -> tuple[dict[
         prefix = prefixes[folder.split("/")[0]]
         if len(folder) > len(prefix):
             below[folder.split("/")[0]].add(folder[len(prefix) :].split("/")[0])
-    splits = _find_splits(inside, below, place, notes)
+    opposites = _find_opposites(tops)
+    if opposites:
+        notes.append(f"The folders {_name_some(opposites)} are opposites: they are classes, not parts of a set.")
+    splits = {} if opposites else _find_splits(inside, below, place, notes)
     if not splits:
-        turned = not inside.keys() & below.keys() and _check_not_parts(below, place)
+        turned = not opposites and not inside.keys() & below.keys() and _check_not_parts(below, place)
         parts = {name: [*name.split("/"), ""] for name in inside}
         return {n: (parse_split(below) or "" if turned else "", top) for n, (top, below, *_) in parts.items()}, 0
     found: dict[str, tuple[str, str]] = {}
@@ -268,6 +314,16 @@ def _label_folders(inside: _Groups, place: str, notes: list[str]) -> tuple[dict[
         else:
             found[folder] = (splits[top], folder[len(prefix) :].split("/")[0])
     return found, bare
+
+
+def _find_opposites(tops: Iterable[str]) -> list[str]:
+    """Folders such as ``valid`` and ``invalid``, ``tested`` and ``not_tested``, where none is called train."""
+    known = {top.lower(): top for top in tops}
+    if any(parse_split(top) == "train" for top in known.values()):
+        return []
+    matches = {name: re.fullmatch(r"(?:in|im|un|non|not|no)[_ -]*(.+)", name) for name in known}
+    pairs = [{name, match[1]} for name, match in matches.items() if match and match[1] in known]
+    return sorted(known[name] for name in set().union(*pairs))
 
 
 def _find_splits(inside: _Groups, below: Mapping[str, set[str]], place: str, notes: list[str]) -> dict[str, str]:
@@ -305,7 +361,8 @@ def _find_splits(inside: _Groups, below: Mapping[str, set[str]], place: str, not
     if others:
         raise DataError(
             f"'{place}' mixes split folders ({', '.join(holders)}) with others "
-            f"({', '.join(sorted(others)[:5])}): move the others away or into the splits."
+            f"({', '.join(sorted(others)[:5])}): move the others away or into the splits; or, if these folders are the "
+            "classes, say so: --label-pattern '{label}/*'."
         )
     if unlabelled:
         count = sum(len(rows) for folder, rows in inside.items() if folder.split("/")[0] in unlabelled)
@@ -337,5 +394,5 @@ def _check_not_parts(below: Mapping[str, set[str]], place: str) -> bool:
     raise DataError(
         f"The folders {_name_some(below)} of '{place}' hold the same sub-folders ({_name_some(names)}): they are "
         "parts of one set, not classes. Name them train, val and test, or give one of them; if they are the "
-        "classes, move their images up."
+        "classes, say so: --label-pattern '{label}/*'."
     )

@@ -6,6 +6,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 from jaxtyping import Int64
@@ -34,6 +35,73 @@ IMAGE_SUFFIXES = frozenset(
 )
 """Suffixes of image files; the content decides whether a file is one."""
 _BRACES = re.compile(r"\{([^{}]*,[^{}]*)\}")
+
+
+_PLACEHOLDERS = {
+    "{label}": "(?P<label>[^/]+)",
+    "{split}": "(?P<split>[^/]+)",
+    "{number}": r"\d+",
+    "*": ".*",
+    "?": "[^/]",
+}
+
+
+@dataclass(frozen=True)
+class LabelRule:
+    """Where the labels stand, as far as the usual names do not tell.
+
+    Raises DataError for a pattern that cannot be used.
+    """
+
+    path_column: str | None = None
+    """Column of the paths in a table."""
+    label_column: str | None = None
+    """Column of the labels in a table."""
+    label_pattern: str | None = None
+    """``{label}_{number}.jpg`` (``*`` is anything), or a regular expression with one group, or groups ``label`` and
+    ``split``; of the file's name, or with a slash of its path."""
+
+    def __post_init__(self) -> None:
+        if self.label_pattern is not None:
+            groups = self._regex.groupindex
+            if self._regex.groups != 1 and "label" not in groups:
+                raise DataError(
+                    f"The label pattern '{self.label_pattern}' does not say where the label is: write {{label}} in "
+                    "its place, as in '{label}_{number}.jpg', or a regular expression with one group."
+                )
+
+    @property
+    def given(self) -> bool:
+        """Whether anything is named."""
+        return self != LabelRule()
+
+    @cached_property
+    def _regex(self) -> re.Pattern[str]:
+        text = self.label_pattern or ""
+        if "{label}" in text:
+            parts = re.split(r"(\{label\}|\{split\}|\{number\}|[*?])", text)
+            return re.compile("^" + "".join(_PLACEHOLDERS.get(part) or re.escape(part) for part in parts) + "$")
+        try:
+            return re.compile(text)
+        except re.error as error:
+            raise DataError(f"The label pattern '{text}' is no regular expression ({error}).") from error
+
+    def match(self, path: str) -> tuple[str, str] | None:
+        r"""The split word (or nothing) and the label in a path; None where the pattern does not fit.
+
+        >>> LabelRule(label_pattern="{label}_{number}.jpg").match("a/tabby_cat_12.jpg")
+        ('', 'tabby_cat')
+        >>> LabelRule(label_pattern=r"^(train|test)/(?P<label>\w+)/").match("test/dog/1.png")
+        ('', 'dog')
+        """
+        found = self._regex.search(path if "/" in (self.label_pattern or "") else path.rpartition("/")[2])
+        groups = {} if found is None else found.groupdict()
+        label = groups.get("label") or (found and found[1])
+        return (groups.get("split") or "", label) if label else None
+
+
+USUAL_LABELS = LabelRule()
+"""Labels where they usually are: in the names of folders, or in columns of usual names."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -19,6 +19,8 @@ from ..errors import DataError
 from .layout import (
     IMAGE_SUFFIXES,
     SPLIT_WORDS,
+    USUAL_LABELS,
+    LabelRule,
     Layout,
     check_has_classes,
     check_train_covers_classes,
@@ -32,7 +34,9 @@ MAX_MISSING_SHARE = 0.05
 """Share of a table's files that may be absent: each is then one image that cannot be read."""
 
 
-def read_manifest(table: TextTable, listing: Listing | None = None, folder: str = "") -> tuple[Listing, Layout]:
+def read_manifest(
+    table: TextTable, listing: Listing | None = None, folder: str = "", *, rule: LabelRule = USUAL_LABELS
+) -> tuple[Listing, Layout]:
     """The files that a table names, their labels and its other columns.
 
     The path column is called path, image, file_name or filename or has another usual name, the label column label,
@@ -44,13 +48,14 @@ def read_manifest(table: TextTable, listing: Listing | None = None, folder: str 
         table: paths in it are relative to its folder.
         listing: the files to look in, where the table lies in an archive; default the folder of the table.
         folder: the table's folder inside the listing.
+        rule: columns or a pattern that go before usual names.
     """
-    where = table.require_column(PATH_COLUMNS, OTHER_PATH_COLUMNS)
+    where = table.require_column(PATH_COLUMNS, OTHER_PATH_COLUMNS, named=rule.path_column)
     names = []
     for text in _require_filled(table, where):
         name = text.replace("\\", "/") if "\\" in text else text
         names.append(posixpath.normpath(name) if "./" in name or "//" in name else name)
-    layout = layout_from_table(table, {where})
+    layout = layout_from_table(table, where, rule)
     found = None if listing is None else match_files(names, listing.names, folder, layout.splits)
     if listing is not None and found is not None:  # one name may mean a file in train and another in test
         names = [listing.names[i] if i >= 0 else name for i, name in zip(found.tolist(), names, strict=True)]
@@ -77,18 +82,25 @@ def read_manifest(table: TextTable, listing: Listing | None = None, folder: str 
     return listing, replace(layout, notes=(*layout.notes, *notes))
 
 
-def layout_from_table(table: TextTable, known: set[str]) -> Layout:
-    """Labels, splits and other columns of a table, ``known`` ones left out. Raises DataError."""
+def layout_from_table(table: TextTable, where: str | None, rule: LabelRule = USUAL_LABELS) -> Layout:
+    """Labels, splits and other columns of a table, without that of paths, ``where``. Raises DataError."""
+    known = {where} if where else set[str]()
+    if rule.label_column:
+        known.add(table.require_column((), (), named=rule.label_column))
     split_column, notes = _find_split_column(table, {*known, table.find_column(LABEL_COLUMNS) or ""})
     taken = (*known, split_column)
-    label_column = table.find_column((*LABEL_COLUMNS, *OTHER_LABEL_COLUMNS), taken)
-    one_hot = [] if label_column else _find_one_hot_columns(table, taken)
-    if one_hot:
+    label_column = rule.label_column or table.find_column((*LABEL_COLUMNS, *OTHER_LABEL_COLUMNS), taken)
+    one_hot = [] if label_column or rule.label_pattern else _find_one_hot_columns(table, taken)
+    if rule.label_pattern and not rule.label_column:
+        label_column, texts = None, _match_labels(table, where, rule)
+        notes += (f"The labels are where '{rule.label_pattern}' has them in the names.",)
+    elif one_hot:
         columns = [table.columns[name] for name in one_hot]
         texts = [one_hot[[float(cell) for cell in row].index(1.0)] for row in zip(*columns, strict=True)]
         notes += (f"The classes are {len(one_hot)} columns with a 1 in one of them for each image.",)
     else:
-        label_column = table.require_column(LABEL_COLUMNS, OTHER_LABEL_COLUMNS, taken)
+        without = () if rule.label_column else taken
+        label_column = table.require_column(LABEL_COLUMNS, OTHER_LABEL_COLUMNS, without, rule.label_column)
         texts = _require_filled(table, label_column)
         if label_column.lower() not in LABEL_COLUMNS:
             notes += (f"The labels are in the column '{label_column}'.",)
@@ -113,6 +125,20 @@ def layout_from_table(table: TextTable, known: set[str]) -> Layout:
     known = {"", *known, *filter(None, (label_column, split_column)), *one_hot}
     extra = {name: np.array(column, object) for name, column in table.columns.items() if name not in known}
     return Layout(np.arange(len(texts), dtype=np.int64), labels, classes, splits, (*notes, *renamed), extra)
+
+
+def _match_labels(table: TextTable, where: str | None, rule: LabelRule) -> list[str]:
+    """The label in the path of each row; raises DataError, naming the line, where the pattern does not fit."""
+    if where is None:
+        raise DataError(f"'{table.path}' holds images without file names: name a column, --label-column.")
+    matches = [rule.match(path.replace("\\", "/")) for path in table.columns[where]]
+    if None in matches:
+        row = matches.index(None)
+        raise DataError(
+            f"{table.describe_row(row)} of '{table.path}' has the path '{table.columns[where][row]}', which does not "
+            f"fit the label pattern '{rule.label_pattern}'."
+        )
+    return [match[1] for match in matches if match]
 
 
 def _find_split_column(table: TextTable, known: set[str]) -> tuple[str | None, tuple[str, ...]]:
@@ -275,17 +301,22 @@ def match_files(
     return np.array([look_up(name, split) for name, split in zip(wanted, meant, strict=True)], np.int64)
 
 
-def join_tables(place: Path, tables: Sequence[tuple[TextTable, str | None, str]]) -> TextTable:
+def join_tables(
+    place: Path, tables: Sequence[tuple[TextTable, str | None, str]], rule: LabelRule = USUAL_LABELS
+) -> TextTable:
     """One table of several: each with the split of its rows (or None) and the folder of its paths in the place.
 
-    Tables without a path or a label column, such as lists of test images to be answered, are left out.
+    Its column of paths is called path. Tables without a path or a label column, such as lists of test images to be
+    answered, are left out, unless all are.
     """
+    paths = (rule.path_column,) if rule.path_column else (*PATH_COLUMNS, *OTHER_PATH_COLUMNS)
+    labels = (rule.label_column,) if rule.label_column else (*LABEL_COLUMNS, *OTHER_LABEL_COLUMNS)
     columns: dict[str, list[str]] = {}
     starts: list[tuple[int, Callable[[int], str], str]] = []
     done = 0
     for table, split, folder in tables:
-        where = table.find_column((*PATH_COLUMNS, *OTHER_PATH_COLUMNS))
-        if where is None or not table.find_column((*LABEL_COLUMNS, *OTHER_LABEL_COLUMNS), (where,)):
+        where = table.find_column(paths)
+        if where is None or not (table.find_column(labels, (where,)) or _find_one_hot_columns(table, (where,))):
             continue
         read = {name: list(column) for name, column in table.columns.items() if name != where}
         read["path"] = [f"{folder}/{cell}" if folder and cell else cell for cell in table.columns[where]]

@@ -12,7 +12,7 @@ from jaxtyping import Int64
 from numpy import ndarray
 
 from ..errors import DataError, ImageError
-from .layout import SPLIT_WORDS, Layout
+from .layout import SPLIT_WORDS, USUAL_LABELS, LabelRule, Layout
 from .manifest import layout_from_table
 from .source import Listing
 from .tables import PATH_COLUMNS, TextTable, cell_text
@@ -163,7 +163,9 @@ class ParquetReader:
         return ParquetReader, (self.paths, self.columns, self.groups, self.starts)
 
 
-def read_embedded_images(paths: Sequence[Path], place: Path) -> tuple[Listing, Layout] | None:
+def read_embedded_images(
+    paths: Sequence[Path], place: Path, rule: LabelRule = USUAL_LABELS
+) -> tuple[Listing, Layout] | None:
     """The images that Parquet files hold, with their labels; None where they hold none. Raises DataError."""
     columns, groups, starts, done = [], [], [], 0
     for number, path in enumerate(paths):
@@ -183,7 +185,7 @@ def read_embedded_images(paths: Sequence[Path], place: Path) -> tuple[Listing, L
             starts.append(done)
             done += facts.num_rows
     reader = ParquetReader(tuple(paths), tuple(columns), np.array(groups, np.int64), np.array(starts, np.int64))
-    layout = layout_from_table(read_parquet_files(paths, place), set())
+    layout = layout_from_table(read_parquet_files(paths, place), None, rule)
     rows = [open_parquet(path).metadata.num_rows for path in paths]
     names = [f"{path.name}:{row}" for path, count in zip(paths, rows, strict=True) for row in range(count)]
     status = [path.stat() for path in paths]

@@ -25,7 +25,7 @@ from .arrays import ImageArrays, source_from_arrays
 from .cache import load_or_build
 from .cifar import read_cifar, select_cifar_files
 from .folders import find_run_folders, infer_layout
-from .layout import Layout, parse_split, select_images, source_from_files
+from .layout import USUAL_LABELS, LabelRule, Layout, parse_split, select_images, source_from_files
 from .manifest import join_tables, read_manifest
 from .parquet import read_embedded_images, read_parquet
 from .source import Listing, Source, file_stamp, list_folder, stratified_subset
@@ -91,10 +91,10 @@ def detect_kind(path: Path) -> str:
     )
 
 
-def read_folder(path: Path) -> Source:
+def read_folder(path: Path, rule: LabelRule = USUAL_LABELS) -> Source:
     """A folder of class folders, of IDX or CIFAR files, or with a table that labels its images."""
     listing = list_folder(path)
-    if rows := _select_array_files(listing):
+    if not rule.given and (rows := _select_array_files(listing)):
         stamp = file_stamp(*(path / listing.names[row] for row in rows))
         return load_or_build(path, stamp, lambda: source_from_arrays(str(path), _read_arrays(listing, rows, path)))
 
@@ -102,41 +102,42 @@ def read_folder(path: Path) -> Source:
     def open_tables(names: Sequence[str]) -> Iterator[list[Path]]:
         yield [path / name for name in names]
 
-    return _source_from_listing(listing, path, open_tables)
+    return _source_from_listing(listing, path, open_tables, rule)
 
 
-def _source_from_listing(listing: Listing, path: Path, open_tables: Callable[[Sequence[str]], Any]) -> Source:
+def _source_from_listing(
+    listing: Listing, path: Path, open_tables: Callable[[Sequence[str]], Any], rule: LabelRule
+) -> Source:
     """The images of a listing with the labels of its folders, or of the tables next to them.
 
-    ``open_tables`` gives files of these names while its context lasts.
+    ``open_tables`` gives files of these names while its context lasts. Columns that ``rule`` names are those of the
+    tables, which then go before folders.
     """
     tables = find_tables(listing.names)
     parquets = (
         [path / name for name in sorted(listing.names) if name.endswith(".parquet")] if path.is_dir() else []
     )
     chosen = _choose_tables(tables)
+    if rule.path_column or rule.label_column:
+        if (found := _read_tables(listing, path, open_tables, chosen or tables, parquets, rule)) is not None:
+            return found
+        raise DataError(f"'{path}' holds no table for --path-column and --label-column: leave them out.")
+    if rule.label_pattern:
+        return source_from_files(str(path), listing, infer_layout(listing, str(path), rule))
     try:
         layout = infer_layout(listing, str(path))
         if len(layout.classes) == 1 and tables:
             raise single_class_error(str(path), *layout.classes)  # one folder of images, and a table next to it
     except DataError as error:
-        if parquets and (held := read_embedded_images(parquets, path)):
-            return source_from_files(str(path), *held)
-        if chosen:
-            with open_tables(chosen) as files:
-                direct = len(chosen) == 1 and files[0].parent == path
-                if direct:
-                    found = _source_from_table(files[0], str(path))
-                else:
-                    found = _source_from_tables(listing, path, chosen, files)
-                return _note_unnamed(found, listing, chosen)
+        if (found := _read_tables(listing, path, open_tables, chosen, parquets, rule)) is not None:
+            return found
         if tables:
             more = f"It has the tables {', '.join(tables[:5])}: give one of them instead."
             raise DataError(f"{error} {more}") from error
         raise
     if chosen:
         with suppress(DataError, OSError), open_tables(chosen) as files:
-            source = _source_from_tables(listing, path, chosen, files)
+            source = _source_from_tables(listing, path, chosen, files, rule)
             share = np.isin(layout.keys, source.keys).mean()
             if share >= _TABLE_SHARE and not _agree(layout, source):
                 return _note_unnamed(source, listing, chosen)
@@ -145,6 +146,27 @@ def _source_from_listing(listing: Listing, path: Path, open_tables: Callable[[Se
                 note = f"The folders are the classes; not used: {names}, with labels of {share:.0%} of the images."
                 layout = replace(layout, notes=(*layout.notes, note))
     return source_from_files(str(path), listing, layout)
+
+
+def _read_tables(
+    listing: Listing,
+    path: Path,
+    open_tables: Callable[[Sequence[str]], Any],
+    chosen: Sequence[str],
+    parquets: Sequence[Path],
+    rule: LabelRule,
+) -> Source | None:
+    """The images that Parquet files hold, or that the chosen tables of a listing label; None where there are none."""
+    if parquets and (held := read_embedded_images(parquets, path, rule)):
+        return source_from_files(str(path), *held)
+    if not chosen:
+        return None
+    with open_tables(chosen) as files:
+        if len(chosen) == 1 and files[0].parent == path:
+            found = _source_from_table(files[0], str(path), rule)
+        else:
+            found = _source_from_tables(listing, path, chosen, files, rule)
+        return _note_unnamed(found, listing, chosen)
 
 
 def _agree(layout: Layout, source: Source) -> bool:
@@ -197,14 +219,17 @@ def _note_unnamed(source: Source, listing: Listing, tables: Sequence[str]) -> So
     return replace(source, notes=(*source.notes, f"Left out {subject} not labelled in {names}."))
 
 
-def _source_from_tables(listing: Listing, path: Path, names: Sequence[str], files: Sequence[Path]) -> Source:
+def _source_from_tables(
+    listing: Listing, path: Path, names: Sequence[str], files: Sequence[Path], rule: LabelRule
+) -> Source:
     """The images of a listing with the labels of these tables in it, which can be read from ``files``."""
     read = []
     for name, file in zip(names, files, strict=True):
         split = parse_split(PurePath(name).stem) or parse_split(PurePath(name).parent.name)
         table = TABLE_READERS[file.suffix.lower()](file)
         read.append((replace(table, path=Path(name)), split if len(names) > 1 else None, name.rpartition("/")[0]))
-    return _add_stamp(source_from_files(str(path), *read_manifest(join_tables(path, read), listing)), files)
+    joined, rule = join_tables(path, read, rule), replace(rule, path_column=None)
+    return _add_stamp(source_from_files(str(path), *read_manifest(joined, listing, rule=rule)), files)
 
 
 def single_class_error(place: str, name: str) -> DataError:
@@ -212,12 +237,12 @@ def single_class_error(place: str, name: str) -> DataError:
     return DataError(f"'{place}' has only one class, '{name}': a classifier needs at least two.")
 
 
-def archive_reader(lister: Callable[[Path], Listing]) -> Callable[[Path], Source]:
+def archive_reader(lister: Callable[[Path], Listing]) -> Callable[[Path, LabelRule], Source]:
     """A reader of archives that ``lister`` lists: class folders, or IDX or CIFAR files."""
 
-    def build(path: Path) -> Source:
+    def build(path: Path, rule: LabelRule) -> Source:
         listing = lister(path)
-        if rows := _select_array_files(listing):
+        if not rule.given and (rows := _select_array_files(listing)):
             return source_from_arrays(str(path), _read_arrays(listing, rows, path))
 
         @contextmanager
@@ -231,12 +256,14 @@ def archive_reader(lister: Callable[[Path], Listing]) -> Callable[[Path], Source
                         raise DataError(f"'{name}' of '{path}' cannot be read: {error}.") from error
                 yield files
 
-        return _source_from_listing(listing, path, open_tables)
+        return _source_from_listing(listing, path, open_tables, rule)
 
-    def stamp(path: Path) -> str:
-        return f"{file_stamp(path)} {os.environ.get(ZIP_ENCODING_VARIABLE, '')}"
+    def stamp(path: Path, rule: LabelRule) -> str:
+        return f"{file_stamp(path)} {os.environ.get(ZIP_ENCODING_VARIABLE, '')}" + (
+            f" {rule}" if rule.given else ""
+        )
 
-    return lambda path: load_or_build(path, stamp(path), lambda: build(path))
+    return lambda path, rule: load_or_build(path, stamp(path, rule), lambda: build(path, rule))
 
 
 def _select_array_files(listing: Listing) -> list[int]:
@@ -259,8 +286,18 @@ def _read_arrays(listing: Listing, rows: Sequence[int], path: Path) -> ImageArra
     return read_idx(files, str(path)) if select_idx_images(files) else read_cifar(files, str(path))
 
 
-def read_idx_pair(path: Path) -> Source:
+def refuse_rule(place: Path | str, rule: LabelRule) -> None:
+    """Raise DataError where a column or a pattern is named for images without names."""
+    if rule.given:
+        raise DataError(
+            f"'{place}' holds arrays, which have no columns of labels and no file names: leave --path-column, "
+            "--label-column and --label-pattern out."
+        )
+
+
+def read_idx_pair(path: Path, rule: LabelRule = USUAL_LABELS) -> Source:
     """An IDX file of images with its file of labels."""
+    refuse_rule(path, rule)
     labels = path.with_name(idx_labels_name(path.name))
     other = labels.with_suffix("") if labels.suffix == ".gz" else labels.with_name(labels.name + ".gz")
     pair = [path, next((each for each in (labels, other) if each.is_file() and each != path), path)]
@@ -271,19 +308,20 @@ def read_idx_pair(path: Path) -> Source:
     return load_or_build(path, file_stamp(*pair), build)
 
 
-def read_npz_file(path: Path) -> Source:
+def read_npz_file(path: Path, rule: LabelRule = USUAL_LABELS) -> Source:
     """An ``.npz`` file of images and labels."""
+    refuse_rule(path, rule)
     return load_or_build(path, file_stamp(path), lambda: source_from_arrays(str(path), read_npz(path)))
 
 
-def read_table_file(path: Path) -> Source:
+def read_table_file(path: Path, rule: LabelRule = USUAL_LABELS) -> Source:
     """A table that names images, holds them (Parquet), or has a column for each pixel (CSV)."""
     suffix = path.suffix.lower()
-    if suffix == ".parquet" and (held := read_embedded_images([path], path)):
+    if suffix == ".parquet" and (held := read_embedded_images([path], path, rule)):
         return source_from_files(str(path), *held)
-    if suffix in (".csv", ".tsv") and find_pixel_columns(read_table_header(path)):
+    if not rule.given and suffix in (".csv", ".tsv") and find_pixel_columns(read_table_header(path)):
         return load_or_build(path, file_stamp(path), lambda: source_from_arrays(str(path), read_pixel_table(path)))
-    return _source_from_table(path, str(path))
+    return _source_from_table(path, str(path), rule)
 
 
 def _names_images(path: Path) -> bool:
@@ -296,9 +334,9 @@ def _names_images(path: Path) -> bool:
     return bool(header.find_column((*PATH_COLUMNS, *OTHER_PATH_COLUMNS)) and header.find_column(accepted))
 
 
-def _source_from_table(path: Path, name: str) -> Source:
+def _source_from_table(path: Path, name: str, rule: LabelRule) -> Source:
     reader = TABLE_READERS.get(path.suffix.lower(), read_csv)
-    return _add_stamp(source_from_files(name, *read_manifest(reader(path))), [path])
+    return _add_stamp(source_from_files(name, *read_manifest(reader(path), rule=rule)), [path])
 
 
 def _add_stamp(source: Source, tables: Sequence[Path]) -> Source:

@@ -151,6 +151,9 @@ class Source:
     def __len__(self) -> int:
         return len(self.keys)
 
+    def __str__(self) -> str:
+        return self.name
+
     def read(self, index: int) -> bytes:
         """The bytes of image ``index``; raises ImageError where they cannot be read."""
         return self.reader.read(int(self.keys[index]))

@@ -10,6 +10,7 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any, TextIO
 
+from ..choose import suggest
 from ..errors import DataError
 from ..files import unquote_formula
 from .layout import IMAGE_SUFFIXES, parse_split
@@ -53,14 +54,24 @@ class TextTable:
         return next((known[name] for name in plain if name in known), None)
 
     def require_column(
-        self, accepted: tuple[str, ...], others: tuple[str, ...], without: tuple[str | None, ...] = ()
+        self,
+        accepted: tuple[str, ...],
+        others: tuple[str, ...],
+        without: tuple[str | None, ...] = (),
+        named: str | None = None,
     ) -> str:
-        """As ``find_column``, of ``accepted`` and then ``others``; raises DataError where there is none."""
-        name = self.find_column((*accepted, *others), without)
+        """The column ``named``, else as ``find_column``, of ``accepted`` and then ``others``.
+
+        Raises DataError where there is none.
+        """
+        name = self.find_column((named,) if named else (*accepted, *others), without)
+        if name is None and named:
+            raise DataError(f"'{self.path}' has no column '{named}'. {suggest(named, self.columns)}")
         if name is None:
             raise DataError(
                 f"'{self.path}' has no column called {', '.join(accepted[:-1])} or {accepted[-1]}, nor another usual "
-                f"name such as {others[0]} (it has: {', '.join(self.columns)}): rename the column that holds it."
+                f"name such as {others[0]} (it has: {', '.join(self.columns)}): name the column, --path-column or "
+                "--label-column."
             )
         return name
 

@@ -11,8 +11,9 @@ Its families are dicts in ``plan.py``: ``OBJECTIVES``, ``CLASS_WEIGHTINGS``, ``M
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from .old_names import RENAMED_FIELDS
 from .presets import PRESETS
-from .recipe import INHERIT, PRETRAINED, RENAMED_FIELDS, Recipe, field_descriptions, parse_duration
+from .recipe import INHERIT, PRETRAINED, Recipe, field_descriptions, parse_duration
 
 if TYPE_CHECKING:
     from .build import ADAPTATION_IMAGES, MEMORY_FORMATS, build_classifier, build_method

@@ -62,7 +62,7 @@ def estimate_cost(data: str | Path | None, recipe: Recipe | None = None, *, devi
         raise RecipeError("Say which images to use: a folder, an archive, a table, or a name such as digits.")
     plan = resolve(recipe)
     plan.check_network()
-    source = find(recipe.data, limit=recipe.limit, seed=recipe.data_seed)
+    source = find(recipe.data, limit=recipe.limit, seed=recipe.data_seed, rule=recipe.label_rule)
     known = plan.recipe.size is not None and plan.recipe.channels is not None
     pixels = [] if known else default_pixels(survey(source), plan.recipe.size, plan.recipe.channels)
     plan = plan.replace(**{each.field: each.value for each in pixels})

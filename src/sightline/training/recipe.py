@@ -19,10 +19,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_hints
 
 from ..checks import is_int, is_number
-from ..choose import suggest
 from ..errors import RecipeError
+from .old_names import accept_old_names, current_fields
 
 if TYPE_CHECKING:
+    from ..sources import LabelRule
     from ..types import Geometry
 
 PRETRAINED = "pretrained"
@@ -39,11 +40,13 @@ def _recipe_field(default: Any, group: str, *, common: bool = False) -> Any:
     return field(default=default, metadata={"group": group, "common": common})
 
 
+@accept_old_names
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
     """How to train a classifier. Every field is a flag of ``sightline train`` and a line of its TOML file.
 
-    Raises RecipeError, naming the field, where a value is impossible.
+    Names of earlier releases still work. Raises RecipeError for an unknown field, suggesting the right one, and,
+    naming the field, where a value is impossible.
     """
 
     data: str | None = _recipe_field(None, "Data")
@@ -59,6 +62,13 @@ class Recipe:
     group: str | None = _recipe_field(None, "Data")
     """Table column of images that belong together (one patient, one scene) and stay in one split. A column named
     group is used automatically."""
+    path_column: str | None = _recipe_field(None, "Data")
+    """Table column of the images' paths. Default: path, image, file_name or another usual name."""
+    label_column: str | None = _recipe_field(None, "Data")
+    """Table column of the labels. Default: label, class, target or another usual name."""
+    label_pattern: str | None = _recipe_field(None, "Data")
+    """Where the label stands in the names of image files: '{label}_{number}.jpg', or a regular expression with one
+    group. A pattern with a slash is for the whole path inside the data, {split} included: '{split}/{label}/*'."""
 
     size: int | None = _recipe_field(None, "Pixels", common=True)
     """Working size: images become size x size pixels. Chosen from the median short side."""
@@ -214,6 +224,13 @@ class Recipe:
         return self.seed if self.split_seed is None else self.split_seed
 
     @property
+    def label_rule(self) -> "LabelRule":
+        """Where the labels stand, as far as the usual names do not tell."""
+        from ..sources import LabelRule
+
+        return LabelRule(self.path_column, self.label_column, self.label_pattern)
+
+    @property
     def geometry(self) -> "Geometry":
         """How image files become pixels, once the size is known."""
         from ..types import Geometry
@@ -229,20 +246,8 @@ class Recipe:
         )
 
     def replace(self, **changes: Any) -> "Recipe":
-        """A copy with these fields changed; old names still work.
-
-        Raises RecipeError for an unknown name, suggesting the right one, and for a field under both its names.
-        """
-        names = {f.name for f in dataclasses.fields(self)}
-        current: dict[str, Any] = {}
-        for name, value in changes.items():
-            new = RENAMED_FIELDS.get(name, name)
-            if new not in names:
-                raise RecipeError(f"A recipe has no field '{name}'. {suggest(name, names)}")
-            if new in current:
-                raise RecipeError(f"'{name}' is the old name of '{new}': give only one of them.")
-            current[new] = _current_value(new, value)
-        return dataclasses.replace(self, **current)
+        """A copy with these fields changed; old names still work. Raises RecipeError, as the constructor does."""
+        return dataclasses.replace(self, **current_fields(changes, {f.name for f in dataclasses.fields(self)}))
 
     def to_toml(self) -> str:
         """The recipe as TOML, a comment above each field, fields left to be chosen commented out."""
@@ -272,41 +277,7 @@ class Recipe:
     @classmethod
     def parse_toml(cls, text: str) -> "Recipe":
         """The recipe that ``to_toml`` wrote; raises TOMLDecodeError or RecipeError."""
-        return cls().replace(**tomllib.loads(text))
-
-
-RENAMED_FIELDS: Mapping[str, str] = {
-    "val": "val_fraction",
-    "test": "test_fraction",
-    "fit": "resize_mode",
-    "filter": "interpolation",
-    "mirrored": "flip_tta",
-    "fair": "fairness_column",
-    "fair_by": "fairness_method",
-    "clip": "clip_grad",
-    "accumulate": "grad_accum_steps",
-    "start_size": "progressive_from",
-    "ema": "ema_decay",
-    "replicas": "cpu_replicas",
-    "processes": "devices",
-}
-"""Old name of a field, in recipes and flags of earlier releases -> its name."""
-
-RENAMED_VALUES: Mapping[tuple[str, str], str] = {("init", "own"): "default", ("normalize", "start"): INHERIT}
-"""(field, old value) -> its value."""
-
-RENAMED_ARGUMENTS: Mapping[str, Mapping[str, str]] = {"loss": {"ramp": "warmup_epochs"}}
-"""Field -> old names of arguments in its word, and their names."""
-
-
-def _current_value(name: str, value: Any) -> Any:
-    """A field's value with what was renamed in it."""
-    if not isinstance(value, str):
-        return value
-    value = RENAMED_VALUES.get((name, value), value)
-    for old, new in RENAMED_ARGUMENTS.get(name, {}).items():
-        value = value.replace(f":{old}=", f":{new}=")
-    return value
+        return cls(**tomllib.loads(text))
 
 
 def parse_window(text: str | None) -> tuple[float, float] | None:
@@ -377,7 +348,8 @@ _RULES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
         "normalize model method init freeze loss class_weights fairness_method optimizer schedule",
     ),
     ("a list of names", lambda v: all(map(_is_text, v)), "augment"),
-    ("the name of a column", _is_text, "group fairness_column"),
+    ("the name of a column", _is_text, "group fairness_column path_column label_column"),
+    ("a pattern such as {label}_{number}.jpg", _is_text, "label_pattern"),
     ("true or false", lambda v: isinstance(v, bool), "from_scratch accept_licence flip_tta freeze_norms"),
     ("two numbers such as 0:4095, the smaller first", lambda v: bool(parse_window(v)), "window"),
     ("a whole number, 0 or more", lambda v: is_int(v) and v >= 0, "epochs patience"),

@@ -265,7 +265,7 @@ def read_dataset(
     """
     if recipe.data is None:
         raise RecipeError("Say which images to use: a folder, an archive, a table, or a name such as digits.")
-    source = find(recipe.data, limit=recipe.limit, seed=recipe.data_seed)
+    source = find(recipe.data, limit=recipe.limit, seed=recipe.data_seed, rule=recipe.label_rule)
     known = recipe.size is not None and recipe.channels is not None
     chosen: list[Default] = []
     if plan is not None and not (known and recipe.model is not None and plan.card is None):

@@ -1,0 +1,66 @@
+"""Names of recipe fields, values and arguments in earlier releases, and what they are called today."""
+
+import dataclasses
+from collections.abc import Collection, Mapping
+from functools import wraps
+from typing import Any, TypeVar
+
+from ..choose import suggest
+from ..errors import RecipeError
+
+_T = TypeVar("_T")
+
+RENAMED_FIELDS: Mapping[str, str] = {
+    "val": "val_fraction",
+    "test": "test_fraction",
+    "fit": "resize_mode",
+    "filter": "interpolation",
+    "mirrored": "flip_tta",
+    "fair": "fairness_column",
+    "fair_by": "fairness_method",
+    "clip": "clip_grad",
+    "accumulate": "grad_accum_steps",
+    "start_size": "progressive_from",
+    "ema": "ema_decay",
+    "replicas": "cpu_replicas",
+    "processes": "devices",
+}
+"""Old name of a field -> its name."""
+
+RENAMED_VALUES: Mapping[tuple[str, str], str] = {("init", "own"): "default", ("normalize", "start"): "inherit"}
+"""(field, old value) -> its value."""
+
+RENAMED_ARGUMENTS: Mapping[str, Mapping[str, str]] = {"loss": {"ramp": "warmup_epochs"}}
+"""Field -> old names of arguments in its word, and their names."""
+
+
+def accept_old_names(recipe: type[_T]) -> type[_T]:
+    """Let the constructor of a dataclass take old names and values of its fields, as ``current_fields`` reads them."""
+    construct: Any = recipe.__init__
+
+    @wraps(construct)
+    def __init__(self: Any, **values: Any) -> None:
+        construct(self, **current_fields(values, {f.name for f in dataclasses.fields(recipe)}))  # type: ignore[arg-type]
+
+    recipe.__init__ = __init__  # type: ignore[method-assign]
+    return recipe
+
+
+def current_fields(values: Mapping[str, Any], names: Collection[str]) -> dict[str, Any]:
+    """The values by today's names of their fields, which are among ``names``.
+
+    Raises RecipeError for an unknown name, suggesting the right one, and for a field under both its names.
+    """
+    current: dict[str, Any] = {}
+    for name, value in values.items():
+        new = RENAMED_FIELDS.get(name, name)
+        if new not in names:
+            raise RecipeError(f"A recipe has no field '{name}'. {suggest(name, names)}")
+        if new in current:
+            raise RecipeError(f"'{name}' is the old name of '{new}': give only one of them.")
+        if isinstance(value, str):
+            value = RENAMED_VALUES.get((new, value), value)  # noqa: PLW2901
+            for old, argument in RENAMED_ARGUMENTS.get(new, {}).items():
+                value = value.replace(f":{old}=", f":{argument}=")  # noqa: PLW2901
+        current[new] = value
+    return current
