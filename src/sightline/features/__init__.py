@@ -1,0 +1,22 @@
+"""What a backbone sees in every image: computed once for each data, geometry and weights, and kept.
+
+>>> import numpy as np
+>>> from sightline.features import nearest_images
+>>> nearest_images(np.array([[1.0, 0.0], [0.9, 0.1], [0.0, 1.0]], np.float32), 1)[0][:2, 0].tolist()
+[1, 0]
+"""
+
+from .embedding import embedding_precision
+from .similarity import find_lookalikes, find_outliers, nearest_images
+from .store import backbone_fingerprint, embed_cached, feature_key, predict_logits_cached
+
+__all__ = [
+    "backbone_fingerprint",
+    "embed_cached",
+    "embedding_precision",
+    "feature_key",
+    "find_lookalikes",
+    "find_outliers",
+    "nearest_images",
+    "predict_logits_cached",
+]
