@@ -126,7 +126,7 @@ def test_images_without_class_folders(check_refused, tmp_path):
 
 def test_too_few_images_to_split(check_refused, tmp_path):
     folders(tmp_path / "pets", cat=2, dog=2)
-    check_refused(("train", "pets", *QUICK), "too few images", "Add images.")
+    check_refused(("train", "pets", *QUICK), "too few images", "Add images")
 
 
 @pytest.mark.parametrize("name", BAD)
@@ -282,7 +282,7 @@ def test_a_file_of_another_kind(check_refused, tmp_path):
         (("--size", "4"), "size is 4: it must be a whole number of pixels from 8 to 1024"),
         (("--limit", "1"), "limit is 1: it must be a whole number of at least 2"),
         (("--lr", "nan"), "lr is nan: it must be a number above 0"),
-        (("--val-fraction", "0.9"), "val_fraction is 0.9: it must be a fraction from 0.01 to 0.5"),
+        (("--val-fraction", "0.9"), "val_fraction is 0.9: it must be 0 or a fraction from 0.01 to 0.5"),
         (("--batch-size", "1"), "batch_size is 1: it must be a whole number of at least 2"),
         (("--label-smoothing", "1"), "label_smoothing is 1"),
         (("--budget", "soon"), "write a time such as 90s, 10m or 2h"),

@@ -123,15 +123,19 @@ def evaluate_and_report(run: "Run") -> dict[str, Any]:
     from ..evaluation import evaluate_run
     from ..evidence import write_report
 
-    evaluation = evaluate_run(run)
+    evaluation = evaluate_run(run).as_json() if len(run.splits.test) else {"n": 0}
     page = write_report(run.folder)
-    return {"run": str(run.folder), **evaluation.as_json(), "report": str(page)}
+    return {"run": str(run.folder), **evaluation, "report": str(page)}
 
 
 def print_evaluation(console: Console, value: Mapping[str, Any]) -> None:
     """Metrics with their intervals, costs, and the next command."""
     from ..evidence import METRIC_LABELS
 
+    if not value["n"]:
+        console.print("\nNothing is tested: no image was set aside. sightline evaluate RUN DATA tests on others.")
+        console.print(f"\nThen try: sightline predict {shlex.quote(value['run'])} IMAGE...", markup=False)
+        return
     intervals = value["intervals"]
     rows = []
     for name, metric in METRIC_LABELS.items():

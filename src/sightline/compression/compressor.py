@@ -140,6 +140,10 @@ def fine_tune(
     notes = ("The statistics of its batch norms were re-estimated.",) if recalibrated else ()
     if not recipe.epochs:
         return fit_temperature_only(start, splits, notes)
+    if not len(splits.val):
+        raise DataError(
+            "This run has no validation images to judge fine-tuning by: use --epochs 0, or train with --val-fraction."
+        )
     before = validation_score(start, splits, objective)
     trained = to_memory_format(copy.deepcopy(start), recipe.memory_format or "contiguous")
     plan = resolve(recipe, objective=objective)
@@ -156,9 +160,12 @@ def fine_tune(
 
 
 def fit_temperature_only(classifier: Classifier, splits: Splits, notes: tuple[str, ...] = ()) -> FineTuned:
-    """Fit the temperature on validation, in place; the facts are those of a training of 0 epochs."""
-    logits, labels = predict_logits(classifier, splits.val)
-    classifier.temperature = round(fit_temperature(logits, labels), 6)
+    """Fit the temperature on validation, if any, in place; the facts are those of a training of 0 epochs."""
+    accuracy = None
+    if len(splits.val):
+        logits, labels = predict_logits(classifier, splits.val)
+        classifier.temperature = round(fit_temperature(logits, labels), 6)
+        accuracy = float((logits.argmax(1) == labels).double().mean())
     facts = {
         "epochs": 0,
         "best_epoch": 0,
@@ -167,7 +174,7 @@ def fit_temperature_only(classifier: Classifier, splits: Splits, notes: tuple[st
         "images_per_second": None,
         "peak_memory_mb": round(runtime.peak_memory_mb(), 1),
         "temperature": classifier.temperature,
-        "val_accuracy": float((logits.argmax(1) == labels).double().mean()),
+        "val_accuracy": accuracy,
     }
     return FineTuned(classifier, facts, notes)
 

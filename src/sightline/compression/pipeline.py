@@ -15,7 +15,7 @@ import numpy as np
 from .. import progress
 from ..choose import choose, suggest
 from ..classifier import Classifier
-from ..errors import ChoiceError, RecipeError, SightlineError
+from ..errors import ChoiceError, DataError, RecipeError, SightlineError
 from ..files import explain_write_errors, write_json, write_text
 from ..inference import predict_logits
 from ..training import Recipe, SilentRunFolder, resolve
@@ -333,6 +333,8 @@ class TargetSearch:
 
 
 def validation_accuracy(classifier: Classifier, images: Dataset) -> float:
-    """Accuracy on validation images."""
+    """Accuracy on validation images; DataError where there are none."""
+    if not len(images):
+        raise DataError("This run has no validation images to search by: train it with --val-fraction 0.2.")
     logits, labels = predict_logits(classifier, images)
     return float((logits.argmax(1) == labels).double().mean())

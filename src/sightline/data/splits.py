@@ -18,13 +18,14 @@ GROUP_COLUMN = "group"
 """The column whose values are never divided between splits, unless another column is named."""
 MAX_NEAR_DUPLICATE_IMAGES = 20_000
 """Images up to which splitting looks for near duplicates by default; beyond that the search takes seconds."""
+DEFAULT_VAL_SHARE = 0.1
 _TRAIN, _VAL, _TEST, _LEFT_OUT = range(4)
 
 
 def split(
     dataset: Dataset,
     *,
-    val: float = 0.1,
+    val: float | None = None,
     test: float = 0.15,
     seed: int = 0,
     group: str | None = None,
@@ -33,7 +34,7 @@ def split(
     """The dataset's own splits, with the missing ones drawn from its training images.
 
     Args:
-        val, test: shares of the training images, in (0, 1); used only for a split that the data does not give.
+        val, test: shares of the training images (0: none, val None: 0.1) for the splits that the data does not give.
         seed: seed of the draw, which is stratified by class and never divides a leak group (``find_leak_groups``).
         group: column whose values stay together, before stratification; default ``group`` where there is one.
         near: whether near duplicates stay together; default for at most 20,000 images.
@@ -72,14 +73,16 @@ def split(
     if hidden.any():
         notes.append(f"Left out {int(hidden.sum()):,} unlabelled images of the given val and test splits.")
         codes[hidden] = _LEFT_OUT
+    val = DEFAULT_VAL_SHARE if val is None else val
     shares = {code: share for code, share in ((_TEST, test), (_VAL, val)) if not (codes == code).any()}
     for code, share in shares.items():
-        if not 0 < share < 1:
+        if not 0 <= share < 1:
             raise RecipeError(
-                f"The {SPLIT_NAMES[code]} share is {share}: it must be above 0 and below 1, for example 0.1."
+                f"The {SPLIT_NAMES[code]} share is {share}: it must be at least 0 and below 1, for example 0.1."
             )
     if sum(shares.values()) >= 1:
         raise RecipeError("The val and test shares add up to 1 or more: nothing is left to train on.")
+    shares = {code: share for code, share in shares.items() if share}
     if shares:
         train = np.flatnonzero(codes == _TRAIN)
         images = dataset.subset(train)
@@ -298,7 +301,7 @@ def _describe_draw(
         if not count:
             raise DataError(
                 f"There are too few images to draw a {name} split: every class has fewer than "
-                f"{len(shares) + 1} distinct ones. Add images."
+                f"{len(shares) + 1} distinct ones. Add images, or draw none with --{SPLIT_NAMES[code]}-fraction 0."
             )
     for code in shares:
         missing = np.setdiff1d(pool.labels, pool.labels[drawn == code])

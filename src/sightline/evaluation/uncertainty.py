@@ -7,7 +7,7 @@ from numpy import ndarray
 
 from .. import metrics
 from ..classifier import amend_bundle
-from ..errors import RecipeError
+from ..errors import DataError, RecipeError
 from ..files import atomic_replace, write_json
 from ..inference import match_labels, predict_logits, predict_probabilities, to_probabilities
 from ..pictures import plot_reliability, plot_risk_coverage
@@ -39,6 +39,11 @@ def evaluate_uncertainty_run(
     if risk is not None and coverage is not None:
         raise RecipeError("A risk and a coverage were both asked for: one threshold can meet one of them.")
     classifier, splits = run.classifier, run.splits
+    if not len(splits.val):
+        raise DataError(
+            f"'{run.folder}' has no validation images to choose a threshold or conformal sets on: train with "
+            "--val-fraction 0.2, or with more images."
+        )
     held, held_labels = predict_probabilities(classifier, splits.val)
     confidence, correct = held.max(1), held.argmax(1) == held_labels
     threshold = None

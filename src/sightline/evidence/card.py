@@ -30,6 +30,9 @@ def render_card(
     if (trained := provenance.get("train_images")) is not None:
         data += f" ({format_count(trained)} training images)"
     data += f"; tested on {format_count(measured['n'])} images it never saw." if "n" in measured else "."
+    if by := provenance.get("centred_by"):
+        data += f" Features are centred by {format_count(by['images'])} unlabelled images of "
+        data += f"`{_escape_code(str(by['data']))}`, of which {format_count(by['test_images'])} are test images."
     if provenance.get("data_fingerprint"):
         data += f" Fingerprint of the files: `{_escape_code(str(provenance['data_fingerprint']))}`."
     parts = [
@@ -110,14 +113,21 @@ def _limitations_section(config: Mapping[str, Any], measured: Mapping[str, Any],
         )
         if measured["n"] < 1000:
             lines.append(f"Only {format_count(measured['n'])} test images: mind the intervals.")
-    temperature = config.get("temperature")
-    if temperature is not None:
-        lines.append(
-            f"Confidence was calibrated on validation images (temperature {float(temperature):.3g}). "
-            "It is valid for similar images only."
-        )
+    if config.get("temperature") is not None:
+        lines.append(describe_calibration(config))
     lines += list_limitations(extras)
     return "\n".join(f"- {line}" for line in lines)
+
+
+def describe_calibration(config: Mapping[str, Any]) -> str:
+    """What the confidence of a bundle was calibrated on."""
+    images = (config.get("provenance") or {}).get("calibrated_on", "validation images")
+    if images == "nothing":
+        return (
+            "Confidence was not calibrated, because there was one image a class: do not read it as a probability."
+        )
+    fitted = f"Confidence was calibrated on {_escape_markdown(str(images))}"
+    return f"{fitted} (temperature {float(config['temperature']):.3g}). It is valid for similar images only."
 
 
 def _escape_markdown(name: str) -> str:

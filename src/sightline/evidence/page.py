@@ -10,7 +10,7 @@ from typing import Any
 from .. import pictures
 from ..errors import DataError
 from ..files import atomic_replace, write_json, write_text
-from .card import render_card
+from .card import describe_calibration, render_card
 from .formatting import (
     METRIC_LABELS,
     format_count,
@@ -142,6 +142,7 @@ def render_page(
         wrong=sum(sum(row) for row in matrix) - sum(row[i] for i, row in enumerate(matrix)),
         curves=pictures.data_url(pictures.plot_history(evidence.history)) if evidence.history else None,
         reliability=reliability,
+        calibration=describe_calibration(evidence.config) if "temperature" in evidence.config else "",
         drawn={name: (pictures.data_url(content), widths[name]) for name, content in drawn.items()},
         curve=evidence.learning_curve,
         train_batch=pictures.data_url(evidence.train_batch) if evidence.train_batch else None,

@@ -11,7 +11,8 @@ class PrototypeHead(nn.Linear):
 
     Their softmax is that of ``-|f - mu_k|^2``, because ``|f|^2`` is the same for every class (Snell et al. 2017,
     arXiv 1703.05175, equation 8). With ``normalise``, f is ``(x - centre) / |x - centre|`` of what the layer is
-    given: the nearest mean of exemplars of iCaRL (Rebuffi et al. 2017, arXiv 1611.07725, algorithm 1).
+    given: the nearest mean of exemplars of iCaRL (Rebuffi et al. 2017, arXiv 1611.07725, algorithm 1). Other heads
+    on centred and normalised features are this layer with weights of their own.
     """
 
     centre: Tensor

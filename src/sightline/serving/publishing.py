@@ -185,6 +185,9 @@ def _comparison_images(classifier: Classifier, run: Path, images: Path | str | N
     from ..training import reopen
 
     try:
-        return reopen(run, device="cpu").splits.val, "validation images of the run"
+        splits = reopen(run, device="cpu").splits
+        if not len(splits.val):
+            return splits.train.labelled, "training images of the run"
+        return splits.val, "validation images of the run"
     except (DataError, RecipeError, BundleError, ChoiceError):
         return None, "drawn pictures, as the images of the run are not there any more, or changed"

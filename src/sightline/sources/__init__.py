@@ -5,12 +5,23 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+
 from ..choose import choose
 from ..errors import DataError
 from .archives import list_tar, list_zip
 from .arrays import ImageArrays, digits, shapes, source_from_arrays
 from .cache import PUBLISHED_DATASETS, download_dataset, load_or_build, verify_checksums
-from .layout import USUAL_LABELS, LabelRule, Layout, list_images, parse_split, sort_classes, source_from_files
+from .layout import (
+    USUAL_LABELS,
+    LabelRule,
+    Layout,
+    list_images,
+    parse_split,
+    select_images,
+    sort_classes,
+    source_from_files,
+)
 from .readers import (
     archive_reader,
     detect_kind,
@@ -22,7 +33,16 @@ from .readers import (
     refuse_rule,
     single_class_error,
 )
-from .source import MAX_FILE_BYTES, FolderReader, Listing, Source, file_stamp, is_junk, stratified_subset
+from .source import (
+    MAX_FILE_BYTES,
+    FolderReader,
+    Listing,
+    Source,
+    file_stamp,
+    is_junk,
+    list_folder,
+    stratified_subset,
+)
 
 BUILTIN_DATASETS: dict[str, Callable[..., ImageArrays]] = {"digits": digits, "shapes": shapes}
 """Datasets that need no download; a size may follow the name: ``shapes:600``."""
@@ -78,6 +98,25 @@ def find(
     if several and len(source.classes) == 1:
         raise single_class_error(name, source.classes[0])
     return source if limit is None else limit_source(source, limit, seed)
+
+
+def find_unlabelled(path: str | Path) -> Source:
+    """Every image at ``path``, without a label, however a folder or archive is laid out; or what ``find`` takes.
+
+    Raises DataError where there is none.
+    """
+    place = Path(path)
+    kind = detect_kind(place) if place.exists() else "name"
+    listers: dict[str, Callable[[Path], Listing]] = {"folder": list_folder, "zip": list_zip, "tar": list_tar}
+    if kind in listers:
+        listing = listers[kind](place)
+        chosen = sorted(select_images(listing.names)[0], key=listing.names.__getitem__)
+        if not chosen:
+            raise DataError(f"There is no image in '{path}': name a folder or archive of photos.")
+        keys = np.array(chosen, np.int64)
+        return source_from_files(str(path), listing, Layout(keys, np.full(len(keys), -1), (), None))
+    found = find(path, several=False)
+    return replace(found, labels=np.full(len(found), -1), columns={})
 
 
 def _missing_error(path: Path) -> DataError:

@@ -13,11 +13,14 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from statistics import median
 
+import numpy as np
 import torch
+from jaxtyping import Int
+from numpy import ndarray
 
 from .. import runtime
 from ..classifier import Classifier
-from ..data import Survey, iterate_batches
+from ..data import DEFAULT_VAL_SHARE, Survey, iterate_batches
 from ..errors import OutputError
 from ..files import write_json
 from ..models import NETWORKS
@@ -43,6 +46,15 @@ FEW_TRAIN_IMAGES = 1000
 LINEAR_PROBE_LR_FACTOR = 10
 """Factor on the usual learning rate where only the head learns."""
 
+
+MIN_IMAGES_TO_VALIDATE = 10
+"""Images of the median class from which some are set aside for validation where the head is computed."""
+
+MIN_VALIDATION_IMAGES = 20
+"""A smaller validation split is not worth its images where the head is computed."""
+
+MIN_IMAGES_TO_REGRESS = 3
+"""Training images of the median class from which a regression is the default head; class means below."""
 
 PRECISIONS = ("float32", "bfloat16")
 
@@ -98,6 +110,45 @@ def default_pixels(
     return chosen
 
 
+def default_method(plan: Plan, counts: Int[ndarray, " K"] | None = None) -> list[Default]:
+    """How the last layer is learned, where that is open: from published weights the head first, which is by class
+    means where ``counts``, the training images of each class, are few.
+    """
+    recipe = plan.recipe
+    simple = recipe.freeze == "none" and recipe.loss == "cross-entropy" and not recipe.fairness_column
+    pays = plan.is_pretrained and simple and recipe.devices == 1 and recipe.weights is None
+    if recipe.method is not None:
+        return []
+    if pays and counts is not None and np.median(counts) < MIN_IMAGES_TO_REGRESS:
+        why = "The head is by prototypes, class means, because images are few (--method probe fits a regression)."
+        return [Default("method", "prototypes", why)]
+    return [Default("method", "finetune" if pays else "gradient", "")]
+
+
+def default_fractions(plan: Plan, images: Dataset) -> list[Default]:
+    """Shares of the validation and test images: nothing is set aside for validation where images are few and the
+    head is computed, nor for the test where no class has a second image.
+    """
+    recipe, given = plan.recipe, images.columns.get("split")
+    if recipe.val_fraction is not None:
+        return []
+    held_out = np.isin([] if given is None else given, ("val", "test"))
+    pool = (images if given is None else images.subset(~held_out)).labelled
+    usual = int(np.median(pool.counts))
+    few = usual < MIN_IMAGES_TO_VALIDATE or DEFAULT_VAL_SHARE * len(pool) < MIN_VALIDATION_IMAGES
+    method = recipe.method or default_method(plan)[0].value
+    if method == "gradient" or recipe.epochs or (given is not None and (given == "val").any()) or not few:
+        return [Default("val_fraction", DEFAULT_VAL_SHARE, "")]
+    calibrated = "on training images left out in turn" if usual > 1 else "on nothing, so it is no probability"
+    aside = f"With {usual} image{'s' * (usual > 1)} a class none is set aside for validation"
+    why = f"{aside}: all teach the head, and confidence is calibrated {calibrated} (--val-fraction)."
+    chosen = [Default("val_fraction", 0.0, why)]
+    if pool.counts.max() < 2 and (given is None or not (given == "test").any()):
+        why = "No image is left to test on, so nothing is measured: sightline evaluate RUN DATA tests on others."
+        chosen.append(Default("test_fraction", 0.0, why))
+    return chosen
+
+
 def default_network(plan: Plan, *, train_images: int) -> list[Default]:
     """Model, augmentation, batch size and learning rate, from size, channels and the number of images."""
     recipe, size, grey = plan.recipe, plan.recipe.size, plan.recipe.channels == 1
@@ -106,9 +157,7 @@ def default_network(plan: Plan, *, train_images: int) -> list[Default]:
     if recipe.normalize is None:
         chosen.append(Default("normalize", "fitted", ""))
     if recipe.method is None:
-        simple = recipe.freeze == "none" and recipe.loss == "cross-entropy" and not recipe.fairness_column
-        pays = plan.is_pretrained and simple and recipe.devices == 1 and recipe.weights is None
-        chosen.append(Default("method", "finetune" if pays else "gradient", ""))
+        chosen += default_method(plan)
         plan = plan.replace(method=chosen[-1].value)
     if plan.head is not None and plan.head.fine_tunes:
         usual = vars(Recipe())

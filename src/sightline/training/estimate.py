@@ -108,11 +108,11 @@ def _count_train_images(source: Source, recipe: Recipe) -> int:
     """Number of training images, by the data's own splits or by the fractions."""
     given = source.columns.get("split")
     if given is None:
-        return max(2, round(len(source) * (1 - recipe.val_fraction - recipe.test_fraction)))
+        return max(2, round(len(source) * (1 - (recipe.val_fraction or 0) - recipe.test_fraction)))
     pool = int((given == "train").sum())
     missing = sum(
         fraction
-        for part, fraction in (("val", recipe.val_fraction), ("test", recipe.test_fraction))
+        for part, fraction in (("val", (recipe.val_fraction or 0)), ("test", recipe.test_fraction))
         if not (given == part).any()
     )
     return max(2, round(pool * (1 - missing)))

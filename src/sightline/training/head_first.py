@@ -7,22 +7,29 @@ fine-tuning makes of it is kept only where it is better on the same validation i
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from jaxtyping import Float
+from numpy import ndarray
 from torch import Tensor
 
 from ..classifier import Classifier
+from ..data import load_dataset
 from ..errors import RecipeError
 from ..features import embed_cached
 from ..files import write_json
 from ..inference import predict_logits
+from ..layers import PrototypeHead
 from ..models import get_head
+from ..sources import find_unlabelled
 from ..types import Splits
 from .distributed import SINGLE_PROCESS, ProcessGroup
 from .fit import Method
+from .heads import predict_left_out
 from .plan import Plan
 from .refinement import fit_temperature, refine
 from .run_folder import RunFolder
@@ -40,7 +47,8 @@ class HeadResult:
 
     weights: Mapping[str, Tensor]
     losses: Tensor
-    """Cross-entropy of each labelled validation image (nats), calibrated."""
+    """Cross-entropy of each labelled validation image (nats), calibrated; of training images left out where there are
+    none."""
     correct: Tensor
     temperature: float
     facts: dict[str, Any]
@@ -55,37 +63,52 @@ def fit_head(classifier: Classifier, plan: Plan, splits: Splits) -> HeadResult:
     assert plan.head is not None
     began = time.perf_counter()
     train, val = splits.train.labelled, splits.val.labelled
-    features = embed_cached(classifier, train)
+    centring = centre_features(classifier, plan, splits)
+    features = prepare_features(classifier, embed_cached(classifier, train))
     counts = plan.class_weighting(train.counts)
     weights = None if counts is None else np.asarray(counts, np.float64)[train.labels]
-    fitted = plan.head.fit(features, train.labels, len(train.classes), seed=plan.recipe.seed, weights=weights)
+    images = features, train.labels, len(train.classes)
+    fitted = plan.head.fit(*images, seed=plan.recipe.seed, weights=weights)
     head = get_head(classifier.network)
     with torch.no_grad():
         head.weight.copy_(fitted.weight)
         head.bias.copy_(fitted.bias)
-    logits, labels = predict_logits(classifier, val)
-    temperature = classifier.temperature = round(fit_temperature(logits, labels), 6)
+    if len(val):
+        logits, labels = predict_logits(classifier, val)
+    else:
+        logits, labels = predict_left_out(plan.head, *images, seed=plan.recipe.seed, weights=weights)
+        classifier.provenance["calibrated_on"] = "training images left out in turn" if len(labels) else "nothing"
+    temperature = classifier.temperature = round(fit_temperature(logits, labels), 6) if len(labels) else 1.0
     losses, correct = _judge(logits, labels, temperature)
     facts = {
         "method": plan.recipe.method,
         "seconds": round(time.perf_counter() - began, 3),
-        "val_accuracy": correct.double().mean().item(),
-        "val_errors": int((~correct).sum()),
+        "val_accuracy": correct.double().mean().item() if len(val) else None,
+        "val_errors": int((~correct).sum()) if len(val) else None,
+        **({} if len(val) or not len(labels) else {"left_out_accuracy": correct.double().mean().item()}),
+        **centring,
         **fitted.facts,
     }
     state = {name: value.detach().clone() for name, value in classifier.state_dict().items()}
     return HeadResult(state, losses, correct, temperature, facts)
 
 
-def describe_head(result: HeadResult, plan: Plan) -> str:
-    """A sentence about the computed head, for the user."""
+def describe_head(result: HeadResult, plan: Plan) -> tuple[str, ...]:
+    """A sentence about the computed head, for the user; and one about the photos by which its features are centred."""
     facts, n = result.facts, len(result.correct)
     left_out = facts.get("cross_validated_accuracy")
     more = "" if left_out is None else f" ({left_out:.1%} of the training images, when left out)"
-    return (
-        f"Head by {plan.recipe.method} on frozen features: {n - facts['val_errors']} of {n} validation images are "
-        f"right{more}, after {facts['seconds']:.0f} s."
-    )
+    if facts["val_errors"] is None:
+        more = ", when left out"
+    kind = "training" if facts["val_errors"] is None else "validation"
+    right = f"{int(result.correct.sum())} of {n} {kind} images are right{more}" if n else "nothing to judge it by"
+    found = f"Head by {plan.recipe.method} on frozen features: {right}, after {facts['seconds']:.0f} s."
+    if (by := facts.get("centred_by")) is None:
+        return (found,)
+    text = f"Features are centred by {by['images']:,} unlabelled photos of '{by['data']}' and the training photos"
+    if by["test_images"]:
+        text += f"; {by['test_images']:,} of them are test photos, so the test is transductive"
+    return found, f"{text}. No label of theirs is used (--unlabelled)."
 
 
 def decide_fine_tuning(result: HeadResult, plan: Plan) -> tuple[Plan, str | None]:
@@ -93,6 +116,9 @@ def decide_fine_tuning(result: HeadResult, plan: Plan) -> tuple[Plan, str | None
     assert plan.head is not None
     if not plan.head.fine_tunes:
         return plan.replace(epochs=0), None
+    if plan.recipe.epochs is None and result.facts["val_errors"] is None:
+        why = "No fine-tuning: without validation images nothing would tell whether it helps (--val-fraction)."
+        return plan.replace(epochs=0), why
     if plan.recipe.epochs is None and result.facts["val_errors"] < MIN_ERRORS_TO_FINE_TUNE:
         why = (
             f"No fine-tuning: with {result.facts['val_errors']} validation errors, a gain could not be told from "
@@ -168,9 +194,52 @@ def compare_with_head(classifier: Classifier, splits: Splits, head: HeadResult) 
     }
 
 
+def centre_features(classifier: Classifier, plan: Plan, splits: Splits) -> dict[str, Any]:
+    """Let the last layer subtract the mean feature of the training images and the recipe's ``unlabelled`` ones.
+
+    A copy counts once. Returns the facts, which the bundle's provenance holds too; nothing without ``unlabelled``.
+    """
+    if plan.recipe.unlabelled is None:
+        return {}
+    train, head = splits.train, get_head(classifier.network)
+    assert isinstance(head, PrototypeHead)
+    others = load_dataset(find_unlabelled(plan.recipe.unlabelled), train.geometry)
+    new = np.unique(others.digests, return_index=True)[1]
+    others = others.subset(np.sort(new[~np.isin(others.digests[new], train.digests)]))
+    features = [embed_cached(classifier, train), embed_cached(classifier, others)]
+    with torch.no_grad():
+        head.centre.copy_(torch.from_numpy(np.concatenate(features).mean(0, dtype=np.float64)))
+    facts = {
+        "data": Path(plan.recipe.unlabelled).name,
+        "images": len(others),
+        "test_images": int(np.isin(others.digests, splits.test.digests).sum()),
+        "data_fingerprint": others.fingerprint,
+    }
+    classifier.provenance["centred_by"] = facts
+    return {"centred_by": facts}
+
+
+def prepare_features(classifier: Classifier, features: Float[ndarray, "N D"]) -> Float[ndarray, "N D"]:
+    """Features as the weights of the last layer meet them: centred and normalised where it does that."""
+    head = get_head(classifier.network)
+    if not isinstance(head, PrototypeHead):
+        return features
+    return head.prepare(torch.from_numpy(features).to(head.weight.device)).cpu().numpy()
+
+
 def check_head_method(plan: Plan) -> None:
-    """Raise RecipeError where the head cannot be computed as the recipe says."""
+    """Raise RecipeError where the head cannot be computed as the recipe says, or validation is needed."""
     recipe = plan.recipe
+    if plan.head is None and recipe.unlabelled is not None:
+        raise RecipeError(
+            "Unlabelled photos centre the features of a computed head, and this run has none: choose --method "
+            "prototypes, probe, lda or finetune, or leave --unlabelled out."
+        )
+    if recipe.val_fraction == 0 and (recipe.epochs if plan.head is not None else recipe.epochs != 0):
+        raise RecipeError(
+            "The recipe's val_fraction is 0, but training keeps the epoch that is best on validation: leave it out, "
+            "or compute the head alone, such as --method probe."
+        )
     if plan.head is None:
         return
     if not plan.is_pretrained and plan.source is None and recipe.weights is None:

@@ -49,11 +49,8 @@ class HeadMethod(ABC):
     """Computes a last layer from features: ``fit``. A member that ``fine_tunes`` is trained on by gradient."""
 
     fine_tunes: ClassVar[bool] = False
-
-    @property
-    def surgery(self) -> tuple[str, dict[str, Any]] | None:
-        """The change of the network that the head needs, as (name, arguments); None for an ordinary last layer."""
-        return None
+    normalises: ClassVar[bool] = False
+    """Whether features are to be divided by their length first: the network then gets a ``PrototypeHead``."""
 
     @abstractmethod
     def fit(
@@ -65,7 +62,7 @@ class HeadMethod(ABC):
         seed: int,
         weights: Float[ndarray, " N"] | None = None,
     ) -> FittedHead:
-        """The last layer for features and labels in [0, n_classes); ``weights`` are of the images."""
+        """The last layer for features, normalised if need be, and labels in [0, n_classes); ``weights`` of images."""
 
 
 @dataclass(frozen=True)
@@ -88,23 +85,15 @@ class ProbeThenFineTune(LinearProbeHead):
 class ClassMeans(HeadMethod):
     """The nearest class mean: ``W = 2 mu, b = -|mu|^2``, whose softmax is that of ``-|f - mu|^2`` (Snell et al. 2017).
 
-    With ``normalise`` features are divided by their length first, which helps where images are few (SimpleShot: Wang
-    et al. 2019, arXiv 1911.04623): the network then gets a ``PrototypeHead``.
+    Features are normalised, which helps where images are few (SimpleShot: Wang et al. 2019, arXiv 1911.04623).
     """
 
-    normalise: bool = True
-
-    @property
-    def surgery(self) -> tuple[str, dict[str, Any]] | None:
-        """The change of the network that the head needs."""
-        return ("prototypes", {"normalise": True}) if self.normalise else None
+    normalises = True
 
     def fit(self, features, labels, n_classes, *, seed, weights=None):  # noqa: ARG002
         """The class means; nothing is drawn."""
-        if self.normalise:
-            features = features / np.linalg.norm(features, axis=1, keepdims=True).clip(1e-12)
         means = _class_means(features, labels, n_classes, weights)
-        return FittedHead(_tensor(2 * means), _tensor(-np.square(means).sum(1)), {"normalise": self.normalise})
+        return FittedHead(_tensor(2 * means), _tensor(-np.square(means).sum(1)), {})
 
 
 @dataclass(frozen=True)
@@ -130,6 +119,38 @@ class LinearDiscriminant(HeadMethod):
         prior = np.bincount(labels, images, n_classes) / images.sum()
         bias = -0.5 * ((means - centre) * weight).sum(1) - weight @ centre + np.log(prior)
         return FittedHead(_tensor(weight), _tensor(bias), {"shrinkage": self.shrinkage})
+
+
+def predict_left_out(
+    head: HeadMethod,
+    features: Float[ndarray, "N D"],
+    labels: Int[ndarray, " N"],
+    n_classes: int,
+    *,
+    seed: int,
+    weights: Float[ndarray, " N"] | None = None,
+) -> tuple[Float[Tensor, "n K"], Int[Tensor, " n"]]:
+    """Logits and label of every image by a head that was fitted without it; of none where a class has one image."""
+    folds = min(PROBE_FOLDS, int(np.bincount(labels, minlength=n_classes).min()))
+    x, y = torch.from_numpy(features).float(), torch.from_numpy(labels).long()
+    if folds < 2:
+        return torch.zeros(0, n_classes), y[:0]
+    logits, fold = torch.zeros(len(y), n_classes), _deal_folds(labels, folds, seed)
+    for number in range(folds):
+        shown = (fold != number).numpy()
+        some = None if weights is None else weights[shown]
+        fitted = head.fit(features[shown], labels[shown], n_classes, seed=seed, weights=some)
+        logits[~shown] = F.linear(x[~shown], fitted.weight, fitted.bias)
+    return logits, y
+
+
+def _deal_folds(labels: Int[ndarray, " N"], folds: int, seed: int) -> Int[Tensor, " N"]:
+    """The fold of each image: every class is spread evenly."""
+    order = permutation(len(labels), seed, 77)
+    order = order[np.argsort(labels[order], kind="stable")]
+    fold = torch.empty(len(labels), dtype=torch.long)
+    fold[torch.from_numpy(order)] = torch.arange(len(labels)) % folds
+    return fold
 
 
 def _class_means(
@@ -183,10 +204,7 @@ def fit_linear_probe(
     accuracy, penalty = None, PROBE_PENALTIES[0]
     folds = min(PROBE_FOLDS, int(counts.min()))
     if folds >= 2:
-        order = permutation(len(labels), seed, 77)
-        order = order[np.argsort(labels[order], kind="stable")]
-        fold = torch.empty(len(labels), dtype=torch.long)  # of each image: every class is spread evenly
-        fold[torch.from_numpy(order)] = torch.arange(len(labels)) % folds
+        fold = _deal_folds(labels, folds, seed)
         shown = images * (torch.arange(folds)[:, None] != fold).float()  # (F, N)
         rates = {}
         for candidate, found in _regularisation_path(x, y, shown, n_classes):

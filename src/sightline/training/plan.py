@@ -344,8 +344,8 @@ def _parse_model(recipe: Recipe) -> Architecture | None:
     if recipe.weight_noise:
         changes.append(("noise", {"alpha": recipe.weight_noise}))
     head = _parse_head(recipe)
-    if head is not None and head.surgery is not None:
-        changes.append(head.surgery)
+    if head is not None and (head.normalises or recipe.unlabelled):
+        changes.append(("prototypes", {"normalise": True}))
     return replace(plan, surgery=(*plan.surgery, *changes))
 
 
@@ -371,6 +371,6 @@ _PARSERS: Mapping[str, tuple[Callable[[Recipe], Any], Set[str]]] = {
     "freezing": (lambda recipe: choose(FREEZE_SCHEDULES, recipe.freeze, "freeze schedule"), {"freeze"}),
     "head": (_parse_head, {"method"}),
     "augment": (lambda recipe: parse_policy(recipe.augment or ()), {"augment"}),
-    "architecture": (_parse_model, {"method", "model", "dropout", "flip_tta", "weight_noise"}),
+    "architecture": (_parse_model, {"method", "model", "dropout", "flip_tta", "weight_noise", "unlabelled"}),
 }
 """Part of a plan -> how it is parsed, and the fields of a recipe it is parsed from."""

@@ -53,10 +53,12 @@ class Recipe:
     """Where the images are; the command's first argument."""
     limit: int | None = _recipe_field(None, "Data", common=True)
     """Use about this many images, drawn at random but evenly: a quick first try."""
-    val_fraction: float = _recipe_field(0.1, "Data")
-    """Fraction of the training images used for validation, where the data has no validation split."""
+    val_fraction: float | None = _recipe_field(None, "Data")
+    """Fraction of the training images for validation, where the data has none. Default: 0.1, or 0 where few."""
     test_fraction: float = _recipe_field(0.15, "Data")
-    """Fraction of the images used for testing, where the data has no test split."""
+    """Fraction of the images used for testing, where the data has no test split; 0 for none."""
+    unlabelled: str | None = _recipe_field(None, "Data", common=True)
+    """Folder or archive of other photos, without labels: the features of a computed head are centred by their mean."""
     split_seed: int | None = _recipe_field(None, "Data")
     """Seed for splitting and --limit. Default: seed. Use one value for runs you want to compare or combine."""
     group: str | None = _recipe_field(None, "Data")
@@ -166,14 +168,12 @@ class Recipe:
     clip_grad: float = _recipe_field(0.0, "Training")
     """Largest norm of a step's gradient; a larger one is scaled down to it. 0 for no limit."""
     grad_accum_steps: int = _recipe_field(1, "Training")
-    """Number of pieces a batch is split into; their gradients are added: the same step (but for batch norm) in less
-    memory."""
+    """Number of pieces a batch is cut into, their gradients added: the same step in less memory, but for batch norm."""
     progressive_from: int | None = _recipe_field(None, "Training")
     """Progressive resizing: the first epochs train at this many pixels, growing to the working size by two thirds of
     the epochs. Faster; for networks that take any size."""
     ema_decay: float = _recipe_field(0.0, "Training")
-    """Decay per step of an exponential moving average of the weights, which is kept instead of them; 0 for none, 0.999
-    is common."""
+    """Decay per step of an exponential moving average of the weights, kept instead of them; 0 for none, often 0.999."""
     freeze_norms: bool = _recipe_field(False, "Training")
     """Keep the statistics of batch norms as they are: for fine-tuning on few images."""
     patience: int = _recipe_field(0, "Training")
@@ -341,7 +341,7 @@ def _is_text(value: Any) -> bool:
 
 _RULES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
     ("a path or a name", _is_text, "data"),
-    ("a file or folder", _is_text, "weights"),
+    ("a file or folder", _is_text, "weights unlabelled"),
     (
         "a name",
         _is_text,
@@ -357,7 +357,7 @@ _RULES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
     ("a whole number of at least 2", lambda v: is_int(v) and v >= 2, "limit batch_size"),
     ("a whole number from 0 to 2^63 - 1", lambda v: is_int(v) and 0 <= v < 2**63, "seed split_seed"),
     ("a whole number of pixels from 8 to 1024", lambda v: is_int(v) and 8 <= v <= 1024, "size progressive_from"),
-    ("a fraction from 0.01 to 0.5", lambda v: 0.01 <= v <= 0.5, "val_fraction test_fraction"),
+    ("0 or a fraction from 0.01 to 0.5", lambda v: v == 0 or 0.01 <= v <= 0.5, "val_fraction test_fraction"),
     ("a fraction from 0.1 to 1", lambda v: 0.1 <= v <= 1, "crop_fraction"),
     (
         "a fraction from 0 to below 1",

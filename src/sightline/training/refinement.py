@@ -229,7 +229,8 @@ def _save_best(
     """Put the best weights into the classifier, fit the temperature, save the bundle; say what was kept."""
     if best.weights is not None:
         classifier.load_state_dict(best.weights)
-    classifier.temperature = round(fit_temperature(*predict_logits(classifier, splits.val.labelled)), 6)
+    if len(val := splits.val.labelled):  # without validation the temperature is that of the computed head
+        classifier.temperature = round(fit_temperature(*predict_logits(classifier, val)), 6)
     if group.is_main:
         classifier.save(folder.bundle)
     return f"The weights of epoch {best.epoch} are kept in {folder.bundle}."

@@ -130,7 +130,7 @@ def split_by_recipe(dataset: Dataset, recipe: Recipe) -> tuple[Splits, tuple[str
         seed=recipe.data_seed,
         group=recipe.group,
     )
-    if not len(splits.train.labelled) or not len(splits.val):
+    if not len(splits.train.labelled) or (recipe.val_fraction != 0 and not len(splits.val)):
         raise DataError(f"'{recipe.data}' has too few images to train and validate on. Add images.")
     return splits, (*dataset.notes, *splits.notes)
 

@@ -21,6 +21,8 @@ from .budget import Budget
 from .build import build_classifier, build_method
 from .defaults import (
     choose_execution,
+    default_fractions,
+    default_method,
     default_network,
     default_pixels,
     to_memory_format,
@@ -132,7 +134,8 @@ def _begin_run(
     more = (*built, *filter(None, [fair.note]), *measured)
     for note in more:
         progress.notify(note)
-    recipe = plan.recipe.replace(data=absolute_path(plan.recipe.data), weights=absolute_path(plan.recipe.weights))
+    places = ("data", "weights", "unlabelled")
+    recipe = plan.recipe.replace(**{name: absolute_path(vars(plan.recipe)[name]) for name in places})
     name = f"{Path(recipe.data or '').name.partition('.')[0]}-{recipe.model}".replace(":", "_")
     # Only now: an old run is not given up for one that cannot begin.
     folder = create_run_folder(wanted, name, overwrite=overwrite)
@@ -153,7 +156,7 @@ def _start(
         return plan, classifier, None, notes
     head = fit_head(classifier, plan, splits)
     plan, why = decide_fine_tuning(head, plan)
-    return plan, classifier, head, (*notes, describe_head(head, plan), *filter(None, [why]))
+    return plan, classifier, head, (*notes, *describe_head(head, plan), *filter(None, [why]))
 
 
 def train_on_splits(
@@ -291,6 +294,7 @@ def prepare(plan: Plan, run: RunFolder | None = None) -> tuple[Plan, Splits, tup
     """
     dataset, pixels = read_dataset(plan.recipe, plan=plan)
     plan = _with_defaults(plan, pixels)
+    plan = _with_defaults(plan, fractions := default_fractions(plan, dataset))
     recipe = plan.recipe
     splits, read, _ = (
         (*split_to_train(dataset, recipe), ())
@@ -298,11 +302,13 @@ def prepare(plan: Plan, run: RunFolder | None = None) -> tuple[Plan, Splits, tup
         else _split_as_before(run, recipe, dataset, run.read_fingerprint())
     )
     train = splits.train.labelled
+    plan = _with_defaults(plan, method := default_method(plan, train.counts))
     network = default_network(plan, train_images=len(train))
     plan = _with_defaults(plan, network).fit_to(train)
     recipe = plan.recipe
-    skip = {"augment", "batch_size", "lr", "weights"} if recipe.epochs == 0 else set()  # nothing is trained
-    chosen = tuple(d.reason for d in (*pixels, *network) if d.reason and d.field not in skip)
+    trains = recipe.epochs != 0 and (plan.head is None or plan.head.fine_tunes)
+    skip = set() if trains else {"augment", "batch_size", "lr", "weights"}
+    chosen = tuple(d.reason for d in (*pixels, *fractions, *method, *network) if d.reason and d.field not in skip)
     cost = (
         ()
         if recipe.normalize in (INHERIT, PRETRAINED)
