@@ -77,9 +77,7 @@ def split(
     shares = {code: share for code, share in ((_TEST, test), (_VAL, val)) if not (codes == code).any()}
     for code, share in shares.items():
         if not 0 <= share < 1:
-            raise RecipeError(
-                f"The {SPLIT_NAMES[code]} share is {share}: it must be at least 0 and below 1, for example 0.1."
-            )
+            raise RecipeError(f"The {SPLIT_NAMES[code]} share is {share}: it must be at least 0 and below 1.")
     if sum(shares.values()) >= 1:
         raise RecipeError("The val and test shares add up to 1 or more: nothing is left to train on.")
     shares = {code: share for code, share in shares.items() if share}
