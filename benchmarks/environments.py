@@ -4,6 +4,9 @@ No peer is ever a dependency of ours: it is installed, at a stated version, into
 peers built on PyTorch get the version of torch we are measured with; pip takes the build it is set up to find.
 """
 
+import os
+import random
+import shutil
 import subprocess
 import sys
 import venv
@@ -19,9 +22,10 @@ PINS: dict[str, tuple[str, ...]] = {
     "plain": _TORCH,
     "timm": (*_TORCH, "timm==1.0.31"),
     "lightning": (*_TORCH, "lightning==2.6.6"),
-    "fastai": (*_TORCH, "fastai==2.8.12"),
+    "fastai": (*_TORCH, "fastai==2.8.12", "timm==1.0.31"),
     "skorch": (*_TORCH, "skorch==1.4.0"),
-    "ultralytics": (*_TORCH, "ultralytics==8.4.190"),
+    "ultralytics": (*_TORCH, "ultralytics==8.4.190", "timm==1.0.31"),
+    "autogluon": (*_TORCH, "autogluon.multimodal==1.6.3"),
     "keras": ("keras==3.15.1", "tensorflow-cpu==2.21.0"),
     "litserve": ("litserve==0.2.19", *_SERVING),
     "bentoml": ("bentoml==1.4.39", "fastapi==0.165.0", *_SERVING),
@@ -57,3 +61,21 @@ def unpack(archive: Path, work: Path) -> Path:
             content.extractall(folder)
         done.touch()
     return folder if (folder / "train").is_dir() else next(p for p in folder.iterdir() if p.is_dir())
+
+
+def set_aside(folder: Path, place: Path) -> Path:
+    """The folder again, as links, with a tenth of each class's training images moved to ``val``."""
+    done = place.with_name(f"{place.name}.done")
+    if not done.exists():
+        shutil.rmtree(place, ignore_errors=True)
+        for kind in sorted((folder / "train").iterdir()) + sorted((folder / "test").iterdir()):
+            files = sorted(kind.iterdir())
+            parts = dict.fromkeys(files, kind.parent.name)
+            if kind.parent.name == "train":
+                parts |= dict.fromkeys(random.Random(0).sample(files, len(files) // 10), "val")
+            for part in set(parts.values()):
+                (place / part / kind.name).mkdir(parents=True, exist_ok=True)
+            for file, part in parts.items():
+                os.link(file, place / part / kind.name / file.name)
+        done.touch()
+    return place

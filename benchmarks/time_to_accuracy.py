@@ -32,7 +32,6 @@ import hashlib
 import json
 import math
 import os
-import random
 import shutil
 import statistics
 import subprocess
@@ -43,7 +42,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from environments import python_of, unpack
+from environments import python_of, set_aside, unpack
 from record import Notebook, record, shared
 
 from sightline.metrics import seeds_interval
@@ -265,24 +264,6 @@ def changed(recipe: Recipe) -> dict[str, Any]:
     """What a recipe says beyond the defaults."""
     usual = vars(Recipe())
     return {name: value for name, value in vars(recipe).items() if value != usual[name] and name != "seed"}
-
-
-def set_aside(folder: Path, place: Path) -> Path:
-    """The folder again, as links, with a tenth of each class's training images moved to ``val``."""
-    done = place.with_name(f"{place.name}.done")
-    if not done.exists():
-        shutil.rmtree(place, ignore_errors=True)
-        for kind in sorted((folder / "train").iterdir()) + sorted((folder / "test").iterdir()):
-            files = sorted(kind.iterdir())
-            parts = dict.fromkeys(files, kind.parent.name)
-            if kind.parent.name == "train":
-                parts |= dict.fromkeys(random.Random(0).sample(files, len(files) // 10), "val")
-            for part in set(parts.values()):
-                (place / part / kind.name).mkdir(parents=True, exist_ok=True)
-            for file, part in parts.items():
-                os.link(file, place / part / kind.name / file.name)
-        done.touch()
-    return place
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 from networks import NETWORKS
-from pytorch import transforms
+from pytorch_peers import transforms
 from task import BATCH, Asked
 from torch import nn
 from torch.utils.data import DataLoader

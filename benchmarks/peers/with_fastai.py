@@ -4,7 +4,7 @@ from functools import partial
 
 import torch
 from networks import parameters
-from pytorch import network
+from pytorch_peers import network
 from task import BATCH, LR, MEAN, MOMENTUM, STD, WEIGHT_DECAY, Answer, Asked, Clock, main
 
 # isort: split

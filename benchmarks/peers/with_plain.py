@@ -2,7 +2,7 @@
 
 import torch
 from networks import parameters
-from pytorch import images, network, sgd
+from pytorch_peers import images, network, sgd
 from task import BATCH, Answer, Asked, Clock, main
 
 

@@ -2,7 +2,7 @@
 
 import torch
 from networks import parameters
-from pytorch import images, network
+from pytorch_peers import images, network
 from skorch import NeuralNetClassifier
 from skorch.callbacks import Callback
 from task import BATCH, LR, MOMENTUM, WEIGHT_DECAY, Answer, Asked, Clock, main

@@ -6,7 +6,7 @@ until the batch, as timm likes it.
 
 import torch
 from networks import parameters
-from pytorch import network, transforms
+from pytorch_peers import network, transforms
 from task import BATCH, LR, MEAN, MOMENTUM, STD, WEIGHT_DECAY, Answer, Asked, Clock, main
 
 # isort: split

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from networks import parameters
-from pytorch import network, transforms
+from pytorch_peers import network, transforms
 from task import BATCH, LR, MOMENTUM, WEIGHT_DECAY, Answer, Asked, Clock, main
 from torch import Tensor, nn
 
