@@ -129,7 +129,7 @@ def test_a_bundle_holds_the_weights_and_loads_without_a_network(name, tmp_path, 
         geometry=Geometry(size=(32, 32), channels=1),
     ).eval()
     classifier.save(tmp_path / "b")
-    monkeypatch.setattr(timm_network, "_fetch_weights", lambda *_: pytest.fail("a bundle has its own weights"))
+    monkeypatch.setattr(timm_network, "fetch_published", lambda *_: pytest.fail("a bundle has its own weights"))
     again = Classifier.load(tmp_path / "b")
     pixels = torch.rand(2, 1, 32, 32)
     with torch.no_grad():
@@ -198,7 +198,7 @@ def test_published_weights_in_the_cache_are_used(nowhere, tmp_path):
     save_file(other.state_dict(), place / "snapshots" / "abc" / "model.safetensors")
     network = network_of(f"{TINY}:pretrained=True", channels=1)
     head = network.head.weight.clone()
-    assert "published weights of timm's 'test_resnet'" in network.load_published()
+    assert "Started from test_resnet, trained on ImageNet-1k" in network.load_published()
     state = network.body.state_dict()
     assert torch.equal(state["layer1.0.conv1.weight"], other.state_dict()["layer1.0.conv1.weight"])
     colours = other.state_dict()["conv1.weight" if "conv1.weight" in state else "conv1.0.weight"]

@@ -55,7 +55,7 @@ from .handcrafted import HANDCRAFTED_FEATURES, Feature
 from .inception import inception
 from .mobilenet import efficientnet, mobilenet
 from .plain import lenet5, mlp, plain_cnn, small_cnn, strided_cnn, table2, vgg11, vgg13, vgg16
-from .pretrained import EMBEDDED_WEIGHTS, WeightsCard
+from .pretrained import EMBEDDED_WEIGHTS, WeightsCard, read_timm_config
 from .registry import (
     Architecture,
     NetworkDescription,
@@ -78,7 +78,7 @@ from .surgery import (
     expand_head,
     find_stages,
 )
-from .timm_network import find_card, timm
+from .timm_network import find_card, name_in_config, timm
 from .vit import ViT, vit
 from .weights import WeightsReport, load_weights
 

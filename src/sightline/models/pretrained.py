@@ -6,6 +6,7 @@ EfficientNet-Lite0 falls from 89 to 77 % top-1, silently.
 
 import hashlib
 import importlib.metadata
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import accumulate
@@ -17,11 +18,8 @@ from torch import Tensor
 
 from ..errors import DataError
 
-NON_COMMERCIAL_LICENCES = ("cc-by-nc", "nc-", "amlr", "research")
-"""Words in the name of a licence that rules out commercial use."""
-
-UNCLEAR_LICENCES = ("fastvit-license", "mobileone-license", "cvnets-license", "dinov3-license", "other")
-"""Licences with a text and conditions of their own, which the user should read."""
+COMMERCIAL_LICENCES = ("apache-2.0", "mit", "bsd-2-clause", "bsd-3-clause", "cc-by-4.0", "cc0-1.0", "isc")
+"""Licences that allow commercial use; the user should read every other one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,9 +47,8 @@ class WeightsCard:
 
     @property
     def commercial(self) -> bool:
-        """Whether the licence is known, and by its name allows commercial use without conditions of its own."""
-        words = (self.licence or "other").lower()
-        return not any(word in words for word in (*NON_COMMERCIAL_LICENCES, *UNCLEAR_LICENCES))
+        """Whether the licence is known to allow commercial use without conditions of its own."""
+        return (self.licence or "").lower() in COMMERCIAL_LICENCES
 
     def as_json(self) -> dict[str, Any]:
         """What run, card and report keep of it."""
@@ -176,13 +173,26 @@ TRAINING_SETS: Mapping[str, str] = {
 """Parts of timm's tags -> the images they stand for."""
 
 
-def card_from_settings(name: str, settings: Mapping[str, Any]) -> WeightsCard:
+def read_timm_config(file: Path) -> Mapping[str, Any]:
+    """The ``config.json`` that timm and its hub keep beside a file of weights: ``architecture``, ``pretrained_cfg``.
+
+    Empty where there is none, or another program's.
+    """
+    try:
+        known = json.loads((file.parent / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    ours = isinstance(known, dict) and isinstance(known.get("pretrained_cfg"), dict) and "architecture" in known
+    return known if ours else {}
+
+
+def card_from_settings(name: str, settings: Mapping[str, Any], *, normalised: bool = True) -> WeightsCard:
     """The card of a network of timm, from its pretrained settings (``timm.get_pretrained_cfg``).
 
-    Raises DataError where they give no mean and deviation: no guess is made for them.
+    Raises DataError where they give no mean and deviation, unless ``normalised`` is False: no guess is made for them.
     """
-    mean, std = settings.get("mean"), settings.get("std")
-    if not mean or not std or len(mean) != len(std) or min(std) <= 0:
+    mean, std = settings.get("mean") or (), settings.get("std") or ()
+    if normalised and (not mean or len(mean) != len(std) or min(std) <= 0):
         raise DataError(
             f"The card of the weights '{name}' gives no usable mean and deviation, so it is unknown what pixels "
             "they expect. Choose other weights, or say them with --normalize."

@@ -3,8 +3,10 @@
 import difflib
 import importlib.machinery
 import importlib.util
+import pickle
 import warnings
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from types import ModuleType
@@ -12,20 +14,19 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from ..errors import ChoiceError, DataError, RecipeError
+from ..errors import BundleError, ChoiceError, RecipeError
 from ..layers import ImageSize, Network, make_dropout
-from .pretrained import EMBEDDED_WEIGHTS, WeightsCard, card_from_settings
+from .hub import cached_checksum, checksum_of_weights, fetch_published
+from .pretrained import EMBEDDED_WEIGHTS, WeightsCard, card_from_settings, read_timm_config
 
 TORCHVISION_SCHEMAS = (
     "nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
     "qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
 )
 """Operators that torchvision's import needs even where its compiled part could not be loaded."""
-
-HUB_TIMEOUT = 5.0
-"""Seconds to wait for the first response of the host of timm's weights."""
 
 
 @cache
@@ -92,31 +93,38 @@ class TimmNetwork(Network):
         return self.head(self.dropout(self.body(pixels)))
 
     def load_published(self) -> str:
-        """Load timm's published weights into the body, from its cache or its hub, where ``pretrained`` asks for
-        them.
+        """Load timm's published weights into the body, from the installation, a cache or the hub, where
+        ``pretrained`` asks for them.
 
-        Raises RecipeError where there are none, DataError where they cannot be fetched.
+        Raises RecipeError where there are none, DataError where they cannot be fetched, BundleError where they do
+        not fit.
         """
         if not self.pretrained:
             return ""
         if self.name in EMBEDDED_WEIGHTS:
-            weights = EMBEDDED_WEIGHTS[self.name]
-            overlay: dict[str, Any] = {"state_dict": weights.load()}
-            made = _create_timm(self.name, self.arguments, pretrained=True, pretrained_cfg_overlay=overlay)
-            self.body.load_state_dict(made.state_dict())
-            card = weights.card
-            return (
-                f"Started from {card.name}, trained on {card.trained_on} ({card.licence}; from the installation)."
-            )
-        settings = _pretrained_settings(self.name)
-        if not (settings["hf_hub_id"] or settings["url"]):
-            raise RecipeError(
-                f"There are no published weights of timm's '{self.name}': leave out pretrained=True."
-            )
-        overlay = {"file": _fetch_weights(self.name, settings), "custom_load": settings["custom_load"]}
-        made = _create_timm(self.name, self.arguments, pretrained=True, pretrained_cfg_overlay=overlay)
-        self.body.load_state_dict(made.state_dict())
-        return f"Loaded the published weights of timm's '{self.name}'; the head is freshly initialised."
+            overlay: dict[str, Any] = {"state_dict": EMBEDDED_WEIGHTS[self.name].load()}
+        else:
+            settings = _pretrained_settings(self.name)
+            if not (settings["hf_hub_id"] or settings["url"]):
+                raise RecipeError(
+                    f"There are no published weights of timm's '{self.name}': leave out pretrained=True."
+                )
+            overlay = {
+                "file": str(fetch_published(self.name, settings)),
+                "custom_load": settings["custom_load"],
+            }
+        whole = {name: value for name, value in self.arguments.items() if name != "num_classes"}
+        try:  # with its own last layer, without which timm would not mind missing tensors
+            made = _create_timm(self.name, whole, pretrained=True, pretrained_cfg_overlay=overlay)
+            if missing := self.body.load_state_dict(made.state_dict(), strict=False).missing_keys:
+                raise KeyError(missing[0])
+        except (RuntimeError, ValueError, KeyError, OSError, SafetensorError, pickle.UnpicklingError) as error:
+            raise BundleError(
+                f"The published weights in '{overlay.get('file')}' do not fit timm's '{self.name}': remove that file "
+                "and try again, or give another with --weights FILE."
+            ) from error
+        card = find_card(self.name, normalised=False)
+        return f"Started from {card.name}, trained on {card.trained_on} ({card.licence}; from {card.source})."
 
 
 def timm(
@@ -152,11 +160,31 @@ def timm(
     return TimmNetwork(name, arguments, body, features, classes, dropout=dropout, pretrained=pretrained)
 
 
-def find_card(name: str) -> WeightsCard:
-    """The card of the published weights of a network of timm; DataError where it lacks what is needed."""
-    if name in EMBEDDED_WEIGHTS:
+def find_card(name: str, file: Path | None = None, *, normalised: bool = True) -> WeightsCard:
+    """The card of the published weights of a network of timm, or of a ``file`` of them.
+
+    What a ``config.json`` beside the file says comes first, as the hub keeps it. Raises DataError where mean and
+    deviation are asked for (``normalised``) and not known.
+    """
+    if file is None and name in EMBEDDED_WEIGHTS:
         return EMBEDDED_WEIGHTS[name].card
-    return card_from_settings(name, _pretrained_settings(name))
+    settings = _pretrained_settings(name)
+    if file is None:
+        return replace(card_from_settings(name, settings, normalised=normalised), sha256=cached_checksum(settings))
+    beside = read_timm_config(file).get("pretrained_cfg", {})
+    if beside.get("tag", settings["tag"]) != settings["tag"]:  # other weights than those that timm knows
+        settings = {**settings, "license": None, "tag": None}
+    card = card_from_settings(name, {**settings, **beside}, normalised=normalised)
+    digest = checksum_of_weights(file) if file.is_file() else None
+    source = f"the file {file.name}" + ("" if beside else f", taken for timm's {card.name}")
+    return replace(card, source=source, sha256=digest)
+
+
+def name_in_config(config: Mapping[str, Any]) -> str:
+    """Timm's name of the network in a ``config.json`` of its hub, with the tag of the weights where timm knows it."""
+    base = config["architecture"]
+    full = f"{base}.{config['pretrained_cfg'].get('tag')}"
+    return full if full in import_timm().list_models(f"{base}.*", pretrained=True) else base
 
 
 def _check_timm_name(name: object) -> None:
@@ -195,26 +223,3 @@ def _count_features(body: nn.Module, channels: int, size: ImageSize) -> int:
     if not isinstance(given, Tensor) or given.ndim != 2:
         raise ValueError("its output is not a vector of features per image")
     return given.shape[1]
-
-
-def _fetch_weights(name: str, settings: Mapping[str, Any]) -> str:
-    """The file with a network's published weights; raises DataError within seconds where it cannot be fetched."""
-    from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url, try_to_load_from_cache
-
-    place, file = settings["hf_hub_id"], settings["hf_hub_filename"] or "model.safetensors"
-    try:
-        if not place:
-            cached = Path(torch.hub.get_dir()) / "checkpoints" / settings["url"].rpartition("/")[2]
-            if not cached.is_file():
-                cached.parent.mkdir(parents=True, exist_ok=True)
-                torch.hub.download_url_to_file(settings["url"], str(cached), progress=False)
-            return str(cached)
-        if isinstance(known := try_to_load_from_cache(place, file), str):
-            return known
-        get_hf_file_metadata(hf_hub_url(place, file), timeout=HUB_TIMEOUT)
-        return hf_hub_download(place, file)
-    except Exception as error:  # each library raises its own exceptions
-        raise DataError(
-            f"The published weights of timm's '{name}' cannot be fetched from here: leave out pretrained=True and "
-            "give a file of them with --weights FILE, or try again with a network."
-        ) from error

@@ -218,7 +218,7 @@ def _check_fit(path: Path, given: Tensors, wanted: Tensors, skipped: tuple[str, 
     if faults:
         raise BundleError(
             f"The weights in '{path}' belong to another network ({'; '.join(faults)}). "
-            "Choose the model, channels and size they were trained with."
+            "Choose the model, channels and size they were trained with (--model timm:NAME for a file of timm's)."
         )
     for name, tensor in given.items():
         if not tensor.is_floating_point():

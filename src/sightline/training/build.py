@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
+from typing import Any
 
 import numpy as np
 import torch
@@ -79,7 +80,7 @@ def build_classifier(
             "train_images": len(train),
             "seed": recipe.seed,
             "split_seed": recipe.data_seed,
-            **({"weights": plan.card.as_json()} if plan.card and recipe.weights is None else {}),
+            **_published_provenance(plan),
             **start_provenance(
                 start if recipe.weights is None else Path(recipe.weights).name, network, plan.source
             ),
@@ -97,6 +98,13 @@ def build_classifier(
                 "leave it out, or choose another model."
             ) from error
     return classifier, (*network.notes, *notes)
+
+
+def _published_provenance(plan: Plan) -> dict[str, Any]:
+    """What is known of the published weights at the origin, which a run passes on to those that start from it."""
+    if plan.source is not None:
+        return {name: value for name, value in plan.source.provenance.items() if name == "weights"}
+    return {} if plan.card is None else {"weights": plan.card.as_json()}
 
 
 def card_preprocessing(plan: Plan, channels: int) -> Preprocessing:

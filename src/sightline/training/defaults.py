@@ -116,7 +116,7 @@ def default_method(plan: Plan, counts: Int[ndarray, " K"] | None = None) -> list
     """
     recipe = plan.recipe
     simple = recipe.freeze == "none" and recipe.loss == "cross-entropy" and not recipe.fairness_column
-    pays = plan.is_pretrained and simple and recipe.devices == 1 and recipe.weights is None
+    pays = plan.card is not None and plan.source is None and simple and recipe.devices == 1
     if recipe.method is not None:
         return []
     if pays and counts is not None and np.median(counts) < MIN_IMAGES_TO_REGRESS:

@@ -7,6 +7,7 @@ import inspect
 from collections.abc import Callable, Mapping, Set
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -71,6 +72,7 @@ from .transfer import (
     UpToStage,
     inherit_settings,
     load_source,
+    name_weights_file,
 )
 
 OBJECTIVES: Mapping[str, Callable[..., Objective]] = {
@@ -134,6 +136,13 @@ HEAD_METHODS: Mapping[str, Callable[..., HeadMethod | None]] = {
 }
 """The words of ``method``."""
 
+QUALITY_MODELS: Mapping[str, str] = {
+    "fast": "timm:mobilenetv3_large_100.miil_in21k_ft_in1k:pretrained=True",
+    "standard": "timm:tf_efficientnet_lite0.in1k:pretrained=True",
+    "best": "timm:tiny_vit_5m_224.dist_in22k_ft_in1k:pretrained=True",
+}
+"""The words of ``quality``; the standard comes with the installation."""
+
 
 @dataclass(frozen=True, eq=False)
 class Plan:
@@ -195,10 +204,14 @@ class Plan:
 
     @property
     def card(self) -> WeightsCard | None:
-        """The card of the network's published weights; None where it starts from other weights."""
-        if not self.is_pretrained or self.architecture is None:
+        """The card of the published weights it starts from, named or in a file of timm's; None for other starts."""
+        if self.architecture is None or self.architecture.name != "timm":
             return None
-        return find_card(self.architecture.arguments["name"])
+        file = Path(self.recipe.weights) if self.recipe.weights and self.source is None else None
+        if not self.is_pretrained and file is None:
+            return None
+        normalised = self.recipe.normalize in (None, PRETRAINED)
+        return find_card(self.architecture.arguments["name"], file, normalised=normalised)
 
     def replace(self, **changes: Any) -> "Plan":
         """The plan with these fields of the recipe changed."""
@@ -272,6 +285,9 @@ def resolve(recipe: Recipe, *, objective: ObjectiveLike | None = None, augment: 
     ``objective`` and ``augment`` are objects in place of the recipe's words. Raises ChoiceError for an unknown word,
     RecipeError for parts that do not go together, BundleError for a start that cannot be read.
     """
+    if recipe.quality is not None and recipe.model is None:
+        recipe = recipe.replace(model=QUALITY_MODELS[recipe.quality])
+    recipe = name_weights_file(recipe)
     source = load_source(recipe.weights, recipe.normalize)
     recipe, notes = inherit_settings(recipe, source)
     parsed: dict[str, Any] = {name: parse(recipe) for name, (parse, _) in _PARSERS.items()}

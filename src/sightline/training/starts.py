@@ -5,18 +5,11 @@ from dataclasses import dataclass
 
 from ..data import Survey
 from ..models import find_card
-from .plan import Plan
+from .plan import QUALITY_MODELS, Plan
 from .recipe import PRETRAINED, Recipe
 
 PHOTO_SIDE = 64
 """Pixels of the median short side from which images are taken for photos."""
-
-QUALITY_MODELS: Mapping[str, str] = {
-    "fast": "timm:mobilenetv3_large_100.miil_in21k_ft_in1k:pretrained=True",
-    "standard": "timm:tf_efficientnet_lite0.in1k:pretrained=True",
-    "best": "timm:tiny_vit_5m_224.dist_in22k_ft_in1k:pretrained=True",
-}
-"""The words of ``quality``; the standard comes with the installation."""
 
 FINE_TUNING: Mapping[str, object] = {
     "optimizer": "adamw",
@@ -49,17 +42,16 @@ def default_start(plan: Plan, images: Survey) -> list[Default]:
     recipe, card = plan.recipe, plan.card
     chosen: list[Default] = []
     if card is None:
-        word = QUALITY_MODELS[recipe.quality or "standard"]
-        if recipe.model is not None or not (recipe.quality or _looks_like_photos(recipe, images)):
+        word = QUALITY_MODELS["standard"]
+        if recipe.model is not None or not _looks_like_photos(recipe, images):
             return []
         card = find_card(word.split(":")[1])
-        why = "the quality asked for" if recipe.quality else "these are photos"
         chosen.append(
             Default(
                 "model",
                 word,
-                f"Starting from {card.name}, trained on {card.trained_on}, because {why} (--from-scratch starts from "
-                "random weights, --model chooses another network).",
+                f"Starting from {card.name}, trained on {card.trained_on}, because these are photos (--from-scratch "
+                "starts from random weights, --model chooses another network).",
             )
         )
     said = {"size": card.size, "normalize": PRETRAINED}

@@ -17,7 +17,7 @@ from ..errors import RecipeError
 from ..features import backbone_fingerprint
 from ..files import read_csv_rows
 from ..layers import Network
-from ..models import Architecture, find_stages, get_head, load_weights
+from ..models import Architecture, find_stages, get_head, load_weights, name_in_config, read_timm_config
 from ..preprocessing import Preprocessing
 from ..types import Dataset
 from .recipe import INHERIT, Recipe
@@ -31,6 +31,19 @@ HEAD_TEST_IMAGES = 500
 
 REUSABLE_SURGERY = frozenset({"mirrored", "flip_tta", "grown_head"})
 """Changes of a network after which its weights still fit a new one."""
+
+
+def name_weights_file(recipe: Recipe) -> Recipe:
+    """The recipe with the file of weights in a folder of timm's hub, and the network that its config.json names."""
+    if recipe.weights is None:
+        return recipe
+    path = Path(recipe.weights)
+    file = path / "model.safetensors" if path.is_dir() else path
+    known = read_timm_config(file)
+    if not known or not file.is_file():
+        return recipe
+    model = recipe.model or f"timm:{name_in_config(known)}"
+    return recipe.replace(weights=str(file), model=model)
 
 
 def load_source(weights: str | None, normalize: str | None) -> Classifier | None:
