@@ -19,9 +19,9 @@ from sightline.features import (
     embedding_precision,
     feature_key,
     find_lookalikes,
-    find_outliers,
     nearest_images,
     predict_logits_cached,
+    rank_outliers,
     store,
 )
 from sightline.features.embedding import Embedder, fuse_convolutions
@@ -224,10 +224,13 @@ def test_a_strange_image_is_an_outlier_and_a_twin_a_lookalike():
     )
     features[17] = 3 * rng.standard_normal(40)
     features[90] = features[4] * 1.01
-    rows, usual = find_outliers(features)
-    assert rows.tolist() == [17]
-    assert usual.argmin() == 17
+    rows, similarity = rank_outliers(features)
+    assert rows[0] == similarity.argmin() == 17
+    centred = features - features.mean(0)
+    distance, _ = NearestNeighbors(n_neighbors=6, metric="cosine").fit(centred).kneighbors(centred)
+    assert np.allclose(similarity, 1 - distance[:, 1:].mean(1), atol=1e-5)
     pairs, alike = find_lookalikes(features)
     assert pairs[0].tolist() == [4, 90]
     assert alike[0] > 0.999
-    assert len(find_lookalikes(features[:1])[0]) == len(find_outliers(features[:1])[0]) == 0
+    assert len(find_lookalikes(features[:1])[0]) == 0
+    assert rank_outliers(features[:1])[0].tolist() == [0]

@@ -160,7 +160,7 @@ for group, verb, where, purpose, example in COMMANDS:
 
 
 OLD_FLAGS: Mapping[str, Mapping[str, str]] = {
-    "check": {"deep": "label-issues", "suspects": "out-dir", "fit": "resize-mode"},
+    "check": {"suspects": "out-dir", "fit": "resize-mode"},
     "compress": {"allowance": "max-accuracy-drop"},
     "evaluate": {"against": "compare-with", "keep": "save", "outliers": "ood", "sets": "conformal-alpha"},
     "predict": {"form": "format", "sets": "alpha", "unknown-below": "threshold"},

@@ -23,9 +23,10 @@ def check(
     *,
     limit: int | None = None,
     size: int | None = None,
-    resize_mode: str = "squash",
+    resize_mode: str | None = None,
     window: str | None = None,
     out: Path | None = None,
+    deep: Annotated[bool, Parameter(negative=(), group=_LABELS)] = False,
     label_issues: Annotated[bool, Parameter(negative=(), group=_LABELS)] = False,
     by: Annotated[str | None, Parameter(group=_LABELS)] = None,
     out_dir: Annotated[Path | None, Parameter(group=_LABELS)] = None,
@@ -43,30 +44,47 @@ def check(
     size: int
         Image size (pixels) to judge by. Default: the size that training would choose.
     resize_mode: str
-        squash, crop or pad.
+        squash (the default; of --deep, what training would choose), crop or pad.
     window: str
         Values of images with more than 8 bits that become black and white: 0:4095. Default: the full range of 16 bits,
         or what the values of a sample of 32-bit images span.
     out: Path
         A picture (check.png): a contact sheet of the images as the network would see them. A table (clean.csv):
         the images worth keeping, for train; a second table lists what was left out and why.
+    deep: bool
+        Judge labels as --label-issues does, and list photos that look alike and those least like the others. Photos
+        are read as training from published weights reads them, and their features are kept for it: seconds.
     label_issues: bool
         Also rank labels that look wrong, by classifiers that were not trained on the image: seconds for a thousand
         small images.
     by: str
-        Method of --label-issues: a baseline (default: svm-rbf@hog, or svm-rbf@pixels
-        where only that can tell the classes apart) or a network.
+        Method of --label-issues: a head on kept features (probe, the default for photos; lda), a baseline (else
+        svm-rbf@hog, or svm-rbf@pixels where only that can tell the classes apart) or a network.
     out_dir: Path
         Folder for the results of --label-issues. Default: runs/DATA-suspects.
     """
-    from ..data import audit, draw_sample_sheet, format_audit, format_clean_summary, write_clean_manifest
+    from ..data import (
+        audit,
+        draw_sample_sheet,
+        format_audit,
+        format_clean_summary,
+        format_remarks,
+        write_clean_manifest,
+    )
     from ..files import atomic_replace
-    from ..training import Recipe, read_dataset
+    from ..training import Recipe, read_dataset, resolve
 
     is_table = out is not None and out.suffix.lower() in (".csv", ".tsv")
     picture = None if out is None or is_table else check_picture_path(out)
-    recipe = Recipe(data=data, limit=limit, size=size, resize_mode=resize_mode, window=window, **vars(labels))
-    dataset, chosen = read_dataset(recipe, max_bad=1.0)
+    recipe = Recipe(
+        data=data,
+        limit=limit,
+        size=size,
+        resize_mode=resize_mode or (None if deep else "squash"),
+        window=window,
+        **vars(labels),
+    )
+    dataset, chosen = read_dataset(recipe, plan=resolve(recipe) if deep else None, max_bad=1.0)
     windows = [default.reason for default in chosen if default.field == "window"]
     dataset = replace(dataset, notes=(*dataset.notes, *windows))
     findings = audit(dataset)
@@ -77,14 +95,18 @@ def check(
     if is_table and out is not None:
         value["clean"] = write_clean_manifest(dataset, data, out)
         text += f"\n\n{format_clean_summary(value['clean'], out)}"
-    if label_issues or by or out_dir:
-        from ..comparison import find_label_issues, write_label_issues
+    if deep or label_issues or by or out_dir:
+        from ..comparison import are_photos, check_features, find_label_issues, write_label_issues
 
         name = re.sub(r"[^\w.-]+", "_", Path(data).name.partition(".")[0]) or "data"
         found = find_label_issues(dataset, by)
         files = write_label_issues(found, dataset, out_dir or Path("runs") / f"{name}-suspects")
         value["suspects"] = {**found.as_json(), "files": files}
         text += f"\n\n{format_label_issues(value['suspects'])}"
+        if deep and are_photos(dataset):
+            shown = check_features(dataset)
+            value["features"] = dict(shown.values) | {"remarks": [vars(r) for r in shown.remarks]}
+            text += f"\n\n{format_remarks(shown)}"
     emit(value, options.json, lambda console, _: console.print(text, markup=False))
 
 

@@ -7,7 +7,14 @@
 
 from .candidates import Candidate, parse_candidate
 from .cross_validation import CrossValidation, cross_validate
-from .label_issues import DEFAULT_LABEL_CHECKER, LabelIssueReport, find_label_issues, write_label_issues
+from .feature_check import check_features
+from .label_issues import (
+    DEFAULT_LABEL_CHECKER,
+    LabelIssueReport,
+    are_photos,
+    find_label_issues,
+    write_label_issues,
+)
 from .learning_curve import LEARNING_CURVE_SHARES, LearningCurve, learning_curve_run
 from .model_comparison import compare
 from .ranking import Comparison

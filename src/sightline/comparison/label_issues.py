@@ -5,37 +5,36 @@ the images labelled j, an image labelled i counts as truly j where p_j >= t_j, t
 Jiang and Chuang 2021, eq. 1). Images with j != i are the issues, ranked by how much more probable j is than i.
 """
 
-import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from jaxtyping import Float, Int
 from numpy import ndarray
 
-from .. import progress, runtime
-from ..baselines import Baseline, extract_features, parse_baseline
+from .. import progress
 from ..data import make_folds
 from ..errors import DataError, RecipeError
 from ..evaluation import top_confusions
 from ..files import atomic_replace, write_csv, write_json
-from ..inference import predict_logits, to_probabilities
 from ..metrics import wilson
-from ..models import estimator_scores
 from ..pictures import contact_sheet
-from ..training import Recipe, fit_temperature
+from ..training import PHOTO_SIDE, Recipe
 from ..types import Dataset, Interval
-from .candidates import Candidate, parse_candidate
-from .cross_validation import HeldOutFold, fold_splits
+from .candidates import parse_candidate
+from .cross_validation import HeldOutFold
+from .judges import HEAD_JUDGES, OutOfFold, baseline_judge, head_judge, network_probabilities
 
 DEFAULT_LABEL_CHECKER = "svm-rbf@hog"
 """The candidate whose predictions are compared with the labels; docs/suspects.md has the alternatives measured."""
 
 COLOUR_LABEL_CHECKER = "svm-rbf@pixels"
 """Tried where the default, which sees no colour, cannot tell the classes apart."""
+
+PHOTO_LABEL_CHECKER = "probe"
+"""The judge of photos: out-of-fold logistic regression on the features of the published network."""
 
 MIN_JUDGE_SKILL = 0.25
 """Skill below which nothing is listed: most of the list would be right labels."""
@@ -155,40 +154,46 @@ def find_label_issues(
 
     Args:
         dataset: N images of K classes.
-        by: a baseline (its features are extracted once), or a network, trained by ``recipe`` on each fold. Default:
+        by: a baseline (its features are extracted once), a head on the published network's kept features (probe,
+            lda), or a network, trained by ``recipe`` on each fold. Default: ``PHOTO_LABEL_CHECKER`` for photos, else
             ``DEFAULT_LABEL_CHECKER``, or ``COLOUR_LABEL_CHECKER`` where only that can tell the classes apart.
         folds: at most; fewer where a class has fewer distinct images. Copies and near duplicates share a fold.
-        probe: for baselines, change some labels and report how many of them are found.
+        probe: for baselines and heads, change some labels and report how many of them are found.
 
     Raises DataError where fewer than two classes have two distinct images, RecipeError for fewer than two folds,
     ChoiceError for an unknown ``by``.
     """
     if by is None:
         more: dict[str, Any] = {"folds": folds, "seed": seed, "recipe": recipe, "probe": probe, "device": device}
+        if are_photos(dataset):
+            return find_label_issues(dataset, PHOTO_LABEL_CHECKER, **more)
         found = find_label_issues(dataset, DEFAULT_LABEL_CHECKER, **more)
         if found.skill >= MIN_JUDGE_SKILL:
             return found
         other = find_label_issues(dataset, COLOUR_LABEL_CHECKER, **more)
         return max(found, other, key=lambda one: one.skill)
-    candidate = parse_candidate(by, (recipe or Recipe(epochs=8)).replace(seed=seed))
+    head = by.partition(":")[0] in HEAD_JUDGES
+    candidate = None if head else parse_candidate(by, (recipe or Recipe(epochs=8)).replace(seed=seed))
+    word = f"{by} on kept features" if candidate is None else candidate.word
     rows, remarks = _select_images(dataset)
     part = dataset.subset(rows)
     held_out = _assign_label_folds(part, folds, seed, None if recipe is None else recipe.group)
-    fits = len(held_out) * (2 if probe and candidate.kind == "baseline" else 1)
-    progress.notify(f"Looking for label issues: {fits} fits of {candidate.word} to {len(part):,} images.")
+    judged = candidate is None or candidate.kind == "baseline"
+    fits = len(held_out) * (2 if probe and judged else 1)
+    progress.notify(f"Looking for label issues: {fits} fits of {word} to {len(part):,} images.")
     planted: PlantedErrorProbe | None = None
-    if candidate.kind == "baseline":
-        baseline = parse_baseline(candidate.word)
-        _, features = extract_features(baseline, part)
-        with progress.progress_bar("Folds", fits) as advance:
-            predict = _OutOfFold(baseline, features, len(part.classes), held_out, seed, advance)
-            probabilities = predict(part.labels)
-            ranked = _rank_issues(part.labels, probabilities)
-            if probe:
-                planted = _probe_planted_errors(predict, part.labels, ranked, seed)
-    else:
-        probabilities = _network_probabilities(part, candidate, held_out, device)
+    if candidate is not None and not judged:
+        probabilities = network_probabilities(part, candidate, held_out, device)
         ranked = _rank_issues(part.labels, probabilities)
+    else:
+        if candidate is None:
+            predict = head_judge(by, part, held_out, seed, device)
+        else:
+            predict = baseline_judge(candidate.word, part, held_out, seed)
+        probabilities = predict(part.labels)
+        ranked = _rank_issues(part.labels, probabilities)
+        if probe:
+            planted = _probe_planted_errors(predict, part.labels, ranked, seed)
     accuracy = wilson(float((probabilities.argmax(1) == part.labels).sum()), len(part))
     chance = float(part.counts.max() / part.counts.sum())
     if (skill := (accuracy.value - chance) / (1 - chance)) < MIN_JUDGE_SKILL:
@@ -208,7 +213,7 @@ def find_label_issues(
         for i, j in ranked
     ]
     return LabelIssueReport(
-        by=candidate.word,
+        by=word,
         folds=len(held_out),
         classes=part.classes,
         n=len(part),
@@ -220,6 +225,13 @@ def find_label_issues(
         remarks=remarks,
         skill=skill,
     )
+
+
+def are_photos(dataset: Dataset) -> bool:
+    """Whether training would start from published weights: colour, and large enough at the working size and before."""
+    short = np.minimum(dataset.columns["width"], dataset.columns["height"])
+    colour = dataset.geometry.channels == 3
+    return colour and min(dataset.geometry.size) >= PHOTO_SIDE and float(np.median(short)) >= PHOTO_SIDE
 
 
 def confident_joint(labels: Int[ndarray, " N"], probabilities: Float[ndarray, "N K"]) -> Int[ndarray, "K K"]:
@@ -280,57 +292,8 @@ def _assign_label_folds(part: Dataset, folds: int, seed: int, group: str | None)
     return [HeldOutFold(number, seed, held) for number, held in enumerate(indices, 1) if len(held)]
 
 
-@dataclass(frozen=True, eq=False)
-class _OutOfFold:
-    """Labels -> the probabilities that a baseline, fitted to them on the other folds, gives each image."""
-
-    baseline: Baseline
-    features: Float[ndarray, "N D"]
-    classes: int
-    held_out: Sequence[HeldOutFold]
-    seed: int
-    advance: progress.Advance
-
-    def __call__(self, labels: Int[ndarray, " N"]) -> Float[ndarray, "N K"]:
-        """Fit every fold; one temperature is fitted to all of them together."""
-        logits = np.zeros((len(labels), self.classes))
-        for fold in self.held_out:
-            others = np.setdiff1d(np.arange(len(labels)), fold.indices)
-            fitted = self.baseline.make_estimator(self.seed).fit(self.features[others], labels[others])
-            known = estimator_scores(fitted, self.features[fold.indices])
-            whole = np.repeat(known.min(1, keepdims=True) - 1, self.classes, 1)
-            whole[:, np.asarray(fitted.classes_, np.int64)] = known
-            logits[fold.indices] = whole
-            self.advance(1)
-        return _calibrate_out_of_fold(torch.from_numpy(logits), labels)
-
-
-def _calibrate_out_of_fold(logits: torch.Tensor, labels: Int[ndarray, " N"]) -> Float[ndarray, "N K"]:
-    """Probabilities at the temperature that fits these labels; no image was trained on."""
-    return to_probabilities(logits.double(), fit_temperature(logits.float(), torch.from_numpy(labels)))
-
-
-def _network_probabilities(
-    part: Dataset, candidate: Candidate, held_out: Sequence[HeldOutFold], device: str
-) -> Float[ndarray, "N K"]:
-    """Out-of-fold probabilities of networks; each keeps its best epoch on validation images of the other folds."""
-    logits = torch.zeros(len(part), len(part.classes))
-    columns = {name: column for name, column in part.columns.items() if name != "split"}
-    pool = replace(part, columns=columns)
-    with progress.progress_bar("Folds", len(held_out)) as advance:
-        for fold in held_out:
-            splits = fold_splits(pool, fold, candidate.recipe)
-            with tempfile.TemporaryDirectory() as folder:
-                run, _ = candidate.train(
-                    splits, Path(folder), seed=fold.seed, device=runtime.resolve_device(device)
-                )
-            logits[torch.from_numpy(fold.indices)] = predict_logits(run.classifier, pool.subset(fold.indices))[0]
-            advance(1)
-    return _calibrate_out_of_fold(logits, part.labels)
-
-
 def _probe_planted_errors(
-    predict: _OutOfFold, labels: Int[ndarray, " N"], ranked: Sequence[tuple[int, int]], seed: int
+    predict: OutOfFold, labels: Int[ndarray, " N"], ranked: Sequence[tuple[int, int]], seed: int
 ) -> PlantedErrorProbe | None:
     """Change some labels that are no issues, look again, and count; None where there are too few images."""
     rng = np.random.default_rng([seed, 5])

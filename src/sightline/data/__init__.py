@@ -7,6 +7,7 @@ from .audit import (
     find_faulty_images,
     format_audit,
     format_clean_summary,
+    format_remarks,
     write_clean_manifest,
 )
 from .codecs import DAMAGED_IMAGE, EXIF_ORIENTATION_TAG, PILLOW_LOCK, read_jpeg_header, valid_orientation

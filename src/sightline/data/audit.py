@@ -259,11 +259,17 @@ def format_audit(findings: Findings) -> str:
         f"working size {v['geometry']['size'][0]} x {v['geometry']['size'][1]}, fit by {v['geometry']['fit']}",
         "",
     ]
-    for remark in findings.remarks:
-        lines.append(f"{remark.level.upper()}: {remark.text}")
-        lines += [f"    {example}" for example in remark.examples]
+    lines += filter(None, [format_remarks(findings)])
     if not any(remark.level != "note" for remark in findings.remarks):
         lines.append("No problems found.")
+    return "\n".join(lines)
+
+
+def format_remarks(findings: Findings) -> str:
+    """The remarks as text, each with its examples."""
+    lines = []
+    for remark in findings.remarks:
+        lines += [f"{remark.level.upper()}: {remark.text}", *(f"    {example}" for example in remark.examples)]
     return "\n".join(lines)
 
 

@@ -7,7 +7,7 @@
 """
 
 from .embedding import embedding_precision
-from .similarity import find_lookalikes, find_outliers, nearest_images
+from .similarity import find_lookalikes, nearest_images, rank_outliers
 from .store import backbone_fingerprint, embed_cached, feature_key, predict_logits_cached
 
 __all__ = [
@@ -16,7 +16,7 @@ __all__ = [
     "embedding_precision",
     "feature_key",
     "find_lookalikes",
-    "find_outliers",
     "nearest_images",
     "predict_logits_cached",
+    "rank_outliers",
 ]

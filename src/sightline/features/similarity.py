@@ -1,4 +1,4 @@
-"""Images by meaning: the nearest by their features, those that look alike, and those unlike all others."""
+"""Images by meaning: the nearest by their features, those that look alike, and those least like the others."""
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -7,11 +7,10 @@ from numpy import ndarray
 OUTLIER_NEIGHBOURS = 5
 """Nearest images whose mean similarity says how usual an image is."""
 
-OUTLIER_DEVIATIONS = 6.0
-"""Robust standard deviations below the median similarity from which an image is an outlier."""
+MIN_LOOKALIKE_SIMILARITY = 0.92
+"""Cosine of the features of two images from which they look alike.
 
-MIN_LOOKALIKE_SIMILARITY = 0.95
-"""Cosine of the features of two images from which they look alike."""
+Mirrored photos have at least 0.94, crops of 90 % 0.89 and more, the most alike of 600 distinct photos 0.84."""
 
 _CHUNK_IMAGES = 2048
 
@@ -33,18 +32,16 @@ def nearest_images(features: Float[ndarray, "N D"], k: int) -> tuple[Int[ndarray
     return found, cosines
 
 
-def find_outliers(features: Float[ndarray, "N D"]) -> tuple[Int[ndarray, " n"], Float[ndarray, " N"]]:
-    """Images unlike all others, the strangest first; and the mean similarity of every image to its nearest ones.
+def rank_outliers(features: Float[ndarray, "N D"]) -> tuple[Int[ndarray, " N"], Float[ndarray, " N"]]:
+    """All images, the one least like any other first; and the mean similarity of each to its nearest ones.
 
-    The deviation is 1.4826 times the median absolute one. Features are centred: what all images share says nothing.
+    (The distance to the k nearest neighbours: Ramaswamy et al. 2000.) Features are centred, because what all images
+    share says nothing. It is a ranking: how far out an image must be to be wrong depends on the data.
     """
-    if len(features) < 4 * OUTLIER_NEIGHBOURS:
-        return np.zeros(0, np.int64), np.ones(len(features), np.float32)
-    usual = nearest_images(features - features.mean(0), OUTLIER_NEIGHBOURS)[1].mean(1)
-    middle = np.median(usual)
-    deviation = 1.4826 * np.median(np.abs(usual - middle))
-    rows = np.flatnonzero(usual < middle - OUTLIER_DEVIATIONS * max(float(deviation), 1e-6))
-    return rows[np.argsort(usual[rows], kind="stable")], usual
+    similarity = np.ones(len(features), np.float32)
+    if len(features) > OUTLIER_NEIGHBOURS:
+        similarity = nearest_images(features - features.mean(0), OUTLIER_NEIGHBOURS)[1].mean(1)
+    return np.argsort(similarity, kind="stable"), similarity
 
 
 def find_lookalikes(features: Float[ndarray, "N D"]) -> tuple[Int[ndarray, "p 2"], Float[ndarray, " p"]]:

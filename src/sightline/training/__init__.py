@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from .plan import (
         CLASS_WEIGHTINGS,
         FREEZE_SCHEDULES,
+        HEAD_METHODS,
         MITIGATIONS,
         OBJECTIVES,
         OPTIMIZERS,
@@ -52,6 +53,7 @@ if TYPE_CHECKING:
     from .refinement import fit_temperature, refine, start_training
     from .run import Run, prepare, read_dataset, read_splits, reopen, resume, train, train_on_splits
     from .run_folder import RunFolder, SilentRunFolder, check_run_folder, create_run_folder
+    from .starts import PHOTO_SIDE, build_published_start
     from .transfer import architecture_word
 
 __all__ = [
@@ -60,12 +62,14 @@ __all__ = [
     "CLASS_WEIGHTINGS",
     "EMA",
     "FREEZE_SCHEDULES",
+    "HEAD_METHODS",
     "INHERIT",
     "LINEAR_PROBE_LR_FACTOR",
     "MEMORY_FORMATS",
     "MITIGATIONS",
     "OBJECTIVES",
     "OPTIMIZERS",
+    "PHOTO_SIDE",
     "PRESETS",
     "PRETRAINED",
     "RENAMED_FIELDS",
@@ -85,6 +89,7 @@ __all__ = [
     "architecture_word",
     "build_classifier",
     "build_method",
+    "build_published_start",
     "check_distillation",
     "check_run_folder",
     "choose_execution",
@@ -140,6 +145,7 @@ _MEMBERS = {
     "plan": (
         "CLASS_WEIGHTINGS",
         "FREEZE_SCHEDULES",
+        "HEAD_METHODS",
         "MITIGATIONS",
         "OBJECTIVES",
         "OPTIMIZERS",
@@ -151,6 +157,7 @@ _MEMBERS = {
     "refinement": ("fit_temperature", "refine", "start_training"),
     "run": ("Run", "prepare", "read_dataset", "read_splits", "reopen", "resume", "train", "train_on_splits"),
     "run_folder": ("RunFolder", "SilentRunFolder", "check_run_folder", "create_run_folder"),
+    "starts": ("PHOTO_SIDE", "build_published_start"),
     "transfer": ("architecture_word",),
 }
 

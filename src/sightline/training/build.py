@@ -15,7 +15,7 @@ from .. import runtime
 from ..classifier import Classifier
 from ..data import Shuffle, count_batches, iterate_batches, to_tensor
 from ..errors import DataError, RecipeError
-from ..layers import initialise
+from ..layers import Network, initialise
 from ..models import build, find_stages
 from ..preprocessing import Normalise, Preprocessing, fit_preprocessing
 from ..types import Batch, Splits
@@ -56,9 +56,10 @@ def build_classifier(
         preprocessing = fit_preprocessing(train, recipe.normalize or "fitted", train.geometry.channels)
     if recipe.init != "default":
         initialise(network, recipe.init)
-    sample = np.sort(runtime.permutation(len(train), recipe.seed)[:ADAPTATION_IMAGES])
-    with torch.no_grad():
-        network.init_from_data(preprocessing(to_tensor(train[sample])))
+    if type(network).init_from_data is not Network.init_from_data:
+        sample = np.sort(runtime.permutation(len(train), recipe.seed)[:ADAPTATION_IMAGES])
+        with torch.no_grad():
+            network.init_from_data(preprocessing(to_tensor(train[sample])))
     notes: tuple[str, ...] = ()
     if not blank and recipe.weights is None:
         notes = tuple(filter(None, [network.load_published()]))

@@ -15,6 +15,7 @@ from jaxtyping import Float, Int
 from numpy import ndarray
 from torch import Tensor
 
+from ..checks import check_number
 from ..errors import DataError
 from ..runtime import permutation
 
@@ -67,11 +68,18 @@ class HeadMethod(ABC):
 
 @dataclass(frozen=True)
 class LinearProbeHead(HeadMethod):
-    """Multinomial logistic regression, its penalty by cross-validation."""
+    """Multinomial logistic regression, its penalty by cross-validation, or given: ``probe:penalty=0.01``."""
+
+    penalty: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.penalty is not None:
+            check_number("penalty", self.penalty, above=0)
 
     def fit(self, features, labels, n_classes, *, seed, weights=None):
         """The regression; the facts have its penalty and the accuracy of images left out."""
-        return fit_linear_probe(features, labels, n_classes, seed=seed, weights=weights)
+        given = {"seed": seed, "weights": weights, "penalty": self.penalty}
+        return fit_linear_probe(features, labels, n_classes, **given)
 
 
 @dataclass(frozen=True)
@@ -176,8 +184,9 @@ def fit_linear_probe(
     *,
     seed: int = 0,
     weights: Float[ndarray, " N"] | None = None,
+    penalty: float | None = None,
 ) -> FittedHead:
-    """The logistic regression that cross-validation prefers, fitted to all images.
+    """The logistic regression of this penalty, or of the one that cross-validation prefers, fitted to all images.
 
     Features are standardised, which is folded into the weights afterwards. The facts: ``penalty``,
     ``cross_validated_accuracy`` of images left out at that penalty (None where none could be), and
@@ -201,9 +210,9 @@ def fit_linear_probe(
         x = x @ basis
     images = torch.ones(len(y)) if weights is None else torch.from_numpy(weights).float()
     losses: dict[float, float] = {}
-    accuracy, penalty = None, PROBE_PENALTIES[0]
+    accuracy = None
     folds = min(PROBE_FOLDS, int(counts.min()))
-    if folds >= 2:
+    if penalty is None and folds >= 2:
         fold = _deal_folds(labels, folds, seed)
         shown = images * (torch.arange(folds)[:, None] != fold).float()  # (F, N)
         rates = {}
@@ -218,7 +227,8 @@ def fit_linear_probe(
                 break
         penalty = min(losses, key=lambda one: losses[one])
         accuracy = rates[penalty]
-    *_, (penalty, found) = _regularisation_path(x, y, images[None], n_classes, until=penalty)
+    until = penalty or PROBE_PENALTIES[0]
+    *_, (penalty, found) = _regularisation_path(x, y, images[None], n_classes, until=until)
     standardised = found[0, :-1] if basis is None else basis @ found[0, :-1]
     weight = (standardised / std[:, None]).T
     facts = {
@@ -243,7 +253,7 @@ def _regularisation_path(
     solution = torch.zeros(len(shown), x.shape[1] + 1, n_classes, requires_grad=True)
     target = F.one_hot(y, n_classes).float()
     share = shown / shown.sum(1, keepdim=True)
-    for penalty in PROBE_PENALTIES:
+    for penalty in (*(one for one in PROBE_PENALTIES if one > until), until):
         optimizer = torch.optim.LBFGS(
             [solution],
             max_iter=MAX_PROBE_ITERATIONS,
@@ -263,5 +273,3 @@ def _regularisation_path(
 
         optimizer.step(closure)
         yield penalty, solution.detach().clone()
-        if penalty <= until:
-            return

@@ -3,9 +3,15 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import numpy as np
+import torch
+
+from ..classifier import Classifier
 from ..data import Survey
 from ..models import find_card
-from .plan import QUALITY_MODELS, Plan
+from ..types import Dataset, Splits
+from .build import build_classifier
+from .plan import QUALITY_MODELS, Plan, resolve
 from .recipe import PRETRAINED, Recipe
 
 PHOTO_SIDE = 64
@@ -65,6 +71,14 @@ def default_start(plan: Plan, images: Survey) -> list[Default]:
         chosen.append(Default(first, open_fields[first], f"Pixels as the card of the weights says: {shown}."))
         chosen += [Default(name, open_fields[name], "") for name in rest]
     return chosen
+
+
+def build_published_start(images: Dataset, device: torch.device, quality: str = "standard") -> Classifier:
+    """The published network of a quality, as training on these images would begin with it; its head is random."""
+    none = images.subset(np.arange(0))
+    plan = resolve(Recipe(model=QUALITY_MODELS[quality], normalize=PRETRAINED))
+    plan = plan.replace(size=images.geometry.size[0], channels=images.geometry.channels).fit_to(images)
+    return build_classifier(plan, Splits(images, none, none), device)[0].eval()
 
 
 def _looks_like_photos(recipe: Recipe, images: Survey) -> bool:
