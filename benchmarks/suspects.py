@@ -55,7 +55,7 @@ def measured(dataset: Dataset, by: str, rate: float) -> dict[str, Any]:
     where = rng.choice(len(dataset), round(rate * len(dataset)), replace=False)
     labels[where] = (labels[where] + rng.integers(1, 10, len(where))) % 10
     started = time.perf_counter()
-    found = find_label_issues(replace(dataset, labels=labels), by, probe=False, recipe=NETWORK)
+    found = find_label_issues(replace(dataset, labels=labels), by, recipe=NETWORK)
     listed = np.array([one.index for one in found.issues], np.int64)
     planted = np.isin(listed, where)
     return {

@@ -1,6 +1,7 @@
 """split: disjoint, stratified, seeded, and no picture on both sides."""
 
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sightline.data import find_leak_groups, find_leaks, load_dataset, make_folds, split
+from sightline.data import splits as split_module
 from sightline.errors import DataError, RecipeError
 from sightline.types import Dataset, Geometry, Splits
 
@@ -269,13 +271,37 @@ def test_a_group_in_two_given_splits_is_refused():
     assert not overlaps(splits, "group")
 
 
-def test_near_duplicates_stay_in_one_split():
+def nearly_twice(**columns) -> Dataset:
+    """80 pictures: 40, and each of them again a little brighter."""
     rng = np.random.default_rng(0)
     base = rng.integers(0, 255, (40, 8, 8, 1), dtype=np.uint8).repeat(4, 1).repeat(4, 2)
     twice = np.concatenate([base, np.clip(base.astype(int) + 2, 0, 255).astype(np.uint8)])
-    data = Dataset(
-        **vars(dataset([0, 1] * 40)) | {"pixels": twice, "geometry": Geometry(size=(32, 32), channels=1)}
-    )
+    geometry = Geometry(size=(32, 32), channels=1)
+    return replace(dataset([0, 1] * 40, **columns), pixels=twice, geometry=geometry)
+
+
+@pytest.mark.parametrize("most", [20_000, 10])
+def test_near_duplicates_stay_in_one_split_of_many_images_too(monkeypatch, most):
+    monkeypatch.setattr(split_module, "MAX_NEAR_DUPLICATE_IMAGES", most)
+    for part in parts(split(nearly_twice(), near=True)):
+        assert {row % 40 for row in part} == {row for row in part if row < 40}
+
+
+@pytest.mark.parametrize("most", [20_000, 10])
+def test_near_duplicates_of_given_splits_are_counted(monkeypatch, most):
+    monkeypatch.setattr(split_module, "MAX_NEAR_DUPLICATE_IMAGES", most)
+    data = nearly_twice(
+        given=["train"] * 60 + ["test"] * 20
+    )  # 20 images are tested, and trained on as nearly the same
+    notes = " ".join(split(data, near=True).notes)
+    assert "20 of the 20 given test images nearly repeat train images" in notes
+    copied = replace(data, digests=np.r_[np.arange(60), 20 + np.arange(20)].astype(np.uint64))
+    assert "nearly repeat" not in " ".join(split(copied, near=True).notes)  # they are exact copies
+    assert not any("nearly repeat" in note for note in split(data, near=False).notes)
+
+
+def test_near_duplicates_stay_in_one_split():
+    data = nearly_twice()
     assert len(np.unique(find_leak_groups(data))) == 40
     assert len(np.unique(find_leak_groups(data, near=False))) == 80
     for part in parts(split(data)):

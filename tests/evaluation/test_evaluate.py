@@ -23,6 +23,7 @@ from sightline.evaluation import (
     top_confusions,
     worst_mistakes,
 )
+from sightline.evaluation.model_evaluation import _guess_remarks
 from sightline.evaluation.report_file import evaluate_on, evaluate_run
 from sightline.evidence import load_evidence
 from sightline.models import build, parse_architecture
@@ -174,9 +175,44 @@ def test_probabilities_that_are_not_numbers_are_refused():
 
 
 def test_small_classes_are_remarked_on():
-    (remark,) = evaluate(classifier(), dataset(50)).remarks
+    *_, remark = evaluate(classifier(), dataset(50)).remarks
     assert remark.text.startswith("3 of 3 classes have fewer than 30 test images")
-    assert evaluate(classifier(), dataset(300)).remarks == ()
+    assert not any("fewer than 30" in one.text for one in evaluate(classifier(), dataset(300)).remarks)
+
+
+@pytest.mark.parametrize(
+    ("right", "total", "says"),
+    [
+        (0.5, 400, "No better than guessing: 50% of 400 images are right (45% to 55%)"),
+        (0.4, 40, "No better than guessing"),
+        (0.6, 40, "Perhaps no better than guessing"),
+        (0.6, 400, None),
+        (1.0, 8, None),
+    ],
+)
+def test_an_accuracy_of_guessing_is_called_so(right, total, says):
+    labels = np.arange(total) % 2
+    answers = np.where(np.arange(total) // 2 < right * total / 2, labels, 1 - labels)
+    found = list(_guess_remarks(("cat", "dog"), labels, np.eye(2)[answers]))
+    assert [one.text[: len(says)] for one in found] == [says] if says else not found
+
+
+def test_always_naming_the_largest_class_is_guessing():
+    labels = np.r_[np.zeros(90, int), np.ones(10, int)]
+    (remark,) = _guess_remarks(("cat", "dog"), labels, np.eye(2)[0 * labels])
+    assert "always answering 'cat' gives 90%" in remark.text
+    assert not list(
+        _guess_remarks(("cat", "dog"), 0 * labels, np.eye(2)[0 * labels])
+    )  # one class: nothing to guess
+
+
+def test_latency_is_marked_where_other_programs_use_the_processor(monkeypatch):
+    model, pixels = classifier().eval(), torch.zeros(1, *dataset(1).geometry.shape[::-1])
+    monkeypatch.setattr(efficiency.time, "thread_time", lambda: 0.0)  # this thread never has the processor
+    assert efficiency._measure_latency(model, pixels).busy
+    clock = efficiency.time.perf_counter
+    monkeypatch.setattr(efficiency.time, "thread_time", clock)  # it always has
+    assert not efficiency._measure_latency(model, pixels).busy
 
 
 def test_predictions_are_a_table_of_every_image(tmp_path):

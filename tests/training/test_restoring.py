@@ -12,7 +12,7 @@ from helpers.tiny_classifiers import SETTLED
 from sightline.errors import DataError, Interrupted, TrainingError
 from sightline.evaluation import evaluate_on
 from sightline.runs import open_moved_run, open_subject, trained_on
-from sightline.training import Recipe, reopen, resume, run, train
+from sightline.training import Recipe, reopen, restoring, resume, run, train
 from sightline.training.hooks import BaseHook
 
 RECIPE = Recipe(model="mlp:hidden=[8]", size=12, epochs=2, batch_size=8, lr=0.05, augment="none", **SETTLED)
@@ -64,6 +64,36 @@ def test_added_renamed_and_sorted_files_leave_the_splits(made, tmp_path, capsys)
     again = reopen(made.folder)
     same_splits(made, again)
     assert "1 image has another label now" in " ".join(again.notes)
+
+
+def plant_twice(folder):
+    """20 pictures a class, and each again in another file, nearly the same."""
+    for name in ("a", "b"):
+        (folder / name).mkdir(parents=True)
+        for number in range(20):
+            pixels = (
+                np.random.default_rng([number, ord(name)]).integers(0, 250, (6, 6, 3)).repeat(4, 0).repeat(4, 1)
+            )
+            for more in (0, 1):
+                Image.fromarray((pixels + more).astype(np.uint8)).save(
+                    folder / name / f"{number:02}{'xy'[more]}.png"
+                )
+
+
+def test_splits_that_another_release_drew_are_kept(tmp_path, monkeypatch):
+    """It looked for no near duplicates among so many images: what it trained on must not be tested on now."""
+    plant_twice(tmp_path / "data")
+    monkeypatch.setattr(restoring, "MAX_NEAR_DUPLICATE_IMAGES", 10)
+    monkeypatch.setattr(restoring, "NEAR_SEARCH_RATE", 1e-3)
+    made = train(tmp_path / "data", RECIPE.replace(size=24), out=tmp_path / "r")
+    assert "Near duplicates were not looked for: with 80 images that would take" in " ".join(made.notes)
+    monkeypatch.undo()
+    same_splits(made, reopen(made.folder))
+    looked = train(tmp_path / "data", RECIPE.replace(size=24), out=tmp_path / "r2")
+    assert not any("not looked for" in note for note in looked.notes)
+    assert sorted(looked.splits.test.files) != sorted(made.splits.test.files)
+    pictures = [{file[:-5] for file in part.files} for part in (looked.splits.train, looked.splits.test)]
+    assert not set.intersection(*pictures)
 
 
 def test_a_new_class_changes_nothing(made, tmp_path):

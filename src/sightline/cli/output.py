@@ -130,7 +130,7 @@ def evaluate_and_report(run: "Run") -> dict[str, Any]:
 
 def print_evaluation(console: Console, value: Mapping[str, Any]) -> None:
     """Metrics with their intervals, costs, and the next command."""
-    from ..evidence import METRIC_LABELS
+    from ..evidence import METRIC_LABELS, format_duration
 
     if not value["n"]:
         console.print("\nNothing is tested: no image was set aside. sightline evaluate RUN DATA tests on others.")
@@ -150,7 +150,13 @@ def print_evaluation(console: Console, value: Mapping[str, Any]) -> None:
     costs = value["efficiency"]
     console.print(
         f"\n{costs['parameters']:,} parameters, {costs['multiply_adds']:,} multiply-adds per image; "
-        f"one image takes {costs['latency_ms']:.2g} ms, in batches {costs['seconds_per_image'] * 1e3:.2g} ms each"
+        f"one image takes {format_duration(costs['latency_ms'] / 1000)}, in batches "
+        f"{format_duration(costs['seconds_per_image'])} each"
+        + (
+            " (other programs used the processor)"
+            if any(one.get("busy") for one in costs.get("latency", ()))
+            else ""
+        )
     )
     if curve := value.get("learning_curve"):
         sizes = [

@@ -75,6 +75,8 @@ class PlantedErrorProbe:
     """Share of the planted errors that were listed."""
     precision: Interval
     """Share of planted errors among the issues that were not listed before: real errors count against it."""
+    median_margin: float
+    """Median margin of the planted errors that were found; infinite where none was."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,6 +97,8 @@ class LabelIssueReport:
     probe: PlantedErrorProbe | None
     remarks: tuple[str, ...] = ()
 
+    candidates: int = 0
+    """Labels that the judge contradicts; only as many of them are listed as are expected to be wrong."""
     skill: float = 1.0
     """(accuracy - chance) / (1 - chance), with the share of the largest class as chance; issues need some."""
 
@@ -109,6 +113,10 @@ class LabelIssueReport:
         count = len(self.issues)
         labels = "1 label looks" if count == 1 else f"{count:,} labels look"
         found = f"{labels} wrong among {self.n:,} ({self.by}, {self.folds} folds)."
+        if self.candidates > count:
+            found += (
+                f" They are the first of {self.candidates:,} that it contradicts, as many as are expected to be."
+            )
         if self.probe is None:
             return found
         recall, precision = self.probe.recall, self.probe.precision
@@ -130,6 +138,7 @@ class LabelIssueReport:
             "by": self.by,
             "folds": self.folds,
             "n": self.n,
+            "candidates": self.candidates,
             "agreement": self.accuracy.as_json(),
             "estimated_wrong": self.estimated_error_rate,
             "probe": probe,
@@ -198,6 +207,8 @@ def find_label_issues(
     chance = float(part.counts.max() / part.counts.sum())
     if (skill := (accuracy.value - chance) / (1 - chance)) < MIN_JUDGE_SKILL:
         ranked, planted = [], None
+    candidates = len(ranked)
+    ranked = ranked[: _count_expected(ranked, probabilities, part.labels, skill, planted)]
     joint = confident_joint(part.labels, probabilities)
     counted = joint.sum(1)
     wrong = np.divide(counted - joint.diagonal(), counted, out=np.zeros(len(counted)), where=counted > 0)
@@ -224,6 +235,7 @@ def find_label_issues(
         probe=planted,
         remarks=remarks,
         skill=skill,
+        candidates=candidates,
     )
 
 
@@ -260,6 +272,25 @@ def _rank_issues(labels: Int[ndarray, " N"], probabilities: Float[ndarray, "N K"
     margin = probabilities[rows, truly[rows]] - probabilities[rows, labels[rows]]
     rows = rows[np.argsort(-margin, kind="stable")]
     return [(int(i), int(truly[i])) for i in rows]
+
+
+def _count_expected(
+    ranked: Sequence[tuple[int, int]],
+    probabilities: Float[ndarray, "N K"],
+    labels: Int[ndarray, " N"],
+    skill: float,
+    planted: PlantedErrorProbe | None,
+) -> int:
+    """How many of the issues are expected to be wrong labels.
+
+    Half of the planted errors have a margin of at least their median: so has half of the real ones, if they are as
+    easy to find, and twice the issues of such a margin is the number of all. Without a probe, the judge's skill is
+    the share.
+    """
+    if planted is None:
+        return round(skill * len(ranked))
+    margins = np.array([probabilities[i, j] - probabilities[i, labels[i]] for i, j in ranked])
+    return min(len(ranked), 2 * int((margins >= planted.median_margin).sum()))
 
 
 def _select_images(dataset: Dataset) -> tuple[Int[ndarray, " n"], tuple[str, ...]]:
@@ -307,9 +338,13 @@ def _probe_planted_errors(
     shift = rng.integers(1, len(present), count)
     changed = labels.copy()
     changed[planted] = present[(np.searchsorted(present, changed[planted]) + shift) % len(present)]
-    listed = np.array([i for i, _ in _rank_issues(changed, predict(changed))], np.int64)
-    found = float(np.isin(planted, listed).sum())
-    return PlantedErrorProbe(count, wilson(found, count), wilson(found, float(len(np.setdiff1d(listed, before)))))
+    probabilities = predict(changed)
+    issues = _rank_issues(changed, probabilities)
+    listed = np.array([i for i, _ in issues], np.int64)
+    margins = [probabilities[i, j] - probabilities[i, changed[i]] for i, j in issues if i in set(planted.tolist())]
+    found, new = float(len(margins)), float(len(np.setdiff1d(listed, before)))
+    median = float(np.median(margins)) if margins else np.inf
+    return PlantedErrorProbe(count, wilson(found, count), wilson(found, new), median)
 
 
 def write_label_issues(report: LabelIssueReport, dataset: Dataset, folder: Path) -> dict[str, str]:

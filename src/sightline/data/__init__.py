@@ -16,4 +16,13 @@ from .decode import IMAGE_FORMATS, MAX_IMAGE_PIXELS, ImageHeader, decode, decode
 from .duplicates import find_near_duplicates
 from .inputs import ImageInput, list_inputs, name_input, read_input
 from .loader import Augment, Shuffle, batch_order, count_batches, iterate_batches, to_tensor
-from .splits import DEFAULT_VAL_SHARE, Fold, find_leak_groups, find_leaks, make_folds, nested_subset, split
+from .splits import (
+    DEFAULT_VAL_SHARE,
+    MAX_NEAR_DUPLICATE_IMAGES,
+    Fold,
+    find_leak_groups,
+    find_leaks,
+    make_folds,
+    nested_subset,
+    split,
+)

@@ -17,7 +17,7 @@ from .dataset import FACT_COLUMNS
 from .duplicates import find_near_duplicates
 from .geometry import geometry_losses
 from .label_audit import audit_labels
-from .splits import SPLIT_NAMES, find_leaks
+from .splits import SPLIT_NAMES, find_leaks, find_near_leaks
 
 _MAX_EXAMPLES = 5
 """Files or classes named under a remark."""
@@ -140,23 +140,17 @@ def _name_groups(dataset: Dataset, groups: list[ndarray], sign: str, *, labels: 
 
 
 def _audit_leaks(dataset: Dataset, leader: ndarray) -> _Found:
-    exact, near = find_leaks(dataset), find_leaks(dataset, leader)
-    known = {(leak.held_out, leak.other): leak.indices for leak in exact}
+    exact, near = find_leaks(dataset), find_near_leaks(dataset, leader)
     values: dict[str, dict[str, int]] = {"leaks": {}, "near_leaks": {}}
     remarks = []
     for kind, word, leaks in (("leaks", "also", exact), ("near_leaks", "nearly the same", near)):
         for leak in leaks:
-            here = leak.indices
-            if kind == "near_leaks":
-                here = np.setdiff1d(here, known.get((leak.held_out, leak.other), []))
-            if not len(here):
-                continue
-            values[kind][f"{leak.held_out} in {leak.other}"] = count = len(here)
+            values[kind][f"{leak.held_out} in {leak.other}"] = count = len(leak.indices)
             text = (
                 f"{_count_images(count)} of {leak.held_out} {'is' if count == 1 else 'are'} {word} in "
                 f"{leak.other}: remove them from one, or the result on {leak.held_out} is too optimistic."
             )
-            remarks.append(Remark("problem", text, tuple(map(str, dataset.files[here[:_MAX_EXAMPLES]]))))
+            remarks.append(Remark("problem", text, tuple(map(str, dataset.files[leak.indices[:_MAX_EXAMPLES]]))))
     return values, remarks
 
 

@@ -1,6 +1,7 @@
 """Disjoint splits of a dataset that never share a picture: train, val and test, or folds; and stratified samples."""
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -37,7 +38,7 @@ def split(
         val, test: shares of the training images (0: none, val None: 0.1) for the splits that the data does not give.
         seed: seed of the draw, which is stratified by class and never divides a leak group (``find_leak_groups``).
         group: column whose values stay together, before stratification; default ``group`` where there is one.
-        near: whether near duplicates stay together; default for at most 20,000 images.
+        near: whether to look for near duplicates, which then stay together; default for at most 20,000 images.
 
     Every class with three or more leak groups is in every split. Given splits are not changed. Unlabelled images
     are in train alone, and in no split where they copy an image that is held out. Raises RecipeError for
@@ -61,14 +62,10 @@ def split(
                 f"{SPLIT_NAMES[codes[one]]} and '{dataset.files[two]}' in {SPLIT_NAMES[codes[two]]}, so test accuracy "
                 "would be too optimistic. Fix the split column, or remove it and let Sightline split."
             )
-    notes = []
-    for leak in find_leaks(dataset):
-        total = int((codes == SPLIT_NAMES.index(leak.held_out)).sum())
-        notes.append(
-            f"{len(leak.indices):,} of the {total:,} given {leak.held_out} images are exact copies of "
-            f"{leak.other} images (for example '{dataset.files[leak.indices[0]]}'): they stay where they are and "
-            "make the result too optimistic."
-        )
+    many = len(dataset) > MAX_NEAR_DUPLICATE_IMAGES
+    near = not many if near is None else near
+    leader = find_near_duplicates(dataset) if near and (many or given is not None) else None
+    notes = [*_describe_given_leaks(dataset, leader)]
     hidden = ~dataset.is_labelled & (codes != _TRAIN)
     if hidden.any():
         notes.append(f"Left out {int(hidden.sum()):,} unlabelled images of the given val and test splits.")
@@ -84,7 +81,8 @@ def split(
     if shares:
         train = np.flatnonzero(codes == _TRAIN)
         images = dataset.subset(train)
-        unit, own = find_leak_groups(images, group=group, near=near), images.is_labelled
+        same = leader[train] if many and leader is not None else None
+        unit, own = find_leak_groups(images, group=group, near=near, same=same), images.is_labelled
         pool, pool_unit = images.subset(own), np.unique(unit[own], return_inverse=True)[1]
         if groups is None:
             drawn = _draw_stratified(pool, pool_unit, shares, seed)
@@ -101,6 +99,21 @@ def split(
             notes.append(f"Left out {int(copies.sum()):,} unlabelled images that copy a held-out image.")
             codes[train[copies]] = _LEFT_OUT
     return Splits(*(dataset.subset(np.flatnonzero(codes == code)) for code in range(3)), notes=tuple(notes))
+
+
+def _describe_given_leaks(dataset: Dataset, leader: Int64[ndarray, " N"] | None) -> Iterator[str]:
+    """A sentence for each given split that holds pictures of another."""
+    for what, leaks in (
+        ("are exact copies of", find_leaks(dataset)),
+        ("nearly repeat", find_near_leaks(dataset, leader)),
+    ):
+        for leak in leaks:
+            total = int((_split_codes(dataset.columns["split"]) == SPLIT_NAMES.index(leak.held_out)).sum())
+            yield (
+                f"{len(leak.indices):,} of the {total:,} given {leak.held_out} images {what} {leak.other} images (for "
+                f"example '{dataset.files[leak.indices[0]]}'): they stay where they are and make the result too "
+                "optimistic."
+            )
 
 
 class Fold(NamedTuple):
@@ -137,15 +150,22 @@ def make_folds(
 
 
 def find_leak_groups(
-    dataset: Dataset, *, group: str | None = None, near: bool | None = None
+    dataset: Dataset,
+    *,
+    group: str | None = None,
+    near: bool | None = None,
+    same: Shaped[ndarray, " N"] | None = None,
 ) -> Int64[ndarray, " N"]:
     """The number of each image's leak group: images that must be on one side of a split.
 
     Exact duplicates (whatever their labels), near duplicates and images of one ``group`` are connected, and so is
-    what these connect in turn. ``near`` None looks for near duplicates among at most 20,000 images.
+    what these connect in turn. ``near`` None looks for near duplicates among at most 20,000 images; ``same`` has
+    equal values for those that are known.
     """
     ties: list[Shaped[ndarray, " N"]] = [dataset.digests]
-    if near or (near is None and len(dataset) <= MAX_NEAR_DUPLICATE_IMAGES):
+    if same is not None:
+        ties.append(same)
+    elif near or (near is None and len(dataset) <= MAX_NEAR_DUPLICATE_IMAGES):
         ties.append(find_near_duplicates(dataset))
     if (groups := _group_codes(dataset, group)) is not None:
         ties.append(groups)
@@ -351,6 +371,18 @@ def find_leaks(dataset: Dataset, same: Shaped[ndarray, " N"] | None = None) -> l
         if len(twice):
             found.append(Leak(SPLIT_NAMES[held_out], SPLIT_NAMES[other], twice))
     return found
+
+
+def find_near_leaks(dataset: Dataset, leader: Int64[ndarray, " N"] | None) -> list[Leak]:
+    """Near duplicates of another given split that are no exact copies; none where they were not looked for."""
+    if leader is None:
+        return []
+    exact = {(leak.held_out, leak.other): leak.indices for leak in find_leaks(dataset)}
+    found = [
+        replace(leak, indices=np.setdiff1d(leak.indices, exact.get((leak.held_out, leak.other), [])))
+        for leak in find_leaks(dataset, leader)
+    ]
+    return [leak for leak in found if len(leak.indices)]
 
 
 # samples

@@ -148,8 +148,29 @@ def evaluate(
         confusion=measures.confusion_matrix(labels, probabilities.argmax(1), len(classes)),
         reliability=measures.reliability(labels, probabilities),
         efficiency=summarise_efficiency(classifier, warmup[0], batch_size, seconds),
-        remarks=(*remarks, *_class_remarks(classes, one_by_one, split)),
+        remarks=(
+            *_guess_remarks(classes, labels, probabilities),
+            *remarks,
+            *_class_remarks(classes, one_by_one, split),
+        ),
     )
+
+
+def _guess_remarks(
+    classes: tuple[str, ...], labels: Int[ndarray, " N"], probabilities: Float[ndarray, "N K"]
+) -> Iterator[Remark]:
+    """A remark where the accuracy may be that of always naming the most frequent class."""
+    counts = np.bincount(labels, minlength=len(classes))
+    guessed, common = counts.max() / len(labels), classes[int(counts.argmax())]
+    found = measures.wilson(float((probabilities.argmax(1) == labels).sum()), len(labels))
+    if guessed < 1 and found.low <= guessed:
+        sure = "No better than guessing" if found.value <= guessed else "Perhaps no better than guessing"
+        yield Remark(
+            "warning",
+            f"{sure}: {found.value:.0%} of {len(labels):,} images are right ({found.low:.0%} to {found.high:.0%}), and "
+            f"always answering '{common}' gives {guessed:.0%}. Train longer or on more images, and look for wrong "
+            "labels: sightline check DATA --label-issues.",
+        )
 
 
 def _class_remarks(

@@ -1,6 +1,6 @@
 """A run's ``report.json``: everything that the page and the model card need, so that rendering runs no network."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -46,7 +46,8 @@ USAGE_RIGHTS_COLUMNS = ("consent", "licence", "license")
 def evaluate_run(run: Run) -> Evaluation:
     """Evaluate a run on its test split; write its ``predictions.csv``, ``report.json`` and ``mistakes.png``."""
     test = run.splits.test
-    evaluation = evaluate(run.classifier, test, device=str(run.classifier.device))
+    device, remarks = str(run.classifier.device), tuple(_training_remarks(run))
+    evaluation = evaluate(run.classifier, test, device=device, remarks=remarks)
     evaluation.write_predictions(run.folder / "predictions.csv")
     write_json(run.folder / REPORT_FILE, report_json(evaluation, test, run.facts, run=run.folder.name))
     gallery, picture = run.folder / "mistakes.png", mistake_gallery(evaluation, test)
@@ -57,6 +58,26 @@ def evaluate_run(run: Run) -> Evaluation:
         with atomic_replace(gallery) as temporary:
             picture.save(temporary)
     return evaluation
+
+
+MIN_EPOCHS_TO_JUDGE = 5
+"""With fewer epochs, of which the last was the best, a network from random weights is hardly trained."""
+
+
+def _training_remarks(run: Run) -> Iterator[Remark]:
+    """A remark on a training that ended while it still improved."""
+    epochs, best = run.facts.get("epochs"), run.facts.get("best_epoch")
+    if epochs and epochs < MIN_EPOCHS_TO_JUDGE and best == epochs and run.recipe.method in (None, "gradient"):
+        only = (
+            "Only 1 epoch was trained"
+            if epochs == 1
+            else f"Only {epochs} epochs were trained, and the last was the best"
+        )
+        yield Remark(
+            "warning",
+            f"{only}: more would probably do better. Give more epochs (--epochs {10 * epochs}) or time (--budget 30m), "
+            "or a smaller --size or network.",
+        )
 
 
 def evaluate_on(bundle: Path | str, data: str | Path | Source, *, device: str = "auto") -> Evaluation:

@@ -6,7 +6,7 @@ Imports no torch, except to measure what is missing.
 from typing import TYPE_CHECKING, Any
 
 from .card import render_card
-from .formatting import METRIC_LABELS
+from .formatting import METRIC_LABELS, format_duration
 from .load import Evidence, load_evidence, read_report
 from .page import attach_comparison, check_run, render_page, write_report
 from .requirements import parse_requirements
@@ -21,6 +21,7 @@ __all__ = [
     "attach_comparison",
     "check_run",
     "compression_rows",
+    "format_duration",
     "load_evidence",
     "measure_missing_evidence",
     "parse_requirements",

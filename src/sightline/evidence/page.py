@@ -183,7 +183,11 @@ def _headline_figures(evidence: Evidence) -> list[tuple[str, str, str]]:
     costs = measured.get("efficiency") or {}
     if "images_per_second" in costs:
         rate = f"{costs['images_per_second']:,.0f}"
-        alone = f"{costs['latency_ms']:.2g} ms for a single image" if "latency_ms" in costs else ""
+        alone = (
+            f"{format_duration(costs['latency_ms'] / 1000)} for a single image" if "latency_ms" in costs else ""
+        )
+        if any(one.get("busy") for one in costs.get("latency") or ()):
+            alone += " (on a busy machine)"
         cards.append((rate, "Images per second", alone))
     if "seconds" in training:
         count, best = training.get("epochs", "?"), training.get("best_epoch", "?")
@@ -294,6 +298,7 @@ def _cost_rows(costs: Mapping[str, Any], training: Mapping[str, Any]) -> list[tu
     for one in costs.get("latency") or ():
         what = "Single image" if one["batch_size"] == 1 else f"{one['batch_size']} images per batch"
         spread = f"median of {one['repetitions']}; 95 % within {format_duration(one['p95_ms'] / 1000)}"
+        spread += "; other programs used the processor, so it may be faster" if one.get("busy") else ""
         rows.append((what, format_duration(one["p50_ms"] / 1000), spread))
     per_image = format_duration(costs["seconds_per_image"])
     rows.append(("Per image, many images", per_image, f"in batches of {costs.get('batch_size', '?')}, {where}"))

@@ -8,10 +8,11 @@ import numpy as np
 from jaxtyping import Int64
 from numpy import ndarray
 
-from ..data import split
+from .. import progress
+from ..data import MAX_NEAR_DUPLICATE_IMAGES, split
 from ..errors import DataError
 from ..types import UNLABELLED, Dataset, Splits
-from .recipe import Recipe
+from .recipe import Recipe, parse_duration
 from .run_folder import RunFolder
 
 
@@ -121,18 +122,32 @@ def split_to_train(dataset: Dataset, recipe: Recipe) -> tuple[Splits, tuple[str,
     return splits, notes
 
 
+NEAR_SEARCH_RATE, NEAR_SEARCH_SHARE = 5_000, 0.1
+"""Images among which near duplicates are found in a second, about, and the share of the budget for that search."""
+
+
 def split_by_recipe(dataset: Dataset, recipe: Recipe) -> tuple[Splits, tuple[str, ...]]:
     """The splits and notes; raises DataError where there are too few images to train and validate on."""
+    seconds, notes = len(dataset) / NEAR_SEARCH_RATE, dataset.notes
+    near = len(dataset) <= MAX_NEAR_DUPLICATE_IMAGES
+    if not near and (near := seconds <= NEAR_SEARCH_SHARE * parse_duration(recipe.budget)):
+        progress.notify(f"Looking for near duplicates among {len(dataset):,} images.")
+    elif not near:
+        notes += (
+            f"Near duplicates were not looked for: with {len(dataset):,} images that would take about {seconds:,.0f} s "
+            f"of the budget of {recipe.budget}. `sightline check` looks for them.",
+        )
     splits = split(
         dataset,
         val=recipe.val_fraction,
         test=recipe.test_fraction,
         seed=recipe.data_seed,
         group=recipe.group,
+        near=near,
     )
     if not len(splits.train.labelled) or (recipe.val_fraction != 0 and not len(splits.val)):
         raise DataError(f"'{recipe.data}' has too few images to train and validate on. Add images.")
-    return splits, (*dataset.notes, *splits.notes)
+    return splits, (*notes, *splits.notes)
 
 
 def absolute_path(path: str | None) -> str | None:
