@@ -4,12 +4,15 @@ import re
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Group, Parameter
 
 from .flags import NO_LABEL_FLAGS, Labels
 from .output import OUTPUT_DEFAULTS, OutputOptions, check_picture_path, emit
+
+if TYPE_CHECKING:
+    from ..types import Dataset
 
 MAX_PRINTED_LABEL_ISSUES = 10
 """Label issues that are printed; the table has all of them."""
@@ -63,14 +66,7 @@ def check(
     out_dir: Path
         Folder for the results of --label-issues. Default: runs/DATA-suspects.
     """
-    from ..data import (
-        audit,
-        draw_sample_sheet,
-        format_audit,
-        format_clean_summary,
-        format_remarks,
-        write_clean_manifest,
-    )
+    from ..data import audit, draw_sample_sheet, format_audit, format_clean_summary, write_clean_manifest
     from ..files import atomic_replace
     from ..training import Recipe, read_dataset, resolve
 
@@ -96,18 +92,25 @@ def check(
         value["clean"] = write_clean_manifest(dataset, data, out)
         text += f"\n\n{format_clean_summary(value['clean'], out)}"
     if deep or label_issues or by or out_dir:
-        from ..comparison import are_photos, check_features, find_label_issues, write_label_issues
-
         name = re.sub(r"[^\w.-]+", "_", Path(data).name.partition(".")[0]) or "data"
-        found = find_label_issues(dataset, by)
-        files = write_label_issues(found, dataset, out_dir or Path("runs") / f"{name}-suspects")
-        value["suspects"] = {**found.as_json(), "files": files}
-        text += f"\n\n{format_label_issues(value['suspects'])}"
-        if deep and are_photos(dataset):
-            shown = check_features(dataset)
-            value["features"] = dict(shown.values) | {"remarks": [vars(r) for r in shown.remarks]}
-            text += f"\n\n{format_remarks(shown)}"
+        judged, more = judge_images(dataset, by, out_dir or Path("runs") / f"{name}-suspects", deep=deep)
+        value, text = value | judged, text + more
     emit(value, options.json, lambda console, _: console.print(text, markup=False))
+
+
+def judge_images(dataset: "Dataset", by: str | None, out_dir: Path, *, deep: bool) -> tuple[dict[str, Any], str]:
+    """The labels that look wrong, written to ``out_dir``; if ``deep``, what features show of photos. And the text."""
+    from ..comparison import are_photos, check_features, find_label_issues, write_label_issues
+    from ..data import format_remarks
+
+    found = find_label_issues(dataset, by)
+    value: dict[str, Any] = {"suspects": {**found.as_json(), "files": write_label_issues(found, dataset, out_dir)}}
+    text = f"\n\n{format_label_issues(value['suspects'])}"
+    if deep and are_photos(dataset):
+        shown = check_features(dataset)
+        value["features"] = dict(shown.values) | {"remarks": [vars(r) for r in shown.remarks]}
+        text += f"\n\n{format_remarks(shown)}"
+    return value, text
 
 
 def format_label_issues(value: Mapping[str, Any]) -> str:

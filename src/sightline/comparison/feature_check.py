@@ -13,7 +13,7 @@ from ..types import Dataset, Findings, Remark
 MAX_LISTED_PAIRS, MAX_LISTED_OUTLIERS = 200, 20
 """Pairs and outliers in the result; five of each are shown."""
 
-MAX_COMPARED_IMAGES = 50_000
+MAX_PAIRED_IMAGES = 50_000
 """Images of which all pairs are compared, in minutes: the time grows with the square."""
 
 
@@ -23,10 +23,8 @@ def check_features(dataset: Dataset, device: str = "auto") -> Findings:
     Features are those of the published network, from the store where they are there. A pair of two labels, or of
     two splits, is a question about a label or a leak.
     """
-    if len(dataset) > MAX_COMPARED_IMAGES:
-        text = (
-            f"More than {MAX_COMPARED_IMAGES:,} images: they are not compared with one another by their features."
-        )
+    if len(dataset) > MAX_PAIRED_IMAGES:
+        text = f"More than {MAX_PAIRED_IMAGES:,} images: they are not compared with one another by their features."
         return Findings("features", {"lookalikes": [], "outliers": []}, (Remark("note", text),))
     features = embed_cached(build_published_start(dataset, runtime.resolve_device(device)), dataset)
     leader = find_near_duplicates(dataset)

@@ -64,14 +64,12 @@ def baseline_judge(word: str, part: Dataset, held_out: Sequence[HeldOutFold], se
     return OutOfFold(scores, features, len(part.classes), held_out)
 
 
-def head_judge(
-    word: str, part: Dataset, held_out: Sequence[HeldOutFold], seed: int, device: str = "auto"
-) -> OutOfFold:
+def head_judge(word: str, part: Dataset, held_out: Sequence[HeldOutFold], seed: int) -> OutOfFold:
     """The judge of a head on kept features; a penalty that the word leaves open is chosen once, on all images.
 
     Eight penalties are too few to fit one wrong label by the choice among them.
     """
-    features = embed_cached(build_published_start(part, runtime.resolve_device(device)), part)
+    features = embed_cached(build_published_start(part, runtime.resolve_device()), part)
     judges: Mapping[str, Callable[..., object]] = {name: HEAD_METHODS[name] for name in HEAD_JUDGES}
     head = choose(judges, word, "judge")
     if getattr(head, "penalty", 0) is None:

@@ -191,18 +191,13 @@ def find_label_issues(
     fits = len(held_out) * (2 if probe and judged else 1)
     progress.notify(f"Looking for label issues: {fits} fits of {word} to {len(part):,} images.")
     planted: PlantedErrorProbe | None = None
-    if candidate is not None and not judged:
+    if judged:
+        predict = head_judge(by, part, held_out, seed) if head else baseline_judge(word, part, held_out, seed)
+        ranked = _rank_issues(part.labels, probabilities := predict(part.labels))
+        planted = _probe_planted_errors(predict, part.labels, ranked, seed) if probe else None
+    else:
         probabilities = network_probabilities(part, candidate, held_out, device)
         ranked = _rank_issues(part.labels, probabilities)
-    else:
-        if candidate is None:
-            predict = head_judge(by, part, held_out, seed, device)
-        else:
-            predict = baseline_judge(candidate.word, part, held_out, seed)
-        probabilities = predict(part.labels)
-        ranked = _rank_issues(part.labels, probabilities)
-        if probe:
-            planted = _probe_planted_errors(predict, part.labels, ranked, seed)
     accuracy = wilson(float((probabilities.argmax(1) == part.labels).sum()), len(part))
     chance = float(part.counts.max() / part.counts.sum())
     if (skill := (accuracy.value - chance) / (1 - chance)) < MIN_JUDGE_SKILL:
