@@ -163,3 +163,24 @@ def test_the_limit_for_files_that_are_trusted(monkeypatch):
     monkeypatch.setenv("SIGHTLINE_MAX_MEGAPIXELS", "much")
     with pytest.raises(DataError, match="whole number from 1 to 4000"):
         read_header(huge)
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB", "RGBA", "P", "I;16", "F"])
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("resize_mode", ["squash", "pad"])
+def test_large_pictures_by_rows_are_the_same_pixels(mode, channels, resize_mode, monkeypatch):
+    rng = np.random.default_rng(0)
+    if mode in ("I;16", "F"):
+        values = rng.random((431, 307))
+        image = Image.fromarray(
+            (values * 60_000).astype(np.uint16) if mode == "I;16" else values.astype(np.float32)
+        )
+    else:
+        image = Image.fromarray(rng.integers(0, 256, (431, 307, 4), np.uint8)).convert(mode)
+    stream = BytesIO()
+    image.save(stream, "tiff" if mode == "F" else "png")
+    geometry = Geometry(size=(40, 33), channels=channels, resize_mode=resize_mode)
+    whole = decode(stream.getvalue(), geometry)
+    monkeypatch.setattr("sightline.data.codecs.rows_at_a_time", lambda _: 10)
+    monkeypatch.setattr("sightline.data.geometry.rows_at_a_time", lambda _: 10)
+    assert np.array_equal(decode(stream.getvalue(), geometry), whole)

@@ -247,12 +247,28 @@ def test_a_false_header_does_not_pass_the_pixel_limit(name):
         (1900, "RGB", "jpeg", False),
         (2100, "RGB", "jpeg", True),
         (1900, "L", "png", False),
-        (1100, "RGBA", "png", True),
-        (900, "I;16", "png", True),
-        (900, "F", "tiff", True),
-        (700, "F", "tiff", False),
+        (2100, "L", "png", True),
+        (1300, "RGB", "png", False),
+        (1400, "RGBA", "png", True),
+        (1400, "I;16", "png", True),
+        (1200, "F", "tiff", True),
+        (1000, "F", "tiff", False),
+        (1000, "RGB", "webp", True),
     ],
 )
 def test_images_are_large_by_what_decoding_takes(side, mode, kind, large):
     image = Image.new(mode, (side, side)) if mode in ("F", "I;16") else picture(side, side).convert(mode)
     assert (check_image(saved(image, kind), RequestLimits()) > LARGE_IMAGE_BYTES) == large
+
+
+@pytest.mark.parametrize(
+    ("side", "depth", "colour", "allowed"),
+    [(7000, 8, 0, True), (5000, 8, 2, True), (6000, 8, 2, False), (6000, 8, 6, False), (6000, 16, 0, False)],
+)
+def test_what_decoding_takes_is_bounded_too(side, depth, colour, allowed):
+    data, limits = png(side, side, depth=depth, colour=colour), RequestLimits()
+    if allowed:
+        assert check_image(data, limits) <= limits.max_decode_bytes
+    else:
+        with pytest.raises(RequestError, match=r"decoding the image takes 324 MB, more than the 250 MB"):
+            check_image(data, limits)

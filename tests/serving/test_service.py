@@ -4,6 +4,7 @@ import asyncio
 import base64
 import hashlib
 import json
+import os
 import re
 import shutil
 import threading
@@ -419,6 +420,42 @@ def test_a_watched_file_that_cannot_be_journalled_is_retried(site, tmp_path):
         kept.flush()
         assert [row.source for row in kept.predictions()] == ["one.jpg"]
     assert [one["file"] for one in reported] == ["large.jpg", "one.jpg"]
+
+
+def test_hostile_files_in_a_watched_folder_stop_nothing(site, tmp_path, monkeypatch):
+    folder, reported = tmp_path / "camera", []
+    folder.mkdir()
+    odd = os.fsdecode(b"\xff.jpg")
+    with open_client(site) as (_, service):
+        watch = FolderWatcher(service, folder, reported.append)
+        (folder / "loop.jpg").symlink_to(folder / "loop.jpg")
+        os.mkfifo(folder / "pipe.jpg")
+        (folder / "folder.jpg").mkdir()
+        with (folder / "sparse.jpg").open("wb") as stream:
+            stream.truncate(40_000_000_000)
+        for name in ("swapped.jpg", "gone.jpg", "half.jpg", "a\nb.jpg", odd):
+            (folder / name).write_bytes(JPEG[: len(JPEG) // 2] if name == "half.jpg" else JPEG)
+        watch.poll()
+        listed = watch._list_files()
+        assert set(listed) == {"sparse.jpg", "swapped.jpg", "gone.jpg", "half.jpg", "a\nb.jpg", odd}
+        (folder / "swapped.jpg").unlink()
+        os.mkfifo(folder / "swapped.jpg")  # after it was listed
+        (folder / "gone.jpg").unlink()
+        with monkeypatch.context() as patch:
+            patch.setattr(watch, "_list_files", lambda: listed)
+            watch.poll()
+        by_name = {one["file"]: one for one in reported}
+        assert "larger than" in by_name["sparse.jpg"]["error"]
+        assert "a pipe or a device" in by_name["swapped.jpg"]["error"]
+        assert "No such file" in by_name["gone.jpg"]["error"]
+        assert "damaged or cut short" in by_name["half.jpg"]["error"]
+        assert by_name[odd]["label"] == by_name["a\nb.jpg"]["label"]
+        (folder / "half.jpg").write_bytes(JPEG)  # the rest came
+        assert [watch.poll() for _ in range(3)] == [0, 1, 0]
+        assert reported[-1]["file"] == "half.jpg"
+        assert reported[-1]["label"] == by_name[odd]["label"]
+        service.journal.flush()
+        assert len(service.journal.predictions()) == 3
 
 
 # releases

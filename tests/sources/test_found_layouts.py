@@ -3,6 +3,7 @@
 import gzip
 import io
 import json
+import os
 import zipfile
 from pathlib import Path
 
@@ -174,6 +175,31 @@ def test_our_own_runs_are_left_out(tmp_path, mark):
 def test_junk_of_systems_and_network_drives(tmp_path, junk):
     source = find(plant(tmp_path, [*(f"{c}/1.png" for c in CLASSES), junk]))
     assert (source.classes, source.notes) == (CLASSES, ())
+
+
+def test_what_is_no_file_among_images_is_neither_read_nor_waited_for(tmp_path):
+    root = plant(tmp_path / "data", ["cats/1.png", "dogs/1.png"])
+    os.mkfifo(tmp_path / "pipe")
+    special = {"self": "self.png", "zero": "/dev/zero", "pipe": tmp_path / "pipe"}
+    for name, target in special.items():
+        (root / f"cats/{name}.png").symlink_to(target)
+    os.mkfifo(root / "cats/direct.png")
+    with (root / "cats/huge.png").open("wb") as stream:
+        stream.truncate(40_000_000_000)  # sparse: it takes no room
+    source = find(root)
+    reasons = {}
+    for row, name in enumerate(source.files):
+        try:
+            source.read(row)
+        except ImageError as error:
+            reasons[Path(name).stem] = str(error)
+    assert {path.rpartition("/")[2] for path in source.files} == {
+        "1.png", "huge.png", *(f"{name}.png" for name in special)
+    }  # fmt: skip
+    assert "Too many levels" in reasons.pop("self")
+    assert "larger than 256 MB" in reasons.pop("huge")
+    assert set(reasons) == {"zero", "pipe"}
+    assert all("a pipe or a device" in reason for reason in reasons.values())
 
 
 def test_links_that_lead_nowhere_are_unreadable_images(tmp_path):

@@ -8,15 +8,18 @@ import struct
 import threading
 import warnings
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cache
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from jaxtyping import UInt8
 from numpy import ndarray
 
 from ..errors import ImageError
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 DAMAGED_IMAGE = "the file is damaged or cut short"
 EXIF_ORIENTATION_TAG = 0x0112
@@ -30,6 +33,28 @@ _MIN_JPEG_OVERSAMPLING = 2
 """Large JPEGs are decoded at a half, a quarter or an eighth, but at least this many times the size asked
 for, as Pillow's ``thumbnail`` does. Other scales take longer than decoding all of it."""
 _LIBJPEG_DAMAGE_WORDS = ("premature end", "bad huffman", "no image", "truncated", "ended prematurely")
+
+# memory: a file of some kB may hold 50 megapixels, so that what is copied is copied by rows
+
+
+def rows_at_a_time(width: int) -> int:
+    """Rows of a picture of this width that are converted or resampled together: about a megapixel."""
+    return max(1, 1_000_000 // max(1, width))
+
+
+def image_to_array(
+    image: "Image.Image", channels: int, show: "Callable[[Image.Image], Image.Image]" = lambda rows: rows
+) -> UInt8[ndarray, "H W C"]:
+    """The pixels of a loaded image, with each part of it shown as 8-bit grey or RGB by ``show``."""
+    step = rows_at_a_time(image.width)
+    if step >= image.height:
+        return np.asarray(show(image)).reshape(image.height, image.width, channels)
+    pixels = np.empty((image.height, image.width, channels), np.uint8)
+    for top in range(0, image.height, step):
+        rows = show(image.crop((0, top, image.width, min(top + step, image.height))))
+        pixels[top : top + step] = np.asarray(rows).reshape(-1, image.width, channels)
+    return pixels
+
 
 # JPEG
 
@@ -167,7 +192,7 @@ def decode_png(data: bytes, largest: int) -> UInt8[ndarray, "H W C"] | None:
         image = Image.frombytes(mode, (width, height), packed, "zip", mode, 0)
     except (ValueError, OSError, TypeError):
         return None
-    pixels = np.frombuffer(image.tobytes(), np.uint8).reshape(height, width, channels)
+    pixels = image_to_array(image, channels)
     return None if not pixels[-1].any() and png_lacks_rows(data) else pixels
 
 

@@ -206,8 +206,6 @@ def _decode_png(data: bytes, geometry: Geometry) -> tuple[ndarray, ImageHeader] 
     if pixels is None or pixels.shape[2] > geometry.channels:
         return None
     height, width, channels = pixels.shape
-    if channels < geometry.channels:
-        pixels = pixels.repeat(3, axis=2)
     return resize_to_geometry(pixels, geometry), ImageHeader(width, height, channels, "PNG", False)
 
 
@@ -341,7 +339,8 @@ def _decode_with_pillow(data: bytes, geometry: Geometry) -> tuple[ndarray, Image
             if (scale := round(width / image.width)) > 1:
                 extent = _swap((height / scale, width / scale), across)
         image.load()
-        if image.format == "PNG" and (data[28] or not np.asarray(image)[-1].any()) and codecs.png_lacks_rows(data):
+        last = image.crop((0, image.height - 1, image.width, image.height))
+        if image.format == "PNG" and (data[28] or not np.asarray(last).any()) and codecs.png_lacks_rows(data):
             raise ImageError(codecs.DAMAGED_IMAGE)
         pixels, header = _to_array(image, geometry, header, data)
     except ImageError:
@@ -354,31 +353,32 @@ def _decode_with_pillow(data: bytes, geometry: Geometry) -> tuple[ndarray, Image
 
 def _to_array(
     image: "Image.Image", geometry: Geometry, header: ImageHeader, data: bytes
-) -> tuple[UInt8[ndarray, "h w C"], ImageHeader]:
+) -> tuple[UInt8[ndarray, "h w c"], ImageHeader]:
     """Pixels of a loaded image as 8-bit grey or RGB, whatever its mode; and the header with what they show."""
     from PIL import Image
 
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
         deep = np.asarray(image)
-        shown = _apply_window(deep, image.mode, geometry.window)[..., None].repeat(geometry.channels, axis=2)
+        shown = _apply_window(deep, image.mode, geometry.window)[..., None]
         return shown, header._replace(low=float(deep.min()), high=float(deep.max()))
     if header.depth > 8 and geometry.window is not None:
         raise ImageError("16-bit colour is read by its full range only: leave the window out, or save it as grey")
     if image.mode == "CMYK" and image.format == "JPEG" and 0xEE not in codecs.parse_jpeg_segments(data):
         # Adobe's files hold inks inverted, and Pillow takes every file for one of Adobe's.
         image.frombytes(bytes(255 - np.asarray(image)))
-    if header.transparent:
-        image = image.convert("RGBA")
-        if image.getextrema()[3][0] < 255:  # type: ignore[index]  RGBA has a pair for each of four bands
-            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-        else:
-            header = header._replace(transparent=False)
-        image = image.convert("RGB")
-    mode = "L" if geometry.channels == 1 else "RGB"
-    if image.mode != mode:
-        image = image.convert(mode)
-    pixels = np.asarray(image)
-    return pixels if pixels.ndim == 3 else pixels[..., None], header
+    mode, clear = ("L" if geometry.channels == 1 else "RGB"), False
+
+    def show(rows: Image.Image) -> Image.Image:
+        nonlocal clear
+        if header.transparent:
+            rows = rows.convert("RGBA")
+            if rows.getextrema()[3][0] < 255:  # type: ignore[index]  RGBA has a pair for each of four bands
+                rows, clear = Image.alpha_composite(Image.new("RGBA", rows.size, "white"), rows), True
+            rows = rows.convert("RGB")
+        return rows if rows.mode == mode else rows.convert(mode)
+
+    pixels = codecs.image_to_array(image, geometry.channels, show)
+    return pixels, header._replace(transparent=clear)
 
 
 def _apply_window(deep: ndarray, mode: str, window: tuple[float, float] | None) -> UInt8[ndarray, "h w"]:
@@ -387,7 +387,13 @@ def _apply_window(deep: ndarray, mode: str, window: tuple[float, float] | None) 
     Without a window integers are read by the full 16 bits and floats by [0, 1], whatever this picture holds: two
     pictures of one set must be shown alike.
     """
-    if not np.isfinite(deep).all():
-        raise ImageError("the image has pixels that are not numbers")
     low, high = window or (FULL_RANGE_FLOAT if mode == "F" else FULL_RANGE_16_BIT)
-    return np.rint(np.clip((deep.astype(np.float64) - low) * (255 / (high - low)), 0, 255)).astype(np.uint8)
+    shown = np.empty(deep.shape, np.uint8)
+    step = codecs.rows_at_a_time(deep.shape[1])
+    for top in range(0, len(deep), step):
+        rows = deep[top : top + step]
+        if not np.isfinite(rows).all():
+            raise ImageError("the image has pixels that are not numbers")
+        scaled = (rows.astype(np.float64) - low) * (255 / (high - low))
+        shown[top : top + step] = np.rint(np.clip(scaled, 0, 255))
+    return shown

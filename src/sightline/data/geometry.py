@@ -10,6 +10,7 @@ from jaxtyping import Float64, Shaped, UInt8
 from numpy import ndarray
 
 from ..types import Geometry
+from .codecs import rows_at_a_time
 
 _RESAMPLE = {"bilinear": torch.ops.aten._upsample_bilinear2d_aa, "bicubic": torch.ops.aten._upsample_bicubic2d_aa}
 """torch's antialiased filters on uint8: Pillow's, vectorised; at most two levels of 255 apart, mostly equal."""
@@ -52,13 +53,18 @@ def apply_orientation(pixels: ndarray, orientation: int) -> ndarray:
 
 
 def resize_to_geometry(
-    pixels: UInt8[ndarray, "h w C"], geometry: Geometry, extent: tuple[float, float] | None = None
+    pixels: UInt8[ndarray, "h w c"], geometry: Geometry, extent: tuple[float, float] | None = None
 ) -> UInt8[ndarray, "H W C"]:
     """Squash, crop or pad to the working size, antialiased; unchanged where it has that size.
 
-    ``extent`` is the exact height and width of the picture in these pixels: a photo decoded at half scale may end in
-    half a pixel, which would otherwise distort it.
+    Grey becomes as many channels as are wanted. ``extent`` is the exact height and width of the picture in these
+    pixels: a photo decoded at half scale may end in half a pixel, which would otherwise distort it.
     """
+    resized = _resize(pixels, geometry, extent)
+    return resized if resized.shape[2] == geometry.channels else resized.repeat(geometry.channels, axis=2)
+
+
+def _resize(pixels: ndarray, geometry: Geometry, extent: tuple[float, float] | None) -> ndarray:
     height, width = pixels.shape[:2]
     if (height, width) == geometry.size:
         return pixels
@@ -87,6 +93,20 @@ def resize_images(
 ) -> UInt8[ndarray, "B H W C"]:
     """Pictures resampled to ``size``, antialiased, by a bilinear or bicubic filter."""
     scales = (size[0] / extent[0], size[1] / extent[1]) if extent else (None, None)
+    count, height, width, channels = pixels.shape
+    step = rows_at_a_time(width)
+    if step < height and size[1] != width:  # torch copies what it resamples: across first, row by row, as it does
+        narrow = np.empty((count, height, size[1], channels), np.uint8)
+        for top in range(0, height, step):
+            rows = pixels[:, top : top + step]
+            narrow[:, top : top + step] = _resample(rows, (rows.shape[1], size[1]), filter, (None, scales[1]))
+        pixels = narrow
+    return _resample(pixels, size, filter, scales if pixels.shape[2] == width else (scales[0], None))
+
+
+def _resample(
+    pixels: ndarray, size: tuple[int, int], filter: str, scales: tuple[float | None, float | None]
+) -> ndarray:
     whole = np.require(pixels, requirements=("C", "W"))  # torch warns of arrays it may not write to
     made = np.empty((len(pixels), *size, pixels.shape[3]), np.uint8)
     _RESAMPLE[filter].out(

@@ -3,13 +3,13 @@
 from collections.abc import Iterable, Mapping
 from io import BytesIO
 from os import PathLike
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 from numpy import ndarray
 
 from ..errors import DataError, ImageError
+from ..sources import read_image_file
 from . import codecs
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ def read_input(image: ImageInput, *, compress_level: int = 0) -> bytes:
     if isinstance(image, str | PathLike) or hasattr(image, "read"):
         try:
             if isinstance(image, str | PathLike):
-                return Path(image).read_bytes()
+                return read_image_file(image, pipes=True)
             stream: Any = image
             if getattr(
                 stream, "seekable", bool

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from ..classifier import Classifier
 
 LARGE_IMAGE_BYTES = 16_000_000
-"""Bytes of decoding, 4 megapixels of a plain photo, above which images are decoded one at a time: memory then does not
+"""Bytes of decoding, 4 megapixels of a photo, above which images are decoded one at a time: memory then does not
 grow with the number of threads."""
 
 MAX_JPEG_SCANS = 100
@@ -298,23 +298,29 @@ def check_image(data: bytes, limits: RequestLimits) -> int:
         raise RequestError(
             413, f"the image has {count:,} pixels, more than the {limits.pixels:,} that are allowed"
         )
+    if allocated > limits.max_decode_bytes:
+        raise RequestError(
+            413,
+            f"decoding the image takes {allocated // 1_000_000} MB, more than the "
+            f"{limits.max_decode_bytes // 1_000_000} MB that are allowed: send it smaller, or as JPEG",
+        )
     return allocated
 
 
 def measure_image(data: bytes, kind: str) -> tuple[int, int]:
-    """Return the pixels of an image, as the decoder will find them, and the bytes that decoding it takes.
+    """Return the pixels of an image, as the decoder will find them, and the bytes that decoding it takes at most.
 
-    Both are from the header, and 0 if it cannot be read.
+    Both are from the header, and 0 if it cannot be read. The bytes per pixel were measured, for large images.
     """
     if kind == "image/jpeg" and (header := read_jpeg_header(data)):
-        pixels, deep, transparent = header.width * header.height, False, False
-    elif kind == "image/png" and data.count(b"IHDR") == 1 and len(data) >= 26:  # with two, the last one counts
+        return header.width * header.height, header.width * header.height * (6 if b"\xff\xc2" in data else 4)
+    if kind == "image/png" and data.count(b"IHDR") == 1 and len(data) >= 26:  # with two, the last one counts
         width, height, depth, colour = struct.unpack_from(">IIBB", data, 16)
-        pixels, deep, transparent = width * height, depth == 16, colour > 3 or b"tRNS" in data
-    else:
-        try:
-            found = read_header(data)
-        except ImageError:
-            return 0, 0  # decoding reports the reason
-        pixels, deep, transparent = found.width * found.height, found.depth > 8, found.transparent
-    return pixels, pixels * (24 if deep else 16 if transparent else 4)  # values are windowed as float64
+        plain_grey = colour == 0 and depth <= 8 and b"tRNS" not in data
+        return width * height, width * height * (4 if plain_grey else 9)
+    try:
+        found = read_header(data)
+    except ImageError:
+        return 0, 0  # decoding reports the reason
+    pixels = found.width * found.height
+    return pixels, pixels * (17 if kind == "image/webp" else 13 if found.depth > 16 else 9)

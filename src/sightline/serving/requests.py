@@ -80,6 +80,11 @@ class RequestLimits:
         return int(self.body_mb * 1e6)
 
     @property
+    def max_decode_bytes(self) -> int:
+        """Bytes that decoding one image may take: 250 MB, or as many more as the allowed pixels take in a JPEG."""
+        return max(250_000_000, 5 * self.pixels)
+
+    @property
     def max_buffered_bytes(self) -> int:
         """Bytes of all requests that are being read or wait."""
         return max(64_000_000, 2 * self.max_body_bytes)

@@ -6,12 +6,13 @@ import json
 import logging
 import signal
 import socket
+import stat
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -19,8 +20,10 @@ from typing import Any
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from ..errors import DataError, ServiceError
+from ..errors import DataError, ImageError, ServiceError
+from ..sources import read_image_file
 from .api import create_app
+from .asgi import INTERNAL_ERROR_DETAIL
 from .monitor import log_event
 from .requests import PredictRequest, RequestError
 from .service import RELEASE_POLL_SECONDS, PredictResult, Service, ServiceSettings
@@ -279,8 +282,8 @@ class FolderWatcher:
                 if error.status == 503:
                     continue  # the queue is full: at the next poll
                 self._report({"file": name, "error": error.detail})
-            except OSError as error:
-                self._report({"file": name, "error": str(error.strerror or error)})
+            except (OSError, ImageError) as error:  # it went, or became a pipe, since it was listed
+                self._report({"file": name, "error": getattr(error, "strerror", None) or str(error)})
             self._done[name] = new[name]
         for name, future in waiting:
             try:
@@ -293,24 +296,28 @@ class FolderWatcher:
                     del self._done[name]  # it could not be journalled: at the next poll
                 else:
                     self._report({"file": name, "error": error.detail})
+            except Exception as error:  # the other files still have their answers
+                log_event("error", where="watch", kind=type(error).__name__, error=str(error)[:500])
+                self._report({"file": name, "error": INTERNAL_ERROR_DETAIL})
         return len(complete)
 
     def _list_files(self) -> dict[str, FileState]:
         """Return the files in the folder; links are not followed."""
         found = {}
         for path in self._folder.iterdir():
-            if path.name.startswith(".") or path.name.lower().endswith(UNFINISHED_SUFFIXES) or path.is_symlink():
+            if path.name.startswith(".") or path.name.lower().endswith(UNFINISHED_SUFFIXES):
                 continue
-            if path.is_file():
-                status = path.stat()
-                found[path.name] = (status.st_size, status.st_mtime_ns)
+            with suppress(OSError):  # it went meanwhile
+                status = path.lstat()
+                if stat.S_ISREG(status.st_mode):
+                    found[path.name] = (status.st_size, status.st_mtime_ns)
         return found
 
     def _submit(self, name: str, size: int) -> "Future[PredictResult]":
         limits = self._service.limits
         if size > limits.max_body_bytes:
             raise RequestError(413, f"The file is larger than {limits.body_mb:g} MB, which is refused unread.")
-        data = (self._folder / name).read_bytes()
+        data = read_image_file(self._folder / name)
         return self._service.batcher.submit(PredictRequest([data], source=name))
 
 

@@ -41,6 +41,7 @@ from .source import (
     file_stamp,
     is_junk,
     list_folder,
+    read_image_file,
     stratified_subset,
 )
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import stat
 import unicodedata
 from array import array
 from collections.abc import Iterable, Mapping
@@ -73,13 +74,37 @@ class FolderReader:
         """The bytes of file number ``key``; raises ImageError."""
         path = os.path.join(self.root, self.names[key])  # noqa: PTH118 half the time of Path
         try:
-            with open(path, "rb") as stream:  # noqa: PTH123
-                return stream.read()
+            return read_image_file(path)
         except OSError as error:
-            if os.path.islink(path):  # noqa: PTH114
+            if os.path.islink(path) and not os.path.exists(path):  # noqa: PTH110, PTH114
                 target = os.readlink(path)  # noqa: PTH115
                 raise ImageError(f"it is a link that leads nowhere: '{target}' does not exist") from error
             raise ImageError(f"the file cannot be opened ({error.strerror})") from error
+
+
+def read_image_file(path: str | os.PathLike[str], *, pipes: bool = False) -> bytes:
+    """The bytes of a file; one that is too large for an image is not read.
+
+    ``pipes`` allows pipes and devices too, which a caller may name (``<(command)``) but which must not be read where
+    they lie among images: a pipe may wait for ever, and a device has no end. Raises ImageError and OSError.
+    """
+    with open(path, "rb", opener=None if pipes else _open_at_once) as stream:
+        status = os.fstat(stream.fileno())
+        if regular := stat.S_ISREG(status.st_mode):
+            size = status.st_size  # no more, though the file may grow
+        elif pipes:
+            size = MAX_FILE_BYTES + 1
+        else:
+            raise ImageError("it is a pipe or a device, not a file")
+        data = stream.read(size) if not regular or size <= MAX_FILE_BYTES else b""
+        if max(len(data), size if regular else 0) > MAX_FILE_BYTES:
+            raise ImageError(f"the file is larger than {MAX_FILE_BYTES // 1_000_000} MB, which is refused unread")
+        return data
+
+
+def _open_at_once(path: str, flags: int) -> int:
+    """Open without waiting for the other end of a pipe."""
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
 def list_folder(root: Path) -> Listing:
@@ -97,21 +122,27 @@ def list_folder(root: Path) -> Listing:
                     if is_junk(entry.name):
                         continue
                     name = prefix + entry.name
-                    if entry.is_dir():
-                        folders.add(name)
-                        if entry.is_symlink():  # links may form circles
+                    size, time = 0, 0
+                    try:
+                        if entry.is_dir():
+                            folders.add(name)
+                            if entry.is_symlink():  # links may form circles
+                                status = entry.stat()
+                                if (status.st_dev, status.st_ino) in linked:
+                                    continue
+                                linked.add((status.st_dev, status.st_ino))
+                            waiting.append((entry.path, name + "/"))
+                            continue
+                        if entry.is_file():
                             status = entry.stat()
-                            if (status.st_dev, status.st_ino) in linked:
-                                continue
-                            linked.add((status.st_dev, status.st_ino))
-                        waiting.append((entry.path, name + "/"))
-                    elif entry.is_file():
-                        status = entry.stat()
-                        names.append(name)
-                        facts.extend((status.st_size, status.st_mtime_ns))
-                    elif entry.is_symlink():  # it leads nowhere: an image that cannot be read, not one less
-                        names.append(name)
-                        facts.extend((0, 0))
+                            size, time = status.st_size, status.st_mtime_ns
+                        elif not entry.is_symlink():
+                            continue
+                    except OSError:  # a link to itself, or into a folder that may not be entered
+                        pass
+                    # A link that leads nowhere too is an image that cannot be read, not one less.
+                    names.append(name)
+                    facts.extend((size, time))
         except OSError as error:
             raise DataError(f"The folder '{place}' cannot be opened ({error.strerror}).") from error
     sizes, stamps = np.frombuffer(facts, np.int64).reshape(-1, 2).T
