@@ -6,7 +6,14 @@ import pytest
 import torch
 
 from sightline.training import build_classifier, build_method, prepare, resolve
-from sightline.training.gradients import Replicas, SingleReplica, build_gradients, is_stochastic, split_batch
+from sightline.training.gradients import (
+    FastDepthwise,
+    Replicas,
+    SingleReplica,
+    build_gradients,
+    is_stochastic,
+    split_batch,
+)
 from sightline.training.losses import CrossEntropy
 from sightline.training.recipe import Recipe
 
@@ -109,3 +116,23 @@ def test_the_last_images_are_not_lost():
     assert sum(len(piece) for piece in split_batch(batch, 7)) == len(batch)
     assert torch.equal(torch.cat([piece.index for piece in split_batch(batch, 7)]), batch.index)
     assert len(split_batch(batch, 1000)) == len(batch)
+
+
+@pytest.mark.parametrize(
+    ("kernel", "stride", "padding", "size"),
+    [(3, 1, 1, (9, 9)), (5, 2, 2, (11, 11)), (3, 2, 0, (10, 10)), (5, 2, (2, 1), (12, 9)), (1, 1, 1, (6, 6))],
+)
+@pytest.mark.parametrize("bias", [True, False])
+def test_the_fast_gradient_of_depthwise_convolutions_is_torchs(kernel, stride, padding, size, bias):
+    torch.manual_seed(0)
+    layer = torch.nn.Conv2d(8, 8, kernel, stride, padding, groups=8, bias=bias)
+    pixels = torch.randn(4, 8, *size, requires_grad=True)
+    wanted = layer(pixels)
+    weights = torch.randn_like(wanted)
+    inputs = [pixels, *layer.parameters()]
+    exact = torch.autograd.grad((wanted * weights).sum(), inputs)
+    with torch.autocast("cpu", torch.bfloat16), FastDepthwise():
+        made = layer(pixels)
+    fast = torch.autograd.grad((made.float() * weights).sum(), inputs)
+    for one, other in zip((made.float(), *fast), (wanted, *exact), strict=True):
+        assert (one - other).norm() < 0.01 * other.norm()

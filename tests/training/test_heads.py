@@ -2,6 +2,7 @@
 
 import json
 import socket
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,13 +11,17 @@ from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 
 from helpers.tiny_classifiers import SETTLED
 from sightline.classifier import Classifier
+from sightline.data import survey
 from sightline.errors import RecipeError
 from sightline.inference import predict_logits
-from sightline.training import Recipe, train
+from sightline.sources import find
+from sightline.training import Recipe, resolve, train
 from sightline.training import head_first as module
+from sightline.training.estimate import estimate_cost
 from sightline.training.head_first import compare_with_head
 from sightline.training.heads import ClassMeans, LinearDiscriminant
 from sightline.training.plan import HEAD_METHODS
+from sightline.training.starts import default_start
 
 COMPUTED = [name for name, make in HEAD_METHODS.items() if make() is not None]
 
@@ -172,6 +177,39 @@ def test_photos_start_from_the_embedded_weights_and_need_no_network(photos, tmp_
     again = train(photos, recipe, out=tmp_path / "again")
     one, two = (predict_logits(each.classifier, run.splits.test)[0] for each in (run, again))
     assert torch.equal(one, two)
+
+
+def test_a_dry_run_tells_of_the_pretrained_start(photos):
+    found = estimate_cost(photos, Recipe(size=64, epochs=1))
+    assert found.values["recipe"]["model"].startswith("timm:tf_efficientnet_lite0")
+    assert found.values["recipe"]["freeze"] == "early"
+    assert any("only where it pays" in remark.text for remark in found.remarks)
+
+
+@pytest.mark.parametrize(("images", "size"), [(2, None), (10**9, 128)])
+def test_a_size_whose_features_fit_the_budget_is_chosen_and_said(photos, images, size):
+    found = replace(survey(find(str(photos))), total=images)
+    chosen = {each.field: each for each in default_start(resolve(Recipe()), found)}
+    assert chosen["size"].value == (size or 224)
+    assert ("a third of the budget of 10m" in chosen["size"].reason) == (size is not None)
+    fixed = default_start(resolve(Recipe(epochs=3)), found)
+    assert next(each.value for each in fixed if each.field == "size") == 224
+
+
+@pytest.mark.parametrize(
+    ("images", "asked", "mode"),
+    [
+        (48, {}, "crop"),
+        (1000, {}, "squash"),
+        (1000, {"method": "probe"}, "crop"),
+        (1000, {"resize_mode": "pad"}, None),
+    ],
+)
+def test_fine_tuning_on_many_photos_sees_whole_pictures(photos, images, asked, mode):
+    found = replace(survey(find(str(photos))), total=images)
+    chosen = {each.field: each.value for each in default_start(resolve(Recipe(**asked)), found)}
+    assert chosen.get("resize_mode") == mode
+    assert ("crop_fraction" in chosen) == (mode == "crop")
 
 
 def test_from_scratch_is_the_way_back(photos, tmp_path):

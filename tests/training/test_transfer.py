@@ -169,6 +169,8 @@ SCHEDULES = {
     "stage:1": [1, 1, 1, 1, 1, 1],
     "stage:layer2": [3, 3, 3, 3, 3, 3],
     "stage:stage=conv1": [1, 1, 1, 1, 1, 1],
+    "early": [1, 1, 1, 1, 1, 1],
+    "early:0.8": [3, 3, 3, 3, 3, 3],
     "staged:1": [4, 3, 2, 1, 0, 0],
     "staged:2": [4, 4, 3, 3, 2, 2],
 }
@@ -184,6 +186,18 @@ def test_how_many_stages_rest_in_each_epoch(word):
 
 def test_every_way_to_freeze_is_in_the_table():
     assert {word.partition(":")[0] for word in SCHEDULES} == set(FREEZE_SCHEDULES)
+
+
+def test_early_freezes_depthwise_kernels_everywhere_until_training_ends():
+    network = network_of("timm:tf_efficientnet_lite0")
+    classifier = SimpleNamespace(network=network)
+    freezer = Freezer(classifier, choose(FREEZE_SCHEDULES, "early", "freeze schedule"), freeze_norms=True)
+    freezer(0)
+    learned = {name for name, p in network.named_parameters() if p.requires_grad}
+    assert not any("conv_dw" in name or name.startswith(("body.conv_stem", "body.blocks.2")) for name in learned)
+    assert {"body.blocks.3.0.conv_pw.weight", "body.blocks.3.0.bn2.weight", "head.weight"} <= learned
+    freezer.unfreeze()
+    assert all(p.requires_grad for p in network.parameters())
 
 
 class Look(BaseHook):

@@ -17,7 +17,7 @@ from .. import progress, runtime
 from ..data import make_folds, split
 from ..errors import DataError, RecipeError
 from ..metrics import nadeau_bengio_interval, wilson
-from ..training import Recipe, parse_duration, read_dataset
+from ..training import Recipe, parse_duration, read_dataset, resolve
 from ..types import Dataset, Interval, Splits
 from .candidates import Candidate, Trial, TrialCache, explain_interruption, parse_candidate, run_candidate_trial
 
@@ -97,7 +97,8 @@ def cross_validate(
         dataset = data
         recipe = recipe.replace(size=dataset.geometry.size[0], channels=dataset.geometry.channels)
     else:
-        dataset, chosen = read_dataset(recipe)
+        plan = resolve(recipe.replace(model=candidate.word)) if candidate.kind == "network" else None
+        dataset, chosen = read_dataset(recipe, plan=plan)
         recipe = recipe.replace(**{choice.field: choice.value for choice in chosen})
     budget = f"{parse_duration(recipe.budget) / (folds * seeds):g}s" if folds > 0 and seeds > 0 else recipe.budget
     candidate = replace(candidate, recipe=recipe.replace(budget=budget))

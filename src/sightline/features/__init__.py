@@ -6,7 +6,7 @@
 [1, 0]
 """
 
-from .embedding import embedding_precision
+from .embedding import embedding_precision, time_embedding
 from .similarity import find_lookalikes, nearest_images, rank_outliers
 from .store import backbone_fingerprint, embed_cached, feature_key, predict_logits_cached
 
@@ -19,4 +19,5 @@ __all__ = [
     "nearest_images",
     "predict_logits_cached",
     "rank_outliers",
+    "time_embedding",
 ]

@@ -29,7 +29,7 @@ from .budget import EVALUATION_COST, PLANNED_SHARE, format_minutes, reserved_sec
 from .build import MEMORY_FORMATS
 from .gradients import build_gradients, is_stochastic, split_batch
 from .plan import Plan
-from .recipe import Recipe, parse_duration
+from .recipe import PRETRAINED, Recipe, parse_duration
 from .starts import FINE_TUNING, Default
 from .transfer import Freezer
 
@@ -155,7 +155,7 @@ def default_network(plan: Plan, *, train_images: int) -> list[Default]:
     assert size is not None
     chosen: list[Default] = []
     if recipe.normalize is None:
-        chosen.append(Default("normalize", "fitted", ""))
+        chosen.append(Default("normalize", PRETRAINED if plan.card else "fitted", ""))
     if recipe.method is None:
         chosen += default_method(plan)
         plan = plan.replace(method=chosen[-1].value)
@@ -347,7 +347,7 @@ def _prepare_step(
     """One training step of a copy of the classifier."""
     own = to_memory_format(copy.deepcopy(classifier), mode.memory_format).train()
     optimizer = plan.build_optimizer(own)
-    Freezer(own, plan.freezing)(ALL_UNFROZEN)
+    Freezer(own, plan.freezing, freeze_norms=plan.recipe.freeze_norms)(ALL_UNFROZEN)
     pixels = batch.pixels.contiguous(memory_format=MEMORY_FORMATS[mode.memory_format])
     batch, objective = replace(batch, pixels=pixels), plan.objective
     gradients = build_gradients(

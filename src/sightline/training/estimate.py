@@ -13,7 +13,7 @@ import numpy as np
 
 from .. import runtime
 from ..classifier import Classifier
-from ..data import MAX_UNREADABLE_SHARE, iterate_batches, load_dataset, survey
+from ..data import MAX_UNREADABLE_SHARE, iterate_batches, load_dataset
 from ..errors import DataError, RecipeError, TrainingError
 from ..sources import Source, find
 from ..types import Dataset, Findings, Remark, Splits
@@ -23,7 +23,6 @@ from .defaults import (
     ALL_UNFROZEN,
     default_epochs,
     default_network,
-    default_pixels,
     measure_throughput,
     to_memory_format,
     with_default_execution,
@@ -34,7 +33,7 @@ from .gradients import build_gradients
 from .plan import Plan, resolve
 from .recipe import Recipe
 from .restoring import split_to_train
-from .run import prepare
+from .run import choose_pixels, prepare
 from .transfer import Freezer
 
 ESTIMATE_SAMPLE_IMAGES = 512
@@ -63,8 +62,7 @@ def estimate_cost(data: str | Path | None, recipe: Recipe | None = None, *, devi
     plan = resolve(recipe)
     plan.check_network()
     source = find(recipe.data, limit=recipe.limit, seed=recipe.data_seed, rule=recipe.label_rule)
-    known = plan.recipe.size is not None and plan.recipe.channels is not None
-    pixels = [] if known else default_pixels(survey(source), plan.recipe.size, plan.recipe.channels)
+    pixels = choose_pixels(plan, source)
     plan = plan.replace(**{each.field: each.value for each in pixels})
     images = _count_train_images(source, plan.recipe)
     network = default_network(plan, train_images=images)
@@ -80,6 +78,12 @@ def estimate_cost(data: str | Path | None, recipe: Recipe | None = None, *, devi
     measured = measure_throughput(classifier, plan, batch)
     rate, notes = measured.images_per_second, [each.reason for each in (*pixels, *network)]
     plan = plan.replace(**vars(measured.mode))
+    if plan.head is not None:
+        notes.append(
+            "The last layer is computed on frozen features first; fine-tuning follows only where it pays."
+        )
+        if not plan.head.fine_tunes:
+            plan = plan.replace(epochs=0)
     if plan.recipe.epochs is None:
         epochs = default_epochs(plan.recipe, train_images=images, images_per_second=rate)
         plan, notes = plan.replace(epochs=epochs.value), [*notes, epochs.reason]

@@ -64,6 +64,7 @@ from .optimizers import (
 )
 from .recipe import INHERIT, PRETRAINED, Recipe
 from .transfer import (
+    EarlyStages,
     FreezeBackbone,
     FreezeSchedule,
     GradualUnfreezing,
@@ -122,6 +123,7 @@ FREEZE_SCHEDULES: Mapping[str, Callable[..., FreezeSchedule]] = {
     "backbone": FreezeBackbone,
     "until": UntilEpoch,
     "stage": UpToStage,
+    "early": EarlyStages,
     "staged": GradualUnfreezing,
 }
 """The words of ``freeze``."""

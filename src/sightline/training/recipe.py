@@ -122,7 +122,8 @@ class Recipe:
     """Weights to start from: a run or bundle folder, or a file: .safetensors, or .pth/.th without code."""
     freeze: str = _recipe_field("none", "Model")
     """Frozen layers: none, backbone (all but the head), until:3 (all but the head in the first 3 epochs),
-    stage:layer2 or stage:3 (up to that stage), staged:2 (all but the head, and one stage fewer every 2 epochs)."""
+    stage:layer2 or stage:3 (up to that stage), early:0.45 (the first 45 % of the stages, and all depthwise kernels),
+    staged:2 (all but the head, and one stage fewer every 2 epochs)."""
 
     epochs: int | None = _recipe_field(None, "Training", common=True)
     """Passes over the training images; 0 trains nothing. Chosen to fit the budget."""

@@ -15,7 +15,7 @@ from ..data import MAX_UNREADABLE_SHARE, Augment, load_dataset, survey
 from ..errors import RecipeError
 from ..files import write_text
 from ..preprocessing import forecast_fit
-from ..sources import find
+from ..sources import Source, find
 from ..types import Dataset, Splits
 from .budget import Budget
 from .build import build_classifier, build_method
@@ -272,15 +272,22 @@ def read_dataset(
     if recipe.data is None:
         raise RecipeError("Say which images to use: a folder, an archive, a table, or a name such as digits.")
     source = find(recipe.data, limit=recipe.limit, seed=recipe.data_seed, rule=recipe.label_rule)
+    chosen = choose_pixels(plan or recipe, source)
+    recipe = recipe.replace(**{default.field: default.value for default in chosen})
+    return load_dataset(source, recipe.geometry, max_bad=max_bad), chosen
+
+
+def choose_pixels(start: Plan | Recipe, source: Source) -> list[Default]:
+    """Size and channels where they are open; with a plan also published weights for photos, and what these expect."""
+    recipe = start.recipe if isinstance(start, Plan) else start
     known = recipe.size is not None and recipe.channels is not None
     chosen: list[Default] = []
-    if plan is not None and not (known and recipe.model is not None and plan.card is None):
-        chosen = default_start(plan, survey(source))
+    if isinstance(start, Plan) and not (known and recipe.model is not None and start.card is None):
+        chosen = default_start(start, survey(source))
         recipe = recipe.replace(**{default.field: default.value for default in chosen})
     if recipe.size is None or recipe.channels is None:
         chosen += default_pixels(survey(source), recipe.size, recipe.channels, recipe.window)
-        recipe = recipe.replace(**{default.field: default.value for default in chosen})
-    return load_dataset(source, recipe.geometry, max_bad=max_bad), chosen
+    return chosen
 
 
 def read_splits(recipe: Recipe) -> tuple[Splits, tuple[str, ...]]:

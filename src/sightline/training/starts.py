@@ -6,16 +6,34 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from .. import runtime
 from ..classifier import Classifier
 from ..data import Survey
-from ..models import find_card
-from ..types import Dataset, Splits
+from ..features import time_embedding
+from ..models import WeightsCard, find_card
+from ..types import Dataset, Geometry, Splits
+from .budget import format_minutes
 from .build import build_classifier
 from .plan import QUALITY_MODELS, Plan, resolve
-from .recipe import PRETRAINED, Recipe
+from .recipe import PRETRAINED, Recipe, parse_duration
 
 PHOTO_SIDE = 64
 """Pixels of the median short side from which images are taken for photos."""
+
+SMALLER_SIZES = (192, 160, 128)
+"""Working sizes in place of the card's, where features of all images at that would take too much of the budget."""
+
+FEATURE_SHARE = 1 / 3
+"""Share of the budget that features of all images may take."""
+
+TIMED_IMAGES = 16
+"""Images on which the speed of features is measured."""
+
+SLOW_IMAGE_SECONDS = 0.1
+"""Nothing is measured where images that take so long would fit."""
+
+WHOLE_PICTURE_IMAGES = 300
+"""Images from which fine-tuning sees whole pictures, squashed; the head of fewer is better with the centre alone."""
 
 FINE_TUNING: Mapping[str, object] = {
     "optimizer": "adamw",
@@ -26,6 +44,7 @@ FINE_TUNING: Mapping[str, object] = {
     "warmup": 0.1,
     "label_smoothing": 0.1,
     "ema_decay": 0.98,
+    "freeze": "early",
     "freeze_norms": True,
     "batch_size": 32,
     "augment": ("flip", "resized-crop:least=0.35"),
@@ -60,23 +79,81 @@ def default_start(plan: Plan, images: Survey) -> list[Default]:
                 "starts from random weights, --model chooses another network).",
             )
         )
-    said = {"size": card.size, "normalize": PRETRAINED}
-    if recipe.resize_mode in (None, "crop"):
+    size = None
+    if recipe.size is None and recipe.epochs is None:
+        size = affordable_size(recipe.model or str(chosen[0].value), card, images.total, recipe.budget)
+    said = {"size": card.size if size is None else None, "normalize": PRETRAINED}
+    tunes = recipe.method in (None, "finetune") and images.total >= WHOLE_PICTURE_IMAGES
+    if recipe.resize_mode is None and tunes and card.crop_fraction < 1:
+        why = (
+            f"Whole pictures, squashed, in place of the card's centre crop of {card.crop_fraction:.1%}: with so many "
+            "images their borders help (--resize-mode crop)."
+        )
+        chosen.append(Default("resize_mode", "squash", why))
+    elif recipe.resize_mode in (None, "crop"):
         said |= {"resize_mode": "crop", "crop_fraction": card.crop_fraction}
     said["interpolation"] = card.interpolation
-    open_fields = {name: value for name, value in said.items() if vars(recipe)[name] is None}
+    open_fields = {name: value for name, value in said.items() if value and vars(recipe)[name] is None}
     if open_fields:
         shown = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in open_fields.items())
         first, *rest = open_fields
         chosen.append(Default(first, open_fields[first], f"Pixels as the card of the weights says: {shown}."))
         chosen += [Default(name, open_fields[name], "") for name in rest]
-    return chosen
+    return [*chosen, *filter(None, [size])]
 
 
-def build_published_start(images: Dataset, device: torch.device, quality: str = "standard") -> Classifier:
-    """The published network of a quality, as training on these images would begin with it; its head is random."""
+def affordable_size(model: str, card: WeightsCard, count: int, budget: str) -> Default | None:
+    """A smaller working size, where the features of ``count`` images at the card's size do not fit their share.
+
+    The speed is measured on random pixels. None where the card's size fits, or where the network takes no other.
+    """
+    side, rng = card.size, np.random.default_rng(0)
+    allowed = FEATURE_SHARE * parse_duration(budget)
+    if count * SLOW_IMAGE_SECONDS <= allowed:
+        return None
+    geometry = Geometry(size=(side, side))
+    rows = np.arange(TIMED_IMAGES)
+    images = Dataset(
+        pixels=rng.integers(0, 256, (TIMED_IMAGES, *geometry.shape), np.uint8),
+        rows=rows,
+        labels=rows % 2,
+        classes=("a", "b"),
+        files=rows.astype(str),
+        digests=rows.astype(np.uint64),
+        geometry=geometry,
+        fingerprint="noise",
+    )
+    classifier = build_published_start(images, runtime.resolve_device("auto"), model)
+    if "img_size" in getattr(classifier.network, "arguments", {}):
+        return None
+    seconds = time_embedding(classifier, images) / TIMED_IMAGES * count
+    smaller = largest_affordable(seconds, allowed, side)
+    if smaller == side:
+        return None
+    return Default(
+        "size",
+        smaller,
+        f"Working size {smaller} x {smaller}: features of {count:,} images would take {format_minutes(seconds)} at "
+        f"the card's {side}, more than a third of the budget of {budget} (--size, --budget).",
+    )
+
+
+def largest_affordable(seconds: float, allowed: float, side: int) -> int:
+    """The size whose pass over the images fits, if it takes ``seconds`` at ``side`` and time grows with the pixels.
+
+    >>> largest_affordable(100, 60, 224), largest_affordable(100, 30, 224)
+    (160, 128)
+    """
+    sizes = (side, *(size for size in SMALLER_SIZES if size < side))
+    return next((size for size in sizes if seconds * (size / side) ** 2 <= allowed), sizes[-1])
+
+
+def build_published_start(
+    images: Dataset, device: torch.device, model: str = QUALITY_MODELS["standard"]
+) -> Classifier:
+    """A published network, as training on these images would begin with it; its head is random."""
     none = images.subset(np.arange(0))
-    plan = resolve(Recipe(model=QUALITY_MODELS[quality], normalize=PRETRAINED))
+    plan = resolve(Recipe(model=model, normalize=PRETRAINED, accept_licence=True))
     plan = plan.replace(size=images.geometry.size[0], channels=images.geometry.channels).fit_to(images)
     return build_classifier(plan, Splits(images, none, none), device)[0].eval()
 

@@ -8,9 +8,10 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
+from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ..checks import check_int
+from ..checks import check_int, check_number
 from ..classifier import Classifier, find_bundle
 from ..data import iterate_batches
 from ..errors import RecipeError
@@ -219,6 +220,8 @@ class FreezeSchedule(ABC):
     """Whether anything is ever frozen."""
     head_only: ClassVar[bool] = False
     """Whether only the head ever learns: a linear probe."""
+    depthwise: ClassVar[bool] = False
+    """Whether the kernels of depthwise convolutions are frozen in every stage."""
 
     @abstractmethod
     def n_frozen(self, names: Sequence[str], epoch: int) -> int:
@@ -293,6 +296,24 @@ class UpToStage(FreezeSchedule):
 
 
 @dataclass(frozen=True)
+class EarlyStages(FreezeSchedule):
+    """The first ``share`` of the stages before the head is frozen, and so are all kernels of depthwise convolutions.
+
+    Early stages see the most pixels and change least in fine-tuning; a step takes about a third of the time.
+    """
+
+    depthwise = True
+    share: float = 0.45
+
+    def __post_init__(self) -> None:
+        check_number("share", self.share, 0, 1)
+
+    def n_frozen(self, names: Sequence[str], epoch: int) -> int:  # noqa: ARG002
+        """The share, rounded down."""
+        return int(self.share * (len(names) - 1))
+
+
+@dataclass(frozen=True)
 class GradualUnfreezing(FreezeSchedule):
     """The head learns first; every ``epochs`` epochs one more stage joins it (Howard & Ruder 2018)."""
 
@@ -319,6 +340,9 @@ class Freezer:
         self.norms = [*norms] if freeze_norms else []
         self.stages = find_stages(classifier.network) if schedule.freezes else ()
         self.trained = [[p for p in stage.parameters() if p.requires_grad] for stage in self.stages]
+        convolutions = (m for m in classifier.network.modules() if isinstance(m, nn.Conv2d) and m.groups > 1)
+        kernels = (m.weight for m in convolutions if m.weight.shape[1] == 1 and m.weight.requires_grad)
+        self.depthwise = [*kernels] if schedule.depthwise else []
 
     def __call__(self, epoch: int) -> None:
         """Freeze the stages of this epoch; call it when the classifier is in training mode."""
@@ -331,6 +355,8 @@ class Freezer:
             if number < count:
                 for module in stage.modules:
                     module.eval()
+        for kernel in self.depthwise:
+            kernel.requires_grad_(False)
 
     def unfreeze(self) -> None:
         """Let all stages learn again."""
