@@ -20,7 +20,7 @@ from numpy import ndarray
 
 from .. import runtime
 from ..classifier import Classifier
-from ..data import DEFAULT_VAL_SHARE, Survey, iterate_batches
+from ..data import DEFAULT_VAL_SHARE, iterate_batches
 from ..errors import OutputError
 from ..files import write_json
 from ..models import NETWORKS
@@ -32,9 +32,6 @@ from .plan import Plan
 from .recipe import PRETRAINED, Recipe, parse_duration
 from .starts import FINE_TUNING, Default
 from .transfer import Freezer
-
-DEFAULT_SIZES = (28, 32, 48, 64, 96, 128, 160, 192, 224)
-"""Working sizes that are chosen automatically; any from 8 to 1024 can be asked for."""
 
 MAX_DEFAULT_EPOCHS = 60
 MAX_DEFAULT_STEPS = 8000
@@ -75,39 +72,6 @@ SLOW_STEP_FACTOR = 3.0
 
 ALL_UNFROZEN = 10**9
 """Epoch index large enough that every layer is unfrozen; the time budget is estimated from this slowest case."""
-
-
-def default_pixels(
-    images: Survey, size: int | None = None, channels: int | None = None, window: str | None = None
-) -> list[Default]:
-    """Size, channels and the range of 32-bit grey where they are open, from a survey of the images."""
-    chosen: list[Default] = []
-    if size is None:
-        low, middle, high = images.short_side.low, images.short_side.median, images.short_side.high
-        smallest, largest = DEFAULT_SIZES[0], DEFAULT_SIZES[-1]
-        if low == high == images.width.high == images.height.high and smallest <= low <= largest:
-            size, why = low, "all images have that size"
-        elif middle < smallest:
-            size, why = smallest, f"the images are smaller ({middle:.0f} pixels), and this is the smallest default"
-        else:
-            size = max(s for s in DEFAULT_SIZES if s <= middle)
-            why = f"the median short side is {middle:.0f} pixels"
-        chosen.append(Default("size", size, f"Working size {size} x {size}: {why} (--size)."))
-    if channels is None:
-        channels = 3 if images.grey < 0.99 else 1
-        what = "colour" if channels == 3 else "grey"
-        chosen.append(Default("channels", channels, f"Working in {what}, like the images (--channels)."))
-    if window is None and images.window is not None:
-        low, high = (f"{edge:.6g}" for edge in images.window)
-        why = "which the values of a sample of these 32-bit images span"
-        chosen.append(
-            Default(
-                "window",
-                f"{low}:{high}",
-                f"{low} is shown as black and {high} as white, {why} (--window {low}:{high}).",
-            )
-        )
-    return chosen
 
 
 def default_method(plan: Plan, counts: Int[ndarray, " K"] | None = None) -> list[Default]:

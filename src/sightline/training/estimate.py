@@ -33,7 +33,8 @@ from .gradients import build_gradients
 from .plan import Plan, resolve
 from .recipe import Recipe
 from .restoring import split_to_train
-from .run import choose_pixels, prepare
+from .run import prepare
+from .starts import choose_pixels
 from .transfer import Freezer
 
 ESTIMATE_SAMPLE_IMAGES = 512

@@ -11,11 +11,11 @@ import torch
 
 from .. import progress, runtime
 from ..classifier import Classifier
-from ..data import MAX_UNREADABLE_SHARE, Augment, load_dataset, survey
+from ..data import MAX_UNREADABLE_SHARE, Augment, load_dataset
 from ..errors import RecipeError
 from ..files import write_text
 from ..preprocessing import forecast_fit
-from ..sources import Source, find
+from ..sources import find
 from ..types import Dataset, Splits
 from .budget import Budget
 from .build import build_classifier, build_method
@@ -24,7 +24,6 @@ from .defaults import (
     default_fractions,
     default_method,
     default_network,
-    default_pixels,
     to_memory_format,
     useful_epochs,
 )
@@ -46,7 +45,7 @@ from .recipe import INHERIT, PRETRAINED, Recipe
 from .refinement import refine
 from .restoring import absolute_path, locate_images, restore_splits, split_by_recipe, split_to_train
 from .run_folder import RunFolder, check_run_folder, create_run_folder
-from .starts import Default, default_start
+from .starts import Default, choose_pixels
 
 
 @dataclass(frozen=True)
@@ -275,19 +274,6 @@ def read_dataset(
     chosen = choose_pixels(plan or recipe, source)
     recipe = recipe.replace(**{default.field: default.value for default in chosen})
     return load_dataset(source, recipe.geometry, max_bad=max_bad), chosen
-
-
-def choose_pixels(start: Plan | Recipe, source: Source) -> list[Default]:
-    """Size and channels where they are open; with a plan also published weights for photos, and what these expect."""
-    recipe = start.recipe if isinstance(start, Plan) else start
-    known = recipe.size is not None and recipe.channels is not None
-    chosen: list[Default] = []
-    if isinstance(start, Plan) and not (known and recipe.model is not None and start.card is None):
-        chosen = default_start(start, survey(source))
-        recipe = recipe.replace(**{default.field: default.value for default in chosen})
-    if recipe.size is None or recipe.channels is None:
-        chosen += default_pixels(survey(source), recipe.size, recipe.channels, recipe.window)
-    return chosen
 
 
 def read_splits(recipe: Recipe) -> tuple[Splits, tuple[str, ...]]:

@@ -1,4 +1,4 @@
-"""Where training starts when the recipe leaves it open: published weights for photos, and what goes with them."""
+"""Where training starts when the recipe leaves it open: what pixels become, and published weights for photos."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -8,9 +8,10 @@ import torch
 
 from .. import runtime
 from ..classifier import Classifier
-from ..data import Survey
+from ..data import Survey, survey
 from ..features import time_embedding
 from ..models import WeightsCard, find_card
+from ..sources import Source
 from ..types import Dataset, Geometry, Splits
 from .budget import format_minutes
 from .build import build_classifier
@@ -34,6 +35,9 @@ SLOW_IMAGE_SECONDS = 0.1
 
 WHOLE_PICTURE_IMAGES = 300
 """Images from which fine-tuning sees whole pictures, squashed; the head of fewer is better with the centre alone."""
+
+DEFAULT_SIZES = (28, 32, 48, 64, 96, 128, 160, 192, 224)
+"""Working sizes that are chosen automatically; any from 8 to 1024 can be asked for."""
 
 FINE_TUNING: Mapping[str, object] = {
     "optimizer": "adamw",
@@ -60,6 +64,52 @@ class Default:
     field: str
     value: object
     reason: str
+
+
+def choose_pixels(start: Plan | Recipe, source: Source) -> list[Default]:
+    """Size and channels where they are open; with a plan also published weights for photos, and what these expect."""
+    recipe = start.recipe if isinstance(start, Plan) else start
+    known = recipe.size is not None and recipe.channels is not None
+    chosen: list[Default] = []
+    if isinstance(start, Plan) and not (known and recipe.model is not None and start.card is None):
+        chosen = default_start(start, survey(source))
+        recipe = recipe.replace(**{default.field: default.value for default in chosen})
+    if recipe.size is None or recipe.channels is None:
+        chosen += default_pixels(survey(source), recipe.size, recipe.channels, recipe.window)
+    return chosen
+
+
+def default_pixels(
+    images: Survey, size: int | None = None, channels: int | None = None, window: str | None = None
+) -> list[Default]:
+    """Size, channels and the range of 32-bit grey where they are open, from a survey of the images."""
+    chosen: list[Default] = []
+    if size is None:
+        low, middle, high = images.short_side.low, images.short_side.median, images.short_side.high
+        smallest, largest = DEFAULT_SIZES[0], DEFAULT_SIZES[-1]
+        if low == high == images.width.high == images.height.high and smallest <= low <= largest:
+            size, why = low, "all images have that size"
+        elif middle < smallest:
+            size, why = smallest, f"the images are smaller ({middle:.0f} pixels), and this is the smallest default"
+        else:
+            size = max(s for s in DEFAULT_SIZES if s <= middle)
+            why = f"the median short side is {middle:.0f} pixels"
+        chosen.append(Default("size", size, f"Working size {size} x {size}: {why} (--size)."))
+    if channels is None:
+        channels = 3 if images.grey < 0.99 else 1
+        what = "colour" if channels == 3 else "grey"
+        chosen.append(Default("channels", channels, f"Working in {what}, like the images (--channels)."))
+    if window is None and images.window is not None:
+        low, high = (f"{edge:.6g}" for edge in images.window)
+        why = "which the values of a sample of these 32-bit images span"
+        chosen.append(
+            Default(
+                "window",
+                f"{low}:{high}",
+                f"{low} is shown as black and {high} as white, {why} (--window {low}:{high}).",
+            )
+        )
+    return chosen
 
 
 def default_start(plan: Plan, images: Survey) -> list[Default]:
