@@ -22,7 +22,7 @@ def render_card(
     measured = (report or {}).get("evaluation") or {}
     geometry, provenance = config.get("geometry") or {}, config.get("provenance") or {}
     classes = [str(name) for name in config.get("classes", ())]
-    title = f"{(config.get('architecture') or {}).get('name', 'image classifier')} for {len(classes)} classes"
+    title = f"{network_name(config) or 'image classifier'} for {len(classes)} classes"
     size = " x ".join(str(side) for side in geometry.get("size", ("?", "?")))
     colour = "grey" if geometry.get("channels") == 1 else "colour"
     names = ", ".join(_escape_markdown(name) for name in classes[:20]) + (", ..." if len(classes) > 20 else "")
@@ -41,7 +41,7 @@ def render_card(
         f"An image classifier made with Sightline. It works on {size} {colour} pixels (images are resized with "
         f"'{_escape_markdown(str(geometry.get('fit', '?')))}') and predicts one of {len(classes)} classes: "
         f"{names}.",
-        "## Data\n\n" + data,
+        "## Data\n\n" + " ".join([data, *map(_escape_markdown, describe_start(config))]),
         "## Measured\n\n" + _metrics_section(measured),
         "## Use and limitations\n\n" + _limitations_section(config, measured, extras or {}),
         "## How to load it\n\n" + _LOADING_EXAMPLE,
@@ -117,6 +117,32 @@ def _limitations_section(config: Mapping[str, Any], measured: Mapping[str, Any],
         lines.append(describe_calibration(config))
     lines += list_limitations(extras)
     return "\n".join(f"- {line}" for line in lines)
+
+
+def network_name(config: Mapping[str, Any]) -> str:
+    """The network of a bundle, by timm's name where it is one of timm's."""
+    made = config.get("architecture") or {}
+    name = str(made.get("name") or "")
+    return str((made.get("arguments") or {}).get("name") or name) if name == "timm" else name
+
+
+def describe_start(config: Mapping[str, Any]) -> list[str]:
+    """Whose weights a bundle started from, and which of its classes these knew already."""
+    weights = (config.get("provenance") or {}).get("weights")
+    if not isinstance(weights, Mapping):
+        return []
+    digest = f", sha256 {weights['sha256']}" if weights.get("sha256") else ""
+    said = [
+        f"It started from the published weights {weights.get('name')}, trained on {weights.get('trained_on')} "
+        f"(licence {weights.get('licence') or 'unknown'}; {weights.get('source')}{digest})."
+    ]
+    if seen := [str(name) for name in weights.get("known_classes") or ()]:
+        names = ", ".join(seen[:5]) + (", ..." if seen[5:] else "")
+        said.append(
+            f"ImageNet, from which they learned, has {names} among its own classes, so the accuracy flatters: expect "
+            "less on other subjects."
+        )
+    return said
 
 
 def describe_calibration(config: Mapping[str, Any]) -> str:

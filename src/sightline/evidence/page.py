@@ -10,7 +10,7 @@ from typing import Any
 from .. import pictures
 from ..errors import DataError
 from ..files import atomic_replace, write_json, write_text
-from .card import describe_calibration, render_card
+from .card import describe_calibration, describe_start, network_name, render_card
 from .formatting import (
     METRIC_LABELS,
     format_count,
@@ -153,8 +153,8 @@ def render_page(
 
 def _headline_facts(evidence: Evidence) -> dict[str, Any]:
     """Values of the headline and the line below it."""
-    config, architecture = evidence.config, evidence.config.get("architecture") or {}
-    measured, provenance = evidence.measured, config.get("provenance") or {}
+    config, measured = evidence.config, evidence.measured
+    provenance = config.get("provenance") or {}
     geometry = config.get("geometry") or {}
     accuracy = (measured.get("intervals") or {}).get("accuracy")
     digits = 2 if measured.get("n", 0) >= 5000 else 1
@@ -162,7 +162,7 @@ def _headline_facts(evidence: Evidence) -> dict[str, Any]:
         "headline": format_percent(measured["accuracy"], digits) if measured else None,
         "between": format_interval(accuracy, lambda v: format_percent(v, digits)) if accuracy else None,
         "split": {"val": "validation"}.get(measured.get("split", "test"), measured.get("split", "test")),
-        "model": architecture.get("name") or evidence.recipe.get("model"),
+        "model": network_name(config) or evidence.recipe.get("model"),
         "classes": len(config.get("classes") or measured.get("classes") or ()),
         "size": " × ".join(str(side) for side in geometry.get("size") or ()),
         "data": evidence.recipe.get("data") or provenance.get("data"),
@@ -226,6 +226,7 @@ def _caveats(evidence: Evidence) -> list[str]:
     trained = _headline_facts(evidence)["trained"]
     if trained and trained < 2000:
         found.append(f"Small training set: {format_count(trained)} images. More images usually help most.")
+    found += describe_start(evidence.config)
     found += [str(remark) for remark in measured.get("remarks") or ()]
     found.append(
         "Training and test images come from the same collection; images from another place, camera or time may be "

@@ -78,7 +78,7 @@ from .surgery import (
     expand_head,
     find_stages,
 )
-from .timm_network import find_card, name_in_config, timm
+from .timm_network import find_card, find_imagenet_classes, name_in_config, timm
 from .vit import ViT, vit
 from .weights import WeightsReport, load_weights
 

@@ -4,8 +4,10 @@ import difflib
 import importlib.machinery
 import importlib.util
 import pickle
+import re
 import warnings
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -27,6 +29,9 @@ TORCHVISION_SCHEMAS = (
     "qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
 )
 """Operators that torchvision's import needs even where its compiled part could not be loaded."""
+
+MIN_IMAGENET_KINDS = 2
+"""Classes of ImageNet that end in a word before it counts as one of its subjects: 'beer glass' alone is not enough."""
 
 
 @cache
@@ -178,6 +183,24 @@ def find_card(name: str, file: Path | None = None, *, normalised: bool = True) -
     digest = checksum_of_weights(file) if file.is_file() else None
     source = f"the file {file.name}" + ("" if beside else f", taken for timm's {card.name}")
     return replace(card, source=source, sha256=digest)
+
+
+def find_imagenet_classes(names: Sequence[str]) -> list[str]:
+    """Those of ``names`` that ImageNet-1k has as a class, or as the last word of several: 'cats' of 'tabby cat'."""
+    import_timm()
+    from timm.data import ImageNetInfo
+
+    known = ImageNetInfo()
+    words = [set(known.index_to_description(k).lower().split(", ")) for k in range(known.num_classes())]
+    exact = set().union(*words)
+    ends = Counter(end for those in words for end in {word.split()[-1] for word in those if " " in word})
+
+    def is_known(name: str) -> bool:
+        word = re.sub(r"[\W_]+", " ", name.lower()).strip()
+        forms = {word, word.removesuffix("s"), word.removesuffix("es")}
+        return any(form in exact or ends[form] >= MIN_IMAGENET_KINDS for form in forms)
+
+    return [name for name in names if is_known(name)]
 
 
 def name_in_config(config: Mapping[str, Any]) -> str:

@@ -1,7 +1,7 @@
 """From a plan and images to what training needs: the classifier before training, and the plain method."""
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
@@ -16,7 +16,7 @@ from ..classifier import Classifier
 from ..data import Shuffle, count_batches, iterate_batches, to_tensor
 from ..errors import DataError, RecipeError
 from ..layers import Network, initialise
-from ..models import build, find_stages
+from ..models import build, find_imagenet_classes, find_stages
 from ..preprocessing import Normalise, Preprocessing, fit_preprocessing
 from ..types import Batch, Splits
 from .distributed import SINGLE_PROCESS, ProcessGroup
@@ -68,6 +68,12 @@ def build_classifier(
         notes = (load_initial_weights(network, preprocessing, recipe.weights, plan.source, train, keep_head),)
         if plan.source is not None:
             notes += warn_of_leakage(recipe.weights, plan.source, splits.test, recipe.data, recipe.data_seed)
+    published = _published_provenance(plan, train.classes)
+    if published and (seen := published["weights"]["known_classes"]):
+        notes += (
+            f"The weights learned from ImageNet, which has {', '.join(seen[:5])}{', ...' if seen[5:] else ''} among "
+            "its own classes: accuracy on other subjects will be lower.",
+        )
     start = recipe.model if plan.is_pretrained else None
     classifier = Classifier(
         preprocessing,
@@ -81,7 +87,7 @@ def build_classifier(
             "train_images": len(train),
             "seed": recipe.seed,
             "split_seed": recipe.data_seed,
-            **_published_provenance(plan),
+            **published,
             **start_provenance(
                 start if recipe.weights is None else Path(recipe.weights).name, network, plan.source
             ),
@@ -101,11 +107,18 @@ def build_classifier(
     return classifier, (*network.notes, *notes)
 
 
-def _published_provenance(plan: Plan) -> dict[str, Any]:
-    """What is known of the published weights at the origin, which a run passes on to those that start from it."""
+def _published_provenance(plan: Plan, classes: Sequence[str]) -> dict[str, Any]:
+    """What is known of the published weights at the origin, which a run passes on to those that start from it.
+
+    ``classes`` that the weights learned to tell apart already are among it: accuracy on them flatters.
+    """
+    known = None if plan.card is None else plan.card.as_json()
     if plan.source is not None:
-        return {name: value for name, value in plan.source.provenance.items() if name == "weights"}
-    return {} if plan.card is None else {"weights": plan.card.as_json()}
+        known = plan.source.provenance.get("weights")
+    if known is None:
+        return {}
+    seen = find_imagenet_classes(classes) if "ImageNet" in known["trained_on"] else []
+    return {"weights": {**known, "known_classes": seen}}
 
 
 def card_preprocessing(plan: Plan, channels: int) -> Preprocessing:

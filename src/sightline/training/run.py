@@ -368,7 +368,7 @@ def _train_run(
     facts = _refine(classifier, plan, splits, method, folder, head, resume=resume, group=group)
     if group.is_main and facts["remarks"]:
         folder.write_notes([*folder.read_notes(), *facts["remarks"]])
-    return Run(folder.path, recipe, classifier, splits, facts, (*notes, *facts["remarks"]))
+    return Run(folder.path, recipe, classifier.eval(), splits, facts, (*notes, *facts["remarks"]))
 
 
 def _refine(

@@ -106,9 +106,13 @@ def architecture_word(architecture: Architecture) -> str:
 
     >>> architecture_word(Architecture("mlp", {"classes": 2, "channels": 1, "size": [8, 8], "hidden": [32, 16]}))
     'mlp:hidden=[32,16]'
+    >>> architecture_word(Architecture("timm", {"classes": 2, "pretrained": True, "name": "resnet18"}))
+    'timm:resnet18:pretrained=True'
     """
     own = {n: value for n, value in architecture.arguments.items() if n not in ("classes", "channels", "size")}
-    return ":".join([architecture.name, *(f"{n}={str(value).replace(' ', '')}" for n, value in own.items())])
+    first = [str(own.pop("name"))] if "name" in own else []  # as a word, since the argument is called like ours
+    words = (f"{n}={str(value).replace(' ', '')}" for n, value in own.items())
+    return ":".join([architecture.name, *first, *words])
 
 
 def load_initial_weights(
