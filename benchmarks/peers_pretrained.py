@@ -15,7 +15,7 @@ the minutes it really took: from after its imports, and from the command, to the
 fastai has no time limit: its script finds out before how many epochs fit, and that time does not count.
 
 Stopped, it goes on where it was (``peers_pretrained.jsonl`` in --work). A tool that cannot be installed or fails is
-said in its place. 1 and 3 minutes of four tools on both sets take about 40 minutes, 10 minutes on one set 45 more.
+said in its place. Four tools in 1 and 3 minutes on both sets take about 45 minutes.
 """
 
 import argparse
@@ -78,6 +78,7 @@ class Failed(Exception):
 def main() -> None:
     """Measure the cells that are not known yet, in turns; print and keep the table."""
     asked = arguments()
+    asked.work = asked.work.resolve()
     book = Notebook(asked.work / "peers_pretrained.jsonl", fresh=asked.fresh)
     weights = asked.work / "tf_efficientnet_lite0.safetensors"
     save_file({key: tensor.contiguous() for key, tensor in LITE0.load().items()}, weights)
