@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import Group, Parameter
 
 from .flags import NO_LABEL_FLAGS, Labels
-from .output import OUTPUT_DEFAULTS, OutputOptions, check_picture_path, emit
+from .output import READ_DEFAULTS, ReadOptions, check_picture_path, emit
 
 if TYPE_CHECKING:
     from ..types import Dataset
@@ -34,7 +34,7 @@ def check(
     by: Annotated[str | None, Parameter(group=_LABELS)] = None,
     out_dir: Annotated[Path | None, Parameter(group=_LABELS)] = None,
     labels: Labels = NO_LABEL_FLAGS,
-    options: OutputOptions = OUTPUT_DEFAULTS,
+    options: ReadOptions = READ_DEFAULTS,
 ) -> None:
     """Find unreadable files, duplicates, leaks between splits, imbalance and wrong labels, before training.
 

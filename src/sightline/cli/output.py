@@ -3,6 +3,7 @@
 import codecs
 import io
 import json as json_module
+import os
 import shlex
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -36,13 +37,33 @@ class OutputOptions:
 
 @Parameter(name="*")
 @dataclass(frozen=True, kw_only=True)
-class Options(OutputOptions):
+class ReadOptions(OutputOptions):
+    """Flags of every verb that reads image files."""
+
+    max_megapixels: Annotated[
+        int | None,
+        Parameter(
+            help="Read files of more megapixels than 100, where they are trusted: they need about 4 MB for each. The "
+            "same as SIGHTLINE_MAX_MEGAPIXELS.",
+            group=_COMMON,
+            show="--help-all" in sys.argv,
+        ),
+    ] = None
+
+    def __post_init__(self) -> None:
+        if self.max_megapixels is not None:  # the processes of a training inherit it
+            os.environ["SIGHTLINE_MAX_MEGAPIXELS"] = str(self.max_megapixels)
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class Options(ReadOptions):
     """Flags of every verb that computes."""
 
     device: Annotated[str, Parameter(help="auto, cpu, cuda or mps.", group=_COMMON)] = "auto"
 
 
-OUTPUT_DEFAULTS, DEFAULTS = OutputOptions(), Options()
+OUTPUT_DEFAULTS, READ_DEFAULTS, DEFAULTS = OutputOptions(), ReadOptions(), Options()
 
 Switch = Annotated[bool, Parameter(negative=())]
 """A flag that turns something on and has no opposite."""

@@ -129,7 +129,9 @@ def _max_pixels() -> int:
     if not word:
         return MAX_IMAGE_PIXELS
     if not word.isdigit() or not 1 <= int(word) <= 4000:
-        raise DataError(f"SIGHTLINE_MAX_MEGAPIXELS is '{word}': it must be a whole number from 1 to 4000.")
+        raise DataError(
+            f"--max-megapixels (SIGHTLINE_MAX_MEGAPIXELS) is '{word}': it must be a whole number from 1 to 4000."
+        )
     return int(word) * 1_000_000
 
 
@@ -138,7 +140,8 @@ def _check_pixels(width: int, height: int, limit: int) -> None:
         count = -(-width * height // 1_000_000)
         raise ImageError(
             f"the header announces {width} x {height} pixels, more than {limit // 1_000_000} megapixels, which is "
-            f"refused unread: save it smaller, or set SIGHTLINE_MAX_MEGAPIXELS={count} where the file is trusted"
+            f"refused unread: save it smaller, or where the file is trusted give --max-megapixels {count} (the same as "
+            f"SIGHTLINE_MAX_MEGAPIXELS={count})"
         )
 
 
