@@ -1,12 +1,14 @@
 """Tables that we write: a spreadsheet runs none of their cells, and reading gives back what was written."""
 
 import csv
+import os
+import signal
 from pathlib import Path
 
 import pytest
 
 import sightline
-from sightline.files import quote_formula, read_csv_rows, unquote_formula, write_csv
+from sightline.files import atomic_replace, quote_formula, read_csv_rows, unquote_formula, write_csv
 
 FORMULAS = ("=1+1", "+cmd|' /C calc'!A0", "-2+3+cmd", "@SUM(A1)", "\t=1", "\r=1", "\n=1", "\uff1d1+1", "\uff201")
 PLAIN = ("", "cat", "'tis", "émeu", "3", "-1", "-0.5", "+1e3", "a=b", "x-y.png", "'", "''")
@@ -37,3 +39,35 @@ def test_no_module_writes_tables_of_its_own():
     writers = ("csv.writer", "DictWriter")
     files = (path for path in Path(sightline.__file__).parent.rglob("*.py"))
     assert [path.name for path in files if any(one in path.read_text() for one in writers)] == ["files.py"]
+
+
+@pytest.mark.parametrize("kind", ["file", "folder"])
+@pytest.mark.parametrize("moment", ["begun", "written", "renamed"])
+def test_a_process_killed_while_it_writes_leaves_the_old_or_the_new(tmp_path, kind, moment, monkeypatch):
+    target = tmp_path / "out"
+
+    def write(path, text):
+        path.mkdir() if kind == "folder" else None
+        for part in ("a", "b") if kind == "folder" else ("",):
+            (path / part if part else path).write_text(text)
+            if moment == "begun" and text == "new":
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    def read():
+        return {path.read_text() for path in ([*target.iterdir()] if target.is_dir() else [target])}
+
+    with atomic_replace(target) as temporary:
+        write(temporary, "old")
+    if not (child := os.fork()):
+        if moment == "written":
+            monkeypatch.setattr("sightline.files._fsync", lambda _: os.kill(os.getpid(), signal.SIGKILL))
+        monkeypatch.setattr("shutil.rmtree", lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL))
+        with atomic_replace(target) as temporary:
+            write(temporary, "new")
+        os._exit(1)
+    assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGKILL
+    assert read() == {"new" if moment == "renamed" else "old"}
+    assert [path.name for path in tmp_path.iterdir() if not path.name.startswith(".")] == ["out"]
+    with atomic_replace(target) as temporary:
+        write(temporary, "newest")
+    assert read() == {"newest"}

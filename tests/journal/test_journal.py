@@ -238,6 +238,25 @@ def test_a_spooled_prediction_can_be_corrected(journal, tmp_path):
     assert journal.count()["predictions"] == 3
 
 
+@pytest.mark.parametrize("jump", [-86_400 * 400, 86_400 * 400])
+def test_a_clock_that_jumps_loses_nothing(journal, jump, monkeypatch):
+    ids = record_and_flush(journal, make_record(), make_record())
+    journal.correct(ids[0], "dog")
+    now, now_ns = time.time, time.time_ns
+    monkeypatch.setattr(time, "time", lambda: now() + jump)
+    monkeypatch.setattr(time, "time_ns", lambda: now_ns() + jump * 10**9)
+    ids += record_and_flush(journal, make_record(), make_record())
+    journal.correct(ids[0], "cow")  # the later correction, whatever the clock says
+    monkeypatch.undo()
+    ids += record_and_flush(journal, make_record())
+    pages, before = [], None
+    while page := journal.predictions(limit=2, before=before):
+        pages += page
+        before = page[-1].id
+    assert sorted(row.id for row in pages) == sorted(ids)
+    assert next(row for row in pages if row.id == ids[0]).correction == "cow"
+
+
 def test_opening_waits_for_a_process_that_creates_the_journal(tmp_path):
     writer = sqlite3.connect(tmp_path / JOURNAL_FILE, isolation_level=None, check_same_thread=False)
     writer.execute("BEGIN IMMEDIATE")  # SQLite refuses another switch to its write-ahead log without waiting

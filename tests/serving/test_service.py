@@ -422,6 +422,23 @@ def test_a_watched_file_that_cannot_be_journalled_is_retried(site, tmp_path):
     assert [one["file"] for one in reported] == ["large.jpg", "one.jpg"]
 
 
+def test_two_services_of_one_site_share_journal_keys_and_releases(site):
+    with open_client(site) as (one, first), open_client(site) as (two, second):
+        ids = [raw(client, JPEG).json()["predictions"][0]["id"] for client in (one, two, one, two)]
+        for id, client in zip(ids, (two, one, two, one), strict=True):  # each corrects what the other answered
+            assert client.post("/feedback", json={"id": id, "label": CLASSES[0]}).status_code == 200
+        assert one.post("/releases/2/promote").json()["release"] == 2
+        second.poll_release()
+        assert raw(two, JPEG).json()["release"] == 2
+        for service in (first, second):
+            service.journal.flush()
+            assert {row.id for row in service.journal.predictions(corrected=True)} == set(ids)
+        assert len(first.journal.predictions()) == 5
+        api_keys.create_key(site, "camera", ["predict"])
+        time.sleep(2 * KEY_RELOAD_SECONDS)
+        assert [raw(client, JPEG).status_code for client in (one, two)] == [401, 401]
+
+
 def test_hostile_files_in_a_watched_folder_stop_nothing(site, tmp_path, monkeypatch):
     folder, reported = tmp_path / "camera", []
     folder.mkdir()

@@ -7,6 +7,7 @@ import os
 import pickle
 import sys
 import unicodedata
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -341,3 +342,31 @@ def test_parquet_without_pyarrow(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
     with pytest.raises(DataError, match=r"pip install 'sightline\[parquet\]'"):
         find(tmp_path / "x.parquet")
+
+
+def test_a_hostile_parquet_is_refused_before_it_fills_the_memory(tmp_path, arrow):
+    many = 5_000_000  # of the same value, which take nothing
+    repeated = [
+        arrow.DictionaryArray.from_arrays(arrow.array(np.zeros(many, np.int8)), arrow.array([text]))
+        for text in ("x.png", "cat")
+    ]
+    arrow.parquet.write_table(arrow.table(repeated, names=["path", "label"]), tmp_path / "many.parquet")
+    with pytest.raises(DataError, match=r"announces 5,000,000 rows in [\d,]+ bytes"):
+        find(tmp_path / "many.parquet")
+    labels = arrow.array(["a", "b"])
+    twice = arrow.table([arrow.array([picture(0)] * 2), labels, labels], ["image", "label", "label"])
+    arrow.parquet.write_table(twice, tmp_path / "twice.parquet")
+    with pytest.raises(DataError, match="has two columns 'label'"):
+        find(tmp_path / "twice.parquet")
+    whole = held(arrow, [0, 1, 1, 0, 1])
+    arrow.parquet.write_table(whole, tmp_path / "whole.parquet")
+    data = (tmp_path / "whole.parquet").read_bytes()
+    for seed in range(30):  # whatever a byte says, it is a table or a sentence
+        rng, wrong = np.random.default_rng(seed), bytearray(data)
+        for at in rng.integers(4, len(data) - 8, 1 + seed % 5):
+            wrong[at] = int(rng.integers(0, 256))
+        (tmp_path / "wrong.parquet").write_bytes(wrong)
+        with suppress(DataError):
+            source = find(tmp_path / "wrong.parquet")
+            for row in range(len(source)):
+                source.read(row)

@@ -24,6 +24,7 @@ from sightline.training.run_folder import RunFolder
 from sightline.tuning import Categorical, NumericRange, study, trial, tune
 from sightline.tuning.space import parse_space
 from sightline.tuning.study import TuningResult
+from sightline.tuning.study_store import StudyStore
 from sightline.tuning.trial import PruningHook
 
 TINY = Recipe(model="mlp:hidden=(32,)", size=8, limit=300, epochs=2, batch_size=32)
@@ -360,3 +361,19 @@ def test_errors_of_the_tune_verb_are_one_sentence(words, said, cli, tmp_path):
     assert answer.code == 2
     assert said in answer.err
     assert "Traceback" not in answer.err
+
+
+def test_processes_that_create_a_study_at_once_share_it(tmp_path):
+    import optuna.storages._rdb.storage  # noqa: F401 imported before the processes part
+
+    children = []
+    for _ in range(3):
+        if not (child := os.fork()):
+            try:
+                StudyStore(f"sqlite:///{tmp_path}/study.sqlite", "study", tmp_path)
+            except BaseException:
+                os._exit(1)
+            os._exit(0)
+        children.append(child)
+    assert [os.waitpid(child, 0)[1] for child in children] == [0, 0, 0]
+    assert StudyStore(f"sqlite:///{tmp_path}/study.sqlite", "study", tmp_path).trials() == []

@@ -27,6 +27,8 @@ from ..preprocessing import Preprocessing
 from .handcrafted import HANDCRAFTED_FEATURES, Feature
 
 ESTIMATOR_FILE = "estimator.skops"
+MAX_UNPACKED_SHARE = 50
+"""Bytes that an estimator may unpack to, for each byte of its file: skops packs nothing by default."""
 
 MIN_PROBABILITY = 1e-7
 """Probabilities are raised to this before their logarithm is taken."""
@@ -245,6 +247,10 @@ def read_estimator(file: Path) -> Any:
     if not file.is_file():
         raise BundleError(f"The bundle '{file.parent}' lacks its file '{ESTIMATOR_FILE}'. Copy the bundle again.")
     try:
+        with zipfile.ZipFile(file) as archive:
+            size = sum(one.file_size for one in archive.infolist())
+        if size > MAX_UNPACKED_SHARE * file.stat().st_size:
+            raise BundleError(f"The file '{file}' unpacks to {size / 1e6:,.0f} MB: do not use this bundle.")
         strange = [name for name in get_untrusted_types(file=file) if name not in TREE_TYPES]
         if strange:
             raise BundleError(

@@ -21,6 +21,8 @@ _IMAGE_COLUMNS = (*PATH_COLUMNS, "img", "picture", "photo")
 MAX_ROW_GROUP_BYTES = 4_000_000_000
 """Bytes of a row group, which is read whole to read one of its images."""
 _MAX_CACHED_GROUPS = 4
+MAX_ROWS_PER_BYTE = 4
+"""Rows per byte of a file: a name or an image takes more, and equal rows without number take nothing."""
 
 
 def _import_pyarrow() -> Any:
@@ -35,9 +37,16 @@ def open_parquet(path: Path) -> Any:
     """The opened file; raises DataError where it is not a whole Parquet file."""
     arrow = _import_pyarrow()
     try:
-        return arrow.parquet.ParquetFile(path)
+        file = arrow.parquet.ParquetFile(path)
+        size, rows = path.stat().st_size, file.metadata.num_rows
     except (arrow.ArrowException, OSError) as error:
         raise DataError(f"'{path}' is not a complete Parquet file: copy or download it again.") from error
+    if rows > MAX_ROWS_PER_BYTE * size:
+        raise DataError(
+            f"'{path}' announces {rows:,} rows in {size:,} bytes, more than a table of images can have: "
+            "write it again with a row for each image."
+        )
+    return file
 
 
 def find_image_column(schema: Any) -> str | None:
@@ -71,6 +80,10 @@ def read_parquet_files(paths: Sequence[Path], place: Path) -> TextTable:
         file = open_parquet(path)
         image = find_image_column(file.schema_arrow)
         names = [name for name in file.schema_arrow.names if name != image]
+        if twice := next(
+            (name for name in file.schema_arrow.names if file.schema_arrow.names.count(name) > 1), None
+        ):
+            raise DataError(f"'{path}' has two columns '{twice}': rename or remove one of them.")
         count = file.metadata.num_rows
         read = _read_text_columns(file, names, path)
         # train-00000-of-00002.parquet, or train/0000.parquet

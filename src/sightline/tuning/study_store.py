@@ -124,13 +124,14 @@ class StudyStore:
         self.url, self.heartbeat_seconds = url, heartbeat_seconds
         with explain_write_errors(folder):
             (folder / "workers").mkdir(parents=True, exist_ok=True)
-        storage = open_storage(url, heartbeat_seconds, self.grace_seconds)
-        with explain_database_errors(url):
-            self.study = optuna.create_study(
-                storage=storage, study_name=name, direction="maximize", load_if_exists=True
-            )
-        self.name = name
         self._lock = FileLock(folder / "workers" / "claims.lock")
+        with self._lock:  # of two processes that create the same tables at once, Optuna fails in one
+            storage = open_storage(url, heartbeat_seconds, self.grace_seconds)
+            with explain_database_errors(url):
+                self.study = optuna.create_study(
+                    storage=storage, study_name=name, direction="maximize", load_if_exists=True
+                )
+        self.name = name
 
     @property
     def grace_seconds(self) -> int:
