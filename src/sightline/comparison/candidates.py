@@ -22,8 +22,9 @@ from ..choose import suggest
 from ..classifier import find_bundle
 from ..errors import ChoiceError, Interrupted
 from ..evaluation import predict_timed
+from ..features import predict_logits_cached
 from ..files import checksum, explain_write_errors, write_json
-from ..inference import validate
+from ..inference import to_probabilities, validate
 from ..models import NETWORKS
 from ..training import Recipe, Run, SilentRunFolder, train_on_splits, validate_recipe
 from ..types import Splits
@@ -169,9 +170,17 @@ def unpack_bits(text: str, n: int) -> Bool[ndarray, " N"]:
 def run_candidate_trial(
     candidate: Candidate, part: str, splits: Splits, folder: Path, *, seed: int, device: torch.device | str
 ) -> Trial:
-    """Train a candidate on ``splits`` into the run folder ``folder``, and test it on the test split."""
+    """Train a candidate on ``splits`` into the run folder ``folder``, and test it on the test split.
+
+    A computed head on a backbone that was not trained on is tested on kept features: folds share one pass over the
+    images.
+    """
     run, seconds = candidate.train(splits, folder, seed=seed, device=device)
-    probabilities, seconds_per_image = predict_timed(run.classifier, splits.test)
+    if run.facts.get("head") and not run.recipe.epochs:
+        _, seconds_per_image = predict_timed(run.classifier, splits.test.subset(np.arange(len(splits.test))[:64]))
+        probabilities = to_probabilities(predict_logits_cached(run.classifier, splits.test))
+    else:
+        probabilities, seconds_per_image = predict_timed(run.classifier, splits.test)
     if run.recipe.data is not None:
         SilentRunFolder(folder).write_header(run.recipe, splits, run.notes)
     return Trial(

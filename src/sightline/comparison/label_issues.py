@@ -173,14 +173,7 @@ def find_label_issues(
     ChoiceError for an unknown ``by``.
     """
     if by is None:
-        more: dict[str, Any] = {"folds": folds, "seed": seed, "recipe": recipe, "probe": probe, "device": device}
-        if are_photos(dataset):
-            return find_label_issues(dataset, PHOTO_LABEL_CHECKER, **more)
-        found = find_label_issues(dataset, DEFAULT_LABEL_CHECKER, **more)
-        if found.skill >= MIN_JUDGE_SKILL:
-            return found
-        other = find_label_issues(dataset, COLOUR_LABEL_CHECKER, **more)
-        return max(found, other, key=lambda one: one.skill)
+        return _judge_by_default(dataset, folds=folds, seed=seed, recipe=recipe, probe=probe, device=device)
     head = by.partition(":")[0] in HEAD_JUDGES
     candidate = None if head else parse_candidate(by, (recipe or Recipe(epochs=8)).replace(seed=seed))
     word = f"{by} on kept features" if candidate is None else candidate.word
@@ -221,6 +214,15 @@ def find_label_issues(
         skill=skill,
         candidates=candidates,
     )
+
+
+def _judge_by_default(dataset: Dataset, **how: Any) -> LabelIssueReport:
+    if are_photos(dataset):
+        return find_label_issues(dataset, PHOTO_LABEL_CHECKER, **how)
+    found = find_label_issues(dataset, DEFAULT_LABEL_CHECKER, **how)
+    if found.skill >= MIN_JUDGE_SKILL:
+        return found
+    return max(found, find_label_issues(dataset, COLOUR_LABEL_CHECKER, **how), key=lambda one: one.skill)
 
 
 def are_photos(dataset: Dataset) -> bool:

@@ -20,7 +20,7 @@ from torch import Tensor
 from ..classifier import Classifier
 from ..data import load_dataset
 from ..errors import RecipeError
-from ..features import embed_cached
+from ..features import embed_cached, predict_logits_cached
 from ..files import write_json
 from ..inference import predict_logits
 from ..layers import PrototypeHead
@@ -74,7 +74,7 @@ def fit_head(classifier: Classifier, plan: Plan, splits: Splits) -> HeadResult:
         head.weight.copy_(fitted.weight)
         head.bias.copy_(fitted.bias)
     if len(val):
-        logits, labels = predict_logits(classifier, val)
+        logits, labels = predict_logits_cached(classifier, val), torch.from_numpy(val.labels)
     else:
         logits, labels = predict_left_out(plan.head, *images, seed=plan.recipe.seed, weights=weights)
         classifier.provenance["calibrated_on"] = "training images left out in turn" if len(labels) else "nothing"
@@ -85,6 +85,7 @@ def fit_head(classifier: Classifier, plan: Plan, splits: Splits) -> HeadResult:
         "seconds": round(time.perf_counter() - began, 3),
         "val_accuracy": correct.double().mean().item() if len(val) else None,
         "val_errors": int((~correct).sum()) if len(val) else None,
+        "val_loss": losses.mean().item() if len(val) else None,
         **({} if len(val) or not len(labels) else {"left_out_accuracy": correct.double().mean().item()}),
         **centring,
         **fitted.facts,

@@ -225,7 +225,14 @@ def _shared_settings(config: StudyConfig, example: Recipe, splits: Splits, worke
 
     Measured at the costly point of the space. CPU replicas are off: several workers use the cores better.
     """
+    total = config.trials * (1 + config.zoom_rounds)
     plan = resolve(example.replace(cpu_replicas=example.cpu_replicas or 1)).fit_to(splits.train)
+    if plan.head is not None and not plan.head.fine_tunes:
+        progress.notify(f"{total} trials of a head on kept features: the images are embedded once.")
+        fixed = plan.recipe.replace(epochs=0, precision="float32", memory_format="contiguous")
+        return {"every": 1} | {
+            name: vars(fixed)[name] for name in _SHARED_FIELDS if name not in config.space.ranges
+        }
     device = runtime.resolve_device(config.device)
     assert plan.recipe.batch_size is not None
     classifier, _ = build_classifier(plan, splits, device)
@@ -233,7 +240,6 @@ def _shared_settings(config: StudyConfig, example: Recipe, splits: Splits, worke
     measured = measure_throughput(classifier, plan, batch)
     recipe, images = plan.recipe.replace(**vars(measured.mode)), len(splits.train)
     rate = measured.images_per_second
-    total = config.trials * (1 + config.zoom_rounds)
     if recipe.epochs is None:
         share = max((config.budget or parse_duration(recipe.budget)) * workers / total, 0.001)
         within = recipe.replace(budget=f"{share:.3f}")

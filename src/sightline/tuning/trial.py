@@ -121,6 +121,9 @@ def train_trial(config: StudyConfig, store: StudyStore, images: SplitsCache, tri
         progress.notify(f"Trial {index}: {format_values(values)}: failed. {reason}")
         shutil.rmtree(folder.path, ignore_errors=True)
         raise TrialFailed(reason) from error
+    if head := run.facts.get("head"):  # computed, and fine-tuning may have been skipped, or been no better
+        verdict = run.facts.get("fine_tuning")
+        hook.best = run.facts["val_accuracy"], -(verdict if verdict and verdict["kept"] else head)["val_loss"]
     (accuracy, loss), seconds = hook.best, round(time.perf_counter() - started, 3)
     trial.set_user_attr("facts", {"val_loss": -loss, "epochs": hook.epochs, "seconds": seconds})
     pruned = run.facts["stopped_early"] == PRUNED_REASON
