@@ -41,7 +41,7 @@ DEFAULT_SIZES = (28, 32, 48, 64, 96, 128, 160, 192, 224)
 
 FINE_TUNING: Mapping[str, object] = {
     "optimizer": "adamw",
-    "lr": 5e-4,
+    "lr": 1e-3,
     "weight_decay": 0.01,
     "layer_decay": 0.75,
     "schedule": "cosine",
