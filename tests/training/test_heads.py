@@ -1,6 +1,7 @@
 """Heads computed on frozen features: against vectors and scikit-learn, and as ordinary classifiers in a run."""
 
 import json
+import shutil
 import socket
 from dataclasses import replace
 
@@ -15,12 +16,14 @@ from sightline.data import survey
 from sightline.errors import RecipeError
 from sightline.inference import predict_logits
 from sightline.sources import find
-from sightline.training import Recipe, resolve, train
+from sightline.training import Recipe, prepare, reopen, resolve, train
 from sightline.training import head_first as module
 from sightline.training.estimate import estimate_cost
 from sightline.training.head_first import compare_with_head
 from sightline.training.heads import ClassMeans, LinearDiscriminant
 from sightline.training.plan import HEAD_METHODS
+from sightline.training.rival import keep_better, rival_recipe
+from sightline.training.run_folder import RunFolder
 from sightline.training.starts import default_start
 
 COMPUTED = [name for name, make in HEAD_METHODS.items() if make() is not None]
@@ -223,3 +226,39 @@ def test_grey_photos_fold_the_first_layer(photos, tmp_path):
     run = train(photos, Recipe(size=64, channels=1, method="prototypes", val_fraction=0.1), out=tmp_path / "run")
     assert run.classifier.geometry.channels == 1
     assert run.facts["val_accuracy"] > 0.9
+
+
+@pytest.mark.parametrize("better", [True, False])
+def test_validation_decides_between_a_run_and_its_rival(better, start, tmp_path):
+    weak = train(
+        "digits", Recipe(model="mlp:hidden=[5]", epochs=1, lr=1e-4, seed=1, **SETTLED), out=tmp_path / "weak"
+    )
+    strong = reopen(start)
+    shutil.copytree(start, tmp_path / "strong")
+    run, rival = (weak, strong) if better else (strong, weak)
+    places = [tmp_path / ("strong" if one is strong else "weak") for one in (run, rival)]
+    facts = keep_better(
+        RunFolder(places[0]), run.classifier, run.splits, places[1], rival.classifier, rival.splits
+    )
+    assert facts["from_scratch"]["kept"] is better
+    assert facts["from_scratch"]["pretrained_val_accuracy"] == pytest.approx(run.facts["val_accuracy"])
+    assert not places[1].exists()
+    kept = reopen(places[0])
+    assert kept.recipe.model == "small-cnn"
+    assert kept.facts == facts
+    assert any("A small network from scratch" in note for note in RunFolder(places[0]).read_notes())
+
+
+def test_a_rival_is_tried_on_many_images_unlike_photographs(photos, monkeypatch):
+    asked = Recipe(data=str(photos))
+    plan, splits, _ = prepare(resolve(asked.replace(size=64)))
+    plan = plan.replace(epochs=3)
+    assert rival_recipe(asked, plan, splits) is None, "few images"
+    monkeypatch.setattr("sightline.training.rival.MIN_RIVAL_IMAGES", 10)
+    found = rival_recipe(asked, plan, splits)
+    assert (found.from_scratch, found.size, found.data) == (True, 64, str(photos))
+    for changes in ({"model": "resnet20"}, {"method": "finetune"}, {"epochs": 3}):
+        assert rival_recipe(asked.replace(**changes), plan, splits) is None
+    monkeypatch.setattr("sightline.training.rival.MAX_RIVAL_SIDE", 64)
+    assert rival_recipe(asked, plan, splits) is None, "photographs"
+    assert rival_recipe(asked, plan.replace(channels=1), splits) is not None, "grey"

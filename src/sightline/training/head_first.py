@@ -173,16 +173,30 @@ def refine_head(
 
 def compare_with_head(classifier: Classifier, splits: Splits, head: HeadResult) -> dict[str, Any]:
     """Whether the fine-tuned classifier is kept: paired, on the same validation images, both calibrated on them."""
-    logits, labels = predict_logits(classifier, splits.val.labelled)
-    losses, correct = _judge(logits, labels, classifier.temperature)
-    gains = head.losses - losses
+    found = judge_change(
+        "Fine-tuning", "the head alone", (head.losses, head.correct), judge_answers(classifier, splits)
+    )
+    return found | {"head_val_loss": head.losses.mean().item()}
+
+
+def judge_answers(classifier: Classifier, splits: Splits) -> tuple[Tensor, Tensor]:
+    """Loss of each labelled validation image, calibrated, and whether its answer is right."""
+    return _judge(*predict_logits(classifier, splits.val.labelled), classifier.temperature)
+
+
+def judge_change(
+    what: str, otherwise: str, before: tuple[Tensor, Tensor], after: tuple[Tensor, Tensor]
+) -> dict[str, Any]:
+    """Whether what came after is kept: it mends at least as many answers as it breaks, and loses less beyond noise."""
+    (old_losses, was_right), (losses, correct) = before, after
+    gains = old_losses - losses
     error = gains.std().item() / max(1, len(gains)) ** 0.5
-    mended, broken = int((correct & ~head.correct).sum()), int((~correct & head.correct).sum())
+    mended, broken = int((correct & ~was_right).sum()), int((~correct & was_right).sum())
     kept = mended >= broken and gains.mean().item() > FINE_TUNING_MARGIN * error
     reason = (
-        f"Fine-tuning mends {mended} and breaks {broken} of {len(labels)} validation answers; loss "
-        f"{head.losses.mean():.3f} before, {losses.mean():.3f} after: "
-        + ("it is kept." if kept else "the head alone is kept, because the difference is within noise or worse.")
+        f"{what} mends {mended} and breaks {broken} of {len(losses)} validation answers; loss "
+        f"{old_losses.mean():.3f} before, {losses.mean():.3f} after: "
+        + ("it is kept." if kept else f"{otherwise} is kept, because the difference is within noise or worse.")
     )
     return {
         "kept": kept,
@@ -190,7 +204,6 @@ def compare_with_head(classifier: Classifier, splits: Splits, head: HeadResult) 
         "broken": broken,
         "val_accuracy": correct.double().mean().item(),
         "val_loss": losses.mean().item(),
-        "head_val_loss": head.losses.mean().item(),
         "reason": reason,
     }
 

@@ -41,9 +41,10 @@ from .fit import Hook, Method
 from .head_first import HeadResult, check_head_method, decide_fine_tuning, describe_head, fit_head, refine_head
 from .losses import ObjectiveLike
 from .plan import Plan, resolve
-from .recipe import INHERIT, PRETRAINED, Recipe
+from .recipe import INHERIT, PRETRAINED, Recipe, parse_duration
 from .refinement import refine
 from .restoring import absolute_path, locate_images, restore_splits, split_by_recipe, split_to_train
+from .rival import RIVAL_SHARE, keep_better, rival_recipe
 from .run_folder import RunFolder, check_run_folder, create_run_folder
 from .starts import Default, choose_pixels
 
@@ -98,12 +99,22 @@ def train(
         except MainGuardError:
             shutil.rmtree(folder.path)  # nothing was trained, and the corrected script needs the place
             raise
+    rival = rival_recipe(recipe, plan, splits) if objective is None and augment is None else None
     chosen = recipe.epochs is None and plan.recipe.epochs and plan.recipe.progressive_from is None
     budget = None
     if chosen:
         most = useful_epochs(plan.recipe, len(splits.train.labelled))
-        budget = Budget(plan.recipe, splits, began, most, folder.log)
-    return _train_run(folder, plan, classifier, head, splits, notes, resume=False, budget=budget)
+        seconds = parse_duration(plan.recipe.budget) * (1.0 if rival is None else 1 - RIVAL_SHARE)
+        budget = Budget(plan.recipe.replace(budget=f"{seconds:g}s"), splits, began, most, folder.log)
+    run = _train_run(folder, plan, classifier, head, splits, notes, resume=False, budget=budget)
+    left = parse_duration(recipe.budget) - (time.monotonic() - began)
+    if rival is None or left <= 0:
+        return run
+    place = folder.path / "from-scratch"
+    other = train(data, rival.replace(budget=f"{left:g}s"), out=place, device=device)
+    facts = keep_better(folder, run.classifier, splits, place, other.classifier, other.splits)
+    verdict, best = facts["from_scratch"], other if facts["from_scratch"]["kept"] else run
+    return replace(best, folder=folder.path, facts=facts, notes=(*best.notes, verdict["reason"]))
 
 
 def _begin_run(
