@@ -95,7 +95,7 @@ def evaluate(
     corruptions: bool
         Also test on up to 1,000 of its images in 75 corrupted forms: noise, blur, weather, compression.
     """
-    from ..comparison import learning_curve_run
+    from ..comparison import head_curve_run, learning_curve_run
     from ..evaluation import evaluate_on, evaluate_run
     from ..robustness import corrupt_run
     from ..runs import open_moved_run, open_run
@@ -121,7 +121,10 @@ def evaluate(
         flag = "--learning-curve" if learning_curve else "--corruptions"
         raise DataError(f"{flag} uses the test images of the run: leave DATA out.")
     if opened is not None:
-        curve = {"learning_curve": learning_curve_run(opened).as_json()} if learning_curve else {}
+        found = None
+        if learning_curve:  # of the head alone where nothing else was trained
+            found = (None if opened.recipe.epochs else head_curve_run(opened)) or learning_curve_run(opened)
+        curve = {"learning_curve": found.as_json()} if found else {}
         corrupted = {"corruptions": corrupt_run(opened).as_json()} if corruptions else {}
         value: dict[str, Any] = evaluate_run(opened).as_json() | curve | corrupted
         update_report(opened.folder)

@@ -141,10 +141,13 @@ def check_picture_path(path: Path) -> Path:
 
 def evaluate_and_report(run: "Run") -> dict[str, Any]:
     """Test a new run and write its report: what every verb that makes a run does at its end."""
+    from ..comparison import head_curve_run
     from ..evaluation import evaluate_run
     from ..evidence import write_report
 
     evaluation = evaluate_run(run).as_json() if len(run.splits.test) else {"n": 0}
+    if curve := head_curve_run(run):
+        evaluation["head_curve"] = curve.as_json()
     page = write_report(run.folder)
     return {"run": str(run.folder), **evaluation, "report": str(page)}
 
@@ -179,6 +182,8 @@ def print_evaluation(console: Console, value: Mapping[str, Any]) -> None:
             else ""
         )
     )
+    if curve := value.get("head_curve"):
+        console.print(f"\n{curve['sentence']}", markup=False)
     if curve := value.get("learning_curve"):
         sizes = [
             (

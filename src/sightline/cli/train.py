@@ -64,7 +64,7 @@ def train(
     ----------
     data: str
         A folder with a folder for each class, {train,val,test} folders of those, a zip or tar of either, a table
-        (CSV, TSV, JSONL, Parquet), IDX, CIFAR or .npz files, or a name: digits, shapes, mnist, cifar10, ...
+        (CSV, TSV, JSONL, Parquet), IDX, CIFAR or .npz files, or a name: digits, glyphs, mnist, cifar10, ...
     recipe: str
         A recipe.toml to start from; flags override it.
     preset: str

@@ -7,7 +7,9 @@
 
 from .candidates import Candidate, parse_candidate
 from .cross_validation import CrossValidation, cross_validate
+from .episodes import classify_by_head, interval_over_draws, measure_episodes
 from .feature_check import check_features
+from .head_curve import HeadCurve, head_curve_run, measure_head_curve
 from .label_issues import (
     DEFAULT_LABEL_CHECKER,
     LabelIssueReport,

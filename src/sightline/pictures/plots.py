@@ -198,7 +198,7 @@ def plot_learning_curve(sizes: Sequence[Mapping[str, Any]]) -> "Image":
     panel.set_xticks(images, [f"{count:,}" for count in images])
     panel.minorticks_off()
     panel.yaxis.set_major_formatter(lambda value, _: f"{value * 100:.4g} %")
-    panel.set(xlabel="training images", ylabel="accuracy on the test images")
+    panel.set(xlabel="training images", ylabel="accuracy on other images")
     panel.grid(axis="y", color=PALETTE["line"], linewidth=0.7)
     return render_figure(figure)
 

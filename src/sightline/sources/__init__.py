@@ -12,6 +12,7 @@ from ..errors import DataError
 from .archives import list_tar, list_zip
 from .arrays import ImageArrays, digits, shapes, source_from_arrays
 from .cache import PUBLISHED_DATASETS, download_dataset, load_or_build, verify_checksums
+from .glyphs import glyphs
 from .layout import (
     USUAL_LABELS,
     LabelRule,
@@ -45,8 +46,8 @@ from .source import (
     stratified_subset,
 )
 
-BUILTIN_DATASETS: dict[str, Callable[..., ImageArrays]] = {"digits": digits, "shapes": shapes}
-"""Datasets that need no download; a size may follow the name: ``shapes:600``."""
+BUILTIN_DATASETS: dict[str, Callable[..., ImageArrays]] = {"digits": digits, "glyphs": glyphs, "shapes": shapes}
+"""Datasets that need no download; arguments may follow the name: ``shapes:600``, ``glyphs:novel``."""
 
 READERS: dict[str, Callable[[Path, LabelRule], Source]] = {
     "folder": read_folder,

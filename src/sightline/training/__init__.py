@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from .estimate import estimate_cost, find_lr
     from .fairness import BLANK_GROUP
     from .fit import Method, TrainingState, optimise
+    from .head_first import prepare_features
+    from .heads import HeadMethod
     from .hooks import EMA, BaseHook
     from .losses import (
         CrossEntropy,
@@ -77,6 +79,7 @@ __all__ = [
     "BaseHook",
     "CrossEntropy",
     "DistillationLoss",
+    "HeadMethod",
     "LogitLoss",
     "Method",
     "Objective",
@@ -106,6 +109,7 @@ __all__ = [
     "optimise",
     "parse_duration",
     "prepare",
+    "prepare_features",
     "read_dataset",
     "read_splits",
     "refine",
@@ -133,6 +137,8 @@ _MEMBERS = {
     "estimate": ("estimate_cost", "find_lr"),
     "fairness": ("BLANK_GROUP",),
     "fit": ("Method", "TrainingState", "optimise"),
+    "head_first": ("prepare_features",),
+    "heads": ("HeadMethod",),
     "hooks": ("EMA", "BaseHook"),
     "losses": (
         "CrossEntropy",
