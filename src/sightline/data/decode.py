@@ -140,8 +140,7 @@ def _check_pixels(width: int, height: int, limit: int) -> None:
         count = -(-width * height // 1_000_000)
         raise ImageError(
             f"the header announces {width} x {height} pixels, more than {limit // 1_000_000} megapixels, which is "
-            f"refused unread: save it smaller, or where the file is trusted give --max-megapixels {count} (the same as "
-            f"SIGHTLINE_MAX_MEGAPIXELS={count})"
+            f"refused unread: save it smaller, or allow it by --max-megapixels {count} (SIGHTLINE_MAX_MEGAPIXELS={count})"
         )
 
 
