@@ -137,10 +137,9 @@ def _max_pixels() -> int:
 
 def _check_pixels(width: int, height: int, limit: int) -> None:
     if width * height > limit:
-        count = -(-width * height // 1_000_000)
         raise ImageError(
             f"the header announces {width} x {height} pixels, more than {limit // 1_000_000} megapixels, which is "
-            f"refused unread: save it smaller, or allow it by --max-megapixels {count} (SIGHTLINE_MAX_MEGAPIXELS={count})"
+            f"refused unread: save it smaller, or allow it, --max-megapixels {-(-width * height // 1_000_000)}"
         )
 
 
