@@ -11,6 +11,7 @@ from jaxtyping import Bool, Float, Int
 from numpy import ndarray
 from torch import Tensor
 
+from . import progress
 from .classifier import Classifier
 from .data import iterate_batches, relabel
 from .errors import DataError
@@ -39,11 +40,13 @@ def map_batches(
             "There are no images to run the classifier on: give data with at least one readable image."
         )
     classifier.eval()
-    results = []
+    results, done = [], 0
     for batch in iterate_batches(dataset, batch_size, device=classifier.device):
         results.append(function(batch.pixels))
+        done += len(batch)
         if advance is not None:
             advance()
+        progress.break_silence(f"Running the classifier: {done:,} of {len(dataset):,} images")
     return torch.cat(results)
 
 

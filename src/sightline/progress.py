@@ -13,7 +13,7 @@ LINE_SECONDS = 30.0
 
 @contextmanager
 def progress_bar(what: str, total: float | None) -> Iterator[Advance]:
-    """A progress bar of ``total`` steps: the block calls ``advance(n=1, note="")``.
+    """A progress bar of ``total`` steps: the block calls ``advance(n=1, note="", total=None)``.
 
     Where stderr is not a terminal, a line is printed every 30 s instead, so that logs and pipes stay clean.
     """
@@ -33,29 +33,35 @@ def progress_bar(what: str, total: float | None) -> Iterator[Advance]:
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
         task = progress.add_task(what, total=total, note="")
 
-        def advance(n: float = 1, note: str = "") -> None:
-            if note:
-                progress.update(task, advance=n, note=note)
-            else:
-                progress.update(task, advance=n)
+        def advance(n: float = 1, note: str = "", total: float | None = None) -> None:
+            progress.update(task, advance=n, total=total, **({"note": note} if note else {}))
 
         yield advance
 
 
 def _print_lines(what: str, total: float | None) -> Advance:
     """``advance`` of a pipe."""
-    done, printed = 0.0, time.monotonic()
+    done = 0.0
 
-    def advance(n: float = 1, note: str = "") -> None:
-        nonlocal done, printed
+    def advance(n: float = 1, note: str = "", total: float | None = total) -> None:
+        nonlocal done
         done += n
-        if time.monotonic() - printed >= LINE_SECONDS:
-            printed = time.monotonic()
-            notify(f"{what}: {done:,.0f}{f' of {total:,.0f}' if total else ''}{f', {note}' if note else ''}")
+        break_silence(f"{what}: {done:,.0f}{f' of {total:,.0f}' if total else ''}{f', {note}' if note else ''}")
 
     return advance
+
+
+_printed = [time.monotonic()]
+"""When the last line was printed, by whatever stage."""
+
+
+def break_silence(text: str) -> None:
+    """Print a line where stderr is not a terminal and nothing was printed for 30 s: the work goes on."""
+    if time.monotonic() - _printed[0] >= LINE_SECONDS and not sys.stderr.isatty():
+        notify(text)
 
 
 def notify(text: str) -> None:
     """Print a sentence for the user to stderr; stdout is for results."""
     print(text, file=sys.stderr, flush=True)  # noqa: T201
+    _printed[0] = time.monotonic()

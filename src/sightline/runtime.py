@@ -9,7 +9,7 @@ import platform
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from importlib.metadata import version as _version
 from pathlib import Path
@@ -35,6 +35,15 @@ def check_main_guard() -> None:
     """End this process with a sentence where it is a new one that runs its parent's script once more."""
     if getattr(multiprocessing.current_process(), "_inheriting", False):  # so until it has imported the script
         raise SystemExit(f"sightline: {MAIN_GUARD}")
+
+
+def process_began() -> float:
+    """``time.monotonic()`` at the start of this process; now where the system does not say."""
+    with suppress(OSError, ValueError, IndexError, AttributeError):  # 19 fields after the name: proc(5)
+        ticks = int(Path("/proc/self/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[19])
+        age = time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")
+        return time.monotonic() - max(0.0, age)
+    return time.monotonic()
 
 
 def resolve_device(name: str = "auto") -> torch.device:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import Parameter
 
 from ..errors import RecipeError
+from . import owns_process
 from .flags import RecipeFlags, recipe_from_flags
 from .output import (
     DEFAULTS,
@@ -81,6 +82,7 @@ def train(
     find_lr: Path
         Learning-rate range test: train some steps at rising rates, suggest a rate, plot the losses to this file.
     """
+    from .. import runtime
     from ..training import check_run_folder, estimate_cost, is_secondary
     from ..training import find_lr as run_range_test
     from ..training import resume as resume_training
@@ -113,6 +115,7 @@ def train(
         found = tried.findings()
         emit({**found.values, "picture": str(path)}, options.json, lambda console, _: show(console, found))
     else:
-        run = run_training(data, asked, out=out, device=options.device, overwrite=overwrite)
+        began = runtime.process_began() if owns_process.get() else None
+        run = run_training(data, asked, out=out, device=options.device, overwrite=overwrite, began=began)
         if not is_secondary():
             emit(evaluate_and_report(run), options.json, print_evaluation)

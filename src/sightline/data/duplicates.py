@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Bool, Float32, Int64
 from numpy import ndarray
 
+from .. import progress
 from ..errors import OutputError
 from ..files import atomic_replace
 from ..types import Dataset
@@ -90,6 +91,7 @@ class ImageSignatures:
         self.contrast = np.empty(count, np.float32)
         step = max(1, 4_000_000 // int(np.prod(dataset.geometry.shape)))
         for start in range(0, count, step):
+            progress.break_silence(f"Looking for near duplicates: {start:,} of {count:,} images")
             part = slice(start, start + step)
             pixels = dataset[positions[part]]
             small = pixels if pixels.shape[1:3] == size else resize_images(pixels, size)
@@ -124,6 +126,7 @@ class ImageSignatures:
         """Which pairs are near duplicates, by their pixels."""
         found = np.zeros(len(pairs), np.bool_)
         for start in range(0, len(pairs), _PAIRS_PER_CHUNK):
+            progress.break_silence(f"Comparing near duplicates: {start:,} of {len(pairs):,} pairs")
             one, two = (
                 self.thumbs[side] * np.float32(1 / 256) for side in pairs[start : start + _PAIRS_PER_CHUNK].T
             )

@@ -1,101 +1,166 @@
-"""A time budget is kept: the epochs are planned again after each one, and the first is cut where it does not fit."""
+"""A time budget is kept and used: what remains of the training is planned again at every step.
+
+The budget begins with the command and ends with its report. How far a run is, and with it the learning rate, is the
+share of the steps that fit, so that a busy minute or a quiet one changes the plan and not the course of the schedule.
+"""
 
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from ..types import Splits
 from .fit import TrainingState
 from .hooks import BaseHook
 from .recipe import Recipe, parse_duration
 
-PLANNED_SHARE = 0.9
-"""Share of the budget that is planned at first; the rest is for what slows down."""
+PLANNED_SHARE = 0.95
+"""Share of the budget at which the report should be written; the rest is for what slows down at the end."""
 
 EVALUATION_COST = 0.35
-"""Time of an evaluated image, as a share of a trained one's: forward only, in float32."""
+"""Time of an evaluated image, as a share of a trained one's, until it was measured: forward only, in float32."""
+
+EVALUATED_BESIDE = 320
+"""Images that the test runs besides its own, for a warm-up and to measure latencies (at most twice the test)."""
 
 MAX_REPORT_SECONDS = 6.0
 """Time of the report of a small network, which is reserved where the budget allows it."""
 
-MAX_RESERVED_SHARE = 0.4
+MAX_RESERVED_SHARE = 0.5
 """Share of the budget that test and report may take from training: an untrained network need not be tested."""
 
-MIN_TIMED_STEPS = 5
-"""Steps before the first epoch may be cut: the first ones compile kernels."""
+MIN_TIMED_STEPS = 3
+"""Steps before the first plan: the first ones compile kernels."""
 
-MIN_GROWTH = 1.15
-"""More epochs are planned only where they are this many times the plan."""
+MEMORY_SECONDS = 10.0
+"""Time over which the seconds of a step are averaged."""
+
+MAX_CUT_EPOCHS = 10
+"""Up to so many whole epochs a part of another one is trained; beyond, it would be a small share of the run."""
+
+MIN_PART = 0.1
+"""Smallest part of an epoch that is worth its validation."""
+
+MIN_CHANGE = 1.15
+"""A new plan is told where it has this many times the epochs of the one told before, or fewer by as much."""
+
+
+@dataclass
+class Deadline:
+    """When training must end, so that calibration, test and report end within the budget."""
+
+    seconds: float
+    """The budget."""
+    began: float
+    """``time.monotonic()`` at the command."""
+    val: int
+    test: int
+    image_seconds: float = 0.0
+    """Seconds of an evaluated image, as far as they are known."""
+
+    @classmethod
+    def of(cls, recipe: Recipe, splits: Splits, began: float) -> "Deadline":
+        """The deadline of a command that began then."""
+        return cls(parse_duration(recipe.budget), began, len(splits.val.labelled), len(splits.test))
+
+    @property
+    def validation(self) -> float:
+        """Seconds of one pass over the validation images."""
+        return self.val * self.image_seconds
+
+    def seconds_left(self) -> float:
+        """Seconds for training, without what follows it; negative where they are over."""
+        images = 2 * self.val + self.test + min(EVALUATED_BESIDE, 2 * self.test)
+        after = min(MAX_REPORT_SECONDS, 0.1 * self.seconds) + images * self.image_seconds
+        after = min(after, MAX_RESERVED_SHARE * self.seconds)
+        return self.began + PLANNED_SHARE * self.seconds - after - time.monotonic()
 
 
 class Budget(BaseHook):
-    """Sets ``epochs`` and ``steps_per_epoch`` of a training so that it ends within the recipe's budget.
+    """Sets ``epochs`` and ``last_steps`` of a training, at every step, so that it ends at its deadline.
 
-    ``began`` is ``time.monotonic()`` at the command, ``most`` the largest useful number of epochs; what follows
-    training (test, report) is reserved. Its state is not saved: a resumed run keeps the last plan.
+    ``most`` is the largest useful number of epochs. Its state is not saved: a resumed run keeps the last plan.
     """
 
-    def __init__(
-        self, recipe: Recipe, splits: Splits, began: float, most: int, say: Callable[[str], None]
-    ) -> None:
+    def __init__(self, recipe: Recipe, deadline: Deadline, most: int, say: Callable[[str], None]) -> None:
         assert recipe.epochs is not None
         assert recipe.batch_size is not None
-        self.seconds, self.began, self.say = parse_duration(recipe.budget), began, say
-        self.batch_size, self.planned = recipe.batch_size, recipe.epochs
-        self.most = most
-        self.val, self.test = len(splits.val.labelled), len(splits.test)
-        self.full_steps = 0
-        self.epoch_began = began
+        self.deadline, self.most, self.say = deadline, most, say
+        self.batch_size, self.first_plan = recipe.batch_size, recipe.epochs
+        self.told: float = recipe.epochs
+        self.timed, self.step_seconds, self.stepped = 0, 0.0, 0.0
+        self.validated = False
+        self.between = 0.0
+        """Seconds between two epochs besides validation: checkpoint, history."""
 
     def after_step(self, state: TrainingState) -> None:
-        """Cut the first epoch to the steps that fit, with validation and test, at the speed so far."""
-        if state.batch == 1:
-            self.epoch_began = time.monotonic() - state.seconds
-        if state.epoch:
-            return
-        self.full_steps = self.full_steps or state.steps_per_epoch
-        step = state.seconds / state.batch
-        evaluation = (2 * self.val + self.test) * EVALUATION_COST * step / self.batch_size
-        left = self._time_left(evaluation)
-        if state.batch < MIN_TIMED_STEPS:
-            return
-        fitting = max(state.batch, state.batch + int(left / step))
-        state.steps_per_epoch = min(self.full_steps, fitting)
-        state.epochs = self.planned if fitting >= self.full_steps else 1  # the rate falls to zero within what fits
+        """Take the time of the step, and plan the rest of the run."""
+        now = time.monotonic()
+        took = state.seconds if state.batch == 1 else now - self.stepped
+        if state.batch == 1 and state.epoch:
+            self.between = max(0.0, now - took - self.stepped)
+        self.stepped = now
+        self.timed += 1
+        weight = max(1 / max(1, self.timed - 2), min(1.0, took / MEMORY_SECONDS))
+        self.step_seconds += weight * (took - self.step_seconds)
+        if not self.validated:
+            self.deadline.image_seconds = EVALUATION_COST * self.step_seconds / self.batch_size
+        if self.timed >= MIN_TIMED_STEPS or self.deadline.seconds_left() < 0:
+            self._plan(state)
 
     def after_epoch(self, state: TrainingState) -> None:
-        """Plan the number of epochs from the time that the last one took."""
-        now, row = time.monotonic(), state.history[-1]
-        took = max(now - self.epoch_began, 1e-6)
-        evaluation = max(0.0, took - row.seconds) * (1 + self.test / max(self.val, 1))
-        epochs = state.epoch + max(0, int(self._time_left(evaluation) / took))
-        if epochs >= state.epochs:
-            roomy = self._time_left(evaluation) - (1 - PLANNED_SHARE) * self.seconds
-            epochs = min(self.most, state.epoch + max(0, int(roomy / took)))
-            if state.epoch > 1 or epochs < MIN_GROWTH * state.epochs:
-                epochs = state.epochs
-        before, state.epochs = state.epochs, epochs
-        cut = state.epoch == 1 and state.steps_per_epoch < self.full_steps
-        if cut:
-            state.remarks.append(
-                f"The first epoch was cut to {state.steps_per_epoch} of {self.full_steps} steps: a whole one does not "
-                f"fit the budget of {self.seconds:g} s (--budget, --size, --limit or another --model)."
+        """Take the time of the validation, plan the rest of the run, and tell a plan that changed."""
+        now = time.monotonic()
+        self.deadline.image_seconds = (now - self.stepped) / max(1, self.deadline.val)
+        self.validated, self.stepped = True, now
+        if state.epoch < state.epochs:
+            self._plan(state)
+        epochs = state.total_steps / state.steps_per_epoch
+        if state.epoch >= state.epochs:
+            self._conclude(state, epochs)
+        elif not 1 / MIN_CHANGE < epochs / self.told < MIN_CHANGE:
+            row = state.history[-1]
+            self.say(
+                f"Planned again after epoch {state.epoch}: {epochs:.3g} epochs in place of {self.told:.3g}, at "
+                f"{row.images_per_second:,.0f} images/s (--epochs)."
             )
-            self.say(state.remarks[-1])
-        if epochs != before:
-            state.remarks.append(
-                f"Planned again after epoch {state.epoch}: {epochs} epochs in place of {before}, at "
-                f"{row.images_per_second:,.0f} images/s and {took:.1f} s an epoch with validation (--epochs)."
+            self.told = epochs
+
+    def _plan(self, state: TrainingState) -> None:
+        """Whole epochs and a part of one that fit the time left; the current epoch ends early where it must."""
+        whole, step, validation = state.steps_per_epoch, max(self.step_seconds, 1e-9), self.deadline.validation
+        left, epochs, cut = self.deadline.seconds_left(), state.epoch, 0
+        if state.batch:
+            left -= (whole - state.batch) * step + validation
+            epochs += 1
+        if left < 0 and state.batch:
+            cut = max(state.batch, whole + int(left / step)) % whole
+        else:
+            each = whole * step + validation + self.between
+            more = max(0, int(left / each))
+            part = int((left - more * each - validation - self.between) / step)
+            epochs += more
+            if more < MAX_CUT_EPOCHS and part >= MIN_PART * whole:
+                epochs, cut = epochs + 1, part % whole
+        if epochs > self.most:
+            epochs, cut = self.most, 0
+        state.epochs, state.last_steps = epochs, cut
+
+    def _conclude(self, state: TrainingState, epochs: float) -> None:
+        """A remark where the run had other epochs than were planned at first, and where its last one was cut."""
+        budget, remarks = f"the budget of {self.deadline.seconds:g} s", []
+        if state.last_steps:
+            remarks.append(
+                f"The last epoch was cut to {state.last_steps} of {state.steps_per_epoch} steps, which is what fits "
+                f"{budget} (--budget, --size, --limit or another --model)."
             )
-            self.say(state.remarks[-1])
-
-    def _time_left(self, evaluation: float) -> float:
-        """Seconds until training must end, if what follows takes ``evaluation`` and the report."""
-        return self.began + self.seconds - reserved_seconds(self.seconds, evaluation) - time.monotonic()
-
-
-def reserved_seconds(budget: float, evaluation: float) -> float:
-    """Seconds of a budget that are reserved for the report and an ``evaluation`` of so many seconds."""
-    return min(min(MAX_REPORT_SECONDS, 0.1 * budget) + evaluation, MAX_RESERVED_SHARE * budget)
+        if not 1 / MIN_CHANGE < epochs / self.first_plan < MIN_CHANGE:
+            limit = "more would gain little" if state.epochs >= self.most else f"as many as fit {budget}"
+            remarks.append(
+                f"Planned again while training: {epochs:.3g} epochs in place of {self.first_plan}, {limit} (--epochs)."
+            )
+        for remark in remarks:
+            self.say(remark)
+        state.remarks += remarks
 
 
 def format_minutes(seconds: float) -> str:

@@ -25,7 +25,7 @@ from ..errors import OutputError
 from ..files import write_json
 from ..models import NETWORKS
 from ..types import Batch, Dataset
-from .budget import EVALUATION_COST, PLANNED_SHARE, format_minutes, reserved_seconds
+from .budget import EVALUATION_COST, PLANNED_SHARE, Deadline, format_minutes
 from .build import MEMORY_FORMATS
 from .gradients import build_gradients, is_stochastic, split_batch
 from .plan import Plan
@@ -69,6 +69,9 @@ MAX_TRIAL_STEP_SECONDS = 0.3
 
 SLOW_STEP_FACTOR = 3.0
 """A candidate whose first timed step takes this many times the fastest one's is given up."""
+
+MIN_FINE_TUNING_STEPS = 20
+"""With time for fewer steps a computed head is kept as it is: they would cost more than they bring."""
 
 ALL_UNFROZEN = 10**9
 """Epoch index large enough that every layer is unfrozen; the time budget is estimated from this slowest case."""
@@ -165,9 +168,14 @@ def useful_epochs(recipe: Recipe, train_images: int) -> int:
     return min(MAX_DEFAULT_EPOCHS, math.ceil(MAX_DEFAULT_STEPS * recipe.batch_size / train_images))
 
 
-def default_epochs(recipe: Recipe, *, train_images: int, images_per_second: float, spent: float = 0.0) -> Default:
-    """Whole epochs that fit nine tenths of the budget, without the seconds ``spent``, but no more than are useful."""
-    available = max(0.0, PLANNED_SHARE * parse_duration(recipe.budget) - spent)
+def default_epochs(
+    recipe: Recipe, *, train_images: int, images_per_second: float, seconds: float | None = None
+) -> Default:
+    """Whole epochs that fit the ``seconds`` left, or those of the budget, but no more than are useful."""
+    if recipe.steps is not None:
+        count = math.ceil(recipe.steps * (recipe.batch_size or 1) / train_images)
+        return Default("epochs", count, f"{recipe.steps:,} steps, in {count} epochs (--steps).")
+    available = max(0.0, PLANNED_SHARE * parse_duration(recipe.budget) if seconds is None else seconds)
     fitting = int(available * images_per_second / train_images)
     count = max(1, min(fitting, enough := useful_epochs(recipe, train_images)))
     took = format_minutes(count * train_images / images_per_second)
@@ -204,18 +212,20 @@ class Throughput:
 
 
 def choose_execution(
-    plan: Plan, classifier: Classifier, train: Dataset, *, began: float | None = None, evaluated: int = 0
+    plan: Plan, classifier: Classifier, train: Dataset, deadline: Deadline | None = None
 ) -> tuple[Plan, tuple[str, ...]]:
     """The plan with precision, memory format, replicas and epochs chosen where its recipe leaves them open; and notes.
 
-    Measures on a batch of the training images unless the recipe has all four, or trains nothing. The budget began at
-    ``began`` (``time.monotonic()``; None for now), and includes the evaluation of ``evaluated`` images and a report.
+    Measures on a batch of the training images unless the recipe has all four, or trains nothing. Epochs fit the
+    ``deadline``, or without one the whole budget. A computed head is not fine-tuned where only a few steps fit.
     """
     recipe = plan.recipe
     assert recipe.batch_size is not None
     decided = None not in (recipe.precision, recipe.memory_format, recipe.cpu_replicas)
     if recipe.epochs == 0 or (decided and recipe.epochs is not None):
         return with_default_execution(plan), ()
+    if plan.head is not None and deadline is not None and deadline.seconds_left() < TRIAL_SECONDS:
+        return with_default_execution(plan.replace(epochs=0)), (no_time_to_fine_tune(recipe),)
     batch = next(iter(iterate_batches(train, recipe.batch_size, device=classifier.device)))
     measured = measure_throughput(classifier, plan, batch)
     why = "" if decided else ", the fastest measured here"
@@ -223,14 +233,24 @@ def choose_execution(
     chosen = vars(measured.mode)
     if recipe.epochs is None:
         rate = measured.images_per_second * (recipe.devices if classifier.device.type == "cuda" else 1)
-        spent = 0.0
-        if began is not None:
-            spent = time.monotonic() - began
-            spent += reserved_seconds(parse_duration(recipe.budget), evaluated * EVALUATION_COST / rate)
-        epochs = default_epochs(recipe, train_images=len(train), images_per_second=rate, spent=spent)
+        seconds = None
+        if deadline is not None:
+            deadline.image_seconds = deadline.image_seconds or EVALUATION_COST / rate
+            seconds = deadline.seconds_left()
+            if plan.head is not None and seconds * rate < MIN_FINE_TUNING_STEPS * recipe.batch_size:
+                return with_default_execution(plan.replace(epochs=0)), (no_time_to_fine_tune(recipe),)
+        epochs = default_epochs(recipe, train_images=len(train), images_per_second=rate, seconds=seconds)
         chosen = {**chosen, "epochs": epochs.value}
         notes.append(epochs.reason)
     return plan.replace(**chosen), tuple(notes)
+
+
+def no_time_to_fine_tune(recipe: Recipe) -> str:
+    """A sentence for the user."""
+    return (
+        f"No fine-tuning: what remains of the budget of {recipe.budget} has time for fewer than "
+        f"{MIN_FINE_TUNING_STEPS} steps (--budget)."
+    )
 
 
 def with_default_execution(plan: Plan) -> Plan:

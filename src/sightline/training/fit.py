@@ -94,22 +94,32 @@ class TrainingState:
     """How often training went back to earlier weights."""
     remarks: list[str] = field(default_factory=list)
     """What a reader of the report must know of the course of training, in sentences."""
+    last_steps: int = 0
+    """Steps of the last epoch where it is cut; 0 where it is whole. A hook may change it, and ``epochs``, at any step:
+    the schedule goes by the share of the run that is done."""
 
     @property
     def step(self) -> int:
         """Optimizer steps taken since the start."""
-        return self.epoch * self.steps_per_epoch + self.batch
+        return min(self.epoch * self.steps_per_epoch + self.batch, self.total_steps)
 
     @property
     def progress(self) -> TrainingProgress:
         """What a schedule may depend on."""
         done = self.epoch + self.batch / max(self.steps_per_epoch, 1)
-        return TrainingProgress(done, self.epochs, [row.val_loss for row in self.history])
+        epochs = self.total_steps / max(self.steps_per_epoch, 1)
+        return TrainingProgress(done, epochs, [row.val_loss for row in self.history])
 
     @property
     def total_steps(self) -> int:
         """Optimizer steps of the whole run."""
-        return self.epochs * self.steps_per_epoch
+        cut = self.steps_per_epoch - self.last_steps if self.last_steps else 0
+        return self.epochs * self.steps_per_epoch - cut
+
+    @property
+    def epoch_steps(self) -> int:
+        """Optimizer steps of the current epoch."""
+        return (self.epoch + 1 == self.epochs and self.last_steps) or self.steps_per_epoch
 
     @property
     def trained_modules(self) -> tuple[nn.Module, ...]:
@@ -177,7 +187,7 @@ class TrainingState:
             "stop": self.stop,
             "counters": [self.epochs, self.epoch, self.batch, self.images],
             "sums": [self.loss_sum, self.seconds],
-            "course": [self.steps_per_epoch, self.peak_lr, self.recoveries, self.remarks],
+            "course": [self.last_steps, self.peak_lr, self.recoveries, self.remarks],
         }
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
@@ -190,7 +200,8 @@ class TrainingState:
         self.epochs, self.epoch, self.batch, self.images = saved["counters"]
         self.loss_sum, self.seconds = saved["sums"]
         if "course" in saved:  # the first releases did not save it
-            self.steps_per_epoch, self.peak_lr, self.recoveries, self.remarks = saved["course"]
+            steps, self.peak_lr, self.recoveries, self.remarks = saved["course"]
+            self.last_steps = 0 if steps >= self.steps_per_epoch else steps  # for a time all epochs were cut alike
 
 
 @runtime_checkable
@@ -272,9 +283,9 @@ def optimise(
     ``hooks`` are called after each step and epoch, ``validate()`` returns (loss, accuracy) after each epoch,
     ``gradients`` is the classifier's own ``SingleReplica`` where not given, and ``before_epoch(epoch)`` is called
     when the classifier is in training mode. Returns early when a hook sets ``state.stop`` (after an epoch) or a
-    signal ``state.interrupted`` (after a step). A hook may set ``state.steps_per_epoch`` below the method's: epochs
-    then end after so many steps. Raises DivergenceError for a loss that is not finite, TrainingError for an epoch that
-    has not ``steps_per_epoch`` batches.
+    signal ``state.interrupted`` (after a step). A hook may set ``state.last_steps``: the last epoch then ends after so
+    many steps. Raises DivergenceError for a loss that is not finite, TrainingError for an epoch that has not
+    ``steps_per_epoch`` batches.
     """
     gradients = group.averaging(gradients or SingleReplica(state.classifier), *state.trained_modules)
     while state.epoch < state.epochs and not state.stop:
@@ -296,10 +307,10 @@ def optimise(
             if group.any(state.interrupted, state.step):
                 state.interrupted = True
                 return
-            if state.steps_per_epoch < method.steps_per_epoch and state.batch >= state.steps_per_epoch:
+            if state.last_steps and state.batch >= state.epoch_steps:
                 break
         state.flush_losses()
-        if state.batch != state.steps_per_epoch:
+        if state.batch < state.epoch_steps or state.batch > state.steps_per_epoch:
             raise TrainingError(
                 f"Epoch {state.epoch + 1} had {state.batch} batches, but the method's steps_per_epoch is "
                 f"{state.steps_per_epoch}: make its batches yield exactly that many."

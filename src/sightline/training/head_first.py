@@ -18,7 +18,7 @@ from numpy import ndarray
 from torch import Tensor
 
 from ..classifier import Classifier
-from ..data import load_dataset
+from ..data import load_dataset, nested_subset
 from ..errors import RecipeError
 from ..features import embed_cached, predict_logits_cached
 from ..files import write_json
@@ -26,7 +26,8 @@ from ..inference import predict_logits
 from ..layers import PrototypeHead
 from ..models import get_head
 from ..sources import find_unlabelled
-from ..types import Splits
+from ..types import Dataset, Splits
+from .budget import Deadline
 from .distributed import SINGLE_PROCESS, ProcessGroup
 from .fit import Method
 from .heads import predict_left_out
@@ -39,6 +40,13 @@ MIN_ERRORS_TO_FINE_TUNE = 3
 
 FINE_TUNING_MARGIN = 1.0
 """Standard errors by which fine-tuning must lower the validation loss of the head to be kept."""
+
+
+TIMED_IMAGES = 32
+"""Images on which the speed of the network is measured first."""
+
+FITTING_SHARE = 0.1
+"""Share of the budget that is kept for computing the head from its features."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,15 +62,17 @@ class HeadResult:
     facts: dict[str, Any]
 
 
-def fit_head(classifier: Classifier, plan: Plan, splits: Splits) -> HeadResult:
+def fit_head(classifier: Classifier, plan: Plan, splits: Splits, deadline: Deadline | None = None) -> HeadResult:
     """Give the classifier the last layer that the plan's head method computes; returns how it does.
 
-    Features come from the store where they are there. Raises BundleError for a network without a last
-    layer.
+    Features come from the store where they are there; until the ``deadline``, those of as many training images as fit.
+    Raises BundleError for a network without a last layer.
     """
     assert plan.head is not None
     began = time.perf_counter()
     train, val = splits.train.labelled, splits.val.labelled
+    if deadline is not None:
+        train = embed_until(deadline, classifier, train, val, plan.recipe.seed)
     centring = centre_features(classifier, plan, splits)
     features = prepare_features(classifier, embed_cached(classifier, train))
     counts = plan.class_weighting(train.counts)
@@ -88,10 +98,35 @@ def fit_head(classifier: Classifier, plan: Plan, splits: Splits) -> HeadResult:
         "val_loss": losses.mean().item() if len(val) else None,
         **({} if len(val) or not len(labels) else {"left_out_accuracy": correct.double().mean().item()}),
         **centring,
+        "train_images": len(train),
+        "all_train_images": len(splits.train.labelled),
         **fitted.facts,
     }
     state = {name: value.detach().clone() for name, value in classifier.state_dict().items()}
     return HeadResult(state, losses, correct, temperature, facts)
+
+
+def embed_until(deadline: Deadline, classifier: Classifier, train: Dataset, val: Dataset, seed: int) -> Dataset:
+    """The training images whose features could be computed in time, the same share of every class; all where they fit.
+
+    Their features are in the store. The deadline learns what an evaluated image takes.
+    """
+    timed = val if len(val) else train
+    for count in (1, TIMED_IMAGES):  # the first call compiles kernels
+        began = time.perf_counter()
+        predict_logits(classifier, some := timed.subset(np.arange(min(count, len(timed)))))
+        deadline.image_seconds = (time.perf_counter() - began) / len(some)
+    wanted, done = TIMED_IMAGES, 0
+    while True:
+        rows = nested_subset(train.labels, min(1.0, wanted / len(train)), seed)
+        began = time.perf_counter()
+        embed_cached(classifier, train.subset(rows))
+        each = (time.perf_counter() - began) / max(1, len(rows) - done)
+        done, rest = len(rows), len(train) - len(rows)
+        fitting = (deadline.seconds_left() - FITTING_SHARE * deadline.seconds) / max(each, 1e-9)
+        if not rest or fitting < max(TIMED_IMAGES, 0.1 * done):
+            return train.subset(rows)
+        wanted = len(train) if fitting > 2 * rest else min(len(train), done + int(fitting / 2))
 
 
 def describe_head(result: HeadResult, plan: Plan) -> tuple[str, ...]:
@@ -104,6 +139,11 @@ def describe_head(result: HeadResult, plan: Plan) -> tuple[str, ...]:
     kind = "training" if facts["val_errors"] is None else "validation"
     right = f"{int(result.correct.sum())} of {n} {kind} images are right{more}" if n else "nothing to judge it by"
     found = f"Head by {plan.recipe.method} on frozen features: {right}, after {facts['seconds']:.0f} s."
+    if facts["train_images"] < facts["all_train_images"]:
+        found += (
+            f" It saw {facts['train_images']:,} of {facts['all_train_images']:,} training images, which is what fits "
+            f"the budget of {plan.recipe.budget} (--budget)."
+        )
     if (by := facts.get("centred_by")) is None:
         return (found,)
     text = f"Features are centred by {by['images']:,} unlabelled photos of '{by['data']}' and the training photos"

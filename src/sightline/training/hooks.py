@@ -258,7 +258,7 @@ class ProgressReporter(BaseHook):
 
     def after_step(self, state: TrainingState) -> None:
         """Move the bar."""
-        self.advance(1, note=f"epoch {state.epoch + 1} of {state.epochs}")
+        self.advance(1, note=f"epoch {state.epoch + 1} of {state.epochs}", total=state.total_steps)
 
     def after_epoch(self, state: TrainingState) -> None:
         """Say how the epoch went."""

@@ -153,15 +153,15 @@ class TrainingProgress:
 
     epoch: float
     """Finished epochs, with the fraction of the current one."""
-    epochs: int
-    """Epochs of the whole run."""
+    epochs: float
+    """Epochs of the whole run, with the fraction of the last one where it is cut."""
     val_losses: Sequence[float] = ()
     """Validation loss after each finished epoch."""
 
     @property
     def fraction(self) -> float:
         """Finished fraction of the run, in [0, 1]."""
-        return self.epoch / max(self.epochs, 1)
+        return min(1.0, self.epoch / self.epochs) if self.epochs else 0.0
 
 
 @dataclass(frozen=True)

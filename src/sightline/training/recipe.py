@@ -62,8 +62,7 @@ class Recipe:
     split_seed: int | None = _recipe_field(None, "Data")
     """Seed for splitting and --limit. Default: seed. Use one value for runs you want to compare or combine."""
     group: str | None = _recipe_field(None, "Data")
-    """Table column of images that belong together (one patient, one scene) and stay in one split. A column named
-    group is used automatically."""
+    """Table column of images that stay in one split (one patient, one scene). Default: a column named group."""
     path_column: str | None = _recipe_field(None, "Data")
     """Table column of the images' paths. Default: path, image, file_name or another usual name."""
     label_column: str | None = _recipe_field(None, "Data")
@@ -113,8 +112,7 @@ class Recipe:
     init: str = _recipe_field("default", "Model")
     """Initial weights: default (that of the network's authors), glorot-uniform, he-normal, lecun-normal, ..."""
     flip_tta: bool = _recipe_field(False, "Model")
-    """Test-time augmentation: average the logits of an image and its mirror image. A little more accurate, at twice
-    the cost of a prediction."""
+    """Test-time augmentation by the mirror image: a little more accurate, at twice the cost of a prediction."""
     weight_noise: float = _recipe_field(0.0, "Model")
     """Noise in the weights of every layer, in training and in predictions: its initial size in standard deviations of
     the layer's weights; training adjusts it (parametric noise injection). 0.25 is usual; 0 for none."""
@@ -129,6 +127,8 @@ class Recipe:
     """Passes over the training images; 0 trains nothing. Chosen to fit the budget."""
     budget: str = _recipe_field("10m", "Training", common=True)
     """Training time where epochs are not given: 90s, 10m, 2h."""
+    steps: int | None = _recipe_field(None, "Training")
+    """Optimizer steps after which training ends, if earlier. Written where a budget ended within an epoch."""
     batch_size: int | None = _recipe_field(None, "Training", common=True)
     """Images per step. 128, or fewer where the training set is small."""
     loss: str = _recipe_field("cross-entropy", "Training")
@@ -143,8 +143,7 @@ class Recipe:
     fairness_column: str | None = _recipe_field(None, "Training")
     """Table column that defines groups. Training balances every (group, class) combination."""
     fairness_method: str = _recipe_field("balanced", "Training")
-    """How to balance the groups of fairness_column: balanced (each combination drawn equally often), reweighing,
-    group-dro:eta=0.01."""
+    """How groups are balanced: balanced (each combination drawn equally often), reweighing, group-dro:eta=0.01."""
     label_smoothing: float = _recipe_field(0.0, "Training")
     """Fraction of each label that is spread evenly over all classes, in [0, 1)."""
     optimizer: str = _recipe_field("sgd", "Training")
@@ -185,8 +184,7 @@ class Recipe:
     memory_format: Literal["contiguous", "channels_last"] | None = _recipe_field(None, "Machine")
     """Memory layout of images. Chosen by measuring which is faster."""
     cpu_replicas: int | None = _recipe_field(None, "Machine")
-    """Copies of the network that share each batch, one CPU thread each; batch norm sees the share of each. Chosen by
-    measuring whether they are faster than one network with all threads."""
+    """Copies of the network that share each batch, one CPU thread each; batch norm sees its share. Measured."""
     devices: int = _recipe_field(1, "Machine")
     """Number of GPUs, or of processes on the CPU, that share each batch."""
     seed: int = _recipe_field(0, "Machine", common=True)
@@ -355,6 +353,7 @@ _RULES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
     ("two numbers such as 0:4095, the smaller first", lambda v: bool(parse_window(v)), "window"),
     ("a whole number, 0 or more", lambda v: is_int(v) and v >= 0, "epochs patience"),
     ("a whole number of at least 1", lambda v: is_int(v) and v >= 1, "grad_accum_steps cpu_replicas devices"),
+    ("a whole number of at least 1", lambda v: is_int(v) and v >= 1, "steps"),
     ("a whole number of at least 2", lambda v: is_int(v) and v >= 2, "limit batch_size"),
     ("a whole number from 0 to 2^63 - 1", lambda v: is_int(v) and 0 <= v < 2**63, "seed split_seed"),
     ("a whole number of pixels from 8 to 1024", lambda v: is_int(v) and 8 <= v <= 1024, "size progressive_from"),

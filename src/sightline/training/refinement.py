@@ -147,11 +147,15 @@ def start_training(classifier: Classifier, plan: Plan, method: Method) -> Traini
     assert recipe.epochs is not None
     assert recipe.lr is not None
     modules = nn.ModuleDict(method.modules).to(classifier.device)
+    epochs, cut, whole = recipe.epochs, 0, method.steps_per_epoch
+    if recipe.steps is not None and recipe.steps < epochs * whole:
+        epochs, cut = math.ceil(recipe.steps / whole), recipe.steps % whole
     return TrainingState(
         classifier,
         plan.build_optimizer(classifier, modules),
-        recipe.epochs,
+        epochs,
         method.steps_per_epoch,
+        last_steps=cut,
         peak_lr=recipe.lr,
         schedule=plan.schedule,
         clip_grad=recipe.clip_grad,

@@ -17,7 +17,7 @@ from ..files import write_text
 from ..preprocessing import forecast_fit
 from ..sources import find
 from ..types import Dataset, Splits
-from .budget import Budget
+from .budget import Budget, Deadline
 from .build import build_classifier, build_method
 from .defaults import (
     choose_execution,
@@ -70,16 +70,18 @@ def train(
     overwrite: bool = False,
     objective: ObjectiveLike | None = None,
     augment: Augment | None = None,
+    began: float | None = None,
 ) -> Run:
     """Train a classifier on ``data`` (a folder, archive, table or name) and write its run folder.
 
     What the recipe leaves open is chosen, reported, and written to the run's ``recipe.toml``. The epoch that is best
     on the validation split is kept; the test split is not used. ``objective`` and ``augment`` are objects in place
-    of the recipe's words; an objective may be a function ``(classifier, batch) -> loss``. Raises SightlineError, each
-    with its remedy, for data or a recipe that cannot be used, and Interrupted when stopped by a signal.
+    of the recipe's words; an objective may be a function ``(classifier, batch) -> loss``. The budget begins at
+    ``began`` (``time.monotonic()``), or now. Raises SightlineError, each with its remedy, for data or a recipe that
+    cannot be used, and Interrupted when stopped by a signal.
     """
     runtime.check_main_guard()
-    began = time.monotonic()
+    began = time.monotonic() if began is None else began
     recipe = (recipe or Recipe()).replace(data=None if data is None else str(data))
     where = runtime.resolve_device(device)
     if is_under_launcher():  # torchrun started this process: the main one begins the run, all train it
@@ -90,7 +92,7 @@ def train(
             begun = _begin_run(recipe, out, where, objective, augment, overwrite=overwrite, began=began)
             path = str(begun[0].path.resolve())
         return _train_as_member(group, Path(group.broadcast_text(path)), objective, augment, False)
-    folder, plan, classifier, head, splits, notes = _begin_run(
+    folder, plan, classifier, head, splits, notes, deadline = _begin_run(
         recipe, out, where, objective, augment, overwrite=overwrite, began=began
     )
     if plan.recipe.devices > 1:
@@ -100,12 +102,11 @@ def train(
             shutil.rmtree(folder.path)  # nothing was trained, and the corrected script needs the place
             raise
     rival = rival_recipe(recipe, plan, splits) if objective is None and augment is None else None
-    chosen = recipe.epochs is None and plan.recipe.epochs and plan.recipe.progressive_from is None
     budget = None
-    if chosen:
+    if deadline is not None and plan.recipe.epochs and plan.recipe.progressive_from is None:
         most = useful_epochs(plan.recipe, len(splits.train.labelled))
-        seconds = parse_duration(plan.recipe.budget) * (1.0 if rival is None else 1 - RIVAL_SHARE)
-        budget = Budget(plan.recipe.replace(budget=f"{seconds:g}s"), splits, began, most, folder.log)
+        deadline.seconds *= 1.0 if rival is None else 1 - RIVAL_SHARE
+        budget = Budget(plan.recipe, deadline, most, folder.log)
     run = _train_run(folder, plan, classifier, head, splits, notes, resume=False, budget=budget)
     left = parse_duration(recipe.budget) - (time.monotonic() - began)
     if rival is None or left <= 0:
@@ -126,8 +127,11 @@ def _begin_run(
     *,
     overwrite: bool,
     began: float,
-) -> tuple[RunFolder, Plan, Classifier, HeadResult | None, Splits, tuple[str, ...]]:
-    """All before the first step: images read, choices made and reported, the folder begun."""
+) -> tuple[RunFolder, Plan, Classifier, HeadResult | None, Splits, tuple[str, ...], Deadline | None]:
+    """All before the first step: images read, choices made and reported, the folder begun.
+
+    The last is the deadline of the recipe's budget; None where the epochs are given, whatever they take.
+    """
     wanted = Path(out) if out is not None else None
     check_run_folder(wanted, overwrite=overwrite)
     plan = resolve(recipe, objective=objective, augment=augment)
@@ -136,11 +140,11 @@ def _begin_run(
     for note in notes:
         progress.notify(note)
     check_processes(plan.recipe.devices, device, plan.recipe.batch_size or 1)
-    plan, classifier, head, built = _start(plan, splits, device)
+    deadline = Deadline.of(recipe, splits, began) if recipe.epochs is None else None
+    plan, classifier, head, built = _start(plan, splits, device, deadline=deadline)
     column = plan.recipe.fairness_column
     fair = apply_mitigation(plan.mitigation, column, splits.train.labelled, plan.objective)
-    evaluated = len(splits.val) + len(splits.test)
-    plan, measured = choose_execution(plan, classifier, splits.train.labelled, began=began, evaluated=evaluated)
+    plan, measured = choose_execution(plan, classifier, splits.train.labelled, deadline)
     more = (*built, *filter(None, [fair.note]), *measured)
     for note in more:
         progress.notify(note)
@@ -150,11 +154,11 @@ def _begin_run(
     # Only now: an old run is not given up for one that cannot begin.
     folder = create_run_folder(wanted, name, overwrite=overwrite)
     folder.write_header(recipe, splits, (*notes, *more))
-    return folder, replace(plan, recipe=recipe), classifier, head, splits, (*notes, *more)
+    return folder, replace(plan, recipe=recipe), classifier, head, splits, (*notes, *more), deadline
 
 
 def _start(
-    plan: Plan, splits: Splits, device: torch.device, *, blank: bool = False
+    plan: Plan, splits: Splits, device: torch.device, *, blank: bool = False, deadline: Deadline | None = None
 ) -> tuple[Plan, Classifier, HeadResult | None, tuple[str, ...]]:
     """The classifier before training by gradient, its head computed where the plan says so; and notes.
 
@@ -164,7 +168,7 @@ def _start(
     classifier, notes = build_classifier(plan, splits, device, blank=blank and plan.head is None)
     if plan.head is None:
         return plan, classifier, None, notes
-    head = fit_head(classifier, plan, splits)
+    head = fit_head(classifier, plan, splits, deadline)
     plan, why = decide_fine_tuning(head, plan)
     return plan, classifier, head, (*notes, *describe_head(head, plan), *filter(None, [why]))
 
@@ -379,6 +383,10 @@ def _train_run(
     facts = _refine(classifier, plan, splits, method, folder, head, resume=resume, group=group)
     if group.is_main and facts["remarks"]:
         folder.write_notes([*folder.read_notes(), *facts["remarks"]])
+    if budget is not None and not facts["stopped_early"]:  # what was really trained, to be trained again
+        whole = facts["steps"] == facts["epochs"] * facts["steps_per_epoch"]
+        recipe = recipe.replace(epochs=facts["epochs"], steps=None if whole else facts["steps"])
+        write_text(folder.path / "recipe.toml", recipe.to_toml())
     return Run(folder.path, recipe, classifier.eval(), splits, facts, (*notes, *facts["remarks"]))
 
 
