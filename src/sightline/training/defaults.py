@@ -70,9 +70,6 @@ MAX_TRIAL_STEP_SECONDS = 0.3
 SLOW_STEP_FACTOR = 3.0
 """A candidate whose first timed step takes this many times the fastest one's is given up."""
 
-MIN_FINE_TUNING_STEPS = 20
-"""With time for fewer steps a computed head is kept as it is: they would cost more than they bring."""
-
 ALL_UNFROZEN = 10**9
 """Epoch index large enough that every layer is unfrozen; the time budget is estimated from this slowest case."""
 
@@ -217,15 +214,13 @@ def choose_execution(
     """The plan with precision, memory format, replicas and epochs chosen where its recipe leaves them open; and notes.
 
     Measures on a batch of the training images unless the recipe has all four, or trains nothing. Epochs fit the
-    ``deadline``, or without one the whole budget. A computed head is not fine-tuned where only a few steps fit.
+    ``deadline``, or without one the whole budget.
     """
     recipe = plan.recipe
     assert recipe.batch_size is not None
     decided = None not in (recipe.precision, recipe.memory_format, recipe.cpu_replicas)
     if recipe.epochs == 0 or (decided and recipe.epochs is not None):
         return with_default_execution(plan), ()
-    if plan.head is not None and deadline is not None and deadline.seconds_left() < TRIAL_SECONDS:
-        return with_default_execution(plan.replace(epochs=0)), (no_time_to_fine_tune(recipe),)
     batch = next(iter(iterate_batches(train, recipe.batch_size, device=classifier.device)))
     measured = measure_throughput(classifier, plan, batch)
     why = "" if decided else ", the fastest measured here"
@@ -237,20 +232,10 @@ def choose_execution(
         if deadline is not None:
             deadline.image_seconds = deadline.image_seconds or EVALUATION_COST / rate
             seconds = deadline.seconds_left()
-            if plan.head is not None and seconds * rate < MIN_FINE_TUNING_STEPS * recipe.batch_size:
-                return with_default_execution(plan.replace(epochs=0)), (no_time_to_fine_tune(recipe),)
         epochs = default_epochs(recipe, train_images=len(train), images_per_second=rate, seconds=seconds)
         chosen = {**chosen, "epochs": epochs.value}
         notes.append(epochs.reason)
     return plan.replace(**chosen), tuple(notes)
-
-
-def no_time_to_fine_tune(recipe: Recipe) -> str:
-    """A sentence for the user."""
-    return (
-        f"No fine-tuning: what remains of the budget of {recipe.budget} has time for fewer than "
-        f"{MIN_FINE_TUNING_STEPS} steps (--budget)."
-    )
 
 
 def with_default_execution(plan: Plan) -> Plan:

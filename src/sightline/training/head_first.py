@@ -27,7 +27,7 @@ from ..layers import PrototypeHead
 from ..models import get_head
 from ..sources import find_unlabelled
 from ..types import Dataset, Splits
-from .budget import Deadline
+from .budget import EVALUATION_COST, Deadline
 from .distributed import SINGLE_PROCESS, ProcessGroup
 from .fit import Method
 from .heads import predict_left_out
@@ -41,6 +41,9 @@ MIN_ERRORS_TO_FINE_TUNE = 3
 FINE_TUNING_MARGIN = 1.0
 """Standard errors by which fine-tuning must lower the validation loss of the head to be kept."""
 
+
+MIN_FINE_TUNING_STEPS = 20
+"""With time for fewer steps a computed head is kept as it is: they would cost more than they bring."""
 
 TIMED_IMAGES = 32
 """Images on which the speed of the network is measured first."""
@@ -152,8 +155,10 @@ def describe_head(result: HeadResult, plan: Plan) -> tuple[str, ...]:
     return found, f"{text}. No label of theirs is used (--unlabelled)."
 
 
-def decide_fine_tuning(result: HeadResult, plan: Plan) -> tuple[Plan, str | None]:
-    """The plan without epochs where fine-tuning cannot be seen to pay, and why."""
+def decide_fine_tuning(
+    result: HeadResult, plan: Plan, deadline: Deadline | None = None
+) -> tuple[Plan, str | None]:
+    """The plan without epochs where fine-tuning cannot be seen to pay, or has no time until the deadline; and why."""
     assert plan.head is not None
     if not plan.head.fine_tunes:
         return plan.replace(epochs=0), None
@@ -166,6 +171,14 @@ def decide_fine_tuning(result: HeadResult, plan: Plan) -> tuple[Plan, str | None
             "chance (--epochs N fine-tunes all the same)."
         )
         return plan.replace(epochs=0), why
+    if deadline is not None:
+        steps = deadline.seconds_left() * EVALUATION_COST / deadline.image_seconds / (plan.recipe.batch_size or 1)
+        if steps < MIN_FINE_TUNING_STEPS:
+            why = (
+                f"No fine-tuning: the budget of {plan.recipe.budget} leaves time for about {max(0, int(steps))} steps, "
+                f"and fewer than {MIN_FINE_TUNING_STEPS} bring nothing (--budget)."
+            )
+            return plan.replace(epochs=0), why
     return plan, None
 
 

@@ -128,10 +128,7 @@ def _begin_run(
     overwrite: bool,
     began: float,
 ) -> tuple[RunFolder, Plan, Classifier, HeadResult | None, Splits, tuple[str, ...], Deadline | None]:
-    """All before the first step: images read, choices made and reported, the folder begun.
-
-    The last is the deadline of the recipe's budget; None where the epochs are given, whatever they take.
-    """
+    """All before the first step: images read, choices made, the folder begun. No deadline where epochs are given."""
     wanted = Path(out) if out is not None else None
     check_run_folder(wanted, overwrite=overwrite)
     plan = resolve(recipe, objective=objective, augment=augment)
@@ -140,7 +137,7 @@ def _begin_run(
     for note in notes:
         progress.notify(note)
     check_processes(plan.recipe.devices, device, plan.recipe.batch_size or 1)
-    deadline = Deadline.of(recipe, splits, began) if recipe.epochs is None else None
+    deadline = Deadline.of(recipe, splits, began) if recipe.epochs is None and recipe.steps is None else None
     plan, classifier, head, built = _start(plan, splits, device, deadline=deadline)
     column = plan.recipe.fairness_column
     fair = apply_mitigation(plan.mitigation, column, splits.train.labelled, plan.objective)
@@ -169,7 +166,7 @@ def _start(
     if plan.head is None:
         return plan, classifier, None, notes
     head = fit_head(classifier, plan, splits, deadline)
-    plan, why = decide_fine_tuning(head, plan)
+    plan, why = decide_fine_tuning(head, plan, deadline)
     return plan, classifier, head, (*notes, *describe_head(head, plan), *filter(None, [why]))
 
 
