@@ -4,7 +4,6 @@ import gc
 import os
 import sys
 from collections.abc import Sequence
-from contextvars import ContextVar
 
 from ..errors import SightlineError
 
@@ -16,16 +15,12 @@ SPIN_COUNT = "10000"
 """Rounds for which a thread of libgomp spins before it sleeps. By its default of 300,000 (milliseconds) two threads
 that share a core with other programs wait for each other most of the time."""
 
-owns_process = ContextVar("owns_process", default=False)
-"""Whether the command began with this process, imports included."""
-
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command. Exit codes: 0 done, 2 user error, 3 a requirement is missed, 130 interrupted.
 
     An error is one sentence on stderr; ``--debug`` also shows its traceback.
     """
-    owns_process.set(argv is None)
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", SPIN_COUNT)  # read when torch loads the library
     gc.set_threshold(max(GC_THRESHOLD, gc.get_threshold()[0]))
@@ -34,8 +29,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     from cyclopts import CycloptsError
 
     from .app import app, rename_old_flags
-    from .output import escape_in_streams
+    from .output import escape_in_streams, owns_process
 
+    owns_process.set(argv is None)
     escape_in_streams(sys.stdout, sys.stderr)
     words = ["--help" if word == "--help-all" else word for word in words if word != "--debug"]
     words = rename_old_flags(words)

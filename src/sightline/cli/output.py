@@ -7,6 +7,7 @@ import os
 import shlex
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -75,6 +76,10 @@ Words = Annotated[tuple[str, ...], Parameter(consume_multiple=True, negative=())
 JSON_ESCAPES = "json_escapes"
 """Name of the error handler for encodings: what cannot be written becomes JSON's escapes, valid in JSON and legible
 in text."""
+
+
+owns_process = ContextVar("owns_process", default=False)
+"""Whether the command began with this process, imports included."""
 
 
 def _escape_unencodable(error: UnicodeError) -> tuple[str, int]:

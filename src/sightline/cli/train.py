@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import Parameter
 
 from ..errors import RecipeError
-from . import owns_process
 from .flags import RecipeFlags, recipe_from_flags
 from .output import (
     DEFAULTS,
@@ -16,6 +15,7 @@ from .output import (
     check_picture_path,
     emit,
     evaluate_and_report,
+    owns_process,
     print_evaluation,
 )
 

@@ -45,7 +45,7 @@ FINE_TUNING_MARGIN = 1.0
 MIN_FINE_TUNING_STEPS = 20
 """With time for fewer steps a computed head is kept as it is: they would cost more than they bring."""
 
-TIMED_IMAGES = 32
+FIRST_EMBEDDED_IMAGES = 32
 """Images on which the speed of the network is measured first."""
 
 FITTING_SHARE = 0.1
@@ -115,11 +115,11 @@ def embed_until(deadline: Deadline, classifier: Classifier, train: Dataset, val:
     Their features are in the store. The deadline learns what an evaluated image takes.
     """
     timed = val if len(val) else train
-    for count in (1, TIMED_IMAGES):  # the first call compiles kernels
+    for count in (1, FIRST_EMBEDDED_IMAGES):  # the first call compiles kernels
         began = time.perf_counter()
         predict_logits(classifier, some := timed.subset(np.arange(min(count, len(timed)))))
         deadline.image_seconds = (time.perf_counter() - began) / len(some)
-    wanted, done = TIMED_IMAGES, 0
+    wanted, done = FIRST_EMBEDDED_IMAGES, 0
     while True:
         rows = nested_subset(train.labels, min(1.0, wanted / len(train)), seed)
         began = time.perf_counter()
@@ -127,7 +127,7 @@ def embed_until(deadline: Deadline, classifier: Classifier, train: Dataset, val:
         each = (time.perf_counter() - began) / max(1, len(rows) - done)
         done, rest = len(rows), len(train) - len(rows)
         fitting = (deadline.seconds_left() - FITTING_SHARE * deadline.seconds) / max(each, 1e-9)
-        if not rest or fitting < max(TIMED_IMAGES, 0.1 * done):
+        if not rest or fitting < max(FIRST_EMBEDDED_IMAGES, 0.1 * done):
             return train.subset(rows)
         wanted = len(train) if fitting > 2 * rest else min(len(train), done + int(fitting / 2))
 
