@@ -77,8 +77,7 @@ def train(
     What the recipe leaves open is chosen, reported, and written to the run's ``recipe.toml``. The epoch that is best
     on the validation split is kept; the test split is not used. ``objective`` and ``augment`` are objects in place
     of the recipe's words; an objective may be a function ``(classifier, batch) -> loss``. The budget begins at
-    ``began`` (``time.monotonic()``), or now. Raises SightlineError, each with its remedy, for data or a recipe that
-    cannot be used, and Interrupted when stopped by a signal.
+    ``began`` (``time.monotonic()``), or now. Raises SightlineError where data or recipe cannot be used, Interrupted.
     """
     runtime.check_main_guard()
     began = time.monotonic() if began is None else began
@@ -92,9 +91,8 @@ def train(
             begun = _begin_run(recipe, out, where, objective, augment, overwrite=overwrite, began=began)
             path = str(begun[0].path.resolve())
         return _train_as_member(group, Path(group.broadcast_text(path)), objective, augment, False)
-    folder, plan, classifier, head, splits, notes, deadline = _begin_run(
-        recipe, out, where, objective, augment, overwrite=overwrite, began=began
-    )
+    begun = _begin_run(recipe, out, where, objective, augment, overwrite=overwrite, began=began)
+    folder, plan, classifier, head, splits, notes, deadline = begun
     if plan.recipe.devices > 1:
         try:
             return _train_in_processes(folder, plan, splits, notes, where, objective, augment, resume=False)
@@ -108,8 +106,8 @@ def train(
         deadline.seconds *= 1.0 if rival is None else 1 - RIVAL_SHARE
         budget = Budget(plan.recipe, deadline, most, folder.log)
     run = _train_run(folder, plan, classifier, head, splits, notes, resume=False, budget=budget)
-    left = parse_duration(recipe.budget) - (time.monotonic() - began)
-    if rival is None or left <= 0:
+    left = (whole := parse_duration(recipe.budget)) - (time.monotonic() - began)
+    if rival is None or left < RIVAL_SHARE * whole / 2:  # what is left would go into its test
         return run
     place = folder.path / "from-scratch"
     other = train(data, rival.replace(budget=f"{left:g}s"), out=place, device=device)
@@ -370,8 +368,7 @@ def _train_run(
     group: ProcessGroup = SINGLE_PROCESS,
     budget: Budget | None = None,
 ) -> Run:
-    recipe = plan.recipe
-    method = build_method(plan, splits, classifier.device, group)
+    recipe, method = plan.recipe, build_method(plan, splits, classifier.device, group)
     if budget is not None:
         method = replace(method, hooks={**method.hooks, "budget": budget})
     to_memory_format(classifier, recipe.memory_format or "contiguous")
@@ -381,8 +378,8 @@ def _train_run(
     if group.is_main and facts["remarks"]:
         folder.write_notes([*folder.read_notes(), *facts["remarks"]])
     if budget is not None and not facts["stopped_early"]:  # what was really trained, to be trained again
-        whole = facts["steps"] == facts["epochs"] * facts["steps_per_epoch"]
-        recipe = recipe.replace(epochs=facts["epochs"], steps=None if whole else facts["steps"])
+        steps = None if facts["steps"] % facts["steps_per_epoch"] == 0 else facts["steps"]
+        recipe = recipe.replace(epochs=facts["epochs"], steps=steps)
         write_text(folder.path / "recipe.toml", recipe.to_toml())
     return Run(folder.path, recipe, classifier.eval(), splits, facts, (*notes, *facts["remarks"]))
 
