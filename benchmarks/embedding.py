@@ -32,7 +32,7 @@ from torch.utils.data import Dataset as TorchDataset
 
 from sightline import runtime
 from sightline.data import load_dataset
-from sightline.features import embed_cached, embedding_precision
+from sightline.features import embed_cached, embedding_precision, nearest_images
 from sightline.features.embedding import Embedder
 from sightline.training import build_published_start
 from sightline.types import Dataset, Geometry
@@ -40,6 +40,7 @@ from sightline.types import Dataset, Geometry
 SIDE, CROP, MEAN, STD = 224, 0.875, 0.5, 0.5
 GEOMETRY = Geometry(size=(SIDE, SIDE), channels=3, resize_mode="crop", crop_fraction=CROP, interpolation="bicubic")
 PLAIN_BATCH = 32
+QUANTILES = {"least": 0.0, "tenth": 0.1, "median": 0.5, "largest": 1.0}
 GIGAFLOP_PER_IMAGE = 0.77
 """Multiplications and additions of EfficientNet-Lite0 at 224 pixels, twice timm's 0.385 G multiply-adds."""
 
@@ -185,6 +186,34 @@ def precisions_agree(classifier: Any, dataset: Dataset) -> dict[str, float]:
     return {"least cosine": round(float(cosines.min()), 4), "mean cosine": round(float(cosines.mean()), 5)}
 
 
+def copies_look_alike(classifier: Any, dataset: Dataset) -> dict[str, dict[str, float]]:
+    """Cosines of features: of each photo and the most alike other one, and of 50 photos and their changed copies."""
+    features = np.concatenate([*Embedder(classifier, dataset)(np.arange(len(dataset)))])
+    rows = np.linspace(0, len(dataset) - 1, min(50, len(dataset))).astype(int)
+    edge = SIDE // 20
+    copies = {
+        "mirrored": dataset[rows][:, :, ::-1],
+        "cropped to 90 %": np.stack(
+            [
+                np.asarray(
+                    Image.fromarray(one[edge:-edge, edge:-edge]).resize((SIDE, SIDE), Image.Resampling.BICUBIC)
+                )
+                for one in dataset[rows]
+            ]
+        ),
+    }
+    found = {"nearest other photo": nearest_images(features, 1)[1][:, 0]}
+    for name, pixels in copies.items():
+        changed = replace(dataset.subset(rows), pixels=pixels, rows=np.arange(len(rows)))
+        other = np.concatenate([*Embedder(classifier, changed)(np.arange(len(rows)))])
+        norms = np.linalg.norm(features[rows], axis=1) * np.linalg.norm(other, axis=1)
+        found[name] = (features[rows] * other).sum(1) / norms
+    return {
+        name: {word: round(float(np.quantile(cosines, at)), 3) for word, at in QUANTILES.items()}
+        for name, cosines in found.items()
+    }
+
+
 def main() -> None:
     """Measure and record."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -246,6 +275,7 @@ def measure(asked: argparse.Namespace, archive: Path, names: list[str], dataset:
             for name, rate in alone.items()
         },
         "precisions": precisions_agree(classifier, dataset),
+        "cosines": copies_look_alike(classifier, dataset),
         "second use": second_use(asked.second_use, classifier, dataset),
         "commands": whole_command(archive),
     }

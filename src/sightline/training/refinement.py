@@ -233,7 +233,8 @@ def _save_best(
     """Put the best weights into the classifier, fit the temperature, save the bundle; say what was kept."""
     if best.weights is not None:
         classifier.load_state_dict(best.weights)
-    if len(val := splits.val.labelled):  # without validation the temperature is that of the computed head
+    calibrated = best.weights is None and classifier.temperature != 1  # a computed head, on kept features
+    if len(val := splits.val.labelled) and not calibrated:
         classifier.temperature = round(fit_temperature(*predict_logits(classifier, val)), 6)
     if group.is_main:
         classifier.save(folder.bundle)
