@@ -389,6 +389,34 @@ def test_a_file_missing_from_its_folder_is_not_looked_for_in_others(tmp_path):
     assert find(tmp_path / "t.csv").files.tolist() == ["cat/2.png", "dog/2.png"]
 
 
+@pytest.mark.parametrize(
+    ("second", "says"),
+    [
+        (2, None),
+        (1, "whose image '0.png' has 2 categories"),
+        (9, "lacks 9"),
+        (None, "whose image '1.png' has 0 categ"),
+    ],
+)
+def test_coco_with_one_category_an_image(tmp_path, second, says):
+    plant(tmp_path, ["pictures/0.png", "pictures/1.png"])
+    notes = [{"image_id": 1, "category_id": 1}, {"image_id": 1, "category_id": 1}]
+    notes += (
+        [] if second is None else [{"image_id": 1 if second == 1 else 2, "category_id": 9 if second == 9 else 2}]
+    )
+    found = {
+        "images": [{"id": 1, "file_name": "0.png"}, {"id": 2, "file_name": "1.png"}],
+        "categories": [{"id": 1, "name": "cat"}, {"id": 2, "name": "dog"}],
+        "annotations": notes,
+    }
+    (tmp_path / "coco.json").write_text(json.dumps(found))
+    if says is None:
+        assert find(tmp_path / "coco.json").classes == ("cat", "dog")
+    else:
+        with pytest.raises(DataError, match=says):
+            find(tmp_path / "coco.json")
+
+
 @pytest.mark.parametrize("kind", ["tasks", "min", "csv"])
 def test_exports_of_label_studio(tmp_path, kind):
     plant(tmp_path, [f"{i}.png" for i in range(4)])

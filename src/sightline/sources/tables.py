@@ -276,12 +276,34 @@ def read_json(path: Path) -> TextTable:
         raise _encoding_error(path) from error
     except (ValueError, RecursionError) as error:
         raise DataError(f"'{path}' is not valid JSON ({error}).") from error
+    if isinstance(rows, dict) and isinstance(rows.get("annotations"), list):
+        rows = _flatten_coco(rows, path)
     if not isinstance(rows, list) or not rows or not all(isinstance(row, dict) for row in rows):
         raise DataError(f"'{path}' is not a list of JSON objects, one for each image, with a path and a label.")
     flat = [_flatten_task(row) for row in rows]
     names = dict.fromkeys(name for row in flat for name in row)
     columns = {name: [cell_text(row.get(name)).strip() for row in flat] for name in names}
     return TextTable(path, columns, lambda row: f"Entry {row + 1}")
+
+
+def _flatten_coco(found: dict[str, Any], path: Path) -> list[dict[str, Any]]:
+    """The images of a COCO file, each with the one category of its annotations; DataError where it has several."""
+    try:
+        names = {each["id"]: each["name"] for each in found["categories"]}
+        labels: dict[Any, set[str]] = {}
+        for each in found["annotations"]:
+            labels.setdefault(each["image_id"], set()).add(names[each["category_id"]])
+        rows = [{"file_name": each["file_name"], "label": labels.get(each["id"], ())} for each in found["images"]]
+    except (KeyError, TypeError) as error:
+        raise DataError(f"'{path}' is not a whole COCO file: it lacks {error}.") from error
+    for row in rows:
+        if len(row["label"]) != 1:
+            count = len(row["label"])
+            raise DataError(
+                f"'{path}' is a COCO file whose image '{row['file_name']}' has {count} categories, not one: "
+                "cut the objects out, or write a table with the columns path and label."
+            )
+    return [{**row, "label": next(iter(row["label"]))} for row in rows]
 
 
 def _flatten_task(row: dict[str, Any]) -> dict[str, Any]:
