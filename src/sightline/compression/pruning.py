@@ -8,7 +8,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from .. import runtime
 from ..checks import check_int, check_number
@@ -35,6 +35,9 @@ TAYLOR_IMAGES, TAYLOR_BATCH_SIZE = 1024, 32
 
 MIN_CHANNEL_SHARE = 0.1
 """Smallest share of a group's channels that remains."""
+
+VECTOR_CHANNELS = 8
+"""Channels that the vector instructions of common CPUs take at once."""
 
 CHANNEL_SEARCH_STEPS = 10
 """Bisections of the search for the share of channels: to 1 in 1,000."""
@@ -162,13 +165,14 @@ class Channels(Compressor):
         amount: share of the multiply-adds to remove, in (0, 1).
         criterion: how importance is computed: one of ``CHANNEL_CRITERIA``.
         scope: ``layer``, the same share of each group, or ``global``, all groups ranked together.
-        multiple: remaining widths are multiples of this; 8 suits the vector instructions of CPUs.
+        multiple: remaining widths are multiples of this. None: 8 in a network with depthwise convolutions, whose
+            kernels for CPUs take whole vectors of channels (other widths are slower than the original), else 1.
     """
 
     amount: float = 0.4
     criterion: str = "taylor"
     scope: str = "layer"
-    multiple: int = 1
+    multiple: int | None = None
 
     def __post_init__(self) -> None:
         """Raise ValueError for an impossible share, criterion, scope or multiple."""
@@ -176,7 +180,8 @@ class Channels(Compressor):
         for name, family in (("criterion", CHANNEL_CRITERIA), ("scope", CHANNEL_SCOPES)):
             if (word := vars(self)[name]) not in family:
                 raise ValueError(f"there is no {name} '{word}'. {suggest(str(word), family)}")
-        check_int("multiple", self.multiple, 1)
+        if self.multiple is not None:
+            check_int("multiple", self.multiple, 1)
 
     def __call__(self, classifier: Classifier, data: Splits) -> Classifier:
         """The classifier with fewer channels; only ``taylor`` uses (training) images.
@@ -189,6 +194,8 @@ class Channels(Compressor):
         found = find_channel_groups(network, pixels)
         if not found:
             raise RecipeError("This network has no channels that can be removed: choose another compressor.")
+        if self.multiple is None:
+            return replace(self, multiple=_fast_multiple(network))(classifier, data)
         criterion = CHANNEL_CRITERIA[self.criterion]
         if criterion.uses_gradients:
             numbers = taylor_importance(classifier, network, data.train)
@@ -232,17 +239,23 @@ class Channels(Compressor):
         self, share: float, found: Sequence[ChannelGroup], scores: Sequence[Float[Tensor, " _"]]
     ) -> RemovedChannels:
         """The least important channels at this share, in whole multiples, none of the groups emptied."""
-        removed = []
+        removed, multiple = [], self.multiple or 1
         for group, score, chosen in zip(found, scores, CHANNEL_SCOPES[self.scope](scores, share), strict=True):
             count = len(score)
             least = max(1, round(MIN_CHANNEL_SHARE * count), count - int(chosen.sum()))
-            remaining = min(count, -(-least // self.multiple) * self.multiple)
+            remaining = min(count, -(-least // multiple) * multiple)
             removed.append(keep_one_per_layer(group, _lowest_mask(score, count - remaining), score))
         return removed
 
     def at_strength(self, strength: float) -> Compressor:
         """The same with ``amount``."""
         return replace(self, amount=strength)
+
+
+def _fast_multiple(network: Network) -> int:
+    """Widths whose kernels are fast: whole vectors where wide convolutions are depthwise."""
+    deep = (one for one in network.modules() if isinstance(one, nn.Conv2d) and one.groups == one.in_channels)
+    return VECTOR_CHANNELS if any(one.groups >= 4 * VECTOR_CHANNELS for one in deep) else 1
 
 
 def _lowest_mask(scores: Float[Tensor, " n"], count: int) -> Bool[Tensor, " n"]:
