@@ -4,8 +4,8 @@
 
 First `sightline train photos_jpg.zip` and `sightline train waste_jpg.zip`, each with an empty cache: accuracy on the
 test images with its 95 % interval, and seconds from the command to the report. Then heads on the kept features of the
-photos from 1, 5 and 20 training images a class, drawn 100 times; the interval is over the draws. "centred" subtracts
-the mean feature of all training photos, whose labels it does not use. Cats and dogs are classes of ImageNet, so the
+photos from 1, 5 and 20 training images a class, drawn 100 times; the interval is over the draws. "centred" is by the
+centre of a run with ``--unlabelled`` on all training photos. Cats and dogs are classes of ImageNet, so the
 photos flatter; the kinds of waste are not.
 """
 
@@ -16,17 +16,19 @@ import subprocess
 import sys
 import tempfile
 import time
+import zipfile
 from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import Float
-from numpy import ndarray
 from record import record, shared
 
+from sightline.comparison import classify_by_head, interval_over_draws
 from sightline.features import embed_cached
+from sightline.layers import PrototypeHead
+from sightline.models import get_head
 from sightline.training import Recipe, train
-from sightline.training.heads import ClassMeans, HeadMethod, LinearDiscriminant, LinearProbeHead
+from sightline.training.heads import ClassMeans, LinearDiscriminant, LinearProbeHead
 
 SHOTS = (1, 5, 20)
 SLOW_DRAWS = 20
@@ -53,36 +55,37 @@ def command(data: Path) -> dict[str, object]:
 
 
 def few_images(data: Path, draws: int) -> dict[str, dict[str, dict[str, float]]]:
-    """Accuracy of each head from a few training images a class, on all test images."""
+    """Accuracy of each head from a few training images a class, on all test images; the interval is over draws."""
     with tempfile.TemporaryDirectory() as place:
-        run = train(data, Recipe(method="probe"), out=Path(place) / "run")
-        known = run.splits.train
+        others = Path(place) / "others"  # all training photos, without their labels
+        with zipfile.ZipFile(data) as archive:
+            for name in archive.namelist():
+                if name.startswith("train/") and name.endswith(".jpg"):
+                    archive.extract(name, others)
+        recipe = Recipe(method="prototypes", unlabelled=str(others))
+        run = train(data, recipe, out=Path(place) / "run")
+        known, last = run.splits.train, get_head(run.classifier.network)
+        assert isinstance(last, PrototypeHead)
+        centre = last.centre.numpy()
         features, test = embed_cached(run.classifier, known), embed_cached(run.classifier, run.splits.test)
-    centre = features.mean(0)
-    heads: dict[str, tuple[HeadMethod, Float[ndarray, " D"] | None, int]] = {
-        "prototypes": (ClassMeans(), None, draws),
-        "prototypes, centred": (ClassMeans(), centre, draws),
-        "probe": (LinearProbeHead(), None, min(draws, SLOW_DRAWS)),
-        "lda": (LinearDiscriminant(), None, min(draws, SLOW_DRAWS)),
+    heads = {
+        "prototypes": (classify_by_head(ClassMeans()), draws),
+        "prototypes, centred": (classify_by_head(ClassMeans(), centre), draws),
+        "probe": (classify_by_head(LinearProbeHead()), min(draws, SLOW_DRAWS)),
+        "probe, centred": (classify_by_head(LinearProbeHead(), centre), min(draws, SLOW_DRAWS)),
+        "lda": (classify_by_head(LinearDiscriminant()), min(draws, SLOW_DRAWS)),
     }
     found: dict[str, dict[str, dict[str, float]]] = {}
     for shots in SHOTS:
-        for name, (head, shift, count) in heads.items():
+        for name, (classify, count) in heads.items():
             rng = np.random.default_rng(0)
-            rates = []
-            for _ in range(count):
+            rates = np.empty(count)
+            for draw in range(count):
                 places = (np.flatnonzero(known.labels == k) for k in range(len(known.classes)))
                 rows = np.concatenate([rng.choice(place, shots, replace=False) for place in places])
-                shown, asked = (x if shift is None else x - shift for x in (features[rows], test))
-                fitted = head.fit(shown, known.labels[rows], len(known.classes), seed=0)
-                if name.startswith("prototypes"):
-                    asked = asked / np.linalg.norm(asked, axis=1, keepdims=True)
-                logits = asked @ fitted.weight.numpy().T + fitted.bias.numpy()
-                rates.append(float((logits.argmax(1) == run.splits.test.labels).mean()))
-            half = 1.96 * float(np.std(rates, ddof=1)) / len(rates) ** 0.5
-            one = {"mean": float(np.mean(rates)), "half_width": half, "draws": count}
-            found.setdefault(f"{shots} a class", {})[name] = one
-            print(shots, name, one, flush=True)
+                rates[draw] = (classify(features[rows], known.labels[rows], test) == run.splits.test.labels).mean()
+            found.setdefault(f"{shots} a class", {})[name] = interval_over_draws(rates).as_json()
+            print(shots, name, interval_over_draws(rates), flush=True)
     return found
 
 
