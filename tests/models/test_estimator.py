@@ -3,6 +3,7 @@
 import json
 import pickle
 import shutil
+import zipfile
 
 import numpy as np
 import pytest
@@ -146,6 +147,13 @@ def test_objects_that_are_not_baselines_are_refused(thing, says, bundle):
 def test_a_pickle_is_never_read(bundle):
     (bundle / ESTIMATOR_FILE).write_bytes(pickle.dumps(DecisionTreeClassifier()))
     with pytest.raises(BundleError, match="cannot be read"):
+        Classifier.load(rechecked(bundle))
+
+
+def test_an_estimator_that_unpacks_to_far_more_is_refused(bundle):
+    with zipfile.ZipFile(bundle / ESTIMATOR_FILE, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("schema.json", bytes(50_000_000))
+    with pytest.raises(BundleError, match="unpacks to 50 MB"):
         Classifier.load(rechecked(bundle))
 
 

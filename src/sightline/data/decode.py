@@ -184,8 +184,7 @@ def _decode_jpeg(data: bytes, geometry: Geometry) -> tuple[ndarray, ImageHeader]
         return None
     orientation = head.orientation if geometry.exif else 1
     across = orientation > 4
-    tall, wide = least_decoded_shape(*_swap((head.height, head.width), across), geometry)
-    tall, wide = _swap((tall, wide), across)
+    tall, wide = _swap(least_decoded_shape(*_swap((head.height, head.width), across), geometry), across)
     if codecs.jpeg_scale(head, tall, wide) == 8:  # nothing is saved
         _check_pixels(head.width, head.height, _max_pixels())
     found = codecs.decode_jpeg(data, head, geometry.channels, tall, wide)
@@ -206,8 +205,7 @@ def _decode_png(data: bytes, geometry: Geometry) -> tuple[ndarray, ImageHeader] 
     pixels = codecs.decode_png(data, _max_pixels())
     if pixels is None or pixels.shape[2] > geometry.channels:
         return None
-    height, width, channels = pixels.shape
-    return resize_to_geometry(pixels, geometry), ImageHeader(width, height, channels, "PNG", False)
+    return resize_to_geometry(pixels, geometry), ImageHeader(*pixels.shape[1::-1], pixels.shape[2], "PNG", False)
 
 
 # everything else by Pillow
@@ -334,7 +332,7 @@ def _decode_with_pillow(data: bytes, geometry: Geometry) -> tuple[ndarray, Image
     try:
         if image.format in ("JPEG", "MPO"):  # decoded at reduced scale where it is large
             across = orientation > 4
-            height, width = image.height, image.width
+            width, height = image.size
             tall, wide = _swap(least_decoded_shape(*_swap((height, width), across), geometry), across)
             image.draft(None, (2 * wide, 2 * tall))
             if (scale := round(width / image.width)) > 1:
@@ -360,8 +358,8 @@ def _to_array(
 
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
         deep = np.asarray(image)
-        shown = _apply_window(deep, image.mode, geometry.window)[..., None]
-        return shown, header._replace(low=float(deep.min()), high=float(deep.max()))
+        shown = _apply_window(deep, image.mode, geometry.window)
+        return shown[..., None], header._replace(low=float(deep.min()), high=float(deep.max()))
     if header.depth > 8 and geometry.window is not None:
         raise ImageError("16-bit colour is read by its full range only: leave the window out, or save it as grey")
     if image.mode == "CMYK" and image.format == "JPEG" and 0xEE not in codecs.parse_jpeg_segments(data):
