@@ -209,6 +209,24 @@ def test_embedding_in_streams_gives_the_rows_in_order(subject):
     assert torch.get_num_threads() == threads
 
 
+def test_an_interrupted_pass_does_not_embed_the_rest(subject):
+    classifier, dataset = subject
+    embedder = Embedder(classifier, dataset, torch.float32)
+    embedder.batch_size, embedder.streams, seen = 1, 2, []
+    original = embedder.embed_batch
+
+    def slow(rows):
+        seen.append(rows)
+        time.sleep(0.02)
+        return original(rows)
+
+    embedder.embed_batch = slow
+    batches = embedder(np.arange(len(dataset)))
+    next(batches)
+    batches.close()
+    assert len(seen) < len(dataset) / 2
+
+
 def test_neighbours_are_those_of_scikit_learn():
     features = np.random.default_rng(0).standard_normal((300, 16)).astype(np.float32)
     found, cosines = nearest_images(features, 4)

@@ -9,7 +9,7 @@ so decoding overlaps with the network of the others.
 import copy
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
@@ -84,7 +84,7 @@ class Embedder:
             found = self.network.forward_clean(pixels) if self.fused else self.network.embed(pixels)
         return found.float().cpu()
 
-    def __call__(self, rows: Int[ndarray, " n"]) -> Iterator[Float[ndarray, "b D"]]:
+    def __call__(self, rows: Int[ndarray, " n"]) -> Generator[Float[ndarray, "b D"], None, None]:
         """The features of these images, batch by batch and in order."""
         batches = [rows[start : start + self.batch_size] for start in range(0, len(rows), self.batch_size)]
         if self.streams == 1:
@@ -134,6 +134,7 @@ def _single_threaded_pool(count: int) -> Iterator[ThreadPoolExecutor]:
         try:
             yield pool
         finally:
+            pool.shutdown(wait=False, cancel_futures=True)  # what an interrupted caller will not ask for
             torch.set_num_threads(threads)  # a thread's own setting becomes the default of later threads
 
 

@@ -11,7 +11,7 @@ import os
 import shutil
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -118,8 +118,11 @@ def _embed_missing(
             "are needed. SIGHTLINE_CACHE names a folder with more room."
         )
     done = kept = 0
-    with progress.progress_bar("Embedding images", None if quiet else len(missing)) as advance:
-        for batch in Embedder(classifier, dataset)(missing):
+    with (
+        progress.progress_bar("Embedding images", None if quiet else len(missing)) as advance,
+        closing(Embedder(classifier, dataset)(missing)) as batches,
+    ):
+        for batch in batches:
             found[missing[done : done + len(batch)]] = batch
             done += len(batch)
             advance(len(batch))
