@@ -20,6 +20,7 @@ tuning : many recipes, one winner
 ensembles : several classifiers become one
 formats : the same answers, in another file
 explanation | robustness | compression : why? what breaks it? how small can it be?
+continual : learn more later, forget less
 evidence : all of it on one page
 journal : what was answered, and what people said of it
 serving : the classifier meets the world
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from .classifier import Classifier, load
     from .comparison import compare, cross_validate
     from .compression import compress
+    from .continual import learn
     from .data import audit
     from .ensembles import combine
     from .evaluation import evaluate
@@ -68,6 +70,7 @@ __all__ = [
     "evaluate",
     "explain",
     "export",
+    "learn",
     "load",
     "publish",
     "reopen",
@@ -90,6 +93,7 @@ _STAGES = {
     "explanation": ("explain",),
     "robustness": ("attack_run",),
     "compression": ("compress",),
+    "continual": ("learn",),
     "evidence": ("write_report",),
     "journal": ("Journal",),
     "serving": ("Client", "publish", "serve"),

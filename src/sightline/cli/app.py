@@ -62,6 +62,13 @@ COMMANDS = (
         "sightline compress runs/photos --by channels:0.4,int8 --out runs/small",
     ),
     (
+        MAKE,
+        "learn",
+        "learn:learn",
+        "Teach a classifier new images and new classes without forgetting; rename, merge or remove classes.",
+        "sightline learn runs/photos new-photos/ --out runs/photos-2",
+    ),
+    (
         EXAMINE,
         "check",
         "check:check",

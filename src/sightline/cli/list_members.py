@@ -45,6 +45,7 @@ def _family_lists() -> Mapping[str, Any]:
     from ..augmentation import AUGMENTATIONS
     from ..baselines import BASELINES, FEATURES
     from ..compression import COMPRESSORS
+    from ..continual import STRATEGIES
     from ..ensembles import COMBINERS
     from ..evaluation import OOD_SCORES
     from ..explanation import EXPLAINERS
@@ -84,6 +85,7 @@ def _family_lists() -> Mapping[str, Any]:
             *({"name": n, "what": each.description} for n, each in PUBLISHED_DATASETS.items()),
         ],
         "compressors": lambda: _member_lines(COMPRESSORS),
+        "strategies": lambda: _member_lines(STRATEGIES),
         "formats": lambda: [{"name": name, "what": each.summary} for name, each in FORMATS.items()],
     }
 

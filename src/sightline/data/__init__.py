@@ -26,3 +26,4 @@ from .splits import (
     nested_subset,
     split,
 )
+from .store import hash_file

@@ -9,7 +9,7 @@ from typing import Any
 from ..choose import choose
 from ..training import Run
 from .abstention import threshold_for_coverage, threshold_for_risk
-from .conformal import NONCONFORMITY_SCORES, ConformalSets, add_sets, conformalize, load_sets
+from .conformal import NONCONFORMITY_SCORES, ConformalSets, add_sets, conformalize, load_sets, quantiles_json
 from .confusions import ConfusablePair, Confusion, confusable_pairs, top_confusions, worst_mistakes
 from .efficiency import (
     LATENCY_BATCH_SIZES,

@@ -25,7 +25,7 @@ from .blocks import (
 from .factors import FactorisedLayer, factorise_layers
 from .initialisation import glorot_normal, glorot_uniform, he_normal, he_uniform, lecun_normal, lecun_uniform
 from .noise import WeightNoise, noisy_weight_names
-from .prototypes import PrototypeHead
+from .prototypes import PreparedHead, PrototypeHead
 from .pruned import (
     SPARSE_LAYERS,
     SparseConv2d,
@@ -49,10 +49,18 @@ from .quantised import (
     quantise_layers,
     quantise_weight,
 )
+from .random_features import RandomFeatureHead, describe_head
 from .whitening import Whitening
 
 ATTENTIONS: dict[str, Callable[[int], nn.Module]] = {"none": no_attention, "se": se_block, "cbam": cbam_block}
 """Name -> ``(channels) -> module``: the choices of ``attention=`` in residual networks."""
+
+HEADS: dict[str, Callable[..., nn.Linear]] = {
+    "linear": nn.Linear,
+    "prototypes": PrototypeHead,
+    "random-features": RandomFeatureHead,
+}
+"""Kind -> ``(features, classes, ...) -> last layer``."""
 
 INITIALISATIONS: dict[str, Callable[[nn.Module], None]] = {
     "glorot-uniform": glorot_uniform,

@@ -1,4 +1,6 @@
-"""A last layer computed from class means: the nearest mean as an ordinary linear layer."""
+"""Last layers that prepare their features first; here the nearest class mean."""
+
+from abc import abstractmethod
 
 import torch
 from jaxtyping import Float, Int
@@ -6,7 +8,27 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 
-class PrototypeHead(nn.Linear):
+class PreparedHead(nn.Linear):
+    """A last layer ``W prepare(f) + b``."""
+
+    @abstractmethod
+    def prepare(self, x: Float[Tensor, "B D"]) -> Float[Tensor, "B M"]:
+        """What the linear layer is applied to."""
+
+    @abstractmethod
+    def same_kind(self, classes: int) -> nn.Linear:
+        """A head for ``classes`` classes that prepares features as this one does, its weights not set."""
+
+    @abstractmethod
+    def keep_inputs(self, inputs: Int[Tensor, " d"]) -> None:
+        """Keep only these of the features, after the network lost the others."""
+
+    def forward(self, input: Float[Tensor, "B D"]) -> Float[Tensor, "B K"]:
+        """Logits."""
+        return F.linear(self.prepare(input), self.weight, self.bias)
+
+
+class PrototypeHead(PreparedHead):
     """Logits ``2 mu_k . f - |mu_k|^2`` of features f, mu_k the mean of class k: ``W = 2 mu``, ``b = -|mu|^2``.
 
     Their softmax is that of ``-|f - mu_k|^2``, because ``|f|^2`` is the same for every class (Snell et al. 2017,
@@ -26,9 +48,18 @@ class PrototypeHead(nn.Linear):
         """The features f that means and distances are of."""
         return F.normalize(x - self.centre, dim=1) if self.normalise else x
 
-    def forward(self, input: Float[Tensor, "B D"]) -> Float[Tensor, "B K"]:
-        """Logits."""
-        return F.linear(self.prepare(input), self.weight, self.bias)
+    def same_kind(self, classes: int) -> nn.Linear:
+        """A head for ``classes`` classes with the same centre."""
+        head = PrototypeHead(self.in_features, classes, normalise=self.normalise)
+        head.centre.copy_(self.centre)
+        return head
+
+    def keep_inputs(self, inputs: Int[Tensor, " d"]) -> None:
+        """Keep these columns of the means and of the centre."""
+        with torch.no_grad():
+            self.weight = nn.Parameter(self.weight.index_select(1, inputs), self.weight.requires_grad)
+        self.centre = self.centre.index_select(0, inputs)
+        self.in_features = len(inputs)
 
     @torch.no_grad()
     def set_means(self, means: Float[Tensor, "K D"]) -> None:

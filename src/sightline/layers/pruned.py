@@ -7,7 +7,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from .blocks import Network
-from .prototypes import PrototypeHead
+from .prototypes import PreparedHead
 from .quantised import get_layer
 from .whitening import Whitening
 
@@ -83,6 +83,8 @@ def layer_widths(layer: nn.Module) -> list[int]:
     """[outputs, inputs] of a layer; [channels] of a batch norm."""
     if isinstance(layer, nn.BatchNorm2d):
         return [layer.num_features]
+    if isinstance(layer, PreparedHead):
+        return [layer.out_features, layer.in_features]
     assert isinstance(layer, nn.Conv2d | nn.Linear)
     return [*(layer.weight.shape[:2] if layer.weight.ndim > 1 else layer.weight.shape)]
 
@@ -91,6 +93,9 @@ def keep_channels(
     layer: nn.Module, outputs: ChannelIndices | None = None, inputs: ChannelIndices | None = None
 ) -> None:
     """Remove all other output and input channels of a layer, in place; None keeps all."""
+    if inputs is not None and isinstance(layer, PreparedHead):
+        layer.keep_inputs(inputs.to(layer.weight.device))
+        inputs = None
     for name in ("weight", "bias", "running_mean", "running_var"):
         tensor = layer._parameters.get(name, layer._buffers.get(name))
         if tensor is None:
@@ -100,11 +105,11 @@ def keep_channels(
         if inputs is not None and name == "weight" and tensor.ndim > 1:
             kept = layer.get_parameter("weight").detach()
             _replace_tensor(layer, name, kept.index_select(1, inputs.to(tensor.device)))
-    if inputs is not None and isinstance(layer, PrototypeHead):
-        _replace_tensor(layer, "centre", layer.centre.index_select(0, inputs.to(layer.centre.device)))
     if isinstance(layer, nn.BatchNorm2d):
         assert layer.running_mean is not None
         layer.num_features = len(layer.running_mean)
+    elif isinstance(layer, PreparedHead):
+        layer.out_features = len(layer.weight)
     elif isinstance(layer, nn.Linear):
         layer.out_features, layer.in_features = layer.weight.shape
     elif isinstance(layer, nn.Conv2d):

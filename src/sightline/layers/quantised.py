@@ -19,7 +19,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from ..checks import check_int
-from .prototypes import PrototypeHead
+from .prototypes import PreparedHead
 
 MAX_WEIGHT_CODE = {7: 64, 8: 127}
 """Bits of a weight -> its largest code.
@@ -330,8 +330,8 @@ def int8_like(layer: nn.Module) -> Int8Layer:
     if isinstance(layer, nn.BatchNorm2d):
         width = layer.num_features
         return Int8Conv2d(width, width, 1, groups=width)
-    if isinstance(layer, PrototypeHead):
-        raise ValueError("a head of class means normalises its features in floats")
+    if isinstance(layer, PreparedHead):
+        raise ValueError("this head prepares its features in floats")
     if isinstance(layer, nn.Linear):
         return Int8Linear(layer.in_features, layer.out_features)
     if not isinstance(layer, nn.Conv2d):

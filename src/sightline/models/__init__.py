@@ -69,6 +69,7 @@ from .registry import (
 )
 from .resnet import resnet18, resnet20, resnet32, resnet44, resnet56
 from .surgery import (
+    UNCOMPRESSIBLE_NETWORKS,
     NetworkStage,
     add_flip_tta,
     add_prototype_head,
@@ -77,6 +78,7 @@ from .surgery import (
     copy_network,
     expand_head,
     find_stages,
+    replace_head,
 )
 from .timm_network import find_card, find_imagenet_classes, name_in_config, timm
 from .vit import ViT, vit
@@ -119,6 +121,7 @@ network``. Bundles name them, recipes do not."""
 
 SURGERY: dict[str, Callable[..., Network]] = {
     "grown_head": expand_head,
+    "head": replace_head,
     "prototypes": add_prototype_head,
     "mirrored": add_flip_tta,
     "noise": add_weight_noise,

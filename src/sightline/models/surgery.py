@@ -12,10 +12,13 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ..checks import check_positive
+from ..choose import lookup
 from ..errors import BundleError, RecipeError
 from ..layers import (
+    HEADS,
     SPARSE_LAYERS,
     Network,
+    PreparedHead,
     PrototypeHead,
     WeightNoise,
     get_head,
@@ -96,10 +99,8 @@ def expand_head(network: Network, classes: int) -> Network:
     if classes < old.out_features:
         raise BundleError(f"A head of {old.out_features} classes cannot grow to {classes}.")
     biased = old.bias is not None
-    if isinstance(old, PrototypeHead):
-        new: nn.Linear = PrototypeHead(old.in_features, classes, normalise=old.normalise)
-        new.centre.copy_(old.centre)
-        new.to(old.weight)
+    if isinstance(old, PreparedHead):
+        new = old.same_kind(classes).to(old.weight)
     else:
         new = nn.Linear(old.in_features, classes, biased, device=old.weight.device, dtype=old.weight.dtype)
     with torch.no_grad():
@@ -107,6 +108,30 @@ def expand_head(network: Network, classes: int) -> Network:
         if biased:
             new.bias.zero_()[: old.out_features] = old.bias
     network.head = new
+    return network
+
+
+def replace_head(
+    network: Network,
+    classes: int,
+    kind: str = "linear",
+    normalise: bool | None = None,
+    projections: int | None = None,
+    bias: bool | None = None,
+) -> Network:
+    """The same network with a new last layer for ``classes`` classes, a member of ``layers.HEADS``; its weights are 0.
+
+    The other arguments are those of the member; None where it has no such argument. Raises BundleError where the
+    network has no last layer of its own, ChoiceError for an unknown kind.
+    """
+    old = get_head(network)
+    given = {"normalise": normalise, "projections": projections, "bias": bias}
+    arguments = {name: value for name, value in given.items() if value is not None}
+    new = lookup(HEADS, kind, "kind of last layer")(old.in_features, classes, **arguments)
+    with torch.no_grad():
+        for parameter in new.parameters():
+            parameter.zero_()
+    network.head = new.to(old.weight.device, old.weight.dtype).train(network.training)
     return network
 
 

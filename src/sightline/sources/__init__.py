@@ -13,6 +13,7 @@ from .archives import list_tar, list_zip
 from .arrays import ImageArrays, digits, shapes, source_from_arrays
 from .cache import PUBLISHED_DATASETS, download_dataset, load_or_build, verify_checksums
 from .glyphs import glyphs
+from .joined import JOINED_SUFFIX, read_joined, read_places, write_joined
 from .layout import (
     USUAL_LABELS,
     LabelRule,
@@ -56,6 +57,9 @@ READERS: dict[str, Callable[[Path, LabelRule], Source]] = {
     "table": read_table_file,
     "idx": read_idx_pair,
     "npz": read_npz_file,
+    "joined": lambda path, rule: read_joined(
+        path, lambda place, own: find(place, rule=own if own.given else rule)
+    ),
 }
 """What a path may be; a folder or archive may hold class folders, IDX or CIFAR files."""
 

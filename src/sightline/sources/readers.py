@@ -25,6 +25,7 @@ from .arrays import ImageArrays, source_from_arrays
 from .cache import load_or_build
 from .cifar import read_cifar, select_cifar_files
 from .folders import find_run_folders, infer_layout
+from .joined import JOINED_SUFFIX
 from .layout import USUAL_LABELS, LabelRule, Layout, parse_split, select_images, source_from_files
 from .manifest import join_tables, read_manifest
 from .parquet import read_embedded_images, read_parquet
@@ -66,8 +67,8 @@ def detect_kind(path: Path) -> str:
     with path.open("rb") as stream:
         head = stream.read(262)
     name = path.name.lower()
-    if name.endswith(".npz"):
-        return "npz"
+    if kind := {".npz": "npz", JOINED_SUFFIX: "joined"}.get(path.suffix.lower()):
+        return kind
     if select_idx_images([name]) or head[:3] == b"\0\0\x08":
         return "idx"
     if path.suffix.lower() in TABLE_READERS or (path.suffix.lower() == ".txt" and _names_images(path)):

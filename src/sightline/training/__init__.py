@@ -29,8 +29,9 @@ if TYPE_CHECKING:
     from .estimate import estimate_cost, find_lr
     from .fairness import BLANK_GROUP
     from .fit import Method, TrainingState, optimise
+    from .gradients import Gradients
     from .head_first import prepare_features
-    from .heads import HeadMethod
+    from .heads import DEFAULT_SHRINKAGE, FittedHead, HeadMethod
     from .hooks import EMA, BaseHook
     from .losses import (
         CrossEntropy,
@@ -62,6 +63,7 @@ __all__ = [
     "ADAPTATION_IMAGES",
     "BLANK_GROUP",
     "CLASS_WEIGHTINGS",
+    "DEFAULT_SHRINKAGE",
     "EMA",
     "FREEZE_SCHEDULES",
     "HEAD_METHODS",
@@ -79,6 +81,8 @@ __all__ = [
     "BaseHook",
     "CrossEntropy",
     "DistillationLoss",
+    "FittedHead",
+    "Gradients",
     "HeadMethod",
     "LogitLoss",
     "Method",
@@ -137,8 +141,9 @@ _MEMBERS = {
     "estimate": ("estimate_cost", "find_lr"),
     "fairness": ("BLANK_GROUP",),
     "fit": ("Method", "TrainingState", "optimise"),
+    "gradients": ("Gradients",),
     "head_first": ("prepare_features",),
-    "heads": ("HeadMethod",),
+    "heads": ("DEFAULT_SHRINKAGE", "FittedHead", "HeadMethod"),
     "hooks": ("EMA", "BaseHook"),
     "losses": (
         "CrossEntropy",

@@ -1,0 +1,118 @@
+"""The verb learn: new images and new classes for a classifier that exists."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from shlex import quote
+from typing import TYPE_CHECKING, Any
+
+from ..errors import RecipeError
+from .output import DEFAULTS, Options, Words, emit, evaluate_and_report, make_table
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+def learn(
+    run: Path,
+    data: Path | None = None,
+    /,
+    *,
+    by: Words = (),
+    rename: Words = (),
+    merge: Words = (),
+    remove: Words = (),
+    forget: Path | None = None,
+    full: bool = False,
+    memory: int = 2000,
+    keep_images: bool = True,
+    out: Path | None = None,
+    overwrite: bool = False,
+    seed: int = 0,
+    options: Options = DEFAULTS,
+) -> None:
+    """Teach a classifier new images and new classes, and show what it forgets.
+
+    The result is a new run; the old one is not changed. Several ways are tried and shown with training on the new
+    images alone; the best on held-out images of old and new classes is kept. Repeat the same command to continue an
+    interrupted one.
+
+    Parameters
+    ----------
+    run: Path
+        A finished run whose images are still there.
+    data: Path
+        New labelled images: of classes it knows, of new classes, or of both.
+    by: tuple[str, ...]
+        Ways to learn, simplest first; see sightline list strategies. Default: lda, at once, then replay.
+    rename: tuple[str, ...]
+        New names of classes: cat=Cat.
+    merge: tuple[str, ...]
+        Classes to make one of: kitten,cat=cat.
+    remove: tuple[str, ...]
+        Classes to take away.
+    forget: Path
+        Images to take out of the data and of the last layer, known by their bytes.
+    full: bool
+        Also train anew on everything, to compare with.
+    memory: int
+        Old images that may be shown again, in all.
+    keep_images: bool
+        With --no-keep-images only ways that need no old image.
+    out: Path
+        Folder of the new run. Default: runs/RUN-learned.
+    overwrite: bool
+        Replace the run that is in --out.
+    """
+    from ..continual import learn as run_learning
+
+    found = run_learning(
+        run, data, by=by, rename=_parse_names(rename, merge), remove=remove, forget=forget, full=full, memory=memory,
+        keep_images=keep_images, out=out, seed=seed, device=options.device, overwrite=overwrite,
+    )  # fmt: skip
+    page = evaluate_and_report(found.run)["report"]
+    emit({"run": str(found.run.folder), **found.as_json(), "report": page}, options.json, print_learning)
+
+
+def _parse_names(rename: Words, merge: Words) -> dict[str, str]:
+    """Old name -> new name, from words such as ``a=b`` and ``a,b=c``; raises RecipeError."""
+    names: dict[str, str] = {}
+    for flag, words in (("--rename", rename), ("--merge", merge)):
+        for word in words:
+            old, equals, new = word.rpartition("=")
+            parts = [part.strip() for part in (old.split(",") if flag == "--merge" else [old])]
+            if not equals or not new.strip() or not all(parts) or (flag == "--merge") != (len(parts) > 1):
+                example = "cat=Cat" if flag == "--rename" else "kitten,cat=cat"
+                raise RecipeError(f"{flag} {word} cannot be understood: write it as {flag} {example}.")
+            names |= dict.fromkeys(parts, new.strip())
+    return names
+
+
+def print_learning(console: "Console", value: Mapping[str, Any]) -> None:
+    """All ways as a table, and what was kept."""
+    rows = []
+    for one in value["outcomes"]:
+        mark = "kept" if one["strategy"] == value["chosen"] else ""
+        rows.append(
+            (
+                one["strategy"],
+                *(_percent(one[name]) for name in ("old", "new")),
+                "" if one["change"] is None else f"{100 * one['change']['value']:+.1f}",
+                f"{one['negative_flips']:,}",
+                f"{one['validation_balanced_accuracy']:.1%}",
+                f"{one['seconds']:.1f}",
+                mark,
+            )
+        )
+    columns = ("way", "old classes", "new images", "change", "newly wrong", "validation", "seconds", "")
+    console.print("\n[bold]Test images of old classes and of the new data[/bold]\n")
+    console.print(make_table(columns, rows))
+    for sentence in value["sentences"]:
+        console.print(f"\n{sentence}", markup=False)
+    console.print(f"\nThe classifier that knows both is in {value['run']}", markup=False)
+    console.print(f"Then try: sightline predict {quote(value['run'])} IMAGES", markup=False)
+
+
+def _percent(interval: Mapping[str, float] | None) -> str:
+    if interval is None:
+        return ""
+    return f"{interval['value']:.1%} [{interval['low']:.1%}, {interval['high']:.1%}]"

@@ -1,0 +1,344 @@
+"""Strategies that show remembered images again: replay, GDumb, DER++, ER-ACE, MIR, GEM and A-GEM."""
+
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+from ..classifier import Classifier
+from ..data import concat
+from ..inference import predict_logits
+from ..training import Gradients, Method, Objective, TrainingState
+from ..types import Batch, Dataset
+from .gradient_projection import project_agem, project_gem
+from .strategy import Past, Strategy, Task, draw_balanced, make_batch, new_batches
+
+_MIR_CANDIDATES, _REFERENCE, _SECOND = 83, 84, 85  # streams of random numbers
+
+
+@dataclass(frozen=True)
+class FineTuning(Strategy):
+    """Train on the new images alone: what forgetting is measured against."""
+
+    def method(self, task: Task) -> Method:
+        """Cross-entropy of new images."""
+        batches, steps = new_batches(task)
+        return Method(lambda classifier, batch: task.cross_entropy(classifier(batch.pixels).float(), batch.labels),
+                      batches, steps)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Retraining(Strategy):
+    """Train anew, from random weights, on all images remembered and new, as often as they are there."""
+
+    needs_images: ClassVar[bool] = True
+    from_scratch: ClassVar[bool] = True
+
+    def method(self, task: Task) -> Method:
+        """Cross-entropy of all images."""
+        return _train_on(task, concat([task.past.images, task.new]) if len(task.past) else task.new)
+
+
+@dataclass(frozen=True)
+class GDumb(Strategy):
+    """Train anew on the memory alone, which holds equally many images of each class (Prabhu et al. 2020)."""
+
+    needs_images: ClassVar[bool] = True
+    from_scratch: ClassVar[bool] = True
+
+    def method(self, task: Task) -> Method:
+        """Cross-entropy of the images that the memory holds after this task."""
+        return _train_on(task, self.remember(task).images)
+
+
+def _train_on(task: Task, images: Dataset) -> Method:
+    batches, steps = new_batches(replace(task, new=images, online=False), 1.0)
+    return Method(
+        lambda classifier, batch: task.cross_entropy(classifier(batch.pixels).float(), batch.labels),
+        batches,
+        steps,
+    )
+
+
+def joint_logits(classifier: Classifier, batch: Batch) -> tuple[Float[Tensor, "B K"], Float[Tensor, "b K"] | None]:
+    """Logits of the new and of the remembered images, of one pass: norms see the mixture of both."""
+    if batch.beside is None:
+        return classifier(batch.pixels).float(), None
+    both = classifier(torch.cat([batch.pixels, batch.beside.pixels])).float()
+    return both[: len(batch)], both[len(batch) :]
+
+
+@dataclass(frozen=True)
+class Replay(Strategy):
+    """Show remembered images beside new ones, one cross-entropy over both (Chaudhry et al. 2019, arXiv 1902.10486).
+
+    Arguments:
+        share: the new images' share of a step, in (0, 1). Default: that of their classes among all, so that every
+            class is shown equally often.
+    """
+
+    share: float | None = None
+    needs_images: ClassVar[bool] = True
+
+    def new_share(self, task: Task) -> float:
+        """The new images' share of a step."""
+        if self.share is not None:
+            return self.share
+        return len(task.new_classes) / max(1, len(np.union1d(task.new_classes, task.past.images.labels)))
+
+    def method(self, task: Task) -> Method:
+        """Cross-entropy of both, each image of equal weight."""
+
+        def objective(classifier: Classifier, batch: Batch) -> Tensor:
+            new, past = joint_logits(classifier, batch)
+            if past is None or batch.beside is None:
+                return task.cross_entropy(new, batch.labels)
+            return task.cross_entropy(torch.cat([new, past]), torch.cat([batch.labels, batch.beside.labels]))
+
+        return Method(objective, *new_batches(task, self.new_share(task)))
+
+
+@dataclass(frozen=True)
+class ERACE(Replay):
+    """Replay in which new images compete only with the classes in their batch (Caccia et al. 2022, arXiv 2104.05025).
+
+    Otherwise the classes that come in push those of the memory away, whose images are few. New classes meet old ones
+    in the replayed images, which are drawn from what the memory holds after this task.
+    """
+
+    share: float | None = 0.5
+
+    def method(self, task: Task) -> Method:
+        """The cross-entropy of new images over their own classes, plus that of remembered ones over all."""
+
+        def objective(classifier: Classifier, batch: Batch) -> Tensor:
+            new, past = joint_logits(classifier, batch)
+            if past is None or batch.beside is None:
+                return task.cross_entropy(new, batch.labels)
+            absent = torch.ones(new.shape[1], dtype=torch.bool, device=new.device)
+            absent[batch.labels.unique()] = False
+            own = F.cross_entropy(new.masked_fill(absent, float("-inf")), batch.labels)
+            return own + task.cross_entropy(past, batch.beside.labels)
+
+        pool = self.remember(task).images if len(task.past) else None
+        return Method(objective, *new_batches(task, self.new_share(task), pool))
+
+
+@dataclass(frozen=True)
+class DarkReplay(Replay):
+    """DER++: remembered images also keep the logits they had when they entered (Buzzega et al. 2020, arXiv 2004.07211).
+
+    ``CE(new) + alpha MSE(logits of a draw, those remembered) + beta CE(another draw)``. Logits are compared only on
+    the classes that existed when they were remembered.
+    """
+
+    share: float | None = 0.5
+    alpha: float = 0.2
+    beta: float = 0.5
+
+    def method(self, task: Task) -> Method:
+        """The three terms; without remembered logits the first and the last."""
+        inner, steps = new_batches(task, self.new_share(task))
+        stored, past = task.past.logits, task.past.images
+        if (
+            stored is None and task.previous is not None and len(past)
+        ):  # remembered before this strategy was chosen
+            stored = predict_logits(task.previous, past)[0]
+
+        def batches(epoch: int, start: int):  # the draw beside the new images, and another beside that
+            for step, batch in enumerate(inner(epoch, start), start):
+                if batch.beside is None:
+                    yield batch
+                    continue
+                drawn = draw_balanced(past.labels, len(batch.beside), task.plan.recipe.seed, epoch, step, _SECOND)
+                second = make_batch(task, past, drawn, epoch, step, _SECOND)
+                yield replace(batch, beside=replace(batch.beside, beside=second))
+
+        def objective(classifier: Classifier, batch: Batch) -> Tensor:
+            first = batch.beside
+            if first is None or first.beside is None:
+                return task.cross_entropy(classifier(batch.pixels).float(), batch.labels)
+            second = first.beside
+            every = classifier(torch.cat([batch.pixels, first.pixels, second.pixels])).float()
+            new, dark, labelled = every.split([len(batch), len(first), len(second)])
+            loss = task.cross_entropy(new, batch.labels) + self.beta * task.cross_entropy(labelled, second.labels)
+            if stored is None:
+                return loss
+            target = stored[first.index.cpu()].to(dark.device)
+            known = ~target.isnan()
+            return loss + self.alpha * F.mse_loss(dark[:, : target.shape[1]][known], target[known])
+
+        return Method(objective, batches, steps)
+
+    @torch.inference_mode()
+    def remember(self, task: Task) -> Past:
+        """A balanced sample, with the logits that the classifier gives its un-augmented images now."""
+        found = super().remember(task)
+        logits, _ = predict_logits(task.classifier, found.images)
+        if task.past.logits is not None:  # images that were remembered before keep their logits
+            rows = {key: row for row, key in enumerate(task.past.images.digests.tolist())}
+            for place, key in enumerate(found.images.digests.tolist()):
+                if (row := rows.get(key)) is not None:
+                    old = task.past.logits[row]
+                    logits[place] = float("nan")
+                    logits[place, : len(old)] = old
+        return replace(found, logits=logits.clone())
+
+
+@dataclass(frozen=True)
+class MIR(Replay):
+    """Replay of those remembered images whose loss the coming step would raise most (Aljundi et al. 2019).
+
+    Of ``candidates`` random remembered images, those with the largest rise after a virtual step on the new images
+    alone are shown (arXiv 1908.04742, algorithm 1).
+    """
+
+    share: float | None = 0.5
+    candidates: int = 50
+
+    def method(self, task: Task) -> Method:
+        """Cross-entropy of new images plus that of the chosen ones."""
+        batches, steps = new_batches(task, self.new_share(task))
+
+        def objective(classifier: Classifier, batch: Batch) -> Tensor:
+            new, past = joint_logits(classifier, batch)
+            loss = task.cross_entropy(new, batch.labels)
+            if past is None or batch.beside is None:
+                return loss
+            return loss + task.cross_entropy(past, batch.beside.labels)
+
+        def step(state: TrainingState, gradients: Gradients, loss_of: Objective, batch: Batch) -> Tensor:
+            if batch.beside is not None:
+                count = len(batch.beside)
+                drawn = draw_balanced(
+                    task.past.images.labels, self.candidates, task.plan.recipe.seed, state.step, _MIR_CANDIDATES
+                )
+                pool = make_batch(task, task.past.images, drawn, state.epoch, state.batch, _MIR_CANDIDATES)
+                rise = loss_rise(state, gradients, loss_of, replace(batch, beside=None), pool, task)
+                batch = replace(batch, beside=take(pool, rise.topk(min(count, len(pool))).indices))
+            loss = gradients(loss_of, batch)
+            state.apply_gradients()
+            return loss
+
+        return Method(objective, batches, steps, step=step)
+
+
+def loss_rise(
+    state: TrainingState,
+    gradients: Gradients,
+    objective: Objective,
+    batch: Batch,
+    pool: Batch,
+    task: Task,
+) -> Float[Tensor, " C"]:
+    """How much the loss of each image of ``pool`` rises by a plain gradient step on ``batch``, which is undone."""
+    classifier, lr = state.classifier, state.optimizer.param_groups[0]["lr"]
+
+    @torch.no_grad()
+    def losses() -> Tensor:
+        logits = classifier(pool.pixels).float()
+        allowed = task.columns(pool.labels)
+        if allowed is not None:
+            logits = logits.masked_fill(~allowed, float("-inf"))
+        return F.cross_entropy(logits, pool.labels, reduction="none")
+
+    gradients(objective, batch)
+    classifier.eval()  # two passes with the same statistics
+    before = losses()
+    moved = [(p, p.detach().clone()) for p in classifier.parameters() if p.grad is not None]
+    with torch.no_grad():
+        for parameter, _ in moved:
+            parameter.sub_(lr * parameter.grad)
+        after = losses()
+        for parameter, value in moved:
+            parameter.copy_(value)
+    classifier.train()
+    state.optimizer.zero_grad(set_to_none=True)
+    return after - before
+
+
+def take(batch: Batch, positions: Tensor) -> Batch:
+    """Some images of a batch."""
+    return replace(
+        batch, pixels=batch.pixels[positions], labels=batch.labels[positions], index=batch.index[positions]
+    )
+
+
+@dataclass(frozen=True)
+class GEM(Strategy):
+    """Gradient episodic memory: no step may raise the loss of a remembered task (Lopez-Paz and Ranzato 2017).
+
+    Arguments:
+        margin, eps: 0.5 and 1e-3 in the published code; with the defaults the projection is exact.
+
+    A step computes the gradient of ``size`` images of every remembered task, and holds one copy of the weights for
+    each task.
+    """
+
+    size: int = 256
+    margin: float = 0.0
+    eps: float = 0.0
+    needs_images: ClassVar[bool] = True
+
+    def references(self, task: Task, state: TrainingState) -> list[Batch]:
+        """The remembered images whose loss must not rise, a batch for each task."""
+        numbers = task.past.tasks
+        return [
+            make_batch(
+                task, task.past.images, np.flatnonzero(numbers == one), state.epoch, state.batch, _REFERENCE
+            )
+            for one in np.unique(numbers)
+        ]
+
+    def project(self, gradient: Tensor, past: Tensor) -> Tensor:
+        """The gradient of the step, given those of the references (T P)."""
+        return project_gem(gradient, past, margin=self.margin, eps=self.eps)
+
+    def method(self, task: Task) -> Method:
+        """Cross-entropy of new images, its gradient projected."""
+        batches, steps = new_batches(task)
+
+        def objective(classifier: Classifier, batch: Batch) -> Tensor:
+            return task.cross_entropy(classifier(batch.pixels).float(), batch.labels)
+
+        def step(state: TrainingState, gradients: Gradients, loss_of: Objective, batch: Batch) -> Tensor:
+            parameters = [p for p in state.classifier.parameters() if p.requires_grad]
+
+            def gradient_of(images: Batch) -> tuple[Tensor, Tensor]:
+                state.optimizer.zero_grad(set_to_none=False)
+                loss = gradients(loss_of, images)
+                flat = [p.grad if p.grad is not None else torch.zeros_like(p) for p in parameters]
+                return torch.cat([one.flatten() for one in flat]).clone(), loss
+
+            past = [gradient_of(one)[0] for one in self.references(task, state)] if len(task.past) else []
+            gradient, loss = gradient_of(batch)
+            if past:
+                changed = self.project(gradient.cpu(), torch.stack(past).cpu()).to(gradient.device)
+                for parameter, part in zip(
+                    parameters, changed.split([p.numel() for p in parameters]), strict=True
+                ):
+                    parameter.grad = part.view_as(parameter).clone()
+            state.apply_gradients()
+            return loss
+
+        return Method(objective, batches, steps, step=step)
+
+
+@dataclass(frozen=True)
+class AGEM(GEM):
+    """A-GEM: the mean loss of ``size`` random remembered images must not rise (Chaudhry et al. 2019, 1812.00420)."""
+
+    def references(self, task: Task, state: TrainingState) -> list[Batch]:
+        """One batch of all tasks."""
+        drawn = draw_balanced(
+            task.past.images.labels, min(self.size, len(task.past)), task.plan.recipe.seed, state.step, _REFERENCE
+        )
+        return [make_batch(task, task.past.images, drawn, state.epoch, state.batch, _REFERENCE)]
+
+    def project(self, gradient: Tensor, past: Tensor) -> Tensor:
+        """The gradient without its component against the reference."""
+        return project_agem(gradient, past[0])

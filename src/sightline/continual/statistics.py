@@ -1,0 +1,226 @@
+"""Sums over features, from which the heads that need no training are computed.
+
+Sums add over images, batches and sites, in any order, and they subtract: taking an image's contribution away leaves
+what never having seen it would have left. They hold no image.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from jaxtyping import Float, Float64, Int
+from numpy import ndarray
+from torch import Tensor
+
+from ..errors import DataError
+from ..runtime import make_generator
+from ..training import DEFAULT_SHRINKAGE, FittedHead
+
+RIDGE_PENALTIES = tuple(10.0**power for power in range(-6, 7))
+"""Penalties of the ridge regression on random features, in units of the mean eigenvalue."""
+
+
+@dataclass(frozen=True, eq=False)
+class FeatureStatistics:
+    """Number, sum and sum of outer products of the features of each class's images.
+
+    Arguments:
+        classes: K names, in the order of the rows.
+        counts: images of each class.
+        sums: sum of the features of each class.
+        scatter: sum of ``f f'`` over all images.
+    """
+
+    classes: tuple[str, ...]
+    counts: Float64[ndarray, " K"]
+    sums: Float64[ndarray, "K D"]
+    scatter: Float64[ndarray, "D D"]
+
+    @classmethod
+    def of(
+        cls, features: Float[ndarray, "N D"], labels: Int[ndarray, " N"], classes: Sequence[str]
+    ) -> "FeatureStatistics":
+        """The statistics of N images; labels are in [0, K)."""
+        f = features.astype(np.float64)
+        sums = np.zeros((len(classes), f.shape[1]))
+        np.add.at(sums, labels, f)
+        counts = np.bincount(labels, minlength=len(classes)).astype(np.float64)
+        return cls(tuple(classes), counts, sums, f.T @ f)
+
+    def __add__(self, other: "FeatureStatistics") -> "FeatureStatistics":
+        """The statistics of both sets of images; classes are matched by name, those of ``other`` come last."""
+        classes = tuple(dict.fromkeys((*self.classes, *other.classes)))
+        mine, theirs = self.expand(classes), other.expand(classes)
+        return FeatureStatistics(
+            classes, mine.counts + theirs.counts, mine.sums + theirs.sums, mine.scatter + theirs.scatter
+        )
+
+    def __sub__(self, other: "FeatureStatistics") -> "FeatureStatistics":
+        """The statistics without the images of ``other``, which must be among them.
+
+        Raises DataError where a class of ``other`` is not here, or has more images than here.
+        """
+        theirs = other.expand(self.classes)
+        if (theirs.counts > self.counts).any():
+            name = self.classes[int((theirs.counts - self.counts).argmax())]
+            raise DataError(
+                f"Cannot forget more images of the class '{name}' than were learned: name only images that were."
+            )
+        return replace(
+            self,
+            counts=self.counts - theirs.counts,
+            sums=self.sums - theirs.sums,
+            scatter=self.scatter - theirs.scatter,
+        )
+
+    def expand(self, classes: Sequence[str]) -> "FeatureStatistics":
+        """The same sums with a row for each of ``classes``; DataError where a class with images is not among them."""
+        if missing := [
+            n for n, count in zip(self.classes, self.counts, strict=True) if count and n not in classes
+        ]:
+            raise DataError(f"The class '{missing[0]}' is not among {', '.join(classes[:5])}.")
+        place = {name: row for row, name in enumerate(self.classes)}
+        rows = [place.get(name, -1) for name in classes]
+        counts, sums = np.append(self.counts, 0.0), np.vstack([self.sums, np.zeros(self.sums.shape[1])])
+        return FeatureStatistics(tuple(classes), counts[rows], sums[rows], self.scatter)
+
+    def regroup(self, names: Mapping[str, str]) -> "FeatureStatistics":
+        """The statistics after classes were renamed: ``names`` maps old to new, and two of one new name are merged."""
+        classes = tuple(dict.fromkeys(names.get(name, name) for name in self.classes))
+        target = [classes.index(names.get(name, name)) for name in self.classes]
+        sums, counts = np.zeros((len(classes), self.sums.shape[1])), np.zeros(len(classes))
+        np.add.at(sums, target, self.sums)
+        np.add.at(counts, target, self.counts)
+        return FeatureStatistics(classes, counts, sums, self.scatter)
+
+    def with_images(self) -> tuple["FeatureStatistics", list[int]]:
+        """The same sums for the classes that have images alone, and the rows of these."""
+        rows = np.flatnonzero(self.counts)
+        classes = tuple(self.classes[k] for k in rows)
+        return FeatureStatistics(classes, self.counts[rows], self.sums[rows], self.scatter), rows.tolist()
+
+    @property
+    def means(self) -> Float64[ndarray, "K D"]:
+        """The mean feature of each class; DataError where a class has no image."""
+        if (self.counts < 0.5).any():
+            raise DataError(
+                f"The class '{self.classes[int(self.counts.argmin())]}' has no image. Add images of it."
+            )
+        return self.sums / self.counts[:, None]
+
+    def covariance(self) -> Float64[ndarray, "D D"]:
+        """The covariance within classes, over all images."""
+        means = self.means
+        return (self.scatter - (means * self.counts[:, None]).T @ means) / self.counts.sum()
+
+    def fit_lda(self, shrinkage: float = DEFAULT_SHRINKAGE) -> FittedHead:
+        """Linear discriminant analysis with equal priors: ``W = S^-1 mu, b = -mu' S^-1 mu / 2`` (Fisher 1936).
+
+        ``shrinkage`` in (0, 1] moves the covariance S towards a multiple of the identity.
+        """
+        means, covariance = self.means, self.covariance()
+        centre, width = means.mean(0), len(covariance)
+        level = np.trace(covariance) / width or 1.0
+        shrunk = (1 - shrinkage) * covariance + shrinkage * level * np.eye(width)
+        weight = np.linalg.solve(shrunk, (means - centre).T).T
+        bias = -0.5 * ((means - centre) * weight).sum(1) - weight @ centre
+        return FittedHead(_tensor(weight), _tensor(bias), {"shrinkage": shrinkage})
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The sums as a bundle's memory holds them, float64."""
+        return {
+            "counts": torch.from_numpy(self.counts.copy()),
+            "sums": torch.from_numpy(self.sums.copy()),
+            "scatter": torch.from_numpy(self.scatter.copy()),
+        }
+
+    @classmethod
+    def from_tensors(cls, tensors: Mapping[str, Tensor], classes: Sequence[str]) -> "FeatureStatistics | None":
+        """What ``tensors`` gave; None where a memory holds no such sums or those of other classes."""
+        if not {"counts", "sums", "scatter"} <= tensors.keys() or len(tensors["counts"]) != len(classes):
+            return None
+        counts, sums, scatter = (tensors[name].double().numpy() for name in ("counts", "sums", "scatter"))
+        return cls(tuple(classes), counts, sums, scatter)
+
+
+def random_projection(features: int, projections: int, seed: int) -> Float[Tensor, "M D"]:
+    """Standard normal weights of a layer of random features, equal for equal arguments."""
+    return torch.randn(projections, features, generator=make_generator(seed, features, projections))
+
+
+def fit_ridge(gram: Float64[ndarray, "M M"], targets: Float64[ndarray, "M K"], penalty: float) -> ndarray:
+    """``(G + penalty I)^-1 Q`` (M K): the ridge regression of K targets on M features."""
+    return np.linalg.solve(gram + penalty * np.eye(len(gram)), targets)
+
+
+@dataclass(frozen=True, eq=False)
+class RidgeStatistics:
+    """Number, sum and sum of outer products of the random features of each class's images.
+
+    They give RanPAC's head (McDonnell et al. 2023, arXiv 2307.02251) with every class of equal weight, whatever the
+    number of its images. They take 4 M^2 bytes for each class.
+    """
+
+    classes: tuple[str, ...]
+    counts: Float64[ndarray, " K"]
+    sums: Float64[ndarray, "K M"]
+    grams: Float[ndarray, "K M M"]
+
+    @classmethod
+    def of(
+        cls, hidden: Float[ndarray, "N M"], labels: Int[ndarray, " N"], classes: Sequence[str]
+    ) -> "RidgeStatistics":
+        """The statistics of the random features of N images; labels are in [0, K)."""
+        parts = [hidden[labels == k].astype(np.float64) for k in range(len(classes))]
+        return cls(
+            tuple(classes),
+            np.array([len(part) for part in parts], np.float64),
+            np.stack([part.sum(0) for part in parts]),
+            np.stack([(part.T @ part).astype(np.float32) for part in parts]),
+        )
+
+    def __add__(self, other: "RidgeStatistics") -> "RidgeStatistics":
+        """The statistics of both sets of images; classes are matched by name, those of ``other`` come last."""
+        classes = tuple(dict.fromkeys((*self.classes, *other.classes)))
+
+        def rows(one: "RidgeStatistics", values: ndarray) -> ndarray:
+            found = np.zeros((len(classes), *values.shape[1:]), values.dtype)
+            found[[classes.index(name) for name in one.classes]] = values
+            return found
+
+        pairs = ((self.counts, other.counts), (self.sums, other.sums), (self.grams, other.grams))
+        return RidgeStatistics(classes, *(rows(self, mine) + rows(other, theirs) for mine, theirs in pairs))
+
+    def fit(self) -> tuple[Float64[ndarray, "M K"], float]:
+        """The weights, and the penalty that generalised cross-validation prefers (Golub, Heath and Wahba 1979).
+
+        The penalty too depends on the sums alone, so the head does not depend on the order of the images. Raises
+        DataError where a class has no image.
+        """
+        if (self.counts < 1).any():
+            name = self.classes[int(self.counts.argmin())]
+            raise DataError(f"The class '{name}' has no image. Add images of it.")
+        n, k = self.counts.sum(), len(self.counts)
+        weight = n / (k * self.counts)  # of each image, 1 on average
+        gram = np.einsum("k,kij->ij", weight, self.grams, dtype=np.float64)
+        targets = (weight[:, None] * self.sums).T
+        values, vectors = np.linalg.eigh(gram)
+        values, turned = values.clip(0), vectors.T @ targets
+        level = values.mean() or 1.0
+
+        def score(penalty: float) -> float:
+            shrink = 1 / (values + penalty * level)
+            solution = turned * shrink[:, None]
+            residual = (
+                n - 2 * (turned * solution).sum() + (values[:, None] * solution**2).sum()
+            )  # sum of w y^2 is n
+            free = n - (values * shrink).sum()
+            return residual / free**2 if free > 1e-6 * n else np.inf
+
+        penalty = min(RIDGE_PENALTIES, key=score) * level
+        return fit_ridge(gram, targets, penalty), penalty
+
+
+def _tensor(values: ndarray) -> Tensor:
+    return torch.from_numpy(np.ascontiguousarray(values, np.float32))
