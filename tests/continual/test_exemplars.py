@@ -17,8 +17,9 @@ def test_a_reservoir_is_uniform():
     for seed in range(600):
         reservoir = Reservoir(5, seed)
         reservoir.add(range(10))
-        reservoir.add(range(10, 30))
-        counts[reservoir.positions] += 1
+        later = Reservoir(5, seed, positions=reservoir.positions, seen=reservoir.seen)  # the next task
+        later.add(range(10, 30))
+        counts[later.positions] += 1
     assert counts.sum() == 5 * 600
     assert chisquare(counts).pvalue > 1e-3
 

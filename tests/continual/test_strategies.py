@@ -136,6 +136,17 @@ def test_balanced_draws_repeat_an_image_only_after_all_others_of_its_class():
     assert len(set(drawn.tolist())) == 6
 
 
+def test_a_reservoir_remembers_in_proportion(task):
+    given = task()
+    (strategy,) = parse_strategies(["replay:reservoir=True"]).values()
+    given = replace(given, past=replace(given.past, seen=int(given.past.images.counts.sum()) + 150))
+    kept = strategy.remember(given)
+    assert len(kept) == 50
+    assert kept.seen == given.past.seen + len(given.new)
+    share = (kept.images.labels >= 5).mean()  # of images learned in all, the new ones' share
+    assert abs(share - len(given.new) / kept.seen) < 0.25
+
+
 def test_a_grown_head_says_nothing_of_new_classes(task):
     old = task().previous
     grown = grow(old, (*old.classes, "x", "y"))

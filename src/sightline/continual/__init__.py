@@ -15,7 +15,7 @@ from .gradient_projection import project_agem, project_gem
 from .learning import LearnResult, learn_run
 from .protocol import Stream, StreamResult, permuted, run_stream, split_by_class, split_by_column
 from .regularisation import EWC, LwF, fisher_diagonal
-from .rehearsal import AGEM, ERACE, GEM, MIR, DarkReplay, FineTuning, GDumb, Replay, Retraining
+from .rehearsal import AGEM, ERACE, GEM, MIR, DarkReplay, GDumb, NaiveFineTuning, Replay, Retraining
 from .statistics import FeatureStatistics, RidgeStatistics
 from .strategy import Keep, Past, Strategy, Task, grow
 
@@ -34,7 +34,7 @@ STRATEGIES: Mapping[str, type[Strategy]] = {
     "a-gem": AGEM,
     "ewc": EWC,
     "lwf": LwF,
-    "finetune": FineTuning,
+    "finetune": NaiveFineTuning,
     "retrain": Retraining,
 }
 """The words of ``--by``, with arguments after colons: ``ewc:weight=5000``."""

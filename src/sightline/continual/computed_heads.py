@@ -10,7 +10,7 @@ import torch
 from ..classifier import Classifier
 from ..layers import RandomFeatureHead, get_head
 from ..training import DEFAULT_SHRINKAGE, Method
-from .rehearsal import FineTuning
+from .rehearsal import NaiveFineTuning
 from .statistics import FeatureStatistics, RidgeStatistics, random_projection
 from .strategy import Past, Strategy, Task, fill_head, with_new_head
 
@@ -23,7 +23,7 @@ class ComputedHead(Strategy):
 
     def method(self, task: Task) -> Method | None:
         """Ordinary training where nothing was learned before; afterwards none."""
-        return FineTuning().method(task) if task.previous is None else None
+        return NaiveFineTuning().method(task) if task.previous is None else None
 
     def remember(self, task: Task) -> Past:
         """The sums with the new images, and no image."""

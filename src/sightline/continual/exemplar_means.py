@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..classifier import Classifier
 from ..data import concat
-from ..layers import describe_head, get_head
+from ..layers import get_head, head_kind
 from ..training import Method
 from ..types import Batch
 from .exemplars import herd
@@ -79,5 +79,5 @@ class ICaRL(Strategy):
 
 def old_answers(previous: Classifier, pixels: Float[Tensor, "B C H W"]) -> Float[Tensor, "B k"]:
     """What an old classifier says of each class: sigmoids, or probabilities where its head is of class means."""
-    kind, _ = describe_head(get_head(previous.network))
+    kind, _ = head_kind(get_head(previous.network))
     return torch.sigmoid(previous(pixels).float()) if kind == "linear" else previous.probabilities(pixels)

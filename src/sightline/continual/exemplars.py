@@ -13,13 +13,14 @@ from ..runtime import permutation
 class Reservoir:
     """A uniform sample of ``size`` positions of a stream of unknown length (Vitter 1985, algorithm R).
 
-    Item n (from 1) is stored with probability size / n, in the place of a random one.
+    Item n (from 1) is stored with probability size / n, in the place of a random one. A sample goes on from the
+    ``positions`` it holds after ``seen`` items.
     """
 
-    def __init__(self, size: int, seed: int = 0) -> None:
-        self.size, self.seen = size, 0
-        self.positions: list[int] = []
-        self._rng = np.random.default_rng([seed, 71])
+    def __init__(self, size: int, seed: int = 0, *, positions: Sequence[int] = (), seen: int = 0) -> None:
+        self.size, self.seen = size, seen
+        self.positions = list(positions)
+        self._rng = np.random.default_rng([seed, 71, seen])
 
     def add(self, positions: Sequence[int] | Int[ndarray, " n"]) -> None:
         """Offer the positions of the next items of the stream."""

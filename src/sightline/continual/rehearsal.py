@@ -7,6 +7,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
+from numpy import ndarray
 from torch import Tensor
 
 from ..classifier import Classifier
@@ -15,13 +16,13 @@ from ..inference import predict_logits
 from ..training import Gradients, Method, Objective, TrainingState
 from ..types import Batch, Dataset
 from .gradient_projection import project_agem, project_gem
-from .strategy import Past, Strategy, Task, draw_balanced, make_batch, new_batches
+from .strategy import Past, Strategy, Task, draw_balanced, make_batch, new_batches, remember_images
 
 _MIR_CANDIDATES, _REFERENCE, _SECOND = 83, 84, 85  # streams of random numbers
 
 
 @dataclass(frozen=True)
-class FineTuning(Strategy):
+class NaiveFineTuning(Strategy):
     """Train on the new images alone: what forgetting is measured against."""
 
     def method(self, task: Task) -> Method:
@@ -79,9 +80,11 @@ class Replay(Strategy):
     Arguments:
         share: the new images' share of a step, in (0, 1). Default: that of their classes among all, so that every
             class is shown equally often.
+        reservoir: whether a uniform sample of all images learned is remembered, instead of equally many of each class.
     """
 
     share: float | None = None
+    reservoir: bool = False
     needs_images: ClassVar[bool] = True
 
     def new_share(self, task: Task) -> float:
@@ -100,6 +103,19 @@ class Replay(Strategy):
             return task.cross_entropy(torch.cat([new, past]), torch.cat([batch.labels, batch.beside.labels]))
 
         return Method(objective, *new_batches(task, self.new_share(task)))
+
+    def remember(self, task: Task) -> Past:
+        """A balanced sample, or a uniform one."""
+        if not self.reservoir:
+            return super().remember(task)
+
+        def draw(labels: ndarray, size: int, seed: int) -> ndarray:
+            held = len(task.past)
+            sample = Reservoir(size, seed, positions=range(held), seen=task.past.seen)
+            sample.add(range(held, len(labels)))
+            return np.sort(np.array(sample.positions, np.int64))
+
+        return remember_images(task, draw)
 
 
 @dataclass(frozen=True)

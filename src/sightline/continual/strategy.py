@@ -22,7 +22,7 @@ from ..classifier import Classifier
 from ..data import Shuffle, batch_order, concat, to_tensor
 from ..errors import RecipeError
 from ..inference import embed
-from ..layers import Network, describe_head, get_head
+from ..layers import Network, get_head, head_kind
 from ..models import UNCOMPRESSIBLE_NETWORKS, build, expand_head, replace_head
 from ..training import MEMORY_FORMATS, Method, Plan
 from ..types import Batch, Dataset
@@ -46,6 +46,8 @@ class Past:
     """Remembered images, labelled with the classes of the classifier to be trained; perhaps none."""
     tasks: Int[ndarray, " N"]
     """The task, from 0, in which each of them was new."""
+    seen: int = 0
+    """Images that were learned so far, remembered or not."""
     logits: Float[Tensor, "N k"] | None = None
     """What the classifier answered when it had learned the image's task, NaN for classes that came later."""
     statistics: FeatureStatistics | None = None
@@ -138,7 +140,7 @@ class Keep(Strategy):
         del task
 
 
-def remember_images(task: Task, choose: Any) -> Past:
+def remember_images(task: Task, choose: Callable[[Int[ndarray, " N"], int, int], Int[ndarray, " n"]]) -> Past:
     """The memory with some of the new images: ``choose(labels, size, seed)`` gives positions among old and new."""
     if not task.memory_size:
         empty = task.new.subset(np.zeros(0, np.int64))
@@ -147,7 +149,8 @@ def remember_images(task: Task, choose: Any) -> Past:
     number = 1 + max(task.past.tasks, default=-1)
     tasks = np.concatenate([task.past.tasks, np.full(len(task.new), number)])
     kept = choose(pool.labels, task.memory_size, task.plan.recipe.seed)
-    return replace(task.past, images=pool.subset(kept), tasks=tasks[kept], logits=None)
+    seen = task.past.seen + len(task.new)
+    return replace(task.past, images=pool.subset(kept), tasks=tasks[kept], seen=seen, logits=None)
 
 
 def grow(classifier: Classifier, classes: Sequence[str]) -> Classifier:
@@ -178,7 +181,7 @@ def regroup_head(classifier: Classifier, classes: Sequence[str], groups: Sequenc
     """A copy that knows ``classes``: the head's row of each is the mean of the old rows in its group."""
     network = _copy_trainable(classifier)
     old = get_head(network)
-    kind, arguments = describe_head(old)
+    kind, arguments = head_kind(old)
     state = {name: value.detach().clone() for name, value in old.state_dict().items()}
     head = get_head(replace_head(network, len(classes), kind, **arguments))
     for name in {"weight", "bias"} & state.keys():
@@ -203,7 +206,7 @@ def _copy_trainable(classifier: Classifier) -> Network:
 
 def _with_head(classifier: Classifier, network: Network, classes: Sequence[str]) -> Classifier:
     """The classifier of a network whose last layer is new; one surgery describes the head, whatever came before."""
-    kind, arguments = describe_head(get_head(network))
+    kind, arguments = head_kind(get_head(network))
     given = {"classes": len(classes), "kind": kind, **arguments}
     found = classifier.with_network(network, "head", given)
     surgery = [*found.architecture.surgery[:-1]]

@@ -49,7 +49,7 @@ from .quantised import (
     quantise_layers,
     quantise_weight,
 )
-from .random_features import RandomFeatureHead, describe_head
+from .random_features import RandomFeatureHead, head_kind
 from .whitening import Whitening
 
 ATTENTIONS: dict[str, Callable[[int], nn.Module]] = {"none": no_attention, "se": se_block, "cbam": cbam_block}

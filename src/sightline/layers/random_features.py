@@ -42,7 +42,7 @@ class RandomFeatureHead(PreparedHead):
         self.in_features = len(inputs)
 
 
-def describe_head(head: nn.Linear) -> tuple[str, dict[str, Any]]:
+def head_kind(head: nn.Linear) -> tuple[str, dict[str, Any]]:
     """The kind of a last layer in ``HEADS``, and the arguments besides features and classes that make it again."""
     if isinstance(head, RandomFeatureHead):
         return "random-features", {"projections": len(head.projection)}

@@ -55,9 +55,8 @@ def read_places(path: Path) -> tuple[list[tuple[str, LabelRule]], dict[str, str]
     """The places, names and left-out classes that ``write_joined`` wrote; DataError where the file is damaged."""
     try:
         value: Any = json.loads(path.read_text(encoding="utf-8"))
-        places = [
-            (one["place"], LabelRule(**{n: v for n, v in one.items() if n != "place"})) for one in value["sources"]
-        ]
+        rows = [dict(one) for one in value["sources"]]
+        places = [(one.pop("place"), LabelRule(**one)) for one in rows]
         names, without = dict(value["names"]), list(value["without"])
         words = (*(place for place, _ in places), *names, *names.values(), *without)
         if not places or not all(isinstance(word, str) for word in words):
