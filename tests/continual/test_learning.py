@@ -18,7 +18,7 @@ from sightline.continual import lesson as module
 from sightline.errors import ChoiceError, DataError, Interrupted, OutputError, RecipeError
 from sightline.evaluation import evaluate_uncertainty_run
 from sightline.features import embed_cached
-from sightline.sources import find, read_places, write_joined
+from sightline.sources import USUAL_LABELS, find, read_places, write_joined
 from sightline.training import Recipe, reopen, train
 
 RECIPE = Recipe(
@@ -187,12 +187,9 @@ def test_an_interrupted_training_goes_on(home, monkeypatch):
 
 
 def test_places_joined_into_one(home, tmp_path):
-    file = write_joined(
-        tmp_path / "all.sources",
-        [str(home / "old"), str(home / "new")],
-        names={"d1": "d0", "d4": "four"},
-        without=["d2"],
-    )
+    places = [(str(home / part), USUAL_LABELS) for part in ("old", "new")]
+    names = {"d1": "d0", "d4": "four"}
+    file = write_joined(tmp_path / "all.sources", places, names=names, without=["d2"])
     source = find(file)
     assert source.classes == ("d0", "d3", "four", "d5")
     assert len(source) == 3 * 70 + 2 * 60

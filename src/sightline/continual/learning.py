@@ -142,11 +142,11 @@ def make_lesson(
         if not found:
             raise DataError(f"None of the images of '{forget}' are among those of '{original.folder}'.")
         notes = (*notes, f"{found:,} images of '{forget}' are taken out of the data.")
-    old = Splits(*(_adapt(part, renamed, classes, gone) for part in (splits.train, splits.val, splits.test)))
+    old = _adapt(splits, renamed, classes, gone)
     empty = old.train.subset(np.zeros(0, np.int64))
     fresh = Splits(empty, empty, empty)
     if new is not None:
-        fresh = Splits(*(_adapt(part, part.classes, classes, gone) for part in (new.train, new.val, new.test)))
+        fresh = _adapt(new, new.train.classes, classes, gone)
     counts = old.train.counts + fresh.train.counts
     if bare := [name for name, count in zip(classes, counts, strict=True) if not count]:
         raise DataError(
@@ -170,13 +170,17 @@ def make_lesson(
     return lesson, tuple(notes)
 
 
-def _adapt(images: Dataset, names: Sequence[str], classes: Sequence[str], gone: frozenset[int]) -> Dataset:
+def _adapt(splits: Splits, names: Sequence[str], classes: Sequence[str], gone: frozenset[int]) -> Splits:
     """The images with the labels of ``classes``; classes now called ``names``; others, and those gone, are left out."""
     index = {name: label for label, name in enumerate(classes)}
     table = np.array([*(index.get(name, -2) for name in names), UNLABELLED], np.int64)
-    labels = table[images.labels]
-    kept = np.flatnonzero((labels != -2) & ~np.isin(images.digests, np.array([*gone], np.uint64)))
-    return replace(images.subset(kept), labels=labels[kept], classes=tuple(classes))
+
+    def adapt(images: Dataset) -> Dataset:
+        labels = table[images.labels]
+        kept = np.flatnonzero((labels != -2) & ~np.isin(images.digests, np.array([*gone], np.uint64)))
+        return replace(images.subset(kept), labels=labels[kept], classes=tuple(classes))
+
+    return Splits(adapt(splits.train), adapt(splits.val), adapt(splits.test))
 
 
 def load_new_images(

@@ -88,8 +88,12 @@ class Lesson:
     @property
     def splits(self) -> Splits:
         """Old and new images together."""
-        parts = (self.old.train, self.new.train), (self.old.val, self.new.val), (self.old.test, self.new.test)
-        return Splits(*(concat([part for part in pair if len(part)] or [pair[0]]) for pair in parts))
+        old, new = self.old, self.new
+
+        def join(*parts: Dataset) -> Dataset:
+            return concat([part for part in parts if len(part)] or parts[:1])
+
+        return Splits(join(old.train, new.train), join(old.val, new.val), join(old.test, new.test))
 
 
 def learn_by(strategy: Strategy, name: str, lesson: Lesson, work: Path) -> tuple[Outcome, Classifier, Past]:

@@ -59,7 +59,8 @@ def split_by_class(
     order = np.arange(count) if seed is None else permutation(count, seed, 91)
     parts = []
     for classes in order.reshape(tasks, -1):
-        parts.append(tuple(each.subset(np.isin(each.labels, classes)) for each in (train, test)))
+        own = [each.subset(np.isin(each.labels, classes)) for each in (train, test)]
+        parts.append((own[0], own[1]))
     return Stream(f"{tasks} tasks of {count // tasks} classes", tuple(parts), kind)
 
 
@@ -116,8 +117,8 @@ def split_by_column(train: Dataset, test: Dataset, column: str) -> Stream:
     values = np.unique(train.columns[column])
     if len(values) < 2:
         raise DataError(f"The column '{column}' has a single value, so there is no stream. Choose another column.")
-    parts = [tuple(each.subset(each.columns[column] == one) for each in (train, test)) for one in values]
-    return Stream(f"column {column}", tuple(parts), "domain")
+    parts = [(train.columns[column] == one, test.columns[column] == one) for one in values]
+    return Stream(f"column {column}", tuple((train.subset(a), test.subset(b)) for a, b in parts), "domain")
 
 
 @dataclass(frozen=True, eq=False)

@@ -12,7 +12,7 @@ from torch import Tensor
 from ..classifier import Classifier, frozen_eval
 from ..data import to_tensor
 from ..runtime import permutation
-from ..training import Method, kl_divergence
+from ..training import Method, as_objective, kl_divergence
 from ..types import Batch, Dataset
 from .strategy import Past, Strategy, Task, new_batches
 
@@ -75,7 +75,7 @@ class EWC(Strategy):
             loss = task.cross_entropy(classifier(batch.pixels).float(), batch.labels)
             return loss + penalty(classifier) if anchors else loss
 
-        return Method(objective, *new_batches(task))
+        return Method(as_objective(objective), *new_batches(task))
 
     def remember(self, task: Task) -> Past:
         """The sums, with this task's Fisher information."""
@@ -179,4 +179,4 @@ class LwF(Strategy):
                 loss = loss + self.weight * t**2 * pull
             return loss
 
-        return Method(objective, *new_batches(task))
+        return Method(as_objective(objective), *new_batches(task))

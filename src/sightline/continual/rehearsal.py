@@ -13,8 +13,9 @@ from torch import Tensor
 from ..classifier import Classifier
 from ..data import concat
 from ..inference import predict_logits
-from ..training import Gradients, Method, Objective, TrainingState
+from ..training import Gradients, Method, Objective, TrainingState, as_objective
 from ..types import Batch, Dataset
+from .exemplars import Reservoir
 from .gradient_projection import project_agem, project_gem
 from .strategy import Past, Strategy, Task, draw_balanced, make_batch, new_batches, remember_images
 
@@ -28,8 +29,7 @@ class NaiveFineTuning(Strategy):
     def method(self, task: Task) -> Method:
         """Cross-entropy of new images."""
         batches, steps = new_batches(task)
-        return Method(lambda classifier, batch: task.cross_entropy(classifier(batch.pixels).float(), batch.labels),
-                      batches, steps)  # fmt: skip
+        return Method(as_objective(task.plain_loss), batches, steps)
 
 
 @dataclass(frozen=True)
@@ -58,11 +58,7 @@ class GDumb(Strategy):
 
 def _train_on(task: Task, images: Dataset) -> Method:
     batches, steps = new_batches(replace(task, new=images, online=False), 1.0)
-    return Method(
-        lambda classifier, batch: task.cross_entropy(classifier(batch.pixels).float(), batch.labels),
-        batches,
-        steps,
-    )
+    return Method(as_objective(task.plain_loss), batches, steps)
 
 
 def joint_logits(classifier: Classifier, batch: Batch) -> tuple[Float[Tensor, "B K"], Float[Tensor, "b K"] | None]:
@@ -102,7 +98,7 @@ class Replay(Strategy):
                 return task.cross_entropy(new, batch.labels)
             return task.cross_entropy(torch.cat([new, past]), torch.cat([batch.labels, batch.beside.labels]))
 
-        return Method(objective, *new_batches(task, self.new_share(task)))
+        return Method(as_objective(objective), *new_batches(task, self.new_share(task)))
 
     def remember(self, task: Task) -> Past:
         """A balanced sample, or a uniform one."""
@@ -141,7 +137,7 @@ class ERACE(Replay):
             return own + task.cross_entropy(past, batch.beside.labels)
 
         pool = self.remember(task).images if len(task.past) else None
-        return Method(objective, *new_batches(task, self.new_share(task), pool))
+        return Method(as_objective(objective), *new_batches(task, self.new_share(task), pool))
 
 
 @dataclass(frozen=True)
@@ -188,7 +184,7 @@ class DarkReplay(Replay):
             known = ~target.isnan()
             return loss + self.alpha * F.mse_loss(dark[:, : target.shape[1]][known], target[known])
 
-        return Method(objective, batches, steps)
+        return Method(as_objective(objective), batches, steps)
 
     @torch.inference_mode()
     def remember(self, task: Task) -> Past:
@@ -240,7 +236,7 @@ class MIR(Replay):
             state.apply_gradients()
             return loss
 
-        return Method(objective, batches, steps, step=step)
+        return Method(as_objective(objective), batches, steps, step=step)
 
 
 def loss_rise(
@@ -318,9 +314,6 @@ class GEM(Strategy):
         """Cross-entropy of new images, its gradient projected."""
         batches, steps = new_batches(task)
 
-        def objective(classifier: Classifier, batch: Batch) -> Tensor:
-            return task.cross_entropy(classifier(batch.pixels).float(), batch.labels)
-
         def step(state: TrainingState, gradients: Gradients, loss_of: Objective, batch: Batch) -> Tensor:
             parameters = [p for p in state.classifier.parameters() if p.requires_grad]
 
@@ -341,7 +334,7 @@ class GEM(Strategy):
             state.apply_gradients()
             return loss
 
-        return Method(objective, batches, steps, step=step)
+        return Method(as_objective(task.plain_loss), batches, steps, step=step)
 
 
 @dataclass(frozen=True)

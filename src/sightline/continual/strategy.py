@@ -106,6 +106,10 @@ class Task:
             logits = logits.masked_fill(~allowed, float("-inf"))
         return F.cross_entropy(logits, labels)
 
+    def plain_loss(self, classifier: Classifier, batch: Batch) -> Float[Tensor, ""]:
+        """The mean cross-entropy of a batch without what is ``beside`` it."""
+        return self.cross_entropy(classifier(batch.pixels).float(), batch.labels)
+
 
 class Strategy(ABC):
     """A way to learn more: how to train, what to remember, and which head answers."""

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
         DistillationLoss,
         LogitLoss,
         Objective,
+        as_objective,
         check_distillation,
         kl_divergence,
     )
@@ -94,6 +95,7 @@ __all__ = [
     "SilentRunFolder",
     "TrainingState",
     "architecture_word",
+    "as_objective",
     "build_classifier",
     "build_method",
     "build_published_start",
@@ -150,6 +152,7 @@ _MEMBERS = {
         "DistillationLoss",
         "LogitLoss",
         "Objective",
+        "as_objective",
         "check_distillation",
         "kl_divergence",
     ),
