@@ -3,6 +3,7 @@
 import json
 import shutil
 import socket
+import time
 from dataclasses import replace
 
 import numpy as np
@@ -86,6 +87,16 @@ def test_a_computed_head_is_an_ordinary_run(name, start, tmp_path):
     one, two = (predict_logits(each, run.splits.test)[0] for each in (run.classifier, loaded))
     assert torch.equal(one, two)
     assert json.loads((run.folder / "training.json").read_text())["head"] == run.facts["head"]
+
+
+def test_a_head_sees_the_images_that_the_budget_has_time_for(start, tmp_path):
+    recipe = Recipe(weights=str(start), method="finetune", seed=1, **SETTLED)
+    run = train("digits", recipe, out=tmp_path / "late", began=time.monotonic() - 3600)
+    seen, images = run.facts["head"]["train_images"], len(run.splits.train)
+    assert 10 <= seen < images / 2
+    assert any(f"It saw {seen} of {images:,} training images" in note for note in run.notes)
+    assert any(note.startswith("No fine-tuning: ") for note in run.notes)
+    assert run.facts["val_accuracy"] > 0.5
 
 
 def test_fine_tuning_that_does_not_help_leaves_the_head(start, tmp_path):
