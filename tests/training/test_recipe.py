@@ -31,6 +31,7 @@ IMPOSSIBLE = {
     "method": "",
     "freeze_norms": "no",
     "normalize": "",
+    "steps": 0,
     "unlabelled": " ",
     "augment": ("",),
     "model": " ",
