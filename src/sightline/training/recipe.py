@@ -352,7 +352,7 @@ _RULES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
     ("true or false", lambda v: isinstance(v, bool), "from_scratch accept_licence flip_tta freeze_norms"),
     ("two numbers such as 0:4095, the smaller first", lambda v: bool(parse_window(v)), "window"),
     ("a whole number, 0 or more", lambda v: is_int(v) and v >= 0, "epochs patience"),
-    ("a whole number of at least 1", lambda v: is_int(v) and v >= 1, "grad_accum_steps cpu_replicas devices steps"),
+    ("a whole number of at least 1", lambda v: is_int(v) and v >= 1, "grad_accum_steps cpu_replicas devices"),
     ("a whole number of at least 1", lambda v: is_int(v) and v >= 1, "steps"),
     ("a whole number of at least 2", lambda v: is_int(v) and v >= 2, "limit batch_size"),
     ("a whole number from 0 to 2^63 - 1", lambda v: is_int(v) and 0 <= v < 2**63, "seed split_seed"),
