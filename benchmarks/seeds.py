@@ -25,7 +25,7 @@ from record import RESULTS, Notebook, record, shared
 from scipy.stats import binom
 
 from sightline import runtime
-from sightline.errors import SightlineError
+from sightline.errors import Interrupted, SightlineError
 from sightline.evaluation import evaluate
 from sightline.training import Recipe, read_splits, train
 from sightline.types import Dataset
@@ -78,6 +78,8 @@ def measure(data: Path, network: str, seed: int, test: Dataset) -> dict:
         os.environ["SIGHTLINE_CACHE"] = place  # each subset is used once
         try:
             run = train(data, recipe, out=Path(place) / "run")
+        except Interrupted:
+            raise
         except SightlineError as error:
             return {"fault": str(error), "limit": limit, "epochs": epochs}
         accuracy = evaluate(run.classifier, test).metrics["accuracy"].value
