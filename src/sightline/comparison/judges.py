@@ -4,6 +4,7 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -70,7 +71,7 @@ def head_judge(word: str, part: Dataset, held_out: Sequence[HeldOutFold], seed: 
     Eight penalties are too few to fit one wrong label by the choice among them.
     """
     features = embed_cached(build_published_start(part, runtime.resolve_device()), part)
-    judges: Mapping[str, Callable[..., object]] = {name: HEAD_METHODS[name] for name in HEAD_JUDGES}
+    judges: Mapping[str, Callable[..., Any]] = {name: HEAD_METHODS[name] for name in HEAD_JUDGES}
     head = choose(judges, word, "judge")
     if getattr(head, "penalty", 0) is None:
         present, packed = np.unique(part.labels, return_inverse=True)

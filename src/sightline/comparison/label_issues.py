@@ -184,7 +184,7 @@ def find_label_issues(
     fits = len(held_out) * (2 if probe and judged else 1)
     progress.notify(f"Looking for label issues: {fits} fits of {word} to {len(part):,} images.")
     planted: PlantedErrorProbe | None = None
-    if judged:
+    if candidate is None or judged:
         predict = head_judge(by, part, held_out, seed) if head else baseline_judge(word, part, held_out, seed)
         ranked = _rank_issues(part.labels, probabilities := predict(part.labels))
         planted = _probe_planted_errors(predict, part.labels, ranked, seed) if probe else None

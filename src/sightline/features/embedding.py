@@ -47,9 +47,8 @@ class Embedder:
     def __init__(self, classifier: Classifier, dataset: Dataset, precision: torch.dtype | None = None):
         self.dataset, self.device = dataset, classifier.device
         self.precision = precision or embedding_precision(classifier)
-        self.preprocessing, self.network = (
-            copy.deepcopy(one).eval() for one in (classifier.preprocessing, classifier.network)
-        )
+        self.preprocessing: Any = copy.deepcopy(classifier.preprocessing).eval()
+        self.network: Any = copy.deepcopy(classifier.network).eval()
         self.streams, self.batch_size, self.fused = 1, ACCELERATOR_BATCH, False
         if self.device.type == "cpu":
             each = int(np.prod(dataset.geometry.shape)) * self.precision.itemsize
@@ -215,7 +214,8 @@ class FusedConvolution(nn.Module):
         }.get(type(then), ("none", []))  # fmt: skip
         if torch.backends.mkldnn.is_available():
             padded = [*size[:2], size[2] + sum(self.margin[2:]), size[3] + sum(self.margin[:2])]
-            self.weight = torch._C._nn.mkldnn_reorder_conv2d_weight(self.weight.to_mkldnn(), *self.layout, padded)
+            prepack: Any = torch._C._nn.mkldnn_reorder_conv2d_weight  # type: ignore[attr-defined]
+            self.weight = prepack(self.weight.to_mkldnn(), *self.layout, padded)
 
     def forward(self, pixels: Float[Tensor, "B C H W"]) -> Float[Tensor, "B D H2 W2"]:
         """The convolution, the norm and the ReLU."""
