@@ -34,7 +34,9 @@ def progress_bar(what: str, total: float | None) -> Iterator[Advance]:
         task = progress.add_task(what, total=total, note="")
 
         def advance(n: float = 1, note: str = "", total: float | None = None) -> None:
-            progress.update(task, advance=n, total=total, **({"note": note} if note else {}))
+            progress.update(task, advance=n, total=total)
+            if note:
+                progress.update(task, note=note)
 
         yield advance
 

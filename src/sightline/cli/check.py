@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Group, Parameter
 
@@ -26,7 +26,7 @@ def check(
     *,
     limit: int | None = None,
     size: int | None = None,
-    resize_mode: str | None = None,
+    resize_mode: Literal["squash", "crop", "pad"] | None = None,
     window: str | None = None,
     out: Path | None = None,
     deep: Annotated[bool, Parameter(negative=(), group=_LABELS)] = False,

@@ -150,7 +150,7 @@ def evaluate_and_report(run: "Run") -> dict[str, Any]:
     from ..evaluation import evaluate_run
     from ..evidence import write_report
 
-    evaluation = evaluate_run(run).as_json() if len(run.splits.test) else {"n": 0}
+    evaluation: dict[str, Any] = evaluate_run(run).as_json() if len(run.splits.test) else {"n": 0}
     if curve := head_curve_run(run):
         evaluation["head_curve"] = curve.as_json()
     page = write_report(run.folder)

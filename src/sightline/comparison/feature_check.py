@@ -3,12 +3,13 @@
 from typing import Any
 
 import numpy as np
+from numpy import ndarray
 
 from .. import runtime
 from ..data import find_near_duplicates
 from ..features import embed_cached, find_lookalikes, rank_outliers
 from ..training import build_published_start
-from ..types import Dataset, Findings, Remark
+from ..types import Dataset, Findings, Remark, RemarkLevel
 
 MAX_LISTED_PAIRS, MAX_LISTED_OUTLIERS = 200, 20
 """Pairs and outliers in the result; five of each are shown."""
@@ -48,15 +49,16 @@ def check_features(dataset: Dataset, device: str = "auto") -> Findings:
         "outliers": [{"file": files[i], "similarity": round(float(similarity[i]), 4)} for i in order],
     }
     remarks = []
-    for which, level, text in (
+    kinds: tuple[tuple[ndarray, RemarkLevel, str], ...] = (
         (disputed, "warning", "look alike and have two labels: decide which is right"),
         (crossing & ~disputed, "warning", "look alike and lie in two splits: the test may be too easy"),
         (~disputed & ~crossing, "note", "look alike: mirrored, cropped, or of one series"),
-    ):
+    )
+    for which, level, text in kinds:
         if count := int(which.sum()):
             shown = tuple(f"{files[a]} ~ {files[b]}" for a, b in pairs[which][:5])
             what = "1 pair of images" if count == 1 else f"{count:,} pairs of images"
             remarks.append(Remark(level, f"{what} {text}.", shown))
-    least = tuple(files[i] for i in order[:5])
+    least = tuple(str(files[i]) for i in order[:5])
     remarks.append(Remark("note", "Least like any other image, and worth a look:", least))
     return Findings("features", values, tuple(remarks))

@@ -93,7 +93,7 @@ def head_curve_run(run: Run) -> HeadCurve | None:
     if counts.min() < MIN_IMAGES_A_CLASS or len(labels) > MAX_HEAD_CURVE_IMAGES:
         return None
     features = np.concatenate([embed_cached(run.classifier, part, quiet=True) for part in parts])
-    head = choose(HEAD_METHODS, run.recipe.method or "", "method")
+    head: Any = choose(HEAD_METHODS, run.recipe.method or "", "method")
     assert head is not None
     if (penalty := facts["head"].get("penalty")) is not None:
         head = replace(head, penalty=penalty)

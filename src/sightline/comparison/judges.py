@@ -72,7 +72,7 @@ def head_judge(word: str, part: Dataset, held_out: Sequence[HeldOutFold], seed: 
     """
     features = embed_cached(build_published_start(part, runtime.resolve_device()), part)
     judges: Mapping[str, Callable[..., Any]] = {name: HEAD_METHODS[name] for name in HEAD_JUDGES}
-    head = choose(judges, word, "judge")
+    head: Any = choose(judges, word, "judge")
     if getattr(head, "penalty", 0) is None:
         present, packed = np.unique(part.labels, return_inverse=True)
         chosen = head.fit(features, packed, len(present), seed=seed)

@@ -189,6 +189,7 @@ def find_label_issues(
         ranked = _rank_issues(part.labels, probabilities := predict(part.labels))
         planted = _probe_planted_errors(predict, part.labels, ranked, seed) if probe else None
     else:
+        assert candidate is not None
         probabilities = network_probabilities(part, candidate, held_out, device)
         ranked = _rank_issues(part.labels, probabilities)
     accuracy = wilson(float((probabilities.argmax(1) == part.labels).sum()), len(part))

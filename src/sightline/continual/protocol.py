@@ -85,11 +85,11 @@ def change_pixels(
     train: Dataset, test: Dataset, changes: Sequence[Callable[[ndarray], ndarray]], name: str
 ) -> Stream:
     """A domain-incremental stream: the same images, changed in another way for each task."""
-    parts = [
-        tuple(replace(each, pixels=ChangedPixels(each.pixels, change)) for each in (train, test))
-        for change in changes
-    ]
-    return Stream(name, tuple(parts), "domain")
+
+    def changed(images: Dataset, change: Callable[[ndarray], ndarray]) -> Dataset:
+        return replace(images, pixels=ChangedPixels(images.pixels, change))
+
+    return Stream(name, tuple((changed(train, one), changed(test, one)) for one in changes), "domain")
 
 
 def permuted(train: Dataset, test: Dataset, tasks: int, *, seed: int = 0) -> Stream:

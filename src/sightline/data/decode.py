@@ -205,7 +205,8 @@ def _decode_png(data: bytes, geometry: Geometry) -> tuple[ndarray, ImageHeader] 
     pixels = codecs.decode_png(data, _max_pixels())
     if pixels is None or pixels.shape[2] > geometry.channels:
         return None
-    return resize_to_geometry(pixels, geometry), ImageHeader(*pixels.shape[1::-1], pixels.shape[2], "PNG", False)
+    height, width, channels = pixels.shape
+    return resize_to_geometry(pixels, geometry), ImageHeader(width, height, channels, "PNG", False)
 
 
 # everything else by Pillow

@@ -141,7 +141,7 @@ class FeatureStore:
     def __init__(self, folder: Path, rows: int, width: int):
         self.folder = folder
         features, sums = folder / "features.npy", folder / "sums.npy"
-        self._features = _open_array(features, (rows, width), np.float32)
+        self._features: Any = _open_array(features, (rows, width), np.float32)
         self._sums: Any = None if self._features is None else _open_array(sums, (rows,), np.uint32)
         if self._features is None or self._sums is None:  # one without the other says nothing
             if 4 * width * rows > _MAX_DISK_SHARE * shutil.disk_usage(folder.parent).free:
