@@ -156,9 +156,14 @@ def test_the_readme_names_the_torch_that_is_asked_for():
 
 
 CHOSEN = {"size", "channels", "augment", "model", "epochs", "batch_size", "lr", "precision", "memory_format"}
-CHOSEN |= {"cpu_replicas", "normalize", "method"}
+CHOSEN |= {"cpu_replicas", "normalize", "method", "val_fraction"}
 """Fields that are chosen where they are None; the other fields mean "none" by it."""
 NONE = {
+    "steps",
+    "unlabelled",
+    "path_column",
+    "label_column",
+    "label_pattern",
     "weights",
     "window",
     "group",

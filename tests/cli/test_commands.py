@@ -28,7 +28,7 @@ TINY = ("--model", "mlp", "--size", "8", "--limit", "300", "--epochs", "1")
 VERBS = ("demo", "train", "tune", "combine", "check", "evaluate", "report", "compare", "predict", "runs", "list")
 VERBS += ("explain",)
 VERBS += ("attack",)
-VERBS += ("compress",)
+VERBS += ("compress", "learn")
 VERBS += ("export",)
 VERBS += ("serve", "releases", "keys", "journal")
 FAMILIES = (
@@ -43,7 +43,7 @@ FAMILIES = (
 )
 FAMILIES += ("freezings", "mitigations", "scores", "explainers", "combinations", "filters", "corruptions")
 FAMILIES += ("normalisations", "presets", "baselines", "features", "data")
-FAMILIES += ("compressors",)
+FAMILIES += ("compressors", "strategies")
 FAMILIES += ("formats",)
 SHELL = (sys.executable, "-c", "import sys; from sightline.cli import main; sys.exit(main())")
 

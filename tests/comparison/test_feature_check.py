@@ -65,7 +65,7 @@ def test_planted_labels_are_found_by_a_head_on_kept_features(photos, by, monkeyp
     assert found.accuracy.value > 0.85
     assert (found.probe is not None) == (by is None)
     monkeypatch.setattr(Embedder, "embed_batch", lambda *_: pytest.fail("embedded again"))
-    assert find_label_issues(changed, by, probe=False).issues == found.issues
+    assert find_label_issues(changed, by, probe=by is None).issues == found.issues
 
 
 def test_a_mirrored_copy_and_a_strange_picture_are_named(photos):

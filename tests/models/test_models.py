@@ -302,7 +302,13 @@ def test_surgery_is_rebuilt_and_takes_the_tensors(change, name):
         "widths": {"layers": {}},
         "factors": {"layers": {}},
     }  # test_surgery_stacks
-    arguments = {"grown_head": {"classes": 7}, "mirrored": {}, "noise": {"alpha": 0.5}, **nothing}[change]
+    arguments = {
+        "grown_head": {"classes": 7},
+        "head": {"classes": 3},
+        "mirrored": {},
+        "noise": {"alpha": 0.5},
+        **nothing,
+    }[change]
     plain = parse_architecture(name, classes=4, channels=3, size=(16, 16))
     changed = Architecture(plain.name, plain.arguments, ((change, arguments),))
     torch.manual_seed(0)

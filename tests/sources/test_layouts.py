@@ -280,7 +280,9 @@ def test_manifest_that_is_not_text(tmp_path):
 
 def test_missing_path_suggests_a_near_name(tmp_path):
     (tmp_path / "flowers").mkdir()
-    with pytest.raises(DataError, match=r"nothing at .*flower'.* Did you mean '.*flowers'\?.*digits, shapes"):
+    with pytest.raises(
+        DataError, match=r"nothing at .*flower'.* Did you mean '.*flowers'\?.*digits, glyphs, shapes"
+    ):
         find(tmp_path / "flower")
     with pytest.raises(DataError, match="Not even the folder"):
         find(tmp_path / "no" / "where")

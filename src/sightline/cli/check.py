@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Group, Parameter
 
@@ -26,7 +26,7 @@ def check(
     *,
     limit: int | None = None,
     size: int | None = None,
-    resize_mode: Literal["squash", "crop", "pad"] | None = None,
+    resize_mode: str | None = None,
     window: str | None = None,
     out: Path | None = None,
     deep: Annotated[bool, Parameter(negative=(), group=_LABELS)] = False,
@@ -72,11 +72,12 @@ def check(
 
     is_table = out is not None and out.suffix.lower() in (".csv", ".tsv")
     picture = None if out is None or is_table else check_picture_path(out)
+    mode: Any = resize_mode or (None if deep else "squash")
     recipe = Recipe(
         data=data,
         limit=limit,
         size=size,
-        resize_mode=resize_mode or (None if deep else "squash"),
+        resize_mode=mode,
         window=window,
         **vars(labels),
     )

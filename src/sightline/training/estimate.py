@@ -13,7 +13,7 @@ import numpy as np
 
 from .. import runtime
 from ..classifier import Classifier
-from ..data import MAX_UNREADABLE_SHARE, iterate_batches, load_dataset
+from ..data import DEFAULT_VAL_SHARE, MAX_UNREADABLE_SHARE, iterate_batches, load_dataset
 from ..errors import DataError, RecipeError, TrainingError
 from ..sources import Source, find
 from ..types import Dataset, Findings, Remark, Splits
@@ -112,13 +112,12 @@ def estimate_cost(data: str | Path | None, recipe: Recipe | None = None, *, devi
 def _count_train_images(source: Source, recipe: Recipe) -> int:
     """Number of training images, by the data's own splits or by the fractions."""
     given = source.columns.get("split")
+    val = DEFAULT_VAL_SHARE if recipe.val_fraction is None else recipe.val_fraction
     if given is None:
-        return max(2, round(len(source) * (1 - (recipe.val_fraction or 0) - recipe.test_fraction)))
+        return max(2, round(len(source) * (1 - val - recipe.test_fraction)))
     pool = int((given == "train").sum())
     missing = sum(
-        fraction
-        for part, fraction in (("val", (recipe.val_fraction or 0)), ("test", recipe.test_fraction))
-        if not (given == part).any()
+        fraction for part, fraction in (("val", val), ("test", recipe.test_fraction)) if not (given == part).any()
     )
     return max(2, round(pool * (1 - missing)))
 
