@@ -73,6 +73,9 @@ Words = Annotated[tuple[str, ...], Parameter(consume_multiple=True, negative=())
 """A flag that takes one or more words."""
 
 
+CURVE_SHARE = 0.1
+"""Share of the budget that the learning curve of a computed head may take."""
+
 JSON_ESCAPES = "json_escapes"
 """Name of the error handler for encodings: what cannot be written becomes JSON's escapes, valid in JSON and legible
 in text."""
@@ -149,9 +152,10 @@ def evaluate_and_report(run: "Run") -> dict[str, Any]:
     from ..comparison import head_curve_run
     from ..evaluation import evaluate_run
     from ..evidence import write_report
+    from ..training import parse_duration
 
     evaluation: dict[str, Any] = evaluate_run(run).as_json() if len(run.splits.test) else {"n": 0}
-    if curve := head_curve_run(run):
+    if curve := head_curve_run(run, seconds=CURVE_SHARE * parse_duration(run.recipe.budget)):
         evaluation["head_curve"] = curve.as_json()
     page = write_report(run.folder)
     return {"run": str(run.folder), **evaluation, "report": str(page)}

@@ -1,6 +1,8 @@
 """How many more images would help: the head on growing parts of its training images, on kept features: seconds."""
 
+import time
 from dataclasses import dataclass, replace
+from math import inf
 from typing import Any
 
 import numpy as np
@@ -18,6 +20,9 @@ from .learning_curve import LEARNING_CURVE_FILE, NEGLIGIBLE_GAIN
 
 HEAD_CURVE_DRAWS = 8
 """Draws of which images are learned from and which are left out."""
+
+MIN_CURVE_DRAWS = 4
+"""Fewer say too little of the noise."""
 
 LEFT_OUT_SHARE = 0.2
 """Share of each class that a draw leaves out to judge by."""
@@ -73,12 +78,13 @@ class HeadCurve:
         return {"by": "head", "sizes": sizes, "now": self.now.as_json(), **more, "sentence": self.sentence}
 
 
-def head_curve_run(run: Run) -> HeadCurve | None:
+def head_curve_run(run: Run, *, seconds: float = inf) -> HeadCurve | None:
     """The curve of a run whose last layer was computed, on its training and validation images, also saved in the run.
 
-    None where fine-tuning changed the features, which have then seen these images, where a class has fewer than 5
-    images, or where all have more than 5,000; and for lda, whose error follows no power law while images are hardly
-    more than features.
+    ``seconds`` is the time it may take, by a first fit that is timed: where it is short, fewer draws are made, and none
+    below ``MIN_CURVE_DRAWS``. None too where fine-tuning changed the features, which have then seen these images, where
+    a class has fewer than 5 images, or where all have more than 5,000; and for lda, whose error follows no power law
+    while images are hardly more than features.
     """
     facts, splits = run.facts, run.splits
     if (
@@ -97,13 +103,27 @@ def head_curve_run(run: Run) -> HeadCurve | None:
     assert head is not None
     if (penalty := facts["head"].get("penalty")) is not None:
         head = replace(head, penalty=penalty)
-    curve = measure_head_curve(head, prepare_features(run.classifier, features), labels, classes)
+    features, draws = prepare_features(run.classifier, features), HEAD_CURVE_DRAWS
+    if seconds < inf:
+        began = time.monotonic()
+        head.fit(features, labels, classes, seed=0)
+        each = 2 * (time.monotonic() - began)  # a draw's sizes halve: together less than twice the largest
+        draws = min(draws, int(seconds / max(each, 1e-9)))
+    if draws < MIN_CURVE_DRAWS:
+        return None
+    curve = measure_head_curve(head, features, labels, classes, draws=draws)
     write_json(run.folder / LEARNING_CURVE_FILE, {"curve": curve.as_json()})
     return curve
 
 
 def measure_head_curve(
-    head: HeadMethod, features: Float[ndarray, "N D"], labels: Int[ndarray, " N"], n_classes: int, *, seed: int = 0
+    head: HeadMethod,
+    features: Float[ndarray, "N D"],
+    labels: Int[ndarray, " N"],
+    n_classes: int,
+    *,
+    seed: int = 0,
+    draws: int = HEAD_CURVE_DRAWS,
 ) -> HeadCurve:
     """Fit ``head`` to nested parts of the images, in draws that leave a fifth of each class out, and extrapolate.
 
@@ -114,9 +134,9 @@ def measure_head_curve(
     counts = np.bincount(labels, minlength=n_classes)
     least = int(counts.min() - max(1, round(LEFT_OUT_SHARE * counts.min())))
     shares = [0.5**step for step in range(MAX_SIZES) if least * 0.5**step >= 1][::-1]
-    rates = np.zeros((HEAD_CURVE_DRAWS, len(shares)))
+    rates = np.zeros((draws, len(shares)))
     images = np.zeros(len(shares))
-    for draw in range(HEAD_CURVE_DRAWS):
+    for draw in range(draws):
         left_out = nested_subset(labels, LEFT_OUT_SHARE, seed + draw)
         rest = np.setdiff1d(np.arange(len(labels)), left_out)
         for size, share in enumerate(shares):
@@ -129,7 +149,7 @@ def measure_head_curve(
     errors = 1 - rates
     smoothed = (errors[:, -1].mean() * len(labels) + 1) / (len(labels) + 2)
     chance = smoothed * (1 - smoothed) / len(labels)
-    covariance = np.cov(errors.T) * (1 / HEAD_CURVE_DRAWS + LEFT_OUT_SHARE / (1 - LEFT_OUT_SHARE)) + chance
+    covariance = np.cov(errors.T) * (1 / draws + LEFT_OUT_SHARE / (1 - LEFT_OUT_SHARE)) + chance
     rng = np.random.default_rng(seed)
     samples = rng.multivariate_normal(errors.mean(0), covariance, _SAMPLES, method="eigh").clip(0, 1)
     spread = np.sqrt(np.diagonal(covariance))
