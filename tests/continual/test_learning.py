@@ -162,6 +162,7 @@ def test_thresholds_and_sets_are_fitted_again(home, monkeypatch):
 
 def test_an_interrupted_training_goes_on(home, monkeypatch):
     monkeypatch.setattr(module, "REPLAY_STEPS", 40)
+    monkeypatch.chdir(home)
     whole = learn(home / "run", home / "new", by=["replay"], out=home / "whole")
     real = module.refine
 
@@ -178,10 +179,12 @@ def test_an_interrupted_training_goes_on(home, monkeypatch):
         return real(classifier, plan, splits, replace(method, step=step), folder, resume=resume)
 
     monkeypatch.setattr(module, "refine", stop_early)
-    with pytest.raises(Interrupted, match="nothing is lost"):
-        learn(home / "run", home / "new", by=["replay"], out=home / "stopped")
-    assert not (home / "stopped" / "recipe.toml").exists()
-    again = learn(home / "run", home / "new", by=["replay"], out=home / "stopped")
+    with pytest.raises(Interrupted, match="nothing is lost. Repeat the same command"):
+        learn(home / "run", home / "new", by=["replay"])
+    monkeypatch.setattr(module, "refine", real)
+    assert not (home / "runs" / "run-learned" / "recipe.toml").exists()
+    again = learn(home / "run", home / "new", by=["replay"])
+    assert again.run.folder == Path("runs/run-learned")
     for one, other in zip(again.run.classifier.parameters(), whole.run.classifier.parameters(), strict=True):
         torch.testing.assert_close(one, other, rtol=0, atol=0)
 

@@ -242,19 +242,19 @@ def recalibrate(classifier: Classifier, lesson: Lesson) -> None:
 
 def _begin(parent: Path, out: Path | None, *, overwrite: bool) -> RunFolder:
     """The new run's folder; one in which learning from this run was interrupted is used again."""
-    if out is None:
-        return create_run_folder(None, f"{parent.resolve().name}-learned")
-    if out.resolve() == parent.resolve():
+    if out is not None and out.resolve() == parent.resolve():
         raise OutputError(f"'{out}' is the run itself, which is never changed: choose another --out.")
-    marker = out / WORK_FOLDER / "parent.json"
-    if marker.is_file() and json.loads(marker.read_text(encoding="utf-8")) == str(parent.resolve()):
-        progress.notify(f"Continuing in '{out}'.")
-        return RunFolder(out)
+    name, own = f"{parent.resolve().name}-learned", str(parent.resolve())
+    for place in [out] if out else sorted(Path("runs").glob(f"{name}*")):
+        marker = place / WORK_FOLDER / "parent.json"
+        if marker.is_file() and json.loads(marker.read_text(encoding="utf-8")) == own:
+            progress.notify(f"Continuing in '{place}'.")
+            return RunFolder(place)
     check_run_folder(out, overwrite=overwrite)
-    folder = create_run_folder(out, "", overwrite=overwrite)
-    with atomic_replace(out / WORK_FOLDER) as temporary:
+    folder = create_run_folder(out, name, overwrite=overwrite)
+    with atomic_replace(folder.path / WORK_FOLDER) as temporary:
         temporary.mkdir()
-        write_json(temporary / "parent.json", str(parent.resolve()))
+        write_json(temporary / "parent.json", own)
     return folder
 
 

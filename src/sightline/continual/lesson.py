@@ -15,6 +15,7 @@ from numpy import ndarray
 from .. import progress
 from ..classifier import Classifier
 from ..data import concat
+from ..errors import Interrupted
 from ..features import embed_cached
 from ..files import explain_write_errors
 from ..inference import predict_logits
@@ -136,7 +137,10 @@ def learn_by(strategy: Strategy, name: str, lesson: Lesson, work: Path) -> tuple
         with explain_write_errors(work):
             work.mkdir(parents=True, exist_ok=True)
         balanced = replace(how, validate=balanced_validation)
-        refine(trained, task.plan, splits, balanced, folder, resume=folder.checkpoint.is_file())
+        try:
+            refine(trained, task.plan, splits, balanced, folder, resume=folder.checkpoint.is_file())
+        except Interrupted as error:
+            raise Interrupted("Stopped; nothing is lost. Repeat the same command to continue.") from error
 
     answering, past = learn_task(strategy, task, train)
     answering.temperature = round(fit_temperature(*predict_logits(answering, splits.val)), 6)
