@@ -4,8 +4,8 @@
 
 Protocols (``reference`` in the results names the published figure and its source):
 
-- split-class: 5 tasks of 2 digits, any digit may be asked for, MLP 400-400, 2 epochs a task of all images (GDumb: 100 of
-  the memory, iCaRL: 4), memory 500.
+- split-class: 5 tasks of 2 digits, any digit may be asked for, MLP 400-400, 2 epochs a task of all images (GDumb: 100
+  of the memory, iCaRL: 4), memory 500.
 - split-task: the same, the task of an image is known.
 - permuted: 10 permutations of the pixels, MLP 100-100, 1,000 images a task, one pass, batches of 10, memory 500.
 - cifar-online: 5 tasks of 2 classes, one pass, batches of 10 beside 10 remembered images, memory 500, ResNet-20

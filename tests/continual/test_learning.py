@@ -179,7 +179,7 @@ def test_an_interrupted_training_goes_on(home, monkeypatch):
         return real(classifier, plan, splits, replace(method, step=step), folder, resume=resume)
 
     monkeypatch.setattr(module, "refine", stop_early)
-    with pytest.raises(Interrupted, match="nothing is lost. Repeat the same command"):
+    with pytest.raises(Interrupted, match=r"nothing is lost\. Repeat the same command"):
         learn(home / "run", home / "new", by=["replay"])
     monkeypatch.setattr(module, "refine", real)
     assert not (home / "runs" / "run-learned" / "recipe.toml").exists()
