@@ -11,6 +11,7 @@ import argparse
 import copy
 import statistics
 import time
+from typing import Any
 
 import torch
 from record import record
@@ -32,7 +33,7 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", default=["lenet5", "resnet20", "fastcnn"])
     parser.add_argument("--rounds", type=int, default=5)
     asked = parser.parse_args()
-    figures = {"threads": torch.get_num_threads(), "batch": BATCH}
+    figures: dict[str, Any] = {"threads": torch.get_num_threads(), "batch": BATCH}
     for word in asked.models:
         figures[word] = measure(word, asked.rounds)
     record("replicas", figures)
@@ -70,6 +71,7 @@ def rate(classifier: Classifier, batch: Batch, replicas: int, *, bfloat16: bool)
     """Images/s of ``STEPS`` steps after two that are not counted."""
     own = to_memory_format(copy.deepcopy(classifier), "channels_last").train()
     optimizer = torch.optim.SGD(own.parameters(), lr=0.01, momentum=0.9)
+    began = time.perf_counter()
     with build_gradients(own, bfloat16=bfloat16, pieces=1, replicas=replicas) as gradients:
         for step in range(STEPS + 2):
             if step == 2:
