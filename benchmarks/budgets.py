@@ -6,7 +6,7 @@ Every cell runs `sightline train DATA --budget B` as its users do, in a new proc
 time of the clock. A busy machine is one on which two other processes compute without end; they are started and ended
 here. A cell is met where the command took no more than 115 % of its budget, and no less than 80 % unless the run says
 that more would not pay. Each cell is kept in results/budgets.jsonl, and a benchmark that was stopped goes on; --fresh
-measures anew. Exits 1 where a cell was missed.
+measures all cells again. Exits 1 if a cell misses its budget.
 """
 
 import argparse

@@ -87,7 +87,7 @@ def run_ours(archive: Path, classifier: Any, precision: torch.dtype) -> tuple[fl
 
 
 def pack(archive: Path, count: int, folder: Path) -> tuple[Path, list[str]]:
-    """An archive of the first so many photos, and their names."""
+    """An archive of the first ``count`` photos, and their names."""
     small = folder / "photos.zip"
     with zipfile.ZipFile(archive) as opened, zipfile.ZipFile(small, "w") as made:
         photos = [name for name in opened.namelist() if name.endswith(".jpg")]
@@ -140,7 +140,7 @@ def timed(run: Callable[[], Any]) -> float:
 
 
 def second_use(count: int, classifier: Any, dataset: Dataset) -> dict[str, float]:
-    """Seconds of the second ``embed_cached`` of so many images: in this process, and as a whole new one.
+    """Seconds of a second ``embed_cached`` of the same images: in this process, and in a new one.
 
     The images repeat a few photos: the time of a second use does not depend on what they show.
     """

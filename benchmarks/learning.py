@@ -1,4 +1,4 @@
-"""Add classes from 20 images each: what ``learn`` gives beside fine-tuning and retraining, and how long it takes.
+"""Add classes from 20 images each: ``learn`` compared with fine-tuning and retraining: accuracy and seconds.
 
     python benchmarks/learning.py [FOLDER_OF_ZIPS] [--seeds 5] [--sets mnist waste]
 

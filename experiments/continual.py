@@ -1,4 +1,4 @@
-"""Streams of tasks: every strategy on Split MNIST and Permuted MNIST, and three on Split CIFAR-10, beside the papers.
+"""Streams of tasks: every strategy on Split MNIST and Permuted MNIST, three on Split CIFAR-10, and published figures.
 
     python experiments/continual.py [--seeds 5] [--suites split-class split-task permuted cifar-online]
 
@@ -8,7 +8,7 @@ Protocols (``reference`` in the results names the published figure and its sourc
   of the memory, iCaRL: 4), memory 500.
 - split-task: the same, the task of an image is known.
 - permuted: 10 permutations of the pixels, MLP 100-100, 1,000 images a task, one pass, batches of 10, memory 500.
-- cifar-online: 5 tasks of 2 classes, one pass, batches of 10 beside 10 remembered images, memory 500, ResNet-20
+- cifar-online: 5 tasks of 2 classes, one pass, batches of 10 new and 10 remembered images, memory 500, ResNet-20
   rather than the papers' slim ResNet-18, on JPEGs rather than PNGs.
 
 All strategies of a suite learn the same images in the same order of tasks with the same seeds.

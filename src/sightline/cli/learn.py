@@ -53,7 +53,7 @@ def learn(
     forget: Path
         Images to take out of the data and of the last layer, known by their bytes.
     full: bool
-        Also train anew on everything, to compare with.
+        Also retrain from random weights on everything, to compare with.
     memory: int
         Old images that may be shown again, in all.
     keep_images: bool

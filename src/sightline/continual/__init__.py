@@ -85,7 +85,7 @@ def learn(
         rename: old class name -> new one; two classes of one new name are merged.
         remove: classes to take away, by their new names.
         forget: images, known by their bytes, to take out of the data and of the last layer.
-        full: also train anew on everything, to compare with.
+        full: also retrain from random weights on everything, to compare with.
         memory: old images that may be shown again, in all.
         keep_images: False allows only strategies that need no old image.
         out: folder of the new run. Default: ``runs/RUN-learned``.

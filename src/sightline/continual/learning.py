@@ -1,4 +1,4 @@
-"""``learn``: a run and new labelled images become a run that knows both, shown beside what else could be done."""
+"""``learn``: a run and new labelled images become a run that knows both, compared with the alternatives."""
 
 import copy
 import json

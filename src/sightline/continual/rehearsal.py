@@ -34,7 +34,7 @@ class NaiveFineTuning(Strategy):
 
 @dataclass(frozen=True)
 class Retraining(Strategy):
-    """Train anew, from random weights, on all images remembered and new, as often as they are there."""
+    """Train from random weights on all remembered and new images, without balancing the classes."""
 
     needs_images: ClassVar[bool] = True
     from_scratch: ClassVar[bool] = True
@@ -46,7 +46,7 @@ class Retraining(Strategy):
 
 @dataclass(frozen=True)
 class GDumb(Strategy):
-    """Train anew on the memory alone, which holds equally many images of each class (Prabhu et al. 2020)."""
+    """Train from random weights on a class-balanced memory alone (Prabhu et al. 2020)."""
 
     needs_images: ClassVar[bool] = True
     from_scratch: ClassVar[bool] = True
@@ -71,7 +71,7 @@ def joint_logits(classifier: Classifier, batch: Batch) -> tuple[Float[Tensor, "B
 
 @dataclass(frozen=True)
 class Replay(Strategy):
-    """Show remembered images beside new ones, one cross-entropy over both (Chaudhry et al. 2019, arXiv 1902.10486).
+    """Train on new and remembered images together, one cross-entropy over both (Chaudhry et al. 2019, 1902.10486).
 
     Arguments:
         share: the new images' share of a step, in (0, 1). Default: that of their classes among all, so that every
@@ -161,7 +161,7 @@ class DarkReplay(Replay):
         ):  # remembered before this strategy was chosen
             stored = predict_logits(task.previous, past)[0]
 
-        def batches(epoch: int, start: int):  # the draw beside the new images, and another beside that
+        def batches(epoch: int, start: int):  # adds a second draw of remembered images to each batch
             for step, batch in enumerate(inner(epoch, start), start):
                 if batch.beside is None:
                     yield batch

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..errors import DataError
 from ..runtime import make_generator
-from ..training import DEFAULT_SHRINKAGE, FittedHead
+from ..training import DEFAULT_SHRINKAGE, FittedHead, solve_discriminant
 
 RIDGE_PENALTIES = tuple(10.0**power for power in range(-6, 7))
 """Penalties of the ridge regression on random features, in units of the mean eigenvalue."""
@@ -119,13 +119,8 @@ class FeatureStatistics:
 
         ``shrinkage`` in (0, 1] moves the covariance S towards a multiple of the identity.
         """
-        means, covariance = self.means, self.covariance()
-        centre, width = means.mean(0), len(covariance)
-        level = np.trace(covariance) / width or 1.0
-        shrunk = (1 - shrinkage) * covariance + shrinkage * level * np.eye(width)
-        weight = np.linalg.solve(shrunk, (means - centre).T).T
-        bias = -0.5 * ((means - centre) * weight).sum(1) - weight @ centre
-        return FittedHead(_tensor(weight), _tensor(bias), {"shrinkage": shrinkage})
+        equal = np.full(len(self.classes), 1 / len(self.classes))
+        return solve_discriminant(self.means, self.covariance(), equal, shrinkage)
 
     def tensors(self) -> dict[str, Tensor]:
         """The sums as a bundle's memory holds them, float64."""
@@ -220,7 +215,3 @@ class RidgeStatistics:
 
         penalty = min(RIDGE_PENALTIES, key=score) * level
         return fit_ridge(gram, targets, penalty), penalty
-
-
-def _tensor(values: ndarray) -> Tensor:
-    return torch.from_numpy(np.ascontiguousarray(values, np.float32))

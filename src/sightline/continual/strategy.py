@@ -107,7 +107,7 @@ class Task:
         return F.cross_entropy(logits, labels)
 
     def plain_loss(self, classifier: Classifier, batch: Batch) -> Float[Tensor, ""]:
-        """The mean cross-entropy of a batch without what is ``beside`` it."""
+        """The mean cross-entropy of the new images of a batch."""
         return self.cross_entropy(classifier(batch.pixels).float(), batch.labels)
 
 

@@ -25,7 +25,7 @@ HUB_TIMEOUT = 5.0
 """Seconds to wait for the first answer of a host."""
 
 STALL_SECONDS, STALL_BYTES = 15.0, 100_000
-"""A download of which fewer bytes arrive in so many seconds is given up."""
+"""A download that brings fewer than these bytes in these seconds is stopped."""
 
 CHUNK_BYTES = 1 << 16
 

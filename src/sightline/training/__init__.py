@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from .fit import Method, TrainingState, optimise
     from .gradients import Gradients
     from .head_first import prepare_features
-    from .heads import DEFAULT_SHRINKAGE, FittedHead, HeadMethod
+    from .heads import DEFAULT_SHRINKAGE, FittedHead, HeadMethod, solve_discriminant
     from .hooks import EMA, BaseHook
     from .losses import (
         CrossEntropy,
@@ -122,6 +122,7 @@ __all__ = [
     "reopen",
     "resolve",
     "resume",
+    "solve_discriminant",
     "start_training",
     "to_memory_format",
     "train",
@@ -145,7 +146,7 @@ _MEMBERS = {
     "fit": ("Method", "TrainingState", "optimise"),
     "gradients": ("Gradients",),
     "head_first": ("prepare_features",),
-    "heads": ("DEFAULT_SHRINKAGE", "FittedHead", "HeadMethod"),
+    "heads": ("DEFAULT_SHRINKAGE", "FittedHead", "HeadMethod", "solve_discriminant"),
     "hooks": ("EMA", "BaseHook"),
     "losses": (
         "CrossEntropy",

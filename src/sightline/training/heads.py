@@ -117,16 +117,22 @@ class LinearDiscriminant(HeadMethod):
         """The discriminant; nothing is drawn."""
         images = np.ones(len(labels)) if weights is None else np.asarray(weights, np.float64)
         means = _class_means(features, labels, n_classes, weights)
-        centre = means.mean(0)
         rest = (features - means[labels]) * np.sqrt(images)[:, None]
         covariance = rest.T @ rest / images.sum()
-        width = covariance.shape[0]
-        level = np.trace(covariance) / width or 1.0
-        covariance = (1 - self.shrinkage) * covariance + self.shrinkage * level * np.eye(width)
-        weight = np.linalg.solve(covariance, (means - centre).T).T
         prior = np.bincount(labels, images, n_classes) / images.sum()
-        bias = -0.5 * ((means - centre) * weight).sum(1) - weight @ centre + np.log(prior)
-        return FittedHead(_tensor(weight), _tensor(bias), {"shrinkage": self.shrinkage})
+        return solve_discriminant(means, covariance, prior, self.shrinkage)
+
+
+def solve_discriminant(
+    means: Float[ndarray, "K D"], covariance: Float[ndarray, "D D"], prior: Float[ndarray, " K"], shrinkage: float
+) -> FittedHead:
+    """The linear discriminant of these class means, covariance within classes and class priors."""
+    centre, width = means.mean(0), covariance.shape[0]
+    level = np.trace(covariance) / width or 1.0
+    covariance = (1 - shrinkage) * covariance + shrinkage * level * np.eye(width)
+    weight = np.linalg.solve(covariance, (means - centre).T).T
+    bias = -0.5 * ((means - centre) * weight).sum(1) - weight @ centre + np.log(prior)
+    return FittedHead(_tensor(weight), _tensor(bias), {"shrinkage": shrinkage})
 
 
 def predict_left_out(
