@@ -1,14 +1,10 @@
 """Names of recipe fields, values and arguments in earlier releases, and what they are called today."""
 
-import dataclasses
 from collections.abc import Collection, Mapping
-from functools import wraps
-from typing import Any, TypeVar
+from typing import Any
 
 from ..choose import suggest
 from ..errors import RecipeError
-
-_T = TypeVar("_T")
 
 RENAMED_FIELDS: Mapping[str, str] = {
     "val": "val_fraction",
@@ -32,18 +28,6 @@ RENAMED_VALUES: Mapping[tuple[str, str], str] = {("init", "own"): "default", ("n
 
 RENAMED_ARGUMENTS: Mapping[str, Mapping[str, str]] = {"loss": {"ramp": "warmup_epochs"}}
 """Field -> old names of arguments in its word, and their names."""
-
-
-def accept_old_names(recipe: type[_T]) -> type[_T]:
-    """Let the constructor of a dataclass take old names and values of its fields, as ``current_fields`` reads them."""
-    construct: Any = recipe.__init__
-
-    @wraps(construct)
-    def __init__(self: Any, **values: Any) -> None:
-        construct(self, **current_fields(values, {f.name for f in dataclasses.fields(recipe)}))  # type: ignore[arg-type]
-
-    recipe.__init__ = __init__  # type: ignore[method-assign]
-    return recipe
 
 
 def current_fields(values: Mapping[str, Any], names: Collection[str]) -> dict[str, Any]:

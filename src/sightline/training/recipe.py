@@ -13,18 +13,20 @@ import re
 import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, wraps
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from ..checks import is_int, is_number
 from ..errors import RecipeError
-from .old_names import accept_old_names, current_fields
+from .old_names import current_fields
 
 if TYPE_CHECKING:
     from ..sources import LabelRule
     from ..types import Geometry
+
+_T = TypeVar("_T")
 
 PRETRAINED = "pretrained"
 """Value of ``normalize``: as the card of the published weights says."""
@@ -40,7 +42,19 @@ def _recipe_field(default: Any, group: str, *, common: bool = False) -> Any:
     return field(default=default, metadata={"group": group, "common": common})
 
 
-@accept_old_names
+def _accept_old_names(recipe: type[_T]) -> type[_T]:
+    """Let the constructor of a dataclass take the names and values that earlier releases gave its fields."""
+    construct: Any = recipe.__init__
+
+    @wraps(construct)
+    def __init__(self: Any, **values: Any) -> None:
+        construct(self, **current_fields(values, {f.name for f in dataclasses.fields(recipe)}))  # type: ignore[arg-type]
+
+    recipe.__init__ = __init__  # type: ignore[method-assign]
+    return recipe
+
+
+@_accept_old_names
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
     """How to train a classifier. Every field is a flag of ``sightline train`` and a line of its TOML file.
