@@ -22,7 +22,7 @@ RECIPE = Recipe(
     augment=(), optimizer="sgd",
 )  # fmt: skip
 MEMORY = 60
-WORDS = {"ewc": "ewc:weight=100:images=40", "ranpac": "ranpac:projections=100"}
+WORDS = {"ewc": "ewc:weight=100:images=40", "ranpac": "ranpac:projections=100", "gdumb": "gdumb:passes=31"}
 """Smaller forms of some."""
 
 
@@ -72,8 +72,10 @@ def test_gem_forgets_less_than_fine_tuning(results):
 @pytest.mark.parametrize("name", STRATEGIES)
 def test_the_memory_is_bounded(results, name):
     pixels = results[name, "class"].memory_bytes
-    if not STRATEGIES[name].computes_head and name != "ewc":
+    if not STRATEGIES[name].computes_head and name not in ("ewc", "retrain"):
         assert pixels <= MEMORY * 64
+    if name == "retrain":  # the upper bound keeps every image
+        assert pixels > 2 * MEMORY * 64
 
 
 @pytest.fixture(scope="module")
@@ -104,7 +106,7 @@ def test_the_same_seed_gives_the_same_classifier_and_a_bundle_keeps_it(task, spl
     logits = predict_logits(first, splits.test)[0]
     assert bool(logits.isfinite().all())
     torch.testing.assert_close(predict_logits(again, splits.test)[0], logits, rtol=0, atol=0)
-    assert len(remembered) <= 50
+    assert len(remembered) <= (50 if name != "retrain" else len(task().past) + len(task().new))
     loaded = Classifier.load(first.save(tmp_path / "bundle"))
     torch.testing.assert_close(predict_logits(loaded, splits.test)[0], logits, rtol=0, atol=0)
 

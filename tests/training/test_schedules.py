@@ -42,6 +42,11 @@ def test_one_cycle_is_torchs():
         ("step:every=30:gamma=0.2", torch.optim.lr_scheduler.StepLR, {"step_size": 30, "gamma": 0.2}),
         ("exponential:0.95", torch.optim.lr_scheduler.ExponentialLR, {"gamma": 0.95}),
         (
+            "restarts:first=3:end=0.01",
+            torch.optim.lr_scheduler.CosineAnnealingWarmRestarts,
+            {"T_0": 3, "T_mult": 2, "eta_min": 0.01},
+        ),
+        (
             "linear:end=0.25",
             torch.optim.lr_scheduler.LinearLR,
             {"start_factor": 1.0, "end_factor": 0.25, "total_iters": 100},

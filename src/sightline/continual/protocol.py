@@ -233,7 +233,7 @@ def run_stream(
             previous=None if number == 0 else copy.deepcopy(classifier),
             new=train,
             past=past,
-            plan=plan,
+            plan=strategy.adjust(plan),
             memory_size=memory_size,
             old_classes=old,
             groups=[*groups] if stream.kind == "task" else (),

@@ -13,7 +13,7 @@ from torch import Tensor
 from ..classifier import Classifier
 from ..data import concat
 from ..inference import predict_logits
-from ..training import Gradients, Method, Objective, TrainingState, as_objective
+from ..training import Gradients, Method, Objective, Plan, TrainingState, as_objective
 from ..types import Batch, Dataset
 from .exemplars import Reservoir
 from .gradient_projection import project_agem, project_gem
@@ -34,22 +34,55 @@ class NaiveFineTuning(Strategy):
 
 @dataclass(frozen=True)
 class Retraining(Strategy):
-    """Train from random weights on all remembered and new images, without balancing the classes."""
+    """Train from random weights on all images so far, without balancing the classes: the upper bound.
 
+    Arguments:
+        passes: passes over all images, as a multiple of the epochs in which the others learn the new ones.
+    """
+
+    passes: int = 5
     needs_images: ClassVar[bool] = True
     from_scratch: ClassVar[bool] = True
+
+    def adjust(self, plan: Plan) -> Plan:
+        """More epochs: every training begins at random weights."""
+        assert plan.recipe.epochs is not None
+        return plan.replace(epochs=self.passes * plan.recipe.epochs)
 
     def method(self, task: Task) -> Method:
         """Cross-entropy of all images."""
         return _train_on(task, concat([task.past.images, task.new]) if len(task.past) else task.new)
 
+    def remember(self, task: Task) -> Past:
+        """All images, however many."""
+        return remember_images(task, lambda labels, size, seed: np.arange(len(labels)))
+
 
 @dataclass(frozen=True)
 class GDumb(Strategy):
-    """Train from random weights on a class-balanced memory alone (Prabhu et al. 2020)."""
+    """Train from random weights on a class-balanced memory alone, by its authors' recipe (Prabhu et al. 2020).
 
+    SGD with warm restarts from a rate of 0.05 to 0.0005, momentum 0.9, batches of 16, images shifted by up to 4 pixels
+    where the plan has no augmentation of its own.
+
+    Arguments:
+        passes: passes over the memory; 128 for the digits and 256 for CIFAR-10 in the paper.
+        cutmix: whether half of the images have a box of another one; not for digits.
+    """
+
+    passes: int = 128
+    cutmix: bool = False
     needs_images: ClassVar[bool] = True
     from_scratch: ClassVar[bool] = True
+
+    def adjust(self, plan: Plan) -> Plan:
+        """The authors' recipe."""
+        shift = f"shift:{min(4, (plan.recipe.size or 28) // 7)}"
+        augment = (*(plan.recipe.augment or (shift,)), *(("cutmix:p=0.5",) if self.cutmix else ()))
+        return plan.replace(
+            optimizer="sgd", momentum=0.9, weight_decay=1e-6, lr=0.05, batch_size=16, clip_grad=10.0,
+            schedule="restarts", warmup=1 / self.passes, epochs=self.passes, augment=augment,
+        )  # fmt: skip
 
     def method(self, task: Task) -> Method:
         """Cross-entropy of the images that the memory holds after this task."""

@@ -121,6 +121,10 @@ class Strategy(ABC):
     computes_head: ClassVar[bool] = False
     """Whether the last layer is computed from sums over features, and the rest of the network stays."""
 
+    def adjust(self, plan: Plan) -> Plan:
+        """The plan by which this strategy trains, from that of the task; the same unless its source has its own."""
+        return plan
+
     @abstractmethod
     def method(self, task: Task) -> Method | None:
         """How the classifier is trained by gradient; None where it is not."""

@@ -267,6 +267,30 @@ class Exponential(Schedule):
 
 
 @dataclass(frozen=True)
+class CosineRestarts(Schedule):
+    """From the peak along a cosine to ``end`` of it, again and again (SGDR: Loshchilov & Hutter 2017).
+
+    The first cycle takes ``first`` epochs, each further one ``factor`` times as many. They begin after the warm-up.
+    """
+
+    first: int = 1
+    factor: int = 2
+    end: float = 0.01
+
+    def __post_init__(self) -> None:
+        check_int("first", self.first, 1)
+        check_int("factor", self.factor, 1)
+        check_number("end", self.end, 0, 1)
+
+    def __call__(self, progress: TrainingProgress) -> float:
+        """The factor."""
+        done, length = self.after_warmup(progress) * (1 - self.warmup) * progress.epochs, float(self.first)
+        while done >= length:
+            done, length = done - length, length * self.factor
+        return self.rise(progress) * _interpolate_cosine(1.0, self.end, done / length)
+
+
+@dataclass(frozen=True)
 class Plateau(Schedule):
     """Times ``gamma`` whenever the validation loss has not fallen for ``patience`` epochs.
 

@@ -52,6 +52,7 @@ from .optimizers import (
     AdamW,
     Constant,
     Cosine,
+    CosineRestarts,
     Exponential,
     Linear,
     OneCycle,
@@ -110,6 +111,7 @@ OPTIMIZERS: Mapping[str, Callable[..., OptimizerFactory]] = {"sgd": SGD, "adam":
 SCHEDULES: Mapping[str, Callable[..., Schedule]] = {
     "one-cycle": OneCycle,
     "cosine": Cosine,
+    "restarts": CosineRestarts,
     "linear": Linear,
     "step": StepDecay,
     "exponential": Exponential,

@@ -175,8 +175,8 @@ class Recipe:
     """Weight decay, except of biases and norms: added to the gradient by sgd and adam (L2), decoupled by adamw and
     sgd:decoupled=True."""
     schedule: str = _recipe_field("one-cycle", "Training")
-    """Learning-rate schedule: one-cycle (up and down to zero), cosine, linear, step:every=30:gamma=0.1,
-    exponential:0.9, plateau (down when the validation loss stops improving), constant."""
+    """Learning-rate schedule: one-cycle (up and down to zero), cosine, restarts (of a cosine), linear,
+    step:every=30:gamma=0.1, exponential:0.9, plateau (down when the validation loss stops improving), constant."""
     warmup: float = _recipe_field(0.2, "Training")
     """Fraction of the steps in which the learning rate rises to its peak (any schedule)."""
     clip_grad: float = _recipe_field(0.0, "Training")
