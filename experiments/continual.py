@@ -19,7 +19,7 @@ import time
 import numpy as np
 from common import arguments, keep, notebook
 
-from sightline.continual import parse_strategies, permuted, run_stream, split_by_class
+from sightline.continual import parse_strategies, permute_pixels, run_stream, split_by_class
 from sightline.data import load_dataset, nested_subset
 from sightline.metrics import seeds_interval
 from sightline.training import Recipe
@@ -138,7 +138,7 @@ def make_stream(suite, data, seed):
     train, test = (images.subset(images.columns["split"] == name) for name in ("train", "test"))
     if suite == "permuted":
         train = train.subset(nested_subset(train.labels, 1000 / len(train), seed))
-        return permuted(train, test, 10, seed=seed)
+        return permute_pixels(train, test, 10, seed=seed)
     return split_by_class(train, test, 5, seed=seed, kind="task" if suite == "split-task" else "class")
 
 

@@ -102,6 +102,12 @@ def cpu_count() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def use_one_thread() -> None:
+    """Make this thread run torch's operators on one core."""
+    torch.get_num_threads()  # torch gives a thread the global number at its first question, over what was set before
+    torch.set_num_threads(1)
+
+
 def cache_dir() -> Path:
     """The folder of decoded images and measurements; ``SIGHTLINE_CACHE`` overrides the user's cache folder."""
     return Path(os.environ.get("SIGHTLINE_CACHE") or platformdirs.user_cache_dir("sightline"))

@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from sightline.continual import StreamResult, permuted, split_by_class, split_by_column
+from sightline.continual import StreamResult, permute_pixels, split_by_class, split_by_column
 from sightline.data import load_dataset, split
 from sightline.errors import DataError
 from sightline.sources import find
@@ -42,13 +42,13 @@ def test_classes_come_once_each(splits):
 
 
 def test_permutations_keep_every_pixel(splits):
-    stream = permuted(splits.train, splits.test, 3, seed=1)
+    stream = permute_pixels(splits.train, splits.test, 3, seed=1)
     first, second, third = (train[:4] for train, _ in stream.tasks)
     assert np.array_equal(first, splits.train[:4])
     assert not np.array_equal(first, second)
     assert not np.array_equal(second, third)
     assert np.array_equal(np.sort(first.reshape(4, -1)), np.sort(second.reshape(4, -1)))
-    again = permuted(splits.train, splits.test, 3, seed=1).tasks[1][1]
+    again = permute_pixels(splits.train, splits.test, 3, seed=1).tasks[1][1]
     assert np.array_equal(again[:4], stream.tasks[1][1][:4])
     assert stream.kind == "domain"
 

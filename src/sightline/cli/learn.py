@@ -89,13 +89,13 @@ def _parse_names(rename: Words, merge: Words) -> dict[str, str]:
 
 def print_learning(console: "Console", value: Mapping[str, Any]) -> None:
     """All ways as a table, and what was kept."""
-    rows = []
+    rows, interval = [], "{value:.1%} [{low:.1%}, {high:.1%}]"
     for one in value["outcomes"]:
         mark = "kept" if one["strategy"] == value["chosen"] else ""
         rows.append(
             (
                 one["strategy"],
-                *(_percent(one[name]) for name in ("old", "new")),
+                *(interval.format(**one[name]) if one[name] else "" for name in ("old", "new")),
                 "" if one["change"] is None else f"{100 * one['change']['value']:+.1f}",
                 f"{one['negative_flips']:,}",
                 f"{one['validation_balanced_accuracy']:.1%}",
@@ -110,9 +110,3 @@ def print_learning(console: "Console", value: Mapping[str, Any]) -> None:
         console.print(f"\n{sentence}", markup=False)
     console.print(f"\nThe classifier that knows both is in {value['run']}", markup=False)
     console.print(f"Then try: sightline predict {quote(value['run'])} IMAGES", markup=False)
-
-
-def _percent(interval: Mapping[str, float] | None) -> str:
-    if interval is None:
-        return ""
-    return f"{interval['value']:.1%} [{interval['low']:.1%}, {interval['high']:.1%}]"

@@ -13,7 +13,7 @@ from .exemplar_means import ICaRL
 from .exemplars import Reservoir, balanced_sample, herd
 from .gradient_projection import project_agem, project_gem
 from .learning import LearnResult, learn_run
-from .protocol import Stream, StreamResult, permuted, run_stream, split_by_class, split_by_column
+from .protocol import Stream, StreamResult, permute_pixels, run_stream, split_by_class, split_by_column
 from .regularisation import EWC, LwF, fisher_diagonal
 from .rehearsal import AGEM, ERACE, GEM, MIR, DarkReplay, GDumb, NaiveFineTuning, Replay, Retraining
 from .statistics import FeatureStatistics, RidgeStatistics

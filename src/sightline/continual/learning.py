@@ -103,7 +103,16 @@ def learn_run(
         "parent": parent.resolve().name,
         "learned": [*known.get("learned", ()), step],
     }
-    facts = _facts(classifier, lesson.splits.val, chosen)
+    facts = {
+        "epochs": 0,
+        "best_epoch": 0,
+        "stopped_early": None,
+        "seconds": round(chosen.seconds, 3),
+        "images_per_second": None,
+        "temperature": classifier.temperature,
+        "val_accuracy": float(are_right(classifier, lesson.splits.val).mean()),
+        "remarks": [],
+    }
     new_run = Run(folder.path, recipe, classifier, lesson.splits, facts, notes)
     sentences = _sentences(chosen, outcomes, original, forget)
     found = LearnResult(new_run, parent, chosen.strategy, tuple(outcomes), sentences)
@@ -275,19 +284,6 @@ def _recipe_of(
         places = [*places, (place, USUAL_LABELS)]
     file = write_joined(folder.resolve() / f"images{JOINED_SUFFIX}", places, names=names, without=without)
     return recipe.replace(data=str(file), path_column=None, label_column=None, label_pattern=None)
-
-
-def _facts(classifier: Classifier, val: Dataset, chosen: Outcome) -> dict[str, Any]:
-    return {
-        "epochs": 0,
-        "best_epoch": 0,
-        "stopped_early": None,
-        "seconds": round(chosen.seconds, 3),
-        "images_per_second": None,
-        "temperature": classifier.temperature,
-        "val_accuracy": float(are_right(classifier, val).mean()),
-        "remarks": [],
-    }
 
 
 def _sentences(

@@ -39,11 +39,7 @@ class Stream:
     @property
     def classes(self) -> tuple[str, ...]:
         """All classes, in the order in which they come."""
-        return tuple(dict.fromkeys(name for train, _ in self.tasks for name in _present(train)))
-
-
-def _present(images: Dataset) -> list[str]:
-    return [images.classes[k] for k in np.unique(images.labels)]
+        return tuple(dict.fromkeys(train.classes[k] for train, _ in self.tasks for k in np.unique(train.labels)))
 
 
 def split_by_class(
@@ -92,7 +88,7 @@ def change_pixels(
     return Stream(name, tuple((changed(train, one), changed(test, one)) for one in changes), "domain")
 
 
-def permuted(train: Dataset, test: Dataset, tasks: int, *, seed: int = 0) -> Stream:
+def permute_pixels(train: Dataset, test: Dataset, tasks: int, *, seed: int = 0) -> Stream:
     """Each task has its own order of the pixels, the first that of the images (Goodfellow et al. 2013)."""
     height, width, channels = train.geometry.size[0], train.geometry.size[1], train.geometry.channels
 
@@ -241,7 +237,7 @@ def run_stream(
         )
         answering, past = learn_task(strategy, task)
         seconds[number] = time.perf_counter() - began
-        memory = max(memory, _memory_bytes(past))
+        memory = max(memory, past.memory_bytes)
         open_to = [own if stream.kind == "task" else seen for own in every]
         matrix[number] = [_accuracy(answering, test, own) for (_, test), own in zip(tasks, open_to, strict=True)]
     return StreamResult(name or type(strategy).__name__, matrix, chance, seconds, memory)
@@ -252,15 +248,3 @@ def _accuracy(classifier: Classifier, images: Dataset, allowed: Sequence[int]) -
     closed = torch.ones(logits.shape[1], dtype=torch.bool)
     closed[list(allowed)] = False
     return (logits.masked_fill(closed, float("-inf")).argmax(1) == labels).double().mean().item()
-
-
-def _memory_bytes(past: Past) -> int:
-    pixels = len(past) * int(np.prod(past.images.pixels.shape[1:]))
-    sums = sum(
-        array.nbytes
-        for one in (past.statistics, past.ridge)
-        if one is not None
-        for array in vars(one).values()
-        if isinstance(array, ndarray)
-    )
-    return pixels + sums + sum(4 * value.numel() for value in past.fisher.values())

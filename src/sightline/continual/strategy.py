@@ -60,6 +60,16 @@ class Past:
     def __len__(self) -> int:
         return len(self.images)
 
+    @property
+    def memory_bytes(self) -> int:
+        """Bytes of the remembered pixels, sums and Fisher information, without those of names and logits."""
+        sums = (array for one in (self.statistics, self.ridge) if one is not None for array in vars(one).values())
+        return (
+            len(self) * int(np.prod(self.images.pixels.shape[1:]))
+            + sum(array.nbytes for array in sums if isinstance(array, ndarray))
+            + sum(4 * value.numel() for value in self.fisher.values())
+        )
+
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Task:

@@ -21,6 +21,7 @@ from jaxtyping import Float, Int
 from numpy import ndarray
 from torch import Tensor, nn
 
+from .. import runtime
 from ..classifier import Classifier
 from ..data import to_tensor
 from ..types import Dataset
@@ -124,12 +125,7 @@ def embedding_precision(classifier: Classifier) -> torch.dtype:
 def _single_threaded_pool(count: int) -> Iterator[ThreadPoolExecutor]:
     """Threads whose operators run on one core each."""
     threads = torch.get_num_threads()
-
-    def use_one_thread() -> None:
-        torch.get_num_threads()  # torch gives a thread the global number at its first question
-        torch.set_num_threads(1)
-
-    with ThreadPoolExecutor(count, "embedding", use_one_thread) as pool:
+    with ThreadPoolExecutor(count, "embedding", runtime.use_one_thread) as pool:
         try:
             yield pool
         finally:

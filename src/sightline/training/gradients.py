@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.modules.utils import _pair
 from torch.overrides import TorchFunctionMode
 
+from .. import runtime
 from ..classifier import Classifier
 from ..types import Batch
 from .losses import Objective
@@ -67,7 +68,7 @@ class Replicas:
         self.copies = copies
         self.parameters = [[*one.parameters()] for one in copies]
         threads = torch.get_num_threads()
-        self.pools = [ThreadPoolExecutor(1, "replica", _use_one_thread) for _ in copies]
+        self.pools = [ThreadPoolExecutor(1, "replica", runtime.use_one_thread) for _ in copies]
         for pool in self.pools:
             pool.submit(int).result()  # the thread exists and has its setting
         torch.set_num_threads(threads)  # a thread's own setting becomes the default of later threads
@@ -125,12 +126,6 @@ def build_gradients(
     if replicas > 1:
         return Replicas(classifier, replicas, bfloat16=bfloat16, pieces=pieces)
     return SingleReplica(classifier, bfloat16=bfloat16, pieces=pieces)
-
-
-def _use_one_thread() -> None:
-    """Make this thread run its operators alone."""
-    torch.get_num_threads()  # torch gives a thread the global number at its first question, over what was set before
-    torch.set_num_threads(1)
 
 
 def split_batch(batch: Batch, count: int) -> list[Batch]:
