@@ -46,6 +46,18 @@ def process_began() -> float:
     return time.monotonic()
 
 
+LOAD_SECONDS = 0.03
+"""Seconds of computing by which ``measure_load`` goes: several turns of the system's scheduler."""
+
+
+def measure_load() -> float:
+    """How many times as long as on a quiet machine a computing thread takes now: 1 where no other has its core."""
+    began, worked = time.perf_counter(), time.thread_time()
+    while time.thread_time() - worked < LOAD_SECONDS:
+        pass
+    return max(1.0, (time.perf_counter() - began) / (time.thread_time() - worked))
+
+
 def resolve_device(name: str = "auto") -> torch.device:
     """The device called ``name``; ``auto`` takes CUDA, then MPS, then the CPU.
 
@@ -169,23 +181,31 @@ def time_interleaved(
 ) -> dict[str, list[float]]:
     """Seconds of each candidate in each of ``rounds`` interleaved rounds, after one untimed call of each.
 
-    No further round begins after ``seconds``. A candidate whose first timed call takes ``give_up`` times the fastest
-    one's is not called again.
+    No call begins after ``seconds``, once the first candidate was timed: those that were not have no times. A candidate
+    whose first timed call takes ``give_up`` times the fastest one's is not called again.
     """
     times: dict[str, list[float]] = {name: [] for name in candidates}
-    ends = time.perf_counter() + seconds
-    for run in candidates.values():
+    ends, (first, *_) = time.perf_counter() + seconds, candidates
+
+    def is_over() -> bool:
+        return bool(times[first]) and time.perf_counter() > ends
+
+    warm = []
+    for name, run in candidates.items():
+        if warm and time.perf_counter() > ends:
+            break
         run()  # the first call compiles kernels and grows pools
+        warm.append(name)
     for done in range(rounds):
-        fastest = min(each[0] for each in times.values()) if done else 0.0
-        for name, run in candidates.items():
+        fastest = min((each[0] for each in times.values() if each), default=0.0)
+        for name in warm:
+            if is_over():
+                return times
             if done and times[name][0] > give_up * fastest:
                 continue
             started = time.perf_counter()
-            run()
+            candidates[name]()
             times[name].append(time.perf_counter() - started)
-        if time.perf_counter() > ends:
-            break
     return times
 
 

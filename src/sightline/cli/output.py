@@ -76,6 +76,9 @@ Words = Annotated[tuple[str, ...], Parameter(consume_multiple=True, negative=())
 CURVE_SHARE = 0.1
 """Share of the budget that the learning curve of a computed head may take."""
 
+PAGE_SECONDS = 2.5
+"""Seconds in which a quiet machine writes the page of a report with its diagrams."""
+
 JSON_ESCAPES = "json_escapes"
 """Name of the error handler for encodings: what cannot be written becomes JSON's escapes, valid in JSON and legible
 in text."""
@@ -148,16 +151,28 @@ def check_picture_path(path: Path) -> Path:
 
 
 def evaluate_and_report(run: "Run") -> dict[str, Any]:
-    """Test a new run and write its report: what every verb that makes a run does at its end."""
+    """Test a new run and write its report: what every verb that makes a run does at its end.
+
+    Where a budget is nearly over, the learning curve of a computed head, then the page's diagrams are left out.
+    """
+    from .. import progress
     from ..comparison import head_curve_run
     from ..evaluation import evaluate_run
-    from ..evidence import write_report
+    from ..evidence import NO_PLOTS, write_report
     from ..training import parse_duration
 
-    evaluation: dict[str, Any] = evaluate_run(run).as_json() if len(run.splits.test) else {"n": 0}
-    if curve := head_curve_run(run, seconds=CURVE_SHARE * parse_duration(run.recipe.budget)):
+    seconds, deadline = CURVE_SHARE * parse_duration(run.recipe.budget), run.deadline
+    evaluation: dict[str, Any] = {"n": 0}
+    if len(run.splits.test):
+        evaluation = evaluate_run(run, deadline=deadline).as_json()
+    if deadline is not None:
+        seconds = min(seconds, deadline.time_left() - PAGE_SECONDS * deadline.load)
+    if curve := head_curve_run(run, seconds=seconds):
         evaluation["head_curve"] = curve.as_json()
-    page = write_report(run.folder)
+    plots = deadline is None or deadline.time_left() > PAGE_SECONDS * deadline.load
+    if not plots:
+        progress.notify(NO_PLOTS)
+    page = write_report(run.folder, plots=plots)
     return {"run": str(run.folder), **evaluation, "report": str(page)}
 
 

@@ -82,13 +82,15 @@ def head_curve_run(run: Run, *, seconds: float = inf) -> HeadCurve | None:
     """The curve of a run whose last layer was computed, on its training and validation images, also saved in the run.
 
     ``seconds`` is the time it may take, by a first fit that is timed: where it is short, fewer draws are made, and none
-    below ``MIN_CURVE_DRAWS``. None too where fine-tuning changed the features, which have then seen these images, where
-    a class has fewer than 5 images, or where all have more than 5,000; and for lda, whose error follows no power law
-    while images are hardly more than features.
+    below ``MIN_CURVE_DRAWS``. None too where the head saw a part of the images, where fine-tuning changed the features,
+    which have then seen these images, where a class has fewer than 5 images, or where all have more than 5,000; and for
+    lda, whose error follows no power law while images are hardly more than features.
     """
     facts, splits = run.facts, run.splits
     if (
         "head" not in facts
+        or facts["head"].get("train_images") != facts["head"].get("all_train_images")
+        or seconds <= 0
         or (facts.get("fine_tuning") or {}).get("kept")
         or (run.recipe.method or "").startswith("lda")
     ):

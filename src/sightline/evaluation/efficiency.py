@@ -27,6 +27,9 @@ LATENCY_BATCH_SIZES = (1, 32)
 LATENCY_SECONDS, MIN_LATENCY_REPEATS, MAX_LATENCY_REPEATS = 1.0, 10, 200
 """Seconds of measurement for each batch size, and the bounds of the number of its repetitions."""
 
+BRIEF_SECONDS = 0.1
+"""Seconds of the only measurement where there is no time for more."""
+
 MIN_OWN_SHARE = 0.8
 """Share of the time in which this thread computes on a quiet machine, at least."""
 
@@ -127,8 +130,13 @@ def predict_timed(
 
 
 @torch.inference_mode()
-def measure_warmup(classifier: Classifier, pixels: Float[Tensor, "B C H W"]) -> WarmupCost:
-    """Memory and latency of a classifier in eval mode, from one batch on its device, which also warms it up."""
+def measure_warmup(classifier: Classifier, pixels: Float[Tensor, "B C H W"], *, brief: bool = False) -> WarmupCost:
+    """Memory and latency of a classifier in eval mode, from one batch on its device, which also warms it up.
+
+    ``brief`` measures the latency of one image alone, a few times.
+    """
+    if brief:
+        return WarmupCost((_repeat_batch(classifier, pixels[:1], seconds=BRIEF_SECONDS),), None, "process")
     with _track_memory(pixels.device) as memory:
         time_batch(classifier, pixels)
     found = []
@@ -163,12 +171,14 @@ def _measure_latency(classifier: Classifier, pixels: Float[Tensor, "B C H W"]) -
     return min(found, _repeat_batch(classifier, pixels), key=lambda one: one.p50_ms) if found.busy else found
 
 
-def _repeat_batch(classifier: Classifier, pixels: Float[Tensor, "B C H W"]) -> Latency:
+def _repeat_batch(
+    classifier: Classifier, pixels: Float[Tensor, "B C H W"], seconds: float = LATENCY_SECONDS
+) -> Latency:
     tries: list[float] = []
     began, worked = time.perf_counter(), time.thread_time()
-    while len(tries) < MIN_LATENCY_REPEATS or (sum(tries) < LATENCY_SECONDS and len(tries) < MAX_LATENCY_REPEATS):
+    while len(tries) < MIN_LATENCY_REPEATS or (sum(tries) < seconds and len(tries) < MAX_LATENCY_REPEATS):
         tries.append(time_batch(classifier, pixels)[1])
-        if sum(tries) > 3 * LATENCY_SECONDS:  # a large network on a slow machine
+        if sum(tries) > 3 * seconds:  # a large network on a slow machine
             break
     p50, p95 = np.quantile(tries, (0.5, 0.95)) * 1000
     share = (time.thread_time() - worked) / (time.perf_counter() - began)

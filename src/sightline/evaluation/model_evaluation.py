@@ -107,6 +107,7 @@ def evaluate(
     device: str = "auto",
     split: str = "test",
     remarks: tuple[Remark, ...] = (),
+    brief: bool = False,
 ) -> Evaluation:
     """Measure a classifier on labelled images in one pass, in eval mode.
 
@@ -115,6 +116,7 @@ def evaluate(
         device: where to run; the classifier moves there.
         split: name of the images in remarks and records.
         remarks: what the caller knows and a reader of the metrics should.
+        brief: measure no memory, and the latency of one image alone, because time is short.
 
     Raises DataError where the dataset is empty, has images of a class that the classifier does not know, or was
     decoded with another geometry.
@@ -128,7 +130,7 @@ def evaluate(
             classifier,
             dataset,
             batch_size=batch_size,
-            warm_up=lambda pixels: warmup.append(measure_warmup(classifier, pixels)),
+            warm_up=lambda pixels: warmup.append(measure_warmup(classifier, pixels, brief=brief)),
         )
     finally:
         classifier.train(training)

@@ -11,11 +11,12 @@ from jaxtyping import Int
 from numpy import ndarray
 
 from .. import runtime
+from ..data import nested_subset
 from ..files import atomic_replace, explain_write_errors, write_json
 from ..pictures import contact_sheet, data_url, thumbnail
 from ..runs import open_subject, trained_on
 from ..sources import Source
-from ..training import Run
+from ..training import Deadline, Run
 from ..types import Dataset, Remark
 from .confusions import confusable_pairs, most_confident, top_confusions, worst_mistakes
 from .model_evaluation import Evaluation, evaluate
@@ -43,11 +44,24 @@ USAGE_RIGHTS_COLUMNS = ("consent", "licence", "license")
 """Columns of a table that say how the images may be used."""
 
 
-def evaluate_run(run: Run) -> Evaluation:
-    """Evaluate a run on its test split; write its ``predictions.csv``, ``report.json`` and ``mistakes.png``."""
-    test = run.splits.test
+def evaluate_run(run: Run, *, deadline: Deadline | None = None) -> Evaluation:
+    """Evaluate a run on its test split; write its ``predictions.csv``, ``report.json`` and ``mistakes.png``.
+
+    Until a ``deadline``, as many test images as fit are tested, and a remark says so; costs are measured briefly.
+    """
+    test, brief = run.splits.test, False
     device, remarks = str(run.classifier.device), tuple(_training_remarks(run))
-    evaluation = evaluate(run.classifier, test, device=device, remarks=remarks)
+    if deadline is not None:
+        deadline.measure_load()
+        brief = deadline.time_left() < deadline.test_seconds
+        if (count := deadline.testable_images()) < len(test):
+            some = test.subset(nested_subset(test.labels, count / len(test), run.recipe.data_seed))
+            text = (
+                f"{len(some):,} of {len(test):,} test images are tested, the same share of every class, which is what "
+                f"fits the budget of {run.recipe.budget}: sightline evaluate {run.folder} tests on all."
+            )
+            test, remarks = some, (*remarks, Remark("warning", text))
+    evaluation = evaluate(run.classifier, test, device=device, remarks=remarks, brief=brief)
     evaluation.write_predictions(run.folder / "predictions.csv")
     write_json(run.folder / REPORT_FILE, report_json(evaluation, test, run.facts, run=run.folder.name))
     gallery, picture = run.folder / "mistakes.png", mistake_gallery(evaluation, test)

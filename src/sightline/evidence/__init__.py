@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from .card import render_card
 from .formatting import METRIC_LABELS, format_duration
 from .load import Evidence, load_evidence, read_report
-from .page import attach_comparison, check_run, render_page, write_report
+from .page import NO_PLOTS, attach_comparison, check_run, render_page, write_report
 from .requirements import parse_requirements
 from .sections import compression_rows
 
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "METRIC_LABELS",
+    "NO_PLOTS",
     "Evidence",
     "attach_comparison",
     "check_run",

@@ -28,18 +28,23 @@ MAX_CONFUSION_TABLE_CLASSES = 20
 """Maximum classes of a confusion matrix shown as a table; with more it is a picture."""
 
 
-def write_report(run: Path | str, verdicts: Sequence[Verdict] = ()) -> Path:
+NO_PLOTS = "Curves and diagrams are not drawn, because the time budget was over: sightline report RUN draws them."
+"""What a page without them says."""
+
+
+def write_report(run: Path | str, verdicts: Sequence[Verdict] = (), *, plots: bool = True) -> Path:
     """Write ``report.html`` and its pictures from the results in a run folder, and the card into run and bundle.
 
-    The page names absent results and begins with the `verdicts`. Returns the path of the page. Raises DataError if
+    The page names absent results and begins with the `verdicts`. Without `plots` it has no curves and diagrams, which
+    take most of the time, and says so. Returns the path of the page. Raises DataError if
     the folder does not exist, OutputError if it cannot be written.
     """
     evidence, folder = load_evidence(run), Path(run)
-    page, drawn = folder / "report.html", _draw_pictures(evidence)
+    page, drawn = folder / "report.html", _draw_pictures(evidence) if plots else {}
     for name, content in drawn.items():
         with atomic_replace(folder / f"{name}.png") as temporary:
             temporary.write_bytes(content)
-    write_text(page, render_page(evidence, drawn, verdicts))
+    write_text(page, render_page(evidence, drawn, verdicts, plots=plots))
     if evidence.config:
         text = render_card(evidence.config, evidence.report, evidence.extras)
         write_text(folder / "README.md", text)
@@ -80,7 +85,11 @@ def _draw_pictures(evidence: Evidence) -> dict[str, bytes]:
 
 
 def render_page(
-    evidence: Evidence, drawn: Mapping[str, bytes] | None = None, verdicts: Sequence[Verdict] = ()
+    evidence: Evidence,
+    drawn: Mapping[str, bytes] | None = None,
+    verdicts: Sequence[Verdict] = (),
+    *,
+    plots: bool = True,
 ) -> str:
     """The page as HTML. Every name from the data is escaped; `drawn` are pictures that were drawn before."""
     from jinja2 import Environment, FunctionLoader, StrictUndefined
@@ -105,7 +114,7 @@ def render_page(
     results, damaged = build_sections(evidence.extras)
     matrix = measured.get("confusion") or []
     reliability = None
-    if bins := report.get("reliability"):
+    if plots and (bins := report.get("reliability")):
         picture = pictures.plot_reliability(bins["edges"], bins["counts"], bins["confidence"], bins["accuracy"])
         reliability = pictures.data_url(picture)
     # Letters in a picture are half as large again as those of the page, so it is shown at two thirds of its width.
@@ -119,7 +128,7 @@ def render_page(
         measured=measured,
         facts=_headline_facts(evidence),
         cards=_headline_figures(evidence),
-        caveats=_caveats(evidence),
+        caveats=[*_caveats(evidence), *([] if plots else [NO_PLOTS])],
         metrics=_metric_rows(measured),
         classes=_class_rows(measured),
         counts=_count_table(evidence.counts),
@@ -140,7 +149,7 @@ def render_page(
         ],
         mistakes=with_embedded_images(report.get("mistakes"), "image"),
         wrong=sum(sum(row) for row in matrix) - sum(row[i] for i, row in enumerate(matrix)),
-        curves=pictures.data_url(pictures.plot_history(evidence.history)) if evidence.history else None,
+        curves=pictures.data_url(pictures.plot_history(evidence.history)) if plots and evidence.history else None,
         reliability=reliability,
         calibration=describe_calibration(evidence.config) if "temperature" in evidence.config else "",
         drawn={name: (pictures.data_url(content), widths[name]) for name, content in drawn.items()},

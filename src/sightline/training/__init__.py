@@ -16,6 +16,7 @@ from .presets import PRESETS
 from .recipe import INHERIT, PRETRAINED, Recipe, field_descriptions, parse_duration
 
 if TYPE_CHECKING:
+    from .budget import Deadline
     from .build import ADAPTATION_IMAGES, MEMORY_FORMATS, build_classifier, build_method
     from .defaults import (
         LINEAR_PROBE_LR_FACTOR,
@@ -81,6 +82,7 @@ __all__ = [
     "SCHEDULES",
     "BaseHook",
     "CrossEntropy",
+    "Deadline",
     "DistillationLoss",
     "FittedHead",
     "Gradients",
@@ -132,6 +134,7 @@ __all__ = [
 
 _MEMBERS = {
     "build": ("ADAPTATION_IMAGES", "MEMORY_FORMATS", "build_classifier", "build_method"),
+    "budget": ("Deadline",),
     "defaults": (
         "LINEAR_PROBE_LR_FACTOR",
         "choose_execution",

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from .. import runtime
 from ..types import Splits
 from .fit import TrainingState
 from .hooks import BaseHook
@@ -23,7 +24,13 @@ EVALUATED_BESIDE = 320
 """Images that the test runs besides its own, for a warm-up and to measure latencies (at most twice the test)."""
 
 MAX_REPORT_SECONDS = 6.0
-"""Time of the report of a small network, which is reserved where the budget allows it."""
+"""Time of the report of a small network on a quiet machine, which is reserved where the budget allows it."""
+
+MIN_TESTED_IMAGES = 200
+"""Test images that are tested however late it is: an accuracy within 7 points, at 95 %."""
+
+MAX_LOAD = 5.0
+"""Largest factor by which a busy machine lengthens what is reserved for the report."""
 
 MAX_RESERVED_SHARE = 0.5
 """Share of the budget that test and report may take from training: an untrained network need not be tested."""
@@ -56,11 +63,17 @@ class Deadline:
     test: int
     image_seconds: float = 0.0
     """Seconds of an evaluated image, as far as they are known."""
+    load: float = 1.0
+    """How many times as long as on a quiet machine the work of one thread takes now."""
+    share: float = 1.0
+    """Share of the budget at which training ends, where something else is trained after it."""
 
     @classmethod
     def of(cls, recipe: Recipe, splits: Splits, began: float) -> "Deadline":
         """The deadline of a command that began then."""
-        return cls(parse_duration(recipe.budget), began, len(splits.val.labelled), len(splits.test))
+        made = cls(parse_duration(recipe.budget), began, len(splits.val.labelled), len(splits.test))
+        made.measure_load()
+        return made
 
     @property
     def validation(self) -> float:
@@ -69,10 +82,33 @@ class Deadline:
 
     def seconds_left(self) -> float:
         """Seconds for training, without what follows it; negative where they are over."""
-        images = 2 * self.val + self.test + min(EVALUATED_BESIDE, 2 * self.test)
-        after = min(MAX_REPORT_SECONDS, 0.1 * self.seconds) + images * self.image_seconds
+        after = 2 * self.validation + self.test_seconds
         after = min(after, MAX_RESERVED_SHARE * self.seconds)
-        return self.began + PLANNED_SHARE * self.seconds - after - time.monotonic()
+        return self.began + PLANNED_SHARE * self.share * self.seconds - after - time.monotonic()
+
+    @property
+    def report_seconds(self) -> float:
+        """Seconds of the report after the test, as long as it may take in this budget on this machine now."""
+        return min(MAX_REPORT_SECONDS, 0.1 * self.seconds) * self.load
+
+    @property
+    def test_seconds(self) -> float:
+        """Seconds of the test with its latencies and its report."""
+        return (self.test + min(EVALUATED_BESIDE, 2 * self.test)) * self.image_seconds + self.report_seconds
+
+    def time_left(self) -> float:
+        """Seconds until the end of the budget; negative where it is over."""
+        return self.began + self.seconds - time.monotonic()
+
+    def measure_load(self) -> None:
+        """Ask how busy the machine is now."""
+        self.load = min(MAX_LOAD, runtime.measure_load())
+
+    def testable_images(self) -> int:
+        """Test images that fit the time left, with a short report after them; at least ``MIN_TESTED_IMAGES``."""
+        left = self.time_left() - self.report_seconds / 2
+        fitting = self.test if not self.image_seconds else int(left / self.image_seconds)
+        return min(self.test, max(MIN_TESTED_IMAGES, fitting))
 
 
 class Budget(BaseHook):

@@ -62,7 +62,7 @@ AUTOTUNE_STEPS = 5
 """Timed steps of each candidate, interleaved; their median decides."""
 
 TRIAL_SECONDS = 1.0
-"""No further round of timed steps begins after this time: three trials cost about 3 s."""
+"""No step of a trial begins after this time, once a way was timed: three trials cost 3 s and the steps begun."""
 
 MAX_TRIAL_STEP_SECONDS = 0.3
 """A trial's step on more images than fit this time is taken on fewer: eight or more steps are needed."""
@@ -257,7 +257,7 @@ def measure_throughput(classifier: Classifier, plan: Plan, batch: Batch) -> Thro
     if path.exists():
         known = json.loads(path.read_text())
         return Throughput(*_time_modes([ExecutionMode(**known["mode"])], classifier, plan, batch))
-    began = time.perf_counter()
+    ends = time.perf_counter() + 3 * TRIAL_SECONDS
     memory_formats = tuple(MEMORY_FORMATS) if recipe.memory_format is None else (recipe.memory_format,)
     precisions = [recipe.precision] if recipe.precision else list(PRECISIONS)
     if recipe.precision is None:  # a few images show which one is emulated: it may be 20 times slower
@@ -265,17 +265,20 @@ def measure_throughput(classifier: Classifier, plan: Plan, batch: Batch) -> Thro
         with ExitStack() as stack:
             tried = [ExecutionMode(precision, "channels_last") for precision in PRECISIONS]
             trials = {mode.precision: _prepare_step(stack, classifier, plan, few, mode) for mode in tried}
-            best = {name: min(times) for name, times in runtime.time_interleaved(trials, 2).items()}
-        precisions = [name for name in PRECISIONS if best[name] <= 2 * min(best.values())]
+            times = runtime.time_interleaved(trials, 2, seconds=TRIAL_SECONDS)
+        best = {name: min(each) for name, each in times.items() if each}
+        precisions = [name for name in best if best[name] <= 2 * min(best.values())]
         affordable = max(16 * torch.get_num_threads(), int(MAX_TRIAL_STEP_SECONDS * len(few) / min(best.values())))
         batch = split_batch(batch, math.ceil(len(batch) / affordable))[0]
     modes = [ExecutionMode(p, layout, recipe.cpu_replicas or 1) for p in precisions for layout in memory_formats]
     mode, rate = _time_modes(modes, classifier, plan, batch)
     if recipe.cpu_replicas is None and replicas_may_help(classifier, plan):
-        if time.perf_counter() - began > 3 * TRIAL_SECONDS:
+        if time.perf_counter() > ends - TRIAL_SECONDS:
             return Throughput(mode, rate)  # a busy moment: nothing to remember
         replicated = replace(mode, cpu_replicas=torch.get_num_threads())
         mode, rate = _time_modes([mode, replicated], classifier, plan, batch)
+    if time.perf_counter() > ends:
+        return Throughput(mode, rate)
     with suppress(OutputError):  # without a cache it is measured again
         write_json(path, {"mode": vars(mode)})
     return Throughput(mode, rate)
@@ -306,7 +309,7 @@ def _time_modes(
         stack.enter_context(runtime.keep_freed_memory())
         trials = {str(mode): _prepare_step(stack, classifier, plan, batch, mode) for mode in modes}
         times = runtime.time_interleaved(trials, AUTOTUNE_STEPS, seconds=TRIAL_SECONDS, give_up=SLOW_STEP_FACTOR)
-    mode = min(modes, key=lambda each: median(times[str(each)]))
+    mode = min((each for each in modes if times[str(each)]), key=lambda each: median(times[str(each)]))
     return mode, len(batch) / median(times[str(mode)])
 
 

@@ -4,6 +4,7 @@
 fine-tuning makes of it is kept only where it is better on the same validation images beyond noise.
 """
 
+import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -30,7 +31,7 @@ from ..types import Dataset, Splits
 from .budget import EVALUATION_COST, Deadline
 from .distributed import SINGLE_PROCESS, ProcessGroup
 from .fit import Method
-from .heads import predict_left_out
+from .heads import PROBE_PENALTIES, predict_left_out
 from .plan import Plan
 from .refinement import fit_temperature, refine
 from .run_folder import RunFolder
@@ -48,8 +49,11 @@ MIN_FINE_TUNING_STEPS = 20
 FIRST_EMBEDDED_IMAGES = 32
 """Images on which the speed of the network is measured first."""
 
-FITTING_SHARE = 0.1
-"""Share of the budget that is kept for computing the head from its features."""
+MAX_FITTING_SHARE = 0.2
+"""Share of the budget that is kept, at most, for computing the head from its features."""
+
+MIN_FITTING_SECONDS = 1.0
+"""Seconds that computing the head may take however late it is."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,14 +78,19 @@ def fit_head(classifier: Classifier, plan: Plan, splits: Splits, deadline: Deadl
     assert plan.head is not None
     began = time.perf_counter()
     train, val = splits.train.labelled, splits.val.labelled
+    seconds = math.inf
     if deadline is not None:
-        train = embed_until(deadline, classifier, train, val, plan.recipe.seed)
+        size = (get_head(classifier.network).in_features, len(train.classes))
+        fitting = min(plan.head.estimate_seconds(len(train), *size), MAX_FITTING_SHARE * deadline.seconds)
+        train = embed_until(deadline, classifier, train, val, plan.recipe.seed, reserved=fitting)
+        left = deadline.seconds_left()
+        seconds = max(left / 2, min(fitting, left), MIN_FITTING_SECONDS)  # fine-tuning gets the rest
     centring = centre_features(classifier, plan, splits)
     features = prepare_features(classifier, embed_cached(classifier, train))
     counts = plan.class_weighting(train.counts)
     weights = None if counts is None else np.asarray(counts, np.float64)[train.labels]
     images = features, train.labels, len(train.classes)
-    fitted = plan.head.fit(*images, seed=plan.recipe.seed, weights=weights)
+    fitted = plan.head.fit(*images, seed=plan.recipe.seed, weights=weights, seconds=seconds)
     head = get_head(classifier.network)
     with torch.no_grad():
         head.weight.copy_(fitted.weight)
@@ -109,10 +118,13 @@ def fit_head(classifier: Classifier, plan: Plan, splits: Splits, deadline: Deadl
     return HeadResult(state, losses, correct, temperature, facts)
 
 
-def embed_until(deadline: Deadline, classifier: Classifier, train: Dataset, val: Dataset, seed: int) -> Dataset:
+def embed_until(
+    deadline: Deadline, classifier: Classifier, train: Dataset, val: Dataset, seed: int, *, reserved: float
+) -> Dataset:
     """The training images whose features could be computed in time, the same share of every class; all where they fit.
 
-    Their features are in the store. The deadline learns what an evaluated image takes.
+    Their features are in the store; ``reserved`` seconds are left over. The deadline learns what an evaluated image
+    takes.
     """
     timed = val if len(val) else train
     for count in (1, FIRST_EMBEDDED_IMAGES):  # the first call compiles kernels
@@ -126,7 +138,7 @@ def embed_until(deadline: Deadline, classifier: Classifier, train: Dataset, val:
         embed_cached(classifier, train.subset(rows))
         each = (time.perf_counter() - began) / max(1, len(rows) - done)
         done, rest = len(rows), len(train) - len(rows)
-        fitting = (deadline.seconds_left() - FITTING_SHARE * deadline.seconds) / max(each, 1e-9)
+        fitting = (deadline.seconds_left() - reserved) / max(each, 1e-9)
         if not rest or fitting < max(FIRST_EMBEDDED_IMAGES, 0.1 * done):
             return train.subset(rows)
         wanted = len(train) if fitting > 2 * rest else min(len(train), done + int(fitting / 2))
@@ -146,6 +158,11 @@ def describe_head(result: HeadResult, plan: Plan) -> tuple[str, ...]:
         found += (
             f" It saw {facts['train_images']:,} of {facts['all_train_images']:,} training images, which is what fits "
             f"the budget of {plan.recipe.budget} (--budget)."
+        )
+    if facts.get("shortened"):
+        found += (
+            f" It was fitted in fewer iterations than usual, its penalty one of {len(facts['cross_validated_losses'])} "
+            f"tried, of {len(PROBE_PENALTIES)}, because time was short (--budget)."
         )
     if (by := facts.get("centred_by")) is None:
         return (found,)

@@ -4,7 +4,10 @@ Every result is an ordinary linear layer: what was done to the features (centrin
 weights, so it exports, calibrates, explains and trains on like any other.
 """
 
+import math
+import time
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -27,6 +30,18 @@ PROBE_FOLDS = 5
 
 MAX_PROBE_ITERATIONS = 60
 """L-BFGS iterations for each penalty of the path."""
+
+PROBE_EVALUATIONS = 300
+"""Evaluations of the loss, of all folds at once, that a cross-validated probe takes: waste took 290, photos fewer."""
+
+EVALUATIONS_PER_ITERATION = 1.25
+"""Evaluations of the loss for an iteration: line searches take more than one."""
+
+MIN_PROBE_ITERATIONS = 6
+"""Iterations of a penalty, however short the time: the fewest that give a usable layer."""
+
+TIMED_PROBE_ROWS = 256
+"""Rows on which the loss of a probe is timed before there are features."""
 
 VARIANCE_PRIOR_IMAGES = 100
 """Weight, in images, of the mean variance in each feature's own: the variance of ten images is mostly noise.
@@ -62,8 +77,16 @@ class HeadMethod(ABC):
         *,
         seed: int,
         weights: Float[ndarray, " N"] | None = None,
+        seconds: float = math.inf,
     ) -> FittedHead:
-        """The last layer for features, normalised if need be, and labels in [0, n_classes); ``weights`` of images."""
+        """The last layer for features, normalised if need be, and labels in [0, n_classes); ``weights`` of images.
+
+        An iterative method does less where it would take more than ``seconds``, and ``shortened`` of the facts says so.
+        """
+
+    def estimate_seconds(self, images: int, width: int, n_classes: int) -> float:  # noqa: ARG002
+        """Seconds that ``fit`` takes, as far as that is worth planning for."""
+        return 0.0
 
 
 @dataclass(frozen=True)
@@ -76,10 +99,18 @@ class LinearProbeHead(HeadMethod):
         if self.penalty is not None:
             check_number("penalty", self.penalty, above=0)
 
-    def fit(self, features, labels, n_classes, *, seed, weights=None):
+    def fit(self, features, labels, n_classes, *, seed, weights=None, seconds=math.inf):
         """The regression; the facts have its penalty and the accuracy of images left out."""
-        given = {"seed": seed, "weights": weights, "penalty": self.penalty}
+        given = {"seed": seed, "weights": weights, "penalty": self.penalty, "seconds": seconds}
         return fit_linear_probe(features, labels, n_classes, **given)
+
+    def estimate_seconds(self, images: int, width: int, n_classes: int) -> float:
+        """By the loss of random features, timed now on this machine."""
+        rng, rows = np.random.default_rng(0), min(images, TIMED_PROBE_ROWS)
+        x = torch.from_numpy(rng.standard_normal((rows, min(width, images)), np.float32))
+        y, shown = torch.arange(rows) % n_classes, torch.ones(PROBE_FOLDS, rows)
+        *_, each = (_time_loss(_ProbeLoss(x, y, shown, n_classes)) for _ in range(2))
+        return PROBE_EVALUATIONS * each * images / rows
 
 
 @dataclass(frozen=True)
@@ -98,7 +129,7 @@ class ClassMeans(HeadMethod):
 
     normalises = True
 
-    def fit(self, features, labels, n_classes, *, seed, weights=None):  # noqa: ARG002
+    def fit(self, features, labels, n_classes, *, seed, weights=None, seconds=math.inf):  # noqa: ARG002
         """The class means; nothing is drawn."""
         means = _class_means(features, labels, n_classes, weights)
         return FittedHead(_tensor(2 * means), _tensor(-np.square(means).sum(1)), {})
@@ -113,7 +144,7 @@ class LinearDiscriminant(HeadMethod):
 
     shrinkage: float = DEFAULT_SHRINKAGE
 
-    def fit(self, features, labels, n_classes, *, seed, weights=None):  # noqa: ARG002
+    def fit(self, features, labels, n_classes, *, seed, weights=None, seconds=math.inf):  # noqa: ARG002
         """The discriminant; nothing is drawn."""
         images = np.ones(len(labels)) if weights is None else np.asarray(weights, np.float64)
         means = _class_means(features, labels, n_classes, weights)
@@ -191,12 +222,14 @@ def fit_linear_probe(
     seed: int = 0,
     weights: Float[ndarray, " N"] | None = None,
     penalty: float | None = None,
+    seconds: float = math.inf,
 ) -> FittedHead:
     """The logistic regression of this penalty, or of the one that cross-validation prefers, fitted to all images.
 
     Features are standardised, which is folded into the weights afterwards. The facts: ``penalty``,
-    ``cross_validated_accuracy`` of images left out at that penalty (None where none could be), and
-    ``cross_validated_losses`` by penalty (nats).
+    ``cross_validated_accuracy`` of images left out at that penalty (None where none could be),
+    ``cross_validated_losses`` by penalty (nats), and ``shortened`` where ``seconds`` allowed fewer iterations or
+    penalties than usual: the path of penalties then ends early, and the last fit starts from the mean of the folds.
 
     ``weights`` are of the images, such as class weights; all are 1 where none are given. With fewer than two images of
     some class there is nothing to leave out: the strongest penalty is taken. Raises DataError where a class has no
@@ -205,6 +238,7 @@ def fit_linear_probe(
     counts = np.bincount(labels, minlength=n_classes)
     if (counts == 0).any():
         raise DataError(f"Class number {int(counts.argmin())} has no image to fit the last layer to. Add images.")
+    ends = time.monotonic() + seconds
     x = torch.from_numpy(features).float()
     mean, variance = x.mean(0), x.var(0, correction=0)
     prior = VARIANCE_PRIOR_IMAGES * variance.mean()
@@ -216,66 +250,114 @@ def fit_linear_probe(
         x = x @ basis
     images = torch.ones(len(y)) if weights is None else torch.from_numpy(weights).float()
     losses: dict[float, float] = {}
-    accuracy = None
+    accuracy, start, shortened = None, None, False
     folds = min(PROBE_FOLDS, int(counts.min()))
     if penalty is None and folds >= 2:
         fold = _deal_folds(labels, folds, seed)
         shown = images * (torch.arange(folds)[:, None] != fold).float()  # (F, N)
         rates = {}
-        for candidate, found in _regularisation_path(x, y, shown, n_classes):
+        path = _Path(_ProbeLoss(x, y, shown, n_classes), PROBE_PENALTIES, ends, share=0.75)
+        for candidate, found in path:
             logits = torch.einsum("nd,fdk->fnk", x, found[:, :-1]) + found[:, -1:]
             left_out = logits[fold, torch.arange(len(y))]
             losses[candidate] = float(
                 (F.cross_entropy(left_out, y, reduction="none") * images).sum() / images.sum()
             )
             rates[candidate] = (left_out.argmax(1) == y).double().mean().item()
+            if losses[candidate] == min(losses.values()):
+                start = found.mean(0, keepdim=True)
             if losses[candidate] > 1.02 * min(losses.values()):  # the loss has one valley: the rest is worse
                 break
+        shortened = path.shortened
         penalty = min(losses, key=lambda one: losses[one])
         accuracy = rates[penalty]
     until = penalty or PROBE_PENALTIES[0]
-    *_, (penalty, found) = _regularisation_path(x, y, images[None], n_classes, until=until)
+    penalties = (*(one for one in PROBE_PENALTIES if one > until), until)
+    final = _ProbeLoss(x, y, images[None], n_classes)
+    if shortened and start is not None:
+        penalties, final.solution = (until,), start.clone().requires_grad_()
+    path = _Path(final, penalties, ends)
+    *_, (penalty, found) = path
     standardised = found[0, :-1] if basis is None else basis @ found[0, :-1]
     weight = (standardised / std[:, None]).T
     facts = {
         "penalty": penalty,
         "cross_validated_accuracy": accuracy,
         "cross_validated_losses": {f"{one:g}": loss for one, loss in losses.items()},
+        **({"shortened": True} if shortened or path.shortened else {}),
     }
     return FittedHead(weight.contiguous(), found[0, -1] - weight @ mean, facts)
 
 
-def _regularisation_path(
-    x: Float[Tensor, "N D"],
-    y: Int[Tensor, " N"],
-    shown: Float[Tensor, "F N"],
-    n_classes: int,
-    until: float = PROBE_PENALTIES[-1],
-):
-    """(penalty, weights with the bias as last row (F, D + 1, K)) for each penalty, all folds at once.
-
-    The loss of each fold is the weighted mean cross-entropy of its images plus penalty * |weights|^2 / 2.
+class _ProbeLoss:
+    """The loss of ``solution`` (F, D + 1, K), the bias as last row: the sum over the folds of each one's weighted mean
+    cross-entropy of its images plus penalty * |weights|^2 / 2.
     """
-    solution = torch.zeros(len(shown), x.shape[1] + 1, n_classes, requires_grad=True)
-    target = F.one_hot(y, n_classes).float()
-    share = shown / shown.sum(1, keepdim=True)
-    for penalty in (*(one for one in PROBE_PENALTIES if one > until), until):
-        optimizer = torch.optim.LBFGS(
-            [solution],
-            max_iter=MAX_PROBE_ITERATIONS,
-            history_size=10,
-            line_search_fn="strong_wolfe",
-            tolerance_grad=1e-5,
-        )
 
-        def closure(penalty: float = penalty, optimizer: torch.optim.LBFGS = optimizer) -> Tensor:
-            optimizer.zero_grad()
-            flat = solution[:, :-1].permute(1, 0, 2).flatten(1)  # (D, F K): one product for all folds
-            logits = (x @ flat).unflatten(1, (len(shown), n_classes)) + solution[:, -1]
-            nll = -(F.log_softmax(logits, 2) * target[:, None]).sum(2)  # (N, F)
-            loss = (nll * share.T).sum() + penalty / 2 * solution[:, :-1].square().sum()
-            loss.backward()
-            return loss
+    def __init__(
+        self, x: Float[Tensor, "N D"], y: Int[Tensor, " N"], shown: Float[Tensor, "F N"], n_classes: int
+    ) -> None:
+        self.solution = torch.zeros(len(shown), x.shape[1] + 1, n_classes, requires_grad=True)
+        self.x, self.target = x, F.one_hot(y, n_classes).float()
+        self.share = shown / shown.sum(1, keepdim=True)
 
-        optimizer.step(closure)
-        yield penalty, solution.detach().clone()
+    def __call__(self, penalty: float) -> Float[Tensor, ""]:
+        """The loss; its gradient is added to ``solution.grad``."""
+        solution = self.solution
+        flat = solution[:, :-1].permute(1, 0, 2).flatten(1)  # (D, F K): one product for all folds
+        logits = (self.x @ flat).unflatten(1, (len(solution), -1)) + solution[:, -1]
+        nll = -(F.log_softmax(logits, 2) * self.target[:, None]).sum(2)  # (N, F)
+        loss = (nll * self.share.T).sum() + penalty / 2 * solution[:, :-1].square().sum()
+        loss.backward()
+        return loss
+
+
+def _time_loss(loss: _ProbeLoss) -> float:
+    """Seconds of one evaluation, with its gradient, which is dropped."""
+    began = time.monotonic()
+    loss(1.0)
+    loss.solution.grad = None
+    return time.monotonic() - began
+
+
+class _Path:
+    """Iterates (penalty, solution (F, D + 1, K)) from the strongest penalty, each from the one before.
+
+    The iterations are as many as fit until ``ends`` (``time.monotonic()``), of which the path takes a ``share``; where
+    that is over, it ends. ``shortened`` says whether it did less than it would have done without an end.
+    """
+
+    def __init__(self, loss: _ProbeLoss, penalties: tuple[float, ...], ends: float, share: float = 1.0) -> None:
+        self.loss, self.penalties, self.shortened = loss, penalties, False
+        now = time.monotonic()
+        self.ends = now + share * max(0.0, ends - now)
+
+    def __iter__(self) -> Iterator[tuple[float, Float[Tensor, "F E K"]]]:
+        loss, each, rest = self.loss, 0.0, len(self.penalties)
+        if math.isfinite(self.ends):
+            *_, each = (_time_loss(loss) for _ in range(2))
+        for penalty in self.penalties:
+            left = self.ends - time.monotonic()
+            fitting = math.inf if not each else left / (EVALUATIONS_PER_ITERATION * each)
+            if fitting < MIN_PROBE_ITERATIONS and rest < len(self.penalties):
+                self.shortened = True
+                return
+            # Half of the time for each penalty: the strong ones are needed most, and the loss often turns early.
+            iterations = max(MIN_PROBE_ITERATIONS, int(min(MAX_PROBE_ITERATIONS, fitting / min(rest, 2))))
+            optimizer = torch.optim.LBFGS(
+                [loss.solution],
+                max_iter=iterations,
+                history_size=10,
+                line_search_fn="strong_wolfe",
+                tolerance_grad=1e-5,
+            )
+
+            def closure(penalty: float = penalty, optimizer: torch.optim.LBFGS = optimizer) -> Tensor:
+                optimizer.zero_grad()
+                return loss(penalty)
+
+            optimizer.step(closure)
+            rest -= 1
+            taken = optimizer.state[loss.solution]["n_iter"]
+            self.shortened |= taken >= iterations < MAX_PROBE_ITERATIONS
+            yield penalty, loss.solution.detach().clone()

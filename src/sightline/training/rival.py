@@ -14,6 +14,7 @@ from .. import progress
 from ..classifier import Classifier
 from ..files import write_json
 from ..types import Splits
+from .budget import Deadline
 from .head_first import judge_answers, judge_change
 from .plan import Plan
 from .recipe import Recipe
@@ -51,6 +52,16 @@ def rival_recipe(asked: Recipe, plan: Plan, splits: Splits) -> Recipe | None:
     )
     kept = {"split_seed": asked.data_seed, "val_fraction": plan.recipe.val_fraction}
     return asked.replace(from_scratch=True, size=asked.size or min(RIVAL_SIDE, plan.recipe.size or 64), **kept)
+
+
+def time_for_rival(deadline: Deadline) -> float | None:
+    """Seconds for the rival and its test, from now; None where they would go into its test.
+
+    The pretrained network's answers to the validation and test images take longer than the rival plans for.
+    """
+    share = RIVAL_SHARE * deadline.seconds / 2
+    left = deadline.time_left() - min(share, (deadline.val + deadline.test) * deadline.image_seconds)
+    return left if left >= share else None
 
 
 def keep_better(

@@ -41,17 +41,17 @@ from .fit import Hook, Method
 from .head_first import HeadResult, check_head_method, decide_fine_tuning, describe_head, fit_head, refine_head
 from .losses import ObjectiveLike
 from .plan import Plan, resolve
-from .recipe import INHERIT, PRETRAINED, Recipe, parse_duration
+from .recipe import INHERIT, PRETRAINED, Recipe
 from .refinement import refine
 from .restoring import absolute_path, locate_images, restore_splits, split_by_recipe, split_to_train
-from .rival import RIVAL_SHARE, keep_better, rival_recipe
+from .rival import RIVAL_SHARE, keep_better, rival_recipe, time_for_rival
 from .run_folder import RunFolder, check_run_folder, create_run_folder
 from .starts import Default, choose_pixels
 
 
 @dataclass(frozen=True)
 class Run:
-    """A finished training: its folder, the classifier, and what it was made from."""
+    """A finished training: its folder, the classifier, what it was made from, and when its report should be written."""
 
     folder: Path
     recipe: Recipe
@@ -59,6 +59,7 @@ class Run:
     splits: Splits
     facts: Mapping[str, Any]
     notes: tuple[str, ...]
+    deadline: Deadline | None = None
 
 
 def train(
@@ -99,21 +100,22 @@ def train(
         except MainGuardError:
             shutil.rmtree(folder.path)  # nothing was trained, and the corrected script needs the place
             raise
-    rival = rival_recipe(recipe, plan, splits) if objective is None and augment is None else None
+    rival = rival_recipe(recipe, plan, splits) if deadline and objective is None and augment is None else None
     budget = None
     if deadline is not None and plan.recipe.epochs and plan.recipe.progressive_from is None:
-        most = useful_epochs(plan.recipe, len(splits.train.labelled))
-        deadline.seconds *= 1.0 if rival is None else 1 - RIVAL_SHARE
-        budget = Budget(plan.recipe, deadline, most, folder.log)
+        deadline.share = 1.0 if rival is None else 1 - RIVAL_SHARE
+        budget = Budget(plan.recipe, deadline, useful_epochs(plan.recipe, len(splits.train.labelled)), folder.log)
     run = _train_run(folder, plan, classifier, head, splits, notes, resume=False, budget=budget)
-    left = (whole := parse_duration(recipe.budget)) - (time.monotonic() - began)
-    if rival is None or left < RIVAL_SHARE * whole / 2:  # what is left would go into its test
+    run = replace(run, deadline=deadline)
+    if deadline is None or rival is None or (left := time_for_rival(deadline)) is None:
         return run
     place = folder.path / "from-scratch"
     other = train(data, rival.replace(budget=f"{left:g}s"), out=place, device=device)
     facts = keep_better(folder, run.classifier, splits, place, other.classifier, other.splits)
-    verdict, best = facts["from_scratch"], other if facts["from_scratch"]["kept"] else run
-    return replace(best, folder=folder.path, facts=facts, notes=(*best.notes, verdict["reason"]))
+    best = other if facts["from_scratch"]["kept"] else run
+    deadline = replace(deadline, image_seconds=best.deadline.image_seconds if best.deadline else 0.0)
+    notes = (*best.notes, facts["from_scratch"]["reason"])
+    return replace(best, folder=folder.path, facts=facts, notes=notes, deadline=deadline)
 
 
 def _begin_run(
@@ -275,7 +277,6 @@ def read_dataset(
     """Find and decode the recipe's images, at its size or a chosen one; returns them and what was chosen.
 
     With ``plan``, the plan of the recipe, photos may get published weights, which have their own size.
-
     Raises DataError where more than the fraction ``max_bad`` of them cannot be read.
     """
     if recipe.data is None:
@@ -339,8 +340,7 @@ def _train_in_processes(
     resume: bool,
 ) -> Run:
     """Train in several processes of this machine; the run is read back from what the main one wrote."""
-    devices = plan.recipe.devices
-    launch_processes(_train_as_member, devices, device, folder.path, objective, augment, resume)
+    launch_processes(_train_as_member, plan.recipe.devices, device, folder.path, objective, augment, resume)
     classifier = Classifier.load(folder.path).to(device)
     return Run(folder.path, plan.recipe, classifier, splits, folder.read_facts(), notes)
 
