@@ -52,23 +52,17 @@ def choose(family: Mapping[str, Callable[..., _Member]], by: str | _Member, what
     make = lookup(family, name, what)
     positional = [_parse_literal(word) for word in words if "=" not in word]
     named = {key: _parse_literal(value) for key, _, value in (w.partition("=") for w in words if "=" in w)}
-    _check_arguments(make, name, named, what)
+    takes = inspect.signature(make).parameters.values()
+    if all(one.kind is not inspect.Parameter.VAR_KEYWORD for one in takes):  # else it checks its own
+        known = [one.name for one in takes if one.kind is not inspect.Parameter.VAR_POSITIONAL]
+        for argument in named:
+            if argument not in known:
+                raise ChoiceError(f"The {what} '{name}' has no argument '{argument}'. {suggest(argument, known)}")
     try:
         inspect.signature(make).bind(*positional, **named)  # its error names none of our classes
         return make(*positional, **named)
     except (TypeError, ValueError) as error:
         raise ChoiceError(f"The {what} '{by}' cannot be made: {error}.") from error
-
-
-def _check_arguments(make: Callable[..., Any], name: str, named: Iterable[str], what: str) -> None:
-    """Raise ChoiceError for a named argument that the member does not have, with the nearest one that it has."""
-    takes = inspect.signature(make).parameters.values()
-    if any(one.kind is inspect.Parameter.VAR_KEYWORD for one in takes):
-        return  # it checks its own
-    known = [one.name for one in takes if one.kind is not inspect.Parameter.VAR_POSITIONAL]
-    for argument in named:
-        if argument not in known:
-            raise ChoiceError(f"The {what} '{name}' has no argument '{argument}'. {suggest(argument, known)}")
 
 
 def _parse_literal(word: str) -> Any:

@@ -68,19 +68,15 @@ def atomic_replace(path: Path) -> Iterator[Path]:
         temporary = holder / path.name
         try:
             yield temporary
-            _fsync(temporary)
+            for file in temporary.rglob("*") if temporary.is_dir() else [temporary]:
+                if file.is_file():
+                    with file.open("rb") as stream:
+                        os.fsync(stream.fileno())
             if temporary.is_dir() and path.exists():
                 path.replace(holder / "old")
             temporary.replace(path)
         finally:
             shutil.rmtree(holder, ignore_errors=True)
-
-
-def _fsync(path: Path) -> None:
-    for file in path.rglob("*") if path.is_dir() else [path]:
-        if file.is_file():
-            with file.open("rb") as stream:
-                os.fsync(stream.fileno())
 
 
 def write_text(path: Path, text: str) -> None:

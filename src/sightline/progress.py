@@ -18,7 +18,16 @@ def progress_bar(what: str, total: float | None) -> Iterator[Advance]:
     Where stderr is not a terminal, a line is printed every 30 s instead, so that logs and pipes stay clean.
     """
     if not sys.stderr.isatty():
-        yield _print_lines(what, total)
+        done = 0.0
+
+        def advance_lines(n: float = 1, note: str = "", total: float | None = total) -> None:
+            nonlocal done
+            done += n
+            break_silence(
+                f"{what}: {done:,.0f}{f' of {total:,.0f}' if total else ''}{f', {note}' if note else ''}"
+            )
+
+        yield advance_lines
         return
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -39,18 +48,6 @@ def progress_bar(what: str, total: float | None) -> Iterator[Advance]:
                 progress.update(task, note=note)
 
         yield advance
-
-
-def _print_lines(what: str, total: float | None) -> Advance:
-    """``advance`` of a pipe."""
-    done = 0.0
-
-    def advance(n: float = 1, note: str = "", total: float | None = total) -> None:
-        nonlocal done
-        done += n
-        break_silence(f"{what}: {done:,.0f}{f' of {total:,.0f}' if total else ''}{f', {note}' if note else ''}")
-
-    return advance
 
 
 _printed = [time.monotonic()]

@@ -17,25 +17,24 @@ SHOW_ALL_FLAGS = "--help-all" in sys.argv
 _GROUPS = ("Data", "Pixels", "Model", "Training", "Machine")
 
 
-def _flag(f: dataclasses.Field[Any]) -> tuple[str, Any, Any]:
-    kind: Any = f.type
-    common = f.metadata["common"] or SHOW_ALL_FLAGS
-    default = "" if f.default is None or f.default == () else f" [{f.default}]"
-    parameter = Parameter(
-        help=" ".join(field_descriptions()[f.name].split()) + default,
-        group=Group(f.metadata["group"], sort_key=10 + _GROUPS.index(f.metadata["group"])),
-        show=common,
-        consume_multiple=f.name == "augment" or None,
-        negative=(),
-    )
-    return f.name, Annotated[kind | None, parameter], None
-
-
 def _make_flags(name: str, *without: str) -> Any:
     """A dataclass with the fields of Recipe, except those named, as flags."""
+    flags: list[tuple[str, Any, Any]] = []
+    for f in dataclasses.fields(Recipe):
+        default = "" if f.default is None or f.default == () else f" [{f.default}]"
+        parameter = Parameter(
+            help=" ".join(field_descriptions()[f.name].split()) + default,
+            group=Group(f.metadata["group"], sort_key=10 + _GROUPS.index(f.metadata["group"])),
+            show=f.metadata["common"] or SHOW_ALL_FLAGS,
+            consume_multiple=f.name == "augment" or None,
+            negative=(),
+        )
+        kind: Any = f.type
+        if f.name not in without:
+            flags.append((f.name, Annotated[kind | None, parameter], None))
     return dataclasses.make_dataclass(
         name,
-        [_flag(f) for f in dataclasses.fields(Recipe) if f.name not in without],
+        flags,
         frozen=True,
         kw_only=True,
         # Without a module cyclopts would take it for a class of the standard library and make no flags.

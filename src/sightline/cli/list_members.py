@@ -58,6 +58,10 @@ def _family_lists() -> Mapping[str, Any]:
     from ..training import FREEZE_SCHEDULES, MITIGATIONS, OBJECTIVES, OPTIMIZERS, PRESETS, SCHEDULES
     from ..tuning import SEARCHES
 
+    known = {
+        name: f"Known mean {mean} and std {std}." if mean else "No normalisation: pixels in [0, 1]."
+        for name, (mean, std) in CHANNEL_STATISTICS.items()
+    }
     return {
         "models": lambda: [
             vars(line) | {"best_sizes": list(line.best_sizes or ()) or None} for line in describe_networks()
@@ -76,7 +80,10 @@ def _family_lists() -> Mapping[str, Any]:
         "combinations": lambda: _member_lines(COMBINERS),
         "filters": lambda: _member_lines(PIXEL_FILTERS),
         "corruptions": lambda: _member_lines(CORRUPTIONS),
-        "normalisations": lambda: _normalisation_lines(NORMALISATIONS, CHANNEL_STATISTICS),
+        "normalisations": lambda: [
+            {"name": row["name"], "what": known.get(row["name"], row["what"])}
+            for row in _member_lines(NORMALISATIONS)
+        ],
         "presets": lambda: _member_lines(PRESETS),
         "baselines": lambda: _member_lines(BASELINES),
         "features": lambda: _member_lines(FEATURES),
@@ -95,13 +102,6 @@ def _member_lines(family: Mapping[str, Any]) -> list[dict[str, object]]:
         {"name": name, "what": (member.__doc__ or "").strip().partition("\n")[0].replace("``", "")}
         for name, member in family.items()
     ]
-
-
-def _normalisation_lines(family: Mapping[str, Any], known: Mapping[str, Any]) -> list[dict[str, object]]:
-    rows = {row["name"]: row for row in _member_lines(family)}
-    for name, (mean, std) in known.items():
-        rows[name]["what"] = f"Known mean {mean} and std {std}." if mean else "No normalisation: pixels in [0, 1]."
-    return [*rows.values()]
 
 
 def print_families(console: Any, families: Mapping[str, Any]) -> None:

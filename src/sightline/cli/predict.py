@@ -86,8 +86,16 @@ def predict(
         raise ChoiceError("--alpha needs a local classifier, not a service: leave out --url or --alpha.")
     words = (*([] if url is None or run is None else [str(run)]), *images) or ("-",)
     found = iter([image for word in words for image in _find_images(word)])
+    predictions: Iterable[Prediction]
     if url is not None:
-        predictions, columns = _predict_remotely(url, found, key_file, subject, top, threshold)
+        from ..serving import Client, read_api_key
+
+        predictions = Client(url, key=read_api_key(key_file)).stream_predictions(found, top=top, subject=subject)
+        if threshold is not None:
+            predictions = (
+                replace(one, abstained=(one.confidence or threshold) < threshold) for one in predictions
+            )
+        columns = ["abstained", "id"]  # feedback refers to the id
     else:
         predictions, columns = _predict_locally(str(run), found, options.device, top, threshold, alpha, per_class)
     _write_and_count(out, predictions, "json" if options.json else format, top, columns)
@@ -150,47 +158,30 @@ def _predict_locally(
     return add_sets(predictions, sets, classifier.classes, top), columns
 
 
-def _predict_remotely(
-    url: str,
-    images: "Iterable[ImageInput]",
-    key_file: Path | None,
-    subject: str | None,
-    top: int,
-    threshold: float | None,
-) -> tuple[Iterable["Prediction"], list[str]]:
-    """Predictions of a service, with the ids that feedback refers to."""
-    from ..serving import Client, read_api_key
-
-    predictions = Client(url, key=read_api_key(key_file)).stream_predictions(images, top=top, subject=subject)
-    if threshold is not None:
-        predictions = (replace(one, abstained=(one.confidence or threshold) < threshold) for one in predictions)
-    return predictions, ["abstained", "id"]
-
-
 def _find_images(word: str) -> list[str | bytes]:
-    """The images that a word names; those in it for a folder. Raises DataError if there are none."""
+    """The images that a word names: a file, those of a folder or pattern; for - one image or a list of names on stdin.
+
+    Raises DataError if there are none.
+    """
     from ..sources import list_images
 
     if word == "-":
-        return _read_stdin()
+        if sys.stdin.isatty():
+            raise DataError(
+                "Name the images: files, folders or patterns; or pipe in a list of files, or one image."
+            )
+        data = sys.stdin.buffer.read()
+        if b"\0" in data[:1024]:  # a list of names contains no zero byte; every image does
+            return [data]
+        names = [line for line in data.decode("utf-8", "surrogateescape").splitlines() if line.strip()]
+        if not names:
+            raise DataError("Stdin is empty: pipe in a list of image files, or one image.")
+        return [*names]
     if word.startswith("-") and not Path(word).exists():
         raise ChoiceError(f"There is no option '{word}'. See: sightline predict --help")
     if not (found := list_images(word)):
         raise DataError(f"No image was found at '{word}'. Give image files, folders of them, or a pattern.")
     return [*found]
-
-
-def _read_stdin() -> list[str | bytes]:
-    """One image, or the file names in a list."""
-    if sys.stdin.isatty():
-        raise DataError("Name the images: files, folders or patterns; or pipe in a list of files, or one image.")
-    data = sys.stdin.buffer.read()
-    if b"\0" in data[:1024]:  # a list of names contains no zero byte; every image does
-        return [data]
-    names = [line for line in data.decode("utf-8", "surrogateescape").splitlines() if line.strip()]
-    if not names:
-        raise DataError("Stdin is empty: pipe in a list of image files, or one image.")
-    return [*names]
 
 
 def write_predictions(

@@ -165,22 +165,17 @@ def _publish(
     }
     run = Run(out, recipe, classifier, original.splits, facts, tuple(notes))
     found = CompressionResult(run, original.folder, result, comparison, tuple(notes), search)
-    _write_run(found, result.folder)
-    return found
-
-
-def _write_run(found: CompressionResult, last: Path) -> None:
-    """Write the run folder; ``recipe.toml``, which makes it a run, comes last."""
-    out, folder = found.run.folder, RunFolder(found.run.folder)
-    found.run.classifier.save(folder.bundle)
-    if (last / "history.csv").is_file():
+    folder, history = RunFolder(out), result.folder / "history.csv"
+    classifier.save(folder.bundle)
+    if history.is_file():
         with atomic_replace(out / "history.csv") as temporary:
-            shutil.copyfile(last / "history.csv", temporary)
-    write_json(out / "training.json", dict(found.run.facts))
+            shutil.copyfile(history, temporary)
+    write_json(out / "training.json", facts)
     write_json(out / COMPRESSION_FILE, found.as_json())
-    folder.write_header(found.run.recipe, found.run.splits, found.notes)
-    words = ",".join(step.word() for step in found.result.steps)
+    folder.write_header(recipe, run.splits, found.notes)
+    words = ",".join(step.word() for step in result.steps)
     head = f"# Made by `sightline compress {found.original} --by {words}`: the recipe of its last training.\n"
-    write_text(out / "recipe.toml", head + found.run.recipe.to_toml())
+    write_text(out / "recipe.toml", head + recipe.to_toml())  # last: it makes the folder a run
     with explain_write_errors(out):
         shutil.rmtree(out / WORK_FOLDER)
+    return found

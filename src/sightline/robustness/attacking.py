@@ -72,7 +72,18 @@ def attack_run(
     curve = robust_curve(subject.classifier, subject.images, chosen, radii, fit_on=subject.validation)
     found = _add_masking_checks(curve, subject, seed) if checks else curve.findings()
     found = replace(found, values={**found.values, "sample": subject.sentence})
-    _write_results(subject.run and subject.run.folder, found, curve, out)
+    folder, picture = subject.run and subject.run.folder, draw_robustness(curve)
+    for place in [*([folder / ROBUSTNESS_PICTURE] if folder else []), *([out] if out else [])]:
+        with atomic_replace(place) as temporary:
+            picture.save(temporary)
+    if folder is not None:  # the figures stand next to those of other attacks
+        attacks: dict[str, Any] = {}
+        with suppress(OSError, ValueError):
+            content = json.loads((folder / ROBUSTNESS_FILE).read_text(encoding="utf-8"))
+            if isinstance(content, dict) and isinstance(content.get("attacks"), dict):
+                attacks = content["attacks"]
+        attacks[found.values["attack"]] = {**found.values, "remarks": [vars(remark) for remark in found.remarks]}
+        write_json(folder / ROBUSTNESS_FILE, {"attacks": attacks})
     return found
 
 
@@ -106,23 +117,6 @@ def _add_masking_checks(curve: RobustCurve, subject: Subject, seed: int) -> Find
     said = masking_remarks(checks)
     values = {"masking": {"n": len(some), "suspected": bool(said), "checks": [one.as_json() for one in checks]}}
     return replace(found, values={**found.values, **values}, remarks=(*found.remarks, *said))
-
-
-def _write_results(folder: Path | None, found: Findings, curve: RobustCurve, out: Path | None) -> None:
-    """Save the picture, and in a run's folder the figures beside those of other attacks."""
-    picture = draw_robustness(curve)
-    for place in [*([folder / ROBUSTNESS_PICTURE] if folder else []), *([out] if out else [])]:
-        with atomic_replace(place) as temporary:
-            picture.save(temporary)
-    if folder is None:
-        return
-    attacks: dict[str, Any] = {}
-    with suppress(OSError, ValueError):
-        content = json.loads((folder / ROBUSTNESS_FILE).read_text(encoding="utf-8"))
-        if isinstance(content, dict) and isinstance(content.get("attacks"), dict):
-            attacks = content["attacks"]
-    attacks[found.values["attack"]] = {**found.values, "remarks": [vars(remark) for remark in found.remarks]}
-    write_json(folder / ROBUSTNESS_FILE, {"attacks": attacks})
 
 
 def draw_robustness(curve: RobustCurve) -> "Image":

@@ -319,7 +319,13 @@ def _split_into_requests(images: Iterable[ImageInput]) -> Iterator[list[_Upload]
     """Yield the images in the portions of one request."""
     uploads: list[_Upload] = []
     size = 0
-    for upload in map(_load_upload, images):
+    for image in images:
+        upload = _Upload(name_input(image), b"", "the file is empty (zero bytes)")
+        try:
+            if data := read_input(image, compress_level=1):
+                upload = _Upload(upload.name, data)
+        except ImageError as error:
+            upload = _Upload(upload.name, b"", str(error))
         if uploads and (len(uploads) == MAX_REQUEST_IMAGES or size + len(upload.data) > MAX_REQUEST_BYTES):
             yield uploads
             uploads, size = [], 0
@@ -327,15 +333,6 @@ def _split_into_requests(images: Iterable[ImageInput]) -> Iterator[list[_Upload]
         size += len(upload.data)
     if uploads:
         yield uploads
-
-
-def _load_upload(image: ImageInput) -> _Upload:
-    name = name_input(image)
-    try:
-        data = read_input(image, compress_level=1)
-    except ImageError as error:
-        return _Upload(name, b"", str(error))
-    return _Upload(name, data, None if data else "the file is empty (zero bytes)")
 
 
 def _parse_reply(name: str, row: Mapping[str, Any], release: int | None) -> Reply:

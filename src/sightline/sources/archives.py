@@ -246,38 +246,33 @@ def _member_stamps(stream: BinaryIO, offsets: ndarray, sizes: ndarray, times: nd
 
 def _decompress_to_cache(path: Path) -> Path:
     """The same tar without its compression, in the cache; made once for each state of the file."""
+    import bz2
+    import gzip
+    import lzma
+
     key = hashlib.blake2b(os.fsencode(path.resolve()) + file_stamp(path).encode(), digest_size=12)
     plain = runtime.cache_dir() / "archives" / f"{key.hexdigest()}.tar"
     if plain.exists():
         return plain
     limit = min(MAX_UNPACKED_TAR_BYTES, max(1_000_000_000, MAX_TAR_COMPRESSION_RATIO * path.stat().st_size))
-    try:
-        with atomic_replace(plain) as temporary, temporary.open("wb") as target:
-            _decompress(path, target, limit)
-    except OutputError as error:
-        raise OutputError(f"{error} The variable SIGHTLINE_CACHE names another folder.") from error
-    return plain
-
-
-def _decompress(path: Path, target: Any, limit: int) -> None:
-    import bz2
-    import gzip
-    import lzma
-
     with path.open("rb") as stream:
         head = stream.read(6)
     opener = gzip.open if head[:2] == b"\x1f\x8b" else bz2.open if head[:3] == b"BZh" else lzma.open
-    with opener(path, "rb") as source:
-        while True:
-            try:
-                block = source.read(1 << 22)
-            except (EOFError, OSError, zlib.error, lzma.LZMAError) as error:
-                raise _damaged_archive_error(path, "tar") from error
-            if not block:
-                return
-            if target.tell() + len(block) > min(limit, shutil.disk_usage(target.name).free + target.tell()):
-                raise DataError(
-                    f"'{path}' grows beyond {target.tell() // 1_000_000} MB when decompressed, more than is "
-                    "plausible or than the cache has room for: unpack it yourself and give its folder."
-                )
-            target.write(block)
+    try:
+        with atomic_replace(plain) as temporary, temporary.open("wb") as target, opener(path, "rb") as source:
+            while True:
+                try:
+                    block = source.read(1 << 22)
+                except (EOFError, OSError, zlib.error, lzma.LZMAError) as error:
+                    raise _damaged_archive_error(path, "tar") from error
+                if not block:
+                    break
+                if target.tell() + len(block) > min(limit, shutil.disk_usage(target.name).free + target.tell()):
+                    raise DataError(
+                        f"'{path}' grows beyond {target.tell() // 1_000_000} MB when decompressed, more than is "
+                        "plausible or than the cache has room for: unpack it yourself and give its folder."
+                    )
+                target.write(block)
+    except OutputError as error:
+        raise OutputError(f"{error} The variable SIGHTLINE_CACHE names another folder.") from error
+    return plain

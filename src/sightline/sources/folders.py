@@ -223,7 +223,8 @@ def _labels_by_pattern(
     """
     labelled, others = {}, []
     for folder, rows in groups.items():
-        known = "" if "/" in (rule.label_pattern or "") else _split_of_folder(folder)
+        splits = () if "/" in (rule.label_pattern or "") else map(parse_split, folder.split("/"))
+        known = next(filter(None, splits), "")
         for i in rows:
             if (found := rule.match(names[i])) is None:
                 others.append(names[i])
@@ -245,10 +246,6 @@ def _labels_by_pattern(
         subject = "1 image whose name does" if len(others) == 1 else f"{len(others):,} images whose names do"
         notes.append(f"Left out {subject} not fit the label pattern: {_name_some(others)}.")
     return labelled
-
-
-def _split_of_folder(folder: str) -> str:
-    return next(filter(None, map(parse_split, folder.split("/"))), "")
 
 
 def _note_unlabelled(count: int, folders: Iterable[str], notes: list[str]) -> None:

@@ -31,6 +31,8 @@ def glyphs(part: Literal["base", "novel"] = "base", variants: int = 2) -> ImageA
     for validation and test. Everything is seeded; another release of matplotlib may draw other pixels. A character
     that some typeface draws like an earlier one is left out. Raises ValueError for another part or no variants.
     """
+    from PIL import Image
+
     if part not in ("base", "novel") or variants < 1:
         raise ValueError("glyphs is of the part base or novel, and has at least 1 variant of each glyph")
     drawn = _draw_characters()
@@ -40,7 +42,11 @@ def glyphs(part: Literal["base", "novel"] = "base", variants: int = 2) -> ImageA
         (label, code, face) for label, code in enumerate(codes) for face in drawn[code] for _ in range(variants)
     ]
     maps = _draw_maps(len(glyph), np.random.default_rng([20, variants, part == "novel"]))
-    images = [_move(drawn[code][face], back) for (_, code, face), back in zip(glyph, maps, strict=True)]
+    size, affine, bilinear = (_FINE, _FINE), Image.Transform.AFFINE, Image.Resampling.BILINEAR
+    images = []
+    for (_, code, face), back in zip(glyph, maps, strict=True):
+        moved = Image.fromarray(drawn[code][face]).transform(size, affine, back, bilinear)
+        images.append(np.asarray(moved.reduce(_FINE // _SIDE)))
     files = [f"glyphs/U+{code:04X}/{face}-{i % variants}.png" for i, (_, code, face) in enumerate(glyph)]
     return ImageArrays(
         np.stack(images),
@@ -111,12 +117,3 @@ def _draw_maps(count: int, rng: np.random.Generator) -> list[list[float]]:
     back = turned @ np.array([[wide, shear], [0 * high, high]]).transpose(2, 0, 1)
     middle = np.full((2, 1), _FINE / 2)
     return np.concatenate([back, middle - back @ (middle + shift)], 2).reshape(count, 6).tolist()
-
-
-def _move(picture: UInt8[ndarray, "56 56"], back: list[float]) -> UInt8[ndarray, "28 28"]:
-    """A picture under an affine map, at half its size."""
-    from PIL import Image
-
-    size = (_FINE, _FINE)
-    moved = Image.fromarray(picture).transform(size, Image.Transform.AFFINE, back, Image.Resampling.BILINEAR)
-    return np.asarray(moved.reduce(_FINE // _SIDE))

@@ -88,7 +88,11 @@ def read_image_file(path: str | os.PathLike[str], *, pipes: bool = False) -> byt
     ``pipes`` allows pipes and devices too, which a caller may name (``<(command)``) but which must not be read where
     they lie among images: a pipe may wait for ever, and a device has no end. Raises ImageError and OSError.
     """
-    with open(path, "rb", opener=None if pipes else _open_at_once) as stream:
+
+    def open_at_once(name: str, flags: int) -> int:  # does not wait for the other end of a pipe
+        return os.open(name, flags | getattr(os, "O_NONBLOCK", 0))
+
+    with open(path, "rb", opener=None if pipes else open_at_once) as stream:
         status = os.fstat(stream.fileno())
         if regular := stat.S_ISREG(status.st_mode):
             size = status.st_size  # no more, though the file may grow
@@ -100,11 +104,6 @@ def read_image_file(path: str | os.PathLike[str], *, pipes: bool = False) -> byt
         if max(len(data), size if regular else 0) > MAX_FILE_BYTES:
             raise ImageError(f"the file is larger than {MAX_FILE_BYTES // 1_000_000} MB, which is refused unread")
         return data
-
-
-def _open_at_once(path: str, flags: int) -> int:
-    """Open without waiting for the other end of a pipe."""
-    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
 def list_folder(root: Path) -> Listing:
