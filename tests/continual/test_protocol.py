@@ -4,10 +4,22 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 
-from sightline.continual import StreamResult, permute_pixels, split_by_class, split_by_column
-from sightline.data import load_dataset, split
-from sightline.errors import DataError
+from sightline.choose import choose
+from sightline.continual import (
+    STREAMS,
+    StreamResult,
+    corrupt_images,
+    hold_out,
+    permute_pixels,
+    rotate_images,
+    split_by_class,
+    split_by_column,
+)
+from sightline.data import load_dataset, split, to_tensor
+from sightline.errors import ChoiceError, DataError
+from sightline.robustness import CORRUPTIONS
 from sightline.sources import find
 from sightline.types import Geometry
 
@@ -27,6 +39,28 @@ def test_numbers_of_a_matrix():
     assert result.backward_transfer == pytest.approx(((0.5 - 0.9) + (0.7 - 0.8)) / 2)
     assert result.forward_transfer == pytest.approx(((0.2 - 0.1) + (0.3 - 0.2)) / 2)
     assert result.as_json()["accuracy"][2] == [0.5, 0.7, 1.0]
+
+
+def test_numbers_of_random_matrices_are_those_of_the_papers():
+    """The sums of Lopez-Paz and Ranzato 2017 (section 3) and of Chaudhry et al. 2018 (equation 3), term by term."""
+    rng = np.random.default_rng(0)
+    for tasks in (2, 3, 7):
+        r, chance = rng.random((tasks, tasks)), rng.random(tasks)
+        result = StreamResult("x", r, chance, np.ones(tasks), 0)
+        last = tasks - 1
+        backward = forward = forgetting = 0.0
+        for i in range(last):
+            backward += r[last, i] - r[i, i]
+            forgetting += max(r[k, i] for k in range(last)) - r[last, i]
+        for i in range(1, tasks):
+            forward += r[i - 1, i] - chance[i]
+        assert result.average_accuracy == pytest.approx(sum(r[last]) / tasks)
+        assert result.backward_transfer == pytest.approx(backward / last)
+        assert result.forward_transfer == pytest.approx(forward / last)
+        assert result.forgetting == pytest.approx(forgetting / last)
+        again = StreamResult.from_json(result.as_json())
+        assert again.forgetting == pytest.approx(result.forgetting, abs=1e-4)
+        assert again.forward_transfer == pytest.approx(result.forward_transfer, abs=1e-4)
 
 
 def test_classes_come_once_each(splits):
@@ -65,3 +99,49 @@ def test_a_stream_by_site(splits):
     same = [replace(part, columns={"site": np.full(len(part), "north", object)}) for part in parts]
     with pytest.raises(DataError, match="single value"):
         split_by_column(*same, "site")
+    with pytest.raises(DataError, match="No test image has the site 'south'"):
+        split_by_column(parts[0], parts[1].subset(parts[1].columns["site"] == "north"), "site")
+
+
+def test_rotation_is_that_of_numpy(splits):
+    stream = rotate_images(splits.train, splits.test, 2)
+    plain, turned = (train[:5] for train, _ in stream.tasks)
+    assert np.array_equal(plain, splits.train[:5])
+    assert np.array_equal(turned, np.rot90(plain, axes=(1, 2)))
+    assert np.array_equal(stream.tasks[1][1].labels, splits.test.labels)
+    assert not np.array_equal(turned, plain)
+
+
+def test_corrupted_images_are_the_same_whenever_they_are_read(splits):
+    chosen = {name: CORRUPTIONS[name] for name in ("brightness", "gaussian-noise")}
+    stream = corrupt_images(splits.train, splits.test, chosen, severity=4)
+    clean, bright, noisy = (train for train, _ in stream.tasks)
+    assert np.array_equal(clean[:], splits.train[:])
+    expected = CORRUPTIONS["brightness"](to_tensor(splits.train[:]), 4, torch.Generator())
+    assert np.array_equal(bright[:], (expected * 255).round().byte().permute(0, 2, 3, 1).numpy())
+    assert np.array_equal(noisy[:][[7, 3]], noisy[[7, 3]])
+    assert not np.array_equal(noisy[:], clean[:])
+    again = corrupt_images(splits.train, splits.test, chosen, severity=4)
+    assert np.array_equal(again.tasks[2][1][:], stream.tasks[2][1][:])
+    assert np.array_equal(noisy.labels, clean.labels)
+
+
+def test_validation_images_are_neither_learned_nor_tested(splits):
+    whole = split_by_class(splits.train, splits.test, 5)
+    held = hold_out(whole, 0.2, seed=1)
+    for (train, test), (before, _), validation in zip(held.tasks, whole.tasks, held.validation, strict=True):
+        rows = [set(part.rows.tolist()) for part in (train, test, validation)]
+        assert sum(map(len, rows)) == len(set.union(*rows))
+        assert rows[0] | rows[2] == set(before.rows.tolist())
+        assert len(validation) == pytest.approx(0.2 * len(before), abs=2)
+
+
+def test_words_of_streams(splits):
+    for word, tasks in {"class:2": 2, "task:5": 5, "permuted:3": 3, "rotated:4:degrees=90": 4}.items():
+        assert len(choose(STREAMS, word, "stream")(splits.train, splits.test, 0).tasks) == tasks
+    stream = choose(STREAMS, "corrupted:fog:snow:severity=2", "stream")(splits.train, splits.test, 0)
+    assert stream.name == "clean, then 2 corruptions of severity 2"
+    with pytest.raises(ChoiceError, match=r"no corruption called 'fogg'.*fog"):
+        choose(STREAMS, "corrupted:fogg", "stream")
+    with pytest.raises(DataError, match="two or more"):
+        permute_pixels(splits.train, splits.test, 1)

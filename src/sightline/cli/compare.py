@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import Parameter
 from rich.markup import escape
 
+from ..errors import RecipeError
 from .flags import SharedFlags, recipe_from_flags
-from .output import DEFAULTS, Options, emit, make_table
+from .output import DEFAULTS, Options, Switch, Words, emit, make_table
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -28,7 +29,11 @@ def compare(
     baselines: str | None = None,
     features: str = "pixels",
     folds: int = 0,
-    seeds: int = 1,
+    seeds: int | None = None,
+    stream: str | None = None,
+    by: Words = (),
+    memory: int = 500,
+    online: Switch = False,
     recipe: str | None = None,
     out: Path | None = None,
     flags: Flags = NO_SHARED_FLAGS,
@@ -41,7 +46,7 @@ def compare(
     data: str
         A folder, archive, table or name, as for train.
     models: str
-        Networks, separated by commas: lenet5,resnet20; or none. Default: two that fit the images.
+        Networks, separated by commas: lenet5,resnet20; or none. Default: two that fit the images. With --stream one.
     baselines: str
         Classical methods: svm-rbf,knn:3,random-forest@hog; or none. Default: the six quick ones.
     features: str
@@ -49,12 +54,38 @@ def compare(
     folds: int
         Number of folds of a cross-validation. Default: one test split.
     seeds: int
-        Number of trainings of each, with different seeds (and folds).
+        Number of trainings of each, with different seeds (and folds). Default: 1; with --stream 5.
+    stream: str
+        Compare ways to learn more on tasks that come one after the other: class:5, task:5, permuted:10, rotated:5,
+        corrupted:fog:snow, or column:site.
+    by: tuple[str, ...]
+        With --stream: these ways; see sightline list strategies. Default: finetune, lda and replay.
+    memory: int
+        With --stream: old images that may be remembered, in all.
+    online: bool
+        With --stream: every image is seen once.
     recipe: str
         A recipe.toml that the networks are trained with; flags override it.
     out: Path
         Folder of the comparison. Default: runs/DATA-compare. Finished trainings are not repeated.
     """
+    if stream is not None:
+        networks = [None] if models is None else _split_names(models)
+        if len(networks) != 1 or baselines or folds:
+            raise RecipeError(
+                "--stream compares ways to learn (--by): name one network, no --baselines and no --folds."
+            )
+        from ..continual import compare_on_stream
+
+        asked = recipe_from_flags(flags, recipe)
+        learned = compare_on_stream(
+            data, stream, by=by, recipe=asked if networks[0] is None else asked.replace(model=networks[0]),
+            seeds=5 if seeds is None else seeds, memory=memory, online=online, out=out, device=options.device,
+        )  # fmt: skip
+        emit(learned.as_json(), options.json, print_stream)
+        return
+    if by or online:
+        raise RecipeError("--by and --online belong to --stream: name the tasks too, as in --stream class:5.")
     from ..comparison import compare as run_comparison
 
     named, others = (None if words is None else _split_names(words) for words in (models, baselines))
@@ -65,7 +96,7 @@ def compare(
         baselines=others,
         features=_split_names(features),
         folds=folds,
-        seeds=seeds,
+        seeds=1 if seeds is None else seeds,
         recipe=asked,
         out=out,
         device=options.device,
@@ -121,3 +152,38 @@ def print_ranking(console: "Console", value: "Mapping[str, Any]") -> None:
             console.print(f"\n{row['entrant']}: {note}", markup=False)
     place = Path(value["entrants"][0]["folder"]).parent
     console.print(f"\nThe picture, compare.json and a run of each are in [bold]{escape(str(place))}[/bold]")
+
+
+def print_stream(console: "Console", value: "Mapping[str, Any]") -> None:
+    """The strategies as a table."""
+    seeds = "1 seed" if value["seeds"] == 1 else f"{value['seeds']} seeds"
+    console.print(f"\n[bold]{escape(value['stream'])}, after the last; {seeds}[/bold]\n")
+    rows = [
+        (
+            row["strategy"],
+            _points(row["average_accuracy"], ".1f"),
+            _points(row["difference"], "+.1f"),
+            *(_points(row[name], "+.1f") for name in ("forgetting", "backward_transfer", "forward_transfer")),
+            f"{row['memory_bytes'] / 1e3:,.0f} kB",
+            f"{row['seconds']:,.1f}",
+        )
+        for row in value["strategies"]
+    ]
+    against = f"minus {value['reference']}"
+    heads = ("strategy", "accuracy, %", against, "forgetting", "backward", "forward", "memory", "seconds")
+    console.print(make_table(heads, rows))
+    console.print(
+        "\nMeans over the seeds with 95 % intervals, in points; differences are paired by seed. Backward and forward: "
+        "what later tasks did to earlier ones, and earlier ones for later.",
+        markup=False,
+    )
+    console.print(f"\nThe heat map, all numbers and each result are in {value['folder']}", markup=False)
+
+
+def _points(value: "Mapping[str, float] | None", form: str) -> str:
+    if value is None:
+        return ""
+    middle = f"{100 * value['value']:{form}}"
+    if value["low"] is None:
+        return middle
+    return f"{middle} [{100 * value['low']:{form}}, {100 * value['high']:{form}}]"

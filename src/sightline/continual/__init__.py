@@ -8,16 +8,29 @@ from pathlib import Path
 
 from ..choose import choose
 from ..errors import RecipeError
+from ..training import Recipe
 from .computed_heads import LDA, ClassMean, RanPAC
 from .exemplar_means import ICaRL
 from .exemplars import Reservoir, balanced_sample, herd
 from .gradient_projection import project_agem, project_gem
 from .learning import LearnResult, learn_run
-from .protocol import Stream, StreamResult, permute_pixels, run_stream, split_by_class, split_by_column
+from .protocol import StreamResult, run_stream
 from .regularisation import EWC, LwF, fisher_diagonal
 from .rehearsal import AGEM, ERACE, GEM, MIR, DarkReplay, GDumb, NaiveFineTuning, Replay, Retraining
 from .statistics import FeatureStatistics, RidgeStatistics
 from .strategy import Keep, Past, Strategy, Task, grow
+from .stream_comparison import StreamComparison, compare_strategies
+from .streams import (
+    STREAMS,
+    Stream,
+    StreamMaker,
+    corrupt_images,
+    hold_out,
+    permute_pixels,
+    rotate_images,
+    split_by_class,
+    split_by_column,
+)
 
 STRATEGIES: Mapping[str, type[Strategy]] = {
     "keep": Keep,
@@ -113,4 +126,41 @@ def learn(
     return learn_run(
         run, new_data, strategies, candidates, rename=names, remove=remove, forget=forget, memory=memory,
         out=None if out is None else Path(out), seed=seed, device=device, overwrite=overwrite,
+    )  # fmt: skip
+
+
+STREAM_STRATEGIES = ("finetune", "lda", "replay")
+"""The strategies that are compared on a stream where the user names none; the first is the reference."""
+
+
+def compare_on_stream(
+    data: Path | str,
+    stream: str = "class:5",
+    *,
+    by: Sequence[str] = (),
+    recipe: Recipe | None = None,
+    seeds: int = 5,
+    memory: int = 500,
+    online: bool = False,
+    out: Path | str | None = None,
+    device: str = "auto",
+) -> StreamComparison:
+    """Let strategies learn the same tasks, one after the other, and compare what they know at the end.
+
+    Args:
+        data: what ``sources.find`` takes.
+        stream: a word of ``STREAMS``: class:5, permuted:10, column:site.
+        by: words of ``STRATEGIES``; the others are compared with the first. Default: ``STREAM_STRATEGIES``.
+        recipe: network, learning rate, batch size and epochs of each task; what it leaves open is chosen.
+        seeds: streams, each with its own order of tasks, weights and draws; all strategies get the same.
+        memory: images that may be remembered, in all.
+        online: whether every new image is seen once.
+        out: folder of the results, which are not measured again; ``runs/DATA-stream`` by default.
+
+    Raises SightlineError for unknown words and for data that makes no such stream.
+    """
+    return compare_strategies(
+        data, stream, choose(STREAMS, stream, "stream"), parse_strategies(tuple(by) or STREAM_STRATEGIES),
+        recipe or Recipe(), seeds=seeds, memory=memory, online=online, out=None if out is None else Path(out),
+        device=device,
     )  # fmt: skip

@@ -2,119 +2,23 @@
 
 import copy
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float
 from numpy import ndarray
 
 from ..classifier import Classifier
 from ..data import relabel
-from ..errors import DataError
 from ..inference import predict_logits
-from ..runtime import permutation, resolve_device, seed_torch
+from ..runtime import resolve_device, seed_torch
 from ..training import Recipe, build_classifier, optimise, resolve, start_training
-from ..types import Dataset, Pixels, Splits
+from ..types import Dataset, Splits
 from .strategy import Past, Strategy, Task, reinitialise
-
-
-@dataclass(frozen=True, eq=False)
-class Stream:
-    """Tasks that come one after the other.
-
-    Arguments:
-        name: what it is called.
-        tasks: training and test images of each.
-        kind: ``class``, new classes come and any may be asked for; ``task``, the same, but it is known of which task
-            an image is; ``domain``, the classes stay and the images change.
-    """
-
-    name: str
-    tasks: tuple[tuple[Dataset, Dataset], ...]
-    kind: str = "class"
-
-    @property
-    def classes(self) -> tuple[str, ...]:
-        """All classes, in the order in which they come."""
-        return tuple(dict.fromkeys(train.classes[k] for train, _ in self.tasks for k in np.unique(train.labels)))
-
-
-def split_by_class(
-    train: Dataset, test: Dataset, tasks: int, *, seed: int | None = None, kind: str = "class"
-) -> Stream:
-    """A stream of ``tasks`` tasks of equally many classes, in the given order or, with ``seed``, a random one.
-
-    Raises DataError where the classes cannot be divided equally.
-    """
-    count = len(train.classes)
-    if tasks < 2 or count % tasks:
-        raise DataError(f"{count} classes cannot be divided into {tasks} tasks of equally many: choose a divisor.")
-    order = np.arange(count) if seed is None else permutation(count, seed, 91)
-    parts = []
-    for classes in order.reshape(tasks, -1):
-        own = [each.subset(np.isin(each.labels, classes)) for each in (train, test)]
-        parts.append((own[0], own[1]))
-    return Stream(f"{tasks} tasks of {count // tasks} classes", tuple(parts), kind)
-
-
-@dataclass(frozen=True, eq=False)
-class ChangedPixels:
-    """The pixels of a store after a function ``(B H W C) -> (B H W C)``, uint8 both."""
-
-    pixels: Pixels
-    change: Callable[[UInt8[ndarray, "B H W C"]], UInt8[ndarray, "B H W C"]]
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """That of the store."""
-        return self.pixels.shape
-
-    def __getitem__(self, rows: Any, /) -> UInt8[ndarray, "B H W C"]:
-        """The changed pixels of these rows."""
-        return self.change(self.pixels[rows])
-
-
-def change_pixels(
-    train: Dataset, test: Dataset, changes: Sequence[Callable[[ndarray], ndarray]], name: str
-) -> Stream:
-    """A domain-incremental stream: the same images, changed in another way for each task."""
-
-    def changed(images: Dataset, change: Callable[[ndarray], ndarray]) -> Dataset:
-        return replace(images, pixels=ChangedPixels(images.pixels, change))
-
-    return Stream(name, tuple((changed(train, one), changed(test, one)) for one in changes), "domain")
-
-
-def permute_pixels(train: Dataset, test: Dataset, tasks: int, *, seed: int = 0) -> Stream:
-    """Each task has its own order of the pixels, the first that of the images (Goodfellow et al. 2013)."""
-    height, width, channels = train.geometry.size[0], train.geometry.size[1], train.geometry.channels
-
-    def shuffle(order: ndarray) -> Callable[[ndarray], ndarray]:
-        def change(pixels: ndarray) -> ndarray:
-            return pixels.reshape(len(pixels), height * width, channels)[:, order].reshape(pixels.shape)
-
-        return change
-
-    orders = [np.arange(height * width), *(permutation(height * width, seed, 92, t) for t in range(1, tasks))]
-    return change_pixels(train, test, [shuffle(order) for order in orders], f"{tasks} permutations of the pixels")
-
-
-def split_by_column(train: Dataset, test: Dataset, column: str) -> Stream:
-    """A domain-incremental stream of the values of a column, such as site or date, in ascending order.
-
-    Raises DataError where there is no such column, or a single value.
-    """
-    if column not in train.columns:
-        known = ", ".join(sorted(train.columns)) or "none"
-        raise DataError(f"The images have no column '{column}'. There are: {known}.")
-    values = np.unique(train.columns[column])
-    if len(values) < 2:
-        raise DataError(f"The column '{column}' has a single value, so there is no stream. Choose another column.")
-    parts = [(train.columns[column] == one, test.columns[column] == one) for one in values]
-    return Stream(f"column {column}", tuple((train.subset(a), test.subset(b)) for a, b in parts), "domain")
+from .streams import Stream
 
 
 @dataclass(frozen=True, eq=False)
@@ -131,6 +35,8 @@ class StreamResult:
     seconds: Float[ndarray, " T"]
     memory_bytes: int
     """Largest memory between two tasks: remembered pixels, sums and Fisher information."""
+    validation: float | None = None
+    """Mean accuracy over the validation images of all tasks after the last; None where the stream has none."""
 
     @property
     def average_accuracy(self) -> float:
@@ -157,14 +63,22 @@ class StreamResult:
         """All numbers, JSON-ready."""
         return {
             "strategy": self.strategy,
-            "accuracy": self.accuracy.round(4).tolist(),
+            "accuracy": self.accuracy.round(5).tolist(),
+            "chance": self.chance.round(5).tolist(),
             "average_accuracy": self.average_accuracy,
             "forgetting": self.forgetting,
             "backward_transfer": self.backward_transfer,
             "forward_transfer": self.forward_transfer,
             "seconds": self.seconds.round(2).tolist(),
             "memory_bytes": self.memory_bytes,
+            "validation": self.validation,
         }
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> "StreamResult":
+        """The result of which ``as_json`` gave the numbers."""
+        arrays = [np.array(value[name], dtype=np.float64) for name in ("accuracy", "chance", "seconds")]
+        return cls(value["strategy"], *arrays, value["memory_bytes"], value["validation"])
 
 
 def learn_task(
@@ -195,6 +109,7 @@ def run_stream(
     recipe: Recipe,
     *,
     memory_size: int = 500,
+    memory_per_class: bool = False,
     online: bool = False,
     name: str = "",
     device: str = "auto",
@@ -204,6 +119,7 @@ def run_stream(
     Args:
         recipe: network, optimiser, learning rate, batch size, epochs of each task and seed: all must be given.
         memory_size: images that may be remembered, in all.
+        memory_per_class: whether that is the number for each class seen so far.
         online: whether each new image is seen once, in batches of half the recipe's size where images are replayed.
         name: the strategy's name in the result.
     """
@@ -230,7 +146,7 @@ def run_stream(
             new=train,
             past=past,
             plan=strategy.adjust(plan),
-            memory_size=memory_size,
+            memory_size=memory_size * len(seen) if memory_per_class else memory_size,
             old_classes=old,
             groups=[*groups] if stream.kind == "task" else (),
             online=online,
@@ -240,7 +156,16 @@ def run_stream(
         memory = max(memory, past.memory_bytes)
         open_to = [own if stream.kind == "task" else seen for own in every]
         matrix[number] = [_accuracy(answering, test, own) for (_, test), own in zip(tasks, open_to, strict=True)]
-    return StreamResult(name or type(strategy).__name__, matrix, chance, seconds, memory)
+    held_out = [relabel(images, classes, drop_unknown=True) for images in stream.validation]
+    validation = [_accuracy(answering, images, own) for images, own in zip(held_out, open_to, strict=False)]
+    return StreamResult(
+        name or type(strategy).__name__,
+        matrix,
+        chance,
+        seconds,
+        memory,
+        float(np.mean(validation)) if validation else None,
+    )
 
 
 def _accuracy(classifier: Classifier, images: Dataset, allowed: Sequence[int]) -> float:

@@ -6,7 +6,7 @@ from typing import ClassVar
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from numpy import ndarray
 from torch import Tensor
 
@@ -240,14 +240,22 @@ class MIR(Replay):
 
     Of ``candidates`` random remembered images, those with the largest rise after a virtual step on the new images
     alone are shown (arXiv 1908.04742, algorithm 1).
+
+    Arguments:
+        since_start: whether a rise counts from the loss that the image had when this task began, where that is lower
+            than now: what was forgotten is shown first. The paper's second criterion, which its Split MNIST uses.
     """
 
     share: float | None = 0.5
     candidates: int = 50
+    since_start: bool = True
 
     def method(self, task: Task) -> Method:
         """Cross-entropy of new images plus that of the chosen ones."""
         batches, steps = new_batches(task, self.new_share(task))
+        first_losses = None
+        if self.since_start and task.previous is not None and len(task.past):
+            first_losses = image_losses(task, *predict_logits(task.classifier, task.past.images))
 
         def objective(classifier: Classifier, batch: Batch) -> Tensor:
             new, past = joint_logits(classifier, batch)
@@ -263,7 +271,10 @@ class MIR(Replay):
                     task.past.images.labels, self.candidates, task.plan.recipe.seed, state.step, _MIR_CANDIDATES
                 )
                 pool = make_batch(task, task.past.images, drawn, state.epoch, state.batch, _MIR_CANDIDATES)
-                rise = loss_rise(state, gradients, loss_of, replace(batch, beside=None), pool, task)
+                before, after = virtual_losses(state, gradients, loss_of, replace(batch, beside=None), pool, task)
+                if first_losses is not None:
+                    before = torch.minimum(before, first_losses.to(before.device)[pool.index])
+                rise = after - before
                 batch = replace(batch, beside=take(pool, rise.topk(min(count, len(pool))).indices))
             loss = gradients(loss_of, batch)
             state.apply_gradients()
@@ -272,24 +283,28 @@ class MIR(Replay):
         return Method(as_objective(objective), batches, steps, step=step)
 
 
-def loss_rise(
+def image_losses(task: Task, logits: Float[Tensor, "C K"], labels: Int[Tensor, " C"]) -> Float[Tensor, " C"]:
+    """The cross-entropy of each image over the classes that it may be taken for."""
+    allowed = task.columns(labels)
+    if allowed is not None:
+        logits = logits.masked_fill(~allowed.to(logits.device), float("-inf"))
+    return F.cross_entropy(logits, labels, reduction="none")
+
+
+def virtual_losses(
     state: TrainingState,
     gradients: Gradients,
     objective: Objective,
     batch: Batch,
     pool: Batch,
     task: Task,
-) -> Float[Tensor, " C"]:
-    """How much the loss of each image of ``pool`` rises by a plain gradient step on ``batch``, which is undone."""
+) -> tuple[Float[Tensor, " C"], Float[Tensor, " C"]]:
+    """The loss of each image of ``pool`` before and after a plain gradient step on ``batch``, which is undone."""
     classifier, lr = state.classifier, state.optimizer.param_groups[0]["lr"]
 
     @torch.no_grad()
     def losses() -> Tensor:
-        logits = classifier(pool.pixels).float()
-        allowed = task.columns(pool.labels)
-        if allowed is not None:
-            logits = logits.masked_fill(~allowed, float("-inf"))
-        return F.cross_entropy(logits, pool.labels, reduction="none")
+        return image_losses(task, classifier(pool.pixels).float(), pool.labels)
 
     gradients(objective, batch)
     classifier.eval()  # two passes with the same statistics
@@ -303,7 +318,7 @@ def loss_rise(
             parameter.copy_(value)
     classifier.train()
     state.optimizer.zero_grad(set_to_none=True)
-    return after - before
+    return before, after
 
 
 def take(batch: Batch, positions: Tensor) -> Batch:

@@ -257,7 +257,7 @@ def new_batches(
     """
     recipe, past = task.plan.recipe, task.past.images if pool is None else pool
     assert recipe.batch_size is not None
-    size = max(1, round(recipe.batch_size * share)) if len(past) else recipe.batch_size
+    size = max(1, round(recipe.batch_size * share)) if len(past) or task.online else recipe.batch_size
     beside = max(1, recipe.batch_size - size) if len(past) and share < 1 else 0
     steps = -(-len(task.new) // size)
     if beside and not task.online:

@@ -15,5 +15,6 @@ from .plots import (
     plot_reliability,
     plot_risk_coverage,
     plot_roc,
+    plot_task_accuracy,
 )
 from .style import PALETTE, house_style, make_panels, render_figure, shorten_label

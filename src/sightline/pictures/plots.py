@@ -4,13 +4,14 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from numpy import ndarray
 
 from .style import PALETTE, house_style, make_panels, render_figure, shorten_label
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.colors import LinearSegmentedColormap
     from PIL.Image import Image
 
 
@@ -69,15 +70,12 @@ def plot_confusion_matrix(
 
     Shades follow the square root of the share, so that rare confusions are visible.
     """
-    from matplotlib.colors import LinearSegmentedColormap
-
     counts = np.asarray(matrix)
     k, rows = len(counts), counts.sum(1, keepdims=True)
     shares = np.sqrt(np.divide(counts, rows, out=np.zeros(counts.shape), where=rows > 0))
     side = float(np.clip(1.6 + 0.42 * k, 3.4, 11))
     figure, (panel,) = make_panels(1, (side + 0.9, side))
-    shades = LinearSegmentedColormap.from_list("house", [PALETTE["paper"], "#9cc7e0", PALETTE["blue"], "#00395c"])
-    panel.imshow(shares, cmap=shades, vmin=0, vmax=1, aspect="equal")
+    panel.imshow(shares, cmap=_shades(), vmin=0, vmax=1, aspect="equal")
     if k <= 24:
         for (i, j), count in np.ndenumerate(counts):
             colour = PALETTE["paper"] if shares[i, j] > 0.6 else PALETTE["ink"]
@@ -91,6 +89,39 @@ def plot_confusion_matrix(
     panel.set_xlabel("predicted")
     panel.set_ylabel("true")
     return render_figure(figure)
+
+
+@house_style()
+def plot_task_accuracy(matrices: Mapping[str, Float[ndarray, "T T"]]) -> "Image":
+    """A heat map for each name: accuracy, 0 to 1, on the test images of each task (column) after each task (row)."""
+    names, tasks = list(matrices), len(next(iter(matrices.values())))
+    side = float(np.clip(0.36 * tasks, 2.0, 4.2))
+    columns = min(4, len(names))
+    rows = -(-len(names) // columns)
+    figure, panels = make_panels(rows * columns, (columns * (side + 0.45), rows * (side + 0.75)), rows=rows)
+    for panel in panels[len(names) :]:
+        panel.set_visible(False)
+    for place, (name, panel) in enumerate(zip(names, panels, strict=False)):
+        matrix = matrices[name]
+        panel.imshow(matrix, cmap=_shades(), vmin=0, vmax=1, aspect="equal")
+        if tasks <= 10:
+            for (i, j), value in np.ndenumerate(matrix):
+                colour = PALETTE["paper"] if value > 0.6 else PALETTE["ink"]
+                panel.text(j, i, f"{100 * value:.0f}", ha="center", va="center", color=colour, fontsize=7)
+        panel.set_title(f"{name}: {100 * matrix[-1].mean():.1f} %")
+        ticks = range(0, tasks, -(-tasks // 10))
+        panel.set_xticks(ticks, [f"{k + 1}" for k in ticks])
+        panel.set_yticks(ticks, [f"{k + 1}" for k in ticks])
+        panel.tick_params(length=0)
+        panel.set_xlabel("test images of task" if place >= len(names) - columns else "")
+        panel.set_ylabel("after task" if not place % columns else "")
+    return render_figure(figure)
+
+
+def _shades() -> "LinearSegmentedColormap":
+    from matplotlib.colors import LinearSegmentedColormap
+
+    return LinearSegmentedColormap.from_list("house", [PALETTE["paper"], "#9cc7e0", PALETTE["blue"], "#00395c"])
 
 
 @house_style()
