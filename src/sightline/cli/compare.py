@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
     from rich.console import Console
 
+    from ..training import Recipe
+
     Flags = Any  # the dataclass is made at run time, from Recipe
 else:
     Flags = Annotated[SharedFlags, Parameter(name="*")]
@@ -70,16 +72,12 @@ def compare(
         Folder of the comparison. Default: runs/DATA-compare. Finished trainings are not repeated.
     """
     if stream is not None:
-        networks = [None] if models is None else _split_names(models)
-        if len(networks) != 1 or baselines or folds:
-            raise RecipeError(
-                "--stream compares ways to learn (--by): name one network, no --baselines and no --folds."
-            )
+        if baselines or folds:
+            raise RecipeError("--stream compares ways to learn (--by): leave out --baselines and --folds.")
         from ..continual import compare_on_stream
 
-        asked = recipe_from_flags(flags, recipe)
         learned = compare_on_stream(
-            data, stream, by=by, recipe=asked if networks[0] is None else asked.replace(model=networks[0]),
+            data, stream, by=by, recipe=_name_network(recipe_from_flags(flags, recipe), models),
             seeds=5 if seeds is None else seeds, memory=memory, online=online, out=out, device=options.device,
         )  # fmt: skip
         emit(learned.as_json(), options.json, print_stream)
@@ -102,6 +100,18 @@ def compare(
         device=options.device,
     )
     emit(found.as_json(), options.json, print_ranking)
+
+
+def _name_network(recipe: "Recipe", models: str | None) -> "Recipe":
+    """The recipe with the one network of ``--models``; raises RecipeError for several."""
+    if models is None:
+        return recipe
+    names = _split_names(models)
+    if len(names) != 1:
+        raise RecipeError(
+            f"--models {models}: with --stream name one network, which learns by each of --by in turn."
+        )
+    return recipe.replace(model=names[0])
 
 
 def _split_names(text: str) -> list[str]:

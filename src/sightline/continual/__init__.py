@@ -13,10 +13,11 @@ from .computed_heads import LDA, ClassMean, RanPAC
 from .exemplar_means import ICaRL
 from .exemplars import Reservoir, balanced_sample, herd
 from .gradient_projection import project_agem, project_gem
+from .interfered_retrieval import MIR
 from .learning import LearnResult, learn_run
 from .protocol import StreamResult, run_stream
 from .regularisation import EWC, LwF, fisher_diagonal
-from .rehearsal import AGEM, ERACE, GEM, MIR, DarkReplay, GDumb, NaiveFineTuning, Replay, Retraining
+from .rehearsal import AGEM, ERACE, GEM, DarkReplay, GDumb, NaiveFineTuning, Replay, Retraining
 from .statistics import FeatureStatistics, RidgeStatistics
 from .strategy import Keep, Past, Strategy, Task, grow
 from .stream_comparison import StreamComparison, compare_strategies
