@@ -167,6 +167,20 @@ def peak_memory_mb() -> float:
     return peak * (1 if sys.platform == "darwin" else 1024) / 1e6
 
 
+def available_memory() -> int | None:
+    """Bytes of memory that this process may still use, as Linux reports them; None elsewhere."""
+    found: list[int] = []
+    with suppress(OSError, ValueError, IndexError):
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+        found += [int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable")]
+    with suppress(OSError, ValueError, StopIteration):  # a container's own limit; its file cache can be dropped
+        group = Path("/sys/fs/cgroup")
+        limit, used = (int((group / f"memory.{name}").read_text(encoding="ascii")) for name in ("max", "current"))
+        lines = (group / "memory.stat").read_text(encoding="ascii").splitlines()
+        found.append(limit - used + next(int(line.split()[1]) for line in lines if line.startswith("file ")))
+    return min(found, default=None)
+
+
 def version() -> str:
     """The installed release of Sightline."""
     return _version("sightline")

@@ -9,6 +9,7 @@ import pytest
 import torch
 from scipy.special import eval_jacobi
 
+from sightline import runtime
 from sightline.baselines import (
     BASELINES,
     DEFAULT_BASELINES,
@@ -411,9 +412,7 @@ class Endless:
 
 
 def test_features_that_exceed_the_memory_are_refused_before_reading(digits):
-    from sightline.baselines import fit
-
-    if fit._available_memory() is None:
+    if runtime.available_memory() is None:
         pytest.skip("this system does not tell its free memory")
     many = np.broadcast_to(np.int64(1), 2 * 10**8)
     huge = dataclasses.replace(

@@ -241,7 +241,7 @@ def test_the_mean_curve_is_the_mean_true_positive_rate():
         metrics.RocCurve(np.array([0, 0, 1.0]), np.array([0, 0.5, 1.0])),
         metrics.RocCurve(np.array([0, 0.5, 0.5, 1.0]), np.array([0, 0, 1.0, 1.0])),
     ]
-    mean = ranking._mean_curve(curves)
+    mean = metrics.RocCurve.mean(curves)
     assert mean.false_positive.tolist() == [0, 0, 0.5, 0.5, 1]
     assert mean.true_positive == pytest.approx([0, 0.25, 0.375, 0.875, 1])
 

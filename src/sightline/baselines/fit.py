@@ -2,15 +2,15 @@
 
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float
 from numpy import ndarray
 
+from .. import runtime
 from ..classifier import Classifier
 from ..data import iterate_batches
 from ..errors import ChoiceError, TrainingError
@@ -71,7 +71,7 @@ def extract_features(baseline: Baseline, dataset: Dataset) -> tuple[EstimatorNet
     except ValueError as error:
         raise TrainingError(f"The features of '{baseline}' cannot be computed: {error}.") from error
     width = sum(network.widths)
-    needed, free = VECTOR_COPIES * 4 * len(dataset) * width, _available_memory()
+    needed, free = VECTOR_COPIES * 4 * len(dataset) * width, runtime.available_memory()
     if free is not None and needed > free:
         raise TrainingError(
             f"'{baseline}' needs about {needed / 1e9:,.1f} GB of memory for {width:,} numbers of each of "
@@ -130,17 +130,3 @@ def _explain_fit_errors(baseline: Baseline) -> Iterator[None]:
     except (ValueError, TypeError) as error:
         reason = str(error).partition("\n")[0].rstrip(".")
         raise TrainingError(f"The baseline '{baseline}' cannot be fitted: {reason}.") from error
-
-
-def _available_memory() -> int | None:
-    """Bytes of memory that this process may still use, as Linux reports them; None elsewhere."""
-    found: list[int] = []
-    with suppress(OSError, ValueError, IndexError):
-        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-        found += [int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable")]
-    with suppress(OSError, ValueError, StopIteration):  # a container's own limit; its file cache can be dropped
-        group = Path("/sys/fs/cgroup")
-        limit, used = (int((group / f"memory.{name}").read_text(encoding="ascii")) for name in ("max", "current"))
-        lines = (group / "memory.stat").read_text(encoding="ascii").splitlines()
-        found.append(limit - used + next(int(line.split()[1]) for line in lines if line.startswith("file ")))
-    return min(found, default=None)

@@ -26,7 +26,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     gc.set_threshold(max(GC_THRESHOLD, gc.get_threshold()[0]))
     words = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in words
-    from cyclopts import CycloptsError
+    from cyclopts import CycloptsError, UnknownCommandError, UnusedCliTokensError
 
     from .app import app, rename_old_flags
     from .output import escape_in_streams, owns_process
@@ -39,7 +39,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         app(words, exit_on_error=False, print_error=False, result_action="return_value")
     except CycloptsError as error:
-        return _print_error(_usage_error_text(error, words), 2)
+        text, verb = " ".join(str(error).split()), ""
+        if isinstance(error, UnusedCliTokensError):
+            text = f"This command takes no further argument, got {' '.join(map(repr, error.unused_tokens or ()))}."
+        if not isinstance(error, UnknownCommandError):
+            verb = f"{words[0]} "
+        return _print_error(f"{text} See: sightline {verb}--help", 2)
     except SightlineError as error:
         if debug:
             raise
@@ -54,17 +59,6 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         return _print_error(f"'{error.filename}': {(error.strerror or str(error)).lower()}.", 2)
     return 0
-
-
-def _usage_error_text(error: Exception, words: Sequence[str]) -> str:
-    from cyclopts import UnknownCommandError, UnusedCliTokensError
-
-    text = " ".join(str(error).split())
-    if isinstance(error, UnknownCommandError):
-        return f"{text} See: sightline --help"
-    if isinstance(error, UnusedCliTokensError):
-        text = f"This command takes no further argument, got {' '.join(map(repr, error.unused_tokens or ()))}."
-    return f"{text} See: sightline {words[0]} --help"
 
 
 def _print_error(text: str, code: int) -> int:

@@ -5,7 +5,7 @@ the images labelled j, an image labelled i counts as truly j where p_j >= t_j, t
 Jiang and Chuang 2021, eq. 1). Images with j != i are the issues, ranked by how much more probable j is than i.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -201,13 +201,24 @@ def find_label_issues(
     joint = confident_joint(part.labels, probabilities)
     counted = joint.sum(1)
     wrong = np.divide(counted - joint.diagonal(), counted, out=np.zeros(len(counted)), where=counted > 0)
+    issues = (
+        LabelIssue(
+            index=int(rows[i]),
+            file=str(part.files[i]),
+            label=part.classes[part.labels[i]],
+            suggested=part.classes[j],
+            p_label=float(probabilities[i, part.labels[i]]),
+            p_suggested=float(probabilities[i, j]),
+        )
+        for i, j in ranked
+    )
     return LabelIssueReport(
         by=word,
         folds=len(held_out),
         classes=part.classes,
         n=len(part),
         accuracy=accuracy,
-        issues=tuple(_describe_issues(part, rows, ranked, probabilities)),
+        issues=tuple(issues),
         joint=joint,
         estimated_error_rate=float(wrong @ part.counts / max(1, part.counts.sum())),
         probe=planted,
@@ -259,24 +270,6 @@ def _rank_issues(labels: Int[ndarray, " N"], probabilities: Float[ndarray, "N K"
     margin = probabilities[rows, truly[rows]] - probabilities[rows, labels[rows]]
     rows = rows[np.argsort(-margin, kind="stable")]
     return [(int(i), int(truly[i])) for i in rows]
-
-
-def _describe_issues(
-    part: Dataset,
-    rows: Int[ndarray, " n"],
-    ranked: Sequence[tuple[int, int]],
-    probabilities: Float[ndarray, "n K"],
-) -> Iterator[LabelIssue]:
-    """The issues of the images ``part``, which lie at ``rows`` of the whole dataset."""
-    for i, j in ranked:
-        yield LabelIssue(
-            index=int(rows[i]),
-            file=str(part.files[i]),
-            label=part.classes[part.labels[i]],
-            suggested=part.classes[j],
-            p_label=float(probabilities[i, part.labels[i]]),
-            p_suggested=float(probabilities[i, j]),
-        )
 
 
 def _count_expected(

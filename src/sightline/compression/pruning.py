@@ -195,7 +195,12 @@ class Channels(Compressor):
         if not found:
             raise RecipeError("This network has no channels that can be removed: choose another compressor.")
         if self.multiple is None:
-            return replace(self, multiple=_fast_multiple(network))(classifier, data)
+            # whole vectors where wide convolutions are depthwise: their kernels are faster
+            deep = (
+                one for one in network.modules() if isinstance(one, nn.Conv2d) and one.groups == one.in_channels
+            )
+            wide = any(one.groups >= 4 * VECTOR_CHANNELS for one in deep)
+            return replace(self, multiple=VECTOR_CHANNELS if wide else 1)(classifier, data)
         criterion = CHANNEL_CRITERIA[self.criterion]
         if criterion.uses_gradients:
             numbers = taylor_importance(classifier, network, data.train)
@@ -250,12 +255,6 @@ class Channels(Compressor):
     def at_strength(self, strength: float) -> Compressor:
         """The same with ``amount``."""
         return replace(self, amount=strength)
-
-
-def _fast_multiple(network: Network) -> int:
-    """Widths whose kernels are fast: whole vectors where wide convolutions are depthwise."""
-    deep = (one for one in network.modules() if isinstance(one, nn.Conv2d) and one.groups == one.in_channels)
-    return VECTOR_CHANNELS if any(one.groups >= 4 * VECTOR_CHANNELS for one in deep) else 1
 
 
 def _lowest_mask(scores: Float[Tensor, " n"], count: int) -> Bool[Tensor, " n"]:

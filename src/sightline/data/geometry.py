@@ -60,29 +60,23 @@ def resize_to_geometry(
     Grey becomes as many channels as are wanted. ``extent`` is the exact height and width of the picture in these
     pixels: a photo decoded at half scale may end in half a pixel, which would otherwise distort it.
     """
-    resized = _resize(pixels, geometry, extent)
-    return resized if resized.shape[2] == geometry.channels else resized.repeat(geometry.channels, axis=2)
-
-
-def _resize(pixels: ndarray, geometry: Geometry, extent: tuple[float, float] | None) -> ndarray:
     height, width = pixels.shape[:2]
-    if (height, width) == geometry.size:
-        return pixels
-    tall, wide = extent or (height, width)
-    size = resized_shape(tall, wide, geometry)
-    cropped = geometry.crop_fraction < 1
-    if cropped or (
-        size != (height, width) and (geometry.resize_mode == "crop" or geometry.interpolation not in _RESAMPLE)
-    ):
-        pixels = _resize_with_pillow(pixels, size, crop_box(tall, wide, geometry), geometry.interpolation)
-    elif size != (height, width):
-        pixels = resize_images(pixels[None], size, geometry.interpolation, extent)[0]
-    if size == geometry.size:
-        return pixels
-    padded = np.zeros(geometry.shape, np.uint8)
-    top, left = (geometry.size[0] - size[0]) // 2, (geometry.size[1] - size[1]) // 2
-    padded[top : top + size[0], left : left + size[1]] = pixels
-    return padded
+    if (height, width) != geometry.size:
+        tall, wide = extent or (height, width)
+        size = resized_shape(tall, wide, geometry)
+        cropped = geometry.crop_fraction < 1
+        if cropped or (
+            size != (height, width) and (geometry.resize_mode == "crop" or geometry.interpolation not in _RESAMPLE)
+        ):
+            pixels = _resize_with_pillow(pixels, size, crop_box(tall, wide, geometry), geometry.interpolation)
+        elif size != (height, width):
+            pixels = resize_images(pixels[None], size, geometry.interpolation, extent)[0]
+        if size != geometry.size:
+            padded = np.zeros(geometry.shape, np.uint8)
+            top, left = (geometry.size[0] - size[0]) // 2, (geometry.size[1] - size[1]) // 2
+            padded[top : top + size[0], left : left + size[1]] = pixels
+            pixels = padded
+    return pixels if pixels.shape[2] == geometry.channels else pixels.repeat(geometry.channels, axis=2)
 
 
 def resize_images(

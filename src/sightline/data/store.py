@@ -236,19 +236,14 @@ def _write_pixels(path: Path, builder: "_StoreBuilder") -> None:
             os.posix_fallocate(target, first, size)
 
         def work(rows: range) -> None:
-            _pwrite_all(target, builder.decode(rows), first + rows.start * each)
+            images, at = [one.data for one in builder.decode(rows)], first + rows.start * each
+            done = os.pwritev(target, images, at)  # without a copy; the system may write less than it is given
+            if done < sum(one.nbytes for one in images):
+                rest = memoryview(b"".join(images))
+                while done < len(rest):
+                    done += os.pwrite(target, rest[done:], at + done)
 
         _process_rows(work, len(builder.source), "Decoding images", each)
-
-
-def _pwrite_all(target: int, pixels: list[ndarray], at: int) -> None:
-    """Write all pixels at this offset without copying them; the system may write less than it is given."""
-    done = os.pwritev(target, [each.data for each in pixels], at)
-    if done == sum(each.nbytes for each in pixels):
-        return
-    rest = memoryview(b"".join(each.data for each in pixels))
-    while done < len(rest):
-        done += os.pwrite(target, rest[done:], at + done)
 
 
 class _StoreBuilder:

@@ -1,6 +1,6 @@
 """Combine runs, and compare the result with its members on images that none of them was trained on."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +51,14 @@ def combine_folders(
     tested = {}
     if images is not None and len(images.test):
         tested = compare_with_members(made.classifier, members, images.test, names)
-        notes = (*notes, _gain_sentence(tested, len(names)))
+        gain = tested["gain"]
+        significant = gain["low"] > 0 or gain["high"] < 0
+        sentence = (
+            f"On {tested['n']:,} test images its accuracy is {tested['accuracy']:.2%}, {gain['value'] * 100:+.2f} "
+            f"points compared with the mean of the {len(names)} classifiers (95 % interval: {gain['low'] * 100:+.2f} "
+            f"to {gain['high'] * 100:+.2f}){'' if significant else ', which is not significant'}."
+        )
+        notes = (*notes, sentence)
     made.classifier.provenance |= {"combined": word, "notes": [*notes], **({"test": tested} if tested else {})}
     made.classifier.save(out)
     chosen = [names[i] for i in made.member_indices]
@@ -110,13 +117,3 @@ def _test_classifier(classifier: Classifier, images: Dataset) -> tuple[dict[str,
     values = {name: found[name].value for name in COMPARED_METRICS}
     intervals = {name: found[name].as_json() for name in COMPARED_METRICS}
     return {**values, "intervals": intervals}, probabilities.argmax(1) == labels
-
-
-def _gain_sentence(tested: Mapping[str, Any], members: int) -> str:
-    gain = tested["gain"]
-    significant = gain["low"] > 0 or gain["high"] < 0
-    return (
-        f"On {tested['n']:,} test images its accuracy is {tested['accuracy']:.2%}, {gain['value'] * 100:+.2f} "
-        f"points compared with the mean of the {members} classifiers (95 % interval: {gain['low'] * 100:+.2f} to "
-        f"{gain['high'] * 100:+.2f}){'' if significant else ', which is not significant'}."
-    )

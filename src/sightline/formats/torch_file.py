@@ -39,10 +39,15 @@ class ProgramRunner:
 
 def write_torch(classifier: Classifier, path: Path) -> None:
     """Write the file; raises RequirementNotMet for a classifier that cannot be traced."""
+
+    def round_to_grid(step: float, point: int, x: Float[Tensor, "..."], *_: Tensor) -> Float[Tensor, "..."]:
+        # in plain operators: torch.export does not support the fused one
+        return ((x / step).round() + point).clamp(0, MAX_ACTIVATION_CODE).sub(point) * step
+
     module = ExportModule(classifier)
     for part in module.modules():
         if isinstance(part, ActivationGrid):
-            part.fake_quantise = partial(_round_to_grid, float(part.scale), int(part.zero))
+            part.fake_quantise = partial(round_to_grid, float(part.scale), int(part.zero))
     shapes = ({0: torch.export.Dim.DYNAMIC},)
     with silence_exporters(), torch.no_grad():
         try:
@@ -54,11 +59,6 @@ def write_torch(classifier: Classifier, path: Path) -> None:
             raise RequirementNotMet(f"torch.export cannot trace this network: {reason}. Use --to onnx.") from error
         facts = json.dumps(export_metadata(classifier), ensure_ascii=False)
         torch.export.save(program, path, extra_files={PROGRAM_METADATA_FILE: facts})
-
-
-def _round_to_grid(step: float, point: int, x: Float[Tensor, "..."], *_: Tensor) -> Float[Tensor, "..."]:
-    """Rounding in plain operators: torch.export does not support the fused one."""
-    return ((x / step).round() + point).clamp(0, MAX_ACTIVATION_CODE).sub(point) * step
 
 
 def open_torch_program(path: Path) -> ProgramRunner:

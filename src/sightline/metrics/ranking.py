@@ -1,5 +1,6 @@
 """How well scores rank: ROC curves and AUC, one class against the rest; top-k accuracy; OOD detection."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,6 +35,15 @@ class RocCurve:
         return RocCurve(
             *_drop_collinear(*(np.rint(axis * ROC_GRID_STEPS) / ROC_GRID_STEPS for axis in self._axes))
         )
+
+    @classmethod
+    def mean(cls, curves: Sequence["RocCurve"]) -> "RocCurve":
+        """Mean height over the curves, just before and at each step of the grid they are rounded to."""
+        steps = np.arange(ROC_GRID_STEPS + 1) / ROC_GRID_STEPS
+        sides = (steps - 1e-9, steps)  # a curve may rise straight up at a step
+        heights = [np.mean([np.interp(x, *curve._axes) for curve in curves], axis=0) for x in sides]
+        heights[0][0] = 0.0
+        return cls(*_drop_collinear(np.repeat(steps, 2), np.stack(heights, 1).ravel().round(9)))
 
     @property
     def _axes(self) -> tuple[ndarray, ndarray]:
@@ -108,7 +118,7 @@ def one_vs_rest(
     # the classes' curves are dependent: of K of them, K - 1 are free
     variance = float(influence @ influence) / (n * present) ** 2 + extra / (present * (present - 1))
     macro = _auc_interval(value / present, smooth / present, variance, sum(few) / present, n, level)
-    return OneVsRest(tuple(areas), tuple(curves), macro, _mean_curve([curve for curve in curves if curve]))
+    return OneVsRest(tuple(areas), tuple(curves), macro, RocCurve.mean([curve for curve in curves if curve]))
 
 
 def _auc_interval(value: float, smooth: float, variance: float, few: float, n: int, level: float) -> Interval:
@@ -185,15 +195,6 @@ def _drop_collinear(x: ndarray, y: ndarray) -> tuple[ndarray, ndarray]:
     turn = np.diff(x)[:-1] * np.diff(y)[1:] - np.diff(y)[:-1] * np.diff(x)[1:]
     kept = np.concatenate([[True], np.abs(turn) > 1e-12, [True]])
     return x[kept], y[kept]
-
-
-def _mean_curve(curves: list[RocCurve]) -> RocCurve:
-    """Mean height over the curves, just before and at each step of the grid they are rounded to."""
-    steps = np.arange(ROC_GRID_STEPS + 1) / ROC_GRID_STEPS
-    sides = (steps - 1e-9, steps)  # a curve may rise straight up at a step
-    heights = [np.mean([np.interp(x, *curve._axes) for curve in curves], axis=0) for x in sides]
-    heights[0][0] = 0.0
-    return RocCurve(*_drop_collinear(np.repeat(steps, 2), np.stack(heights, 1).ravel().round(9)))
 
 
 def top_k_accuracy(

@@ -313,18 +313,13 @@ def _check_estimator(found: Any, file: Path) -> None:
         sound = sound and _leads_to_leaves(nodes["is_leaf"] == 0, left, right, feature, width)
     if not sound:
         raise BundleError(f"A tree in '{file}' is damaged: its nodes lead nowhere. Fit the baseline again.")
-    if hasattr(found, "support_vectors_") and not _is_sound_svm(found, width):
-        raise BundleError(f"The support vectors in '{file}' do not fit together. Fit the baseline again.")
-
-
-def _is_sound_svm(found: Any, width: int) -> bool:
-    """Whether the arrays are consistent: libsvm does not check them."""
-    vectors, classes = found.support_vectors_, len(found.classes_)
-    shapes = (found._dual_coef_.shape, np.shape(found._n_support), np.shape(found._intercept_))
-    wanted = ((classes - 1, len(vectors)), (classes,), (classes * (classes - 1) // 2,))
-    counts = np.asarray(found._n_support)
-    fitting = vectors.shape[1] == width and shapes == wanted
-    return bool(fitting and counts.min() >= 0 and counts.sum() == len(vectors))
+    if hasattr(found, "support_vectors_"):  # libsvm does not check its arrays
+        vectors, classes, counts = found.support_vectors_, len(found.classes_), np.asarray(found._n_support)
+        shapes = (found._dual_coef_.shape, np.shape(found._n_support), np.shape(found._intercept_))
+        wanted = ((classes - 1, len(vectors)), (classes,), (classes * (classes - 1) // 2,))
+        fitting = vectors.shape[1] == width and shapes == wanted
+        if not fitting or counts.min() < 0 or counts.sum() != len(vectors):
+            raise BundleError(f"The support vectors in '{file}' do not fit together. Fit the baseline again.")
 
 
 def _leads_to_leaves(

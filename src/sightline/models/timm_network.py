@@ -154,7 +154,11 @@ def timm(
         arguments["img_size"] = tuple(size)
     try:
         body = _create_timm(name, arguments)
-        features = _count_features(body, channels, size)
+        with torch.no_grad():  # which also shows that it takes such images
+            given = body.eval()(torch.zeros(1, channels, *size, device=next(body.parameters()).device))
+        body.train()
+        if not isinstance(given, Tensor) or given.ndim != 2:
+            raise ValueError("its output is not a vector of features per image")
     except (RuntimeError, AssertionError, ValueError, TypeError, IndexError, ZeroDivisionError) as error:
         reason = (str(error) or type(error).__name__).splitlines()[0].rstrip(".")
         raise RecipeError(
@@ -162,7 +166,7 @@ def timm(
             f"({reason}): choose another --size, such as the "
             f"{_pretrained_settings(name)['input_size'][-1]} it is made for, or another network."
         ) from error
-    return TimmNetwork(name, arguments, body, features, classes, dropout=dropout, pretrained=pretrained)
+    return TimmNetwork(name, arguments, body, given.shape[1], classes, dropout=dropout, pretrained=pretrained)
 
 
 def find_card(name: str, file: Path | None = None, *, normalised: bool = True) -> WeightsCard:
@@ -236,13 +240,3 @@ def _create_timm(name: str, arguments: Mapping[str, Any], **more: Any) -> nn.Mod
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return import_timm().create_model(name, **arguments, **more)
-
-
-@torch.no_grad()
-def _count_features(body: nn.Module, channels: int, size: ImageSize) -> int:
-    """Features per image, found by running the body, which also shows that it takes such images."""
-    given = body.eval()(torch.zeros(1, channels, *size, device=next(body.parameters()).device))
-    body.train()
-    if not isinstance(given, Tensor) or given.ndim != 2:
-        raise ValueError("its output is not a vector of features per image")
-    return given.shape[1]

@@ -100,7 +100,14 @@ def find(
 
         source = replace(load_or_build(files[0], file_stamp(*files), build), name=name)
     else:
-        raise _missing_error(path)
+        try:
+            siblings = [entry.name for entry in path.parent.iterdir()]
+            near = difflib.get_close_matches(path.name, siblings, n=1)
+            hint = f" Did you mean '{path.parent / near[0]}'?" if near else ""
+        except OSError:
+            hint = f" Not even the folder '{path.parent}' is there."
+        known = ", ".join((*BUILTIN_DATASETS, *PUBLISHED_DATASETS))
+        raise DataError(f"There is nothing at '{path}'.{hint} Datasets known by name: {known}.")
     if several and len(source.classes) == 1:
         raise single_class_error(name, source.classes[0])
     return source if limit is None else limit_source(source, limit, seed)
@@ -123,15 +130,3 @@ def find_unlabelled(path: str | Path) -> Source:
         return source_from_files(str(path), listing, Layout(keys, np.full(len(keys), -1), (), None))
     found = find(path, several=False)
     return replace(found, labels=np.full(len(found), -1), columns={})
-
-
-def _missing_error(path: Path) -> DataError:
-    """Nothing is at this path: with a similar name in the same folder, and the datasets known by name."""
-    try:
-        siblings = [entry.name for entry in path.parent.iterdir()]
-        near = difflib.get_close_matches(path.name, siblings, n=1)
-        hint = f" Did you mean '{path.parent / near[0]}'?" if near else ""
-    except OSError:
-        hint = f" Not even the folder '{path.parent}' is there."
-    known = ", ".join((*BUILTIN_DATASETS, *PUBLISHED_DATASETS))
-    return DataError(f"There is nothing at '{path}'.{hint} Datasets known by name: {known}.")

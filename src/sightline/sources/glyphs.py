@@ -41,11 +41,19 @@ def glyphs(part: Literal["base", "novel"] = "base", variants: int = 2) -> ImageA
     glyph = [
         (label, code, face) for label, code in enumerate(codes) for face in drawn[code] for _ in range(variants)
     ]
-    maps = _draw_maps(len(glyph), np.random.default_rng([20, variants, part == "novel"]))
+    # each picture's affine map from its pixels to where they come from: turn, shear, scale and shift
+    rng = np.random.default_rng([20, variants, part == "novel"])
+    turn, shear = rng.uniform(-0.17, 0.17, (2, len(glyph)))
+    wide, high = rng.uniform(0.9, 1.15, (2, len(glyph)))
+    shift = rng.uniform(-2.5, 2.5, (len(glyph), 2, 1))
+    turned = np.array([[np.cos(turn), -np.sin(turn)], [np.sin(turn), np.cos(turn)]]).transpose(2, 0, 1)
+    back = turned @ np.array([[wide, shear], [0 * high, high]]).transpose(2, 0, 1)
+    middle = np.full((2, 1), _FINE / 2)
+    maps = np.concatenate([back, middle - back @ (middle + shift)], 2).reshape(-1, 6).tolist()
     size, affine, bilinear = (_FINE, _FINE), Image.Transform.AFFINE, Image.Resampling.BILINEAR
     images = []
-    for (_, code, face), back in zip(glyph, maps, strict=True):
-        moved = Image.fromarray(drawn[code][face]).transform(size, affine, back, bilinear)
+    for (_, code, face), each in zip(glyph, maps, strict=True):
+        moved = Image.fromarray(drawn[code][face]).transform(size, affine, each, bilinear)
         images.append(np.asarray(moved.reduce(_FINE // _SIDE)))
     files = [f"glyphs/U+{code:04X}/{face}-{i % variants}.png" for i, (_, code, face) in enumerate(glyph)]
     return ImageArrays(
@@ -106,14 +114,3 @@ def _draw(face, code: int) -> UInt8[ndarray, "56 56"] | None:
     picture = np.zeros((_FINE, _FINE), np.uint8)
     picture[top : top + found.shape[0], left : left + found.shape[1]] = found
     return picture
-
-
-def _draw_maps(count: int, rng: np.random.Generator) -> list[list[float]]:
-    """For each picture the affine map from its pixels to where they come from: turn, shear, scale and shift."""
-    turn, shear = rng.uniform(-0.17, 0.17, (2, count))
-    wide, high = rng.uniform(0.9, 1.15, (2, count))
-    shift = rng.uniform(-2.5, 2.5, (count, 2, 1))
-    turned = np.array([[np.cos(turn), -np.sin(turn)], [np.sin(turn), np.cos(turn)]]).transpose(2, 0, 1)
-    back = turned @ np.array([[wide, shear], [0 * high, high]]).transpose(2, 0, 1)
-    middle = np.full((2, 1), _FINE / 2)
-    return np.concatenate([back, middle - back @ (middle + shift)], 2).reshape(count, 6).tolist()

@@ -73,6 +73,7 @@ def read_parquet(path: Path) -> TextTable:
 
 def read_parquet_files(paths: Sequence[Path], place: Path) -> TextTable:
     """As ``read_parquet`` for several files, one after the other; a split in their names becomes a column."""
+    arrow = _import_pyarrow()
     columns: dict[str, list[str]] = {}
     ends: list[int] = []
     done = 0
@@ -85,15 +86,27 @@ def read_parquet_files(paths: Sequence[Path], place: Path) -> TextTable:
         ):
             raise DataError(f"'{path}' has two columns '{twice}': rename or remove one of them.")
         count = file.metadata.num_rows
-        read = _read_text_columns(file, names, path)
+        classes = _huggingface_class_names(file.schema_arrow)
+        read: dict[str, list[str]] = {name: [] for name in names}
+        try:
+            for batch in file.iter_batches(columns=names, use_threads=False):
+                for name, column in zip(batch.schema.names, batch.columns, strict=True):
+                    values = column.to_pylist()
+                    if known := classes.get(name):
+                        values = [known[v] if isinstance(v, int) and 0 <= v < len(known) else v for v in values]
+                    shared: dict[str, str] = {}
+                    read[name] += [
+                        shared.setdefault(text, text) for text in (cell_text(v).strip() for v in values)
+                    ]
+        except (arrow.ArrowException, OSError) as error:
+            raise DataError(f"'{path}' cannot be read ({error}): copy or download it again.") from error
         # train-00000-of-00002.parquet, or train/0000.parquet
         word = path.stem.lower().replace("_", "-").replace(".", "-").split("-")[0]
         split = next((each for each in (word, path.parent.name.lower()) if each in SPLIT_WORDS), None)
         if "split" not in read and split:
             read["split"] = [split] * count
         for name in {**columns, **read}:
-            column = columns.setdefault(name, [""] * done)
-            column.extend(read.get(name) or [""] * count)
+            columns.setdefault(name, [""] * done).extend(read.get(name) or [""] * count)
         done += count
         ends.append(done)
     if not done:
@@ -105,23 +118,6 @@ def read_parquet_files(paths: Sequence[Path], place: Path) -> TextTable:
         return f"Row {inside + 1}" + (f" of {paths[number].name}" if len(paths) > 1 else "")
 
     return TextTable(place, columns, describe_row)
-
-
-def _read_text_columns(file: Any, names: list[str], path: Path) -> dict[str, list[str]]:
-    arrow = _import_pyarrow()
-    classes = _huggingface_class_names(file.schema_arrow)
-    columns: dict[str, list[str]] = {name: [] for name in names}
-    try:
-        for batch in file.iter_batches(columns=names, use_threads=False):
-            for name, column in zip(batch.schema.names, batch.columns, strict=True):
-                values = column.to_pylist()
-                if known := classes.get(name):
-                    values = [known[v] if isinstance(v, int) and 0 <= v < len(known) else v for v in values]
-                shared: dict[str, str] = {}
-                columns[name] += [shared.setdefault(text, text) for text in (cell_text(v).strip() for v in values)]
-    except (arrow.ArrowException, OSError) as error:
-        raise DataError(f"'{path}' cannot be read ({error}): copy or download it again.") from error
-    return columns
 
 
 def _huggingface_class_names(schema: Any) -> dict[str, list[str]]:
