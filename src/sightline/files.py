@@ -8,7 +8,8 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +89,40 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Write ``value`` as readable JSON, atomically."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def read_json_object(path: Path) -> dict[str, Any]:
+    """The JSON object in a file; empty where there is none that can be read."""
+    with suppress(OSError, ValueError):
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if isinstance(content, dict):
+            return content
+    return {}
+
+
+def open_comparison_folder(
+    out: str | Path | None, name: str, file: str, facts: Iterable[str], others: str
+) -> Path:
+    """The folder of a comparison that a repeated call continues: ``out``, or the first free ``runs/name``.
+
+    The JSON object ``file`` in it holds as ``key`` a hash of ``facts``, all that the results depend on: a folder with
+    the same key is continued. Raises OutputError where ``out`` holds something else, such as ``others``.
+    """
+    key = hashlib.blake2b("\n".join(facts).encode(), digest_size=16).hexdigest()
+    for number in count(1):
+        folder = Path(out) if out is not None else Path("runs") / (name if number == 1 else f"{name}-{number}")
+        saved = read_json_object(folder / file)
+        if folder.is_file() or (folder.is_dir() and any(folder.iterdir()) and saved.get("key") != key):
+            if out is None:
+                continue
+            break
+        with explain_write_errors(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+        write_json(folder / file, saved | {"key": key})
+        return folder
+    raise OutputError(
+        f"'{out}' holds something other than this comparison (other {others}). Choose another --out."
+    )
 
 
 def write_csv(path: Path, rows: Iterable[Iterable[object]], delimiter: str = ",") -> None:

@@ -2,7 +2,6 @@
 
 import base64
 import hashlib
-import json
 import re
 import shutil
 import time
@@ -23,7 +22,7 @@ from ..classifier import find_bundle
 from ..errors import ChoiceError, Interrupted
 from ..evaluation import predict_timed
 from ..features import predict_logits_cached
-from ..files import checksum, explain_write_errors, write_json
+from ..files import checksum, explain_write_errors, read_json_object, write_json
 from ..inference import to_probabilities, validate
 from ..models import NETWORKS
 from ..training import Recipe, Run, SilentRunFolder, train_on_splits, validate_recipe
@@ -205,8 +204,8 @@ class TrialCache:
         self.file = folder / TRIALS_FILE
         self.key = hashlib.blake2b("\n".join(facts).encode(), digest_size=16).hexdigest()
         self.trials: list[Trial] = []
-        with suppress(OSError, ValueError, KeyError):
-            content = json.loads(self.file.read_text(encoding="utf-8"))
+        content = read_json_object(self.file)
+        with suppress(ValueError, KeyError):
             if content["key"] == self.key:
                 self.trials = [Trial.from_json(row) for row in content["trials"]]
 

@@ -1,7 +1,6 @@
 """What more images would bring: the run's own recipe on growing shares of its training images."""
 
 import hashlib
-import json
 import tempfile
 from collections.abc import Sequence
 from contextlib import suppress
@@ -17,7 +16,7 @@ from numpy import ndarray
 from .. import progress
 from ..data import nested_subset
 from ..errors import RecipeError, TrainingError
-from ..files import write_json
+from ..files import read_json_object, write_json
 from ..inference import predict_correct
 from ..metrics import paired_difference, wilson
 from ..training import Run, SilentRunFolder, train_on_splits
@@ -194,9 +193,9 @@ class _SavedTrainings:
         words = run.recipe.to_toml() + run.splits.train.fingerprint
         self.key = hashlib.blake2b(words.encode(), digest_size=16).hexdigest()
         self.correct: dict[tuple[float, int], tuple[int, Bool[ndarray, " N"]]] = {}
-        with suppress(OSError, ValueError):
-            content = json.loads(self.file.read_text(encoding="utf-8"))
-            if isinstance(content, dict) and content.get("key") == self.key:
+        content = read_json_object(self.file)
+        if content.get("key") == self.key:
+            with suppress(ValueError):
                 for row in content.get("trainings", ()):
                     correct = unpack_bits(row["right"], len(run.splits.test))
                     self.correct[row["share"], row["seed"]] = row["images"], correct

@@ -1,13 +1,8 @@
 """Networks and baselines trained and tested on the same images: which is best, by how much, and at what cost."""
 
-import hashlib
-import json
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
-from itertools import count
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -15,8 +10,8 @@ import torch
 from .. import progress, runtime
 from ..baselines import DEFAULT_BASELINES
 from ..data import split
-from ..errors import DataError, Interrupted, OutputError, RecipeError, SightlineError, TrainingError
-from ..files import atomic_replace, explain_write_errors, write_json
+from ..errors import DataError, Interrupted, RecipeError, SightlineError, TrainingError
+from ..files import atomic_replace, open_comparison_folder, read_json_object, write_json
 from ..metrics import wilson
 from ..pictures import plot_candidates
 from ..training import Recipe, default_network, parse_duration, read_dataset, resolve
@@ -87,7 +82,8 @@ def compare(
         raise RecipeError("A comparison takes at least two candidates: add --models or --baselines.")
     protocol = _Protocol.from_dataset(dataset, recipe, folds, seeds)
     facts = [recipe.replace(data=None).to_toml(), dataset.fingerprint, f"{folds} {seeds}"]
-    folder = _prepare_folder(out, recipe, facts)
+    name = f"{Path(recipe.data or '').name.partition('.')[0]}-compare".replace(":", "_")
+    folder = open_comparison_folder(out, name, COMPARISON_FILE, facts, "images, recipe, --folds or --seeds")
     for note in (*protocol.notes, protocol.announcement(candidates, folder)):
         progress.notify(note)
     networks = sum(one.kind == "network" for one in candidates)
@@ -221,7 +217,9 @@ def _run_candidates(
             protocol.recipe.data or "", protocol.folds, protocol.seeds, results, failures, protocol.notes
         )
         value = comparison.as_json()
-        write_json(folder / COMPARISON_FILE, {"key": _read_saved(folder).get("key"), **value})
+        write_json(
+            folder / COMPARISON_FILE, {"key": read_json_object(folder / COMPARISON_FILE).get("key"), **value}
+        )
         if results:
             with atomic_replace(folder / COMPARISON_PICTURE) as temporary:
                 plot_candidates(value["entrants"]).save(temporary, format="PNG")
@@ -239,36 +237,3 @@ def _failure_reason(error: Exception) -> str:
     if isinstance(error, MemoryError | torch.OutOfMemoryError) or "llocate memory" in text:
         return "It ran out of memory: choose a smaller --size, --batch-size or --limit, or other --features."
     return f"{type(error).__name__}: {text}." if text else f"{type(error).__name__}."
-
-
-def _prepare_folder(out: str | Path | None, recipe: Recipe, facts: Sequence[str]) -> Path:
-    """The comparison's folder: ``out``, or the first in runs/ that is free or holds this comparison.
-
-    Raises OutputError where ``out`` holds something else.
-    """
-    key = hashlib.blake2b("\n".join(facts).encode(), digest_size=16).hexdigest()
-    name = f"{Path(recipe.data or '').name.partition('.')[0]}-compare".replace(":", "_")
-    for number in count(1):
-        folder = Path(out) if out is not None else Path("runs") / (name if number == 1 else f"{name}-{number}")
-        saved = _read_saved(folder)
-        if folder.is_file() or (folder.is_dir() and any(folder.iterdir()) and saved.get("key") != key):
-            if out is None:
-                continue
-            break
-        with explain_write_errors(folder):
-            folder.mkdir(parents=True, exist_ok=True)
-        write_json(folder / COMPARISON_FILE, saved | {"key": key})
-        return folder
-    raise OutputError(
-        f"'{out}' holds something other than this comparison (other images, recipe, --folds or --seeds). "
-        "Choose another --out."
-    )
-
-
-def _read_saved(folder: Path) -> dict[str, Any]:
-    """The folder's ``compare.json``; empty where there is none that can be read."""
-    with suppress(OSError, ValueError):
-        content = json.loads((folder / COMPARISON_FILE).read_text(encoding="utf-8"))
-        if isinstance(content, dict):
-            return content
-    return {}

@@ -10,7 +10,7 @@ from typing import Any
 
 from .. import progress
 from ..errors import OutputError, RecipeError, RequirementNotMet
-from ..files import atomic_replace, explain_write_errors, write_json, write_text
+from ..files import atomic_replace, explain_write_errors, read_json_object, write_json, write_text
 from ..inference import match_labels
 from ..training import INHERIT, Run, RunFolder, architecture_word, check_run_folder, create_run_folder
 from .comparison import SizeComparison, compare_with_original
@@ -106,7 +106,7 @@ def _prepare_output(
     an old run is not overwritten for a compression that fails.
     """
     file = out / WORK_FOLDER / "request.json"
-    if file.is_file() and json.loads(file.read_text(encoding="utf-8")).get("request") == key:
+    if read_json_object(file).get("request") == key:
         progress.notify(f"Continuing the unfinished compression in '{out}'.")
         return
     dry_run(original, steps)

@@ -1,18 +1,22 @@
 """Several strategies on the same streams of tasks: a table, a heat map, and one file of all numbers."""
 
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from .. import progress
-from ..errors import OutputError, RecipeError
-from ..files import atomic_replace, explain_write_errors, write_json
+from ..errors import RecipeError
+from ..files import (
+    atomic_replace,
+    explain_write_errors,
+    open_comparison_folder,
+    read_json_object,
+    write_json,
+)
 from ..metrics import seeds_interval
 from ..pictures import plot_task_accuracy
 from ..training import Recipe, prepare, resolve
@@ -113,7 +117,9 @@ def compare_strategies(
     plan, splits, notes = prepare(resolve(asked))
     recipe, train, test = plan.recipe, splits.train.labelled, splits.test.labelled
     make(train, test, recipe.seed)  # a stream that cannot be made fails before anything is written
-    folder = _prepare_folder(out, recipe, [train.fingerprint, stream, str(memory), str(online)])
+    name = f"{Path(recipe.data or '').name.partition('.')[0]}-stream".replace(":", "_")
+    facts = [recipe.to_toml(), train.fingerprint, stream, str(memory), str(online)]
+    folder = open_comparison_folder(out, name, STREAM_FILE, facts, "images, recipe, stream or --memory")
     for note in notes:
         progress.notify(note)
     progress.notify(f"Results go to '{folder}'. If stopped, the same command continues.")
@@ -137,36 +143,7 @@ def compare_strategies(
             progress.notify(f"{name}, seed {seed}: {result.average_accuracy:.1%} after {len(tasks.tasks)} tasks.")
             found[name].append(result)
     comparison = StreamComparison(title, found, next(iter(strategies)), str(folder))
-    write_json(folder / STREAM_FILE, comparison.as_json() | {"key": _read_key(folder)})
+    write_json(folder / STREAM_FILE, comparison.as_json() | {"key": read_json_object(folder / STREAM_FILE)["key"]})
     with atomic_replace(folder / STREAM_PICTURE) as temporary:
         comparison.plot().save(temporary, format="PNG")
     return comparison
-
-
-def _prepare_folder(out: Path | None, recipe: Recipe, facts: Sequence[str]) -> Path:
-    """The folder: ``out``, or the first in runs/ that is free or holds results of this protocol.
-
-    Raises OutputError where ``out`` holds something else.
-    """
-    key = hashlib.blake2b("\n".join([recipe.to_toml(), *facts]).encode(), digest_size=16).hexdigest()
-    name = f"{Path(recipe.data or '').name.partition('.')[0]}-stream"
-    for number in count(1):
-        folder = out or Path("runs") / (name if number == 1 else f"{name}-{number}")
-        if folder.is_file() or (folder.is_dir() and any(folder.iterdir()) and _read_key(folder) != key):
-            if out is None:
-                continue
-            break
-        with explain_write_errors(folder):
-            folder.mkdir(parents=True, exist_ok=True)
-        if not (folder / STREAM_FILE).is_file():
-            write_json(folder / STREAM_FILE, {"key": key})
-        return folder
-    raise OutputError(
-        f"'{out}' holds something other than this comparison (other images, recipe, stream or --memory). "
-        "Choose another --out."
-    )
-
-
-def _read_key(folder: Path) -> str | None:
-    file = folder / STREAM_FILE
-    return json.loads(file.read_text(encoding="utf-8")).get("key") if file.is_file() else None

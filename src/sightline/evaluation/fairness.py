@@ -1,6 +1,5 @@
 """A run evaluated group by group, alone or compared with another run on the same test images."""
 
-import json
 import re
 from contextlib import suppress
 from dataclasses import asdict
@@ -14,7 +13,7 @@ from numpy import ndarray
 from ..choose import suggest
 from ..classifier import Classifier
 from ..errors import DataError
-from ..files import atomic_replace, write_json
+from ..files import atomic_replace, read_json_object, write_json
 from ..inference import predict_probabilities
 from ..pictures import plot_groups
 from ..runs import open_subject, trained_on
@@ -98,10 +97,8 @@ def evaluate_groups_run(run: Run, column: str, *, against: Run | None = None) ->
             f"'{against.folder.name}' was trained or validated on {count:,} of these {len(test):,} test images, "
             "so its figures are too optimistic: train it on the same split (--split-seed)."
         )
-    file, saved = run.folder / GROUPS_FILE, {}
-    with suppress(OSError, ValueError):
-        saved = json.loads(file.read_text(encoding="utf-8"))
-    write_json(file, (saved if isinstance(saved, dict) else {}) | {column: found})
+    file = run.folder / GROUPS_FILE
+    write_json(file, read_json_object(file) | {column: found})
     with atomic_replace(run.folder / f"groups-{re.sub(r'[^A-Za-z0-9._-]+', '_', column)}.png") as temporary:
         plot_groups(found["groups"], column, after=found.get("against", {}).get("groups", ())).save(temporary)
     return found

@@ -1,11 +1,9 @@
 """Attack a run: robust accuracy over eps, checks for masked gradients, and a picture, written into the run."""
 
-import json
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -17,7 +15,7 @@ from ..attacks import Attack, format_eps, make_attack, parse_eps, require_gradie
 from ..classifier import Classifier
 from ..data import to_tensor
 from ..errors import RecipeError
-from ..files import atomic_replace, write_json
+from ..files import atomic_replace, read_json_object, write_json
 from ..inference import match_labels
 from ..pictures import PALETTE, contact_sheet
 from ..runs import Subject, open_subject, sample_images
@@ -77,11 +75,8 @@ def attack_run(
         with atomic_replace(place) as temporary:
             picture.save(temporary)
     if folder is not None:  # the figures stand next to those of other attacks
-        attacks: dict[str, Any] = {}
-        with suppress(OSError, ValueError):
-            content = json.loads((folder / ROBUSTNESS_FILE).read_text(encoding="utf-8"))
-            if isinstance(content, dict) and isinstance(content.get("attacks"), dict):
-                attacks = content["attacks"]
+        attacks = read_json_object(folder / ROBUSTNESS_FILE).get("attacks")
+        attacks = attacks if isinstance(attacks, dict) else {}
         attacks[found.values["attack"]] = {**found.values, "remarks": [vars(remark) for remark in found.remarks]}
         write_json(folder / ROBUSTNESS_FILE, {"attacks": attacks})
     return found
