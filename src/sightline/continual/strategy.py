@@ -253,7 +253,7 @@ def new_batches(
 
     ``share`` is the new images' share of a step, ``pool`` what others are drawn from, by default the remembered
     images: they are drawn with equal chances for each class. Where each new image is not to be seen once only, an epoch
-    is a pass over the larger of the two sets.
+    is a pass over the larger of the two sets. The last batch is filled with images of the first.
     """
     recipe, past = task.plan.recipe, task.past.images if pool is None else pool
     assert recipe.batch_size is not None
@@ -265,7 +265,10 @@ def new_batches(
 
     def batches(epoch: int, start: int) -> Iterator[Batch]:
         order = batch_order(task.new.labels, Shuffle(recipe.seed, epoch, balanced=not task.online))
-        order = np.resize(order, max(steps * size, len(order))) if beside and not task.online else order
+        if (
+            len(order) > size if task.online else beside
+        ):  # a last batch of few images would weigh as much as a full one
+            order = np.resize(order, max(steps * size, len(order)))
         for step in range(start, steps):
             batch = make_batch(task, task.new, order[step * size : (step + 1) * size], epoch, step, _NEW)
             if beside:
