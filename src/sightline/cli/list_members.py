@@ -32,18 +32,10 @@ def list_members(family: str = "", /, *, options: OutputOptions = OUTPUT_DEFAULT
     family: str
         One of these words; without it, all of them.
     """
-    from ..choose import lookup
-
-    families = _family_lists()
-    chosen = {family: lookup(families, family, "family")} if family else families
-    emit({name: make() for name, make in chosen.items()}, options.json, print_families)
-
-
-def _family_lists() -> Mapping[str, Any]:
-    """The members of each family, with one line about each."""
     from ..attacks import ATTACKS
     from ..augmentation import AUGMENTATIONS
     from ..baselines import BASELINES, FEATURES
+    from ..choose import lookup
     from ..compression import COMPRESSORS
     from ..continual import STRATEGIES
     from ..ensembles import COMBINERS
@@ -62,7 +54,7 @@ def _family_lists() -> Mapping[str, Any]:
         name: f"Known mean {mean} and std {std}." if mean else "No normalisation: pixels in [0, 1]."
         for name, (mean, std) in CHANNEL_STATISTICS.items()
     }
-    return {
+    families: Mapping[str, Any] = {
         "models": lambda: [
             vars(line) | {"best_sizes": list(line.best_sizes or ()) or None} for line in describe_networks()
         ],
@@ -95,6 +87,8 @@ def _family_lists() -> Mapping[str, Any]:
         "strategies": lambda: _member_lines(STRATEGIES),
         "formats": lambda: [{"name": name, "what": each.summary} for name, each in FORMATS.items()],
     }
+    chosen = {family: lookup(families, family, "family")} if family else families
+    emit({name: make() for name, make in chosen.items()}, options.json, print_families)
 
 
 def _member_lines(family: Mapping[str, Any]) -> list[dict[str, object]]:

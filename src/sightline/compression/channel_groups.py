@@ -50,7 +50,18 @@ def find_channel_groups(network: Network, pixels: Float[Tensor, "B C H W"]) -> l
     tested with random weights, and dropped if removing it and zeroing it give different logits. The classes, and
     channels in layer norms, grouped convolutions or bare parameters, are never removed.
     """
-    found = [group for group in _trace_groups(network, pixels) if group.count > 1]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of its own
+        import torch_pruning
+
+        work = copy.deepcopy(network).requires_grad_()
+        names: dict[nn.Module, str] = {module: name for name, module in work.named_modules()}
+        graph = torch_pruning.DependencyGraph()
+        with torch.enable_grad():
+            logits: Any = lambda module, given: module.logits(given)  # noqa: E731
+            graph.build_dependency(work, pixels, logits, verbose=False)
+        traced = [_as_channel_group(graph, each, names) for each in graph.get_all_groups([get_head(work)])]
+    found = [group for group in traced if group is not None and group.count > 1]
     return _removable_groups(_randomise(copy.deepcopy(network).double()), found, pixels.double())
 
 
@@ -138,22 +149,6 @@ def _layer_width(module: nn.Module, side: str) -> int:
         return module.num_features
     assert isinstance(module, nn.Conv2d | nn.Linear)
     return module.weight.shape[LAYER_SIDES.index(side)]
-
-
-def _trace_groups(network: Network, pixels: Float[Tensor, "B C H W"]) -> list[ChannelGroup]:
-    """The groups that Torch-Pruning's trace finds, of layers that can be narrowed."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of its own
-        import torch_pruning
-
-        work = copy.deepcopy(network).requires_grad_()
-        names: dict[nn.Module, str] = {module: name for name, module in work.named_modules()}
-        graph = torch_pruning.DependencyGraph()
-        with torch.enable_grad():
-            logits: Any = lambda module, given: module.logits(given)  # noqa: E731
-            graph.build_dependency(work, pixels, logits, verbose=False)
-        found = [_as_channel_group(graph, each, names) for each in graph.get_all_groups([get_head(work)])]
-    return [group for group in found if group is not None]
 
 
 def _as_channel_group(graph: Any, traced: Any, names: Mapping[nn.Module, str]) -> ChannelGroup | None:

@@ -16,7 +16,7 @@ from ..types import UNLABELLED, Dataset, Findings, Remark
 from .dataset import FACT_COLUMNS
 from .duplicates import find_near_duplicates
 from .geometry import geometry_losses
-from .label_audit import audit_labels
+from .label_audit import audit_class_names, audit_group_columns
 from .splits import SPLIT_NAMES, find_leaks, find_near_leaks
 
 _MAX_EXAMPLES = 5
@@ -37,11 +37,18 @@ def audit(dataset: Dataset) -> Findings:
 
     Load the dataset with ``max_bad=1`` to list every unreadable file instead of raising an error.
     """
-    total = len(dataset.skipped) + len(dataset)
+    total, given = len(dataset.skipped) + len(dataset), dataset.columns.get("split")
+    per_class: dict[str, Any] = dict(zip(dataset.classes, dataset.counts.tolist(), strict=True))
+    if given is not None:
+        table = {name: dataset.subset(given == name).counts for name in SPLIT_NAMES}
+        per_class = {
+            name: {split: int(counts[label]) for split, counts in table.items() if counts.any()}
+            for label, name in enumerate(dataset.classes)
+        }
     values: dict[str, Any] = {
         "images": len(dataset),
         "classes": len(dataset.classes),
-        "per_class": _count_per_class(dataset),
+        "per_class": per_class,
         "unreadable": [{"file": each.file, "reason": each.reason} for each in dataset.skipped],
     }
     if unlabelled := int((~dataset.is_labelled).sum()):
@@ -62,22 +69,10 @@ def audit(dataset: Dataset) -> Findings:
     ):
         values |= found
         remarks += more
-    remarks += audit_labels(dataset)
+    remarks += [*audit_class_names(dataset), *audit_group_columns(dataset)]
     remarks += [Remark("note", note) for note in dataset.notes if not note.startswith("Skipped")]
     order = {"problem": 0, "warning": 1, "note": 2}
     return Findings("data", values, tuple(sorted(remarks, key=lambda remark: order[remark.level])))
-
-
-def _count_per_class(dataset: Dataset) -> dict[str, Any]:
-    """Labelled images of each class, and of each split where the data gives splits."""
-    given = dataset.columns.get("split")
-    if given is None:
-        return {name: int(count) for name, count in zip(dataset.classes, dataset.counts, strict=True)}
-    table = {name: dataset.subset(given == name).counts for name in SPLIT_NAMES}
-    return {
-        name: {split: int(counts[label]) for split, counts in table.items() if counts.any()}
-        for label, name in enumerate(dataset.classes)
-    }
 
 
 def _count_images(count: int) -> str:

@@ -21,12 +21,8 @@ _UNIT_WORDS = frozenset(
 """What several images may be of, so that a table's column of its ids defines groups."""
 
 
-def audit_labels(dataset: Dataset) -> list[Remark]:
-    """Classes that differ in case only, name several labels, or are parts or files; columns that should be groups."""
-    return [*_audit_class_names(dataset), *_audit_group_columns(dataset)]
-
-
-def _audit_class_names(dataset: Dataset) -> list[Remark]:
+def audit_class_names(dataset: Dataset) -> list[Remark]:
+    """Classes that differ in case only, name several labels, or are parts of a set or names of images."""
     classes, remarks = dataset.classes, []
     forms: dict[str, list[str]] = {}
     for name in classes:
@@ -59,7 +55,7 @@ def _audit_class_names(dataset: Dataset) -> list[Remark]:
     return remarks
 
 
-def _audit_group_columns(dataset: Dataset) -> list[Remark]:
+def audit_group_columns(dataset: Dataset) -> list[Remark]:
     """Columns of ids that several images share, unless a column ``group`` says which images belong together."""
     if "group" in dataset.columns:
         return []

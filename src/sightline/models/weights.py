@@ -90,10 +90,18 @@ def read_tensors(path: Path) -> Tensors:
             return load_file(path, device="cpu")
         except (SafetensorError, OSError, ValueError, KeyError) as error:
             raise _damaged_error(path) from error
-    if path.suffix in TORCH_SUFFIXES:
-        return _unwrap_state_dict(path, _read_torch(path))
-    known = ", ".join((".safetensors", *TORCH_SUFFIXES))
-    raise BundleError(f"'{path}' does not have the suffix of a file of weights: {known}.")
+    if path.suffix not in TORCH_SUFFIXES:
+        known = ", ".join((".safetensors", *TORCH_SUFFIXES))
+        raise BundleError(f"'{path}' does not have the suffix of a file of weights: {known}.")
+    saved = _read_torch(path)
+    while isinstance(saved, Mapping):  # the innermost table, under the keys that trainers use
+        inner = [saved[name] for name in STATE_DICT_KEYS if isinstance(saved.get(name), Mapping)]
+        if not inner:
+            break
+        saved = inner[0]
+    if not isinstance(saved, Mapping) or not any(isinstance(value, Tensor) for value in saved.values()):
+        raise BundleError(f"'{path}' holds no tensors by name: save the network's state_dict in it.")
+    return {str(name): value for name, value in saved.items() if isinstance(value, Tensor)}
 
 
 def _damaged_error(path: Path) -> BundleError:
@@ -129,18 +137,6 @@ def _calls_python(path: Path) -> bool:
             return any(code.name in {"GLOBAL", "STACK_GLOBAL"} for code, *_ in pickletools.genops(stream))
     except ValueError:
         return False
-
-
-def _unwrap_state_dict(path: Path, saved: Any) -> Tensors:
-    """The innermost table of tensors, under the keys that trainers use."""
-    while isinstance(saved, Mapping):
-        inner = [saved[name] for name in STATE_DICT_KEYS if isinstance(saved.get(name), Mapping)]
-        if not inner:
-            break
-        saved = inner[0]
-    if not isinstance(saved, Mapping) or not any(isinstance(value, Tensor) for value in saved.values()):
-        raise BundleError(f"'{path}' holds no tensors by name: save the network's state_dict in it.")
-    return {str(name): value for name, value in saved.items() if isinstance(value, Tensor)}
 
 
 def strip_prefixes(tensors: Tensors) -> Tensors:

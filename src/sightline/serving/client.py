@@ -45,6 +45,21 @@ class Reply(Prediction):
     release: int | None = None
     """Number of the release that answered; 0 if the service has no releases."""
 
+    @classmethod
+    def from_json(cls, name: str, row: Mapping[str, Any], release: int | None) -> "Reply":
+        """The reply in a row of the service's JSON; raise KeyError, TypeError or ValueError for another form."""
+        if row.get("error") is not None:
+            return cls(name, None, None, error=_sanitize_text(str(row["error"])), release=release)
+        return cls(
+            name,
+            str(row["label"]),
+            float(row["confidence"]),
+            top=tuple((str(label), float(share)) for label, share in row["top"]),
+            abstained=bool(row["abstained"]),
+            id=row.get("id"),
+            release=release,
+        )
+
 
 class DeclinedError(ServiceError):
     """The service answered with an error status."""
@@ -226,7 +241,8 @@ class Client:
             raise self._unexpected_response()
         try:
             return [
-                _parse_reply(one.name, row, found.get("release")) for one, row in zip(uploads, rows, strict=True)
+                Reply.from_json(one.name, row, found.get("release"))
+                for one, row in zip(uploads, rows, strict=True)
             ]
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise self._unexpected_response() from error
@@ -333,20 +349,6 @@ def _split_into_requests(images: Iterable[ImageInput]) -> Iterator[list[_Upload]
         size += len(upload.data)
     if uploads:
         yield uploads
-
-
-def _parse_reply(name: str, row: Mapping[str, Any], release: int | None) -> Reply:
-    if row.get("error") is not None:
-        return Reply(name, None, None, error=_sanitize_text(str(row["error"])), release=release)
-    return Reply(
-        name,
-        str(row["label"]),
-        float(row["confidence"]),
-        top=tuple((str(label), float(share)) for label, share in row["top"]),
-        abstained=bool(row["abstained"]),
-        id=row.get("id"),
-        release=release,
-    )
 
 
 def _sanitize_text(text: str) -> str:

@@ -4,6 +4,7 @@ import json
 import shutil
 import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +85,10 @@ def publish(
             work.mkdir()
             copy_bundle(bundle, work / BUNDLE_FOLDER)
         classifier = Classifier.load(work / BUNDLE_FOLDER)  # the copy: what is checked is what answers
+        measured: dict[str, Any] = {}
+        with suppress(ValueError):  # a damaged report.json
+            measured = read_report(run).get("evaluation") or {}
+        measured = {**measured, **(measured.get("efficiency") or {})}
         facts = {
             "format": RELEASE_FORMAT,
             "time": timestamp(),
@@ -92,7 +97,7 @@ def publish(
             "note": note,
             "sightline": runtime.version(),
             "classes": list(classifier.classes),
-            "metrics": _read_metrics(run),
+            "metrics": {name: value for name, value in measured.items() if isinstance(value, int | float | str)},
             "onnx": _export_onnx(classifier, work / ONNX_FILE, run, images),
         }
         facts["files"] = {name: checksum(path) for name, path in sorted(release_files(work).items())}
@@ -126,16 +131,6 @@ def _used_numbers(site: Path) -> set[int]:
             except (ValueError, KeyError, TypeError):
                 continue  # a line cut short by a full disk
     return used
-
-
-def _read_metrics(run: Path) -> dict[str, Any]:
-    """Return the plain numbers that ``evaluate`` measured on the run's test images."""
-    try:
-        found = read_report(run).get("evaluation") or {}
-    except ValueError:
-        return {}
-    found = {**found, **(found.get("efficiency") or {})}
-    return {name: value for name, value in found.items() if isinstance(value, int | float | str)}
 
 
 def _export_onnx(classifier: Classifier, path: Path, run: Path, images: Path | str | None) -> dict[str, Any]:
