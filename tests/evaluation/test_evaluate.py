@@ -4,6 +4,7 @@ import base64
 import csv
 import io
 import json
+import time
 
 import numpy as np
 import pytest
@@ -25,9 +26,10 @@ from sightline.evaluation import (
 )
 from sightline.evaluation.model_evaluation import _guess_remarks
 from sightline.evaluation.report_file import evaluate_on, evaluate_run
-from sightline.evidence import load_evidence
+from sightline.evidence import NO_PLOTS, load_evidence, write_report
 from sightline.models import build, parse_architecture
 from sightline.preprocessing import Preprocessing
+from sightline.training.budget import Deadline
 from sightline.training.recipe import Recipe
 from sightline.training.run import train
 from sightline.types import Dataset, Geometry
@@ -355,6 +357,29 @@ def test_the_report_holds_the_curve_and_the_gallery(run):
     report = json.loads((run.folder / "report.json").read_text())
     assert load_evidence(run.folder).learning_curve["sentence"] == grown.sentence
     assert (run.folder / "mistakes.png").exists() == bool(report["mistakes"])
+
+
+def test_a_late_run_is_tested_on_a_part_and_drawn_later(run):
+    test = run.splits.test
+    late = Deadline(30.0, time.monotonic() - 60, val=0, test=len(test), image_seconds=0.01)
+    found = evaluate_run(run, deadline=late)
+    assert found.n in range(195, 211)
+    assert found.n < len(test)
+    shares = np.bincount(found.labels, minlength=10) / test.counts
+    assert shares.max() - shares.min() < 0.06
+    assert any(f"{found.n} of {len(test)} test images are tested" in each.text for each in found.remarks)
+    assert [one.batch_size for one in found.efficiency.latency] == [1]
+    page = write_report(run.folder, plots=False).read_text()
+    assert NO_PLOTS in page
+    assert "reliability diagram" not in page.lower()
+    whole = evaluate_run(run)
+    assert whole.n == len(test)
+    known = dict(zip(whole.files, whole.probabilities, strict=True))
+    for file, row in zip(found.files, found.probabilities, strict=True):
+        np.testing.assert_allclose(row, known[file], atol=1e-5)
+    page = write_report(run.folder).read_text()
+    assert NO_PLOTS not in page
+    assert "reliability diagram" in page.lower()
 
 
 def test_evaluating_on_training_images_gives_a_remark(run):

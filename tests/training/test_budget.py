@@ -195,6 +195,69 @@ def test_a_slow_candidate_is_given_up_after_its_first_step():
     assert [len(times[name]) for name in ("slow", "fast")] == [1, 4]
 
 
+@pytest.mark.parametrize("image_seconds", [1e-5, 1e-3, 0.01, 0.02, 0.1, 1.0])
+@pytest.mark.parametrize("emulated", [1, 20])
+def test_the_trial_of_ways_costs_3_s_and_the_steps_begun(tmp_path, monkeypatch, image_seconds, emulated):
+    monkeypatch.setattr(runtime, "cache_dir", lambda: tmp_path)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    recipe = OPEN.replace(
+        batch_size=128, precision=None, memory_format=None, cpu_replicas=None, data="digits", limit=300, epochs=1
+    )
+    plan, splits, _ = prepare(resolve(recipe))
+    classifier, _ = build_classifier(plan, splits, torch.device("cpu"))
+    batch = next(iter(build_method(plan, splits, torch.device("cpu")).batches(0, 0)))
+    clock, taken = SimpleNamespace(now=0.0), []
+    for module in (runtime, defaults):
+        monkeypatch.setattr(module, "time", SimpleNamespace(perf_counter=lambda: clock.now))
+
+    def prepare_step(stack, classifier, plan, batch, mode):
+        def step():
+            taken.append(len(batch) * image_seconds * (emulated if mode.precision == "bfloat16" else 1))
+            clock.now += taken[-1]
+
+        return step
+
+    monkeypatch.setattr(defaults, "_prepare_step", prepare_step)
+    found = measure_throughput(classifier, plan, batch)
+    assert sum(taken) == pytest.approx(clock.now)
+    assert clock.now <= 3 + 2 * max(taken)
+    assert found.images_per_second == pytest.approx(1 / image_seconds)
+    if emulated > 1:
+        assert found.mode.precision == "float32"
+
+
+@pytest.mark.parametrize(("load", "reserved"), [(1.0, 3.0), (2.0, 6.0)])
+def test_a_busy_machine_reserves_more_for_the_report(monkeypatch, load, reserved):
+    Clock(monkeypatch)
+    deadline = Deadline(30.0, 0.0, val=100, test=300, image_seconds=0.01, load=load)
+    assert deadline.seconds_left() == pytest.approx(0.95 * 30 - 2 * 1.0 - (300 + 320) * 0.01 - reserved)
+
+
+def test_the_test_is_of_as_many_images_as_fit(monkeypatch):
+    clock = Clock(monkeypatch)
+    deadline = Deadline(30.0, 0.0, val=100, test=4000, image_seconds=0.01)
+    found = {}
+    for clock.now in (0.0, 14.5, 29.0, 100.0):
+        found[clock.now] = deadline.testable_images()
+    assert found == {0.0: 2850, 14.5: 1400, 29.0: 200, 100.0: 200}
+    deadline.image_seconds = 0.001
+    clock.now = 20.0
+    assert deadline.testable_images() == 4000
+
+
+def test_validation_takes_a_quarter_of_the_budget_at_most(started):
+    _, splits, _ = prepare(resolve(OPEN.replace(data="digits", val_fraction=0.5, test_fraction=0.1)))
+    images = len(splits.val)
+    fast, slow = (Deadline(100.0, 0.0, val=images, test=9, image_seconds=each) for each in (0.001, 0.0208))
+    assert budget.sample_validation(fast, splits, 0) == (splits, ())
+    assert budget.sample_validation(None, splits, 0) == (splits, ())
+    some, (note,) = budget.sample_validation(slow, splits, 0)
+    assert 590 < slow.val == len(some.val) < 610 < images
+    assert f"{len(some.val)} of {images}" in note
+    shares = some.val.counts / splits.val.counts
+    assert shares.max() - shares.min() < 0.03
+
+
 def test_trials_end_with_their_time():
     times = runtime.time_interleaved({"one": lambda: time.sleep(0.02)}, 100, seconds=0.1)
     assert 1 <= len(times["one"]) < 10

@@ -1,11 +1,14 @@
 """The head of a frozen backbone, against scikit-learn's logistic regression."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
 from sklearn.linear_model import LogisticRegression
 
 from sightline.errors import DataError
+from sightline.training import heads
 from sightline.training.heads import PROBE_PENALTIES, VARIANCE_PRIOR_IMAGES, fit_linear_probe
 
 
@@ -64,6 +67,28 @@ def test_the_same_images_and_seed_give_the_same_head():
     one, two = (fit_linear_probe(features, labels, 4, seed=3) for _ in range(2))
     assert torch.equal(one.weight, two.weight)
     assert torch.equal(one.bias, two.bias)
+
+
+@pytest.mark.parametrize("seconds", [0.0, 1.0, 5.0, 20.0, 1000.0])
+@pytest.mark.parametrize("width", [20, 400])
+def test_it_takes_no_more_time_than_it_has(monkeypatch, seconds, width):
+    features, labels = blobs(300, width, 3, spread=1.0)
+    whole = fit_linear_probe(features, labels, 3)
+    clock, evaluate = SimpleNamespace(now=0.0), heads._ProbeLoss.__call__
+
+    def slow(loss, penalty):
+        clock.now += 0.05
+        return evaluate(loss, penalty)
+
+    monkeypatch.setattr(heads, "time", SimpleNamespace(monotonic=lambda: clock.now))
+    monkeypatch.setattr(heads._ProbeLoss, "__call__", slow)
+    probe = fit_linear_probe(features, labels, 3, seconds=seconds)
+    assert clock.now <= 1.1 * seconds + 40 * 0.05
+    assert probe.facts.get("shortened", False) == (seconds < 20)
+    assert probe.facts["cross_validated_accuracy"] > 0.7
+    if seconds == 1000:
+        assert probe.facts == whole.facts
+        assert torch.equal(probe.weight, whole.weight)
 
 
 def test_one_image_a_class_is_enough_and_leaves_nothing_out():

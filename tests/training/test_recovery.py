@@ -7,7 +7,9 @@ import pytest
 import torch
 
 from sightline.classifier import Classifier
+from sightline.comparison import cross_validate
 from sightline.errors import Interrupted
+from sightline.inference import predict_correct
 from sightline.training import resume, run, train
 from sightline.training.hooks import BaseHook
 from sightline.training.losses import CrossEntropy
@@ -49,6 +51,27 @@ def test_it_goes_on_at_a_tenth_of_the_rate_and_says_so(tmp_path, call, origin, e
     assert said in made.notes
     assert said in (tmp_path / "r" / "log.txt").read_text()
     assert all(t.isfinite().all() for t in Classifier.load(tmp_path / "r").state_dict().values())
+
+
+@pytest.mark.parametrize(
+    "course", [{}, {"schedule": "constant", "warmup": 0.0, "clip_grad": 0.0}], ids=["default", "bare"]
+)
+def test_lenet5_at_a_hundred_times_its_rate_ends_well(tmp_path, course):
+    recipe = TINY.replace(model="lenet5", size=16, lr=10.0, **course)
+    made = train("digits", recipe, out=tmp_path / "r")
+    assert made.facts["recoveries"] >= 1
+    assert made.facts["val_accuracy"] > 0.3
+    assert made.facts["remarks"][0].startswith("The loss became")
+    assert any("nothing was learned" in each and "the first weights" in each for each in made.facts["remarks"])
+    kept = Classifier.load(tmp_path / "r")
+    assert predict_correct(kept, made.splits.test).mean() > 0.3
+
+
+def test_folds_that_diverged_end_well_and_say_so(tmp_path):
+    recipe = TINY.replace(size=16, limit=600, epochs=8, lr=10.0)
+    found = cross_validate("digits", "lenet5", recipe=recipe, folds=2, folder=tmp_path)
+    assert found.accuracy.value > 0.4
+    assert any("Training went on from the first weights" in note for note in found.notes)
 
 
 def with_hook(monkeypatch, hook):

@@ -136,7 +136,7 @@ def measure_warmup(classifier: Classifier, pixels: Float[Tensor, "B C H W"], *, 
     ``brief`` measures the latency of one image alone, a few times.
     """
     if brief:
-        return WarmupCost((_repeat_batch(classifier, pixels[:1], seconds=BRIEF_SECONDS),), None, "process")
+        return WarmupCost((_repeat_batch(classifier, pixels[:1], BRIEF_SECONDS),), None, "process")
     with _track_memory(pixels.device) as memory:
         time_batch(classifier, pixels)
     found = []
@@ -167,13 +167,13 @@ def _measure_latency(classifier: Classifier, pixels: Float[Tensor, "B C H W"]) -
     """The latency of a batch; measured again where other programs used the processor, and marked where still."""
     for _ in range(2):
         time_batch(classifier, pixels)  # for a new batch size, memory is planned and kernels are chosen
-    found = _repeat_batch(classifier, pixels)
-    return min(found, _repeat_batch(classifier, pixels), key=lambda one: one.p50_ms) if found.busy else found
+    found = _repeat_batch(classifier, pixels, LATENCY_SECONDS)
+    if not found.busy:
+        return found
+    return min(found, _repeat_batch(classifier, pixels, LATENCY_SECONDS), key=lambda one: one.p50_ms)
 
 
-def _repeat_batch(
-    classifier: Classifier, pixels: Float[Tensor, "B C H W"], seconds: float = LATENCY_SECONDS
-) -> Latency:
+def _repeat_batch(classifier: Classifier, pixels: Float[Tensor, "B C H W"], seconds: float) -> Latency:
     tries: list[float] = []
     began, worked = time.perf_counter(), time.thread_time()
     while len(tries) < MIN_LATENCY_REPEATS or (sum(tries) < seconds and len(tries) < MAX_LATENCY_REPEATS):

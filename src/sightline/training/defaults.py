@@ -230,7 +230,7 @@ def choose_execution(
         rate = measured.images_per_second * (recipe.devices if classifier.device.type == "cuda" else 1)
         seconds = None
         if deadline is not None:
-            deadline.image_seconds = deadline.image_seconds or EVALUATION_COST / rate
+            deadline.image_seconds = deadline.image_seconds or EVALUATION_COST[measured.mode.precision] / rate
             seconds = deadline.seconds_left()
         epochs = default_epochs(recipe, train_images=len(train), images_per_second=rate, seconds=seconds)
         chosen = {**chosen, "epochs": epochs.value}
@@ -269,6 +269,10 @@ def measure_throughput(classifier: Classifier, plan: Plan, batch: Batch) -> Thro
         best = {name: min(each) for name, each in times.items() if each}
         precisions = [name for name in best if best[name] <= 2 * min(best.values())]
         affordable = max(16 * torch.get_num_threads(), int(MAX_TRIAL_STEP_SECONDS * len(few) / min(best.values())))
+        if time.perf_counter() > ends - TRIAL_SECONDS:  # one step takes too long to try others
+            fastest = min(best, key=lambda name: best[name])
+            mode = ExecutionMode(fastest, recipe.memory_format or "channels_last", recipe.cpu_replicas or 1)
+            return Throughput(mode, len(few) / best[fastest])
         batch = split_batch(batch, math.ceil(len(batch) / affordable))[0]
     modes = [ExecutionMode(p, layout, recipe.cpu_replicas or 1) for p in precisions for layout in memory_formats]
     mode, rate = _time_modes(modes, classifier, plan, batch)

@@ -189,7 +189,12 @@ def decide_fine_tuning(
         )
         return plan.replace(epochs=0), why
     if deadline is not None:
-        steps = deadline.seconds_left() * EVALUATION_COST / deadline.image_seconds / (plan.recipe.batch_size or 1)
+        steps = (
+            deadline.seconds_left()
+            * EVALUATION_COST["float32"]
+            / deadline.image_seconds
+            / (plan.recipe.batch_size or 1)
+        )
         if steps < MIN_FINE_TUNING_STEPS:
             why = (
                 f"No fine-tuning: the budget of {plan.recipe.budget} leaves time for about {max(0, int(steps))} steps, "

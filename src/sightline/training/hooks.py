@@ -2,6 +2,7 @@
 
 import copy
 import io
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -26,6 +27,9 @@ LR_FACTOR_AFTER_DIVERGENCE = 0.1
 
 MIN_LEARNED = 0.2
 """Accuracy above that of guessing from which a network has learned something that it can lose."""
+
+CHANCE_MARGIN = 0.05
+"""Accuracy above that of guessing within which a network has learned nothing."""
 
 COLLAPSE_LOSS_FACTOR = 2.0
 """A training loss this many times the lowest, or above that of the first epoch, belongs to a collapse."""
@@ -132,17 +136,45 @@ class Recovery(BaseHook):
         self.best, self.others = best, dict(others)
         self.first: Mapping[str, Tensor] | None = copy.deepcopy(state.classifier.state_dict())
         self.saved = self._copy_others()
+        self.idle = 0
+        """Epochs in which nothing was learned, since the first weights."""
+        self.initial = math.inf
+        """Loss of the first step."""
+
+    def after_step(self, state: TrainingState) -> None:
+        """Keep the first loss."""
+        if state.pending and self.initial == math.inf:
+            self.initial = float(state.pending[0][0])
 
     def _copy_others(self) -> dict[str, Any]:
         return {name: copy.deepcopy(each.state_dict()) for name, each in self.others.items()}
 
     def after_epoch(self, state: TrainingState) -> None:
-        """Keep the state of the best epoch; raise DivergenceError where the epoch lost what was learned."""
+        """Keep the state of the best epoch; raise DivergenceError where the epoch lost what was learned.
+
+        Also where the loss exploded and nothing was learned, or, after a divergence, nothing in two epochs: the rate is
+        still too high. Until something was learned, the first weights are kept.
+        """
+        *before, row = state.history
+        guessed = 1 / len(state.classifier.classes)
+        ignorance = math.log(len(state.classifier.classes))  # the loss of equal probabilities, in nats
+        at_chance = row.val_accuracy - guessed < CHANCE_MARGIN
+        if self.first is not None and at_chance and row.val_loss > 0.99 * ignorance:
+            exploded = row.train_loss > COLLAPSE_LOSS_FACTOR * self.initial
+            self.idle += 1
+            again = state.recoveries < MAX_RECOVERIES and state.epoch < state.epochs
+            if again and (exploded or (state.recoveries and self.idle > 1)):
+                raise DivergenceError(
+                    f"In epoch {row.epoch} nothing was learned ({row.val_accuracy:.0%} of the validation images are "
+                    "right)."
+                )
+            if exploded or state.recoveries:
+                return
         if self.best.epoch == state.epoch:
             self.first, self.saved = None, self._copy_others()
             return
-        *before, row = state.history
-        guessed = 1 / len(state.classifier.classes)
+        if not before:
+            return
         learned = max(each.val_accuracy for each in before) - guessed
         lost = learned > MIN_LEARNED and row.val_accuracy - guessed < learned / 4
         lowest = min(each.train_loss for each in before)
@@ -154,31 +186,33 @@ class Recovery(BaseHook):
 
         Returns False where there is nothing to go on with: no epoch was finished at any rate.
         """
-        weights = self.first if self.best.weights is None else self.best.weights
+        weights = self.best.weights if self.first is None else self.first
         if state.recoveries >= MAX_RECOVERIES or weights is None:
             state.pending.clear()
             state.stop = f"{what[0].lower()}{what[1:].rstrip('.')}, at a rate of {state.peak_lr:g} too"
             state.remarks.append(f"Stopped early: {state.stop}.")
             return self.best.weights is not None
         state.recoveries += 1
+        self.idle = 0
         state.classifier.load_state_dict(weights)
         for name, each in self.others.items():
             each.load_state_dict(copy.deepcopy(self.saved[name]))
         high = state.peak_lr
         state.restart_epoch(LR_FACTOR_AFTER_DIVERGENCE)
-        origin = f"the weights of epoch {self.best.epoch}" if self.best.epoch else "the first weights"
+        origin = f"the weights of epoch {self.best.epoch}" if self.first is None else "the first weights"
         state.remarks.append(
             f"{what} Training went on from {origin}, at a peak rate of {state.peak_lr:g} instead of {high:g} (--lr)."
         )
         return True
 
     def state_dict(self) -> dict[str, Any]:
-        """The first weights until an epoch is finished, and the state of the others."""
-        return {"first": self.first, "saved": self.saved}
+        """The first weights until something was learned, and the state of the others."""
+        return {"first": self.first, "saved": self.saved, "idle": self.idle, "initial": self.initial}
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
         """Restore what there is to go back to."""
-        self.first, self.saved = saved["first"], saved["saved"]
+        self.first, self.saved, self.idle = saved["first"], saved["saved"], saved.get("idle", 0)
+        self.initial = saved.get("initial", math.inf)
 
 
 class EarlyStopping(BaseHook):

@@ -17,7 +17,7 @@ from ..files import write_text
 from ..preprocessing import forecast_fit
 from ..sources import find
 from ..types import Dataset, Splits
-from .budget import Budget, Deadline
+from .budget import Budget, Deadline, sample_validation
 from .build import build_classifier, build_method
 from .defaults import (
     choose_execution,
@@ -142,16 +142,16 @@ def _begin_run(
     column = plan.recipe.fairness_column
     fair = apply_mitigation(plan.mitigation, column, splits.train.labelled, plan.objective)
     plan, measured = choose_execution(plan, classifier, splits.train.labelled, deadline)
-    more = (*built, *filter(None, [fair.note]), *measured)
+    shown, sampled = sample_validation(deadline if plan.head is None else None, splits, recipe.data_seed)
+    more = (*built, *filter(None, [fair.note]), *measured, *sampled)
     for note in more:
         progress.notify(note)
     places = ("data", "weights", "unlabelled")
     recipe = plan.recipe.replace(**{name: absolute_path(vars(plan.recipe)[name]) for name in places})
     name = f"{Path(recipe.data or '').name.partition('.')[0]}-{recipe.model}".replace(":", "_")
-    # Only now: an old run is not given up for one that cannot begin.
-    folder = create_run_folder(wanted, name, overwrite=overwrite)
+    folder = create_run_folder(wanted, name, overwrite=overwrite)  # only now is an old run given up
     folder.write_header(recipe, splits, (*notes, *more))
-    return folder, replace(plan, recipe=recipe), classifier, head, splits, (*notes, *more), deadline
+    return folder, replace(plan, recipe=recipe), classifier, head, shown, (*notes, *more), deadline
 
 
 def _start(
@@ -196,7 +196,7 @@ def train_on_splits(
     method = build_method(plan, splits, where)
     method = replace(method, hooks={**method.hooks, **(hooks or {})})
     facts = _refine(classifier, plan, splits, method, folder, head, resume=resume)
-    return Run(folder.path, plan.recipe, classifier, splits, facts, ())
+    return Run(folder.path, plan.recipe, classifier, splits, facts, tuple(facts["remarks"]))
 
 
 def resume(
