@@ -132,7 +132,7 @@ def write_csv(path: Path, rows: Iterable[Iterable[object]], delimiter: str = ","
 
 
 def write_csv_rows(stream: Any, rows: Iterable[Iterable[object]], delimiter: str = ",") -> None:
-    """Write rows to whatever has a ``write`` of text; see ``quote_formula``."""
+    """Write rows to anything with a ``write`` of text; see ``quote_formula``."""
     csv.writer(stream, delimiter=delimiter).writerows(map(quote_formula, row) for row in rows)
 
 

@@ -51,7 +51,7 @@ def progress_bar(what: str, total: float | None) -> Iterator[Advance]:
 
 
 _printed = [time.monotonic()]
-"""When the last line was printed, by whatever stage."""
+"""When the last line was printed, by any stage."""
 
 
 def break_silence(text: str) -> None:

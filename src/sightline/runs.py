@@ -37,7 +37,7 @@ class Subject:
     sentence: str
     """Which images these are: "300 of the 1,797 test images, each class in its share (seed 0)."."""
     validation: Dataset | None = None
-    """The run's validation images, for whatever is fitted on images that are not examined; None for other data."""
+    """The run's validation images, for fitting on images that are not examined; None for other data."""
     run: Run | None = None
     """The run whose own images these are, which keeps the results; None for other data."""
     seen: int = 0
@@ -171,7 +171,7 @@ def sample_images(images: Dataset, limit: int | None, seed: int = 0, what: str =
 def trained_on(run: Run | Path | str, images: Dataset, *, validation: bool = True) -> Bool[ndarray, " N"]:
     """Which of the images a run or bundle was trained on, or with ``validation`` was validated on.
 
-    Images are known by their bytes, whatever their names, where a run lists them in its ``split.csv``. An old run
+    Images are known by their bytes, not their names, where a run lists them in its ``split.csv``. An old run
     knows names, which count for images of the very data it was trained on; a bundle without that file counts all
     images of its data but those of their test split.
     """

@@ -71,8 +71,8 @@ def steady(seconds):
 def test_a_plan_made_in_a_busy_moment_is_made_again(monkeypatch, started):
     run = Simulation(monkeypatch, started, steady(0.018), steady(0.2))
     assert 40 < run.state.epochs < 46
-    assert "in place of 2" in run.said[0]
-    assert any("in place of 2, as many as fit the budget of 100 s" in each for each in run.state.remarks)
+    assert "instead of 2" in run.said[0]
+    assert any("instead of 2, as many as fit the budget of 100 s" in each for each in run.state.remarks)
 
 
 SPEEDS = {
@@ -116,7 +116,7 @@ def test_a_part_of_an_epoch_is_trained_where_whole_ones_leave_much_of_the_budget
 def test_no_more_epochs_than_are_useful(monkeypatch, started):
     run = Simulation(monkeypatch, started, steady(0.02), steady(0.2), most=7)
     assert run.state.epochs == 7
-    assert any("in place of 2, more would gain little" in each for each in run.state.remarks)
+    assert any("instead of 2, more would gain little" in each for each in run.state.remarks)
 
 
 def test_a_run_at_its_useful_epochs_is_the_run_that_has_them_given(monkeypatch, started):

@@ -73,7 +73,7 @@ class Compose:
 def parse_policy(words: str | Sequence[str | Augmentation]) -> Compose:
     """The augmentations of these words, such as ``["flip", "shift:4"]`` or ``"flip shift:4"``, as one.
 
-    An object is taken as it is. Raises ChoiceError for an unknown name or an impossible magnitude.
+    An object is returned unchanged. Raises ChoiceError for an unknown name or an impossible magnitude.
 
     >>> parse_policy(["flip", "rotate:10"])
     Compose(members=(Flip(p=0.5), Rotate(degrees=10, fill='zero')))

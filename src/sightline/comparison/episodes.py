@@ -1,4 +1,4 @@
-"""Episodes: how well classes never seen are told apart from a few images of each, on features that are computed."""
+"""Episodes: how well unseen classes are distinguished from a few images of each, on features that are computed."""
 
 from collections.abc import Callable, Mapping
 

@@ -205,7 +205,7 @@ def _run_candidates(
             result = protocol.evaluate(candidate, own, device)
         except Interrupted:
             raise
-        except Exception as error:  # the other candidates go on, whatever one of them raises
+        except Exception as error:  # the other candidates go on, even if one of them raises
             failures.append((candidate.word, _failure_reason(error)))
             clear_run_folder(own)
             outcome = f"failed. {failures[-1][1]}"

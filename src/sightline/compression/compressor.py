@@ -216,7 +216,7 @@ class Compressor(ABC):
 
     fresh: ClassVar[bool] = False
     """Whether the result has new weights instead of the original's: such a compressor comes first, its training is
-    kept whatever it gives, and the result has no ancestors."""
+    kept in any case, and the result has no ancestors."""
 
     @property
     def name(self) -> str:

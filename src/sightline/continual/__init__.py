@@ -94,7 +94,7 @@ def learn(
 
     Args:
         run: a finished run whose images are still there.
-        new_data: labelled images of classes it knows, of new ones, or of both; whatever ``sources.find`` takes.
+        new_data: labelled images of classes it knows, of new ones, or of both; anything that ``sources.find`` reads.
         by: words of ``STRATEGIES``, simplest first; the best on validation is kept. Default: ``DEFAULT_WAYS``.
         rename: old class name -> new one; two classes of one new name are merged.
         remove: classes to take away, by their new names.

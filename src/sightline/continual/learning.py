@@ -38,7 +38,7 @@ MAX_SHOWN_FLIPS = 40
 
 @dataclass(frozen=True, eq=False)
 class LearnResult:
-    """The new run, and all ways that were tried."""
+    """The new run, and every strategy that was tried."""
 
     run: Run
     parent: Path
@@ -78,7 +78,7 @@ def learn_run(
         raise RecipeError(f"There is nothing to learn: name new images, as in sightline learn {run} NEW_IMAGES.")
     original = open_run(parent, device=device, remedy="name its run")
     lesson, notes = make_lesson(original, new_data, rename, remove, forget, memory=memory, seed=seed)
-    folder = _begin(parent, out, overwrite=overwrite)
+    folder = _begin_folder(parent, out, overwrite=overwrite)
     for note in notes:
         progress.notify(note)
     outcomes, classifiers, remembered = [], {}, {}
@@ -130,7 +130,7 @@ def make_lesson(
     memory: int,
     seed: int,
 ) -> tuple[Lesson, tuple[str, ...]]:
-    """Old and new images with the classes of afterwards, and the classifier made ready for them; and notes."""
+    """Old and new images with the classes after learning, the classifier with a head for them, and notes."""
     classifier, splits = original.classifier, original.splits
     for name in rename:
         if name not in classifier.classes:
@@ -180,7 +180,7 @@ def make_lesson(
 
 
 def _adapt(splits: Splits, names: Sequence[str], classes: Sequence[str], gone: frozenset[int]) -> Splits:
-    """The images with the labels of ``classes``; classes now called ``names``; others, and those gone, are left out."""
+    """The images, classes ``names``, labelled by ``classes``; others, and those in ``gone``, are left out."""
     index = {name: label for label, name in enumerate(classes)}
     table = np.array([*(index.get(name, -2) for name in names), UNLABELLED], np.int64)
 
@@ -234,9 +234,9 @@ def _fold(name: str) -> str:
 
 
 def recalibrate(classifier: Classifier, lesson: Lesson) -> None:
-    """Fit what the old classifier had to the new answers: the threshold at its coverage, and conformal quantiles.
+    """Fit the old classifier's threshold, at its coverage, and conformal quantiles to the new probabilities.
 
-    A threshold that stays as it was would abstain on new classes.
+    The old threshold would abstain on new classes.
     """
     val, before = lesson.splits.val, lesson.before
     probabilities = to_probabilities(predict_logits(classifier, val)[0], classifier.temperature)
@@ -249,7 +249,7 @@ def recalibrate(classifier: Classifier, lesson: Lesson) -> None:
         classifier.answers = quantiles_json(probabilities, val.labels)
 
 
-def _begin(parent: Path, out: Path | None, *, overwrite: bool) -> RunFolder:
+def _begin_folder(parent: Path, out: Path | None, *, overwrite: bool) -> RunFolder:
     """The new run's folder; one in which learning from this run was interrupted is used again."""
     if out is not None and out.resolve() == parent.resolve():
         raise OutputError(f"'{out}' is the run itself, which is never changed: choose another --out.")
@@ -289,7 +289,7 @@ def _recipe_of(
 def _sentences(
     chosen: Outcome, outcomes: Sequence[Outcome], original: Run, forget: Path | str | None
 ) -> tuple[str, ...]:
-    """What a reader must know of the choice."""
+    """What a reader must know about the choice."""
     found = [f"Kept: {chosen.strategy}, the best on validation images of old and new classes beyond noise."]
     if chosen.negative_flips:
         found.append(

@@ -50,7 +50,7 @@ class Outcome:
     negative_flips: int
     """Old test images that were right and are wrong now."""
     validation: float
-    """Mean recall over the classes on validation images, by which ways are compared."""
+    """Mean recall over the classes on validation images, by which strategies are compared."""
     flipped: Int[ndarray, " F"] = field(default_factory=lambda: np.zeros(0, np.int64))
     """Positions of the negative flips among the old test images."""
 
@@ -68,20 +68,20 @@ class Outcome:
 
 @dataclass(frozen=True, eq=False)
 class Lesson:
-    """The images of a lesson, with the classes of afterwards."""
+    """Old and new images with the classes after learning, and the classifier that learns them."""
 
     old: Splits
     new: Splits
     classifier: Classifier
-    """As it was, its head for the classes of afterwards: rows of new ones are 0."""
+    """The old classifier with a head for all classes; the rows of new ones are 0."""
     previous: Classifier
-    """Before its head grew: it knows the old classes alone, by their names of afterwards."""
+    """The classifier before its head grew: it knows only the old classes, by their new names."""
     before: Classifier
-    """As it was, to compare with; classes that were renamed have their new names."""
+    """The unchanged classifier, to compare with; renamed classes have their new names."""
     old_classes: tuple[int, ...]
-    """The classes known before, as they are numbered afterwards."""
+    """The classes known before, by their new numbers."""
     recipe: Recipe
-    """Of the run."""
+    """The recipe of the original run."""
     memory_size: int
     """Old images that may be shown again."""
     seed: int = 0
@@ -180,7 +180,7 @@ def class_balance(labels: Int[ndarray, " N"]) -> Float[ndarray, " N"]:
 
 
 def are_right(classifier: Classifier, images: Dataset) -> Bool[ndarray, " N"]:
-    """Whether each image, known by class name, is answered rightly; of no image an empty array."""
+    """Whether each image is classified correctly, by class name; an empty array for no images."""
     if not len(images):
         return np.zeros(0, bool)
     logits, _ = predict_logits(classifier, images)
@@ -205,14 +205,14 @@ def _measure(name: str, classifier: Classifier, lesson: Lesson, seconds: float) 
 
 
 def describe_outcome(one: Outcome) -> str:
-    """A line about one way."""
+    """A sentence about one strategy."""
     old = "" if one.old is None else f"old classes {one.old.value:.1%}, "
     new = "" if one.new is None else f"new images {one.new.value:.1%}, "
     return f"{one.strategy}: {old}{new}{one.negative_flips:,} newly wrong, {one.seconds:.1f} s."
 
 
 def choose_outcome(outcomes: Sequence[Outcome], classifiers: Mapping[str, Classifier], val: Dataset) -> Outcome:
-    """The way of the highest balanced validation accuracy; an earlier, simpler one unless that is better beyond noise.
+    """The strategy of the highest balanced validation accuracy; an earlier one unless the gain is beyond noise.
 
     (Paired, by one standard error.)
     """

@@ -153,8 +153,8 @@ def fit_ridge(gram: Float64[ndarray, "M M"], targets: Float64[ndarray, "M K"], p
 class RidgeStatistics:
     """Number, sum and sum of outer products of the random features of each class's images.
 
-    They give RanPAC's head (McDonnell et al. 2023, arXiv 2307.02251) with every class of equal weight, whatever the
-    number of its images. They take 4 M^2 bytes for each class.
+    They give RanPAC's head (McDonnell et al. 2023, arXiv 2307.02251) with every class of equal weight, independent of
+    the number of its images. They take 4 M^2 bytes for each class.
     """
 
     classes: tuple[str, ...]

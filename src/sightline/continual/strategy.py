@@ -78,7 +78,7 @@ class Task:
     classifier: Classifier
     """Knows every class, rows of new ones are 0; trained in place."""
     previous: Classifier | None
-    """As it answered before, with the classes of then; None where these are the first images."""
+    """The classifier before this task, with its classes of that time; None for the first task."""
     new: Dataset
     """New images with labels of ``classifier.classes``."""
     past: Past
@@ -151,7 +151,7 @@ class Strategy(ABC):
 
 @dataclass(frozen=True)
 class Keep(Strategy):
-    """No training: the last layer stays as it is; a class that others were merged into has their mean row."""
+    """No training: the last layer is unchanged; a class that others were merged into has their mean row."""
 
     def method(self, task: Task) -> None:
         """Nothing to train."""
@@ -223,7 +223,7 @@ def _copy_trainable(classifier: Classifier) -> Network:
 
 
 def _with_head(classifier: Classifier, network: Network, classes: Sequence[str]) -> Classifier:
-    """The classifier of a network whose last layer is new; one surgery describes the head, whatever came before."""
+    """The classifier of a network whose last layer is new; one surgery describes the head and replaces earlier ones."""
     kind, arguments = head_kind(get_head(network))
     given = {"classes": len(classes), "kind": kind, **arguments}
     found = classifier.with_network(network, "head", given)

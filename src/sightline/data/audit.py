@@ -235,8 +235,8 @@ def format_audit(findings: Findings) -> str:
     lines = [f"{v['images']:,} images of {v['classes']:,} classes"]
     for name, counts in list(v["per_class"].items())[:20]:
         one = isinstance(counts, int)
-        told = f"{counts:,}" if one else ", ".join(f"{split} {count:,}" for split, count in counts.items())
-        lines.append(f"  {name}: {told}")
+        cells = f"{counts:,}" if one else ", ".join(f"{split} {count:,}" for split, count in counts.items())
+        lines.append(f"  {name}: {cells}")
     if v["classes"] > 20:
         lines.append(f"  ... and {v['classes'] - 20} more")
     if "unlabelled" in v:

@@ -158,7 +158,7 @@ def find_leak_groups(
 ) -> Int64[ndarray, " N"]:
     """The number of each image's leak group: images that must be on one side of a split.
 
-    Exact duplicates (whatever their labels), near duplicates and images of one ``group`` are connected, and so is
+    Exact duplicates (also with different labels), near duplicates and images of one ``group`` are connected, and so is
     what these connect in turn. ``near`` None looks for near duplicates among at most 20,000 images; ``same`` has
     equal values for those that are known.
     """

@@ -79,7 +79,7 @@ def gather_target_logits(
 
 
 def as_leaf(images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
-    """A copy that records a gradient, whatever graph the images came from."""
+    """A copy that records a gradient, independent of the graph of the images."""
     return images.detach().clone().requires_grad_()
 
 

@@ -136,7 +136,7 @@ def _single_threaded_pool(count: int) -> Iterator[ThreadPoolExecutor]:
 def fuse_convolutions(network: nn.Module, example: Float[Tensor, "B C H W"], precision: torch.dtype) -> None:
     """Make each batch norm, and a ReLU after it, part of the convolution before it: inference only, in place.
 
-    Which layer feeds which is seen in one pass over ``example``. What does not fit the pattern is left as it is;
+    Which layer feeds which is seen in one pass over ``example``. What does not fit the pattern stays unchanged;
     the caller compares the results.
     """
     made: dict[int, nn.Module] = {}

@@ -31,13 +31,13 @@ from ..types import Dataset
 from .embedding import Embedder, embedding_precision
 
 FEATURES_VERSION = 2
-"""Increased whenever the same weights would give other features."""
+"""Version of the computation: increased when the same weights would give other features."""
 
 KEPT_ROWS = 256
-"""Rows that are computed before they are kept: what a kill may cost."""
+"""Rows that are computed between two writes: a killed process loses at most these."""
 
 LOCK_NOTICE_SECONDS = 5.0
-"""Seconds of waiting for another process before the user hears of it."""
+"""Seconds of waiting for another process before the user is notified."""
 
 _MAX_DISK_SHARE = 0.9
 """Share of the free disk that a store may take."""

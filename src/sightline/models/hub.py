@@ -112,13 +112,13 @@ def _download_from_hub(place: str, file: str) -> Path:
         watched = _Watch(advance)
 
         class Bar(tqdm):
-            """The library's progress, told to ours."""
+            """The library's progress, passed to our bar."""
 
             def __init__(self, *args: Any, **options: Any):
                 super().__init__(*args, **{**options, "disable": True})
 
             def update(self, n: float | None = 1) -> None:
-                """So many bytes more."""
+                """Count ``n`` further bytes."""
                 watched.advance(n or 0)
 
         path = Path(watched.run(lambda: hf_hub_download(place, file, etag_timeout=HUB_TIMEOUT, tqdm_class=Bar)))
@@ -160,15 +160,15 @@ def _download(url: str) -> Path:
 
 
 class _Watch:
-    """Runs a download, and gives it up where hardly anything arrives."""
+    """Runs a download, and stops it when hardly any data arrives."""
 
-    def __init__(self, tell: Advance):
-        self.tell, self.count = tell, 0.0
+    def __init__(self, report: Advance):
+        self.report, self.count = report, 0.0
 
     def advance(self, n: float) -> None:
-        """So many bytes more."""
+        """Count ``n`` further bytes."""
         self.count += n
-        self.tell(n)
+        self.report(n)
 
     def run(self, download: Callable[[], T]) -> T:
         """What ``download`` returns; TimeoutError where it stalls."""

@@ -180,12 +180,12 @@ def find_card(name: str, file: Path | None = None, *, normalised: bool = True) -
     settings = _pretrained_settings(name)
     if file is None:
         return replace(card_from_settings(name, settings, normalised=normalised), sha256=cached_checksum(settings))
-    beside = read_timm_config(file).get("pretrained_cfg", {})
-    if beside.get("tag", settings["tag"]) != settings["tag"]:  # other weights than those that timm knows
+    known = read_timm_config(file).get("pretrained_cfg", {})
+    if known.get("tag", settings["tag"]) != settings["tag"]:  # other weights than those that timm knows
         settings = {**settings, "license": None, "tag": None}
-    card = card_from_settings(name, {**settings, **beside}, normalised=normalised)
+    card = card_from_settings(name, {**settings, **known}, normalised=normalised)
     digest = checksum_of_weights(file) if file.is_file() else None
-    source = f"the file {file.name}" + ("" if beside else f", taken for timm's {card.name}")
+    source = f"the file {file.name}" + ("" if known else f", taken for timm's {card.name}")
     return replace(card, source=source, sha256=digest)
 
 

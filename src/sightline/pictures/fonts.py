@@ -16,7 +16,7 @@ FIRST_UNSURE_CHARACTER = 0x250
 """Code point below which DejaVu Sans has every character: its table is then not read."""
 
 _absent: set[int] = set()
-"""Characters that no font here has; once there are some, the user has been told."""
+"""Characters that no font here has; the user is notified of the first ones only."""
 
 
 @cache

@@ -107,8 +107,8 @@ def describe_attack(attack: Attack) -> str:
     "PGD(steps=40, norm='l2')"
     """
     made: Any = attack
-    told = [f for f in fields(made) if f.repr and (f.name == "steps" or vars(made)[f.name] != f.default)]
-    return f"{type(made).__name__}({', '.join(f'{f.name}={vars(made)[f.name]!r}' for f in told)})"
+    shown = [f for f in fields(made) if f.repr and (f.name == "steps" or vars(made)[f.name] != f.default)]
+    return f"{type(made).__name__}({', '.join(f'{f.name}={vars(made)[f.name]!r}' for f in shown)})"
 
 
 def robust_curve(

@@ -87,7 +87,7 @@ def predict_smoothed(
 ) -> Int[ndarray, " N"]:
     """The smoothed answers without radii: algorithm 1, PREDICT. Arguments and errors as for ``certify``.
 
-    ``ABSTAINS`` where the two most frequent classes cannot be told apart; another answer is not the most probable
+    ``ABSTAINS`` where the two most frequent classes cannot be distinguished; another answer is not the most probable
     class with a probability of at most ``alpha``.
     """
     from scipy.stats import binomtest

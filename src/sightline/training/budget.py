@@ -19,23 +19,23 @@ PLANNED_SHARE = 0.95
 """Share of the budget at which the report should be written; the rest is for what slows down at the end."""
 
 EVALUATION_COST = {"float32": 0.35, "bfloat16": 0.6}
-"""Time of an evaluated image, as a share of one's trained in this precision, until it was measured: forward only, in
-float32. Of ResNet-20 it is 0.3 and 0.57 where bfloat16 is native."""
+"""Time to evaluate an image, as a share of the time to train on one in this precision, until it is measured: forward
+only, in float32. Of ResNet-20 it is 0.3 and 0.57 where bfloat16 is native."""
 
 MAX_VALIDATION_SHARE = 0.25
 """Share of the budget that one validation and the calibration may take together."""
 
 MIN_VALIDATED_IMAGES = 500
-"""Validation images that are kept however slow the network is."""
+"""Validation images that are kept even if the network is slow."""
 
-EVALUATED_BESIDE = 320
-"""Images that the test runs besides its own, for a warm-up and to measure latencies (at most twice the test)."""
+MAX_WARMUP_IMAGES = 320
+"""Images that a test evaluates in addition, to warm up and to measure latencies (at most twice its own)."""
 
 MAX_REPORT_SECONDS = 6.0
 """Time of the report of a small network on a quiet machine, which is reserved where the budget allows it."""
 
 MIN_TESTED_IMAGES = 200
-"""Test images that are tested however late it is: an accuracy within 7 points, at 95 %."""
+"""Test images that are evaluated even after the deadline: an accuracy within 7 points, at 95 %."""
 
 MAX_LOAD = 5.0
 """Largest factor by which a busy machine lengthens what is reserved for the report."""
@@ -50,13 +50,13 @@ MEMORY_SECONDS = 10.0
 """Time over which the seconds of a step are averaged."""
 
 MAX_CUT_EPOCHS = 10
-"""Up to so many whole epochs a part of another one is trained; beyond, it would be a small share of the run."""
+"""Whole epochs up to which a part of a further one is trained; after more it would be a small share of the run."""
 
 MIN_PART = 0.1
 """Smallest part of an epoch that is worth its validation."""
 
 MIN_CHANGE = 1.15
-"""A new plan is told where it has this many times the epochs of the one told before, or fewer by as much."""
+"""A new plan is announced where its epochs differ from those last announced by this factor, up or down."""
 
 
 @dataclass
@@ -102,7 +102,7 @@ class Deadline:
     @property
     def test_seconds(self) -> float:
         """Seconds of the test with its latencies and its report."""
-        return (self.test + min(EVALUATED_BESIDE, 2 * self.test)) * self.image_seconds + self.report_seconds
+        return (self.test + min(MAX_WARMUP_IMAGES, 2 * self.test)) * self.image_seconds + self.report_seconds
 
     def time_left(self) -> float:
         """Seconds until the end of the budget; negative where it is over."""
@@ -149,7 +149,7 @@ class Budget(BaseHook):
         self.deadline, self.most, self.say = deadline, most, say
         self.batch_size, self.first_plan = recipe.batch_size, recipe.epochs
         self.evaluation_cost = EVALUATION_COST[recipe.precision or "float32"]
-        self.told: float = recipe.epochs
+        self.announced: float = recipe.epochs
         self.timed, self.step_seconds, self.stepped = 0, 0.0, 0.0
         self.validated = False
         self.between = 0.0
@@ -171,7 +171,7 @@ class Budget(BaseHook):
             self._plan(state)
 
     def after_epoch(self, state: TrainingState) -> None:
-        """Take the time of the validation, plan the rest of the run, and tell a plan that changed."""
+        """Take the time of the validation, plan the rest of the run, and announce a plan that changed."""
         now = time.monotonic()
         self.deadline.image_seconds = (now - self.stepped) / max(1, self.deadline.val)
         self.validated, self.stepped = True, now
@@ -180,13 +180,13 @@ class Budget(BaseHook):
         epochs = state.total_steps / state.steps_per_epoch
         if state.epoch >= state.epochs:
             self._conclude(state, epochs)
-        elif not 1 / MIN_CHANGE < epochs / self.told < MIN_CHANGE:
+        elif not 1 / MIN_CHANGE < epochs / self.announced < MIN_CHANGE:
             row = state.history[-1]
             self.say(
-                f"Planned again after epoch {state.epoch}: {epochs:.3g} epochs in place of {self.told:.3g}, at "
+                f"Planned again after epoch {state.epoch}: {epochs:.3g} epochs instead of {self.announced:.3g}, at "
                 f"{row.images_per_second:,.0f} images/s (--epochs)."
             )
-            self.told = epochs
+            self.announced = epochs
 
     def _plan(self, state: TrainingState) -> None:
         """Whole epochs and a part of one that fit the time left; the current epoch ends early where it must."""
@@ -219,7 +219,7 @@ class Budget(BaseHook):
         if not 1 / MIN_CHANGE < epochs / self.first_plan < MIN_CHANGE:
             limit = "more would gain little" if state.epochs >= self.most else f"as many as fit {budget}"
             remarks.append(
-                f"Planned again while training: {epochs:.3g} epochs in place of {self.first_plan}, {limit} (--epochs)."
+                f"Planned again while training: {epochs:.3g} epochs instead of {self.first_plan}, {limit} (--epochs)."
             )
         for remark in remarks:
             self.say(remark)

@@ -170,8 +170,8 @@ def launch_processes(work: Callable[..., object], processes: int, device: torch.
         except Exception as error:  # torch's launcher has its own kinds
             lost = WorkerLostError() if any(Path(letters).iterdir()) else MainGuardError()
             raise _find_worker_error(Path(letters)) or lost from error
-        if (told := _find_worker_error(Path(letters))) is not None:
-            raise told
+        if (found := _find_worker_error(Path(letters))) is not None:
+            raise found
 
 
 def _run_worker(
@@ -188,9 +188,9 @@ def _run_worker(
 
 def _find_worker_error(letters: Path) -> SightlineError | None:
     """The most telling error that a process left: any that is not about another one's end."""
-    found = [json.loads(path.read_text()) for path in sorted(letters.glob("*.json"))]
-    told = [vars(errors)[each["kind"]](each["text"]) for each in found]
-    return next((e for e in told if not isinstance(e, WorkerLostError)), told[0] if told else None)
+    read = [json.loads(path.read_text()) for path in sorted(letters.glob("*.json"))]
+    found = [vars(errors)[each["kind"]](each["text"]) for each in read]
+    return next((e for e in found if not isinstance(e, WorkerLostError)), found[0] if found else None)
 
 
 @contextmanager

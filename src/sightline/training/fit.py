@@ -260,7 +260,7 @@ class Method:
     select: Callable[[EpochMetrics], tuple[float, ...]] = rank_by_accuracy
     """How epochs are compared: the weights of the epoch with the largest value are kept."""
     modules: Mapping[str, nn.Module] = field(default_factory=dict)
-    """Modules beside the classifier (a discriminator, a projector): optimised, averaged and checkpointed with it,
+    """Modules of the method (a discriminator, a projector): optimised, averaged and checkpointed with the classifier,
     never in the bundle."""
     hooks: Mapping[str, Hook] = field(default_factory=dict)
 

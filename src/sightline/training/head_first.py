@@ -37,14 +37,14 @@ from .refinement import fit_temperature, refine
 from .run_folder import RunFolder
 
 MIN_ERRORS_TO_FINE_TUNE = 3
-"""With fewer errors of the head on validation, no gain of fine-tuning could be told from chance."""
+"""With fewer validation errors of the head, a gain by fine-tuning could not be distinguished from chance."""
 
 FINE_TUNING_MARGIN = 1.0
 """Standard errors by which fine-tuning must lower the validation loss of the head to be kept."""
 
 
 MIN_FINE_TUNING_STEPS = 20
-"""With time for fewer steps a computed head is kept as it is: they would cost more than they bring."""
+"""With time for fewer steps a computed head is not fine-tuned: they would cost more than they gain."""
 
 FIRST_EMBEDDED_IMAGES = 32
 """Images on which the speed of the network is measured first."""
@@ -53,7 +53,7 @@ MAX_FITTING_SHARE = 0.2
 """Share of the budget that is kept, at most, for computing the head from its features."""
 
 MIN_FITTING_SECONDS = 1.0
-"""Seconds that computing the head may take however late it is."""
+"""Seconds that computing the head may take even after the deadline."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -180,12 +180,12 @@ def decide_fine_tuning(
     if not plan.head.fine_tunes:
         return plan.replace(epochs=0), None
     if plan.recipe.epochs is None and result.facts["val_errors"] is None:
-        why = "No fine-tuning: without validation images nothing would tell whether it helps (--val-fraction)."
+        why = "No fine-tuning: without validation images nothing would show whether it helps (--val-fraction)."
         return plan.replace(epochs=0), why
     if plan.recipe.epochs is None and result.facts["val_errors"] < MIN_ERRORS_TO_FINE_TUNE:
         why = (
-            f"No fine-tuning: with {result.facts['val_errors']} validation errors, a gain could not be told from "
-            "chance (--epochs N fine-tunes all the same)."
+            f"No fine-tuning: with {result.facts['val_errors']} validation errors, a gain could not be "
+            "distinguished from chance (--epochs N fine-tunes anyway)."
         )
         return plan.replace(epochs=0), why
     if deadline is not None:
@@ -198,7 +198,7 @@ def decide_fine_tuning(
         if steps < MIN_FINE_TUNING_STEPS:
             why = (
                 f"No fine-tuning: the budget of {plan.recipe.budget} leaves time for about {max(0, int(steps))} steps, "
-                f"and fewer than {MIN_FINE_TUNING_STEPS} bring nothing (--budget)."
+                f"and fewer than {MIN_FINE_TUNING_STEPS} gain nothing (--budget)."
             )
             return plan.replace(epochs=0), why
     return plan, None
@@ -262,14 +262,14 @@ def judge_answers(classifier: Classifier, splits: Splits) -> tuple[Tensor, Tenso
 def judge_change(
     what: str, otherwise: str, before: tuple[Tensor, Tensor], after: tuple[Tensor, Tensor]
 ) -> dict[str, Any]:
-    """Whether what came after is kept: it mends at least as many answers as it breaks, and loses less beyond noise."""
+    """Whether the later one is kept: it corrects as many answers as it breaks or more, and loses less beyond noise."""
     (old_losses, was_right), (losses, correct) = before, after
     gains = old_losses - losses
     error = gains.std().item() / max(1, len(gains)) ** 0.5
     mended, broken = int((correct & ~was_right).sum()), int((~correct & was_right).sum())
     kept = mended >= broken and gains.mean().item() > FINE_TUNING_MARGIN * error
     reason = (
-        f"{what} mends {mended} and breaks {broken} of {len(losses)} validation answers; loss "
+        f"{what} corrects {mended} and breaks {broken} of {len(losses)} validation answers; loss "
         f"{old_losses.mean():.3f} before, {losses.mean():.3f} after: "
         + ("it is kept." if kept else f"{otherwise} is kept, because the difference is within noise or worse.")
     )

@@ -78,13 +78,13 @@ ObjectiveLike = Objective | Callable[[Classifier, Batch], Float[Tensor, ""]]
 
 
 def as_objective(given: ObjectiveLike) -> Objective:
-    """An objective as it is; a plain function wrapped."""
+    """An objective unchanged; a plain function as one."""
     return given if isinstance(given, Objective) else FunctionObjective(given)
 
 
 @dataclass(frozen=True, kw_only=True)
 class LogitLoss(Objective):
-    """An objective of logits and labels, computed in float32 whatever the network's precision.
+    """An objective of logits and labels, computed in float32 at any precision of the network.
 
     A member writes ``per_sample``, the loss of each image. ``class_weights`` (one for each class) multiply the
     loss of each image; the sum is divided by the number of images, not of weights, so that the losses of pieces of

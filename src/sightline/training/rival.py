@@ -1,7 +1,7 @@
-"""A small network from scratch beside a pretrained one, where images are many and unlike photographs.
+"""A small network from scratch against a pretrained one, where there are many images and they are no photographs.
 
-Each gets half of the budget, and validation decides. The rival trains in a run folder of its own, whose files take the
-place of the run's where it is better.
+Each gets half of the budget, and validation decides. The rival trains in a run folder of its own, whose files replace
+those of the run where it is better.
 """
 
 import shutil
@@ -47,8 +47,8 @@ def rival_recipe(asked: Recipe, plan: Plan, splits: Splits) -> Recipe | None:
     if plan.recipe.channels != 1 and side > MAX_RIVAL_SIDE:
         return None
     progress.notify(
-        "Half of the budget is for a small network from scratch, because these images are many and unlike photographs; "
-        "validation decides (--model tries no other)."
+        "Half of the budget goes to a small network from scratch, because there are many images and they are no "
+        "photographs; validation decides (with --model no other is tried)."
     )
     kept = {"split_seed": asked.data_seed, "val_fraction": plan.recipe.val_fraction}
     return asked.replace(from_scratch=True, size=asked.size or min(RIVAL_SIDE, plan.recipe.size or 64), **kept)
@@ -67,7 +67,7 @@ def time_for_rival(deadline: Deadline) -> float | None:
 def keep_better(
     folder: RunFolder, classifier: Classifier, splits: Splits, rival: Path, other: Classifier, theirs: Splits
 ) -> dict[str, Any]:
-    """Leave the better of a run and its rival in the run's folder; the facts say so, with both figures.
+    """Keep the better of a run and its rival in the run's folder; the facts hold the verdict and both figures.
 
     The rival must win beyond noise on the same validation images: paired, both calibrated on them.
     """

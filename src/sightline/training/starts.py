@@ -136,8 +136,8 @@ def default_start(plan: Plan, images: Survey) -> list[Default]:
     tunes = recipe.method in (None, "finetune") and images.total >= WHOLE_PICTURE_IMAGES
     if recipe.resize_mode is None and tunes and card.crop_fraction < 1:
         why = (
-            f"Whole pictures, squashed, in place of the card's centre crop of {card.crop_fraction:.1%}: with so many "
-            "images their borders help (--resize-mode crop)."
+            f"Whole pictures, squashed, instead of the card's centre crop of {card.crop_fraction:.1%}: with this "
+            "many images their borders help (--resize-mode crop)."
         )
         chosen.append(Default("resize_mode", "squash", why))
     elif recipe.resize_mode in (None, "crop"):

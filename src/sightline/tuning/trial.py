@@ -1,4 +1,4 @@
-"""Training of trials, in this process or in several workers, each recorded whatever happens."""
+"""Training of trials, in this process or in several workers, each recorded even if it fails."""
 
 import json
 import os
