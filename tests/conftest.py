@@ -103,6 +103,15 @@ def _own_cache(tmp_path_factory):
         os.environ["SIGHTLINE_CACHE"] = before
 
 
+@pytest.fixture(scope="session")
+def kernels(_own_cache):
+    """The compiled kernels, or a skip that says why there are none."""
+    from sightline.layers import open_kernels
+
+    library, why = open_kernels()
+    return library or pytest.skip(why)
+
+
 @pytest.fixture
 def cli(capsys):
     """Run a command in this process: its exit code, stdout and stderr."""

@@ -156,7 +156,7 @@ def test_the_readme_names_the_torch_that_is_asked_for():
 
 
 CHOSEN = {"size", "channels", "augment", "model", "epochs", "batch_size", "lr", "precision", "memory_format"}
-CHOSEN |= {"cpu_replicas", "normalize", "method", "val_fraction"}
+CHOSEN |= {"cpu_replicas", "fused_kernels", "normalize", "method", "val_fraction"}
 """Fields that are chosen where they are None; the other fields mean "none" by it."""
 NONE = {
     "steps",
@@ -200,5 +200,5 @@ def test_what_is_chosen_is_chosen():
     recipe = prepare(resolve(Recipe(data="digits", limit=100)))[0].recipe
     left = {f.name for f in dataclasses.fields(Recipe) if getattr(recipe, f.name) is None}
     # The last four are measured on the machine, after the images are read.
-    assert left == NONE | {"epochs", "precision", "memory_format", "cpu_replicas"}
+    assert left == NONE | {"epochs", "precision", "memory_format", "cpu_replicas", "fused_kernels"}
     assert {f.name for f in dataclasses.fields(Recipe) if f.default is None} == CHOSEN | NONE | {"data", "limit"}

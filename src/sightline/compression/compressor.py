@@ -108,7 +108,7 @@ class FineTuning:
         if recipe.epochs:
             return base
         # Not trained by us: the fastest precision, memory format and replicas are not known yet.
-        return base.replace(precision=None, memory_format=None, cpu_replicas=None)
+        return base.replace(precision=None, memory_format=None, cpu_replicas=None, fused_kernels=None)
 
 
 @dataclass(frozen=True)

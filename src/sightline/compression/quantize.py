@@ -54,6 +54,7 @@ INT8_TRAINING: Mapping[str, Any] = {
     "precision": "float32",
     "memory_format": "contiguous",
     "cpu_replicas": 1,
+    "fused_kernels": False,
     "weight_decay": 0.0,
 }
 """Recipe fields of a training through the rounding: plain arithmetic, and no decay that pulls gains to zero."""

@@ -23,6 +23,15 @@ from .blocks import (
     upsample_to_side,
 )
 from .factors import FactorisedLayer, factorise_layers
+from .fused_norm import (
+    FusedKernels,
+    NormSequential,
+    are_kernels_compiled,
+    count_fusable,
+    max_pool2,
+    norm_act,
+    open_kernels,
+)
 from .initialisation import glorot_normal, glorot_uniform, he_normal, he_uniform, lecun_normal, lecun_uniform
 from .noise import WeightNoise, noisy_weight_names
 from .prototypes import PreparedHead, PrototypeHead

@@ -19,6 +19,7 @@ from ..layers import (
     init_he_fan_out,
     is_large,
     make_dropout,
+    norm_act,
     stem_pools,
 )
 
@@ -38,7 +39,7 @@ class DenseLayer(nn.Module):
 
     def forward(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C2 H W"]:
         """The input and ``growth`` new channels."""
-        new = self.conv2(F.relu(self.norm2(self.conv1(F.relu(self.norm1(x))))))
+        new = self.conv2(norm_act(self.norm2, self.conv1(norm_act(self.norm1, x))))
         return torch.cat([x, new], 1)
 
 
@@ -52,7 +53,7 @@ class Transition(nn.Module):
 
     def forward(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C2 H2 W2"]:
         """Fewer channels and half the size, rounded up."""
-        return F.avg_pool2d(self.conv(F.relu(self.norm(x))), 2, ceil_mode=True)
+        return F.avg_pool2d(self.conv(norm_act(self.norm, x)), 2, ceil_mode=True)
 
 
 class DenseNet(Network):
@@ -80,7 +81,7 @@ class DenseNet(Network):
 
     def logits(self, pixels: Float[Tensor, "B C H W"]) -> Float[Tensor, "B K"]:
         """Logits."""
-        x = F.relu(self.norm(self.features(self.pools(self.stem(pixels)))))
+        x = norm_act(self.norm, self.features(self.pools(self.stem(pixels))))
         return self.head(self.dropout(x.mean((2, 3))))
 
 

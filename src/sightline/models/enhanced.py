@@ -7,9 +7,17 @@ switched off, so that its effect can be measured.
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from ..layers import ImageSize, Network, init_he_fan_out, is_large, make_dropout, stem_pools
+from ..layers import (
+    ImageSize,
+    Network,
+    NormSequential,
+    init_he_fan_out,
+    is_large,
+    make_dropout,
+    norm_act,
+    stem_pools,
+)
 
 
 def _norm_or_identity(width: int, on: bool) -> nn.Module:
@@ -32,7 +40,7 @@ class MultiScale(nn.Module):
     def forward(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C2 H2 W2"]:
         """Features of each filter size, concatenated."""
         parts = [branch(x) for branch in self.branches]
-        return F.relu(self.norm(torch.cat(parts, 1)))
+        return norm_act(self.norm, torch.cat(parts, 1))
 
 
 class MultiScaleBlock(nn.Module):
@@ -45,14 +53,14 @@ class MultiScaleBlock(nn.Module):
         self.norm = _norm_or_identity(outputs, batch_norm)
         self.shortcut: nn.Module | None = nn.Identity() if residual else None
         if residual and (inputs != outputs or stride != 1):
-            self.shortcut = nn.Sequential(
+            self.shortcut = NormSequential(
                 nn.Conv2d(inputs, outputs, 1, stride, bias=not batch_norm), _norm_or_identity(outputs, batch_norm)
             )
 
     def forward(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C2 H2 W2"]:
         """Features, at half the size if the stride is 2."""
-        y = self.norm(self.conv(self.scales(x)))
-        return F.relu(y if self.shortcut is None else y + self.shortcut(x))
+        y = self.conv(self.scales(x))
+        return norm_act(self.norm, y, add=None if self.shortcut is None else self.shortcut(x))
 
 
 class EnhancedNetwork(Network):

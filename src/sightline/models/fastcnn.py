@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..errors import RecipeError
-from ..layers import ImageSize, Network, Whitening, is_large, make_dropout, stem_pools
+from ..layers import ImageSize, Network, Whitening, is_large, make_dropout, max_pool2, norm_act, stem_pools
 
 LOGIT_SCALE = 1 / 9
 """Factor on the logits, applied to the features, which is equivalent for a head without a bias."""
@@ -49,8 +49,8 @@ class ConvGroup(nn.Module):
 
     def forward(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C2 H2 W2"]:
         """Features at half the size."""
-        x = F.gelu(self.norm1(F.max_pool2d(self.conv1(x), 2)))
-        return F.gelu(self.norm2(self.conv2(x)))
+        x = norm_act(self.norm1, max_pool2(self.conv1(x)), act=F.gelu)
+        return norm_act(self.norm2, self.conv2(x), act=F.gelu)
 
 
 class FastCNN(Network):

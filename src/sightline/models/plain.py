@@ -13,6 +13,7 @@ from ..errors import RecipeError
 from ..layers import (
     ImageSize,
     Network,
+    NormSequential,
     downscaling_notes,
     he_normal,
     init_he_fan_out,
@@ -221,7 +222,7 @@ def plain_cnn(
         layers.append(nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, bias=not batch_norm))
         layers += [nn.BatchNorm2d(outputs), nn.ReLU()] if batch_norm else [nn.ReLU()]
         layers += [stem_pools(size)] if stride == 2 else []
-    features = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), make_dropout(dropout))
+    features = NormSequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), make_dropout(dropout))
     init_he_fan_out(features)
     return PlainNetwork(features, width * 2 ** stages[-1], classes)
 
@@ -263,7 +264,7 @@ class VGG(Network):
                 channels = outputs
             # Rounded up, so that 28 pixels survive five pools; at 32 pixels it is the ordinary pool.
             layers.append(nn.MaxPool2d(2, ceil_mode=True))
-        self.features = nn.Sequential(*layers)
+        self.features = NormSequential(*layers)
         init_he_fan_out(self.features)
         (hidden,) = scale_widths((512,), width)
         self.classifier = nn.Sequential(

@@ -16,11 +16,13 @@ from ..layers import (
     ATTENTIONS,
     ImageSize,
     Network,
+    NormSequential,
     Whitening,
     downscaling_notes,
     init_he_fan_out,
     is_large,
     make_dropout,
+    norm_act,
     stem_pools,
 )
 
@@ -42,12 +44,11 @@ class ResidualBlock(nn.Module):
 
     def forward(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C2 H2 W2"]:
         """Features, at half the size if the stride is 2."""
-        y = F.relu(self.bn1(self.conv1(x)))
-        y = self.attend(self.bn2(self.conv2(y)))
+        y = self.conv2(norm_act(self.bn1, self.conv1(x)))
         if self.stride > 1 or self.missing:
             x = x[:, :, :: self.stride, :: self.stride]
             x = F.pad(x, (0, 0, 0, 0, self.missing // 2, self.missing - self.missing // 2))
-        return F.relu(y + x)
+        return norm_act(self.bn2, y, attend=self.attend, add=x)
 
 
 def has_strided_stem(stem: str, size: ImageSize) -> bool:
@@ -92,7 +93,7 @@ class ResNet(Network):
 
     def logits(self, pixels: Float[Tensor, "B C H W"]) -> Float[Tensor, "B K"]:
         """Logits."""
-        x = self.pools(F.relu(self.bn1(self.conv1(self.whiten(pixels)))))
+        x = self.pools(norm_act(self.bn1, self.conv1(self.whiten(pixels))))
         x = self.layer3(self.layer2(self.layer1(x)))
         return self.head(self.dropout(x.mean((2, 3))))
 
@@ -145,15 +146,15 @@ class ProjectionBlock(nn.Module):
         self.attend = lookup(ATTENTIONS, attention, "attention")(outputs)
         self.downsample: nn.Module | None = None
         if stride != 1 or inputs != outputs:
-            self.downsample = nn.Sequential(
+            self.downsample = NormSequential(
                 nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs)
             )
 
     def forward(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C2 H2 W2"]:
         """Features, at half the size if the stride is 2."""
-        y = F.relu(self.bn1(self.conv1(x)))
-        y = self.attend(self.bn2(self.conv2(y)))
-        return F.relu(y + (x if self.downsample is None else self.downsample(x)))
+        y = self.conv2(norm_act(self.bn1, self.conv1(x)))
+        shortcut = x if self.downsample is None else self.downsample(x)
+        return norm_act(self.bn2, y, attend=self.attend, add=shortcut)
 
 
 class ResNet18(Network):
@@ -177,7 +178,7 @@ class ResNet18(Network):
 
     def logits(self, pixels: Float[Tensor, "B C H W"]) -> Float[Tensor, "B K"]:
         """Logits."""
-        x = self.pools(F.relu(self.bn1(self.conv1(self.whiten(pixels)))))
+        x = self.pools(norm_act(self.bn1, self.conv1(self.whiten(pixels))))
         x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
         return self.head(self.dropout(x.mean((2, 3))))
 

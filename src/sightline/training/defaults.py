@@ -21,13 +21,14 @@ from numpy import ndarray
 from .. import runtime
 from ..classifier import Classifier
 from ..data import DEFAULT_VAL_SHARE, iterate_batches
-from ..errors import OutputError
+from ..errors import GradientError, OutputError
 from ..files import write_json
+from ..layers import open_kernels
 from ..models import NETWORKS
 from ..types import Batch, Dataset
 from .budget import EVALUATION_COST, PLANNED_SHARE, Deadline, format_minutes
 from .build import MEMORY_FORMATS
-from .gradients import build_gradients, is_stochastic, split_batch
+from .gradients import build_gradients, fused_kernels_may_help, is_stochastic, split_batch
 from .plan import Plan
 from .recipe import PRETRAINED, Recipe, parse_duration
 from .starts import FINE_TUNING, Default
@@ -194,10 +195,11 @@ class ExecutionMode:
     precision: str
     memory_format: str
     cpu_replicas: int = 1
+    fused_kernels: bool = False
 
     def __str__(self) -> str:
         replicas = f", {self.cpu_replicas} replicas of one thread each" if self.cpu_replicas > 1 else ""
-        return f"{self.precision}, {self.memory_format}{replicas}"
+        return f"{self.precision}, {self.memory_format}{', fused kernels' * self.fused_kernels}{replicas}"
 
 
 @dataclass(frozen=True)
@@ -206,6 +208,7 @@ class Throughput:
 
     mode: ExecutionMode
     images_per_second: float
+    notes: tuple[str, ...] = ()
 
 
 def choose_execution(
@@ -222,9 +225,12 @@ def choose_execution(
     if recipe.epochs == 0 or (decided and recipe.epochs is not None):
         return with_default_execution(plan), ()
     batch = next(iter(iterate_batches(train, recipe.batch_size, device=classifier.device)))
-    measured = measure_throughput(classifier, plan, batch)
+    measured = measure_throughput(classifier, plan, batch, train_images=len(train))
     why = "" if decided else ", the fastest measured here"
-    notes = [f"Training in {measured.mode}{why}: about {measured.images_per_second:,.0f} images/s."]
+    notes = [
+        f"Training in {measured.mode}{why}: about {measured.images_per_second:,.0f} images/s.",
+        *measured.notes,
+    ]
     chosen = vars(measured.mode)
     if recipe.epochs is None:
         rate = measured.images_per_second * (recipe.devices if classifier.device.type == "cuda" else 1)
@@ -239,25 +245,33 @@ def choose_execution(
 
 
 def with_default_execution(plan: Plan) -> Plan:
-    """The plan in float32, contiguous memory and one replica wherever its recipe leaves them open."""
+    """The plan in float32, contiguous memory, plain operators and one replica wherever its recipe leaves them open."""
     recipe = plan.recipe
     mode = ExecutionMode(
-        recipe.precision or "float32", recipe.memory_format or "contiguous", recipe.cpu_replicas or 1
+        recipe.precision or "float32",
+        recipe.memory_format or "contiguous",
+        recipe.cpu_replicas or 1,
+        recipe.fused_kernels or False,
     )
     return plan.replace(**vars(mode))
 
 
-def measure_throughput(classifier: Classifier, plan: Plan, batch: Batch) -> Throughput:
+def measure_throughput(classifier: Classifier, plan: Plan, batch: Batch, *, train_images: int = 0) -> Throughput:
     """Train copies of the classifier on one batch in each mode the recipe leaves open; return the fastest.
 
-    The mode is cached by processor, network, recipe and batch shape; its speed is measured every time.
+    The mode is cached by processor, network, recipe and batch shape; its speed is measured every time. Fused kernels
+    are compiled for it where ``train_images`` make the training long enough.
     """
-    recipe = plan.recipe
-    path = runtime.cache_dir() / "throughput" / f"{_cache_key(classifier, plan, batch)}.json"
+    recipe, library, notes = plan.recipe, None, ()
+    image_passes = train_images * (recipe.epochs or useful_epochs(recipe, max(1, train_images)))
+    if fused_kernels_may_help(classifier, recipe, image_passes):
+        library, why = open_kernels()
+        notes = (why,) if why else ()
+    path = runtime.cache_dir() / "throughput" / f"{_cache_key(classifier, plan, batch, library is not None)}.json"
     if path.exists():
         known = json.loads(path.read_text())
-        return Throughput(*_time_modes([ExecutionMode(**known["mode"])], classifier, plan, batch))
-    ends = time.perf_counter() + 3 * TRIAL_SECONDS
+        return Throughput(*_time_modes([ExecutionMode(**known["mode"])], classifier, plan, batch), notes)
+    ends = time.perf_counter() + (3 if library is None else 4) * TRIAL_SECONDS
     memory_formats = tuple(MEMORY_FORMATS) if recipe.memory_format is None else (recipe.memory_format,)
     precisions = [recipe.precision] if recipe.precision else list(PRECISIONS)
     if recipe.precision is None:  # a few images show which one is emulated: it may be 20 times slower
@@ -274,18 +288,23 @@ def measure_throughput(classifier: Classifier, plan: Plan, batch: Batch) -> Thro
             mode = ExecutionMode(fastest, recipe.memory_format or "channels_last", recipe.cpu_replicas or 1)
             return Throughput(mode, len(few) / best[fastest])
         batch = split_batch(batch, math.ceil(len(batch) / affordable))[0]
-    modes = [ExecutionMode(p, layout, recipe.cpu_replicas or 1) for p in precisions for layout in memory_formats]
+    settled = (recipe.cpu_replicas or 1, recipe.fused_kernels or False)
+    modes = [ExecutionMode(precision, layout, *settled) for precision in precisions for layout in memory_formats]
     mode, rate = _time_modes(modes, classifier, plan, batch)
+    if library is not None:
+        fused = replace(mode, memory_format="channels_last", fused_kernels=True)
+        with suppress(GradientError):  # of an objective that needs a second derivative
+            mode, rate = _time_modes([mode, fused], classifier, plan, batch)
     if recipe.cpu_replicas is None and replicas_may_help(classifier, plan):
         if time.perf_counter() > ends - TRIAL_SECONDS:
-            return Throughput(mode, rate)  # a busy moment: nothing to remember
+            return Throughput(mode, rate, notes)  # a busy moment: nothing to remember
         replicated = replace(mode, cpu_replicas=torch.get_num_threads())
         mode, rate = _time_modes([mode, replicated], classifier, plan, batch)
     if time.perf_counter() > ends:
-        return Throughput(mode, rate)
+        return Throughput(mode, rate, notes)
     with suppress(OutputError):  # without a cache it is measured again
         write_json(path, {"mode": vars(mode)})
-    return Throughput(mode, rate)
+    return Throughput(mode, rate, notes)
 
 
 def replicas_may_help(classifier: Classifier, plan: Plan) -> bool:
@@ -331,6 +350,7 @@ def _prepare_step(
         bfloat16=mode.precision == "bfloat16",
         pieces=plan.recipe.grad_accum_steps,
         replicas=mode.cpu_replicas,
+        fused=mode.fused_kernels,
     )
     stack.enter_context(gradients)
 
@@ -343,7 +363,7 @@ def _prepare_step(
     return step
 
 
-def _cache_key(classifier: Classifier, plan: Plan, batch: Batch) -> str:
+def _cache_key(classifier: Classifier, plan: Plan, batch: Batch, fused: bool) -> str:
     """A hash of everything the speed depends on."""
     recipe = plan.recipe
     facts = (
@@ -358,6 +378,8 @@ def _cache_key(classifier: Classifier, plan: Plan, batch: Batch) -> str:
         recipe.precision,
         recipe.memory_format,
         recipe.cpu_replicas,
+        recipe.fused_kernels,
+        fused,
         recipe.grad_accum_steps,
         recipe.devices,
         recipe.optimizer,

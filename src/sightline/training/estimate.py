@@ -76,8 +76,8 @@ def estimate_cost(data: str | Path | None, recipe: Recipe | None = None, *, devi
     check_processes(plan.recipe.devices, where, plan.recipe.batch_size or 1)
     classifier, _ = build_classifier(plan, Splits(sample, sample, sample), where)
     batch = next(iter(iterate_batches(sample, min(plan.recipe.batch_size or 1, len(sample)), device=where)))
-    measured = measure_throughput(classifier, plan, batch)
-    rate, notes = measured.images_per_second, [each.reason for each in (*pixels, *network)]
+    measured = measure_throughput(classifier, plan, batch, train_images=images)
+    rate, notes = measured.images_per_second, [each.reason for each in (*pixels, *network)] + [*measured.notes]
     plan = plan.replace(**vars(measured.mode))
     if plan.head is not None:
         notes.append(
@@ -194,7 +194,12 @@ def run_lr_range_test(
     own = to_memory_format(copy.deepcopy(classifier), recipe.memory_format or "contiguous").train()
     optimizer = plan.build_optimizer(own, lr=low)
     Freezer(own, plan.freezing)(ALL_UNFROZEN)
-    gradients = build_gradients(own, bfloat16=recipe.precision == "bfloat16", pieces=recipe.grad_accum_steps)
+    gradients = build_gradients(
+        own,
+        bfloat16=recipe.precision == "bfloat16",
+        pieces=recipe.grad_accum_steps,
+        fused=bool(recipe.fused_kernels),
+    )
     lrs, losses, running = [], [], 0.0
     endless = chain.from_iterable(method.batches(epoch, 0) for epoch in count())
     for step, batch in enumerate(islice(endless, steps)):

@@ -1,6 +1,7 @@
 """The backward pass of a batch: whole, in pieces (gradient accumulation), or by replicas that share it."""
 
 import copy
+import math
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
@@ -16,11 +17,18 @@ from torch.overrides import TorchFunctionMode
 
 from .. import runtime
 from ..classifier import Classifier
+from ..layers import FusedKernels, are_kernels_compiled, count_fusable
 from ..types import Batch
 from .losses import Objective
+from .recipe import Recipe
 
 Gradients = Callable[[Objective, Batch], Tensor]
 """``(objective, batch) -> loss ()``: adds the gradient to that of the parameters, returns the mean loss, detached."""
+
+
+MIN_PIXELS_TO_COMPILE = 50_000_000
+"""Pixels of all epochs together from which compiling the kernels, some 6 s once on a machine, pays: 49,000 images of
+32 x 32, about a minute of ResNet-20."""
 
 
 class SingleReplica:
@@ -29,8 +37,13 @@ class SingleReplica:
     Only layers that compute statistics over the batch (batch norm) see the difference.
     """
 
-    def __init__(self, classifier: Classifier, *, bfloat16: bool = False, pieces: int = 1) -> None:
+    def __init__(
+        self, classifier: Classifier, *, bfloat16: bool = False, pieces: int = 1, fused: bool = False
+    ) -> None:
         self.classifier, self.bfloat16, self.pieces = classifier, bfloat16, pieces
+        self.fused = (
+            fused and getattr(classifier.network, "rounding", None) is None
+        )  # rounding watches plain operators
 
     def __enter__(self) -> "SingleReplica":
         return self
@@ -42,8 +55,9 @@ class SingleReplica:
         """The mean loss; gradients are in the parameters."""
         losses, kind = [], batch.pixels.device.type
         fast = FastDepthwise() if self.bfloat16 and kind == "cpu" else nullcontext()
+        kernels = FusedKernels() if self.fused and kind == "cpu" else nullcontext()
         for piece in split_batch(batch, self.pieces):
-            with torch.autocast(kind, torch.bfloat16, enabled=self.bfloat16), fast:
+            with torch.autocast(kind, torch.bfloat16, enabled=self.bfloat16), fast, kernels:
                 loss = objective(self.classifier, piece)
             if len(piece) < len(batch):
                 loss = loss * (len(piece) / len(batch))
@@ -59,12 +73,14 @@ class Replicas:
     sees the share of its replica; its running statistics are averaged after each step.
     """
 
-    def __init__(self, classifier: Classifier, count: int, *, bfloat16: bool = False, pieces: int = 1) -> None:
+    def __init__(
+        self, classifier: Classifier, count: int, *, bfloat16: bool = False, pieces: int = 1, fused: bool = False
+    ) -> None:
         copies = [classifier, *(copy.deepcopy(classifier) for _ in range(count - 1))]
         for twin in copies[1:]:  # the same memory, with gradients and buffers of its own
             for own, first in zip(twin.parameters(), classifier.parameters(), strict=True):
                 own.data = first.data
-        self.work = [SingleReplica(one, bfloat16=bfloat16, pieces=pieces) for one in copies]
+        self.work = [SingleReplica(one, bfloat16=bfloat16, pieces=pieces, fused=fused) for one in copies]
         self.copies = copies
         self.parameters = [[*one.parameters()] for one in copies]
         threads = torch.get_num_threads()
@@ -120,12 +136,15 @@ class Replicas:
 
 
 def build_gradients(
-    classifier: Classifier, *, bfloat16: bool = False, pieces: int = 1, replicas: int = 1
+    classifier: Classifier, *, bfloat16: bool = False, pieces: int = 1, replicas: int = 1, fused: bool = False
 ) -> "SingleReplica | Replicas":
-    """The backward pass of ``replicas`` copies, each of which works its share of a batch in ``pieces``."""
+    """The backward pass of ``replicas`` copies, each of which works its share of a batch in ``pieces``.
+
+    ``fused``: with compiled kernels for batch norms, where this machine has them.
+    """
     if replicas > 1:
-        return Replicas(classifier, replicas, bfloat16=bfloat16, pieces=pieces)
-    return SingleReplica(classifier, bfloat16=bfloat16, pieces=pieces)
+        return Replicas(classifier, replicas, bfloat16=bfloat16, pieces=pieces, fused=fused)
+    return SingleReplica(classifier, bfloat16=bfloat16, pieces=pieces, fused=fused)
 
 
 def split_batch(batch: Batch, count: int) -> list[Batch]:
@@ -161,6 +180,18 @@ def norm_statistics(*modules: nn.Module, moving: bool = False) -> list[Tensor]:
     layers = (layer for module in modules for layer in module.modules() if isinstance(layer, nn.BatchNorm2d))
     norms = [layer for layer in layers if layer.training or not moving]
     return [b for norm in norms for b in (norm.running_mean, norm.running_var) if b is not None]
+
+
+def fused_kernels_may_help(classifier: Classifier, recipe: Recipe, image_passes: int) -> bool:
+    """Whether fused kernels are worth measuring: batch norms that learn on the CPU, and kernels that are compiled or
+    a training, of ``image_passes`` images in all epochs together, that is long enough to compile them for.
+    """
+    settled = recipe.precision and recipe.memory_format and recipe.cpu_replicas  # before there were kernels
+    if recipe.fused_kernels is not None or settled or recipe.memory_format == "contiguous" or recipe.freeze_norms:
+        return False
+    if classifier.device.type != "cpu" or not count_fusable(classifier.network):
+        return False
+    return image_passes * math.prod(classifier.geometry.size) >= MIN_PIXELS_TO_COMPILE or are_kernels_compiled()
 
 
 def is_stochastic(network: nn.Module) -> bool:

@@ -199,6 +199,9 @@ class Recipe:
     """Memory layout of images. Chosen by measuring which is faster."""
     cpu_replicas: int | None = _recipe_field(None, "Machine")
     """Copies of the network that share each batch, one CPU thread each; batch norm sees its share. Measured."""
+    fused_kernels: bool | None = _recipe_field(None, "Machine")
+    """Batch norm, addition and activation as one operator while training on a CPU, compiled where a compiler is.
+    Measured."""
     devices: int = _recipe_field(1, "Machine")
     """Number of GPUs, or of processes on the CPU, that share each batch."""
     seed: int = _recipe_field(0, "Machine", common=True)
@@ -363,7 +366,11 @@ _RULES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
     ("a list of names", lambda v: all(map(_is_text, v)), "augment"),
     ("the name of a column", _is_text, "group fairness_column path_column label_column"),
     ("a pattern such as {label}_{number}.jpg", _is_text, "label_pattern"),
-    ("true or false", lambda v: isinstance(v, bool), "from_scratch accept_licence flip_tta freeze_norms"),
+    (
+        "true or false",
+        lambda v: isinstance(v, bool),
+        "from_scratch accept_licence flip_tta freeze_norms fused_kernels",
+    ),
     ("two numbers such as 0:4095, the smaller first", lambda v: bool(parse_window(v)), "window"),
     ("a whole number, 0 or more", lambda v: is_int(v) and v >= 0, "epochs patience"),
     ("a whole number of at least 1", lambda v: is_int(v) and v >= 1, "grad_accum_steps cpu_replicas devices"),

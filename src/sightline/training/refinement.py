@@ -18,6 +18,7 @@ from ..classifier import Classifier
 from ..errors import DataError, DivergenceError, Interrupted, RecipeError, TrainingError, WorkerLostError
 from ..files import write_json
 from ..inference import predict_logits
+from ..layers import open_kernels
 from ..types import Splits
 from .distributed import SINGLE_PROCESS, ProcessGroup
 from .fit import Hook, Method, Stateful, TrainingState, optimise
@@ -113,12 +114,17 @@ def _optimise(
 ) -> None:
     """``optimise``, from earlier weights at a lower rate where training diverges. Raises as it does."""
     recipe = plan.recipe
+    why = open_kernels()[1] if recipe.fused_kernels else ""
+    if why and why not in state.remarks:  # the recipe has them, and this machine does not
+        state.remarks.append(why)
+        folder.log(why)
     while True:
         gradients = build_gradients(  # again after divergence: replicas have statistics of their own
             state.classifier,
             bfloat16=recipe.precision == "bfloat16",
             pieces=recipe.grad_accum_steps,
             replicas=recipe.cpu_replicas or 1,
+            fused=bool(recipe.fused_kernels),
         )
         try:
             with gradients:

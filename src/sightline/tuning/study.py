@@ -49,7 +49,7 @@ DEFAULT_TRIALS = 20
 MAX_WORKERS_PER_CORE = 4
 """Maximum workers per core: more would fill the memory and speed nothing up."""
 
-_SHARED_FIELDS = ("size", "channels", "epochs", "precision", "memory_format", "cpu_replicas")
+_SHARED_FIELDS = ("size", "channels", "epochs", "precision", "memory_format", "cpu_replicas", "fused_kernels")
 """Fields chosen once, so that all trials share them."""
 
 
@@ -229,7 +229,7 @@ def _shared_settings(config: StudyConfig, example: Recipe, splits: Splits, worke
     plan = resolve(example.replace(cpu_replicas=example.cpu_replicas or 1)).fit_to(splits.train)
     if plan.head is not None and not plan.head.fine_tunes:
         progress.notify(f"{total} trials of a head on kept features: the images are embedded once.")
-        fixed = plan.recipe.replace(epochs=0, precision="float32", memory_format="contiguous")
+        fixed = plan.recipe.replace(epochs=0, precision="float32", memory_format="contiguous", fused_kernels=False)
         return {"every": 1} | {
             name: vars(fixed)[name] for name in _SHARED_FIELDS if name not in config.space.ranges
         }
@@ -237,7 +237,7 @@ def _shared_settings(config: StudyConfig, example: Recipe, splits: Splits, worke
     assert plan.recipe.batch_size is not None
     classifier, _ = build_classifier(plan, splits, device)
     batch = next(iter(iterate_batches(splits.train, plan.recipe.batch_size, device=device)))
-    measured = measure_throughput(classifier, plan, batch)
+    measured = measure_throughput(classifier, plan, batch, train_images=len(splits.train))
     recipe, images = plan.recipe.replace(**vars(measured.mode)), len(splits.train)
     rate = measured.images_per_second
     if recipe.epochs is None:
