@@ -51,7 +51,7 @@ KINDS = {
 }
 """Kind -> what the name of its operators contains; the first that fits counts."""
 
-STEPS = 6
+STEPS = 3
 
 
 def main() -> None:
@@ -81,7 +81,7 @@ def measure(classifier: Classifier, size: int, precision: str, fused: bool) -> d
     now = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
     own = to_memory_format(classifier, "channels_last").train()
     side = classifier.geometry.size
-    batch = Batch(torch.rand(size, 3, *side), torch.randint(10, (size,)), torch.arange(size), 10)
+    batch = Batch(torch.rand(size, 3, *side), torch.randint(10, (size,)), torch.arange(size), classes=10)
     batch = replace(batch, pixels=batch.pixels.contiguous(memory_format=torch.channels_last))
     optimizer = torch.optim.SGD(own.parameters(), lr=0.001, momentum=0.9, fused=True)
     with (

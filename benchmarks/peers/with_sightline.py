@@ -1,7 +1,8 @@
 """Ours: `train` as anyone calls it, on as many images of the folder as steps are asked for.
 
 The store is built before and the first epoch is warm-up; a rate is that of the epochs after it, as the run's
-``history.csv`` has it: loading, augmentation, steps, bookkeeping. Precision and layout are what `train` chooses.
+``history.csv`` has it: loading, augmentation, steps, bookkeeping. Precision and layout are what `train` chooses, and
+whether it uses the fused kernels, which are compiled before: a training as short as this one would not compile them.
 """
 
 import csv
@@ -12,6 +13,7 @@ from pathlib import Path
 
 from task import BATCH, LR, MOMENTUM, WEIGHT_DECAY, Answer, Asked, main
 
+from sightline.layers import open_kernels
 from sightline.models import count_parameters
 from sightline.training import Recipe, train
 
@@ -33,6 +35,7 @@ def run(asked: Asked) -> Answer:
         limit=images(asked),
         val_fraction=0.1,
     )
+    open_kernels()
     with tempfile.TemporaryDirectory() as place:
         done = train(asked.folder, recipe, out=Path(place) / "run")
         rows = list(csv.DictReader((done.folder / "history.csv").read_text().splitlines()))
@@ -40,6 +43,8 @@ def run(asked: Asked) -> Answer:
     steps = len(done.splits.train) // BATCH
     assert steps >= asked.steps, f"{steps} steps an epoch, {asked.steps} asked for"
     chosen = f"{done.recipe.precision} {done.recipe.memory_format}"
+    if done.recipe.fused_kernels:
+        chosen += ", fused kernels"
     if (done.recipe.cpu_replicas or 1) > 1:
         chosen += f", {done.recipe.cpu_replicas} replicas"
     return Answer(rate, count_parameters(done.classifier.network), chosen)

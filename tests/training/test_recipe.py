@@ -61,6 +61,7 @@ IMPOSSIBLE = {
     "grad_accum_steps": 0,
     "progressive_from": 4,
     "cpu_replicas": 0,
+    "fused_kernels": "yes",
     "devices": 1.5,
     "lr": 0.0,
     "momentum": 1.5,

@@ -128,7 +128,7 @@ def small_cnn(
     lost = 0 if padding == "same" else 4
     height, width = ((side - lost) // 2 for side in size)
     _check_image_size("small-cnn", height, width, size, lost + 2)
-    features = nn.Sequential(
+    features = NormSequential(
         OrderedDict(
             conv=nn.Conv2d(channels, 32, 5, padding=padding),
             relu1=nn.ReLU(),
