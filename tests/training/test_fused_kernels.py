@@ -14,6 +14,7 @@ from sightline.models import build, parse_architecture
 from sightline.preprocessing import Preprocessing
 from sightline.training import (
     defaults,
+    gradients,
     measure_throughput,
     refinement,
     resolve,
@@ -22,8 +23,8 @@ from sightline.training import (
     to_memory_format,
     train,
 )
-from sightline.training.defaults import ExecutionMode, fused_kernels_may_help, with_default_execution
-from sightline.training.gradients import build_gradients
+from sightline.training.defaults import ExecutionMode, with_default_execution
+from sightline.training.gradients import build_gradients, fused_kernels_may_help
 from sightline.training.hooks import BaseHook
 from sightline.training.losses import CrossEntropy
 from sightline.training.recipe import Recipe
@@ -79,8 +80,8 @@ def draw(count, side=32):
 
 def gradient(classifier, batch, **how):
     torch.manual_seed(2)  # dropout
-    with build_gradients(classifier, **how) as gradients:
-        loss = gradients(CrossEntropy(), batch)
+    with build_gradients(classifier, **how) as backward:
+        loss = backward(CrossEntropy(), batch)
     return loss, torch.cat([p.grad.flatten() for p in classifier.parameters() if p.grad is not None])
 
 
@@ -188,12 +189,13 @@ LONG = 10**6
             False,
         ),
         ("resnet20", {"cpu_replicas": 1}, LONG, True, True),
+        ("resnet20", {"fused_kernels": False}, LONG, True, False),
         ("lenet5", {}, LONG, True, False),
     ],
 )
 def test_when_kernels_are_tried(word, changes, images, compiled, tried, monkeypatch):
-    monkeypatch.setattr(defaults, "are_kernels_compiled", lambda: compiled)
-    assert fused_kernels_may_help(make(word), resolve(OPEN.replace(model=word, **changes)), images) is tried
+    monkeypatch.setattr(gradients, "are_kernels_compiled", lambda: compiled)
+    assert fused_kernels_may_help(make(word), OPEN.replace(model=word, **changes), images) is tried
 
 
 @pytest.mark.parametrize("faster", [True, False])

@@ -71,6 +71,9 @@ MAX_TRIAL_STEP_SECONDS = 0.3
 SLOW_STEP_FACTOR = 3.0
 """A candidate whose first timed step takes this many times the fastest one's is given up."""
 
+MIN_SECONDS_TO_COMPILE = 60
+"""A smaller budget is not spent on compiling kernels."""
+
 ALL_UNFROZEN = 10**9
 """Epoch index large enough that every layer is unfrozen; the time budget is estimated from this slowest case."""
 
@@ -264,6 +267,8 @@ def measure_throughput(classifier: Classifier, plan: Plan, batch: Batch, *, trai
     """
     recipe, library, notes = plan.recipe, None, ()
     image_passes = train_images * (recipe.epochs or useful_epochs(recipe, max(1, train_images)))
+    if recipe.epochs is None and parse_duration(recipe.budget) < MIN_SECONDS_TO_COMPILE:
+        image_passes = 0
     if fused_kernels_may_help(classifier, recipe, image_passes):
         library, why = open_kernels()
         notes = (why,) if why else ()
