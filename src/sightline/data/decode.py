@@ -21,8 +21,8 @@ from ..errors import DataError, ImageError
 from ..sources import MAX_FILE_BYTES
 from ..types import Geometry
 from . import codecs
+from .codecs import TIFF_DEPTHS, TIFF_SAMPLES, check_tiff_blocks, read_tiff_tags
 from .geometry import apply_orientation, least_decoded_shape, resize_to_geometry
-from .tiff import TIFF_DEPTHS, TIFF_SAMPLES, check_tiff_blocks, read_tiff_tags
 
 if TYPE_CHECKING:
     from PIL import Image

@@ -139,8 +139,8 @@ def describe_start(config: Mapping[str, Any]) -> list[str]:
     if seen := [str(name) for name in weights.get("known_classes") or ()]:
         names = ", ".join(seen[:5]) + (", ..." if seen[5:] else "")
         said.append(
-            f"ImageNet, from which they learned, has {names} among its own classes, so the accuracy flatters: expect "
-            "less on other subjects."
+            f"ImageNet, from which they learned, has {names} among its own classes, so the accuracy is too "
+            "optimistic: expect less on other subjects."
         )
     return said
 

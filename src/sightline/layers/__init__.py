@@ -32,9 +32,9 @@ from .fused_norm import (
     norm_act,
     open_kernels,
 )
+from .heads import PreparedHead, PrototypeHead, RandomFeatureHead, head_kind
 from .initialisation import glorot_normal, glorot_uniform, he_normal, he_uniform, lecun_normal, lecun_uniform
 from .noise import WeightNoise, noisy_weight_names
-from .prototypes import PreparedHead, PrototypeHead
 from .pruned import (
     SPARSE_LAYERS,
     SparseConv2d,
@@ -58,7 +58,6 @@ from .quantised import (
     quantise_layers,
     quantise_weight,
 )
-from .random_features import RandomFeatureHead, head_kind
 from .whitening import Whitening
 
 ATTENTIONS: dict[str, Callable[[int], nn.Module]] = {"none": no_attention, "se": se_block, "cbam": cbam_block}

@@ -7,7 +7,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from .blocks import Network
-from .prototypes import PreparedHead
+from .heads import PreparedHead
 from .quantised import get_layer
 from .whitening import Whitening
 

@@ -19,7 +19,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from ..checks import check_int
-from .prototypes import PreparedHead
+from .heads import PreparedHead
 
 MAX_WEIGHT_CODE = {7: 64, 8: 127}
 """Bits of a weight -> its largest code.

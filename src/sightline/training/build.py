@@ -110,7 +110,7 @@ def build_classifier(
 def _published_provenance(plan: Plan, classes: Sequence[str]) -> dict[str, Any]:
     """What is known of the published weights at the origin, which a run passes on to those that start from it.
 
-    ``classes`` that the weights learned to tell apart already are among it: accuracy on them flatters.
+    ``classes`` that the weights learned to tell apart already are among it: accuracy on them is too optimistic.
     """
     known = None if plan.card is None else plan.card.as_json()
     if plan.source is not None:
