@@ -14,6 +14,7 @@ from PIL import Image
 from sightline.classifier import Classifier
 from sightline.cli import main
 from sightline.cli.output import escape_in_streams
+from sightline.evidence import NO_PLOTS
 from sightline.models import build, parse_architecture
 from sightline.preprocessing import Preprocessing
 from sightline.sources import list_images
@@ -128,3 +129,16 @@ def test_exit_2_where_no_image_could_be_read(bundle, photos, words, capsys):
 def test_exit_0_where_some_image_could_be_read(bundle, photos, capsys):
     assert main(["predict", str(bundle), "absent.png", "photos/d.png"]) == 0
     assert capsys.readouterr().out.count("\n") == 2
+
+
+def test_a_budget_that_is_over_leaves_out_what_can_be_drawn_later(tmp_path, capsys):
+    run, small = tmp_path / "run", ["--model", "mlp", "--size", "8", "--limit", "300"]
+    assert main(["train", "digits", "--budget", "0.1s", "--out", str(run), *small]) == 0
+    said = capsys.readouterr()
+    assert NO_PLOTS in said.err
+    assert "latency was measured for 0.1 s" in said.out
+    assert NO_PLOTS in (run / "report.html").read_text()
+    assert not (run / "roc.png").exists()
+    assert main(["report", str(run)]) == 0
+    assert NO_PLOTS not in (run / "report.html").read_text()
+    assert (run / "roc.png").exists()

@@ -58,6 +58,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if debug or error.filename is None:
             raise
         return _print_error(f"'{error.filename}': {(error.strerror or str(error)).lower()}.", 2)
+    if argv is None:
+        gc.freeze()  # the process ends: its last collections would take 0.8 s of 6 after a short training
     return 0
 
 

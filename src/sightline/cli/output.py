@@ -167,6 +167,8 @@ def evaluate_and_report(run: "Run") -> dict[str, Any]:
         evaluation = evaluate_run(run, deadline=deadline).as_json()
     if deadline is not None:
         seconds = min(seconds, deadline.time_left() - PAGE_SECONDS * deadline.load)
+    if seconds <= 0 and "head" in run.facts:
+        progress.notify("No learning curve of the head is measured, because the time budget was nearly over.")
     if curve := head_curve_run(run, seconds=seconds):
         evaluation["head_curve"] = curve.as_json()
     plots = deadline is None or deadline.time_left() > PAGE_SECONDS * deadline.load
