@@ -144,7 +144,20 @@ def learn_by(strategy: Strategy, name: str, lesson: Lesson, work: Path) -> tuple
 
     answering, past = learn_task(strategy, task, train)
     answering.temperature = round(fit_temperature(*predict_logits(answering, splits.val)), 6)
-    outcome = _measure(name, answering, lesson, time.perf_counter() - began)
+    seconds = time.perf_counter() - began
+    before = are_right(lesson.before, lesson.old.test)
+    after, new_right = are_right(answering, lesson.old.test), are_right(answering, lesson.new.test)
+    flipped = np.flatnonzero(before & ~after)
+    outcome = Outcome(
+        strategy=name,
+        seconds=seconds,
+        old=wilson(int(after.sum()), len(after)) if len(after) else None,
+        new=wilson(int(new_right.sum()), len(new_right)) if len(new_right) else None,
+        change=paired_difference(after, before) if len(after) else None,
+        negative_flips=len(flipped),
+        validation=balanced_validation(answering, splits.val)[1],
+        flipped=flipped,
+    )
     progress.notify(describe_outcome(outcome))
     return outcome, answering, past
 
@@ -186,22 +199,6 @@ def are_right(classifier: Classifier, images: Dataset) -> Bool[ndarray, " N"]:
     logits, _ = predict_logits(classifier, images)
     names = np.array(classifier.classes)[logits.argmax(1).numpy()]
     return names == np.array(images.classes)[images.labels]
-
-
-def _measure(name: str, classifier: Classifier, lesson: Lesson, seconds: float) -> Outcome:
-    before = are_right(lesson.before, lesson.old.test)
-    old, new = are_right(classifier, lesson.old.test), are_right(classifier, lesson.new.test)
-    flipped = np.flatnonzero(before & ~old)
-    return Outcome(
-        strategy=name,
-        seconds=seconds,
-        old=wilson(int(old.sum()), len(old)) if len(old) else None,
-        new=wilson(int(new.sum()), len(new)) if len(new) else None,
-        change=paired_difference(old, before) if len(old) else None,
-        negative_flips=len(flipped),
-        validation=balanced_validation(classifier, lesson.splits.val)[1],
-        flipped=flipped,
-    )
 
 
 def describe_outcome(one: Outcome) -> str:

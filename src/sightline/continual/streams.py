@@ -212,21 +212,18 @@ def _bind(make: Callable[..., Stream], **arguments: Any) -> StreamMaker:
     return lambda train, test, seed: make(train, test, seed=seed, **arguments)
 
 
-def _name_corruptions(*names: str, severity: int = 3) -> StreamMaker:
-    chosen = {name: lookup(CORRUPTIONS, name, "corruption") for name in names}
-    return _bind(corrupt_images, corruptions=chosen or CORRUPTIONS, severity=severity)
-
-
-def _of_column(name: str, *, shuffle: bool) -> StreamMaker:
-    return lambda train, test, seed: split_by_column(train, test, name, seed=seed if shuffle else None)
-
-
 STREAMS: Mapping[str, Callable[..., StreamMaker]] = {
     "class": lambda tasks=5: _bind(split_by_class, tasks=tasks),
     "task": lambda tasks=5: _bind(split_by_class, tasks=tasks, kind="task"),
     "permuted": lambda tasks=10: _bind(permute_pixels, tasks=tasks),
     "rotated": lambda tasks=5, degrees=180.0: _bind(rotate_images, tasks=tasks, degrees=degrees),
-    "corrupted": _name_corruptions,
-    "column": lambda name, shuffle=False: _of_column(name, shuffle=shuffle),
+    "corrupted": lambda *names, severity=3: _bind(
+        corrupt_images,
+        corruptions={name: lookup(CORRUPTIONS, name, "corruption") for name in names} or CORRUPTIONS,
+        severity=severity,
+    ),
+    "column": lambda name, shuffle=False: (
+        lambda train, test, seed: split_by_column(train, test, name, seed=seed if shuffle else None)
+    ),
 }
 """The words of ``compare --stream``, with arguments after colons: ``class:5``, ``column:site``."""

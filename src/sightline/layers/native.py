@@ -43,7 +43,11 @@ class KernelError(Exception):
 
 def library_path(source: Path) -> Path:
     """Where the compiled ``source`` lies, whether or not it is there yet. Raises KernelError without a compiler."""
-    facts = (source.read_bytes(), _compiler_version(), COMPILE_FLAGS, _processor_facts())
+    try:
+        version = _version_of(_find_compiler())
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise KernelError(f"the C++ compiler does not start ({error})") from error
+    facts = (source.read_bytes(), version, COMPILE_FLAGS, _processor_facts())
     digest = hashlib.blake2b(repr(facts).encode(), digest_size=12).hexdigest()
     return runtime.cache_dir() / "kernels" / f"{source.stem}-{digest}.so"
 
@@ -51,7 +55,8 @@ def library_path(source: Path) -> Path:
 def load_library(source: Path) -> ctypes.CDLL:
     """The library of ``source``, compiled where the cache has none. Raises KernelError where that is impossible."""
     path = library_path(source)
-    if path.exists() and _is_trusted(path):
+    # a library runs as this process: one of another user is not loaded
+    if path.exists() and (not hasattr(os, "getuid") or path.stat().st_uid in (os.getuid(), 0)):
         with suppress(OSError):  # damaged: made again
             return ctypes.CDLL(str(path))
     try:
@@ -64,11 +69,6 @@ def load_library(source: Path) -> ctypes.CDLL:
     except OSError as error:
         raise KernelError(f"the compiled kernels could not be written or loaded ({error})") from error
     return library
-
-
-def _is_trusted(path: Path) -> bool:
-    """Whether the file is this user's or the system's: a library runs as this process."""
-    return not hasattr(os, "getuid") or path.stat().st_uid in (os.getuid(), 0)
 
 
 def _compile(source: Path, made: Path) -> None:
@@ -99,13 +99,6 @@ def _find_compiler() -> str:
 def _version_of(compiler: str) -> str:
     done = subprocess.run([compiler, "--version"], check=False, capture_output=True, text=True, timeout=30)
     return done.stdout
-
-
-def _compiler_version() -> str:
-    try:
-        return _version_of(_find_compiler())
-    except (OSError, subprocess.TimeoutExpired) as error:
-        raise KernelError(f"the C++ compiler does not start ({error})") from error
 
 
 @cache

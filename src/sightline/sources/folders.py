@@ -76,7 +76,15 @@ def infer_layout(listing: Listing, place: str, rule: LabelRule = USUAL_LABELS) -
         labelled = named
     else:
         if not inside or (len(inside) == 1 and next(iter(inside)).lower() in IMAGE_FOLDERS):
-            raise DataError(_describe_flat_images(place, listing.names))
+            stems = [name.rpartition("/")[2].rpartition(".")[0] for name in listing.names]
+            words = {match[1] for stem in stems if (match := re.fullmatch(r"([^\W\d][\w ]*?)[_ -]*\d+", stem))}
+            likely = 1 < len(words) <= len(stems) / 2
+            raise DataError(
+                f"'{place}' has images but no class folders: put the images of each class in a folder of its own, "
+                "list them in a CSV with the columns 'path' and 'label', or say where the label stands in their names, "
+                "such as --label-pattern '{label}_{number}.*'."
+                + (f" The file names look like labels ({_name_some(words)})." if likely else "")
+            )
         folders, bare = _label_folders(inside, place, notes)
         labelled = {i: pair for folder, pair in folders.items() for i in inside[folder]}
         loose = len(groups.get(root.rstrip("/"), ())) + bare
@@ -166,19 +174,6 @@ def describe_no_images(place: str, strays: Mapping[str, int], names: Sequence[st
             hints.append(f"{hint} ('{example}')." if example else f"{hint}.")
     advice = " ".join(dict.fromkeys(hints)) or "Give a folder with one sub-folder of images for each class."
     return f"'{place}' holds no images, but {found}. {advice}"
-
-
-def _describe_flat_images(place: str, names: Sequence[str]) -> str:
-    stems = [name.rpartition("/")[2].rpartition(".")[0] for name in names]
-    labels = {match[1] for stem in stems if (match := re.fullmatch(r"([^\W\d][\w ]*?)[_ -]*\d+", stem))}
-    shown = (
-        f" The file names look like labels ({_name_some(labels)})." if 1 < len(labels) <= len(stems) / 2 else ""
-    )
-    return (
-        f"'{place}' has images but no class folders: put the images of each class in a folder of its own, "
-        "list them in a CSV with the columns 'path' and 'label', or say where the label stands in their names, such "
-        f"as --label-pattern '{{label}}_{{number}}.*'.{shown}"
-    )
 
 
 def _labels_from_file_names(
