@@ -24,8 +24,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "rate-halved": {"lr": 5e-4},
     "rate-doubled": {"lr": 2e-3},
     "layer-decay-0.9": {"layer_decay": 0.9},
-    "no-smoothing": {"label_smoothing": 1e-6},
-    "no-average": {"ema_decay": 1e-6},
+    "no-smoothing": {"label_smoothing": 0.0},
+    "no-average": {"ema_decay": 0.0},
     "flip-only": {"augment": ("flip",)},
     "crops-from-0.2": {"augment": ("flip", "resized-crop:least=0.2")},
     "vertical-flip": {"augment": ("flip", "vertical-flip", "resized-crop:least=0.35")},
@@ -36,8 +36,6 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "size-160": {"size": 160},
     "size-288": {"size": 288},
 }
-"""Name -> fields of the recipe that differ from the default. A value that means nothing is given as 1e-6, because 0
-means that the default may choose; with `all-stages` only depthwise kernels are frozen."""
 
 
 def main() -> None:

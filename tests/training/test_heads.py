@@ -1,9 +1,11 @@
 """Heads computed on frozen features: against vectors and scikit-learn, and as ordinary classifiers in a run."""
 
 import json
+import pickle
 import shutil
 import socket
 import time
+import tomllib
 from dataclasses import replace
 
 import numpy as np
@@ -13,11 +15,12 @@ from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 
 from helpers.tiny_classifiers import SETTLED
 from sightline.classifier import Classifier
+from sightline.cli.flags import RecipeFlags, recipe_from_flags
 from sightline.data import survey
 from sightline.errors import RecipeError
 from sightline.inference import predict_logits
 from sightline.sources import find
-from sightline.training import Recipe, prepare, reopen, resolve, train
+from sightline.training import Recipe, default_network, prepare, reopen, resolve, train
 from sightline.training import head_first as module
 from sightline.training.estimate import estimate_cost
 from sightline.training.head_first import compare_with_head
@@ -25,7 +28,7 @@ from sightline.training.heads import ClassMeans, LinearDiscriminant
 from sightline.training.plan import HEAD_METHODS
 from sightline.training.rival import keep_better, rival_recipe
 from sightline.training.run_folder import RunFolder
-from sightline.training.starts import default_start
+from sightline.training.starts import FINE_TUNING, default_start
 
 COMPUTED = [name for name, make in HEAD_METHODS.items() if make() is not None]
 
@@ -191,6 +194,28 @@ def test_photos_start_from_the_embedded_weights_and_need_no_network(photos, tmp_
     again = train(photos, recipe, out=tmp_path / "again")
     one, two = (predict_logits(each.classifier, run.splits.test)[0] for each in (run, again))
     assert torch.equal(one, two)
+
+
+TYPED = {"lr": 1e-3, "batch_size": 4, "augment": (), "cpu_replicas": 2}
+"""A value that a user may type where a recipe's own default leaves the choice open."""
+
+
+@pytest.mark.parametrize("field", FINE_TUNING)
+def test_a_field_that_was_given_is_not_chosen_for_fine_tuning(field):
+    """Given as the recipe's own default: by the constructor, ``replace``, a file or a flag, also to another process."""
+
+    def chosen(recipe):
+        sent = pickle.loads(pickle.dumps(recipe)).replace(method="finetune", **start)
+        return {one.field: one.value for one in default_network(resolve(sent), train_images=100)}
+
+    start = {"model": "timm:tf_efficientnet_lite0.in1k:pretrained=True", "size": 64, "channels": 3}
+    assert chosen(Recipe())[field] == FINE_TUNING[field]
+    value = vars(Recipe())[field] if vars(Recipe())[field] is not None else TYPED[field]
+    file = Recipe(**tomllib.loads(f"{field} = {json.dumps(value)}"))
+    flag = recipe_from_flags(RecipeFlags(**{field: value}), None)
+    for given in (Recipe(**{field: value}), Recipe().replace(**{field: value}), file, flag):
+        assert field not in chosen(given)
+        assert chosen(given).keys() >= FINE_TUNING.keys() - {field}
 
 
 def test_a_dry_run_tells_of_the_pretrained_start(photos):

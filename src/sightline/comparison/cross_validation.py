@@ -181,7 +181,8 @@ def run_cross_validation(
     """Train and test on every fold that ``folder`` holds no finished trial of, and summarise all of them."""
     folder.mkdir(parents=True, exist_ok=True)
     folds = max(fold.number for fold in held_out)
-    facts = [*candidate.cache_facts(), recipe.to_toml(), pool.fingerprint, f"{len(pool)} in {folds}"]
+    asked = [recipe.to_toml(), " ".join(sorted(recipe.fields_set))]
+    facts = [*candidate.cache_facts(), *asked, pool.fingerprint, f"{len(pool)} in {folds}"]
     cache = TrialCache(folder, facts)
     unsaved = replace(candidate, recipe=candidate.recipe.replace(data=None))  # its run folder is deleted
     trials, notes, correct = [], [], np.zeros(len(pool))

@@ -81,7 +81,8 @@ def compare(
     if len(candidates) < 2:
         raise RecipeError("A comparison takes at least two candidates: add --models or --baselines.")
     protocol = _Protocol.from_dataset(dataset, recipe, folds, seeds)
-    facts = [recipe.replace(data=None).to_toml(), dataset.fingerprint, f"{folds} {seeds}"]
+    chosen_fields = " ".join(sorted(recipe.fields_set))
+    facts = [recipe.replace(data=None).to_toml(), chosen_fields, dataset.fingerprint, f"{folds} {seeds}"]
     name = f"{Path(recipe.data or '').name.partition('.')[0]}-compare".replace(":", "_")
     folder = open_comparison_folder(out, name, COMPARISON_FILE, facts, "images, recipe, --folds or --seeds")
     for note in (*protocol.notes, protocol.announcement(candidates, folder)):

@@ -128,9 +128,10 @@ def default_network(plan: Plan, *, train_images: int) -> list[Default]:
         chosen += default_method(plan)
         plan = plan.replace(method=chosen[-1].value)
     if plan.head is not None and plan.head.fine_tunes:
-        usual = vars(Recipe())
         chosen += [
-            Default(name, value, "") for name, value in FINE_TUNING.items() if vars(recipe)[name] == usual[name]
+            Default(name, value, "")
+            for name, value in FINE_TUNING.items()
+            if name not in recipe.fields_set or vars(recipe)[name] is None
         ]
         recipe = plan.replace(**{default.field: default.value for default in chosen}).recipe
     if recipe.model is None:

@@ -42,13 +42,33 @@ def _recipe_field(default: Any, group: str, *, common: bool = False) -> Any:
     return field(default=default, metadata={"group": group, "common": common})
 
 
+class _FieldsSet:
+    """Which fields of a recipe were set; a slot, so that ``vars`` has the fields alone."""
+
+    __slots__ = ("fields_set",)
+
+    fields_set: frozenset[str]
+
+    def __getstate__(self) -> tuple[dict[str, Any], frozenset[str]]:
+        return vars(self), self.fields_set
+
+    def __setstate__(self, state: tuple[dict[str, Any], frozenset[str]]) -> None:
+        vars(self).update(state[0])
+        object.__setattr__(self, "fields_set", state[1])
+
+
 def _accept_old_names(recipe: type[_T]) -> type[_T]:
-    """Let the constructor of a dataclass take the names and values that earlier releases gave its fields."""
+    """Let the constructor of a dataclass take the names and values that earlier releases gave its fields.
+
+    The names of the fields that it was given are kept in ``fields_set``.
+    """
     construct: Any = recipe.__init__
 
     @wraps(construct)
     def __init__(self: Any, **values: Any) -> None:
-        construct(self, **current_fields(values, {f.name for f in dataclasses.fields(recipe)}))  # type: ignore[arg-type]
+        current = current_fields(values, {f.name for f in dataclasses.fields(recipe)})  # type: ignore[arg-type]
+        object.__setattr__(self, "fields_set", frozenset(current))
+        construct(self, **current)
 
     recipe.__init__ = __init__  # type: ignore[method-assign]
     return recipe
@@ -56,8 +76,10 @@ def _accept_old_names(recipe: type[_T]) -> type[_T]:
 
 @_accept_old_names
 @dataclass(frozen=True, kw_only=True)
-class Recipe:
+class Recipe(_FieldsSet):
     """How to train a classifier. Every field is a flag of ``sightline train`` and a line of its TOML file.
+
+    ``fields_set`` names the fields that were set, if only to their default: no choice for fine-tuning replaces them.
 
     Names of earlier releases still work. Raises RecipeError for an unknown field, suggesting the right one, and,
     naming the field, where a value is impossible.
@@ -263,7 +285,10 @@ class Recipe:
 
     def replace(self, **changes: Any) -> "Recipe":
         """A copy with these fields changed; old names still work. Raises RecipeError, as the constructor does."""
-        return dataclasses.replace(self, **current_fields(changes, {f.name for f in dataclasses.fields(self)}))
+        changes = current_fields(changes, {f.name for f in dataclasses.fields(self)})
+        made = dataclasses.replace(self, **changes)
+        object.__setattr__(made, "fields_set", self.fields_set.union(changes))
+        return made
 
     def to_toml(self) -> str:
         """The recipe as TOML, a comment above each field, fields left to be chosen commented out."""
