@@ -11,22 +11,24 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 
 from helpers.tiny_classifiers import SETTLED
 from sightline.classifier import Classifier
 from sightline.cli.flags import RecipeFlags, recipe_from_flags
 from sightline.data import survey
-from sightline.errors import RecipeError
+from sightline.errors import Interrupted, RecipeError
 from sightline.inference import predict_logits
 from sightline.sources import find
-from sightline.training import Recipe, default_network, prepare, reopen, resolve, train
+from sightline.training import BaseHook, Recipe, default_network, prepare, reopen, resolve, resume, train
 from sightline.training import head_first as module
+from sightline.training import run as module_of_run
 from sightline.training.estimate import estimate_cost
 from sightline.training.head_first import compare_with_head
 from sightline.training.heads import ClassMeans, LinearDiscriminant
 from sightline.training.plan import HEAD_METHODS
-from sightline.training.rival import keep_better, rival_recipe
+from sightline.training.rival import Rival, rival_recipe
 from sightline.training.run_folder import RunFolder
 from sightline.training.starts import FINE_TUNING, default_start
 
@@ -163,8 +165,6 @@ def test_what_cannot_be_is_one_sentence(fields, message, tmp_path):
 @pytest.fixture
 def photos(tmp_path):
     """Two kinds of pictures, large enough to be photos: warm discs and cold stripes."""
-    from PIL import Image
-
     rng = np.random.default_rng(0)
     across, down = np.meshgrid(np.arange(96), np.arange(80))
     for number in range(24):
@@ -266,35 +266,99 @@ def test_grey_photos_fold_the_first_layer(photos, tmp_path):
 
 @pytest.mark.parametrize("better", [True, False])
 def test_validation_decides_between_a_run_and_its_rival(better, start, tmp_path):
+    """Also where the files of the better one were put in place halfway."""
     weak = train(
         "digits", Recipe(model="mlp:hidden=[5]", epochs=1, lr=1e-4, seed=1, **SETTLED), out=tmp_path / "weak"
     )
     strong = reopen(start)
     shutil.copytree(start, tmp_path / "strong")
-    run, rival = (weak, strong) if better else (strong, weak)
-    places = [tmp_path / ("strong" if one is strong else "weak") for one in (run, rival)]
-    facts = keep_better(
-        RunFolder(places[0]), run.classifier, run.splits, places[1], rival.classifier, rival.splits
-    )
-    assert facts["from_scratch"]["kept"] is better
-    assert facts["from_scratch"]["pretrained_val_accuracy"] == pytest.approx(run.facts["val_accuracy"])
-    assert not places[1].exists()
-    kept = reopen(places[0])
+    run, other = (weak, strong) if better else (strong, weak)
+    folder = RunFolder(tmp_path / ("strong" if run is strong else "weak"))
+    rival = Rival(folder)
+    shutil.move(tmp_path / ("strong" if other is strong else "weak"), rival.path)
+    rival.write_recipe(Recipe())
+    rival.judge(run.classifier, run.splits, other.classifier, other.splits)
+    if better:  # as if killed after two of the moves
+        for name in ("classifier", "training.json"):
+            place = folder.path / name
+            shutil.rmtree(place) if place.is_dir() else place.unlink()
+            shutil.move(rival.path / name, place)
+    kept = resume(folder.path)
+    assert kept.facts["from_scratch"]["kept"] is better
+    assert kept.facts["from_scratch"]["pretrained_val_accuracy"] == pytest.approx(run.facts["val_accuracy"])
     assert kept.recipe.model == "small-cnn"
-    assert kept.facts == facts
-    assert any("A small network from scratch" in note for note in RunFolder(places[0]).read_notes())
+    assert not rival.path.exists()
+    assert rival.read_recipe() is None
+    assert sum("A small network from scratch" in note for note in folder.read_notes()) == 1
+
+
+@pytest.fixture(scope="module")
+def textures(tmp_path_factory):
+    """80 grey pictures of two kinds: noise whose rows, or columns, are alike."""
+    rng, folder = np.random.default_rng(0), tmp_path_factory.mktemp("textures")
+    for number in range(40):
+        for name, axis in (("rows", 0), ("columns", 1)):
+            pixels = 128 + 12 * np.repeat(rng.normal(size=(64, 1)), 64, 1) + 40 * rng.normal(size=(64, 64))
+            (folder / name).mkdir(exist_ok=True)
+            image = Image.fromarray((pixels.T if axis else pixels).clip(0, 255).astype(np.uint8))
+            image.save(folder / name / f"{number}.png")
+    return folder
+
+
+def test_a_run_and_its_rival_resume_wherever_they_were_stopped(textures, tmp_path, monkeypatch):
+    """Stopped in fine-tuning, in the training of the rival, and before it is judged: the same classifier."""
+    for name in ("rival.MIN_RIVAL_IMAGES", "head_first.MIN_ERRORS_TO_FINE_TUNE"):
+        monkeypatch.setattr(f"sightline.training.{name}", 0)
+    monkeypatch.setattr("sightline.training.defaults.MAX_DEFAULT_EPOCHS", 1)
+    asked = Recipe(size=64, val_fraction=0.2, batch_size=16, budget="2h", seed=0, **SETTLED)
+    whole = train(textures, asked, out=tmp_path / "whole")
+    verdict = whole.facts["from_scratch"]
+    assert {"kept", "val_accuracy", "pretrained_val_accuracy"} <= verdict.keys()
+    assert verdict["reason"] in RunFolder(whole.folder).read_notes()
+    assert whole.recipe.from_scratch is verdict["kept"]
+    assert not (whole.folder / "from-scratch").exists()
+
+    steps = []
+
+    class Stop(BaseHook):
+        def after_step(self, state):
+            steps.append(state.step)
+            state.interrupted = len(steps) in (1, 5)
+
+    original = module_of_run.build_method
+    stopped = lambda *a, **k: replace((made := original(*a, **k)), hooks={**made.hooks, "stop": Stop()})  # noqa: E731
+    monkeypatch.setattr(module_of_run, "build_method", stopped)
+    cut = tmp_path / "cut"
+    with pytest.raises(Interrupted, match="train --resume"):
+        train(textures, asked, out=cut)
+    assert not RunFolder(cut).read_facts()
+    with pytest.raises(Interrupted, match=rf"from scratch was trained.*--resume {cut}$"):
+        resume(cut)
+    assert RunFolder(cut).read_facts()
+    with monkeypatch.context() as patch:
+        patch.setattr(Rival, "judge", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            resume(cut)
+    kept = resume(cut)
+    assert kept.facts["from_scratch"] == verdict
+    for name, tensor in whole.classifier.state_dict().items():
+        assert torch.equal(tensor, kept.classifier.state_dict()[name]), name
+    with pytest.raises(RecipeError, match="is finished"):
+        resume(cut)
+    assert sorted(each.name for each in cut.iterdir()) == sorted(each.name for each in whole.folder.iterdir())
 
 
 def test_a_rival_is_tried_on_many_images_unlike_photographs(photos, monkeypatch):
     asked = Recipe(data=str(photos))
     plan, splits, _ = prepare(resolve(asked.replace(size=64)))
-    plan = plan.replace(epochs=3)
-    assert rival_recipe(asked, plan, splits) is None, "few images"
+    images = splits.train, len(splits.train)
+    plan = plan.replace(method="finetune")
+    assert rival_recipe(asked, plan, *images) is None, "few images"
     monkeypatch.setattr("sightline.training.rival.MIN_RIVAL_IMAGES", 10)
-    found = rival_recipe(asked, plan, splits)
+    found = rival_recipe(asked, plan, *images)
     assert (found.from_scratch, found.size, found.data) == (True, 64, str(photos))
     for changes in ({"model": "resnet20"}, {"method": "finetune"}, {"epochs": 3}):
-        assert rival_recipe(asked.replace(**changes), plan, splits) is None
+        assert rival_recipe(asked.replace(**changes), plan, *images) is None
     monkeypatch.setattr("sightline.training.rival.MAX_RIVAL_SIDE", 64)
-    assert rival_recipe(asked, plan, splits) is None, "photographs"
-    assert rival_recipe(asked, plan.replace(channels=1), splits) is not None, "grey"
+    assert rival_recipe(asked, plan, *images) is None, "photographs"
+    assert rival_recipe(asked, plan.replace(channels=1), *images) is not None, "grey"

@@ -55,8 +55,9 @@ if TYPE_CHECKING:
         resolve,
         validate_recipe,
     )
+    from .preparation import prepare, read_dataset, read_splits
     from .refinement import fit_temperature, refine, start_training
-    from .run import Run, prepare, read_dataset, read_splits, reopen, resume, train, train_on_splits
+    from .run import Run, reopen, resume, train, train_on_splits
     from .run_folder import RunFolder, SilentRunFolder, check_run_folder, create_run_folder
     from .starts import PHOTO_SIDE, build_published_start
     from .transfer import architecture_word
@@ -172,8 +173,9 @@ _MEMBERS = {
         "resolve",
         "validate_recipe",
     ),
+    "preparation": ("prepare", "read_dataset", "read_splits"),
     "refinement": ("fit_temperature", "refine", "start_training"),
-    "run": ("Run", "prepare", "read_dataset", "read_splits", "reopen", "resume", "train", "train_on_splits"),
+    "run": ("Run", "reopen", "resume", "train", "train_on_splits"),
     "run_folder": ("RunFolder", "SilentRunFolder", "check_run_folder", "create_run_folder"),
     "starts": ("PHOTO_SIDE", "build_published_start"),
     "transfer": ("architecture_word",),

@@ -31,9 +31,10 @@ from .distributed import check_processes
 from .fit import Method
 from .gradients import build_gradients
 from .plan import Plan, resolve
+from .preparation import prepare
 from .recipe import Recipe
 from .restoring import split_to_train
-from .run import prepare
+from .rival import RIVAL_NOTE, rival_recipe
 from .starts import choose_pixels
 from .transfer import Freezer
 
@@ -85,6 +86,8 @@ def estimate_cost(data: str | Path | None, recipe: Recipe | None = None, *, devi
         )
         if not plan.head.fine_tunes:
             plan = plan.replace(epochs=0)
+        if rival_recipe(recipe, plan, sample, images) is not None:
+            notes.append(RIVAL_NOTE)
     if plan.recipe.epochs is None:
         epochs = default_epochs(plan.recipe, train_images=images, images_per_second=rate)
         plan, notes = plan.replace(epochs=epochs.value), [*notes, epochs.reason]

@@ -172,6 +172,11 @@ def describe_head(result: HeadResult, plan: Plan) -> tuple[str, ...]:
     return found, f"{text}. No label of theirs is used (--unlabelled)."
 
 
+def can_gain(result: HeadResult | None) -> bool:
+    """Whether validation shows enough errors of a computed head that an improvement could be told from chance."""
+    return result is not None and (result.facts["val_errors"] or 0) >= MIN_ERRORS_TO_FINE_TUNE
+
+
 def decide_fine_tuning(
     result: HeadResult, plan: Plan, deadline: Deadline | None = None
 ) -> tuple[Plan, str | None]:
@@ -182,7 +187,7 @@ def decide_fine_tuning(
     if plan.recipe.epochs is None and result.facts["val_errors"] is None:
         why = "No fine-tuning: without validation images nothing would show whether it helps (--val-fraction)."
         return plan.replace(epochs=0), why
-    if plan.recipe.epochs is None and result.facts["val_errors"] < MIN_ERRORS_TO_FINE_TUNE:
+    if plan.recipe.epochs is None and not can_gain(result):
         why = (
             f"No fine-tuning: with {result.facts['val_errors']} validation errors, a gain could not be "
             "distinguished from chance (--epochs N fine-tunes anyway)."
@@ -269,8 +274,9 @@ def judge_change(
     mended, broken = int((correct & ~was_right).sum()), int((~correct & was_right).sum())
     kept = mended >= broken and gains.mean().item() > FINE_TUNING_MARGIN * error
     reason = (
-        f"{what} corrects {mended} and breaks {broken} of {len(losses)} validation answers; loss "
-        f"{old_losses.mean():.3f} before, {losses.mean():.3f} after: "
+        f"{what} corrects {mended} and breaks {broken} of {len(losses)} validation answers: "
+        f"{was_right.double().mean():.1%} right before, {correct.double().mean():.1%} after; loss "
+        f"{old_losses.mean():.3f} and {losses.mean():.3f}: "
         + ("it is kept." if kept else f"{otherwise} is kept, because the difference is within noise or worse.")
     )
     return {

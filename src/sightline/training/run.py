@@ -11,22 +11,13 @@ import torch
 
 from .. import progress, runtime
 from ..classifier import Classifier
-from ..data import MAX_UNREADABLE_SHARE, Augment, load_dataset
-from ..errors import RecipeError
+from ..data import Augment
+from ..errors import Interrupted, RecipeError, SightlineError
 from ..files import write_text
-from ..preprocessing import forecast_fit
-from ..sources import find
-from ..types import Dataset, Splits
+from ..types import Splits
 from .budget import Budget, Deadline, sample_validation
 from .build import build_classifier, build_method
-from .defaults import (
-    choose_execution,
-    default_fractions,
-    default_method,
-    default_network,
-    to_memory_format,
-    useful_epochs,
-)
+from .defaults import choose_execution, default_network, to_memory_format, useful_epochs
 from .distributed import (
     SINGLE_PROCESS,
     MainGuardError,
@@ -38,15 +29,23 @@ from .distributed import (
 )
 from .fairness import apply_mitigation
 from .fit import Hook, Method
-from .head_first import HeadResult, check_head_method, decide_fine_tuning, describe_head, fit_head, refine_head
+from .head_first import (
+    HeadResult,
+    can_gain,
+    check_head_method,
+    decide_fine_tuning,
+    describe_head,
+    fit_head,
+    refine_head,
+)
 from .losses import ObjectiveLike
 from .plan import Plan, resolve
-from .recipe import INHERIT, PRETRAINED, Recipe
+from .preparation import prepare, read_dataset, split_as_before, with_defaults
+from .recipe import Recipe, parse_duration
 from .refinement import refine
-from .restoring import absolute_path, locate_images, restore_splits, split_by_recipe, split_to_train
-from .rival import RIVAL_SHARE, keep_better, rival_recipe, time_for_rival
+from .restoring import absolute_path, locate_images
+from .rival import RIVAL_NOTE, RIVAL_SHARE, Rival, rival_recipe, time_for_rival
 from .run_folder import RunFolder, check_run_folder, create_run_folder
-from .starts import Default, choose_pixels
 
 
 @dataclass(frozen=True)
@@ -92,7 +91,23 @@ def train(
             begun = _begin_run(recipe, out, where, objective, augment, overwrite=overwrite, began=began)
             path = str(begun[0].path.resolve())
         return _train_as_member(group, Path(group.broadcast_text(path)), objective, augment, False)
-    begun = _begin_run(recipe, out, where, objective, augment, overwrite=overwrite, began=began)
+    run = _train_new(recipe, out, where, objective, augment, overwrite=overwrite, began=began)
+    return _try_rival(run, device, time_for_rival(run.deadline) if run.deadline else None)
+
+
+def _train_new(
+    recipe: Recipe,
+    out: str | Path | None,
+    where: torch.device,
+    objective: ObjectiveLike | None = None,
+    augment: Augment | None = None,
+    *,
+    overwrite: bool,
+    began: float,
+    like: RunFolder | None = None,
+) -> Run:
+    """A run from its beginning, on the splits of the run ``like`` where that is given."""
+    begun = _begin_run(recipe, out, where, objective, augment, overwrite=overwrite, began=began, like=like)
     folder, plan, classifier, head, splits, notes, deadline = begun
     if plan.recipe.devices > 1:
         try:
@@ -100,22 +115,49 @@ def train(
         except MainGuardError:
             shutil.rmtree(folder.path)  # nothing was trained, and the corrected script needs the place
             raise
-    rival = rival_recipe(recipe, plan, splits) if deadline and objective is None and augment is None else None
     budget = None
     if deadline is not None and plan.recipe.epochs and plan.recipe.progressive_from is None:
-        deadline.share = 1.0 if rival is None else 1 - RIVAL_SHARE
         budget = Budget(plan.recipe, deadline, useful_epochs(plan.recipe, len(splits.train.labelled)), folder.log)
     run = _train_run(folder, plan, classifier, head, splits, notes, resume=False, budget=budget)
-    run = replace(run, deadline=deadline)
-    if deadline is None or rival is None or (left := time_for_rival(deadline)) is None:
+    return replace(run, deadline=deadline)
+
+
+def _try_rival(run: Run, device: str, seconds: float | None, data: str | Path | None = None) -> Run:
+    """The run, or the network from scratch that its folder asks for, trained in these seconds, where that is better.
+
+    Continues one that was interrupted. A rival that cannot be trained, or has no ``seconds``, costs the run nothing.
+    """
+    rival = Rival(RunFolder(run.folder))
+    if (recipe := rival.read_recipe()) is None:
         return run
-    place = folder.path / "from-scratch"
-    other = train(data, rival.replace(budget=f"{left:g}s"), out=place, device=device)
-    facts = keep_better(folder, run.classifier, splits, place, other.classifier, other.splits)
+    folder = RunFolder(rival.path)
+    try:
+        if folder.read_facts():
+            other = reopen(folder.path, data, device=device)
+        elif folder.checkpoint.exists():
+            other = resume(folder.path, data, device=device)
+        elif seconds is None:
+            rival.give_up("there was no time left (--budget)")
+            return run
+        else:
+            shutil.rmtree(rival.path, ignore_errors=True)
+            recipe = recipe.replace(budget=f"{seconds:g}s", data=run.recipe.data)
+            where, began = runtime.resolve_device(device), time.monotonic()
+            other = _train_new(recipe, rival.path, where, overwrite=False, began=began, like=RunFolder(run.folder))
+    except Interrupted as error:
+        onward = f"Go on with: sightline train --resume {run.folder}"
+        raise Interrupted(f"Stopped while a small network from scratch was trained. {onward}") from error
+    except SightlineError as error:
+        rival.give_up(str(error))
+        return run
+    rival.judge(run.classifier, run.splits, other.classifier, other.splits)
+    facts = rival.settle()
     best = other if facts["from_scratch"]["kept"] else run
-    deadline = replace(deadline, image_seconds=best.deadline.image_seconds if best.deadline else 0.0)
+    deadline = run.deadline
+    if deadline is not None:
+        deadline = replace(deadline, image_seconds=best.deadline.image_seconds if best.deadline else 0.0)
     notes = (*best.notes, facts["from_scratch"]["reason"])
-    return replace(best, folder=folder.path, facts=facts, notes=notes, deadline=deadline)
+    return replace(best, folder=run.folder, facts=facts, notes=notes, deadline=deadline)
 
 
 def _begin_run(
@@ -127,22 +169,33 @@ def _begin_run(
     *,
     overwrite: bool,
     began: float,
+    like: RunFolder | None = None,
 ) -> tuple[RunFolder, Plan, Classifier, HeadResult | None, Splits, tuple[str, ...], Deadline | None]:
     """All before the first step: images read, choices made, the folder begun. No deadline where epochs are given."""
     wanted = Path(out) if out is not None else None
     check_run_folder(wanted, overwrite=overwrite)
     plan = resolve(recipe, objective=objective, augment=augment)
     plan.check_network()
-    plan, splits, notes = prepare(plan)
+    plan, splits, notes = prepare(plan, like)
+    told = () if like is None else like.read_notes()
     for note in notes:
-        progress.notify(note)
+        if note not in told:
+            progress.notify(note)
     check_processes(plan.recipe.devices, device, plan.recipe.batch_size or 1)
     deadline = Deadline.of(recipe, splits, began) if recipe.epochs is None and recipe.steps is None else None
+    learned, rival = splits.train.labelled, None
+    if deadline is not None and objective is None and augment is None and len(splits.val):
+        rival = rival_recipe(recipe, plan, learned, len(learned))
+        deadline.share = 1 - RIVAL_SHARE if rival else 1.0
     plan, classifier, head, built = _start(plan, splits, device, deadline=deadline)
+    if deadline is not None and rival is not None and not can_gain(head):
+        rival, deadline.share = None, 1.0
+    built = (*built, RIVAL_NOTE) if rival else built
     column = plan.recipe.fairness_column
-    fair = apply_mitigation(plan.mitigation, column, splits.train.labelled, plan.objective)
-    plan, measured = choose_execution(plan, classifier, splits.train.labelled, deadline)
-    shown, sampled = sample_validation(deadline if plan.head is None else None, splits, recipe.data_seed)
+    fair = apply_mitigation(plan.mitigation, column, learned, plan.objective)
+    plan, measured = choose_execution(plan, classifier, learned, deadline)
+    alone = plan.head is None and like is None  # a rival is judged on the validation images of its run
+    shown, sampled = sample_validation(deadline if alone else None, splits, recipe.data_seed)
     more = (*built, *filter(None, [fair.note]), *measured, *sampled)
     for note in more:
         progress.notify(note)
@@ -151,6 +204,8 @@ def _begin_run(
     name = f"{Path(recipe.data or '').name.partition('.')[0]}-{recipe.model}".replace(":", "_")
     folder = create_run_folder(wanted, name, overwrite=overwrite)  # only now is an old run given up
     folder.write_header(recipe, splits, (*notes, *more))
+    if rival is not None:
+        Rival(folder).write_recipe(rival)
     return folder, replace(plan, recipe=recipe), classifier, head, shown, (*notes, *more), deadline
 
 
@@ -187,9 +242,7 @@ def train_on_splits(
     where = runtime.resolve_device(device) if isinstance(device, str) else device
     geometry = splits.train.geometry
     plan = resolve(recipe).replace(size=geometry.size[0], channels=geometry.channels, devices=1)
-    plan = _with_defaults(plan, default_network(plan, train_images=len(splits.train.labelled))).fit_to(
-        splits.train
-    )
+    plan = with_defaults(plan, default_network(plan, train_images=len(splits.train.labelled))).fit_to(splits.train)
     plan, classifier, head, _ = _start(plan, splits, where, blank=resume)
     plan, _ = choose_execution(plan, classifier, splits.train.labelled)
     to_memory_format(classifier, plan.recipe.memory_format or "contiguous")
@@ -214,12 +267,18 @@ def resume(
     """
     runtime.check_main_guard()
     run = RunFolder(Path(folder))
-    recipe = run.read_recipe()
-    if run.read_facts():
+    recipe, rival = run.read_recipe(), Rival(run)
+    if rival.is_judged:
+        rival.settle()
+        return reopen(folder, data, device=device)
+    if run.read_facts() and rival.read_recipe() is None:
         raise RecipeError(
             f"The run '{folder}' is finished: there is nothing to resume. See sightline evaluate {folder}"
         )
     recipe = locate_images(run, recipe, data, f"sightline train --resume {folder} DATA")
+    seconds = RIVAL_SHARE * parse_duration(recipe.budget)
+    if run.read_facts():
+        return _try_rival(reopen(folder, data, device=device), device, seconds, data)
     plan, splits, notes = prepare(resolve(recipe, objective=objective, augment=augment), run)
     if data is not None:
         write_text(run.path / "recipe.toml", recipe.to_toml())
@@ -227,7 +286,8 @@ def resume(
     if recipe.devices > 1:
         return _train_in_processes(run, plan, splits, notes, where, objective, augment, resume=True)
     plan, classifier, head, _ = _start(plan, splits, where, blank=True)
-    return _train_run(run, plan, classifier, head, splits, notes, resume=True)
+    resumed = _train_run(run, plan, classifier, head, splits, notes, resume=True)
+    return _try_rival(resumed, device, seconds, data)
 
 
 def reopen(folder: str | Path, data: str | Path | None = None, *, device: str = "auto") -> Run:
@@ -241,91 +301,10 @@ def reopen(folder: str | Path, data: str | Path | None = None, *, device: str = 
     classifier = Classifier.load(run.path).to(runtime.resolve_device(device))
     recipe = locate_images(run, recipe, data, f"sightline evaluate {folder} DATA")
     known = classifier.provenance.get("data_fingerprint")
-    splits, notes, changes = _split_as_before(run, recipe, read_dataset(recipe)[0], known, classifier.classes)
+    splits, notes, changes = split_as_before(run, recipe, read_dataset(recipe)[0], known, classifier.classes)
     for change in changes:
         progress.notify(change)
     return Run(run.path, recipe, classifier, splits, run.read_facts(), notes)
-
-
-def _split_as_before(
-    run: RunFolder,
-    recipe: Recipe,
-    dataset: Dataset,
-    fingerprint: str | None,
-    classes: tuple[str, ...] | None = None,
-) -> tuple[Splits, tuple[str, ...], tuple[str, ...]]:
-    """The splits of a run that began with images of this fingerprint; all notes; and those of changes since.
-
-    A finished run, whose ``classes`` are known, may lack a few images.
-    """
-    if fingerprint in (None, dataset.fingerprint):
-        splits, read = split_by_recipe(dataset, recipe)
-        tested = sorted(row["file"] for row in run.read_split() if row["split"] == "test")
-        if not tested or tested == sorted(map(str, splits.test.files)):  # else an older release drew them
-            return splits, read, ()
-    if recipe.limit is not None:  # it would draw others now
-        dataset, _ = read_dataset(recipe.replace(limit=None), max_bad=1.0)
-    splits = restore_splits(
-        run, dataset, fingerprint or "", classes=classes, max_missing=0.0 if classes is None else 0.05
-    )
-    return splits, (*dataset.notes, *splits.notes), splits.notes
-
-
-def read_dataset(
-    recipe: Recipe, *, plan: Plan | None = None, max_bad: float = MAX_UNREADABLE_SHARE
-) -> tuple[Dataset, list[Default]]:
-    """Find and decode the recipe's images, at its size or a chosen one; returns them and what was chosen.
-
-    With ``plan``, the plan of the recipe, photos may get published weights, which have their own size.
-    Raises DataError where more than the fraction ``max_bad`` of them cannot be read.
-    """
-    if recipe.data is None:
-        raise RecipeError("Say which images to use: a folder, an archive, a table, or a name such as digits.")
-    source = find(recipe.data, limit=recipe.limit, seed=recipe.data_seed, rule=recipe.label_rule)
-    chosen = choose_pixels(plan or recipe, source)
-    recipe = recipe.replace(**{default.field: default.value for default in chosen})
-    return load_dataset(source, recipe.geometry, max_bad=max_bad), chosen
-
-
-def read_splits(recipe: Recipe) -> tuple[Splits, tuple[str, ...]]:
-    """The images of a recipe, split as it says; and notes. Size and channels are chosen where they are open."""
-    dataset, _ = read_dataset(recipe)
-    return split_by_recipe(dataset, recipe)
-
-
-def prepare(plan: Plan, run: RunFolder | None = None) -> tuple[Plan, Splits, tuple[str, ...]]:
-    """Read and split the images; choose size, channels, network, batches and learning rate.
-
-    With a ``run`` that began already, the images are split as they were then, found by their bytes.
-    Returns the plan with those choices, fitted to the training images, the splits, and the notes to report.
-    """
-    dataset, pixels = read_dataset(plan.recipe, plan=plan)
-    plan = _with_defaults(plan, pixels)
-    plan = _with_defaults(plan, fractions := default_fractions(plan, dataset))
-    recipe = plan.recipe
-    splits, read, _ = (
-        (*split_to_train(dataset, recipe), ())
-        if run is None
-        else _split_as_before(run, recipe, dataset, run.read_fingerprint())
-    )
-    train = splits.train.labelled
-    plan = _with_defaults(plan, method := default_method(plan, train.counts))
-    network = default_network(plan, train_images=len(train))
-    plan = _with_defaults(plan, network).fit_to(train)
-    recipe = plan.recipe
-    trains = recipe.epochs != 0 and (plan.head is None or plan.head.fine_tunes)
-    skip = set() if trains else {"augment", "batch_size", "lr", "weights"}
-    chosen = tuple(d.reason for d in (*pixels, *fractions, *method, *network) if d.reason and d.field not in skip)
-    cost = (
-        ()
-        if recipe.normalize in (INHERIT, PRETRAINED)
-        else forecast_fit(recipe.normalize or "", train.geometry.shape, len(splits.train))
-    )
-    return plan, splits, (*read, *plan.notes, *chosen, *cost)
-
-
-def _with_defaults(plan: Plan, chosen: list[Default]) -> Plan:
-    return plan.replace(**{default.field: default.value for default in chosen})
 
 
 def _train_in_processes(
