@@ -15,11 +15,14 @@ from scipy.stats import t as student
 from sklearn.model_selection import StratifiedKFold, cross_val_score
 from sklearn.neighbors import KNeighborsClassifier
 
+from helpers.photo_folder import write_photos
+from helpers.tiny_classifiers import SETTLED
 from sightline.baselines import BASELINES, DEFAULT_BASELINES
+from sightline.classifier import Classifier
 from sightline.comparison import cross_validate
 from sightline.comparison.candidates import Candidate, Trial, parse_candidate
 from sightline.comparison.cross_validation import assign_folds, cross_validation_pool, fold_splits
-from sightline.comparison.model_comparison import SECOND_NETWORK, compare
+from sightline.comparison.model_comparison import PHOTO_BASELINES, PHOTO_MODELS, SECOND_NETWORK, compare
 from sightline.comparison.ranking import CandidateResult, rank_candidates
 from sightline.data import load_dataset
 from sightline.data.splits import make_folds
@@ -287,6 +290,30 @@ def test_folds_are_in_the_same_order_for_every_candidate():
     found = rank_candidates("data", 3, 1, [result("a", a, folds=3), result("b", b, folds=3)])
     assert found.versus_best[1].p == pytest.approx(mcnemar(a, b))
     assert "held-out" in found.sentences[0]
+
+
+def test_photos_are_compared_by_heads_fine_tuning_and_a_small_network(tmp_path):
+    """Without a name: on pixels as the card of the weights says, which the small network normalises for itself."""
+    photos = write_photos(tmp_path / "photos", 12)
+    found = compare(photos, recipe=Recipe(size=64, epochs=0, val_fraction=0.2, **SETTLED), out=tmp_path / "c")
+    assert {one.candidate for one in found.results} == {*PHOTO_MODELS, *PHOTO_BASELINES}
+    assert not found.failures
+    assert len({one.accuracy.n for one in found.results}) == 1
+    runs = {one.candidate: Classifier.load(one.folder) for one in found.results if one.kind == "network"}
+    for word in PHOTO_MODELS[:-1]:
+        assert runs[word].provenance["weights"]["licence"] == "apache-2.0"
+    assert {(one.geometry.resize_mode, one.geometry.interpolation) for one in runs.values()} == {
+        ("crop", "bicubic")
+    }
+    assert "weights" not in runs["small-cnn"].provenance
+    best = max(one.accuracy.value for one in found.results)
+    assert next(one for one in found.results if one.candidate == "prototypes").accuracy.value == best
+
+
+@pytest.mark.parametrize(("word", "says"), [("prob", "Did you mean 'probe'"), ("probe:penlty=1", "penalty")])
+def test_misspelt_heads_are_refused(word, says):
+    with pytest.raises(ChoiceError, match=says):
+        parse_candidate(word)
 
 
 def test_a_failing_candidate_is_listed_with_its_reason(tmp_path):

@@ -101,7 +101,7 @@ COMMANDS = (
         "compare",
         "compare:compare",
         "Train networks and classical baselines on the same images, and rank them.",
-        "sightline compare photos.zip --models lenet5,resnet20 --baselines svm-rbf,knn --features hog",
+        "sightline compare photos.zip --models probe,finetune,resnet20 --baselines svm-rbf@hog",
     ),
     (
         EXAMINE,

@@ -48,9 +48,12 @@ def compare(
     data: str
         A folder, archive, table or name, as for train.
     models: str
-        Networks, separated by commas: lenet5,resnet20; or none. Default: two that fit the images. With --stream one.
+        Networks, separated by commas: lenet5,resnet20; or heads on published weights: probe,lda,prototypes,finetune;
+        or none. Default: for photos the heads and a small network, else two networks that fit the images.
+        With --stream one.
     baselines: str
-        Classical methods: svm-rbf,knn:3,random-forest@hog; or none. Default: the six quick ones.
+        Classical methods: svm-rbf,knn:3,random-forest@hog; or none. Default: the six quick ones, or for photos two
+        on their edges (hog).
     features: str
         Features of the baselines that name none: pixels,hog,lbp+hog. Each is tried.
     folds: int

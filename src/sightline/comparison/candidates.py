@@ -25,7 +25,16 @@ from ..features import predict_logits_cached
 from ..files import checksum, explain_write_errors, read_json_object, write_json
 from ..inference import to_probabilities, validate
 from ..models import NETWORKS
-from ..training import Recipe, Run, SilentRunFolder, train_on_splits, validate_recipe
+from ..training import (
+    HEAD_METHODS,
+    PRETRAINED,
+    QUALITY_MODELS,
+    Recipe,
+    Run,
+    SilentRunFolder,
+    train_on_splits,
+    validate_recipe,
+)
 from ..types import Splits
 
 TRIALS_FILE = "trials.json"
@@ -37,10 +46,18 @@ class Candidate:
     """A network or a baseline, and the recipe that trains it."""
 
     word: str
-    """``resnet20``, ``enhanced:dropout=0.2``, ``knn@hog``."""
+    """``resnet20``, ``enhanced:dropout=0.2``; ``probe``, a head on published weights; ``knn@hog``."""
     kind: Literal["network", "baseline"]
     recipe: Recipe
     """A baseline uses only its seed, splits and geometry."""
+
+    @property
+    def fields(self) -> dict[str, Any]:
+        """The fields of a recipe that the word of a network sets."""
+        if not names_head(self.word):
+            return {"model": self.word}
+        model = self.recipe.model or QUALITY_MODELS[self.recipe.quality or "standard"]
+        return {"model": model, "method": self.word, "normalize": PRETRAINED}
 
     @property
     def folder_name(self) -> str:
@@ -50,16 +67,16 @@ class Candidate:
     def train(self, splits: Splits, folder: Path, *, seed: int, device: torch.device | str) -> tuple[Run, float]:
         """Train on given splits into ``folder``, which is emptied first; the run and the seconds of training.
 
-        A network's seconds are those of its epochs, without the search for the fastest way to train; a baseline's
-        include its features.
+        A network's seconds are those of its epochs, without the search for the fastest way to train; those of a head
+        and a baseline include their features, where these are not kept already.
         """
         clear_run_folder(folder)
         recipe = self.recipe.replace(seed=seed)
         run_folder = SilentRunFolder(folder)
         if self.kind == "network":
-            run = train_on_splits(splits, recipe.replace(model=self.word), run_folder, device=device)
+            run = train_on_splits(splits, recipe.replace(**self.fields), run_folder, device=device)
             (folder / "last.ckpt").unlink(missing_ok=True)  # a finished training is not resumed
-            return run, float(run.facts["seconds"])
+            return run, float(run.facts["seconds"]) + run.facts.get("head", {}).get("seconds", 0.0)
         started = time.perf_counter()
         classifier = fit_baseline(splits, self.word, seed=seed)
         facts = {
@@ -80,8 +97,13 @@ class Candidate:
         return [self.word, *(checksum(find_bundle(run) / "config.json") for run in runs)]
 
 
+def names_head(word: str) -> bool:
+    """Whether the word is a method of the last layer on published weights: ``probe``, ``lda``, ``finetune``."""
+    return word.strip().partition(":")[0] in HEAD_METHODS.keys() - {"gradient"}
+
+
 def parse_candidate(word: str, recipe: Recipe | None = None, *, features: str = "pixels") -> Candidate:
-    """The candidate that a word names: a network (``resnet20``) or a baseline (``knn@hog``).
+    """The candidate that a word names: a network (``resnet20``), a head (``probe``) or a baseline (``knn@hog``).
 
     ``features`` are the baseline's where its word names none. Raises ChoiceError for unknown names, RecipeError
     for a recipe that cannot train the network.
@@ -96,12 +118,12 @@ def parse_candidate(word: str, recipe: Recipe | None = None, *, features: str = 
         raise ChoiceError(
             f"'{name}' is a feature: name the baseline that learns from it, for example svm-rbf@{word}."
         )
-    if name not in NETWORKS and ":" not in word:
-        raise ChoiceError(
-            f"There is no model or baseline called '{name}'. {suggest(name, [*NETWORKS, *BASELINES])}"
-        )
-    validate_recipe(recipe.replace(model=word.strip()))
-    return Candidate(word.strip(), "network", recipe)
+    if name not in NETWORKS and ":" not in word and not names_head(word):
+        known = [*NETWORKS, *BASELINES, *HEAD_METHODS]
+        raise ChoiceError(f"There is no model or baseline called '{name}'. {suggest(name, known)}")
+    candidate = Candidate(word.strip(), "network", recipe)
+    validate_recipe(recipe.replace(**candidate.fields))
+    return candidate
 
 
 @dataclass(frozen=True, eq=False)

@@ -97,9 +97,10 @@ def cross_validate(
         dataset = data
         recipe = recipe.replace(size=dataset.geometry.size[0], channels=dataset.geometry.channels)
     else:
-        plan = resolve(recipe.replace(model=candidate.word)) if candidate.kind == "network" else None
+        plan = resolve(recipe.replace(**candidate.fields)) if candidate.kind == "network" else None
         dataset, chosen = read_dataset(recipe, plan=plan)
-        recipe = recipe.replace(**{choice.field: choice.value for choice in chosen})
+        own = {} if candidate.kind == "baseline" else candidate.fields
+        recipe = recipe.replace(**{choice.field: choice.value for choice in chosen if choice.field not in own})
     budget = f"{parse_duration(recipe.budget) / (folds * seeds):g}s" if folds > 0 and seeds > 0 else recipe.budget
     candidate = replace(candidate, recipe=recipe.replace(budget=budget))
     pool = cross_validation_pool(dataset)

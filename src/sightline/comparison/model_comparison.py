@@ -21,6 +21,7 @@ from .candidates import (
     TrialCache,
     clear_run_folder,
     explain_interruption,
+    names_head,
     parse_candidate,
     run_candidate_trial,
 )
@@ -31,6 +32,12 @@ COMPARISON_FILE, COMPARISON_PICTURE = "compare.json", "compare.png"
 
 SECOND_NETWORK = {"lenet5": "resnet20", "resnet20": "small-cnn"}
 """Default network -> the network that a comparison adds to it; lenet5 for every other one."""
+
+PHOTO_MODELS = ("prototypes", "lda", "probe", "finetune", "small-cnn")
+"""What a comparison of photos tries: heads on published weights, fine-tuning, and a small network from scratch."""
+
+PHOTO_BASELINES = ("svm-rbf@hog", "knn@hog")
+"""Its baselines: raw pixels of photos are too many to learn from."""
 
 
 def compare(
@@ -49,8 +56,9 @@ def compare(
 
     Args:
         data: what ``sources.find`` takes.
-        models: words of networks; by default the one that fits the images and a second one.
-        baselines: words of baselines; by default ``DEFAULT_BASELINES``.
+        models: words of networks, or of heads on published weights such as ``probe``; by default ``PHOTO_MODELS`` for
+            photos, else the network that fits the images and a second one.
+        baselines: words of baselines; by default ``PHOTO_BASELINES`` or ``DEFAULT_BASELINES``.
         features: what a baseline without features of its own learns from: each of these in turn.
         folds: 0 for one split; otherwise the number of cross-validation folds.
         seeds: trainings of each candidate (and divisions into folds).
@@ -68,16 +76,22 @@ def compare(
         raise RecipeError(f"--seeds is {seeds}: it takes at least 1.")
     if recipe.model is not None:
         raise RecipeError("A comparison takes several networks: name them with --models, separated by commas.")
-    _parse_candidates(recipe, models or (), baselines or (), features)  # a misspelt name fails before decoding
-    dataset, defaults = read_dataset(recipe)
-    for note in (*dataset.notes, *(default.reason for default in defaults)):
+    named = _parse_candidates(recipe, models or (), baselines or (), features)  # a misspelt name fails early
+    heads = [one.fields for one in named if one.kind == "network" and names_head(one.word)]
+    start = resolve(recipe.replace(**(heads[0] if heads else {}))) if heads or models is None else None
+    dataset, defaults = read_dataset(recipe, plan=start)
+    photos = any(default.field == "model" for default in defaults)
+    for note in (*dataset.notes, *(one.reason for one in defaults if one.reason and one.field != "model")):
         progress.notify(note)
-    recipe = recipe.replace(**{default.field: default.value for default in defaults})
-    if models is None:
+    own = ("model", "normalize")  # of each candidate
+    recipe = recipe.replace(**{one.field: one.value for one in defaults if one.field not in own})
+    if models is None and not photos:
         chosen = default_network(resolve(recipe), train_images=len(dataset))
         network = next(default for default in chosen if default.field == "model")
         models = (str(network.value), SECOND_NETWORK.get(str(network.value), "lenet5"))
-    candidates = _parse_candidates(recipe, models, DEFAULT_BASELINES if baselines is None else baselines, features)
+    usual = PHOTO_BASELINES if photos else DEFAULT_BASELINES
+    others = usual if baselines is None else baselines
+    candidates = _parse_candidates(recipe, PHOTO_MODELS if models is None else models, others, features)
     if len(candidates) < 2:
         raise RecipeError("A comparison takes at least two candidates: add --models or --baselines.")
     protocol = _Protocol.from_dataset(dataset, recipe, folds, seeds)
