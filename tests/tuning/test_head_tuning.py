@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 
 from helpers.attacked_classifiers import digits, trained
+from helpers.photo_folder import write_photos
+from helpers.tiny_classifiers import SETTLED
 from sightline.comparison import cross_validate
 from sightline.errors import SightlineError
 from sightline.features.embedding import Embedder
@@ -40,6 +42,19 @@ def test_a_study_of_penalties_embeds_once_and_the_best_is_a_run(base, embedded, 
     assert found.best["val_accuracy"] == max(scores.values())
     assert found.winner is not None
     assert found.winner.facts["head"]["penalty"] == found.best["method.penalty"]
+
+
+def test_a_study_of_photos_starts_from_published_weights(tmp_path):
+    """Each trial on pixels as their card says, and judged by validation images also where images are few."""
+    photos = write_photos(tmp_path / "photos", 20)
+    base = Recipe(size=64, method="probe", **SETTLED)
+    found = tune(photos, base, ["method.penalty=0.01,1.0"], by="grid", out=tmp_path / "study")
+    assert [row["state"] for row in found.rows] == ["finished", "finished"]
+    assert found.best["val_accuracy"] > 0.5
+    assert found.winner.recipe.model.startswith("timm:tf_efficientnet_lite0")
+    assert found.winner.recipe.val_fraction == 0.1
+    assert found.winner.classifier.geometry.resize_mode == "crop"
+    assert found.winner.facts["val_accuracy"] == found.best["val_accuracy"]
 
 
 def test_a_penalty_of_zero_is_refused_in_one_sentence(base, tmp_path):

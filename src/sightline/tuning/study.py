@@ -13,7 +13,7 @@ from filelock import FileLock
 
 from .. import progress, runtime
 from ..checks import check_int
-from ..data import iterate_batches
+from ..data import DEFAULT_VAL_SHARE, iterate_batches
 from ..errors import OutputError, RecipeError, TrainingError
 from ..training import (
     Recipe,
@@ -51,6 +51,9 @@ MAX_WORKERS_PER_CORE = 4
 
 _SHARED_FIELDS = ("size", "channels", "epochs", "precision", "memory_format", "cpu_replicas", "fused_kernels")
 """Fields chosen once, so that all trials share them."""
+
+_START_FIELDS = ("model", "method", "normalize", "resize_mode", "crop_fraction", "interpolation", "val_fraction")
+"""Fields chosen once from the images, where the recipe leaves them open: published weights, and what these expect."""
 
 
 @dataclass(frozen=True)
@@ -103,7 +106,8 @@ def tune(
     folder = Path(out or Path("runs") / f"{Path(base.data or '').name.partition('.')[0]}-tune")
     if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not (folder / "workers").is_dir())):
         raise OutputError(f"'{folder}' exists already and is not a study. Choose another --out.")
-    plan, splits, notes = prepare(resolve(parsed.apply_to(base, parsed.costly_point())))
+    validated = base if base.val_fraction is not None else base.replace(val_fraction=DEFAULT_VAL_SHARE)
+    plan, splits, notes = prepare(resolve(parsed.apply_to(validated, parsed.costly_point())))
     example = plan.recipe
     for note in notes:
         progress.notify(note)
@@ -230,9 +234,7 @@ def _shared_settings(config: StudyConfig, example: Recipe, splits: Splits, worke
     if plan.head is not None and not plan.head.fine_tunes:
         progress.notify(f"{total} trials of a head on kept features: the images are embedded once.")
         fixed = plan.recipe.replace(epochs=0, precision="float32", memory_format="contiguous", fused_kernels=False)
-        return {"every": 1} | {
-            name: vars(fixed)[name] for name in _SHARED_FIELDS if name not in config.space.ranges
-        }
+        return {"every": 1} | _take_shared(config, fixed)
     device = runtime.resolve_device(config.device)
     assert plan.recipe.batch_size is not None
     classifier, _ = build_classifier(plan, splits, device)
@@ -255,8 +257,15 @@ def _shared_settings(config: StudyConfig, example: Recipe, splits: Splits, worke
     )
     # A report costs some hundredths of a second: every 2 s, but ten times a trial, if it may stop the trial.
     every = min(int(2 / epoch_seconds), epochs // 10) if config.search.prunes else int(30 / epoch_seconds)
-    shared = {name: vars(recipe)[name] for name in _SHARED_FIELDS if name not in config.space.ranges}
-    return {"every": max(1, every)} | shared
+    return {"every": max(1, every)} | _take_shared(config, recipe)
+
+
+def _take_shared(config: StudyConfig, recipe: Recipe) -> dict[str, Any]:
+    """The fields of a resolved recipe that all trials share: none that is searched, or given as where to start."""
+    searched = {name.partition(".")[0] for name in config.space.ranges}
+    start = [name for name in _START_FIELDS if vars(config.base)[name] is None and name not in searched]
+    names = [*(name for name in _SHARED_FIELDS if name not in config.space.ranges), *start]
+    return {name: vars(recipe)[name] for name in names}
 
 
 def _finish_study(config: StudyConfig, store: StudyStore, took: float) -> TuningResult:
