@@ -14,7 +14,8 @@ turns. A cell has the accuracy of its predictions on the test images by one scor
 the minutes it really took: from after its imports, and from the command, to the predictions of the test images.
 fastai has no time limit: its script finds out before how many epochs fit, and that time does not count.
 
-Stopped, it goes on where it was (``peers_pretrained.jsonl`` in --work). A tool that cannot be installed or fails is
+Stopped, it goes on where it was (``peers_pretrained.jsonl`` in --work); cells that were recorded before stay in the
+result file, and --fresh forgets both. A tool that cannot be installed or fails is
 said in its place. Four tools in 1 and 3 minutes on both sets take about 45 minutes.
 """
 
@@ -31,7 +32,7 @@ from pathlib import Path
 from typing import Any
 
 from environments import NotInstalled, python_of, set_aside, unpack
-from record import Notebook, record, shared
+from record import RESULTS, Notebook, record, shared
 from safetensors.torch import save_file
 
 from sightline.metrics import wilson
@@ -80,6 +81,8 @@ def main() -> None:
     asked = arguments()
     asked.work = asked.work.resolve()
     book = Notebook(asked.work / "peers_pretrained.jsonl", fresh=asked.fresh)
+    if not asked.fresh:
+        book.lines = [cell for cell in recorded(asked.out) if not same_cell(book, cell)] + book.lines
     weights = asked.work / "tf_efficientnet_lite0.safetensors"
     save_file({key: tensor.contiguous() for key, tensor in LITE0.load().items()}, weights)
     folders = {name: prepare(shared(asked.data) / f"{name}_jpg.zip", asked.work) for name in asked.sets}
@@ -96,15 +99,23 @@ def main() -> None:
                 except (Failed, NotInstalled) as error:
                     absent[f"{tool}, {minutes:g} min, {name}"] = str(error).replace(str(asked.work), "WORK")[:300]
                     print(f"No predictions: {error}", flush=True)
-    cells = [
-        cell
-        for minutes in asked.minutes
-        for name in asked.sets
-        for tool in asked.tools
-        if (cell := book.find(tool=tool, minutes=minutes, set=name))
-    ]
+    asked.minutes = sorted({*asked.minutes, *(cell["minutes"] for cell in book.lines)})
+    keys = [(minutes, name, tool) for minutes in asked.minutes for name in ("photos", "waste") for tool in TOOLS]
+    found = (book.find(tool=tool, minutes=minutes, set=name) for minutes, name, tool in keys)
+    cells = [cell for cell in found if cell]
     record("peers_pretrained", {"cells": cells, "not_measured": absent}, asked.out)
     print(table(cells, asked))
+
+
+def recorded(out: Path | None) -> list[dict[str, Any]]:
+    """The cells of the result file: those of other minutes and sets stay in it."""
+    file = out or RESULTS / "peers_pretrained.json"
+    return json.loads(file.read_text(encoding="utf-8"))["figures"]["cells"] if file.exists() else []
+
+
+def same_cell(book: Notebook, cell: dict[str, Any]) -> bool:
+    """Whether the notebook has measured this cell again."""
+    return book.find(**{word: cell[word] for word in ("tool", "minutes", "set")}) is not None
 
 
 def arguments() -> argparse.Namespace:
@@ -115,7 +126,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--tools", nargs="+", default=list(TOOLS)[:4], choices=list(TOOLS))
     parser.add_argument("--minutes", nargs="+", type=float, default=[1.0, 3.0, 10.0])
     parser.add_argument("--sets", nargs="+", default=["photos", "waste"], choices=("photos", "waste"))
-    parser.add_argument("--fresh", action="store_true", help="forget what an earlier start measured")
+    parser.add_argument("--fresh", action="store_true", help="forget what earlier starts measured")
     parser.add_argument("--out", type=Path, help="result file; benchmarks/results/peers_pretrained.json")
     return parser.parse_args()
 
