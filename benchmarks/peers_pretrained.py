@@ -154,9 +154,10 @@ def measure(tool: Tool, folder: Path, weights: Path, minutes: float, work: Path)
                 env=os.environ | QUIET | places,
                 cwd=place,
             )
-            said = json.loads(done.stdout.splitlines()[-1])
         except subprocess.TimeoutExpired as error:
             raise Failed(f"no answer in {error.timeout:.0f} seconds") from error
+        try:
+            said = json.loads(done.stdout.splitlines()[-1])
         except (IndexError, json.JSONDecodeError) as error:
             raise Failed((done.stderr.strip() or "it said nothing").splitlines()[-1]) from error
         accuracy = score(Path(place, "out", "predictions.csv"), folder / "test")
