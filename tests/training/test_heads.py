@@ -124,6 +124,7 @@ def test_fine_tuning_that_helps_is_kept(tmp_path):
     verdict = run.facts["fine_tuning"]
     assert verdict["kept"], verdict
     assert verdict["mended"] > verdict["broken"]
+    assert verdict["reason"] in RunFolder(run.folder).read_notes()
     assert run.facts["best_epoch"] > 0
 
 

@@ -243,7 +243,7 @@ def refine_head(
                 "temperature": head.temperature,
                 "val_accuracy": head.facts["val_accuracy"],
             }
-        facts["fine_tuning"] = verdict
+        facts |= {"fine_tuning": verdict, "remarks": [*facts["remarks"], verdict["reason"]]}
     else:
         facts["val_accuracy"] = head.facts["val_accuracy"]
     if group.is_main:
