@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args, get_origin, g
 
 from ..checks import is_int, is_number
 from ..errors import RecipeError
+from .fields_set import FieldsSet
 from .old_names import current_fields
 
 if TYPE_CHECKING:
@@ -42,21 +43,6 @@ def _recipe_field(default: Any, group: str, *, common: bool = False) -> Any:
     return field(default=default, metadata={"group": group, "common": common})
 
 
-class _FieldsSet:
-    """Which fields of a recipe were set; a slot, so that ``vars`` has the fields alone."""
-
-    __slots__ = ("fields_set",)
-
-    fields_set: frozenset[str]
-
-    def __getstate__(self) -> tuple[dict[str, Any], frozenset[str]]:
-        return vars(self), self.fields_set
-
-    def __setstate__(self, state: tuple[dict[str, Any], frozenset[str]]) -> None:
-        vars(self).update(state[0])
-        object.__setattr__(self, "fields_set", state[1])
-
-
 def _accept_old_names(recipe: type[_T]) -> type[_T]:
     """Let the constructor of a dataclass take the names and values that earlier releases gave its fields.
 
@@ -76,7 +62,7 @@ def _accept_old_names(recipe: type[_T]) -> type[_T]:
 
 @_accept_old_names
 @dataclass(frozen=True, kw_only=True)
-class Recipe(_FieldsSet):
+class Recipe(FieldsSet):
     """How to train a classifier. Every field is a flag of ``sightline train`` and a line of its TOML file.
 
     ``fields_set`` names the fields that were set, if only to their default: no choice for fine-tuning replaces them.
