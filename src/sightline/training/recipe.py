@@ -44,10 +44,7 @@ def _recipe_field(default: Any, group: str, *, common: bool = False) -> Any:
 
 
 def _accept_old_names(recipe: type[_T]) -> type[_T]:
-    """Let the constructor of a dataclass take the names and values that earlier releases gave its fields.
-
-    The names of the fields that it was given are kept in ``fields_set``.
-    """
+    """Let the constructor take earlier names and values of its fields, and keep which were given in ``fields_set``."""
     construct: Any = recipe.__init__
 
     @wraps(construct)
@@ -65,10 +62,8 @@ def _accept_old_names(recipe: type[_T]) -> type[_T]:
 class Recipe(FieldsSet):
     """How to train a classifier. Every field is a flag of ``sightline train`` and a line of its TOML file.
 
-    ``fields_set`` names the fields that were set, if only to their default: no choice for fine-tuning replaces them.
-
-    Names of earlier releases still work. Raises RecipeError for an unknown field, suggesting the right one, and,
-    naming the field, where a value is impossible.
+    ``fields_set`` names the fields that were set, if only to their default. Names of earlier releases still work.
+    Raises RecipeError for an unknown field, suggesting the right one, and, naming it, where a value is impossible.
     """
 
     data: str | None = _recipe_field(None, "Data")
