@@ -21,7 +21,8 @@ the training images (15 % of waste and photos) are for validation: they choose t
 ``default``, between the ways of ``learn``. The test images choose nothing.
 
 Each measurement is a line of ``results/continual.jsonl``: a run that was stopped goes on; ``--again gdumb`` measures a
-strategy again. ``--workers`` processes of one thread each measure at once. Seconds are of the processor.
+strategy again. ``--workers`` processes of one thread each measure at once. Seconds are of the processor. The tables are
+in ``results/continual.json`` and, between marks, in ``docs/continual.md``.
 """
 
 import multiprocessing
@@ -34,8 +35,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from common import RESULTS, arguments, keep, told
-from record import Notebook
+from common import RESULTS, Notebook, arguments, keep, told
 
 from sightline.choose import choose
 from sightline.continual import (
@@ -174,8 +174,9 @@ SUITES["cifar-reduced"] = replace(
 FIRST = ("split-online", "waste", "photos", "split-task", "split-class", "permuted", "rotated")
 """All suites but Split CIFAR-10, which takes hours."""
 REFERENCE = "finetune"
-PICTURED_SUITE = "split-class"
-PICTURED_STRATEGIES = ("finetune", "ewc:weight=1e5:images=100", "lda", "replay")
+DOCS = Path(__file__).parents[1] / "docs"
+PICTURED_SUITE = "split-online"
+PICTURED_STRATEGIES = ("finetune", "lda", "replay:share=0.5", "mir")
 PHOTO = Geometry(size=(224, 224), channels=3, resize_mode="crop", crop_fraction=0.875, interpolation="bicubic")
 """As the card of the embedded weights says."""
 
@@ -320,7 +321,7 @@ def pick(book: Notebook, name: str, suite: Suite, entry: Entry) -> Entry:
 
 
 def summarise(book: Notebook, seeds: int) -> dict[str, Any]:
-    """A table for each suite, of the strategies with as many seeds as the reference has; printed for the docs too."""
+    """A table for each suite, of the strategies with as many seeds as the reference has; also in the docs."""
     figures = {}
     for name, suite in SUITES.items():
         naive = next(entry for entry in suite.entries if entry.strategy == REFERENCE)
@@ -338,10 +339,11 @@ def summarise(book: Notebook, seeds: int) -> dict[str, Any]:
             results[title] = [StreamResult.from_json(line) for line in lines]
             seconds = [line["cpu_seconds"] for line in lines]
             more[title] = {"published": entry.published, "cpu_seconds": round(float(np.mean(seconds)), 1)}
-        if all(way in results for way in DEFAULT_WAYS):
-            ways = zip(*(results[way] for way in DEFAULT_WAYS), strict=True)
-            results["default"] = [max(each, key=lambda one: one.validation or 0.0) for each in ways]
-            spent = sum(more[way]["cpu_seconds"] for way in DEFAULT_WAYS)
+        ways = [one for way in DEFAULT_WAYS for one in results if one.split(":")[0] == way]
+        if len(ways) == len(DEFAULT_WAYS):
+            pairs = zip(*(results[way] for way in ways), strict=True)
+            results["default"] = [max(each, key=lambda one: one.validation or 0.0) for each in pairs]
+            spent = sum(more[way]["cpu_seconds"] for way in ways)
             kept = [one.strategy for one in results["default"]]
             more["default"] = {"published": "", "cpu_seconds": round(spent, 1), "kept": kept}
         comparison = StreamComparison(name, results, REFERENCE)
@@ -350,28 +352,40 @@ def summarise(book: Notebook, seeds: int) -> dict[str, Any]:
         if name == PICTURED_SUITE:
             shown = {one: results[one] for one in PICTURED_STRATEGIES if one in results}
             picture = StreamComparison(name, shown, REFERENCE).plot()
-            picture.save(Path(__file__).parents[1] / "docs" / "pictures" / "continual.png")
-        print_table(name, rows)
+            picture.save(DOCS / "pictures" / "continual.png")
+    write_tables(figures)
     return figures
 
 
-def print_table(name: str, rows: list[dict[str, Any]]) -> None:
+def make_table(rows: list[dict[str, Any]]) -> str:
     """The rows of a suite as a table of Markdown, in percent and points."""
-    print(f"\n{name}\n")
     heads = ("strategy", "accuracy, %", "minus `finetune`", "forgetting", "seconds", "kB", "published, %")
-    print(f"| {' | '.join(heads)} |\n{'|---' * len(heads)}|")
+    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     for row in rows:
-        gain = "" if row["difference"] is None else percent(row["difference"], "+.1f")
         cells = [
             f"`{row['strategy']}`",
             percent(row["average_accuracy"]),
-            gain,
+            "" if row["difference"] is None else percent(row["difference"], "+.1f"),
             f"{100 * row['forgetting']['value']:.1f}",
             f"{row['cpu_seconds']:.3g}",
             f"{row['memory_bytes'] / 1e3:,.0f}",
             row["published"],
         ]
-        print("| " + " | ".join(cells) + " |")
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def write_tables(figures: dict[str, Any]) -> None:
+    """Put each suite's table into the docs, between the marks of its name."""
+    file = DOCS / "continual.md"
+    text = file.read_text(encoding="utf-8")
+    for name, found in figures.items():
+        before, mark, rest = text.partition(f"<!-- {name} -->\n")
+        if mark:
+            seeds = "1 seed" if found["seeds"] == 1 else f"{found['seeds']} seeds"
+            table = f"\n{make_table(found['strategies'])}\n\n({seeds}.)\n\n"
+            text = before + mark + table + rest[rest.index("<!-- end -->") :]
+    file.write_text(text, encoding="utf-8")
 
 
 def percent(value: dict[str, Any], form: str = ".1f") -> str:

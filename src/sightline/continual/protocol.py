@@ -77,8 +77,10 @@ class StreamResult:
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> "StreamResult":
         """The result of which ``as_json`` gave the numbers."""
-        arrays = [np.array(value[name], dtype=np.float64) for name in ("accuracy", "chance", "seconds")]
-        return cls(value["strategy"], *arrays, value["memory_bytes"], value["validation"])
+        accuracy, chance, seconds = (
+            np.array(value[name], np.float64) for name in ("accuracy", "chance", "seconds")
+        )
+        return cls(value["strategy"], accuracy, chance, seconds, value["memory_bytes"], value["validation"])
 
 
 def learn_task(
@@ -125,7 +127,8 @@ def run_stream(
     """
     classes = stream.classes
     tasks = [tuple(relabel(part, classes, drop_unknown=True) for part in pair) for pair in stream.tasks]
-    first = tasks[0][0]
+    held_out = [relabel(images, classes, drop_unknown=True) for images in stream.validation]
+    first, validation = tasks[0][0], None
     plan = resolve(recipe.replace(size=first.geometry.size[0], channels=first.geometry.channels)).fit_to(first)
     device_found = resolve_device(device)
     classifier, _ = build_classifier(plan, Splits(first, first, first), device_found)
@@ -156,16 +159,10 @@ def run_stream(
         memory = max(memory, past.memory_bytes)
         open_to = [own if stream.kind == "task" else seen for own in every]
         matrix[number] = [_accuracy(answering, test, own) for (_, test), own in zip(tasks, open_to, strict=True)]
-    held_out = [relabel(images, classes, drop_unknown=True) for images in stream.validation]
-    validation = [_accuracy(answering, images, own) for images, own in zip(held_out, open_to, strict=False)]
-    return StreamResult(
-        name or type(strategy).__name__,
-        matrix,
-        chance,
-        seconds,
-        memory,
-        float(np.mean(validation)) if validation else None,
-    )
+        if held_out and number + 1 == len(tasks):
+            pairs = zip(held_out, open_to, strict=True)
+            validation = float(np.mean([_accuracy(answering, images, own) for images, own in pairs]))
+    return StreamResult(name or type(strategy).__name__, matrix, chance, seconds, memory, validation)
 
 
 def _accuracy(classifier: Classifier, images: Dataset, allowed: Sequence[int]) -> float:
