@@ -320,21 +320,27 @@ def pick(book: Notebook, name: str, suite: Suite, entry: Entry) -> Entry:
     return replace(entry, strategy=best or entry.grid[0])
 
 
+def count_seeds(book: Notebook, name: str, suite: Suite, entry: Entry, seeds: int) -> int:
+    """The seeds from 0, without a gap, with which an entry was measured."""
+    found = [book.find(**key_of((name, suite, entry, seed))) for seed in range(seeds)]
+    return found.index(None) if None in found else seeds
+
+
 def summarise(book: Notebook, seeds: int) -> dict[str, Any]:
-    """A table for each suite, of the strategies with as many seeds as the reference has; also in the docs."""
+    """A table for each suite, of the seeds that most strategies have; also in the docs."""
     figures = {}
     for name, suite in SUITES.items():
-        naive = next(entry for entry in suite.entries if entry.strategy == REFERENCE)
-        known = [book.find(**key_of((name, suite, naive, seed))) for seed in range(seeds)]
-        count = known.index(None) if None in known else seeds
-        if not count:
+        entries = [pick(book, name, suite, one) for one in suite.entries]
+        seen = [count_seeds(book, name, suite, one, seeds) for one in entries]
+        count = max(range(1, seeds + 1), key=lambda n: (sum(one >= n for one in seen), n))
+        if seen[0] < count:
             continue
         results: dict[str, list[StreamResult]] = {}
         more: dict[str, dict[str, Any]] = {}
-        for entry in (pick(book, name, suite, one) for one in suite.entries):
-            lines = [book.find(**key_of((name, suite, entry, seed))) for seed in range(count)]
-            if None in lines:
+        for entry, measured in zip(entries, seen, strict=True):
+            if measured < count:
                 continue
+            lines = [book.find(**key_of((name, suite, entry, seed))) for seed in range(count)]
             title = entry.strategy if entry.memory is None else f"{entry.strategy} ({lines[0]['memory']})"
             results[title] = [StreamResult.from_json(line) for line in lines]
             seconds = [line["cpu_seconds"] for line in lines]
