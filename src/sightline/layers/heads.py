@@ -1,7 +1,7 @@
 """Last layers that prepare their features first: the nearest class mean, and random features."""
 
 from abc import abstractmethod
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float, Int
@@ -11,6 +11,14 @@ from torch.nn import functional as F
 
 class PreparedHead(nn.Linear):
     """A last layer ``W prepare(f) + b``."""
+
+    kind: ClassVar[str]
+    """Its word in ``HEADS``."""
+
+    @property
+    @abstractmethod
+    def arguments(self) -> dict[str, Any]:
+        """The arguments besides features and classes that make it again."""
 
     @abstractmethod
     def prepare(self, x: Float[Tensor, "B D"]) -> Float[Tensor, "B M"]:
@@ -38,12 +46,18 @@ class PrototypeHead(PreparedHead):
     on centred and normalised features are this layer with weights of their own.
     """
 
+    kind = "prototypes"
     centre: Tensor
 
     def __init__(self, features: int, classes: int, *, normalise: bool = True):
         super().__init__(features, classes)
         self.normalise = normalise
         self.register_buffer("centre", torch.zeros(features))
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """Whether features are normalised."""
+        return {"normalise": self.normalise}
 
     def prepare(self, x: Float[Tensor, "B D"]) -> Float[Tensor, "B D"]:
         """The features f that means and distances are of."""
@@ -97,12 +111,18 @@ class RandomFeatureHead(PreparedHead):
         projections: M, the number of random features.
     """
 
+    kind = "random-features"
     projection: Tensor
 
     def __init__(self, features: int, classes: int, *, projections: int = 2000):
         super().__init__(projections, classes)
         self.in_features = features
         self.register_buffer("projection", torch.zeros(projections, features))
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """The number of random features."""
+        return {"projections": len(self.projection)}
 
     def prepare(self, x: Float[Tensor, "B D"]) -> Float[Tensor, "B M"]:
         """The random features."""
@@ -122,8 +142,6 @@ class RandomFeatureHead(PreparedHead):
 
 def head_kind(head: nn.Linear) -> tuple[str, dict[str, Any]]:
     """The kind of a last layer in ``HEADS``, and the arguments besides features and classes that make it again."""
-    if isinstance(head, RandomFeatureHead):
-        return "random-features", {"projections": len(head.projection)}
-    if isinstance(head, PrototypeHead):
-        return "prototypes", {"normalise": head.normalise}
+    if isinstance(head, PreparedHead):
+        return head.kind, head.arguments
     return "linear", {} if head.bias is not None else {"bias": False}
