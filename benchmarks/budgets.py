@@ -28,7 +28,7 @@ from sightline.training import parse_duration
 
 DATA = {"digits": "digits", "photos": "photos_jpg.zip", "waste": "waste_jpg.zip", "cifar10": "cifar10_jpg.zip"}
 BUSY_PROCESSES = 2
-ENOUGH = ("more would gain little", "No fine-tuning: with", "bring nothing", "Stopped early")
+ENOUGH = ("more would gain little", "No fine-tuning: with", "gain nothing", "Stopped early")
 """Words by which a run says that it stopped because more did not pay."""
 
 
