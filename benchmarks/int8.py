@@ -1,6 +1,7 @@
 """int8 against float32: file, accuracy and speed, in one run of onnxruntime.
 
-    python benchmarks/int8.py [FOLDER_OF_ZIPS] [--rounds 9] [--limit N] [--parts resnet20 resnet18 photos waste]
+    python benchmarks/int8.py [FOLDER_OF_ZIPS] [--rounds 9] [--limit N] [--images 256]
+                              [--parts resnet20 resnet18 photos waste]
 
 A third party's ResNet-20 on all test images of CIFAR-10 (JPEG): accuracy of the float file and of the int8 file,
 paired. ResNet-18 at 224 pixels with random weights, calibrated on the photos: file size and speed only, which do
@@ -131,15 +132,18 @@ def resnet18(folder: Path, place: Path, rounds: int) -> dict[str, Any]:
     }
 
 
-def photos(data: Path, place: Path, limit: int | None, rounds: int) -> dict[str, Any]:
+def photos(data: Path, place: Path, limit: int | None, images: int, rounds: int) -> dict[str, Any]:
     """Size, accuracy and latency of the pretrained network."""
     run = train(data, Recipe(method="probe", limit=limit), out=place / data.stem)
-    small = Int8()(run.classifier, run.splits)
+    small = Int8(images=images)(run.classifier, run.splits)
     opened, sizes = files(run.classifier, small, place)
     test = run.splits.test
     labels = match_labels(run.classifier, test)
-    right = {name: run_in_batches(runner, test).argmax(1) == labels for name, runner in opened.items()}
+    sides = {**opened, "int8 in torch": TorchRunner(small)}
+    predicted = {name: run_in_batches(runner, test).argmax(1) for name, runner in sides.items()}
+    right = {name: each == labels for name, each in predicted.items()}
     difference = metrics.paired_difference(right["int8"], right["float32"])
+    agreement = metrics.wilson(int((predicted["int8"] == predicted["float32"]).sum()), len(test))
     one = np.ascontiguousarray(test[:1])
     times = runtime.time_interleaved(
         {name: partial(ask, runner, one) for name, runner in opened.items()}, SINGLE_ANSWERS
@@ -149,6 +153,8 @@ def photos(data: Path, place: Path, limit: int | None, rounds: int) -> dict[str,
         "n": len(test),
         "accuracy": {name: float(each.mean()) for name, each in right.items()},
         "int8_minus_float32": [difference.value, difference.low, difference.high],
+        "agreement_with_float32": [agreement.value, agreement.low, agreement.high],
+        "agreement_of_file_and_torch": float((predicted["int8"] == predicted["int8 in torch"]).mean()),
         "single_image_ms": {
             name: {f"p{share}": round(float(np.percentile(each, share)) * 1000, 2) for share in (50, 95)}
             for name, each in times.items()
@@ -164,6 +170,7 @@ def main() -> None:
     parser.add_argument("folder", nargs="?", type=Path)
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--limit", type=int, help="images of a data set, for a quick look")
+    parser.add_argument("--images", type=int, default=256, help="photos that int8 is calibrated on")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
     given = parser.parse_args()
     folder = shared(given.folder)
@@ -178,7 +185,7 @@ def main() -> None:
             figures["resnet18 at 224"] = resnet18(folder, place, given.rounds)
         for data in ("photos", "waste"):
             if data in given.parts:
-                figures[data] = photos(folder / f"{data}_jpg.zip", place, given.limit, given.rounds)
+                figures[data] = photos(folder / f"{data}_jpg.zip", place, given.limit, given.images, given.rounds)
     record("int8" if set(given.parts) == set(PARTS) else "int8_" + "_".join(given.parts), figures)
 
 

@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import numpy as np
+import onnx
 import pytest
 import torch
 
@@ -13,16 +14,18 @@ import sightline
 from helpers.photo_folder import write_photos
 from helpers.tiny_classifiers import SETTLED
 from sightline.attacks import FGSM
-from sightline.compression import COMPRESSORS
-from sightline.data import to_tensor
+from sightline.classifier import Classifier
+from sightline.compression import COMPRESSORS, count_weights
+from sightline.data import load_dataset, to_tensor
 from sightline.errors import RecipeError, SightlineError
 from sightline.evaluation import evaluate_run
 from sightline.evidence import write_report
 from sightline.explanation import EXPLAINERS
-from sightline.formats import FORMATS, TorchRunner, write_exported
-from sightline.models import find_imagenet_classes
+from sightline.formats import FORMATS, TorchRunner, open_exported, write_exported
+from sightline.models import count_multiply_adds, find_imagenet_classes
 from sightline.models.pretrained import LITE0
 from sightline.training import Recipe, train
+from sightline.types import Geometry
 
 SIDE = 65
 """Odd, so that SAME padding has a pixel more on one side in every layer of stride 2."""
@@ -108,9 +111,14 @@ def test_compressed_it_is_an_ordinary_bundle(run, answers, word, tmp_path):
     ours = TorchRunner(small).probabilities(images)
     assert np.array_equal(ours, TorchRunner(sightline.load(tmp_path / "bundle")).probabilities(images))
     if word == "channels":  # which needs fine-tuning; whole vectors for the depthwise kernels
+        assert count_multiply_adds(small.network, 3, (SIDE, SIDE)) < 0.85 * count_multiply_adds(
+            run.classifier.network, 3, (SIDE, SIDE)
+        )
         widths = [m.out_channels for m in small.network.modules() if isinstance(m, torch.nn.Conv2d)]
         assert all(width % 8 == 0 for width in widths)
-    else:
+    elif word == "lowrank":
+        assert count_weights(small.network)[0] < count_weights(run.classifier.network)[0]
+    if word != "channels":
         assert (ours.argmax(1) == answers.argmax(1)).mean() >= 0.8
 
 
@@ -120,6 +128,46 @@ def test_exported_at_an_odd_size_it_answers_the_same(run, answers, to, name, tmp
     images = run.splits.test[:]
     assert np.abs(file.probabilities(images) - answers).max() < 1e-5
     assert np.abs(file.probabilities(images[:1]) - answers[:1]).max() < 1e-5
+
+
+@pytest.mark.parametrize("side", [161, 224, 225])
+def test_at_the_size_of_photos_the_file_answers_the_same(run, photos, side, tmp_path):
+    """With the card's crop, and whether SAME padding has a pixel more on one side or not."""
+    geometry = Geometry(size=(side, side), channels=3, resize_mode="crop", crop_fraction=0.875)
+    known = run.classifier
+    classifier = Classifier(
+        known.preprocessing,
+        known.network,
+        architecture=known.architecture,
+        classes=known.classes,
+        geometry=geometry,
+    ).eval()
+    file = open_exported(write_exported(classifier, tmp_path / "model.onnx"))
+    images = load_dataset(str(photos), geometry)[:3]
+    answers = TorchRunner(classifier).probabilities(images)
+    assert file.geometry == geometry
+    assert np.abs(file.probabilities(images) - answers).max() < 1e-4
+    assert np.abs(file.probabilities(images[:1]) - answers[:1]).max() < 1e-4
+
+
+def test_the_int8_file_computes_in_integers_throughout(run, answers, tmp_path):
+    """No layer is left in floats, padded apart or read from anything but 8-bit values; and it answers the same."""
+    small = COMPRESSORS["int8"](images=32)(run.classifier, run.splits).eval()
+    path = write_exported(small, tmp_path / "model.onnx")
+    graph = onnx.load(path).graph
+    makers = {name: node for node in graph.node for name in node.output}
+    types = {one.name: one.data_type for one in graph.initializer}
+    convolutions = [node for node in graph.node if node.op_type == "Conv"]
+    assert len(convolutions) == 49  # no norm is left as a layer of its own
+    for node in convolutions:
+        given, weight = (makers[name] for name in node.input[:2])
+        assert (given.op_type, weight.op_type) == ("DequantizeLinear", "DequantizeLinear")
+        assert types[weight.input[0]] == onnx.TensorProto.INT8
+    assert not {"Pad", "Mul", "Cast"} & {node.op_type for node in graph.node}
+    images = run.splits.test[:]
+    ours, theirs = TorchRunner(small).probabilities(images), open_exported(path).probabilities(images)
+    assert np.abs(ours - theirs).max() < 0.05
+    assert np.abs(theirs - answers).mean() < 0.1
 
 
 def test_a_child_knows_the_weights_of_its_ancestor(run, photos, tmp_path):
@@ -133,6 +181,7 @@ def refuse(*_, **__):
     raise AssertionError("a socket was opened")
 socket.socket.connect = socket.socket.connect_ex = refuse
 from sightline.training import Recipe, train
+from sightline.types import Geometry
 for out, fields in json.loads(sys.argv[2]):
     train(sys.argv[1], Recipe(**fields), out=out)
 """

@@ -15,6 +15,7 @@ import torch
 from sklearn.datasets import load_digits
 from sklearn.metrics import accuracy_score
 
+from helpers.photo_folder import write_photos
 from sightline.baselines import fit_baseline
 from sightline.classifier import Classifier
 from sightline.compression import (
@@ -33,7 +34,8 @@ from sightline.compression import (
 from sightline.compression.comparison import median_interval
 from sightline.compression.compressing import COMPRESSION_FILE, WORK_FOLDER
 from sightline.compression.compressor import check_images_fit, recalibrate_norms, recipe_from_classifier
-from sightline.data import load_dataset
+from sightline.compression.distil import add_unlabelled_images
+from sightline.data import load_dataset, to_tensor
 from sightline.data.splits import split
 from sightline.ensembles import combine_runs
 from sightline.errors import (
@@ -303,6 +305,9 @@ def test_the_sentences_are_plain(small):
     )
     shrunk = replace(table, small=replace(table.small, file_mb=table.original.file_mb / 2))
     assert shrunk.sentences()[0].startswith("Smaller: its exported file")
+    size, *_ = replace(table, small=replace(table.small, file_mb=table.original.file_mb * 0.999)).sentences()
+    assert size.startswith("Not smaller: its exported file has ")
+    assert ", as much as the original's." in size
     assert "Timed in torch" in " ".join(
         replace(table, small=replace(table.small, file_runner=None, export_error="No.")).sentences()
     )
@@ -451,6 +456,36 @@ def test_the_verb(run, tmp_path, cli):
     assert [row["name"] for row in json.loads(listed.out)["compressors"]] == list(COMPRESSORS)
 
 
+def test_a_student_learns_the_answers_to_photos_without_labels(tmp_path, unexported):
+    """Copies and the run's own photos are left out; the labels are the original's answers, by torch's argmax."""
+    place = write_photos(tmp_path / "photos", 12)
+    recipe = Recipe(model="small-cnn", size=16, epochs=2, lr=0.05, **PLAIN)
+    run = train(place, recipe, out=tmp_path / "run")
+    others = write_photos(tmp_path / "others", 3, seed=1)
+    for part, name in ((run.splits.train, "train.jpg"), (run.splits.test, "test.jpg")):
+        shutil.copy(place / part.files[0], others / name)
+    shutil.copy(next(others.glob("*/*.jpg")), others / "copy.jpg")
+    taught, facts = add_unlabelled_images(open_original(run.folder), str(others))
+    added = taught.splits.train.subset(np.arange(len(run.splits.train), len(taught.splits.train)))
+    assert len(added) == facts["images"] == 6
+    assert not np.isin(added.digests, run.splits.test.digests).any()
+    with torch.no_grad():
+        answers = run.classifier(to_tensor(added[:])).argmax(1).numpy()
+    assert np.array_equal(added.labels, answers)
+    assert len(taught.splits.test) == len(run.splits.test)
+
+    by, out = "distil:mlp", tmp_path / "student"
+    found = compress(run.folder, by=by, out=out, unlabelled=str(others), settings=FineTuning(epochs=1))
+    assert Classifier.load(out).provenance["unlabelled"] == facts
+    assert any("6 photos without labels of 'others'" in note for note in found.notes)
+    assert found.run.splits.train.fingerprint == run.splits.train.fingerprint
+    alone = compress(run.folder, by=by, out=tmp_path / "alone", settings=FineTuning(epochs=1))
+    weights = [one.run.classifier.network.head.weight for one in (found, alone)]
+    assert not torch.equal(*weights)
+    with pytest.raises(DataError, match=r"one of the run's own"):
+        add_unlabelled_images(open_original(run.folder), str(place))
+
+
 def test_mistakes_are_one_sentence(run, small, tmp_path, cli):
     bundle = run.classifier.save(tmp_path / "bundle")
     baseline = fit_baseline(split(load_dataset("digits", Geometry(size=(8, 8), channels=1))), "decision-tree")
@@ -461,6 +496,7 @@ def test_mistakes_are_one_sentence(run, small, tmp_path, cli):
         "Did you mean 'prune'": (run.folder, "--by", "pruen", *out),
         "named twice": (run.folder, "--by", "prune,prune:0.3", *out),
         "name it first": (run.folder, "--by", "prune,distil", *out),
+        "use it with --by distil": (run.folder, "--by", "int8", "--unlabelled", tmp_path, *out),
         "Say how to compress": (run.folder, "--by", ",", *out),
         "cannot be made": (run.folder, "--by", "prune:2", *out),
         "pruned already": (small.run.folder, "--by", "prune", *out),

@@ -6,9 +6,11 @@ import numpy as np
 from PIL import Image
 
 
-def write_photos(folder: Path, count: int = 24, names: tuple[str, str] = ("disc", "stripe")) -> Path:
+def write_photos(
+    folder: Path, count: int = 24, names: tuple[str, str] = ("disc", "stripe"), seed: int = 0
+) -> Path:
     """``count`` pictures each of warm discs and cold stripes, 96 x 80 pixels, in class folders."""
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(seed)
     across, down = np.meshgrid(np.arange(96), np.arange(80))
     for number in range(count):
         disc = ((across - rng.integers(30, 60)) ** 2 + (down - rng.integers(30, 50)) ** 2 < 400)[..., None]

@@ -11,18 +11,16 @@ from torch import nn
 
 from helpers.tiny_classifiers import WORDS
 from sightline.classifier import Classifier
-from sightline.compression.quantize import CALIBRATORS, ActivationHistogram, Int8
+from sightline.compression import Int8
+from sightline.compression.calibration import CALIBRATORS, ActivationHistogram
+from sightline.compression.quantize import quantize_weights
 from sightline.data import load_dataset, to_tensor
 from sightline.errors import BundleError, ChoiceError, DataError, RecipeError
-from sightline.layers.quantised import (
-    ActivationGrid,
-    ActivationRounding,
-    Int8Conv2d,
-    Int8Linear,
-    quantise_layers,
-    quantise_weight,
-)
+from sightline.layers import Network
+from sightline.layers.quantised import Int8Conv2d, Int8Linear, int8_like, quantise_layers, quantise_weight
+from sightline.layers.rounding import ActivationGrid, ActivationRounding
 from sightline.models import Architecture, build, count_multiply_adds, parse_architecture
+from sightline.models.timm_network import import_timm
 from sightline.preprocessing import Normalise, Preprocessing
 from sightline.types import Geometry, Splits
 
@@ -293,3 +291,97 @@ def test_rounding_refuses_a_path_it_was_not_calibrated_on():
     assert isinstance(network.rounding, ActivationRounding)
     with pytest.raises(ValueError, match="calibrated"):
         network(torch.rand(1, 1, 8, 8))
+
+
+@pytest.mark.parametrize(
+    ("side", "stride", "kernel", "groups"), [(9, 2, 3, 1), (8, 2, 5, 4), (7, 1, 3, 4), (8, 3, 3, 1)]
+)
+def test_same_padding_is_that_of_timm(side, stride, kernel, groups):
+    """timm's layer with the weight that the codes stand for."""
+    torch.manual_seed(0)
+    theirs = import_timm().layers.Conv2dSame(4, 8, kernel, stride=stride, groups=groups)
+    ours = int8_like(theirs)
+    quantise_weight(ours, theirs.weight.detach(), theirs.bias.detach())
+    images = torch.randn(2, 4, side, side + 1)
+    with torch.no_grad():
+        theirs.weight.copy_(ours.weight)
+        assert torch.equal(ours(images), theirs(images))
+
+
+def test_a_bias_makes_up_for_the_mean_error_of_its_rounded_weights(shapes):
+    """On the images that corrected it, a 1x1 convolution of pixels has the float network's mean in every channel."""
+    torch.manual_seed(0)
+    classifier = made("plain-cnn:depth=2:width=8", shapes)
+    first = next(m for m in classifier.network.modules() if isinstance(m, nn.Conv2d))
+    quantised, _, _ = quantize_weights(classifier, shapes, 7)
+    ours = next(m for m in quantised.network.modules() if isinstance(m, Int8Conv2d))
+    seen = {}
+
+    def means(network, layer, norm=None):
+        hook = (norm or layer).register_forward_hook(lambda _, __, out: seen.update(mean=out.mean((0, 2, 3))))
+        with torch.no_grad():
+            network(to_tensor(shapes[:64]))
+        hook.remove()
+        return seen["mean"]
+
+    norm = next(m for m in classifier.network.modules() if isinstance(m, nn.BatchNorm2d))
+    quantised.network.rounding.observer = lambda *_: None  # activations stay in floats
+    wanted, corrected = means(classifier, first, norm), means(quantised, ours)
+    bias = ours.bias.detach().clone()
+    factor = norm.weight / torch.sqrt(norm.running_var + norm.eps)
+    shift = norm.bias - norm.running_mean * factor
+    with torch.no_grad():  # without the correction: the folded bias as it is
+        ours.bias.copy_(shift + (0 if first.bias is None else first.bias * factor))
+    plain = means(quantised, ours)
+    assert (ours.bias - bias).abs().max() > 0
+    assert (corrected - wanted).abs().mean() < 0.5 * (plain - wanted).abs().mean()
+
+
+@pytest.mark.parametrize(("mean", "std"), [(0.5, 0.5), (0.0, 1.0), (0.4, 0.3)])
+def test_every_value_of_a_pixel_is_a_level(mean, std, shapes):
+    """Where mean and deviation are the same for all channels: no pixel is rounded, and logits are the same."""
+    classifier = made("plain-cnn:depth=2:width=8", shapes)
+    classifier.preprocessing = Preprocessing([Normalise([mean] * 3, [std] * 3)])
+    small = Int8("minmax", images=32)(classifier, splits(shapes))
+    every = torch.arange(256).view(1, 1, 16, 16).expand(1, 3, 16, 16) / 255
+    given = small.preprocessing(every)
+    grid = small.network.rounding.grids[0]
+    assert (grid(given) - given).abs().max() < 1e-5
+    assert len(grid(given).unique()) == 256
+    shift = (given - classifier.preprocessing(every)).abs().max() * std * 255
+    assert shift <= 0.5 + 1e-4
+
+
+def test_means_that_differ_by_channel_stay(shapes):
+    classifier = made("plain-cnn:depth=2:width=8", shapes)
+    steps = Preprocessing([Normalise([0.4, 0.5, 0.6], [0.3] * 3)])
+    classifier.preprocessing = steps
+    small = Int8("minmax", images=32)(classifier, splits(shapes))
+    assert small.preprocessing.config() == steps.config()
+
+
+def test_zeros_around_a_rounded_image_are_not_rounded_again():
+    """The site that earlier releases had there keeps its number, so their bundles answer as they did."""
+
+    class Padded(Network):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second, self.head = nn.Conv2d(1, 2, 3), nn.Conv2d(2, 2, 3), nn.Linear(2, 2)
+
+        def logits(self, pixels):
+            return self.head(self.second(F.pad(self.first(pixels), (1, 1, 1, 1))).mean((2, 3)))
+
+    torch.manual_seed(0)
+    network = Padded().eval()
+    network.rounding = ActivationRounding(5)
+    called = []
+    network.rounding.observer = lambda site, x: called.append((site, tuple(x.shape)))
+    with torch.no_grad():
+        network(torch.rand(1, 1, 8, 8))
+        observed, network.rounding.observer = called, None
+        for grid in network.rounding.grids:
+            grid.set_range(-2, 2)
+        network.rounding.grids[2].set_range(0, 1e-3)  # the passed over one, which would wipe out everything
+        values = network(torch.rand(1, 1, 8, 8))
+    assert [site for site, _ in observed] == [0, 1, 3, 4]
+    assert values.std() > 1e-3

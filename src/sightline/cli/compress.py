@@ -20,6 +20,7 @@ def compress(
     out: Path,
     target: Words = (),
     max_accuracy_drop: float = 0.01,
+    unlabelled: str | None = None,
     epochs: int | None = None,
     lr: float | None = None,
     overwrite: bool = False,
@@ -46,6 +47,9 @@ def compress(
         compressors is searched for. Exit code 3 where the target is not met.
     max_accuracy_drop: float
         With --target: validation accuracy that may be lost; 0.01 is one percentage point.
+    unlabelled: str
+        With --by distil: a folder or archive of other photos, of any layout. The new network learns the original's
+        answers to them too.
     epochs: int
         Epochs of each fine-tuning (default: a quarter of the original's), or of a distilled network's training
         (default: as many as the original's).
@@ -60,7 +64,7 @@ def compress(
     settings = FineTuning(epochs=epochs, lr=lr, seed=seed)
     found = run_compression(
         run, data, by=by, out=out, target=target, max_accuracy_drop=max_accuracy_drop, settings=settings,
-        device=options.device, overwrite=overwrite,
+        unlabelled=unlabelled, device=options.device, overwrite=overwrite,
     )  # fmt: skip
     page = evaluate_and_report(found.run)["report"]
     value = {"run": str(found.run.folder), **found.as_json(), "report": page}

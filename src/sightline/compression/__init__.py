@@ -47,6 +47,7 @@ def compress(
     target: str | Sequence[str] = (),
     max_accuracy_drop: float = 0.01,
     settings: FineTuning | None = None,
+    unlabelled: str | None = None,
     device: str = "auto",
     overwrite: bool = False,
 ) -> CompressionResult:
@@ -62,6 +63,7 @@ def compress(
         target: ratios to the original, such as ``latency=0.5x``, that set the strength of the compressors.
         max_accuracy_drop: validation accuracy that may be lost for the target; 0.01 is a percentage point.
         settings: epochs, learning rate and seed of the fine-tuning. Default: from the original's recipe.
+        unlabelled: folder or archive of other photos, on which a distilled network learns the original's answers.
 
     Raises SightlineError before any long work where it cannot be done. A target that is not met raises nothing:
     see ``CompressionResult.require_target``.
@@ -70,5 +72,5 @@ def compress(
     wanted = Target.parse(target) if target else None
     return compress_run(
         run, data, steps, out=out, target=wanted, max_accuracy_drop=max_accuracy_drop, settings=settings,
-        device=device, overwrite=overwrite,
+        unlabelled=unlabelled, device=device, overwrite=overwrite,
     )  # fmt: skip

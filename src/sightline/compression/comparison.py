@@ -25,6 +25,9 @@ from ..types import Dataset, Interval
 LATENCY_TOLERANCE = 0.03
 """Relative difference of two latencies below which they are called equal: timings vary this much."""
 
+SIZE_TOLERANCE = 0.005
+"""Relative difference of two sizes below which they are called equal: two files of the same tensors differ in names."""
+
 TIMING_SECONDS, MIN_TIMING_ROUNDS, MAX_TIMING_ROUNDS = 1.0, 10, 200
 """Seconds that each of two classifiers is timed for, in turn, and the limits of the number of rounds."""
 
@@ -156,8 +159,8 @@ class SizeComparison:
 
     @property
     def smaller(self) -> bool:
-        """Whether the file (or bundle) has fewer bytes."""
-        return self.small.size_mb < self.original.size_mb
+        """Whether the file (or bundle) has fewer bytes, by more than the tolerance."""
+        return self.small.size_mb < (1 - SIZE_TOLERANCE) * self.original.size_mb
 
     @property
     def slower(self) -> bool:
@@ -173,7 +176,10 @@ class SizeComparison:
         """Size, speed and accuracy in words."""
         small, original, one = self.small, self.original, self.difference
         what = "exported file" if small.file_mb is not None else "bundle"
-        sizes = f"{small.size_mb:.3g} MB instead of {original.size_mb:.3g} MB ({small.size_mb / original.size_mb:.2f}x)"
+        ratio = small.size_mb / original.size_mb
+        sizes = f"{small.size_mb:.3g} MB instead of {original.size_mb:.3g} MB ({ratio:.2f}x)"
+        if abs(ratio - 1) <= SIZE_TOLERANCE:
+            sizes = f"{small.size_mb:.3g} MB, as much as the original's"
         size = f"{'Smaller' if self.smaller else 'Not smaller'}: its {what} has {sizes}."
         if not self.smaller and (zeros := small.parameters - small.nonzero):
             size += f" The {zeros:,} zeros among its parameters take as much space as other numbers."

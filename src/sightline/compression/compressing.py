@@ -15,6 +15,7 @@ from ..inference import match_labels
 from ..training import INHERIT, Run, RunFolder, architecture_word, check_run_folder, create_run_folder
 from .comparison import SizeComparison, compare_with_original
 from .compressor import Compressor, FineTuning, Original, open_original
+from .distil import add_unlabelled_images
 from .pipeline import PipelineResult, Target, TargetSearch, TargetSearchResult, dry_run, run_pipeline
 
 COMPRESSION_FILE = "compression.json"
@@ -61,6 +62,7 @@ def compress_run(
     target: Target | None = None,
     max_accuracy_drop: float = 0.01,
     settings: FineTuning | None = None,
+    unlabelled: str | None = None,
     device: str = "auto",
     overwrite: bool = False,
 ) -> CompressionResult:
@@ -70,15 +72,20 @@ def compress_run(
         raise RecipeError(
             f"max_accuracy_drop is {max_accuracy_drop:g}: it is a share of the images, such as 0.01 for one point."
         )
+    if unlabelled is not None and not steps[0].fresh:
+        raise RecipeError(
+            "--unlabelled names photos for a new network to learn the original's answers on: use it with --by distil."
+        )
     if out.resolve() == Path(run).resolve() or out.resolve() in Path(run).resolve().parents:
         raise OutputError(f"'{out}' is where the original is. Choose another --out.")
     if not (out / WORK_FOLDER / "request.json").is_file():
         check_run_folder(out, overwrite=overwrite)
     original = open_original(run, data, device=device)
     match_labels(original.classifier, original.splits.test)  # refuse unfit images now, not at the end
+    taught, transfer = (original, None) if unlabelled is None else add_unlabelled_images(original, unlabelled)
     request = [
         original.recipe.to_toml(),
-        original.splits.train.fingerprint,
+        taught.splits.train.fingerprint,
         json.dumps(original.classifier.config(), sort_keys=True),
         *(repr(tensor.double().sum().item()) for tensor in original.classifier.state_dict().values()),
         *map(repr, steps),
@@ -86,15 +93,15 @@ def compress_run(
         repr(settings),
     ]
     key = hashlib.blake2b("\n".join(request).encode(), digest_size=16).hexdigest()
-    _prepare_output(out, key, original, steps, overwrite=overwrite)
+    _prepare_output(out, key, taught, steps, overwrite=overwrite)
     search = None
     if target is None:
-        result = run_pipeline(original, steps, settings, out / WORK_FOLDER)
+        result = run_pipeline(taught, steps, settings, out / WORK_FOLDER)
     else:
-        search = TargetSearch(original, steps, target, max_accuracy_drop, settings, out / WORK_FOLDER).run()
+        search = TargetSearch(taught, steps, target, max_accuracy_drop, settings, out / WORK_FOLDER).run()
         progress.notify(search.sentence())
         result = search.best.result
-    return _publish(original, result, search, out)
+    return _publish(original, result, search, out, transfer)
 
 
 def _prepare_output(
@@ -125,7 +132,11 @@ def _prepare_output(
 
 
 def _publish(
-    original: Original, result: PipelineResult, search: TargetSearchResult | None, out: Path
+    original: Original,
+    result: PipelineResult,
+    search: TargetSearchResult | None,
+    out: Path,
+    transfer: dict[str, Any] | None,
 ) -> CompressionResult:
     """Compare both classifiers, describe the smaller one, write the run, and remove the work folder."""
     classifier, images = result.classifier, original.splits.train
@@ -135,6 +146,11 @@ def _publish(
         notes.append(
             "The threshold for 'unknown' and the conformal sets were calibrated on the original's answers and are "
             f"dropped: set new ones with sightline evaluate {out} --risk 0.01 --save."
+        )
+    if transfer is not None:
+        notes.append(
+            f"It also learned the original's answers to {transfer['images']:,} photos without labels of "
+            f"'{transfer['data']}'."
         )
     known = {} if result.model else original.classifier.provenance  # new weights have no ancestors
     classifier.threshold, classifier.answers = 0.0, {}
@@ -146,6 +162,7 @@ def _publish(
         "split_seed": original.recipe.data_seed,
         "parent": original.folder.resolve().name,
         "compressed": [*known.get("compressed", ()), *(step.word() for step in result.steps)],
+        **({} if transfer is None else {"unlabelled": transfer}),
     }
     recipe = result.recipe.replace(
         data=original.recipe.data,

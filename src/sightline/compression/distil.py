@@ -1,7 +1,8 @@
 """Distillation: a smaller network learns from a classifier's answers instead of from labels alone."""
 
 import copy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -9,9 +10,12 @@ import torch
 
 from .. import runtime
 from ..classifier import Classifier
-from ..data import to_tensor
+from ..data import concat, load_dataset, to_tensor
+from ..errors import DataError
+from ..inference import predict_logits
 from ..models import build, parse_architecture
 from ..preprocessing import fit_preprocessing
+from ..sources import find_unlabelled
 from ..training import ADAPTATION_IMAGES, DistillationLoss, Objective, Recipe, check_distillation
 from ..types import Splits
 from .compressor import Compressor, FineTuning, Original
@@ -86,3 +90,27 @@ def distil(to: str = "lenet5", temperature: float = 4.0, alpha: float = 0.9, **a
     """
     word = ":".join([to, *(f"{name}={str(value).replace(' ', '')}" for name, value in arguments.items())])
     return Distil(word, temperature=temperature, alpha=alpha)
+
+
+def add_unlabelled_images(original: Original, place: str) -> tuple[Original, dict[str, Any]]:
+    """The original with other images among those that a student trains on, and facts about them.
+
+    Their label is the original's own answer. Copies count once, and images of the original's splits not at all, so
+    the test stays a test. Raises DataError where none is left.
+    """
+    splits = original.splits
+    others = load_dataset(find_unlabelled(place), splits.train.geometry)
+    known = np.concatenate([part.digests for part in (splits.train, splits.val, splits.test)])
+    once = np.sort(np.unique(others.digests, return_index=True)[1])
+    others = others.subset(once[~np.isin(others.digests[once], known)])
+    if not len(others):
+        raise DataError(f"Every image of '{place}' is one of the run's own: name a folder of other photos.")
+    answers = predict_logits(original.classifier, others)[0].argmax(1).numpy()
+    others = replace(others, labels=answers.astype(np.int64), classes=splits.train.classes)
+    facts = {
+        "data": Path(place).name,
+        "images": len(others),
+        "data_fingerprint": others.fingerprint,
+        "answers": dict(zip(others.classes, others.counts.tolist(), strict=True)),
+    }
+    return replace(original, splits=replace(splits, train=concat([splits.train, others]))), facts

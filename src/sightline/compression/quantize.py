@@ -1,16 +1,14 @@
 """Post-training int8: norms are folded, weights are quantised, activation ranges are calibrated on a sample."""
 
 import copy
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
-from torch.utils.weak import WeakTensorKeyDictionary
 
 from ..checks import check_int
 from ..choose import suggest
@@ -19,7 +17,6 @@ from ..data import iterate_batches
 from ..errors import BundleError, DataError
 from ..inference import predict_logits
 from ..layers import (
-    MAX_ACTIVATION_CODE,
     MAX_WEIGHT_CODE,
     ActivationGrid,
     ActivationRounding,
@@ -27,28 +24,20 @@ from ..layers import (
     Int8Layer,
     Int8Linear,
     Network,
-    SparseConv2d,
-    SparseLinear,
-    collect_tensors,
-    is_query,
     quantise_weight,
 )
 from ..models import SURGERY
 from ..training import Recipe
 from ..types import Dataset, Splits
+from .calibration import CALIBRATORS, ActivationHistogram, Span
 from .compressor import Compressor, FineTuning, Original
-
-ACTIVATION_BINS = 2048
-"""Bins of each activation's histogram."""
-
-PERCENTILE_TAIL = 1e-4
-"""Share of the values that ``percentile`` cuts off, at both ends together."""
-
-MSE_SPAN_SHARES = torch.linspace(0.3, 1, 71)
-"""Shares of the whole range that ``mse`` tries."""
+from .folding import align_pixels, check_folding, float_weights, fold_norms, match_norms, quantizable_layers
 
 CALIBRATION_BATCH_SIZE = 64
 """Images per forward pass of the calibration."""
+
+BIAS_CORRECTION_IMAGES = 64
+"""Images whose mean activations correct the biases; a mean over all places needs few."""
 
 INT8_TRAINING: Mapping[str, Any] = {
     "precision": "float32",
@@ -58,69 +47,6 @@ INT8_TRAINING: Mapping[str, Any] = {
     "weight_decay": 0.0,
 }
 """Recipe fields of a training through the rounding: plain arithmetic, and no decay that pulls gains to zero."""
-
-PLAIN_FORWARDS = (nn.Conv2d.forward, nn.Linear.forward, SparseConv2d.forward, SparseLinear.forward)
-"""Forward methods of the layers that int8 replaces: those that use their weights as torch's own do."""
-
-
-@dataclass
-class ActivationHistogram:
-    """The range of one activation over a sample, and its histogram."""
-
-    low: float = float("inf")
-    high: float = float("-inf")
-    counts: Tensor = field(default_factory=lambda: torch.zeros(ACTIVATION_BINS))
-
-    def update_range(self, x: Tensor) -> None:
-        """Extend the range by the values of a batch."""
-        low, high = x.aminmax()
-        self.low, self.high = min(self.low, float(low)), max(self.high, float(high))
-
-    def update_counts(self, x: Tensor) -> None:
-        """Count the values of a batch, once the range is known."""
-        if self.high > self.low:
-            self.counts += torch.histc(x.flatten().float(), ACTIVATION_BINS, self.low, self.high).cpu()
-
-    @property
-    def bin_centers(self) -> Float[Tensor, " bins"]:
-        """The centre of each bin."""
-        width = (self.high - self.low) / ACTIVATION_BINS
-        return self.low + width * (torch.arange(ACTIVATION_BINS) + 0.5)
-
-
-Span = tuple[float, float]
-"""Lowest and highest value that an activation's levels cover."""
-
-
-def minmax_span(seen: ActivationHistogram) -> Span:
-    """From the smallest to the largest value."""
-    return seen.low, seen.high
-
-
-def percentile_span(seen: ActivationHistogram) -> Span:
-    """All values but the share ``PERCENTILE_TAIL`` at the ends."""
-    below = seen.counts.cumsum(0) / seen.counts.sum().clamp_min(1)
-    kept = seen.bin_centers[(below >= PERCENTILE_TAIL / 2) & (below <= 1 - PERCENTILE_TAIL / 2)]
-    return (float(kept[0]), float(kept[-1])) if len(kept) > 1 else minmax_span(seen)
-
-
-def mse_span(seen: ActivationHistogram) -> Span:
-    """The share of the whole range with the smallest squared rounding error."""
-    low, high = min(seen.low, 0.0), max(seen.high, 0.0)
-    lows, highs, x = low * MSE_SPAN_SHARES[:, None], high * MSE_SPAN_SHARES[:, None], seen.bin_centers
-    scale = ((highs - lows) / MAX_ACTIVATION_CODE).clamp_min(1e-12)
-    zero = (-lows / scale).round().clamp(0, MAX_ACTIVATION_CODE)
-    back = ((x / scale).round() + zero).clamp(0, MAX_ACTIVATION_CODE).sub(zero) * scale
-    best = int(((back - x).square() @ seen.counts).argmin())
-    return float(lows[best]), float(highs[best])
-
-
-CALIBRATORS: Mapping[str, Callable[[ActivationHistogram], Span]] = {
-    "minmax": minmax_span,
-    "percentile": percentile_span,
-    "mse": mse_span,
-}
-"""Name -> histogram of an activation -> the range its 256 levels cover."""
 
 
 @dataclass(frozen=True)
@@ -164,14 +90,16 @@ class Int8(Compressor):
             for part in (order[: self.images], order[self.images : 2 * self.images])
         )
         others = others if len(others) else sample
-        made, arguments = quantize_weights(classifier, sample, self.bits)
+        made, arguments, pixels = quantize_weights(classifier, sample, self.bits)
         seen = _observe_activations(made, sample)
         made.network.rounding = ActivationRounding(len(seen)).to(classifier.device)
         names = [*CALIBRATORS] if self.by == "auto" else [self.by]
-        distances = {name: _set_spans(made, seen, name, classifier, others) for name in names}
+        wanted, distances = predict_logits(classifier, others)[0], {}
+        for name in names:
+            _set_spans(made, seen, name, pixels)
+            distances[name] = mean_divergence(wanted, predict_logits(made, others)[0])
         best = min(distances, key=lambda name: distances[name])
-        if best != names[-1]:
-            _set_spans(made, seen, best, classifier, others)
+        _set_spans(made, seen, best, pixels)
         surgery = ("quantised", {**arguments, "sites": len(seen)})
         made.architecture = replace(made.architecture, surgery=(*made.architecture.surgery, surgery))
         made.answers = {}  # conformal sets, calibrated on the float network's answers
@@ -213,15 +141,25 @@ def check_quantizable(network: Network) -> None:
 
 
 @torch.no_grad()
-def quantize_weights(classifier: Classifier, images: Dataset, bits: int) -> tuple[Classifier, dict[str, Any]]:
-    """A copy with folded norms and int8 weights, activations still in floats; and the surgery's arguments."""
+def quantize_weights(
+    classifier: Classifier, images: Dataset, bits: int
+) -> tuple[Classifier, dict[str, Any], Span | None]:
+    """A copy with folded norms, int8 weights and corrected biases, activations still in floats.
+
+    Returns the copy, the arguments of its surgery, and the range of the first site where it reads pixels whose 256
+    values are levels.
+    """
     made = copy.deepcopy(classifier).eval()
     network = made.network
     few = next(iterate_batches(images, min(8, len(images)), device=made.device)).pixels
     before = made(few)
-    folded, lone = _match_norms(made, few)
-    weights = _folded_weights(network, folded, lone)
-    arguments = {"layers": [*_quantizable_layers(network)], "folded": [*folded], "lone": lone}
+    pixels = align_pixels(made, few)
+    folded, lone = match_norms(made, few)
+    weights = fold_norms(network, folded, lone)
+    if pixels is not None:
+        weight, bias = weights[pixels.reader]
+        weights[pixels.reader] = weight, bias + pixels.shift * weight.flatten(1).sum(1)
+    arguments = {"layers": [*quantizable_layers(network)], "folded": [*folded], "lone": lone}
     SURGERY["quantised"](network, **arguments, sites=0)
     made.eval()
     folded_weights: dict[Int8Layer, Tensor] = {}
@@ -231,104 +169,37 @@ def quantize_weights(classifier: Classifier, images: Dataset, bits: int) -> tupl
         assert isinstance(layer, Int8Conv2d | Int8Linear)
         quantise_weight(layer, weight, bias, bits)
         folded_weights[layer] = weight
-    _check_folding(made, folded_weights, few, before)
-    return made, arguments
+    check_folding(made, folded_weights, few, before)
+    sample = images.subset(np.arange(min(BIAS_CORRECTION_IMAGES, len(images))))
+    _correct_biases(made, folded_weights, sample)
+    return made, arguments, None if pixels is None else pixels.span
 
 
-def _quantizable_layers(network: nn.Module) -> dict[str, nn.Conv2d | nn.Linear]:
-    """The layers that become int8, by name."""
-    found = network.named_modules()
-    return {n: m for n, m in found if isinstance(m, nn.Conv2d | nn.Linear) and type(m).forward in PLAIN_FORWARDS}
+@torch.no_grad()
+def _correct_biases(made: Classifier, weights: Mapping[Int8Layer, Tensor], images: Dataset) -> None:
+    """Take the mean effect of rounding the weights out of each bias (Nagel et al. 2019, arXiv 1906.04721, 4.2).
 
+    The mean of a layer's input is that of the float network.
+    """
+    means: dict[nn.Module, list[Tensor]] = {layer: [] for layer in weights}
 
-class _UseCounter(TorchFunctionMode):
-    """Counts how many operations use each tensor."""
+    def add(layer: nn.Module, given: tuple[Tensor, ...]) -> None:
+        x = given[0].double()
+        means[layer].append(x.mean((0, 2, 3)) if isinstance(layer, nn.Conv2d) else x.flatten(0, -2).mean(0))
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.count = WeakTensorKeyDictionary()
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if not is_query(func):
-            for one in collect_tensors((args, [*(kwargs or {}).values()])):
-                self.count[one] = self.count[one] + 1 if one in self.count else 1
-        return func(*args, **(kwargs or {}))
-
-
-def _match_norms(classifier: Classifier, pixels: Float[Tensor, "B C H W"]) -> tuple[dict[str, str], list[str]]:
-    """Batch norm -> the convolution whose output only it uses; and the batch norms without such a convolution."""
-    network = classifier.network
-    names: dict[nn.Module, str] = {layer: name for name, layer in _quantizable_layers(network).items()}
-    norms: dict[nn.Module, str] = {m: name for name, m in network.named_modules() if isinstance(m, nn.BatchNorm2d)}
-    made: list[tuple[Tensor, str]] = []
-    asked: list[tuple[Tensor, str]] = []
-
-    def after(layer: nn.Module, _: object, result: Tensor) -> None:
-        made.append((result, names[layer]))
-
-    def before(norm: nn.Module, given: tuple[Tensor, ...]) -> None:
-        asked.append((given[0], norms[norm]))
-
-    hooks = [layer.register_forward_hook(after) for layer in names if isinstance(layer, nn.Conv2d)]
-    hooks += [norm.register_forward_pre_hook(before) for norm in norms]
-    try:
-        with _UseCounter() as uses:
-            classifier(pixels)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    sources = {norm: [name for result, name in made if result is given] for given, norm in asked}
-    single = {norm for given, norm in asked if given in uses.count and uses.count[given] == 1}
-    found = {norm: own[0] for norm, own in sources.items() if own and norm in single}
-    return found, [norm for norm in sources if norm not in found]
-
-
-def _folded_weights(
-    network: nn.Module, folded: Mapping[str, str], lone: list[str]
-) -> dict[str, tuple[Tensor, Tensor]]:
-    """Weight and bias of each int8 layer: ``gamma / sqrt(v + eps) (W x - mean) + beta``, computed in float64."""
-    found: dict[str, tuple[Tensor, Tensor]] = {}
-    for name, layer in _quantizable_layers(network).items():
-        weight = layer.weight.detach().double()
-        found[name] = weight, weight.new_zeros(len(weight)) if layer.bias is None else layer.bias.detach().double()
-    for norm, source in folded.items():
-        factor, shift = _norm_affine(network.get_submodule(norm))
-        weight, bias = found[source]
-        found[source] = weight * factor.view(-1, 1, 1, 1), bias * factor + shift
-    for norm in lone:
-        factor, shift = _norm_affine(network.get_submodule(norm))
-        found[norm] = factor.view(-1, 1, 1, 1), shift
-    return {name: (weight.float(), bias.float()) for name, (weight, bias) in found.items()}
-
-
-def _norm_affine(norm: nn.Module) -> tuple[Tensor, Tensor]:
-    """A batch norm in eval mode as a factor and a shift of each channel."""
-    assert isinstance(norm, nn.BatchNorm2d)
-    assert norm.running_mean is not None
-    assert norm.running_var is not None
-    factor = (norm.running_var.double() + norm.eps).rsqrt()
-    factor = factor if norm.weight is None else factor * norm.weight.detach().double()
-    shift = -norm.running_mean.double() * factor
-    return factor, shift if norm.bias is None else shift + norm.bias.detach().double()
-
-
-def _check_folding(
-    classifier: Classifier, weights: Mapping[Int8Layer, Tensor], pixels: Tensor, before: Tensor
-) -> None:
-    """Raise BundleError where folding changes the logits ``before``, the weights still in floats."""
-    rounding = classifier.network.rounding
-    assert rounding is not None
-    rounding.observer = lambda *_: None
+    hooks = [layer.register_forward_pre_hook(add) for layer in weights]
+    with float_weights(made, weights):
+        for batch in iterate_batches(images, CALIBRATION_BATCH_SIZE, device=made.device):
+            made(batch.pixels)
+    for hook in hooks:
+        hook.remove()
     for layer, weight in weights.items():
-        layer.dequantise = lambda *_, weight=weight: weight
-    after = classifier(pixels)
-    for layer in weights:
-        del layer.dequantise
-    if not torch.allclose(after, before, rtol=1e-3, atol=1e-3 * float(before.abs().max())):
-        raise BundleError(
-            "Folding the batch norms changes this network's logits (it may call a convolution or a norm twice), "
-            "so it cannot be int8: choose another compressor."
-        )
+        if means[layer]:
+            groups = layer.groups if isinstance(layer, Int8Conv2d) else 1
+            inputs = torch.stack(means[layer]).mean(0).view(groups, 1, -1)
+            errors = (layer.weight.double() - weight).reshape(*weight.shape[:2], -1).sum(2)
+            assert layer.bias is not None
+            layer.bias -= (errors.view(groups, -1, errors.shape[1]) * inputs).sum(2).flatten()
 
 
 @torch.no_grad()
@@ -349,15 +220,16 @@ def _observe_activations(classifier: Classifier, images: Dataset) -> list[Activa
     return [found.get(site, ActivationHistogram(0.0, 0.0)) for site in range(max(found) + 1)]
 
 
-@torch.no_grad()
-def _set_spans(
-    made: Classifier, seen: list[ActivationHistogram], by: str, parent: Classifier, images: Dataset
-) -> float:
-    """Set the ranges by ``by``; returns the mean divergence from the parent's answers on these images, in nats."""
+def _set_spans(made: Classifier, seen: list[ActivationHistogram], by: str, pixels: Span | None) -> None:
+    """Set the ranges by ``by``; that of the first site is ``pixels`` where it reads them."""
     rounding = made.network.rounding
     assert rounding is not None
-    for grid, one in zip(rounding.grids, seen, strict=True):
+    for site, (grid, one) in enumerate(zip(rounding.grids, seen, strict=True)):
         assert isinstance(grid, ActivationGrid)
-        grid.set_range(*CALIBRATORS[by](one))
-    wanted, own = (torch.log_softmax(predict_logits(one, images)[0].double(), 1) for one in (parent, made))
-    return float((wanted.exp() * (wanted - own)).sum(1).mean())
+        grid.set_range(*(CALIBRATORS[by](one) if site or pixels is None else pixels))
+
+
+def mean_divergence(wanted: Float[Tensor, "N K"], given: Float[Tensor, "N K"]) -> float:
+    """The mean KL divergence of the answers to the logits ``given`` from those to ``wanted``, in nats."""
+    first, second = (torch.log_softmax(logits.double(), 1) for logits in (wanted, given))
+    return float((first.exp() * (first - second)).sum(1).mean())

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from .. import runtime
 from ..classifier import Classifier
 from ..data import to_tensor
+from ..layers import has_same_padding, same_margin
 from ..types import Dataset
 
 BATCH_BYTES = 2_408_448
@@ -195,14 +196,8 @@ class FusedConvolution(nn.Module):
         self.weight = weight.to(precision).contiguous(memory_format=torch.channels_last)
         self.bias = bias.to(precision)
         self.margin, padding = (0, 0, 0, 0), list(conv.padding)
-        if type(conv).__name__ == "Conv2dSame":  # TensorFlow's padding: one pixel more on the right and below
-            across, down = (
-                max((-(-side // s) - 1) * s + (k - 1) * d + 1 - side, 0)
-                for side, k, s, d in zip(
-                    size[:1:-1], conv.kernel_size[::-1], conv.stride[::-1], conv.dilation[::-1], strict=True
-                )
-            )
-            self.margin = (across // 2, across - across // 2, down // 2, down - down // 2)
+        if has_same_padding(conv):
+            self.margin = same_margin(conv, size[2:])
             padding = [0, 0]
         self.layout = (padding, list(conv.stride), list(conv.dilation), conv.groups)
         self.then = {

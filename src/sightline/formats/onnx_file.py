@@ -24,6 +24,7 @@ from ..errors import RequirementNotMet
 from ..layers import ActivationGrid, Int8Conv2d, Int8Layer, Int8Linear
 from ..models import EXPORT_INPUT, EXPORT_OUTPUT, ExportedModel, open_exported
 from .module import ExportModule, example_images, export_metadata, silence_exporters
+from .onnx_graph import absorb_padding, quantise_biases, read_bytes_as_codes
 
 ONNX_OPSET = 18
 """ONNX operator set; programs since 2023 read it."""
@@ -85,7 +86,9 @@ def build_onnx_model(classifier: Classifier) -> Any:
     assert program is not None
     model = program.model_proto
     _strip_exporter_traces(model)
-    _quantise_biases(model)
+    absorb_padding(model.graph)
+    read_bytes_as_codes(model.graph)
+    quantise_biases(model.graph)
     return model
 
 
@@ -123,46 +126,6 @@ def _strip_exporter_traces(model: Any) -> None:
     for value in (*graph.input, *graph.output):
         value.type.tensor_type.shape.dim[0].ClearField("dim_value")
         value.type.tensor_type.shape.dim[0].dim_param = "N"
-
-
-def _quantise_biases(model: Any) -> None:
-    """Store the bias of each int8 layer as int32, in units of input scale times weight scale."""
-    from onnx import helper, numpy_helper
-
-    graph = model.graph
-    held = {one.name: one for one in graph.initializer}
-    makers = {name: node for node in graph.node for name in node.output}
-    nodes, spent = [], set()
-    for node in graph.node:
-        scales = _bias_scales(node, makers, held) if node.op_type in ("Conv", "Gemm") else None
-        if scales is not None and len(node.input) == 3 and node.input[2] in held:
-            bias, scale = numpy_helper.to_array(held[node.input[2]]), scales.astype(np.float32)
-            codes = np.clip(np.rint(bias.astype(np.float64) / scale), -(2**31), 2**31 - 1).astype(np.int32)
-            spent.add(node.input[2])
-            names = [f"{node.input[2]}.{what}" for what in ("codes", "scale", "dequantised")]
-            for name, values in zip(names, (codes, scale), strict=False):
-                graph.initializer.append(numpy_helper.from_array(values, name))
-            nodes.append(helper.make_node("DequantizeLinear", names[:2], names[2:], axis=0))
-            node.input[2] = names[2]
-        nodes.append(node)
-    kept = [one for one in graph.initializer if one.name not in spent]
-    for repeated, values in ((graph.node, nodes), (graph.initializer, kept)):
-        copies = [type(one).FromString(one.SerializeToString()) for one in values]
-        del repeated[:]
-        repeated.extend(copies)
-
-
-def _bias_scales(node: Any, makers: Any, held: Any) -> Float[ndarray, " O"] | None:
-    """Input scale times weight scales of a layer whose input and weight are dequantised; None for others."""
-    from onnx import numpy_helper
-
-    found = []
-    for name in node.input[:2]:
-        maker = makers.get(name)
-        if maker is None or maker.op_type != "DequantizeLinear" or maker.input[1] not in held:
-            return None
-        found.append(numpy_helper.to_array(held[maker.input[1]]))
-    return np.float64(found[0]) * found[1]
 
 
 @dataclass(frozen=True, eq=False)

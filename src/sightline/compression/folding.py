@@ -1,0 +1,180 @@
+"""What becomes part of the layers before their weights are int8: batch norms, and the shift of the pixels."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils.weak import WeakTensorKeyDictionary
+
+from ..classifier import Classifier
+from ..errors import BundleError
+from ..layers import Int8Layer, SparseConv2d, SparseLinear, collect_tensors, has_same_padding, is_query
+from ..preprocessing import Normalise, Preprocessing
+from .calibration import Span
+
+PLAIN_FORWARDS = (nn.Conv2d.forward, nn.Linear.forward, SparseConv2d.forward, SparseLinear.forward)
+"""Forward methods of the layers that int8 replaces: those that use their weights as torch's own do."""
+
+
+def quantizable_layers(network: nn.Module) -> dict[str, nn.Conv2d | nn.Linear]:
+    """The layers that become int8, by name."""
+    found = network.named_modules()
+    return {
+        name: layer
+        for name, layer in found
+        if isinstance(layer, nn.Conv2d | nn.Linear)
+        and (type(layer).forward in PLAIN_FORWARDS or has_same_padding(layer))
+    }
+
+
+class _UseCounter(TorchFunctionMode):
+    """Counts how many operations use each tensor."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = WeakTensorKeyDictionary()
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if not is_query(func):
+            for one in collect_tensors((args, [*(kwargs or {}).values()])):
+                self.count[one] = self.count[one] + 1 if one in self.count else 1
+        return func(*args, **(kwargs or {}))
+
+
+def match_norms(classifier: Classifier, pixels: Float[Tensor, "B C H W"]) -> tuple[dict[str, str], list[str]]:
+    """Batch norm -> the convolution whose output only it uses; and the batch norms without such a convolution."""
+    network = classifier.network
+    names: dict[nn.Module, str] = {layer: name for name, layer in quantizable_layers(network).items()}
+    norms: dict[nn.Module, str] = {m: name for name, m in network.named_modules() if isinstance(m, nn.BatchNorm2d)}
+    made: list[tuple[Tensor, str]] = []
+    asked: list[tuple[Tensor, str]] = []
+
+    def after(layer: nn.Module, _: object, result: Tensor) -> None:
+        made.append((result, names[layer]))
+
+    def before(norm: nn.Module, given: tuple[Tensor, ...]) -> None:
+        asked.append((given[0], norms[norm]))
+
+    hooks = [layer.register_forward_hook(after) for layer in names if isinstance(layer, nn.Conv2d)]
+    hooks += [norm.register_forward_pre_hook(before) for norm in norms]
+    try:
+        with _UseCounter() as uses:
+            classifier(pixels)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    sources = {norm: [name for result, name in made if result is given] for given, norm in asked}
+    single = {norm for given, norm in asked if given in uses.count and uses.count[given] == 1}
+    found = {norm: own[0] for norm, own in sources.items() if own and norm in single}
+    return found, [norm for norm in sources if norm not in found]
+
+
+def fold_norms(network: nn.Module, folded: Mapping[str, str], lone: list[str]) -> dict[str, tuple[Tensor, Tensor]]:
+    """Weight and bias of each int8 layer: ``gamma / sqrt(v + eps) (W x - mean) + beta``, computed in float64."""
+    found: dict[str, tuple[Tensor, Tensor]] = {}
+    for name, layer in quantizable_layers(network).items():
+        weight = layer.weight.detach().double()
+        found[name] = weight, weight.new_zeros(len(weight)) if layer.bias is None else layer.bias.detach().double()
+    for norm, source in folded.items():
+        factor, shift = _norm_affine(network.get_submodule(norm))
+        weight, bias = found[source]
+        found[source] = weight * factor.view(-1, 1, 1, 1), bias * factor + shift
+    for norm in lone:
+        factor, shift = _norm_affine(network.get_submodule(norm))
+        found[norm] = factor.view(-1, 1, 1, 1), shift
+    return {name: (weight.float(), bias.float()) for name, (weight, bias) in found.items()}
+
+
+def _norm_affine(norm: nn.Module) -> tuple[Tensor, Tensor]:
+    """A batch norm in eval mode as a factor and a shift of each channel."""
+    assert isinstance(norm, nn.BatchNorm2d)
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    factor = (norm.running_var.double() + norm.eps).rsqrt()
+    factor = factor if norm.weight is None else factor * norm.weight.detach().double()
+    shift = -norm.running_mean.double() * factor
+    return factor, shift if norm.bias is None else shift + norm.bias.detach().double()
+
+
+def check_folding(
+    classifier: Classifier, weights: Mapping[Int8Layer, Tensor], pixels: Tensor, before: Tensor
+) -> None:
+    """Raise BundleError where folding changes the logits ``before``, the weights still in floats."""
+    with float_weights(classifier, weights):
+        after = classifier(pixels)
+    if not torch.allclose(after, before, rtol=1e-3, atol=1e-3 * float(before.abs().max())):
+        raise BundleError(
+            "Folding the batch norms changes this network's logits (it may call a convolution or a norm twice), "
+            "so it cannot be int8: choose another compressor."
+        )
+
+
+@dataclass(frozen=True)
+class PixelLevels:
+    """Pixels that are levels themselves: the layer that reads them, their range, and what its bias makes up for."""
+
+    reader: str
+    span: Span
+    shift: float
+    """The normalised pixels before, minus those after."""
+
+
+def align_pixels(made: Classifier, few: Float[Tensor, "B C H W"]) -> PixelLevels | None:
+    """Move the mean of a normalisation by half a level at most, so that every 8-bit pixel is a level.
+
+    None, and nothing changes, where mean and deviation differ by channel, there are other steps, or pixels are read
+    by anything but one first layer.
+    """
+    steps, network = [*made.preprocessing.steps], made.network
+    names = {layer: name for name, layer in quantizable_layers(network).items()}
+    entered: list[tuple[Tensor, int]] = []
+    called: list[tuple[str, bool]] = []
+    uses = _UseCounter()
+
+    def enter(_: nn.Module, given: tuple[Tensor, ...]) -> None:
+        entered.append((given[0], uses.count.get(given[0], 0)))
+
+    def call(layer: nn.Module, given: tuple[Tensor, ...]) -> None:
+        called.append((names[layer], given[0] is entered[0][0]))
+
+    hooks = [network.register_forward_pre_hook(enter), *(one.register_forward_pre_hook(call) for one in names)]
+    try:
+        with uses:
+            made(few[:1])
+    finally:
+        for hook in hooks:
+            hook.remove()
+    if len(steps) != 1 or not isinstance(steps[0], Normalise) or not (called and called[0][1]):
+        return None
+    pixels, before = entered[0]
+    if len(entered) > 1 or uses.count[pixels] != before + 1:
+        return None
+    (mean, *means), (std, *stds) = steps[0].statistics
+    if any(other != mean for other in means) or any(other != std for other in stds):
+        return None
+    zero = round(255 * mean)
+    if not 0 <= zero <= 255:
+        return None
+    moved = Normalise([zero / 255] * (1 + len(means)), [std] * (1 + len(stds)))
+    made.preprocessing = Preprocessing([moved]).to(few.device)
+    span = -zero / 255 / std, (255 - zero) / 255 / std
+    return PixelLevels(called[0][0], span, (zero / 255 - mean) / std)
+
+
+@contextmanager
+def float_weights(made: Classifier, weights: Mapping[Int8Layer, Tensor]) -> Iterator[None]:
+    """Within it the network computes with these weights and unrounded activations."""
+    assert made.network.rounding is not None
+    made.network.rounding.observer = lambda *_: None
+    for layer, weight in weights.items():
+        layer.dequantise = lambda *_, weight=weight: weight
+    try:
+        yield
+    finally:
+        for layer in weights:
+            del layer.dequantise
