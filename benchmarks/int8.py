@@ -134,7 +134,7 @@ def resnet18(folder: Path, place: Path, rounds: int) -> dict[str, Any]:
 
 def photos(data: Path, place: Path, limit: int | None, images: int, rounds: int) -> dict[str, Any]:
     """Size, accuracy and latency of the pretrained network."""
-    run = train(data, Recipe(method="probe", limit=limit), out=place / data.stem)
+    run = train(data, Recipe(method="probe", size=224, limit=limit), out=place / data.stem)
     small = Int8(images=images)(run.classifier, run.splits)
     opened, sizes = files(run.classifier, small, place)
     test = run.splits.test

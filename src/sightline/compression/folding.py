@@ -21,6 +21,10 @@ PLAIN_FORWARDS = (nn.Conv2d.forward, nn.Linear.forward, SparseConv2d.forward, Sp
 """Forward methods of the layers that int8 replaces: those that use their weights as torch's own do."""
 
 
+MAX_SHIFT_EFFECT = 5e-4
+"""Change of a logit, as a share of the largest, up to which pixels are moved onto levels."""
+
+
 def quantizable_layers(network: nn.Module) -> dict[str, nn.Conv2d | nn.Linear]:
     """The layers that become int8, by name."""
     found = network.named_modules()
@@ -127,8 +131,8 @@ class PixelLevels:
 def align_pixels(made: Classifier, few: Float[Tensor, "B C H W"]) -> PixelLevels | None:
     """Move the mean of a normalisation by half a level at most, so that every 8-bit pixel is a level.
 
-    None, and nothing changes, where mean and deviation differ by channel, there are other steps, or pixels are read
-    by anything but one first layer.
+    None, and nothing changes, where mean and deviation differ by channel, there are other steps, pixels are read
+    by anything but one first layer, or the zeros that pad the image, which do not move, matter.
     """
     steps, network = [*made.preprocessing.steps], made.network
     names = {layer: name for name, layer in quantizable_layers(network).items()}
@@ -157,13 +161,21 @@ def align_pixels(made: Classifier, few: Float[Tensor, "B C H W"]) -> PixelLevels
     (mean, *means), (std, *stds) = steps[0].statistics
     if any(other != mean for other in means) or any(other != std for other in stds):
         return None
-    zero = round(255 * mean)
-    if not 0 <= zero <= 255:
+    zero, reader = round(255 * mean), called[0][0]
+    layer, shift = network.get_submodule(reader), (zero / 255 - mean) / std
+    if not (0 <= zero <= 255 and isinstance(layer, nn.Conv2d)):
         return None
-    moved = Normalise([zero / 255] * (1 + len(means)), [std] * (1 + len(stds)))
+    wanted, as_before = made(few), made.preprocessing
+    moved = Normalise([zero / 255] * len(pixels[0]), [std] * len(pixels[0]))
     made.preprocessing = Preprocessing([moved]).to(few.device)
-    span = -zero / 255 / std, (255 - zero) / 255 / std
-    return PixelLevels(called[0][0], span, (zero / 255 - mean) / std)
+    extra = (shift * layer.weight.flatten(1).sum(1)).view(-1, 1, 1)
+    watching = layer.register_forward_hook(lambda _, __, result: result + extra)
+    given = made(few)
+    watching.remove()
+    if not torch.allclose(given, wanted, rtol=0, atol=MAX_SHIFT_EFFECT * float(wanted.abs().max())):
+        made.preprocessing = as_before
+        return None
+    return PixelLevels(reader, (-zero / 255 / std, (255 - zero) / 255 / std), shift)
 
 
 @contextmanager
