@@ -199,7 +199,7 @@ def _correct_biases(made: Classifier, weights: Mapping[Int8Layer, Tensor], image
             inputs = torch.stack(means[layer]).mean(0).view(groups, 1, -1)
             errors = (layer.weight.double() - weight).reshape(*weight.shape[:2], -1).sum(2)
             assert layer.bias is not None
-            layer.bias -= (errors.view(groups, -1, errors.shape[1]) * inputs).sum(2).flatten()
+            layer.bias.sub_((errors.view(groups, -1, errors.shape[1]) * inputs).sum(2).flatten())
 
 
 @torch.no_grad()
