@@ -136,12 +136,12 @@ def align_pixels(made: Classifier, few: Float[Tensor, "B C H W"]) -> PixelLevels
     """
     steps, network = [*made.preprocessing.steps], made.network
     names: dict[nn.Module, str] = {layer: name for name, layer in quantizable_layers(network).items()}
-    entered: list[tuple[Tensor, int]] = []
+    entered: list[tuple[Tensor, Any]] = []
     called: list[tuple[str, bool]] = []
     uses = _UseCounter()
 
     def enter(_: nn.Module, given: tuple[Tensor, ...]) -> None:
-        entered.append((given[0], uses.count[given[0]] if given[0] in uses.count else 0))
+        entered.append((given[0], uses.count.get(given[0], 0)))
 
     def call(layer: nn.Module, given: tuple[Tensor, ...]) -> None:
         called.append((names[layer], given[0] is entered[0][0]))
