@@ -233,9 +233,12 @@ class _RoundingMode(TorchFunctionMode):
 
 
 def _pads_by_levels(x: Tensor, pad: Sequence[int], mode: str = "constant", value: float | None = None) -> bool:
-    """Whether ``F.pad``, called so, adds levels only: zeros, or values of the tensor itself."""
-    del x, pad
-    return mode != "constant" or not value
+    """Whether ``F.pad``, called so, adds levels around images: zeros, or values of the tensor itself.
+
+    Added channels are rounded again, so that a runtime adds them to others in integers.
+    """
+    del x
+    return len(pad) <= 4 and (mode != "constant" or not value)
 
 
 def is_query(func: Any) -> bool:
