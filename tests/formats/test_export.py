@@ -208,7 +208,8 @@ def test_the_scales_of_the_file_are_the_networks_own(images, tmp_path):
     classifier = Int8(by="minmax", images=32)(made("lenet5"), Splits(images, images, images))
     graph = onnx.load(write_exported(classifier, tmp_path / "m.onnx")).graph
     held = {one.name: numpy_helper.to_array(one) for one in graph.initializer}
-    rounding = [node for node in graph.node if node.op_type == "QuantizeLinear"]
+    both = [node for node in graph.node if node.op_type in ("QuantizeLinear", "DequantizeLinear")]
+    rounding = [node for node in both if len(node.input) == 3 and held[node.input[2]].dtype == np.uint8]
     pairs = {(held[node.input[1]].item(), held[node.input[2]].item()) for node in rounding}
     own = {(grid.scale.item(), grid.zero.item()) for grid in classifier.network.rounding.grids}
     assert pairs <= own
