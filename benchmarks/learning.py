@@ -1,29 +1,44 @@
 """Add classes from 20 images each: ``learn`` compared with fine-tuning and retraining: accuracy and seconds.
 
-    python benchmarks/learning.py [FOLDER_OF_ZIPS] [--seeds 5] [--sets mnist waste]
+    python benchmarks/learning.py [FOLDER_OF_ZIPS] [--seeds 5] [--sets mnist waste more] [--ways lda ranpac replay]
+    python benchmarks/learning.py --costs
 
 mnist: LeNet-5 is trained on digits 0 to 7, 300 images each; 8 and 9 come with 20 images each; all 10,000 test images.
 waste: published weights know five kinds of waste; the sixth comes with 20 photos; all test photos. Which classes are
 new is drawn by the seed. Each seed draws other images. Seconds of ``lda`` are from the images' features to the
 classifier, tested; those of features are apart.
+more: LeNet-5 is trained on 300 images of each digit, and 30 more of each come: seconds as a share of retraining.
+Results of other --ways are recorded as learning_ways.json, by the same images and seeds.
+
+--costs: milliseconds of a training step and bytes of memory of every strategy, the steps of all taken in turn: LeNet-5,
+batches of 64, five old and five new digits, 500 images remembered; as a multiple of a step of fine-tuning.
 """
 
 import argparse
+import copy
 import tempfile
 import time
+from dataclasses import replace
+from itertools import cycle, islice
 from pathlib import Path
 
 import numpy as np
+import torch
 from record import Notebook, record, shared
 
-from sightline.continual import learn
+from sightline.continual import STRATEGIES, Past, Task, learn
+from sightline.continual.protocol import learn_task
+from sightline.data import load_dataset, nested_subset
 from sightline.metrics import seeds_interval
 from sightline.runtime import permutation
 from sightline.sources import find
-from sightline.training import Recipe, train
+from sightline.training import Recipe, build_classifier, resolve, start_training, train
+from sightline.training.gradients import SingleReplica
+from sightline.types import Geometry, Splits
 
 NEW_IMAGES = 20
-WAYS = ("lda", "ranpac", "replay")
+WAYS = ("lda", "ranpac", "replay", "der")
+ROUNDS, ROUND_STEPS = 5, 10
 
 
 def main() -> None:
@@ -31,21 +46,29 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", nargs="?", type=Path)
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--sets", nargs="+", choices=("mnist", "waste"), default=["mnist"])
+    parser.add_argument("--sets", nargs="+", choices=("mnist", "waste", "more"), default=["mnist"])
+    parser.add_argument("--ways", nargs="+", default=[*WAYS])
+    parser.add_argument("--costs", action="store_true")
     parser.add_argument("--work", type=Path, default=Path(tempfile.gettempdir()) / "sightline-learning")
     parser.add_argument("--fresh", action="store_true")
     asked = parser.parse_args()
+    if asked.costs:
+        record("learning_costs", measure_costs(shared(asked.data)))
+        return
     book = Notebook(asked.work / "learning.jsonl", fresh=asked.fresh)
     figures = {}
     for name in asked.sets:
-        rows = [measure(book, shared(asked.data), name, seed) for seed in range(asked.seeds)]
+        rows = [measure(book, shared(asked.data), name, asked.ways, seed) for seed in range(asked.seeds)]
         figures[name] = {"seeds": asked.seeds, "before": mean([row["before"] for row in rows])}
         for way in rows[0]["ways"]:
             figures[name][way] = {
                 what: mean([row["ways"][way][what] for row in rows]) for what in rows[0]["ways"][way]
             }
         figures[name]["kept"] = [row["chosen"] for row in rows]
-    record("learning", figures)
+        figures[name]["share_of_retraining"] = mean(
+            [row["ways"][row["chosen"]]["seconds"] / row["ways"]["retrain"]["seconds"] for row in rows]
+        )
+    record("learning" if tuple(asked.ways) == WAYS else "learning_ways", figures)
 
 
 def mean(values):
@@ -53,25 +76,25 @@ def mean(values):
     return seeds_interval(values).as_json() if len(values) > 1 else values[0]
 
 
-def measure(book, data, name, seed):
+def measure(book, data, name, words, seed):
     """One seed: the base run, then ``learn`` by every way; remembered."""
-    known = book.find(set=name, seed=seed)
+    known = book.find(set=name, seed=seed, words=list(words))
     if known is not None:
         return known
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
-        archive = data / {"mnist": "mnist_png.zip", "waste": "waste_jpg.zip"}[name]
+        archive = data / ("waste_jpg.zip" if name == "waste" else "mnist_png.zip")
         source = find(archive)
         order = permutation(len(source.classes), seed, 93)
-        fresh = set(order[: 2 if name == "mnist" else 1].tolist()) if name == "waste" else {8, 9}
-        write_images(source, folder, fresh, None if name == "waste" else 300, seed)
+        fresh = {"waste": set(order[:1].tolist()), "mnist": {8, 9}, "more": set()}[name]
+        write_images(source, folder, fresh, None if name == "waste" else 300, seed, more=name == "more")
         recipe = Recipe(seed=seed) if name == "waste" else Recipe(model="lenet5", epochs=12, seed=seed)
         run = train(folder / "old", recipe, out=folder / "run")
         before = (run.classifier.predict(sorted((folder / "old" / "test").rglob("*.*g"))), run.classifier.classes)
         truth = [path.parent.name for path in sorted((folder / "old" / "test").rglob("*.*g"))]
         right = float(np.mean([one.label == t for one, t in zip(before[0], truth, strict=True)]))
         began = time.perf_counter()
-        found = learn(folder / "run", folder / "new", by=WAYS, full=True, out=folder / "learned", seed=seed)
+        found = learn(folder / "run", folder / "new", by=words, full=True, out=folder / "learned", seed=seed)
         ways = {}
         n_old, n_new = len(truth), sum(1 for _ in (folder / "new" / "test").rglob("*.*g"))
         for one in found.outcomes:
@@ -84,26 +107,87 @@ def measure(book, data, name, seed):
                 "negative_flips": one.negative_flips,
                 "seconds": one.seconds,
             }
-        line = {"set": name, "seed": seed, "before": right, "ways": ways, "chosen": found.chosen}
+        line = {
+            "set": name,
+            "seed": seed,
+            "words": list(words),
+            "before": right,
+            "ways": ways,
+            "chosen": found.chosen,
+        }
         line["seconds"] = time.perf_counter() - began
     book.add(line)
     print(line, flush=True)
     return line
 
 
-def write_images(source, folder, fresh, count, seed):
-    """Class folders of the old classes and of the new ones, with the archive's own test images."""
+def write_images(source, folder, fresh, count, seed, *, more):
+    """Class folders of the old classes and of the new ones, with the archive's own test images.
+
+    With ``more`` the new images are a tenth as many of every class, and a tenth of the test images.
+    """
     splits = source.columns["split"]
     for k, name in enumerate(source.classes):
         for part in ("train", "test"):
             own = np.flatnonzero((source.labels == k) & (splits == part))
-            if part == "train":
-                most = NEW_IMAGES if k in fresh else count
-                own = own[permutation(len(own), seed, 94, k)][:most]
-            place = folder / ("new" if k in fresh else "old") / part / str(name)
-            place.mkdir(parents=True)
-            for row in own.tolist():
-                (place / Path(str(source.files[row])).name).write_bytes(source.read(row))
+            own = own[permutation(len(own), seed, 94, k)]
+            most = len(own) if part == "test" else NEW_IMAGES if k in fresh else count
+            shares = {"new" if k in fresh else "old": own[:most]}
+            if more:
+                tenth = len(own) // 10 if part == "test" else count // 10
+                shares = {"new": own[-tenth:], "old": own[:-tenth][:most]}
+            for where, rows in shares.items():
+                place = folder / where / part / str(name)
+                place.mkdir(parents=True)
+                for row in rows.tolist():
+                    (place / Path(str(source.files[row])).name).write_bytes(source.read(row))
+
+
+def measure_costs(data):
+    """Milliseconds of a step, and bytes of memory, by strategy; of computed heads those of the whole lesson."""
+    images = load_dataset(data / "mnist_png.zip", Geometry(size=(28, 28), channels=1))
+    train = images.subset(images.columns["split"] == "train")
+    train = train.subset(nested_subset(train.labels, 3000 / len(train), 0))
+    old, new = train.subset(train.labels < 5), train.subset(train.labels >= 5)
+    recipe = Recipe(model="lenet5", lr=0.02, batch_size=64, epochs=1, schedule="constant", warmup=0.0, augment=())
+    plan = resolve(recipe.replace(size=28, channels=1)).fit_to(train)
+    classifier, _ = build_classifier(plan, Splits(train, train, train), torch.device("cpu"))
+    nothing = Past(images=old.subset(np.zeros(0, np.int64)), tasks=np.zeros(0, np.int64))
+    first = Task(classifier=classifier, previous=None, new=old, past=nothing, plan=plan, memory_size=500)
+    learn_task(STRATEGIES["finetune"](), first)
+    steps, figures = {}, {}
+    for word, kind in STRATEGIES.items():
+        strategy = kind()
+        if strategy.computes_head or word == "keep":
+            began = time.perf_counter()
+            task = replace(first, previous=classifier, new=train)
+            if word != "keep":
+                strategy.answer(task, strategy.remember(task))
+            figures[word] = {"ms_a_lesson": 1000 * (time.perf_counter() - began)}
+        past = strategy.remember(replace(first, classifier=copy.deepcopy(classifier)))
+        figures.setdefault(word, {})["memory_bytes"] = past.memory_bytes
+        task = replace(
+            first, classifier=copy.deepcopy(classifier), previous=classifier, new=new, past=past, old_classes=range(5),
+            plan=strategy.adjust(plan),
+        )  # fmt: skip
+        if not strategy.computes_head and (method := strategy.method(task)) is not None:
+            state = start_training(task.classifier, task.plan, method)
+            steps[word] = (state, method, SingleReplica(state.classifier))
+    spent = {word: [] for word in steps}
+    for number in range(ROUNDS):
+        for word, (state, method, gradients) in steps.items():
+            state.classifier.train()
+            batches = islice(cycle(method.batches(number, 0)), ROUND_STEPS)
+            began = time.perf_counter()
+            for batch in batches:
+                method.step(state, gradients, method.objective, batch)
+            spent[word].append(1000 * (time.perf_counter() - began) / ROUND_STEPS)
+    for word, values in spent.items():
+        figures[word] |= {"ms_a_step": float(np.median(values[1:]))}
+        figures[word]["of_a_finetuning_step"] = figures[word]["ms_a_step"] / float(
+            np.median(spent["finetune"][1:])
+        )
+    return figures
 
 
 if __name__ == "__main__":

@@ -9,33 +9,20 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from sklearn.datasets import load_digits
 
-from helpers.tiny_classifiers import SETTLED
+from helpers.digit_folders import DIGITS_RECIPE, write_digits
 from sightline.classifier import Classifier
-from sightline.continual import FeatureStatistics, learn
+from sightline.continual import FeatureStatistics, learn, learning
 from sightline.continual import lesson as module
+from sightline.continual.changes import looks_alike
+from sightline.data import hash_file
 from sightline.errors import ChoiceError, DataError, Interrupted, OutputError, RecipeError
 from sightline.evaluation import evaluate_uncertainty_run
 from sightline.features import embed_cached
+from sightline.files import checksum
+from sightline.inference import predict_correct
 from sightline.sources import USUAL_LABELS, find, read_places, write_joined
-from sightline.training import Recipe, reopen, train
-
-RECIPE = Recipe(
-    model="mlp:hidden=[48]", epochs=8, batch_size=32, lr=0.1, normalize="fitted", augment=(), loss="cross-entropy",
-    **SETTLED,
-)  # fmt: skip
-
-
-def write_digits(folder, wanted):
-    """PNG files: ``wanted`` maps a place below the folder to (digit, first, last)."""
-    digits = load_digits()
-    for place, (digit, first, last) in wanted.items():
-        (folder / place).mkdir(parents=True)
-        for number in np.flatnonzero(digits.target == digit)[first:last]:
-            pixels = (digits.images[number] * 15.9).astype(np.uint8)
-            Image.fromarray(pixels).save(folder / place / f"{number}.png")
-    return folder
+from sightline.training import RunFolder, reopen, train
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +34,7 @@ def home(tmp_path_factory):
         folder / "new", {f"train/d{d}": (d, 0, 20) for d in (4, 5)} | {f"test/d{d}": (d, 20, 60) for d in (4, 5)}
     )
     write_digits(folder / "more", {"d0": (0, 70, 90)})
-    train(folder / "old", RECIPE, out=folder / "run")
+    train(folder / "old", DIGITS_RECIPE, out=folder / "run")
     return folder
 
 
@@ -224,6 +211,10 @@ def refused(home):
             RecipeError,
             "cannot work",
         ),
+        "to a class that is there": ({"rename": {"d0": "d1"}}, DataError, "--merge d0,d1=d1"),
+        "merged unknown": ({"rename": {"d0": "x", "d8": "x"}}, DataError, "no class 'd8' to rename or merge"),
+        "no such new class": ({**new, "new_classes": ["d44"]}, DataError, "no class 'd44'"),
+        "a classifier without its run": ({**new, "run": home / "run" / "classifier"}, DataError, "name its run"),
         "spelling": ({"new_data": home / "spelled"}, DataError, "knows 'd3'"),
         "all of a class": ({"forget": home / "old" / "d3"}, DataError, "No training image of 'd3' would be left"),
         "not among them": ({"forget": home / "new" / "train" / "d4"}, DataError, "None of the images"),
@@ -237,7 +228,7 @@ def test_what_cannot_be_learned(home, case):
         write_digits(home / "spelled", {"D3 ": (3, 70, 80)})
     arguments, kind, message = refused(home)[case]
     with pytest.raises(kind, match=message):
-        learn(home / "run", **{"out": home / "refused", **arguments})
+        learn(**{"run": home / "run", "out": home / "refused", **arguments})
     assert not (home / "refused" / "recipe.toml").exists()
 
 
@@ -247,6 +238,126 @@ def test_two_images_of_a_class_are_learned_and_not_measured(home, tmp_path, caps
     found = learn(home / "run", tmp_path / "few", by=["lda"], out=tmp_path / "out")
     assert found.run.classifier.classes[-1] == "d6"
     assert "fewer than 3 new images of d6" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "other", "alike"),
+    [
+        ("Glass", "glass", True),
+        ("card-board", "cardboard", True),
+        ("plastics", "plastic", True),
+        ("metla", "metal", False),  # a slip in so short a word is as well another word
+        ("class 10", "class 11", False),
+        ("cat", "cats", False),
+        ("grass", "glass", False),
+    ],
+)
+def test_names_that_are_likely_meant_to_be_one(name, other, alike):
+    assert looks_alike(name, other) == alike
+
+
+def test_a_name_that_is_insisted_on_is_a_new_class(home, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "REPLAY_STEPS", 5)
+    write_digits(tmp_path / "new", {"D3": (6, 0, 12)})
+    found = learn(home / "run", tmp_path / "new", by=["lda"], new_classes=["D3"], out=tmp_path / "out")
+    assert found.run.classifier.classes == ("d0", "d1", "d2", "d3", "D3")
+
+
+def test_images_of_another_size_and_mode_and_a_class_of_one_image(home, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(module, "REPLAY_STEPS", 5)
+    rng = np.random.default_rng(0)
+    for name, mode, size, count in (
+        ("wide", "RGB", (40, 20), 6),
+        ("clear", "RGBA", (9, 9), 6),
+        ("single", "L", (8, 8), 1),
+    ):
+        (tmp_path / "new" / name).mkdir(parents=True)
+        for number in range(count):
+            pixels = rng.integers(0, 255, (size[1], size[0], 4), np.uint8)
+            Image.fromarray(pixels, "RGBA").convert(mode).save(tmp_path / "new" / name / f"{number}.png")
+    found = learn(home / "run", tmp_path / "new", by=["lda"], out=tmp_path / "out").run
+    assert set(found.classifier.classes[4:]) == {"wide", "clear", "single"}
+    assert found.splits.train.geometry == found.classifier.geometry
+    assert "fewer than 3 new images of single" in capsys.readouterr().err
+
+
+STEPS = 10
+
+
+def take_step(place, number, home):
+    """Step ``number`` of a chain of ten lessons of every kind, from the run of the step before."""
+    run = place / str(number - 1) if number else home / "run"
+    new = home / "by-digit" / str(number)
+    changes = {
+        0: {"new_data": new}, 1: {"new_data": new}, 2: {"rename": {"d0": "zero"}}, 3: {"new_data": new},
+        4: {"rename": {"d4": "late", "d5": "late"}, "by": ["lda"]}, 5: {"forget": home / "some"},
+        6: {"remove": ["d1"]}, 7: {"new_data": new}, 8: {"new_data": new, "by": ["replay", "lda"]},
+        9: {"rename": {"zero": "0"}},
+    }  # fmt: skip
+    return learn(
+        run, out=place / str(number), **{"by": ["lda"] if "new_data" in changes[number] else (), **changes[number]}
+    )
+
+
+@pytest.fixture(scope="module")
+def lessons(home):
+    for number, digits in {0: {4: 20}, 1: {5: 20}, 3: {6: 12}, 7: {7: 12}, 8: {7: 12, 2: 12}}.items():
+        write_digits(
+            home / "by-digit" / str(number),
+            {f"d{d}": (d, 80 + number, 80 + number + n) for d, n in digits.items()},
+        )
+    (home / "some").mkdir()
+    for file in reopen(home / "run").splits.train.files[:5]:
+        shutil.copy(home / "old" / file, home / "some" / file.replace("/", "-"))
+    return home
+
+
+class Killed(BaseException):
+    """What a killed process sees: nothing handles it."""
+
+
+PHASES = {
+    "begun": (module, "learn_task"),
+    "learned": (learning, "recalibrate"),
+    "saved": (learning, "write_json"),
+    "listed": (RunFolder, "_write_split"),
+}
+
+
+def test_a_chain_of_ten_that_is_killed_in_each_phase_goes_on(lessons, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "REPLAY_STEPS", 5)
+    for number, (owner, name) in enumerate(PHASES.values()):
+        real, before = (
+            getattr(owner, name),
+            checksums(lessons / "run" if not number else tmp_path / str(number - 1)),
+        )
+
+        def kill(*arguments, real=real, name=name, **more):
+            if name == "write_json" and Path(arguments[0]).name != "learning.json":
+                return real(*arguments, **more)
+            raise Killed
+
+        monkeypatch.setattr(owner, name, kill)
+        with pytest.raises(Killed):
+            take_step(tmp_path, number, lessons)
+        monkeypatch.setattr(owner, name, real)
+        assert checksums(lessons / "run" if not number else tmp_path / str(number - 1)) == before
+        take_step(tmp_path, number, lessons)
+    for number in range(len(PHASES), STEPS):
+        last = take_step(tmp_path, number, lessons).run
+    assert last.classifier.classes == ("0", "d2", "d3", "late", "d6", "d7")
+    lineage = last.classifier.provenance["learned"]
+    assert [step["from"] for step in lineage] == ["run", *map(str, range(STEPS - 1))]
+    run = reopen(tmp_path / str(STEPS - 1))
+    assert run.classifier.classes == run.splits.test.classes == last.classifier.classes
+    gone = {hash_file(file.read_bytes()) for file in (lessons / "some").iterdir()}
+    assert not gone & {int(digest).to_bytes(8, "little") for digest in run.splits.train.digests}
+    assert np.mean(predict_correct(run.classifier, run.splits.test)) > 0.7
+    assert not list(tmp_path.glob("*/unfinished"))
+
+
+def checksums(folder):
+    return {file: checksum(file) for file in sorted(folder.rglob("*")) if file.is_file()}
 
 
 def test_without_old_images_only_sums(home, monkeypatch):

@@ -1,5 +1,6 @@
 """The journal on both databases: nothing acknowledged is lost, no row is changed, erased data are gone."""
 
+import hashlib
 import json
 import os
 import shutil
@@ -31,6 +32,7 @@ from sightline.journal.records import (
     encode_lines,
     new_prediction_id,
 )
+from sightline.sources import read_exemplar_table, store_exemplar, write_exemplar_table
 from sightline.types import Geometry
 
 
@@ -417,6 +419,34 @@ def test_triggers_refuse_to_change_rows(journal, statement):
 
 
 # Erasure.
+
+
+def test_erasure_reaches_exemplars_of_the_site_and_of_its_runs(open_journal, tmp_path):
+    journal = open_journal(keep_images=True)
+    mine, others = picture(1), picture(2)
+    hashes = [hashlib.sha256(one).hexdigest() for one in (mine, others)]
+    record_and_flush(
+        journal,
+        make_record(subject="alice", image=mine, sha256=hashes[0]),
+        make_record(subject="bob", image=others, sha256=hashes[1]),
+    )
+    stored = []
+    for folder in (tmp_path / "site", tmp_path / "site" / "runs"):
+        rows = [
+            {"path": store_exemplar(folder, one, ".png"), "label": "cat", "split": "train"}
+            for one in (mine, others)
+        ]
+        (folder / "learned").mkdir()
+        write_exemplar_table(folder / "learned", rows)
+        stored.append([folder / "exemplars" / f"{one}.png" for one in hashes])
+    assert all(file.is_file() for files in stored for file in files)
+    journal.erase("alice")
+    for mine_there, others_there in stored:
+        assert not mine_there.exists()
+        assert others_there.read_bytes() == others
+        assert [Path(row["path"]).stem for row in read_exemplar_table(mine_there.parents[1] / "learned")] == [
+            hashes[1]
+        ]
 
 
 def test_a_subject_is_erased_everywhere(open_journal, tmp_path):

@@ -22,9 +22,10 @@ def learn(
     merge: Words = (),
     remove: Words = (),
     forget: Path | None = None,
+    new_class: Words = (),
     full: bool = False,
     memory: int = 2000,
-    keep_images: bool = True,
+    keep_images: bool | None = None,
     out: Path | None = None,
     overwrite: bool = False,
     seed: int = 0,
@@ -39,7 +40,7 @@ def learn(
     Parameters
     ----------
     run: Path
-        A finished run whose images are still there.
+        A finished run. Where its images are gone, exemplars or sums that it keeps stand for them.
     data: Path
         New labelled images: of classes it knows, of new classes, or of both.
     by: tuple[str, ...]
@@ -51,13 +52,16 @@ def learn(
     remove: tuple[str, ...]
         Classes to take away.
     forget: Path
-        Images to take out of the data and of the last layer, known by their bytes.
+        Images to take out of the data, of the last layer, sums and exemplars, known by their bytes.
+    new_class: tuple[str, ...]
+        New classes whose names look like known ones, and mean another thing.
     full: bool
         Also retrain from random weights on everything, to compare with.
     memory: int
-        Old images that may be shown again, in all.
+        Old images that may be shown again, or kept as exemplars, in all.
     keep_images: bool
-        With --no-keep-images only ways that need no old image.
+        Store exemplars next to the run, so that it can learn more when its images are gone; with --no-keep-images, sums
+        over features alone, and only ways that need no old image.
     out: Path
         Folder of the new run. Default: runs/RUN-learned.
     overwrite: bool
@@ -66,10 +70,11 @@ def learn(
     from ..continual import learn as run_learning
 
     found = run_learning(
-        run, data, by=by, rename=_parse_names(rename, merge), remove=remove, forget=forget, full=full, memory=memory,
-        keep_images=keep_images, out=out, seed=seed, device=options.device, overwrite=overwrite,
+        run, data, by=by, rename=_parse_names(rename, merge), remove=remove, forget=forget,
+        new_classes=new_class, full=full, memory=memory, keep_images=keep_images, out=out, seed=seed,
+        device=options.device, overwrite=overwrite,
     )  # fmt: skip
-    page = evaluate_and_report(found.run)["report"]
+    page = evaluate_and_report(found.run)["report"] if len(found.run.splits.test) else None
     emit({"run": str(found.run.folder), **found.as_json(), "report": page}, options.json, print_learning)
 
 
@@ -98,7 +103,7 @@ def print_learning(console: "Console", value: Mapping[str, Any]) -> None:
                 *(interval.format(**one[name]) if one[name] else "" for name in ("old", "new")),
                 "" if one["change"] is None else f"{100 * one['change']['value']:+.1f}",
                 f"{one['negative_flips']:,}",
-                f"{one['validation_balanced_accuracy']:.1%}",
+                "" if (validation := one["validation_balanced_accuracy"]) is None else f"{validation:.1%}",
                 f"{one['seconds']:.1f}",
                 mark,
             )

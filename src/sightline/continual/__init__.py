@@ -4,20 +4,25 @@ A strategy is one frozen value in ``STRATEGIES``: ``(classifier, what is remembe
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
+from .. import progress
 from ..choose import choose
 from ..errors import RecipeError
+from ..sources import EXEMPLARS_FILE
 from ..training import Recipe
+from .changes import Changes
 from .computed_heads import LDA, ClassMean, RanPAC
 from .exemplar_means import ICaRL
 from .exemplars import Reservoir, balanced_sample, herd
-from .gradient_projection import project_agem, project_gem
+from .gradient_projection import AGEM, GEM, project_agem, project_gem
 from .interfered_retrieval import MIR
 from .learning import LearnResult, learn_run
+from .memory import open_original
 from .protocol import StreamResult, run_stream
 from .regularisation import EWC, LwF, fisher_diagonal
-from .rehearsal import AGEM, ERACE, GEM, DarkReplay, GDumb, NaiveFineTuning, Replay, Retraining
+from .rehearsal import ERACE, DarkReplay, GDumb, NaiveFineTuning, Replay, Retraining
 from .statistics import FeatureStatistics, RidgeStatistics
 from .strategy import Keep, Past, Strategy, Task, grow
 from .stream_comparison import StreamComparison, compare_strategies
@@ -80,9 +85,10 @@ def learn(
     rename: Mapping[str, str] | None = None,
     remove: Sequence[str] = (),
     forget: Path | str | None = None,
+    new_classes: Sequence[str] = (),
     full: bool = False,
     memory: int = DEFAULT_MEMORY_IMAGES,
-    keep_images: bool = True,
+    keep_images: bool | None = None,
     out: Path | str | None = None,
     seed: int = 0,
     device: str = "auto",
@@ -93,15 +99,17 @@ def learn(
     The same call again, with the same ``out``, continues an interrupted one.
 
     Args:
-        run: a finished run whose images are still there.
+        run: a finished run. Where its images are gone, exemplars or sums that it keeps stand for them.
         new_data: labelled images of classes it knows, of new ones, or of both; anything that ``sources.find`` reads.
         by: words of ``STRATEGIES``, simplest first; the best on validation is kept. Default: ``DEFAULT_WAYS``.
         rename: old class name -> new one; two classes of one new name are merged.
         remove: classes to take away, by their new names.
-        forget: images, known by their bytes, to take out of the data and of the last layer.
+        forget: images, known by their bytes, to take out of the data, of the last layer, sums and exemplars.
+        new_classes: names of new classes that look like known ones, and mean another thing.
         full: also retrain from random weights on everything, to compare with.
-        memory: old images that may be shown again, in all.
-        keep_images: False allows only strategies that need no old image.
+        memory: old images that may be shown again, or kept as exemplars, in all.
+        keep_images: True also stores exemplars next to the run, False allows only strategies that need no old image
+            and keeps sums over features, None leaves images where they are; where they are gone, it is as before.
         out: folder of the new run. Default: ``runs/RUN-learned``.
         seed: of every draw.
 
@@ -109,24 +117,36 @@ def learn(
     """
     if memory < 1:
         raise RecipeError(f"The memory is {memory} images: it must be at least one for each class.")
-    names = dict(rename or {})
-    ways = DEFAULT_WAYS
-    if new_data is None:
-        merged = len({*names.values()}) < len(names)
-        ways = ("keep", *DEFAULT_WAYS) if merged else ("keep",) if forget is None else ("lda",)
-    ways = tuple(word for word in ways if keep_images or not STRATEGIES[word].needs_images)
+    changes = Changes(
+        new_data=new_data, rename=dict(rename or {}), remove=remove, forget=forget, new_classes=new_classes,
+        keep_images=keep_images,
+    )  # fmt: skip
+    parse_strategies(by)  # before any image is read
+    if not changes.concerns_images and keep_images is None:
+        raise RecipeError(f"There is nothing to learn: name new images, as in sightline learn {run} NEW_IMAGES.")
+    original, sums, note = open_original(Path(run), device)
+    if note:
+        progress.notify(note)
+        as_before = (Path(run) / EXEMPLARS_FILE).is_file()
+        changes = replace(changes, keep_images=as_before if keep_images is None else keep_images)
+    without = changes.keep_images is False or original.splits.train.counts.min() == 0
+    able = [word for word, kind in STRATEGIES.items() if not (without and kind.needs_images)]
+    ways = tuple(word for word in _choose_ways(changes) if word in able)
+    if sums is not None and sums.ridge is None:
+        ways = tuple(word for word in ways if word != "ranpac")
     candidates = tuple(dict.fromkeys(by)) or ways
-    shown = ("finetune",) if new_data is not None else ()
+    shown = ("finetune",) if new_data is not None and len(original.splits.test) else ()
     strategies = parse_strategies((*candidates, *shown, *(("retrain",) if full else ())))
-    needy = [word for word, one in strategies.items() if one.needs_images]
-    if needy and not keep_images:
-        able = [word for word, kind in STRATEGIES.items() if not kind.needs_images]
+    if needy := [word for word in strategies if word.partition(":")[0] not in able]:
         raise RecipeError(
             f"Without images of old classes, {', '.join(needy)} cannot work: choose among {', '.join(able)} (--by)."
         )
+    if sums is not None:
+        for strategy in strategies.values():
+            strategy.check_sums(sums.ridge)
     return learn_run(
-        run, new_data, strategies, candidates, rename=names, remove=remove, forget=forget, memory=memory,
-        out=None if out is None else Path(out), seed=seed, device=device, overwrite=overwrite,
+        Path(run), original, sums, changes, strategies, candidates, memory=memory,
+        out=None if out is None else Path(out), seed=seed, overwrite=overwrite,
     )  # fmt: skip
 
 
@@ -165,3 +185,12 @@ def compare_on_stream(
         recipe or Recipe(), seeds=seeds, memory=memory, online=online, out=None if out is None else Path(out),
         device=device,
     )  # fmt: skip
+
+
+def _choose_ways(changes: Changes) -> tuple[str, ...]:
+    """The ways to try where the user names none: a class that others were merged into may need training."""
+    if changes.new_data is not None:
+        return DEFAULT_WAYS
+    if len({*changes.rename.values()}) < len(changes.rename):
+        return ("keep", *DEFAULT_WAYS)
+    return ("keep",) if changes.forget is None else ("lda",)

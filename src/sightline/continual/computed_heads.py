@@ -1,13 +1,17 @@
 """Strategies that compute the last layer from sums over frozen features: seconds, no forgetting, no order."""
 
 from abc import abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import numpy as np
 import torch
+from jaxtyping import Float, Int
+from numpy import ndarray
 
 from ..classifier import Classifier
+from ..errors import RecipeError
 from ..layers import RandomFeatureHead, get_head
 from ..training import DEFAULT_SHRINKAGE, Method
 from .rehearsal import NaiveFineTuning
@@ -79,27 +83,41 @@ class RanPAC(ComputedHead):
 
     Arguments:
         projections: number of random features; the sums take 4 projections^2 bytes for each class.
+        seed: of their weights: sums that are kept fit one seed.
     """
 
     projections: int = 1000
+    seed: int = 0
+
+    def sum(
+        self, features: Float[ndarray, "N D"], labels: Int[ndarray, " N"], classes: Sequence[str]
+    ) -> RidgeStatistics:
+        """The sums over the random features of N images; labels are in [0, K)."""
+        projection = random_projection(features.shape[1], self.projections, self.seed)
+        return RidgeStatistics.of(torch.relu(torch.from_numpy(features) @ projection.T).numpy(), labels, classes)
+
+    def check_sums(self, ridge: RidgeStatistics | None) -> None:
+        """Raise RecipeError without sums of as many random features."""
+        if ridge is None:
+            raise RecipeError(
+                "The run keeps no sums of random features, and its images are not there: choose --by lda or means."
+            )
+        if ridge.sums.shape[1] != self.projections:
+            raise RecipeError(
+                f"The run keeps sums of {ridge.sums.shape[1]} random features, not of {self.projections}: choose "
+                f"--by ranpac:projections={ridge.sums.shape[1]}."
+            )
 
     def remember(self, task: Task) -> Past:
         """The sums over random features, with the new images."""
-        features = task.embed(task.classifier, task.new)
-        projection = random_projection(features.shape[1], self.projections, task.plan.recipe.seed)
-        hidden = torch.relu(torch.from_numpy(features) @ projection.T).numpy()
-        fresh = RidgeStatistics.of(hidden, task.new.labels, task.classifier.classes)
-        before = task.past.ridge
+        features, before = task.embed(task.classifier, task.new), task.past.ridge
+        fresh = self.sum(features, task.new.labels, task.classifier.classes)
         return replace(super().remember(task), ridge=fresh if before is None else before + fresh)
 
     def answer(self, task: Task, remembered: Past) -> Classifier:
         """The classifier with a head of random features."""
         assert remembered.ridge is not None
-        ridge, seed = remembered.ridge, task.plan.recipe.seed
-        rows = np.flatnonzero(ridge.counts)
-        seen = RidgeStatistics(
-            tuple(ridge.classes[k] for k in rows), ridge.counts[rows], ridge.sums[rows], ridge.grams[rows]
-        )
+        seen, _ = remembered.ridge.with_images()
         weights, _ = seen.fit()
         classes = task.classifier.classes
         found = with_new_head(task.classifier, classes, "random-features", projections=self.projections)
@@ -107,6 +125,6 @@ class RanPAC(ComputedHead):
         assert isinstance(head, RandomFeatureHead)
         places = [classes.index(name) for name in seen.classes]
         with torch.no_grad():
-            head.projection.copy_(random_projection(head.in_features, self.projections, seed))
+            head.projection.copy_(random_projection(head.in_features, self.projections, self.seed))
         fill_head(found, places, torch.from_numpy(weights.T), torch.zeros(len(places)))
         return found

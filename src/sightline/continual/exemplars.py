@@ -38,6 +38,8 @@ def balanced_sample(labels: Int[ndarray, " N"], size: int, seed: int) -> Int[nda
     What a rare class cannot fill goes to the others. Raises DataError where there are more classes than places.
     """
     classes, counts = np.unique(labels, return_counts=True)
+    if not len(labels):
+        return np.zeros(0, np.int64)
     if size < len(classes):
         raise DataError(
             f"A memory of {size} images is smaller than one image for each of {len(classes)} classes: give it more."

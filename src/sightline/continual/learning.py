@@ -1,36 +1,36 @@
 """``learn``: a run and new labelled images become a run that knows both, compared with the alternatives."""
 
-import copy
 import json
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from .. import progress
-from ..choose import suggest
 from ..classifier import Classifier
-from ..data import hash_file, load_dataset, split
-from ..errors import DataError, OutputError, RecipeError
+from ..errors import OutputError
 from ..evaluation import quantiles_json, threshold_for_coverage
+from ..features import backbone_fingerprint
 from ..files import atomic_replace, explain_write_errors, write_json, write_text
 from ..inference import predict_logits, to_probabilities
 from ..models import Memory
 from ..pictures import contact_sheet
-from ..runs import open_run
-from ..sources import JOINED_SUFFIX, USUAL_LABELS, find, list_images, read_places, write_joined
+from ..sources import (
+    EXEMPLARS_FOLDER,
+    JOINED_SUFFIX,
+    USUAL_LABELS,
+    erase_exemplars,
+    read_places,
+    write_joined,
+)
 from ..training import Recipe, Run, RunFolder, check_run_folder, create_run_folder
-from ..types import UNLABELLED, Dataset, Splits
+from .changes import Changes, make_lesson
 from .lesson import Lesson, Outcome, are_right, choose_outcome, learn_by
-from .strategy import Strategy, grow, regroup_head
+from .memory import Sums, keep_exemplars, sum_features, write_summed
+from .strategy import Past, Strategy
 
 LEARNING_FILE, FLIPS_FILE, WORK_FOLDER = "learning.json", "negative_flips.png", "unfinished"
-
-HELD_OUT_SHARES = (0.15, 0.15)
-"""Shares of new images for validation and test, where they come without splits of their own."""
 
 MAX_SHOWN_FLIPS = 40
 """Images on the contact sheet of negative flips."""
@@ -58,26 +58,23 @@ class LearnResult:
 
 
 def learn_run(
-    run: Path | str,
-    new_data: Path | str | None,
+    parent: Path,
+    original: Run,
+    sums: Sums | None,
+    changes: Changes,
     strategies: Mapping[str, Strategy],
     candidates: Sequence[str],
     *,
-    rename: Mapping[str, str],
-    remove: Sequence[str],
-    forget: Path | str | None,
     memory: int,
     out: Path | None,
     seed: int,
-    device: str,
     overwrite: bool,
 ) -> LearnResult:
-    """Learn by every strategy, and write the best of the ``candidates`` as a run: see ``continual.learn``."""
-    parent = Path(run)
-    if new_data is None and not rename and not remove and forget is None:
-        raise RecipeError(f"There is nothing to learn: name new images, as in sightline learn {run} NEW_IMAGES.")
-    original = open_run(parent, device=device, remedy="name its run")
-    lesson, notes = make_lesson(original, new_data, rename, remove, forget, memory=memory, seed=seed)
+    """Learn by every strategy, and write the best of the ``candidates`` as a run: see ``continual.learn``.
+
+    ``original`` and ``sums`` are what ``open_original`` found of the run ``parent``.
+    """
+    lesson, notes, forgotten = make_lesson(original, sums, changes, memory=memory, seed=seed)
     folder = _begin_folder(parent, out, overwrite=overwrite)
     for note in notes:
         progress.notify(note)
@@ -89,12 +86,15 @@ def learn_run(
     eligible = [one for one in outcomes if one.strategy in candidates]
     chosen = choose_outcome(eligible, {word: classifiers[word] for word in candidates}, lesson.splits.val)
     classifier, past = classifiers[chosen.strategy], remembered[chosen.strategy]
-    sums = past.statistics if strategies[chosen.strategy].computes_head else None
-    classifier.memory = Memory(statistics={} if sums is None else sums.tensors(), fisher=past.fisher)
     recalibrate(classifier, lesson)
-    recipe = _recipe_of(original, new_data, rename, remove, folder.path)
+    recipe = _recipe_of(original, changes, folder.path)
     known = original.classifier.provenance
-    step = {"by": chosen.strategy, "new_images": len(lesson.new.train), "classes": list(classifier.classes)}
+    step = {
+        "from": parent.resolve().name,
+        "by": chosen.strategy,
+        "new_images": len(lesson.new.train),
+        "classes": list(classifier.classes),
+    }
     classifier.provenance = {
         **known,
         "data": Path(recipe.data or "").name,
@@ -103,6 +103,7 @@ def learn_run(
         "parent": parent.resolve().name,
         "learned": [*known.get("learned", ()), step],
     }
+    kept = _keep_past(classifier, lesson, past, recipe, folder.path, changes.keep_images)
     facts = {
         "epochs": 0,
         "best_epoch": 0,
@@ -110,127 +111,49 @@ def learn_run(
         "seconds": round(chosen.seconds, 3),
         "images_per_second": None,
         "temperature": classifier.temperature,
-        "val_accuracy": float(are_right(classifier, lesson.splits.val).mean()),
+        "val_accuracy": float(are_right(classifier, lesson.splits.val).mean()) if len(lesson.splits.val) else None,
         "remarks": [],
     }
     new_run = Run(folder.path, recipe, classifier, lesson.splits, facts, notes)
-    sentences = _sentences(chosen, outcomes, original, forget)
+    sentences = (*_sentences(chosen, outcomes, original, changes.forget), *kept)
     found = LearnResult(new_run, parent, chosen.strategy, tuple(outcomes), sentences)
     _write_run(found, lesson, chosen)
+    for place in {parent.resolve().parent, folder.path.resolve().parent} if forgotten else ():
+        erase_exemplars(place, forgotten)
     return found
 
 
-def make_lesson(
-    original: Run,
-    new_data: Path | str | None,
-    rename: Mapping[str, str],
-    remove: Sequence[str],
-    forget: Path | str | None,
-    *,
-    memory: int,
-    seed: int,
-) -> tuple[Lesson, tuple[str, ...]]:
-    """Old and new images with the classes after learning, the classifier with a head for them, and notes."""
-    classifier, splits = original.classifier, original.splits
-    for name in rename:
-        if name not in classifier.classes:
-            raise DataError(f"There is no class '{name}' to rename. {suggest(name, classifier.classes)}")
-    renamed = [rename.get(name, name) for name in classifier.classes]
-    for name in remove:
-        if name not in renamed:
-            raise DataError(f"There is no class '{name}' to remove. {suggest(name, renamed)}")
-    kept = tuple(name for name in dict.fromkeys(renamed) if name not in remove)
-    new, notes = (None, ()) if new_data is None else load_new_images(new_data, classifier, kept, seed)
-    classes = tuple(dict.fromkeys((*kept, *(() if new is None else new.train.classes))))
-    if len(classes) < 2:
-        raise DataError(f"Only the class '{', '.join(classes)}' would be left: a classifier needs two.")
-    gone = frozenset[int]()
-    if forget is not None:
-        gone = _digests_of(forget, classifier)
-        found = sum(int(np.isin(part.digests, [*gone]).sum()) for part in (splits.train, splits.val, splits.test))
-        if not found:
-            raise DataError(f"None of the images of '{forget}' are among those of '{original.folder}'.")
-        notes = (*notes, f"{found:,} images of '{forget}' are taken out of the data.")
-    old = _adapt(splits, renamed, classes, gone)
-    empty = old.train.subset(np.zeros(0, np.int64))
-    fresh = Splits(empty, empty, empty)
-    if new is not None:
-        fresh = _adapt(new, new.train.classes, classes, gone)
-    counts = old.train.counts + fresh.train.counts
-    if bare := [name for name, count in zip(classes, counts, strict=True) if not count]:
-        raise DataError(
-            f"No training image of '{bare[0]}' would be left: remove the class too (--remove {bare[0]}), or add images."
-        )
-    groups = [[row for row, name in enumerate(renamed) if name == one] for one in kept]
-    previous = regroup_head(classifier, kept, groups)
-    before = copy.deepcopy(classifier)
-    before.classes = tuple(renamed)
-    lesson = Lesson(
-        old=old,
-        new=fresh,
-        classifier=grow(previous, classes),
-        previous=previous,
-        before=before,
-        old_classes=tuple(range(len(kept))),
-        recipe=original.recipe,
-        memory_size=memory,
-        seed=seed,
+def _keep_past(
+    classifier: Classifier, lesson: Lesson, past: Past, recipe: Recipe, folder: Path, keep_images: bool | None
+) -> tuple[str, ...]:
+    """Put into the bundle's memory, and next to the run, what later lessons need; returns what a reader must know."""
+    sums = None
+    if keep_images is not None or past.statistics is not None:
+        unchanged = backbone_fingerprint(lesson.before.network) == backbone_fingerprint(classifier.network)
+        ridge = keep_images is not None or past.ridge is not None
+        if lesson.sums is None:
+            sums = sum_features(classifier, lesson.splits.train.labelled, ridge=ridge)
+        elif unchanged:
+            sums = lesson.sums + sum_features(classifier, lesson.new.train.labelled, ridge=ridge)
+    hashes: dict[str, list[str]] = {}
+    if keep_images and recipe.data is not None:
+        hashes = keep_exemplars(folder, recipe, lesson.splits, lesson.memory_size, lesson.seed)
+    if sums is not None:
+        classifier.provenance = {**classifier.provenance, "sums_of": backbone_fingerprint(classifier.network)}
+        write_summed(folder, sums)
+    classifier.memory = Memory(
+        statistics={} if sums is None else sums.tensors(), fisher=past.fisher, exemplars=hashes
     )
-    return lesson, tuple(notes)
-
-
-def _adapt(splits: Splits, names: Sequence[str], classes: Sequence[str], gone: frozenset[int]) -> Splits:
-    """The images, classes ``names``, labelled by ``classes``; others, and those in ``gone``, are left out."""
-    index = {name: label for label, name in enumerate(classes)}
-    table = np.array([*(index.get(name, -2) for name in names), UNLABELLED], np.int64)
-
-    def adapt(images: Dataset) -> Dataset:
-        labels = table[images.labels]
-        kept = np.flatnonzero((labels != -2) & ~np.isin(images.digests, np.array([*gone], np.uint64)))
-        return replace(images.subset(kept), labels=labels[kept], classes=tuple(classes))
-
-    return Splits(adapt(splits.train), adapt(splits.val), adapt(splits.test))
-
-
-def load_new_images(
-    data: Path | str, classifier: Classifier, known: Sequence[str], seed: int
-) -> tuple[Splits, tuple[str, ...]]:
-    """New images, split as they say or by ``HELD_OUT_SHARES``; and notes.
-
-    Raises DataError for a class that differs from one of ``known`` by capitals or spaces alone.
-    """
-    images = load_dataset(find(data, several=False), classifier.geometry)
-    folded = {_fold(name): name for name in known}
-    for name in images.classes:
-        if name not in known and _fold(name) in folded:
-            raise DataError(
-                f"'{data}' has a class '{name}', and the classifier knows '{folded[_fold(name)]}': rename the folder; "
-                "or, if they are different things, give it a name that differs by more than capitals and spaces."
-            )
-    notes = [*images.notes]
-    if rare := [name for name, count in zip(images.classes, images.counts, strict=True) if count < 3]:
-        notes.append(
-            f"There are fewer than 3 new images of {', '.join(rare[:5])}: they are learned, but how well cannot be "
-            "measured."
+    if keep_images:
+        count = sum(map(len, hashes.values()))
+        return (
+            f"{count:,} images, and others to validate and test on, are kept in '{folder.parent / EXEMPLARS_FOLDER}'.",
         )
-    if images.counts.max() < 3:  # nothing can be held out
-        empty = images.subset(np.zeros(0, np.int64))
-        return Splits(images, empty, empty), tuple(notes)
-    val, test = HELD_OUT_SHARES
-    parts = split(images, val=val, test=test, seed=seed)
-    return parts, (*notes, *parts.notes)
-
-
-def _digests_of(place: Path | str, classifier: Classifier) -> frozenset[int]:
-    """The hashes of the image files below a folder, labelled or not, or of those of an archive or table."""
-    files = [Path(name) for name in list_images(str(place))] if Path(place).is_dir() else []
-    if not files:
-        return frozenset(load_dataset(find(place, several=False), classifier.geometry).digests.tolist())
-    return frozenset(int.from_bytes(hash_file(file.read_bytes()), "little") for file in files)
-
-
-def _fold(name: str) -> str:
-    return "".join(name.casefold().split())
+    if keep_images is False and sums is not None:
+        return ("The run keeps sums over features: the images may be deleted.",)
+    if lesson.sums is not None and sums is None:
+        return ("The network changed, so the sums over images that are gone do not fit it: the run keeps none.",)
+    return ()
 
 
 def recalibrate(classifier: Classifier, lesson: Lesson) -> None:
@@ -239,8 +162,11 @@ def recalibrate(classifier: Classifier, lesson: Lesson) -> None:
     The old threshold would abstain on new classes.
     """
     val, before = lesson.splits.val, lesson.before
+    if not len(lesson.old.val):  # nothing to fit them to: as they were they would abstain on new classes
+        classifier.threshold, classifier.answers = 0.0, {}
+        return
     probabilities = to_probabilities(predict_logits(classifier, val)[0], classifier.temperature)
-    if before.threshold and len(lesson.old.val):
+    if before.threshold:
         was = to_probabilities(predict_logits(before, lesson.old.val)[0], before.temperature).max(1)
         right = probabilities.argmax(1) == val.labels
         coverage = max(0.01, float((was >= before.threshold).mean()))
@@ -267,15 +193,16 @@ def _begin_folder(parent: Path, out: Path | None, *, overwrite: bool) -> RunFold
     return folder
 
 
-def _recipe_of(
-    original: Run, new_data: Path | str | None, rename: Mapping[str, str], remove: Sequence[str], folder: Path
-) -> Recipe:
+def _recipe_of(original: Run, changes: Changes, folder: Path) -> Recipe:
     """The run's recipe, with where all images lie now: the old place, or a file that names the old and the new ones."""
-    recipe = original.recipe.replace(weights=None)
-    if recipe.data is None or (new_data is None and not rename and not remove):
+    recipe, new_data, rename, remove = original.recipe, changes.new_data, changes.rename, changes.remove
+    recipe = recipe.replace(weights=None)
+    if new_data is None and (recipe.data is None or not (rename or remove)):
         return recipe
-    places, names, without = [(recipe.data, recipe.label_rule)], dict(rename), list(remove)
-    if recipe.data.endswith(JOINED_SUFFIX):
+    places, names, without = [(recipe.data or "", recipe.label_rule)], dict(rename), list(remove)
+    if recipe.data is None:
+        places, names, without = [], {}, []
+    elif recipe.data.endswith(JOINED_SUFFIX):
         places, known, gone = read_places(Path(recipe.data))
         names = {**{a: rename.get(b, b) for a, b in known.items()}, **rename}
         without = [*gone, *remove]

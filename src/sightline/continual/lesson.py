@@ -20,9 +20,20 @@ from ..features import embed_cached
 from ..files import explain_write_errors
 from ..inference import predict_logits
 from ..metrics import paired_difference, wilson
-from ..training import Method, Plan, Recipe, SilentRunFolder, default_network, fit_temperature, refine, resolve
+from ..training import (
+    Method,
+    Plan,
+    Recipe,
+    SilentRunFolder,
+    default_network,
+    fit_temperature,
+    refine,
+    resolve,
+    train_on_splits,
+)
 from ..types import Dataset, Interval, Splits
 from .exemplars import balanced_sample
+from .memory import Sums
 from .protocol import learn_task
 from .strategy import Past, Strategy, Task
 
@@ -30,6 +41,9 @@ REPLAY_STEPS, LARGE_REPLAY_STEPS = 200, 60
 """Steps of a training, for small images and for those of ``LARGE_SIDE`` pixels and more."""
 
 LARGE_SIDE = 128
+
+MIN_BATCH = 8
+"""Images of a step where few are new, or none and only sums are known."""
 
 LEARNING_RATE_FACTOR = 0.2
 """Peak learning rate of a network that was trained before, as a multiple of that of its first training."""
@@ -49,8 +63,8 @@ class Outcome:
     """Old accuracy afterwards minus before, on the same images: below 0 is forgetting."""
     negative_flips: int
     """Old test images that were right and are wrong now."""
-    validation: float
-    """Mean recall over the classes on validation images, by which strategies are compared."""
+    validation: float | None
+    """Mean recall over the classes on validation images, by which strategies are compared; None where there are none."""
     flipped: Int[ndarray, " F"] = field(default_factory=lambda: np.zeros(0, np.int64))
     """Positions of the negative flips among the old test images."""
 
@@ -84,6 +98,8 @@ class Lesson:
     """The recipe of the original run."""
     memory_size: int
     """Old images that may be shown again."""
+    sums: Sums | None = None
+    """Where the old images are gone, the sums over them, with the classes after learning."""
     seed: int = 0
 
     @property
@@ -102,18 +118,45 @@ def learn_by(strategy: Strategy, name: str, lesson: Lesson, work: Path) -> tuple
 
     A training goes on from the checkpoint in ``work`` where there is one.
     """
-    began = time.perf_counter()
-    splits, classifier = lesson.splits, copy.deepcopy(lesson.classifier)
-    plan, old = learning_plan(lesson.recipe, splits.train, lesson.seed), lesson.old.train.labelled
-    kept = old
+    began, splits = time.perf_counter(), lesson.splits
+    folder = SilentRunFolder(work)
+    with explain_write_errors(work):
+        work.mkdir(parents=True, exist_ok=True)
+    again = folder.checkpoint.is_file()
+    task = make_task(strategy, lesson)
+
+    def train(trained: Classifier, how: Method) -> None:
+        refine(trained, task.plan, splits, replace(how, validate=balanced_validation), folder, resume=again)
+
+    try:
+        if strategy.repeats_training:
+            recipe = lesson.recipe.replace(data=None, seed=lesson.seed, devices=1)
+            run = train_on_splits(splits, recipe, folder, device=task.classifier.device, resume=again)
+            answering, past = run.classifier, task.past
+        else:
+            answering, past = learn_task(strategy, task, train)
+    except Interrupted as error:
+        raise Interrupted("Stopped; nothing is lost. Repeat the same command to continue.") from error
+    if len(splits.val):
+        answering.temperature = round(fit_temperature(*predict_logits(answering, splits.val)), 6)
+    outcome = _measure(name, answering, lesson, time.perf_counter() - began)
+    progress.notify(describe_outcome(outcome))
+    return outcome, answering, past
+
+
+def make_task(strategy: Strategy, lesson: Lesson) -> Task:
+    """What a strategy is given to learn a lesson: for computed heads sums over all old images, for others a memory."""
+    splits, sums = lesson.splits, lesson.sums
+    old, new = lesson.old.train.labelled, lesson.new.train.labelled
+    kept, nothing = old, old.subset(np.zeros(0, np.int64))
     if not strategy.from_scratch and len(old) > lesson.memory_size:
         kept = old.subset(balanced_sample(old.labels, lesson.memory_size, lesson.seed))
-    new, nothing = lesson.new.train.labelled, kept.subset(np.zeros(0, np.int64))
     if not len(new):  # classes were merged, or images forgotten, and no image is new
         new, kept = old if strategy.computes_head else kept, nothing
     past = Past(images=kept, tasks=np.zeros(len(kept), np.int64), fisher=lesson.before.memory.fisher)
+    plan = learning_plan(lesson.recipe, splits.train, lesson.seed)
     task = Task(
-        classifier=classifier,
+        classifier=copy.deepcopy(lesson.classifier),
         previous=lesson.previous,
         new=new,
         past=past,
@@ -122,44 +165,19 @@ def learn_by(strategy: Strategy, name: str, lesson: Lesson, work: Path) -> tuple
         old_classes=lesson.old_classes,
         embed=lambda one, images: embed_cached(one, images, quiet=True),
     )
-    if strategy.computes_head and len(kept):  # its sums are over all old images
-        none = replace(past, images=nothing, tasks=past.tasks[:0])
-        task = replace(task, past=strategy.remember(replace(task, new=old, past=none)))
+    if strategy.computes_head:
+        past = replace(past, images=nothing, tasks=past.tasks[:0])
+        if sums is not None:
+            past = replace(past, statistics=sums.statistics, ridge=sums.ridge)
+            return replace(task, new=lesson.new.train.labelled, past=past)
+        return replace(task, past=strategy.remember(replace(task, new=old, past=past)) if len(kept) else past)
+    if strategy.repeats_training:
+        return task
+    task = replace(task, plan=strategy.adjust(plan.replace(epochs=1)))
+    if (method := strategy.method(task)) is None or strategy.from_scratch:
+        return task
     steps = REPLAY_STEPS if max(splits.train.geometry.size) < LARGE_SIDE else LARGE_REPLAY_STEPS
-    if (method := strategy.method(task)) is not None:
-        epochs = max(1, round(steps / method.steps_per_epoch))
-        if strategy.from_scratch:
-            epochs = lesson.recipe.epochs or 5 * epochs
-        task = replace(task, plan=plan.replace(epochs=epochs))
-
-    def train(trained: Classifier, how: Method) -> None:
-        folder = SilentRunFolder(work)
-        with explain_write_errors(work):
-            work.mkdir(parents=True, exist_ok=True)
-        balanced = replace(how, validate=balanced_validation)
-        try:
-            refine(trained, task.plan, splits, balanced, folder, resume=folder.checkpoint.is_file())
-        except Interrupted as error:
-            raise Interrupted("Stopped; nothing is lost. Repeat the same command to continue.") from error
-
-    answering, past = learn_task(strategy, task, train)
-    answering.temperature = round(fit_temperature(*predict_logits(answering, splits.val)), 6)
-    seconds = time.perf_counter() - began
-    before = are_right(lesson.before, lesson.old.test)
-    after, new_right = are_right(answering, lesson.old.test), are_right(answering, lesson.new.test)
-    flipped = np.flatnonzero(before & ~after)
-    outcome = Outcome(
-        strategy=name,
-        seconds=seconds,
-        old=wilson(int(after.sum()), len(after)) if len(after) else None,
-        new=wilson(int(new_right.sum()), len(new_right)) if len(new_right) else None,
-        change=paired_difference(after, before) if len(after) else None,
-        negative_flips=len(flipped),
-        validation=balanced_validation(answering, splits.val)[1],
-        flipped=flipped,
-    )
-    progress.notify(describe_outcome(outcome))
-    return outcome, answering, past
+    return replace(task, plan=task.plan.replace(epochs=max(1, round(steps / method.steps_per_epoch))))
 
 
 def learning_plan(recipe: Recipe, train: Dataset, seed: int) -> Plan:
@@ -172,7 +190,7 @@ def learning_plan(recipe: Recipe, train: Dataset, seed: int) -> Plan:
         lr=None if recipe.lr is None else float(f"{recipe.lr * LEARNING_RATE_FACTOR:.4g}"),
     )  # fmt: skip
     plan = resolve(base)
-    chosen = default_network(plan, train_images=len(train))
+    chosen = default_network(plan, train_images=max(2 * MIN_BATCH, len(train)))
     open_fields = {one.field: one.value for one in chosen if one.field in {"augment", "batch_size", "lr"}}
     return plan.replace(**open_fields).fit_to(train)
 
@@ -201,6 +219,22 @@ def are_right(classifier: Classifier, images: Dataset) -> Bool[ndarray, " N"]:
     return names == np.array(images.classes)[images.labels]
 
 
+def _measure(name: str, classifier: Classifier, lesson: Lesson, seconds: float) -> Outcome:
+    before = are_right(lesson.before, lesson.old.test)
+    old, new = are_right(classifier, lesson.old.test), are_right(classifier, lesson.new.test)
+    flipped = np.flatnonzero(before & ~old)
+    return Outcome(
+        strategy=name,
+        seconds=seconds,
+        old=wilson(int(old.sum()), len(old)) if len(old) else None,
+        new=wilson(int(new.sum()), len(new)) if len(new) else None,
+        change=paired_difference(old, before) if len(old) else None,
+        negative_flips=len(flipped),
+        validation=balanced_validation(classifier, lesson.splits.val)[1] if len(lesson.splits.val) else None,
+        flipped=flipped,
+    )
+
+
 def describe_outcome(one: Outcome) -> str:
     """A sentence about one strategy."""
     old = "" if one.old is None else f"old classes {one.old.value:.1%}, "
@@ -209,10 +243,12 @@ def describe_outcome(one: Outcome) -> str:
 
 
 def choose_outcome(outcomes: Sequence[Outcome], classifiers: Mapping[str, Classifier], val: Dataset) -> Outcome:
-    """The strategy of the highest balanced validation accuracy; an earlier one unless the gain is beyond noise.
+    """The way of the highest balanced validation accuracy; an earlier, simpler one unless that is better beyond noise.
 
-    (Paired, by one standard error.)
+    (Paired, by one standard error.) Without validation images it is the first.
     """
+    if not len(val):
+        return outcomes[0]
     weights = class_balance(val.labels) * len(val)
     right = {name: are_right(one, val).astype(float) for name, one in classifiers.items()}
     best = outcomes[0]

@@ -17,7 +17,7 @@ from ..inference import predict_logits
 from ..runtime import resolve_device, seed_torch
 from ..training import Recipe, build_classifier, optimise, resolve, start_training
 from ..types import Dataset, Splits
-from .strategy import Past, Strategy, Task, reinitialise
+from .strategy import Past, Strategy, Task
 from .streams import Stream
 
 
@@ -90,8 +90,7 @@ def learn_task(
 
     ``train(classifier, method)`` carries the method out; default all the epochs of the plan.
     """
-    if strategy.from_scratch:
-        reinitialise(task.classifier, task.plan.recipe.seed)
+    strategy.begin(task)
     method = strategy.method(task)
     if method is not None:
         if train is not None:
@@ -100,6 +99,7 @@ def learn_task(
             seed_torch(task.plan.recipe.seed)
             state = start_training(task.classifier, task.plan, method)
             optimise(state, method, validate=lambda: (0.0, 0.0))
+        strategy.finish(task)
     task.classifier.eval()
     remembered = strategy.remember(task)
     return strategy.answer(task, remembered), remembered

@@ -1,4 +1,4 @@
-"""Strategies that show remembered images again: replay, GDumb, DER++, ER-ACE, GEM and A-GEM."""
+"""Strategies that show remembered images again: replay, GDumb, DER++ and ER-ACE."""
 
 from dataclasses import dataclass, replace
 from typing import ClassVar
@@ -10,16 +10,18 @@ from jaxtyping import Float
 from numpy import ndarray
 from torch import Tensor
 
+from ..checks import check_number
 from ..classifier import Classifier
 from ..data import concat
-from ..inference import predict_logits
-from ..training import Gradients, Method, Objective, Plan, TrainingState, as_objective
+from ..inference import embed, predict_logits
+from ..layers import get_head
+from ..runtime import make_generator
+from ..training import Method, Plan, as_objective
 from ..types import Batch, Dataset
 from .exemplars import Reservoir
-from .gradient_projection import project_agem, project_gem
-from .strategy import Past, Strategy, Task, draw_balanced, make_batch, new_batches, remember_images
+from .strategy import Past, Strategy, Task, draw_balanced, make_batch, mix_images, new_batches, remember_images
 
-_REFERENCE, _SECOND = 84, 85  # streams of random numbers
+_SECOND, _NOISE = 85, 87  # streams of random numbers
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,7 @@ class Retraining(Strategy):
     passes: int = 5
     needs_images: ClassVar[bool] = True
     from_scratch: ClassVar[bool] = True
+    repeats_training: ClassVar[bool] = True
 
     def adjust(self, plan: Plan) -> Plan:
         """More epochs: every training begins at random weights."""
@@ -107,20 +110,42 @@ class Replay(Strategy):
     """Train on new and remembered images together, one cross-entropy over both (Chaudhry et al. 2019, 1902.10486).
 
     Arguments:
-        share: the new images' share of a step, in (0, 1). Default: that of their classes among all, so that every
-            class is shown equally often.
-        reservoir: whether a uniform sample of all images learned is remembered, instead of equally many of each class.
+        share: the new images' share of a step, in (0, 1). Default: every class is shown equally often, and one of which
+            there are both old and new images, half and half.
+        reservoir: whether a uniform sample of all images is remembered, instead of equally many of each class.
+        shrink: factor of the weights before training; below 1, they also get normal noise of 0.01. A network that
+            continues from old weights may generalise worse than one trained from scratch, which this repairs (Ash and
+            Adams 2020, arXiv 1910.08475, who take 0.6).
+        tune_head: whether the last layer is fitted again after training, on un-augmented images with equal weights of
+            the classes (Castro et al. 2018, arXiv 1807.09536, section 4.2).
     """
 
     share: float | None = None
     reservoir: bool = False
+    shrink: float = 1.0
+    tune_head: bool = False
     needs_images: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        check_number("shrink", self.shrink, 0, 1)
+
+    def begin(self, task: Task) -> None:
+        """Shrink and perturb, where asked."""
+        if self.shrink < 1 and task.previous is not None:
+            shrink_and_perturb(task.classifier, self.shrink, task.plan.recipe.seed)
+
+    def finish(self, task: Task) -> None:
+        """Batch-norm statistics of the mixture; then the last layer, where asked."""
+        super().finish(task)
+        if self.tune_head and len(task.past):
+            fit_balanced_head(task.classifier, mix_images(task))
 
     def new_share(self, task: Task) -> float:
         """The new images' share of a step."""
         if self.share is not None:
             return self.share
-        return len(task.new_classes) / max(1, len(np.union1d(task.new_classes, task.past.images.labels)))
+        old, new = np.unique(task.past.images.labels), task.new_classes
+        return (len(new) - len(np.intersect1d(old, new)) / 2) / max(1, len(np.union1d(old, new)))
 
     def method(self, task: Task) -> Method:
         """Cross-entropy of both, each image of equal weight."""
@@ -145,6 +170,47 @@ class Replay(Strategy):
             return np.sort(np.array(sample.positions, np.int64))
 
         return remember_images(task, draw)
+
+
+PERTURBATION = 0.01
+"""Standard deviation of the noise after shrinking (Ash and Adams 2020)."""
+
+
+def shrink_and_perturb(classifier: Classifier, shrink: float, seed: int) -> None:
+    """``theta <- shrink theta + noise`` for every weight, in place."""
+    generator = make_generator(seed, _NOISE)
+    with torch.no_grad():
+        for parameter in classifier.network.parameters():
+            noise = torch.randn(parameter.shape, generator=generator) * PERTURBATION
+            parameter.mul_(shrink).add_(noise.to(parameter))
+
+
+HEAD_PENALTY = 0.01
+"""Weight of the squared distance from the trained last layer while it is fitted again."""
+
+
+def fit_balanced_head(classifier: Classifier, images: Dataset) -> None:
+    """Minimise the cross-entropy of the last layer, with equal weights of the classes, near where it is; in place."""
+    head = get_head(classifier.network)
+    features = torch.from_numpy(embed(classifier, images)).to(classifier.device)
+    labels = torch.from_numpy(images.labels).to(classifier.device)
+    weights = torch.zeros(len(classifier.classes), device=classifier.device)
+    present = labels.unique()
+    weights[present] = 1 / torch.bincount(labels).float()[present]
+    trained = [p for p in head.parameters() if p.requires_grad]
+    centre = [p.detach().clone() for p in trained]
+    optimizer = torch.optim.LBFGS(trained, max_iter=50, line_search_fn="strong_wolfe")
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        loss = F.cross_entropy(head(features), labels, weight=weights)
+        pull = sum(((p - c).square().sum() for p, c in zip(trained, centre, strict=True)), torch.zeros(()))
+        loss = loss + HEAD_PENALTY / 2 * pull
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)
+    optimizer.zero_grad(set_to_none=True)
 
 
 @dataclass(frozen=True)
@@ -232,76 +298,3 @@ class DarkReplay(Replay):
                     logits[place] = float("nan")
                     logits[place, : len(old)] = old
         return replace(found, logits=logits.clone())
-
-
-@dataclass(frozen=True)
-class GEM(Strategy):
-    """Gradient episodic memory: no step may raise the loss of a remembered task (Lopez-Paz and Ranzato 2017).
-
-    Arguments:
-        margin, eps: 0.5 and 1e-3 in the published code; with the defaults the projection is exact.
-
-    A step computes the gradient of ``size`` images of every remembered task, and holds one copy of the weights for
-    each task.
-    """
-
-    size: int = 256
-    margin: float = 0.0
-    eps: float = 0.0
-    needs_images: ClassVar[bool] = True
-
-    def references(self, task: Task, state: TrainingState) -> list[Batch]:
-        """The remembered images whose loss must not rise, a batch for each task."""
-        numbers = task.past.tasks
-        return [
-            make_batch(
-                task, task.past.images, np.flatnonzero(numbers == one), state.epoch, state.batch, _REFERENCE
-            )
-            for one in np.unique(numbers)
-        ]
-
-    def project(self, gradient: Tensor, past: Tensor) -> Tensor:
-        """The gradient of the step, given those of the references (T P)."""
-        return project_gem(gradient, past, margin=self.margin, eps=self.eps)
-
-    def method(self, task: Task) -> Method:
-        """Cross-entropy of new images, its gradient projected."""
-        batches, steps = new_batches(task)
-
-        def step(state: TrainingState, gradients: Gradients, loss_of: Objective, batch: Batch) -> Tensor:
-            parameters = [p for p in state.classifier.parameters() if p.requires_grad]
-
-            def gradient_of(images: Batch) -> tuple[Tensor, Tensor]:
-                state.optimizer.zero_grad(set_to_none=False)
-                loss = gradients(loss_of, images)
-                flat = [p.grad if p.grad is not None else torch.zeros_like(p) for p in parameters]
-                return torch.cat([one.flatten() for one in flat]).clone(), loss
-
-            past = [gradient_of(one)[0] for one in self.references(task, state)] if len(task.past) else []
-            gradient, loss = gradient_of(batch)
-            if past:
-                changed = self.project(gradient.cpu(), torch.stack(past).cpu()).to(gradient.device)
-                for parameter, part in zip(
-                    parameters, changed.split([p.numel() for p in parameters]), strict=True
-                ):
-                    parameter.grad = part.view_as(parameter).clone()
-            state.apply_gradients()
-            return loss
-
-        return Method(as_objective(task.plain_loss), batches, steps, step=step)
-
-
-@dataclass(frozen=True)
-class AGEM(GEM):
-    """A-GEM: the mean loss of ``size`` random remembered images must not rise (Chaudhry et al. 2019, 1812.00420)."""
-
-    def references(self, task: Task, state: TrainingState) -> list[Batch]:
-        """One batch of all tasks."""
-        drawn = draw_balanced(
-            task.past.images.labels, min(self.size, len(task.past)), task.plan.recipe.seed, state.step, _REFERENCE
-        )
-        return [make_batch(task, task.past.images, drawn, state.epoch, state.batch, _REFERENCE)]
-
-    def project(self, gradient: Tensor, past: Tensor) -> Tensor:
-        """The gradient without its component against the reference."""
-        return project_agem(gradient, past[0])

@@ -4,8 +4,9 @@ Sums add over images, batches and sites, in any order, and they subtract: taking
 what never having seen it would have left. They hold no image.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import ClassVar, TypeVar
 
 import numpy as np
 import torch
@@ -21,9 +22,99 @@ RIDGE_PENALTIES = tuple(10.0**power for power in range(-6, 7))
 """Penalties of the ridge regression on random features, in units of the mean eigenvalue."""
 
 
+_Sums = TypeVar("_Sums", bound="ClassSums")
+
+
 @dataclass(frozen=True, eq=False)
-class FeatureStatistics:
-    """Number, sum and sum of outer products of the features of each class's images.
+class ClassSums:
+    """Arrays of sums over images, by class (K ...) or over all classes: they add, and they subtract.
+
+    A kind of sums names its arrays: those of ``by_class`` have a row for each of ``classes``.
+    """
+
+    classes: tuple[str, ...]
+    counts: Float64[ndarray, " K"]
+    by_class: ClassVar[tuple[str, ...]] = ("counts", "sums")
+    shared: ClassVar[tuple[str, ...]] = ()
+    prefix: ClassVar[str] = ""
+    """Of its names in a bundle's memory."""
+
+    def __add__(self: _Sums, other: _Sums) -> _Sums:
+        """The sums over both sets of images; classes are matched by name, those of ``other`` come last."""
+        classes = tuple(dict.fromkeys((*self.classes, *other.classes)))
+        return self.expand(classes)._combine(other.expand(classes), np.add)
+
+    def __sub__(self: _Sums, other: _Sums) -> _Sums:
+        """The sums without the images of ``other``, which must be among them.
+
+        Raises DataError where a class of ``other`` is not here, or has more images than here.
+        """
+        theirs = other.expand(self.classes)
+        if (theirs.counts > self.counts).any():
+            name = self.classes[int((theirs.counts - self.counts).argmax())]
+            raise DataError(
+                f"Cannot forget more images of the class '{name}' than were learned: name only images that were."
+            )
+        return self._combine(theirs, np.subtract)
+
+    def _combine(self: _Sums, other: _Sums, operation: Callable[[ndarray, ndarray], ndarray]) -> _Sums:
+        names = (*self.by_class, *self.shared)
+        return replace(self, **{name: operation(getattr(self, name), getattr(other, name)) for name in names})
+
+    def _rows(self: _Sums, classes: Sequence[str], change: Callable[[ndarray], ndarray]) -> _Sums:
+        rows = {name: change(getattr(self, name)) for name in self.by_class}
+        return replace(self, classes=tuple(classes), **rows)
+
+    def expand(self: _Sums, classes: Sequence[str]) -> _Sums:
+        """The same sums with a row for each of ``classes``; DataError where a class with images is not among them."""
+        if missing := [
+            n for n, count in zip(self.classes, self.counts, strict=True) if count and n not in classes
+        ]:
+            raise DataError(f"The class '{missing[0]}' is not among {', '.join(classes[:5])}.")
+        place = {name: row for row, name in enumerate(self.classes)}
+        rows = [place.get(name, -1) for name in classes]
+        return self._rows(classes, lambda values: np.concatenate([values, np.zeros_like(values[:1])])[rows])
+
+    def regroup(self: _Sums, names: Mapping[str, str]) -> _Sums:
+        """The sums after classes were renamed: ``names`` maps old to new, and two of one new name are merged."""
+        classes = tuple(dict.fromkeys(names.get(name, name) for name in self.classes))
+        target = [classes.index(names.get(name, name)) for name in self.classes]
+
+        def merge(values: ndarray) -> ndarray:
+            found = np.zeros((len(classes), *values.shape[1:]), values.dtype)
+            np.add.at(found, target, values)
+            return found
+
+        return self._rows(classes, merge)
+
+    def drop(self: _Sums, names: Sequence[str]) -> _Sums:
+        """The sums without these classes."""
+        rows = [row for row, name in enumerate(self.classes) if name not in names]
+        return self._rows([self.classes[row] for row in rows], lambda values: values[rows])
+
+    def with_images(self: _Sums) -> tuple[_Sums, list[int]]:
+        """The same sums for the classes that have images alone, and the rows of these."""
+        rows = np.flatnonzero(self.counts)
+        return self._rows([self.classes[k] for k in rows], lambda values: values[rows]), rows.tolist()
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The sums as a bundle's memory holds them."""
+        names = (*self.by_class, *self.shared)
+        return {self.prefix + name: torch.from_numpy(getattr(self, name).copy()) for name in names}
+
+    @classmethod
+    def from_tensors(cls: type[_Sums], tensors: Mapping[str, Tensor], classes: Sequence[str]) -> _Sums | None:
+        """What ``tensors`` gave; None where a memory holds no such sums or those of other classes."""
+        arrays = {name: tensors.get(cls.prefix + name) for name in (*cls.by_class, *cls.shared)}
+        found = {name: one.numpy().copy() for name, one in arrays.items() if one is not None}
+        if len(found) < len(arrays) or any(len(found[name]) != len(classes) for name in cls.by_class):
+            return None
+        return cls(classes=tuple(classes), **found)
+
+
+@dataclass(frozen=True, eq=False)
+class FeatureStatistics(ClassSums):
+    """Number and sum of the features of each class's images, and the sum of outer products over all images.
 
     Arguments:
         classes: K names, in the order of the rows.
@@ -32,10 +123,9 @@ class FeatureStatistics:
         scatter: sum of ``f f'`` over all images.
     """
 
-    classes: tuple[str, ...]
-    counts: Float64[ndarray, " K"]
     sums: Float64[ndarray, "K D"]
     scatter: Float64[ndarray, "D D"]
+    shared: ClassVar[tuple[str, ...]] = ("scatter",)
 
     @classmethod
     def of(
@@ -48,57 +138,13 @@ class FeatureStatistics:
         counts = np.bincount(labels, minlength=len(classes)).astype(np.float64)
         return cls(tuple(classes), counts, sums, f.T @ f)
 
-    def __add__(self, other: "FeatureStatistics") -> "FeatureStatistics":
-        """The statistics of both sets of images; classes are matched by name, those of ``other`` come last."""
-        classes = tuple(dict.fromkeys((*self.classes, *other.classes)))
-        mine, theirs = self.expand(classes), other.expand(classes)
-        return FeatureStatistics(
-            classes, mine.counts + theirs.counts, mine.sums + theirs.sums, mine.scatter + theirs.scatter
-        )
-
-    def __sub__(self, other: "FeatureStatistics") -> "FeatureStatistics":
-        """The statistics without the images of ``other``, which must be among them.
-
-        Raises DataError where a class of ``other`` is not here, or has more images than here.
-        """
-        theirs = other.expand(self.classes)
-        if (theirs.counts > self.counts).any():
-            name = self.classes[int((theirs.counts - self.counts).argmax())]
-            raise DataError(
-                f"Cannot forget more images of the class '{name}' than were learned: name only images that were."
-            )
-        return replace(
-            self,
-            counts=self.counts - theirs.counts,
-            sums=self.sums - theirs.sums,
-            scatter=self.scatter - theirs.scatter,
-        )
-
-    def expand(self, classes: Sequence[str]) -> "FeatureStatistics":
-        """The same sums with a row for each of ``classes``; DataError where a class with images is not among them."""
-        if missing := [
-            n for n, count in zip(self.classes, self.counts, strict=True) if count and n not in classes
-        ]:
-            raise DataError(f"The class '{missing[0]}' is not among {', '.join(classes[:5])}.")
-        place = {name: row for row, name in enumerate(self.classes)}
-        rows = [place.get(name, -1) for name in classes]
-        counts, sums = np.append(self.counts, 0.0), np.vstack([self.sums, np.zeros(self.sums.shape[1])])
-        return FeatureStatistics(tuple(classes), counts[rows], sums[rows], self.scatter)
-
-    def regroup(self, names: Mapping[str, str]) -> "FeatureStatistics":
-        """The statistics after classes were renamed: ``names`` maps old to new, and two of one new name are merged."""
-        classes = tuple(dict.fromkeys(names.get(name, name) for name in self.classes))
-        target = [classes.index(names.get(name, name)) for name in self.classes]
-        sums, counts = np.zeros((len(classes), self.sums.shape[1])), np.zeros(len(classes))
-        np.add.at(sums, target, self.sums)
-        np.add.at(counts, target, self.counts)
-        return FeatureStatistics(classes, counts, sums, self.scatter)
-
-    def with_images(self) -> tuple["FeatureStatistics", list[int]]:
-        """The same sums for the classes that have images alone, and the rows of these."""
-        rows = np.flatnonzero(self.counts)
-        classes = tuple(self.classes[k] for k in rows)
-        return FeatureStatistics(classes, self.counts[rows], self.sums[rows], self.scatter), rows.tolist()
+    def drop(self, names: Sequence[str]) -> "FeatureStatistics":
+        """The sums without these classes; the covariance, which all classes share, stays as it was."""
+        gone = [row for row, name in enumerate(self.classes) if name in names and self.counts[row]]
+        means, counts = self.sums[gone] / self.counts[gone][:, None], self.counts[gone]
+        share = self.covariance() * counts.sum() if gone else 0.0
+        left = super().drop(names)
+        return replace(left, scatter=self.scatter - (means * counts[:, None]).T @ means - share)
 
     @property
     def means(self) -> Float64[ndarray, "K D"]:
@@ -111,8 +157,9 @@ class FeatureStatistics:
 
     def covariance(self) -> Float64[ndarray, "D D"]:
         """The covariance within classes, over all images."""
-        means = self.means
-        return (self.scatter - (means * self.counts[:, None]).T @ means) / self.counts.sum()
+        rows = np.flatnonzero(self.counts)
+        means, counts = self.sums[rows] / self.counts[rows][:, None], self.counts[rows]
+        return (self.scatter - (means * counts[:, None]).T @ means) / counts.sum()
 
     def fit_lda(self, shrinkage: float = DEFAULT_SHRINKAGE) -> FittedHead:
         """Linear discriminant analysis with equal priors: ``W = S^-1 mu, b = -mu' S^-1 mu / 2`` (Fisher 1936).
@@ -121,22 +168,6 @@ class FeatureStatistics:
         """
         equal = np.full(len(self.classes), 1 / len(self.classes))
         return solve_discriminant(self.means, self.covariance(), equal, shrinkage)
-
-    def tensors(self) -> dict[str, Tensor]:
-        """The sums as a bundle's memory holds them, float64."""
-        return {
-            "counts": torch.from_numpy(self.counts.copy()),
-            "sums": torch.from_numpy(self.sums.copy()),
-            "scatter": torch.from_numpy(self.scatter.copy()),
-        }
-
-    @classmethod
-    def from_tensors(cls, tensors: Mapping[str, Tensor], classes: Sequence[str]) -> "FeatureStatistics | None":
-        """What ``tensors`` gave; None where a memory holds no such sums or those of other classes."""
-        if not {"counts", "sums", "scatter"} <= tensors.keys() or len(tensors["counts"]) != len(classes):
-            return None
-        counts, sums, scatter = (tensors[name].double().numpy() for name in ("counts", "sums", "scatter"))
-        return cls(tuple(classes), counts, sums, scatter)
 
 
 def random_projection(features: int, projections: int, seed: int) -> Float[Tensor, "M D"]:
@@ -150,17 +181,17 @@ def fit_ridge(gram: Float64[ndarray, "M M"], targets: Float64[ndarray, "M K"], p
 
 
 @dataclass(frozen=True, eq=False)
-class RidgeStatistics:
+class RidgeStatistics(ClassSums):
     """Number, sum and sum of outer products of the random features of each class's images.
 
     They give RanPAC's head (McDonnell et al. 2023, arXiv 2307.02251) with every class of equal weight, independent of
     the number of its images. They take 4 M^2 bytes for each class.
     """
 
-    classes: tuple[str, ...]
-    counts: Float64[ndarray, " K"]
     sums: Float64[ndarray, "K M"]
     grams: Float[ndarray, "K M M"]
+    by_class: ClassVar[tuple[str, ...]] = ("counts", "sums", "grams")
+    prefix: ClassVar[str] = "random."
 
     @classmethod
     def of(
@@ -174,18 +205,6 @@ class RidgeStatistics:
             np.stack([part.sum(0) for part in parts]),
             np.stack([(part.T @ part).astype(np.float32) for part in parts]),
         )
-
-    def __add__(self, other: "RidgeStatistics") -> "RidgeStatistics":
-        """The statistics of both sets of images; classes are matched by name, those of ``other`` come last."""
-        classes = tuple(dict.fromkeys((*self.classes, *other.classes)))
-
-        def rows(one: "RidgeStatistics", values: ndarray) -> ndarray:
-            found = np.zeros((len(classes), *values.shape[1:]), values.dtype)
-            found[[classes.index(name) for name in one.classes]] = values
-            return found
-
-        pairs = ((self.counts, other.counts), (self.sums, other.sums), (self.grams, other.grams))
-        return RidgeStatistics(classes, *(rows(self, mine) + rows(other, theirs) for mine, theirs in pairs))
 
     def fit(self) -> tuple[Float64[ndarray, "M K"], float]:
         """The weights, and the penalty that generalised cross-validation prefers (Golub, Heath and Wahba 1979).

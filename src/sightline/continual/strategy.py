@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from .. import runtime
 from ..classifier import Classifier
 from ..data import Shuffle, batch_order, concat, to_tensor
+from ..ensembles import update_bn
 from ..errors import RecipeError
 from ..inference import embed
 from ..layers import Network, get_head, head_kind
@@ -33,6 +34,9 @@ _NEW, _PAST = 81, 82  # separate streams of random numbers of one seed
 
 NEVER = -1e4
 """Logit of a class of which no image was seen."""
+
+MAX_MIXED_IMAGES = 512
+"""Images that batch-norm statistics or a tuned head are computed on: a few seconds of photos on a processor."""
 
 HEAD_SURGERY = frozenset({"grown_head", "head", "prototypes"})
 """Changes that concern the last layer alone: a later one of them undoes an earlier."""
@@ -130,14 +134,30 @@ class Strategy(ABC):
     """Whether training starts from new random weights."""
     computes_head: ClassVar[bool] = False
     """Whether the last layer is computed from sums over features, and the rest of the network stays."""
+    repeats_training: ClassVar[bool] = False
+    """Whether ``learn`` trains by the recipe of the run, as ``train`` would with all images."""
 
     def adjust(self, plan: Plan) -> Plan:
         """The plan by which this strategy trains, from that of the task; the same unless its source has its own."""
         return plan
 
+    def check_sums(self, ridge: RidgeStatistics | None) -> None:
+        """Raise RecipeError where it cannot work with the sums that are kept of old images, ``ridge`` among them."""
+        del ridge
+
+    def begin(self, task: Task) -> None:
+        """Change the weights before training, in place: new random ones where training starts from scratch."""
+        if self.from_scratch:
+            reinitialise(task.classifier, task.plan.recipe.seed)
+
     @abstractmethod
     def method(self, task: Task) -> Method | None:
         """How the classifier is trained by gradient; None where it is not."""
+
+    def finish(self, task: Task) -> None:
+        """Change the trained classifier, in place: batch norms get the statistics of old and new images together."""
+        if self.needs_images and not self.from_scratch and len(task.past):
+            update_bn(task.classifier, mix_images(task))
 
     def remember(self, task: Task) -> Past:
         """What to remember for the next task, after training; images are a balanced sample."""
@@ -156,6 +176,13 @@ class Keep(Strategy):
     def method(self, task: Task) -> None:
         """Nothing to train."""
         del task
+
+
+def mix_images(task: Task) -> Dataset:
+    """Up to ``MAX_MIXED_IMAGES`` remembered and new images, each class equally often where it has enough."""
+    images = concat([task.past.images, task.new])
+    size = max(MAX_MIXED_IMAGES, len(np.unique(images.labels)))
+    return images.subset(balanced_sample(images.labels, size, task.plan.recipe.seed))
 
 
 def remember_images(task: Task, choose: Callable[[Int[ndarray, " N"], int, int], Int[ndarray, " n"]]) -> Past:
@@ -236,9 +263,10 @@ def _with_head(classifier: Classifier, network: Network, classes: Sequence[str])
 
 
 def reinitialise(classifier: Classifier, seed: int) -> None:
-    """Draw new random weights for the whole network, in place; the preprocessing stays."""
+    """Give the whole network new random weights, or the published ones it began with, in place."""
     runtime.seed_torch(seed)
     fresh = build(classifier.architecture)
+    fresh.load_published()
     for module in get_head(fresh).modules():
         if isinstance(module, nn.Linear):
             module.reset_parameters()

@@ -15,7 +15,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from .. import progress
 from ..data import load_dataset
 from ..errors import ImageError
-from ..sources import FolderReader, Layout, Listing, sort_classes, source_from_files
+from ..sources import FolderReader, Layout, Listing, erase_exemplars, sort_classes, source_from_files
 from ..types import Dataset, Geometry
 from .database import Database, RejectedValue, corrections, images, predictions
 from .image_store import ImageStore, content_name
@@ -284,7 +284,10 @@ def insert_correction(connection: Connection, id: str, label: str, by: str | Non
 
 
 def erase_subject(connection: Connection, store: ImageStore, subject: str) -> int:
-    """Erase images and hashes of a subject's rows, and equal ones in other rows; return the number of rows."""
+    """Erase images and hashes of a subject's rows, and equal ones in other rows; return the number of rows.
+
+    Exemplars of the same bytes, which runs in the site or in a folder of it learned from, are deleted too.
+    """
     of_subject = predictions.c.subject == subject
     found = connection.execute(select(predictions.c.image, predictions.c.sha256).where(of_subject)).all()
     names = sorted({row.image for row in found if row.image is not None})
@@ -299,6 +302,9 @@ def erase_subject(connection: Connection, store: ImageStore, subject: str) -> in
     for some in _chunks(names):
         count += _clear_rows(connection, predictions.c.image.in_(some))
     _delete_images(connection, store, names)
+    site, erased = store.folder.parent, {*hashes, *(Path(name).stem for name in names)}
+    for folder in (site, *(one for one in site.iterdir() if one.is_dir())) if erased else ():
+        erase_exemplars(folder, erased)
     return count
 
 

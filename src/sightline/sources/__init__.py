@@ -12,6 +12,14 @@ from ..errors import DataError
 from .archives import list_tar, list_zip
 from .arrays import ImageArrays, digits, shapes, source_from_arrays
 from .cache import PUBLISHED_DATASETS, download_dataset, load_or_build, verify_checksums
+from .exemplars import (
+    EXEMPLARS_FILE,
+    EXEMPLARS_FOLDER,
+    erase_exemplars,
+    read_exemplar_table,
+    store_exemplar,
+    write_exemplar_table,
+)
 from .glyphs import glyphs
 from .joined import JOINED_SUFFIX, read_joined, read_places, write_joined
 from .layout import (
@@ -58,7 +66,7 @@ READERS: dict[str, Callable[[Path, LabelRule], Source]] = {
     "idx": read_idx_pair,
     "npz": read_npz_file,
     "joined": lambda path, rule: read_joined(
-        path, lambda place, own: find(place, rule=own if own.given else rule)
+        path, lambda place, own: find(place, several=False, rule=own if own.given else rule)
     ),
 }
 """What a path may be; a folder or archive may hold class folders, IDX or CIFAR files."""
