@@ -46,9 +46,9 @@ def learned(home):
 def test_new_classes_are_known_and_old_ones_not_forgotten(home, learned):
     assert learned.run.classifier.classes == ("d0", "d1", "d2", "d3", "d4", "d5")
     found = {one.strategy: one for one in learned.outcomes}
-    assert list(found) == ["lda", "replay", "finetune", "retrain"]
+    assert list(found) == ["lda", "ranpac", "replay", "finetune", "retrain"]
     kept = found[learned.chosen]
-    assert learned.chosen in ("lda", "replay")
+    assert learned.chosen in ("lda", "ranpac", "replay")
     assert kept.new.value > found["finetune"].new.value
     assert kept.old.value > 0.85
     assert kept.new.n == 80
@@ -363,5 +363,5 @@ def checksums(folder):
 def test_without_old_images_only_sums(home, monkeypatch):
     monkeypatch.setattr(module, "REPLAY_STEPS", 5)
     found = learn(home / "run", home / "new", keep_images=False, out=home / "sums")
-    assert [one.strategy for one in found.outcomes] == ["lda", "finetune"]
+    assert [one.strategy for one in found.outcomes] == ["lda", "ranpac", "finetune"]
     assert found.run.classifier.memory.exemplars == {}

@@ -44,7 +44,7 @@ def learn(
     data: Path
         New labelled images: of classes it knows, of new classes, or of both.
     by: tuple[str, ...]
-        Ways to learn, simplest first; see sightline list strategies. Default: lda, at once, then replay.
+        Ways to learn, simplest first; see sightline list strategies. Default: lda and ranpac, at once, then replay.
     rename: tuple[str, ...]
         New names of classes: cat=Cat.
     merge: tuple[str, ...]

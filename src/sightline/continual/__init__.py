@@ -70,8 +70,9 @@ def parse_strategies(
     return {word: choose(family, word, "strategy") for word in words}
 
 
-DEFAULT_WAYS = ("lda", "replay")
-"""The ways that are tried where the user names none: one at once, and one that trains."""
+DEFAULT_WAYS = ("lda", "ranpac", "replay")
+"""The ways that are tried where the user names none: two heads at once, and one that trains. On Split MNIST ``ranpac``
+was better than the other two and than GDumb, on two digits from 20 images each ``replay`` and ``lda`` were."""
 
 DEFAULT_MEMORY_IMAGES = 2000
 """Old images that may be shown again, in all, where the user names no other number."""
