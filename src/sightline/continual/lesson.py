@@ -64,7 +64,7 @@ class Outcome:
     negative_flips: int
     """Old test images that were right and are wrong now."""
     validation: float | None
-    """Mean recall over the classes on validation images, by which strategies are compared; None where there are none."""
+    """Mean recall over the classes on validation images, by which strategies are compared; None without any."""
     flipped: Int[ndarray, " F"] = field(default_factory=lambda: np.zeros(0, np.int64))
     """Positions of the negative flips among the old test images."""
 
