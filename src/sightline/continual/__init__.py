@@ -19,7 +19,7 @@ from .exemplars import Reservoir, balanced_sample, herd
 from .gradient_projection import AGEM, GEM, project_agem, project_gem
 from .interfered_retrieval import MIR
 from .learning import LearnResult, learn_run
-from .memory import open_original
+from .memory import open_past
 from .protocol import StreamResult, run_stream
 from .regularisation import EWC, LwF, fisher_diagonal
 from .rehearsal import ERACE, DarkReplay, GDumb, NaiveFineTuning, Replay, Retraining
@@ -125,7 +125,7 @@ def learn(
     parse_strategies(by)  # before any image is read
     if not changes.concerns_images and keep_images is None:
         raise RecipeError(f"There is nothing to learn: name new images, as in sightline learn {run} NEW_IMAGES.")
-    original, sums, note = open_original(Path(run), device)
+    original, sums, note = open_past(Path(run), device)
     if note:
         progress.notify(note)
         as_before = (Path(run) / EXEMPLARS_FILE).is_file()

@@ -72,7 +72,7 @@ def learn_run(
 ) -> LearnResult:
     """Learn by every strategy, and write the best of the ``candidates`` as a run: see ``continual.learn``.
 
-    ``original`` and ``sums`` are what ``open_original`` found of the run ``parent``.
+    ``original`` and ``sums`` are what ``open_past`` found of the run ``parent``.
     """
     lesson, notes, forgotten = make_lesson(original, sums, changes, memory=memory, seed=seed)
     folder = _begin_folder(parent, out, overwrite=overwrite)

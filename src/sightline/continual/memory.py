@@ -110,7 +110,7 @@ def sum_features(
     return Sums(FeatureStatistics.of(*given), random, images.digests, names)
 
 
-def open_original(parent: Path, device: str) -> tuple[Run, Sums | None, str]:
+def open_past(parent: Path, device: str) -> tuple[Run, Sums | None, str]:
     """A finished run with its images; where these are gone, with its exemplars, or with no image and sums alone.
 
     Returns the run, the sums where images that they are over are gone, and a sentence that says so. Raises DataError
