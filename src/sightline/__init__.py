@@ -24,6 +24,7 @@ continual : learn more later, forget less
 evidence : all of it on one page
 journal : what was answered, and what people said of it
 serving : the classifier meets the world
+feedback : the world answers
 cli : the same verbs, from a shell
 
 The verbs of this table are offered here, and loaded when first used:

@@ -17,7 +17,7 @@ from helpers.tiny_classifiers import WORDS
 from sightline.baselines import fit_baseline
 from sightline.classifier import Classifier
 from sightline.compression import Int8
-from sightline.data import load_dataset
+from sightline.data import load_dataset, to_tensor
 from sightline.ensembles import combine
 from sightline.errors import BundleError, ChoiceError, DataError, OutputError, RequirementNotMet
 from sightline.evaluation import evaluate
@@ -238,13 +238,39 @@ def test_the_file_holds_its_metadata(images, tmp_path):
     assert facts["threshold"] == 0.25
     assert facts["format"] == 1
     assert "/home/me" not in json.dumps(facts)
-    (given,), (answers,) = session.get_inputs(), session.get_outputs()
+    (given,), (answers, *others) = session.get_inputs(), session.get_outputs()
     assert (given.name, given.type, given.shape) == ("images", "tensor(uint8)", ["N", 16, 16, 3])
     assert (answers.name, answers.type, answers.shape) == ("probabilities", "tensor(float)", ["N", 4])
+    width = classifier.network.head.in_features
+    assert [(one.name, one.shape) for one in others] == [("features", ["N", width]), ("energy", ["N"])]
     onnx.checker.check_model(str(tmp_path / "m.onnx"), full_check=True)
     text = (tmp_path / "m.onnx").read_bytes()
     assert b"/site-packages/" not in text
     assert b"sightline/" not in text
+
+
+def test_the_file_gives_the_classifiers_features_and_energy(images, tmp_path):
+    classifier = made("small-cnn")
+    found = open_exported(write_exported(classifier, tmp_path / "m.onnx")).outputs(images[:9])
+    pixels = to_tensor(images[:9], classifier.device)
+    with torch.inference_mode():
+        features, energy = classifier.features(pixels), -torch.logsumexp(classifier(pixels).double(), 1)
+    assert np.allclose(found.features, features, atol=1e-5)
+    assert np.allclose(found.energy, energy, atol=1e-5)
+
+
+def test_a_file_with_other_features_is_refused(images, tmp_path, monkeypatch):
+    classifier = made("small-cnn")
+    other = made("small-cnn")
+    with torch.no_grad():  # the same answers from features twice as large
+        other.network.features.fc.weight *= 2
+        other.network.features.fc.bias *= 2
+        other.network.head.weight /= 2
+    faulty = replace(FORMATS["onnx"], write=lambda _, path: FORMATS["onnx"].write(other, path))
+    monkeypatch.setattr("sightline.formats.FORMATS", {"onnx": faulty})
+    with pytest.raises(RequirementNotMet, match="other features"):
+        export(classifier, tmp_path / "m.onnx", data=images)
+    assert not [*tmp_path.iterdir()]
 
 
 def test_a_file_passes_for_a_classifier(images, tmp_path):

@@ -111,9 +111,14 @@ def test_encoded_lines_decode_to_the_same_records():
     lines = encode_lines(large, images=True).splitlines()
     assert len(lines) > 1
     assert [one for line in lines for one in decode_line(line)] == large
-    for bad in (b"", b"{}", b"[]", b"[2]", b'[1,["x"]]', b"[1,3]", lines[0][:-20]):
+    for bad in (b"", b"{}", b"[]", b"[3]", b'[1,["x"]]', b"[1,3]", lines[0][:-20]):
         with pytest.raises(ValueError, match=r"line|Expecting|unpack|Unterminated|Invalid"):
             decode_line(bad)
+
+
+def test_lines_of_the_first_format_are_still_read():
+    line = b'[1,["ab",5.0,1,"cat",0.5,false,null,"Zoe",null,"AAE="]]'
+    assert decode_line(line) == [PredictionRecord("ab", 5.0, 1, "cat", 0.5, False, None, "Zoe", None, b"\0\1")]
 
 
 # Answers.
@@ -728,7 +733,7 @@ def test_a_newer_schema_is_refused(where, open_journal):
     with engine.begin() as connection:
         connection.execute(text("UPDATE alembic_version SET version_num = '9999'"))
     engine.dispose()
-    with pytest.raises(JournalError, match=r"has schema 9999, newer than this release reads \(0001\)"):
+    with pytest.raises(JournalError, match=r"has schema 9999, newer than this release reads \(0002\)"):
         open_journal()
 
 
@@ -796,7 +801,7 @@ def dump(file):
         connection.close()
 
 
-def test_a_journal_of_revision_0001_opens_unchanged(tmp_path):
+def test_a_journal_of_revision_0001_is_upgraded_in_place(tmp_path):
     """``journal-0001.sql`` was written before the migrations had a script directory."""
     held = Path(__file__).with_name("journal-0001.sql").read_text()
     (tmp_path / "old").mkdir()
@@ -804,7 +809,9 @@ def test_a_journal_of_revision_0001_opens_unchanged(tmp_path):
     connection.executescript(held)
     connection.close()
     with Journal.open(tmp_path / "old") as journal:
-        assert dump(tmp_path / "old" / JOURNAL_FILE) == held.strip()
+        upgraded = dump(tmp_path / "old" / JOURNAL_FILE)
+        changed = [line for line in held.strip().splitlines() if line not in upgraded.splitlines()]
+        assert changed == ["INSERT INTO \"alembic_version\" VALUES('0001');"]
         assert [row.correction for row in journal.predictions()] == [None, "dog", "dog", None]
         journal.correct(journal.predictions()[0].id, "emu")
         assert journal.count()["corrected"] == 3
@@ -814,7 +821,7 @@ def test_a_journal_of_revision_0001_opens_unchanged(tmp_path):
         ):
             connection.execute(text("UPDATE predictions SET label = 'dog'"))
     Journal.open(tmp_path / "new").close()
-    tables = [line for line in held.splitlines() if not line.startswith("INSERT")]
+    tables = [line for line in upgraded.splitlines() if not line.startswith("INSERT")]
     fresh = [line for line in dump(tmp_path / "new" / JOURNAL_FILE).splitlines() if not line.startswith("INSERT")]
     assert fresh == tables
 

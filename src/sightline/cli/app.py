@@ -152,6 +152,13 @@ COMMANDS = (
         "List, export and erase the predictions of a site and their corrections.",
         "sightline journal site list --limit 20",
     ),
+    (
+        USE,
+        "drift",
+        "drift:drift",
+        "Report whether a service's images are still those its release was tested on.",
+        "sightline drift site",
+    ),
     (USE, "runs", "list_members:runs", "List the runs in a folder, newest first.", "sightline runs"),
     (
         USE,

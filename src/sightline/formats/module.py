@@ -23,11 +23,14 @@ from ..preprocessing import MedianFilter, Normalise, Preprocessing, Preprocessin
 class ExportModule(nn.Module):
     """``images (N H W C) uint8 -> probabilities (N K)``: preprocessing, network, temperature and softmax.
 
-    A copy of the classifier on the CPU, in eval mode. Raises RequirementNotMet for what no file can reproduce.
+    With ``features=True`` also the features (N D), the input of the last layer, and the energy (N), minus the
+    logarithm of the sum of exponentials of the logits; not for a network without a last layer, as an ensemble. A copy
+    of the classifier on the CPU, in eval mode. Raises RequirementNotMet for what no file can reproduce.
     """
 
-    def __init__(self, classifier: Classifier):
+    def __init__(self, classifier: Classifier, *, features: bool = False):
         super().__init__()
+        self.has_features = features and hasattr(classifier.network, "head")
         check_exportable(classifier)
         classifier = copy.deepcopy(classifier).cpu().float().eval()
         self.preprocessing = to_exportable_steps(classifier.preprocessing)
@@ -40,9 +43,15 @@ class ExportModule(nn.Module):
         self.preprocessing.steps = nn.ModuleList(others)
         self.requires_grad_(False).eval()
 
-    def forward(self, images: UInt8[Tensor, "N H W C"]) -> Float[Tensor, "N K"]:
-        """Calibrated probabilities."""
-        logits = self.network(self.preprocessing(self.first(images.permute(0, 3, 1, 2).float())))
+    def forward(self, images: UInt8[Tensor, "N H W C"]) -> Float[Tensor, "N K"] | tuple[Tensor, Tensor, Tensor]:
+        """Calibrated probabilities, and with ``features`` the features and the energy."""
+        pixels = self.preprocessing(self.first(images.permute(0, 3, 1, 2).float()))
+        if not self.has_features:
+            return self._calibrate(self.network(pixels))
+        features, logits = self.network.features_and_logits(pixels)
+        return self._calibrate(logits), features, -torch.logsumexp(logits, 1)
+
+    def _calibrate(self, logits: Float[Tensor, "N K"]) -> Float[Tensor, "N K"]:
         return torch.softmax(logits if self.temperature == 1 else logits / self.temperature, 1)
 
 

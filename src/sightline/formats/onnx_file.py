@@ -22,7 +22,7 @@ from torch import Tensor
 from ..classifier import Classifier
 from ..errors import RequirementNotMet
 from ..layers import ActivationGrid, Int8Conv2d, Int8Layer, Int8Linear
-from ..models import EXPORT_INPUT, EXPORT_OUTPUT, ExportedModel, open_exported
+from ..models import EXPORT_INPUT, EXPORT_OUTPUTS, ExportedModel, open_exported
 from .module import ExportModule, example_images, export_metadata, silence_exporters
 from .onnx_graph import absorb_padding, quantise_biases, read_bytes_as_codes
 
@@ -55,7 +55,7 @@ def open_onnx(path: Path) -> ExportedModel:
 
 def build_onnx_model(classifier: Classifier) -> Any:
     """The classifier as an ONNX model, without the exporter's own notes."""
-    module = ExportModule(classifier)
+    module = ExportModule(classifier, features=True)
     for part in [*module.modules()]:
         if isinstance(part, Int8Conv2d | Int8Linear):
             part.register_buffer("scale", (part.step * part.gain).detach().flatten())
@@ -71,7 +71,7 @@ def build_onnx_model(classifier: Classifier) -> Any:
                 (example_images(classifier),),
                 dynamo=True,
                 input_names=[EXPORT_INPUT],
-                output_names=[EXPORT_OUTPUT],
+                output_names=list(EXPORT_OUTPUTS if module.has_features else EXPORT_OUTPUTS[:1]),
                 dynamic_shapes=({0: torch.export.Dim.DYNAMIC},),
                 opset_version=ONNX_OPSET,
                 external_data=False,
@@ -136,7 +136,7 @@ class OpenVINORunner:
 
     def probabilities(self, images: UInt8[ndarray, "N H W C"]) -> Float[ndarray, "N K"]:
         """The model's probabilities."""
-        return self.model({EXPORT_INPUT: np.ascontiguousarray(images)})[EXPORT_OUTPUT]
+        return self.model({EXPORT_INPUT: np.ascontiguousarray(images)})[EXPORT_OUTPUTS[0]]
 
 
 def import_openvino() -> ModuleType:

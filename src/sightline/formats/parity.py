@@ -1,5 +1,6 @@
 """Parity: whether a file gives the classifier's answers on labelled images, and at which latency."""
 
+import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,7 +17,11 @@ from ..data import to_tensor
 from ..errors import RequirementNotMet
 from ..evaluation import LATENCY_BATCH_SIZES, LATENCY_SECONDS, MAX_LATENCY_REPEATS, MIN_LATENCY_REPEATS, Latency
 from ..inference import match_labels
+from ..models import NetworkOutputs
 from ..types import Dataset, Interval
+
+MAX_COMPARED_FEATURES = 64
+"""Images whose features are compared: one batch shows whether a file computes the same."""
 
 
 @runtime_checkable
@@ -28,6 +33,15 @@ class Runner(Protocol):
         ...
 
 
+@runtime_checkable
+class FeatureRunner(Protocol):
+    """A runner that also gives features and energy."""
+
+    def outputs(self, images: UInt8[ndarray, "N H W C"], /) -> NetworkOutputs:
+        """All outputs for a batch of images."""
+        ...
+
+
 @dataclass(frozen=True)
 class ParityLimits:
     """What a file must reach to be kept."""
@@ -36,12 +50,14 @@ class ParityLimits:
     """Smallest share of images with the same answer."""
     difference: float
     """Largest difference of any probability."""
+    feature_difference: float
+    """Largest difference of any feature, in standard deviations of all features."""
 
 
-FLOAT_LIMITS = ParityLimits(0.999, 1e-3)
+FLOAT_LIMITS = ParityLimits(0.999, 1e-3, 0.01)
 """For float32: the same sums in another order differ in the last digits."""
 
-INT8_LIMITS = ParityLimits(0.98, 1.0)
+INT8_LIMITS = ParityLimits(0.98, 1.0, math.inf)
 """For int8: integer kernels round each result once, the float imitation several times, so a value midway between
 two levels may take the other one, and near ties change."""
 
@@ -74,6 +90,8 @@ class Parity:
     """Share of images with the same answer."""
     largest_difference: float
     """Of any probability of any image."""
+    feature_difference: float
+    """Of any feature, in standard deviations of all features; 0 for a file without features."""
     accuracy: Interval
     """The file's."""
     accuracy_before: Interval
@@ -91,8 +109,14 @@ class Parity:
         return INT8_LIMITS if self.int8 else FLOAT_LIMITS
 
     def require(self) -> None:
-        """Raise RequirementNotMet where the file gives other answers."""
+        """Raise RequirementNotMet where the file gives other answers or other features."""
         limits = self.limits
+        if not self.feature_difference <= limits.feature_difference:
+            raise RequirementNotMet(
+                f"The file gives other features than the classifier: up to {self.feature_difference:.2g} standard "
+                f"deviations apart (at most {limits.feature_difference:g}). No file was written: please report the "
+                "network, or use another --to."
+            )
         if not (self.agreement >= limits.agreement and self.largest_difference <= limits.difference):
             raise RequirementNotMet(
                 f"The file gives other answers than the classifier: the same class for {self.agreement:.2%} of "
@@ -111,6 +135,7 @@ class Parity:
             "sample": self.sample,
             "agreement": self.agreement,
             "largest_difference": self.largest_difference,
+            "feature_difference": self.feature_difference,
             "accuracy": self.accuracy.value,
             "accuracy_before": self.accuracy_before.value,
             "intervals": {
@@ -129,19 +154,34 @@ def run_in_batches(runner: Runner, images: Dataset, batch: int = 128) -> Float[n
 
 
 def compare_answers(classifier: Classifier, runner: Runner, images: Dataset) -> dict[str, Any]:
-    """Agreement, the largest difference, and both accuracies, on labelled images."""
+    """Agreement, the largest differences of probabilities and features, and both accuracies, on labelled images."""
     labels = match_labels(classifier, images)
     ours, theirs = run_in_batches(TorchRunner(classifier), images), run_in_batches(runner, images)
     if theirs.shape != ours.shape or not np.isfinite(theirs).all():
-        return {"agreement": 0.0, "largest_difference": 1.0} | dict.fromkeys(
+        return {"agreement": 0.0, "largest_difference": 1.0, "feature_difference": 0.0} | dict.fromkeys(
             _ACCURACIES, _accuracy_interval(labels, ours)
         )
     return {
+        "feature_difference": compare_features(classifier, runner, images[:MAX_COMPARED_FEATURES]),
         "agreement": float((ours.argmax(1) == theirs.argmax(1)).mean()),
         "largest_difference": float(np.abs(ours - theirs).max()),
         "accuracy": _accuracy_interval(labels, theirs),
         "accuracy_before": _accuracy_interval(labels, ours),
     }
+
+
+def compare_features(classifier: Classifier, runner: Runner, images: UInt8[ndarray, "N H W C"]) -> float:
+    """The largest difference of a file's features, in standard deviations of all features; 0 where it has none.
+
+    Not a number counts as infinite.
+    """
+    theirs = runner.outputs(images).features if isinstance(runner, FeatureRunner) else None
+    if theirs is None:
+        return 0.0
+    with torch.inference_mode():
+        ours = classifier.features(to_tensor(images, classifier.device)).float().cpu().numpy()
+    scale = float(ours.std()) or 1.0
+    return float(np.nan_to_num(np.abs(ours - theirs), nan=np.inf).max()) / scale
 
 
 _ACCURACIES = ("accuracy", "accuracy_before")

@@ -11,23 +11,45 @@ from .records import (
     Erasure,
     JournalRow,
     PredictionRecord,
+    SketchRow,
     UnknownPrediction,
     new_prediction_id,
 )
+from .reference import (
+    MIN_REFERENCE_IMAGES,
+    REFERENCE_FILE,
+    Projection,
+    Reference,
+    class_probabilities,
+    confidences,
+    predicted_classes,
+)
+from .sketches import Sketches, decode_sketches, make_sketches
 
 if TYPE_CHECKING:
     from .journal import JOURNAL_FILE, Journal
 
 __all__ = [
     "JOURNAL_FILE",
+    "MIN_REFERENCE_IMAGES",
+    "REFERENCE_FILE",
     "Correction",
     "DatabaseUnavailable",
     "Erasure",
     "Journal",
     "JournalRow",
     "PredictionRecord",
+    "Projection",
+    "Reference",
+    "SketchRow",
+    "Sketches",
     "UnknownPrediction",
+    "class_probabilities",
+    "confidences",
+    "decode_sketches",
+    "make_sketches",
     "new_prediction_id",
+    "predicted_classes",
 ]
 
 

@@ -18,6 +18,7 @@ from sqlalchemy import (
     ForeignKey,
     Index,
     Integer,
+    LargeBinary,
     MetaData,
     String,
     Table,
@@ -43,7 +44,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from ..errors import JournalError
 from .records import DatabaseUnavailable
 
-SCHEMA_HEAD = "0001"
+SCHEMA_HEAD = "0002"
 """Newest revision in ``migrations/versions``, which leads to the tables below."""
 
 MIGRATIONS_FOLDER = Path(__file__).with_name("migrations")
@@ -90,6 +91,20 @@ corrections = Table(
     Index("corrections_prediction", "prediction"),
 )
 """Corrected labels; of several for one prediction the latest counts. Rows are never updated."""
+
+sketches = Table(
+    "sketches",
+    metadata,
+    Column("number", Integer, primary_key=True, autoincrement=True),  # in the order of insertion
+    Column("prediction", LargeBinary, nullable=False),  # the 16 bytes of its id
+    Column("release", Integer, nullable=False),
+    Column("values", LargeBinary, nullable=False),
+    sqlite_autoincrement=True,
+)
+"""A sketch of each answer, for monitoring. Rows are never updated; erasure deletes them.
+
+They have no index but ``number``: a million of them stay under 150 MB.
+"""
 
 images = Table(
     "images",
@@ -155,7 +170,7 @@ class Database:
             for setting in ("statement_timeout = 0", f"lock_timeout = {1000 * LOCK_TIMEOUT_SECONDS}"):
                 connection.exec_driver_sql(f"SET {setting}")
             try:
-                connection.exec_driver_sql("VACUUM (FULL, ANALYZE) predictions, images")
+                connection.exec_driver_sql("VACUUM (FULL, ANALYZE) predictions, images, sketches")
             finally:
                 connection.invalidate()  # its settings are for this statement only
             return (

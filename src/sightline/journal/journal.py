@@ -28,6 +28,7 @@ from .records import (
     JournalRow,
     PredictionRecord,
     RowConditions,
+    SketchRow,
     Spool,
     UnknownPrediction,
     database_safe_text,
@@ -253,6 +254,24 @@ class Journal:
         with self._database.read_transaction() as connection:
             return statements.count_rows(connection)
 
+    def sketch_rows(self, release: int, *, after: int = 0, limit: int = 2000) -> list[SketchRow]:
+        """Return the next sketches of a release's answers, stored after number ``after``, in the order of storing.
+
+        Raise DatabaseUnavailable.
+        """
+        with self._database.read_transaction() as connection:
+            return statements.query_sketches(connection, release, limit, after=after)
+
+    def latest_sketch_rows(self, release: int, *, until: int, limit: int) -> list[SketchRow]:
+        """Return the last sketches of a release's answers up to number ``until``, in the order of storing."""
+        with self._database.read_transaction() as connection:
+            return statements.query_sketches(connection, release, limit, until=until)
+
+    def last_sketch_number(self) -> int:
+        """Return the number of the newest sketch in the database; 0 without any."""
+        with self._database.read_transaction() as connection:
+            return statements.last_sketch_number(connection)
+
     def dataset(self, *, geometry: Geometry, corrected_only: bool = True, min_confidence: float = 0.9) -> Dataset:
         """Load the kept images, labelled by their latest correction, at the working size of ``geometry``.
 
@@ -274,7 +293,7 @@ class Journal:
         with self._database.read_transaction() as connection:
             return statements.query_labelled_rows(connection, None if corrected_only else min_confidence)
 
-    def image_path(self, row: JournalRow) -> Path | None:
+    def image_path(self, row: JournalRow | SketchRow) -> Path | None:
         """Return the file of a row's kept image; None if there is none."""
         path = None if row.image is None else self._images.path(row.image)
         return path if path is not None and path.is_file() else None

@@ -23,7 +23,7 @@ from filelock import FileLock, Timeout
 from ..errors import JournalError
 from ..files import explain_write_errors
 
-LINE_FORMAT = 1
+LINE_FORMAT = 2
 """Version of a line in the spool; a release reads its own version and every earlier one."""
 
 MAX_LINE_CHARACTERS = 4_000_000
@@ -70,6 +70,8 @@ class PredictionRecord:
     """Where the image came from: a file name, a device."""
     image: bytes | None = None
     """The bytes received, if the image is to be kept."""
+    sketch: bytes | None = None
+    """One row of ``sketch_dtype``, for monitoring."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +122,21 @@ class JournalRow:
     corrected_by: str | None
 
 
+@dataclass(frozen=True, slots=True)
+class SketchRow:
+    """The sketch of one answer, as stored."""
+
+    number: int
+    """Counts up in the order of storing."""
+    id: str
+    at: float
+    subject: str | None
+    source: str | None
+    image: str | None
+    """Name of the kept image; None if none was kept, or it was erased."""
+    values: bytes
+
+
 class RowConditions(TypedDict, total=False):
     """Conditions on rows of the journal, joined by AND; None is no condition."""
 
@@ -142,6 +159,11 @@ def new_prediction_id() -> str:
     return ((time.time_ns() // 1000).to_bytes(7, "big") + os.urandom(9)).hex()
 
 
+def is_new_id(id: str) -> bool:
+    """Whether an id has the form of ``new_prediction_id``."""
+    return len(id) == 32 and set(id) <= set("0123456789abcdef")
+
+
 def database_safe_text(text: str | None) -> str | None:
     """Return text that any database stores: no NUL, no lone surrogates, at most ``MAX_TEXT_CHARACTERS``."""
     if text is None or (text.isascii() and "\0" not in text and len(text) <= MAX_TEXT_CHARACTERS):
@@ -156,10 +178,23 @@ def encode_lines(records: Sequence[PredictionRecord], *, images: bool) -> bytes:
     size = 0
     for one in records:
         image = b64encode(one.image).decode("ascii") if images and one.image is not None else None
+        sketch = None if one.sketch is None else b64encode(one.sketch).decode("ascii")
         confidence = one.confidence if math.isfinite(one.confidence) else 0.0
         label, subject, source = map(database_safe_text, (one.label, one.subject, one.source))
         rows.append(
-            (one.id, one.at, one.release, label, confidence, one.abstained, one.sha256, subject, source, image)
+            (
+                one.id,
+                one.at,
+                one.release,
+                label,
+                confidence,
+                one.abstained,
+                one.sha256,
+                subject,
+                source,
+                image,
+                sketch,
+            )
         )
         size += len(image or "")
         if size > MAX_LINE_CHARACTERS:
@@ -174,9 +209,10 @@ def decode_line(line: bytes) -> list[PredictionRecord]:
     """Decode one line of the spool; raise ValueError if it is damaged or of a newer format."""
     try:
         version, *rows = json.loads(line)
-        if version == LINE_FORMAT:
+        if version in (1, LINE_FORMAT):  # lines of version 1 end with the image
             return [
-                PredictionRecord(*row[:-1], image=None if row[-1] is None else b64decode(row[-1])) for row in rows
+                PredictionRecord(*row[:9], *(None if one is None else b64decode(one) for one in row[9:]))
+                for row in rows
             ]
     except TypeError as error:
         raise ValueError("a damaged line") from error

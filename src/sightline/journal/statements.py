@@ -17,15 +17,17 @@ from ..data import load_dataset
 from ..errors import ImageError
 from ..sources import FolderReader, Layout, Listing, erase_exemplars, sort_classes, source_from_files
 from ..types import Dataset, Geometry
-from .database import Database, RejectedValue, corrections, images, predictions
+from .database import Database, RejectedValue, corrections, images, predictions, sketches
 from .image_store import ImageStore, content_name
 from .records import (
     Correction,
     JournalRow,
     PredictionRecord,
     RowConditions,
+    SketchRow,
     Spool,
     encode_lines,
+    is_new_id,
     list_segments,
     read_segment,
     segment_mentions,
@@ -43,7 +45,7 @@ QUOTA_RECOUNT_SECONDS = 30.0
 MAX_STATEMENT_VALUES = 400
 """Values named in one SQL statement."""
 
-_RECORD_COLUMNS = tuple(name for name in PredictionRecord.__dataclass_fields__ if name != "image")
+_RECORD_COLUMNS = tuple(name for name in PredictionRecord.__dataclass_fields__ if name not in ("image", "sketch"))
 """Columns of ``predictions`` that a record has by the same name; ``image`` becomes the name of a file."""
 
 _MAX_BATCH_RECORDS, _MAX_BATCH_BYTES = 500, 16_000_000
@@ -120,11 +122,14 @@ class JournalWriter:
                 except ImageError:
                     self.dropped_images += 1
         unique = {one.id: one for one in records}
+        sketched = {id: one for id, one in unique.items() if one.sketch is not None and is_new_id(id)}
         with self._database.write_transaction(durable=False) as connection:
             kept: dict[str, str] = {}
             new: dict[str, int] = {}
+            known: set[str] = set()
+            if stripped or sketched:
+                known = _existing_values(connection, predictions.c.id, list({**stripped, **sketched}))
             if stripped:
-                known = _existing_values(connection, predictions.c.id, list(stripped))
                 wanted = {id: one for id, one in stripped.items() if id not in known}
                 kept, new = self._store_images(connection, wanted)
             rows = [
@@ -133,6 +138,8 @@ class JournalWriter:
             ]
             try:
                 connection.execute(self._database.insert_ignore(predictions), rows)
+                if added := [_sketch_row(one) for id, one in sketched.items() if id not in known]:
+                    connection.execute(insert(sketches), added)
             except (SQLAlchemyError, OverflowError, UnicodeError):  # an image without a row could not be erased
                 for name in new:
                     self._images.delete(name)
@@ -174,6 +181,10 @@ class JournalWriter:
             progress.notify(f"No more images are kept: {reason}. Answers are journalled as before.")
         self.dropped_images += 1
         return False
+
+
+def _sketch_row(record: PredictionRecord) -> dict[str, Any]:
+    return {"prediction": bytes.fromhex(record.id), "release": record.release, "values": record.sketch}
 
 
 def _existing_values(connection: Connection, column: Column[Any], values: Sequence[str]) -> set[str]:
@@ -250,6 +261,35 @@ def query_labelled_rows(connection: Connection, min_confidence: float | None) ->
     return sorted(found.values(), key=lambda row: row.id)
 
 
+def query_sketches(
+    connection: Connection, release: int, limit: int, *, after: int = 0, until: int | None = None
+) -> list[SketchRow]:
+    """Return sketches of a release in the order of storing: the next after a number, or the last until one."""
+    t = sketches.c
+    wanted = select(sketches).where(t.release == release, t.number > after).limit(limit)
+    if until is None:
+        found = connection.execute(wanted.order_by(t.number)).all()
+    else:
+        found = connection.execute(wanted.where(t.number <= until).order_by(t.number.desc())).all()[::-1]
+    ids = [bytes(one.prediction).hex() for one in found]
+    columns = [getattr(predictions.c, name) for name in ("id", "at", "subject", "source", "image")]
+    answers = {
+        row.id: row
+        for some in _chunks(ids)
+        for row in connection.execute(select(*columns).where(predictions.c.id.in_(some)))
+    }
+    return [
+        SketchRow(one.number, id, row.at, row.subject, row.source, row.image, bytes(one.values))
+        for one, id in zip(found, ids, strict=True)
+        if (row := answers.get(id)) is not None
+    ]
+
+
+def last_sketch_number(connection: Connection) -> int:
+    """Return the number of the newest sketch; 0 without any."""
+    return int(connection.scalar(select(func.max(sketches.c.number))) or 0)
+
+
 def _select_rows() -> Select[Any]:
     """Select every prediction with its latest correction."""
     newer = corrections.alias()
@@ -322,8 +362,11 @@ def erase_before(connection: Connection, store: ImageStore, until: float) -> int
 
 
 def _clear_rows(connection: Connection, which: ColumnElement[bool]) -> int:
-    """Clear image and hash of these rows and set ``erased_at``; rows that have neither are not counted."""
+    """Clear image, hash and sketch of these rows and set ``erased_at``; rows that have neither are not counted."""
     has_any = predictions.c.image.is_not(None) | predictions.c.sha256.is_not(None)
+    ids = connection.scalars(select(predictions.c.id).where(which, has_any)).all()
+    for some in _chunks([id for id in ids if is_new_id(id)]):
+        connection.execute(delete(sketches).where(sketches.c.prediction.in_([bytes.fromhex(id) for id in some])))
     cleared = {"image": None, "sha256": None, "erased_at": time.time()}
     return connection.execute(update(predictions).where(which, has_any).values(cleared)).rowcount
 

@@ -37,4 +37,14 @@ from .intervals import (
     seeds_interval,
     wilson,
 )
+from .martingale import Bets, ScoreRanks
 from .ranking import TOP_K, OneVsRest, OODMetrics, RocCurve, one_vs_rest, ood_metrics, roc_curve
+from .sequential import anytime_interval, disagreement_e_value
+from .unlabelled_accuracy import (
+    UnlabelledAccuracy,
+    energy_distance,
+    estimate_accuracy,
+    estimate_class_shares,
+    joint_confusion,
+    population_stability_index,
+)

@@ -43,9 +43,10 @@ from .estimator import EmbeddingFeature, EstimatorNetwork, estimator_scores, fea
 from .exported import (
     EXPORT_FORMAT,
     EXPORT_INPUT,
-    EXPORT_OUTPUT,
+    EXPORT_OUTPUTS,
     ExportedModel,
     ExportedNetwork,
+    NetworkOutputs,
     open_exported,
     open_session,
     read_exported,

@@ -5,8 +5,9 @@ which would run its author's code.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +25,26 @@ from ..types import Geometry
 EXPORT_FORMAT = 1
 """Version of an exported file's metadata; a release reads its own and every earlier one."""
 
-EXPORT_INPUT, EXPORT_OUTPUT = "images", "probabilities"
-"""Names of the input, uint8 (N H W C), and of the first output, float32 (N K)."""
+EXPORT_INPUT, EXPORT_OUTPUTS = "images", ("probabilities", "features", "energy")
+"""Names of the input, uint8 (N H W C), and of the outputs, float32 (N K), (N D) and (N).
+
+Files of earlier releases and of networks without a last layer have the first output only.
+"""
 
 MAX_EXPORTED_BATCH = 256
 """Images per call of the session, at most."""
+
+
+@dataclass(frozen=True, eq=False)
+class NetworkOutputs:
+    """What a network says of N images in one pass."""
+
+    probabilities: Float[ndarray, "N K"]
+    """Calibrated."""
+    features: Float[ndarray, "N D"] | None = None
+    """The input of the last layer; None for a network without one."""
+    energy: Float[ndarray, " N"] | None = None
+    """Minus the logarithm of the sum of exponentials of the logits: high for images unlike those trained on."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,14 +64,21 @@ class ExportedModel:
         """Calibrated probabilities of uint8 images."""
         if not len(images):
             return np.zeros((0, len(self.classes)), np.float32)
-        if len(images) <= MAX_EXPORTED_BATCH:
-            return self.session.run(None, {EXPORT_INPUT: np.ascontiguousarray(images)})[0]
-        return np.concatenate(
-            [
-                self.probabilities(images[i : i + MAX_EXPORTED_BATCH])
-                for i in range(0, len(images), MAX_EXPORTED_BATCH)
-            ]
-        )
+        some = [images[i : i + MAX_EXPORTED_BATCH] for i in range(0, len(images), MAX_EXPORTED_BATCH)]
+        answers = [self._run(EXPORT_OUTPUTS[:1], one)[0] for one in some]
+        return answers[0] if len(answers) == 1 else np.concatenate(answers)
+
+    def outputs(self, images: UInt8[ndarray, "N H W C"]) -> NetworkOutputs:
+        """All outputs of at most ``MAX_EXPORTED_BATCH`` uint8 images."""
+        return NetworkOutputs(*self._run(self._names, images))
+
+    @cached_property
+    def _names(self) -> tuple[str, ...]:
+        given = {one.name for one in self.session.get_outputs()}
+        return tuple(name for name in EXPORT_OUTPUTS if name in given)
+
+    def _run(self, names: Sequence[str], images: UInt8[ndarray, "N H W C"]) -> list[ndarray]:
+        return self.session.run(list(names), {EXPORT_INPUT: np.ascontiguousarray(images)})
 
 
 def open_exported(path: Path | str, *, threads: int | None = None) -> ExportedModel:
@@ -106,7 +129,7 @@ def read_exported(session: Any, path: Path) -> ExportedModel:
         if len(set(classes)) != len(classes) or not all(isinstance(name, str) for name in classes):
             raise ValueError("its classes are not different names")
         ends = {one.name: one for one in (*session.get_inputs(), *session.get_outputs())}
-        given, answers = list(ends[EXPORT_INPUT].shape[1:]), ends[EXPORT_OUTPUT].shape[-1]
+        given, answers = list(ends[EXPORT_INPUT].shape[1:]), ends[EXPORT_OUTPUTS[0]].shape[-1]
         if given != list(geometry.shape) or answers != len(classes):
             wanted = f"{list(geometry.shape)} and {len(classes)}"
             raise ValueError(f"it takes {given} and gives {answers} numbers, not {wanted}")

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from .publishing import publish
     from .releases import (
         Release,
+        append_audit,
         current_number,
         current_release,
         list_releases,
@@ -32,6 +33,7 @@ __all__ = [
     "Keyring",
     "Release",
     "RequestLimits",
+    "append_audit",
     "build_limits",
     "create_key",
     "current_number",
@@ -57,6 +59,7 @@ _MEMBERS = {
     "publishing": ("publish",),
     "releases": (
         "Release",
+        "append_audit",
         "current_number",
         "current_release",
         "list_releases",

@@ -8,11 +8,11 @@ continuously, since a release may be opened while others keep the cores busy.
 import struct
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float, UInt8
@@ -21,11 +21,13 @@ from numpy import ndarray
 from .. import runtime
 from ..data import IMAGE_FORMATS, decode, read_header, read_jpeg_header
 from ..errors import ImageError
+from ..journal import Reference, make_sketches
 from ..types import Geometry
 from .requests import PredictRequest, RankedPrediction, RequestError, RequestLimits, sniff_type
 
 if TYPE_CHECKING:
     from ..classifier import Classifier
+    from ..models import NetworkOutputs
 
 LARGE_IMAGE_BYTES = 16_000_000
 """Bytes of decoding, 4 megapixels of a photo, above which images are decoded one at a time: memory then does not
@@ -61,13 +63,19 @@ enough not to affect the 99th percentile)."""
 
 _LARGE_IMAGE_LOCK = threading.Lock()
 
+Answers = TypeVar("Answers")
+
 
 @runtime_checkable
 class EngineRunner(Protocol):
-    """A network that answers 8-bit images with probabilities."""
+    """A network that answers 8-bit images."""
 
     def probabilities(self, images: UInt8[ndarray, "N H W C"], /) -> Float[ndarray, "N K"]:
         """Return the probability of each class for each image."""
+        ...
+
+    def outputs(self, images: UInt8[ndarray, "N H W C"], /) -> "NetworkOutputs":
+        """Return probabilities, features and energy."""
         ...
 
 
@@ -86,6 +94,20 @@ class BundleRunner:
 
         with self._lock, torch.inference_mode():
             return self.classifier.probabilities(to_tensor(images, self.classifier.device)).cpu().numpy()
+
+    def outputs(self, images: UInt8[ndarray, "N H W C"]) -> "NetworkOutputs":
+        """Return the classifier's probabilities, features and energy."""
+        import torch
+
+        from ..data import to_tensor
+        from ..models import NetworkOutputs
+
+        if not hasattr(self.classifier.network, "head"):
+            return NetworkOutputs(self.probabilities(images))
+        with self._lock, torch.inference_mode():
+            features, logits = self.classifier.features_and_logits(to_tensor(images, self.classifier.device))
+            found = (torch.softmax(logits / self.classifier.temperature, 1), features, -logits.logsumexp(1))
+            return NetworkOutputs(*(one.float().cpu().numpy() for one in found))
 
 
 class FasterRunner:
@@ -108,14 +130,21 @@ class FasterRunner:
 
     def probabilities(self, images: UInt8[ndarray, "N H W C"]) -> Float[ndarray, "N K"]:
         """Return the probabilities from the faster runner, or from the one that is probed."""
-        if len(images) != 1:
-            return self._runners[self.fastest].probabilities(images)
+        return self._run(len(images), lambda runner: runner.probabilities(images))
+
+    def outputs(self, images: UInt8[ndarray, "N H W C"]) -> "NetworkOutputs":
+        """Return all outputs from the faster runner, or from the one that is probed."""
+        return self._run(len(images), lambda runner: runner.outputs(images))
+
+    def _run(self, size: int, ask: Callable[[EngineRunner], Answers]) -> Answers:
+        if size != 1:
+            return ask(self._runners[self.fastest])
         self._calls = calls = self._calls + 1
         k = self.fastest if calls % PROBE_INTERVAL else 1 - self.fastest
         if calls <= 2 * WARMUP_CALLS:
             k = calls % 2
         start = time.perf_counter()
-        answers = self._runners[k].probabilities(images)
+        answers = ask(self._runners[k])
         self._seconds[k] = (time.perf_counter() - start, *self._seconds[k][: LATENCY_WINDOW - 1])
         return answers
 
@@ -174,6 +203,8 @@ class Engine:
     tuning: BatchTuning
     bundle: Path | None = None
     """Bundle of the classifier, for heat maps; None for an exported file."""
+    reference: Reference | None = None
+    """What the sketches of answers are made with; None leaves them out."""
     facts: Mapping[str, Any] = field(default_factory=dict)
     """What ``GET /model`` shows besides."""
 
@@ -196,14 +227,21 @@ class Engine:
         else:
             decoded = [self.decode_image(data, limits) for data in images]
         pixels = [one for one in decoded if isinstance(one, ndarray)]
-        rows = iter(())
+        rows, sketches = iter(()), iter(())
         if pixels:
             runner = self.exclusive_runner if exclusive else self.shared_runner
-            rows = iter(runner.probabilities(pixels[0][None] if len(pixels) == 1 else np.stack(pixels)).tolist())
+            batch = pixels[0][None] if len(pixels) == 1 else np.stack(pixels)
+            if self.reference is None:
+                probabilities, made = runner.probabilities(batch), [None] * len(batch)
+            else:
+                outputs = runner.outputs(batch)
+                readable = [data for data, one in zip(images, decoded, strict=True) if isinstance(one, ndarray)]
+                probabilities, made = outputs.probabilities, self._sketch(self.reference, outputs, batch, readable)
+            rows, sketches = iter(probabilities.tolist()), iter(made)
         results = iter(decoded)
         return [
             [
-                one if isinstance(one, RequestError) else self._rank(next(rows), request.top, one)
+                one if isinstance(one, RequestError) else self._rank(next(rows), request.top, one, next(sketches))
                 for one in (next(results) for _ in request.images)
             ]
             for request in requests
@@ -223,11 +261,31 @@ class Engine:
         except MemoryError:
             return RequestError(413, "the image needs more memory than there is")
 
-    def _rank(self, probabilities: list[float], top: int, pixels: ndarray) -> RankedPrediction:
+    @staticmethod
+    def _sketch(
+        reference: Reference, outputs: "NetworkOutputs", pixels: UInt8[ndarray, "N H W C"], files: Sequence[bytes]
+    ) -> list[bytes | None]:
+        """The sketch of each image; None for all if the network gives other features than the reference's."""
+        projected = reference.projection.project(outputs.features, len(pixels))
+        if projected.shape[1] != reference.projection.components.shape[1]:
+            return [None] * len(pixels)
+        sizes = []
+        for data in files:
+            try:
+                header = read_header(data)
+                sizes.append((header.width, header.height, len(data)))
+            except ImageError:
+                sizes.append((0, 0, len(data)))
+        made = make_sketches(outputs.probabilities, outputs.energy, projected, pixels, sizes)
+        return [one.tobytes() for one in made]
+
+    def _rank(
+        self, probabilities: list[float], top: int, pixels: ndarray, sketch: bytes | None
+    ) -> RankedPrediction:
         best = sorted(range(len(probabilities)), key=probabilities.__getitem__, reverse=True)[:top]
         ranked = [(self.classes[k], probabilities[k]) for k in best]
         label, confidence = ranked[0]
-        return RankedPrediction(label, confidence, confidence < self.threshold, ranked, pixels)
+        return RankedPrediction(label, confidence, confidence < self.threshold, ranked, pixels, sketch)
 
 
 def open_engine(
@@ -238,10 +296,12 @@ def open_engine(
     threads: int | None = None,
     tuning: BatchTuning | None = None,
     facts: Mapping[str, Any] | None = None,
+    reference: Reference | None = None,
 ) -> Engine:
     """Open an exported ONNX file, a bundle or a run, and measure how it answers fastest.
 
-    ``threads`` are the cores it may use; ``tuning`` skips the measurement. Raise BundleError.
+    ``threads`` are the cores it may use; ``tuning`` skips the measurement; answers are sketched with ``reference``.
+    Raise BundleError.
     """
     threads = threads or runtime.cpu_count()
     if path.suffix.lower() == ".onnx":
@@ -273,6 +333,7 @@ def open_engine(
         exclusive_runner=exclusive,
         tuning=tuning or tune_batch_size(shared, model.geometry.shape),
         bundle=bundle,
+        reference=reference,
         facts={**(facts or {}), **own_facts},
     )
 

@@ -19,7 +19,8 @@ from ..files import atomic_replace, checksum, explain_write_errors, write_json
 from ..formats import FLOAT_LIMITS, INT8_LIMITS, MAX_COMPARED_IMAGES, TorchRunner, compare_answers, write_exported
 from ..models import MEMORY_FOLDER, copy_bundle, open_exported
 from ..sources import find, shapes
-from ..types import Dataset
+from ..types import Dataset, Splits
+from .references import write_reference
 from .releases import (
     AUDIT_FILE,
     BUNDLE_FOLDER,
@@ -98,8 +99,11 @@ def publish(
             "sightline": runtime.version(),
             "classes": list(classifier.classes),
             "metrics": {name: value for name, value in measured.items() if isinstance(value, int | float | str)},
-            "onnx": _export_onnx(classifier, work / ONNX_FILE, run, images),
         }
+        given = None if images is None else load_dataset(find(images, several=False), classifier.geometry)
+        splits = _open_splits(run) if given is None else None
+        facts["onnx"] = _export_onnx(classifier, work / ONNX_FILE, *_comparison_images(given, splits, images))
+        facts["reference"] = write_reference(classifier, work, given, splits)
         facts["files"] = {name: checksum(path) for name, path in sorted(release_files(work).items())}
         with lock_releases(site):
             number = max(_used_numbers(site), default=0) + 1
@@ -133,7 +137,7 @@ def _used_numbers(site: Path) -> set[int]:
     return used
 
 
-def _export_onnx(classifier: Classifier, path: Path, run: Path, images: Path | str | None) -> dict[str, Any]:
+def _export_onnx(classifier: Classifier, path: Path, dataset: Dataset | None, sample: str) -> dict[str, Any]:
     """Write ``model.onnx`` and compare its answers; return the result, or why there is no file.
 
     Raise RequirementNotMet if the answers differ.
@@ -143,7 +147,6 @@ def _export_onnx(classifier: Classifier, path: Path, run: Path, images: Path | s
     except RequirementNotMet as error:
         return {"file": None, "why": str(error)}
     runner = open_exported(path, threads=1)
-    dataset, sample = _comparison_images(classifier, run, images)
     if dataset is None:
         height, width, channels = classifier.geometry.shape
         drawn = shapes(N_DRAWN_IMAGES, max(8, height, width)).images[:, :height, :width, :channels]
@@ -171,18 +174,26 @@ def _export_onnx(classifier: Classifier, path: Path, run: Path, images: Path | s
     return {"file": ONNX_FILE, "int8": int8, **found}
 
 
-def _comparison_images(classifier: Classifier, run: Path, images: Path | str | None) -> tuple[Dataset | None, str]:
-    """Return labelled images to compare on and their description, or None and why drawn pictures replace them."""
-    if images is not None:
-        return load_dataset(find(images, several=False), classifier.geometry), f"images of '{images}'"
+def _open_splits(run: Path) -> Splits | None:
+    """Return the images of a run; None if it has none, or they are not there any more, or changed."""
     if not (run / "recipe.toml").is_file():
-        return None, "drawn pictures, as a bundle has no images of its own"
+        return None
     from ..training import reopen
 
     try:
-        splits = reopen(run, device="cpu").splits
-        if not len(splits.val):
-            return splits.train.labelled, "training images of the run"
-        return splits.val, "validation images of the run"
+        return reopen(run, device="cpu").splits
     except (DataError, RecipeError, BundleError, ChoiceError):
-        return None, "drawn pictures, as the images of the run are not there any more, or changed"
+        return None
+
+
+def _comparison_images(
+    given: Dataset | None, splits: Splits | None, images: Path | str | None
+) -> tuple[Dataset | None, str]:
+    """Return labelled images to compare on and their description, or None and why drawn pictures replace them."""
+    if given is not None:
+        return given, f"images of '{images}'"
+    if splits is None:
+        return None, "drawn pictures, as there are no images of the run, or they changed"
+    if not len(splits.val):
+        return splits.train.labelled, "training images of the run"
+    return splits.val, "validation images of the run"

@@ -20,6 +20,7 @@ from filelock import FileLock
 
 from ..errors import ReleaseError
 from ..files import checksum, explain_write_errors, write_json
+from ..journal import REFERENCE_FILE, Reference
 
 RELEASE_FORMAT = 1
 """Version of the layout of a release; Sightline reads its own version and every earlier one."""
@@ -56,6 +57,14 @@ class Release:
         """The exported file; None if the classifier cannot be exported."""
         path = self.path / ONNX_FILE
         return path if path.is_file() else None
+
+    def reference(self) -> Reference | None:
+        """What its answers are compared with; None if it was published without held-out images.
+
+        Raise JournalError if it cannot be read.
+        """
+        path = self.path / REFERENCE_FILE
+        return Reference.load(path) if path.is_file() else None
 
 
 def is_site(folder: Path | str) -> bool:

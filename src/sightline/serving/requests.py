@@ -127,6 +127,8 @@ class RankedPrediction:
     """The most probable classes with their probabilities, best first."""
     pixels: ndarray
     """The decoded image, uint8 (H W C): what a heat map is drawn on."""
+    sketch: bytes | None = None
+    """What the journal keeps of the answer for monitoring; None without a reference."""
 
 
 # Parsing

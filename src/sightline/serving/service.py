@@ -146,6 +146,7 @@ class Service:
             bundle=release.bundle,
             threads=self.settings.threads,
             facts=release.facts,
+            reference=release.reference(),
         )
 
     def _gauges(self) -> dict[str, float]:
@@ -194,6 +195,7 @@ class Service:
                             job.request.subject,
                             job.request.source,
                             data if self.settings.keep_images else None,
+                            one.sketch,
                         )
                     )
             ms = round(1000 * (time.perf_counter() - job.started), 3)
