@@ -9,11 +9,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from PIL import Image
+from starlette.testclient import TestClient
 
 from helpers.tiny_classifiers import SETTLED
 from sightline.cli import main
 from sightline.errors import JournalError
-from sightline.feedback import examine_drift
+from sightline.feedback import examine_drift, watch_drift
 from sightline.feedback.detector import Detector
 from sightline.journal import (
     Journal,
@@ -27,7 +28,9 @@ from sightline.journal import (
     predicted_classes,
 )
 from sightline.serving import current_release, open_engine, publish
+from sightline.serving.api import create_app
 from sightline.serving.requests import PredictRequest, RequestLimits
+from sightline.serving.service import Service, ServiceSettings
 from sightline.sources.arrays import digits
 from sightline.training import Recipe, train
 
@@ -231,3 +234,20 @@ def test_the_command_reports_in_sentences_and_json(site, engine, unseen, capsys)
     assert main(["drift", str(site), "--promise", "5"]) == 2
     assert main(["drift", str(site), "--accept"]) == 2
     assert "Only 60 answers" in capsys.readouterr().err
+
+
+def test_a_service_watches_its_answers_and_shows_what_it_saw(site, unseen):
+    settings = ServiceSettings(path=site, threads=1, observer=watch_drift)
+    service = Service(settings).open()
+    with TestClient(create_app(service), base_url="http://localhost") as client:
+        for image in unseen[:3]:
+            assert client.post("/predict", content=png(image)).status_code == 200
+        service.journal.flush()
+        found = client.get("/drift").json()
+        assert (found["release"], found["answers"], found["alarm"]) == (1, 3, False)
+        assert "images" not in found
+        assert "sightline_drift_answers 3.0" in client.get("/metrics").text
+    with_site = replace(settings, path=site / "releases" / "0001" / "model.onnx")
+    alone = Service(with_site).open()
+    with TestClient(create_app(alone), base_url="http://localhost") as client:
+        assert client.get("/drift").status_code == 404

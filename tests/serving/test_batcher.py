@@ -11,6 +11,7 @@ import pytest
 
 from helpers.live_server import encoded, pictures, site_of_two
 from sightline.classifier import Classifier
+from sightline.models import NetworkOutputs
 from sightline.serving import engine as tuning
 from sightline.serving.batcher import Batcher
 from sightline.serving.engine import BatchTuning, open_engine
@@ -277,6 +278,9 @@ class SlowRunner:
     def probabilities(self, images):
         SlowRunner.now += self.batch + self.image * len(images)
         return np.zeros((len(images), 2), np.float32)
+
+    def outputs(self, images):
+        return NetworkOutputs(self.probabilities(images))
 
 
 @pytest.fixture

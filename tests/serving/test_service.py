@@ -534,6 +534,7 @@ NEEDS = {
     "/classes": ("read", lambda c, h: c.get("/classes", headers=h)),
     "/model": ("read", lambda c, h: c.get("/model", headers=h)),
     "/releases": ("read", lambda c, h: c.get("/releases", headers=h)),
+    "/drift": ("read", lambda c, h: c.get("/drift", headers=h)),
     "/metrics": ("read", lambda c, h: c.get("/metrics", headers=h)),
     "/releases/{number}/promote": ("admin", lambda c, h: c.post("/releases/1/promote", headers=h)),
 }

@@ -84,6 +84,7 @@ def serve(
     origin: tuple[str, ...]
         Origin of a web page that may send requests, such as https://example.org; may be repeated.
     """
+    from ..feedback import watch_drift
     from ..serving import build_limits
     from ..serving import serve as run_service
 
@@ -93,7 +94,9 @@ def serve(
     )
     report = partial(emit, json=options.json, render=print_address)
     stored = vars(memory or JournalFlags())
-    run_service(path, http=http, origins=origin, limits=limits, report=report, **given, **stored)
+    run_service(
+        path, http=http, origins=origin, limits=limits, report=report, observer=watch_drift, **given, **stored
+    )
 
 
 def print_address(console: "Console", value: Mapping[str, Any]) -> None:

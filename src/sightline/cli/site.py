@@ -11,11 +11,15 @@ from .output import OUTPUT_DEFAULTS, OutputOptions, Switch, emit, make_table, re
 if TYPE_CHECKING:
     from rich.console import Console
 
+MAX_LISTED_FLIPS = 12
+"""Newly wrong images in the table."""
+
 
 def releases(
     site: Path,
-    action: Literal["list", "publish", "promote", "rollback", "prune"] = "list",
+    action: Literal["list", "publish", "promote", "rollback", "diff", "prune"] = "list",
     what: str | None = None,
+    other: str | None = None,
     /,
     *,
     note: str = "",
@@ -23,9 +27,10 @@ def releases(
     with_memory: Switch = False,
     only_publish: Switch = False,
     keep: int = 5,
+    out: Path | None = None,
     options: OutputOptions = OUTPUT_DEFAULTS,
 ) -> None:
-    """Manage the releases of a site: list, publish RUN, promote N, rollback, or prune.
+    """Manage the releases of a site: list, publish RUN, promote N, rollback, diff N M, or prune.
 
     Parameters
     ----------
@@ -33,20 +38,30 @@ def releases(
         The folder of the service; publish creates it.
     action: str
         publish gives a run the next number and promotes it; promote makes a release the current one; rollback
-        returns to the previous one; prune deletes old ones.
+        returns to the previous one; diff lets two releases answer the same images; prune deletes old ones.
     what: str
-        The run to publish, or the number to promote.
+        The run to publish, the number to promote, or the first release of a diff.
+    other: str
+        With diff: the second release.
     note: str
         A note that the list shows.
     images: str
-        Labelled images to compare the exported file on. Default: the validation images of the run.
+        Labelled images to compare the exported file on, and to make the reference for drift from. Default: the
+        validation and test images of the run. With diff: the images to answer. Default: the run's test images.
     with_memory: bool
         Publish a bundle that contains images it learned from.
     only_publish: bool
         Publish without promoting.
     keep: int
         With prune: the number of newest releases to keep.
+    out: Path
+        With diff: a .png for the images that are newly wrong.
     """
+    if other is not None and action != "diff":
+        raise ChoiceError(f"`releases SITE {action}` takes no second argument, got '{other}'.")
+    if action == "diff":
+        _print_difference(site, what, other, images, out, options)
+        return
     from ..serving import current_number, list_releases, promote, prune, publish, rollback
 
     more: dict[str, Any] = {}
@@ -55,10 +70,7 @@ def releases(
         made = publish(site, run, note=note, images=images, with_memory=with_memory, promote=not only_publish)
         more = {"published": made.number, "onnx": made.facts["onnx"]}
     elif action == "promote":
-        number = require_argument(what, "promote", "the number of a release")
-        if not (number.isascii() and number.isdigit()):
-            raise ChoiceError(f"'{number}' is not the number of a release, such as 3.")
-        promote(site, int(number))
+        promote(site, _release_number(what, "promote"))
     elif what is not None:
         raise ChoiceError(f"`releases SITE {action}` takes no further argument, got '{what}'.")
     elif action == "rollback":
@@ -71,6 +83,65 @@ def releases(
     ]
     value = {"site": str(site), "current": current_number(site), "releases": found, **more}
     emit(value, options.json, print_releases)
+
+
+def _release_number(word: str | None, action: str) -> int:
+    number = require_argument(word, action, "the number of a release")
+    if not (number.isascii() and number.isdigit()):
+        raise ChoiceError(f"'{number}' is not the number of a release, such as 3.")
+    return int(number)
+
+
+def _print_difference(
+    site: Path, first: str | None, second: str | None, images: str | None, out: Path | None, options: OutputOptions
+) -> None:
+    """Compare two releases, and print what changed."""
+    from ..feedback import compare_releases
+
+    numbers = _release_number(first, "diff"), _release_number(second, "diff")
+    if out is not None and out.suffix.lower() != ".png":
+        raise ChoiceError(f"--out is '{out}': the sheet of newly wrong images is a .png.")
+    found = compare_releases(site, *numbers, images=images)
+    if out is not None:
+        found.draw(out)
+    emit(
+        {"site": str(site), **found.as_json(), "out": None if out is None else str(out)},
+        options.json,
+        print_difference,
+    )
+
+
+def print_difference(console: "Console", value: Mapping[str, Any]) -> None:
+    """Negative flips first, then what the gate says."""
+
+    def say(sentence: str) -> None:
+        console.print(sentence, markup=False, highlight=False)
+
+    before, after = value["accuracy"]
+    say(f"{value['sample']} Release {value['first']}: {before:.2%} right, release {value['second']}: {after:.2%}.")
+    say(f"Newly wrong: {len(value['newly_wrong'])} of {value['n']:,}. Newly right: {len(value['newly_right'])}.")
+    rows = [
+        (one["file"], one["label"], one["before"], one["after"]) for one in value["newly_wrong"][:MAX_LISTED_FLIPS]
+    ]
+    if rows:
+        console.print(
+            make_table(("newly wrong", "is", f"release {value['first']}", f"release {value['second']}"), rows)
+        )
+    if (more := len(value["newly_wrong"]) - len(rows)) > 0:
+        say(f"... and {more:,} more: add --json for all, or --out flips.png to see them.")
+    if value["out"]:
+        say(f"'{value['out']}' shows them.")
+    verdict = value["verdict"]
+    sentence = {
+        "promote": "The gate would promote it: no loss beyond what is allowed.",
+        "keep": "The gate would keep the first release:",
+        "cannot tell": "The gate cannot tell:",
+    }[verdict["decision"]]
+    say(sentence)
+    for reason in verdict["reasons"]:
+        say(f"  - {reason}")
+    if verdict["unproven"]:
+        say(f"Too few images to judge: {'; '.join(verdict['unproven'][:5])}.")
 
 
 def print_releases(console: "Console", value: Mapping[str, Any]) -> None:

@@ -1,8 +1,25 @@
-"""The world answers: drift of what a service sees, and what a person should look at.
+"""The world answers: drift of what a service sees, and whether a new classifier may replace the one that answers.
 
-``examine_drift`` says whether the images of a service are still those its release was tested on.
+``examine_drift`` says whether the images of a service are still those its release was tested on; ``judge_candidate``
+is the gate before a release, and ``compare_releases`` shows two of them image by image.
 """
 
-from .drift import DEFAULT_PROMISE, ChannelChange, DriftReport, examine_drift, read_drift
+from .difference import Flip, ReleaseDifference, compare_releases
+from .drift import DEFAULT_PROMISE, ChannelChange, DriftReport, examine_drift, watch_drift
+from .gate import GateRules, JudgedAnswers, PairedChange, Verdict, judge_candidate
 
-__all__ = ["DEFAULT_PROMISE", "ChannelChange", "DriftReport", "examine_drift", "read_drift"]
+__all__ = [
+    "DEFAULT_PROMISE",
+    "ChannelChange",
+    "DriftReport",
+    "Flip",
+    "GateRules",
+    "JudgedAnswers",
+    "PairedChange",
+    "ReleaseDifference",
+    "Verdict",
+    "compare_releases",
+    "examine_drift",
+    "judge_candidate",
+    "watch_drift",
+]

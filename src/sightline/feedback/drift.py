@@ -155,18 +155,12 @@ def examine_drift(
         return _describe(detector, journal, found.number, promise)
 
 
-def read_drift(site: Path | str, release: int) -> dict[str, float]:
-    """The last saved numbers of a release's detector: ``evidence``, ``peak``, ``answers`` and ``thinned``, if any."""
-    file = _state_file(Path(site) / DRIFT_FOLDER, release)
-    if not file.is_file():
-        return {}
-    detector = Detector.load(file, _read_reference(load_release(site, release), Path(site) / DRIFT_FOLDER))
-    return {
-        "evidence": detector.bets.evidence,
-        "peak": detector.peak,
-        "answers": detector.counted,
-        "thinned": detector.thinned,
-    }
+def watch_drift(site: Path, journal: Journal, release: int) -> dict[str, Any]:
+    """Advance the detector of a release, as an observer of a service; ``why`` says why there is none."""
+    try:
+        return examine_drift(site, journal=journal, release=release).as_json()
+    except JournalError as error:
+        return {"release": release, "why": str(error)}
 
 
 def _state_file(folder: Path, release: int) -> Path:
@@ -305,6 +299,7 @@ def _rank_changes(
 ) -> Iterable[ChannelChange]:
     """The channels by their evidence, the strongest first."""
     names = detector.reference.channels
+    before, now = np.nan_to_num(before), np.nan_to_num(now)
     for q in np.argsort(-detector.bets.detector, kind="stable"):
         spread = float(before[:, q].std()) or 1.0
         was, is_now = float(before[:, q].mean()), float(now[:, q].mean())

@@ -20,6 +20,7 @@ from .confidence import (
     CALIBRATION_BINS,
     ReliabilityDiagram,
     RiskCoverage,
+    bootstrap_intervals,
     brier_scores,
     equal_mass_reliability,
     log_losses,

@@ -279,6 +279,15 @@ def _add_site_routes(app: FastAPI, service: Service) -> None:
         ]
         return PredictionPage(predictions=found, before=found[-1].id if len(found) == query.limit else None)
 
+    @app.get("/drift", tags=["journal"], dependencies=[read], responses=error_responses(401, 403, 404))
+    def drift() -> dict[str, Any]:
+        """Whether the images are still those the release was tested on; at most 30 s old."""
+        if service.settings.observer is None or service.journal is None:
+            raise RequestError(404, "This service does not watch for drift: serve a site.")
+        if not service.observed:
+            service.observe()
+        return {name: value for name, value in service.observed.items() if name != "images"}  # paths stay here
+
     @app.get("/releases", tags=["releases"], dependencies=[read], responses=error_responses(401, 403))
     def list_releases() -> dict[str, Any]:
         """Every release, and the current one."""

@@ -25,6 +25,16 @@ METRICS_FOLDER_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
 SUMMARY_SECONDS = 10.0
 """Seconds between two lines of the log that summarise the answers."""
 
+OBSERVED_GAUGES = {
+    "evidence": (
+        "drift_evidence",
+        "Evidence that the images changed, in answers; an alarm where its peak is reached",
+    ),
+    "alarm": ("drift_alarm", "Whether the images changed since the release was tested"),
+    "answers": ("drift_answers", "Answers that the drift detector has counted"),
+}
+"""Metrics of what the observer returned, by its keys: name and description."""
+
 _LOG_LOCK = threading.Lock()
 
 
@@ -101,6 +111,7 @@ class Monitor:
             ),
             "dropped": gauge("images_unkept", "Images not kept: no room, or unreadable", "livesum"),
             "ready": gauge("ready", "Whether requests are answered", "livemin"),
+            **{key: gauge(name, what, "livemax") for key, (name, what) in OBSERVED_GAUGES.items()},
         }
 
     def record_batch(self, batch: BatchStats) -> None:

@@ -102,7 +102,7 @@ def publish(
         }
         given = None if images is None else load_dataset(find(images, several=False), classifier.geometry)
         splits = _open_splits(run) if given is None else None
-        facts["onnx"] = _export_onnx(classifier, work / ONNX_FILE, *_comparison_images(given, splits, images))
+        facts["onnx"] = _export_onnx(classifier, work / ONNX_FILE, *_comparison_images(given, splits, run, images))
         facts["reference"] = write_reference(classifier, work, given, splits)
         facts["files"] = {name: checksum(path) for name, path in sorted(release_files(work).items())}
         with lock_releases(site):
@@ -187,13 +187,15 @@ def _open_splits(run: Path) -> Splits | None:
 
 
 def _comparison_images(
-    given: Dataset | None, splits: Splits | None, images: Path | str | None
+    given: Dataset | None, splits: Splits | None, run: Path, images: Path | str | None
 ) -> tuple[Dataset | None, str]:
     """Return labelled images to compare on and their description, or None and why drawn pictures replace them."""
     if given is not None:
         return given, f"images of '{images}'"
+    if splits is None and (run / "recipe.toml").is_file():
+        return None, "drawn pictures, as the images of the run are not there any more, or changed"
     if splits is None:
-        return None, "drawn pictures, as there are no images of the run, or they changed"
+        return None, "drawn pictures, as a bundle has no images of its own"
     if not len(splits.val):
         return splits.train.labelled, "training images of the run"
     return splits.val, "validation images of the run"

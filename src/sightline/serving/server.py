@@ -23,7 +23,7 @@ from . import releases
 from .api_keys import Keyring
 from .monitor import METRICS_FOLDER_VARIABLE, log_event
 from .requests import RequestLimits
-from .service import Service, ServiceSettings
+from .service import Observer, Service, ServiceSettings
 
 JOURNAL_URL_VARIABLE = "SIGHTLINE_JOURNAL"
 """Environment variable with the journal's URL: a flag's password would be visible in the list of processes."""
@@ -58,11 +58,13 @@ def serve(
     watch: Path | str | None = None,
     open: bool = False,
     http: bool = True,
+    observer: Observer | None = None,
     report: Callable[[Mapping[str, Any]], None] = lambda _: None,
 ) -> None:
     """Answer HTTP requests until a signal arrives, from a site's current release, or a run, bundle or ONNX file.
 
-    ``report`` is called once, when requests are answered, with ``url``, ``release`` and more; the other arguments
+    ``report`` is called once, when requests are answered, with ``url``, ``release`` and more; ``observer`` looks at
+    the journal of a site every 30 s, such as ``feedback.watch_drift``; the other arguments
     are the flags of ``sightline serve``. Raise ServiceError if the address cannot be bound or would be open to
     other machines without a key, and the errors of opening the release and the journal.
     """
@@ -83,6 +85,7 @@ def serve(
         loopback_only=is_loopback(host),
         hosts=("localhost", "127.0.0.1", "[::1]", host.lower()),
         origins=tuple(origin.lower().rstrip("/") for origin in origins),
+        observer=observer,
     )
     _check_settings(settings, host, workers, watched, http=http)
     listening = bind_socket(host, port, listen=False) if http else None  # the workers listen when they can answer

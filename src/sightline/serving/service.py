@@ -18,7 +18,7 @@ from . import releases
 from .api_keys import Keyring
 from .batcher import Batcher, PredictJob
 from .engine import Engine, open_engine
-from .monitor import SUMMARY_SECONDS, BatchStats, Monitor, log_event
+from .monitor import OBSERVED_GAUGES, SUMMARY_SECONDS, BatchStats, Monitor, log_event
 from .requests import (
     RankedPrediction,
     RequestError,
@@ -41,6 +41,12 @@ KEY_RELOAD_SECONDS = 0.02
 
 JOURNAL_UNAVAILABLE_DETAIL = "The journal is not available at the moment: try again in a second."
 """The log has the reason, which may name folders and hosts."""
+
+OBSERVE_SECONDS = 30.0
+"""Seconds between two calls of the observer."""
+
+Observer = Callable[[Path, "Journal", int], Mapping[str, Any]]
+"""``(site, journal, release) -> what is known of its answers``; the numbers in it become metrics."""
 
 MAX_PENDING_HEATMAPS = 8
 """Requests for heat maps that may wait."""
@@ -68,6 +74,9 @@ class ServiceSettings:
     """Host names that browsers on this machine may use while no key exists."""
     origins: tuple[str, ...] = ()
     """Web origins that may ask, such as ``https://example.org`` (CORS)."""
+
+    observer: Observer | None = None
+    """Called every 30 s by each worker of a site; ``GET /drift`` answers with what it returned last."""
 
     @property
     def has_releases(self) -> bool:
@@ -103,6 +112,8 @@ class Service:
         self.limits = settings.limits
         self.keyring = Keyring(settings.path, every=KEY_RELOAD_SECONDS) if settings.has_releases else None
         self.ready = False
+        self.observed: Mapping[str, Any] = {}
+        """What the observer returned last."""
         self._pending_heatmaps = 0
         self._heatmap_classifier: tuple[Engine, Classifier] | None = None
         self._closed = False
@@ -157,6 +168,7 @@ class Service:
             "healthy": float(self.journal is None or self.journal.healthy),
             "dropped": self.journal.dropped_images if self.journal else 0,
             "ready": float(self.ready and not self.batcher.full),
+            **{name: float(self.observed.get(name) or 0) for name in OBSERVED_GAUGES},
         }
 
     # Answering
@@ -326,10 +338,10 @@ class Service:
 
     def poll_release(self) -> None:
         """Answer from another release if one was promoted; a damaged one is refused and logged."""
-        stamp = releases.pointer_stamp(self.settings.path)
-        if stamp == self._stamp:
-            return
-        with self._switch_lock:
+        with self._switch_lock:  # a caller that finds nothing new may rely on what another thread switches to
+            stamp = releases.pointer_stamp(self.settings.path)
+            if stamp == self._stamp:
+                return
             self._stamp = stamp
             try:
                 found = releases.current_release(self.settings.path)
@@ -367,7 +379,14 @@ class Service:
         tasks = [(1.0, self.monitor.flush), (SUMMARY_SECONDS, self.monitor.log_summary)]
         if self.settings.has_releases:
             tasks.append((RELEASE_POLL_SECONDS, self.poll_release))
+        if self.settings.observer is not None and self.settings.has_releases:
+            tasks.append((OBSERVE_SECONDS, self.observe))
         self._tasks = [asyncio.create_task(self._repeat(seconds, act)) for seconds, act in tasks]
+
+    def observe(self) -> None:
+        """Let the observer look at the journal."""
+        if self.settings.observer is not None and self.journal is not None:
+            self.observed = self.settings.observer(self.settings.path, self.journal, self.engine.release)
 
     @staticmethod
     async def _repeat(seconds: float, act: Callable[[], None]) -> None:

@@ -1,0 +1,213 @@
+"""The gate: whether a candidate may replace a classifier, why not, or what would decide it.
+
+Judged on images that neither was trained on. The allowance is one for the whole chain of releases: besides the current
+one the anchor, the best so far, is compared with, or fifty harmless steps of half a point would add up.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import ceil
+from typing import Any, Literal
+
+import numpy as np
+from jaxtyping import Bool, Float, Int, Shaped
+from numpy import ndarray
+
+from .. import metrics
+from ..types import Interval
+
+Decision = Literal["promote", "keep", "cannot tell"]
+
+_POWER_FACTOR = 6.18
+"""(z of 5 % + z of 80 % power) squared: images to show an allowance, times disagreement by its square."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class GateRules:
+    """What a candidate may lose; shares in [0, 1]."""
+
+    allowance: float = 0.01
+    """Accuracy, compared with the current release and with the anchor."""
+    class_loss: float = 0.05
+    """Accuracy on any one class or group, as observed."""
+    calibration: float = 0.01
+    """Rise of the calibration error (ECE), beyond its noise."""
+    abstention: float = 0.01
+    """Rise of the share of answers below the threshold, beyond its noise."""
+    latency: float = 1.2
+    """Ratio of the times for one image."""
+    level: float = 0.95
+    """Confidence that a loss within the allowance needs, and a proven loss of a class."""
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class JudgedAnswers:
+    """What one classifier says of N labelled images, its classes in the order of the labels' indices."""
+
+    probabilities: Float[ndarray, "N K"]
+    labels: Int[ndarray, " N"]
+    """Indices into the columns of ``probabilities``; -1 for a class that this classifier does not know."""
+    threshold: float = 0.0
+    latency: float | None = None
+    """Milliseconds for one image; None leaves the comparison out."""
+
+    @property
+    def right(self) -> Bool[ndarray, " N"]:
+        """Which images it classifies correctly; an unknown class never is."""
+        return self.probabilities.argmax(1) == self.labels
+
+    @property
+    def abstained(self) -> Bool[ndarray, " N"]:
+        """Which answers are below the threshold."""
+        return self.probabilities.max(1) < self.threshold
+
+    @property
+    def ece(self) -> Interval:
+        """Calibration error on the images of classes that it knows."""
+        known = self.labels >= 0
+        return metrics.bootstrap_intervals(self.labels[known], self.probabilities[known], 0.95, 0)["ece"]
+
+
+@dataclass(frozen=True)
+class PairedChange:
+    """A candidate compared with one classifier on the same images."""
+
+    than: str
+    """"current" or "anchor"."""
+    accuracy: Interval
+    """The candidate's accuracy minus the other's, with its paired interval."""
+    wins: int
+    """Images that the candidate alone has right."""
+    losses: int
+    """Negative flips: images that it alone has wrong."""
+    e_value: float
+    """Evidence that the candidate is better, valid at any number of looks."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the gate decides, and all its reasons."""
+
+    decision: Decision
+    reasons: tuple[str, ...]
+    """Why the candidate is not promoted; empty where it is."""
+    unproven: tuple[str, ...]
+    """Classes and groups with too few images to prove that they lose no more than is allowed."""
+    needed: int
+    """Further images that would probably decide; 0 where there are enough."""
+    changes: tuple[PairedChange, ...]
+
+    def as_json(self) -> dict[str, Any]:
+        """The values as one JSON object."""
+        return {
+            **vars(self),
+            "changes": [{**vars(one), "accuracy": one.accuracy.as_json()} for one in self.changes],
+        }
+
+
+def judge_candidate(
+    candidate: JudgedAnswers,
+    current: JudgedAnswers,
+    anchor: JudgedAnswers | None = None,
+    *,
+    groups: Mapping[str, Shaped[ndarray, " N"]] | None = None,
+    lost_classes: Sequence[str] = (),
+    rules: GateRules | None = None,
+) -> Verdict:
+    """Judge a candidate by its answers and those of the current classifier and the anchor on the same images.
+
+    Args:
+        candidate: the answers of the classifier that would be released.
+        current: those of the one that answers now.
+        anchor: those of the best release so far; None where it is the current one.
+        groups: names of classes and groups by column, such as ``{"class": ...}``; each of them may block.
+        lost_classes: classes that the candidate does not know and whose removal nobody ordered.
+        rules: what may be lost.
+
+    A proven loss, or an observed one beyond ``class_loss`` in a class or group with enough images, keeps the current
+    classifier; a loss that may lie within the allowance or beyond it cannot be told. Raises ValueError where the
+    numbers of images differ.
+    """
+    rules = rules or GateRules()
+    others = {"current": current} | ({} if anchor is None else {"anchor": anchor})
+    changes = tuple(_compare(candidate, other, than, rules.level) for than, other in others.items())
+    against = [f"it does not know {', '.join(lost_classes)}, and nobody ordered their removal"] * bool(
+        lost_classes
+    )
+    doubts, needed = [], 0
+    for change in changes:
+        if change.accuracy.high < -rules.allowance:
+            against.append(
+                f"its accuracy is {-change.accuracy.value:.1%} lower than the {change.than} classifier's (at least "
+                f"{-change.accuracy.high:.1%}; {rules.allowance:.1%} is allowed)"
+            )
+        elif change.accuracy.low <= -rules.allowance:
+            share = (change.wins + change.losses + 1) / (change.accuracy.n + 1)
+            more = max(1, ceil(_POWER_FACTOR * share / rules.allowance**2) - change.accuracy.n)
+            needed = max(needed, more)
+            doubts.append(
+                f"compared with the {change.than} classifier its accuracy may be up to {-change.accuracy.low:.1%} "
+                f"lower ({rules.allowance:.1%} is allowed): about {more:,} more images would decide"
+            )
+    blocked, unproven = _judge_groups(candidate, current, groups or {}, rules)
+    against += blocked
+    ours, theirs = candidate.ece, current.ece
+    if ours.value - theirs.value > rules.calibration and ours.low > theirs.value:
+        rise = ours.value - theirs.value
+        against.append(f"its calibration error is {rise:.1%} higher ({rules.calibration:.1%} is allowed)")
+    shyer = metrics.bootstrap_difference(candidate.abstained, current.abstained)
+    if shyer.value > rules.abstention and shyer.low > 0:
+        against.append(f"it abstains from {shyer.value:.1%} more images ({rules.abstention:.1%} is allowed)")
+    if candidate.latency is not None and current.latency is not None:
+        ratio = candidate.latency / current.latency
+        if ratio > rules.latency:
+            against.append(f"it takes {ratio:.1f} times as long for an image ({rules.latency:g} times is allowed)")
+    decision: Decision = "keep" if against else "cannot tell" if doubts else "promote"
+    return Verdict(decision, tuple(against or doubts), tuple(unproven), 0 if against else needed, changes)
+
+
+def _compare(candidate: JudgedAnswers, other: JudgedAnswers, than: str, level: float) -> PairedChange:
+    after, before = candidate.right, other.right
+    wins, losses = int((after & ~before).sum()), int((before & ~after).sum())
+    two_sided = 2 * level - 1  # each bound alone holds with ``level``
+    difference = metrics.bootstrap_difference(after, before, level=two_sided)
+    return PairedChange(than, difference, wins, losses, metrics.disagreement_e_value(wins, losses))
+
+
+def _judge_groups(
+    candidate: JudgedAnswers,
+    current: JudgedAnswers,
+    groups: Mapping[str, Shaped[ndarray, " N"]],
+    rules: GateRules,
+) -> tuple[list[str], list[str]]:
+    """Reasons of classes and groups that block, and those whose loss cannot be told."""
+    after, before = candidate.right, current.right
+    found: list[tuple[str, int, int, int]] = []
+    for column, names in groups.items():
+        for name in np.unique(names):
+            here = names == name
+            gone, won = int((before & ~after & here).sum()), int((after & ~before & here).sum())
+            found.append((f"{column} {name}", int(here.sum()), gone, won))
+    p = metrics.holm([_loss_p_value(gone, won) for _, _, gone, won in found])
+    blocked, unproven = [], []
+    for (name, n, gone, won), one in zip(found, p, strict=True):
+        loss = (gone - won) / n
+        few = n < _POWER_FACTOR * (gone + won + 1) / (n + 1) / rules.class_loss**2
+        if one < 1 - rules.level and gone > won:
+            blocked.append(
+                f"{name} is proven to lose: {gone} of {n} right before and wrong now, {won} the reverse"
+            )
+        elif loss > rules.class_loss and not few:
+            blocked.append(f"{name} loses {loss:.1%} of {n} images ({rules.class_loss:.0%} is allowed)")
+        elif few:
+            unproven.append(f"{name} ({n} images, {gone} newly wrong, {won} newly right)")
+    return blocked, unproven
+
+
+def _loss_p_value(gone: int, won: int) -> float:
+    """Chance of at least this many losses among the disagreements if both were equally good."""
+    if not gone + won:
+        return 1.0
+    from scipy.stats import binom
+
+    return float(binom.sf(gone - 1, gone + won, 0.5))
