@@ -88,7 +88,7 @@ def test_bad_words_get_one_sentence(site, words, message, capsys):
 
 
 def test_without_its_run_a_release_asks_for_images(site, tmp_path):
-    place, run = site
+    _, run = site
     publish(tmp_path / "site", run.folder / "classifier")
     publish(tmp_path / "site", run.folder / "classifier")
     with pytest.raises(DataError, match="--images"):
