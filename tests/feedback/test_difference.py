@@ -66,7 +66,8 @@ def test_the_command_lists_and_draws_what_is_newly_wrong(site, tmp_path, capsys)
     out = capsys.readouterr().out
     assert "Newly wrong:" in out
     assert "keep the first release" in out
-    assert Image.open(sheet).size[0] > 100
+    with Image.open(sheet) as drawn:
+        assert drawn.size[0] > 100
     assert main(["releases", str(place), "diff", "1", "2", "--json"]) == 0
     value = json.loads(capsys.readouterr().out)
     assert value["newly_wrong_by_class"] == {"0": len(value["newly_wrong"])}

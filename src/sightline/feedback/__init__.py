@@ -4,15 +4,15 @@
 is the gate before a release, and ``compare_releases`` shows two of them image by image.
 """
 
-from .difference import Flip, ReleaseDifference, compare_releases
+from .difference import AnswerChange, ReleaseDifference, compare_releases
 from .drift import DEFAULT_PROMISE, ChannelChange, DriftReport, examine_drift, watch_drift
 from .gate import GateRules, JudgedAnswers, PairedChange, Verdict, judge_candidate
 
 __all__ = [
     "DEFAULT_PROMISE",
+    "AnswerChange",
     "ChannelChange",
     "DriftReport",
-    "Flip",
     "GateRules",
     "JudgedAnswers",
     "PairedChange",

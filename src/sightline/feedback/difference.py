@@ -30,7 +30,7 @@ _TIMED_ANSWERS = 25
 
 
 @dataclass(frozen=True)
-class Flip:
+class AnswerChange:
     """An image that one release alone has right."""
 
     file: str
@@ -49,9 +49,9 @@ class ReleaseDifference:
     sample: str
     accuracy: tuple[float, float]
     """Of the first and the second release."""
-    newly_wrong: tuple[Flip, ...]
+    newly_wrong: tuple[AnswerChange, ...]
     """Negative flips: right before, wrong now."""
-    newly_right: tuple[Flip, ...]
+    newly_right: tuple[AnswerChange, ...]
     verdict: Verdict
     images: Dataset
     """The images, at the first release's working size; ``positions`` of the flips in them."""
@@ -119,7 +119,7 @@ def compare_releases(
     verdict = judge_candidate(answers[1], answers[0], groups={"class": truth}, lost_classes=lost, rules=rules)
     wrong, right = np.flatnonzero(before & ~after), np.flatnonzero(after & ~before)
     flips = [
-        tuple(Flip(str(sets[0].files[i]), str(truth[i]), str(said[0][i]), str(said[1][i])) for i in some)
+        tuple(AnswerChange(str(sets[0].files[i]), str(truth[i]), str(said[0][i]), str(said[1][i])) for i in some)
         for some in (wrong, right)
     ]
     accuracy = float(before.mean()), float(after.mean())

@@ -19,7 +19,7 @@ from .. import progress
 from ..errors import DataError, JournalError
 from ..files import explain_write_errors, read_csv_rows
 from ..types import Dataset, Geometry
-from . import statements
+from . import erasure, statements
 from .database import Database, connect_database, migrate
 from .image_store import ImageStore
 from .records import (
@@ -176,7 +176,7 @@ class Journal:
         result says which copies are left. Raise DatabaseUnavailable, and OutputError if an image cannot be deleted.
         """
         subject = database_safe_text(subject) or ""
-        done = self._erase(lambda connection: statements.erase_subject(connection, self._images, subject))
+        done = self._erase(lambda connection: erasure.erase_subject(connection, self._images, subject))
         word = json.dumps(subject).encode()
         asides = [one for one in list_set_aside(self._spool.folder) if segment_mentions(one, word)]
         why = "could not be stored earlier and mentions this subject: delete it by hand."
@@ -187,7 +187,7 @@ class Journal:
         if not days >= 0:
             raise JournalError(f"--days is {days:g}: it must be a number of days, 0 or more.")
         until = time.time() - 86_400 * days
-        return self._erase(lambda connection: statements.erase_before(connection, self._images, until))
+        return self._erase(lambda connection: erasure.erase_before(connection, self._images, until))
 
     def _erase(self, act: Callable[[Connection], int]) -> Erasure:
         """Erase rows and images by ``act``, which returns the number of rows; then every copy within reach."""
@@ -234,7 +234,7 @@ class Journal:
                 else:
                     what, ids = "hashes", [row["id"] for row in rows if row["sha256"] or row["image"]]
                 with self._database.read_transaction() as connection:
-                    if count := statements.count_erased(connection, ids):
+                    if count := erasure.count_erased(connection, ids):
                         yield f"The export '{out}' holds {count:,} of the erased {what}: delete or export it again."
 
     # Reading

@@ -9,13 +9,13 @@ from threading import Lock
 from typing import Any
 
 import numpy as np
-from sqlalchemy import Column, ColumnElement, Connection, Select, and_, delete, func, insert, or_, select, update
+from sqlalchemy import Column, ColumnElement, Connection, Select, and_, func, insert, or_, select
 from sqlalchemy.exc import SQLAlchemyError
 
 from .. import progress
 from ..data import load_dataset
 from ..errors import ImageError
-from ..sources import FolderReader, Layout, Listing, erase_exemplars, sort_classes, source_from_files
+from ..sources import FolderReader, Layout, Listing, sort_classes, source_from_files
 from ..types import Dataset, Geometry
 from .database import Database, RejectedValue, corrections, images, predictions, sketches
 from .image_store import ImageStore, content_name
@@ -183,6 +183,11 @@ class JournalWriter:
         return False
 
 
+def chunk_values(values: Sequence[str]) -> list[Sequence[str]]:
+    """Cut values into pieces that one SQL statement names."""
+    return [values[i : i + MAX_STATEMENT_VALUES] for i in range(0, len(values), MAX_STATEMENT_VALUES)]
+
+
 def _sketch_row(record: PredictionRecord) -> dict[str, Any]:
     return {"prediction": bytes.fromhex(record.id), "release": record.release, "values": record.sketch}
 
@@ -275,7 +280,7 @@ def query_sketches(
     columns = [getattr(predictions.c, name) for name in ("id", "at", "subject", "source", "image")]
     answers = {
         row.id: row
-        for some in _chunks(ids)
+        for some in chunk_values(ids)
         for row in connection.execute(select(*columns).where(predictions.c.id.in_(some)))
     }
     return [
@@ -318,80 +323,6 @@ def insert_correction(connection: Connection, id: str, label: str, by: str | Non
     now = time.time()
     connection.execute(insert(corrections).values(prediction=id, label=label, at=now, by=by))
     return Correction(id, label, now, by, already=False)
-
-
-# Erasure
-
-
-def erase_subject(connection: Connection, store: ImageStore, subject: str) -> int:
-    """Erase images and hashes of a subject's rows, and equal ones in other rows; return the number of rows.
-
-    Exemplars of the same bytes, which runs in the site or in a folder of it learned from, are deleted too.
-    """
-    of_subject = predictions.c.subject == subject
-    found = connection.execute(select(predictions.c.image, predictions.c.sha256).where(of_subject)).all()
-    names = sorted({row.image for row in found if row.image is not None})
-    hashes = sorted({row.sha256 for row in found if row.sha256 is not None})
-    count = _clear_rows(connection, of_subject)
-    for column, values in ((predictions.c.image, names), (predictions.c.sha256, hashes)):
-        for some in _chunks(values):
-            # Sent again under another subject or none, it is still the same picture.
-            more = connection.scalars(select(predictions.c.image).where(column.in_(some))).all()
-            names += [name for name in set(more) if name is not None and name not in names]
-            count += _clear_rows(connection, column.in_(some))
-    for some in _chunks(names):
-        count += _clear_rows(connection, predictions.c.image.in_(some))
-    _delete_images(connection, store, names)
-    site, erased = store.folder.parent, {*hashes, *(Path(name).stem for name in names)}
-    for folder in (site, *(one for one in site.iterdir() if one.is_dir())) if erased else ():
-        erase_exemplars(folder, erased)
-    return count
-
-
-def erase_before(connection: Connection, store: ImageStore, until: float) -> int:
-    """Erase images and hashes of rows older than ``until`` (seconds since 1970); return the number of rows."""
-    old = predictions.c.at < until
-    with_image = predictions.c.image.is_not(None)
-    names = set(connection.scalars(select(predictions.c.image).where(old, with_image).distinct()))
-    count = _clear_rows(connection, old)
-    shared: set[str] = set()
-    for some in _chunks(sorted(names)):  # a younger row may hold the same image
-        shared.update(connection.scalars(select(predictions.c.image).where(predictions.c.image.in_(some))))
-    _delete_images(connection, store, sorted(names - shared))
-    return count
-
-
-def _clear_rows(connection: Connection, which: ColumnElement[bool]) -> int:
-    """Clear image, hash and sketch of these rows and set ``erased_at``; rows that have neither are not counted."""
-    has_any = predictions.c.image.is_not(None) | predictions.c.sha256.is_not(None)
-    ids = connection.scalars(select(predictions.c.id).where(which, has_any)).all()
-    for some in _chunks([id for id in ids if is_new_id(id)]):
-        connection.execute(delete(sketches).where(sketches.c.prediction.in_([bytes.fromhex(id) for id in some])))
-    cleared = {"image": None, "sha256": None, "erased_at": time.time()}
-    return connection.execute(update(predictions).where(which, has_any).values(cleared)).rowcount
-
-
-def _delete_images(connection: Connection, store: ImageStore, names: Sequence[str]) -> None:
-    """Delete images before the commit: a process killed in between has erased too much, not too little."""
-    for some in _chunks(names):
-        connection.execute(delete(images).where(images.c.name.in_(some)))
-    for name in names:
-        store.delete(name)
-    for unfinished in store.folder.glob("*/.*"):  # of killed processes: this transaction is the only writer
-        unfinished.unlink(missing_ok=True)
-
-
-def count_erased(connection: Connection, ids: Sequence[str]) -> int:
-    """Return how many of these predictions were erased."""
-    erased = predictions.c.erased_at.is_not(None)
-    return sum(
-        connection.scalar(select(func.count()).where(erased, predictions.c.id.in_(some))) or 0
-        for some in _chunks(ids)
-    )
-
-
-def _chunks(values: Sequence[str]) -> list[Sequence[str]]:
-    return [values[i : i + MAX_STATEMENT_VALUES] for i in range(0, len(values), MAX_STATEMENT_VALUES)]
 
 
 # A data set

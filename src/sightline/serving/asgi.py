@@ -10,10 +10,11 @@ from contextlib import nullcontext
 from typing import Any
 
 from .api_keys import Unauthorized
+from .heatmaps import PendingHeatmaps
 from .monitor import log_event
 from .openapi import KEYLESS_ROUTES
 from .requests import RequestError, dump_json, parse_request
-from .service import PendingHeatmaps, Service
+from .service import Service
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -106,9 +107,9 @@ class PredictASGI:
                 request = parse_request(headers, query, body, service.limits)
             else:
                 request = await asyncio.to_thread(parse_request, headers, query, body, service.limits)
-            with service.reserve_heatmaps() if request.heat else nullcontext():
+            with service.heatmaps.reserve(service.engine) if request.heat else nullcontext():
                 result = await service.batcher.submit_async(request, started)
-                return await service.render_heatmaps(result) if isinstance(result, PendingHeatmaps) else result
+                return await service.heatmaps.render(result) if isinstance(result, PendingHeatmaps) else result
         finally:
             self.buffered_bytes -= own_bytes
 

@@ -4,9 +4,8 @@ import asyncio
 import hashlib
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +17,7 @@ from . import releases
 from .api_keys import Keyring
 from .batcher import Batcher, PredictJob
 from .engine import Engine, open_engine
+from .heatmaps import HeatmapRenderer, PendingHeatmaps
 from .monitor import OBSERVED_GAUGES, SUMMARY_SECONDS, BatchStats, Monitor, log_event
 from .requests import (
     RankedPrediction,
@@ -30,7 +30,6 @@ from .requests import (
 )
 
 if TYPE_CHECKING:
-    from ..classifier import Classifier
     from ..journal import Journal
 
 RELEASE_POLL_SECONDS = 0.25
@@ -47,9 +46,6 @@ OBSERVE_SECONDS = 30.0
 
 Observer = Callable[[Path, "Journal", int], Mapping[str, Any]]
 """``(site, journal, release) -> what is known of its answers``; the numbers in it become metrics."""
-
-MAX_PENDING_HEATMAPS = 8
-"""Requests for heat maps that may wait."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,17 +80,6 @@ class ServiceSettings:
         return releases.is_site(self.path)
 
 
-@dataclass(frozen=True, eq=False)
-class PendingHeatmaps:
-    """A response whose heat maps are still to be drawn."""
-
-    engine: Engine
-    value: dict[str, Any]
-    """The response's JSON without heat maps."""
-    predictions: list[RankedPrediction]
-    """Of the images that could be decoded."""
-
-
 PredictResult = bytes | PendingHeatmaps
 """What the queue returns for a request: the JSON of the response, or a response that needs heat maps."""
 
@@ -114,8 +99,7 @@ class Service:
         self.ready = False
         self.observed: Mapping[str, Any] = {}
         """What the observer returned last."""
-        self._pending_heatmaps = 0
-        self._heatmap_classifier: tuple[Engine, Classifier] | None = None
+        self.heatmaps = HeatmapRenderer()
         self._closed = False
         self._switch_lock = threading.Lock()
         self._tasks: list[asyncio.Task[None]] = []
@@ -138,7 +122,6 @@ class Service:
             keep, quota = settings.keep_images, settings.quota_mb
             self.journal = Journal.open(settings.journal or path, site=folder, keep_images=keep, quota_mb=quota)
         self._pool = ThreadPoolExecutor(cores, thread_name_prefix="decode")
-        self._heatmap_thread = ThreadPoolExecutor(1, thread_name_prefix="heat")
         self.monitor = Monitor(self._gauges)
         self.batcher = Batcher(
             self._answer_batch,
@@ -233,57 +216,6 @@ class Service:
             )
         )
         return results
-
-    @contextmanager
-    def reserve_heatmaps(self) -> Iterator[None]:
-        """Reserve a place for a request's heat maps; raise RequestError (422, 503) before anything is answered."""
-        if self.engine.bundle is None:
-            raise RequestError(
-                422, "This service answers from an exported file, which has no heat maps: serve a site."
-            )
-        if self._pending_heatmaps >= MAX_PENDING_HEATMAPS:
-            raise RequestError(503, "Too many heat maps are being drawn: try again in a second.")
-        self._pending_heatmaps += 1
-        try:
-            yield
-        finally:
-            self._pending_heatmaps -= 1
-
-    async def render_heatmaps(self, pending: PendingHeatmaps) -> bytes:
-        """Return the JSON of a response with its heat maps; raise RequestError (422) if the network has none."""
-        loop = asyncio.get_running_loop()
-        drawn = loop.run_in_executor(
-            self._heatmap_thread, self._draw_heatmaps, pending.engine, pending.predictions
-        )
-        heatmaps = iter(await drawn)
-        for one in pending.value["predictions"]:
-            if one["error"] is None:
-                one["heat"] = next(heatmaps)
-        return dump_json(pending.value)
-
-    def _draw_heatmaps(self, engine: Engine, predictions: Sequence[RankedPrediction]) -> list[str]:
-        """Return a data URL per image: it and the heat map of its label. Torch is loaded at the first call."""
-        import numpy as np
-        import torch
-
-        from ..classifier import Classifier
-        from ..data import to_tensor
-        from ..explanation import EXPLAINERS, default_explainer, overlay_heat, reduce_channels, to_heat_map
-        from ..pictures import data_url
-
-        try:
-            if self._heatmap_classifier is None or self._heatmap_classifier[0] is not engine:
-                assert engine.bundle is not None  # reserve_heatmaps checks it
-                self._heatmap_classifier = engine, Classifier.load(engine.bundle)
-            classifier = self._heatmap_classifier[1]
-            images = [one.pixels for one in predictions]
-            targets = torch.tensor([engine.classes.index(one.label) for one in predictions])
-            pixels = to_tensor(np.stack(images), classifier.device)
-            explainer = EXPLAINERS[default_explainer(classifier, pixels.shape[1:])]()
-            heat = to_heat_map(reduce_channels(explainer, explainer(classifier, pixels, targets))).cpu().numpy()
-            return [data_url(overlay_heat(image, one)) for image, one in zip(images, heat, strict=True)]
-        except SightlineError as error:
-            raise RequestError(422, f"This classifier has no heat map: {error}") from error
 
     # Authorization
 
@@ -415,6 +347,6 @@ class Service:
         self.monitor.flush()
         self.monitor.log_summary()
         self._pool.shutdown()
-        self._heatmap_thread.shutdown()
+        self.heatmaps.close()
         if self.journal is not None:
             self.journal.close()

@@ -1,0 +1,80 @@
+"""The SQL of an erasure: images, hashes and sketches go, the rows of the answers stay and are marked."""
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from sqlalchemy import ColumnElement, Connection, delete, func, select, update
+
+from ..sources import erase_exemplars
+from .database import images, predictions, sketches
+from .image_store import ImageStore
+from .records import is_new_id
+from .statements import chunk_values
+
+
+def erase_subject(connection: Connection, store: ImageStore, subject: str) -> int:
+    """Erase images and hashes of a subject's rows, and equal ones in other rows; return the number of rows.
+
+    Exemplars of the same bytes, which runs in the site or in a folder of it learned from, are deleted too.
+    """
+    of_subject = predictions.c.subject == subject
+    found = connection.execute(select(predictions.c.image, predictions.c.sha256).where(of_subject)).all()
+    names = sorted({row.image for row in found if row.image is not None})
+    hashes = sorted({row.sha256 for row in found if row.sha256 is not None})
+    count = _clear_rows(connection, of_subject)
+    for column, values in ((predictions.c.image, names), (predictions.c.sha256, hashes)):
+        for some in chunk_values(values):
+            # Sent again under another subject or none, it is still the same picture.
+            more = connection.scalars(select(predictions.c.image).where(column.in_(some))).all()
+            names += [name for name in set(more) if name is not None and name not in names]
+            count += _clear_rows(connection, column.in_(some))
+    for some in chunk_values(names):
+        count += _clear_rows(connection, predictions.c.image.in_(some))
+    _delete_images(connection, store, names)
+    site, erased = store.folder.parent, {*hashes, *(Path(name).stem for name in names)}
+    for folder in (site, *(one for one in site.iterdir() if one.is_dir())) if erased else ():
+        erase_exemplars(folder, erased)
+    return count
+
+
+def erase_before(connection: Connection, store: ImageStore, until: float) -> int:
+    """Erase images and hashes of rows older than ``until`` (seconds since 1970); return the number of rows."""
+    old = predictions.c.at < until
+    with_image = predictions.c.image.is_not(None)
+    names = set(connection.scalars(select(predictions.c.image).where(old, with_image).distinct()))
+    count = _clear_rows(connection, old)
+    shared: set[str] = set()
+    for some in chunk_values(sorted(names)):  # a younger row may hold the same image
+        shared.update(connection.scalars(select(predictions.c.image).where(predictions.c.image.in_(some))))
+    _delete_images(connection, store, sorted(names - shared))
+    return count
+
+
+def _clear_rows(connection: Connection, which: ColumnElement[bool]) -> int:
+    """Clear image, hash and sketch of these rows and set ``erased_at``; rows that have neither are not counted."""
+    has_any = predictions.c.image.is_not(None) | predictions.c.sha256.is_not(None)
+    ids = connection.scalars(select(predictions.c.id).where(which, has_any)).all()
+    for some in chunk_values([id for id in ids if is_new_id(id)]):
+        connection.execute(delete(sketches).where(sketches.c.prediction.in_([bytes.fromhex(id) for id in some])))
+    cleared = {"image": None, "sha256": None, "erased_at": time.time()}
+    return connection.execute(update(predictions).where(which, has_any).values(cleared)).rowcount
+
+
+def _delete_images(connection: Connection, store: ImageStore, names: Sequence[str]) -> None:
+    """Delete images before the commit: a process killed in between has erased too much, not too little."""
+    for some in chunk_values(names):
+        connection.execute(delete(images).where(images.c.name.in_(some)))
+    for name in names:
+        store.delete(name)
+    for unfinished in store.folder.glob("*/.*"):  # of killed processes: this transaction is the only writer
+        unfinished.unlink(missing_ok=True)
+
+
+def count_erased(connection: Connection, ids: Sequence[str]) -> int:
+    """Return how many of these predictions were erased."""
+    erased = predictions.c.erased_at.is_not(None)
+    return sum(
+        connection.scalar(select(func.count()).where(erased, predictions.c.id.in_(some))) or 0
+        for some in chunk_values(ids)
+    )
