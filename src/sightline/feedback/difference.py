@@ -118,12 +118,24 @@ def compare_releases(
     lost = [name for name in engines[0].classes if name not in engines[1].classes and name not in ordered_removals]
     verdict = judge_candidate(answers[1], answers[0], groups={"class": truth}, lost_classes=lost, rules=rules)
     wrong, right = np.flatnonzero(before & ~after), np.flatnonzero(after & ~before)
-    flips = [
-        tuple(AnswerChange(str(sets[0].files[i]), str(truth[i]), str(said[0][i]), str(said[1][i])) for i in some)
-        for some in (wrong, right)
-    ]
-    accuracy = float(before.mean()), float(after.mean())
-    return ReleaseDifference(first, second, len(truth), sample, accuracy, *flips, verdict, sets[0], wrong)
+
+    def list_changes(places: Int[ndarray, " F"]) -> tuple[AnswerChange, ...]:
+        return tuple(
+            AnswerChange(str(sets[0].files[i]), str(truth[i]), str(said[0][i]), str(said[1][i])) for i in places
+        )
+
+    return ReleaseDifference(
+        first,
+        second,
+        len(truth),
+        sample,
+        (float(before.mean()), float(after.mean())),
+        list_changes(wrong),
+        list_changes(right),
+        verdict,
+        sets[0],
+        wrong,
+    )
 
 
 def _open(release: Release) -> Engine:

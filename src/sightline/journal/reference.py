@@ -83,14 +83,18 @@ class Reference:
     def channels(self) -> tuple[str, ...]:
         """Names of the Q scores that are watched."""
         projected = self.projection.components.shape[1]
-        known = np.isfinite(self.sketches["statistics"].astype(np.float32)).all(0)
         return (
             *(f"probability of {self.classes[k]}" for k in self._watched_classes),
             "confidence",
             *(("energy", "distance to the classes") if projected else ()),
             *(f"feature direction {i + 1}" for i in range(min(WATCHED_PROJECTIONS, projected))),
-            *(name for name, has in zip(IMAGE_STATISTICS, known, strict=True) if has),
+            *(name for name, has in zip(IMAGE_STATISTICS, self._known_statistics, strict=True) if has),
         )
+
+    @property
+    def _known_statistics(self) -> Bool[ndarray, " S"]:
+        """Which numbers of the image are known of every reference image."""
+        return np.asarray(np.isfinite(self.sketches["statistics"].astype(np.float32)).all(0))
 
     @property
     def _watched_classes(self) -> list[int]:
@@ -110,8 +114,7 @@ class Reference:
             means = means[np.isfinite(means).all(1)]
             distances = ((projected[:, None] - means) ** 2).sum(2).min(1) ** 0.5
             columns += [sketches["energy"].astype(np.float32), distances, *projected[:, :WATCHED_PROJECTIONS].T]
-        known = np.isfinite(self.sketches["statistics"].astype(np.float32)).all(0)
-        columns += [*sketches["statistics"].astype(np.float32)[:, known].T]
+        columns += [*sketches["statistics"].astype(np.float32)[:, self._known_statistics].T]
         return np.stack(columns, 1)
 
     @property
