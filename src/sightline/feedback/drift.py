@@ -221,7 +221,8 @@ def compare_first_answers(reference: Reference, answers: Sketches) -> dict[str, 
 
     names = [name for name in reference.channels if name.startswith("probability of ")]
     ours, theirs = (reference.scores(one)[:, : len(names)] for one in (reference.sketches, answers))
-    p = metrics.holm([float(ks_2samp(a, b)[1]) for a, b in zip(ours.T, theirs.T, strict=True)])
+    tests: list[Any] = [ks_2samp(a, b) for a, b in zip(ours.T, theirs.T, strict=True)]
+    p = metrics.holm([float(one.pvalue) for one in tests])
     differ = [
         name.removeprefix("probability of ") for name, one in zip(names, p, strict=True) if one < FIRST_LEVEL
     ]
