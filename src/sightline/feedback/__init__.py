@@ -6,7 +6,7 @@ is the gate before a release, and ``compare_releases`` shows two of them image b
 
 from .difference import AnswerChange, ReleaseDifference, compare_releases
 from .drift import DEFAULT_PROMISE, ChannelChange, DriftReport, examine_drift, watch_drift
-from .gate import GateRules, JudgedAnswers, PairedChange, Verdict, judge_candidate
+from .gate import GateRules, GateVerdict, JudgedAnswers, PairedChange, judge_candidate
 
 __all__ = [
     "DEFAULT_PROMISE",
@@ -14,10 +14,10 @@ __all__ = [
     "ChannelChange",
     "DriftReport",
     "GateRules",
+    "GateVerdict",
     "JudgedAnswers",
     "PairedChange",
     "ReleaseDifference",
-    "Verdict",
     "compare_releases",
     "examine_drift",
     "judge_candidate",

@@ -18,7 +18,7 @@ from ..runs import open_subject
 from ..serving import Engine, Release, load_release, open_engine
 from ..sources import find
 from ..types import Dataset, Geometry
-from .gate import GateRules, JudgedAnswers, Verdict, judge_candidate
+from .gate import GateRules, GateVerdict, JudgedAnswers, judge_candidate
 
 MAX_DRAWN_FLIPS = 60
 """Images on the contact sheet."""
@@ -52,7 +52,7 @@ class ReleaseDifference:
     newly_wrong: tuple[AnswerChange, ...]
     """Negative flips: right before, wrong now."""
     newly_right: tuple[AnswerChange, ...]
-    verdict: Verdict
+    verdict: GateVerdict
     images: Dataset
     """The images, at the first release's working size; ``positions`` of the flips in them."""
     positions: Int[ndarray, " F"]

@@ -85,7 +85,7 @@ class PairedChange:
 
 
 @dataclass(frozen=True)
-class Verdict:
+class GateVerdict:
     """What the gate decides, and all its reasons."""
 
     decision: Decision
@@ -113,7 +113,7 @@ def judge_candidate(
     groups: Mapping[str, Shaped[ndarray, " N"]] | None = None,
     lost_classes: Sequence[str] = (),
     rules: GateRules | None = None,
-) -> Verdict:
+) -> GateVerdict:
     """Judge a candidate by its answers and those of the current classifier and the anchor on the same images.
 
     Args:
@@ -163,7 +163,7 @@ def judge_candidate(
         if ratio > rules.latency:
             against.append(f"it takes {ratio:.1f} times as long for an image ({rules.latency:g} times is allowed)")
     decision: Decision = "keep" if against else "cannot tell" if doubts else "promote"
-    return Verdict(decision, tuple(against or doubts), tuple(unproven), 0 if against else needed, changes)
+    return GateVerdict(decision, tuple(against or doubts), tuple(unproven), 0 if against else needed, changes)
 
 
 def _compare(candidate: JudgedAnswers, other: JudgedAnswers, than: str, level: float) -> PairedChange:

@@ -14,7 +14,7 @@ from ..types import Dataset, Splits
 from .engine import BundleRunner, EngineRunner
 from .releases import ONNX_FILE
 
-MAX_REFERENCE_IMAGES = 2000
+MAX_SKETCHED_IMAGES = 2000
 """Images that a projection is fitted to, and images that are sketched, at most."""
 
 _BATCH_IMAGES = 64
@@ -67,9 +67,9 @@ def _halve(images: Dataset) -> tuple[Dataset, Dataset]:
 
 
 def _limit(images: Dataset) -> Dataset:
-    if len(images) <= MAX_REFERENCE_IMAGES:
+    if len(images) <= MAX_SKETCHED_IMAGES:
         return images
-    return images.subset(nested_subset(images.labels, MAX_REFERENCE_IMAGES / len(images), 0))
+    return images.subset(nested_subset(images.labels, MAX_SKETCHED_IMAGES / len(images), 0))
 
 
 def _collect_outputs(runner: EngineRunner, images: Dataset) -> NetworkOutputs:
