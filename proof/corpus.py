@@ -19,6 +19,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
 from helpers.malformed_images import chunk, corpus, gif, page, png, segment, tiff, whole, within_jpeg
+from helpers.malformed_tensors import malformed_tensors, pack
 
 File = tuple[str, bytes]
 """A name, and the bytes of a file or of a whole request."""
@@ -129,6 +130,8 @@ def foreign_files() -> Iterator[File]:
         "safetensors that overlaps.safetensors",
         struct.pack("<Q", 66) + (b'{"a":{"dtype":"F32","shape":[1073741824],"data_offsets":[0,4]}}   ' + bytes(4)),
     )
+    weights = pack({"w": {"dtype": "F32", "shape": [2, 2], "data_offsets": [0, 16]}}, bytes(16))
+    yield from ((f"safetensors of {what}.safetensors", data) for what, data in malformed_tensors(weights))
     yield "onnx of noise.onnx", b"\x08\x07\x12\x04" + np.random.default_rng(1).bytes(500)
     yield "idx of 2^96 pixels", b"\0\0\x08\3" + b"\xff" * 12
     yield (

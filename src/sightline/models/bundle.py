@@ -31,6 +31,9 @@ from ..sources import is_junk
 BUNDLE_FORMAT = 1
 """Version of the bundle's layout; a release reads its own and every earlier one."""
 
+MAX_HEADER_BYTES = 10_000_000
+"""Bytes of a safetensors header, 60,000 tensors' worth: a larger one takes memory before anything is checked."""
+
 TENSORS_FILE = "model.safetensors"
 CARD_FILE = "README.md"
 
@@ -94,6 +97,7 @@ class Memory:
         try:
             for table in _TENSOR_TABLES:
                 if (file := folder / f"{table}.safetensors").is_file():
+                    check_tensor_header(file)
                     parts[table] = load_file(file)
             if (file := folder / "exemplars.json").is_file():
                 parts["exemplars"] = {
@@ -249,10 +253,31 @@ def read_answers(folder: Path) -> dict[str, Any]:
     return answers
 
 
-def read_tensor_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
-    """The shapes of a bundle's tensors by name, from the file's header alone; raises BundleError."""
-    with _explain_tensor_errors(folder), safe_open(folder / TENSORS_FILE, "pt") as file:
-        return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 it is no dict
+def check_tensor_header(file: Path) -> None:
+    """Raise ValueError where a safetensors file announces a header of more than ``MAX_HEADER_BYTES``."""
+    with file.open("rb") as stream:
+        announced = int.from_bytes(stream.read(8), "little")
+    if announced > MAX_HEADER_BYTES:
+        raise ValueError(f"its header of {announced:,} bytes is larger than {MAX_HEADER_BYTES:,}")
+
+
+def read_tensor_shapes(folder: Path) -> dict[str, tuple[tuple[int, ...], str]]:
+    """The shape and kind of a bundle's tensors by name, from the file's header alone; raises BundleError.
+
+    The kind is "float" for floats of any width, else the type as torch writes it, such as "int8".
+    """
+    with _explain_tensor_errors(folder):
+        check_tensor_header(folder / TENSORS_FILE)
+        with safe_open(folder / TENSORS_FILE, "pt") as file:
+            parts = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 it is no dict
+            return {name: (tuple(part.get_shape()), _kind(part.get_dtype())) for name, part in parts.items()}
+
+
+def _kind(dtype: str) -> str:
+    for start, kind in {"F": "", "BF": "", "I": "int", "U": "uint", "C": "complex"}.items():
+        if re.fullmatch(rf"{start}\d.*", dtype):
+            return dtype.replace(start, kind, 1).lower() if kind else "float"
+    return dtype.lower()
 
 
 def read_bundle_tensors(folder: Path) -> dict[str, Tensor]:
@@ -274,7 +299,7 @@ def read_bundle_tensors(folder: Path) -> dict[str, Tensor]:
 def _explain_tensor_errors(folder: Path) -> Iterator[None]:
     try:
         yield
-    except (SafetensorError, OSError) as error:
+    except (SafetensorError, OSError, ValueError) as error:
         raise BundleError(
             f"The {TENSORS_FILE} of '{folder}' is not a safetensors file (a pickle is never read): {error}."
         ) from error

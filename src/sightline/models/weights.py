@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..errors import BundleError, DataError
 from ..layers import Network
+from .bundle import check_tensor_header
 
 STATE_DICT_KEYS = ("state_dict", "model_state_dict", "model_state", "model", "net", "network", "weights")
 """Keys under which trainers save the table of tensors."""
@@ -87,6 +88,7 @@ def read_tensors(path: Path) -> Tensors:
         from safetensors.torch import load_file
 
         try:
+            check_tensor_header(path)
             return load_file(path, device="cpu")
         except (SafetensorError, OSError, ValueError, KeyError) as error:
             raise _damaged_error(path) from error
