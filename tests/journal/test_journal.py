@@ -917,3 +917,19 @@ def test_a_copied_site_is_complete(tmp_path):
     with Journal.open(tmp_path / "b") as journal:
         (row,) = journal.predictions()
         assert (row.correction, journal.image_path(row).is_file()) == ("dog", True)
+
+
+def test_a_journal_on_a_read_only_disk_names_the_way_out(tmp_path):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "tmpfs", str(disk)], capture_output=True, check=False).returncode:
+        pytest.skip("a disk cannot be mounted here")
+    try:
+        Journal.open(disk / "site").close()
+        subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
+        with pytest.raises(
+            DatabaseUnavailable, match=r"make its folder writable, copy the site .* or give --journal"
+        ):
+            Journal.open(disk / "site")
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)

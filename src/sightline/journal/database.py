@@ -56,8 +56,17 @@ LOCK_TIMEOUT_SECONDS = 10
 _ADVISORY_LOCK = 0x5167_4C69
 """Key of the PostgreSQL advisory lock that serialises writers, as SQLite does by itself."""
 
-_TRANSIENT_SQLITE_ERRORS = ("full", "locked", "readonly", "read-only", "unable to open", "disk i/o")
-"""Words in SQLite's messages for conditions that may pass."""
+_WRITABLE = "make its folder writable, copy the site to one that is, or give --journal the URL of another database"
+
+_TRANSIENT_SQLITE_ERRORS = {
+    "full": "free some space",
+    "locked": "wait until the process that writes to it ends",
+    "readonly": _WRITABLE,
+    "read-only": _WRITABLE,
+    "unable to open": _WRITABLE,
+    "disk i/o": "free some space, or move the site to another disk",
+}
+"""Words in SQLite's messages for conditions that may pass, and what to do about each."""
 
 metadata = MetaData()
 
@@ -306,7 +315,9 @@ def _translate_errors(name: str) -> Iterator[None]:
         cause = error.orig if isinstance(error, DBAPIError) else error
         reason = " ".join(str(cause).split())[:200].rstrip(".")
         if isinstance(cause, sqlite3.Error):
-            transient = any(word in reason.lower() for word in _TRANSIENT_SQLITE_ERRORS)
+            remedies = [f": {do}" for word, do in _TRANSIENT_SQLITE_ERRORS.items() if word in reason.lower()]
+            transient = bool(remedies)
+            reason += "".join(remedies[:1])
         else:
             lost = isinstance(error, DBAPIError) and error.connection_invalidated
             transient = lost or isinstance(error, OperationalError | InterfaceError)
