@@ -1,4 +1,4 @@
-"""Planted label noise of 1, 5 and 10 % in MNIST or photos: which share is found, how pure the list is, what it takes.
+"""Planted label noise of 0 to 10 % in MNIST or photos: which share is found, how pure the list is, what it takes.
 
     python benchmarks/suspects.py [FOLDER_OF_ZIPS] [--images 2000] [--by svm-rbf@hog logistic-regression@hog ...]
     python benchmarks/suspects.py [FOLDER_OF_ZIPS] --set waste --by probe lda svm-rbf@hog
@@ -29,7 +29,7 @@ SETS = {
     "photos": ("photos_jpg.zip", PHOTOS),
     "waste": ("waste_jpg.zip", PHOTOS),
 }
-RATES = (0.0, 0.01, 0.05, 0.1)
+RATES = (0.0, 0.01, 0.02, 0.05, 0.1)
 WAYS = ("svm-rbf@hog", "svm-rbf", "logistic-regression@hog", "logistic-regression", "knn@hog", "lenet5")
 NETWORK = Recipe(epochs=8, batch_size=64, lr=0.05, augment=("shift:1",))
 

@@ -328,6 +328,16 @@ def test_a_label_pattern_is_kept_in_the_run(cli, images, tmp_path):
     table.write_text("path,label,digit\n" + "".join(f"{f.name},x,{f.name[6]}\n" for f in other.glob("*.png")))
     named = json.loads(cli("evaluate", tmp_path / "r", table, "--label-column", "digit", "--json").out)
     assert (named["n"], named["accuracy"]) == (12, found["accuracy"])
+    table.unlink()
+    run = tmp_path / "r"
+    attacked = json.loads(cli("attack", run, other, "--by", "fgsm", "--no-checks", "--json").out)
+    assert attacked["n"] == 12
+    small = cli("compress", run, other, "--by", "int8", "--out", tmp_path / "small")
+    assert small.code == 0, small.err
+    taught = cli("learn", run, other, "--by", "lda", "--out", tmp_path / "taught")
+    assert taught.code == 0, taught.err
+    mine.rename(tmp_path / "moved")
+    assert cli("evaluate", run, tmp_path / "moved").code == 0
 
 
 def test_max_megapixels_is_a_flag(cli, tmp_path, monkeypatch):

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from sightline.comparison.confident_learning import confident_joint, count_wrong_labels, rank_issues
 from sightline.comparison.label_issues import (
     DEFAULT_LABEL_CHECKER,
-    confident_joint,
     find_label_issues,
     write_label_issues,
 )
@@ -50,6 +50,36 @@ def plain_joint(labels, p):
     return joint
 
 
+def draw_predictions(n=2000, k=10, own=0.05, seed=0):
+    """True labels, and probabilities of a judge that errs on a share ``own``, by small margins."""
+    rng = np.random.default_rng(seed)
+    true, logits = rng.integers(0, k, n), rng.normal(0, 1, (n, k))
+    logits[np.arange(n), true] += rng.uniform(6, 12, n)
+    errs = np.flatnonzero(rng.random(n) < own)
+    logits[errs, (true[errs] + 1) % k] = logits[errs, true[errs]] + rng.exponential(1.5, len(errs))
+    p = np.exp(logits - logits.max(1, keepdims=True))
+    return true, p / p.sum(1, keepdims=True)
+
+
+@pytest.mark.parametrize("own", [0.01, 0.05, 0.15])
+@pytest.mark.parametrize("share", [0.0, 0.02, 0.1])
+def test_the_judges_own_errors_bound_the_list(own, share):
+    """Clean labels list next to nothing; planted noise is counted, and most of the list is wrong labels."""
+    true, p = draw_predictions(own=own)
+    rng, labels = np.random.default_rng(1), true.copy()
+    where = rng.choice(len(true), round(share * len(true)), replace=False)
+    labels[where] = (labels[where] + rng.integers(1, 10, len(where))) % 10
+    listed, expected = count_wrong_labels(labels, p)
+    right = np.isin([i for i, _ in rank_issues(labels, p)[:listed]], where).sum()
+    contradicted = (p.argmax(1) != labels).sum()
+    assert contradicted >= own * len(true) / 2
+    if len(where) < 0.15 * contradicted:  # its own errors hide so few
+        assert listed <= 3
+        return
+    assert abs(expected - len(where)) < 0.35 * len(where)
+    assert right > max(0.6 * listed, 0.6 * len(where))
+
+
 @pytest.mark.parametrize("seed", range(4))
 def test_the_confident_joint_is_its_definition(seed):
     rng = np.random.default_rng(seed)
@@ -67,11 +97,14 @@ def test_a_small_example_of_the_paper():
     assert confident_joint(labels, p).tolist() == [[3, 1], [0, 1]]
 
 
-def test_a_planted_label_is_ranked_first(digits):
-    found = find_label_issues(planted(digits, np.array([100])), "logistic-regression", probe=False)
-    assert found.issues[0].index == 100
-    assert found.issues[0].suggested == digits.classes[digits.labels[100]]
-    assert found.issues[0].margin == max(one.margin for one in found.issues)
+def test_planted_labels_are_ranked_first(digits):
+    where = np.arange(100, 1700, 200)
+    found = find_label_issues(planted(digits, where), "logistic-regression", probe=False)
+    first = found.issues[:4]
+    assert all(one.index in where for one in first)
+    assert [one.suggested for one in first] == [digits.classes[digits.labels[one.index]] for one in first]
+    margins = [np.log(one.p_suggested / one.p_label) for one in found.issues]
+    assert margins == sorted(margins, reverse=True)
 
 
 @pytest.mark.parametrize("share", [0.01, 0.05, 0.10])
@@ -80,8 +113,8 @@ def test_planted_noise_is_found_with_precision_and_recall(digits, share):
     found = find_label_issues(planted(digits, where), "svm-rbf", probe=False)
     listed = np.array([one.index for one in found.issues])
     recall, precision = np.isin(where, listed).mean(), np.isin(listed, where).mean()
-    assert recall > 0.85
-    assert precision > {0.01: 0.35, 0.05: 0.7, 0.10: 0.8}[share]
+    assert recall > 0.65
+    assert precision > {0.01: 0.5, 0.05: 0.75, 0.10: 0.85}[share]
     first = listed[: len(where)]
     assert np.isin(first, where).mean() > 0.75  # ranked: errors come first
     assert abs(found.estimated_error_rate - share) < 0.04
@@ -149,7 +182,7 @@ def test_impossible_arguments_are_refused(digits):
 
 
 def test_files_of_label_issues(digits, tmp_path):
-    where = np.array([3, 8, 100])
+    where = np.arange(3, 1700, 50)
     data = planted(digits, where)
     found = find_label_issues(data, "svm-rbf")
     files = write_label_issues(found, data, tmp_path / "out")
@@ -171,12 +204,12 @@ def test_check_label_issues(cli, tmp_path):
     words = ("check", "digits", "--limit", "400", "--label-issues", "--out-dir", tmp_path / "s")
     answer = cli(*words)
     assert answer.code == 0, answer.err
-    assert "wrong among 4" in answer.out
+    assert "of 401, which its own errors can explain" in answer.out
     assert f"fits of {DEFAULT_LABEL_CHECKER}" in answer.err
     value = json.loads(cli(*words, "--by", "svm-rbf", "--json").out)
     assert value["suspects"]["by"] == "svm-rbf"
     assert value["suspects"]["files"]["table"] == str(tmp_path / "s" / "suspects.csv")
-    assert {path.name for path in (tmp_path / "s").iterdir()} == {"suspects.csv", "suspects.json", "suspects.png"}
+    assert {path.name for path in (tmp_path / "s").iterdir()} >= {"suspects.csv", "suspects.json"}
     assert "suspects" not in json.loads(cli("check", "digits", "--limit", "100", "--json").out)
 
 
@@ -210,5 +243,5 @@ def test_a_judge_that_guesses_lists_nothing_and_says_so(discs, by):
     found = find_label_issues(discs("same", [(90, 90, 90), (90, 90, 90)]), by)
     assert found.issues == ()
     assert found.probe is None
-    assert "hardly better than guessing" in found.sentence
+    assert "too weak to judge them" in found.sentence
     assert found.as_json()["suspects"] == []

@@ -2,16 +2,18 @@
 
 Every image is predicted by a classifier trained on the other folds. With t_j the mean probability of class j over
 the images labelled j, an image labelled i counts as truly j where p_j >= t_j, the most probable such j (Northcutt,
-Jiang and Chuang 2021, eq. 1). Images with j != i are the issues, ranked by how much more probable j is than i.
+Jiang and Chuang 2021, eq. 1). Images with j != i are the candidates, ranked by log(p_j / p_i). How many of them are
+wrong labels is estimated from the margins that every image would have under other labels (``count_wrong_labels``).
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Int
 from numpy import ndarray
 
 from .. import progress
@@ -24,6 +26,7 @@ from ..pictures import contact_sheet
 from ..training import PHOTO_SIDE, Recipe
 from ..types import Dataset, Interval
 from .candidates import parse_candidate
+from .confident_learning import confident_joint, count_wrong_labels, rank_issues
 from .cross_validation import HeldOutFold
 from .judges import HEAD_JUDGES, OutOfFold, baseline_judge, head_judge, network_probabilities
 
@@ -36,7 +39,7 @@ COLOUR_LABEL_CHECKER = "svm-rbf@pixels"
 PHOTO_LABEL_CHECKER = "probe"
 """The judge of photos: out-of-fold logistic regression on the features of the published network."""
 
-MIN_JUDGE_SKILL = 0.25
+MIN_JUDGE_SKILL = 0.5
 """Skill below which nothing is listed: most of the list would be right labels."""
 
 PLANTED_ERROR_SHARE = 0.03
@@ -62,8 +65,8 @@ class LabelIssue:
 
     @property
     def margin(self) -> float:
-        """How much more probable the suggested class is: issues are ranked by it."""
-        return self.p_suggested - self.p_label
+        """log(p_suggested / p_label): issues are ranked by it."""
+        return math.log(max(self.p_suggested, 1e-300)) - math.log(max(self.p_label, 1e-300))
 
 
 @dataclass(frozen=True)
@@ -75,8 +78,6 @@ class PlantedErrorProbe:
     """Share of the planted errors that were listed."""
     precision: Interval
     """Share of planted errors among the issues that were not listed before: real errors count against it."""
-    median_margin: float
-    """Median margin of the planted errors that were found; infinite where none was."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,6 +100,8 @@ class LabelIssueReport:
 
     candidates: int = 0
     """Labels that the judge contradicts; only as many of them are listed as are expected to be wrong."""
+    expected_errors: float = 0.0
+    """Wrong labels among all, estimated from the margins of the candidates."""
     skill: float = 1.0
     """(accuracy - chance) / (1 - chance), with the share of the largest class as chance; issues need some."""
 
@@ -107,13 +110,18 @@ class LabelIssueReport:
         """How many issues were found, and how far the list can be trusted."""
         if self.skill < MIN_JUDGE_SKILL:
             return (
-                f"No label is listed: {self.by} agrees with {self.accuracy.value:.0%} of {self.n:,} labels, hardly "
-                "better than guessing, so it cannot judge them. Judge by a network: --by resnet20."
+                f"No label is listed: {self.by} agrees with {self.accuracy.value:.0%} of {self.n:,} labels, which is "
+                "too weak to judge them. Judge by a network: --by resnet20."
             )
         count = len(self.issues)
         labels = "1 label looks" if count == 1 else f"{count:,} labels look"
         found = f"{labels} wrong among {self.n:,} ({self.by}, {self.folds} folds)."
-        if self.candidates > count:
+        if self.candidates and not count:
+            found = (
+                f"No label is listed: {self.by} contradicts {self.candidates:,} of {self.n:,}, which its own "
+                "errors can explain. A stronger judge may find more: --by resnet20."
+            )
+        elif self.candidates > count:
             found += (
                 f" They are the first of {self.candidates:,} that it contradicts, as many as are expected to be."
             )
@@ -139,6 +147,7 @@ class LabelIssueReport:
             "folds": self.folds,
             "n": self.n,
             "candidates": self.candidates,
+            "expected_wrong": self.expected_errors,
             "agreement": self.accuracy.as_json(),
             "estimated_wrong": self.estimated_error_rate,
             "probe": probe,
@@ -186,18 +195,19 @@ def find_label_issues(
     planted: PlantedErrorProbe | None = None
     if candidate is None or judged:
         predict = head_judge(by, part, held_out, seed) if head else baseline_judge(word, part, held_out, seed)
-        ranked = _rank_issues(part.labels, probabilities := predict(part.labels))
+        ranked = rank_issues(part.labels, probabilities := predict(part.labels))
         planted = _probe_planted_errors(predict, part.labels, ranked, seed) if probe else None
     else:
         assert candidate is not None
         probabilities = network_probabilities(part, candidate, held_out, device)
-        ranked = _rank_issues(part.labels, probabilities)
+        ranked = rank_issues(part.labels, probabilities)
     accuracy = wilson(float((probabilities.argmax(1) == part.labels).sum()), len(part))
     chance = float(part.counts.max() / part.counts.sum())
     if (skill := (accuracy.value - chance) / (1 - chance)) < MIN_JUDGE_SKILL:
         ranked, planted = [], None
     candidates = len(ranked)
-    ranked = ranked[: _count_expected(ranked, probabilities, part.labels, skill, planted)]
+    listed, expected = count_wrong_labels(part.labels, probabilities) if candidates else (0, 0.0)
+    ranked = ranked[:listed]
     joint = confident_joint(part.labels, probabilities)
     counted = joint.sum(1)
     wrong = np.divide(counted - joint.diagonal(), counted, out=np.zeros(len(counted)), where=counted > 0)
@@ -225,6 +235,7 @@ def find_label_issues(
         remarks=remarks,
         skill=skill,
         candidates=candidates,
+        expected_errors=expected,
     )
 
 
@@ -242,53 +253,6 @@ def are_photos(dataset: Dataset) -> bool:
     short = np.minimum(dataset.columns["width"], dataset.columns["height"])
     colour = dataset.geometry.channels == 3
     return colour and min(dataset.geometry.size) >= PHOTO_SIDE and float(np.median(short)) >= PHOTO_SIDE
-
-
-def confident_joint(labels: Int[ndarray, " N"], probabilities: Float[ndarray, "N K"]) -> Int[ndarray, "K K"]:
-    """Images labelled i (row) that count as truly j (column); some images count nowhere."""
-    k = probabilities.shape[1]
-    truly = _confident_classes(labels, probabilities)
-    known = truly >= 0
-    return np.bincount(labels[known] * k + truly[known], minlength=k * k).reshape(k, k)
-
-
-def _confident_classes(labels: Int[ndarray, " N"], probabilities: Float[ndarray, "N K"]) -> Int[ndarray, " N"]:
-    """The class that each image counts as; -1 for none. No image counts as a class without images."""
-    k = probabilities.shape[1]
-    own = probabilities[np.arange(len(labels)), labels].astype(np.float64)
-    counts = np.bincount(labels, minlength=k)
-    sums = np.bincount(labels, weights=own, minlength=k)
-    thresholds = np.divide(sums, counts, out=np.full(k, np.inf), where=counts > 0)
-    passing = np.where(probabilities >= thresholds - 1e-12, probabilities, -1.0)
-    return np.where(passing.max(1) >= 0, passing.argmax(1), -1)
-
-
-def _rank_issues(labels: Int[ndarray, " N"], probabilities: Float[ndarray, "N K"]) -> list[tuple[int, int]]:
-    """(image, suggested class) of every issue, the largest margin first."""
-    truly = _confident_classes(labels, probabilities)
-    rows = np.flatnonzero((truly >= 0) & (truly != labels))
-    margin = probabilities[rows, truly[rows]] - probabilities[rows, labels[rows]]
-    rows = rows[np.argsort(-margin, kind="stable")]
-    return [(int(i), int(truly[i])) for i in rows]
-
-
-def _count_expected(
-    ranked: Sequence[tuple[int, int]],
-    probabilities: Float[ndarray, "N K"],
-    labels: Int[ndarray, " N"],
-    skill: float,
-    planted: PlantedErrorProbe | None,
-) -> int:
-    """How many of the issues are expected to be wrong labels.
-
-    Half of the planted errors have a margin of at least their median: so has half of the real ones, if they are as
-    easy to find, and twice the issues of such a margin is the number of all. Without a probe, the judge's skill is
-    the share.
-    """
-    if planted is None:
-        return round(skill * len(ranked))
-    margins = np.array([probabilities[i, j] - probabilities[i, labels[i]] for i, j in ranked])
-    return min(len(ranked), 2 * int((margins >= planted.median_margin).sum()))
 
 
 def _select_images(dataset: Dataset) -> tuple[Int[ndarray, " n"], tuple[str, ...]]:
@@ -337,12 +301,10 @@ def _probe_planted_errors(
     changed = labels.copy()
     changed[planted] = present[(np.searchsorted(present, changed[planted]) + shift) % len(present)]
     probabilities = predict(changed)
-    issues = _rank_issues(changed, probabilities)
+    issues = rank_issues(changed, probabilities)[: count_wrong_labels(changed, probabilities)[0]]
     listed = np.array([i for i, _ in issues], np.int64)
-    margins = [probabilities[i, j] - probabilities[i, changed[i]] for i, j in issues if i in set(planted.tolist())]
-    found, new = float(len(margins)), float(len(np.setdiff1d(listed, before)))
-    median = float(np.median(margins)) if margins else np.inf
-    return PlantedErrorProbe(count, wilson(found, count), wilson(found, new), median)
+    found, new = float(np.isin(planted, listed).sum()), float(len(np.setdiff1d(listed, before)))
+    return PlantedErrorProbe(count, wilson(found, count), wilson(found, new))
 
 
 def write_label_issues(report: LabelIssueReport, dataset: Dataset, folder: Path) -> dict[str, str]:

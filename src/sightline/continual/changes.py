@@ -3,6 +3,7 @@
 import copy
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from difflib import SequenceMatcher
 from pathlib import Path
@@ -13,8 +14,8 @@ from ..choose import suggest
 from ..classifier import Classifier
 from ..data import load_dataset, split
 from ..errors import DataError
-from ..sources import find
-from ..training import Run
+from ..sources import JOINED_SUFFIX, USUAL_LABELS, LabelRule, find, read_places
+from ..training import Recipe, Run
 from ..types import UNLABELLED, Dataset, Splits
 from .lesson import Lesson
 from .memory import Sums, read_forgotten
@@ -67,7 +68,10 @@ def make_lesson(
         if name not in renamed:
             raise DataError(f"There is no class '{name}' to remove. {suggest(name, renamed)}")
     kept = tuple(name for name in dict.fromkeys(renamed) if name not in changes.remove)
-    new, notes = (None, ()) if changes.new_data is None else load_new_images(changes, classifier, kept, seed)
+    new, notes = None, tuple[str, ...]()
+    if changes.new_data is not None:
+        rule = find_label_rule(original.recipe, changes.new_data)
+        new, notes = load_new_images(changes, classifier, kept, seed, rule=rule)
     classes = tuple(dict.fromkeys((*kept, *(() if new is None else new.train.classes))))
     if len(classes) < 2:
         raise DataError(f"Only the class '{', '.join(classes)}' would be left: a classifier needs two.")
@@ -128,16 +132,27 @@ def _adapt(splits: Splits, names: Sequence[str], classes: Sequence[str], gone: f
     return Splits(adapt(splits.train), adapt(splits.val), adapt(splits.test))
 
 
+def find_label_rule(recipe: Recipe, data: Path | str) -> LabelRule:
+    """The label rule of the run's images where it fits the new ones, else usual names."""
+    joined = recipe.data is not None and recipe.data.endswith(JOINED_SUFFIX)
+    rule = read_places(Path(recipe.data))[0][0][1] if joined and recipe.data else recipe.label_rule
+    if rule.given:
+        with suppress(DataError):
+            find(data, several=False, rule=rule)
+            return rule
+    return USUAL_LABELS
+
+
 def load_new_images(
-    changes: Changes, classifier: Classifier, known: Sequence[str], seed: int
+    changes: Changes, classifier: Classifier, known: Sequence[str], seed: int, *, rule: LabelRule = USUAL_LABELS
 ) -> tuple[Splits, tuple[str, ...]]:
-    """New images, split as they say or by ``HELD_OUT_SHARES``; and notes.
+    """New images, their labels by ``rule``, split as they say or by ``HELD_OUT_SHARES``; and notes.
 
     Raises DataError for a class whose name looks like one of ``known``, unless it is among the ``new_classes``.
     """
     data = changes.new_data
     assert data is not None
-    images = load_dataset(find(data, several=False), classifier.geometry)
+    images = load_dataset(find(data, several=False, rule=rule), classifier.geometry)
     if missing := [name for name in changes.new_classes if name not in images.classes]:
         raise DataError(
             f"'{data}' has no class '{missing[0]}' (--new-class). {suggest(missing[0], images.classes)}"

@@ -19,13 +19,12 @@ from ..pictures import contact_sheet
 from ..sources import (
     EXEMPLARS_FOLDER,
     JOINED_SUFFIX,
-    USUAL_LABELS,
     erase_exemplars,
     read_places,
     write_joined,
 )
 from ..training import Recipe, Run, RunFolder, check_run_folder, create_run_folder
-from .changes import Changes, make_lesson
+from .changes import Changes, find_label_rule, make_lesson
 from .lesson import Lesson, Outcome, are_right, choose_outcome, learn_by
 from .memory import Sums, keep_exemplars, sum_features, write_summed
 from .strategy import Past, Strategy
@@ -208,7 +207,7 @@ def _recipe_of(original: Run, changes: Changes, folder: Path) -> Recipe:
         without = [*gone, *remove]
     if new_data is not None:
         place = str(Path(new_data).resolve()) if Path(new_data).exists() else str(new_data)
-        places = [*places, (place, USUAL_LABELS)]
+        places = [*places, (place, find_label_rule(recipe, new_data))]
     file = write_joined(folder.resolve() / f"images{JOINED_SUFFIX}", places, names=names, without=without)
     return recipe.replace(data=str(file), path_column=None, label_column=None, label_pattern=None)
 
