@@ -257,7 +257,7 @@ class Classifier(nn.Module):
         planned._check_shapes(shapes, folder)
         with _explain_config_errors(folder):
             classifier = cls._from_config(config, folder)
-        classifier.load_state_dict(read_bundle_tensors(folder))
+        classifier.load_state_dict(read_bundle_tensors(folder, classifier.state_dict()))
         classifier.network.load_extra_files(folder)
         classifier.memory = Memory.load(folder / MEMORY_FOLDER)
         if (outputs := classifier.network.n_classes) != len(classifier.classes):
@@ -298,16 +298,13 @@ class Classifier(nn.Module):
             provenance=found.facts.get("provenance", {}),
         ).eval()
 
-    def _check_shapes(self, given: Mapping[str, tuple[tuple[int, ...], str]], folder: Path) -> None:
-        """Raise BundleError unless the tensors of these shapes and kinds are those of this classifier."""
-        own = {
-            name: (tuple(t.shape), "float" if t.is_floating_point() else str(t.dtype).removeprefix("torch."))
-            for name, t in self.state_dict().items()
-        }
+    def _check_shapes(self, given: Mapping[str, tuple[int, ...]], folder: Path) -> None:
+        """Raise BundleError unless the tensors of these shapes are those of this classifier."""
+        own = {name: tuple(t.shape) for name, t in self.state_dict().items()}
         for what, names in (
             ("lacks tensors", own.keys() - given.keys()),
             ("has tensors that its network does not have", given.keys() - own.keys()),
-            ("has tensors of another shape or type", {n for n in own.keys() & given.keys() if own[n] != given[n]}),
+            ("has tensors of another shape", {n for n in own.keys() & given.keys() if own[n] != given[n]}),
         ):
             if names:
                 raise BundleError(

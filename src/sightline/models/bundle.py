@@ -31,7 +31,7 @@ from ..sources import is_junk
 BUNDLE_FORMAT = 1
 """Version of the bundle's layout; a release reads its own and every earlier one."""
 
-MAX_HEADER_BYTES = 10_000_000
+MAX_TENSOR_HEADER_BYTES = 10_000_000
 """Bytes of a safetensors header, 60,000 tensors' worth: a larger one takes memory before anything is checked."""
 
 TENSORS_FILE = "model.safetensors"
@@ -254,36 +254,35 @@ def read_answers(folder: Path) -> dict[str, Any]:
 
 
 def check_tensor_header(file: Path) -> None:
-    """Raise ValueError where a safetensors file announces a header of more than ``MAX_HEADER_BYTES``."""
+    """Raise ValueError where a safetensors file announces a header of more than ``MAX_TENSOR_HEADER_BYTES``."""
     with file.open("rb") as stream:
         announced = int.from_bytes(stream.read(8), "little")
-    if announced > MAX_HEADER_BYTES:
-        raise ValueError(f"its header of {announced:,} bytes is larger than {MAX_HEADER_BYTES:,}")
+    if announced > MAX_TENSOR_HEADER_BYTES:
+        raise ValueError(f"its header of {announced:,} bytes is larger than {MAX_TENSOR_HEADER_BYTES:,}")
 
 
-def read_tensor_shapes(folder: Path) -> dict[str, tuple[tuple[int, ...], str]]:
-    """The shape and kind of a bundle's tensors by name, from the file's header alone; raises BundleError.
-
-    The kind is "float" for floats of any width, else the type as torch writes it, such as "int8".
-    """
+def read_tensor_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
+    """The shapes of a bundle's tensors by name, from the file's header alone; raises BundleError."""
     with _explain_tensor_errors(folder):
         check_tensor_header(folder / TENSORS_FILE)
         with safe_open(folder / TENSORS_FILE, "pt") as file:
-            parts = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 it is no dict
-            return {name: (tuple(part.get_shape()), _kind(part.get_dtype())) for name, part in parts.items()}
+            return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 it is no dict
 
 
-def _kind(dtype: str) -> str:
-    for start, kind in {"F": "", "BF": "", "I": "int", "U": "uint", "C": "complex"}.items():
-        if re.fullmatch(rf"{start}\d.*", dtype):
-            return dtype.replace(start, kind, 1).lower() if kind else "float"
-    return dtype.lower()
+def read_bundle_tensors(folder: Path, like: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of a bundle by name, floats where those of ``like`` are and else of their type.
 
-
-def read_bundle_tensors(folder: Path) -> dict[str, Tensor]:
-    """The tensors of a bundle by name; raises BundleError where it is not safetensors, or would give NaN."""
+    Raises BundleError where the file is not safetensors, or a tensor is of another type or would give NaN.
+    """
     with _explain_tensor_errors(folder):
         tensors = load_file(folder / TENSORS_FILE)
+    for name, tensor in tensors.items():
+        own = like[name]
+        if not (tensor.is_floating_point() and own.is_floating_point()) and tensor.dtype != own.dtype:
+            raise BundleError(
+                f"The {TENSORS_FILE} of '{folder}' has '{name}' of type {tensor.dtype} for {own.dtype}. "
+                "Save or copy the bundle again."
+            )
     for name, tensor in tensors.items():
         values = tensor.float() if tensor.dtype.itemsize == 1 else tensor  # torch tests no 8-bit floats
         negative = name.endswith(("running_var", "variances")) and bool((values < 0).any())
