@@ -68,10 +68,10 @@ def make_lesson(
         if name not in renamed:
             raise DataError(f"There is no class '{name}' to remove. {suggest(name, renamed)}")
     kept = tuple(name for name in dict.fromkeys(renamed) if name not in changes.remove)
-    new, notes = None, tuple[str, ...]()
-    if changes.new_data is not None:
-        rule = find_label_rule(original.recipe, changes.new_data)
-        new, notes = load_new_images(changes, classifier, kept, seed, rule=rule)
+    rule = find_label_rule(original.recipe, changes.new_data)
+    new, notes = (
+        (None, ()) if changes.new_data is None else load_new_images(changes, classifier, kept, seed, rule=rule)
+    )
     classes = tuple(dict.fromkeys((*kept, *(() if new is None else new.train.classes))))
     if len(classes) < 2:
         raise DataError(f"Only the class '{', '.join(classes)}' would be left: a classifier needs two.")
@@ -132,11 +132,11 @@ def _adapt(splits: Splits, names: Sequence[str], classes: Sequence[str], gone: f
     return Splits(adapt(splits.train), adapt(splits.val), adapt(splits.test))
 
 
-def find_label_rule(recipe: Recipe, data: Path | str) -> LabelRule:
+def find_label_rule(recipe: Recipe, data: Path | str | None) -> LabelRule:
     """The label rule of the run's images where it fits the new ones, else usual names."""
     joined = recipe.data is not None and recipe.data.endswith(JOINED_SUFFIX)
     rule = read_places(Path(recipe.data))[0][0][1] if joined and recipe.data else recipe.label_rule
-    if rule.given:
+    if rule.given and data is not None:
         with suppress(DataError):
             find(data, several=False, rule=rule)
             return rule
