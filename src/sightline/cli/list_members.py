@@ -73,7 +73,7 @@ def list_members(family: str = "", /, *, options: OutputOptions = OUTPUT_DEFAULT
         "filters": lambda: _member_lines(PIXEL_FILTERS),
         "corruptions": lambda: _member_lines(CORRUPTIONS),
         "normalisations": lambda: [
-            {"name": row["name"], "what": known.get(row["name"], row["what"])}
+            {"name": row["name"], "what": known.get(str(row["name"]), row["what"])}
             for row in _member_lines(NORMALISATIONS)
         ],
         "presets": lambda: _member_lines(PRESETS),

@@ -68,7 +68,7 @@ def releases(
     if action == "publish":
         run = require_argument(what, "publish", "the run")
         made = publish(site, run, note=note, images=images, with_memory=with_memory, promote=not only_publish)
-        more = {"published": made.number, "onnx": made.facts["onnx"]}
+        more = {"published": made.number, "onnx": made.facts["onnx"], "reference": made.facts["reference"]}
     elif action == "promote":
         promote(site, _release_number(what, "promote"))
     elif what is not None:
@@ -169,6 +169,12 @@ def print_releases(console: "Console", value: Mapping[str, Any]) -> None:
             if onnx["file"] is None
             else f"\nThe ONNX file of release {number} gives the same prediction for {onnx['agreement']:.2%} of "
             f"{onnx['n']:,} images ({onnx['sample']}).",
+            markup=False,
+        )
+    if (reference := value.get("reference")) and reference["file"] is None:
+        console.print(
+            f"Release {value['published']} has no reference, so `sightline drift` cannot watch it: {reference['why']}. "
+            "Name labelled images that it was not trained on with --images.",
             markup=False,
         )
     if value["current"] is None and value["releases"]:
