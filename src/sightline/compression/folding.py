@@ -169,7 +169,11 @@ def align_pixels(made: Classifier, few: Float[Tensor, "B C H W"]) -> PixelLevels
     moved = Normalise([zero / 255] * len(pixels[0]), [std] * len(pixels[0]))
     made.preprocessing = Preprocessing([moved]).to(few.device)
     extra = (shift * layer.weight.flatten(1).sum(1)).view(-1, 1, 1)
-    watching = layer.register_forward_hook(lambda _, __, result: result + extra)
+
+    def make_up(_: nn.Module, __: object, result: Tensor) -> Tensor:
+        return result + extra
+
+    watching = layer.register_forward_hook(make_up)
     given = made(few)
     watching.remove()
     if not torch.allclose(given, wanted, rtol=0, atol=MAX_SHIFT_EFFECT * float(wanted.abs().max())):
