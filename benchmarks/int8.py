@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from record import record, shared
 
 from sightline import metrics, runtime
@@ -177,7 +176,7 @@ def main() -> None:
     import onnxruntime
 
     figures: dict[str, Any] = {"vnni": vnni(), "onnxruntime": onnxruntime.__version__}
-    with tempfile.TemporaryDirectory() as name, torch.no_grad():
+    with tempfile.TemporaryDirectory() as name:
         place = Path(name)
         if "resnet20" in given.parts:
             figures["resnet20"] = resnet20(folder, place, given.limit, given.rounds)
