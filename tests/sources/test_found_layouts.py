@@ -152,6 +152,9 @@ def test_masks_beside_the_images_are_left_out(tmp_path):
     assert (source.classes, len(source)) == (("COVID", "Normal"), 6)
     assert said(source, "Left out 6 images", "annotations")
     assert find(plant(tmp_path / "two", ["mask/1.png", "no_mask/2.png"])).classes == ("mask", "no_mask")
+    source = find(plant(tmp_path / "top", [*classes_in("images"), "annotations/trimaps/1.png", "masks/2.png"]))
+    assert (source.classes, len(source)) == (CLASSES, 6)
+    assert said(source, "Left out 2 images", "'annotations'", "'masks'")
 
 
 def test_flat_images_beside_annotations_are_refused_with_what_the_names_look_like(tmp_path):
@@ -160,7 +163,7 @@ def test_flat_images_beside_annotations_are_refused_with_what_the_names_look_lik
         find(plant(tmp_path, [*names, "annotations/trimaps/1.png"]))
 
 
-@pytest.mark.parametrize("mark", ["recipe.toml", "classifier/model.safetensors"])
+@pytest.mark.parametrize("mark", ["recipe.toml", "classifier/model.safetensors", "suspects.csv"])
 def test_our_own_runs_are_left_out(tmp_path, mark):
     root = plant(tmp_path, [*(f"{c}/1.png" for c in CLASSES), "runs/x/curves.png", "runs/x/classifier/a.png"])
     (root / "runs/x" / mark).write_text("")
@@ -211,6 +214,26 @@ def test_links_that_lead_nowhere_are_unreadable_images(tmp_path):
         source.read(source.files.tolist().index("cats/2.png"))
 
 
+@pytest.mark.parametrize("loop", ["cats/loop", "loop", "cats/deep/loop"])
+@pytest.mark.parametrize("target", ["", "cats"])
+def test_a_link_to_a_folder_around_it_lists_no_image_twice(tmp_path, loop, target):
+    root = plant(tmp_path / "d", [*(f"{c}/{i}.png" for c in CLASSES for i in range(2)), "cats/deep/1.png"])
+    (root / loop).symlink_to(root / target, target_is_directory=True)
+    if loop == "loop" and target:  # not around it: a class of another name
+        assert len(find(root)) == 10
+        return
+    source = find(root)
+    assert (source.classes, len(source)) == (CLASSES, 7)
+    assert said(source, "Left out 1 link", f"'{loop}'")
+
+
+def test_links_to_each_other_list_no_image_more_than_once_in_each(tmp_path):
+    root = plant(tmp_path, ["a/1.png", "b/2.png"])
+    (root / "a/x").symlink_to(root / "b", target_is_directory=True)
+    (root / "b/y").symlink_to(root / "a", target_is_directory=True)
+    assert sorted(find(root).files) == ["a/1.png", "a/x/2.png", "b/2.png", "b/y/1.png"]
+
+
 # labels in file names
 
 
@@ -240,6 +263,7 @@ def test_numbers_in_file_names_are_no_labels(tmp_path):
         ("a/1", "1 file without a suffix. Give each file the suffix"),
         ("a/1.npy", r"1 file \.npy. Convert arrays"),
         ("train.zip", r"1 file \.zip. Unpack the archives .'train.zip'"),
+        ("train.tar.zst", r"1 file \.zst. Unpack the archives .'train.tar.zst'"),
         ("labels.xlsx", r"1 file \.xlsx. Save the table as CSV"),
         ("notes.abc", r"1 file \.abc. Give a folder"),
     ],
@@ -257,9 +281,19 @@ def test_what_was_found_where_there_are_no_images(tmp_path, file, says):
 def test_other_files_are_named_for_what_they_are(tmp_path):
     (tmp_path / "t.csv.gz").write_bytes(gzip.compress(b"path,label\n"))
     (tmp_path / "t.xlsx").write_bytes(b"PK\3\4")
+    (tmp_path / "t.tar.zst").write_bytes(b"\x28\xb5\x2f\xfd" + bytes(300))
+    (tmp_path / "my photos").write_bytes(b"\x28\xb5\x2f\xfd")
+    (tmp_path / "t.7z").write_bytes(b"7z\xbc\xaf\x27\x1c" + bytes(300))
+    (tmp_path / "t.rar").write_bytes(b"Rar!\x1a\x07" + bytes(300))
+    (tmp_path / "t.tar.lz4").write_bytes(b"")
     for name, says in (
         ("t.csv.gz", "a compressed table: decompress"),
         ("t.xlsx", "a spreadsheet.*save it as CSV"),
+        ("t.tar.zst", "an archive of a kind that is not read .zip and tar are.: unpack it, tar --zstd -xf .*zst"),
+        ("my photos", "unpack it, tar --zstd -xf '.*my photos'"),
+        ("t.7z", "unpack it, 7z x"),
+        ("t.rar", "unpack it, unrar x"),
+        ("t.tar.lz4", "unpack it, tar -I lz4"),
     ):
         with pytest.raises(DataError, match=says):
             find(tmp_path / name)
@@ -319,6 +353,9 @@ def test_a_table_in_the_folder_of_each_split(tmp_path):
         ("class_id,Path", "{1},a/b/{0}.png"),
         ("image,species,notes", "{0}.png,{1},x"),
         ("sep=;\nimage_name;category", "{0}.png;{1}"),
+        ("img,labels", "{0}.png,{1}"),
+        ("file,class_name", "{0}.png,{1}"),
+        ("image_id,choice", "{0},{1}"),
         ("image,a,b", "{0}.png,{2:.1f},{3:.1f}"),
     ],
 )
@@ -339,6 +376,80 @@ def test_tables_without_a_header(tmp_path, name):
     assert find(tmp_path / name).labels.tolist() == [0, 1, 0, 1]
 
 
+@pytest.mark.parametrize("mark", [" ", "\t", "  "])
+@pytest.mark.parametrize(
+    ("lists", "pictures", "written"),
+    [
+        ("", "images/{0}.png", "images/{0}.png"),
+        ("", "{1}/{0}.png", "{0}.png"),
+        ("", "{1}/my {0}.png", "{1}/my {0}.png"),
+        ("meta/", "pictures/{1}/{0}.png", "{0}.png"),
+        ("lists/", "{0}.png", "./{0}.png"),
+    ],
+)
+@pytest.mark.parametrize("kind", ["folder", "zip"])
+def test_lists_of_paths_and_labels_by_split(tmp_path, mark, lists, pictures, written, kind):
+    """ImageNet's ``train.txt`` and ``val.txt``: a path and a number on each line, no header."""
+    root = tmp_path / "d"
+    for split, numbers in (("train", range(6)), ("val", range(6, 9)), ("test", range(9, 11))):
+        rows = []
+        for number in numbers:
+            plant(root, [pictures.format(number, split)])
+            rows.append(f"{written.format(number, split)}{'' if split == 'test' else f'{mark}{number % 2}'}")
+        (root / lists).mkdir(exist_ok=True)
+        (root / lists / f"{split}.txt").write_text("\n".join(rows) + "\n")
+    (root / "readme.txt").write_text("Pictures of two kinds.\n")
+    if kind == "zip":
+        with zipfile.ZipFile(tmp_path / "d.zip", "w") as archive:
+            for path in root.rglob("*.*"):
+                archive.write(path, path.relative_to(root))
+        root = tmp_path / "d.zip"
+    source = find(root)
+    assert (source.classes, split_counts(source)) == (("0", "1"), {"train": 6, "val": 3})
+    numbers = [int(Path(name).stem.rpartition(" ")[2]) for name in source.files]
+    assert source.labels.tolist() == [each % 2 for each in numbers]
+    assert said(source, "Left out 2 images that are not labelled in", "train.txt", "val.txt")
+
+
+def test_lists_of_paths_alone_are_no_tables(tmp_path):
+    root = plant(tmp_path, classes_in("images"))
+    (root / "train.txt").write_text("\n".join(classes_in("images")))
+    assert find(root).classes == CLASSES
+    (plant(tmp_path / "flat", ["1.png", "2.png"]) / "train.txt").write_text("1.png\n2.png\n")
+    with pytest.raises(DataError, match="has images but no class folders"):
+        find(tmp_path / "flat")
+
+
+def test_class_folders_go_before_lists_of_the_same_classes(tmp_path):
+    root = plant(tmp_path, classes_in("images"))
+    rows = [f"{name} {CLASSES.index(name.split('/')[1])}" for name in classes_in("images")]
+    (root / "train.txt").write_text("\n".join(rows))
+    source = find(root)
+    assert source.classes == CLASSES
+    assert said(source, "not used: 'train.txt'")
+
+
+@pytest.mark.parametrize(
+    ("labels", "classes", "pairs"),
+    [
+        (("0", "0.0", "1", "1.0"), ("0", "1"), "'0' and '0.0', '1' and '1.0'"),
+        (("-1", "-1.00", "2", "2"), ("-1", "2"), "'-1' and '-1.00'"),
+        (("0.0", "1.0", "2.0", "3.0"), ("0.0", "1.0", "2.0", "3.0"), None),
+        (("1.5", "1.50", "v1.0", "v1"), ("1.5", "1.50", "v1", "v1.0"), None),
+    ],
+)
+def test_labels_that_are_equal_as_numbers_are_one_class(tmp_path, labels, classes, pairs):
+    plant(tmp_path, [f"{i}.png" for i in range(4)])
+    (tmp_path / "t.csv").write_text("path,label\n" + "".join(f"{i}.png,{x}\n" for i, x in enumerate(labels)))
+    source = find(tmp_path / "t.csv")
+    assert source.classes == classes
+    if pairs is None:
+        assert source.notes == ()
+    else:
+        assert source.labels.tolist() == [classes.index(str(round(float(x)))) for x in labels]
+        assert said(source, "equal as numbers are one class", pairs)
+
+
 @pytest.mark.parametrize(
     ("column", "words"),
     [
@@ -355,6 +466,14 @@ def test_a_column_of_split_words_is_the_split(tmp_path, column, words):
     source = find(tmp_path / "t.csv")
     assert split_counts(source)["train"] == 6
     assert said(source, f"'{column}'")
+
+
+def test_a_blank_split_is_train(tmp_path):
+    plant(tmp_path, [f"{i}.png" for i in range(8)])
+    for name, words in (("split", ("", "test")), ("part", ("train", "test"))):
+        rows = [f"{i}.png,{'ab'[i % 2]},{words[i >= 6] if i else ''}" for i in range(8)]
+        (tmp_path / "t.csv").write_text("\n".join([f"path,label,{name}", *rows]))
+        assert split_counts(find(tmp_path / "t.csv")) == {"test": 2, "train": 6}
 
 
 def test_other_columns_are_not_taken_for_the_split(tmp_path):

@@ -41,7 +41,7 @@ _HINTS = {
     "without a suffix": "Give each file the suffix of its kind, such as .jpg or .png",
     ".xlsx": "Save the table as CSV",
     ".xls": "Save the table as CSV",
-    **dict.fromkeys((".zip", ".tar", ".gz", ".tgz", ".7z", ".rar"), "Unpack the archives"),
+    **dict.fromkeys((".zip", ".tar", ".gz", ".tgz", ".7z", ".rar", ".zst"), "Unpack the archives"),
 }
 
 _Groups = dict[str, list[int]]

@@ -105,6 +105,8 @@ def layout_from_table(table: TextTable, where: str | None, rule: LabelRule = USU
         if label_column.lower() not in LABEL_COLUMNS:
             notes += (f"The labels are in the column '{label_column}'.",)
     plain, renamed = normalise_names(set(texts))
+    plain, merged = _merge_equal_numbers(plain)
+    renamed += merged
     classes = sort_classes(plain.values())
     check_has_classes(classes, str(table.path))
     number = {name: classes.index(label) for name, label in plain.items()}
@@ -125,6 +127,17 @@ def layout_from_table(table: TextTable, where: str | None, rule: LabelRule = USU
     known = {"", *known, *filter(None, (label_column, split_column)), *one_hot}
     extra = {name: np.array(column, object) for name, column in table.columns.items() if name not in known}
     return Layout(np.arange(len(texts), dtype=np.int64), labels, classes, splits, (*notes, *renamed), extra)
+
+
+def _merge_equal_numbers(plain: dict[str, str]) -> tuple[dict[str, str], tuple[str, ...]]:
+    """The labels with 1 and 1.0 as one class, and a note: a program that adds empty cells writes 1 as 1.0."""
+    whole = {label: label.rpartition(".")[0] for label in plain.values() if re.fullmatch(r"-?\d+\.0+", label)}
+    both = sorted(label for label, number in whole.items() if number in plain.values())
+    if not both:
+        return plain, ()
+    pairs = ", ".join(f"'{whole[label]}' and '{label}'" for label in both[:5])
+    merged = {text: whole[label] if label in both else label for text, label in plain.items()}
+    return merged, (f"Labels that are equal as numbers are one class: {pairs}.",)
 
 
 def _match_labels(table: TextTable, where: str | None, rule: LabelRule) -> list[str]:
@@ -276,10 +289,10 @@ def match_files(
             return place
         if not loose:
             for i, file in enumerate(files):
-                known.update(file.lower().split("/")[:-1])
                 base = simplify(file)
                 stem, _, suffix = base.rpartition(".")
                 if suffix in IMAGE_SUFFIXES and stem:
+                    known.update(file.lower().split("/")[:-1])
                     loose.setdefault(base, []).append(i)
                     loose.setdefault("/" + stem, []).append(i)
         base = simplify(name)

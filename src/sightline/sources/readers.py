@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import shlex
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -56,6 +57,13 @@ TABLE_READERS: dict[str, Callable[[Path], TextTable]] = {
     ".parquet": read_parquet,
 }
 """The kinds of table, by suffix; a ``.txt`` that names images is read as CSV."""
+_UNREAD_ARCHIVES = {
+    (b"\x28\xb5\x2f\xfd", (".zst", ".tzst")): "tar --zstd -xf",
+    (b"7z\xbc\xaf\x27\x1c", (".7z",)): "7z x",
+    (b"Rar!", (".rar",)): "unrar x",
+    (b"\x04\x22\x4d\x18", (".lz4",)): "tar -I lz4 -xf",
+}
+"""The first bytes and suffixes of archives that are not read -> the command that unpacks them."""
 _SECONDARY_TABLES = (".json", ".txt")
 """Tables that are read where they are named; next to images they are mostly something else."""
 
@@ -79,6 +87,12 @@ def detect_kind(path: Path) -> str:
         raise DataError(f"'{path}' is a compressed table: decompress it and give the table itself.")
     if name.endswith((".xlsx", ".xls", ".ods")):
         raise DataError(f"'{path}' is a spreadsheet, which is not read: save it as CSV and give that.")
+    for (magic, suffixes), command in _UNREAD_ARCHIVES.items():
+        if head.startswith(magic) or name.endswith(suffixes):
+            raise DataError(
+                f"'{path}' is an archive of a kind that is not read (zip and tar are): unpack it, "
+                f"{command} {shlex.quote(str(path))}, and give the folder."
+            )
     if head[:2] == b"PK" or name.endswith(".zip"):
         return "zip"
     packed = head[:2] == b"\x1f\x8b" or head[:3] == b"BZh" or head[:6] == b"\xfd7zXZ\0"
@@ -119,6 +133,10 @@ def _source_from_listing(
         [path / name for name in sorted(listing.names) if name.endswith(".parquet")] if path.is_dir() else []
     )
     chosen = _choose_tables(tables)
+    if chosen and all(name.lower().endswith(".txt") for name in chosen):
+        with open_tables(chosen) as files:
+            chosen = [name for name, file in zip(chosen, files, strict=True) if _names_images(file)]
+        tables = chosen
     if rule.path_column or rule.label_column:
         if (found := _read_tables(listing, path, open_tables, chosen or tables, parquets, rule)) is not None:
             return found
@@ -184,15 +202,19 @@ def _agree(layout: Layout, source: Source) -> bool:
 
 
 def find_tables(names: Sequence[str]) -> list[str]:
-    """The tables of a listing that could hold labels: the topmost ones, at most two folders deep."""
+    """The tables of a listing that could hold labels: the topmost ones, at most two folders deep.
+
+    Where there are none, lists of images called like a split: ``train.txt``, ``val.txt``.
+    """
     runs = tuple(f"{folder}/" for folder in find_run_folders(names))
-    found = [
+    near = [
         name
         for name in names
-        if PurePath(name).suffix.lower() in TABLE_READERS.keys() - {*_SECONDARY_TABLES}
-        and name.count("/") <= 2
-        and not name.startswith(runs)
-        and "submission" not in name.lower()
+        if name.count("/") <= 2 and not name.startswith(runs) and "submission" not in name.lower()
+    ]
+    suffixes = TABLE_READERS.keys() - {*_SECONDARY_TABLES}
+    found = [name for name in near if PurePath(name).suffix.lower() in suffixes] or [
+        name for name in near if name.lower().endswith(".txt") and parse_split(PurePath(name).stem)
     ]
     top = min((name.count("/") for name in found), default=0)
     return sorted(name for name in found if name.count("/") == top)
@@ -227,7 +249,7 @@ def _source_from_tables(
     read = []
     for name, file in zip(names, files, strict=True):
         split = parse_split(PurePath(name).stem) or parse_split(PurePath(name).parent.name)
-        table = TABLE_READERS[file.suffix.lower()](file)
+        table = TABLE_READERS.get(file.suffix.lower(), read_csv)(file)
         read.append((replace(table, path=Path(name)), split if len(names) > 1 else None, name.rpartition("/")[0]))
     joined, rule = join_tables(path, read, rule), replace(rule, path_column=None)
     return _add_stamp(source_from_files(str(path), *read_manifest(joined, listing, rule=rule)), files)

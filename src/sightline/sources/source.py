@@ -107,15 +107,21 @@ def read_image_file(path: str | os.PathLike[str], *, pipes: bool = False) -> byt
 
 
 def list_folder(root: Path) -> Listing:
-    """Every file below ``root``, dead links too; junk is left out, and a linked folder is entered once."""
+    """Every file below ``root``, dead links too; junk is left out, and a linked folder is entered once.
+
+    A link to a folder that it lies in is left out with a note: the folder's files are there already.
+    """
     names: list[str] = []
     facts = array("q")
     folders: set[str] = set()
     linked: set[tuple[int, int]] = set()
-    waiting = [(str(root), "")]
+    circles: list[str] = []
+    waiting: list[tuple[str, str, frozenset[tuple[int, int]]]] = [(str(root), "", frozenset())]
     while waiting:
-        place, prefix = waiting.pop()
+        place, prefix, around = waiting.pop()
         try:
+            status = Path(place).stat()
+            around |= {(status.st_dev, status.st_ino)}
             with os.scandir(place) as entries:  # one by one: a folder may hold a million files
                 for entry in entries:
                     if is_junk(entry.name):
@@ -124,13 +130,18 @@ def list_folder(root: Path) -> Listing:
                     size, time = 0, 0
                     try:
                         if entry.is_dir():
-                            folders.add(name)
                             if entry.is_symlink():  # links may form circles
                                 status = entry.stat()
-                                if (status.st_dev, status.st_ino) in linked:
+                                target = status.st_dev, status.st_ino
+                                if target in around:
+                                    circles.append(name)
                                     continue
-                                linked.add((status.st_dev, status.st_ino))
-                            waiting.append((entry.path, name + "/"))
+                                if target in linked:
+                                    folders.add(name)
+                                    continue
+                                linked.add(target)
+                            folders.add(name)
+                            waiting.append((entry.path, name + "/", around))
                             continue
                         if entry.is_file():
                             status = entry.stat()
@@ -145,7 +156,11 @@ def list_folder(root: Path) -> Listing:
         except OSError as error:
             raise DataError(f"The folder '{place}' cannot be opened ({error.strerror}).") from error
     sizes, stamps = np.frombuffer(facts, np.int64).reshape(-1, 2).T
-    return Listing(names, sizes, stamps, frozenset(folders), FolderReader(root, names))
+    notes = ()
+    if circles:
+        shown = ", ".join(f"'{_escape_non_utf8(name)}'" for name in sorted(circles)[:5])
+        notes = (f"Left out {len(circles)} links to a folder that they lie in: {shown}.",)
+    return Listing(names, sizes, stamps, frozenset(folders), FolderReader(root, names), notes)
 
 
 def is_junk(part: str) -> bool:

@@ -27,6 +27,8 @@ OTHER_LABEL_COLUMNS = (
     *"species diagnosis dx disease categoryname classid categoryid labelid findinglabels".split(),  # noqa: SIM905
     *"variety tag tags y".split(),  # noqa: SIM905
 )
+_LISTED_IMAGE = re.compile(rf"(.+?\.(?:{'|'.join(sorted(IMAGE_SUFFIXES))})) +(\S.*)", re.IGNORECASE)
+"""A line of a list without a header, whose path may have spaces: ``my cat.jpg 3``."""
 _CHUNK_ROWS = 256
 _MAX_INTERNED_CELLS = 1 << 16
 
@@ -133,7 +135,14 @@ def _open_csv(path: Path) -> Iterator[tuple[list[str], Any]]:
         mark = first.strip()[-1] if re.fullmatch(r"sep=.\s*", first) else ""  # Excel's word for the delimiter
         second = stream.readline() if mark else first
         delimiter = mark or detect_delimiter(first)
-        reader = csv.reader(chain([first, second] if mark else [first], stream), delimiter=delimiter)
+        lines = chain([first, second] if mark else [first], stream)
+        listed = _LISTED_IMAGE.fullmatch(second.strip()) if delimiter == " " else None
+        if listed and (" " in listed[1] or " " not in listed[2]):
+            delimiter, second = "\t", _LISTED_IMAGE.sub(r"\1\t\2", second)
+            lines = (_LISTED_IMAGE.sub(r"\1\t\2", line) for line in lines)
+        elif delimiter == " " and re.fullmatch(r"[^ ]*/.*\.\w+\s*", second):  # one path with spaces in it
+            delimiter = "\t"
+        reader = csv.reader(lines, delimiter=delimiter)
         try:
             if mark:
                 next(reader)
