@@ -59,12 +59,14 @@ def test_a_process_killed_while_it_writes_leaves_the_old_or_the_new(tmp_path, ki
     with atomic_replace(target) as temporary:
         write(temporary, "old")
     if not (child := os.fork()):
-        if moment == "written":
-            monkeypatch.setattr("sightline.files._fsync", lambda _: os.kill(os.getpid(), signal.SIGKILL))
-        monkeypatch.setattr("shutil.rmtree", lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL))
-        with atomic_replace(target) as temporary:
-            write(temporary, "new")
-        os._exit(1)
+        try:
+            if moment == "written":
+                monkeypatch.setattr("os.fsync", lambda _: os.kill(os.getpid(), signal.SIGKILL))
+            monkeypatch.setattr("shutil.rmtree", lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL))
+            with atomic_replace(target) as temporary:
+                write(temporary, "new")
+        finally:
+            os._exit(1)  # else the child would run the other tests too
     assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGKILL
     assert read() == {"new" if moment == "renamed" else "old"}
     assert [path.name for path in tmp_path.iterdir() if not path.name.startswith(".")] == ["out"]
