@@ -280,6 +280,8 @@ def labelled(tmp_path: Path, labels: list[str], column: str = "note", values: li
     [
         (["Cat", "cat", "dog"], "differ in case"),
         (["hot dog", "hot_dog", "cat"], "differ in case"),
+        (["\ufb01g", "fig", "cat"], "differ in case"),
+        (["7", "007", "8"], "zeros only"),
         (["a", "b", "a|b"], "several labels at once"),
         (["a|c", "b|c", "d"], "several labels at once"),
         (["a", "b", "a, b"], "several labels at once"),

@@ -15,6 +15,7 @@ from .dataset import MAX_UNREADABLE_SHARE, LengthRange, Survey, concat, load_dat
 from .decode import IMAGE_FORMATS, MAX_IMAGE_PIXELS, ImageHeader, decode, decode_with_header, read_header
 from .duplicates import find_near_duplicates
 from .inputs import ImageInput, list_inputs, name_input, read_input
+from .label_audit import audit_class_names
 from .loader import Augment, Shuffle, batch_order, count_batches, iterate_batches, to_tensor
 from .splits import (
     DEFAULT_VAL_SHARE,

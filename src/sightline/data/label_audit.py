@@ -1,6 +1,7 @@
 """Whether the labels ask the question that is meant: names of classes and columns that show otherwise."""
 
 import re
+import unicodedata
 from collections import Counter
 
 import numpy as np
@@ -26,10 +27,21 @@ def audit_class_names(dataset: Dataset) -> list[Remark]:
     classes, remarks = dataset.classes, []
     forms: dict[str, list[str]] = {}
     for name in classes:
-        forms.setdefault(re.sub(r"[\s_-]+", " ", name.casefold()).strip() or name, []).append(name)
+        form = re.sub(r"[\s_-]+", " ", unicodedata.normalize("NFKC", name).casefold()).strip()
+        number = re.fullmatch(r"0*(\d+)(\.0+)?", form, re.ASCII)
+        forms.setdefault((number[1] if number else form) or name, []).append(name)
     if alike := [names for names in forms.values() if len(names) > 1]:
-        text = "Classes differ in case, spaces or dashes only: give them one name, or they are learned as two classes."
-        remarks.append(Remark("problem", text, tuple(" / ".join(names) for names in alike[:_MAX_EXAMPLES])))
+        text = (
+            "Classes differ in case, spaces, dashes or zeros only: give them one name, or they are learned as two "
+            "classes."
+        )
+        remarks.append(
+            Remark(
+                "problem",
+                text,
+                tuple(" / ".join(f"'{name}'" for name in names) for names in alike[:_MAX_EXAMPLES]),
+            )
+        )
     for sign in "|;,":
         several = [name for name in classes if sign in name.strip(sign)]
         parts = Counter(part.strip(" '\"[]") for name in several for part in name.split(sign))

@@ -1,6 +1,6 @@
 """Images are read and split, and a plan is fitted to them, before anything is built."""
 
-from ..data import MAX_UNREADABLE_SHARE, load_dataset
+from ..data import MAX_UNREADABLE_SHARE, audit_class_names, load_dataset
 from ..errors import RecipeError
 from ..preprocessing import forecast_fit
 from ..sources import find
@@ -90,7 +90,8 @@ def prepare(plan: Plan, run: RunFolder | None = None) -> tuple[Plan, Splits, tup
         if recipe.normalize in (INHERIT, PRETRAINED)
         else forecast_fit(recipe.normalize or "", train.geometry.shape, len(splits.train))
     )
-    return plan, splits, (*read, *plan.notes, *chosen, *cost)
+    doubts = (f"{doubt.text} ({', '.join(doubt.examples)})" for doubt in audit_class_names(dataset))
+    return plan, splits, (*read, *doubts, *plan.notes, *chosen, *cost)
 
 
 def with_defaults(plan: Plan, chosen: list[Default]) -> Plan:
