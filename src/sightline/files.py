@@ -45,15 +45,20 @@ def explain_write_errors(path: Path) -> Iterator[None]:
 def check_output(path: Path, *, overwrite: bool, marker: str, kind: str) -> None:
     """Raise OutputError where the folder ``path`` may not be written.
 
-    A missing or empty folder may be; with ``overwrite`` also one that holds the file ``marker``, which makes it
-    ``kind``, such as "a run".
+    A missing folder may be, and one that is empty but for hidden files, such as a killed process leaves; with
+    ``overwrite`` also one that holds the file ``marker``, which makes it ``kind``, such as "a run".
     """
-    if not path.exists() or (path.is_dir() and not any(path.iterdir())):
+    if not path.exists() or (path.is_dir() and not _holds_files(path)):
         return
     if not overwrite:
         raise OutputError(f"'{path}' exists already. Choose another --out, or add --overwrite to replace it.")
     if not (path / marker).is_file():
         raise OutputError(f"'{path}' is not {kind}, so it is not overwritten. Choose another --out.")
+
+
+def _holds_files(folder: Path) -> bool:
+    """Whether anything but hidden files is in a folder."""
+    return any(entry.name[0] != "." for entry in folder.iterdir())
 
 
 @contextmanager
@@ -112,7 +117,7 @@ def open_comparison_folder(
     for number in count(1):
         folder = Path(out) if out is not None else Path("runs") / (name if number == 1 else f"{name}-{number}")
         saved = read_json_object(folder / file)
-        if folder.is_file() or (folder.is_dir() and any(folder.iterdir()) and saved.get("key") != key):
+        if folder.is_file() or (folder.is_dir() and _holds_files(folder) and saved.get("key") != key):
             if out is None:
                 continue
             break

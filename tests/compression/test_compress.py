@@ -6,6 +6,8 @@ import json
 import os
 import shutil
 import signal
+import subprocess
+import sys
 from dataclasses import replace
 from math import comb
 
@@ -384,6 +386,62 @@ def test_an_interrupted_fine_tuning_continues_exactly(run, tmp_path, monkeypatch
     assert [one["step"] for one in again.result.facts] == ["channels:amount=0.3:criterion=l2", "prune"]
     assert again.run.facts["epochs"] == 4
     assert not (tmp_path / "parts" / WORK_FOLDER).exists()
+
+
+KILLED = """
+import os, signal, sys, tempfile
+from pathlib import Path
+from sightline.compression import FineTuning, comparison, compress
+from sightline.errors import RequirementNotMet
+
+def refuse(*_):
+    raise RequirementNotMet("No file is written here.")
+
+def begin(suffix=None, prefix=None, dir=None):
+    made, name = make(suffix, prefix, dir), (prefix or "").strip(".")
+    if name == moment and next(count) == int(which):
+        (Path(made) / name).write_bytes(b"half")
+        os.kill(os.getpid(), signal.SIGKILL)
+    return made
+
+comparison.write_exported, comparison.TIMING_SECONDS, make = refuse, 0.02, tempfile.mkdtemp
+run, out, *moments = sys.argv[1:]
+for each in moments:
+    if (child := os.fork()) == 0:
+        moment, which = each.split(":")
+        count = iter(range(1, 100))
+        tempfile.mkdtemp = begin
+        compress(run, by="prune:0.5", out=out, settings=FineTuning(epochs=3), device="cpu")
+        os._exit(1)
+    print(os.WTERMSIG(os.waitpid(child, 0)[1]), flush=True)
+"""
+"""Compresses again and again, each time killed when it begins to write a file for the n-th time: ``last.ckpt:2``."""
+MOMENTS = (
+    f"{WORK_FOLDER}:1",
+    "begun:1",
+    "last.ckpt:2",
+    "done:1",
+    "classifier:1",
+    "training.json:1",
+    "recipe.toml:1",
+)
+
+
+@pytest.mark.usefixtures("unexported")
+def test_a_killed_compression_ends_as_if_it_had_not_been(run, tmp_path):
+    asked = {"by": "prune:0.5", "settings": FineTuning(epochs=3), "device": "cpu"}
+    whole, out = compress(run.folder, out=tmp_path / "whole", **asked), tmp_path / "killed"
+    words = [sys.executable, "-c", KILLED, run.folder, out, *MOMENTS]
+    done = subprocess.run(list(map(str, words)), capture_output=True, text=True, timeout=500, check=False)
+    assert done.stdout.split() == [str(int(signal.SIGKILL))] * len(MOMENTS), done.stderr
+    assert not (out / "recipe.toml").exists(), "half a result looks like a run"
+    again = compress(run.folder, out=out, **asked)
+    states = [Classifier.load(one).state_dict() for one in (tmp_path / "whole", out)]
+    assert all(torch.equal(value, states[1][name]) for name, value in states[0].items())
+    assert (again.run.facts["epochs"], whole.run.facts["epochs"]) == (3, 3)
+    known = [{path.name for path in one.iterdir() if path.name[0] != "."} for one in (tmp_path / "whole", out)]
+    assert known[0] == known[1]
+    assert reopen(out, device="cpu").splits.test.files.tolist() == run.splits.test.files.tolist()
 
 
 def interrupted(*_, **__):
