@@ -23,6 +23,7 @@ from sightline import __version__
 from sightline.classifier import Classifier
 from sightline.cli.app import OLD_FLAGS, app, rename_old_flags
 from sightline.training import defaults
+from sightline.training.hooks import HistoryWriter
 
 TINY = ("--model", "mlp", "--size", "8", "--limit", "300", "--epochs", "1")
 VERBS = ("demo", "train", "tune", "combine", "check", "evaluate", "report", "compare", "predict", "runs", "list")
@@ -336,8 +337,45 @@ def test_a_label_pattern_is_kept_in_the_run(cli, images, tmp_path):
     assert small.code == 0, small.err
     taught = cli("learn", run, other, "--by", "lda", "--out", tmp_path / "taught")
     assert taught.code == 0, taught.err
+    explained = json.loads(cli("explain", run, other, "--by", "saliency", "--json").out)
+    assert len(explained["images"]) == 12
     mine.rename(tmp_path / "moved")
     assert cli("evaluate", run, tmp_path / "moved").code == 0
+
+
+def test_an_interrupted_run_resumes_by_its_label_pattern_where_its_images_lie_now(
+    cli, images, tmp_path, monkeypatch
+):
+    mine, run = tmp_path / "mine", tmp_path / "r"
+    mine.mkdir()
+    for file in images.glob("*/*.png"):
+        (mine / f"digit-{file.parent.name}-{file.name}").write_bytes(file.read_bytes())
+    words = ("--label-pattern", "digit-{label}-{number}.png", "--epochs", "2", "--model", "mlp", "--size", "8")
+    with monkeypatch.context() as patched:
+        patched.setattr(HistoryWriter, "after_epoch", lambda *_: signal.raise_signal(signal.SIGINT))
+        assert cli("train", mine, *words, "--out", run).code == 130
+    mine.rename(tmp_path / "moved")
+    assert cli("train", "--resume", run).code == 2
+    resumed = cli("train", "--resume", run, tmp_path / "moved", "--json")
+    assert resumed.code == 0, resumed.err
+    assert Classifier.load(run).classes == ("3", "7")
+
+
+@pytest.mark.parametrize("pair", [("cat", "cat "), ("Cat", "cat"), ("1", "1.0"), ("part 1", "part 2")])
+def test_train_warns_of_classes_that_are_one(cli, images, tmp_path, pair):
+    pictures = sorted(images.glob("*/*.png"))
+    for i, name in enumerate(pair):
+        (tmp_path / "d" / name).mkdir(parents=True)
+        for file in pictures[i::2]:
+            (tmp_path / "d" / name / f"{file.parent.name}{file.name}").write_bytes(file.read_bytes())
+    words = ("--model", "mlp", "--size", "8", "--epochs", "1", "--out", tmp_path / "r")
+    trained = cli("train", tmp_path / "d", *words)
+    said = " ".join((trained.out + trained.err).split())
+    assert trained.code == 0, said
+    sentence = "Classes differ in case" if pair[0] != "part 1" else "called like parts of a data set"
+    assert sentence in said
+    assert sentence in " ".join(cli("check", tmp_path / "d", "--size", "8").out.split())
+    assert sentence in (tmp_path / "r/log.txt").read_text()
 
 
 def test_max_megapixels_is_a_flag(cli, tmp_path, monkeypatch):
