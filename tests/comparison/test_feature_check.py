@@ -61,7 +61,7 @@ def test_planted_labels_are_found_by_a_head_on_kept_features(photos, by, monkeyp
     changed = replace(photos, labels=labels)
     found = find_label_issues(changed, by, probe=by is None)
     assert "kept features" in found.sentence
-    assert np.isin(where, [one.index for one in found.issues]).sum() >= 3
+    assert np.isin(where, [one.index for one in found.issues]).sum() >= 2
     assert found.accuracy.value > 0.85
     assert (found.probe is not None) == (by is None)
     monkeypatch.setattr(Embedder, "embed_batch", lambda *_: pytest.fail("embedded again"))

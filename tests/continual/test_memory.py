@@ -53,7 +53,8 @@ def test_heads_are_computed_from_sums_alone(home, by):
     """Equal to the head of all images, though the old ones are gone."""
     found = learn(home / "sums", home / "new", by=[by], out=home / f"from-sums-{by}").run
     assert found.classifier.classes == ("d0", "d1", "d2", "d4", "d5")
-    old = np.load(home / "features.npz")
+    with np.load(home / "features.npz") as held:
+        old = dict(held)
     new = found.splits.train
     assert set(np.unique(new.labels)) == {3, 4}  # no old image was read
     features = np.concatenate([old["f"], embed_cached(found.classifier, new)])
@@ -94,7 +95,8 @@ def test_a_chain_goes_on_without_images(home):
 @pytest.mark.parametrize("by", ["lda", "ranpac"])
 def test_forgetting_from_sums_is_never_having_seen(home, by):
     found = learn(home / "sums", forget=home / "some", by=[by], out=home / f"forgot-{by}").run.classifier
-    old = np.load(home / "features.npz")
+    with np.load(home / "features.npz") as held:
+        old = dict(held)
     features, labels = old["f"][9:], old["y"][9:]
     if by == "lda":
         expected = FeatureStatistics.of(features, labels, found.classes).fit_lda().weight

@@ -22,6 +22,7 @@ from sightline.serving import api_keys
 
 OPERATIONS = {
     "GET /classes",
+    "GET /drift",
     "GET /healthz",
     "GET /metrics",
     "GET /model",
