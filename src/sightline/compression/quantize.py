@@ -179,27 +179,32 @@ def quantize_weights(
 def _correct_biases(made: Classifier, weights: Mapping[Int8Layer, Tensor], images: Dataset) -> None:
     """Take the mean effect of rounding the weights out of each bias (Nagel et al. 2019, arXiv 1906.04721, 4.2).
 
-    The mean of a layer's input is that of the float network.
+    The effect is measured on what enters the layer of the float network: computed from mean inputs alone, it would be
+    wrong where borders of zeros are much of the picture.
     """
-    means: dict[nn.Module, list[Tensor]] = {layer: [] for layer in weights}
+    errors = {layer: layer.weight - weight for layer, weight in weights.items()}
+    effects: dict[nn.Module, list[Tensor]] = {layer: [] for layer in weights}
 
-    def add(layer: nn.Module, given: tuple[Tensor, ...]) -> None:
-        x = given[0].double()
-        means[layer].append(x.mean((0, 2, 3)) if isinstance(layer, nn.Conv2d) else x.flatten(0, -2).mean(0))
+    def measure(layer: nn.Module, given: tuple[Tensor, ...], _: Tensor) -> None:
+        assert isinstance(layer, Int8Conv2d | Int8Linear)
+        held, layer.dequantise = layer.dequantise, lambda *_: errors[layer]
+        effect = layer.forward(given[0]).double()
+        layer.dequantise = held
+        effects[layer].append(
+            effect.mean((0, 2, 3)) if isinstance(layer, nn.Conv2d) else effect.flatten(0, -2).mean(0)
+        )
 
-    hooks = [layer.register_forward_pre_hook(add) for layer in weights]
+    hooks = [layer.register_forward_hook(measure) for layer in weights]
     with float_weights(made, weights):
         for batch in iterate_batches(images, CALIBRATION_BATCH_SIZE, device=made.device):
             made(batch.pixels)
     for hook in hooks:
         hook.remove()
-    for layer, weight in weights.items():
-        if means[layer]:
-            groups = layer.groups if isinstance(layer, Int8Conv2d) else 1
-            inputs = torch.stack(means[layer]).mean(0).view(groups, 1, -1)
-            errors = (layer.weight.double() - weight).reshape(*weight.shape[:2], -1).sum(2)
-            assert layer.bias is not None
-            layer.bias.sub_((errors.view(groups, -1, errors.shape[1]) * inputs).sum(2).flatten())
+    for layer, seen in effects.items():
+        assert isinstance(layer, Int8Conv2d | Int8Linear)
+        assert layer.bias is not None
+        if seen:  # the layer adds its bias to the effect
+            layer.bias.sub_((torch.stack(seen).mean(0) - layer.bias.double()).float())
 
 
 @torch.no_grad()
