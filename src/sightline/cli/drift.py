@@ -1,12 +1,11 @@
 """The verb drift: whether a service's images are still those its release was tested on."""
 
-import math
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import ChoiceError, JournalError
+from ..errors import ChoiceError
+from .journal import open_site_journal
 from .output import OUTPUT_DEFAULTS, OutputOptions, Switch, emit, make_table
 
 if TYPE_CHECKING:
@@ -45,17 +44,12 @@ def drift(
         URL of the journal's database; safer in the variable SIGHTLINE_JOURNAL. Default: a file of the site.
     """
     from ..feedback import examine_drift
-    from ..journal import JOURNAL_FILE, Journal
 
     if promise < 1000:
         raise ChoiceError(f"--promise is {promise}: give 1000 answers or more, or false alarms come all the time.")
     if accept and restart:
         raise ChoiceError("--accept and --restart exclude each other: --accept restarts with what it accepts.")
-    url = url or os.environ.get("SIGHTLINE_JOURNAL")
-    if not url and not (site / JOURNAL_FILE).is_file() and not (site / "spool").is_dir():
-        raise JournalError(f"'{site}' has no journal yet: `sightline serve {site}` creates it.")
-    with Journal.open(url or site, site=site, quota_mb=math.inf) as held:
-        held.flush()
+    with open_site_journal(site, url) as held:
         found = examine_drift(site, journal=held, release=release, promise=promise, accept=accept, restart=restart)
     emit({"site": str(site), **found.as_json()}, options.json, print_drift)
 

@@ -62,18 +62,10 @@ def journal(
     days: float
         With retain: days to keep images and hashes.
     """
-    from ..journal import JOURNAL_FILE, Journal
-
     wanted = {"label": label, "release": release, "corrected": corrected, "before": before}
-    url = url or os.environ.get("SIGHTLINE_JOURNAL")
     if subject is not None and action != "erase":
         raise ChoiceError(f"`journal SITE {action}` takes no further argument, got '{subject}'.")
-    if not url and not (site / JOURNAL_FILE).is_file() and not (site / "spool").is_dir():
-        raise JournalError(f"'{site}' has no journal yet: `sightline serve {site}` creates it.")
-    with Journal.open(
-        url or site, site=site, quota_mb=math.inf
-    ) as held:  # a dead server's images were within quota
-        held.flush()
+    with open_site_journal(site, url) as held:
         if action == "erase":
             value: dict[str, Any] = _erasure_json(held.erase(require_argument(subject, "erase", "the subject")))
         elif action == "retain":
@@ -89,6 +81,18 @@ def journal(
             rows = held.predictions(limit=limit, **wanted)
             value = {**held.count(), "rows": [dataclasses.asdict(row) for row in rows]}
     emit({"site": str(site), **value}, options.json, print_journal)
+
+
+def open_site_journal(site: Path, url: str | None) -> "Journal":
+    """Open the journal of a site, with all answers in its database; raise JournalError if there is none yet."""
+    from ..journal import JOURNAL_FILE, Journal
+
+    url = url or os.environ.get("SIGHTLINE_JOURNAL")
+    if not url and not (site / JOURNAL_FILE).is_file() and not (site / "spool").is_dir():
+        raise JournalError(f"'{site}' has no journal yet: `sightline serve {site}` creates it.")
+    held = Journal.open(url or site, site=site, quota_mb=math.inf)  # a dead server's images were within quota
+    held.flush()
+    return held
 
 
 def _erasure_json(done: "Erasure") -> dict[str, Any]:

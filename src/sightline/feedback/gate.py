@@ -121,7 +121,7 @@ def judge_candidate(
         current: those of the one that answers now.
         anchor: those of the best release so far; None where it is the current one.
         groups: names of classes and groups by column, such as ``{"class": ...}``; each of them may block.
-        lost_classes: classes that the candidate does not know and whose removal nobody ordered.
+        lost_classes: classes that the candidate does not know and that were removed without an order.
         rules: what may be lost.
 
     A proven loss, or an observed one beyond ``class_loss`` in a class or group with enough images, keeps the current
@@ -131,7 +131,7 @@ def judge_candidate(
     rules = rules or GateRules()
     others = {"current": current} | ({} if anchor is None else {"anchor": anchor})
     changes = tuple(_compare(candidate, other, than, rules.level) for than, other in others.items())
-    against = [f"it does not know {', '.join(lost_classes)}, and nobody ordered their removal"] * bool(
+    against = [f"it does not know {', '.join(lost_classes)}, and their removal was not ordered"] * bool(
         lost_classes
     )
     doubts, needed = [], 0

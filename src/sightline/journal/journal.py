@@ -214,6 +214,11 @@ class Journal:
             for segment in segments
             if segment.exists()
         ]
+        remains += [
+            f"'{accepted}' holds sketches of answers that were accepted as normal, erased ones perhaps among them: "
+            "accept again (sightline drift SITE --accept), or delete it."
+            for accepted in (self._site / "drift").glob("*-accepted.safetensors")
+        ]
         return Erasure(rows, (*filter(None, remains), *self._exported_copies()))
 
     def note_export(self, out: Path) -> None:

@@ -1,4 +1,4 @@
-"""How accurate a classifier is on images whose labels nobody gave, and which classes they are: estimates, no proofs.
+"""How accurate a classifier is on unlabelled images, and the shares of their classes: estimates, no proofs.
 
 Accuracy cannot be known in general from unlabelled images of another world. Average thresholded confidence (ATC) errs
 by about 4 points under corruptions, and by 11 to 20, always too optimistic, where new kinds of thing appear (Garg et
