@@ -1,6 +1,6 @@
 """Streams of tasks: every strategy on Split and Permuted MNIST, Split CIFAR-10, photos and waste; published figures.
 
-    python experiments/continual.py [--suites split-class ...] [--seeds 5] [--workers 2]
+    python experiments/continual.py [--suites split-class ...] [--seeds 5] [--workers 2] [--stop-after MINUTES]
 
 - split-class: 5 tasks of 2 digits, any digit may be asked for. MLP 400-400, Adam at 1e-3, 2,000 steps a task of 128
   images (van de Ven and Tolias 2019), memory 500. ``icarl`` by both of van de Ven's protocols: 2,000 exemplars in all
@@ -21,8 +21,9 @@ the training images (15 % of waste and photos) are for validation: they choose t
 ``default``, between the ways of ``learn``. The test images choose nothing.
 
 Each measurement is a line of ``results/continual.jsonl``: a run that was stopped goes on; ``--again gdumb`` measures a
-strategy again. ``--workers`` processes of one thread each measure at once. Seconds are of the processor. The tables are
-in ``results/continual.json`` and, between marks, in ``docs/continual.md``.
+strategy again. ``--workers`` processes of one thread each measure at once. After ``--stop-after`` minutes no
+measurement begins, and the exit status is 1. Seconds are of the processor. The tables are in
+``results/continual.json`` and, between marks, in ``docs/continual.md``.
 """
 
 import multiprocessing
@@ -189,8 +190,10 @@ def main() -> None:
         workers={"type": int, "default": 1, "help": "processes that measure at once"},
         again={"nargs": "+", "default": [], "help": "strategies to measure again"},
         only={"nargs": "+", "default": [], "help": "measure these strategies alone"},
+        stop_after={"type": float, "default": float("inf"), "help": "minutes after which no measurement begins"},
     )
     book = Notebook(RESULTS / "continual.jsonl", fresh=asked.fresh)
+    deadline = time.time() + 60 * asked.stop_after
     for name in asked.suites:
         suite = SUITES[name]
         grids = [
@@ -198,11 +201,13 @@ def main() -> None:
             for entry in suite.entries
             for word in entry.grid
         ]
-        measure_all(book, asked, grids)
+        measure_all(book, asked, grids, deadline)
         suite = replace(suite, entries=tuple(pick(book, name, suite, entry) for entry in suite.entries))
         order = [(name, suite, entry, seed) for seed in range(asked.seeds) for entry in suite.entries]
-        measure_all(book, asked, order)
+        measure_all(book, asked, order, deadline)
         keep("continual", summarise(book, asked.seeds))
+        if time.time() > deadline:
+            raise SystemExit(1)
 
 
 Cell = tuple[str, Suite, Entry, int]
@@ -223,8 +228,11 @@ def key_of(cell: Cell) -> dict[str, Any]:
     }
 
 
-def measure_all(book: Notebook, asked: Any, cells: list[Cell]) -> None:
-    """Measure the cells that are not in the notebook, the workers at once; prints each, and the time left."""
+def measure_all(book: Notebook, asked: Any, cells: list[Cell], deadline: float) -> None:
+    """Measure the cells that are not in the notebook, the workers at once; prints each, and the time left.
+
+    None begins after ``deadline``, in seconds of the clock.
+    """
     cells = [one for one in cells if not asked.only or one[2].strategy.split(":")[0] in asked.only]
     open_cells = [
         one for one in cells if book.find(**key_of(one)) is None or one[2].strategy.split(":")[0] in asked.again
@@ -235,8 +243,10 @@ def measure_all(book: Notebook, asked: Any, cells: list[Cell]) -> None:
     print(f"{name}: {len(open_cells)} of {len(cells)} to measure, about {minutes:.0f} minutes.", flush=True)
     began = time.perf_counter()
     with multiprocessing.get_context("spawn").Pool(asked.workers, torch.set_num_threads, (1,)) as pool:
-        work = [(asked.data, one) for one in open_cells]
+        work = [(asked.data, one, deadline) for one in open_cells]
         for done, line in enumerate(pool.imap_unordered(measure, work), 1):
+            if line is None:
+                continue
             book.add(line)
             left = (time.perf_counter() - began) / done * (len(open_cells) - done) / 60
             print(
@@ -246,9 +256,11 @@ def measure_all(book: Notebook, asked: Any, cells: list[Cell]) -> None:
             )
 
 
-def measure(work: tuple[Path, Cell]) -> dict[str, Any]:
-    """One strategy on one stream."""
-    data, cell = work
+def measure(work: tuple[Path, Cell, float]) -> dict[str, Any] | None:
+    """One strategy on one stream; None after the deadline."""
+    data, cell, deadline = work
+    if time.time() > deadline:
+        return None
     _, suite, entry, seed = cell
     (strategy,) = parse_strategies([entry.strategy]).values()
     stream = make_stream(data, suite, seed)
