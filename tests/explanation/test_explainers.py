@@ -567,14 +567,13 @@ def test_explain_draws_measures_and_keeps(cli, run, files):
     assert (row["answer"], row["confidence"]) == (predicted.label, pytest.approx(predicted.confidence, abs=1e-5))
 
 
-def test_features_of_training_images_are_kept(cli, run, files):
-    cli("explain", run, files / "0.png")
-    kept = run / "explanations/features.npz"
-    before = kept.stat().st_mtime_ns
+def test_features_of_training_images_are_kept(cli, run, files, tmp_path, monkeypatch):
+    monkeypatch.setenv("SIGHTLINE_CACHE", str(tmp_path / "cache"))
     first = json.loads(cli("explain", run, files / "0.png", "--json").out)["images"][0]["neighbours"]
-    assert kept.stat().st_mtime_ns == before
-    kept.unlink()
+    (kept,) = (tmp_path / "cache/features").glob("*/features.npy")
+    before = kept.stat().st_mtime_ns
     assert json.loads(cli("explain", run, files / "0.png", "--json").out)["images"][0]["neighbours"] == first
+    assert kept.stat().st_mtime_ns == before
 
 
 def test_all_methods_on_one_sheet(cli, run, files, tmp_path):

@@ -17,10 +17,12 @@ from torch import Tensor
 
 from .. import progress, runtime
 from ..classifier import Classifier, frozen_eval
-from ..data import count_batches, iterate_batches, relabel, stratified_subset
-from ..errors import ChoiceError, DataError
+from ..data import relabel, stratified_subset
+from ..errors import BundleError, ChoiceError, DataError
+from ..features import embed_cached
+from ..inference import embed
 from ..types import Dataset
-from .base import EXPLANATION_BATCH_SIZE, require_logit_gradient
+from .base import require_logit_gradient
 
 MAX_GALLERY_IMAGES = 5000
 """Training images searched, at most; of more a stratified sample."""
@@ -88,12 +90,11 @@ def build_gallery(
     *,
     most: int = MAX_GALLERY_IMAGES,
     seed: int = 0,
-    features: Float[Tensor, "N D"] | None = None,
 ) -> Gallery:
     """The images of the classifier's classes with their features; of more than ``most`` a stratified sample.
 
-    Labels become those of the classifier, matched by name. ``features`` are those of an earlier equal call. Raises
-    DataError where no image is left.
+    Labels become those of the classifier, matched by name. Features come from the cache where a network with a last
+    layer made them before. Raises DataError where no image is left.
     """
     chosen = relabel(dataset, classifier.classes, drop_unknown=True)
     chosen = chosen.subset(chosen.is_labelled)
@@ -102,19 +103,12 @@ def build_gallery(
     if len(chosen) > most:
         order = runtime.permutation(len(chosen), seed)
         chosen = chosen.subset(stratified_subset(chosen.labels, order, limit=most))
-    if features is not None and len(features) == len(chosen):
-        return Gallery(chosen, features.to(classifier.device))
-    count = count_batches(len(chosen), EXPLANATION_BATCH_SIZE)
-    with (
-        frozen_eval(classifier, weight_noise=False),
-        torch.no_grad(),
-        progress.progress_bar("training images", count) as advance,
-    ):
-        batches = []
-        for batch in iterate_batches(chosen, EXPLANATION_BATCH_SIZE, device=classifier.device):
-            batches.append(classifier.features(batch.pixels).float())
-            advance()
-    return Gallery(chosen, torch.cat(batches))
+    with frozen_eval(classifier, weight_noise=False):
+        try:
+            features = embed_cached(classifier, chosen)
+        except BundleError:  # an ensemble or an estimator has no last layer of its own, and no store
+            features = embed(classifier, chosen)
+    return Gallery(chosen, torch.from_numpy(features).to(classifier.device))
 
 
 TURNING_PROBABILITY = 0.5

@@ -6,16 +6,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from jaxtyping import UInt8
 from numpy import ndarray
 
 from .. import runtime
 from ..choose import lookup
-from ..classifier import Classifier, find_bundle
+from ..classifier import Classifier
 from ..data import decode_with_header
 from ..errors import DataError, ImageError, OutputError, SightlineError
-from ..files import atomic_replace, checksum, write_json
+from ..files import atomic_replace, write_json
 from ..runs import open_run
 from ..sources import list_images
 from ..training import Run
@@ -56,19 +55,8 @@ class ExplainedRun:
         return cls(path, Classifier.load(path).to(runtime.resolve_device(device)), remarks=remarks)
 
     def gallery(self) -> Gallery | None:
-        """The training images with their features, which the run folder caches; None without a run."""
-        if self.run is None:
-            return None
-        train, cache = self.run.splits.train, self.path / EXPLANATIONS_FOLDER / "features.npz"
-        key = f"{checksum(find_bundle(self.path) / 'config.json')} {train.fingerprint} {len(train)}"
-        if cache.is_file():
-            with np.load(cache, allow_pickle=False) as saved:
-                if str(saved["key"]) == key:
-                    return build_gallery(self.classifier, train, features=torch.from_numpy(saved["features"]))
-        made = build_gallery(self.classifier, train)
-        with atomic_replace(cache) as temporary, temporary.open("wb") as stream:
-            np.savez(stream, key=key, features=made.features.cpu().numpy())
-        return made
+        """The training images with their features; None without a run."""
+        return None if self.run is None else build_gallery(self.classifier, self.run.splits.train)
 
     def picture_path(self, out: Path | None, name: str) -> Path:
         """Where a picture goes: ``out``, or ``name`` in the run's folder of explanations.
