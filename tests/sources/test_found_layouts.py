@@ -590,3 +590,72 @@ def test_zip_names_of_another_system(tmp_path, monkeypatch, encoding, names):
         monkeypatch.setenv("SIGHTLINE_ZIP_ENCODING", word)
         with pytest.raises(DataError, match=says):
             find(tmp_path / "x.zip")
+
+
+# flat parts with a table of their own, next to class folders
+
+
+TINY = {f"val_{i}.png": CLASSES[i % 3] for i in range(6)}
+TABLES = {
+    "val/val_annotations.txt": "".join(f"{name}\t{label}\t0\t0\t8\t8\n" for name, label in TINY.items()),
+    "val/labels.csv": "image,label\n" + "".join(f"{name},{label}\n" for name, label in TINY.items()),
+    "val.csv": "image,label\n" + "".join(f"val/images/{name},{label}\n" for name, label in TINY.items()),
+    "val/images/metadata.jsonl": "".join(
+        json.dumps({"file_name": name, "label": label}) + "\n" for name, label in TINY.items()
+    ),
+}
+
+
+@pytest.mark.parametrize("table", TABLES)
+@pytest.mark.parametrize("wrapper", ["", "tiny-imagenet-200/"])
+@pytest.mark.parametrize("kind", ["folder", "zip"])
+def test_a_flat_val_folder_has_the_labels_of_the_table_in_it(tmp_path, table, wrapper, kind):
+    names = [f"train/{c}/images/{c}_{i}.JPEG" for c in CLASSES for i in range(2)]
+    names += [f"val/images/{name}" for name in TINY] + [f"test/images/test_{i}.JPEG" for i in range(4)]
+    root = plant(tmp_path / "top", [wrapper + name for name in names])
+    (root / wrapper / table).write_text(TABLES[table])
+    for c in CLASSES:
+        (root / wrapper / "train" / c / f"{c}_boxes.txt").write_text(f"{c}_0.JPEG\t0\t0\t8\t8\n")
+    place = root
+    if kind == "zip":
+        place = tmp_path / "top.zip"
+        with zipfile.ZipFile(place, "w") as archive:
+            for file in sorted(root.rglob("*.*")):
+                archive.write(file, file.relative_to(root))
+    source = find(place)
+    assert source.classes == CLASSES
+    assert split_counts(source) == {"train": 6, "val": 6}
+    found = {
+        str(file).rpartition("/")[2]: source.classes[label]
+        for file, label in zip(source.files, source.labels, strict=True)
+        if "/val/" in f"/{file}"
+    }
+    assert found == TINY
+    assert said(source, "The labels of 6 val images are in", table)
+    assert said(source, "4 images have no label", "'test'")
+
+
+@pytest.mark.parametrize(
+    ("table", "rows"),
+    [
+        ("other labels", [(name, "bats") for name in TINY]),
+        ("no such files", [(f"x{name}", "cats") for name in TINY]),
+        ("no labels", [(name, "") for name in TINY]),
+    ],
+)
+def test_a_table_that_does_not_fit_leaves_the_flat_folder_unlabelled(tmp_path, table, rows):
+    root = plant(tmp_path, [*classes_in("train"), *(f"val/images/{name}" for name in TINY)])
+    (root / "val" / f"{table}.csv").write_text("image,label\n" + "".join(f"{a},{b}\n" for a, b in rows))
+    source = find(root)
+    assert split_counts(source) == {"train": 6}
+    assert said(source, "6 images have no label", "'val'")
+
+
+def test_class_folders_of_a_val_part_go_before_a_table_in_it(tmp_path):
+    root = plant(tmp_path, classes_in("train", "val"))
+    rows = "".join(f"{name}/{i}.png,owls\n" for name in CLASSES for i in range(2))
+    (root / "val" / "labels.csv").write_text("image,label\n" + rows)
+    source = find(root)
+    assert split_counts(source) == {"train": 6, "val": 6}
+    owls = [file for file, label in zip(source.files, source.labels, strict=True) if label == 2]
+    assert len(owls) == 4

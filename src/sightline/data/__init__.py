@@ -27,4 +27,4 @@ from .splits import (
     nested_subset,
     split,
 )
-from .store import hash_file
+from .store import hash_file, is_stored, time_decoding

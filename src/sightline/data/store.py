@@ -171,6 +171,21 @@ def open_store(
         ) from error
 
 
+def is_stored(source: Source, geometry: Geometry) -> bool:
+    """Whether the user's cache has the decoded images of this source at this geometry."""
+    return (runtime.cache_dir() / "stores" / store_key(source, geometry) / "facts.npy").exists()
+
+
+def time_decoding(source: Source, geometry: Geometry) -> float:
+    """Seconds per image in which a sample, evenly spread, is read and decoded in one thread or several; 0.2 s."""
+    work, total = _StoreBuilder(source, geometry).decode, len(source)
+    chunks = (range(first, min(first + 8, total)) for first in range(0, total, max(8, total // 256)))
+    _run_serially(work, islice(chunks, 1), lambda *_: None)  # imports and caches
+    alone = _run_serially(work, chunks, lambda *_: None, _TRIAL_SECONDS)
+    together = _run_threaded(work, chunks, lambda *_: None, runtime.cpu_count(), _TRIAL_SECONDS)
+    return 1 / max(alone, together, 1e-9)
+
+
 def store_key(source: Source, geometry: Geometry) -> str:
     """Name of the store: a hash of the files, the geometry and the decoder."""
     words = repr((source.fingerprint, len(source), geometry, decoder_name(), STORE_FACTS.descr))

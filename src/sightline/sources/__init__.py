@@ -35,7 +35,6 @@ from .layout import (
 from .readers import (
     archive_reader,
     detect_kind,
-    limit_source,
     read_folder,
     read_idx_pair,
     read_npz_file,
@@ -50,6 +49,8 @@ from .source import (
     Source,
     file_stamp,
     is_junk,
+    limit_source,
+    limit_training,
     list_folder,
     read_image_file,
     stratified_subset,

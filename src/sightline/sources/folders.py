@@ -48,22 +48,21 @@ _Groups = dict[str, list[int]]
 """The images that lie directly in each folder, as positions in the listing."""
 
 
-def infer_layout(listing: Listing, place: str, rule: LabelRule = USUAL_LABELS) -> Layout:
+def infer_layout(
+    listing: Listing, place: str, rule: LabelRule = USUAL_LABELS, known: Mapping[int, tuple[str, str]] = {}
+) -> Layout:
     """Labels and splits of a listing's images, from its folders, or by the pattern of the rule.
 
+    ``known`` has the (split, class) of images that lie in no class folder, by their position.
     What is not part of the answer (folders without images, annotations, runs, unlabelled test images) is left out
     with a note. Raises DataError, naming ``place``, where the folders do not show what the classes are.
     """
     images, strays = select_images(listing.names)
-    groups: _Groups = {}
-    for i in images:
-        name = listing.names[i]
-        folder = name[: max(0, name.rfind("/"))]
-        if not any(is_junk(part) for part in folder.split("/") if part):
-            groups.setdefault(folder, []).append(i)
+    groups = _group_by_folder(listing.names, images)
     notes: list[str] = []
     runs, annotations = find_run_folders(listing.names), _find_annotation_folders(listing.folders)
     filled = {prefix for name in groups for prefix in _list_prefixes(name)}
+    groups = {name: rest for name, rows in groups.items() if (rest := [i for i in rows if i not in known])}
     _leave_out(groups, runs, "were written by Sightline (runs)", notes)
     _leave_out(groups, annotations, "lie in folders of annotations", notes)
     if not groups:
@@ -92,6 +91,7 @@ def infer_layout(listing: Listing, place: str, rule: LabelRule = USUAL_LABELS) -
             what = "1 image that lies" if loose == 1 else f"{loose:,} images that lie"
             has_splits = any(split for split, _ in folders.values())
             notes.append(f"Ignored {what} outside of any {'split' if has_splits else 'class'} folder.")
+        labelled |= known
     plain, renamed = normalise_names({label for _, label in labelled.values()})
     classes = sort_classes(plain.values())
     where = place + ("/" + root).rstrip("/")
@@ -116,6 +116,15 @@ def infer_layout(listing: Listing, place: str, rule: LabelRule = USUAL_LABELS) -
     splits = np.array([labelled[i][0] for i in order])
     has_splits = bool(splits.any())
     return Layout(np.array(order, np.int64), labels, classes, splits if has_splits else None, (*notes, *renamed))
+
+
+def _group_by_folder(names: Sequence[str], images: Iterable[int]) -> _Groups:
+    groups: _Groups = {}
+    for i in images:
+        folder = names[i][: max(0, names[i].rfind("/"))]
+        if not any(is_junk(part) for part in folder.split("/") if part):
+            groups.setdefault(folder, []).append(i)
+    return groups
 
 
 def _leave_out(groups: _Groups, folders: Iterable[str], what: str, notes: list[str]) -> None:

@@ -1,7 +1,7 @@
 """Parquet: tables of paths, and tables that hold the image files themselves, as Hugging Face writes them."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Lock
@@ -15,7 +15,7 @@ from ..errors import DataError, ImageError
 from .layout import SPLIT_WORDS, USUAL_LABELS, LabelRule, Layout
 from .manifest import layout_from_table
 from .source import Listing
-from .tables import PATH_COLUMNS, TextTable, cell_text
+from .tables import PATH_COLUMNS, TextTable, cell_text, read_csv, read_json, read_jsonl
 
 _IMAGE_COLUMNS = (*PATH_COLUMNS, "img", "picture", "photo")
 MAX_ROW_GROUP_BYTES = 4_000_000_000
@@ -201,3 +201,14 @@ def read_embedded_images(
     sizes = np.repeat(np.array([each.st_size for each in status], np.int64), rows)
     stamps = np.repeat(np.array([each.st_mtime_ns for each in status], np.int64), rows)
     return Listing(names, sizes, stamps, frozenset(), reader), layout
+
+
+TABLE_READERS: dict[str, Callable[[Path], TextTable]] = {
+    ".csv": read_csv,
+    ".tsv": read_csv,
+    ".jsonl": read_jsonl,
+    ".ndjson": read_jsonl,
+    ".json": read_json,
+    ".parquet": read_parquet,
+}
+"""The kinds of table, by suffix; a ``.txt`` that names images is read as CSV."""

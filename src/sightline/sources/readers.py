@@ -25,12 +25,13 @@ from .array_files import (
 from .arrays import ImageArrays, source_from_arrays
 from .cache import load_or_build
 from .cifar import read_cifar, select_cifar_files
+from .flat_parts import label_flat_parts
 from .folders import find_run_folders, infer_layout
 from .joined import JOINED_SUFFIX
 from .layout import USUAL_LABELS, LabelRule, Layout, parse_split, select_images, source_from_files
 from .manifest import join_tables, read_manifest
-from .parquet import read_embedded_images, read_parquet
-from .source import Listing, Source, file_stamp, list_folder, stratified_subset
+from .parquet import TABLE_READERS, read_embedded_images
+from .source import Listing, Source, file_stamp, list_folder
 from .tables import (
     LABEL_COLUMNS,
     OTHER_LABEL_COLUMNS,
@@ -38,8 +39,6 @@ from .tables import (
     PATH_COLUMNS,
     TextTable,
     read_csv,
-    read_json,
-    read_jsonl,
     read_table_header,
 )
 
@@ -48,15 +47,6 @@ _TABLE_SHARE = 0.9
 MAX_ARRAY_FOLDER_FILES = 500
 """Files of a folder or archive up to which it is searched for IDX and CIFAR files, which come few to a folder."""
 
-TABLE_READERS: dict[str, Callable[[Path], TextTable]] = {
-    ".csv": read_csv,
-    ".tsv": read_csv,
-    ".jsonl": read_jsonl,
-    ".ndjson": read_jsonl,
-    ".json": read_json,
-    ".parquet": read_parquet,
-}
-"""The kinds of table, by suffix; a ``.txt`` that names images is read as CSV."""
 _UNREAD_ARCHIVES = {
     (b"\x28\xb5\x2f\xfd", (".zst", ".tzst")): "tar --zstd -xf",
     (b"7z\xbc\xaf\x27\x1c", (".7z",)): "7z x",
@@ -144,7 +134,9 @@ def _source_from_listing(
     if rule.label_pattern:
         return source_from_files(str(path), listing, infer_layout(listing, str(path), rule))
     try:
-        layout = infer_layout(listing, str(path))
+        known, told = label_flat_parts(listing, path, open_tables)
+        layout = infer_layout(listing, str(path), known=known)
+        layout = replace(layout, notes=(*layout.notes, *told))
         if len(layout.classes) == 1 and tables:
             raise single_class_error(str(path), *layout.classes)  # one folder of images, and a table next to it
     except DataError as error:
@@ -370,18 +362,3 @@ def _add_stamp(source: Source, tables: Sequence[Path]) -> Source:
             digest = hashlib.file_digest(stream, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
         fingerprint = hashlib.blake2b(f"{digest} {fingerprint}".encode(), digest_size=16).hexdigest()
     return replace(source, fingerprint=fingerprint)
-
-
-def limit_source(source: Source, limit: int, seed: int) -> Source:
-    """About ``limit`` images, drawn by ``seed`` with each (split, class) in its share and at least once."""
-    if limit < 1:
-        raise DataError(f"The limit is {limit}: it must be at least 1 image.")
-    if limit >= len(source):
-        return source
-    cell = source.labels
-    if (splits := source.columns.get("split")) is not None:
-        cell = cell + len(source.classes) * np.unique(splits, return_inverse=True)[1]
-    order = np.random.default_rng([seed, 1]).permutation(len(source))
-    chosen = stratified_subset(cell, order, limit=limit)
-    note = f"Limited to {len(chosen):,} of {len(source):,} images, each class in its share (seed {seed})."
-    return replace(source.subset(chosen), notes=(*source.notes, note))

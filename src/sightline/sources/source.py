@@ -235,6 +235,41 @@ def stratified_subset(
     return np.sort(order[rank < np.repeat(np.maximum(1, np.rint(wanted)), counts)])
 
 
+def limit_source(source: Source, limit: int, seed: int) -> Source:
+    """About ``limit`` images, drawn by ``seed`` with each (split, class) in its share and at least once."""
+    if limit < 1:
+        raise DataError(f"The limit is {limit}: it must be at least 1 image.")
+    if limit >= len(source):
+        return source
+    cell = source.labels
+    if (splits := source.columns.get("split")) is not None:
+        cell = cell + len(source.classes) * np.unique(splits, return_inverse=True)[1]
+    order = np.random.default_rng([seed, 1]).permutation(len(source))
+    chosen = stratified_subset(cell, order, limit=limit)
+    note = f"Limited to {len(chosen):,} of {len(source):,} images, each class in its share (seed {seed})."
+    return replace(source.subset(chosen), notes=(*source.notes, note))
+
+
+def limit_training(source: Source, limit: int, seed: int, why: str = "") -> Source:
+    """About ``limit`` of the images that no given split holds out, drawn by ``seed``, each class in its share.
+
+    Given val and test splits stay whole. ``why`` is told in the note.
+    """
+    split = source.columns.get("split")
+    held_out = np.zeros(len(source), bool) if split is None else np.isin(split, ("val", "test"))
+    pool = np.flatnonzero(~held_out)
+    if limit >= len(pool):
+        return source
+    order = np.random.default_rng([seed, 1]).permutation(len(pool))
+    chosen = pool[stratified_subset(source.labels[pool], order, limit=limit)]
+    note = (
+        f"Training on {len(chosen):,} of {len(pool):,} images, {why}each class in its share (seed {seed}; "
+        "--train-limit)."
+    )
+    rows = np.sort(np.concatenate([chosen, np.flatnonzero(held_out)]))
+    return replace(source.subset(rows), notes=(*source.notes, note))
+
+
 # names that can be shown and written anywhere
 
 

@@ -31,10 +31,9 @@ from .build import MEMORY_FORMATS
 from .gradients import build_gradients, fused_kernels_may_help, is_stochastic, split_batch
 from .plan import Plan
 from .recipe import PRETRAINED, Recipe, parse_duration
-from .starts import FINE_TUNING, Default
+from .starts import FINE_TUNING, MAX_DEFAULT_EPOCHS, SMALL_NETWORK, USUAL_NETWORK, Default
 from .transfer import Freezer
 
-MAX_DEFAULT_EPOCHS = 60
 MAX_DEFAULT_STEPS = 8000
 """Steps: training longer from random weights gains little at these sizes, so a budget is not used up."""
 
@@ -64,6 +63,9 @@ AUTOTUNE_STEPS = 5
 
 TRIAL_SECONDS = 1.0
 """No step of a trial begins after this time, once a way was timed: three trials cost 3 s and the steps begun."""
+
+TRIAL_SHARE = 0.01
+"""Share of the budget that a trial may take, where that is less."""
 
 MAX_TRIAL_STEP_SECONDS = 0.3
 """A trial's step on more images than fit this time is taken on fewer: eight or more steps are needed."""
@@ -135,7 +137,7 @@ def default_network(plan: Plan, *, train_images: int) -> list[Default]:
         ]
         recipe = plan.replace(**{default.field: default.value for default in chosen}).recipe
     if recipe.model is None:
-        model = "lenet5" if grey and size <= 32 else "resnet20"
+        model = SMALL_NETWORK if grey and size <= 32 else USUAL_NETWORK
         chosen.append(Default("model", model, f"Network {model}, chosen by the size of the images (--model)."))
     if recipe.augment is None:
         shift = max(1, size // 20 if grey else size // 8)
@@ -277,7 +279,8 @@ def measure_throughput(classifier: Classifier, plan: Plan, batch: Batch, *, trai
     if path.exists():
         known = json.loads(path.read_text())
         return Throughput(*_time_modes([ExecutionMode(**known["mode"])], classifier, plan, batch), notes)
-    ends = time.perf_counter() + (3 if library is None else 4) * TRIAL_SECONDS
+    trial = min(TRIAL_SECONDS, TRIAL_SHARE * parse_duration(recipe.budget))
+    ends = time.perf_counter() + (3 if library is None else 4) * trial
     memory_formats = tuple(MEMORY_FORMATS) if recipe.memory_format is None else (recipe.memory_format,)
     precisions = [recipe.precision] if recipe.precision else list(PRECISIONS)
     if recipe.precision is None:  # a few images show which one is emulated: it may be 20 times slower
@@ -285,11 +288,11 @@ def measure_throughput(classifier: Classifier, plan: Plan, batch: Batch, *, trai
         with ExitStack() as stack:
             tried = [ExecutionMode(precision, "channels_last") for precision in PRECISIONS]
             trials = {mode.precision: _prepare_step(stack, classifier, plan, few, mode) for mode in tried}
-            times = runtime.time_interleaved(trials, 2, seconds=TRIAL_SECONDS)
+            times = runtime.time_interleaved(trials, 2, seconds=trial)
         best = {name: min(each) for name, each in times.items() if each}
         precisions = [name for name in best if best[name] <= 2 * min(best.values())]
         affordable = max(16 * torch.get_num_threads(), int(MAX_TRIAL_STEP_SECONDS * len(few) / min(best.values())))
-        if time.perf_counter() > ends - TRIAL_SECONDS:  # one step takes too long to try others
+        if time.perf_counter() > ends - trial:  # one step takes too long to try others
             fastest = min(best, key=lambda name: best[name])
             mode = ExecutionMode(fastest, recipe.memory_format or "channels_last", recipe.cpu_replicas or 1)
             return Throughput(mode, len(few) / best[fastest])
@@ -302,7 +305,7 @@ def measure_throughput(classifier: Classifier, plan: Plan, batch: Batch, *, trai
         with suppress(GradientError):  # of an objective that needs a second derivative
             mode, rate = _time_modes([mode, fused], classifier, plan, batch)
     if recipe.cpu_replicas is None and replicas_may_help(classifier, plan):
-        if time.perf_counter() > ends - TRIAL_SECONDS:
+        if time.perf_counter() > ends - trial:
             return Throughput(mode, rate, notes)  # a busy moment: nothing to remember
         replicated = replace(mode, cpu_replicas=torch.get_num_threads())
         mode, rate = _time_modes([mode, replicated], classifier, plan, batch)
@@ -337,7 +340,8 @@ def _time_modes(
     with ExitStack() as stack:
         stack.enter_context(runtime.keep_freed_memory())
         trials = {str(mode): _prepare_step(stack, classifier, plan, batch, mode) for mode in modes}
-        times = runtime.time_interleaved(trials, AUTOTUNE_STEPS, seconds=TRIAL_SECONDS, give_up=SLOW_STEP_FACTOR)
+        seconds = min(TRIAL_SECONDS, TRIAL_SHARE * parse_duration(plan.recipe.budget))
+        times = runtime.time_interleaved(trials, AUTOTUNE_STEPS, seconds=seconds, give_up=SLOW_STEP_FACTOR)
     mode = min((each for each in modes if times[str(each)]), key=lambda each: median(times[str(each)]))
     return mode, len(batch) / median(times[str(mode)])
 

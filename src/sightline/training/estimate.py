@@ -35,7 +35,7 @@ from .preparation import prepare
 from .recipe import Recipe
 from .restoring import split_to_train
 from .rival import RIVAL_NOTE, rival_recipe
-from .starts import choose_pixels
+from .starts import affordable_network, choose_pixels, limit_train_images
 from .transfer import Freezer
 
 ESTIMATE_SAMPLE_IMAGES = 512
@@ -66,7 +66,12 @@ def estimate_cost(data: str | Path | None, recipe: Recipe | None = None, *, devi
     source = find(recipe.data, limit=recipe.limit, seed=recipe.data_seed, rule=recipe.label_rule)
     pixels = choose_pixels(plan, source)
     plan = plan.replace(**{each.field: each.value for each in pixels})
+    known = len(source.notes)
+    source, limited = limit_train_images(plan.recipe, source)
+    limits, pixels = source.notes[known:], [*pixels, *limited]
     images = _count_train_images(source, plan.recipe)
+    pixels += affordable_network(plan, plan.recipe.geometry, len(source))
+    plan = plan.replace(**{each.field: each.value for each in pixels})
     network = default_network(plan, train_images=images)
     plan = plan.replace(**{each.field: each.value for each in network})
     sample, decode = _decode_sample(source, plan.recipe)
@@ -78,7 +83,10 @@ def estimate_cost(data: str | Path | None, recipe: Recipe | None = None, *, devi
     classifier, _ = build_classifier(plan, Splits(sample, sample, sample), where)
     batch = next(iter(iterate_batches(sample, min(plan.recipe.batch_size or 1, len(sample)), device=where)))
     measured = measure_throughput(classifier, plan, batch, train_images=images)
-    rate, notes = measured.images_per_second, [each.reason for each in (*pixels, *network)] + [*measured.notes]
+    rate, notes = (
+        measured.images_per_second,
+        [*limits, *(each.reason for each in (*pixels, *network)), *measured.notes],
+    )
     plan = plan.replace(**vars(measured.mode))
     if plan.head is not None:
         notes.append(

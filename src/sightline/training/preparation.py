@@ -10,7 +10,7 @@ from .plan import Plan
 from .recipe import INHERIT, PRETRAINED, Recipe
 from .restoring import restore_splits, split_by_recipe, split_to_train
 from .run_folder import RunFolder
-from .starts import Default, choose_pixels
+from .starts import Default, affordable_network, choose_pixels, limit_train_images
 
 
 def split_as_before(
@@ -31,8 +31,8 @@ def split_as_before(
         drawn = {(str(file), name) for name, part in parts for file in part.files}
         if not known or known == drawn:  # else an older release drew them, or a run of another size
             return splits, read, ()
-    if recipe.limit is not None:  # it would draw others now
-        dataset, _ = read_dataset(recipe.replace(limit=None), max_bad=1.0)
+    if recipe.limit is not None or recipe.train_limit is not None:  # they would draw others now
+        dataset, _ = read_dataset(recipe.replace(limit=None, train_limit=None), max_bad=1.0)
     splits = restore_splits(
         run, dataset, fingerprint or "", classes=classes, max_missing=0.0 if classes is None else 0.05
     )
@@ -40,11 +40,16 @@ def split_as_before(
 
 
 def read_dataset(
-    recipe: Recipe, *, plan: Plan | None = None, max_bad: float = MAX_UNREADABLE_SHARE
+    recipe: Recipe,
+    *,
+    plan: Plan | None = None,
+    max_bad: float = MAX_UNREADABLE_SHARE,
+    within_budget: bool = False,
 ) -> tuple[Dataset, list[Default]]:
     """Find and decode the recipe's images, at its size or a chosen one; returns them and what was chosen.
 
-    With ``plan``, the plan of the recipe, photos may get published weights, which have their own size.
+    With ``plan``, the plan of the recipe, photos may get published weights, which have their own size. Of training
+    images, ``within_budget`` reads no more than the recipe's budget has time for.
 
     Raises DataError where more than the fraction ``max_bad`` of them cannot be read.
     """
@@ -53,6 +58,8 @@ def read_dataset(
     source = find(recipe.data, limit=recipe.limit, seed=recipe.data_seed, rule=recipe.label_rule)
     chosen = choose_pixels(plan or recipe, source)
     recipe = recipe.replace(**{default.field: default.value for default in chosen})
+    source, limited = limit_train_images(recipe, source, within_budget=within_budget)
+    chosen += limited
     return load_dataset(source, recipe.geometry, max_bad=max_bad), chosen
 
 
@@ -68,7 +75,8 @@ def prepare(plan: Plan, run: RunFolder | None = None) -> tuple[Plan, Splits, tup
     With a ``run`` that began already, the images are split as they were then, found by their bytes.
     Returns the plan with those choices, fitted to the training images, the splits, and the notes to report.
     """
-    dataset, pixels = read_dataset(plan.recipe, plan=plan)
+    dataset, pixels = read_dataset(plan.recipe, plan=plan, within_budget=run is None)
+    pixels += affordable_network(with_defaults(plan, pixels), dataset.geometry, len(dataset))
     plan = with_defaults(plan, pixels)
     plan = with_defaults(plan, fractions := default_fractions(plan, dataset))
     recipe = plan.recipe

@@ -70,6 +70,8 @@ class Recipe(FieldsSet):
     """Where the images are; the command's first argument."""
     limit: int | None = _recipe_field(None, "Data", common=True)
     """Use about this many images, drawn at random but evenly: a quick first try."""
+    train_limit: int | None = _recipe_field(None, "Data")
+    """Use about this many training images; given test and val splits stay whole. Chosen where a budget is short."""
     val_fraction: float | None = _recipe_field(None, "Data")
     """Fraction of the training images for validation, where the data has none. Default: 0.1, or 0 where few."""
     test_fraction: float = _recipe_field(0.15, "Data")
@@ -77,7 +79,7 @@ class Recipe(FieldsSet):
     unlabelled: str | None = _recipe_field(None, "Data", common=True)
     """Folder or archive of other photos, without labels: the features of a computed head are centred by their mean."""
     split_seed: int | None = _recipe_field(None, "Data")
-    """Seed for splitting and --limit. Default: seed. Use one value for runs you want to compare or combine."""
+    """Seed for splitting and both limits. Default: seed. Use one value for runs you want to compare or combine."""
     group: str | None = _recipe_field(None, "Data")
     """Table column of images that stay in one split (one patient, one scene). Default: a column named group."""
     path_column: str | None = _recipe_field(None, "Data")
@@ -372,16 +374,13 @@ _RULES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
     ("a list of names", lambda v: all(map(_is_text, v)), "augment"),
     ("the name of a column", _is_text, "group fairness_column path_column label_column"),
     ("a pattern such as {label}_{number}.jpg", _is_text, "label_pattern"),
-    (
-        "true or false",
-        lambda v: isinstance(v, bool),
-        "from_scratch accept_licence flip_tta freeze_norms fused_kernels",
-    ),
+    ("true or false", lambda v: isinstance(v, bool), "from_scratch accept_licence flip_tta"),
+    ("true or false", lambda v: isinstance(v, bool), "freeze_norms fused_kernels"),
     ("two numbers such as 0:4095, the smaller first", lambda v: bool(parse_window(v)), "window"),
     ("a whole number, 0 or more", lambda v: is_int(v) and v >= 0, "epochs patience"),
     ("a whole number of at least 1", lambda v: is_int(v) and v >= 1, "grad_accum_steps cpu_replicas devices"),
     ("a whole number of at least 1", lambda v: is_int(v) and v >= 1, "steps"),
-    ("a whole number of at least 2", lambda v: is_int(v) and v >= 2, "limit batch_size"),
+    ("a whole number of at least 2", lambda v: is_int(v) and v >= 2, "limit train_limit batch_size"),
     ("a whole number from 0 to 2^63 - 1", lambda v: is_int(v) and 0 <= v < 2**63, "seed split_seed"),
     ("a whole number of pixels from 8 to 1024", lambda v: is_int(v) and 8 <= v <= 1024, "size progressive_from"),
     ("0 or a fraction from 0.01 to 0.5", lambda v: v == 0 or 0.01 <= v <= 0.5, "val_fraction test_fraction"),

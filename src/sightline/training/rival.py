@@ -53,7 +53,8 @@ def rival_recipe(asked: Recipe, plan: Plan, train: Dataset, train_images: int) -
     side = np.median(np.minimum(columns["width"], columns["height"])) if "width" in columns else np.inf
     if plan.recipe.channels != 1 and side > MAX_RIVAL_SIDE:
         return None
-    kept = {"data": absolute_path(asked.data), "val_fraction": plan.recipe.val_fraction}
+    kept = {name: vars(plan.recipe)[name] for name in ("val_fraction", "train_limit")}
+    kept["data"] = absolute_path(asked.data)
     return asked.replace(from_scratch=True, size=asked.size or min(RIVAL_SIDE, plan.recipe.size or 64), **kept)
 
 

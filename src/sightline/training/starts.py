@@ -1,5 +1,6 @@
 """Where training starts when the recipe leaves it open: what pixels become, and published weights for photos."""
 
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -8,15 +9,21 @@ import torch
 
 from .. import runtime
 from ..classifier import Classifier
-from ..data import Survey, survey
+from ..data import Survey, is_stored, survey, time_decoding
 from ..features import time_embedding
-from ..models import WeightsCard, find_card
-from ..sources import Source
+from ..models import WeightsCard, build, find_card, parse_architecture
+from ..sources import Source, limit_training
 from ..types import Dataset, Geometry, Splits
 from .budget import format_minutes
 from .build import build_classifier
 from .plan import QUALITY_MODELS, Plan, resolve
 from .recipe import PRETRAINED, Recipe, parse_duration
+
+MAX_DEFAULT_EPOCHS = 60
+"""Epochs after which more would gain little, at most."""
+
+USUAL_NETWORK, SMALL_NETWORK = "resnet20", "lenet5"
+"""What small colour images are trained with from random weights; the second where time is short."""
 
 PHOTO_SIDE = 64
 """Pixels of the median short side from which images are taken for photos."""
@@ -32,6 +39,28 @@ TIMED_IMAGES = 16
 
 SLOW_IMAGE_SECONDS = 0.1
 """Nothing is measured where images that take so long would fit."""
+
+READING_SHARE = 0.12
+"""Share of the budget that reading and decoding the images may take."""
+
+SLOW_DECODING_SECONDS = 0.01
+"""Decoding is not timed where images that take so long would fit their share of the budget."""
+
+MIN_READ_IMAGES = 500
+"""Training images that are read even where they take more."""
+
+TRAINING_SHARE = 0.5
+"""Share of the budget that training gets, about, where the rest is start, images, test and report."""
+
+MIN_IMAGE_PASSES = 40_000
+"""Images, repeated ones counted, that the usual network for small colour images must see in the budget to be better
+than a smaller one which sees many times as many."""
+
+MAX_SMALL_SIDE = 64
+"""Working size up to which a smaller network is taken where time is short."""
+
+SLOW_RATE = 100.0
+"""Images of 32 x 32 pixels per second: where training at this rate gives enough passes, nothing is measured."""
 
 WHOLE_PICTURE_IMAGES = 300
 """Images from which fine-tuning sees whole pictures, squashed; the head of fewer is better with the centre alone."""
@@ -186,6 +215,69 @@ def affordable_size(model: str, card: WeightsCard, count: int, budget: str) -> D
         f"Working size {smaller} x {smaller}: features of {count:,} images would take {format_minutes(seconds)} at "
         f"the card's {side}, more than a third of the budget of {budget} (--size, --budget).",
     )
+
+
+def limit_train_images(
+    recipe: Recipe, source: Source, *, within_budget: bool = True
+) -> tuple[Source, list[Default]]:
+    """The source with the recipe's ``train_limit``, or with as many training images as can be decoded in their share
+    of the budget, and what was chosen.
+
+    ``recipe`` has its size. Given val and test splits stay whole. All images stay where the epochs or ``limit`` are
+    given, and where the decoded images are stored already.
+    """
+    if recipe.train_limit is not None:
+        return limit_training(source, recipe.train_limit, recipe.data_seed), []
+    allowed = READING_SHARE * parse_duration(recipe.budget)
+    given = (recipe.epochs, recipe.steps, recipe.limit)
+    if (
+        not within_budget
+        or any(each is not None for each in given)
+        or len(source) * SLOW_DECODING_SECONDS <= allowed
+    ):
+        return source, []
+    each = 0.0 if is_stored(source, recipe.geometry) else time_decoding(source, recipe.geometry)
+    if len(source) * each <= allowed:
+        return source, []
+    held_out = int(np.isin(source.columns.get("split", ""), ("val", "test")).sum())
+    count = max(MIN_READ_IMAGES, int(allowed / each) - held_out)
+    why = f"as many as the budget of {recipe.budget} allows (--budget), "
+    return limit_training(source, count, recipe.data_seed, why), [Default("train_limit", count, "")]
+
+
+def affordable_network(plan: Plan, images: Geometry, train_images: int) -> list[Default]:
+    """A smaller network in place of the usual one for small colour images, where the budget is too short for that.
+
+    The speed is measured on random pixels. Empty where the usual one fits, or the network or epochs are given.
+    """
+    recipe, side = plan.recipe, images.size[0]
+    given = recipe.model or recipe.weights or recipe.epochs is not None or recipe.steps is not None
+    if given or images.channels == 1 or side > MAX_SMALL_SIDE:
+        return []
+    wanted = min(MIN_IMAGE_PASSES, MAX_DEFAULT_EPOCHS * train_images)
+    allowed = TRAINING_SHARE * parse_duration(recipe.budget)
+    if wanted * (side / 32) ** 2 / SLOW_RATE <= allowed:
+        return []
+    rate = _time_training(USUAL_NETWORK, images)
+    if wanted / rate <= allowed:
+        return []
+    why = (
+        f"Network {SMALL_NETWORK}, because {USUAL_NETWORK} would see about {allowed * rate:,.0f} images in the budget "
+        f"of {recipe.budget}, too few to learn from (--model, --budget)."
+    )
+    return [Default("model", SMALL_NETWORK, why)]
+
+
+def _time_training(model: str, images: Geometry) -> float:
+    """Images per second of a step of training, on random pixels, after one that compiles kernels."""
+    network = build(parse_architecture(model, classes=10, channels=images.channels, size=images.size)).train()
+    pixels = torch.rand(TIMED_IMAGES * 2, images.channels, *images.size)
+    took = 0.0
+    for _ in range(2):
+        began = time.perf_counter()
+        network.logits(pixels).logsumexp(1).sum().backward()
+        took = time.perf_counter() - began
+    return len(pixels) / took
 
 
 def largest_affordable(seconds: float, allowed: float, side: int) -> int:
