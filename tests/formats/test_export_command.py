@@ -4,6 +4,7 @@ import importlib.util
 import io
 import json
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +15,7 @@ from PIL import Image
 
 from helpers.tiny_classifiers import SETTLED
 from sightline.data import decode, load_dataset
-from sightline.formats import open_exported
+from sightline.formats import export, open_exported
 from sightline.training import Recipe, train
 from sightline.types import Geometry
 
@@ -29,8 +30,6 @@ def run(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def file(run, tmp_path_factory):
-    from sightline.formats import export
-
     out = tmp_path_factory.mktemp("file") / "model.onnx"
     export(run, out)
     return out
@@ -184,3 +183,33 @@ def test_labels_of_the_script_are_ours_on_real_pictures(archive, geometry, share
     assert len(apart) >= 40
     assert np.mean(apart) < 0.1
     assert np.max(apart) <= 3
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from sightline import formats
+from sightline.formats import exporting
+
+def die(*_, **__):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+run, out, moment, over = sys.argv[1:]
+setattr(exporting, moment, die)
+formats.export(run, Path(out), overwrite=over == "over")
+"""
+"""Exports, and is killed when it comes to the named function: the file is written by then, and not yet compared."""
+
+
+@pytest.mark.parametrize("over", ["over", "new"])
+def test_a_killed_export_leaves_the_old_file_or_none(over, run, file, tmp_path):
+    out, old = tmp_path / "model.onnx", file.read_bytes()
+    if over == "over":
+        out.write_bytes(old)
+    words = [sys.executable, "-c", KILLED, run, out, "compare_answers", over]
+    done = subprocess.run(list(map(str, words)), capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    assert [path.name for path in tmp_path.iterdir() if path.name[0] != "."] == ["model.onnx"] * (over == "over")
+    assert over == "new" or out.read_bytes() == old
+    assert export(run, out, overwrite=True).agreement == 1
+    assert open_exported(out).classes == open_exported(file).classes

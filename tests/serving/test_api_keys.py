@@ -1,5 +1,7 @@
 """API keys: shown once, stored as hashes, refused without a further reason."""
 
+import hashlib
+import hmac
 import json
 import subprocess
 import sys
@@ -8,6 +10,7 @@ import time
 import pytest
 
 from sightline.errors import AuthError, ChoiceError, SightlineError
+from sightline.serving import api_keys
 from sightline.serving.api_keys import KEY_SCOPES, Keyring, Unauthorized, create_key, list_keys, revoke_key
 
 
@@ -53,6 +56,23 @@ def test_malformed_keys_are_refused(tmp_path):
     for wrong in (None, "", "sl_", secret[:-1], secret + "x", secret.upper(), "é" * 40, "\ud800", "x" * 100_000):
         assert status(ring, wrong, "predict") == 401
     assert ring.authorize(secret, "predict") == "one"
+
+
+def test_every_key_is_compared_whole_for_any_secret(tmp_path, monkeypatch):
+    secrets = [create_key(tmp_path, name, ["predict"]) for name in "abc"]
+    ring, stored, compared = Keyring(tmp_path), {key.sha256 for key in list_keys(tmp_path)}, []
+
+    def compare(one, two):
+        compared.append((one, two))
+        return hmac.compare_digest(one, two)
+
+    monkeypatch.setattr(api_keys, "compare_digest", compare)
+    for secret in (*secrets, secrets[0][:-1] + "x", "wrong"):
+        known = secret in secrets
+        assert (ring.authorize(secret, "predict") if known else status(ring, secret, "predict")) in (*"abc", 401)
+        assert {one for one, _ in compared} == stored  # a match ends no search, so time shows nothing of its place
+        assert {two for _, two in compared} == {hashlib.sha256(secret.encode()).hexdigest()}
+        compared.clear()
 
 
 def test_an_unreadable_key_file_lets_nobody_in(tmp_path):
@@ -134,6 +154,7 @@ def test_a_damaged_key_file_lets_nobody_in(tmp_path, text, message):
 
 MAKERS = """
 import os, sys
+from sightline.serving import api_keys
 from sightline.serving.api_keys import create_key
 for name in "abc":  # three processes, after one import
     if not os.fork():

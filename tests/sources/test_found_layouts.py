@@ -632,6 +632,7 @@ def test_a_flat_val_folder_has_the_labels_of_the_table_in_it(tmp_path, table, wr
     }
     assert found == TINY
     assert said(source, "The labels of 6 val images are in", table)
+    assert not said(source, "not used")
     assert said(source, "4 images have no label", "'test'")
 
 

@@ -1,19 +1,33 @@
 """A budget is kept: the plan is made again, the first epoch is cut where it must be, and a pipe hears of it."""
 
 import time
+from dataclasses import replace
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
 from sightline import progress, runtime
-from sightline.training import budget, build_classifier, defaults, measure_throughput, prepare, resolve, train
+from sightline.sources import Source, limit_training
+from sightline.training import (
+    budget,
+    build_classifier,
+    defaults,
+    measure_throughput,
+    prepare,
+    reopen,
+    resolve,
+    starts,
+    train,
+)
 from sightline.training.budget import Budget, Deadline
 from sightline.training.build import build_method
 from sightline.training.fit import TrainingState
 from sightline.training.losses import CrossEntropy
 from sightline.training.optimizers import Cosine
 from sightline.training.recipe import Recipe
+from sightline.types import Geometry
 
 OPEN = Recipe(
     model="mlp", size=8, batch_size=16, augment=(), precision="float32", memory_format="contiguous",
@@ -274,3 +288,98 @@ def test_a_pipe_hears_a_line_every_half_minute(total, said, capsys, monkeypatch)
         advance(1, note="epoch 1")
         advance(1, note="epoch 1")
     assert capsys.readouterr().err.splitlines() == [said]
+
+
+# images and networks that a short budget has time for
+
+
+def labelled(counts, splits):
+    """A source of ``counts`` images of each class in each of these splits; its files are never read."""
+    rows = [(split, label) for split in splits for label, count in enumerate(counts) for _ in range(count)]
+    count = len(rows)
+    return Source(
+        name="many", reader=None, keys=np.arange(count), files=np.arange(count).astype(str),
+        labels=np.array([label for _, label in rows]), classes=tuple("abc"[: len(counts)]), fingerprint="many",
+        columns={"split": np.array([split for split, _ in rows])} if splits != [""] else {},
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("splits", [[""], ["train", "test"], ["train", "val", "test"]])
+def test_training_images_are_limited_and_the_test_is_whole(splits):
+    source = labelled((600, 300, 100), splits)
+    some = limit_training(source, 100, seed=3)
+    split = some.columns.get("split", np.full(len(some), "train"))
+    assert np.bincount(some.labels[split == "train"]).tolist() == [60, 30, 10]
+    assert [int((split == each).sum()) for each in splits[1:]] == [1000] * (len(splits) - 1)
+    assert "Training on 100 of 1,000 images" in some.notes[-1]
+    again = limit_training(source, 100, seed=3)
+    assert again.files.tolist() == some.files.tolist()
+    assert limit_training(source, 1000, seed=3) is source
+
+
+@pytest.mark.parametrize(
+    ("seconds", "given", "stored", "trained"),
+    [
+        (1e-4, {}, False, 5000),  # all of them in 0.6 s
+        (6e-3, {}, False, 1000),  # a half of the 2,000 fit the 12 %, but the test alone has 1,000
+        (
+            2.4e-3,
+            {},
+            False,
+            500,
+        ),  # 12 % of 20 s are 2.4 s: 1,000 images, all for the test; so half as many as that
+        (1.2e-3, {}, False, 1000),  # 2,000 images, 1,000 of the test
+        (1.2e-3, {}, True, 5000),
+        (1.2e-3, {"epochs": 1}, False, 5000),
+        (1.2e-3, {"limit": 6000}, False, 5000),
+        (1.2e-3, {"train_limit": 50}, False, 50),
+    ],
+)
+def test_as_many_images_are_read_as_their_share_of_the_budget_allows(monkeypatch, seconds, given, stored, trained):
+    monkeypatch.setattr(starts, "time_decoding", lambda *_: seconds)
+    monkeypatch.setattr(starts, "is_stored", lambda *_: stored)
+    source = replace(labelled((5000,), ["train"]), classes=("a",))
+    test = labelled((1000,), ["test"])
+    joined = {
+        name: np.concatenate([getattr(source, name), getattr(test, name)]) for name in ("keys", "files", "labels")
+    }
+    split = np.concatenate([source.columns["split"], test.columns["split"]])
+    both = replace(source, **joined, columns={"split": split})
+    recipe = Recipe(budget="20s", size=8).replace(**given)
+    some, chosen = starts.limit_train_images(recipe, both)
+    split = some.columns["split"]
+    assert ((split == "train").sum(), (split == "test").sum()) == (trained, 1000)
+    if not given and trained < 5000:
+        assert [(each.field, each.value) for each in chosen] == [("train_limit", trained)]
+        assert f"Training on {trained:,} of 5,000 images, as many as the budget of 20s allows" in some.notes[-1]
+    else:
+        assert chosen == []
+
+
+@pytest.mark.parametrize(
+    ("rate", "budget", "given", "chosen"),
+    [
+        (300, "30s", {}, "lenet5"),  # 4,500 images in half of it
+        (300, "10m", {}, None),  # 90,000
+        (300, "30s", {"model": "resnet20"}, None),
+        (300, "30s", {"epochs": 3}, None),
+        (3000, "30s", {}, None),
+    ],
+)
+def test_a_smaller_network_where_the_usual_one_would_see_too_little(monkeypatch, rate, budget, given, chosen):
+    monkeypatch.setattr(starts, "_time_training", lambda *_: rate)
+    plan = resolve(Recipe(budget=budget, **given))
+    found = starts.affordable_network(plan, Geometry(size=(32, 32)), 45_000)
+    assert [each.value for each in found] == ([] if chosen is None else [chosen])
+    assert starts.affordable_network(plan, Geometry(size=(32, 32), channels=1), 45_000) == []
+    assert all(f"{rate * 15:,} images in the budget of 30s" in each.reason for each in found)
+
+
+def test_a_limited_run_is_read_back_with_the_images_it_saw(tmp_path):
+    run = train("digits", OPEN.replace(epochs=1, train_limit=120), out=tmp_path / "run")
+    assert 110 < sum(map(len, (run.splits.train, run.splits.val, run.splits.test))) < 130
+    again = reopen(run.folder)
+    for name in ("train", "val", "test"):
+        assert getattr(run.splits, name).files.tolist() == getattr(again.splits, name).files.tolist()
+    assert any("of 1,797 images" in note for note in run.notes)
+    assert not any("left out" in note for note in again.notes)

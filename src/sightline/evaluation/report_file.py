@@ -53,9 +53,9 @@ def evaluate_run(run: Run, *, deadline: Deadline | None = None) -> Evaluation:
     device, remarks = str(run.classifier.device), tuple(_training_remarks(run))
     if deadline is not None:
         deadline.measure_load()
-        brief = deadline.time_left() < deadline.test_seconds
+        brief = not deadline.measures_costs or deadline.time_left() < deadline.test_seconds
         if brief:
-            text = "One image's latency was measured for 0.1 s, and no memory, because the time budget was nearly over."
+            text = "One image's latency was measured for 0.1 s, and no memory, because time was short (--budget)."
             remarks += (Remark("note", text),)
         if (count := deadline.testable_images()) < len(test):
             some = test.subset(nested_subset(test.labels, count / len(test), run.recipe.data_seed))

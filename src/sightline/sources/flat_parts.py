@@ -28,7 +28,8 @@ def label_flat_parts(
     for name in listing.names:
         place = PurePath(name)
         parent = name.rpartition("/")[0]
-        split = parse_split(place.parent.name) or parse_split(place.stem)
+        words = (place.parent.name, place.parent.parent.name, place.stem)
+        split = next(filter(None, map(parse_split, words)), None)
         if split not in ("val", "test") or place.suffix.lower() not in (*TABLE_READERS, ".txt"):
             continue
         with suppress(DataError, OSError), open_tables([name]) as (file,):

@@ -146,7 +146,7 @@ def _source_from_listing(
             more = f"It has the tables {', '.join(tables[:5])}: give one of them instead."
             raise DataError(f"{error} {more}") from error
         raise
-    if chosen:
+    if chosen and not known:
         with suppress(DataError, OSError), open_tables(chosen) as files:
             source = _source_from_tables(listing, path, chosen, files, rule)
             share = np.isin(layout.keys, source.keys).mean()

@@ -129,8 +129,8 @@ NEAR_SEARCH_RATE, NEAR_SEARCH_SHARE = 5_000, 0.1
 def split_by_recipe(dataset: Dataset, recipe: Recipe) -> tuple[Splits, tuple[str, ...]]:
     """The splits and notes; raises DataError where there are too few images to train and validate on."""
     seconds, notes = len(dataset) / NEAR_SEARCH_RATE, dataset.notes
-    near = len(dataset) <= MAX_NEAR_DUPLICATE_IMAGES
-    if not near and (near := seconds <= NEAR_SEARCH_SHARE * parse_duration(recipe.budget)):
+    near = seconds <= max(1.0, NEAR_SEARCH_SHARE * parse_duration(recipe.budget))
+    if near and len(dataset) > MAX_NEAR_DUPLICATE_IMAGES:
         progress.notify(f"Looking for near duplicates among {len(dataset):,} images.")
     elif not near:
         notes += (

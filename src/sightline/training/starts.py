@@ -35,7 +35,7 @@ FEATURE_SHARE = 1 / 3
 """Share of the budget that features of all images may take."""
 
 TIMED_IMAGES = 16
-"""Images on which the speed of features is measured."""
+"""Images on which the speed of a network is measured."""
 
 SLOW_IMAGE_SECONDS = 0.1
 """Nothing is measured where images that take so long would fit."""
@@ -47,7 +47,7 @@ SLOW_DECODING_SECONDS = 0.01
 """Decoding is not timed where images that take so long would fit their share of the budget."""
 
 MIN_READ_IMAGES = 500
-"""Training images that are read even where they take more."""
+"""Training images that are read even where they take more; or half as many as are held out, where these are more."""
 
 TRAINING_SHARE = 0.5
 """Share of the budget that training gets, about, where the rest is start, images, test and report."""
@@ -240,7 +240,7 @@ def limit_train_images(
     if len(source) * each <= allowed:
         return source, []
     held_out = int(np.isin(source.columns.get("split", ""), ("val", "test")).sum())
-    count = max(MIN_READ_IMAGES, int(allowed / each) - held_out)
+    count = max(MIN_READ_IMAGES, held_out // 2, int(allowed / each) - held_out)
     why = f"as many as the budget of {recipe.budget} allows (--budget), "
     return limit_training(source, count, recipe.data_seed, why), [Default("train_limit", count, "")]
 
@@ -269,15 +269,15 @@ def affordable_network(plan: Plan, images: Geometry, train_images: int) -> list[
 
 
 def _time_training(model: str, images: Geometry) -> float:
-    """Images per second of a step of training, on random pixels, after one that compiles kernels."""
+    """Images per second of a step of training, on random pixels, after a small one that compiles kernels."""
     network = build(parse_architecture(model, classes=10, channels=images.channels, size=images.size)).train()
-    pixels = torch.rand(TIMED_IMAGES * 2, images.channels, *images.size)
     took = 0.0
-    for _ in range(2):
+    for count in (2, TIMED_IMAGES):
         began = time.perf_counter()
+        pixels = torch.rand(count, images.channels, *images.size)
         network.logits(pixels).logsumexp(1).sum().backward()
         took = time.perf_counter() - began
-    return len(pixels) / took
+    return TIMED_IMAGES / took
 
 
 def largest_affordable(seconds: float, allowed: float, side: int) -> int:
