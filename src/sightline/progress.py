@@ -1,21 +1,22 @@
 """Progress bars with the remaining time, on a terminal only, always on stderr."""
 
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 Advance = Callable[..., None]
 
-LINE_SECONDS = 30.0
-"""Seconds between two lines where there is no terminal: a log that is silent for longer looks like a hang."""
+LINE_SECONDS = 25.0
+"""Seconds between two lines where there is no terminal: a log that is silent for half a minute looks like a hang."""
 
 
 @contextmanager
 def progress_bar(what: str, total: float | None) -> Iterator[Advance]:
     """A progress bar of ``total`` steps: the block calls ``advance(n=1, note="", total=None)``.
 
-    Where stderr is not a terminal, a line is printed every 30 s instead, so that logs and pipes stay clean.
+    Where stderr is not a terminal, a line is printed within 30 s instead, so that logs and pipes stay clean.
     """
     if not sys.stderr.isatty():
         done = 0.0
@@ -53,9 +54,31 @@ def progress_bar(what: str, total: float | None) -> Iterator[Advance]:
 _printed = [time.monotonic()]
 """When the last line was printed, by any stage."""
 
+_latest = ["Starting"]
+"""What the work came to last, printed or not."""
+
+
+@contextmanager
+def heartbeat() -> Iterator[None]:
+    """While the block runs, a thread sees to it that a pipe hears a line within 30 s, also where a stage has no end."""
+    over = threading.Event()
+
+    def watch() -> None:
+        while not over.wait(max(0.1, _printed[0] + LINE_SECONDS - time.monotonic())):
+            break_silence(f"Still working. {_latest[0]}")
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+
 
 def break_silence(text: str) -> None:
-    """Print a line where stderr is not a terminal and nothing was printed for 30 s: the work goes on."""
+    """Print a line where stderr is not a terminal and nothing was printed for a while: the work goes on."""
+    _latest[0] = text.removeprefix("Still working. ")
     if time.monotonic() - _printed[0] >= LINE_SECONDS and not sys.stderr.isatty():
         notify(text)
 
@@ -64,3 +87,4 @@ def notify(text: str) -> None:
     """Print a sentence for the user to stderr; stdout is for results."""
     print(text, file=sys.stderr, flush=True)  # noqa: T201
     _printed[0] = time.monotonic()
+    _latest[0] = text.removeprefix("Still working. ")

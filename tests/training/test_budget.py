@@ -290,6 +290,21 @@ def test_a_pipe_hears_a_line_every_half_minute(total, said, capsys, monkeypatch)
     assert capsys.readouterr().err.splitlines() == [said]
 
 
+def test_a_stage_that_says_nothing_is_heard_of(capsys, monkeypatch):
+    monkeypatch.setattr(progress, "LINE_SECONDS", 0.05)
+    monkeypatch.setattr(progress, "_printed", [time.monotonic()])
+    with progress.heartbeat():
+        progress.notify("Fitting the head.")
+        heard, ends = "", time.monotonic() + 30
+        while heard.count("\n") < 3 and time.monotonic() < ends:  # the main thread says nothing more
+            time.sleep(0.02)
+            heard += capsys.readouterr().err
+    assert heard.splitlines()[:3] == ["Fitting the head.", *["Still working. Fitting the head."] * 2]
+    capsys.readouterr()
+    time.sleep(0.2)
+    assert capsys.readouterr().err == "", "the thread has ended"
+
+
 # images and networks that a short budget has time for
 
 

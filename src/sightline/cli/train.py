@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
+from .. import progress
 from ..errors import RecipeError
 from .flags import RecipeFlags, recipe_from_flags
 from .output import (
@@ -41,8 +42,9 @@ def demo(*, out: Path | None = None, options: OutputOptions = OUTPUT_DEFAULTS) -
     from ..training import Recipe
     from ..training import train as run_training
 
-    run = run_training("digits", Recipe(), out=out)
-    emit(evaluate_and_report(run), options.json, print_evaluation)
+    with progress.heartbeat():
+        value = evaluate_and_report(run_training("digits", Recipe(), out=out))
+    emit(value, options.json, print_evaluation)
 
 
 def train(
@@ -95,8 +97,9 @@ def train(
     if resume is not None:
         if recipe or preset or out or overwrite or any(v is not None for v in vars(flags).values()):
             raise RecipeError("--resume continues the run with its own settings: leave out the other flags.")
-        run = resume_training(resume, data, device=options.device)
-        emit(evaluate_and_report(run), options.json, print_evaluation)
+        with progress.heartbeat():
+            value = evaluate_and_report(resume_training(resume, data, device=options.device))
+        emit(value, options.json, print_evaluation)
         return
     asked = recipe_from_flags(flags, recipe, preset)
     data = data or asked.data
@@ -116,6 +119,8 @@ def train(
         emit({**found.values, "picture": str(path)}, options.json, lambda console, _: show(console, found))
     else:
         began = runtime.process_began() if owns_process.get() else None
-        run = run_training(data, asked, out=out, device=options.device, overwrite=overwrite, began=began)
-        if not is_secondary():
-            emit(evaluate_and_report(run), options.json, print_evaluation)
+        with progress.heartbeat():
+            run = run_training(data, asked, out=out, device=options.device, overwrite=overwrite, began=began)
+            value = {} if is_secondary() else evaluate_and_report(run)
+        if value:
+            emit(value, options.json, print_evaluation)

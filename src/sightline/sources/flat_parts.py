@@ -22,7 +22,6 @@ def label_flat_parts(
     ``open_tables`` gives files of these names while its context lasts. A table counts where its images lie in one
     folder, and its labels are names of other folders.
     """
-    folders = {part for folder in listing.folders for part in folder.split("/")}
     found: dict[int, tuple[str, str]] = {}
     notes: list[str] = []
     for name in listing.names:
@@ -38,6 +37,7 @@ def label_flat_parts(
             layout = read_manifest(joined, listing)[1]
             files = [listing.names[key] for key in layout.keys.tolist()]
             holders = {PurePath(each).parent for each in files}
+            folders = {part for each in listing.names for part in each.split("/")[:-1]}
             if len(holders) == 1 and holders.pop().is_relative_to(parent) and folders.issuperset(layout.classes):
                 labels = [layout.classes[label] for label in layout.labels.tolist()]
                 found |= {key: (split, label) for key, label in zip(layout.keys.tolist(), labels, strict=True)}
