@@ -81,10 +81,11 @@ def fit_head(classifier: Classifier, plan: Plan, splits: Splits, deadline: Deadl
     seconds = math.inf
     if deadline is not None:
         size = (get_head(classifier.network).in_features, len(train.classes))
-        fitting = min(plan.head.estimate_seconds(len(train), *size), MAX_FITTING_SHARE * deadline.seconds)
-        train = embed_until(deadline, classifier, train, val, plan.recipe.seed, reserved=fitting)
+        fitting = plan.head.estimate_seconds(len(train), *size) / len(train)
+        train = embed_until(deadline, classifier, train, val, plan.recipe.seed, fitting=fitting)
         left = deadline.seconds_left()
-        seconds = max(left / 2, min(fitting, left), MIN_FITTING_SECONDS)  # fine-tuning gets the rest
+        tunes = count_steps(deadline, left / 2, plan) >= MIN_FINE_TUNING_STEPS  # fine-tuning gets the other half
+        seconds = max(left / 2 if tunes else left, MIN_FITTING_SECONDS)
     centring = centre_features(classifier, plan, splits)
     features = prepare_features(classifier, embed_cached(classifier, train))
     counts = plan.class_weighting(train.counts)
@@ -119,12 +120,12 @@ def fit_head(classifier: Classifier, plan: Plan, splits: Splits, deadline: Deadl
 
 
 def embed_until(
-    deadline: Deadline, classifier: Classifier, train: Dataset, val: Dataset, seed: int, *, reserved: float
+    deadline: Deadline, classifier: Classifier, train: Dataset, val: Dataset, seed: int, *, fitting: float
 ) -> Dataset:
     """The training images whose features could be computed in time, the same share of every class; all where they fit.
 
-    Their features are in the store; ``reserved`` seconds are left over. The deadline learns what an evaluated image
-    takes.
+    Their features are in the store. For the head ``fitting`` seconds an image are left over, or their share of the
+    budget. The deadline learns what an evaluated image takes.
     """
     timed = val if len(val) else train
     for count in (1, FIRST_EMBEDDED_IMAGES):  # the first call compiles kernels
@@ -138,10 +139,13 @@ def embed_until(
         embed_cached(classifier, train.subset(rows))
         each = (time.perf_counter() - began) / max(1, len(rows) - done)
         done, rest = len(rows), len(train) - len(rows)
-        fitting = (deadline.seconds_left() - reserved) / max(each, 1e-9)
-        if not rest or fitting < max(FIRST_EMBEDDED_IMAGES, 0.1 * done):
+        left, each = deadline.seconds_left(), max(each, 1e-9)
+        more = max(
+            (left - fitting * done) / (each + fitting), (left - MAX_FITTING_SHARE * deadline.seconds) / each
+        )
+        if not rest or more < max(FIRST_EMBEDDED_IMAGES, 0.1 * done):
             return train.subset(rows)
-        wanted = len(train) if fitting > 2 * rest else min(len(train), done + int(fitting / 2))
+        wanted = len(train) if more > 2 * rest else min(len(train), done + int(more / 2))
 
 
 def describe_head(result: HeadResult, plan: Plan) -> tuple[str, ...]:
@@ -194,12 +198,7 @@ def decide_fine_tuning(
         )
         return plan.replace(epochs=0), why
     if deadline is not None:
-        steps = (
-            deadline.seconds_left()
-            * EVALUATION_COST["float32"]
-            / deadline.image_seconds
-            / (plan.recipe.batch_size or 1)
-        )
+        steps = count_steps(deadline, deadline.seconds_left(), plan)
         if steps < MIN_FINE_TUNING_STEPS:
             why = (
                 f"No fine-tuning: the budget of {plan.recipe.budget} leaves time for about {max(0, int(steps))} steps, "
@@ -207,6 +206,11 @@ def decide_fine_tuning(
             )
             return plan.replace(epochs=0), why
     return plan, None
+
+
+def count_steps(deadline: Deadline, seconds: float, plan: Plan) -> float:
+    """Steps of fine-tuning that take these seconds, by what an evaluated image takes."""
+    return seconds * EVALUATION_COST["float32"] / deadline.image_seconds / (plan.recipe.batch_size or 1)
 
 
 def refine_head(
