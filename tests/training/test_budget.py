@@ -2,6 +2,7 @@
 
 import time
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 import torch
 
 from sightline import progress, runtime
-from sightline.sources import Source, limit_training
+from sightline.sources import FolderReader, Source, limit_training
 from sightline.training import (
     budget,
     build_classifier,
@@ -313,7 +314,7 @@ def labelled(counts, splits):
     rows = [(split, label) for split in splits for label, count in enumerate(counts) for _ in range(count)]
     count = len(rows)
     return Source(
-        name="many", reader=None, keys=np.arange(count), files=np.arange(count).astype(str),
+        name="many", reader=FolderReader(Path(), []), keys=np.arange(count), files=np.arange(count).astype(str),
         labels=np.array([label for _, label in rows]), classes=tuple("abc"[: len(counts)]), fingerprint="many",
         columns={"split": np.array([split for split, _ in rows])} if splits != [""] else {},
     )  # fmt: skip

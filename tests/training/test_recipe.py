@@ -18,6 +18,7 @@ IMPOSSIBLE = {
     "label_pattern": " ",
     "data": "",
     "limit": 1,
+    "train_limit": 1,
     "val_fraction": 0.9,
     "test_fraction": 0.6,
     "size": 7,
