@@ -94,7 +94,8 @@ class RanPAC(ComputedHead):
     ) -> RidgeStatistics:
         """The sums over the random features of N images; labels are in [0, K)."""
         projection = random_projection(features.shape[1], self.projections, self.seed)
-        return RidgeStatistics.of(torch.relu(torch.from_numpy(features) @ projection.T).numpy(), labels, classes)
+        hidden = torch.relu(torch.from_numpy(features).double() @ projection.double().T)
+        return RidgeStatistics.of(hidden.numpy(), labels, classes)
 
     def check_sums(self, ridge: RidgeStatistics | None) -> None:
         """Raise RecipeError without sums of as many random features."""
