@@ -29,6 +29,7 @@ measurement begins, and the exit status is 1. Seconds are of the processor. The 
 import multiprocessing
 import os
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
@@ -51,6 +52,7 @@ from sightline.continual import (
 )
 from sightline.data import load_dataset, nested_subset
 from sightline.features import embed_cached
+from sightline.metrics import seeds_interval
 from sightline.training import Recipe, build_published_start
 from sightline.types import Dataset, Geometry
 
@@ -175,6 +177,8 @@ SUITES["cifar-reduced"] = replace(
 FIRST = ("split-online", "waste", "photos", "split-task", "split-class", "permuted", "rotated")
 """All suites but Split CIFAR-10, which takes hours."""
 REFERENCE = "finetune"
+SIMPLE_STRATEGIES = ("lda", "means", "ranpac", "gdumb")
+"""What the default must not be worse than."""
 DOCS = Path(__file__).parents[1] / "docs"
 PICTURED_SUITE = "split-online"
 PICTURED_STRATEGIES = ("finetune", "lda", "replay:share=0.5", "mir")
@@ -363,7 +367,9 @@ def summarise(book: Notebook, seeds: int) -> dict[str, Any]:
             results["default"] = [max(each, key=lambda one: one.validation or 0.0) for each in pairs]
             spent = sum(more[way]["cpu_seconds"] for way in ways)
             kept = [one.strategy for one in results["default"]]
-            more["default"] = {"published": "", "cpu_seconds": round(spent, 1), "kept": kept}
+            simple = [one for one in results if one.split(":")[0] in SIMPLE_STRATEGIES]
+            minus = {one: subtract(results["default"], results[one]) for one in simple}
+            more["default"] = {"published": "", "cpu_seconds": round(spent, 1), "kept": kept, "minus": minus}
         comparison = StreamComparison(name, results, REFERENCE)
         rows = [{**row, **more[row["strategy"]]} for row in comparison.rows()]
         figures[name] = {"seeds": count, "strategies": rows}
@@ -373,6 +379,14 @@ def summarise(book: Notebook, seeds: int) -> dict[str, Any]:
             picture.save(DOCS / "pictures" / "continual.png")
     write_tables(figures)
     return figures
+
+
+def subtract(some: Sequence[StreamResult], others: Sequence[StreamResult]) -> dict[str, Any]:
+    """The difference of the average accuracies, paired by seed, with its interval where there are several seeds."""
+    gains = [a.average_accuracy - b.average_accuracy for a, b in zip(some, others, strict=True)]
+    if len(gains) > 1:
+        return seeds_interval(gains, bounds=(-1, 1)).as_json()
+    return {"value": gains[0], "low": None, "high": None}
 
 
 def make_table(rows: list[dict[str, Any]]) -> str:
@@ -401,7 +415,10 @@ def write_tables(figures: dict[str, Any]) -> None:
         before, mark, rest = text.partition(f"<!-- {name} -->\n")
         if mark:
             seeds = "1 seed" if found["seeds"] == 1 else f"{found['seeds']} seeds"
-            table = f"\n{make_table(found['strategies'])}\n\n({seeds}.)\n\n"
+            minus = found["strategies"][-1].get("minus", {})
+            gains = ", ".join(f"`{way}` {percent(gain, '+.1f')}" for way, gain in minus.items())
+            gains = f" `default` minus others, in points, paired by seed: {gains}." if gains else ""
+            table = f"\n{make_table(found['strategies'])}\n\n({seeds}.){gains}\n\n"
             text = before + mark + table + rest[rest.index("<!-- end -->") :]
     file.write_text(text, encoding="utf-8")
 

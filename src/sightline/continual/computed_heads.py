@@ -13,7 +13,7 @@ from numpy import ndarray
 from ..classifier import Classifier
 from ..errors import RecipeError
 from ..layers import RandomFeatureHead, get_head
-from ..training import DEFAULT_SHRINKAGE, Method
+from ..training import Method
 from .rehearsal import NaiveFineTuning
 from .statistics import FeatureStatistics, RidgeStatistics, random_projection
 from .strategy import Past, Strategy, Task, fill_head, with_new_head
@@ -49,9 +49,14 @@ class ComputedHead(Strategy):
 
 @dataclass(frozen=True)
 class LDA(ComputedHead):
-    """Linear discriminant analysis with one covariance for all classes and equal priors."""
+    """Linear discriminant analysis with one covariance for all classes and equal priors.
 
-    shrinkage: float = DEFAULT_SHRINKAGE
+    Arguments:
+        shrinkage: of the covariance towards a multiple of the identity, in (0, 1]. Default: D / (D + N) for N images of
+            D features.
+    """
+
+    shrinkage: float | None = None
 
     def answer(self, task: Task, remembered: Past) -> Classifier:
         """The classifier with an ordinary linear head."""

@@ -16,11 +16,14 @@ from torch import Tensor
 
 from ..errors import DataError
 from ..runtime import make_generator
-from ..training import DEFAULT_SHRINKAGE, FittedHead, solve_discriminant
+from ..training import FittedHead, solve_discriminant
 
 RIDGE_PENALTIES = tuple(10.0 ** (power / 2) for power in range(-8, 7))
 """Penalties of the ridge regression on random features, in units of the mean eigenvalue."""
 
+FEW_IMAGES_FACTOR = 1.25
+"""Of the expected loss by noise in a class's mean, how much its score gets back. On held-out training photos of waste,
+one kind of six from 17 images, 1 finds 69 % of the new kind and 1.25 finds 75 %, at the same balanced accuracy."""
 
 _Sums = TypeVar("_Sums", bound="ClassSums")
 
@@ -161,21 +164,24 @@ class FeatureStatistics(ClassSums):
         means, counts = self.sums[rows] / self.counts[rows][:, None], self.counts[rows]
         return (self.scatter - (means * counts[:, None]).T @ means) / counts.sum()
 
-    def fit_lda(self, shrinkage: float = DEFAULT_SHRINKAGE) -> FittedHead:
+    def fit_lda(self, shrinkage: float | None = None) -> FittedHead:
         """Linear discriminant analysis with equal priors: ``W = S^-1 mu, b = -mu' S^-1 mu / 2`` (Fisher 1936).
 
-        ``shrinkage`` in (0, 1] moves the covariance S towards a multiple of the identity. The mean of n images is off
-        by noise, which lowers the class's score by ``t / 2n`` on average, where t is the expected squared distance of
-        a new image from the true mean: the score of a class of few images gets that back.
+        ``shrinkage`` in (0, 1] moves the covariance S towards a multiple of the identity; by default it is D / (D + N),
+        as if D images more had been seen, of equal variance in every direction. The mean of n images is off by noise,
+        which lowers the class's score by ``t / 2n`` on average, where t is the expected squared distance of a new image
+        from the true mean: a class of few images gets ``FEW_IMAGES_FACTOR`` of that back.
         """
-        covariance = self.covariance()
+        covariance, images = self.covariance(), self.counts.sum()
+        share = len(covariance) / (len(covariance) + images) if shrinkage is None else shrinkage
         equal = np.full(len(self.classes), 1 / len(self.classes))
-        head = solve_discriminant(self.means, covariance, equal, shrinkage)
+        head = solve_discriminant(self.means, covariance, equal, share)
         values = np.linalg.eigvalsh(covariance).clip(0)
         level = values.mean() or 1.0
-        within = (values / ((1 - shrinkage) * values + shrinkage * level)).sum()  # distance of a training image
-        new = within / max(1 - (1 - shrinkage) * within / self.counts.sum(), 1e-3)
-        return replace(head, bias=head.bias + torch.from_numpy(new / (2 * self.counts)).to(head.bias))
+        within = (values / ((1 - share) * values + share * level)).sum()  # distance of an image among the N
+        distance = within / max(1 - (1 - share) * within / images, 1e-3)
+        back = torch.from_numpy(FEW_IMAGES_FACTOR * distance / (2 * self.counts))
+        return replace(head, bias=head.bias + back.to(head.bias))
 
 
 def random_projection(features: int, projections: int, seed: int) -> Float[Tensor, "M D"]:

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from .fit import Method, TrainingState, optimise
     from .gradients import Gradients
     from .head_first import prepare_features
-    from .heads import DEFAULT_SHRINKAGE, FittedHead, HeadMethod, solve_discriminant
+    from .heads import FittedHead, HeadMethod, solve_discriminant
     from .hooks import EMA, BaseHook
     from .losses import (
         CrossEntropy,
@@ -67,7 +67,6 @@ __all__ = [
     "ADAPTATION_IMAGES",
     "BLANK_GROUP",
     "CLASS_WEIGHTINGS",
-    "DEFAULT_SHRINKAGE",
     "EMA",
     "FREEZE_SCHEDULES",
     "HEAD_METHODS",
@@ -152,7 +151,7 @@ _MEMBERS = {
     "fit": ("Method", "TrainingState", "optimise"),
     "gradients": ("Gradients",),
     "head_first": ("prepare_features",),
-    "heads": ("DEFAULT_SHRINKAGE", "FittedHead", "HeadMethod", "solve_discriminant"),
+    "heads": ("FittedHead", "HeadMethod", "solve_discriminant"),
     "hooks": ("EMA", "BaseHook"),
     "losses": (
         "CrossEntropy",
