@@ -248,6 +248,13 @@ def test_a_busy_machine_reserves_more_for_the_report(monkeypatch, load, reserved
     assert deadline.seconds_left() == pytest.approx(0.95 * 30 - 2 * 1.0 - 300 * 0.01 - reserved)
 
 
+@pytest.mark.parametrize(("now", "can"), [(18.7, True), (18.9, False)])
+def test_latencies_are_measured_where_time_is_left(monkeypatch, now, can):
+    Clock(monkeypatch).now = now
+    deadline = Deadline(30.0, 0.0, val=100, test=300, image_seconds=0.01)
+    assert deadline.can_measure_costs() == can  # 3 s of the test, 3.2 s and 2 s of latencies, 3 s of the report
+
+
 def test_the_test_is_of_as_many_images_as_fit(monkeypatch):
     clock = Clock(monkeypatch)
     deadline = Deadline(30.0, 0.0, val=100, test=4000, image_seconds=0.01)

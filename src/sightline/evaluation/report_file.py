@@ -53,7 +53,7 @@ def evaluate_run(run: Run, *, deadline: Deadline | None = None) -> Evaluation:
     device, remarks = str(run.classifier.device), tuple(_training_remarks(run))
     if deadline is not None:
         deadline.measure_load()
-        brief = not deadline.measures_costs or deadline.time_left() < deadline.test_seconds
+        brief = not deadline.can_measure_costs()
         if brief:
             text = "One image's latency was measured for 0.1 s, and no memory, because time was short (--budget)."
             remarks += (Remark("note", text),)

@@ -32,7 +32,10 @@ MAX_WARMUP_IMAGES = 320
 """Images that a test evaluates in addition, to warm up and to measure latencies (at most twice its own)."""
 
 MIN_SECONDS_TO_MEASURE = 60.0
-"""Budget from which latency and memory are measured in full; in a smaller one for a moment."""
+"""Budget from which time is reserved to measure latencies in full; in a smaller one they are where time is left."""
+
+MEASURING_SECONDS = 2.0
+"""Seconds in which latencies are measured, besides the images that warm up."""
 
 MAX_REPORT_SECONDS = 6.0
 """Time of the report of a small network on a quiet machine, which is reserved where the budget allows it."""
@@ -103,15 +106,15 @@ class Deadline:
         return min(MAX_REPORT_SECONDS, 0.1 * self.seconds) * self.load
 
     @property
-    def measures_costs(self) -> bool:
-        """Whether the budget has time to measure latency and memory in full."""
-        return self.seconds >= MIN_SECONDS_TO_MEASURE
-
-    @property
     def test_seconds(self) -> float:
-        """Seconds of the test with its latencies and its report."""
-        measured = min(MAX_WARMUP_IMAGES, 2 * self.test) * self.measures_costs
+        """Seconds of the test and its report, and of measuring latencies where the budget is no small one."""
+        measured = min(MAX_WARMUP_IMAGES, 2 * self.test) * (self.seconds >= MIN_SECONDS_TO_MEASURE)
         return (self.test + measured) * self.image_seconds + self.report_seconds
+
+    def can_measure_costs(self) -> bool:
+        """Whether latency and memory can be measured in full before the budget is over."""
+        measured = min(MAX_WARMUP_IMAGES, 2 * self.test) * self.image_seconds + MEASURING_SECONDS
+        return self.time_left() >= self.test * self.image_seconds + self.report_seconds + measured
 
     def time_left(self) -> float:
         """Seconds until the end of the budget; negative where it is over."""
