@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from functools import cache
 from importlib.resources import files as resources
 from math import floor, sqrt
 from pathlib import Path
@@ -84,14 +85,9 @@ def _draw_pictures(evidence: Evidence) -> dict[str, bytes]:
     return drawn
 
 
-def render_page(
-    evidence: Evidence,
-    drawn: Mapping[str, bytes] | None = None,
-    verdicts: Sequence[Verdict] = (),
-    *,
-    plots: bool = True,
-) -> str:
-    """The page as HTML. Every name from the data is escaped; `drawn` are pictures that were drawn before."""
+@cache
+def _page_template() -> Any:
+    """Jinja's template, compiled once a process: that takes longer than filling it."""
     from jinja2 import Environment, FunctionLoader, StrictUndefined
 
     environment = Environment(
@@ -109,6 +105,17 @@ def render_page(
         "count": format_count,
         "duration": format_duration,
     }
+    return environment.get_template("page.html.jinja")
+
+
+def render_page(
+    evidence: Evidence,
+    drawn: Mapping[str, bytes] | None = None,
+    verdicts: Sequence[Verdict] = (),
+    *,
+    plots: bool = True,
+) -> str:
+    """The page as HTML. Every name from the data is escaped; `drawn` are pictures that were drawn before."""
     measured, report = evidence.measured, evidence.report
     drawn = _draw_pictures(evidence) if drawn is None else drawn
     results, damaged = build_sections(evidence.extras)
@@ -119,7 +126,7 @@ def render_page(
         reliability = pictures.data_url(picture)
     # Letters in a picture are half as large again as those of the page, so it is shown at two thirds of its width.
     widths = {name: int.from_bytes(content[16:20]) * 2 // 3 for name, content in drawn.items()}
-    return environment.get_template("page.html.jinja").render(
+    return _page_template().render(
         evidence=evidence,
         results=results,
         damaged=[f"{EVIDENCE_FILES[name]} (cannot be understood)" for name in damaged],
