@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sightline.errors import RecipeError
-from sightline.training.old_names import RENAMED_FIELDS
+from sightline.training.fields import RENAMED_FIELDS
 from sightline.training.recipe import Recipe, field_descriptions, parse_duration
 
 IMPOSSIBLE = {

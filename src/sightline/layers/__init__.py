@@ -35,7 +35,6 @@ from .fused_norm import (
 from .heads import PreparedHead, PrototypeHead, RandomFeatureHead, head_kind
 from .initialisation import glorot_normal, glorot_uniform, he_normal, he_uniform, lecun_normal, lecun_uniform
 from .noise import WeightNoise, noisy_weight_names
-from .padding import has_same_padding, same_margin
 from .pruned import (
     SPARSE_LAYERS,
     SparseConv2d,
@@ -46,7 +45,16 @@ from .pruned import (
     layer_widths,
     narrow_layers,
 )
-from .quantised import MAX_WEIGHT_CODE, Int8Conv2d, Int8Layer, Int8Linear, quantise_layers, quantise_weight
+from .quantised import (
+    MAX_WEIGHT_CODE,
+    Int8Conv2d,
+    Int8Layer,
+    Int8Linear,
+    has_same_padding,
+    quantise_layers,
+    quantise_weight,
+    same_margin,
+)
 from .rounding import (
     MAX_ACTIVATION_CODE,
     ActivationGrid,

@@ -15,7 +15,6 @@ from torch.nn import functional as F
 
 from ..checks import check_int
 from .heads import PreparedHead
-from .padding import has_same_padding, same_margin
 from .rounding import ActivationRounding
 
 MAX_WEIGHT_CODE = {7: 64, 8: 127}
@@ -172,3 +171,20 @@ def quantise_layers(network, layers: Sequence[str], folded: Sequence[str], lone:
         replace_layer(network, name, norm_replacement(norm, int8_like(norm)).to(device))
     network.rounding = ActivationRounding(sites).to(device)
     return network
+
+
+def has_same_padding(conv: nn.Module) -> bool:
+    """Whether a convolution is timm's ``Conv2dSame``, which pads when it is called; ``padding`` does not show it."""
+    return type(conv).__name__ == "Conv2dSame"  # timm is imported in one place only
+
+
+def same_margin(conv: nn.Conv2d, size: Sequence[int]) -> tuple[int, int, int, int]:
+    """Pixels that padding "SAME" adds left, right, above and below an image of ``size`` (height, width), for ``F.pad``.
+
+    As many outputs as inputs per stride; one pixel more on the right and below.
+    """
+    down, across = (
+        max((-(-side // stride) - 1) * stride + (kernel - 1) * dilation + 1 - side, 0)
+        for side, kernel, stride, dilation in zip(size, conv.kernel_size, conv.stride, conv.dilation, strict=True)
+    )
+    return across // 2, across - across // 2, down // 2, down - down // 2

@@ -11,7 +11,7 @@ Its families are dicts in ``plan.py``: ``OBJECTIVES``, ``CLASS_WEIGHTINGS``, ``M
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from .old_names import RENAMED_FIELDS
+from .fields import RENAMED_FIELDS
 from .presets import PRESETS
 from .recipe import INHERIT, PRETRAINED, Recipe, field_descriptions, parse_duration
 

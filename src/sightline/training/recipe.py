@@ -20,8 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args, get_origin, g
 
 from ..checks import is_int, is_number
 from ..errors import RecipeError
-from .fields_set import FieldsSet
-from .old_names import current_fields
+from .fields import FieldsSet, current_fields
 
 if TYPE_CHECKING:
     from ..sources import LabelRule

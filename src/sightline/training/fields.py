@@ -1,4 +1,4 @@
-"""Names of recipe fields, values and arguments in earlier releases, and what they are called today."""
+"""Fields as a user gives them: which were set, and what names of earlier releases are called today."""
 
 from collections.abc import Collection, Mapping
 from typing import Any
@@ -48,3 +48,21 @@ def current_fields(values: Mapping[str, Any], names: Collection[str]) -> dict[st
                 value = value.replace(f":{old}=", f":{argument}=")  # noqa: PLW2901
         current[new] = value
     return current
+
+
+class FieldsSet:
+    """Keeps which fields of a frozen dataclass were set, if only to their default, through pickle and copy too.
+
+    They are in a slot, so that ``vars`` has the fields alone; the constructor of a subclass fills it.
+    """
+
+    __slots__ = ("fields_set",)
+
+    fields_set: frozenset[str]
+
+    def __getstate__(self) -> tuple[dict[str, Any], frozenset[str]]:
+        return vars(self), self.fields_set
+
+    def __setstate__(self, state: tuple[dict[str, Any], frozenset[str]]) -> None:
+        vars(self).update(state[0])
+        object.__setattr__(self, "fields_set", state[1])
