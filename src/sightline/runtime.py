@@ -10,7 +10,6 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from functools import cache
 from importlib.metadata import version as _version
 from pathlib import Path
 from typing import Any
@@ -132,8 +131,8 @@ def keep_freed_memory() -> Iterator[None]:
     By default every large tensor gets new pages that the system must clear: up to a quarter of the time of a small
     network's step (``benchmarks/memory.py``). It has an effect on Linux with glibc alone.
     """
-    library = _load_glibc()
-    if library is None:
+    library = ctypes.CDLL(None) if platform.libc_ver()[0] == "glibc" else None
+    if library is None or not hasattr(library, "mallopt") or not hasattr(library, "malloc_trim"):
         yield
         return
     library.mallopt(_MMAP_THRESHOLD, 1 << 30)
@@ -147,14 +146,6 @@ def keep_freed_memory() -> Iterator[None]:
 
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # malloc.h
-
-
-@cache
-def _load_glibc() -> ctypes.CDLL | None:
-    if platform.libc_ver()[0] != "glibc":
-        return None
-    library = ctypes.CDLL(None)
-    return library if hasattr(library, "mallopt") and hasattr(library, "malloc_trim") else None
 
 
 def peak_memory_mb() -> float:

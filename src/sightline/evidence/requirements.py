@@ -82,20 +82,8 @@ def check_requirements(
     required: Mapping[str, float], measured: Mapping[str, Any], extras: Mapping[str, Any]
 ) -> list[Verdict]:
     """A verdict on each requirement, from the evaluation and the results of other verbs."""
-    found = _measured_intervals(measured, extras)
-    return [
-        Verdict(name, wanted, REQUIRABLE_METRICS[name], *found.get(name, (None, None, None)))
-        for name, wanted in required.items()
-    ]
-
-
-MeasuredInterval = tuple[float | None, float | None, float | None]
-
-
-def _measured_intervals(measured: Mapping[str, Any], extras: Mapping[str, Any]) -> dict[str, MeasuredInterval]:
-    """(value, low, high) of each requirable metric that was measured."""
     bounds = measured.get("intervals") or {}
-    found: dict[str, MeasuredInterval] = {
+    found: dict[str, tuple[float | None, float | None, float | None]] = {  # value, low, high
         name: (measured[name], (bounds.get(name) or {}).get("low"), (bounds.get(name) or {}).get("high"))
         for name in METRIC_LABELS
         if isinstance(measured.get(name), float | int)
@@ -118,7 +106,10 @@ def _measured_intervals(measured: Mapping[str, Any], extras: Mapping[str, Any]) 
     efficiency = measured.get("efficiency") or {}
     if "latency_ms" in efficiency:
         found["latency_ms"] = (efficiency["latency_ms"], None, None)
-    return found
+    return [
+        Verdict(name, wanted, REQUIRABLE_METRICS[name], *found.get(name, (None, None, None)))
+        for name, wanted in required.items()
+    ]
 
 
 REQUIRABLE_METRICS: Mapping[str, bool] = {

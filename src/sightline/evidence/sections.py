@@ -158,26 +158,26 @@ def robustness_section(found: Mapping[str, Any]) -> Section:
             ticks=[p["eps"] for p in longest["points"]],
         )
         pictures.append((picture, [line.name for line in lines]))
+    rows = []
+    for one in attacks:
+        last, masking = one["points"][-1], one.get("masking")
+        rows.append(
+            {
+                "name": one["attack"],
+                "n": one["n"],
+                "eps": f"{format_radius(last['eps'])} {one['norm']}",
+                "clean": format_percent(one["points"][0]["accuracy"]),
+                "robust": format_percent(last["accuracy"]),
+                "interval": format_interval(last["intervals"]["accuracy"], format_percent),
+                "masking": None if masking is None else ("suspected" if masking["suspected"] else "no sign"),
+                "sample": one.get("sample", ""),
+            }
+        )
     remarks = [remark for one in attacks for remark in one.get("remarks", ())]
     return {
         "pictures": pictures,
-        "rows": [_attack_row(one) for one in attacks],
+        "rows": rows,
         "remarks": list(dict.fromkeys(one["text"] for one in remarks if one["level"] != "note")),
-    }
-
-
-def _attack_row(one: Mapping[str, Any]) -> Section:
-    last = one["points"][-1]
-    masking = one.get("masking")
-    return {
-        "name": one["attack"],
-        "n": one["n"],
-        "eps": f"{format_radius(last['eps'])} {one['norm']}",
-        "clean": format_percent(one["points"][0]["accuracy"]),
-        "robust": format_percent(last["accuracy"]),
-        "interval": format_interval(last["intervals"]["accuracy"], format_percent),
-        "masking": None if masking is None else ("suspected" if masking["suspected"] else "no sign"),
-        "sample": one.get("sample", ""),
     }
 
 

@@ -13,8 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float
-from numpy import ndarray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
@@ -67,7 +65,8 @@ class Detector:
         counts = np.array([self._counts(row, int(one["hash"])) for row, one in zip(rows, sketches, strict=True)])
         scores = self.reference.scores(sketches[counts])
         for row, score in zip((row for row, one in zip(rows, counts, strict=True) if one), scores, strict=True):
-            self.bets.bet(self.ranks.add(score, _chance(row.id, len(score))))
+            ties = np.random.default_rng(int(row.id, 16)).random(len(score))  # the same wherever it is counted
+            self.bets.bet(self.ranks.add(score, ties))
             self.peak = max(self.peak, self.bets.evidence)
         self.last = rows[-1].number
         self.counted += int(counts.sum())
@@ -135,8 +134,3 @@ class Detector:
 def fingerprint(reference: Reference) -> int:
     """A checksum of the sketches of a reference and of its channels."""
     return zlib.crc32(reference.sketches.tobytes(), zlib.crc32("\n".join(reference.channels).encode()))
-
-
-def _chance(id: str, n: int) -> Float[ndarray, " n"]:
-    """Uniform numbers that break ties: the same ones whenever and wherever an answer is counted."""
-    return np.random.default_rng(int(id, 16)).random(n)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Int
 from numpy import ndarray
 
 from ..data import load_dataset
@@ -98,10 +98,13 @@ def compare_releases(
     where there are no images.
     """
     releases = [load_release(site, number) for number in (first, second)]
-    engines = [_open(one) for one in releases]
+    engines = [open_engine(one.onnx or one.bundle, release=one.number, threads=1) for one in releases]
     sets, sample = _open_images(releases[1], [one.geometry for one in engines], images)
     names = sets[0].classes
-    probabilities = [_answer(engine, one) for engine, one in zip(engines, sets, strict=True)]
+    probabilities = []
+    for engine, same in zip(engines, sets, strict=True):
+        answer, starts = engine.shared_runner.probabilities, range(0, len(same), _BATCH_IMAGES)
+        probabilities.append(np.concatenate([answer(same[i : i + _BATCH_IMAGES]) for i in starts]))
     latencies = _time_answers(engines, sets)
     said = [np.array(engine.classes)[each.argmax(1)] for engine, each in zip(engines, probabilities, strict=True)]
     truth = np.array(names)[sets[0].labels]
@@ -138,10 +141,6 @@ def compare_releases(
     )
 
 
-def _open(release: Release) -> Engine:
-    return open_engine(release.onnx or release.bundle, release=release.number, threads=1)
-
-
 def _open_images(
     release: Release, geometries: list[Geometry], images: Path | str | None
 ) -> tuple[list[Dataset], str]:
@@ -162,13 +161,6 @@ def _open_images(
             "--images."
         )
     return [subject.images] * 2, subject.sentence
-
-
-def _answer(engine: Engine, images: Dataset) -> Float[ndarray, "N K"]:
-    runner = engine.shared_runner
-    return np.concatenate(
-        [runner.probabilities(images[i : i + _BATCH_IMAGES]) for i in range(0, len(images), _BATCH_IMAGES)]
-    )
 
 
 def _time_answers(engines: list[Engine], sets: list[Dataset]) -> list[float]:

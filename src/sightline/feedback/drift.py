@@ -145,13 +145,17 @@ def examine_drift(
         folder.mkdir(exist_ok=True)
         lock = FileLock(folder / ".lock")
     with lock:
-        detector = _open_detector(found, folder, restart_after=journal.last_sketch_number() if restart else None)
+        reference, state = _read_reference(found, folder), _state_file(folder, found.number)
+        if restart or not state.is_file():
+            detector = Detector.start(reference, after=journal.last_sketch_number() if restart else 0)
+        else:
+            detector = Detector.load(state, reference)
         detector = _advance(detector, journal, found.number, promise)
         if accept:
             detector = _accept(detector, journal, found, folder)
             append_audit(site, "accept drift", found.number, by, answers=len(detector.reference.sketches))
         with explain_write_errors(folder):
-            detector.save(_state_file(folder, found.number))
+            detector.save(state)
         return _describe(detector, journal, found.number, promise)
 
 
@@ -184,13 +188,6 @@ def _read_reference(release: Release, folder: Path) -> Reference:
             "run, or with --images FOLDER of labelled held-out images."
         )
     return found
-
-
-def _open_detector(release: Release, folder: Path, *, restart_after: int | None) -> Detector:
-    reference, file = _read_reference(release, folder), _state_file(folder, release.number)
-    if restart_after is not None:
-        return Detector.start(reference, after=restart_after)
-    return Detector.load(file, reference) if file.is_file() else Detector.start(reference)
 
 
 def _advance(detector: Detector, journal: Journal, release: int, promise: int) -> Detector:

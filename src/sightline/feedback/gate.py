@@ -130,7 +130,13 @@ def judge_candidate(
     """
     rules = rules or GateRules()
     others = {"current": current} | ({} if anchor is None else {"anchor": anchor})
-    changes = tuple(_compare(candidate, other, than, rules.level) for than, other in others.items())
+    changes = []
+    for than, other in others.items():
+        after, before = candidate.right, other.right
+        wins, losses = int((after & ~before).sum()), int((before & ~after).sum())
+        two_sided = 2 * rules.level - 1  # each bound alone holds with ``level``
+        accuracy = metrics.bootstrap_difference(after, before, level=two_sided)
+        changes.append(PairedChange(than, accuracy, wins, losses, metrics.disagreement_e_value(wins, losses)))
     against = [f"it does not know {', '.join(lost_classes)}, and their removal was not ordered"] * bool(
         lost_classes
     )
@@ -163,15 +169,9 @@ def judge_candidate(
         if ratio > rules.latency:
             against.append(f"it takes {ratio:.1f} times as long for an image ({rules.latency:g} times is allowed)")
     decision: Decision = "keep" if against else "cannot tell" if doubts else "promote"
-    return GateVerdict(decision, tuple(against or doubts), tuple(unproven), 0 if against else needed, changes)
-
-
-def _compare(candidate: JudgedAnswers, other: JudgedAnswers, than: str, level: float) -> PairedChange:
-    after, before = candidate.right, other.right
-    wins, losses = int((after & ~before).sum()), int((before & ~after).sum())
-    two_sided = 2 * level - 1  # each bound alone holds with ``level``
-    difference = metrics.bootstrap_difference(after, before, level=two_sided)
-    return PairedChange(than, difference, wins, losses, metrics.disagreement_e_value(wins, losses))
+    return GateVerdict(
+        decision, tuple(against or doubts), tuple(unproven), 0 if against else needed, tuple(changes)
+    )
 
 
 def _judge_groups(
@@ -181,6 +181,8 @@ def _judge_groups(
     rules: GateRules,
 ) -> tuple[list[str], list[str]]:
     """Reasons of classes and groups that block, and those whose loss cannot be told."""
+    from scipy.stats import binom
+
     after, before = candidate.right, current.right
     found: list[tuple[str, int, int, int]] = []
     for column, names in groups.items():
@@ -188,7 +190,8 @@ def _judge_groups(
             here = names == name
             gone, won = int((before & ~after & here).sum()), int((after & ~before & here).sum())
             found.append((f"{column} {name}", int(here.sum()), gone, won))
-    p = metrics.holm([_loss_p_value(gone, won) for _, _, gone, won in found])
+    # the chance of at least this many losses among the disagreements if both were equally good
+    p = metrics.holm([float(binom.sf(gone - 1, gone + won, 0.5)) for _, _, gone, won in found])
     blocked, unproven = [], []
     for (name, n, gone, won), one in zip(found, p, strict=True):
         loss = (gone - won) / n
@@ -202,12 +205,3 @@ def _judge_groups(
         elif few:
             unproven.append(f"{name} ({n} images, {gone} newly wrong, {won} newly right)")
     return blocked, unproven
-
-
-def _loss_p_value(gone: int, won: int) -> float:
-    """Chance of at least this many losses among the disagreements if both were equally good."""
-    if not gone + won:
-        return 1.0
-    from scipy.stats import binom
-
-    return float(binom.sf(gone - 1, gone + won, 0.5))

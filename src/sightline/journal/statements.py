@@ -138,7 +138,12 @@ class JournalWriter:
             ]
             try:
                 connection.execute(self._database.insert_ignore(predictions), rows)
-                if added := [_sketch_row(one) for id, one in sketched.items() if id not in known]:
+                added = [
+                    {"prediction": bytes.fromhex(id), "release": one.release, "values": one.sketch}
+                    for id, one in sketched.items()
+                    if id not in known
+                ]
+                if added:
                     connection.execute(insert(sketches), added)
             except (SQLAlchemyError, OverflowError, UnicodeError):  # an image without a row could not be erased
                 for name in new:
@@ -186,10 +191,6 @@ class JournalWriter:
 def chunk_values(values: Sequence[str]) -> list[Sequence[str]]:
     """Cut values into pieces that one SQL statement names."""
     return [values[i : i + MAX_STATEMENT_VALUES] for i in range(0, len(values), MAX_STATEMENT_VALUES)]
-
-
-def _sketch_row(record: PredictionRecord) -> dict[str, Any]:
-    return {"prediction": bytes.fromhex(record.id), "release": record.release, "values": record.sketch}
 
 
 def _existing_values(connection: Connection, column: Column[Any], values: Sequence[str]) -> set[str]:

@@ -64,7 +64,10 @@ def load_weights(network: Network, file: str | Path, tensors: Tensors | None = N
     given = {name: t for name, t in given.items() if not name.endswith("num_batches_tracked")}
     apart = {"noise.alpha", "head.centre"} - (given.keys() & wanted.keys())  # noise or prototypes on one side only
     given, wanted = ({name: t for name, t in side.items() if name not in apart} for side in (given, wanted))
-    initial = _mismatched_head(given, wanted)
+    head, own = (side.get("head.weight", torch.empty(0, 0)) for side in (given, wanted))
+    initial: tuple[str, ...] = ()
+    if head.ndim == 2 and head.shape[0] != own.shape[0] and head.shape[1] == own.shape[1]:  # other classes
+        initial = tuple(name for name in ("head.weight", "head.bias") if name in wanted)
     _check_fit(path, given, wanted, initial)
     loaded = [name for name in wanted if name not in initial]
     with torch.no_grad():
@@ -183,17 +186,6 @@ def _rename_keys(given: Tensors, network: Network, wanted: Tensors) -> Tensors:
         return given
     old = f"{found[0]}."
     return {(f"head.{n.removeprefix(old)}" if n.startswith(old) else n): t for n, t in given.items()}
-
-
-def _mismatched_head(given: Tensors, wanted: Tensors) -> tuple[str, ...]:
-    """Names of the head's tensors where the file's head differs in the number of classes only; else empty."""
-    weight = given.get("head.weight")
-    if weight is None or "head.weight" not in wanted or weight.ndim != 2:
-        return ()
-    own = wanted["head.weight"]
-    if len(weight) == len(own) or weight.shape[1] != own.shape[1]:
-        return ()
-    return tuple(name for name in ("head.weight", "head.bias") if name in wanted)
 
 
 def _check_fit(path: Path, given: Tensors, wanted: Tensors, skipped: tuple[str, ...]) -> None:

@@ -107,7 +107,7 @@ class LogitLoss(Objective):
 
     def per_sample(self, logits: Float[Tensor, "B K"], labels: Int[Tensor, " B"]) -> Float[Tensor, " B"]:
         """The loss of each image, for hard labels; a member that overrides ``from_logits`` may do without."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} must define per_sample or from_logits.")
 
 
 @dataclass(frozen=True)
