@@ -103,6 +103,21 @@ def _own_cache(tmp_path_factory):
         os.environ["SIGHTLINE_CACHE"] = before
 
 
+@pytest.fixture(autouse=True, scope="session")
+def _brief_measurements():
+    """Speeds are measured by a few calls: tests read that one is stated, never its value."""
+    from sightline.evaluation import efficiency
+    from sightline.formats import parity
+    from sightline.training import defaults
+
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (efficiency, parity):
+            patch.setattr(module, "MIN_LATENCY_REPEATS", 2)
+            patch.setattr(module, "MAX_LATENCY_REPEATS", 3)
+        patch.setattr(defaults, "AUTOTUNE_STEPS", 1)
+        yield
+
+
 @pytest.fixture(scope="session")
 def kernels(_own_cache):
     """The compiled kernels, or a skip that says why there are none."""

@@ -7,3 +7,7 @@ SETTLED = {"precision": "float32", "memory_format": "contiguous", "cpu_replicas"
 
 WORDS = [f"{name}:{entry.small}" if entry.small else name for name, entry in NETWORKS.items()]
 """A word for each member of ``NETWORKS``, in order."""
+
+_SAME_BLOCKS = ("resnet32", "resnet44", "resnet56", "vgg13", "vgg16")
+DISTINCT_WORDS = [word for word in WORDS if word.partition(":")[0] not in _SAME_BLOCKS]
+"""Those of ``WORDS`` without the deeper ones of a kind, which repeat its blocks: for laws about layers."""

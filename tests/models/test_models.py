@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load as load_bytes
 from safetensors.torch import save as save_bytes
 
-from helpers.tiny_classifiers import WORDS
+from helpers.tiny_classifiers import DISTINCT_WORDS, WORDS
 from sightline.errors import BundleError, ChoiceError, RecipeError
 from sightline.models import (
     NETWORKS,
@@ -27,6 +27,7 @@ from sightline.models import (
 from sightline.models.resnet import ResidualBlock
 
 networks = pytest.mark.parametrize("name", WORDS)
+distinct = pytest.mark.parametrize("name", DISTINCT_WORDS)
 
 ABLATIONS = [f"enhanced:{word}" for word in ("residual=False", "batch_norm=False", "multi_scale=False")]
 OTHERS = [
@@ -74,7 +75,9 @@ def test_shape(name, size, channels, classes):
     assert logits.isfinite().all()
 
 
-@pytest.mark.parametrize(("name", "side"), [*((name, 12) for name in VARIANTS), *((name, 96) for name in WORDS)])
+@pytest.mark.parametrize(
+    ("name", "side"), [*((name, 12) for name in VARIANTS), *((name, 96) for name in DISTINCT_WORDS)]
+)
 def test_every_parameter_gets_a_gradient(name, side):
     """Within three steps, because the last gamma of some blocks starts at zero."""
     network = network_of(name, size=(side, side))
@@ -121,7 +124,7 @@ def test_same_seed_same_network(name):
     assert not all(torch.equal(one[key], other[key]) for key in one)
 
 
-@networks
+@distinct
 def test_memory_format_does_not_change_answers(name):
     network = network_of(name, size=(16, 16)).eval()
     pixels = torch.rand(2, 3, 16, 16)
@@ -131,7 +134,10 @@ def test_memory_format_does_not_change_answers(name):
     assert torch.allclose(plain / plain.abs().max(), last / plain.abs().max(), atol=1e-5)
 
 
-@pytest.mark.parametrize("name", [*WORDS, "plain-cnn:depth=20", "resnet20:stem=whitened"])
+DEEPEST = ["resnet56", "vgg16:width=0.25", "plain-cnn:depth=20"]
+
+
+@pytest.mark.parametrize("name", [*DISTINCT_WORDS, *DEEPEST, "resnet20:stem=whitened"])
 def test_overfits_eight_images(name):
     """Two classes, a handful of steps: a network that cannot do this cannot do anything."""
     network = network_of(f"{name}:dropout=0.0", classes=2, size=(12, 12))
@@ -293,24 +299,29 @@ def test_an_architecture_survives_json(name):
     assert list(build(again).state_dict()) == list(build(made).state_dict())
 
 
-@pytest.mark.parametrize("change", [name for name in SURGERY if name != "quantised"])  # that is test_quantised's
-@networks
-def test_surgery_is_rebuilt_and_takes_the_tensors(change, name):
-    nothing = {
-        "prototypes": {},
-        "masked": {"layers": []},
-        "widths": {"layers": {}},
-        "factors": {"layers": {}},
-    }  # test_surgery_stacks
-    arguments = {
-        "grown_head": {"classes": 7},
-        "head": {"classes": 3},
-        "mirrored": {},
-        "noise": {"alpha": 0.5},
-        **nothing,
-    }[change]
+NOTHING = (("widths", {"layers": {}}), ("factors", {"layers": {}}), ("masked", {"layers": []}))
+"""Changes of layers, of none: more are in test_surgery_stacks."""
+STACKS = {
+    "the layers, then the whole": (
+        *NOTHING,
+        ("grown_head", {"classes": 7}),
+        ("mirrored", {}),
+        ("noise", {"alpha": 0.5}),
+    ),
+    "another head": (("head", {"classes": 3}), ("prototypes", {})),
+}
+
+
+def test_every_change_is_in_a_stack():
+    changes = [change for stack in STACKS.values() for change, _ in stack]
+    assert sorted(changes) == sorted({*SURGERY} - {"quantised"})  # that is test_quantised's
+
+
+@pytest.mark.parametrize("stack", STACKS)
+@distinct
+def test_surgery_is_rebuilt_and_takes_the_tensors(stack, name):
     plain = parse_architecture(name, classes=4, channels=3, size=(16, 16))
-    changed = Architecture(plain.name, plain.arguments, ((change, arguments),))
+    changed = Architecture(plain.name, plain.arguments, STACKS[stack])
     torch.manual_seed(0)
     one = build(changed).eval()
     again = build(Architecture.from_config(json.loads(json.dumps(changed.config())))).eval()
@@ -322,7 +333,7 @@ def test_surgery_is_rebuilt_and_takes_the_tensors(change, name):
         assert torch.equal(one(pixels), again(pixels))
 
 
-@networks
+@distinct
 def test_a_grown_head_keeps_the_old_logits(name):
     network = network_of(name, classes=4, size=(16, 16)).eval()
     pixels = torch.rand(3, 3, 16, 16)
@@ -339,7 +350,7 @@ def test_a_head_cannot_shrink():
         SURGERY["grown_head"](network_of("mlp", classes=5), classes=4)
 
 
-@networks
+@distinct
 def test_the_head_gives_the_logits(name):
     network = network_of(name, size=(16, 16), classes=6).eval()
     given = []

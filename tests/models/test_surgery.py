@@ -6,10 +6,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from helpers.tiny_classifiers import WORDS
+from helpers.tiny_classifiers import DISTINCT_WORDS
 from sightline.models import SURGERY, Architecture, build, get_head, load_weights, parse_architecture
 
-networks = pytest.mark.parametrize("name", WORDS)
+networks = pytest.mark.parametrize("name", DISTINCT_WORDS)
 
 
 def network_of(name, classes=4):

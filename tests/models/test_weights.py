@@ -84,9 +84,12 @@ def same(one, other):
     )
 
 
-@pytest.mark.parametrize("name", WORDS)
-@pytest.mark.parametrize("suffix", [".safetensors", ".pth", ".pt", ".th"])
-def test_every_network_in_every_format(name, suffix, tmp_path):
+SUFFIXES = (".safetensors", ".pth", ".pt", ".th")
+TURNS = [(word, SUFFIXES[turn % 4]) for turn, word in enumerate(WORDS)]
+
+
+@pytest.mark.parametrize(("name", "suffix"), sorted({*TURNS, *(("resnet20", suffix) for suffix in SUFFIXES)}))
+def test_every_network_and_every_format(name, suffix, tmp_path):
     source, target = network_of(name, seed=1), network_of(name, seed=2)
     path = tmp_path / f"weights{suffix}"
     (save_file if suffix == ".safetensors" else torch.save)(source.state_dict(), path)

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from helpers.tiny_classifiers import WORDS
+from helpers.tiny_classifiers import DISTINCT_WORDS
 from sightline.classifier import Classifier
 from sightline.errors import Interrupted
 from sightline.layers import count_fusable, fused_norm
@@ -85,9 +85,13 @@ def gradient(classifier, batch, **how):
     return loss, torch.cat([p.grad.flatten() for p in classifier.parameters() if p.grad is not None])
 
 
-SAME_BLOCKS = {"resnet32", "resnet44", "resnet56", "vgg13:width=0.25", "vgg16:width=0.25"}
-WITH_NORMS = [word for word in WORDS if word not in SAME_BLOCKS and count_fusable(make(word).network)]
-WITH_NORMS = [word for word in WITH_NORMS if not word.startswith("timm:")]  # whose forward is timm's
+with torch.device("meta"):
+    WITH_NORMS = [
+        word
+        for word in DISTINCT_WORDS
+        if not word.startswith("timm:")  # whose forward is timm's
+        and count_fusable(build(parse_architecture(word, classes=10, channels=3, size=(32, 32))))
+    ]
 
 
 def test_the_networks_with_norms_are_the_known_ones():
