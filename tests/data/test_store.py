@@ -427,3 +427,32 @@ def test_real_archives(shared_data):
     dataset = load_dataset(find(shared_data / "cifar10_jpg.zip", limit=500), Geometry(size=(32, 32)))
     assert dataset.counts.tolist() == [50] * 10
     assert dataset.skipped == ()
+
+
+@pytest.mark.parametrize(("pause", "most"), [(0.06, 6), (0.0, 300)])
+def test_decoding_is_timed_on_few_images_where_they_are_slow(tmp_path, pause, most):
+    source, read = find(plant(tmp_path / "data", 300)), []
+
+    class Slow:
+        """A reader that takes its time."""
+
+        def read(self, key):
+            read.append(key)
+            time.sleep(pause)
+            return source.reader.read(key)
+
+    each = store_module.time_decoding(dataclasses.replace(source, reader=Slow()), GEOMETRY)
+    assert 3 <= len(read) <= most
+    assert len({*read}) == len(read) or not pause
+    assert each >= pause / runtime.cpu_count()
+    assert each < 1
+
+
+def test_a_store_is_known_before_it_is_opened(tmp_path, monkeypatch):
+    monkeypatch.setenv("SIGHTLINE_CACHE", str(tmp_path / "cache"))
+    source = find(plant(tmp_path / "data"))
+    assert not store_module.is_stored(source, GEOMETRY)
+    load_dataset(source, GEOMETRY)
+    assert store_module.is_stored(source, GEOMETRY)
+    assert not store_module.is_stored(source, dataclasses.replace(GEOMETRY, size=(9, 9)))
+    assert not store_module.is_stored(source.subset(np.arange(10)), GEOMETRY)

@@ -67,6 +67,8 @@ _HEADER_FACTS = (
 _CHUNK, _CHUNK_BYTES = 64, 1_000_000
 """Images that a thread takes at a time, and bytes of pixels: fewer large images."""
 _TRIAL_SECONDS = 0.1
+_SLOW_IMAGE_SECONDS = 0.01
+"""An image that takes longer is timed in one thread only: a few in each thread would take seconds."""
 _MAX_DISK_SHARE = 0.9
 """Share of the free disk space that a store may take."""
 
@@ -177,13 +179,15 @@ def is_stored(source: Source, geometry: Geometry) -> bool:
 
 
 def time_decoding(source: Source, geometry: Geometry) -> float:
-    """Seconds per image in which a sample, evenly spread, is read and decoded in one thread or several; 0.2 s."""
-    work, total = _StoreBuilder(source, geometry).decode, len(source)
+    """Seconds per image in which a sample, evenly spread, is read and decoded on this machine's cores; 0.2 s or so."""
+    work, total, threads = _StoreBuilder(source, geometry).decode, len(source), runtime.cpu_count()
+    singles = (range(row, row + 1) for row in range(0, total, max(1, total // 512)))
+    _run_serially(work, islice(singles, 1), lambda *_: None)  # imports and caches
+    alone = _run_serially(work, singles, lambda *_: None, _TRIAL_SECONDS)
+    if alone < 1 / _SLOW_IMAGE_SECONDS:  # of a large image, decoded without Python's lock
+        return 1 / max(threads * alone, 1e-9)
     chunks = (range(first, min(first + 8, total)) for first in range(0, total, max(8, total // 256)))
-    _run_serially(work, islice(chunks, 1), lambda *_: None)  # imports and caches
-    alone = _run_serially(work, chunks, lambda *_: None, _TRIAL_SECONDS)
-    together = _run_threaded(work, chunks, lambda *_: None, runtime.cpu_count(), _TRIAL_SECONDS)
-    return 1 / max(alone, together, 1e-9)
+    return 1 / max(alone, _run_threaded(work, chunks, lambda *_: None, threads, _TRIAL_SECONDS))
 
 
 def store_key(source: Source, geometry: Geometry) -> str:

@@ -242,7 +242,8 @@ def limit_train_images(
     held_out = int(np.isin(source.columns.get("split", ""), ("val", "test")).sum())
     count = max(MIN_READ_IMAGES, held_out // 2, int(allowed / each) - held_out)
     why = f"as many as the budget of {recipe.budget} allows (--budget), "
-    return limit_training(source, count, recipe.data_seed, why), [Default("train_limit", count, "")]
+    limited = limit_training(source, count, recipe.data_seed, why)
+    return limited, [] if limited is source else [Default("train_limit", count, "")]
 
 
 def affordable_network(plan: Plan, images: Geometry, train_images: int) -> list[Default]:
