@@ -160,6 +160,7 @@ CHOSEN = {"size", "channels", "augment", "model", "epochs", "batch_size", "lr", 
 CHOSEN |= {"cpu_replicas", "fused_kernels", "normalize", "method", "val_fraction"}
 """Fields that are chosen where they are None; the other fields mean "none" by it."""
 NONE = {
+    "train_limit",
     "steps",
     "unlabelled",
     "path_column",

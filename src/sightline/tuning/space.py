@@ -30,7 +30,7 @@ ZOOM_FACTOR = 0.5
 """Width of a zoomed range as a share of the range before."""
 
 UNSEARCHABLE_FIELDS = dict.fromkeys(
-    ("data", "limit", "val_fraction", "test_fraction", "group", "seed", "split_seed"),
+    ("data", "limit", "train_limit", "val_fraction", "test_fraction", "group", "seed", "split_seed"),
     "it decides on which images trials are judged",
 ) | {
     "budget": "it is the time of the whole search",
