@@ -272,7 +272,8 @@ def affordable_network(plan: Plan, images: Geometry, train_images: int) -> list[
 def _time_training(model: str, images: Geometry) -> float:
     """Images per second of the fastest of three steps of training, on random pixels."""
     network = build(parse_architecture(model, classes=10, channels=images.channels, size=images.size)).train()
-    pixels, times = torch.rand(TIMED_IMAGES, images.channels, *images.size), []
+    pixels = torch.rand(TIMED_IMAGES, images.channels, *images.size)
+    times: list[float] = []
     for _ in range(3):  # the first compiles kernels
         began = time.perf_counter()
         network.logits(pixels).logsumexp(1).sum().backward()
