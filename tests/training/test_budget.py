@@ -377,10 +377,11 @@ def test_as_many_images_are_read_as_their_share_of_the_budget_allows(monkeypatch
     ("rate", "budget", "given", "chosen"),
     [
         (300, "30s", {}, "lenet5"),  # 4,500 images in half of it
-        (300, "10m", {}, None),  # 90,000
+        (300, "10m", {}, "lenet5"),  # 90,000, and 120,000 are wanted
+        (600, "10m", {}, None),
         (300, "30s", {"model": "resnet20"}, None),
         (300, "30s", {"epochs": 3}, None),
-        (3000, "30s", {}, None),
+        (10_000, "30s", {}, None),
     ],
 )
 def test_a_smaller_network_where_the_usual_one_would_see_too_little(monkeypatch, rate, budget, given, chosen):
@@ -389,7 +390,9 @@ def test_a_smaller_network_where_the_usual_one_would_see_too_little(monkeypatch,
     found = starts.affordable_network(plan, Geometry(size=(32, 32)), 45_000)
     assert [each.value for each in found] == ([] if chosen is None else [chosen])
     assert starts.affordable_network(plan, Geometry(size=(32, 32), channels=1), 45_000) == []
-    assert all(f"{rate * 15:,} images in the budget of 30s" in each.reason for each in found)
+    assert starts.affordable_network(plan, Geometry(size=(8, 8)), 45_000) == []  # which LeNet-5 does not take
+    seen = rate * (15 if budget == "30s" else 300)
+    assert all(f"{seen:,} images in the budget of {budget}" in each.reason for each in found)
 
 
 def test_a_limited_run_is_read_back_with_the_images_it_saw(tmp_path):

@@ -56,8 +56,8 @@ MIN_IMAGE_PASSES = 120_000
 """Images, repeated ones counted, that the usual network for small colour images must see in the budget to be better
 than a smaller one which sees many times as many."""
 
-MAX_SMALL_SIDE = 64
-"""Working size up to which a smaller network is taken where time is short."""
+SMALL_SIDES = range(12, 65)
+"""Working sizes at which a smaller network is taken where time is short; LeNet-5 takes no smaller ones."""
 
 SLOW_RATE = 200.0
 """Images of 32 x 32 pixels per second: where training at this rate gives enough passes, nothing is measured."""
@@ -253,7 +253,7 @@ def affordable_network(plan: Plan, images: Geometry, train_images: int) -> list[
     """
     recipe, side = plan.recipe, images.size[0]
     given = recipe.model or recipe.weights or recipe.epochs is not None or recipe.steps is not None
-    if given or images.channels == 1 or side > MAX_SMALL_SIDE:
+    if given or images.channels == 1 or side not in SMALL_SIDES:
         return []
     wanted = min(MIN_IMAGE_PASSES, MAX_DEFAULT_EPOCHS * train_images)
     allowed = TRAINING_SHARE * parse_duration(recipe.budget)
