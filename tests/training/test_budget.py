@@ -377,8 +377,10 @@ def test_as_many_images_are_read_as_their_share_of_the_budget_allows(monkeypatch
     ("rate", "budget", "given", "chosen"),
     [
         (300, "30s", {}, "lenet5"),  # 4,500 images in half of it
-        (300, "10m", {}, "lenet5"),  # 90,000, and 120,000 are wanted
-        (600, "10m", {}, None),
+        (3000, "30s", {}, "lenet5"),  # 45,000, and 60,000 are wanted
+        (900, "2m", {}, "lenet5"),
+        (1100, "2m", {}, None),
+        (20, "10m", {}, None),  # nothing is measured by default
         (300, "30s", {"model": "resnet20"}, None),
         (300, "30s", {"epochs": 3}, None),
         (10_000, "30s", {}, None),
@@ -391,7 +393,7 @@ def test_a_smaller_network_where_the_usual_one_would_see_too_little(monkeypatch,
     assert [each.value for each in found] == ([] if chosen is None else [chosen])
     assert starts.affordable_network(plan, Geometry(size=(32, 32), channels=1), 45_000) == []
     assert starts.affordable_network(plan, Geometry(size=(8, 8)), 45_000) == []  # which LeNet-5 does not take
-    seen = rate * (15 if budget == "30s" else 300)
+    seen = rate * (15 if budget == "30s" else 60)
     assert all(f"{seen:,} images in the budget of {budget}" in each.reason for each in found)
 
 

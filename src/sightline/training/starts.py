@@ -52,7 +52,7 @@ MIN_READ_IMAGES = 500
 TRAINING_SHARE = 0.5
 """Share of the budget that training gets, about, where the rest is start, images, test and report."""
 
-MIN_IMAGE_PASSES = 120_000
+MIN_IMAGE_PASSES = 60_000
 """Images, repeated ones counted, that the usual network for small colour images must see in the budget to be better
 than a smaller one which sees many times as many."""
 
