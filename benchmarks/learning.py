@@ -2,6 +2,7 @@
 
     python benchmarks/learning.py [FOLDER_OF_ZIPS] [--seeds 5] [--sets mnist waste more] [--ways lda ranpac replay]
     python benchmarks/learning.py --costs
+    python benchmarks/learning.py --heads
 
 mnist: LeNet-5 is trained on digits 0 to 7, 300 images each; 8 and 9 come with 20 images each; all 10,000 test images.
 waste: a last layer on published weights knows five kinds of waste; the sixth comes with 20 photos; all test photos.
@@ -12,6 +13,9 @@ Results of other --ways are recorded as learning_ways.json, by the same images a
 
 --costs: milliseconds of a training step and bytes of memory of every strategy, the steps of all taken in turn: LeNet-5,
 batches of 64, five old and five new digits, 500 images remembered; as a multiple of a step of fine-tuning.
+
+--heads: heads computed from features of the embedded backbone, by which rules were chosen: of the *training* photos of
+waste 30 % of each kind are held out; of the others one kind has 17, each kind in turn, by --seeds draws.
 """
 
 import argparse
@@ -28,15 +32,27 @@ from record import Notebook, record, shared
 
 from sightline.continual import STRATEGIES, Past, Task, learn
 from sightline.continual.protocol import learn_task
+from sightline.continual.statistics import FeatureStatistics, RidgeStatistics, random_projection
 from sightline.data import load_dataset, nested_subset
+from sightline.features import embed_cached
 from sightline.metrics import seeds_interval
 from sightline.runtime import permutation
 from sightline.sources import find
-from sightline.training import Recipe, build_classifier, resolve, start_training, train
+from sightline.training import (
+    Recipe,
+    build_classifier,
+    build_published_start,
+    resolve,
+    solve_discriminant,
+    start_training,
+    train,
+)
 from sightline.training.gradients import SingleReplica
 from sightline.types import Geometry, Splits
 
 NEW_IMAGES = 20
+PHOTO = Geometry(size=(224, 224), channels=3, resize_mode="crop", crop_fraction=0.875, interpolation="bicubic")
+"""As the card of the embedded weights says."""
 WAYS = ("lda", "ranpac", "replay", "der")
 ROUNDS, ROUND_STEPS = 5, 10
 
@@ -49,11 +65,15 @@ def main() -> None:
     parser.add_argument("--sets", nargs="+", choices=("mnist", "waste", "more"), default=["mnist"])
     parser.add_argument("--ways", nargs="+", default=[*WAYS])
     parser.add_argument("--costs", action="store_true")
+    parser.add_argument("--heads", action="store_true")
     parser.add_argument("--work", type=Path, default=Path(tempfile.gettempdir()) / "sightline-learning")
     parser.add_argument("--fresh", action="store_true")
     asked = parser.parse_args()
     if asked.costs:
         record("learning_costs", measure_costs(shared(asked.data)))
+        return
+    if asked.heads:
+        record("learning_heads", compare_heads(shared(asked.data), asked.seeds))
         return
     book = Notebook(asked.work / "learning.jsonl", fresh=asked.fresh)
     figures = {}
@@ -143,6 +163,43 @@ def write_images(source, folder, fresh, count, seed, *, more):
                 place.mkdir(parents=True)
                 for row in rows.tolist():
                     (place / Path(str(source.files[row])).name).write_bytes(source.read(row))
+
+
+def compare_heads(data, seeds):
+    """Recall of old kinds, of the new kind and of all, on held-out training photos, by rule."""
+    images = load_dataset(data / "waste_jpg.zip", PHOTO)
+    images = images.subset(images.columns["split"] == "train")
+    features = embed_cached(build_published_start(images, torch.device("cpu")), images)
+    labels, count = images.labels, len(images.classes)
+    projection = random_projection(features.shape[1], 1000, 0).numpy().T
+    spent = {}
+    for seed in range(seeds):
+        for new in range(count):
+            shown, held = [], []
+            for k in range(count):
+                own = np.flatnonzero(labels == k)
+                own = own[permutation(len(own), seed, 95, new, k)]
+                first = int(0.3 * len(own))
+                held.append(own[:first])
+                shown.append(own[first : first + 17] if k == new else own[first:])
+            x, y = features[np.concatenate(shown)], labels[np.concatenate(shown)]
+            tested, truth = features[np.concatenate(held)], labels[np.concatenate(held)]
+            sums = FeatureStatistics.of(x, y, images.classes)
+            plain = solve_discriminant(sums.means, sums.covariance(), np.full(count, 1 / count), 0.1)
+            heads = {
+                "plain rule, shrinkage 0.1": plain,
+                **{f"corrected, shrinkage {g}": sums.fit_lda(g) for g in (0.1, 0.3, 0.6)},
+                "corrected, shrinkage D / (D + N)": sums.fit_lda(),
+            }
+            scores = {name: tested @ one.weight.numpy().T + one.bias.numpy() for name, one in heads.items()}
+            weights, _ = RidgeStatistics.of(np.maximum(x @ projection, 0), y, images.classes).fit()
+            scores["ranpac"] = np.maximum(tested @ projection, 0) @ weights
+            for name, score in scores.items():
+                recall = [float((score.argmax(1) == truth)[truth == k].mean()) for k in range(count)]
+                old = [one for k, one in enumerate(recall) if k != new]
+                for what, value in (("old", np.mean(old)), ("new", recall[new]), ("balanced", np.mean(recall))):
+                    spent.setdefault(name, {}).setdefault(what, []).append(float(value))
+    return {name: {what: float(np.mean(values)) for what, values in one.items()} for name, one in spent.items()}
 
 
 def measure_costs(data):
