@@ -29,9 +29,13 @@ OPERATIONS = {
     "GET /predictions",
     "GET /readyz",
     "GET /releases",
+    "GET /review",
+    "GET /review/images/{id}",
     "POST /feedback",
     "POST /predict",
     "POST /releases/{number}/promote",
+    "POST /review/answers",
+    "POST /review/next",
 }
 
 FEW = settings(

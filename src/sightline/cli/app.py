@@ -159,6 +159,20 @@ COMMANDS = (
         "Report whether a service's images are still those its release was tested on.",
         "sightline drift site",
     ),
+    (
+        USE,
+        "review",
+        "review:review",
+        "Queue the answers that deserve a person's minute, and record what people say of them.",
+        "sightline review site next",
+    ),
+    (
+        USE,
+        "improve",
+        "improve:improve",
+        "Learn from what people said of a service's answers, and release the result if it earns that.",
+        "sightline improve site --every 1d",
+    ),
     (USE, "runs", "list_members:runs", "List the runs in a folder, newest first.", "sightline runs"),
     (
         USE,

@@ -84,7 +84,7 @@ def serve(
     origin: tuple[str, ...]
         Origin of a web page that may send requests, such as https://example.org; may be repeated.
     """
-    from ..feedback import watch_drift
+    from ..feedback import add_review_routes, watch_drift
     from ..serving import build_limits
     from ..serving import serve as run_service
 
@@ -95,7 +95,15 @@ def serve(
     report = partial(emit, json=options.json, render=print_address)
     stored = vars(memory or JournalFlags())
     run_service(
-        path, http=http, origins=origin, limits=limits, report=report, observer=watch_drift, **given, **stored
+        path,
+        http=http,
+        origins=origin,
+        limits=limits,
+        report=report,
+        observer=watch_drift,
+        routers=[add_review_routes],
+        **given,
+        **stored,
     )
 
 

@@ -202,7 +202,7 @@ def keys(
     name: str
         The name of the key, such as camera-3.
     scopes: str
-        What it allows, with commas: read, predict, feedback, admin (which includes the others).
+        What it allows, with commas: read, predict, feedback, review, admin (which includes the others).
     expires_days: float
         Days until it expires. Default: never.
     """

@@ -12,7 +12,7 @@ from ..choose import choose
 from ..errors import RecipeError
 from ..sources import EXEMPLARS_FILE
 from ..training import Recipe
-from .changes import Changes
+from .changes import HELD_OUT_SHARES, Changes, looks_alike
 from .computed_heads import LDA, ClassMean, RanPAC
 from .exemplar_means import ICaRL
 from .exemplars import Reservoir, balanced_sample, herd
@@ -90,6 +90,8 @@ def learn(
     full: bool = False,
     memory: int = DEFAULT_MEMORY_IMAGES,
     keep_images: bool | None = None,
+    naive: bool = True,
+    held_out: tuple[float, float] = HELD_OUT_SHARES,
     out: Path | str | None = None,
     seed: int = 0,
     device: str = "auto",
@@ -111,6 +113,8 @@ def learn(
         memory: old images that may be shown again, or kept as exemplars, in all.
         keep_images: True also stores exemplars next to the run, False allows only strategies that need no old image
             and keeps sums over features, None leaves images where they are; where they are gone, it is as before.
+        naive: whether to train on the new images alone too, to compare with.
+        held_out: shares of new images for validation and test, where they come without these splits.
         out: folder of the new run. Default: ``runs/RUN-learned``.
         seed: of every draw.
 
@@ -120,7 +124,7 @@ def learn(
         raise RecipeError(f"The memory is {memory} images: it must be at least one for each class.")
     changes = Changes(
         new_data=new_data, rename=dict(rename or {}), remove=remove, forget=forget, new_classes=new_classes,
-        keep_images=keep_images,
+        keep_images=keep_images, held_out=held_out,
     )  # fmt: skip
     parse_strategies(by)  # before any image is read
     if not changes.concerns_images and keep_images is None:
@@ -136,7 +140,7 @@ def learn(
     if sums is not None and sums.ridge is None:
         ways = tuple(word for word in ways if word != "ranpac")
     candidates = tuple(dict.fromkeys(by)) or ways
-    shown = ("finetune",) if new_data is not None and len(original.splits.test) else ()
+    shown = ("finetune",) if naive and new_data is not None and len(original.splits.test) else ()
     strategies = parse_strategies((*candidates, *shown, *(("retrain",) if full else ())))
     if needy := [word for word in strategies if word.partition(":")[0] not in able]:
         raise RecipeError(

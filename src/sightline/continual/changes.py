@@ -39,6 +39,8 @@ class Changes:
     new_classes: Sequence[str] = ()
     """New classes whose names look like those of known ones, and are not."""
     keep_images: bool | None = None
+    held_out: tuple[float, float] = HELD_OUT_SHARES
+    """Shares of new images for validation and test, where they come without these splits."""
 
     @property
     def concerns_images(self) -> bool:
@@ -174,7 +176,7 @@ def load_new_images(
     if images.counts.max() < 3:  # nothing can be held out
         empty = images.subset(np.zeros(0, np.int64))
         return Splits(images, empty, empty), tuple(notes)
-    val, test = HELD_OUT_SHARES
+    val, test = changes.held_out
     parts = split(images, val=val, test=test, seed=seed)
     return parts, (*notes, *parts.notes)
 

@@ -2,12 +2,13 @@
 
 import time
 from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Int, UInt8
 from numpy import ndarray
 
 from ..data import load_dataset
@@ -98,25 +99,18 @@ def compare_releases(
     where there are no images.
     """
     releases = [load_release(site, number) for number in (first, second)]
-    engines = [open_engine(one.onnx or one.bundle, release=one.number, threads=1) for one in releases]
+    engines = [open_release(one) for one in releases]
     sets, sample = _open_images(releases[1], [one.geometry for one in engines], images)
     names = sets[0].classes
-    probabilities = []
-    for engine, same in zip(engines, sets, strict=True):
-        answer, starts = engine.shared_runner.probabilities, range(0, len(same), _BATCH_IMAGES)
-        probabilities.append(np.concatenate([answer(same[i : i + _BATCH_IMAGES]) for i in starts]))
-    latencies = _time_answers(engines, sets)
-    said = [np.array(engine.classes)[each.argmax(1)] for engine, each in zip(engines, probabilities, strict=True)]
-    truth = np.array(names)[sets[0].labels]
+    latencies = time_answers(engines, sets)
     answers = [
-        JudgedAnswers(
-            probabilities=each,
-            labels=np.array([engine.classes.index(name) if name in engine.classes else -1 for name in truth]),
-            threshold=engine.threshold,
-            latency=latency,
-        )
-        for engine, each, latency in zip(engines, probabilities, latencies, strict=True)
+        replace(answer_images(engine, one), latency=spent)
+        for engine, one, spent in zip(engines, sets, latencies, strict=True)
     ]
+    said = [
+        np.array(engine.classes)[one.probabilities.argmax(1)] for engine, one in zip(engines, answers, strict=True)
+    ]
+    truth = np.array(names)[sets[0].labels]
     before, after = (one.right for one in answers)
     lost = [name for name in engines[0].classes if name not in engines[1].classes and name not in ordered_removals]
     verdict = judge_candidate(answers[1], answers[0], groups={"class": truth}, lost_classes=lost, rules=rules)
@@ -141,6 +135,11 @@ def compare_releases(
     )
 
 
+def open_release(release: Release) -> Engine:
+    """The engine of a release, on one thread."""
+    return open_engine(release.onnx or release.bundle, release=release.number, threads=1)
+
+
 def _open_images(
     release: Release, geometries: list[Geometry], images: Path | str | None
 ) -> tuple[list[Dataset], str]:
@@ -163,7 +162,15 @@ def _open_images(
     return [subject.images] * 2, subject.sentence
 
 
-def _time_answers(engines: list[Engine], sets: list[Dataset]) -> list[float]:
+def answer_images(engine: Engine, images: Dataset) -> JudgedAnswers:
+    """What a release says of labelled images; -1 is the label of those of classes that it does not know."""
+    runner, known = engine.shared_runner, {name: k for k, name in enumerate(engine.classes)}
+    parts = [runner.probabilities(images[i : i + _BATCH_IMAGES]) for i in range(0, len(images), _BATCH_IMAGES)]
+    labels = np.array([known.get(images.classes[k], -1) for k in images.labels.tolist()], np.int64)
+    return JudgedAnswers(probabilities=np.concatenate(parts), labels=labels, threshold=engine.threshold)
+
+
+def time_answers(engines: Sequence[Engine], sets: Sequence[Dataset | UInt8[ndarray, "N H W C"]]) -> list[float]:
     """Median milliseconds for one image of each engine, in turn."""
     times: list[list[float]] = [[] for _ in engines]
     for i in range(_TIMED_ANSWERS):

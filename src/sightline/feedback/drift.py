@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 from filelock import FileLock
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from numpy import ndarray
 
 from .. import metrics
@@ -145,7 +145,7 @@ def examine_drift(
         folder.mkdir(exist_ok=True)
         lock = FileLock(folder / ".lock")
     with lock:
-        reference, state = _read_reference(found, folder), _state_file(folder, found.number)
+        reference, state = read_reference(found, folder), _state_file(folder, found.number)
         if restart or not state.is_file():
             detector = Detector.start(reference, after=journal.last_sketch_number() if restart else 0)
         else:
@@ -175,7 +175,7 @@ def _accepted_file(folder: Path, release: int) -> Path:
     return folder / f"{release:04d}-accepted.safetensors"
 
 
-def _read_reference(release: Release, folder: Path) -> Reference:
+def read_reference(release: Release, folder: Path) -> Reference:
     """The accepted reference of a release, else the one it was published with; raise JournalError for none."""
     accepted = _accepted_file(folder, release.number)
     if accepted.is_file():
@@ -273,7 +273,7 @@ def _describe(detector: Detector, journal: Journal, release: int, promise: int) 
         shares, index = _class_mix(reference, answers, estimate=bool(tested))
         if detector.peak >= promise:
             places = [journal.image_path(row) for row in rows]
-            typical = _typical_order(before, now)
+            typical = np.argsort(-change_scores(before, now), kind="stable")
             images = tuple(str(places[i]) for i in typical if places[i] is not None)[:N_TYPICAL_IMAGES]
     return DriftReport(
         release,
@@ -321,8 +321,8 @@ def _class_mix(
     return dict(zip(reference.classes, shares.tolist(), strict=True)), index
 
 
-def _typical_order(before: Float[ndarray, "R Q"], now: Float[ndarray, "N Q"]) -> Int[ndarray, " N"]:
-    """The answers by how surely a classifier of the two samples tells them from the reference."""
+def change_scores(before: Float[ndarray, "R Q"], now: Float[ndarray, "N Q"]) -> Float[ndarray, " N"]:
+    """How surely a classifier of the two samples tells each answer from the reference."""
     from sklearn.linear_model import LogisticRegression
     from sklearn.preprocessing import StandardScaler
 
@@ -330,4 +330,4 @@ def _typical_order(before: Float[ndarray, "R Q"], now: Float[ndarray, "N Q"]) ->
     is_new = np.arange(len(both)) >= len(before)
     scaled = StandardScaler().fit_transform(both)
     judge = LogisticRegression(C=0.1, class_weight="balanced", max_iter=500).fit(scaled, is_new)
-    return np.argsort(-judge.decision_function(scaled[is_new]), kind="stable")
+    return judge.decision_function(scaled[is_new])

@@ -21,6 +21,9 @@ Decision = Literal["promote", "keep", "cannot tell"]
 _POWER_FACTOR = 6.18
 """(z of 5 % + z of 80 % power) squared: images to show an allowance, times disagreement by its square."""
 
+PROVEN_EVIDENCE = 20.0
+"""E-value from which one classifier is proven better than another: 5 % at any number of looks."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class GateRules:
@@ -36,6 +39,8 @@ class GateRules:
     """Rise of the share of answers below the threshold, beyond its noise."""
     latency: float = 1.2
     """Ratio of the times for one image."""
+    size: float = 2.0
+    """Ratio of the bytes of what answers."""
     level: float = 0.95
     """Confidence that a loss within the allowance needs, and a proven loss of a class."""
 
@@ -50,6 +55,8 @@ class JudgedAnswers:
     threshold: float = 0.0
     latency: float | None = None
     """Milliseconds for one image; None leaves the comparison out."""
+    size: int | None = None
+    """Bytes; None leaves the comparison out."""
 
     @property
     def right(self) -> Bool[ndarray, " N"]:
@@ -147,7 +154,7 @@ def judge_candidate(
                 f"its accuracy is {-change.accuracy.value:.1%} lower than the {change.than} classifier's (at least "
                 f"{-change.accuracy.high:.1%}; {rules.allowance:.1%} is allowed)"
             )
-        elif change.accuracy.low <= -rules.allowance:
+        elif change.accuracy.low <= -rules.allowance and change.e_value < PROVEN_EVIDENCE:
             share = (change.wins + change.losses + 1) / (change.accuracy.n + 1)
             more = max(1, ceil(_POWER_FACTOR * share / rules.allowance**2) - change.accuracy.n)
             needed = max(needed, more)
@@ -168,6 +175,11 @@ def judge_candidate(
         ratio = candidate.latency / current.latency
         if ratio > rules.latency:
             against.append(f"it takes {ratio:.1f} times as long for an image ({rules.latency:g} times is allowed)")
+    if candidate.size is not None and current.size is not None and candidate.size > rules.size * current.size:
+        against.append(
+            f"it has {candidate.size / 1e6:.1f} MB instead of {current.size / 1e6:.1f} ({rules.size:g} times is "
+            "allowed)"
+        )
     decision: Decision = "keep" if against else "cannot tell" if doubts else "promote"
     return GateVerdict(
         decision, tuple(against or doubts), tuple(unproven), 0 if against else needed, tuple(changes)

@@ -44,7 +44,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from ..errors import JournalError
 from .records import DatabaseUnavailable
 
-SCHEMA_HEAD = "0002"
+SCHEMA_HEAD = "0003"
 """Newest revision in ``migrations/versions``, which leads to the tables below."""
 
 MIGRATIONS_FOLDER = Path(__file__).with_name("migrations")
@@ -122,6 +122,37 @@ images = Table(
     Column("bytes", Integer, nullable=False),
 )
 """Kept images, so that all processes together respect one quota."""
+
+
+reviews = Table(
+    "reviews",
+    metadata,
+    Column("number", Integer, primary_key=True, autoincrement=True),
+    Column("prediction", String(40), ForeignKey("predictions.id"), nullable=False),
+    Column("kind", String(20), nullable=False),  # one of REVIEW_KINDS
+    Column("label", String(500)),  # the right class; none where there is none, or the image is unusable
+    Column("why", String(20)),  # why it was shown; none where nobody asked
+    Column("chance", Double),  # probability with which it was chosen; 0 where nothing random chose it
+    Column("at", Double, nullable=False),
+    Column("by", String(64)),
+    Index("reviews_prediction", "prediction"),
+)
+"""What people said of answers that they were shown. One with a label is a correction too. Rows are never updated."""
+
+queue = Table(
+    "queue",
+    metadata,
+    Column("number", Integer, primary_key=True, autoincrement=True),  # the order in which they are shown
+    Column("prediction", String(40), ForeignKey("predictions.id"), nullable=False, unique=True),
+    Column("why", String(20), nullable=False),
+    Column("chance", Double, nullable=False),
+    Column("leader", String(40)),  # the answer that stands for this one
+    Column("at", Double, nullable=False),
+    Column("leased_by", String(64)),
+    Column("leased_until", Double),
+    Column("done_at", Double),
+)
+"""Answers that wait for a person, or did. A lease keeps others from seeing the same image."""
 
 
 class RejectedValue(JournalError):

@@ -1,16 +1,21 @@
 """The SQL of an erasure: images, hashes and sketches go, the rows of the answers stay and are marked."""
 
+import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from sqlalchemy import ColumnElement, Connection, delete, func, select, update
 
+from ..files import read_csv_rows, read_json_object
 from ..sources import erase_exemplars
-from .database import images, predictions, sketches
+from .database import images, predictions, queue, sketches
 from .image_store import ImageStore
 from .records import is_new_id
 from .statements import chunk_values
+
+CANDIDATES_FOLDER = "improve"
+"""Folder of a site for classifiers that learn from its images."""
 
 
 def erase_subject(connection: Connection, store: ImageStore, subject: str) -> int:
@@ -35,7 +40,27 @@ def erase_subject(connection: Connection, store: ImageStore, subject: str) -> in
     site, erased = store.folder.parent, {*hashes, *(Path(name).stem for name in names)}
     for folder in (site, *(one for one in site.iterdir() if one.is_dir())) if erased else ():
         erase_exemplars(folder, erased)
+    for job in (site / CANDIDATES_FOLDER).glob("[0-9]*") if names else ():  # what was not released learns again
+        if "released" not in read_json_object(job / "job.json") and _lacks_images(job):
+            shutil.rmtree(job, ignore_errors=True)
     return count
+
+
+def released_copies(site: Path) -> Iterator[str]:
+    """Yield a sentence for each release that learned from images that are gone."""
+    for job in sorted((site / CANDIDATES_FOLDER).glob("[0-9]*")):
+        released = read_json_object(job / "job.json").get("released")
+        if released is not None and _lacks_images(job):
+            yield (
+                f"Release {released} learned from images that are erased: sightline improve {site} makes one without "
+                "them."
+            )
+
+
+def _lacks_images(job: Path) -> bool:
+    """Whether an image in the table of a candidate is gone."""
+    table = job / "images.csv"
+    return table.is_file() and any(not Path(row["path"]).is_file() for row in read_csv_rows(table))
 
 
 def erase_before(connection: Connection, store: ImageStore, until: float) -> int:
@@ -57,6 +82,8 @@ def _clear_rows(connection: Connection, which: ColumnElement[bool]) -> int:
     ids = connection.scalars(select(predictions.c.id).where(which, has_any)).all()
     for some in chunk_values([id for id in ids if is_new_id(id)]):
         connection.execute(delete(sketches).where(sketches.c.prediction.in_([bytes.fromhex(id) for id in some])))
+    for some in chunk_values(ids):
+        connection.execute(delete(queue).where(queue.c.prediction.in_(some)))
     cleared = {"image": None, "sha256": None, "erased_at": time.time()}
     return connection.execute(update(predictions).where(which, has_any).values(cleared)).rowcount
 

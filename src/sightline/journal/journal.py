@@ -7,7 +7,7 @@ Corrections and erasures are in the database before they are acknowledged.
 import json
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from threading import Event, Thread
@@ -34,6 +34,20 @@ from .records import (
     database_safe_text,
     list_set_aside,
     segment_mentions,
+)
+from .reviews import (
+    LEASE_SECONDS,
+    QueuedAnswer,
+    QueueEntry,
+    Review,
+    ReviewKind,
+    add_to_queue,
+    check_kind,
+    count_queue,
+    insert_review,
+    lease_next,
+    query_queue,
+    query_reviews,
 )
 
 JOURNAL_FILE, EXPORTS_FILE = "journal.sqlite", "exports.jsonl"
@@ -169,6 +183,61 @@ class Journal:
                         return found
         raise UnknownPrediction("There is no prediction with this id.")
 
+    def add_to_queue(self, entries: Sequence[QueueEntry]) -> int:
+        """Queue answers for review, in this order; return how many are new and have an image."""
+        with self._database.write_transaction(durable=True) as connection:
+            return add_to_queue(connection, self._database, entries)
+
+    def lease_next(
+        self,
+        by: str | None = None,
+        *,
+        seconds: float = LEASE_SECONDS,
+        second: bool = False,
+        reasons: Collection[str] = (),
+    ) -> QueuedAnswer | None:
+        """Show the next queued answer to a person, and to no one else for ``seconds``; None if none waits.
+
+        ``second`` chooses among answers that one other person reviewed, ``reasons`` by why they were queued.
+        """
+        with self._database.write_transaction(durable=False) as connection:
+            return lease_next(connection, by, seconds=seconds, second=second, reasons=reasons)
+
+    def review(
+        self, ids: Sequence[str], kind: ReviewKind, label: str | None = None, *, by: str | None = None
+    ) -> list[Review]:
+        """Record what a person said of answers, all or none; it is on disk when this returns.
+
+        A label is a correction too. What another person said of the same answer stays. Raise UnknownPrediction, and
+        JournalError for a kind that does not exist or does not go with the label.
+        """
+        check_kind(kind, label)
+        label = database_safe_text(label)
+        self.flush()
+        with self._database.write_transaction(durable=True) as connection:
+            found = [insert_review(connection, id, kind, label, by) for id in ids]
+            known = [one for one in found if one is not None]
+            if len(known) < len(ids):
+                raise UnknownPrediction("There is no prediction with this id.")
+        return known
+
+    def reviews(self) -> list[Review]:
+        """Return everything that people said of answers, in order of time; corrections that were sent too."""
+        with self._database.read_transaction() as connection:
+            return query_reviews(connection)
+
+    def count_queue(self) -> dict[str, dict[str, int]]:
+        """Count answers that wait for a review and that had one (``waiting``, ``done``), by why they were queued."""
+        with self._database.read_transaction() as connection:
+            return count_queue(connection)
+
+    def queued(
+        self, *, waiting: bool = True, id: str | None = None, leader: str | None = None
+    ) -> list[tuple[str, str]]:
+        """Return (id, image name) of answers that wait, or of all ever queued, in order; ``leader`` stands for some."""
+        with self._database.read_transaction() as connection:
+            return query_queue(connection, waiting=waiting, id=id, leader=leader)
+
     def erase(self, subject: str) -> Erasure:
         """Erase the images and hashes of a subject, and equal ones kept under another name.
 
@@ -219,7 +288,8 @@ class Journal:
             "accept again (sightline drift SITE --accept), or delete it."
             for accepted in (self._site / "drift").glob("*-accepted.safetensors")
         ]
-        return Erasure(rows, (*filter(None, remains), *self._exported_copies()))
+        copies = (*erasure.released_copies(self._site), *self._exported_copies())
+        return Erasure(rows, (*filter(None, remains), *copies))
 
     def note_export(self, out: Path) -> None:
         """Remember a table or folder that rows or images were exported to, for the report of an erasure."""
@@ -292,6 +362,17 @@ class Journal:
                 "some answers."
             )
         return statements.build_dataset(f"journal of {self._site}", self._images, rows, geometry)
+
+    def load_images(self, rows: Sequence[JournalRow], geometry: Geometry) -> Dataset:
+        """Load the kept images of rows, labelled by their correction or else by their answer, at a working size."""
+        return statements.build_dataset(f"journal of {self._site}", self._images, rows, geometry)
+
+    def find_row(self, id: str) -> JournalRow:
+        """Return the row of an answer; raise UnknownPrediction if it is not in the database."""
+        with self._database.read_transaction() as connection:
+            if row := statements.find_rows(connection, [id]).get(id):
+                return row
+        raise UnknownPrediction("There is no prediction with this id.")
 
     def labelled_rows(self, *, corrected_only: bool = True, min_confidence: float = 0.9) -> list[JournalRow]:
         """Return the rows that ``dataset`` uses, each image once."""

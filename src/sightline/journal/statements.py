@@ -18,6 +18,7 @@ from ..errors import ImageError
 from ..sources import FolderReader, Layout, Listing, sort_classes, source_from_files
 from ..types import Dataset, Geometry
 from .database import Database, RejectedValue, corrections, images, predictions, sketches
+from .eviction import evict_images
 from .image_store import ImageStore, content_name
 from .records import (
     Correction,
@@ -161,6 +162,10 @@ class JournalWriter:
             self._counted_at = time.monotonic()
         stored = _existing_values(connection, images.c.name, [name for name, _ in stripped.values()])
         kept, new = {}, {}
+        size = sum(len(data) for name, data in {*stripped.values()} if name not in stored)
+        if self._used + size > self._quota:
+            self._used, self._counted_at = evict_images(connection, self._images, self._quota), time.monotonic()
+            stored = _existing_values(connection, images.c.name, [name for name, _ in stripped.values()])
         for id, (name, data) in stripped.items():
             if name not in stored and name not in new:
                 if not self._store_image(name, data):
@@ -179,7 +184,10 @@ class JournalWriter:
                 self._images.put(name, data)
                 self._used += len(data)
                 return True
-            reason = f"'{self._images.folder}' has reached its {self._quota / 1e6:,.0f} MB; raise --quota-mb"
+            reason = (
+                f"'{self._images.folder}' has reached its {self._quota / 1e6:,.0f} MB with images that were reviewed "
+                "or wait for it: raise --quota-mb, or no new answer can be reviewed"
+            )
         except OSError as error:
             reason = f"'{self._images.folder}' cannot be written ({(error.strerror or str(error)).lower()})"
         if not self.dropped_images:
@@ -234,6 +242,15 @@ def query_rows(connection: Connection, limit: int, conditions: RowConditions) ->
     wanted = [clauses[name](value) for name, value in conditions.items() if value is not None]
     chosen = _select_rows().where(*wanted).order_by(t.id.desc()).limit(max(0, min(limit, MAX_QUERY_ROWS)))
     return [_to_row(one) for one in connection.execute(chosen)]
+
+
+def find_rows(connection: Connection, ids: Sequence[str]) -> dict[str, JournalRow]:
+    """Return the rows of these ids that are in the database, by id."""
+    return {
+        row.id: row
+        for some in chunk_values(ids)
+        for row in map(_to_row, connection.execute(_select_rows().where(predictions.c.id.in_(some))))
+    }
 
 
 def count_rows(connection: Connection) -> dict[str, int]:

@@ -12,6 +12,7 @@ from .classification import (
     ClassMetrics,
     check_probabilities,
     class_averages,
+    cohen_kappa,
     confusion_matrix,
     overall_metrics,
     per_class_metrics,

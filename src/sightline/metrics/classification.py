@@ -1,5 +1,6 @@
 """Classification metrics with their intervals: overall, averaged over classes, and class by class."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -161,3 +162,21 @@ def _averages_with_variance(matrix: ndarray) -> dict[str, tuple[float, float]]:
         name: (float(values.sum() / k), float((matrix * influence**2).sum() / (n * k) ** 2))
         for name, (values, influence, k) in sums.items()
     }
+
+
+def cohen_kappa(one: Sequence[str], other: Sequence[str]) -> float:
+    """Agreement of two people about the same things beyond chance: 1 always, 0 as often as by chance (Cohen 1960).
+
+    NaN where both always say the same one thing, or there is nothing.
+
+    >>> round(cohen_kappa(["a", "a", "b", "b"], ["a", "a", "b", "a"]), 2)
+    0.5
+    """
+    names = sorted({*one, *other})
+    first, second = ([names.index(word) for word in words] for words in (one, other))
+    table = np.zeros((len(names), len(names)))
+    np.add.at(table, (first, second), 1)
+    if not (n := table.sum()):
+        return float("nan")
+    chance = float(table.sum(0) @ table.sum(1)) / n**2
+    return float("nan") if chance == 1 else (float(table.trace()) / n - chance) / (1 - chance)

@@ -7,6 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .api import error_responses, require_journal, require_scope
     from .api_keys import ApiKey, Keyring, create_key, list_keys, revoke_key
     from .client import Client, read_api_key
     from .engine import Engine, open_engine
@@ -16,36 +17,47 @@ if TYPE_CHECKING:
         append_audit,
         current_number,
         current_release,
+        current_user,
         list_releases,
         load_release,
+        previous_numbers,
         promote,
         prune,
         rollback,
         verify,
     )
-    from .requests import RequestLimits, build_limits
+    from .requests import RequestError, RequestLimits, build_limits
     from .server import serve
+    from .service import JOURNAL_UNAVAILABLE_DETAIL, Service
 
 __all__ = [
+    "JOURNAL_UNAVAILABLE_DETAIL",
     "ApiKey",
     "Client",
     "Engine",
     "Keyring",
     "Release",
+    "RequestError",
     "RequestLimits",
+    "Service",
     "append_audit",
     "build_limits",
     "create_key",
     "current_number",
     "current_release",
+    "current_user",
+    "error_responses",
     "list_keys",
     "list_releases",
     "load_release",
     "open_engine",
+    "previous_numbers",
     "promote",
     "prune",
     "publish",
     "read_api_key",
+    "require_journal",
+    "require_scope",
     "revoke_key",
     "rollback",
     "serve",
@@ -53,6 +65,7 @@ __all__ = [
 ]
 
 _MEMBERS = {
+    "api": ("error_responses", "require_journal", "require_scope"),
     "api_keys": ("ApiKey", "Keyring", "create_key", "list_keys", "revoke_key"),
     "client": ("Client", "read_api_key"),
     "engine": ("Engine", "open_engine"),
@@ -62,15 +75,18 @@ _MEMBERS = {
         "append_audit",
         "current_number",
         "current_release",
+        "current_user",
         "list_releases",
         "load_release",
+        "previous_numbers",
         "promote",
         "prune",
         "rollback",
         "verify",
     ),
-    "requests": ("RequestLimits", "build_limits"),
+    "requests": ("RequestError", "RequestLimits", "build_limits"),
     "server": ("serve",),
+    "service": ("JOURNAL_UNAVAILABLE_DETAIL", "Service"),
 }
 
 

@@ -60,7 +60,8 @@ class FeedbackRequest(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     id: str = Field(min_length=1, max_length=64, description="The prediction's id, as /predict returned it.")
-    label: str = Field(min_length=1, max_length=500, description="The right class: one of /classes.")
+    label: str = Field(min_length=1, max_length=500, description="The right class: one of /classes, or a new one.")
+    new_class: bool = Field(False, description="Whether the label is a class that does not exist yet.")
 
 
 class FeedbackResponse(BaseModel):
@@ -114,6 +115,8 @@ def create_app(service: Service) -> Any:
     _add_model_routes(app, service)
     _add_prediction_routes(app, service, application)
     _add_site_routes(app, service)
+    for add in service.settings.routers if service.settings.has_releases else ():
+        add(app, service)
     if not service.settings.origins:
         return application
     return CORSMiddleware(
@@ -247,8 +250,11 @@ def _add_prediction_routes(app: FastAPI, service: Service, application: PredictA
     @app.post("/feedback", tags=["answers"], responses=error_responses(400, 401, 403, 404, 408, 413, 422, 503))
     def feedback(given: FeedbackRequest, name: Annotated[str | None, key_name]) -> FeedbackResponse:
         """Report the right label of a prediction; reporting it again adds nothing."""
-        if given.label not in service.engine.classes:
-            raise RequestError(422, f"There is no class {given.label[:60]!r}: GET /classes lists them.")
+        if given.label not in service.engine.classes and not given.new_class:
+            raise RequestError(
+                422,
+                f"There is no class {given.label[:60]!r}: GET /classes lists them; new_class names another one.",
+            )
         try:
             found = require_journal(service).correct(given.id, given.label, by=name)
         except UnknownPrediction as error:

@@ -24,7 +24,7 @@ KEYS_FORMAT = 1
 
 KEYS_FILE = "keys.json"
 
-KEY_SCOPES = ("read", "predict", "feedback", "admin")
+KEY_SCOPES = ("read", "predict", "feedback", "review", "admin")
 """What a key may allow; ``admin`` includes the others."""
 
 KEY_PREFIX = "sl_"

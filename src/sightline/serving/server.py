@@ -23,7 +23,7 @@ from . import releases
 from .api_keys import Keyring
 from .monitor import METRICS_FOLDER_VARIABLE, log_event
 from .requests import RequestLimits
-from .service import Observer, Service, ServiceSettings
+from .service import Observer, Router, Service, ServiceSettings
 
 JOURNAL_URL_VARIABLE = "SIGHTLINE_JOURNAL"
 """Environment variable with the journal's URL: a flag's password would be visible in the list of processes."""
@@ -59,6 +59,7 @@ def serve(
     open: bool = False,
     http: bool = True,
     observer: Observer | None = None,
+    routers: Sequence[Router] = (),
     report: Callable[[Mapping[str, Any]], None] = lambda _: None,
 ) -> None:
     """Answer HTTP requests until a signal arrives, from a site's current release, or a run, bundle or ONNX file.
@@ -86,6 +87,7 @@ def serve(
         hosts=("localhost", "127.0.0.1", "[::1]", host.lower()),
         origins=tuple(origin.lower().rstrip("/") for origin in origins),
         observer=observer,
+        routers=tuple(routers),
     )
     _check_settings(settings, host, workers, watched, http=http)
     listening = bind_socket(host, port, listen=False) if http else None  # the workers listen when they can answer

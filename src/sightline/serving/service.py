@@ -47,6 +47,9 @@ OBSERVE_SECONDS = 30.0
 Observer = Callable[[Path, "Journal", int], Mapping[str, Any]]
 """``(site, journal, release) -> what is known of its answers``; the numbers in it become metrics."""
 
+Router = Callable[[Any, "Service"], None]
+"""``(FastAPI application, service)``: adds routes that stages below this one know how to answer."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class ServiceSettings:
@@ -73,6 +76,8 @@ class ServiceSettings:
 
     observer: Observer | None = None
     """Called every 30 s by each worker of a site; ``GET /drift`` answers with what it returned last."""
+    routers: tuple[Router, ...] = ()
+    """Called by each worker of a site when it builds its application."""
 
     @property
     def has_releases(self) -> bool:

@@ -1,0 +1,380 @@
+"""``select`` fills the queue of a site, people answer it, and ``summarise_reviews`` says what their answers show."""
+
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .. import metrics
+from ..choose import choose
+from ..continual import looks_alike
+from ..errors import ChoiceError, JournalError
+from ..files import read_csv_rows, read_json_object, write_csv, write_json
+from ..journal import (
+    REVIEW_KINDS,
+    Journal,
+    JournalRow,
+    QueuedAnswer,
+    QueueEntry,
+    Review,
+    ReviewKind,
+    decode_sketches,
+    draw_number,
+)
+from ..serving import Release, current_release
+from ..types import Interval
+from .drift import DRIFT_FOLDER, change_scores, examine_drift, read_reference
+from .selection import REASONS, Audit, Candidates, Pick, merge_picks
+
+DEFAULT_REASONS = ("audit", "margin", "far", "drifted", "abstained")
+"""Why answers are queued where nobody says it."""
+
+DEFAULT_QUEUE = 100
+"""Answers that wait at most, but for the audit, of which none is left out."""
+
+MAX_SELECTED_ANSWERS = 5000
+"""Latest answers among which the reasons choose, but for the audit."""
+
+FEEDBACK_FILE = "feedback.json"
+"""Of a site: up to when its answers were drawn for the audit."""
+
+LATE_SECONDS = 3600.0
+"""Seconds by which an answer may reach the database after younger ones."""
+
+WANTED_HALF_WIDTH = 0.05
+"""Half the width of an interval of the accuracy that people find useful."""
+
+_PAGE_ROWS = 5000
+
+
+def select(
+    site: Path | str, *, journal: Journal, count: int = DEFAULT_QUEUE, by: Sequence[str] = DEFAULT_REASONS
+) -> dict[str, int]:
+    """Queue answers of the current release that deserve a person's minute; return how many, by reason.
+
+    Args:
+        site: the folder of the service.
+        journal: its open journal; answers without a kept image cannot be shown.
+        count: answers that wait at most; the audit is queued whole.
+        by: words of ``REASONS``: audit:0.02 draws two in a hundred.
+
+    Raises ChoiceError for an unknown word, JournalError where the journal does not answer.
+    """
+    site, release = Path(site), current_release(site)
+    reasons = {word.partition(":")[0]: choose(REASONS, word, "reason") for word in by}
+    audit = reasons.get("audit")
+    share = audit.share if isinstance(audit, Audit) else 0.0
+    state = read_json_object(site / FEEDBACK_FILE)
+    since = state.get("audited", {}).get(str(release.number), 0.0) - LATE_SECONDS
+    asked = journal.queued(waiting=False)
+    known = {name for _, name in asked} | {one.row.image for one in journal.reviews()}
+    drawn, latest, begun = [], [], time.time()
+    for row in _list_answers(journal, release.number, since):
+        if row.image is None or row.image in known:
+            continue
+        known.add(row.image)
+        if draw_number(row.id) < share:
+            drawn.append(row)
+        elif len(latest) < MAX_SELECTED_ANSWERS:
+            latest.append(row)
+    room = max(0, count - len(journal.queued()))
+    picks: dict[str, Sequence[Pick]] = {}
+    rows = [*latest[::-1], *drawn[::-1]]
+    if audit is not None:
+        picks["audit"] = [Pick(len(latest) + i, share) for i in range(len(drawn))]
+    others = {why: one for why, one in reasons.items() if why != "audit"}
+    if others and latest and room:
+        candidates = _open_candidates(site, journal, release, rows[: len(latest)], drifted="drifted" in others)
+        picks |= {why: one.pick(candidates, -(-room // len(others))) for why, one in others.items()}
+    entries, counts = [], Counter[str]()
+    for why, one in merge_picks(picks):
+        id = rows[one.position].id
+        entries.append(QueueEntry(id, why, one.chance))
+        entries += [QueueEntry(rows[i].id, why, 0.0, id) for i in one.followers]
+        counts[why] += 1
+    journal.add_to_queue(entries)
+    if audit is not None:
+        audited = {**state.get("audited", {}), str(release.number): begun}
+        write_json(site / FEEDBACK_FILE, {**state, "audited": audited})
+    return dict(counts)
+
+
+def _list_answers(journal: Journal, release: int, since: float) -> Iterator[JournalRow]:
+    """The answers of a release, newest first: at least the latest, and all after ``since``."""
+    before, read = None, 0
+    while page := journal.predictions(limit=_PAGE_ROWS, release=release, before=before):
+        yield from page
+        before, read = page[-1].id, read + len(page)
+        if read >= MAX_SELECTED_ANSWERS and page[-1].at < since:
+            return
+
+
+def _open_candidates(
+    site: Path, journal: Journal, release: Release, rows: Sequence[JournalRow], *, drifted: bool
+) -> Candidates:
+    """What the reasons see of answers: their sketches; where there are none, the confidence alone."""
+    confidence = np.array([row.confidence or 0.0 for row in rows])
+    common: dict[str, Any] = {
+        "ids": tuple(row.id for row in rows),
+        "abstained": np.array([row.abstained for row in rows], bool),
+        "changed": np.full(len(rows), -np.inf),
+    }
+    nothing = Candidates(
+        probabilities=np.stack([confidence, 1 - confidence], 1), features=np.zeros((len(rows), 0)),
+        distances=np.zeros(len(rows)), **common,
+    )  # fmt: skip
+    try:
+        reference = read_reference(release, site / DRIFT_FOLDER)
+    except JournalError:
+        return nothing
+    last = journal.last_sketch_number()
+    held = {
+        one.id: one.values
+        for one in journal.latest_sketch_rows(release.number, until=last, limit=2 * MAX_SELECTED_ANSWERS)
+    }
+    if any(row.id not in held for row in rows):
+        return nothing
+    sketches = decode_sketches(
+        [held[row.id] for row in rows], len(reference.classes), reference.projection.components.shape[1]
+    )
+    before, now = (reference.scores(one) for one in (reference.sketches, sketches))
+    if drifted and examine_drift(site, journal=journal, release=release.number).alarm:
+        common["changed"] = change_scores(before, now)
+    probabilities = sketches["probabilities"].astype(np.float32)
+    if "distance to the classes" in reference.channels:
+        column = reference.channels.index("distance to the classes")
+        common |= {
+            "far": float(np.quantile(before[:, column], 0.99)),
+            "radius": float(np.median(before[:, column])),
+        }
+        distances = now[:, column]
+    else:
+        distances = np.zeros(len(rows))
+    return Candidates(
+        probabilities=probabilities, features=sketches["projection"].astype(np.float32), distances=distances,
+        **common,
+    )  # fmt: skip
+
+
+# Answers of people
+
+
+def review_answer(
+    journal: Journal,
+    id: str,
+    word: str,
+    *,
+    classes: Sequence[str],
+    by: str | None = None,
+    followers: Sequence[str] = (),
+    new_class: bool = False,
+) -> list[Review]:
+    """Record what a person says of an answer: a class, ``none of these`` or ``unusable``.
+
+    Args:
+        journal: an open journal.
+        id: the answer.
+        word: the right class, which may be new, or one of the two words.
+        classes: the classes that are known.
+        by: who says it.
+        followers: answers of which the same is said.
+        new_class: whether a class that looks like a known one is another thing.
+
+    Raises ChoiceError for a class that is probably a slip of the pen, UnknownPrediction for an unknown id.
+    """
+    word = word.strip()
+    if not word:
+        raise ChoiceError("An answer needs the right class, or 'none of these', or 'unusable'.")
+    rows = [journal.find_row(one) for one in (id, *followers)]
+    kinds = {one.id: _kind_of(one, word, classes, new_class) for one in rows}
+    found = []
+    for kind in dict.fromkeys(kinds.values()):
+        ids = [one for one, its in kinds.items() if its == kind]
+        found += journal.review(ids, kind, None if kind in REVIEW_KINDS[3:] else word, by=by)
+    return found
+
+
+def _kind_of(row: JournalRow, word: str, classes: Sequence[str], new_class: bool) -> ReviewKind:
+    for kind in REVIEW_KINDS[3:]:
+        if word == kind:
+            return kind
+    if word == row.label:
+        return "confirmed"
+    if word in classes:
+        return "corrected"
+    if not new_class and (meant := next((one for one in classes if looks_alike(word, one)), None)) is not None:
+        raise ChoiceError(
+            f"There is no class '{word}', but a class '{meant}': write that, or, if '{word}' is another thing, say "
+            "that it is a new class (--new-class)."
+        )
+    return "new class"
+
+
+def known_classes(site: Path | str, reviews: Sequence[Review]) -> tuple[str, ...]:
+    """The classes of the current release, then those that people named since."""
+    named = [one.label for one in reviews if one.label is not None]
+    return tuple(dict.fromkeys((*current_release(site).facts["classes"], *sorted(set(named)))))
+
+
+@dataclass(frozen=True)
+class SettledLabel:
+    """What people agree on for one image."""
+
+    row: JournalRow
+    label: str | None
+    """None where it has no class, is unusable, or people contradict each other."""
+    contradictory: bool
+    audited: bool
+    """Whether it was drawn at random."""
+
+
+def settle_labels(reviews: Sequence[Review]) -> list[SettledLabel]:
+    """One label for each image: that of most people, each by their latest word; none where as many say another."""
+    said: dict[str, dict[str | None, Review]] = {}
+    for one in reviews:
+        said.setdefault(one.row.image or one.row.id, {})[one.by] = one
+    found = []
+    for opinions in said.values():
+        votes = Counter(one.label or one.kind for one in opinions.values()).most_common()
+        divided = len(votes) > 1 and votes[0][1] == votes[1][1]
+        winner = next(one for one in opinions.values() if (one.label or one.kind) == votes[0][0])
+        audited = any(one.why == "audit" for one in opinions.values())
+        found.append(SettledLabel(winner.row, None if divided else winner.label, divided, audited))
+    return found
+
+
+# What the answers show
+
+
+def audit_accuracy(reviews: Sequence[Review], release: int | None = None) -> Interval:
+    """Accuracy of what was answered, from the audit alone, at any number of looks; unusable images do not count.
+
+    ``release`` takes the answers of that release only.
+    """
+    latest = {one.row.id: one for one in reviews if one.why == "audit"}
+    counted = [
+        one
+        for one in latest.values()
+        if one.kind != "unusable" and (release is None or one.row.release == release)
+    ]
+    return metrics.anytime_interval(sum(one.kind == "confirmed" for one in counted), len(counted))
+
+
+def half_width_after(known: Interval, more: int, *, guess: float = 0.9) -> float:
+    """Half the width of the interval of an accuracy after ``more`` answers, if the share of right ones stays."""
+    n, share = known.n + more, known.value if known.n else guess
+    later = metrics.anytime_interval(round(share * n), n)
+    return (later.high - later.low) / 2
+
+
+def answers_needed(known: Interval, half_width: float = WANTED_HALF_WIDTH) -> int:
+    """How many more answers of the audit narrow the interval to this half width, about."""
+    low, high = 0, 1
+    if half_width_after(known, 0) <= half_width:
+        return 0
+    while half_width_after(known, high) > half_width:
+        low, high = high, 2 * high
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if half_width_after(known, middle) > half_width else (low, middle)
+    return high
+
+
+def agreement(reviews: Sequence[Review]) -> list[dict[str, Any]]:
+    """Cohen's kappa of every two people who reviewed the same answers."""
+    said: dict[str, dict[str, str]] = {}
+    for one in reviews:
+        said.setdefault(one.by or "unnamed", {})[one.row.id] = one.label or one.kind
+    found = []
+    for first, second in combinations(sorted(said), 2):
+        common = sorted(said[first].keys() & said[second].keys())
+        if common:
+            kappa = metrics.cohen_kappa(*([said[who][id] for id in common] for who in (first, second)))
+            found.append(
+                {"people": [first, second], "n": len(common), "kappa": None if np.isnan(kappa) else kappa}
+            )
+    return found
+
+
+def summarise_reviews(site: Path | str, *, journal: Journal, more: int = 30) -> dict[str, Any]:
+    """What waits, what was said, the accuracy now, and what ``more`` answers of the audit would bring; JSON-ready."""
+    release, reviews = current_release(site), journal.reviews()
+    accuracy, settled = audit_accuracy(reviews, release.number), settle_labels(reviews)
+    narrower = half_width_after(accuracy, more)
+    needed = answers_needed(accuracy)
+    counted = journal.count()
+    notes = []
+    if not counted["images"]:
+        notes.append("No images are kept, so nothing can be shown: sightline serve SITE --keep-images")
+    if contradictory := sum(one.contradictory for one in settled):
+        notes.append(f"People contradict each other about {contradictory} images: they are not learned from.")
+    return {
+        "release": release.number,
+        "classes": list(known_classes(site, reviews)),
+        "queue": journal.count_queue(),
+        "reviews": dict(Counter(one.kind for one in reviews)),
+        "accuracy": accuracy.as_json(),
+        "more": {"answers": more, "half_width": narrower, "needed_for_5_points": needed},
+        "agreement": agreement(reviews),
+        "images": counted["images"],
+        "image_bytes": counted["image_bytes"],
+        "notes": notes,
+    }
+
+
+def describe_shown(shown: QueuedAnswer) -> dict[str, Any]:
+    """What a person sees of a queued answer: without the answer itself where it would bias them. JSON-ready."""
+    reason, row = REASONS[shown.why], shown.row
+    seen = {} if reason.blind else {"label": row.label, "confidence": row.confidence}
+    return {
+        "id": row.id,
+        "why": shown.why,
+        "sentence": reason.sentence,
+        "blind": reason.blind,
+        "until": shown.until,
+        "followers": list(shown.followers),
+        **seen,
+    }
+
+
+# Tables, for people who answer elsewhere
+
+
+def export_queue(journal: Journal, out: Path) -> int:
+    """Write the waiting answers to a CSV with an empty column ``answer``; return how many."""
+    rows: list[list[object]] = [["id", "image", "why", "answer"]]
+    for id, _ in journal.queued():
+        row = journal.find_row(id)
+        rows.append([id, journal.image_path(row) or "", "", ""])
+    write_csv(out, rows)
+    return len(rows) - 1
+
+
+def import_answers(
+    journal: Journal, table: Path, *, classes: Sequence[str], by: str | None = None, new_class: bool = False
+) -> int:
+    """Record the answers in a CSV with columns ``id`` and ``answer``; empty answers are skipped. Returns how many.
+
+    All rows are checked before one is recorded. Raises JournalError that names the row.
+    """
+    try:
+        rows = read_csv_rows(table)
+    except (OSError, UnicodeDecodeError) as error:
+        raise JournalError(f"'{table}' cannot be read: give the CSV that `review SITE export` wrote.") from error
+    if not rows or not {"id", "answer"} <= rows[0].keys():
+        raise JournalError(f"'{table}' needs the columns id and answer: `review SITE export` writes them.")
+    given = [(i, row["id"], row.get("answer", "").strip()) for i, row in enumerate(rows, 2)]
+    given = [(i, id, word) for i, id, word in given if word]
+    for i, id, word in given:
+        try:
+            _kind_of(journal.find_row(id), word, classes, new_class)
+        except (ChoiceError, JournalError) as error:
+            raise JournalError(f"Row {i} of '{table}': {error} Nothing was recorded.") from error
+    for _, id, word in given:
+        review_answer(journal, id, word, classes=classes, by=by, new_class=new_class)
+    return len(given)
