@@ -25,8 +25,8 @@ def draw_number(id: str) -> float:
     return int.from_bytes(hashlib.sha256(id.encode()).digest()[:6], "big") / 2**48
 
 
-def evict_images(connection: Connection, store: ImageStore, quota: float) -> int:
-    """Remove images until a tenth of ``quota`` (bytes) is free; return the bytes that are left.
+def evict_images(connection: Connection, store: ImageStore, quota: float, needed: int) -> int:
+    """Remove images until a tenth of ``quota``, and ``needed``, is free (all in bytes); return the bytes that are left.
 
     Images that were reviewed or queued always stay. Of the others, half of the room belongs to those of the smallest
     ``draw_number``: a uniform sample of all answers there ever were, the audit among them. The other half belongs to
@@ -50,7 +50,7 @@ def evict_images(connection: Connection, store: ImageStore, quota: float) -> int
         number[name] = min(draw_number(id), number.get(name, 1.0))
         if id in said:
             kept.add(name)
-    room = (1 - FREED_SHARE) * quota - sum(sizes[name] for name in kept)
+    room = quota - max(FREED_SHARE * quota, needed) - sum(sizes[name] for name in kept)
     others = [name for name in sizes if name not in kept]
     for order, share in (
         (sorted(others, key=number.__getitem__), RESERVOIR_SHARE),

@@ -164,7 +164,10 @@ class JournalWriter:
         kept, new = {}, {}
         size = sum(len(data) for name, data in {*stripped.values()} if name not in stored)
         if self._used + size > self._quota:
-            self._used, self._counted_at = evict_images(connection, self._images, self._quota), time.monotonic()
+            self._used, self._counted_at = (
+                evict_images(connection, self._images, self._quota, size),
+                time.monotonic(),
+            )
             stored = _existing_values(connection, images.c.name, [name for name, _ in stripped.values()])
         for id, (name, data) in stripped.items():
             if name not in stored and name not in new:
