@@ -86,7 +86,6 @@ def measure_room(place: Path, sketch: bytes, answers: int) -> dict:
     sizes = []
     for kind in (sketch, None):
         site = place / ("with" if kind else "without")
-        facts = (1, "frog", 0.9, False, "ab" * 32)
         with Journal.open(site) as journal:
             for _ in range(0, answers, 500):
                 journal.record(

@@ -23,7 +23,7 @@ from sightline.errors import DataError, OutputError, ReleaseError
 from sightline.feedback import improve, improvement
 from sightline.feedback.improvement import STAGES
 from sightline.feedback.lessons import collect_field_images, group_images, split_groups
-from sightline.feedback.review import SettledLabel
+from sightline.feedback.opinions import SettledLabel
 from sightline.journal import Journal, JournalRow, PredictionRecord, QueueEntry, draw_number
 from sightline.runs import trained_on
 from sightline.serving import current_number, current_release, load_release, open_engine, publish

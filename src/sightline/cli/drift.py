@@ -87,8 +87,16 @@ def print_drift(console: "Console", value: Mapping[str, Any]) -> None:
     if accuracy := value["accuracy"]:
         say(
             f"Accuracy was {accuracy['tested']:.1%} when tested; without labels it is estimated as "
-            f"{accuracy['atc']:.1%} now (an estimate that does not see new kinds of thing: ask for corrections)."
+            f"{accuracy['atc']:.1%} now (an estimate that does not see new kinds of thing)."
         )
+    audit = value["audit"]
+    say(
+        f"Answers drawn at random and reviewed: {audit['value']:.1%} of {audit['n']:,} right "
+        f"[{audit['low']:.1%}, {audit['high']:.1%}]."
+        if audit["n"]
+        else f"No answer that was drawn at random was reviewed, which alone would prove it: sightline review "
+        f"{value['site']}"
+    )
     console.print(
         make_table(
             ("watched", "evidence", "tested", "now"),

@@ -11,19 +11,15 @@ from .drift import DEFAULT_PROMISE, ChannelChange, DriftReport, examine_drift, w
 from .gate import GateRules, GateVerdict, JudgedAnswers, PairedChange, judge_candidate
 from .improvement import Improvement, improve
 from .judging import Judged
+from .opinions import agreement, answers_needed, audit_accuracy, half_width_after, settle_labels
 from .review import (
     DEFAULT_REASONS,
-    agreement,
-    answers_needed,
-    audit_accuracy,
     describe_shown,
     export_queue,
-    half_width_after,
     import_answers,
     known_classes,
     review_answer,
     select,
-    settle_labels,
     summarise_reviews,
 )
 from .selection import REASONS, Candidates, Pick, Reason

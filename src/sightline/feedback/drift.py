@@ -27,6 +27,7 @@ from ..journal import (
 )
 from ..serving import Release, append_audit, current_release, load_release
 from .detector import Detector
+from .opinions import audit_accuracy
 
 FIRST_ANSWERS = 500
 """Answers that are compared with the tested images, once."""
@@ -110,6 +111,8 @@ class DriftReport:
     """The channels that drive the evidence, the strongest first."""
     accuracy: Mapping[str, float] | None
     """Estimates without labels over the latest answers, and the accuracy on reference images (``tested``)."""
+    audit: Mapping[str, Any]
+    """Accuracy of the answers that were drawn at random and reviewed, with an interval for any number of looks."""
     class_shares: Mapping[str, float] | None
     """Estimated shares of the classes among the latest answers, if only the mix of classes changed."""
     stability_index: float | None
@@ -286,6 +289,7 @@ def _describe(detector: Detector, journal: Journal, release: int, promise: int) 
         detector.facts.get("first"),
         changes,
         accuracy,
+        audit_accuracy(journal.reviews(), release).as_json(),
         shares,
         index,
         images,

@@ -175,6 +175,8 @@ class _Work:
                 "waits", (f"A release was rolled back: {wait / 3600:.1f} hours are left.",), current.number
             )
         base = find_base(self.site, current)
+        if self.state.get("base") != str(base):  # another run was published: a new chain
+            self.remember(base=str(base), anchor=None, looks=0)
         self.on_stage("collect")
         run = open_run(base, device="cpu", remedy="publish the run itself")
         field = collect_field_images(self.journal, run.classifier.geometry)

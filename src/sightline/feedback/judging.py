@@ -15,7 +15,7 @@ from ..types import Dataset
 from .difference import answer_images, open_release, time_answers
 from .gate import PROVEN_EVIDENCE, GateRules, GateVerdict, JudgedAnswers, judge_candidate
 from .lessons import FieldImages
-from .review import settle_labels
+from .opinions import settle_labels
 
 DECISIONS: dict[str, Literal["promoted", "kept", "cannot tell"]] = {
     "promote": "promoted",

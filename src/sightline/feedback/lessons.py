@@ -18,7 +18,7 @@ from ..data import find_near_duplicates
 from ..files import write_csv
 from ..journal import Journal, draw_number
 from ..types import Dataset, Geometry
-from .review import SettledLabel, settle_labels
+from .opinions import SettledLabel, settle_labels
 
 HELD_OUT_SHARE, VALIDATION_SHARE = 0.15, 0.15
 """Shares of the groups of corrections that judge, and that choose between ways to learn."""
