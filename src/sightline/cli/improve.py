@@ -58,6 +58,8 @@ def improve(
     url: str
         URL of the journal's database; safer in the variable SIGHTLINE_JOURNAL. Default: a file of the site.
     """
+    for library in ("OMP", "OPENBLAS", "MKL"):  # before they are loaded
+        os.environ.setdefault(f"{library}_NUM_THREADS", "1")
     from .. import progress, runtime
     from ..feedback import GateRules
     from ..feedback import improve as run_improvement
