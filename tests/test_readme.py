@@ -70,20 +70,9 @@ def test_there_are_commands():
     verbs = {words[0] for page in PAGES for words in commands(page)}
     made = {"train", "tune", "combine", "compress", "learn"}
     examined = {"check", "evaluate", "report", "attack", "compare", "explain"}
-    used = {
-        "predict",
-        "export",
-        "serve",
-        "releases",
-        "keys",
-        "journal",
-        "drift",
-        "review",
-        "improve",
-        "runs",
-        "list",
-    }
-    assert verbs == made | examined | used
+    used = {"predict", "export", "serve", "releases", "keys", "journal", "runs", "list"}
+    watched = {"drift", "review", "improve"}
+    assert verbs == made | examined | used | watched
 
 
 @pytest.mark.parametrize("words", COMMANDS)

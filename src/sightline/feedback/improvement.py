@@ -242,8 +242,10 @@ class _Work:
         run = job / "run"
         if not (run / "recipe.toml").is_file():
             self.on_stage("learn")
+            # A name that looks like another was questioned when it was given.
+            labels = tuple(dict.fromkeys(row["label"] for row in read_csv_rows(job / TABLE_FILE)))
             learn(
-                base, job / TABLE_FILE, by=self.by, new_classes=self._new_classes(job), memory=self.memory,
+                base, job / TABLE_FILE, by=self.by, new_classes=labels, memory=self.memory,
                 naive=False, held_out=(VALIDATION_SHARE, 0.0), out=run, seed=self.seed,
             )  # fmt: skip
         place = job / "check"
@@ -256,11 +258,6 @@ class _Work:
             classifier.memory = Memory()
             classifier.save(run / "classifier")
         return publish(place, run, promote=False)
-
-    @staticmethod
-    def _new_classes(job: Path) -> tuple[str, ...]:
-        """All labels: a name that looks like another was questioned when it was given."""
-        return tuple(dict.fromkeys(row["label"] for row in read_csv_rows(job / TABLE_FILE)))
 
     def _judge(self, candidate: Release, current: Release, run: Run, field: FieldImages) -> Judged:
         looks = self.state.get("looks", 0) + 1
@@ -288,7 +285,8 @@ class _Work:
                 "again."
             )
         source, before = str(job / "run"), current_release(self.site)
-        current = before
+        current, known = before, read_json_object(job / JOB_FILE)
+        write_json(job / JOB_FILE, {"released": 0, **known})  # from now on a release may need this folder
         if current.facts.get("source") != source:
             current = publish(self.site, source, by="improve", note=f"improved: {judged.describe()}")
         append_audit(self.site, "improve", current.number, "improve", decision="promoted")
@@ -296,7 +294,6 @@ class _Work:
             self.remember(anchor=current.number)
         elif self.state.get("anchor") is None:
             self.remember(anchor=before.number)
-        known = read_json_object(job / JOB_FILE)
         write_json(job / JOB_FILE, {**known, "released": current.number})
         return current
 

@@ -97,7 +97,7 @@ def judge_release(
         replace(one, latency=spent, size=_size(release))
         for one, spent, release in zip(answers, times, (candidate, current), strict=False)
     ]
-    truth = np.concatenate([_names(one) for one in sets])
+    truth = np.concatenate([np.array(one.classes, object)[one.labels] for one in sets])
     lost = [name for name in engines[1].classes if name not in (*engines[0].classes, *removed)]
     verdict = judge_candidate(
         answers[0], answers[1], answers[2] if anchor is not None else None, groups={"class": truth},
@@ -168,10 +168,6 @@ def _answer_sets(engine: Engine, sets: Sequence[Dataset]) -> JudgedAnswers:
     parts = [answer_images(engine, one) for one in sets]
     probabilities = np.concatenate([one.probabilities for one in parts])
     return replace(parts[0], probabilities=probabilities, labels=np.concatenate([one.labels for one in parts]))
-
-
-def _names(images: Dataset) -> np.ndarray:
-    return np.array(images.classes, object)[images.labels]
 
 
 def _size(release: Release) -> int:

@@ -50,7 +50,7 @@ def released_copies(site: Path) -> Iterator[str]:
     """Yield a sentence for each release that learned from images that are gone."""
     for job in sorted((site / CANDIDATES_FOLDER).glob("[0-9]*")):
         released = read_json_object(job / "job.json").get("released")
-        if released is not None and _lacks_images(job):
+        if released and _lacks_images(job):
             yield (
                 f"Release {released} learned from images that are erased: sightline improve {site} makes one without "
                 "them."
