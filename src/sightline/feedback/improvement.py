@@ -31,6 +31,7 @@ from ..serving import (
     list_releases,
     load_release,
     previous_numbers,
+    promote,
     publish,
     rollback,
 )
@@ -287,8 +288,11 @@ class _Work:
         source, before = str(job / "run"), current_release(self.site)
         current, known = before, read_json_object(job / JOB_FILE)
         write_json(job / JOB_FILE, {"released": 0, **known})  # from now on a release may need this folder
-        if current.facts.get("source") != source:
+        made = [one for one in list_releases(self.site) if one.facts.get("source") == source]
+        if not made:
             current = publish(self.site, source, by="improve", note=f"improved: {judged.describe()}")
+        elif current.facts.get("source") != source:  # a process was killed before it promoted it
+            current = promote(self.site, made[-1].number, by="improve")
         append_audit(self.site, "improve", current.number, "improve", decision="promoted")
         if judged.is_best:
             self.remember(anchor=current.number)
