@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import ChoiceError, RecipeError, RequirementNotMet
 from .journal import open_site_journal
-from .output import OUTPUT_DEFAULTS, OutputOptions, Words, emit
+from .output import OUTPUT_DEFAULTS, OutputOptions, Words, emit, owns_process
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -58,8 +58,9 @@ def improve(
     url: str
         URL of the journal's database; safer in the variable SIGHTLINE_JOURNAL. Default: a file of the site.
     """
-    for library in ("OMP", "OPENBLAS", "MKL"):  # before they are loaded
-        os.environ.setdefault(f"{library}_NUM_THREADS", "1")
+    if owns_process.get():
+        for library in ("OMP", "OPENBLAS", "MKL"):  # before they are loaded
+            os.environ.setdefault(f"{library}_NUM_THREADS", "1")
     from .. import progress, runtime
     from ..feedback import GateRules
     from ..feedback import improve as run_improvement
@@ -73,9 +74,10 @@ def improve(
         seconds = None if every is None else parse_duration(every)
     except RecipeError as error:
         raise ChoiceError(f"--every is '{every}': write a time such as 1d or 6h.") from error
-    with suppress(OSError, AttributeError):  # some systems have no priorities
-        os.nice(19)
-    runtime.use_one_thread()
+    if owns_process.get():
+        with suppress(OSError, AttributeError):  # some systems have no priorities
+            os.nice(19)
+        runtime.use_one_thread()
     while True:
         with open_site_journal(site, url) as held:
             found = run_improvement(
