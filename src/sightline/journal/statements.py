@@ -60,7 +60,7 @@ class JournalWriter:
         """``quota`` in bytes, for the kept images of all processes together."""
         self._database, self._spool, self._images, self._quota = database, spool, images, quota
         self._lock = Lock()
-        self._used, self._counted_at = 0, -QUOTA_RECOUNT_SECONDS
+        self._used, self._counted_at, self._full_until = 0, -QUOTA_RECOUNT_SECONDS, 0.0
         self.dropped_images = 0
         """Images that were not kept: the quota or the disk is full, or they cannot be read."""
 
@@ -163,11 +163,10 @@ class JournalWriter:
         stored = _existing_values(connection, images.c.name, [name for name, _ in stripped.values()])
         kept, new = {}, {}
         size = sum(len(data) for name, data in {*stripped.values()} if name not in stored)
-        if self._used + size > self._quota:
-            self._used, self._counted_at = (
-                evict_images(connection, self._images, self._quota, size),
-                time.monotonic(),
-            )
+        if self._used + size > self._quota and time.monotonic() > self._full_until:
+            self._used = evict_images(connection, self._images, self._quota, size)
+            if self._used + size > self._quota:  # searching again at each batch would find nothing
+                self._full_until = time.monotonic() + QUOTA_RECOUNT_SECONDS
             stored = _existing_values(connection, images.c.name, [name for name, _ in stripped.values()])
         for id, (name, data) in stripped.items():
             if name not in stored and name not in new:
