@@ -11,6 +11,8 @@ from .output import OUTPUT_DEFAULTS, OutputOptions, Switch, Words, emit, make_ta
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from ..journal import Journal
+
 
 def review(
     site: Path,
@@ -60,16 +62,7 @@ def review(
     url: str
         URL of the journal's database; safer in the variable SIGHTLINE_JOURNAL. Default: a file of the site.
     """
-    from ..feedback import (
-        DEFAULT_REASONS,
-        describe_shown,
-        export_queue,
-        import_answers,
-        known_classes,
-        review_answer,
-        select,
-        summarise_reviews,
-    )
+    from ..feedback import DEFAULT_REASONS, describe_shown, export_queue, select, summarise_reviews
     from ..serving import current_user
 
     if count < 0:
@@ -86,22 +79,29 @@ def review(
             value |= {"id": None} if shown is None else describe_shown(shown)
             if shown is not None:
                 value["image"] = str(held.image_path(shown.row))
-        elif action == "answer":
-            id = require_argument(what, "answer", "the id of an answer")
-            word = require_argument(answer, "answer", "what it is, after the id")
-            followers = [one for one, _ in held.queued(leader=id)] if all else ()
-            classes = known_classes(site, held.reviews())
-            said = review_answer(held, id, word, classes=classes, by=who, followers=followers, new_class=new_class)
-            value["reviews"] = [{"id": one.row.id, "kind": one.kind, "label": one.label} for one in said]
         elif action == "export":
             if out is None or out.suffix.lower() != ".csv":
                 raise ChoiceError("Set the destination: --out queue.csv")
             value |= {"n": export_queue(held, out), "out": str(out)}
         else:
-            table = Path(require_argument(what, "import", "the .csv with answers"))
-            classes = known_classes(site, held.reviews())
-            value["imported"] = import_answers(held, table, classes=classes, by=who, new_class=new_class)
+            word = None if action == "import" else require_argument(answer, action, "what it is, after the id")
+            what = require_argument(what, action, "the id of an answer, or the .csv with answers")
+            value |= _record_answers(held, site, what, word, who, all=all, new_class=new_class)
     emit(value, options.json, print_review)
+
+
+def _record_answers(
+    held: "Journal", site: Path, what: str, word: str | None, who: str, *, all: bool, new_class: bool
+) -> dict[str, Any]:
+    """Record a word about the answer ``what`` (its id), or without a word all those of the table ``what``."""
+    from ..feedback import import_answers, known_classes, review_answer
+
+    classes = known_classes(site, held.reviews())
+    if word is None:
+        return {"imported": import_answers(held, Path(what), classes=classes, by=who, new_class=new_class)}
+    followers = [one for one, _ in held.queued(leader=what)] if all else ()
+    said = review_answer(held, what, word, classes=classes, by=who, followers=followers, new_class=new_class)
+    return {"reviews": [{"id": one.row.id, "kind": one.kind, "label": one.label} for one in said]}
 
 
 def print_review(console: "Console", value: Mapping[str, Any]) -> None:
