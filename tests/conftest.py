@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 from collections import Counter
+from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -22,34 +23,37 @@ def pytest_addoption(parser):
     parser.addoption("--record-durations", action="store_true", help=f"write {DURATIONS.name}")
 
 
-def changed_stages() -> set[str]:
-    """Stages with files that differ from the last commit, or that the last commit changed where none do."""
+@cache
+def changed_places() -> frozenset[str]:
+    """Stages and files that differ from the last commit, or that the last commit changed where none do."""
 
     def names(*words):
         found = subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True, check=False)
         return [line.split()[-1] for line in found.stdout.splitlines()]
 
-    files = names("status", "--porcelain") or names("diff", "--name-only", "HEAD~1")
-    parts = [Path(file).parts for file in files]
+    parts = [Path(file).parts for file in names("status", "--porcelain") or names("diff", "--name-only", "HEAD~1")]
     places = {part[2] for part in parts if part[:2] == ("src", "sightline")}
-    return places | {part[1] for part in parts if part[0] == "tests" and len(part) > 2}
+    return frozenset(places | {part[1] for part in parts if part[0] == "tests" and len(part) > 1})
+
+
+def pytest_ignore_collect(collection_path, config):
+    """For --quick: only what changed is imported, and the architecture."""
+    parts = collection_path.relative_to(ROOT).parts
+    level = 2 if parts[:1] == ("src",) else 1
+    if not config.getoption("--quick") or len(parts) <= level:
+        return None
+    ground = any(
+        (ROOT / "src" / "sightline" / name).is_file() for name in changed_places()
+    )  # every stage stands on it
+    return None if ground or parts[level] in {*changed_places(), "test_architecture.py"} else True
 
 
 def pytest_collection_modifyitems(config, items):
-    """For --quick: the architecture, and of the stages that changed every test that is recorded as fast."""
+    """For --quick: the tests that are recorded as fast."""
     if not config.getoption("--quick"):
         return
     slow = json.loads(DURATIONS.read_text(encoding="utf-8")) if DURATIONS.exists() else {}
-    stages = changed_stages()
-    ground = any(name.endswith(".py") for name in stages)  # every stage stands on it
-
-    def runs(item):
-        parts = item.path.relative_to(ROOT).parts
-        place = parts[2] if parts[0] == "src" else parts[1]
-        wanted = ground or place in stages or place == "test_architecture.py"
-        return wanted and slow.get(item.nodeid, 0.0) <= MAX_QUICK_SECONDS
-
-    kept = [item for item in items if runs(item)]
+    kept = [item for item in items if slow.get(item.nodeid, 0.0) <= MAX_QUICK_SECONDS]
     config.hook.pytest_deselected(items=[item for item in items if item not in set(kept)])
     items[:] = kept
 
@@ -93,9 +97,13 @@ def shared_weights() -> Path:
 
 @pytest.fixture(autouse=True, scope="session")
 def _own_cache(tmp_path_factory):
-    """Tests never touch the user's cache."""
-    before = os.environ.get("SIGHTLINE_CACHE")
-    os.environ["SIGHTLINE_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+    """Tests never touch the user's cache. Kernels are compiled once for all workers of xdist."""
+    before, cache = os.environ.get("SIGHTLINE_CACHE"), tmp_path_factory.mktemp("cache")
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        common = tmp_path_factory.getbasetemp().parent / "kernels"
+        common.mkdir(mode=0o700, exist_ok=True)
+        (cache / "kernels").symlink_to(common)
+    os.environ["SIGHTLINE_CACHE"] = str(cache)
     yield
     if before is None:
         del os.environ["SIGHTLINE_CACHE"]
@@ -106,6 +114,7 @@ def _own_cache(tmp_path_factory):
 @pytest.fixture(autouse=True, scope="session")
 def _brief_measurements():
     """Speeds are measured by a few calls: tests read that one is stated, never its value."""
+    from sightline.compression import comparison
     from sightline.evaluation import efficiency
     from sightline.formats import parity
     from sightline.training import defaults
@@ -114,6 +123,8 @@ def _brief_measurements():
         for module in (efficiency, parity):
             patch.setattr(module, "MIN_LATENCY_REPEATS", 2)
             patch.setattr(module, "MAX_LATENCY_REPEATS", 3)
+        patch.setattr(comparison, "MIN_TIMING_ROUNDS", 6)  # the fewest with an interval
+        patch.setattr(comparison, "MAX_TIMING_ROUNDS", 8)
         patch.setattr(defaults, "AUTOTUNE_STEPS", 1)
         yield
 
@@ -121,10 +132,23 @@ def _brief_measurements():
 @pytest.fixture(scope="session")
 def kernels(_own_cache):
     """The compiled kernels, or a skip that says why there are none."""
-    from sightline.layers import open_kernels
+    from filelock import FileLock
 
-    library, why = open_kernels()
+    from sightline.layers import open_kernels
+    from sightline.runtime import cache_dir
+
+    folder = (cache_dir() / "kernels").resolve()
+    with FileLock(folder.with_suffix(".lock")):  # compiling takes longer than any test
+        library, why = open_kernels()
     return library or pytest.skip(why)
+
+
+@pytest.fixture
+def undrawn(monkeypatch):
+    """Diagrams of a report are blank: for commands whose pages are tested elsewhere."""
+    from PIL import Image
+
+    monkeypatch.setattr("sightline.pictures.plots.render_figure", lambda _: Image.new("RGB", (9, 9)))
 
 
 @pytest.fixture

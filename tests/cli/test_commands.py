@@ -46,6 +46,7 @@ FAMILIES += ("freezings", "mitigations", "scores", "explainers", "combinations",
 FAMILIES += ("normalisations", "presets", "baselines", "features", "data")
 FAMILIES += ("compressors", "strategies")
 FAMILIES += ("formats",)
+pytestmark = pytest.mark.usefixtures("undrawn")
 SHELL = (sys.executable, "-c", "import sys; from sightline.cli import main; sys.exit(main())")
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from helpers.pruned_classifiers import logits, make, saved_and_loaded, splits
-from helpers.tiny_classifiers import WORDS
+from helpers.tiny_classifiers import DISTINCT_WORDS
 from sightline import runtime
 from sightline.classifier import Classifier
 from sightline.compression.channel_groups import (
@@ -37,7 +37,7 @@ from sightline.files import write_json
 from sightline.layers.pruned import is_narrowable
 from sightline.models import SURGERY, count_multiply_adds
 
-words = pytest.mark.parametrize("word", WORDS)
+words = pytest.mark.parametrize("word", DISTINCT_WORDS)
 
 
 def cost(classifier):

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from helpers.pruned_classifiers import logits, make, saved_and_loaded
-from helpers.tiny_classifiers import WORDS
+from helpers.tiny_classifiers import DISTINCT_WORDS
 from sightline.compression.compressor import example_input
 from sightline.compression.lowrank import DECOMPOSITIONS, LowRank, fill_factors, rank_for_energy
 from sightline.errors import RecipeError
@@ -180,7 +180,7 @@ def test_the_rank_of_an_energy():
 
 
 # Every network by one way in turn, and every way on the small ones: linear algebra takes its time.
-TURNS = [(word, ("tucker", "spatial", "svd")[turn % 3]) for turn, word in enumerate(WORDS)]
+TURNS = [(word, ("tucker", "spatial", "svd")[turn % 3]) for turn, word in enumerate(DISTINCT_WORDS)]
 SMALL = ["lenet5", "plain-cnn:depth=5:width=8", "vit:depth=1:width=24:heads=2"]
 
 

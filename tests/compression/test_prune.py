@@ -6,20 +6,20 @@ import pytest
 import torch
 from torch.nn.utils import prune as torch_prune
 
-from helpers.pruned_classifiers import logits, make, pixels_of, saved_and_loaded, splits
-from helpers.tiny_classifiers import SETTLED, WORDS
+from helpers.pruned_classifiers import count_zeros, logits, make, pixels_of, saved_and_loaded, splits
+from helpers.tiny_classifiers import DISTINCT_WORDS, SETTLED
 from sightline.compression.compressor import example_input
 from sightline.compression.pruning import PRUNING_SCOPES, Prune
 from sightline.errors import RecipeError
 from sightline.layers import WeightNoise
-from sightline.layers.pruned import SparseConv2d, SparseLinear, count_zeros
+from sightline.layers.pruned import SparseConv2d, SparseLinear
 from sightline.models import SURGERY, Architecture, build, compressible_layers
 from sightline.training import OPTIMIZERS, Recipe, build_method, refine, resolve
 from sightline.training.fit import TrainingState
 from sightline.training.hooks import EMA
 from sightline.training.run_folder import SilentRunFolder
 
-words = pytest.mark.parametrize("word", WORDS)
+words = pytest.mark.parametrize("word", DISTINCT_WORDS)
 
 
 def prunable(classifier):
@@ -39,7 +39,7 @@ def by_torch(classifier, amount, scope):
 
 
 @pytest.mark.parametrize(
-    ("word", "scope"), [(word, [*PRUNING_SCOPES][turn % 2]) for turn, word in enumerate(WORDS)]
+    ("word", "scope"), [(word, [*PRUNING_SCOPES][turn % 2]) for turn, word in enumerate(DISTINCT_WORDS)]
 )
 def test_the_smallest_weights_go_as_torch_would_have_it(word, scope):
     classifier = make(word)

@@ -6,13 +6,12 @@ import numpy as np
 import pytest
 import torch
 
-from helpers.pruned_classifiers import logits, make, saved_and_loaded, splits
+from helpers.pruned_classifiers import count_zeros, logits, make, saved_and_loaded, splits
 from sightline.compression.lowrank import LowRank
 from sightline.compression.pruning import Channels, Prune
 from sightline.ensembles import combine
 from sightline.errors import RecipeError
 from sightline.formats import open_exported, write_exported
-from sightline.layers.pruned import count_zeros
 from sightline.models import SURGERY, Architecture, build, count_multiply_adds, find_stages, get_head
 
 STEPS = {

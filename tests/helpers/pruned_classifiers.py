@@ -4,6 +4,7 @@ import numpy as np
 import torch
 
 from sightline.classifier import Classifier
+from sightline.layers.pruned import SparseConv2d, SparseLinear
 from sightline.models import Architecture, build, parse_architecture
 from sightline.preprocessing import Normalise, Preprocessing
 from sightline.types import Dataset, Geometry, Splits
@@ -30,6 +31,12 @@ def make(word, *, side=16, channels=3, seed=0, surgery=()):
     return Classifier(
         Preprocessing(steps), network, architecture=plan, classes=CLASSES, geometry=geometry, temperature=1.3
     ).eval()  # fmt: skip
+
+
+def count_zeros(network):
+    """(zero weights, all weights) of the layers that are pruned."""
+    weights = [one.weight for one in network.modules() if isinstance(one, SparseConv2d | SparseLinear)]
+    return sum(int((weight == 0).sum()) for weight in weights), sum(weight.numel() for weight in weights)
 
 
 def images(count, *, side=16, channels=3, seed=0):

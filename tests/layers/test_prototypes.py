@@ -38,7 +38,8 @@ def make(classes: int, model: str = "lenet5", *, normalise: bool = True) -> Clas
     made = Classifier(steps, build(plan), architecture=plan, classes=names, geometry=geometry).eval()
     pixels, labels = torch.rand(12 * classes, 1, 28, 28), torch.arange(12 * classes) % classes
     with torch.no_grad():
-        get_head(made.network).fit(made.features(pixels), labels)
+        features = made.features(pixels)
+        get_head(made.network).fit(features, labels, features.mean(0))
     return made
 
 

@@ -487,4 +487,5 @@ def test_promoting_and_pruning_at_once_keeps_a_current_release(template, tmp_pat
             thread.start()
         for thread in threads:
             thread.join()
+        assert current_number(site) in release_numbers(site)
         verify(current_release(site))

@@ -13,9 +13,8 @@ from sightline.data import load_dataset
 from sightline.errors import DataError, RecipeError
 from sightline.evaluation import evaluate_uncertainty_run
 from sightline.features import embed_cached
-from sightline.formats import export
 from sightline.inference import embed, predict_logits
-from sightline.models import get_head, open_exported
+from sightline.models import get_head
 from sightline.sources import find_unlabelled
 from sightline.training import Recipe, reopen, train
 from sightline.training.heads import ClassMeans, LinearDiscriminant, predict_left_out
@@ -59,7 +58,8 @@ def others(tmp_path_factory):
     return place
 
 
-@pytest.mark.parametrize("count", [1, 2, 3, 5, 20])
+@pytest.mark.usefixtures("undrawn")
+@pytest.mark.parametrize("count", [1, 3, 20])
 def test_the_command_works_from_one_image_a_class(count, few, tmp_path, cli):
     answer = cli("train", few(count), "--size", 64, "--out", tmp_path / "run")
     assert answer.code == 0, answer.err
@@ -169,12 +169,6 @@ def test_the_bundle_carries_the_centre(method, few, others, tmp_path):
     loaded = Classifier.load(run.folder)
     assert torch.equal(predict_logits(loaded, fresh)[0], predict_logits(run.classifier, fresh)[0])
     assert get_head(loaded.network).centre.abs().sum() > 0
-    if method == "lda":
-        export(run.folder, tmp_path / "model.onnx", data=few(4))
-        exported = open_exported(tmp_path / "model.onnx").probabilities(fresh[np.arange(len(fresh))])
-        pixels = torch.from_numpy(fresh[np.arange(len(fresh))]).permute(0, 3, 1, 2).float() / 255
-        with torch.no_grad():
-            np.testing.assert_allclose(exported, loaded.probabilities(pixels), atol=1e-4)
 
 
 @pytest.mark.parametrize(

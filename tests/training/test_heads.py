@@ -295,9 +295,9 @@ def test_validation_decides_between_a_run_and_its_rival(better, start, tmp_path)
 
 @pytest.fixture(scope="module")
 def textures(tmp_path_factory):
-    """80 grey pictures of two kinds: noise whose rows, or columns, are alike."""
+    """40 grey pictures of two kinds: noise whose rows, or columns, are alike."""
     rng, folder = np.random.default_rng(0), tmp_path_factory.mktemp("textures")
-    for number in range(40):
+    for number in range(20):
         for name, axis in (("rows", 0), ("columns", 1)):
             pixels = 128 + 12 * np.repeat(rng.normal(size=(64, 1)), 64, 1) + 40 * rng.normal(size=(64, 64))
             (folder / name).mkdir(exist_ok=True)
@@ -311,7 +311,7 @@ def test_a_run_and_its_rival_resume_wherever_they_were_stopped(textures, tmp_pat
     for name in ("rival.MIN_RIVAL_IMAGES", "head_first.MIN_ERRORS_TO_FINE_TUNE"):
         monkeypatch.setattr(f"sightline.training.{name}", 0)
     monkeypatch.setattr("sightline.training.defaults.MAX_DEFAULT_EPOCHS", 1)
-    asked = Recipe(size=64, val_fraction=0.2, batch_size=16, budget="2h", seed=0, **SETTLED)
+    asked = Recipe(size=64, val_fraction=0.2, batch_size=8, budget="2h", seed=0, **SETTLED)
     whole = train(textures, asked, out=tmp_path / "whole")
     verdict = whole.facts["from_scratch"]
     assert {"kept", "val_accuracy", "pretrained_val_accuracy"} <= verdict.keys()

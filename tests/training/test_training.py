@@ -16,7 +16,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from helpers.tiny_classifiers import WORDS
+from helpers.tiny_classifiers import DISTINCT_WORDS
 from sightline.classifier import Classifier
 from sightline.cli import main
 from sightline.errors import DataError, Interrupted, OutputError, RecipeError, TrainingError
@@ -270,7 +270,7 @@ def shell(*words):
 
 
 FLAGS = (
-    "--model", "lenet5", "--limit", "1200", "--epochs", "8", "--batch-size", "32", "--precision", "float32",
+    "--model", "lenet5", "--limit", "800", "--epochs", "6", "--batch-size", "32", "--precision", "float32",
     "--memory-format", "contiguous",
 )  # fmt: skip
 
@@ -300,7 +300,7 @@ def test_a_killed_process_resumes_exactly(tmp_path, uninterrupted, kind, cli):
     folder = tmp_path / "run"
     words = shell("train", "digits", *FLAGS, "--out", folder)
     process = subprocess.Popen(words, stderr=subprocess.PIPE, text=True)
-    wait_for_epochs(folder, 3, process)
+    wait_for_epochs(folder, 2, process)
     os.kill(process.pid, kind)
     said = process.communicate(timeout=60)[1]
     assert "\x1b[" not in said, "a pipe was shown a bar"
@@ -383,7 +383,7 @@ def test_temperature_of_a_few_perfect_answers_stays_sane():
     assert 0.2 < fit_temperature(logits, torch.arange(10)) < 1
 
 
-@pytest.mark.parametrize("name", WORDS)
+@pytest.mark.parametrize("name", DISTINCT_WORDS)
 def test_every_network_trains_for_two_classes(tmp_path, name):
     recipe = TINY.replace(model=name, size=16, limit=120, epochs=1, batch_size=16)
     made = train("shapes", recipe, out=tmp_path / "r")

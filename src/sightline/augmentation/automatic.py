@@ -60,10 +60,6 @@ OperationSpace = Mapping[str, tuple[Operation, float, float, bool]]
 """Name -> (operation, amount at magnitude 0, amount at the largest magnitude, whether the sign is drawn)."""
 
 
-def _identity(pixels: Tensor, amounts: Tensor) -> Tensor:  # noqa: ARG001
-    return pixels
-
-
 def _from_factor(change: Operation) -> Operation:
     return lambda pixels, amounts: change(pixels, 1 + amounts)
 
@@ -77,7 +73,7 @@ def _build_space(
 ) -> OperationSpace:
 
     return {
-        "identity": (_identity, 0, 0, False),
+        "identity": (lambda pixels, _: pixels, 0, 0, False),
         "lean-x": (shear_x, 0, lean, True),
         "lean-y": (shear_y, 0, lean, True),
         "move-x": (move[0], 0, move[2], True),

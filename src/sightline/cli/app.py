@@ -4,20 +4,12 @@ from collections.abc import Mapping, Sequence
 
 from cyclopts import App, Group
 
-
-def _version() -> str:
-    from importlib.metadata import version
-
-    return version("sightline")
-
-
 app = App(
     name="sightline",
     help="From a folder of images to a classifier you can trust, ship and keep.\n\n"
     "Start with: sightline demo. Then: sightline train YOUR_FOLDER",
     help_format="plaintext",
     help_epilogue="Every command accepts --help (train: --help-all), --json and --debug.",
-    version=_version,
     suppress_keyboard_interrupt=False,  # main() prints what was saved
 )
 

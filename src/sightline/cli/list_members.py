@@ -10,7 +10,27 @@ from .output import OUTPUT_DEFAULTS, OutputOptions, emit, make_table
 
 def runs(folder: Path = Path("runs"), /, *, options: OutputOptions = OUTPUT_DEFAULTS) -> None:
     """List the runs in a folder, newest first."""
-    found = [_run_summary(path.parent) for path in folder.glob("*/recipe.toml")]
+    from ..evidence import read_report
+    from ..training import RunFolder
+
+    found = []
+    for file in folder.glob("*/recipe.toml"):
+        row: dict[str, Any] = dict.fromkeys(("data", "model", "epochs", "accuracy", "n"))
+        row |= {"run": str(file.parent), "started": file.stat().st_mtime, "state": "damaged"}
+        found.append(row)
+        try:
+            recipe, facts = RunFolder(file.parent).read_recipe(), RunFolder(file.parent).read_facts()
+            tested = read_report(file.parent).get("evaluation") or {}
+        except (SightlineError, ValueError, KeyError):
+            continue  # one damaged run must not hide the others
+        row |= {
+            "data": recipe.data,
+            "model": recipe.model,
+            "epochs": facts.get("epochs"),
+            "accuracy": tested.get("accuracy"),
+            "n": tested.get("n"),
+            "state": "tested" if tested else "trained" if facts else "unfinished",
+        }
     found.sort(key=lambda row: row["started"], reverse=True)
     columns = ("run", "data", "model", "epochs", "accuracy", "state")
     emit(
@@ -105,28 +125,6 @@ def print_families(console: Any, families: Mapping[str, Any]) -> None:
         console.print(f"[bold]{name}[/bold]")
         console.print(make_table(columns, [[_format_cell(row[c]) for c in columns] for row in rows]))
         console.print()
-
-
-def _run_summary(folder: Path) -> dict[str, Any]:
-    """A row about a run, from its files."""
-    from ..evidence import read_report
-    from ..training import RunFolder
-
-    row: dict[str, Any] = dict.fromkeys(("data", "model", "epochs", "accuracy", "n"))
-    row |= {"run": str(folder), "started": (folder / "recipe.toml").stat().st_mtime}
-    try:
-        recipe, facts = RunFolder(folder).read_recipe(), RunFolder(folder).read_facts()
-        tested = read_report(folder).get("evaluation") or {}
-    except (SightlineError, ValueError, KeyError):
-        return row | {"state": "damaged"}  # one damaged run must not hide the others
-    return row | {
-        "data": recipe.data,
-        "model": recipe.model,
-        "epochs": facts.get("epochs"),
-        "accuracy": tested.get("accuracy"),
-        "n": tested.get("n"),
-        "state": "tested" if tested else "trained" if facts else "unfinished",
-    }
 
 
 def _format_cell(value: object) -> str:

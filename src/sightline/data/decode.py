@@ -87,8 +87,13 @@ def decode(data: bytes, geometry: Geometry) -> UInt8[ndarray, "H W C"]:
 def decode_with_header(data: bytes, geometry: Geometry) -> tuple[UInt8[ndarray, "H W C"], ImageHeader]:
     """The picture at the working size, and its header. Raises ImageError."""
     _check_size(data)
-    quick = _decode_jpeg if data[:3] == b"\xff\xd8\xff" else _decode_png
-    return quick(data, geometry) or _decode_with_pillow(data, geometry)
+    quick = None
+    if data[:3] == b"\xff\xd8\xff":
+        quick = _decode_jpeg(data, geometry)
+    elif (pixels := codecs.decode_png(data, _max_pixels())) is not None and pixels.shape[2] <= geometry.channels:
+        height, width, channels = pixels.shape
+        quick = resize_to_geometry(pixels, geometry), ImageHeader(width, height, channels, "PNG", False)
+    return quick or _decode_with_pillow(data, geometry)
 
 
 def read_header(data: bytes) -> ImageHeader:
@@ -198,15 +203,6 @@ def _decode_jpeg(data: bytes, geometry: Geometry) -> tuple[ndarray, ImageHeader]
 
 def _swap(pair: tuple[Any, Any], swap: bool) -> tuple[Any, Any]:
     return pair[::-1] if swap else pair
-
-
-def _decode_png(data: bytes, geometry: Geometry) -> tuple[ndarray, ImageHeader] | None:
-    """As ``decode_with_header`` for a plain PNG of no more channels than wanted; None for other files."""
-    pixels = codecs.decode_png(data, _max_pixels())
-    if pixels is None or pixels.shape[2] > geometry.channels:
-        return None
-    height, width, channels = pixels.shape
-    return resize_to_geometry(pixels, geometry), ImageHeader(width, height, channels, "PNG", False)
 
 
 # everything else by Pillow

@@ -68,7 +68,14 @@ def resize_to_geometry(
         if cropped or (
             size != (height, width) and (geometry.resize_mode == "crop" or geometry.interpolation not in _RESAMPLE)
         ):
-            pixels = _resize_with_pillow(pixels, size, crop_box(tall, wide, geometry), geometry.interpolation)
+            from PIL import Image  # fractional boxes and the rarer filters
+
+            flat = np.ascontiguousarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)
+            left, top, right, bottom = crop_box(tall, wide, geometry)
+            box = (left, top, min(right, flat.shape[1]), min(bottom, flat.shape[0]))
+            filter = Image.Resampling[geometry.interpolation.upper()]
+            resized = Image.fromarray(flat).resize((size[1], size[0]), filter, box)
+            pixels = np.asarray(resized).reshape(*size, pixels.shape[2])
         elif size != (height, width):
             pixels = resize_images(pixels[None], size, geometry.interpolation, extent)[0]
         if size != geometry.size:
@@ -111,18 +118,6 @@ def _resample(
         out=torch.from_numpy(made).permute(0, 3, 1, 2),
     )
     return made
-
-
-def _resize_with_pillow(
-    pixels: ndarray, size: tuple[int, int], box: tuple[float, float, float, float], filter: str
-) -> ndarray:
-    """Fractional boxes and the rarer filters."""
-    from PIL import Image
-
-    flat = np.ascontiguousarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)
-    box = (*box[:2], min(box[2], flat.shape[1]), min(box[3], flat.shape[0]))
-    image = Image.fromarray(flat).resize((size[1], size[0]), Image.Resampling[filter.upper()], box)
-    return np.asarray(image).reshape(*size, pixels.shape[2])
 
 
 @dataclass(frozen=True, eq=False)

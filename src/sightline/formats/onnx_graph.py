@@ -1,5 +1,6 @@
 """Changes of an ONNX graph that leave its answers as they are and let a runtime use its integer kernels."""
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,7 +19,7 @@ def absorb_padding(graph: Any) -> None:
 
     held = {one.name: one for one in graph.initializer}
     makers = {name: node for node in graph.node for name in node.output}
-    uses = _count_uses(graph)
+    uses = Counter([name for node in graph.node for name in node.input] + [one.name for one in graph.output])
     for conv in graph.node:
         if conv.op_type != "Conv":
             continue
@@ -72,12 +73,6 @@ def read_bytes_as_codes(graph: Any) -> None:
                 if reader.input[:1] == node.output[:1]:
                     reader.input[0] = name
     _remove_unused(graph)
-
-
-def _count_uses(graph: Any) -> dict[str, int]:
-    """How many nodes and outputs of the graph use each value."""
-    names = [name for node in graph.node for name in node.input] + [one.name for one in graph.output]
-    return {name: names.count(name) for name in set(names)}
 
 
 def _remove_unused(graph: Any) -> None:

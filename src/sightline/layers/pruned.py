@@ -57,13 +57,6 @@ def keep_zeros(network: Network, layers: Sequence[str]) -> Network:
     return network
 
 
-@torch.no_grad()
-def count_zeros(network: nn.Module) -> tuple[int, int]:
-    """(zero weights, all weights) of the layers that ``keep_zeros`` changed."""
-    layers = [layer for layer in network.modules() if isinstance(layer, SparseConv2d | SparseLinear)]
-    return sum(int((one.weight == 0).sum()) for one in layers), sum(one.weight.numel() for one in layers)
-
-
 ChannelIndices = Int[Tensor, " _"]
 """Indices of the channels to keep, in order."""
 

@@ -180,17 +180,14 @@ def _sum_and_product_work(output: Tensor, _: Tensor, left: Tensor, *__: Any, **_
     return output.numel() * left.shape[-1]
 
 
-def _attention_work(_: Tensor, query: Tensor, key: Tensor, value: Tensor, *__: Any, **___: Any) -> int:
-    """Queries times keys, then weights times values."""
-    return query.shape[:-1].numel() * key.shape[-2] * (query.shape[-1] + value.shape[-1])
-
-
 MULTIPLY_ADDS_BY_FUNCTION: Mapping[Callable[..., Any], Callable[..., int]] = {
     F.conv1d: _layer_work,
     F.conv2d: _layer_work,
     F.conv3d: _layer_work,
     F.linear: _layer_work,
-    F.scaled_dot_product_attention: _attention_work,
+    F.scaled_dot_product_attention: lambda _, query, key, value, *__, **___: (
+        query.shape[:-1].numel() * key.shape[-2] * (query.shape[-1] + value.shape[-1])
+    ),  # queries times keys, then weights times values
     torch.matmul: _product_work,
     Tensor.matmul: _product_work,
     Tensor.__matmul__: _product_work,

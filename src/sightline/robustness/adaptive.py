@@ -86,11 +86,6 @@ def strip_defences(classifier: Classifier) -> Classifier:
     return bare
 
 
-def has_defences(classifier: Classifier) -> bool:
-    """Whether ``strip_defences`` would remove anything."""
-    return classifier.stochastic or any(isinstance(module, PixelFilter) for module in classifier.modules())
-
-
 @dataclass(frozen=True)
 class AdaptiveEvaluation:
     """Accuracy on the same images, without an attack and under three attackers of equal strength."""

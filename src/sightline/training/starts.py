@@ -147,7 +147,10 @@ def default_start(plan: Plan, images: Survey) -> list[Default]:
     chosen: list[Default] = []
     if card is None:
         word = QUALITY_MODELS["standard"]
-        if recipe.model is not None or not _looks_like_photos(recipe, images):
+        untouched = recipe.model is None and recipe.weights is None and recipe.normalize is None
+        plain = not (recipe.from_scratch or recipe.weight_noise or recipe.progressive_from or recipe.flip_tta)
+        photos = images.short_side.median >= PHOTO_SIDE and (recipe.size is None or recipe.size >= PHOTO_SIDE)
+        if not (untouched and recipe.init == "default" and plain and photos):
             return []
         card = find_card(word.split(":")[1])
         chosen.append(
@@ -299,10 +302,3 @@ def build_published_start(
     plan = resolve(Recipe(model=model, normalize=PRETRAINED, accept_licence=True))
     plan = plan.replace(size=images.geometry.size[0], channels=images.geometry.channels).fit_to(images)
     return build_classifier(plan, Splits(images, none, none), device)[0].eval()
-
-
-def _looks_like_photos(recipe: Recipe, images: Survey) -> bool:
-    untouched = recipe.weights is None and recipe.normalize is None and recipe.init == "default"
-    plain = not (recipe.from_scratch or recipe.weight_noise or recipe.progressive_from or recipe.flip_tta)
-    large = images.short_side.median >= PHOTO_SIDE and (recipe.size is None or recipe.size >= PHOTO_SIDE)
-    return untouched and plain and large

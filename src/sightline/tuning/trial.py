@@ -161,20 +161,25 @@ def run_workers(config: StudyConfig, workers: int) -> int:
     Returns the number of workers that died without a message: the caller finishes what they left. Raises the
     SightlineError of a worker once the others have ended, and Interrupted if they were stopped.
     """
+
+    def relay(process: "subprocess.Popen[bytes]") -> None:
+        for line in process.stderr or ():
+            progress.notify(line.decode(errors="replace").rstrip("\n"))
+
     payload = pickle.dumps((config, os.getpid()))
     with ExitStack() as stack:
         processes = [stack.enter_context(_spawn_worker(payload)) for _ in range(workers)]
-        relays = [threading.Thread(target=_relay_messages, args=(one,), daemon=True) for one in processes]
-        for relay in relays:
-            relay.start()
+        relays = [threading.Thread(target=relay, args=(one,), daemon=True) for one in processes]
+        for thread in relays:
+            thread.start()
         try:
             answers = [_read_answer(one) for one in processes]
         except KeyboardInterrupt:
             for one in processes:  # a terminal's Ctrl-C has reached them too; another program's signal has not
                 one.send_signal(signal.SIGTERM)
             answers = [_read_answer(one) for one in processes]
-        for relay in relays:
-            relay.join()
+        for thread in relays:
+            thread.join()
     found = [json.loads(answer) for answer in answers if answer.strip()]
     raised = [vars(errors)[one["kind"]](one["text"]) for one in found]
     if raised:
@@ -211,19 +216,19 @@ def _read_answer(process: "subprocess.Popen[bytes]") -> bytes:
     return process.stdout.read()
 
 
-def _relay_messages(process: "subprocess.Popen[bytes]") -> None:
-    assert process.stderr is not None
-    for line in process.stderr:
-        progress.notify(line.decode(errors="replace").rstrip("\n"))
-
-
 def worker_main() -> None:
     """Entry point of a worker: settings from stdin, then trials; an error goes to stdout as one JSON object."""
     import torch
 
     config, parent = pickle.loads(sys.stdin.buffer.read())  # from the process that started this one
     torch.set_num_threads(1)
-    threading.Thread(target=_exit_with_parent, args=(parent,), daemon=True).start()
+
+    def stop_with_parent() -> None:  # as if the user asked for it
+        while os.getppid() == parent:
+            time.sleep(PARENT_POLL_SECONDS)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=stop_with_parent, daemon=True).start()
     try:
         store = StudyStore(config.url, config.name, config.folder, config.heartbeat_seconds)
         run_trials(config, store, load_splits(config))
@@ -239,10 +244,3 @@ def load_splits(config: StudyConfig) -> SplitsCache:
     """The images of the study, read by this process from the store of decoded images."""
     plan, splits, _ = prepare(resolve(config.build_recipe(config.space.costly_point())))
     return SplitsCache(plan.recipe, splits)
-
-
-def _exit_with_parent(parent: int) -> None:
-    """Stop this process, as if the user asked for it, when its parent no longer exists."""
-    while os.getppid() == parent:
-        time.sleep(PARENT_POLL_SECONDS)
-    os.kill(os.getpid(), signal.SIGTERM)
