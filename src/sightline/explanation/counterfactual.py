@@ -105,7 +105,7 @@ def build_gallery(
         chosen = chosen.subset(stratified_subset(chosen.labels, order, limit=most))
     with frozen_eval(classifier, weight_noise=False):
         try:
-            features = embed_cached(classifier, chosen)
+            features = embed_cached(classifier, chosen, precision=torch.float32)
         except BundleError:  # an ensemble or an estimator has no last layer of its own, and no store
             features = embed(classifier, chosen)
     return Gallery(chosen, torch.from_numpy(features).to(classifier.device))

@@ -44,18 +44,25 @@ _MAX_DISK_SHARE = 0.9
 
 
 def embed_cached(
-    classifier: Classifier, dataset: Dataset, *, cache: Path | None = None, quiet: bool = False
+    classifier: Classifier,
+    dataset: Dataset,
+    *,
+    precision: torch.dtype | None = None,
+    cache: Path | None = None,
+    quiet: bool = False,
 ) -> Float[ndarray, "N D"]:
     """The input of the last layer for every image of a dataset, from the store where it is there.
 
-    Features do not depend on the last layer, so every head on the same backbone shares a store. Where the disk has
-    no room, they are computed and not kept. ``quiet`` shows no progress bar. Raises OutputError where the cache
+    Features do not depend on the last layer, so every head on the same backbone shares a store. ``precision`` None is
+    that of ``embedding_precision``; each has a store of its own. Where the disk has no room, they are computed and
+    not kept. ``quiet`` shows no progress bar. Raises OutputError where the cache
     cannot be written, BundleError for a network without a last layer.
     """
     width = get_head(classifier.network).in_features
     if not len(dataset):
         return np.zeros((0, width), np.float32)
-    folder = (cache or runtime.cache_dir()) / "features" / feature_key(classifier, dataset)
+    precision = precision or embedding_precision(classifier)
+    folder = (cache or runtime.cache_dir()) / "features" / feature_key(classifier, dataset, precision)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with _lock(folder.with_name(folder.name + ".lock")):
@@ -68,7 +75,8 @@ def embed_cached(
             found = np.empty((len(dataset), width), np.float32)
             known = np.zeros(len(dataset), np.bool_) if store is None else store.read(dataset.rows, found)
             if len(missing := np.flatnonzero(~known)):
-                _embed_missing(classifier, dataset, missing, found, store, quiet=quiet)
+                embedder = Embedder(classifier, dataset, precision)
+                _embed_missing(embedder, missing, found, store, quiet=quiet)
             return found
     except OSError as error:
         raise OutputError(
@@ -103,8 +111,7 @@ def _lock(path: Path) -> Iterator[None]:
 
 
 def _embed_missing(
-    classifier: Classifier,
-    dataset: Dataset,
+    embedder: Embedder,
     missing: Int[ndarray, " m"],
     found: Float[ndarray, "N D"],
     store: "FeatureStore | None",
@@ -120,7 +127,7 @@ def _embed_missing(
     done = kept = 0
     with (
         progress.progress_bar("Embedding images", None if quiet else len(missing)) as advance,
-        closing(Embedder(classifier, dataset)(missing)) as batches,
+        closing(embedder(missing)) as batches,
     ):
         for batch in batches:
             found[missing[done : done + len(batch)]] = batch
@@ -128,7 +135,7 @@ def _embed_missing(
             advance(len(batch))
             if store is not None and (done - kept >= KEPT_ROWS or done == len(missing)):
                 part = missing[kept:done]
-                store.write(dataset.rows[part], found[part])
+                store.write(embedder.dataset.rows[part], found[part])
                 kept = done
 
 
@@ -191,15 +198,15 @@ def _create_array(path: Path, shape: tuple[int, ...], kind: Any) -> Any:
     return found
 
 
-def feature_key(classifier: Classifier, dataset: Dataset) -> str:
-    """Name of the store: a hash of the files, the geometry, the preprocessing and every weight but the head's."""
+def feature_key(classifier: Classifier, dataset: Dataset, precision: torch.dtype | None = None) -> str:
+    """Name of the store: a hash of files, geometry, precision, preprocessing and every weight but the head's."""
     network = classifier.network
     words = (
         FEATURES_VERSION,
         dataset.fingerprint,
         dataset.pixels.shape[0],
         dataset.geometry,
-        embedding_precision(classifier),
+        precision or embedding_precision(classifier),
         classifier.architecture.name,
         network.flip_tta,
         classifier.preprocessing,
