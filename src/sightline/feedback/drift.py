@@ -148,7 +148,7 @@ def examine_drift(
         folder.mkdir(exist_ok=True)
         lock = FileLock(folder / ".lock")
     with lock:
-        reference, state = read_reference(found, folder), _state_file(folder, found.number)
+        reference, state = read_reference(found, folder), folder / f"{found.number:04d}.safetensors"
         if restart or not state.is_file():
             detector = Detector.start(reference, after=journal.last_sketch_number() if restart else 0)
         else:
@@ -168,10 +168,6 @@ def watch_drift(site: Path, journal: Journal, release: int) -> dict[str, Any]:
         return examine_drift(site, journal=journal, release=release).as_json()
     except JournalError as error:
         return {"release": release, "why": str(error)}
-
-
-def _state_file(folder: Path, release: int) -> Path:
-    return folder / f"{release:04d}.safetensors"
 
 
 def _accepted_file(folder: Path, release: int) -> Path:

@@ -10,7 +10,7 @@ import numpy as np
 from .. import metrics
 from ..errors import DataError, SightlineError
 from ..journal import Journal
-from ..serving import Engine, Release
+from ..serving import Release
 from ..types import Dataset
 from .difference import answer_images, open_release, time_answers
 from .gate import PROVEN_EVIDENCE, GateRules, GateVerdict, JudgedAnswers, judge_candidate
@@ -92,11 +92,15 @@ def judge_release(
     engines = [open_release(one) for one in (candidate, current, *(() if anchor is None else (anchor,)))]
     sets = [one for one in (test, audit) if len(one)]
     times = time_answers(engines[:2], [sets[0], sets[0]])
-    answers = [_answer_sets(engine, sets) for engine in engines]
-    answers[:2] = [
-        replace(one, latency=spent, size=_size(release))
-        for one, spent, release in zip(answers, times, (candidate, current), strict=False)
-    ]
+    answers: list[JudgedAnswers] = []
+    for engine in engines:
+        parts = [answer_images(engine, one) for one in sets]
+        probabilities = np.concatenate([one.probabilities for one in parts])
+        labels = np.concatenate([one.labels for one in parts])
+        answers.append(replace(parts[0], probabilities=probabilities, labels=labels))
+    for i, release in enumerate((candidate, current)):
+        files = [release.onnx] if release.onnx else [path for path in release.bundle.rglob("*") if path.is_file()]
+        answers[i] = replace(answers[i], latency=times[i], size=sum(Path(one).stat().st_size for one in files))
     truth = np.concatenate([np.array(one.classes, object)[one.labels] for one in sets])
     lost = [name for name in engines[1].classes if name not in (*engines[0].classes, *removed)]
     verdict = judge_candidate(
@@ -162,15 +166,3 @@ def find_regression(current: Release, previous: Release, journal: Journal) -> st
         f"The audit proves release {current.number} worse than {previous.number}: {better} images that only the "
         f"previous one has right, {worse} the reverse."
     )
-
-
-def _answer_sets(engine: Engine, sets: Sequence[Dataset]) -> JudgedAnswers:
-    parts = [answer_images(engine, one) for one in sets]
-    probabilities = np.concatenate([one.probabilities for one in parts])
-    return replace(parts[0], probabilities=probabilities, labels=np.concatenate([one.labels for one in parts]))
-
-
-def _size(release: Release) -> int:
-    """Bytes of what answers."""
-    files = [release.onnx] if release.onnx else [path for path in release.bundle.rglob("*") if path.is_file()]
-    return sum(Path(path).stat().st_size for path in files)

@@ -44,10 +44,12 @@ class KernelError(Exception):
 def library_path(source: Path) -> Path:
     """Where the compiled ``source`` lies, whether or not it is there yet. Raises KernelError without a compiler."""
     try:
-        version = _version_of(_find_compiler())
+        asked = subprocess.run(
+            [_find_compiler(), "--version"], check=False, capture_output=True, text=True, timeout=30
+        )
     except (OSError, subprocess.TimeoutExpired) as error:
         raise KernelError(f"the C++ compiler does not start ({error})") from error
-    facts = (source.read_bytes(), version, COMPILE_FLAGS, _processor_facts())
+    facts = (source.read_bytes(), asked.stdout, COMPILE_FLAGS, _processor_facts())
     digest = hashlib.blake2b(repr(facts).encode(), digest_size=12).hexdigest()
     return runtime.cache_dir() / "kernels" / f"{source.stem}-{digest}.so"
 
@@ -93,12 +95,6 @@ def _find_compiler() -> str:
         if name and (found := shutil.which(name)):
             return found
     raise KernelError(f"this machine has no C++ compiler ({', '.join(COMPILERS)})")
-
-
-@cache
-def _version_of(compiler: str) -> str:
-    done = subprocess.run([compiler, "--version"], check=False, capture_output=True, text=True, timeout=30)
-    return done.stdout
 
 
 @cache
