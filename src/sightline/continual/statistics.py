@@ -210,11 +210,12 @@ class RidgeStatistics(ClassSums):
     ) -> "RidgeStatistics":
         """The statistics of the random features of N images; labels are in [0, K)."""
         parts = [hidden[labels == k].astype(np.float64) for k in range(len(classes))]
+        lower = np.tril_indices(hidden.shape[1])
         return cls(
             tuple(classes),
             np.array([len(part) for part in parts], np.float64),
             np.stack([part.sum(0) for part in parts]),
-            np.stack([_pack(part.T @ part) for part in parts]),
+            np.stack([(part.T @ part)[lower] for part in parts]),
         )
 
     def fit(self) -> tuple[Float64[ndarray, "M K"], float]:
@@ -230,8 +231,8 @@ class RidgeStatistics(ClassSums):
             raise DataError(f"The class '{name}' has no image. Add images of it.")
         weight = self.counts.sum() / (len(self.counts) * self.counts)  # of each image, 1 on average
         width = self.sums.shape[1]
-        gram = np.zeros((width, width))
-        gram[np.tril_indices(width)] = weight @ self.triangles
+        gram, lower = np.zeros((width, width)), np.tril_indices(width)
+        gram[lower] = weight @ self.triangles
         gram += np.tril(gram, -1).T
         targets = (weight[:, None] * self.sums).T
         values, vectors = np.linalg.eigh(gram)
@@ -240,20 +241,16 @@ class RidgeStatistics(ClassSums):
 
         def mean_products(matrix: Float64[ndarray, "M M"]) -> Float64[ndarray, " K"]:
             """The mean of ``h' A h`` over the images of each class, for a symmetric A."""
-            return self.triangles @ _pack(2 * matrix - np.diag(matrix.diagonal())) / self.counts
+            return self.triangles @ (2 * matrix - np.diag(matrix.diagonal()))[lower] / self.counts
 
         def score(penalty: float) -> float:
             shrink = 1 / (values + penalty * level)
             solution = vectors @ (turned * shrink[:, None])
             fitted = (self.sums * solution.T).sum(1) / self.counts
             residual = 1 - 2 * fitted + mean_products(solution @ solution.T)
-            leverage = weight * mean_products((vectors * shrink) @ vectors.T)
+            root = vectors * np.sqrt(shrink)
+            leverage = weight * mean_products(root @ root.T)
             return float((residual / (1 - leverage).clip(1e-6) ** 2).sum())
 
         penalty = min(RIDGE_PENALTIES, key=score) * level
         return fit_ridge(gram, targets, penalty), penalty
-
-
-def _pack(matrix: Float64[ndarray, "M M"]) -> Float64[ndarray, " T"]:
-    """The lower triangle of a symmetric matrix, row by row."""
-    return matrix[np.tril_indices(len(matrix))]
