@@ -185,11 +185,11 @@ def review_answer(
     if not word:
         raise ChoiceError("An answer needs the right class, or 'none of these', or 'unusable'.")
     rows = [journal.find_row(one) for one in (id, *followers)]
-    kinds = {one.id: _kind_of(one, word, classes, new_class) for one in rows}
+    kinds: dict[str, ReviewKind] = {one.id: _kind_of(one, word, classes, new_class) for one in rows}
     found = []
-    for kind in dict.fromkeys(kinds.values()):
-        ids = [one for one, its in kinds.items() if its == kind]
-        found += journal.review(ids, kind, None if kind in REVIEW_KINDS[3:] else word, by=by)
+    for kind in REVIEW_KINDS:
+        if ids := [one for one, its in kinds.items() if its == kind]:
+            found += journal.review(ids, kind, None if kind in REVIEW_KINDS[3:] else word, by=by)
     return found
 
 

@@ -146,9 +146,9 @@ class Drifted:
         from sklearn.cluster import KMeans
 
         features = candidates.features[order]
-        found = KMeans(count, n_init=1, random_state=0).fit(features)
+        found = KMeans(count, random_state=0).fit(features)
         apart = _distances(found.cluster_centers_, features)
-        sizes = np.bincount(found.labels_, minlength=count)
+        sizes = np.bincount(found.predict(features), minlength=count)
         chosen = dict.fromkeys(int(order[apart[k].argmin()]) for k in np.argsort(-sizes, kind="stable"))
         return [Pick(i) for i in chosen]
 
