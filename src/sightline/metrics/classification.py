@@ -176,7 +176,7 @@ def cohen_kappa(one: Sequence[str], other: Sequence[str]) -> float:
     first, second = ([names.index(word) for word in words] for words in (one, other))
     table = np.zeros((len(names), len(names)))
     np.add.at(table, (first, second), 1)
-    if not (n := table.sum()):
+    if not (n := float(table.sum())):
         return float("nan")
     chance = float(table.sum(0) @ table.sum(1)) / n**2
     return float("nan") if chance == 1 else (float(table.trace()) / n - chance) / (1 - chance)
