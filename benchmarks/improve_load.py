@@ -15,16 +15,14 @@ import sys
 import tempfile
 import threading
 import time
-import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+from cifar import publish_resnet20, read_test_files
 from record import record, shared
 
 from sightline.journal import Journal, PredictionRecord, QueueEntry, draw_number, new_prediction_id
-from sightline.serving import publish
-from sightline.training import Recipe, train
 
 LABELS = 400
 
@@ -36,20 +34,13 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=20)
     parser.add_argument("--data", type=Path)
     asked = parser.parse_args()
-    archive = shared(asked.data) / "cifar10_jpg.zip"
-    with zipfile.ZipFile(archive) as held:
-        names = [name for name in held.namelist() if name.startswith("test/")][::20]
-        files = [(held.read(name), name.split("/")[1]) for name in names]
+    data = shared(asked.data)
+    files = read_test_files(data, 20)
     with tempfile.TemporaryDirectory() as folder:
-        place = Path(folder)
-        recipe = Recipe(
-            model="resnet20", epochs=2, limit=6000, precision="float32", memory_format="contiguous", cpu_replicas=1
-        )
-        run = train(archive, recipe, out=place / "run")
-        publish(place / "site", run.folder)
-        fill_journal(place / "site", files)
+        site = publish_resnet20(data, Path(folder), epochs=2, limit=6000)
+        fill_journal(site, files)
         command = [sys.executable, "-c", "import sys; from sightline.cli import main; sys.exit(main())"]
-        served = [*command, "serve", str(place / "site"), "--port", "0", "--json"]
+        served = [*command, "serve", str(site), "--port", "0", "--json"]
         with subprocess.Popen(served, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as service:
             assert service.stdout is not None
             host = json.loads(service.stdout.readline())["url"].removeprefix("http://")
@@ -57,7 +48,7 @@ def main() -> None:
                 ask(host, files, asked.rate, until_after(5))
                 quiet = [ask(host, files, asked.rate, until_after(asked.seconds))]
                 began = time.perf_counter()
-                with subprocess.Popen([*command, "improve", str(place / "site"), "--json"], text=True) as working:
+                with subprocess.Popen([*command, "improve", str(site), "--json"], text=True) as working:
                     busy = ask(host, files, asked.rate, lambda: working.poll() is not None)
                 spent = time.perf_counter() - began
                 quiet.append(ask(host, files, asked.rate, until_after(asked.seconds)))

@@ -10,16 +10,15 @@ second, minus 1. Room is the size of the database with sketches minus that of on
 import argparse
 import tempfile
 import time
-import zipfile
 from pathlib import Path
 
 import numpy as np
+from cifar import publish_resnet20, read_test_files
 from record import record, shared
 
 from sightline.journal import Journal, PredictionRecord, new_prediction_id
-from sightline.serving import current_release, open_engine, publish
+from sightline.serving import current_release, open_engine
 from sightline.serving.requests import PredictRequest, RequestLimits
-from sightline.training import Recipe, train
 
 
 def main() -> None:
@@ -29,18 +28,12 @@ def main() -> None:
     parser.add_argument("--answers", type=int, default=50_000)
     parser.add_argument("--data", type=Path)
     asked = parser.parse_args()
-    archive = shared(asked.data) / "cifar10_jpg.zip"
-    with zipfile.ZipFile(archive) as held:
-        names = [name for name in held.namelist() if name.startswith("test/")][::25]
-        files = [held.read(name) for name in names]
+    data = shared(asked.data)
+    files = [image for image, _ in read_test_files(data, 25)]
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder)
-        recipe = Recipe(
-            model="resnet20", epochs=1, limit=1200, precision="float32", memory_format="contiguous", cpu_replicas=1
-        )
-        run = train(archive, recipe, out=place / "run")
-        publish(place / "site", run.folder)
-        figures = measure_time(place / "site", files, asked.requests)
+        site = publish_resnet20(data, place, epochs=1, limit=1200)
+        figures = measure_time(site, files, asked.requests)
         figures |= measure_room(place, figures.pop("sketch"), asked.answers)
     record("recording", figures)
 

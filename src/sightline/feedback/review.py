@@ -26,10 +26,10 @@ from ..journal import (
 from ..serving import Release, current_release
 from .drift import DRIFT_FOLDER, change_scores, examine_drift, read_reference
 from .opinions import agreement, answers_needed, audit_accuracy, half_width_after, settle_labels
-from .selection import REASONS, Audit, Candidates, Pick, merge_picks
+from .selection import REASONS, Candidates, Pick, merge_picks
 
 DEFAULT_REASONS = ("audit", "margin", "far", "drifted", "abstained")
-"""Why answers are queued where nobody says it."""
+"""The reasons by which answers are queued by default."""
 
 DEFAULT_QUEUE = 100
 """Answers that wait at most, but for the audit, of which none is left out."""
@@ -61,8 +61,7 @@ def select(
     """
     site, release = Path(site), current_release(site)
     reasons = {word.partition(":")[0]: choose(REASONS, word, "reason") for word in by}
-    audit = reasons.get("audit")
-    share = audit.share if isinstance(audit, Audit) else 0.0
+    share = max((one.share for one in reasons.values()), default=0.0)
     state = read_json_object(site / FEEDBACK_FILE)
     since = state.get("audited", {}).get(str(release.number), 0.0) - LATE_SECONDS
     asked = journal.queued(waiting=False)
@@ -77,11 +76,11 @@ def select(
         elif len(latest) < MAX_SELECTED_ANSWERS:
             latest.append(row)
     room = max(0, count - len(journal.queued()))
-    picks: dict[str, Sequence[Pick]] = {}
     rows = [*latest[::-1], *drawn[::-1]]
-    if audit is not None:
-        picks["audit"] = [Pick(len(latest) + i, share) for i in range(len(drawn))]
-    others = {why: one for why, one in reasons.items() if why != "audit"}
+    picks: dict[str, Sequence[Pick]] = {
+        why: [Pick(len(latest) + i, share) for i in range(len(drawn))] for why, one in reasons.items() if one.share
+    }
+    others = {why: one for why, one in reasons.items() if not one.share}
     if others and latest and room:
         candidates = _open_candidates(site, journal, release, rows[: len(latest)], drifted="drifted" in others)
         picks |= {why: one.pick(candidates, -(-room // len(others))) for why, one in others.items()}
@@ -92,7 +91,7 @@ def select(
         entries += [QueueEntry(rows[i].id, why, 0.0, id) for i in one.followers]
         counts[why] += 1
     journal.add_to_queue(entries)
-    if audit is not None:
+    if share:
         audited = {**state.get("audited", {}), str(release.number): begun}
         write_json(site / FEEDBACK_FILE, {**state, "audited": audited})
     return dict(counts)
@@ -176,7 +175,7 @@ def review_answer(
         word: the right class, which may be new, or one of the two words.
         classes: the classes that are known.
         by: who says it.
-        followers: answers of which the same is said.
+        followers: answers that get the same review.
         new_class: whether a class that looks like a known one is another thing.
 
     Raises ChoiceError for a class that is probably a slip of the pen, UnknownPrediction for an unknown id.

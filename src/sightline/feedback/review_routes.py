@@ -43,7 +43,7 @@ class ReviewAnswer(BaseModel):
     answer: str = Field(
         min_length=1, max_length=500, description="The right class, which may be new, none of these, or unusable."
     )
-    followers: list[str] = Field([], max_length=50, description="Answers of which the same is said.")
+    followers: list[str] = Field([], max_length=50, description="Answers that get the same review.")
     new_class: bool = Field(False, description="Whether a class that looks like a known one is another thing.")
     by: str | None = Field(None, min_length=1, max_length=64)
 
@@ -56,13 +56,13 @@ def add_review_routes(app: FastAPI, service: Service) -> None:
     @app.get("/review", dependencies=[needs], **guarded)
     def review() -> dict[str, Any]:
         """What waits, what was said, and the accuracy now."""
-        with _explained():
+        with _http_errors():
             return summarise_reviews(site, journal=require_journal(service))
 
     @app.post("/review/next", **guarded)
     def review_next(turn: ReviewTurn, name: Annotated[str | None, needs]) -> dict[str, Any]:
         """The next image, shown to no one else for two minutes; ``id`` is null where none waits."""
-        with _explained():
+        with _http_errors():
             journal = require_journal(service)
             shown = journal.lease_next(name or turn.by, second=turn.second)
             if shown is None:
@@ -73,7 +73,7 @@ def add_review_routes(app: FastAPI, service: Service) -> None:
     @app.post("/review/answers", **guarded)
     def review_answers(given: ReviewAnswer, name: Annotated[str | None, needs]) -> dict[str, Any]:
         """Record what a person says; another person's answer stays, as a second opinion."""
-        with _explained():
+        with _http_errors():
             journal = require_journal(service)
             for id in (given.id, *given.followers):
                 _require_queued(service, id)
@@ -85,8 +85,8 @@ def add_review_routes(app: FastAPI, service: Service) -> None:
 
     @app.get("/review/images/{id}", dependencies=[needs], response_class=Response, **guarded)
     def review_image(id: str) -> Response:
-        """A queued image, as it is kept: without metadata."""
-        with _explained():
+        """A queued image, without metadata."""
+        with _http_errors():
             row = require_journal(service).find_row(_require_queued(service, id))
             path = require_journal(service).image_path(row)
             if path is None:
@@ -102,7 +102,7 @@ def _require_queued(service: Service, id: str) -> str:
 
 
 @contextmanager
-def _explained() -> Iterator[None]:
+def _http_errors() -> Iterator[None]:
     """Turn errors of the journal into those of HTTP."""
     try:
         yield

@@ -40,7 +40,7 @@ class Candidates:
     """Median distance of the reference images to their nearest class mean."""
     abstained: Bool[ndarray, " N"]
     changed: Float[ndarray, " N"]
-    """How surely an answer is told from the reference, after an alarm; minus infinity without one."""
+    """Score that separates an answer from the reference, after an alarm; minus infinity without one."""
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -71,6 +71,11 @@ class Reason(Protocol):
     blind: ClassVar[bool]
     """Whether the answer itself is hidden: people confirm what they see."""
 
+    @property
+    def share(self) -> float:
+        """Fraction of all answers that the reason takes at random; 0 where it picks among the latest."""
+        return 0.0
+
     def pick(self, candidates: Candidates, count: int) -> Sequence[Pick]:
         """Choose at most ``count`` different answers, the most valuable first."""
         ...
@@ -95,7 +100,7 @@ class Audit:
 
 
 @dataclass(frozen=True)
-class Margin:
+class Margin(Reason):
     """Close calls between two classes, spread over the space of features."""
 
     surplus: int = 5
@@ -110,7 +115,7 @@ class Margin:
 
 
 @dataclass(frozen=True)
-class Far:
+class Far(Reason):
     """Things far from every class, in clusters: one answer may label many."""
 
     sentence: ClassVar[str] = "unlike every class that it knows"
@@ -130,7 +135,7 @@ class Far:
 
 
 @dataclass(frozen=True)
-class Drifted:
+class Drifted(Reason):
     """What is typical of a change, after the drift detector raised an alarm."""
 
     surplus: int = 5
@@ -154,7 +159,7 @@ class Drifted:
 
 
 @dataclass(frozen=True)
-class Abstained:
+class Abstained(Reason):
     """Answers below the classifier's threshold, spread over the space of features."""
 
     surplus: int = 5

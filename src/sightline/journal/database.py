@@ -131,7 +131,7 @@ reviews = Table(
     Column("prediction", String(40), ForeignKey("predictions.id"), nullable=False),
     Column("kind", String(20), nullable=False),  # one of REVIEW_KINDS
     Column("label", String(500)),  # the right class; none where there is none, or the image is unusable
-    Column("why", String(20)),  # why it was shown; none where nobody asked
+    Column("why", String(20)),  # the reason it was queued; null for an unsolicited correction
     Column("chance", Double),  # probability with which it was chosen; 0 where nothing random chose it
     Column("at", Double, nullable=False),
     Column("by", String(64)),

@@ -31,7 +31,7 @@ class QueueEntry:
     chance: float
     """Probability with which it was chosen; 0 where nothing random chose it."""
     leader: str | None = None
-    """The id of the answer that stands for this one: what is said of it may be said of this one too."""
+    """The id of the answer that represents this one: its review may be copied to this one."""
 
 
 @dataclass(frozen=True, slots=True)

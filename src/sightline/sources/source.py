@@ -253,7 +253,7 @@ def limit_source(source: Source, limit: int, seed: int) -> Source:
 def limit_training(source: Source, limit: int, seed: int, why: str = "") -> Source:
     """About ``limit`` of the images that no given split holds out, drawn by ``seed``, each class in its share.
 
-    Given val and test splits stay whole. ``why`` is told in the note.
+    Given val and test splits stay whole. The note includes ``why``.
     """
     split = source.columns.get("split")
     held_out = np.zeros(len(source), bool) if split is None else np.isin(split, ("val", "test"))
