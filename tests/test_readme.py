@@ -71,7 +71,7 @@ def test_there_are_commands():
     made = {"train", "tune", "combine", "compress", "learn"}
     examined = {"check", "evaluate", "report", "attack", "compare", "explain"}
     used = {"predict", "export", "serve", "releases", "keys", "journal", "runs", "list"}
-    watched = {"drift", "review", "improve"}
+    watched = {"drift", "review", "improve", "studio"}
     assert verbs == made | examined | used | watched
 
 

@@ -25,6 +25,7 @@ evidence : all of it on one page
 journal : what was answered, and what people said of it
 serving : the classifier meets the world
 feedback : the world answers
+studio : the same verbs, with a mouse
 cli : the same verbs, from a shell
 
 The verbs of this table are offered here, and loaded when first used:

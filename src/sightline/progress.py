@@ -1,5 +1,6 @@
 """Progress bars with the remaining time, on a terminal only, always on stderr."""
 
+import os
 import sys
 import threading
 import time
@@ -8,8 +9,9 @@ from contextlib import contextmanager
 
 Advance = Callable[..., None]
 
-LINE_SECONDS = 25.0
-"""Seconds between two lines where there is no terminal: a log that is silent for half a minute looks like a hang."""
+LINE_SECONDS = float(os.environ.get("SIGHTLINE_LOG_SECONDS", "25"))
+"""Seconds between two lines where there is no terminal: a log that is silent for half a minute looks like a hang. The
+studio, which shows the log as it grows, asks for a line every second."""
 
 
 @contextmanager

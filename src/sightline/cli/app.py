@@ -125,6 +125,13 @@ COMMANDS = (
     ),
     (
         USE,
+        "studio",
+        "studio:studio",
+        "Open the web interface: the same verbs, with a mouse.",
+        "sightline studio site",
+    ),
+    (
+        USE,
         "releases",
         "site:releases",
         "Manage the releases of a site: publish, promote, roll back.",

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from .card import render_card
 from .formatting import METRIC_LABELS, format_duration
 from .load import Evidence, load_evidence, read_report
-from .page import NO_PLOTS, attach_comparison, check_run, render_page, write_report
+from .page import NO_PLOTS, attach_comparison, check_run, read_page_part, render_page, write_report
 from .requirements import parse_requirements
 from .sections import compression_rows
 
@@ -26,6 +26,7 @@ __all__ = [
     "load_evidence",
     "measure_missing_evidence",
     "parse_requirements",
+    "read_page_part",
     "read_report",
     "render_card",
     "render_page",

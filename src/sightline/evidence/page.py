@@ -85,6 +85,11 @@ def _draw_pictures(evidence: Evidence) -> dict[str, bytes]:
     return drawn
 
 
+def read_page_part(name: str) -> str:
+    """The text of a template of the page, or of its style: ``report.css``."""
+    return resources("sightline.evidence").joinpath(name).read_text(encoding="utf-8")
+
+
 @cache
 def _page_template() -> Any:
     """Jinja's template, compiled once a process: that takes longer than filling it."""
@@ -95,9 +100,7 @@ def _page_template() -> Any:
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
-        loader=FunctionLoader(
-            lambda name: resources("sightline.evidence").joinpath(name).read_text(encoding="utf-8")
-        ),
+        loader=FunctionLoader(read_page_part),
     )
     environment.filters |= {
         "share": format_percent,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .api import error_responses, require_journal, require_scope
-    from .api_keys import ApiKey, Keyring, create_key, list_keys, revoke_key
+    from .api_keys import ApiKey, Keyring, create_key, hash_key, list_keys, revoke_key
     from .client import Client, read_api_key
     from .engine import Engine, open_engine
     from .publishing import publish
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
         verify,
     )
     from .requests import RequestError, RequestLimits, build_limits
-    from .server import serve
+    from .server import is_loopback, serve
     from .service import JOURNAL_UNAVAILABLE_DETAIL, Service
 
 __all__ = [
@@ -47,6 +47,8 @@ __all__ = [
     "current_release",
     "current_user",
     "error_responses",
+    "hash_key",
+    "is_loopback",
     "list_keys",
     "list_releases",
     "load_release",
@@ -66,7 +68,7 @@ __all__ = [
 
 _MEMBERS = {
     "api": ("error_responses", "require_journal", "require_scope"),
-    "api_keys": ("ApiKey", "Keyring", "create_key", "list_keys", "revoke_key"),
+    "api_keys": ("ApiKey", "Keyring", "create_key", "hash_key", "list_keys", "revoke_key"),
     "client": ("Client", "read_api_key"),
     "engine": ("Engine", "open_engine"),
     "publishing": ("publish",),
@@ -85,7 +87,7 @@ _MEMBERS = {
         "verify",
     ),
     "requests": ("RequestError", "RequestLimits", "build_limits"),
-    "server": ("serve",),
+    "server": ("is_loopback", "serve"),
     "service": ("JOURNAL_UNAVAILABLE_DETAIL", "Service"),
 }
 

@@ -302,7 +302,7 @@ def _add_site_routes(app: FastAPI, service: Service) -> None:
             {"release": one.number, **{name: one.facts[name] for name in RELEASE_FACTS if name in one.facts}}
             for one in found
         ]
-        return {"current": service.engine.release, "releases": shown}
+        return {"current": service.release, "releases": shown}
 
     @app.post(
         "/releases/{number}/promote",
@@ -311,7 +311,7 @@ def _add_site_routes(app: FastAPI, service: Service) -> None:
     )
     def promote(
         number: Annotated[int, Path(ge=1, le=2**31 - 1)], name: Annotated[str | None, admin]
-    ) -> dict[str, int]:
+    ) -> dict[str, int | None]:
         """Answer from this release from now on; no request is lost."""
         started = time.perf_counter()
         before = service.promote(number, name)

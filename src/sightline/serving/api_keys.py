@@ -91,7 +91,7 @@ def create_key(site: Path | str, name: str, scopes: Sequence[str], *, expires_da
     with _edit_keys(Path(site)) as keys:
         if any(key.name == name for key in keys):
             raise ChoiceError(f"There is a key named '{name}' already: revoke it first, or choose another name.")
-        keys.append(ApiKey(name, _hash_key(secret), wanted, now, expires))
+        keys.append(ApiKey(name, hash_key(secret), wanted, now, expires))
     return secret
 
 
@@ -133,17 +133,21 @@ class Keyring:
 
     def authorize(self, secret: str | None, scope: str) -> str:
         """Return the name of the key ``secret``; raise Unauthorized if it does not allow ``scope``."""
-        given = _hash_key(secret) if secret is not None and len(secret) <= _MAX_KEY_LENGTH else ""
-        found = None
-        self._reload()
-        for key in self._keys:  # all are compared, so that the time reveals nothing
-            if compare_digest(key.sha256, given):
-                found = key
+        found = self.find(hash_key(secret) if secret is not None and len(secret) <= _MAX_KEY_LENGTH else "")
         if found is None or found.expired:
             raise Unauthorized(401)
         if not found.allows(scope):
             raise Unauthorized(403)
         return found.name
+
+    def find(self, sha256: str) -> ApiKey | None:
+        """Return the key of this hash, which may have expired; None if there is none (any more)."""
+        found = None
+        self._reload()
+        for key in self._keys:  # all are compared, so that the time reveals nothing
+            if compare_digest(key.sha256, sha256):
+                found = key
+        return found
 
     def _reload(self) -> None:
         now = time.monotonic()
@@ -158,7 +162,8 @@ class Keyring:
             self._stamp = stamp
 
 
-def _hash_key(secret: str) -> str:
+def hash_key(secret: str) -> str:
+    """Return the SHA-256 of a key, in hexadecimal."""
     return hashlib.sha256(secret.encode("utf-8", "replace")).hexdigest()
 
 

@@ -6,7 +6,7 @@ Every other route is FastAPI's, in ``api``; it gets a body that was already read
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, MutableMapping
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 from .api_keys import Unauthorized
@@ -32,7 +32,7 @@ SECURITY_HEADERS: Headers = [
 """Sent with every response; a page may set its own content security policy."""
 
 MAX_OTHER_BODY_BYTES = 64_000
-"""Bytes of a body of any route but ``/predict``."""
+"""Bytes of a body of any route but ``/predict`` and those of ``ServiceSettings.body_bytes``."""
 
 THREADED_PARSE_BYTES = 200_000
 """Bytes above which a body is parsed in a thread, so that it does not block the event loop."""
@@ -92,24 +92,31 @@ class PredictASGI:
         service.authorize(headers, "predict")
         if service.batcher.full:
             raise RequestError(503, "Too many requests are waiting: try again in a second.")
+        engine = service.engine
+        with self._count_bytes() as count:
+            body = await read_body(headers, receive, service.limits.max_body_bytes, count)
+            if len(body) < THREADED_PARSE_BYTES:
+                request = parse_request(headers, query, body, service.limits)
+            else:
+                request = await asyncio.to_thread(parse_request, headers, query, body, service.limits)
+            with service.heatmaps.reserve(engine) if request.heat else nullcontext():
+                result = await service.batcher.submit_async(request, started)
+                return await service.heatmaps.render(result) if isinstance(result, PendingHeatmaps) else result
+
+    @contextmanager
+    def _count_bytes(self) -> Iterator[Callable[[int], None]]:
+        """A function that counts bytes of a body until the block ends; it raises RequestError (503) for too many."""
         own_bytes = 0
 
         def count(size: int) -> None:
             nonlocal own_bytes
             own_bytes += size
             self.buffered_bytes += size
-            if self.buffered_bytes > service.limits.max_buffered_bytes:
+            if self.buffered_bytes > self.service.limits.max_buffered_bytes:
                 raise RequestError(503, "Too many bytes are being read already: try again in a second.")
 
         try:
-            body = await read_body(headers, receive, service.limits.max_body_bytes, count)
-            if len(body) < THREADED_PARSE_BYTES:
-                request = parse_request(headers, query, body, service.limits)
-            else:
-                request = await asyncio.to_thread(parse_request, headers, query, body, service.limits)
-            with service.heatmaps.reserve(service.engine) if request.heat else nullcontext():
-                result = await service.batcher.submit_async(request, started)
-                return await service.heatmaps.render(result) if isinstance(result, PendingHeatmaps) else result
+            yield count
         finally:
             self.buffered_bytes -= own_bytes
 
@@ -139,10 +146,14 @@ class PredictASGI:
         try:
             if scope["path"] not in KEYLESS_ROUTES:
                 self.service.check_origin(dict(scope["headers"]))
-            if scope["method"] not in ("GET", "HEAD", "OPTIONS"):
-                body = await read_body(dict(scope["headers"]), receive, MAX_OTHER_BODY_BYTES)
-                unread = iter([{"type": "http.request", "body": body, "more_body": False}])
-            await self.app(scope, receive_again, send_secured)
+            with self._count_bytes() as count:
+                if scope["method"] not in ("GET", "HEAD", "OPTIONS"):
+                    larger = self.service.settings.body_bytes.items()
+                    sizes = [size for prefix, size in larger if scope["path"].startswith(prefix)]
+                    limit = max(sizes, default=MAX_OTHER_BODY_BYTES)
+                    body = await read_body(dict(scope["headers"]), receive, limit, count)
+                    unread = iter([{"type": "http.request", "body": body, "more_body": False}])
+                await self.app(scope, receive_again, send_secured)
         except ClientDisconnect:
             return
         except RequestError as error:

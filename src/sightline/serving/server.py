@@ -23,7 +23,7 @@ from . import releases
 from .api_keys import Keyring
 from .monitor import METRICS_FOLDER_VARIABLE, log_event
 from .requests import RequestLimits
-from .service import Observer, Router, Service, ServiceSettings
+from .service import Observer, Router, ServiceSettings, describe_service
 
 JOURNAL_URL_VARIABLE = "SIGHTLINE_JOURNAL"
 """Environment variable with the journal's URL: a flag's password would be visible in the list of processes."""
@@ -60,14 +60,17 @@ def serve(
     http: bool = True,
     observer: Observer | None = None,
     routers: Sequence[Router] = (),
+    body_bytes: Mapping[str, int] | None = None,
+    wait_for_release: bool = False,
     report: Callable[[Mapping[str, Any]], None] = lambda _: None,
 ) -> None:
     """Answer HTTP requests until a signal arrives, from a site's current release, or a run, bundle or ONNX file.
 
     ``report`` is called once, when requests are answered, with ``url``, ``release`` and more; ``observer`` looks at
-    the journal of a site every 30 s, such as ``feedback.watch_drift``; the other arguments
-    are the flags of ``sightline serve``. Raise ServiceError if the address cannot be bound or would be open to
-    other machines without a key, and the errors of opening the release and the journal.
+    the journal of a site every 30 s, such as ``feedback.watch_drift``; ``routers``, ``body_bytes`` and
+    ``wait_for_release`` are those of ``ServiceSettings``; the other arguments are the flags of ``sightline serve``.
+    Raise ServiceError if the address cannot be bound or would be open to other machines without a key, and the
+    errors of opening the release and the journal.
     """
     runtime.check_main_guard()
     path, watched = Path(path), None if watch is None else Path(watch)
@@ -88,6 +91,8 @@ def serve(
         origins=tuple(origin.lower().rstrip("/") for origin in origins),
         observer=observer,
         routers=tuple(routers),
+        body_bytes=body_bytes or {},
+        wait_for_release=wait_for_release,
     )
     _check_settings(settings, host, workers, watched, http=http)
     listening = bind_socket(host, port, listen=False) if http else None  # the workers listen when they can answer
@@ -106,19 +111,6 @@ def serve(
             listening.close()
 
 
-def describe_service(service: Service) -> dict[str, Any]:
-    """Return what a service reports when it starts."""
-    engine = service.engine
-    return {
-        "release": engine.release,
-        "classes": len(engine.classes),
-        "runtime": engine.facts["runtime"],
-        "keys": service.requires_key,
-        "journal": service.journal is not None,
-        "largest_batch": engine.tuning.max_batch,
-    }
-
-
 def is_loopback(host: str) -> bool:
     """Return whether only this machine can reach the address."""
     try:
@@ -133,7 +125,8 @@ def _check_settings(
     """Raise a SightlineError for what would fail or be unsafe later."""
     path = settings.path
     if settings.has_releases:
-        releases.current_release(path)
+        if not settings.wait_for_release or releases.current_number(path) is not None:
+            releases.current_release(path)
     elif not path.is_file():
         find_bundle(path)  # its error names what is missing
     keyless = not settings.has_releases or Keyring(path).empty
@@ -197,7 +190,7 @@ class WorkerPool:
         """Start ``count`` workers and replace dead ones until a signal arrives; ``started`` is called once."""
         from .worker import handle_stop_signals
 
-        if self.settings.has_releases:
+        if self.settings.has_releases and releases.current_number(self.settings.path) is not None:
             releases.verify(releases.current_release(self.settings.path))  # fail once, not in every worker
         self._context = multiprocessing.get_context("spawn")
         self._ready = self._context.Event()

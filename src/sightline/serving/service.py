@@ -78,6 +78,10 @@ class ServiceSettings:
     """Called every 30 s by each worker of a site; ``GET /drift`` answers with what it returned last."""
     routers: tuple[Router, ...] = ()
     """Called by each worker of a site when it builds its application."""
+    body_bytes: Mapping[str, int] = field(default_factory=dict)
+    """Prefixes of paths whose bodies may be larger than those of other routes, and their bytes."""
+    wait_for_release: bool = False
+    """Start on a site without a release: what needs one is refused (503) until one is promoted."""
 
     @property
     def has_releases(self) -> bool:
@@ -92,7 +96,6 @@ PredictResult = bytes | PendingHeatmaps
 class Service:
     """The engine, queue, journal and keys of one process. Call ``open`` first; ``close`` answers what waits."""
 
-    engine: Engine
     batcher: Batcher[PredictResult]
     monitor: Monitor
     journal: "Journal | None"
@@ -105,6 +108,7 @@ class Service:
         self.observed: Mapping[str, Any] = {}
         """What the observer returned last."""
         self.heatmaps = HeatmapRenderer()
+        self._engine: Engine | None = None
         self._closed = False
         self._switch_lock = threading.Lock()
         self._tasks: list[asyncio.Task[None]] = []
@@ -115,9 +119,10 @@ class Service:
         settings, cores = self.settings, self.settings.threads or runtime.cpu_count()
         if settings.has_releases:
             self._stamp = releases.pointer_stamp(settings.path)
-            self.engine = self._open_release(releases.current_release(settings.path))
+            if not settings.wait_for_release or releases.current_number(settings.path) is not None:
+                self._engine = self._open_release(releases.current_release(settings.path))
         else:
-            self.engine = open_engine(settings.path, threads=settings.threads)
+            self._engine = open_engine(settings.path, threads=settings.threads)
         self.journal = None
         if settings.has_releases or settings.journal is not None:
             from ..journal import Journal
@@ -137,6 +142,18 @@ class Service:
         self.ready = True
         return self
 
+    @property
+    def engine(self) -> Engine:
+        """What answers; raise RequestError (503) while a site has no release."""
+        if self._engine is None:
+            raise RequestError(503, "No release answers yet: publish a run.")
+        return self._engine
+
+    @property
+    def release(self) -> int | None:
+        """The number of the release that answers, 0 without releases; None while a site has none yet."""
+        return None if self._engine is None else self._engine.release
+
     def _open_release(self, release: releases.Release) -> Engine:
         releases.verify(release)
         return open_engine(
@@ -151,7 +168,7 @@ class Service:
     def _gauges(self) -> dict[str, float]:
         return {
             "queue": self.batcher.waiting,
-            "release": self.engine.release,
+            "release": self.release or 0,
             "journal": self.journal.waiting if self.journal else 0,
             "healthy": float(self.journal is None or self.journal.healthy),
             "dropped": self.journal.dropped_images if self.journal else 0,
@@ -282,14 +299,14 @@ class Service:
             self._stamp = stamp
             try:
                 found = releases.current_release(self.settings.path)
-                if found.number != self.engine.release:
+                if found.number != self.release:
                     self._switch_engine(self._open_release(found))
             except (SightlineError, OSError) as error:
-                log_event("release refused", error=str(error), release=self.engine.release)
+                log_event("release refused", error=str(error), release=self.release)
 
-    def promote(self, number: int, by: str | None) -> int:
+    def promote(self, number: int, by: str | None) -> int | None:
         """Promote a release and answer from it; return the previous number. Raise RequestError (404, 409)."""
-        path, before = self.settings.path, self.engine.release
+        path, before = self.settings.path, self.release
         if not self.settings.has_releases:
             raise RequestError(404, "This service has no releases: it was started with a run or a file.")
         if number not in releases.release_numbers(path):
@@ -306,7 +323,7 @@ class Service:
         return before
 
     def _switch_engine(self, engine: Engine) -> None:
-        before, self.engine = self.engine.release, engine
+        before, self._engine = self.release, engine
         log_event("release", release=engine.release, before=before, largest_batch=engine.tuning.max_batch)
 
     # Start and stop
@@ -322,8 +339,8 @@ class Service:
 
     def observe(self) -> None:
         """Let the observer look at the journal."""
-        if self.settings.observer is not None and self.journal is not None:
-            self.observed = self.settings.observer(self.settings.path, self.journal, self.engine.release)
+        if self.settings.observer is not None and self.journal is not None and self.release is not None:
+            self.observed = self.settings.observer(self.settings.path, self.journal, self.release)
 
     @staticmethod
     async def _repeat(seconds: float, act: Callable[[], None]) -> None:
@@ -355,3 +372,18 @@ class Service:
         self.heatmaps.close()
         if self.journal is not None:
             self.journal.close()
+
+
+def describe_service(service: Service) -> dict[str, Any]:
+    """Return what a service reports when it starts; ``release`` is None while a site has none."""
+    facts: dict[str, Any] = {"release": service.release, "keys": service.requires_key}
+    facts["journal"] = service.journal is not None
+    if service.release is None:
+        return facts
+    engine = service.engine
+    return {
+        **facts,
+        "classes": len(engine.classes),
+        "runtime": engine.facts["runtime"],
+        "largest_batch": engine.tuning.max_batch,
+    }

@@ -26,7 +26,7 @@ from .api import create_app
 from .asgi import INTERNAL_ERROR_DETAIL
 from .monitor import log_event
 from .requests import PredictRequest, RequestError
-from .service import RELEASE_POLL_SECONDS, PredictResult, Service, ServiceSettings
+from .service import RELEASE_POLL_SECONDS, PredictResult, Service, ServiceSettings, describe_service
 
 MAX_HEADER_BYTES = 32_000
 """Bytes of a request's address, headers and trailers."""
@@ -336,7 +336,7 @@ def run_worker(
     gc.freeze()  # imported modules are never garbage, and each collection would look through them
     if watcher is not None:
         watcher.start()
-    log_event("started", release=service.engine.release, largest_batch=service.engine.tuning.max_batch)
+    log_event("started", **describe_service(service))
     try:
         if listening is None:
             signals: list[int] = []  # an Event could deadlock: the handler may interrupt whoever holds its lock
@@ -375,4 +375,4 @@ def run_worker(
         if watcher is not None:
             watcher.stop()
         service.close()
-        log_event("stopped", release=service.engine.release)
+        log_event("stopped", release=service.release)

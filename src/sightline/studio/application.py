@@ -1,0 +1,169 @@
+"""The studio as routes of a service: sign-in first, then the pages; errors are pages too."""
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any
+
+from starlette.concurrency import run_in_threadpool
+from starlette.datastructures import FormData
+from starlette.requests import Request
+from starlette.responses import RedirectResponse, Response
+from starlette.routing import Route
+
+from ..errors import JournalError, SightlineError
+from ..serving import RequestError, Service
+from .jobs import Jobs
+from .pages import PAGES
+from .sessions import Sessions, SignInNeeded, check_same_origin
+from .visit import STATIC_FILES, STUDIO_FOLDER, PageRoute, Studio, Visit, read_static, render_html
+
+UPLOAD_PREFIX = "/studio/uploads/"
+"""Prefix of the addresses whose bodies are pieces of files."""
+
+MAX_PIECE_BYTES = 4_200_000
+"""Bytes of a piece of an upload: 4 MiB and a little more."""
+
+MAX_TRIED_BYTES = 20_000_000
+"""Bytes of an image that is tried."""
+
+BODY_BYTES = {UPLOAD_PREFIX: MAX_PIECE_BYTES, "/studio/try": MAX_TRIED_BYTES}
+
+Endpoint = Callable[[Request], Awaitable[Response]]
+
+
+@dataclass(frozen=True)
+class StudioRoutes:
+    """``(application, service)``: adds the studio; ``token_sha256`` is the hash of the one-time token of a terminal."""
+
+    token_sha256: str | None = None
+
+    @property
+    def body_bytes(self) -> dict[str, int]:
+        """Prefixes of addresses whose bodies may be larger than those of other routes, and their bytes."""
+        return BODY_BYTES
+
+    def __call__(self, app: Any, service: Service) -> None:
+        """Add all routes below ``/studio`` to the application of a service."""
+        folder = service.settings.path / STUDIO_FOLDER
+        studio = Studio(service, PAGES, Jobs(folder / "jobs"))
+        sessions = Sessions(folder / "sessions", service, self.token_sha256)
+        routes = [
+            Route("/studio/static/{name}", _static, methods=["GET"]),
+            Route("/studio/sign-in", _sign_in(studio, sessions), methods=["GET", "POST"]),
+            Route("/studio/sign-out", _sign_out(sessions), methods=["POST"]),
+        ]
+        for page in PAGES.values():
+            for one in page.routes:
+                path = f"/studio{one.path}".rstrip("/")
+                routes.append(Route(path, _answer(studio, sessions, one), methods=[one.method]))
+        routes.append(Route("/studio/{rest:path}", _nowhere(studio, sessions), methods=["GET", "POST", "PUT"]))
+        app.router.routes.extend(routes)
+
+
+async def _static(request: Request) -> Response:
+    """A file that every page may load; it is kept for ever under its version."""
+    name = request.path_params["name"]
+    if name not in STATIC_FILES:
+        return Response("There is no such file.", 404, media_type="text/plain")
+    content, compressed, _ = read_static(name)
+    headers = {"cache-control": "private, max-age=31536000, immutable", "vary": "accept-encoding"}
+    if "gzip" in request.headers.get("accept-encoding", ""):
+        content, headers["content-encoding"] = compressed, "gzip"
+    return Response(content, headers=headers, media_type=STATIC_FILES[name])
+
+
+def _answer(studio: Studio, sessions: Sessions, route: PageRoute) -> Endpoint:
+    """The endpoint of a page's route: who asks, may they, and from our own page?"""
+
+    async def answer(request: Request) -> Response:
+        session = None
+        try:
+            session = await run_in_threadpool(sessions.find, request)
+            if not session.allows(route.scope):
+                allowed = ", ".join(session.scopes)
+                raise RequestError(
+                    403, f"This needs a key with the scope {route.scope}; '{session.name}' allows {allowed}."
+                )
+            form, body = FormData(), b""
+            if request.method != "GET":
+                check_same_origin(request)
+                body = await request.body()
+                if request.headers.get("content-type", "").startswith(("application/x-www-form", "multipart/")):
+                    form = await request.form()
+            return await run_in_threadpool(route.answer, Visit(studio, request, session, form, body))
+        except SignInNeeded as error:
+            if "hx-request" in request.headers or request.method != "GET":
+                return _problem(request, studio, None, 401, str(error) or "Sign in first.")
+            here = request.url.path + (f"?{request.url.query}" if request.url.query else "")
+            return _sign_in_page(request, studio, 401, str(error), here)
+        except RequestError as error:
+            return _problem(request, studio, session, error.status, error.detail)
+        except JournalError as error:
+            return _problem(request, studio, session, 503, str(error))
+        except SightlineError as error:
+            return _problem(request, studio, session, 422, str(error))
+
+    return answer
+
+
+def _nowhere(studio: Studio, sessions: Sessions) -> Endpoint:
+    def refuse(_: Visit) -> Response:
+        raise RequestError(404, "There is no such page.")
+
+    return _answer(studio, sessions, PageRoute("GET", "/{rest:path}", refuse))
+
+
+def _problem(request: Request, studio: Studio, session: Any, status: int, detail: str) -> Response:
+    """An error as a page; for htmx, as a part of one."""
+    part = "hx-request" in request.headers
+    template = "_problem.html.jinja" if part else "problem.html.jinja"
+    return render_html(
+        request, template, status=status, studio=studio, session=session, code=status, detail=detail
+    )
+
+
+def _sign_in_page(request: Request, studio: Studio, status: int, why: str, onward: str) -> Response:
+    """The page that asks for a key, and then shows ``onward``."""
+    needs_key = studio.service.requires_key
+    return render_html(
+        request, "sign_in.html.jinja", status=status, studio=studio, why=why, needs_key=needs_key, onward=onward
+    )
+
+
+def _sign_in(studio: Studio, sessions: Sessions) -> Endpoint:
+    """Sign in by a key from the form, or by a token in the address."""
+
+    async def sign_in(request: Request) -> Response:
+        onward, secret = "/studio", request.query_params.get("token", "")
+        try:
+            if request.method == "POST":
+                check_same_origin(request)
+                form = await request.form()
+                secret, onward = (str(form.get(name) or "") for name in ("key", "next"))
+                if not onward.startswith("/studio") or onward.startswith("/studio/sign"):
+                    onward = "/studio"
+            if not secret:
+                return _sign_in_page(request, studio, 200, "", onward)
+            # Not a redirect: a browser that was sent here by another program would not send a strict cookie.
+            response = render_html(request, "signed_in.html.jinja", studio=studio, onward=onward)
+            await run_in_threadpool(sessions.sign_in, secret, request, response)
+            return response
+        except RequestError as error:
+            return _sign_in_page(request, studio, error.status, error.detail, onward)
+        except SightlineError as error:
+            return _sign_in_page(request, studio, 503, str(error), onward)
+
+    return sign_in
+
+
+def _sign_out(sessions: Sessions) -> Endpoint:
+    async def sign_out(request: Request) -> Response:
+        response = RedirectResponse("/studio/sign-in", 303)
+        try:
+            check_same_origin(request)
+        except RequestError as error:
+            return Response(error.detail, error.status, media_type="text/plain")
+        await run_in_threadpool(sessions.sign_out, request, response)
+        return response
+
+    return sign_out

@@ -1,0 +1,12 @@
+"""The pages of the studio, in the order of the navigation: a new one is a file and a line."""
+
+from .actions import ACTIONS_PAGE
+from .home import HOME_PAGE
+from .job_pages import JOBS_PAGE
+
+PAGES = {
+    "home": HOME_PAGE,
+    "jobs": JOBS_PAGE,
+    "actions": ACTIONS_PAGE,
+}
+"""Name -> page."""
