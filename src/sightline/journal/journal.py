@@ -29,11 +29,8 @@ from .records import (
     PredictionRecord,
     RowConditions,
     SketchRow,
-    Spool,
     UnknownPrediction,
     database_safe_text,
-    list_set_aside,
-    segment_mentions,
 )
 from .reviews import (
     LEASE_SECONDS,
@@ -49,6 +46,7 @@ from .reviews import (
     query_queue,
     query_reviews,
 )
+from .spool import Spool, list_set_aside, segment_mentions
 
 JOURNAL_FILE, EXPORTS_FILE = "journal.sqlite", "exports.jsonl"
 
@@ -121,7 +119,8 @@ class Journal:
     def record(self, records: Sequence[PredictionRecord]) -> None:
         """Append predictions, all or none, so that they outlive this process; never waits for the database.
 
-        Raise JournalError if the spool is full (the database was unavailable for long) or the disk is full.
+        The thread that moves them makes their sketches. Raise JournalError if the spool is full (the
+        database was unavailable for long) or the disk is full.
         """
         if records:
             self._spool.append(records)
