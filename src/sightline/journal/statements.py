@@ -4,12 +4,13 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import fields
+from itertools import pairwise
 from pathlib import Path
 from threading import Lock
 from typing import Any, TypeVar
 
 import numpy as np
-from sqlalchemy import Column, ColumnElement, Connection, Select, and_, func, insert, or_, select
+from sqlalchemy import Column, ColumnElement, Connection, Select, and_, case, func, insert, or_, select
 from sqlalchemy.exc import SQLAlchemyError
 
 from .. import progress
@@ -283,6 +284,16 @@ def count_rows(connection: Connection) -> dict[str, int]:
         "image_bytes": select(func.coalesce(func.sum(images.c.bytes), 0)),
     }
     return {name: int(connection.scalar(each) or 0) for name, each in chosen.items()}
+
+
+def count_between(connection: Connection, edges: Sequence[float]) -> list[int]:
+    """Count predictions between each two of the moments ``edges`` (seconds since 1970, ascending), first included."""
+    at = predictions.c.at
+    counts = [
+        func.coalesce(func.sum(case((and_(at >= low, at < high), 1), else_=0)), 0) for low, high in pairwise(edges)
+    ]
+    row = connection.execute(select(*counts).where(at >= edges[0], at < edges[-1])).one()
+    return [int(one) for one in row]
 
 
 def query_labelled_rows(connection: Connection, min_confidence: float | None) -> list[JournalRow]:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
         rollback,
         verify,
     )
-    from .requests import RequestError, RequestLimits, build_limits
+    from .requests import PredictRequest, RankedPrediction, RequestError, RequestLimits, build_limits
     from .server import is_loopback, serve
     from .service import JOURNAL_UNAVAILABLE_DETAIL, Service
 
@@ -36,6 +36,8 @@ __all__ = [
     "Client",
     "Engine",
     "Keyring",
+    "PredictRequest",
+    "RankedPrediction",
     "Release",
     "RequestError",
     "RequestLimits",
@@ -86,7 +88,7 @@ _MEMBERS = {
         "rollback",
         "verify",
     ),
-    "requests": ("RequestError", "RequestLimits", "build_limits"),
+    "requests": ("PredictRequest", "RankedPrediction", "RequestError", "RequestLimits", "build_limits"),
     "server": ("is_loopback", "serve"),
     "service": ("JOURNAL_UNAVAILABLE_DETAIL", "Service"),
 }

@@ -18,6 +18,7 @@ from starlette.responses import HTMLResponse, RedirectResponse, Response
 from ..evidence import format_duration, read_page_part
 from ..journal import Journal
 from ..serving import RequestError, Service
+from .gallery import Gallery
 from .jobs import JOB_STATES, Job, Jobs
 from .sessions import Session
 
@@ -69,6 +70,9 @@ class Studio:
     service: Service
     pages: Mapping[str, Page]
     jobs: Jobs
+    gallery: Gallery
+    moments: dict[str, float] = field(default_factory=dict)
+    """When something was done last that is not to be done often, by ``time.monotonic``."""
 
     @property
     def site(self) -> Path:
