@@ -168,8 +168,8 @@ class Jobs:
         path = self.folder / id
         words, resume_words = ([one.replace("{job}", str(path)) for one in some] for some in (words, resume_words))
         facts = {
-            "title": title, "words": [*words], "resume_words": [*resume_words], "back": back, "action": action, "by": by,
-            "at": time.time(), "queued": queued, "cwd": str(Path.cwd()),
+            "title": title, "words": [*words], "resume_words": [*resume_words], "back": back, "action": action,
+            "by": by, "at": time.time(), "queued": queued, "cwd": str(Path.cwd()),
         }  # fmt: skip
         with explain_write_errors(path):
             path.mkdir(parents=True)
@@ -200,8 +200,9 @@ class Jobs:
             state = "waiting" if facts["queued"] and facts.get("started") is None else "running"
         return Job(
             id=id, folder=path, state=state, code=code, title=facts["title"], words=tuple(facts["words"]),
-            resume_words=tuple(facts["resume_words"]), back=facts["back"], action=facts["action"], by=facts["by"], at=facts["at"],
-            started=facts.get("started"), ended=facts.get("ended"), pid=facts.get("pid"), queued=facts["queued"],
+            resume_words=tuple(facts["resume_words"]), back=facts["back"], action=facts["action"], by=facts["by"],
+            at=facts["at"], started=facts.get("started"), ended=facts.get("ended"), pid=facts.get("pid"),
+            queued=facts["queued"],
         )  # fmt: skip
 
     def latest(self, *, active: bool = False) -> list[Job]:
