@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from .api_keys import ApiKey, Keyring, create_key, hash_key, list_keys, revoke_key
     from .client import Client, read_api_key
     from .engine import Engine, open_engine
+    from .monitor import log_event
     from .publishing import publish
     from .releases import (
         Release,
@@ -54,6 +55,7 @@ __all__ = [
     "list_keys",
     "list_releases",
     "load_release",
+    "log_event",
     "open_engine",
     "previous_numbers",
     "promote",
@@ -73,6 +75,7 @@ _MEMBERS = {
     "api_keys": ("ApiKey", "Keyring", "create_key", "hash_key", "list_keys", "revoke_key"),
     "client": ("Client", "read_api_key"),
     "engine": ("Engine", "open_engine"),
+    "monitor": ("log_event",),
     "publishing": ("publish",),
     "releases": (
         "Release",

@@ -93,14 +93,11 @@ def _show(
     """The card of one answer, alone for htmx, in its page otherwise."""
     ranked = None if item is None else _rank(visit, item.row)
     classes = known_classes(visit.site, visit.journal.reviews())
-    keys: list[tuple[str, str, float | None]] = []
-    if item is not None and not item.blind and ranked is not None:
-        keys = [(str(i), name, share) for i, (name, share) in enumerate(ranked.top[:2], 1)]
-    elif item is not None and len(classes) < 10:
-        keys = [(str(i), name, None) for i, name in enumerate(classes, 1)]
+    likely = [] if item is None or item.blind or ranked is None else ranked.top[:2]
     queue = visit.journal.count_queue()
     values: dict[str, Any] = {
-        "item": item, "keys": keys, "classes": classes, "problem": problem, "typed": typed, "saved": saved,
+        "item": item, "keys": number_keys(classes, likely), "classes": classes,
+        "problem": problem, "typed": typed, "saved": saved,
         "waiting": sum(one["waiting"] for one in queue.values()), "done": sum(one["done"] for one in queue.values()),
         "kept": visit.studio.service.settings.keep_images,
     }  # fmt: skip
@@ -108,6 +105,21 @@ def _show(
     if not part:
         values["value"] = describe_value(visit)
     return visit.render("_review.html.jinja" if part else "review.html.jinja", **values)
+
+
+def number_keys(
+    classes: Sequence[str], likely: Sequence[tuple[str, float]]
+) -> list[tuple[str, str, float | None]]:
+    """(key, class, probability) of the classes that have a number key: the likely ones, or the first nine.
+
+    Where classes are called 0 to 9, a key means the class of its name and nothing else.
+    """
+    if named := [name for name in classes if len(name) == 1 and name in "0123456789"]:
+        shares = dict(likely)
+        return [(name, name, shares.get(name)) for name in sorted(named)]
+    if likely:
+        return [(str(i), name, share) for i, (name, share) in enumerate(likely, 1)]
+    return [(str(i), name, None) for i, name in enumerate(classes, 1)] if len(classes) < 10 else []
 
 
 def describe_value(visit: Visit) -> dict[str, Any]:
@@ -173,7 +185,7 @@ def show_many(visit: Visit) -> Response:
     _require_release(visit)
     found = sorted(_lease(visit, MANY_IMAGES, OPEN_REASONS), key=lambda one: one.row.label)
     classes = known_classes(visit.site, visit.journal.reviews())
-    return visit.render("review_many.html.jinja", items=found, classes=classes, value=describe_value(visit))
+    return visit.render("review_many.html.jinja", items=found, classes=classes, keys=number_keys(classes, ()))
 
 
 def answer_many(visit: Visit) -> Response:
