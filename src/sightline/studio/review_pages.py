@@ -227,7 +227,7 @@ def show_beside(visit: Visit) -> Response:
         except RequestError as error:
             why = error.detail
         try:
-            neighbours = visit.studio.gallery.nearest(ranked.pixels)
+            neighbours = visit.studio.neighbours.nearest(ranked.pixels)
         except SightlineError as error:
             why = str(error)
     waits = ranked is not None and neighbours is None and not why

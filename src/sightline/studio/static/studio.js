@@ -45,6 +45,7 @@ function offerCopies(root) {
 function filterClasses(input) {
   const box = input.form.querySelector("[data-classes]");
   if (!box) return;
+  box.classList.toggle("filtering", input.value.trim() !== "");
   const word = input.value.trim(), small = word.toLowerCase();
   let first = null, exact = false;
   for (const button of box.querySelectorAll("[data-class]")) {

@@ -19,10 +19,10 @@ from ..runs import open_run, sample_images
 from ..serving import Engine, Service, load_release
 from ..types import Dataset
 
-MAX_GALLERY_IMAGES = 2000
+MAX_NEIGHBOUR_IMAGES = 2000
 """Training images whose features are computed; more would take minutes on two cores."""
 
-GALLERY_NICENESS = 15
+NEIGHBOUR_NICENESS = 15
 """Priority of the thread that computes features: the service answers meanwhile."""
 
 _BATCH_IMAGES = 16
@@ -40,7 +40,7 @@ class Neighbour:
     """Of the features of both, in [-1, 1]."""
 
 
-class Gallery:
+class Neighbours:
     """The training images of the current release; ready some time after it was first asked for."""
 
     def __init__(self, service: Service, folder: Path):
@@ -60,7 +60,7 @@ class Gallery:
         with self._lock:
             if self._release != engine.release:
                 self._release, self._found, self._why = engine.release, None, None
-                threading.Thread(target=self._open, args=(engine,), name="gallery", daemon=True).start()
+                threading.Thread(target=self._open, args=(engine,), name="neighbours", daemon=True).start()
             found, why = self._found, self._why
         if why is not None:
             raise SightlineError(why)
@@ -80,12 +80,12 @@ class Gallery:
     def _open(self, engine: Engine) -> None:
         """Compute the features of the training images, or read those that were computed before."""
         with suppress(OSError, AttributeError):  # some systems have no priorities of threads
-            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), GALLERY_NICENESS)
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NEIGHBOUR_NICENESS)
         found = why = None
         try:
             site = self._service.settings.path
             run = open_run(find_base(site.resolve(), load_release(site, engine.release)), device="cpu")
-            images, _ = sample_images(run.splits.train, MAX_GALLERY_IMAGES)
+            images, _ = sample_images(run.splits.train, MAX_NEIGHBOUR_IMAGES)
             found = images, self._features(engine, images)
         except SightlineError as error:
             why = str(error)
