@@ -289,11 +289,9 @@ def count_rows(connection: Connection) -> dict[str, int]:
 def count_between(connection: Connection, edges: Sequence[float]) -> list[int]:
     """Count predictions between each two of the moments ``edges`` (seconds since 1970, ascending), first included."""
     at = predictions.c.at
-    counts = [
-        func.coalesce(func.sum(case((and_(at >= low, at < high), 1), else_=0)), 0) for low, high in pairwise(edges)
-    ]
-    row = connection.execute(select(*counts).where(at >= edges[0], at < edges[-1])).one()
-    return [int(one) for one in row]
+    sums = [func.sum(case((and_(at >= low, at < high), 1), else_=0)) for low, high in pairwise(edges)]
+    row = connection.execute(select(*sums).where(at >= edges[0], at < edges[-1])).one()
+    return [int(one or 0) for one in row]
 
 
 def query_labelled_rows(connection: Connection, min_confidence: float | None) -> list[JournalRow]:

@@ -13,7 +13,7 @@ from starlette.routing import Route
 from ..errors import JournalError, SightlineError
 from ..serving import RequestError, Service, log_event
 from .jobs import Jobs
-from .neighbours import Neighbours
+from .neighbours import NeighbourFinder
 from .pages import PAGES
 from .sessions import Sessions, SignInNeeded, check_same_origin
 from .visit import STATIC_FILES, STUDIO_FOLDER, PageRoute, Studio, Visit, read_static, render_html
@@ -46,7 +46,7 @@ class StudioRoutes:
     def __call__(self, app: Any, service: Service) -> None:
         """Add all routes below ``/studio`` to the application of a service."""
         folder = service.settings.path / STUDIO_FOLDER
-        studio = Studio(service, PAGES, Jobs(folder / "jobs"), Neighbours(service, folder / "neighbours"))
+        studio = Studio(service, PAGES, Jobs(folder / "jobs"), NeighbourFinder(service, folder / "neighbours"))
         sessions = Sessions(folder / "sessions", service, self.token_sha256)
         routes = [
             Route("/studio/static/{name}", _static, methods=["GET"]),

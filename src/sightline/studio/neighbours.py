@@ -40,7 +40,7 @@ class Neighbour:
     """Of the features of both, in [-1, 1]."""
 
 
-class Neighbours:
+class NeighbourFinder:
     """The training images of the current release; ready some time after it was first asked for."""
 
     def __init__(self, service: Service, folder: Path):
