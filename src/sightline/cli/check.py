@@ -64,7 +64,8 @@ def check(
         Method of --label-issues: a head on kept features (probe, the default for photos; lda), a baseline (else
         svm-rbf@hog, or svm-rbf@pixels where only that can tell the classes apart) or a network.
     out_dir: Path
-        Folder for the results of --label-issues. Default: runs/DATA-suspects.
+        Folder for the results of --label-issues, and a table of the images that repeat others. Default:
+        runs/DATA-suspects.
     """
     from ..data import audit, draw_sample_sheet, format_audit, format_clean_summary, write_clean_manifest
     from ..files import atomic_replace
@@ -102,10 +103,11 @@ def check(
 def judge_images(dataset: "Dataset", by: str | None, out_dir: Path, *, deep: bool) -> tuple[dict[str, Any], str]:
     """The labels that look wrong, written to ``out_dir``; if ``deep``, what features show of photos. And the text."""
     from ..comparison import are_photos, check_features, find_label_issues, write_label_issues
-    from ..data import format_remarks
+    from ..data import format_remarks, write_duplicate_table
 
     found = find_label_issues(dataset, by)
     value: dict[str, Any] = {"suspects": {**found.as_json(), "files": write_label_issues(found, dataset, out_dir)}}
+    value["suspects"]["files"]["duplicates"] = str(write_duplicate_table(dataset, out_dir / "duplicates.csv"))
     text = f"\n\n{format_label_issues(value['suspects'])}"
     if deep and are_photos(dataset):
         shown = check_features(dataset)

@@ -55,7 +55,7 @@ def releases(
     keep: int
         With prune: the number of newest releases to keep.
     out: Path
-        With diff: a .png for the images that are newly wrong, if there are any.
+        With diff: a .png for the images that are newly wrong.
     """
     if other is not None and action != "diff":
         raise ChoiceError(f"`releases SITE {action}` takes no second argument, got '{other}'.")
@@ -102,11 +102,10 @@ def _print_difference(
     if out is not None and out.suffix.lower() != ".png":
         raise ChoiceError(f"--out is '{out}': the sheet of newly wrong images is a .png.")
     found = compare_releases(site, *numbers, images=images)
-    drawn = out if found.newly_wrong else None
-    if out is not None and drawn is not None:
+    if out is not None:
         found.draw(out)
     emit(
-        {"site": str(site), **found.as_json(), "out": drawn and str(drawn)},
+        {"site": str(site), **found.as_json(), "out": None if out is None else str(out)},
         options.json,
         print_difference,
     )

@@ -9,6 +9,7 @@ explain the difference of the two thumbnails (one step of least squares, as in L
 
 import hashlib
 from contextlib import suppress
+from pathlib import Path
 
 import numpy as np
 from jaxtyping import Bool, Float32, Int64
@@ -16,7 +17,7 @@ from numpy import ndarray
 
 from .. import progress
 from ..errors import OutputError
-from ..files import atomic_replace
+from ..files import atomic_replace, write_csv
 from ..types import Dataset
 from .geometry import resize_images
 from .store import MappedPixels
@@ -75,6 +76,24 @@ def find_near_duplicates(dataset: Dataset) -> Int64[ndarray, " N"]:
         with suppress(OutputError), atomic_replace(place) as temporary, temporary.open("wb") as stream:
             np.save(stream, found)
     return found
+
+
+def write_duplicate_table(dataset: Dataset, path: Path) -> Path:
+    """Write the images that repeat another one: ``group``, ``file``, ``label``, and ``kind``, exact or near.
+
+    The images of a group follow each other, the one that the others repeat first; its kind is empty.
+    """
+    leader = find_near_duplicates(dataset)
+    members = np.flatnonzero(np.bincount(leader, minlength=len(dataset))[leader] > 1)
+    members = members[np.lexsort((members, leader[members] != members, leader[members]))]
+    names = (*dataset.classes, "")
+    rows: list[list[object]] = [["group", "file", "label", "kind"]]
+    for i in members.tolist():
+        kind = "exact" if dataset.digests[i] == dataset.digests[leader[i]] else "near"
+        label = names[dataset.labels[i]]  # -1, no label, is the last name
+        rows.append([int(leader[i]), dataset.files[i], label, "" if leader[i] == i else kind])
+    write_csv(path, rows)
+    return path
 
 
 class ImageSignatures:

@@ -12,6 +12,19 @@ from ..errors import DataError
 from .archives import list_tar, list_zip
 from .arrays import ImageArrays, digits, shapes, source_from_arrays
 from .cache import PUBLISHED_DATASETS, download_dataset, load_or_build, verify_checksums
+from .edits import (
+    EDIT_KINDS,
+    EDITS_SUFFIX,
+    MAX_CLASS_NAME_LENGTH,
+    Edit,
+    EditFile,
+    append_edit,
+    apply_edits,
+    read_edit_file,
+    read_edited,
+    resolve_edited_place,
+    write_edit_file,
+)
 from .exemplars import (
     EXEMPLARS_FILE,
     EXEMPLARS_FOLDER,
@@ -52,6 +65,7 @@ from .source import (
     limit_source,
     limit_training,
     list_folder,
+    normalise_names,
     read_image_file,
     stratified_subset,
 )
@@ -67,6 +81,9 @@ READERS: dict[str, Callable[[Path, LabelRule], Source]] = {
     "idx": read_idx_pair,
     "npz": read_npz_file,
     "joined": lambda path, rule: read_joined(
+        path, lambda place, own: find(place, several=False, rule=own if own.given else rule)
+    ),
+    "edited": lambda path, rule: read_edited(
         path, lambda place, own: find(place, several=False, rule=own if own.given else rule)
     ),
 }

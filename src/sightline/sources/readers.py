@@ -25,6 +25,7 @@ from .array_files import (
 from .arrays import ImageArrays, source_from_arrays
 from .cache import load_or_build
 from .cifar import read_cifar, select_cifar_files
+from .edits import EDITS_SUFFIX
 from .flat_parts import label_flat_parts
 from .folders import find_run_folders, infer_layout
 from .joined import JOINED_SUFFIX
@@ -65,7 +66,7 @@ def detect_kind(path: Path) -> str:
     with path.open("rb") as stream:
         head = stream.read(262)
     name = path.name.lower()
-    if kind := {".npz": "npz", JOINED_SUFFIX: "joined"}.get(path.suffix.lower()):
+    if kind := {".npz": "npz", JOINED_SUFFIX: "joined", EDITS_SUFFIX: "edited"}.get(path.suffix.lower()):
         return kind
     if select_idx_images([name]) or head[:3] == b"\0\0\x08":
         return "idx"

@@ -6,12 +6,13 @@ import stat
 import unicodedata
 from array import array
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 import numpy as np
-from jaxtyping import Int, Int64
+from jaxtyping import Float64, Int, Int64
 from numpy import ndarray
 
 from ..errors import DataError, ImageError
@@ -80,6 +81,16 @@ class FolderReader:
                 target = os.readlink(path)  # noqa: PTH115
                 raise ImageError(f"it is a link that leads nowhere: '{target}' does not exist") from error
             raise ImageError(f"the file cannot be opened ({error.strerror})") from error
+
+    def modified_times(self, keys: Int64[ndarray, " n"]) -> Float64[ndarray, " n"]:
+        """When each file was last written, in seconds since 1970; NaN for one that is not there."""
+
+        def look(name: str) -> float:
+            with suppress(OSError):
+                return os.stat(os.path.join(self.root, name)).st_mtime  # noqa: PTH116, PTH118
+            return float("nan")
+
+        return np.array([look(self.names[key]) for key in keys.tolist()], np.float64)
 
 
 def read_image_file(path: str | os.PathLike[str], *, pipes: bool = False) -> bytes:
