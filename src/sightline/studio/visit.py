@@ -19,7 +19,6 @@ from ..evidence import format_duration, read_page_part
 from ..journal import Journal
 from ..serving import RequestError, Service
 from .jobs import JOB_STATES, Job, Jobs
-from .neighbours import NeighbourFinder
 from .sessions import Session
 
 STUDIO_FOLDER = "studio"
@@ -34,7 +33,9 @@ STUDIO_CSP = (
 STATIC_FILES = {
     "report.css": "text/css",
     "studio.css": "text/css",
+    "data.css": "text/css",
     "studio.js": "text/javascript",
+    "data.js": "text/javascript",
     "htmx.min.js": "text/javascript",
 }
 """Files that every page may load, and their types; ``report.css`` is the style of the report page."""
@@ -70,9 +71,6 @@ class Studio:
     service: Service
     pages: Mapping[str, Page]
     jobs: Jobs
-    neighbours: NeighbourFinder
-    moments: dict[str, float] = field(default_factory=dict)
-    """When something was done last that is not to be done often, by ``time.monotonic``."""
 
     @property
     def site(self) -> Path:
