@@ -1,6 +1,6 @@
 """A season of a service: ten rounds of traffic that changes, 200 answers reviewed in each, and four ways to go on.
 
-    python experiments/season.py [--seeds 1] [--reduced] [--plot docs/pictures/season.png]
+    python experiments/season.py [--seeds 1] [--reduced] [--plot docs/pictures/season.png] [--stop-after MINUTES]
 
 CIFAR-10 as JPEG. The base run knows 8 classes from 10,000 images; a round is 4,000 others. Ships arrive in round 2,
 trucks in round 4; from round 5 a third of the images has Gaussian noise and a third defocus blur, both of severity 3.
@@ -9,8 +9,8 @@ After each round every way is tested on test images as they are in that round:
 - never: the base run.
 - naive: fine-tuning on each round's 200 labels alone, step by step (``learn --by finetune``).
 - retrain: from random weights on the base images and all labels so far, each round.
-- improve: a site with its journal; ``select`` chooses the 200 (1 % of all answers drawn at random among them),
-  ``improve`` does the rest.
+- improve: a site with its journal; ``select`` chooses the 200 (a fifth of them is the audit: 1 % of all answers, drawn
+  at random), ``improve`` does the rest.
 
 naive and retrain get 200 labels drawn at random. Labels are the true ones. ``share`` is what improve gains over never,
 divided by what retrain gains, of the mean accuracy of all rounds; ``time`` is improve's processor seconds divided by
@@ -18,7 +18,8 @@ retrain's. ``below`` counts promoted releases whose true accuracy, on that round
 by more than the allowance.
 
 ``--reduced`` has 4 rounds of 800 with 100 labels, 2,000 base images and a tenth of the test images. Every round of
-every way is a line of ``season.jsonl`` in ``--work``: a season that was stopped goes on.
+every way is a line of ``season.jsonl`` in ``--work``: a season that was stopped goes on. After ``--stop-after`` minutes
+no round begins, and the exit status is 1.
 """
 
 import io
@@ -66,6 +67,11 @@ class Season:
     epochs: int
     test: int
 
+    @property
+    def reasons(self) -> list[str]:
+        """By which the labels of ``improve`` are chosen: a fifth of them is the audit."""
+        return [f"audit:{self.labels / 5 / self.images}", *(one for one in DEFAULT_REASONS if one != "audit")]
+
     def corrupted(self, number: int) -> bool:
         """Whether images of a round have noise and blur."""
         return number >= (CORRUPTED_FROM if self.rounds > CORRUPTED_FROM else 3)
@@ -106,6 +112,11 @@ class World:
         """Pixels (N H W C) and class names of a round's traffic."""
         rows = self.traffic[number - 1]
         return self._changed(self.train[rows], number), self.truth[self.train.labels[rows]]
+
+    def label(self, id: str) -> str:
+        """The true class of an answer, by its id."""
+        number, i = int(id[4:8], 16), int(id[8:], 16)
+        return str(self.truth[self.train.labels[self.traffic[number - 1][i]]])
 
     def tests(self, number: int) -> tuple[ndarray, ndarray]:
         """Pixels and class names of test images as they are in a round."""
@@ -232,17 +243,15 @@ class Player:
         site = self.place / "site"
         if number == 1 and not (site / "current").is_file():
             publish(site, self.place / "base-run")
-        pixels, labels = self.world.round(number)
+        pixels, _ = self.world.round(number)
         release = current_release(site)
         engine = open_engine(release.onnx, release=release.number, threads=1, reference=release.reference())
         files, answers = [png(one) for one in pixels], []
         for i in range(0, len(files), 64):
             answers += engine.predict([PredictRequest(files[i : i + 64])], RequestLimits())[0]
-        truth = {}
         records = []
         for i, (one, data) in enumerate(zip(answers, files, strict=True)):
             id = f"{self.seed:04x}{number:04x}{i:024x}"
-            truth[id] = str(labels[i])
             at = 1e9 + 86_400 * number + i
             records.append(
                 PredictionRecord(
@@ -254,23 +263,20 @@ class Player:
                     one.abstained,
                     None,
                     image=data,
-                    sketch=one.sketch,
+                    sketch_inputs=one.sketch_inputs,
                 )
             )
         with Journal.open(site, keep_images=True, quota_mb=10_000) as journal:
             journal.record(records)
             journal.flush()
             before = time.process_time()  # a service answers anyway
-            select(site, journal=journal, count=self.season.labels, by=DEFAULT_REASONS)
-            said = 0
-            for id, _ in journal.queued():
-                if said < self.season.labels and id in truth:
-                    word = truth[id]
-                    known = release.facts["classes"]
-                    row = journal.find_row(id)
-                    kind = "confirmed" if word == row.label else "corrected" if word in known else "new class"
-                    journal.review([id], kind, word, by="oracle")
-                    said += 1
+            select(site, journal=journal, count=self.season.labels, by=self.season.reasons)
+            asked = journal.queued()[: self.season.labels]
+            for id, _ in asked:
+                word, known = self.world.label(id), release.facts["classes"]
+                confirmed = word == journal.find_row(id).label
+                kind = "confirmed" if confirmed else "corrected" if word in known else "new class"
+                journal.review([id], kind, word, by="oracle")
             anchor = _anchor(site)
             found = improve(site, journal=journal, seed=self.seed)
             spent = time.process_time() - before
@@ -279,7 +285,7 @@ class Player:
             "decision": found.decision,
             "reasons": list(found.reasons),
             "release": found.release,
-            "labels": said,
+            "labels": len(asked),
             "anchor": anchor,
         }
 
@@ -336,8 +342,12 @@ def plot(figures: dict[str, Any], path: Path) -> None:
 def main() -> None:
     """Play what is missing, then print and keep the results."""
     asked = arguments(
-        __doc__, reduced={"action": "store_true", "help": "a short season"}, plot={"type": Path, "help": "a .png"}
+        __doc__,
+        reduced={"action": "store_true", "help": "a short season"},
+        plot={"type": Path, "help": "a .png"},
+        stop_after={"type": float, "default": float("inf"), "help": "minutes after which no round begins"},
     )
+    deadline = time.time() + 60 * asked.stop_after
     season, book = REDUCED if asked.reduced else FULL, notebook("season", asked)
     for seed in range(asked.seeds):
         player = None
@@ -345,6 +355,8 @@ def main() -> None:
             for way in WAYS:
                 key = {"season": season.name, "seed": seed, "way": way, "round": number}
                 if book.find(**key) is None:
+                    if time.time() > deadline:
+                        raise SystemExit(1)
                     if player is None:
                         player = Player(season, asked.data, asked.work, seed)
                         player.prepare()

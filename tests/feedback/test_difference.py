@@ -51,6 +51,20 @@ def test_the_newly_wrong_are_the_zeros(site):
     assert any("class 0 is proven to lose" in reason for reason in found.verdict.reasons)
 
 
+def test_a_group_of_a_table_may_block(site, tmp_path):
+    """All zeros come from the old camera; the column ``station`` has one value, and compares nothing."""
+    place, run = site
+    test, rows = run.splits.test, ["path,label,camera,station"]
+    for i, pixels in enumerate(test[:]):
+        Image.fromarray(pixels[..., 0]).save(tmp_path / f"{i}.png")
+        label = test.classes[test.labels[i]]
+        rows.append(f"{i}.png,{label},{'old' if label == '0' else 'new'},north")
+    (tmp_path / "images.csv").write_text("\n".join(rows))
+    found = compare_releases(place, 1, 2, images=tmp_path / "images.csv")
+    assert any("camera old is proven to lose" in reason for reason in found.verdict.reasons)
+    assert not any("station" in reason for reason in (*found.verdict.reasons, *found.verdict.unproven))
+
+
 def test_the_reverse_is_promoted_or_cannot_be_told(site):
     place, _ = site
     found = compare_releases(place, 2, 1)

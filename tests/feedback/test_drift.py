@@ -26,6 +26,7 @@ from sightline.journal import (
     make_sketches,
     new_prediction_id,
     predicted_classes,
+    sketch_answers,
 )
 from sightline.serving import current_release, open_engine, publish
 from sightline.serving.api import create_app
@@ -76,7 +77,7 @@ def answer(engine, images, **facts):
     return [
         PredictionRecord(
             new_prediction_id(), time.time(), 1, one.label, one.confidence, one.abstained, None,
-            image=data if facts.get("keep") else None, sketch=one.sketch,
+            image=data if facts.get("keep") else None, sketch_inputs=one.sketch_inputs,
             subject=facts.get("subject"),
         )
         for one, data in zip(found, files, strict=True)
@@ -104,7 +105,7 @@ def test_a_release_holds_a_reference_of_test_images(run, template):
 def test_sketches_of_an_engine_hold_its_answers(engine, unseen):
     records = answer(engine, unseen[:30])
     sketches = decode_sketches(
-        [one.sketch for one in records], 10, engine.reference.projection.components.shape[1]
+        sketch_answers([one.sketch_inputs for one in records]), 10, engine.reference.projection.components.shape[1]
     )
     assert [engine.classes[k] for k in predicted_classes(sketches)] == [one.label for one in records]
     assert np.allclose(sketches["statistics"][:, 0], unseen[:30].mean((1, 2)) / 255, atol=1e-3)

@@ -1,6 +1,8 @@
 """The gate promotes what is no worse, keeps what is, and says what would decide the rest."""
 
 import numpy as np
+import pytest
+from scipy.integrate import quad
 
 from sightline.feedback import JudgedAnswers, judge_candidate
 
@@ -51,6 +53,21 @@ def test_few_images_cannot_tell_and_say_how_many_would():
     assert f"{verdict.needed:,} more images" in verdict.reasons[0]
 
 
+def test_a_gain_in_the_present_traffic_is_not_diluted_by_the_test_set():
+    """200 flips each way on 1,500 test images, and 15 gains and a loss on 60 images of the audit."""
+    test, other = mostly(1500, 200, start=200), mostly(1500, 200)
+    audit = np.arange(60) < 45
+    before, after = np.append(other, audit), np.append(test, np.append(audit[:-16], np.ones(16, bool)))
+    after[1500] = False
+    audited = np.arange(1560) >= 1500
+    on_audit = 2**17 * quad(lambda t: t**15 * (1 - t), 0.5, 1)[0]
+    plain = judge_candidate(answers(after), answers(before))
+    told = judge_candidate(answers(after), answers(before), audited=audited)
+    assert (plain.decision, told.decision) == ("cannot tell", "promote")
+    assert told.changes[0].e_value == pytest.approx((plain.changes[0].e_value + on_audit) / 2)
+    assert told.changes[0].accuracy == plain.changes[0].accuracy
+
+
 def test_small_losses_add_up_against_the_anchor():
     n = 5000
     anchor, current, candidate = (answers(mostly(n, wrong)) for wrong in (50, 80, 110))
@@ -70,6 +87,19 @@ def test_a_class_that_is_proven_to_lose_blocks():
     assert verdict.decision == "keep"
     assert "class rare is proven to lose: 12 of 60" in verdict.reasons[0]
     assert judge_candidate(answers(after, labels=labels), answers(before, labels=labels)).decision == "promote"
+
+
+def test_a_group_that_is_proven_to_lose_blocks():
+    """Images of the audit are in no group, and are no group of their own."""
+    camera = np.repeat(["new", "old", ""], [1000, 60, 1000])
+    before, after = np.ones(2060, bool), np.ones(2060, bool)
+    after[1000:1012] = False
+    verdict = judge_candidate(answers(after), answers(before), groups={"camera": camera})
+    assert (verdict.decision, len(verdict.reasons), verdict.unproven) == ("keep", 1, ())
+    assert "camera old is proven to lose: 12 of 60" in verdict.reasons[0]
+    after[1000:1012], after[-30:] = True, False
+    others = judge_candidate(answers(after), answers(before), groups={"camera": camera})
+    assert not any("camera" in reason for reason in (*others.reasons, *others.unproven))
 
 
 def test_a_harmless_update_rarely_blocks_by_a_class():

@@ -22,12 +22,14 @@ from sightline.classifier import Classifier
 from sightline.cli import main
 from sightline.cli.improve import print_improvement
 from sightline.errors import DataError, OutputError, ReleaseError
-from sightline.feedback import improve, improvement
+from sightline.feedback import GateRules, improve, improvement
+from sightline.feedback.difference import answer_images, open_release
 from sightline.feedback.improvement import STAGES
-from sightline.feedback.lessons import collect_field_images, group_images, split_groups
+from sightline.feedback.judging import judge_release
+from sightline.feedback.lessons import FieldImages, collect_field_images, group_images, split_groups
 from sightline.feedback.opinions import SettledLabel
 from sightline.journal import Journal, JournalRow, PredictionRecord, QueueEntry, draw_number
-from sightline.runs import trained_on
+from sightline.runs import open_run, trained_on
 from sightline.serving import current_number, current_release, load_release, open_engine, publish
 from sightline.serving.requests import PredictRequest, RequestLimits
 from sightline.training import RunFolder, train
@@ -184,19 +186,23 @@ def test_a_kill_at_every_stage_loses_nothing_and_releases_nothing_half(site):
     assert load_release(site, 2).facts["classes"] == [f"d{d}" for d in range(9)]
 
 
-def test_a_full_disk_at_the_release_leaves_the_old_one(site, monkeypatch):
+def test_a_full_disk_leaves_the_old_release(site, monkeypatch):
+    """While it learns, while the candidate is checked, and at the release."""
     real = improvement.publish
 
-    def publish_unless_full(place, *more, **given):
-        if place == site:
-            raise OutputError("Cannot write: the disk is full: free some space or choose another place.")
-        return real(place, *more, **given)
+    def refuse(*_, **__):
+        raise OutputError("Cannot write: the disk is full: free some space or choose another place.")
 
-    with monkeypatch.context() as patched:
-        patched.setattr(improvement, "publish", publish_unless_full)
-        with pytest.raises(OutputError, match="disk is full"):
-            improved(site)
-    assert current_number(site) == 1
+    def publish_elsewhere(place, *more, **given):
+        return refuse() if place == site else real(place, *more, **given)
+
+    for name, full in (("learn", refuse), ("publish", refuse), ("publish", publish_elsewhere)):
+        with monkeypatch.context() as patched:
+            patched.setattr(improvement, name, full)
+            with pytest.raises(OutputError, match="disk is full"):
+                improved(site)
+        assert current_number(site) == 1
+        assert not (site / "releases" / "0002").exists()
     assert improved(site).release == 2
 
 
@@ -319,6 +325,34 @@ def test_a_release_that_the_audit_proves_worse_is_rolled_back_and_not_made_again
     assert state["cool_down"]["days"] == 1
     last = json.loads((site / "releases.jsonl").read_text().splitlines()[-1])
     assert (last["what"], last["decision"]) == ("improve", "rolled back")
+
+
+def test_held_out_corrections_block_only_a_proven_loss(base, tmp_path):
+    """(2^(n+1) - 1)/(n+1) is the evidence of n losses without a win: 6 are 18.1, 7 are 31.9, and 20 proves."""
+    site = shutil.copytree(base / "site", tmp_path / "site")
+    worse = shutil.copytree(base / "run", tmp_path / "worse")
+    classifier = Classifier.load(worse)
+    with torch.no_grad():
+        classifier.network.head.bias[:4] = -100  # no digit below 4 is answered any more
+    shutil.rmtree(worse / "classifier")
+    classifier.save(worse / "classifier")
+    candidate, current = publish(site, worse), load_release(site, 1)
+    images = open_run(base / "run").splits.test
+    right = answer_images(open_release(current), images).right
+
+    def judge(lost):
+        known = np.flatnonzero(right & (images.labels < 4))[:lost]
+        field = FieldImages(images.subset(known), np.full(lost, "held out", object), (), 0)
+        return judge_release(candidate, current, None, images.subset(images.labels >= 4), field, rules=GateRules())
+
+    none, few, many = (judge(lost) for lost in (0, 6, 7))
+    assert none.decision in ("promoted", "cannot tell")
+    assert (few.decision, few.verdict.reasons) == (none.decision, none.verdict.reasons)
+    assert (few.corrections, many.corrections) == ((6, 6, 0), (7, 7, 0))
+    assert many.decision == "kept"
+    assert many.verdict.reasons == (
+        "held-out corrections prove a loss: only the current release has 7 of 7 right, only the candidate 0",
+    )
 
 
 def png_with_noise(data, seed):

@@ -24,6 +24,7 @@ from sightline.feedback import (
     half_width_after,
     import_answers,
     known_classes,
+    review,
     review_answer,
     select,
     settle_labels,
@@ -56,7 +57,7 @@ def template(tmp_path_factory):
     records = [
         PredictionRecord(
             new_prediction_id(), time.time(), 1, one.label, one.confidence, i % 10 == 0, None, image=data,
-            sketch=one.sketch,
+            sketch_inputs=one.sketch_inputs,
         )
         for i, (one, data) in enumerate(zip(answers, files, strict=True))
     ]  # fmt: skip
@@ -95,13 +96,28 @@ def test_a_release_without_reference_is_reviewed_by_confidence(template, tmp_pat
     """As releases of earlier versions are."""
     site = tmp_path / "old"
     publish(site, template[0] / "releases" / "0001" / "classifier")
-    records = [replace(one, sketch=None, abstained=False, confidence=0.9) for one in template[1][:50]]
+    records = [replace(one, sketch_inputs=None, abstained=False, confidence=0.9) for one in template[1][:50]]
     records[7] = replace(records[7], confidence=0.5)
     with Journal.open(site, keep_images=True) as journal:
         journal.record(records)
         journal.flush()
         assert select(site, journal=journal, count=1, by=["margin"]) == {"margin": 1}
         assert [id for id, _ in journal.queued()] == [records[7].id]
+
+
+def test_an_answer_without_a_sketch_hides_no_other(site, journal, template):
+    """As of a process that was killed: it counts by its confidence, the others by their sketches."""
+    bare = replace(template[1][0], id=new_prediction_id(), confidence=0.75, sketch_inputs=None)
+    journal.record([bare])
+    journal.flush()
+    rows = journal.predictions(limit=1000)[::-1]
+    assert rows[-1].id == bare.id
+    found = review._open_candidates(site, journal, current_release(site), rows, drifted=False)
+    known = {one.id: one.sketch_inputs.probabilities for one in template[1]}
+    assert np.allclose(found.probabilities[:-1], [known[row.id] for row in rows[:-1]], atol=1e-3)
+    assert np.allclose(found.probabilities[-1], [0.75, 0.25] + [0] * 8)
+    assert found.features[:-1].any(1).all()
+    assert not found.features[-1].any()
 
 
 def test_the_kind_of_an_answer_follows_from_its_word(site, journal, template):

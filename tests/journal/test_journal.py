@@ -27,12 +27,10 @@ from sightline.journal.journal import JOURNAL_FILE, Journal
 from sightline.journal.records import (
     DatabaseUnavailable,
     PredictionRecord,
-    Spool,
     UnknownPrediction,
-    decode_line,
-    encode_lines,
     new_prediction_id,
 )
+from sightline.journal.spool import Spool, decode_line, encode_lines
 from sightline.sources import read_exemplar_table, store_exemplar, write_exemplar_table
 from sightline.types import Geometry
 

@@ -75,10 +75,10 @@ def review(
         if action == "list":
             value |= summarise_reviews(site, journal=held)
         elif action == "next":
-            shown = held.lease_next(who, second=second, reasons=reasons)
-            value |= {"id": None} if shown is None else describe_shown(shown)
-            if shown is not None:
-                value["image"] = str(held.image_path(shown.row))
+            leased = held.lease(1, who, second=second, reasons=reasons)
+            value |= describe_shown(leased[0]) if leased else {"id": None}
+            if leased:
+                value["image"] = str(held.image_path(leased[0].row))
         elif action == "export":
             if out is None or out.suffix.lower() != ".csv":
                 raise ChoiceError("Set the destination: --out queue.csv")

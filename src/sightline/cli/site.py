@@ -55,7 +55,7 @@ def releases(
     keep: int
         With prune: the number of newest releases to keep.
     out: Path
-        With diff: a .png for the images that are newly wrong.
+        With diff: a .png for the images that are newly wrong, if there are any.
     """
     if other is not None and action != "diff":
         raise ChoiceError(f"`releases SITE {action}` takes no second argument, got '{other}'.")
@@ -102,10 +102,11 @@ def _print_difference(
     if out is not None and out.suffix.lower() != ".png":
         raise ChoiceError(f"--out is '{out}': the sheet of newly wrong images is a .png.")
     found = compare_releases(site, *numbers, images=images)
-    if out is not None:
+    drawn = out if found.newly_wrong else None
+    if out is not None and drawn is not None:
         found.draw(out)
     emit(
-        {"site": str(site), **found.as_json(), "out": None if out is None else str(out)},
+        {"site": str(site), **found.as_json(), "out": drawn and str(drawn)},
         options.json,
         print_difference,
     )

@@ -11,7 +11,17 @@ from .audit import (
     write_clean_manifest,
 )
 from .codecs import DAMAGED_IMAGE, EXIF_ORIENTATION_TAG, PILLOW_LOCK, read_jpeg_header, valid_orientation
-from .dataset import MAX_UNREADABLE_SHARE, LengthRange, Survey, concat, load_dataset, relabel, strip_labels, survey
+from .dataset import (
+    FACT_COLUMNS,
+    MAX_UNREADABLE_SHARE,
+    LengthRange,
+    Survey,
+    concat,
+    load_dataset,
+    relabel,
+    strip_labels,
+    survey,
+)
 from .decode import IMAGE_FORMATS, MAX_IMAGE_PIXELS, ImageHeader, decode, decode_with_header, read_header
 from .duplicates import find_near_duplicates, write_duplicate_table
 from .inputs import ImageInput, list_inputs, name_input, read_input

@@ -21,7 +21,7 @@ from .efficiency import (
     predict_timed,
     time_batch,
 )
-from .fairness import evaluate_groups_on, evaluate_groups_run
+from .fairness import evaluate_groups_on, evaluate_groups_run, group_values
 from .model_evaluation import Evaluation, evaluate
 from .ood import KNN, Energy, Mahalanobis, MaxLogit, MaxSoftmax, MCDropout, OODScore, evaluate_scores_run
 from .report_file import evaluate_on, evaluate_run, mistake_gallery, report_json

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from .difference import AnswerChange, ReleaseDifference, compare_releases
 from .drift import DEFAULT_PROMISE, ChannelChange, DriftReport, examine_drift, watch_drift
 from .gate import GateRules, GateVerdict, JudgedAnswers, PairedChange, judge_candidate
-from .improvement import Improvement, improve
+from .improvement import Improvement, find_base, improve
 from .judging import Judged
 from .opinions import agreement, answers_needed, audit_accuracy, half_width_after, settle_labels
 from .review import (
@@ -52,6 +52,7 @@ __all__ = [
     "describe_shown",
     "examine_drift",
     "export_queue",
+    "find_base",
     "half_width_after",
     "import_answers",
     "improve",

@@ -3,16 +3,18 @@
 import time
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Int, UInt8
+from jaxtyping import Int, Shaped, UInt8
 from numpy import ndarray
 
-from ..data import load_dataset
+from ..data import FACT_COLUMNS, load_dataset
 from ..errors import DataError
+from ..evaluation import group_values
 from ..files import atomic_replace
 from ..pictures import contact_sheet
 from ..runs import open_subject
@@ -113,7 +115,9 @@ def compare_releases(
     truth = np.array(names)[sets[0].labels]
     before, after = (one.right for one in answers)
     lost = [name for name in engines[0].classes if name not in engines[1].classes and name not in ordered_removals]
-    verdict = judge_candidate(answers[1], answers[0], groups={"class": truth}, lost_classes=lost, rules=rules)
+    verdict = judge_candidate(
+        answers[1], answers[0], groups={"class": truth, **find_groups(sets[0])}, lost_classes=lost, rules=rules
+    )
     wrong, right = np.flatnonzero(before & ~after), np.flatnonzero(after & ~before)
 
     def list_changes(places: Int[ndarray, " F"]) -> tuple[AnswerChange, ...]:
@@ -168,6 +172,19 @@ def answer_images(engine: Engine, images: Dataset) -> JudgedAnswers:
     parts = [runner.probabilities(images[i : i + _BATCH_IMAGES]) for i in range(0, len(images), _BATCH_IMAGES)]
     labels = np.array([known.get(images.classes[k], -1) for k in images.labels.tolist()], np.int64)
     return JudgedAnswers(probabilities=np.concatenate(parts), labels=labels, threshold=engine.threshold)
+
+
+def find_groups(images: Dataset, others: int = 0) -> dict[str, Shaped[ndarray, " N"]]:
+    """Names of the groups of images by column, of those columns of their table that define groups (docs/groups.md).
+
+    ``others`` images that follow are in none: their name is empty.
+    """
+    found = {}
+    for column in images.columns:
+        if column not in (*FACT_COLUMNS, "split", "group"):  # "group" keeps images together and compares nothing
+            with suppress(DataError):
+                found[column] = np.concatenate([group_values(images, column)[0], np.full(others, "")])
+    return found
 
 
 def time_answers(engines: Sequence[Engine], sets: Sequence[Dataset | UInt8[ndarray, "N H W C"]]) -> list[float]:

@@ -88,7 +88,8 @@ class PairedChange:
     losses: int
     """Negative flips: images that it alone has wrong."""
     e_value: float
-    """Evidence that the candidate is better, valid at any number of looks."""
+    """Evidence that the candidate is better, valid at any number of looks: on all images, or the mean of that and of
+    the evidence on the audit alone, which a change of the traffic does not dilute."""
 
 
 @dataclass(frozen=True)
@@ -117,6 +118,7 @@ def judge_candidate(
     current: JudgedAnswers,
     anchor: JudgedAnswers | None = None,
     *,
+    audited: Bool[ndarray, " N"] | None = None,
     groups: Mapping[str, Shaped[ndarray, " N"]] | None = None,
     lost_classes: Sequence[str] = (),
     rules: GateRules | None = None,
@@ -127,7 +129,9 @@ def judge_candidate(
         candidate: the answers of the classifier that would be released.
         current: those of the one that answers now.
         anchor: those of the best release so far; None where it is the current one.
-        groups: names of classes and groups by column, such as ``{"class": ...}``; each of them may block.
+        audited: which images were drawn at random from the present traffic; None where none were.
+        groups: names of classes and groups by column, such as ``{"class": ...}``, empty for an image that is in none;
+            each of them may block, and the proof of a loss is corrected for all of them together (Holm).
         lost_classes: classes that the candidate does not know and that were removed without an order.
         rules: what may be lost.
 
@@ -140,10 +144,14 @@ def judge_candidate(
     changes = []
     for than, other in others.items():
         after, before = candidate.right, other.right
-        wins, losses = int((after & ~before).sum()), int((before & ~after).sum())
+        won, lost = after & ~before, before & ~after
+        wins, losses = int(won.sum()), int(lost.sum())
+        evidence = [metrics.disagreement_e_value(wins, losses)]
+        if audited is not None and audited.any():
+            evidence.append(metrics.disagreement_e_value(int((won & audited).sum()), int((lost & audited).sum())))
         two_sided = 2 * rules.level - 1  # each bound alone holds with ``level``
         accuracy = metrics.bootstrap_difference(after, before, level=two_sided)
-        changes.append(PairedChange(than, accuracy, wins, losses, metrics.disagreement_e_value(wins, losses)))
+        changes.append(PairedChange(than, accuracy, wins, losses, float(np.mean(evidence))))
     against = [f"it does not know {', '.join(lost_classes)}, and their removal was not ordered"] * bool(
         lost_classes
     )
@@ -198,7 +206,7 @@ def _judge_groups(
     after, before = candidate.right, current.right
     found: list[tuple[str, int, int, int]] = []
     for column, names in groups.items():
-        for name in np.unique(names):
+        for name in filter(None, np.unique(names).tolist()):
             here = names == name
             gone, won = int((before & ~after & here).sum()), int((after & ~before & here).sum())
             found.append((f"{column} {name}", int(here.sum()), gone, won))

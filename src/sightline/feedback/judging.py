@@ -12,7 +12,7 @@ from ..errors import DataError, SightlineError
 from ..journal import Journal
 from ..serving import Release
 from ..types import Dataset
-from .difference import answer_images, open_release, time_answers
+from .difference import answer_images, find_groups, open_release, time_answers
 from .gate import PROVEN_EVIDENCE, GateRules, GateVerdict, JudgedAnswers, judge_candidate
 from .lessons import FieldImages
 from .opinions import settle_labels
@@ -83,8 +83,9 @@ def judge_release(
     """Let a candidate, the current release and the best one so far answer the same images, and judge.
 
     The test set and the audit are both random samples, of the tested world and of the present one, and count together.
-    Held-out corrections are images that the current release had wrong, mostly: they can only show that nothing was
-    learned. ``removed`` are classes whose loss is ordered. Raises DataError where there is nothing to judge on.
+    Held-out corrections are images that the current release had wrong, mostly: they count only where they prove that
+    the candidate is worse on them. ``removed`` are classes whose loss is ordered. Raises DataError where there is
+    nothing to judge on.
     """
     audit, corrections = field.part("audit"), field.part("held out")
     if not len(test) + len(audit):
@@ -104,25 +105,30 @@ def judge_release(
     truth = np.concatenate([np.array(one.classes, object)[one.labels] for one in sets])
     lost = [name for name in engines[1].classes if name not in (*engines[0].classes, *removed)]
     verdict = judge_candidate(
-        answers[0], answers[1], answers[2] if anchor is not None else None, groups={"class": truth},
+        answers[0], answers[1], answers[2] if anchor is not None else None,
+        audited=np.arange(len(truth)) >= len(test), groups={"class": truth, **find_groups(test, len(audit))},
         lost_classes=lost, rules=rules,
     )  # fmt: skip
     before, after = answers[1].right, answers[0].right
     files = np.concatenate([test.files, audit.columns["prediction"] if len(audit) else audit.files])
-    kept = [
-        int(answer_images(engine, corrections).right.sum()) if len(corrections) else 0 for engine in engines[:2]
-    ]
-    if kept[0] < kept[1]:
+    had, has = (
+        answer_images(engine, corrections).right if len(corrections) else np.zeros(0, bool)
+        for engine in (engines[1], engines[0])
+    )
+    lost_corrections, won = int((had & ~has).sum()), int((has & ~had).sum())
+    if metrics.disagreement_e_value(lost_corrections, won) >= PROVEN_EVIDENCE:
         reason = (
-            f"it has {kept[0]} of {len(corrections)} held-out corrections right, the current release {kept[1]}"
+            f"held-out corrections prove a loss: only the current release has {lost_corrections} of {len(corrections)} "
+            f"right, only the candidate {won}"
         )
-        verdict = replace(verdict, decision="keep", reasons=(*verdict.reasons, reason))
+        reasons = verdict.reasons if verdict.decision == "keep" else ()
+        verdict = replace(verdict, decision="keep", reasons=(*reasons, reason), needed=0)
     return Judged(
         verdict=verdict,
         tested=len(test),
         audited=len(audit),
         accuracy=(float(before.mean()), float(after.mean())),
-        corrections=(len(corrections), kept[1], kept[0]),
+        corrections=(len(corrections), int(had.sum()), int(has.sum())),
         newly_wrong=tuple(map(str, files[before & ~after])),
         is_best=bool(after.mean() >= answers[-1].right.mean()),
     )

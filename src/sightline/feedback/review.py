@@ -110,7 +110,7 @@ def _list_answers(journal: Journal, release: int, since: float) -> Iterator[Jour
 def _open_candidates(
     site: Path, journal: Journal, release: Release, rows: Sequence[JournalRow], *, drifted: bool
 ) -> Candidates:
-    """What the reasons see of answers: their sketches; where there are none, the confidence alone."""
+    """What the reasons see of answers: their sketches; of those without one, the confidence alone."""
     confidence = np.array([row.confidence or 0.0 for row in rows])
     common: dict[str, Any] = {
         "ids": tuple(row.id for row in rows),
@@ -130,28 +130,30 @@ def _open_candidates(
         one.id: one.values
         for one in journal.latest_sketch_rows(release.number, until=last, limit=2 * MAX_SELECTED_ANSWERS)
     }
-    if any(row.id not in held for row in rows):
+    known = np.array([row.id in held for row in rows], bool)
+    if not known.any():
         return nothing
     sketches = decode_sketches(
-        [held[row.id] for row in rows], len(reference.classes), reference.projection.components.shape[1]
-    )
+        [held[row.id] for row in rows if row.id in held], len(reference.classes),
+        reference.projection.components.shape[1],
+    )  # fmt: skip
     before, now = (reference.scores(one) for one in (reference.sketches, sketches))
     if drifted and examine_drift(site, journal=journal, release=release.number).alarm:
-        common["changed"] = change_scores(before, now)
-    probabilities = sketches["probabilities"].astype(np.float32)
+        common["changed"][known] = change_scores(before, now)
+    probabilities = np.zeros((len(rows), max(2, sketches["probabilities"].shape[1])), np.float32)
+    probabilities[:, :2] = nothing.probabilities
+    probabilities[known, : sketches["probabilities"].shape[1]] = sketches["probabilities"]
+    features = np.zeros((len(rows), sketches["projection"].shape[1]), np.float32)
+    features[known] = sketches["projection"]
+    distances = np.zeros(len(rows))
     if "distance to the classes" in reference.channels:
         column = reference.channels.index("distance to the classes")
         common |= {
             "far": float(np.quantile(before[:, column], 0.99)),
             "radius": float(np.median(before[:, column])),
         }
-        distances = now[:, column]
-    else:
-        distances = np.zeros(len(rows))
-    return Candidates(
-        probabilities=probabilities, features=sketches["projection"].astype(np.float32), distances=distances,
-        **common,
-    )  # fmt: skip
+        distances[known] = now[:, column]
+    return Candidates(probabilities=probabilities, features=features, distances=distances, **common)
 
 
 # Answers of people

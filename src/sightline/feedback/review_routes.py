@@ -64,9 +64,10 @@ def add_review_routes(app: FastAPI, service: Service) -> None:
         """The next image, shown to no one else for two minutes; ``id`` is null where none waits."""
         with _http_errors():
             journal = require_journal(service)
-            shown = journal.lease_next(name or turn.by, second=turn.second)
-            if shown is None:
+            leased = journal.lease(1, name or turn.by, second=turn.second)
+            if not leased:
                 return {"id": None}
+            shown = leased[0]
             classes = known_classes(site, journal.reviews())
             return {**describe_shown(shown), "classes": classes, "image": f"/review/images/{shown.row.id}"}
 

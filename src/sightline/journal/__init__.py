@@ -26,6 +26,7 @@ from .reference import (
     predicted_classes,
 )
 from .sketches import Sketches, decode_sketches, make_sketches
+from .sketching import SketchInputs, sketch_answers
 
 if TYPE_CHECKING:
     from .erasure import CANDIDATES_FOLDER
@@ -52,6 +53,7 @@ __all__ = [
     "Reference",
     "Review",
     "ReviewKind",
+    "SketchInputs",
     "SketchRow",
     "Sketches",
     "UnknownPrediction",
@@ -62,6 +64,7 @@ __all__ = [
     "make_sketches",
     "new_prediction_id",
     "predicted_classes",
+    "sketch_answers",
 ]
 
 _MEMBERS = {

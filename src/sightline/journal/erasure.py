@@ -1,8 +1,10 @@
 """The SQL of an erasure: images, hashes and sketches go, the rows of the answers stay and are marked."""
 
+import json
 import shutil
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from sqlalchemy import ColumnElement, Connection, delete, func, select, update
@@ -96,6 +98,21 @@ def _delete_images(connection: Connection, store: ImageStore, names: Sequence[st
         store.delete(name)
     for unfinished in store.folder.glob("*/.*"):  # of killed processes: this transaction is the only writer
         unfinished.unlink(missing_ok=True)
+
+
+def exported_copies(connection: Connection, noted: Path) -> Iterator[str]:
+    """Yield a sentence for each export in the list ``noted`` that still holds images or hashes that were erased."""
+    lines = noted.read_text(errors="replace").splitlines() if noted.is_file() else []
+    for line in dict.fromkeys(lines):
+        with suppress(OSError, ValueError, LookupError, TypeError):  # a changed export, or a line cut short
+            out = Path(json.loads(line)["out"])
+            rows = read_csv_rows(out / "labels.csv" if out.is_dir() else out)
+            if out.is_dir():
+                what, ids = "images", [row["prediction"] for row in rows if (out / row["path"]).is_file()]
+            else:
+                what, ids = "hashes", [row["id"] for row in rows if row["sha256"] or row["image"]]
+            if count := count_erased(connection, ids):
+                yield f"The export '{out}' holds {count:,} of the erased {what}: delete or export it again."
 
 
 def count_erased(connection: Connection, ids: Sequence[str]) -> int:

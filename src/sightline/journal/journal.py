@@ -7,7 +7,7 @@ Corrections and erasures are in the database before they are acknowledged.
 import json
 import shutil
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from pathlib import Path
 from threading import Event, Thread
@@ -17,7 +17,7 @@ from sqlalchemy import Connection
 
 from .. import progress
 from ..errors import DataError, JournalError
-from ..files import explain_write_errors, read_csv_rows
+from ..files import explain_write_errors
 from ..types import Dataset, Geometry
 from . import erasure, statements
 from .database import Database, connect_database, migrate
@@ -29,11 +29,8 @@ from .records import (
     PredictionRecord,
     RowConditions,
     SketchRow,
-    Spool,
     UnknownPrediction,
     database_safe_text,
-    list_set_aside,
-    segment_mentions,
 )
 from .reviews import (
     LEASE_SECONDS,
@@ -44,11 +41,13 @@ from .reviews import (
     add_to_queue,
     check_kind,
     count_queue,
+    find_queued,
     insert_review,
-    lease_next,
+    lease_answers,
     query_queue,
     query_reviews,
 )
+from .spool import Spool, list_set_aside, segment_mentions
 
 JOURNAL_FILE, EXPORTS_FILE = "journal.sqlite", "exports.jsonl"
 
@@ -121,7 +120,8 @@ class Journal:
     def record(self, records: Sequence[PredictionRecord]) -> None:
         """Append predictions, all or none, so that they outlive this process; never waits for the database.
 
-        Raise JournalError if the spool is full (the database was unavailable for long) or the disk is full.
+        The thread that moves them makes their sketches. Raise JournalError if the spool is full (the
+        database was unavailable for long) or the disk is full.
         """
         if records:
             self._spool.append(records)
@@ -188,20 +188,21 @@ class Journal:
         with self._database.write_transaction(durable=True) as connection:
             return add_to_queue(connection, self._database, entries)
 
-    def lease_next(
+    def lease(
         self,
-        by: str | None = None,
+        count: int,
+        by: str | None,
         *,
         seconds: float = LEASE_SECONDS,
         second: bool = False,
         reasons: Collection[str] = (),
-    ) -> QueuedAnswer | None:
-        """Show the next queued answer to a person, and to no one else for ``seconds``; None if none waits.
+    ) -> list[QueuedAnswer]:
+        """Show the next queued answers, ``count`` at most, to a person, and to no one else for ``seconds``.
 
         ``second`` chooses among answers that one other person reviewed, ``reasons`` by why they were queued.
         """
         with self._database.write_transaction(durable=False) as connection:
-            return lease_next(connection, by, seconds=seconds, second=second, reasons=reasons)
+            return lease_answers(connection, count, by, seconds=seconds, second=second, reasons=reasons)
 
     def review(
         self, ids: Sequence[str], kind: ReviewKind, label: str | None = None, *, by: str | None = None
@@ -230,6 +231,11 @@ class Journal:
         """Count answers that wait for a review and that had one (``waiting``, ``done``), by why they were queued."""
         with self._database.read_transaction() as connection:
             return count_queue(connection)
+
+    def find_queued(self, id: str) -> QueuedAnswer | None:
+        """Return an answer that was ever queued, leased or not; None if it was not, or is not in the database."""
+        with self._database.read_transaction() as connection:
+            return find_queued(connection, id)
 
     def queued(
         self, *, waiting: bool = True, id: str | None = None, leader: str | None = None
@@ -288,29 +294,15 @@ class Journal:
             "accept again (sightline drift SITE --accept), or delete it."
             for accepted in (self._site / "drift").glob("*-accepted.safetensors")
         ]
-        copies = (*erasure.released_copies(self._site), *self._exported_copies())
+        with self._database.read_transaction() as connection:
+            exported = [*erasure.exported_copies(connection, self._site / EXPORTS_FILE)]
+        copies = (*erasure.released_copies(self._site), *exported)
         return Erasure(rows, (*filter(None, remains), *copies))
 
     def note_export(self, out: Path) -> None:
         """Remember a table or folder that rows or images were exported to, for the report of an erasure."""
         with explain_write_errors(self._site / EXPORTS_FILE), (self._site / EXPORTS_FILE).open("a") as stream:
             stream.write(json.dumps({"out": str(out.absolute())}) + "\n")
-
-    def _exported_copies(self) -> Iterator[str]:
-        """Yield a sentence for each export that is still there and holds images or hashes that were erased."""
-        noted = self._site / EXPORTS_FILE
-        lines = noted.read_text(errors="replace").splitlines() if noted.is_file() else []
-        for line in dict.fromkeys(lines):
-            with suppress(OSError, ValueError, LookupError, TypeError):  # a changed export, or a line cut short
-                out = Path(json.loads(line)["out"])
-                rows = read_csv_rows(out / "labels.csv" if out.is_dir() else out)
-                if out.is_dir():
-                    what, ids = "images", [row["prediction"] for row in rows if (out / row["path"]).is_file()]
-                else:
-                    what, ids = "hashes", [row["id"] for row in rows if row["sha256"] or row["image"]]
-                with self._database.read_transaction() as connection:
-                    if count := erasure.count_erased(connection, ids):
-                        yield f"The export '{out}' holds {count:,} of the erased {what}: delete or export it again."
 
     # Reading
 
@@ -328,6 +320,11 @@ class Journal:
         """Count predictions, abstentions, corrected and erased predictions, kept images and their bytes."""
         with self._database.read_transaction() as connection:
             return statements.count_rows(connection)
+
+    def count_between(self, edges: Sequence[float]) -> list[int]:
+        """Count predictions between each two of these ascending moments, in seconds since 1970."""
+        with self._database.read_transaction() as connection:
+            return statements.count_between(connection, edges)
 
     def sketch_rows(self, release: int, *, after: int = 0, limit: int = 2000) -> list[SketchRow]:
         """Return the next sketches of a release's answers, stored after number ``after``, in the order of storing.

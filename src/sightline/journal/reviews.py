@@ -84,10 +84,10 @@ def add_to_queue(connection: Connection, database: Database, entries: Sequence[Q
     return len(rows)
 
 
-def lease_next(
-    connection: Connection, by: str | None, *, seconds: float, second: bool, reasons: Collection[str]
-) -> QueuedAnswer | None:
-    """Lease the next answer to a person; None where none waits.
+def lease_answers(
+    connection: Connection, count: int, by: str | None, *, seconds: float, second: bool, reasons: Collection[str]
+) -> list[QueuedAnswer]:
+    """Lease the next ``count`` answers to a person, or as many as wait.
 
     ``second`` asks for one that exactly one other person answered. A person without a name never gets what is leased.
     """
@@ -108,16 +108,30 @@ def lease_next(
         wanted.append(t.why.in_(list(reasons)))
     chosen = select(queue).join(predictions, predictions.c.id == t.prediction).where(*wanted)
     mine = (t.leased_by == by).desc().nulls_last() if by is not None else t.number
-    found = connection.execute(chosen.order_by(mine, t.number).limit(1)).first()
-    if found is None:
-        return None
+    found = connection.execute(chosen.order_by(mine, t.number).limit(count)).all()
     until = now + seconds
     connection.execute(
-        update(queue).where(t.number == found.number).values(leased_by=by or "", leased_until=until)
+        update(queue)
+        .where(t.number.in_([one.number for one in found]))
+        .values(leased_by=by or "", leased_until=until)
     )
-    row = find_rows(connection, [found.prediction])[found.prediction]
-    others = select(t.prediction).where(t.leader == found.prediction, t.done_at.is_(None)).order_by(t.number)
-    return QueuedAnswer(row, found.why, found.chance, until, tuple(connection.scalars(others)))
+    rows = find_rows(connection, [one.prediction for one in found])
+    shown = []
+    for one in found:
+        others = select(t.prediction).where(t.leader == one.prediction, t.done_at.is_(None)).order_by(t.number)
+        followers = tuple(connection.scalars(others))
+        shown.append(QueuedAnswer(rows[one.prediction], one.why, one.chance, until, followers))
+    return shown
+
+
+def find_queued(connection: Connection, id: str) -> QueuedAnswer | None:
+    """Return a queued answer, waiting or done; None if it was never queued."""
+    found = connection.execute(select(queue).where(queue.c.prediction == id)).first()
+    if found is None:
+        return None
+    row = find_rows(connection, [id])[id]
+    waiting = query_queue(connection, waiting=True, id=None, leader=id)
+    return QueuedAnswer(row, found.why, found.chance, found.leased_until or 0.0, tuple(one for one, _ in waiting))
 
 
 def insert_review(

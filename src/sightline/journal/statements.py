@@ -4,12 +4,13 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import fields
+from itertools import pairwise
 from pathlib import Path
 from threading import Lock
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
-from sqlalchemy import Column, ColumnElement, Connection, Select, and_, func, insert, or_, select
+from sqlalchemy import Column, ColumnElement, Connection, Select, and_, case, func, insert, or_, select
 from sqlalchemy.exc import SQLAlchemyError
 
 from .. import progress
@@ -20,19 +21,8 @@ from ..types import Dataset, Geometry
 from .database import Database, RejectedValue, corrections, images, predictions, sketches
 from .eviction import evict_images
 from .image_store import ImageStore, content_name
-from .records import (
-    Correction,
-    JournalRow,
-    PredictionRecord,
-    RowConditions,
-    SketchRow,
-    Spool,
-    encode_lines,
-    is_new_id,
-    list_segments,
-    read_segment,
-    segment_mentions,
-)
+from .records import Correction, JournalRow, PredictionRecord, RowConditions, SketchRow, is_new_id
+from .spool import Spool, encode_lines, list_segments, read_segment, segment_mentions
 
 CACHE_FOLDER = "cache"
 """Folder of a site for the decoded pixels of its images: beside them, so that an erasure removes it."""
@@ -43,10 +33,17 @@ MAX_QUERY_ROWS = 10_000
 QUOTA_RECOUNT_SECONDS = 30.0
 """Seconds after which the images of other processes are counted again."""
 
+RECENT_SKETCHES = 20_000
+"""The last sketches, among which that of an answer that was written a moment ago is looked for without an index."""
+
+Value = TypeVar("Value", str, bytes)
+
 MAX_STATEMENT_VALUES = 400
 """Values named in one SQL statement."""
 
-_RECORD_COLUMNS = tuple(name for name in PredictionRecord.__dataclass_fields__ if name not in ("image", "sketch"))
+_RECORD_COLUMNS = tuple(
+    name for name in PredictionRecord.__dataclass_fields__ if name not in ("image", "sketch", "sketch_inputs")
+)
 """Columns of ``predictions`` that a record has by the same name; ``image`` becomes the name of a file."""
 
 _MAX_BATCH_RECORDS, _MAX_BATCH_BYTES = 500, 16_000_000
@@ -112,6 +109,7 @@ class JournalWriter:
                 aside = self._spool.folder / "refused"
                 with aside.open("ab") as stream:
                     stream.write(encode_lines([one], images=True))
+                self._spool.sketches.remove([one.id])
                 progress.notify(f"The journal's database cannot store an answer. It was appended to '{aside}'.")
 
     def _write(self, records: Sequence[PredictionRecord]) -> None:
@@ -123,7 +121,9 @@ class JournalWriter:
                 except ImageError:
                     self.dropped_images += 1
         unique = {one.id: one for one in records}
-        sketched = {id: one for id, one in unique.items() if one.sketch is not None and is_new_id(id)}
+        made = self._spool.sketches.make(unique)  # before the transaction, for which others wait
+        sketched = {id: one.sketch for id, one in unique.items() if one.sketch is not None} | made
+        sketched = {id: one for id, one in sketched.items() if is_new_id(id)}
         with self._database.write_transaction(durable=False) as connection:
             kept: dict[str, str] = {}
             new: dict[str, int] = {}
@@ -139,10 +139,11 @@ class JournalWriter:
             ]
             try:
                 connection.execute(self._database.insert_ignore(predictions), rows)
+                late = _find_unsketched(connection, [id for id in made if id in known])
                 added = [
-                    {"prediction": bytes.fromhex(id), "release": one.release, "values": one.sketch}
-                    for id, one in sketched.items()
-                    if id not in known
+                    {"prediction": bytes.fromhex(id), "release": unique[id].release, "values": values}
+                    for id, values in sketched.items()
+                    if id not in known or id in late
                 ]
                 if added:
                     connection.execute(insert(sketches), added)
@@ -150,6 +151,7 @@ class JournalWriter:
                 for name in new:
                     self._images.delete(name)
                 raise
+        self._spool.sketches.remove(unique)
 
     def _store_images(
         self, connection: Connection, stripped: dict[str, tuple[str, bytes]]
@@ -203,11 +205,26 @@ def chunk_values(values: Sequence[str]) -> list[Sequence[str]]:
     return [values[i : i + MAX_STATEMENT_VALUES] for i in range(0, len(values), MAX_STATEMENT_VALUES)]
 
 
-def _existing_values(connection: Connection, column: Column[Any], values: Sequence[str]) -> set[str]:
-    """Return those of ``values`` that a column contains."""
-    found: set[str] = set()
+def _find_unsketched(connection: Connection, ids: Sequence[str]) -> set[str]:
+    """Return those of these answers that another process wrote without their sketch, and none has erased since."""
+    if not ids:
+        return set()
+    left = _existing_values(connection, predictions.c.id, ids, predictions.c.erased_at.is_(None))
+    recent = sketches.c.number > last_sketch_number(connection) - RECENT_SKETCHES
+    return left - {
+        one.hex()
+        for one in _existing_values(connection, sketches.c.prediction, [bytes.fromhex(id) for id in left], recent)
+    }
+
+
+def _existing_values(
+    connection: Connection, column: Column[Any], values: Sequence[Value], *where: ColumnElement[bool]
+) -> set[Value]:
+    """Return those of ``values`` that a column contains, in rows that satisfy the conditions."""
+    found: set[Value] = set()
     for i in range(0, len(values), MAX_STATEMENT_VALUES):
-        found.update(connection.scalars(select(column).where(column.in_(values[i : i + MAX_STATEMENT_VALUES]))))
+        some = values[i : i + MAX_STATEMENT_VALUES]
+        found.update(connection.scalars(select(column).where(column.in_(some), *where)))
     return found
 
 
@@ -267,6 +284,14 @@ def count_rows(connection: Connection) -> dict[str, int]:
         "image_bytes": select(func.coalesce(func.sum(images.c.bytes), 0)),
     }
     return {name: int(connection.scalar(each) or 0) for name, each in chosen.items()}
+
+
+def count_between(connection: Connection, edges: Sequence[float]) -> list[int]:
+    """Count predictions between each two of the moments ``edges`` (seconds since 1970, ascending), first included."""
+    at = predictions.c.at
+    sums = [func.sum(case((and_(at >= low, at < high), 1), else_=0)) for low, high in pairwise(edges)]
+    row = connection.execute(select(*sums).where(at >= edges[0], at < edges[-1])).one()
+    return [int(one or 0) for one in row]
 
 
 def query_labelled_rows(connection: Connection, min_confidence: float | None) -> list[JournalRow]:

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from .api_keys import ApiKey, Keyring, create_key, hash_key, list_keys, revoke_key
     from .client import Client, read_api_key
     from .engine import Engine, open_engine
+    from .monitor import log_event
     from .publishing import publish
     from .releases import (
         Release,
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
         rollback,
         verify,
     )
-    from .requests import RequestError, RequestLimits, build_limits
+    from .requests import PredictRequest, RankedPrediction, RequestError, RequestLimits, build_limits
     from .server import is_loopback, serve
     from .service import JOURNAL_UNAVAILABLE_DETAIL, Service
 
@@ -36,6 +37,8 @@ __all__ = [
     "Client",
     "Engine",
     "Keyring",
+    "PredictRequest",
+    "RankedPrediction",
     "Release",
     "RequestError",
     "RequestLimits",
@@ -52,6 +55,7 @@ __all__ = [
     "list_keys",
     "list_releases",
     "load_release",
+    "log_event",
     "open_engine",
     "previous_numbers",
     "promote",
@@ -71,6 +75,7 @@ _MEMBERS = {
     "api_keys": ("ApiKey", "Keyring", "create_key", "hash_key", "list_keys", "revoke_key"),
     "client": ("Client", "read_api_key"),
     "engine": ("Engine", "open_engine"),
+    "monitor": ("log_event",),
     "publishing": ("publish",),
     "releases": (
         "Release",
@@ -86,7 +91,7 @@ _MEMBERS = {
         "rollback",
         "verify",
     ),
-    "requests": ("RequestError", "RequestLimits", "build_limits"),
+    "requests": ("PredictRequest", "RankedPrediction", "RequestError", "RequestLimits", "build_limits"),
     "server": ("is_loopback", "serve"),
     "service": ("JOURNAL_UNAVAILABLE_DETAIL", "Service"),
 }

@@ -21,7 +21,7 @@ from numpy import ndarray
 from .. import runtime
 from ..data import IMAGE_FORMATS, decode, read_header, read_jpeg_header
 from ..errors import ImageError
-from ..journal import Reference, make_sketches
+from ..journal import Reference, SketchInputs
 from ..types import Geometry
 from .requests import PredictRequest, RankedPrediction, RequestError, RequestLimits, sniff_type
 
@@ -227,7 +227,7 @@ class Engine:
         else:
             decoded = [self.decode_image(data, limits) for data in images]
         pixels = [one for one in decoded if isinstance(one, ndarray)]
-        rows, sketches = iter(()), iter(())
+        rows, inputs = iter(()), iter(())
         if pixels:
             runner = self.exclusive_runner if exclusive else self.shared_runner
             batch = pixels[0][None] if len(pixels) == 1 else np.stack(pixels)
@@ -236,12 +236,18 @@ class Engine:
             else:
                 outputs = runner.outputs(batch)
                 readable = [data for data, one in zip(images, decoded, strict=True) if isinstance(one, ndarray)]
-                probabilities, made = outputs.probabilities, self._sketch(self.reference, outputs, batch, readable)
-            rows, sketches = iter(probabilities.tolist()), iter(made)
+                probabilities, unknown = outputs.probabilities, [None] * len(batch)
+                energy = unknown if outputs.energy is None else outputs.energy.tolist()
+                features = unknown if outputs.features is None else outputs.features
+                made = [
+                    SketchInputs(self.reference, *one)
+                    for one in zip(probabilities, energy, features, pixels, readable, strict=True)
+                ]
+            rows, inputs = iter(probabilities.tolist()), iter(made)
         results = iter(decoded)
         return [
             [
-                one if isinstance(one, RequestError) else self._rank(next(rows), request.top, one, next(sketches))
+                one if isinstance(one, RequestError) else self._rank(next(rows), request.top, one, next(inputs))
                 for one in (next(results) for _ in request.images)
             ]
             for request in requests
@@ -261,31 +267,13 @@ class Engine:
         except MemoryError:
             return RequestError(413, "the image needs more memory than there is")
 
-    @staticmethod
-    def _sketch(
-        reference: Reference, outputs: "NetworkOutputs", pixels: UInt8[ndarray, "N H W C"], files: Sequence[bytes]
-    ) -> list[bytes | None]:
-        """The sketch of each image; None for all if the network gives other features than the reference's."""
-        projected = reference.projection.project(outputs.features, len(pixels))
-        if projected.shape[1] != reference.projection.components.shape[1]:
-            return [None] * len(pixels)
-        sizes = []
-        for data in files:
-            try:
-                header = read_header(data)
-                sizes.append((header.width, header.height, len(data)))
-            except ImageError:
-                sizes.append((0, 0, len(data)))
-        made = make_sketches(outputs.probabilities, outputs.energy, projected, pixels, sizes)
-        return [one.tobytes() for one in made]
-
     def _rank(
-        self, probabilities: list[float], top: int, pixels: ndarray, sketch: bytes | None
+        self, probabilities: list[float], top: int, pixels: ndarray, inputs: SketchInputs | None
     ) -> RankedPrediction:
         best = sorted(range(len(probabilities)), key=probabilities.__getitem__, reverse=True)[:top]
         ranked = [(self.classes[k], probabilities[k]) for k in best]
         label, confidence = ranked[0]
-        return RankedPrediction(label, confidence, confidence < self.threshold, ranked, pixels, sketch)
+        return RankedPrediction(label, confidence, confidence < self.threshold, ranked, pixels, inputs)
 
 
 def open_engine(

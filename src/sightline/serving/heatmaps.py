@@ -61,6 +61,11 @@ class HeatmapRenderer:
                 one["heat"] = next(heatmaps)
         return dump_json(pending.value)
 
+    def draw(self, engine: Engine, predictions: list[RankedPrediction]) -> list[str]:
+        """Return a data URL per prediction: its image and the heat map of its label; raise RequestError (422, 503)."""
+        with self.reserve(engine):
+            return self._thread.submit(self._draw, engine, predictions).result()
+
     def close(self) -> None:
         """Draw what waits, and end the thread."""
         self._thread.shutdown()

@@ -5,7 +5,7 @@ import json
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl
 
 from numpy import ndarray
@@ -13,6 +13,9 @@ from numpy import ndarray
 from ..checks import is_int
 from ..data import MAX_IMAGE_PIXELS
 from ..errors import ServiceError
+
+if TYPE_CHECKING:
+    from ..journal import SketchInputs
 
 MAX_TOP_CLASSES = 1000
 """Classes that one prediction may list."""
@@ -127,8 +130,8 @@ class RankedPrediction:
     """The most probable classes with their probabilities, best first."""
     pixels: ndarray
     """The decoded image, uint8 (H W C): what a heat map is drawn on."""
-    sketch: bytes | None = None
-    """What the journal keeps of the answer for monitoring; None without a reference."""
+    sketch_inputs: "SketchInputs | None" = None
+    """What the journal keeps of the answer for monitoring is made of this; None without a reference."""
 
 
 # Parsing

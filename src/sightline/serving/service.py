@@ -212,7 +212,7 @@ class Service:
                             job.request.subject,
                             job.request.source,
                             data if self.settings.keep_images else None,
-                            one.sketch,
+                            sketch_inputs=one.sketch_inputs,
                         )
                     )
             ms = round(1000 * (time.perf_counter() - job.started), 3)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from starlette.responses import Response
 
 from ..serving import RequestError
+from .live_pages import accept_words, compare_words, improve_words, promote_words, rollback_words
 from .visit import Page, PageRoute, Visit
 
 Words = list[str]
@@ -22,6 +23,8 @@ class Action:
     the field. Free text goes behind ``--flag=``, and a path below the site's, so that none becomes an option."""
     back: str
     """Page of the form, below ``/studio``."""
+    result: str = ""
+    """Template that shows what the verb gave; empty where its log says it all."""
     queued: bool = False
     """Whether it waits until no other job that learns runs."""
     resume_words: Callable[[Words], Words] = lambda words: words
@@ -29,18 +32,12 @@ class Action:
     scope: str = "admin"
 
 
-def improve_words(visit: Visit) -> Words:
-    """``improve SITE``: fields ``allowance`` and ``minimum``."""
-    words = ["improve", str(visit.site)]
-    if allowance := visit.text("allowance"):
-        words.append(f"--allowance={allowance}")
-    if minimum := visit.text("minimum"):
-        words.append(f"--minimum={minimum}")
-    return words
-
-
 ACTIONS = {
-    "improve": Action("Improve the release", improve_words, "/live", queued=True),
+    "improve": Action("Improve the release", improve_words, "/live", "_improvement.html.jinja", queued=True),
+    "promote": Action("Let another release answer", promote_words, "/live"),
+    "rollback": Action("Go back to the release before", rollback_words, "/live"),
+    "compare-releases": Action("Compare two releases", compare_words, "/live", "_difference.html.jinja"),
+    "accept-drift": Action("Take today's images as normal", accept_words, "/live"),
 }
 """Name in the address -> action."""
 
@@ -57,10 +54,10 @@ def _find_action(visit: Visit) -> tuple[str, Action]:
 
 def start_action(visit: Visit) -> Response:
     """Start the job of a form, and show it."""
-    _, action = _find_action(visit)
+    name, action = _find_action(visit)
     words = action.words(visit)
     job = visit.studio.jobs.start(
-        words, title=action.title, back=action.back, by=visit.session.name, queued=action.queued,
+        words, title=action.title, back=action.back, action=name, by=visit.session.name, queued=action.queued,
         resume_words=action.resume_words(words),
     )  # fmt: skip
     return visit.redirect(f"/jobs/{job.id}")

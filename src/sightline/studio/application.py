@@ -11,8 +11,9 @@ from starlette.responses import RedirectResponse, Response
 from starlette.routing import Route
 
 from ..errors import JournalError, SightlineError
-from ..serving import RequestError, Service
+from ..serving import RequestError, Service, log_event
 from .jobs import Jobs
+from .neighbours import NeighbourFinder
 from .pages import PAGES
 from .sessions import Sessions, SignInNeeded, check_same_origin
 from .visit import STATIC_FILES, STUDIO_FOLDER, PageRoute, Studio, Visit, read_static, render_html
@@ -45,7 +46,7 @@ class StudioRoutes:
     def __call__(self, app: Any, service: Service) -> None:
         """Add all routes below ``/studio`` to the application of a service."""
         folder = service.settings.path / STUDIO_FOLDER
-        studio = Studio(service, PAGES, Jobs(folder / "jobs"))
+        studio = Studio(service, PAGES, Jobs(folder / "jobs"), NeighbourFinder(service, folder / "neighbours"))
         sessions = Sessions(folder / "sessions", service, self.token_sha256)
         routes = [
             Route("/studio/static/{name}", _static, methods=["GET"]),
@@ -96,14 +97,21 @@ def _answer(studio: Studio, sessions: Sessions, route: PageRoute) -> Endpoint:
                 return _problem(request, studio, None, 401, str(error) or "Sign in first.")
             here = request.url.path + (f"?{request.url.query}" if request.url.query else "")
             return _sign_in_page(request, studio, 401, str(error), here)
-        except RequestError as error:
-            return _problem(request, studio, session, error.status, error.detail)
-        except JournalError as error:
-            return _problem(request, studio, session, 503, str(error))
-        except SightlineError as error:
-            return _problem(request, studio, session, 422, str(error))
+        except Exception as error:
+            status, detail = _describe_error(error, request)
+            return _problem(request, studio, session, status, detail)
 
     return answer
+
+
+def _describe_error(error: Exception, request: Request) -> tuple[int, str]:
+    """The status of an error and its sentence; the log has what a page does not show."""
+    if isinstance(error, RequestError):
+        return error.status, error.detail
+    if isinstance(error, SightlineError):
+        return (503 if isinstance(error, JournalError) else 422), str(error)
+    log_event("error", where=request.url.path[:100], kind=type(error).__name__, error=str(error)[:500])
+    return 500, "The studio failed; the log in its terminal has the details."
 
 
 def _nowhere(studio: Studio, sessions: Sessions) -> Endpoint:

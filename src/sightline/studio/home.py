@@ -1,5 +1,7 @@
 """The first page: what answers, what waits, what is under way."""
 
+import time
+
 from starlette.responses import Response
 
 from ..serving import current_number, list_releases
@@ -8,11 +10,13 @@ from .visit import Page, PageRoute, Visit
 
 def show_home(visit: Visit) -> Response:
     """What answers now, and what to do next."""
-    current = current_number(visit.site)
+    current, now = current_number(visit.site), time.time()
     found = {one.number: one for one in list_releases(visit.site)}
     return visit.render(
-        "home.html.jinja", current=found.get(current or 0), releases=len(found),
-        jobs=visit.studio.jobs.latest()[:5],
+        "home.html.jinja", current=found.get(current or 0), jobs=visit.studio.jobs.latest()[:5],
+        waiting=sum(one["waiting"] for one in visit.journal.count_queue().values()),
+        today=visit.journal.count_between([now - 86_400, now])[0], alarm=visit.studio.service.observed.get("alarm"),
+        address=str(visit.request.base_url).rstrip("/"),
     )  # fmt: skip
 
 

@@ -8,8 +8,13 @@ from starlette.responses import Response, StreamingResponse
 
 from ..errors import DataError
 from ..serving import RequestError
+from .actions import ACTIONS
 from .jobs import Job
+from .live_pages import DECISION_WORDS
 from .visit import Page, PageRoute, Visit, job_progress
+
+SHEET_FILE = "sheet.png"
+"""In the folder of a job: the picture that it made."""
 
 EVENT_SECONDS = 0.5
 """Seconds between two looks at a log."""
@@ -34,7 +39,21 @@ def show_job(visit: Visit) -> Response:
     """One job: its command, its log, what it came to."""
     job = _find_job(visit)
     lines, position = job.log()
-    return visit.render("job.html.jinja", job=job, lines=lines, position=position, progress=job_progress(job))
+    action = ACTIONS.get(job.action)
+    result = {} if job.active else job.result
+    return visit.render(
+        "job.html.jinja", job=job, lines=lines, position=position, progress=job_progress(job), result=result,
+        shown=action.result if action and result else "", words=DECISION_WORDS,
+        sheet=(job.folder / SHEET_FILE).is_file(),
+    )  # fmt: skip
+
+
+def show_sheet(visit: Visit) -> Response:
+    """The picture that a job made."""
+    path = _find_job(visit).folder / SHEET_FILE
+    if not path.is_file():
+        raise RequestError(404, "This job made no picture.")
+    return Response(path.read_bytes(), media_type="image/png")
 
 
 def stream_job(visit: Visit) -> Response:
@@ -85,6 +104,7 @@ JOBS_PAGE = Page(
         PageRoute("GET", "/jobs", list_jobs),
         PageRoute("GET", "/jobs/{id}", show_job),
         PageRoute("GET", "/jobs/{id}/events", stream_job),
+        PageRoute("GET", "/jobs/{id}/sheet", show_sheet),
         PageRoute("POST", "/jobs/{id}/stop", stop_job, "admin"),
         PageRoute("POST", "/jobs/{id}/resume", resume_job, "admin"),
     ),

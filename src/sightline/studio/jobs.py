@@ -59,6 +59,8 @@ class Job:
     """The command that goes on where this one ended; empty if it cannot be repeated."""
     back: str
     """Path of the page where it was started."""
+    action: str
+    """Name of the form that started it; empty for none."""
     by: str | None
     at: float
     """Seconds since 1970; so are ``started`` and ``ended``."""
@@ -144,15 +146,18 @@ class Jobs:
         self.folder = folder
 
     def start(
-        self, words: Sequence[str], *, title: str, back: str, by: str | None = None, queued: bool = False,
+        self, words: Sequence[str], *, title: str, back: str, action: str = "", by: str | None = None,
+        queued: bool = False,
         resume_words: Sequence[str] = (),
     ) -> Job:  # fmt: skip
         """Run ``sightline WORDS --json`` as a process of its own.
 
         Args:
-            words: the verb and its arguments; they reach the verb as a list, never through a shell.
+            words: the verb and its arguments; they reach the verb as a list, never through a shell. ``{job}`` in one
+                is replaced by the job's folder.
             title: what a person calls it.
             back: the page to return to.
+            action: the name of the form, which knows how its result is shown.
             by: who started it.
             queued: whether it waits until no other queued job runs.
             resume_words: the command that goes on where this one ended.
@@ -161,9 +166,10 @@ class Jobs:
         """
         id = f"{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}-{secrets.token_hex(3)}"
         path = self.folder / id
+        words, resume_words = ([one.replace("{job}", str(path)) for one in some] for some in (words, resume_words))
         facts = {
-            "title": title, "words": [*words], "resume_words": [*resume_words], "back": back, "by": by,
-            "at": time.time(), "queued": queued, "cwd": str(Path.cwd()),
+            "title": title, "words": [*words], "resume_words": [*resume_words], "back": back, "action": action,
+            "by": by, "at": time.time(), "queued": queued, "cwd": str(Path.cwd()),
         }  # fmt: skip
         with explain_write_errors(path):
             path.mkdir(parents=True)
@@ -194,8 +200,9 @@ class Jobs:
             state = "waiting" if facts["queued"] and facts.get("started") is None else "running"
         return Job(
             id=id, folder=path, state=state, code=code, title=facts["title"], words=tuple(facts["words"]),
-            resume_words=tuple(facts["resume_words"]), back=facts["back"], by=facts["by"], at=facts["at"],
-            started=facts.get("started"), ended=facts.get("ended"), pid=facts.get("pid"), queued=facts["queued"],
+            resume_words=tuple(facts["resume_words"]), back=facts["back"], action=facts["action"], by=facts["by"],
+            at=facts["at"], started=facts.get("started"), ended=facts.get("ended"), pid=facts.get("pid"),
+            queued=facts["queued"],
         )  # fmt: skip
 
     def latest(self, *, active: bool = False) -> list[Job]:
@@ -222,7 +229,9 @@ class Jobs:
         if job.active or not job.resume_words:
             raise DataError(f"'{job.title}' cannot go on: it {'has not ended' if job.active else 'is complete'}.")
         words = job.resume_words
-        return self.start(words, title=job.title, back=job.back, by=by, queued=job.queued, resume_words=words)
+        return self.start(
+            words, title=job.title, back=job.back, action=job.action, by=by, queued=job.queued, resume_words=words
+        )
 
 
 def _is_locked(path: Path) -> bool:

@@ -4,10 +4,14 @@ from .actions import ACTIONS_PAGE
 from .data_pages import DATA_PAGE
 from .home import HOME_PAGE
 from .job_pages import JOBS_PAGE
+from .live_pages import LIVE_PAGE
+from .review_pages import REVIEW_PAGE
 
 PAGES = {
     "home": HOME_PAGE,
     "data": DATA_PAGE,
+    "review": REVIEW_PAGE,
+    "live": LIVE_PAGE,
     "jobs": JOBS_PAGE,
     "actions": ACTIONS_PAGE,
 }

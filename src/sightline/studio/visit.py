@@ -19,6 +19,7 @@ from ..evidence import format_duration, read_page_part
 from ..journal import Journal
 from ..serving import RequestError, Service
 from .jobs import JOB_STATES, Job, Jobs
+from .neighbours import NeighbourFinder
 from .sessions import Session
 
 STUDIO_FOLDER = "studio"
@@ -71,6 +72,9 @@ class Studio:
     service: Service
     pages: Mapping[str, Page]
     jobs: Jobs
+    neighbours: NeighbourFinder
+    moments: dict[str, float] = field(default_factory=dict)
+    """When something was done last that is not to be done often, by ``time.monotonic``."""
 
     @property
     def site(self) -> Path:

@@ -1,0 +1,69 @@
+"""Sketches are made behind the answers: an answer leaves its inputs, and the journal's writer makes many at once."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float, UInt8
+from numpy import ndarray
+
+from ..data import read_header
+from ..errors import ImageError
+from .reference import Reference
+from .sketches import make_sketches
+
+_BATCH_ANSWERS = 32
+"""Answers sketched at once: of photos, more would take memory and no less time."""
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class SketchInputs:
+    """What the sketch of one answer is made of."""
+
+    reference: Reference
+    probabilities: Float[ndarray, " K"]
+    energy: float | None
+    features: Float[ndarray, " D"] | None
+    pixels: UInt8[ndarray, "H W C"]
+    file: bytes
+    """As received: its size, and width and height in its header."""
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that it keeps in memory."""
+        return (
+            self.pixels.nbytes + len(self.file) + self.probabilities.nbytes + getattr(self.features, "nbytes", 0)
+        )
+
+
+def sketch_answers(inputs: Sequence[SketchInputs]) -> list[bytes | None]:
+    """The sketches of answers of any releases; None where the network gives other features than the reference's."""
+    found: list[bytes | None] = [None] * len(inputs)
+    for reference in {id(one.reference): one.reference for one in inputs}.values():
+        places = [i for i, one in enumerate(inputs) if one.reference is reference]
+        for start in range(0, len(places), _BATCH_ANSWERS):
+            here = places[start : start + _BATCH_ANSWERS]
+            some = [inputs[i] for i in here]
+            features = None if some[0].features is None else np.stack([one.features for one in some])
+            if features is not None and features.shape[1] != len(reference.projection.mean):
+                continue
+            projected = reference.projection.project(features, len(some))
+            if projected.shape[1] != reference.projection.components.shape[1]:
+                continue
+            energy = None if some[0].energy is None else np.array([one.energy for one in some])
+            made = make_sketches(
+                np.stack([one.probabilities for one in some]), energy, projected,
+                np.stack([one.pixels for one in some]), [_measure_file(one.file) for one in some],
+            )  # fmt: skip
+            for i, one in zip(here, made, strict=True):
+                found[i] = one.tobytes()
+    return found
+
+
+def _measure_file(data: bytes) -> tuple[int, int, int]:
+    """Width, height and bytes; 0 for sides that cannot be read."""
+    try:
+        header = read_header(data)
+        return header.width, header.height, len(data)
+    except ImageError:
+        return 0, 0, len(data)
