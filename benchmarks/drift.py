@@ -62,7 +62,9 @@ def main() -> None:
                 book.add({"delays": measure_delays(quiet, shifts[name], asked.shifted, chance)}, **key)
             print(book.lines[-1], flush=True)
     parts = [
-        book.find(name="quiet", chunk=i, answers=asked.answers)["alarms"] for name, i in todo if name == "quiet"
+        next(book.all(name="quiet", chunk=i, answers=asked.answers))["alarms"]
+        for name, i in todo
+        if name == "quiet"
     ]
     figures = {
         "streams": CHUNK * len(parts),
@@ -70,7 +72,7 @@ def main() -> None:
         "channels": quiet.shape[1],
         "alarms": {way: sum(one[way] for one in parts) for way in WAYS},
         "allowed": int(binom.ppf(0.999, CHUNK * len(parts), 0.01)),
-        "delays": {name: book.find(name=name, shifted=asked.shifted)["delays"] for name in shifts},
+        "delays": {name: next(book.all(name=name, shifted=asked.shifted))["delays"] for name in shifts},
     }
     record("drift", figures)
 
@@ -118,7 +120,7 @@ def open_pools(data: Path, work: Path):
     trucks = np.flatnonzero(test.labels == gone)[: len(others) // 9]
     pools["unseen class"] = np.concatenate([pools["quiet"], scores(sketch(test[trucks]))])
     work.mkdir(parents=True, exist_ok=True)
-    np.savez(held, **pools)
+    np.savez(held, allow_pickle=False, **pools)
     return pools.pop("quiet"), pools
 
 
@@ -179,7 +181,7 @@ def first(answers, alarms):
 def run_detector(reference, stream, chance, *, fixed=False):
     """Capital and evidence after each answer; ``fixed`` ranks among the reference alone."""
     bets, ranks = Bets.start(reference.shape[1]), ScoreRanks.of(reference)
-    ties = chance.random(stream.shape)
+    ties, p = chance.random(stream.shape), None
     if fixed:
         ordered = np.sort(reference, 0)
         above = [
@@ -192,7 +194,7 @@ def run_detector(reference, stream, chance, *, fixed=False):
         p = (np.stack(above, 1) + ties * (np.stack(equal, 1) + 1)) / (len(reference) + 1)
     capital, detector = np.zeros(len(stream)), np.zeros(len(stream))
     for i, score in enumerate(stream):
-        bets.bet(p[i] if fixed else ranks.add(score, ties[i]))
+        bets.bet(ranks.add(score, ties[i]) if p is None else p[i])
         capital[i], detector[i] = bets.capital, bets.evidence
     return capital, detector
 

@@ -44,7 +44,8 @@ def sketch_answers(inputs: Sequence[SketchInputs]) -> list[bytes | None]:
         for start in range(0, len(places), _BATCH_ANSWERS):
             here = places[start : start + _BATCH_ANSWERS]
             some = [inputs[i] for i in here]
-            features = None if some[0].features is None else np.stack([one.features for one in some])
+            held = [one.features for one in some if one.features is not None]
+            features = np.stack(held) if len(held) == len(some) else None
             if features is not None and features.shape[1] != len(reference.projection.mean):
                 continue
             projected = reference.projection.project(features, len(some))

@@ -12,7 +12,7 @@ import math
 import os
 import time
 from base64 import b64decode, b64encode
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -123,7 +123,7 @@ class WaitingSketches:
             found[i] = replace(records[i], sketch=sketch)
         return found
 
-    def make(self, ids: Collection[str]) -> Mapping[str, bytes]:
+    def make(self, ids: Collection[str]) -> dict[str, bytes]:
         """The sketches of those of these answers that wait; they go on waiting until ``remove``."""
         with self._lock:
             waiting = {id: self._inputs[id] for id in ids if id in self._inputs}
