@@ -1,6 +1,6 @@
 """The verb serve: a classifier as an HTTP service."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -56,6 +56,7 @@ def serve(
     watch: Path | None = None,
     http: bool = True,
     open: Switch = False,
+    studio: Switch = False,
     origin: Annotated[tuple[str, ...], Parameter(negative=())] = (),
     bounds: LimitFlags | None = None,
     memory: JournalFlags | None = None,
@@ -81,18 +82,28 @@ def serve(
         With --no-http it only watches the folder.
     open: bool
         Accept requests from anyone, without keys.
+    studio: bool
+        Show the web interface too, below /studio.
     origin: tuple[str, ...]
         Origin of a web page that may send requests, such as https://example.org; may be repeated.
     """
     from ..feedback import add_review_routes, watch_drift
-    from ..serving import build_limits
+    from ..serving import build_limits, is_loopback
     from ..serving import serve as run_service
 
     given = {"host": host, "port": port, "workers": workers, "threads": threads, "watch": watch, "open": open}
     limits = build_limits(
         **{name.removeprefix("max_"): value for name, value in vars(bounds or LimitFlags()).items()}
     )
-    report = partial(emit, json=options.json, render=print_address)
+    report: Callable[[Mapping[str, Any]], None] = partial(emit, json=options.json, render=print_address)
+    routers: list[Any] = [add_review_routes]
+    body_bytes = None
+    if studio:
+        from .studio import make_studio_routes, report_address
+
+        token, routes = make_studio_routes(local=is_loopback(host))
+        routers, body_bytes = [*routers, routes], routes.body_bytes
+        report = partial(report_address, token=token, browser=False, json=options.json)
     stored = vars(memory or JournalFlags())
     run_service(
         path,
@@ -101,7 +112,8 @@ def serve(
         limits=limits,
         report=report,
         observer=watch_drift,
-        routers=[add_review_routes],
+        routers=routers,
+        body_bytes=body_bytes,
         **given,
         **stored,
     )

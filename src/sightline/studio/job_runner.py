@@ -26,7 +26,7 @@ RUN_VERB = "import sys; from sightline.cli import main; sys.exit(main())"
 """What ``sightline`` is, for the interpreter that runs the studio."""
 
 JOB_NICENESS = 10
-"""Priority below that of the service, which answers while a job runs."""
+"""Priority of a queued job, below that of the service, which answers while it runs."""
 
 _TURN_SECONDS = 0.2
 """Seconds between two looks whether it is this job's turn."""
@@ -61,8 +61,9 @@ def run_job(folder: Path, alive: int) -> None:
             remember(ended=time.time(), code=130)
             return
         remember(started=time.time())
-        with suppress(OSError):
-            os.nice(JOB_NICENESS)
+        if job["queued"]:  # it takes long; nobody waits for it, as for a short one
+            with suppress(OSError):
+                os.nice(JOB_NICENESS)
         with (folder / RESULT_FILE).open("wb") as result, (folder / LOG_FILE).open("ab") as log:
             child = subprocess.Popen(
                 [sys.executable, "-c", RUN_VERB, *job["words"], "--json"],

@@ -76,6 +76,7 @@ function pressKey(event) {
       input.blur();
     } else if (event.key === "Enter") {
       event.preventDefault();
+      input.blur(); // the next image is answered by keys again
       place.querySelector("[data-classes] .first")?.click();
     }
     return;
