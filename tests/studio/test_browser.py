@@ -13,11 +13,11 @@ from sightline.serving import current_number
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory):
-    """A site that answered twelve images, of which five wait for a review."""
+    """A site that answered six images, which wait for a review: the last one with the one before."""
     site = shutil.copytree(site_of_two(), tmp_path_factory.mktemp("browser") / "site")
     records = [
         PredictionRecord(new_prediction_id(), time.time(), 1, CLASSES[k % 4], 0.6, False, None, image=data)
-        for k, data in enumerate(pictures())
+        for k, data in enumerate(pictures()[:6])
     ]
     with Journal.open(site, keep_images=True) as journal:
         journal.record(records)

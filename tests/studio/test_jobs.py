@@ -6,6 +6,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -55,9 +56,7 @@ def sleeper(monkeypatch, tmp_path):
 
 def test_a_job_is_the_command_it_shows(jobs, tmp_path):
     folder = tmp_path / "a b; touch pwned"
-    for name in ("cat", "dog"):
-        (folder / name).mkdir(parents=True)
-    job = end(jobs, run(jobs, "check", str(folder)))
+    job = end(jobs, run(jobs, "releases", str(folder)))
     assert job.state == "failed"
     assert job.code == 2
     shell = subprocess.run(
@@ -65,14 +64,14 @@ def test_a_job_is_the_command_it_shows(jobs, tmp_path):
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert shell.stderr.strip().splitlines()[-1] == f"sightline: {job.reason}"
-    assert job.command == f"sightline check '{folder}'"
+    assert job.command == f"sightline releases '{folder}'"
     assert not (tmp_path / "pwned").exists()
 
 
 def test_a_job_ends_with_its_result_and_its_log(jobs):
     job = end(jobs, run(jobs, "check", "shapes:60", by="anna"))
     assert (job.state, job.code, job.by) == ("done", 0, "anna")
-    assert job.result["n"] == 60
+    assert job.result["images"] == 60
     assert job.ended >= job.started >= job.at
     assert [one.id for one in jobs.latest()] == [job.id]
     assert jobs.latest(active=True) == []
