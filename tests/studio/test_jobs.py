@@ -86,6 +86,10 @@ def test_a_stopped_job_saves_its_work_and_goes_on(jobs, sleeper):
     jobs.stop(job.id)
     stopped = end(jobs, job)
     assert (stopped.state, stopped.code, stopped.reason) == ("stopped", 130, "All is saved.")
+    best = jobs.resume(job.id, take_best=True)
+    assert best.words == ("train", "--resume", "x", "--take-best")
+    jobs.stop(best.id)
+    assert end(jobs, best).resume_words == ("train", "--resume", "x")
     again = jobs.resume(job.id, by="bob")
     assert again.words == ("train", "--resume", "x")
     assert again.id != job.id

@@ -8,7 +8,7 @@ import torch
 
 from sightline.classifier import Classifier
 from sightline.comparison import cross_validate
-from sightline.errors import Interrupted
+from sightline.errors import Interrupted, TrainingError
 from sightline.inference import predict_correct
 from sightline.training import resume, run, train
 from sightline.training.hooks import BaseHook
@@ -134,3 +134,34 @@ def test_interrupted_after_a_recovery_and_resumed_gives_the_same_weights(tmp_pat
     ours, theirs = whole.classifier.state_dict(), resumed.classifier.state_dict()
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
     assert resumed.facts["remarks"] == whole.facts["remarks"]
+
+
+def test_the_best_epoch_so_far_may_be_taken(tmp_path, monkeypatch):
+    class Stop(BaseHook):
+        def __init__(self, at):
+            self.at, self.after = at, []
+
+        def after_step(self, state):
+            state.interrupted = state.step == self.at
+
+        def after_epoch(self, state):
+            weights = {name: t.clone() for name, t in state.classifier.state_dict().items()}
+            self.after.append((state.history[-1].val_accuracy, weights))
+
+    for name, at in (("early", 3), ("cut", 2 * STEPS + 3)):
+        hook = Stop(at)
+        with monkeypatch.context() as patch:
+            with_hook(patch, hook)
+            with pytest.raises(Interrupted):
+                train("digits", TINY, out=tmp_path / name)
+    with_hook(monkeypatch, BaseHook())
+    with pytest.raises(TrainingError, match="has finished no epoch"):
+        resume(tmp_path / "early", take_best=True)
+    taken = resume(tmp_path / "cut", take_best=True)
+    accuracies = [accuracy for accuracy, _ in hook.after]
+    assert len(accuracies) == 2
+    assert accuracies[taken.facts["best_epoch"] - 1] == max(accuracies)
+    assert taken.facts["steps"] == 2 * STEPS + 3
+    wanted = hook.after[taken.facts["best_epoch"] - 1][1]
+    assert all(torch.equal(t, wanted[name]) for name, t in Classifier.load(tmp_path / "cut").state_dict().items())
+    assert "the best epoch so far was taken" in (tmp_path / "cut" / "log.txt").read_text()

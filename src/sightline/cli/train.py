@@ -13,6 +13,7 @@ from .output import (
     OUTPUT_DEFAULTS,
     Options,
     OutputOptions,
+    Switch,
     check_picture_path,
     emit,
     evaluate_and_report,
@@ -55,6 +56,7 @@ def train(
     preset: str | None = None,
     out: Path | None = None,
     resume: Path | None = None,
+    take_best: Switch = False,
     overwrite: bool = False,
     dry_run: bool = False,
     find_lr: Path | None = None,
@@ -77,6 +79,8 @@ def train(
     resume: Path
         Continue this interrupted run, with the same result; takes no other flags. DATA, if given, is where its
         images lie now.
+    take_best: bool
+        With --resume: train no further, keep the best epoch so far, test it and report.
     overwrite: bool
         Replace the run that is in --out.
     dry_run: bool
@@ -98,9 +102,11 @@ def train(
         if recipe or preset or out or overwrite or any(v is not None for v in vars(flags).values()):
             raise RecipeError("--resume continues the run with its own settings: leave out the other flags.")
         with progress.heartbeat():
-            value = evaluate_and_report(resume_training(resume, data, device=options.device))
+            value = evaluate_and_report(resume_training(resume, data, device=options.device, take_best=take_best))
         emit(value, options.json, print_evaluation)
         return
+    if take_best:
+        raise RecipeError("--take-best ends an interrupted run: name it with --resume RUN.")
     asked = recipe_from_flags(flags, recipe, preset)
     data = data or asked.data
     if dry_run:

@@ -94,7 +94,8 @@ def stop_job(visit: Visit) -> Response:
 
 def resume_job(visit: Visit) -> Response:
     """Go on where a job ended."""
-    job = visit.studio.jobs.resume(_find_job(visit).id, by=visit.session.name)
+    best = bool(visit.text("take_best"))
+    job = visit.studio.jobs.resume(_find_job(visit).id, by=visit.session.name, take_best=best)
     return visit.redirect(f"/jobs/{job.id}")
 
 

@@ -80,6 +80,11 @@ class Job:
         return self.state in ("waiting", "running")
 
     @property
+    def has_best(self) -> bool:
+        """Whether it is a training that ended early, whose best epoch so far may be taken."""
+        return self.state in ("stopped", "lost") and self.resume_words[:2] == ("train", "--resume")
+
+    @property
     def command(self) -> str:
         """What a shell would run."""
         return shlex.join(("sightline", *self.words))
@@ -223,14 +228,25 @@ class Jobs:
             with suppress(ProcessLookupError):
                 os.kill(job.pid, signal.SIGINT)
 
-    def resume(self, id: str, *, by: str | None = None) -> Job:
-        """Go on where a job ended, as a new one; raise DataError if it has not ended or cannot be repeated."""
+    def resume(self, id: str, *, by: str | None = None, take_best: bool = False) -> Job:
+        """Go on where a job ended, as a new one; ``take_best`` ends a training with the best epoch that it has.
+
+        Raise DataError if it has not ended, cannot be repeated, or has no best epoch.
+        """
         job = self.find(id)
         if job.active or not job.resume_words:
             raise DataError(f"'{job.title}' cannot go on: it {'has not ended' if job.active else 'is complete'}.")
-        words = job.resume_words
+        if take_best and not job.has_best:
+            raise DataError(f"'{job.title}' has no best epoch to take: only a training that was stopped has.")
+        words = (*job.resume_words, "--take-best") if take_best else job.resume_words
         return self.start(
-            words, title=job.title, back=job.back, action=job.action, by=by, queued=job.queued, resume_words=words
+            words,
+            title=job.title,
+            back=job.back,
+            action=job.action,
+            by=by,
+            queued=job.queued,
+            resume_words=job.resume_words,
         )
 
 

@@ -262,11 +262,16 @@ class Checkpoint(BaseHook):
             "recipe": self.recipe,
             "provenance": state.classifier.provenance,
         }
-        whole = io.BytesIO()  # torch would not say that a disk is full
-        torch.save(content, whole)
-        with atomic_replace(self.path) as temporary:
-            temporary.write_bytes(whole.getbuffer())
+        write_checkpoint(self.path, content)
         self.saved_at = time.monotonic()
+
+
+def write_checkpoint(path: Path, content: Mapping[str, Any]) -> None:
+    """Write a checkpoint whole, or leave the one before."""
+    whole = io.BytesIO()  # torch would not say that a disk is full
+    torch.save(content, whole)
+    with atomic_replace(path) as temporary:
+        temporary.write_bytes(whole.getbuffer())
 
 
 class HistoryWriter(BaseHook):

@@ -23,7 +23,16 @@ from ..types import Splits
 from .distributed import SINGLE_PROCESS, ProcessGroup
 from .fit import Hook, Method, Stateful, TrainingState, optimise
 from .gradients import build_gradients
-from .hooks import EMA, BestWeights, Checkpoint, EarlyStopping, HistoryWriter, ProgressReporter, Recovery
+from .hooks import (
+    EMA,
+    BestWeights,
+    Checkpoint,
+    EarlyStopping,
+    HistoryWriter,
+    ProgressReporter,
+    Recovery,
+    write_checkpoint,
+)
 from .plan import Plan, check_cuts
 from .recipe import Recipe
 from .run_folder import RunFolder
@@ -272,15 +281,33 @@ def _write_facts(
     return facts
 
 
-def _load_checkpoint(
-    folder: RunFolder, state: TrainingState, stateful: Mapping[str, Stateful], splits: Splits, recipe: Recipe
-) -> None:
+def keep_best_epoch(folder: RunFolder) -> None:
+    """Let an interrupted run end, when it is resumed, with the best epoch that it has finished.
+
+    Raises TrainingError where it has finished none, or its checkpoint cannot be read.
+    """
+    saved = _read_checkpoint(folder)
+    if saved["hooks"]["best"]["weights"] is None:
+        raise TrainingError(
+            f"'{folder.path}' has finished no epoch, so there is no best one: sightline train --resume {folder.path}"
+        )
+    saved["state"]["stop"] = "the best epoch so far was taken"
+    write_checkpoint(folder.checkpoint, saved)
+
+
+def _read_checkpoint(folder: RunFolder) -> dict[str, Any]:
     try:
-        saved = torch.load(folder.checkpoint, map_location="cpu", weights_only=True)
+        return torch.load(folder.checkpoint, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
         raise TrainingError(f"'{folder.path}' has no last.ckpt to resume from. Train again.") from error
     except Exception as error:  # torch raises many kinds for a damaged file
         raise TrainingError(f"'{folder.checkpoint}' is damaged and cannot be resumed: {error}.") from error
+
+
+def _load_checkpoint(
+    folder: RunFolder, state: TrainingState, stateful: Mapping[str, Stateful], splits: Splits, recipe: Recipe
+) -> None:
+    saved = _read_checkpoint(folder)
     if saved["fingerprint"] != splits.train.fingerprint:
         raise TrainingError(
             f"The images changed since '{folder.path}' began, so it cannot be resumed exactly. "

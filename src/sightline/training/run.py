@@ -42,7 +42,7 @@ from .losses import ObjectiveLike
 from .plan import Plan, resolve
 from .preparation import prepare, read_dataset, split_as_before, with_defaults
 from .recipe import Recipe, parse_duration
-from .refinement import refine
+from .refinement import keep_best_epoch, refine
 from .restoring import absolute_path, locate_images
 from .rival import RIVAL_NOTE, RIVAL_SHARE, Rival, rival_recipe, time_for_rival
 from .run_folder import RunFolder, check_run_folder, create_run_folder
@@ -259,15 +259,21 @@ def resume(
     device: str = "auto",
     objective: ObjectiveLike | None = None,
     augment: Augment | None = None,
+    take_best: bool = False,
 ) -> Run:
     """Continue an interrupted run, exactly as if it had not been interrupted.
 
     ``data`` is where its images lie now, if not where they were: they are known by their bytes. A run with an
-    objective or augmentation object needs it again.
+    objective or augmentation object needs it again. ``take_best`` trains no further: the best epoch so far is kept.
     """
     runtime.check_main_guard()
     run = RunFolder(Path(folder))
     recipe, rival = run.read_recipe(), Rival(run)
+    if take_best and not run.read_facts():
+        keep_best_epoch(run)
+    elif take_best and not rival.is_judged and rival.read_recipe() is not None:
+        rival.give_up("the best so far was taken")
+        return reopen(folder, data, device=device)
     if rival.is_judged:
         rival.settle()
         return reopen(folder, data, device=device)
@@ -287,6 +293,8 @@ def resume(
         return _train_in_processes(run, plan, splits, notes, where, objective, augment, resume=True)
     plan, classifier, head, _ = _start(plan, splits, where, blank=True)
     resumed = _train_run(run, plan, classifier, head, splits, notes, resume=True)
+    if take_best and rival.read_recipe() is not None:
+        rival.give_up("the best so far was taken")
     return _try_rival(resumed, device, seconds, data)
 
 
