@@ -77,8 +77,7 @@ def train(
     out: Path
         Folder of the run. Default: runs/DATA-MODEL.
     resume: Path
-        Continue this interrupted run, with the same result; takes no other flags. DATA, if given, is where its
-        images lie now.
+        Continue this interrupted run, with the same result. DATA, if given, is where its images lie now.
     take_best: bool
         With --resume: train no further, keep the best epoch so far, test it and report.
     overwrite: bool
@@ -117,8 +116,7 @@ def train(
         from ..files import atomic_replace
         from ..pictures import plot_lr_finder
 
-        path = check_picture_path(find_lr)
-        tried = run_range_test(data, asked, device=options.device)
+        path, tried = check_picture_path(find_lr), run_range_test(data, asked, device=options.device)
         with atomic_replace(path) as temporary:
             plot_lr_finder(tried.lrs, tried.losses, tried.suggestion).save(temporary, format="PNG")
         found = tried.findings()
