@@ -92,6 +92,12 @@ def test_the_queue_is_filled_by_reasons_and_never_twice(site, journal, template)
         select(site, journal=journal, by=["marginn"])
 
 
+def test_a_reason_that_finds_nothing_leaves_its_share_to_the_others(site, journal):
+    """Nothing drifted, so close calls fill the queue."""
+    assert select(site, journal=journal, count=30, by=["margin", "drifted"]) == {"margin": 30}
+    assert len(journal.queued()) == 30
+
+
 def test_a_release_without_reference_is_reviewed_by_confidence(template, tmp_path):
     """As releases of earlier versions are."""
     site = tmp_path / "old"

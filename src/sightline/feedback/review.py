@@ -81,11 +81,18 @@ def select(
         why: [Pick(len(latest) + i, share) for i in range(len(drawn))] for why, one in reasons.items() if one.share
     }
     others = {why: one for why, one in reasons.items() if not one.share}
+    found = merge_picks(picks)
     if others and latest and room:
         candidates = _open_candidates(site, journal, release, rows[: len(latest)], drifted="drifted" in others)
-        picks |= {why: one.pick(candidates, -(-room // len(others))) for why, one in others.items()}
+        some = {why: one.pick(candidates, -(-room // len(others))) for why, one in others.items()}
+        found = merge_picks(picks | some)
+        missing = room - (len(found) - len(drawn))
+        if missing > 0:  # a reason that finds few leaves its share to the others
+            taken = {i for _, one in found for i in (one.position, *one.followers)}
+            more = merge_picks({why: one.pick(candidates, room) for why, one in others.items()})
+            found += [(why, Pick(one.position)) for why, one in more if one.position not in taken][:missing]
     entries, counts = [], Counter[str]()
-    for why, one in merge_picks(picks):
+    for why, one in found:
         id = rows[one.position].id
         entries.append(QueueEntry(id, why, one.chance))
         entries += [QueueEntry(rows[i].id, why, 0.0, id) for i in one.followers]
