@@ -1,12 +1,13 @@
 """Who may enter the studio, for how long, and from which page."""
 
+import hashlib
 import json
 import re
 import time
 
 import pytest
 
-from helpers.studio_client import ORIGIN, TOKEN, Reader, open_studio, post, sign_in
+from helpers.studio_client import TOKEN, Reader, open_studio, post, sign_in
 from sightline.serving.api_keys import KEYS_FILE, create_key, revoke_key
 
 PAGES = ("/studio", "/studio/jobs")
@@ -132,8 +133,21 @@ def test_a_scope_allows_its_pages_only(site):
         answer = post(client, "/studio/run/improve")
         assert answer.status_code == 403
         assert "scope admin" in answer.text
-    with open_studio(site.with_name("other"), scopes=["feedback"]) as client:
-        assert client.get("/studio/jobs").status_code == 403
+        links = {held["href"] for held in Reader(client.get("/studio").text).every("a")}
+        assert "/studio/jobs" in links
+        assert "/studio/review" not in links
+        for name, scope in (("reviewer", "review"), ("camera", "feedback")):
+            secret = create_key(site, name, [scope])
+            moment(client)
+            client.cookies.clear()
+            sign_in(client, secret)
+            assert client.get("/studio/jobs").status_code == 403
+            home = client.get("/studio")
+            if scope == "review":
+                assert home.headers["location"] == "/studio/review"
+            else:
+                assert home.status_code == 403
+                assert "needs read, review or admin" in Reader(home.text).text
 
 
 def test_every_page_has_a_strict_policy_and_nothing_inline(site):
@@ -168,14 +182,26 @@ def test_the_sign_in_page_leads_back_to_the_studio_only(site):
             assert refresh["content"] == f"0;url={onward if onward == '/studio/jobs' else '/studio'}"
 
 
-def test_files_are_kept_by_the_browser_and_are_the_vendored_ones(site):
+HTMX_SHA256 = "a0abb04f2f45a1f89d1d4844023245537e5e6014c87b144553e0607b4cc32130"
+"""Of htmx.min.js in htmx.org 4.0.1 of the npm registry."""
+
+
+def test_the_first_page_is_small_and_its_files_are_kept_by_the_browser(site):
     with open_studio(site) as client:
-        links = [one["src"] for one in Reader(client.get("/studio").text).every("script")]
-        assert len(links) == 2
+        page = client.get("/studio", headers={"Accept-Encoding": "gzip"})
+        assert page.headers["content-encoding"] == "gzip"
+        read = Reader(page.text)
+        links = [one["src"] for one in read.every("script")]
+        links += [one["href"] for one in read.every("link", rel="stylesheet")]
+        assert len(links) >= 4
+        sizes = [int(page.headers["content-length"])]
         for link in links:
-            answer = client.get(link)
+            answer = client.get(link, headers={"Accept-Encoding": "gzip"})
             assert answer.status_code == 200
             assert "immutable" in answer.headers["cache-control"]
+            sizes.append(int(answer.headers["content-length"]))
+            if "htmx" in link:
+                assert hashlib.sha256(answer.content).hexdigest() == HTMX_SHA256
+        assert sum(sizes) < 60_000
         assert client.get("/studio/static/nothing.js").status_code == 404
-        assert client.get("/studio/static/..%2f..%2f__init__.py").status_code in (401, 404)
-        assert client.post("/studio/sign-in", headers=ORIGIN).status_code == 200
+        assert client.get("/studio/static/..%2f..%2f__init__.py").status_code == 404

@@ -46,18 +46,19 @@ class StudioRoutes:
     def __call__(self, app: Any, service: Service) -> None:
         """Add all routes below ``/studio`` to the application of a service."""
         folder = service.settings.path / STUDIO_FOLDER
-        studio = Studio(service, PAGES, Jobs(folder / "jobs"), NeighbourFinder(service, folder / "neighbours"))
         sessions = Sessions(folder / "sessions", service, self.token_sha256)
+        neighbours = NeighbourFinder(service, folder / "neighbours")
+        studio = Studio(service, PAGES, Jobs(folder / "jobs"), neighbours, sessions)
         routes = [
             Route("/studio/static/{name}", _static, methods=["GET"]),
-            Route("/studio/sign-in", _sign_in(studio, sessions), methods=["GET", "POST"]),
+            Route("/studio/sign-in", _sign_in(studio), methods=["GET", "POST"]),
             Route("/studio/sign-out", _sign_out(sessions), methods=["POST"]),
         ]
         for page in PAGES.values():
             for one in page.routes:
                 path = f"/studio{one.path}".rstrip("/")
-                routes.append(Route(path, _answer(studio, sessions, one), methods=[one.method]))
-        routes.append(Route("/studio/{rest:path}", _nowhere(studio, sessions), methods=["GET", "POST", "PUT"]))
+                routes.append(Route(path, _answer(studio, one), methods=[one.method]))
+        routes.append(Route("/studio/{rest:path}", _nowhere(studio), methods=["GET", "POST", "PUT"]))
         app.router.routes.extend(routes)
 
 
@@ -73,14 +74,14 @@ async def _static(request: Request) -> Response:
     return Response(content, headers=headers, media_type=STATIC_FILES[name])
 
 
-def _answer(studio: Studio, sessions: Sessions, route: PageRoute) -> Endpoint:
+def _answer(studio: Studio, route: PageRoute) -> Endpoint:
     """The endpoint of a page's route: who asks, may they, and from our own page?"""
 
     async def answer(request: Request) -> Response:
         session = None
         try:
-            session = await run_in_threadpool(sessions.find, request)
-            if not session.allows(route.scope):
+            session = await run_in_threadpool(studio.sessions.find, request)
+            if route.scope and not session.allows(route.scope):
                 allowed = ", ".join(session.scopes)
                 raise RequestError(
                     403, f"This needs a key with the scope {route.scope}; '{session.name}' allows {allowed}."
@@ -114,11 +115,11 @@ def _describe_error(error: Exception, request: Request) -> tuple[int, str]:
     return 500, "The studio failed; the log in its terminal has the details."
 
 
-def _nowhere(studio: Studio, sessions: Sessions) -> Endpoint:
+def _nowhere(studio: Studio) -> Endpoint:
     def refuse(_: Visit) -> Response:
         raise RequestError(404, "There is no such page.")
 
-    return _answer(studio, sessions, PageRoute("GET", "/{rest:path}", refuse))
+    return _answer(studio, PageRoute("GET", "/{rest:path}", refuse, ""))
 
 
 def _problem(request: Request, studio: Studio, session: Any, status: int, detail: str) -> Response:
@@ -138,7 +139,7 @@ def _sign_in_page(request: Request, studio: Studio, status: int, why: str, onwar
     )
 
 
-def _sign_in(studio: Studio, sessions: Sessions) -> Endpoint:
+def _sign_in(studio: Studio) -> Endpoint:
     """Sign in by a key from the form, or by a token in the address."""
 
     async def sign_in(request: Request) -> Response:
@@ -154,7 +155,7 @@ def _sign_in(studio: Studio, sessions: Sessions) -> Endpoint:
                 return _sign_in_page(request, studio, 200, "", onward)
             # Not a redirect: a browser that was sent here by another program would not send a strict cookie.
             response = render_html(request, "signed_in.html.jinja", studio=studio, onward=onward)
-            await run_in_threadpool(sessions.sign_in, secret, request, response)
+            await run_in_threadpool(studio.sessions.sign_in, secret, request, response)
             return response
         except RequestError as error:
             return _sign_in_page(request, studio, error.status, error.detail, onward)

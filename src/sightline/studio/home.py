@@ -4,12 +4,19 @@ import time
 
 from starlette.responses import Response
 
-from ..serving import current_number, list_releases
+from ..serving import RequestError, current_number, list_releases
 from .visit import Page, PageRoute, Visit
 
 
 def show_home(visit: Visit) -> Response:
-    """What answers now, and what to do next."""
+    """What answers now, and what to do next; for a key that may only review, the review."""
+    if not visit.session.allows("read"):
+        if visit.session.allows("review"):
+            return visit.redirect("/review")
+        allowed = ", ".join(visit.session.scopes)
+        raise RequestError(
+            403, f"'{visit.session.name}' allows {allowed}: the studio needs read, review or admin."
+        )
     current, now = current_number(visit.site), time.time()
     found = {one.number: one for one in list_releases(visit.site)}
     return visit.render(
@@ -20,4 +27,4 @@ def show_home(visit: Visit) -> Response:
     )  # fmt: skip
 
 
-HOME_PAGE = Page("Home", (PageRoute("GET", "/", show_home),))
+HOME_PAGE = Page("Home", (PageRoute("GET", "/", show_home, ""),))

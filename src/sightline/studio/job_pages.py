@@ -11,6 +11,7 @@ from ..serving import RequestError
 from .actions import ACTIONS
 from .jobs import Job
 from .live_pages import DECISION_WORDS
+from .sessions import SignInNeeded
 from .visit import Page, PageRoute, Visit, job_progress
 
 SHEET_FILE = "sheet.png"
@@ -68,6 +69,10 @@ def stream_job(visit: Visit) -> Response:
 async def _events(visit: Visit, id: str, position: int) -> AsyncIterator[str]:
     jobs, service, silence, before = visit.studio.jobs, visit.studio.service, 0.0, ""
     while service.ready and not await visit.request.is_disconnected():
+        try:
+            await asyncio.to_thread(visit.studio.sessions.find, visit.request)
+        except SignInNeeded:  # the key was revoked meanwhile
+            return
         job = await asyncio.to_thread(jobs.find, id)
         lines, position = await asyncio.to_thread(job.log, position)
         state = json.dumps(job_progress(job))

@@ -8,8 +8,17 @@ from typing import Any
 from starlette.responses import Response
 
 from ..errors import ChoiceError, SightlineError
-from ..feedback import REASONS, known_classes, review_answer, select, settle_labels, summarise_reviews
+from ..feedback import (
+    REASONS,
+    half_width_after,
+    known_classes,
+    review_answer,
+    select,
+    settle_labels,
+    summarise_reviews,
+)
 from ..journal import JournalRow, QueuedAnswer, Review
+from ..metrics import anytime_interval
 from ..serving import PredictRequest, RankedPrediction, RequestError
 from .visit import Page, PageRoute, Visit
 
@@ -18,6 +27,9 @@ MANY_IMAGES = 24
 
 FILL_SECONDS = 20.0
 """Seconds between two searches for answers that deserve a review, where nothing waits."""
+
+MIN_TOLD_ANSWERS = 10
+"""Random answers from which the accuracy is told: fewer say next to nothing."""
 
 PLANNED_ANSWERS = 30
 """Answers whose value is announced before a person begins."""
@@ -127,9 +139,11 @@ def describe_value(visit: Visit) -> dict[str, Any]:
     found = summarise_reviews(visit.site, journal=visit.journal, more=PLANNED_ANSWERS)
     accuracy = found["accuracy"]
     labels = sum(one.label is not None for one in settle_labels(visit.journal.reviews()))
+    told = accuracy["n"] >= MIN_TOLD_ANSWERS
+    later = found["more"]["half_width"] if told else half_width_after(anytime_interval(0, 0), PLANNED_ANSWERS)
     return {
-        **found, "n": accuracy["n"], "labels": labels, "planned": PLANNED_ANSWERS,
-        "now": (accuracy["high"] - accuracy["low"]) / 2, "later": found["more"]["half_width"],
+        **found, "n": accuracy["n"], "told": told, "labels": labels, "planned": PLANNED_ANSWERS,
+        "now": (accuracy["high"] - accuracy["low"]) / 2, "later": later,
     }  # fmt: skip
 
 

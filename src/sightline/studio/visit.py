@@ -20,7 +20,7 @@ from ..journal import Journal
 from ..serving import RequestError, Service
 from .jobs import JOB_STATES, Job, Jobs
 from .neighbours import NeighbourFinder
-from .sessions import Session
+from .sessions import Session, Sessions
 
 STUDIO_FOLDER = "studio"
 """Folder of a site for what the studio stores: jobs, sessions, uploads, thumbnails."""
@@ -54,6 +54,7 @@ class PageRoute:
     answer: "Callable[[Visit], Response]"
     """Called in a thread."""
     scope: str = "read"
+    """What a key must allow; empty for every key."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,7 @@ class Studio:
     pages: Mapping[str, Page]
     jobs: Jobs
     neighbours: NeighbourFinder
+    sessions: Sessions
     moments: dict[str, float] = field(default_factory=dict)
     """When something was done last that is not to be done often, by ``time.monotonic``."""
 
