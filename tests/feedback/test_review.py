@@ -29,6 +29,7 @@ from sightline.feedback import (
     select,
     settle_labels,
 )
+from sightline.feedback.lessons import HELD_OUT_SHARE, VALIDATION_SHARE, collect_field_images
 from sightline.files import read_csv_rows
 from sightline.journal import Journal, JournalRow, PredictionRecord, Review, draw_number, new_prediction_id
 from sightline.serving import create_key, current_release, open_engine, publish
@@ -37,6 +38,7 @@ from sightline.serving.requests import PredictRequest, RequestLimits
 from sightline.serving.service import Service, ServiceSettings
 from sightline.sources.arrays import digits
 from sightline.training import Recipe, train
+from sightline.types import Geometry
 
 
 @pytest.fixture(scope="module")
@@ -277,3 +279,20 @@ def test_a_reviewer_sees_the_queue_and_cannot_promote(site, template):
         for method, path in (("get", "/review"), ("get", f"/review/images/{shown['id']}")):
             assert getattr(client, method)(path, headers=camera).status_code == 403
         assert client.post("/review/next", json={}, headers=camera).status_code == 403
+
+
+def test_a_class_whose_only_images_would_choose_is_learned_instead(journal, template):
+    """A table with a class in val alone would be refused: the first answers of a person are few."""
+    _, records = template
+    drawn = {one.id: draw_number(f"split {one.id}") for one in records}
+    choosing = [id for id, number in drawn.items() if HELD_OUT_SHARE <= number < HELD_OUT_SHARE + VALIDATION_SHARE]
+    learned = [id for id, number in drawn.items() if number >= HELD_OUT_SHARE + VALIDATION_SHARE]
+    journal.flush()
+    for word, ids in (("lonely", choosing[:1]), ("common", [*choosing[1:3], *learned[:3]])):
+        journal.review(ids, "corrected", word, by="Ann")
+    field = collect_field_images(journal, Geometry(size=(8, 8), channels=1))
+    found = {field.images.classes[field.images.labels[i]]: set() for i in range(len(field.images))}
+    for i in range(len(field.images)):
+        found[field.images.classes[field.images.labels[i]]].add(str(field.split[i]))
+    assert found["lonely"] == {"train"}
+    assert found["common"] == {"train", "val"}

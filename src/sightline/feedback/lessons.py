@@ -84,6 +84,10 @@ def collect_field_images(journal: Journal, geometry: Geometry) -> FieldImages | 
     known = [by_id[id] for id in images.columns["prediction"]]  # what cannot be read is left out
     group = group_images(known, find_near_duplicates(images))
     split = split_groups(known, group)
+    untaught = (split == "val") & ~np.isin(images.labels, images.labels[split == "train"])
+    split[(split == "val") & np.isin(group, group[untaught])] = (
+        "train"  # a class must be learned before it can choose
+    )
     leaders = np.array([known[i].row.id for i in group], object)
     images = replace(images, columns={**images.columns, "group": leaders})
     paths = tuple(path for one in known if (path := journal.image_path(one.row)) is not None)
