@@ -12,8 +12,10 @@ from helpers.live_server import CLASSES, pictures, site_of_two, until
 from helpers.service_process import classifier
 from helpers.studio_client import ORIGIN, Reader, open_studio, post, sign_in
 from sightline.feedback import audit_accuracy
+from sightline.files import write_json
 from sightline.journal import QueueEntry
 from sightline.serving import create_key, current_number, publish
+from sightline.studio import Jobs
 from sightline.studio.live_pages import latency_quantiles
 from sightline.studio.review_pages import number_keys
 
@@ -251,3 +253,40 @@ def test_latencies_are_interpolated_as_prometheus_does():
 def test_the_journal_counts_between_moments(client):
     now = time.time()
     assert client.service.journal.count_between([now - 3600, now - 1800, now + 1]) == [0, 6]
+
+
+def test_an_alarm_shows_in_words_and_images_what_changed(client, tmp_path):
+    path = tmp_path / "changed.png"
+    path.write_bytes(pictures()[0])
+    changes = [{"channel": "sharpness", "words": "images are blurrier (by 2.1 standard deviations)"}]
+    client.service.observed = {
+        "alarm": True, "promise": 100_000, "changes": changes, "images": (str(path),), "answers": 900, "first": None,
+    }  # fmt: skip
+    read = Reader(client.get("/studio/live").text)
+    assert "Images are blurrier" in read.text
+    assert "at most one false alarm comes in 100,000 answers" in read.text
+    assert read.every("img", src="/studio/live/drift/0")
+    assert read.every("form", action="/studio/run/accept-drift")
+    assert client.get("/studio/live/drift/0").content == pictures()[0]
+    for place in ("1", "-1", "x", "..%2f0"):
+        assert client.get(f"/studio/live/drift/{place}").status_code == 404
+
+
+def test_the_difference_of_two_releases_begins_with_what_becomes_wrong(client, tmp_path):
+    flip = {"file": "<b>7.png", "label": "star", "before": "star", "after": "circle"}
+    verdict = {"decision": "keep", "reasons": ["class star loses"], "unproven": [], "needed": 0}
+    result = {
+        "first": 1, "second": 2, "n": 40, "sample": "All 40 test images.", "accuracy": [0.9, 0.875],
+        "newly_wrong": [flip], "newly_right": [], "verdict": verdict,
+    }  # fmt: skip
+    jobs, words = Jobs(client.service.settings.path / "studio" / "jobs"), ["releases", str(tmp_path)]
+    folder = jobs.start(words, title="Compare", back="/live", action="compare-releases").folder
+    page = f"/studio/jobs/{folder.name}"
+    client.get(page + "/events")  # until it has ended
+    write_json(folder / "result.json", result)
+    (folder / "sheet.png").write_bytes(pictures()[0])
+    read = Reader(client.get(page).text)
+    assert read.text.index("Newly wrong: 1 of 40") < read.text.index("Newly right: 0")
+    assert "<b>7.png star star circle" in read.text
+    assert "It would be kept back. Class star loses" in read.text
+    assert client.get(page + "/sheet").content == pictures()[0]
