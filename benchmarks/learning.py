@@ -9,7 +9,7 @@ waste: a last layer on published weights knows five kinds of waste; the sixth co
 Without retraining, which takes half an hour. Which class is new is drawn by the seed. Each seed draws other images.
 Seconds of ``lda`` are from the images' features to the classifier, tested; those of features are apart.
 more: LeNet-5 is trained on 300 images of each digit, and 30 more of each come: seconds of ``replay`` as a share of
-those of training by the same recipe on all of them. many: the same with 3,000 images of each digit, and 300 more.
+those of training by the same recipe on all of them. many: the same with 3,000 images of each digit, and 300 more (learning_many.json).
 Results of other --ways are recorded as learning_ways.json, by the same images and seeds.
 
 --costs: milliseconds of a training step and bytes of memory of every strategy, the steps of all taken in turn: LeNet-5,
@@ -100,7 +100,8 @@ def main() -> None:
             figures[name]["replay_of_retraining"] = mean(
                 [row["ways"]["replay"]["seconds"] / row["retraining_seconds"] for row in rows]
             )
-    record("learning" if tuple(asked.ways) == DEFAULT_WAYS else "learning_ways", figures)
+    usual = "learning_many" if asked.sets == ["many"] else "learning"
+    record(usual if tuple(asked.ways) == DEFAULT_WAYS else "learning_ways", figures)
 
 
 def mean(values):
