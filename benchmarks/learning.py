@@ -9,7 +9,8 @@ waste: a last layer on published weights knows five kinds of waste; the sixth co
 Without retraining, which takes half an hour. Which class is new is drawn by the seed. Each seed draws other images.
 Seconds of ``lda`` are from the images' features to the classifier, tested; those of features are apart.
 more: LeNet-5 is trained on 300 images of each digit, and 30 more of each come: seconds of ``replay`` as a share of
-those of training by the same recipe on all of them. many: the same with 3,000 images of each digit, and 300 more (learning_many.json).
+those of training by the same recipe on all of them. many: the same with 3,000 images of each digit, and 300 more
+(learning_many.json).
 Results of other --ways are recorded as learning_ways.json, by the same images and seeds.
 
 --costs: milliseconds of a training step and bytes of memory of every strategy, the steps of all taken in turn: LeNet-5,
