@@ -104,7 +104,7 @@ def show_page(dataset: OpenDataset, view: GridView, cell: Mapping[str, str] | No
     shown = rows[(page - 1) * IMAGES_PER_PAGE : page * IMAGES_PER_PAGE]
     names = (*now.classes, "")
     cells = tuple(
-        GridCell(row, str(now.files[i]), names[now.labels[i]], dataset.splits[i], notes.get(i, ""))
+        GridCell(row, str(now.files[i]), names[now.labels[i]], str(dataset.splits[i]), notes.get(i, ""))
         for i, row in zip(shown.tolist(), dataset.rows[shown].tolist(), strict=True)
     )
     return GridPage(cells, page, pages, len(rows))

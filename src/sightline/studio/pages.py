@@ -6,10 +6,16 @@ from .home import HOME_PAGE
 from .job_pages import JOBS_PAGE
 from .live_pages import LIVE_PAGE
 from .review_pages import REVIEW_PAGE
+from .run_pages import RUNS_PAGE
+from .train_pages import TRAIN_PAGE
+from .try_pages import TRY_PAGE
 
 PAGES = {
     "home": HOME_PAGE,
     "data": DATA_PAGE,
+    "train": TRAIN_PAGE,
+    "runs": RUNS_PAGE,
+    "try": TRY_PAGE,
     "review": REVIEW_PAGE,
     "live": LIVE_PAGE,
     "jobs": JOBS_PAGE,

@@ -99,9 +99,10 @@ def read_predictions(run: Path) -> PredictionTable | None:
 def parse_predictions(path: Path, _: int) -> PredictionTable:
     """The predictions in a file as it was at a time: the second argument."""
     rows = read_csv_rows(path)
-    columns = ([row[name] for row in rows] for name in ("file", "label", "predicted"))
-    names = (np.array(column, object) for column in columns)
-    return PredictionTable(*names, np.array([float(row["confidence"]) for row in rows]))
+    files, labels, predicted = (
+        np.array([r[name] for r in rows], object) for name in ("file", "label", "predicted")
+    )
+    return PredictionTable(files, labels, predicted, np.array([float(row["confidence"]) for row in rows]))
 
 
 def run_folder(studio: Studio, name: str) -> Path:
@@ -211,11 +212,10 @@ def show_threshold(visit: Visit) -> Response:
     run = run_folder(visit.studio, visit.request.path_params["name"])
     if (table := read_predictions(run)) is None:
         raise RequestError(404, "This run has no predictions: it was not evaluated.")
+    point = table.at_threshold(read_threshold(visit))
     if "hx-request" not in visit.request.headers:
         return visit.redirect(f"/runs/{run.name}?threshold={visit.number('threshold', 0)}")
-    return visit.render(
-        "_threshold.html.jinja", point=table.at_threshold(read_threshold(visit)), curve=draw_thresholds(table)
-    )
+    return visit.render("_threshold.html.jinja", point=point, curve=draw_thresholds(table))
 
 
 def show_report(visit: Visit) -> Response:

@@ -37,6 +37,7 @@ STATIC_FILES = {
     "data.css": "text/css",
     "studio.js": "text/javascript",
     "data.js": "text/javascript",
+    "try.js": "text/javascript",
     "htmx.min.js": "text/javascript",
 }
 """Files that every page may load, and their types; ``report.css`` is the style of the report page."""
