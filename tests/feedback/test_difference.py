@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,8 +13,9 @@ from helpers.tiny_classifiers import SETTLED
 from sightline.classifier import Classifier
 from sightline.cli import main
 from sightline.errors import DataError
-from sightline.feedback import compare_releases
-from sightline.serving import publish
+from sightline.feedback import compare_releases, difference
+from sightline.feedback.difference import open_release
+from sightline.serving import load_release, publish
 from sightline.training import Recipe, train
 
 
@@ -63,6 +65,26 @@ def test_a_group_of_a_table_may_block(site, tmp_path):
     found = compare_releases(place, 1, 2, images=tmp_path / "images.csv")
     assert any("camera old is proven to lose" in reason for reason in found.verdict.reasons)
     assert not any("station" in reason for reason in (*found.verdict.reasons, *found.verdict.unproven))
+
+
+def test_a_busy_machine_makes_no_release_look_slow(site, monkeypatch):
+    """A clock that other programs stop for 4 ms in most answers of the second engine."""
+    now, calls = [0.0], [0]
+
+    class Runner:
+        def __init__(self, pauses):
+            self.pauses = pauses
+
+        def probabilities(self, _images):
+            calls[0] += 1
+            now[0] += 0.001 + (0.004 if self.pauses and calls[0] % 10 else 0)
+
+        outputs = probabilities
+
+    monkeypatch.setattr(difference.time, "perf_counter", lambda: now[0])
+    opened = open_release(load_release(site[0], 1))
+    engines = [replace(opened, shared_runner=Runner(pauses)) for pauses in (False, True)]
+    assert difference.time_answers(engines, [np.zeros((2, 4, 4, 1), np.uint8)] * 2) == pytest.approx([1, 1])
 
 
 def test_the_reverse_is_promoted_or_cannot_be_told(site):
