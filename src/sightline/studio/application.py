@@ -50,19 +50,19 @@ class StudioRoutes:
         neighbours = NeighbourFinder(service, folder / "neighbours")
         studio = Studio(service, PAGES, Jobs(folder / "jobs"), neighbours, sessions)
         routes = [
-            Route("/studio/static/{name}", _static, methods=["GET"]),
-            Route("/studio/sign-in", _sign_in(studio), methods=["GET", "POST"]),
-            Route("/studio/sign-out", _sign_out(sessions), methods=["POST"]),
+            Route("/studio/static/{name}", answer_static, methods=["GET"]),
+            Route("/studio/sign-in", answer_sign_in(studio), methods=["GET", "POST"]),
+            Route("/studio/sign-out", answer_sign_out(sessions), methods=["POST"]),
         ]
         for page in PAGES.values():
             for one in page.routes:
                 path = f"/studio{one.path}".rstrip("/")
                 routes.append(Route(path, _answer(studio, one), methods=[one.method]))
-        routes.append(Route("/studio/{rest:path}", _nowhere(studio), methods=["GET", "POST", "PUT"]))
+        routes.append(Route("/studio/{rest:path}", answer_nowhere(studio), methods=["GET", "POST", "PUT"]))
         app.router.routes.extend(routes)
 
 
-async def _static(request: Request) -> Response:
+async def answer_static(request: Request) -> Response:
     """A file that every page may load; it is kept for ever under its version."""
     name = request.path_params["name"]
     if name not in STATIC_FILES:
@@ -99,13 +99,13 @@ def _answer(studio: Studio, route: PageRoute) -> Endpoint:
             here = request.url.path + (f"?{request.url.query}" if request.url.query else "")
             return _sign_in_page(request, studio, 401, str(error), here)
         except Exception as error:
-            status, detail = _describe_error(error, request)
+            status, detail = describe_error(error, request)
             return _problem(request, studio, session, status, detail)
 
     return answer
 
 
-def _describe_error(error: Exception, request: Request) -> tuple[int, str]:
+def describe_error(error: Exception, request: Request) -> tuple[int, str]:
     """The status of an error and its sentence; the log has what a page does not show."""
     if isinstance(error, RequestError):
         return error.status, error.detail
@@ -115,7 +115,9 @@ def _describe_error(error: Exception, request: Request) -> tuple[int, str]:
     return 500, "The studio failed; the log in its terminal has the details."
 
 
-def _nowhere(studio: Studio) -> Endpoint:
+def answer_nowhere(studio: Studio) -> Endpoint:
+    """Say that there is no such page, to whoever is signed in."""
+
     def refuse(_: Visit) -> Response:
         raise RequestError(404, "There is no such page.")
 
@@ -139,7 +141,7 @@ def _sign_in_page(request: Request, studio: Studio, status: int, why: str, onwar
     )
 
 
-def _sign_in(studio: Studio) -> Endpoint:
+def answer_sign_in(studio: Studio) -> Endpoint:
     """Sign in by a key from the form, or by a token in the address."""
 
     async def sign_in(request: Request) -> Response:
@@ -165,7 +167,9 @@ def _sign_in(studio: Studio) -> Endpoint:
     return sign_in
 
 
-def _sign_out(sessions: Sessions) -> Endpoint:
+def answer_sign_out(sessions: Sessions) -> Endpoint:
+    """End the session, and ask for a key again."""
+
     async def sign_out(request: Request) -> Response:
         response = RedirectResponse("/studio/sign-in", 303)
         try:

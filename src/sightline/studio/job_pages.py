@@ -63,10 +63,11 @@ def stream_job(visit: Visit) -> Response:
     known = visit.request.headers.get("last-event-id") or visit.text("from", "0")
     start = int(known) if known.isascii() and known.isdigit() and len(known) < 15 else 0
     headers = {"cache-control": "no-store", "x-accel-buffering": "no"}
-    return StreamingResponse(_events(visit, job.id, start), media_type="text/event-stream", headers=headers)
+    return StreamingResponse(job_events(visit, job.id, start), media_type="text/event-stream", headers=headers)
 
 
-async def _events(visit: Visit, id: str, position: int) -> AsyncIterator[str]:
+async def job_events(visit: Visit, id: str, position: int) -> AsyncIterator[str]:
+    """Server-sent events of a job from byte ``position`` of its log, until it has ended or nobody is signed in."""
     jobs, service, silence, before = visit.studio.jobs, visit.studio.service, 0.0, ""
     while service.ready and not await visit.request.is_disconnected():
         try:

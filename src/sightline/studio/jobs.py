@@ -197,7 +197,7 @@ class Jobs:
         path, code = self.folder / id, facts.get("code")
         if code is not None:
             state = _STATE_OF_CODE.get(code, "failed")
-        elif not _is_locked(path / LOCK_FILE):
+        elif not is_locked(path / LOCK_FILE):
             again = read_json_object(path / JOB_FILE)  # it may have ended between the two looks
             code = again.get("code")
             facts, state = again, "lost" if code is None else _STATE_OF_CODE.get(code, "failed")
@@ -250,7 +250,7 @@ class Jobs:
         )
 
 
-def _is_locked(path: Path) -> bool:
+def is_locked(path: Path) -> bool:
     """Whether a process holds the lock: the job is alive."""
     try:
         with path.open("r") as stream:

@@ -28,7 +28,7 @@ DECISION_WORDS = {
 
 def show_live(visit: Visit) -> Response:
     """What happens now."""
-    service, releases = visit.studio.service, _releases(visit)
+    service, releases = visit.studio.service, list_release_rows(visit)
     if service.release is None:
         return visit.render("live.html.jinja", releases=releases, current=None)
     if not service.observed:
@@ -48,7 +48,7 @@ def show_live(visit: Visit) -> Response:
     )  # fmt: skip
 
 
-def _releases(visit: Visit) -> list[dict[str, Any]]:
+def list_release_rows(visit: Visit) -> list[dict[str, Any]]:
     """The releases, newest first, with what the page shows of each."""
     current = current_number(visit.site)
     try:

@@ -139,7 +139,7 @@ def render_html(request: Request, template: str, *, status: int = 200, **values:
     """An HTML response, with the policy that every page has."""
     here = request.url.path.removeprefix("/studio") or "/"
     values = {"session": None, "here": here, "request": request, **values}
-    content = _templates().get_template(template).render(**values).encode()
+    content = load_templates().get_template(template).render(**values).encode()
     headers = {"content-security-policy": STUDIO_CSP, "referrer-policy": "same-origin", "vary": "accept-encoding"}
     headers["permissions-policy"] = "camera=(self), microphone=(), geolocation=()"
     if len(content) > _MIN_COMPRESSED_BYTES and "gzip" in request.headers.get("accept-encoding", ""):
@@ -158,7 +158,7 @@ def read_static(name: str) -> tuple[bytes, bytes, str]:
 
 
 @cache
-def _templates() -> Any:
+def load_templates() -> Any:
     """The templates, with what they may call."""
     from jinja2 import Environment, FunctionLoader, StrictUndefined
 
