@@ -35,6 +35,14 @@ class SketchInputs:
             self.pixels.nbytes + len(self.file) + self.probabilities.nbytes + getattr(self.features, "nbytes", 0)
         )
 
+    def measure_file(self) -> tuple[int, int, int]:
+        """Width, height and bytes of the file; 0 for sides that cannot be read."""
+        try:
+            header = read_header(self.file)
+            return header.width, header.height, len(self.file)
+        except ImageError:
+            return 0, 0, len(self.file)
+
 
 def sketch_answers(inputs: Sequence[SketchInputs]) -> list[bytes | None]:
     """The sketches of answers of any releases; None where the network gives other features than the reference's."""
@@ -54,17 +62,8 @@ def sketch_answers(inputs: Sequence[SketchInputs]) -> list[bytes | None]:
             energy = None if some[0].energy is None else np.array([one.energy for one in some])
             made = make_sketches(
                 np.stack([one.probabilities for one in some]), energy, projected,
-                np.stack([one.pixels for one in some]), [_measure_file(one.file) for one in some],
+                np.stack([one.pixels for one in some]), [one.measure_file() for one in some],
             )  # fmt: skip
             for i, one in zip(here, made, strict=True):
                 found[i] = one.tobytes()
     return found
-
-
-def _measure_file(data: bytes) -> tuple[int, int, int]:
-    """Width, height and bytes; 0 for sides that cannot be read."""
-    try:
-        header = read_header(data)
-        return header.width, header.height, len(data)
-    except ImageError:
-        return 0, 0, len(data)
