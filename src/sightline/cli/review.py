@@ -118,7 +118,14 @@ def print_review(console: "Console", value: Mapping[str, Any]) -> None:
     elif "out" in value:
         say(f"{value['n']:,} answers wait in {value['out']}: fill in the column answer, then import it.")
     elif "id" in value:
-        _print_shown(say, value)
+        if value["id"] is None:
+            say(f"Nothing waits. More may come: sightline review {value['site']}")
+            return
+        say(f"{value['image']}\nShown because: {value['sentence']}.")
+        if not value["blind"]:
+            say(f"Answered: {value['label']} ({value['confidence']:.1%})")
+        more = f", or add --all for {len(value['followers'])} like it" if value["followers"] else ""
+        say(f"Say what it is: sightline review {value['site']} answer {value['id']} CLASS{more}")
     else:
         rows = [(why, one["waiting"], one["done"]) for why, one in value["queue"].items()]
         console.print(make_table(("shown because", "waiting", "done"), rows))
@@ -137,14 +144,3 @@ def print_review(console: "Console", value: Mapping[str, Any]) -> None:
         for note in value["notes"]:
             say(note)
         say(f"Next: sightline review {value['site']} next")
-
-
-def _print_shown(say: Any, value: Mapping[str, Any]) -> None:
-    if value["id"] is None:
-        say(f"Nothing waits. More may come: sightline review {value['site']}")
-        return
-    say(f"{value['image']}\nShown because: {value['sentence']}.")
-    if not value["blind"]:
-        say(f"Answered: {value['label']} ({value['confidence']:.1%})")
-    more = f", or add --all for {len(value['followers'])} like it" if value["followers"] else ""
-    say(f"Say what it is: sightline review {value['site']} answer {value['id']} CLASS{more}")

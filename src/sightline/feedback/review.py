@@ -231,7 +231,7 @@ def summarise_reviews(site: Path | str, *, journal: Journal, more: int = 30) -> 
     needed = answers_needed(accuracy)
     counted = journal.count()
     notes = []
-    if not counted["images"]:
+    if counted["predictions"] and not counted["images"]:
         notes.append("No images are kept, so nothing can be shown: sightline serve SITE --keep-images")
     if contradictory := sum(one.contradictory for one in settled):
         notes.append(f"People contradict each other about {contradictory} images: they are not learned from.")
