@@ -124,8 +124,8 @@ def print_review(console: "Console", value: Mapping[str, Any]) -> None:
         say(f"{value['image']}\nShown because: {value['sentence']}.")
         if not value["blind"]:
             say(f"Answered: {value['label']} ({value['confidence']:.1%})")
-        more = f", or add --all for {len(value['followers'])} like it" if value["followers"] else ""
-        say(f"Say what it is: sightline review {value['site']} answer {value['id']} CLASS{more}")
+        others = f", or add --all for {len(value['followers'])} like it" if value["followers"] else ""
+        say(f"Say what it is: sightline review {value['site']} answer {value['id']} CLASS{others}")
     else:
         rows = [(why, one["waiting"], one["done"]) for why, one in value["queue"].items()]
         console.print(make_table(("shown because", "waiting", "done"), rows))

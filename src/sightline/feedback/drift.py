@@ -4,7 +4,7 @@ Two questions, never mixed. Is traffic like the tested images? One test of the f
 A detector that may be read after every answer, with a promised mean number of answers to a false alarm.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -262,7 +262,12 @@ def _describe(detector: Detector, journal: Journal, release: int, promise: int) 
     if rows:
         answers = _decode(reference, [row.values for row in rows])
         before, now = reference.scores(reference.sketches), reference.scores(answers)
-        changes = tuple(_rank_changes(detector, before, now))
+        for q in np.argsort(-detector.bets.detector, kind="stable"):  # the strongest evidence first
+            was, is_now = (np.nan_to_num(scores[:, q]) for scores in (before, now))
+            moved = float(is_now.mean() - was.mean()) / (float(was.std()) or 1.0)
+            evidence = float(detector.bets.detector[q])
+            one = ChannelChange(reference.channels[q], evidence, float(was.mean()), float(is_now.mean()), moved)
+            changes += (one,)
         tested = (reference.labels >= 0).all()
         if tested:
             estimate = metrics.estimate_accuracy(
@@ -290,18 +295,6 @@ def _describe(detector: Detector, journal: Journal, release: int, promise: int) 
         index,
         images,
     )
-
-
-def _rank_changes(
-    detector: Detector, before: Float[ndarray, "R Q"], now: Float[ndarray, "N Q"]
-) -> Iterable[ChannelChange]:
-    """The channels by their evidence, the strongest first."""
-    names = detector.reference.channels
-    before, now = np.nan_to_num(before), np.nan_to_num(now)
-    for q in np.argsort(-detector.bets.detector, kind="stable"):
-        spread = float(before[:, q].std()) or 1.0
-        was, is_now = float(before[:, q].mean()), float(now[:, q].mean())
-        yield ChannelChange(names[q], float(detector.bets.detector[q]), was, is_now, (is_now - was) / spread)
 
 
 def _class_mix(
