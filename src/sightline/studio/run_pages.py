@@ -249,8 +249,10 @@ class Chart:
 
     lines: tuple[tuple[str, str], ...]
     """Name and points of each line, for ``<polyline>``."""
-    low: str
     high: str
+    """What the top of the box is; the bottom is 0."""
+    ends: tuple[str, str]
+    """What the left and the right end are."""
     words: str
     """What the lines show, for those who do not see them."""
 
@@ -278,7 +280,8 @@ def draw_history(run: Path) -> Chart | None:
         f"After {len(rows)} epoch{'s'[: len(rows) != 1]}: {accuracy[-1]:.1%} of the validation images are right; "
         f"the best was {np.nanmax(accuracy):.1%}."
     )
-    return Chart(tuple(lines), "0", f"loss {highest:.2g}", words)
+    high = f"100 %, or a loss of {highest:.2g}"
+    return Chart(tuple(lines), high, ("epoch 1", f"epoch {len(rows)}" if len(rows) > 1 else ""), words)
 
 
 def draw_thresholds(table: PredictionTable) -> Chart:
@@ -290,7 +293,8 @@ def draw_thresholds(table: PredictionTable) -> Chart:
         ("coverage", draw_line(steps.tolist(), [point["coverage"] for point in points])),
         ("right", draw_line(steps.tolist(), right)),
     )
-    return Chart(lines, "0", "1", "Share of images answered, and share of answers that are right, by threshold.")
+    words = "Share of images answered, and share of answers that are right, by threshold."
+    return Chart(lines, "100 %", ("threshold 0 %", "100 %"), words)
 
 
 RUNS_PAGE = Page(
