@@ -1,5 +1,7 @@
 """The gate promotes what is no worse, keeps what is, and says what would decide the rest."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from scipy.integrate import quad
@@ -123,6 +125,17 @@ def test_too_few_images_of_a_class_are_listed():
     )
     assert verdict.decision == "promote"
     assert verdict.unproven == ("class few (10 images, 0 newly wrong, 0 newly right)",)
+
+
+def test_a_small_classifier_may_grow_and_take_a_moment_longer():
+    good = replace(answers(np.ones(600, bool), confidence=0.95, latency=0.4), size=200_000)
+    for change, kept in (
+        ({"size": 9_000_000}, False),
+        ({"size": 11_000_000}, True),
+        ({"latency": 1.3}, False),
+        ({"latency": 1.5}, True),
+    ):
+        assert (judge_candidate(replace(good, **change), good).decision == "keep") == kept, change
 
 
 def test_confidence_abstention_and_latency_count():

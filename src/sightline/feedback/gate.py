@@ -24,6 +24,12 @@ _POWER_FACTOR = 6.18
 PROVEN_EVIDENCE = 20.0
 """E-value from which one classifier is proven better than another: 5 % at any number of looks."""
 
+SMALL_BYTES = 10_000_000
+"""Bytes that any candidate may have: a small network may grow by the features of a head."""
+
+SMALL_MILLISECONDS = 1.0
+"""Milliseconds by which any candidate may be slower for an image: a request itself takes longer."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class GateRules:
@@ -38,9 +44,9 @@ class GateRules:
     abstention: float = 0.01
     """Rise of the share of answers below the threshold, beyond its noise."""
     latency: float = 1.2
-    """Ratio of the times for one image."""
+    """Ratio of the times for one image, where they differ by a millisecond or more."""
     size: float = 2.0
-    """Ratio of the bytes of what answers."""
+    """Ratio of the bytes of what answers, above ``SMALL_BYTES``."""
     level: float = 0.95
     """Confidence that a loss within the allowance needs, and a proven loss of a class."""
 
@@ -181,9 +187,9 @@ def judge_candidate(
         against.append(f"it abstains from {shyer.value:.1%} more images ({rules.abstention:.1%} is allowed)")
     if candidate.latency is not None and current.latency is not None:
         ratio = candidate.latency / current.latency
-        if ratio > rules.latency:
+        if ratio > rules.latency and candidate.latency - current.latency >= SMALL_MILLISECONDS:
             against.append(f"it takes {ratio:.1f} times as long for an image ({rules.latency:g} times is allowed)")
-    if candidate.size is not None and current.size is not None and candidate.size > rules.size * current.size:
+    if candidate.size and current.size and candidate.size > max(SMALL_BYTES, rules.size * current.size):
         against.append(
             f"it has {candidate.size / 1e6:.1f} MB instead of {current.size / 1e6:.1f} ({rules.size:g} times is "
             "allowed)"
