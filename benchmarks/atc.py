@@ -10,17 +10,16 @@ Unseen class: the network may not answer "truck", and a tenth, a fifth and a hal
 """
 
 import argparse
-import tempfile
 from pathlib import Path
 
 import numpy as np
 import torch
+from cifar import open_third_party_resnet20
 from record import record, shared
 
 from sightline.data import to_tensor
 from sightline.metrics import estimate_accuracy
 from sightline.robustness import CORRUPTIONS
-from sightline.training import Recipe, train
 
 UNSEEN = "truck"
 
@@ -32,14 +31,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path)
     asked = parser.parse_args()
     data = shared(asked.data)
-    recipe = Recipe(
-        model="resnet20",
-        weights=str(data.parent / "weights" / "resnet20-12fca82f.th"),
-        normalize="imagenet",
-        epochs=0,
-    )
-    with tempfile.TemporaryDirectory() as place:
-        run = train(data / "cifar10_jpg.zip", recipe, out=Path(place) / "run")
+    run = open_third_party_resnet20(data)
     classifier, test = run.classifier.eval(), run.splits.test
     order = np.random.default_rng(0).permutation(len(test))
     clean, others = test.subset(order[:5000]), test.subset(order[5000 : 5000 + asked.images])

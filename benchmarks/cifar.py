@@ -1,5 +1,6 @@
 """CIFAR-10's JPEG images in small parts, for protocols that two cores can afford."""
 
+import tempfile
 import zipfile
 from pathlib import Path
 
@@ -7,7 +8,7 @@ import numpy as np
 
 from sightline.data import load_dataset
 from sightline.serving import publish
-from sightline.training import Recipe, train
+from sightline.training import Recipe, Run, train
 from sightline.types import Dataset, Geometry, Splits
 
 
@@ -45,3 +46,11 @@ def publish_resnet20(folder: Path, place: Path, *, epochs: int, limit: int) -> P
     )
     publish(place / "site", train(folder / "cifar10_jpg.zip", recipe, out=place / "run").folder)
     return place / "site"
+
+
+def open_third_party_resnet20(folder: Path) -> Run:
+    """A run of a third party's ResNet-20, whose temperature alone is fitted, on validation images."""
+    weights = folder.parent / "weights" / "resnet20-12fca82f.th"
+    recipe = Recipe(model="resnet20", weights=str(weights), normalize="imagenet", epochs=0)
+    with tempfile.TemporaryDirectory() as place:
+        return train(folder / "cifar10_jpg.zip", recipe, out=Path(place) / "run")

@@ -28,7 +28,6 @@ from sightline.data import to_tensor
 from sightline.journal import Projection, Reference, make_sketches
 from sightline.metrics import Bets, ScoreRanks
 from sightline.robustness import CORRUPTIONS
-from sightline.training import Recipe, train
 
 REFERENCE, WINDOW, EVERY, QUIET_FIRST, SHIFTED = 1000, 200, 50, 1000, 2000
 UNSEEN, FREQUENT = "truck", ("cat", "dog")
@@ -86,14 +85,7 @@ def open_pools(data: Path, work: Path):
     if held.is_file():
         pools = dict(np.load(held))
         return pools.pop("quiet"), pools
-    recipe = Recipe(
-        model="resnet20",
-        weights=str(data.parent / "weights" / "resnet20-12fca82f.th"),
-        normalize="imagenet",
-        epochs=0,
-    )
-    with tempfile.TemporaryDirectory() as place:
-        run = train(data / "cifar10_jpg.zip", recipe, out=Path(place) / "run")
+    run = open_third_party_resnet20(data)
     classifier, test = run.classifier.eval(), run.splits.test
     gone = classifier.classes.index(UNSEEN)
     classes = tuple(name for name in classifier.classes if name != UNSEEN)

@@ -8,21 +8,20 @@ server's resident set over pages in turn: home, review, live, jobs.
 """
 
 import argparse
-import json
 import shutil
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
 
 from record import record
+from studio_grid import resident_mb, running_studio
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
 from helpers.live_server import site_of_two
-from helpers.studio_browser import CODE, open_browser
+from helpers.studio_browser import open_browser
 
 PAGES = ("", "/review", "/live", "/jobs")
 MAX_SECONDS, MAX_BYTES, MAX_GROWTH_MB = 1.0, 60_000, 50.0
@@ -37,11 +36,7 @@ def main() -> None:
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         site = shutil.copytree(site_of_two(), Path(folder) / "site")
-        words = [sys.executable, "-c", CODE, "studio", str(site), "--no-browser", "--json"]
-        server = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
-        try:
-            assert server.stdout is not None
-            address = json.loads(server.stdout.readline())["studio"]
+        with running_studio(site) as (address, pid):
             home = address.split("/sign-in")[0]
             with open_browser() as browser:
                 signed_in = browser.new_context()
@@ -61,12 +56,9 @@ def main() -> None:
                 before = None
                 for number in range(asked.pages):
                     if number == 20:  # what every page needs is loaded
-                        before = resident_mb(server.pid)
+                        before = resident_mb(pid)
                     assert client.get(home + PAGES[number % len(PAGES)]).ok
-                growth = resident_mb(server.pid) - (before or 0.0)
-        finally:
-            server.terminate()
-            server.wait(30)
+                growth = resident_mb(pid) - (before or 0.0)
     figures = {
         "rounds": asked.rounds,
         "first_page_seconds": round(statistics.median(seconds[1:]), 3),
@@ -80,12 +72,6 @@ def main() -> None:
         "memory": figures["memory_growth_mb"] <= MAX_GROWTH_MB,
     }
     record("studio", figures, asked.out)
-
-
-def resident_mb(pid: int) -> float:
-    """Memory of a process in MB."""
-    text = Path(f"/proc/{pid}/status").read_text()
-    return int(next(line for line in text.splitlines() if line.startswith("VmRSS")).split()[1]) * 1024 / 1e6
 
 
 if __name__ == "__main__":

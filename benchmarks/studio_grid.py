@@ -17,6 +17,8 @@ import sys
 import tempfile
 import time
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import urllib3
@@ -43,14 +45,8 @@ def main() -> None:
         place.mkdir(parents=True)
         write_images(place / "images.zip", asked.images)
         id = datasets.add(place / "images.zip", "many", place)
-        words = [sys.executable, "-c", CODE, "studio", str(site), "--no-browser", "--json"]
-        server = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
-        try:
-            assert server.stdout is not None
-            figures = measure(json.loads(server.stdout.readline())["studio"], id, server.pid, asked)
-        finally:
-            server.terminate()
-            server.wait(30)
+        with running_studio(site) as (address, pid):
+            figures = measure(address, id, pid, asked)
     record("studio_grid", figures, asked.out)
 
 
@@ -100,6 +96,19 @@ def measure(address: str, id: str, pid: int, asked: argparse.Namespace) -> dict[
         "memory_growth_mb": round(growth, 1),
         "met": {"p95": max(p95, p95_last) <= MAX_P95_SECONDS, "memory": growth <= MAX_GROWTH_MB},
     }
+
+
+@contextmanager
+def running_studio(site: Path) -> Iterator[tuple[str, int]]:
+    """``sightline studio SITE`` as a process: the address that signs in once, and its id."""
+    words = [sys.executable, "-c", CODE, "studio", str(site), "--no-browser", "--json"]
+    server = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    try:
+        assert server.stdout is not None
+        yield json.loads(server.stdout.readline())["studio"], server.pid
+    finally:
+        server.terminate()
+        server.communicate(timeout=30)
 
 
 def resident_mb(pid: int) -> float:

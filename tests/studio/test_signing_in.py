@@ -133,6 +133,12 @@ def test_a_scope_allows_its_pages_only(site):
         answer = post(client, "/studio/run/improve")
         assert answer.status_code == 403
         assert "scope admin" in answer.text
+        for path in (
+            "/live/drift/0",
+            "/jobs/20260101-000000-abcdef/sheet",
+            "/review/images/x",
+        ):  # images of people
+            assert client.get(f"/studio{path}").status_code == 403, path
         links = {held["href"] for held in Reader(client.get("/studio").text).every("a")}
         assert "/studio/jobs" in links
         assert "/studio/review" not in links

@@ -233,7 +233,7 @@ class Spool:
             if self._file_bytes:
                 self._close_segment()
             for one in self._closed:
-                # On a full disk, or damaged, it stays as it is.
+                # A full or damaged disk: the segment keeps its rows.
                 with (
                     suppress(OutputError, ValueError),
                     atomic_replace(one.path) as temporary,

@@ -114,7 +114,7 @@ def append_edit(
 ) -> Edit:
     """Add an edit at the end of a file, and return it with its number and time.
 
-    ``check`` gets the file as it is while nobody else can add to it, and raises what should keep the edit out. The
+    ``check`` gets the current file under the lock, and raises an error to refuse the edit. The
     edit is on the disk when this returns, or the file is as it was. Raises OutputError.
     """
     with explain_write_errors(path), FileLock(path.with_name(f".{path.name}.lock"), timeout=wait_seconds):

@@ -64,7 +64,7 @@ def start_action(visit: Visit) -> Response:
 
 
 def show_command(visit: Visit) -> Response:
-    """The command of a form as it is filled in now: a part of the page, which htmx replaces."""
+    """The command for the current values of a form: a part of the page, which htmx replaces."""
     _, action = _find_action(visit)
     return visit.render("_command.html.jinja", words=action.words(visit))
 

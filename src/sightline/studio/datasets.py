@@ -66,7 +66,7 @@ class UneditedImages:
 
 @dataclass(frozen=True, eq=False)
 class OpenDataset:
-    """A dataset as it is now: its images, labels and corrections."""
+    """The current state of a dataset: its images, labels and corrections."""
 
     id: str
     path: Path
@@ -160,7 +160,7 @@ class Datasets:
         raise DataError("There is no dataset of this name: it may have been removed.")
 
     def open(self, id: str, *, again: bool = False) -> OpenDataset:
-        """A dataset as it is on the disk now; ``again`` looks for new images too.
+        """The dataset that is on the disk; ``again`` looks for new images too.
 
         Raises DataError where the images or the corrections cannot be read any more.
         """

@@ -45,7 +45,7 @@ def show_job(visit: Visit) -> Response:
     return visit.render(
         "job.html.jinja", job=job, lines=lines, position=position, progress=job_progress(job), result=result,
         shown=action.result if action and result else "", words=DECISION_WORDS,
-        sheet=(job.folder / SHEET_FILE).is_file(),
+        sheet=visit.session.allows("review") and (job.folder / SHEET_FILE).is_file(),
     )  # fmt: skip
 
 
@@ -111,7 +111,7 @@ JOBS_PAGE = Page(
         PageRoute("GET", "/jobs", list_jobs),
         PageRoute("GET", "/jobs/{id}", show_job),
         PageRoute("GET", "/jobs/{id}/events", stream_job),
-        PageRoute("GET", "/jobs/{id}/sheet", show_sheet),
+        PageRoute("GET", "/jobs/{id}/sheet", show_sheet, "review"),
         PageRoute("POST", "/jobs/{id}/stop", stop_job, "admin"),
         PageRoute("POST", "/jobs/{id}/resume", resume_job, "admin"),
     ),

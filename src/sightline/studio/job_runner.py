@@ -61,7 +61,7 @@ def run_job(folder: Path, alive: int) -> None:
             remember(ended=time.time(), code=130)
             return
         remember(started=time.time())
-        if job["queued"]:  # it takes long; nobody waits for it, as for a short one
+        if job["queued"]:  # long work gives way to answers; short work does not
             with suppress(OSError):
                 os.nice(JOB_NICENESS)
         with (folder / RESULT_FILE).open("wb") as result, (folder / LOG_FILE).open("ab") as log:

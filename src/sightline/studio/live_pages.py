@@ -168,6 +168,6 @@ LIVE_PAGE = Page(
     "Live",
     (
         PageRoute("GET", "/live", show_live),
-        PageRoute("GET", "/live/drift/{place}", show_drift_image),
+        PageRoute("GET", "/live/drift/{place}", show_drift_image, "review"),
     ),
 )

@@ -40,7 +40,7 @@ class PredictionTable:
 
     files: ndarray
     labels: ndarray
-    """Names of the true classes; so are ``predicted`` of the likeliest ones."""
+    """Names of the true classes; ``predicted`` has those of the most likely ones."""
     predicted: ndarray
     confidence: Float64[ndarray, " N"]
 

@@ -84,7 +84,7 @@ def has_training(studio: Studio) -> bool:
 
 
 def show_train_command(visit: Visit) -> Response:
-    """The command of the form as it is filled in: a part of the page."""
+    """The command for the current values of the form: a part of the page."""
     return visit.render("_command.html.jinja", words=train_words(visit))
 
 

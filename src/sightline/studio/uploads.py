@@ -96,7 +96,7 @@ class Uploads:
         return sorted(found, key=lambda upload: -upload.created)
 
     def get(self, id: str) -> Upload:
-        """The upload of this id, as it is on the disk; raises DataError where there is none."""
+        """Read the upload of this id from the disk; raise DataError where there is none."""
         if _ID.fullmatch(id):
             facts = read_json_object(self.folder / id / "upload.json")
             with suppress(OSError, TypeError):
