@@ -20,6 +20,7 @@ tuning : many recipes, one winner
 ensembles : several classifiers become one
 formats : the same answers, in another file
 explanation | robustness | compression : why? what breaks it? how small can it be?
+adaptation : another world, and images without labels
 continual : learn more later, forget less
 evidence : all of it on one page
 journal : what was answered, and what people said of it
@@ -39,6 +40,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .adaptation import adapt
     from .classifier import Classifier, load
     from .comparison import compare, cross_validate
     from .compression import compress
@@ -63,6 +65,7 @@ __all__ = [
     "Journal",
     "Recipe",
     "Run",
+    "adapt",
     "attack_run",
     "audit",
     "combine",
@@ -95,6 +98,7 @@ _STAGES = {
     "explanation": ("explain",),
     "robustness": ("attack_run",),
     "compression": ("compress",),
+    "adaptation": ("adapt",),
     "continual": ("learn",),
     "evidence": ("write_report",),
     "journal": ("Journal",),

@@ -61,6 +61,13 @@ COMMANDS = (
         "sightline learn runs/photos new-photos/ --out runs/photos-2",
     ),
     (
+        MAKE,
+        "adapt",
+        "adapt:adapt",
+        "Adapt a classifier to another camera, place or year, from images without labels.",
+        "sightline adapt runs/photos new-camera/ --labelled a-few/ --out runs/photos-there",
+    ),
+    (
         EXAMINE,
         "check",
         "check:check",

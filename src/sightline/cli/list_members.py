@@ -52,6 +52,7 @@ def list_members(family: str = "", /, *, options: OutputOptions = OUTPUT_DEFAULT
     family: str
         One of these words; without it, all of them.
     """
+    from ..adaptation import ADAPTERS
     from ..attacks import ATTACKS
     from ..augmentation import AUGMENTATIONS
     from ..baselines import BASELINES, FEATURES
@@ -105,6 +106,7 @@ def list_members(family: str = "", /, *, options: OutputOptions = OUTPUT_DEFAULT
         ],
         "compressors": lambda: _member_lines(COMPRESSORS),
         "strategies": lambda: _member_lines(STRATEGIES),
+        "adapters": lambda: _member_lines(ADAPTERS),
         "formats": lambda: [{"name": name, "what": each.summary} for name, each in FORMATS.items()],
     }
     chosen = {family: lookup(families, family, "family")} if family else families
