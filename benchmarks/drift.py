@@ -21,6 +21,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from cifar import open_third_party_resnet20
 from record import Notebook, record, shared
 from scipy.stats import binom, kstwobign
 
