@@ -1,5 +1,7 @@
-"""Fields as a user gives them: which were set, and what names of earlier releases are called today."""
+"""Fields as a user gives them: which were set, what earlier releases called them, and words such as a time."""
 
+import math
+import re
 from collections.abc import Collection, Mapping
 from typing import Any
 
@@ -28,6 +30,9 @@ RENAMED_VALUES: Mapping[tuple[str, str], str] = {("init", "own"): "default", ("n
 
 RENAMED_ARGUMENTS: Mapping[str, Mapping[str, str]] = {"loss": {"ramp": "warmup_epochs"}}
 """Field -> old names of arguments in its word, and their names."""
+
+
+SECONDS_PER_UNIT = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
 def current_fields(values: Mapping[str, Any], names: Collection[str]) -> dict[str, Any]:
@@ -66,3 +71,32 @@ class FieldsSet:
     def __setstate__(self, state: tuple[dict[str, Any], frozenset[str]]) -> None:
         vars(self).update(state[0])
         object.__setattr__(self, "fields_set", state[1])
+
+
+def parse_window(text: str | None) -> tuple[float, float] | None:
+    """The two values of '0:4095'; None for None and for nonsense.
+
+    >>> parse_window("0:4095")
+    (0.0, 4095.0)
+    """
+    try:
+        low, high = map(float, str(text).split(":"))
+    except ValueError:
+        return None
+    return (low, high) if -1e9 < low < high < 1e9 else None
+
+
+def parse_duration(budget: str) -> float:
+    """Seconds in '90s', '10m', '1.5h' or a plain number of seconds.
+
+    >>> parse_duration("1.5m")
+    90.0
+    """
+    match = re.fullmatch(r"\s*([0-9.]+)\s*([smhd]?)\s*", str(budget))
+    try:
+        amount = float(match[1]) * SECONDS_PER_UNIT[match[2] or "s"] if match else 0.0
+    except ValueError:
+        amount = 0.0
+    if amount <= 0 or not math.isfinite(amount):
+        raise RecipeError(f"The recipe's budget is {budget!r}: write a time such as 90s, 10m or 2h.")
+    return amount

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ..checks import check_number, check_positive
 from ..classifier import Classifier
+from ..errors import RecipeError
 from ..inference import validate
 from ..types import Batch, Dataset
 
@@ -321,6 +322,23 @@ def lambda_safe(gamma: float = 3.0) -> float:
     0.0833
     """
     return 1 / (gamma * 2 ** (gamma - 1))
+
+
+def check_cuts(objective: Objective, pieces: int, replicas: int, devices: int) -> None:
+    """Raise RecipeError where a batch would be cut although the objective does not allow it."""
+    if objective.stochastic and replicas > 1:
+        raise RecipeError(
+            f"The objective {objective.name} draws random numbers, which replicas would draw in no fixed order: leave "
+            "out --cpu-replicas."
+        )
+    if not objective.across_images:
+        return
+    for flag, count in (("grad-accum-steps", pieces), ("cpu-replicas", replicas), ("devices", devices)):
+        if count > 1:
+            raise RecipeError(
+                f"The objective {objective.name} compares the images of a batch with one another, so a batch cannot be "
+                f"cut: leave out --{flag}."
+            )
 
 
 def check_distillation(temperature: object, alpha: object) -> None:

@@ -45,6 +45,7 @@ from .losses import (
     Objective,
     ObjectiveLike,
     as_objective,
+    check_cuts,
 )
 from .optimizers import (
     SGD,
@@ -306,23 +307,6 @@ def resolve(recipe: Recipe, *, objective: ObjectiveLike | None = None, augment: 
 def validate_recipe(recipe: Recipe) -> None:
     """Raise for an unknown word, parts that do not go together, or a network that cannot be built."""
     resolve(recipe).check_network()
-
-
-def check_cuts(objective: Objective, pieces: int, replicas: int, devices: int) -> None:
-    """Raise RecipeError where a batch would be cut although the objective does not allow it."""
-    if objective.stochastic and replicas > 1:
-        raise RecipeError(
-            f"The objective {objective.name} draws random numbers, which replicas would draw in no fixed order: leave "
-            "out --cpu-replicas."
-        )
-    if not objective.across_images:
-        return
-    for flag, count in (("grad-accum-steps", pieces), ("cpu-replicas", replicas), ("devices", devices)):
-        if count > 1:
-            raise RecipeError(
-                f"The objective {objective.name} compares the images of a batch with one another, so a batch cannot be "
-                f"cut: leave out --{flag}."
-            )
 
 
 def _parse_objective(recipe: Recipe) -> Objective:

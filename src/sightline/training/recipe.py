@@ -9,7 +9,6 @@ import dataclasses
 import inspect
 import json
 import math
-import re
 import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -20,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args, get_origin, g
 
 from ..checks import is_int, is_number
 from ..errors import RecipeError
-from .fields import FieldsSet, current_fields
+from .fields import FieldsSet, current_fields, parse_duration, parse_window
 
 if TYPE_CHECKING:
     from ..sources import LabelRule
@@ -33,8 +32,6 @@ PRETRAINED = "pretrained"
 
 INHERIT = "inherit"
 """Value of ``normalize``: as the run or bundle of ``--weights`` normalises."""
-
-SECONDS_PER_UNIT = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
 def _recipe_field(default: Any, group: str, *, common: bool = False) -> Any:
@@ -301,35 +298,6 @@ class Recipe(FieldsSet):
     def parse_toml(cls, text: str) -> "Recipe":
         """The recipe that ``to_toml`` wrote; raises TOMLDecodeError or RecipeError."""
         return cls(**tomllib.loads(text))
-
-
-def parse_window(text: str | None) -> tuple[float, float] | None:
-    """The two values of '0:4095'; None for None and for nonsense.
-
-    >>> parse_window("0:4095")
-    (0.0, 4095.0)
-    """
-    try:
-        low, high = map(float, str(text).split(":"))
-    except ValueError:
-        return None
-    return (low, high) if -1e9 < low < high < 1e9 else None
-
-
-def parse_duration(budget: str) -> float:
-    """Seconds in '90s', '10m', '1.5h' or a plain number of seconds.
-
-    >>> parse_duration("1.5m")
-    90.0
-    """
-    match = re.fullmatch(r"\s*([0-9.]+)\s*([smhd]?)\s*", str(budget))
-    try:
-        amount = float(match[1]) * SECONDS_PER_UNIT[match[2] or "s"] if match else 0.0
-    except ValueError:
-        amount = 0.0
-    if amount <= 0 or not math.isfinite(amount):
-        raise RecipeError(f"The recipe's budget is {budget!r}: write a time such as 90s, 10m or 2h.")
-    return amount
 
 
 @cache

@@ -33,7 +33,8 @@ from .hooks import (
     Recovery,
     write_checkpoint,
 )
-from .plan import Plan, check_cuts
+from .losses import check_cuts
+from .plan import Plan
 from .recipe import Recipe
 from .run_folder import RunFolder
 from .transfer import Freezer
