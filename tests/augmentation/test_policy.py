@@ -31,6 +31,7 @@ from sightline.augmentation import (
     Sharpen,
     Shear,
     Shift,
+    StrongAugment,
     VerticalFlip,
     parse_policy,
 )
@@ -44,6 +45,7 @@ MEMBERS = [make() for make in AUGMENTATIONS.values()] + [
     Elastic(60.0, 2.0, "edge"),
     Erase(1.0, content="grey"),
     RandAugment(3, 30),
+    StrongAugment(),
     parse_policy("flip shift:2 affine:10:scale=0.2"),
     parse_policy("randaugment:1 mixup:p=0.5 cutmix erase"),
 ]
@@ -53,7 +55,7 @@ FIXED = (AlternatingFlip(),)
 IDENTITIES = [
     *(Flip(0), VerticalFlip(0), Shift(0), Shift(0, "edge"), Rotate(0), Scale(0), Affine(0, 0, 0), Compose()),
     *(Shear(0), ResizedCrop(1, 1, 1), Elastic(0), Brightness(0), Contrast(0), Saturation(0), Hue(0), Sharpen(0)),
-    *(Blur(0), Noise(0), Erase(0), Mixup(p=0), CutMix(p=0), RandAugment(0)),
+    *(Blur(0), Noise(0), Erase(0), Mixup(p=0), CutMix(p=0), RandAugment(0), StrongAugment(0, 0)),
 ]
 SHAPES = [(8, 1, 28, 28), (8, 3, 32, 32), (5, 3, 17, 40), (1, 3, 9, 6), (3, 1, 2, 1)]
 LAYOUTS = [torch.contiguous_format, torch.channels_last]

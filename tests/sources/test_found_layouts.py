@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from sightline.errors import DataError, ImageError
-from sightline.sources import find
+from sightline.sources import LabelRule, find
 from sightline.sources.layout import parse_split
 
 CLASSES = ("cats", "dogs", "owls")
@@ -120,6 +120,35 @@ def test_unlabelled_test_images_are_left_out(tmp_path, flat):
     source = find(plant(tmp_path, [*classes_in("train"), flat]))
     assert len(source) == 6
     assert said(source, "Left out: 1 image has no label", f"'{flat.split('/')[0]}'")
+
+
+@pytest.mark.parametrize("word", ["unlabelled", "Unlabeled"])
+@pytest.mark.parametrize("place", ["", "wrapper/", "train/"])
+def test_a_folder_of_images_without_a_label(tmp_path, word, place):
+    """Beside the classes or in train, however deep: training images of label -1, whose names say nothing."""
+    parts = ("train", "test") if place == "train/" else (place.rstrip("/") or ".",)
+    labelled = [str(Path(name)) for name in classes_in(*parts)]
+    hidden = [f"{place}{word}/1.png", f"{place}{word}/cat/2.png"]
+    source = find(plant(tmp_path, [*labelled, *hidden]))
+    alone = find(plant(tmp_path / "alone", labelled))
+    assert source.classes == alone.classes
+    chosen = source.labels >= 0
+    assert source.labels[chosen].tolist() == alone.labels.tolist()
+    assert sorted(source.files[~chosen]) == sorted(hidden)
+    assert "split" not in source.columns or set(source.columns["split"][~chosen]) == {"train"}
+    assert said(source, "2 images have no label", f"'{place}{word}'", "--semi-supervised")
+
+
+def test_folders_called_unlabelled_that_are_classes(tmp_path):
+    """Beside one called labelled, inside a class, and where a pattern says so."""
+    pair = find(plant(tmp_path / "a", ["labelled/1.png", "unlabelled/1.png"]))
+    assert pair.classes == ("labelled", "unlabelled")
+    inside = find(plant(tmp_path / "b", ["cat/unlabelled/1.png", "cat/2.png", "dog/1.png"]))
+    assert (inside.classes, (inside.labels >= 0).all()) == (("cat", "dog"), True)
+    root = plant(tmp_path / "c", ["cat/1.png", "unlabelled/1.png"])
+    with pytest.raises(DataError, match=r"only one class, 'cat'.* say so: --label-pattern '{label}/\*'"):
+        find(root)
+    assert find(root, rule=LabelRule(label_pattern="{label}/*")).classes == ("cat", "unlabelled")
 
 
 def test_a_folder_of_predictions_is_left_out(tmp_path):

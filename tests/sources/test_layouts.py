@@ -253,7 +253,8 @@ def test_manifest_fingerprint_follows_the_labels(tmp_path):
         ([["name", "label"], ["x.png", "a"]], "no column called path, image, file_name or filename"),
         ([["path", "kind"], ["x.png", "a"]], "no column called label, class or target"),
         ([["path", "label"], ["x.png", "a"], ["no.png", "b"]], r"1 of the 2 files.*'no.png' \(line 3\)"),
-        ([["path", "label"], ["x.png", ""]], "Line 2 .* empty 'label'"),
+        ([["path", "label"], ["x.png", ""]], "No row of .* has a 'label': fill it in"),
+        ([["path", "label"], ["", "a"]], "Line 2 .* empty 'path'"),
         ([["path", "label"]], "lists no images"),
         ([["path", "label"], ["x.png", "a"], ["y.png", "a"]], "only one class, 'a'"),
         (

@@ -92,7 +92,6 @@ def test_every_table_names_what_is_wrong(tmp_path, name):
             find(tmp_path / name)
 
     refused(f"1 of the 3 files.*'no.png' .{where.lower()}", path="no.png")
-    refused(f"{where} of .* has an empty 'label'", label=" ")
     refused(f"{where} of .* has split 'tset'. Did you mean 'test'", split="tset")
     refused(f"'a/y.png' twice with another label: .* says 'dog', {where.lower()} says 'cat'", path="./a/y.png")
     refused(f"'a/x.png' twice with another split: .* says 'train', {where.lower()} says 'val'", path="a//x.png")
@@ -106,6 +105,19 @@ def test_every_table_names_what_is_wrong(tmp_path, name):
         WRITERS[name](tmp_path / name, rows)
         with pytest.raises(DataError, match=f"no column {says}.*it has: .*{column.upper()}1"):
             find(tmp_path / name)
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_an_empty_cell_is_an_image_without_a_label(tmp_path, name):
+    plant(tmp_path, ["a/x.png", "a/y.png", "z.png"])
+    rows = [{**row, "label": " " if k == 1 else row["label"]} for k, row in enumerate(ROWS)]
+    WRITERS[name](tmp_path / name, rows)
+    source = find(tmp_path / name, several=False)
+    assert [(["", *source.classes])[k + 1] for k in source.labels] == [row["label"].strip() for row in rows]
+    assert any("1 image has an empty 'label', and so no label: training by --semi-sup" in n for n in source.notes)
+    WRITERS[name](tmp_path / name, [{**row, "label": ""} for row in ROWS])
+    with pytest.raises(DataError, match=r"No row of .* has a 'label': fill it in for images of every class"):
+        find(tmp_path / name)
 
 
 @pytest.mark.parametrize("name", WRITERS)

@@ -18,8 +18,7 @@ from sightline.models import build, parse_architecture
 from sightline.preprocessing import Preprocessing
 from sightline.training import resolve, resume, run, train
 from sightline.training.adversarial import AdversarialLoss, FastAdversarial, PGDAdversarial, Trades, kl_divergence
-from sightline.training.defaults import replicas_may_help
-from sightline.training.gradients import SingleReplica
+from sightline.training.gradients import SingleReplica, replicas_may_help
 from sightline.training.hooks import BaseHook
 from sightline.training.losses import CrossEntropy
 from sightline.training.plan import OBJECTIVES
@@ -313,9 +312,9 @@ def test_a_robust_loss_that_cannot_be_is_refused_in_a_sentence(fields, error, wo
 def test_replicas_are_not_tried_with_what_draws(monkeypatch):
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
     recipe, classifier = TINY.replace(batch_size=64), fresh()
-    assert replicas_may_help(classifier, resolve(recipe))
+    assert replicas_may_help(classifier, recipe, resolve(recipe).objective)
     for name in NAMES:
-        assert not replicas_may_help(classifier, resolve(recipe.replace(loss=name)))
+        assert not replicas_may_help(classifier, recipe, resolve(recipe.replace(loss=name)).objective)
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -11,7 +11,7 @@ from torch import Generator
 
 from ..choose import choose
 from ..types import Batch
-from .automatic import RandAugment, TrivialAugment
+from .automatic import RandAugment, StrongAugment, TrivialAugment
 from .colour import LUMA_WEIGHTS, Blur, Brightness, Contrast, Hue, Noise, Saturation, Sharpen
 from .geometry import (
     Affine,
@@ -53,6 +53,7 @@ AUGMENTATIONS: dict[str, Callable[..., Augmentation]] = {
     "cutmix": CutMix,
     "trivialaugment": TrivialAugment,
     "randaugment": RandAugment,
+    "strong": StrongAugment,
 }
 """Name -> the augmentation, its arguments after colons: ``rotate:10``, ``affine:10:scale=0.1``."""
 

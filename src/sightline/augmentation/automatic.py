@@ -24,6 +24,7 @@ from .colour import (
     solarize,
 )
 from .kernels import affine_matrices, gather_images, scatter_images, similarity_matrices, warp
+from .mix import paste_boxes
 
 Operation = Callable[[Tensor, Tensor], Tensor]
 """(pixels (B C H W), one amount for each image) -> pixels."""
@@ -103,6 +104,49 @@ RANDAUGMENT_SPACE = _build_space(
     bits=4,
 )
 """RandAugment's space, the one of AutoAugment; displacements are shares of the sides."""
+
+
+STRONG_SPACE = _build_space(
+    lean=0.3, move=(_from_share(translate_x, 3), _from_share(translate_y, 2), 0.3), degrees=30, factor=0.95, bits=4
+)
+"""FixMatch's space."""
+
+COLOURLESS_OPERATIONS = frozenset(
+    ["identity", "lean-x", "lean-y", "move-x", "move-y", "turn", "brightness", "sharpness", "equalize"]
+)
+"""Those of FixMatch's operations that leave characters on a plain ground readable."""
+
+
+@dataclass(frozen=True)
+class StrongAugment:
+    """``n`` random operations of random magnitudes for each image, then a grey square: FixMatch's strong view.
+
+    Sohn et al. 2020, arXiv 2001.07685, appendix D; brightness, contrast, saturation and sharpness also rise here. The
+    square (Cutout) has a side of up to half the image's. Grey images get no operation that inverts or flattens them.
+    """
+
+    n: int = 3
+    square: float = 0.5
+
+    def __post_init__(self):
+        check_int("n", self.n, 0, 20)
+        check_number("square", self.square, 0, 1)
+
+    def __call__(self, batch: Batch, generator: Generator) -> Batch:
+        """The batch with operations and a square applied to each image."""
+        pixels, count = batch.pixels, len(batch)
+        space = STRONG_SPACE
+        if pixels.shape[1] == 1:
+            space = {name: each for name, each in space.items() if name in COLOURLESS_OPERATIONS}
+        for _ in range(self.n):
+            levels = torch.rand(count, generator=generator, dtype=torch.float64)
+            pixels = _apply_random(pixels, levels, space, generator)
+        size = torch.tensor(pixels.shape[-2:])
+        sides = torch.rand(count, 1, generator=generator, dtype=torch.float64) * self.square * size
+        starts = (torch.rand(count, 2, generator=generator, dtype=torch.float64) * size - sides / 2).round().long()
+        boxes = torch.cat([starts, starts + sides.round().long()], 1).clamp_min(0).minimum(size.repeat(2))
+        grey = torch.full((), 0.5).to(pixels.device, non_blocking=True).expand(pixels.shape)
+        return replace(batch, pixels=paste_boxes(grey, pixels, boxes))
 
 
 @dataclass(frozen=True)

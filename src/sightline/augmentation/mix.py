@@ -1,7 +1,7 @@
 """Erasing boxes of images, and mixing images together with their labels (mixup, cutmix)."""
 
 from dataclasses import dataclass, replace
-from typing import Literal, get_args
+from typing import ClassVar, Literal, get_args
 
 import numpy as np
 import torch
@@ -70,6 +70,7 @@ class Mixup:
     Raises ValueError for a batch with hard labels and without its number of classes.
     """
 
+    mixes_labels: ClassVar[bool] = True
     alpha: float = 0.2
     p: float = 1.0
 
@@ -99,6 +100,7 @@ class CutMix:
     Raises ValueError for a batch with hard labels and without its number of classes.
     """
 
+    mixes_labels: ClassVar[bool] = True
     alpha: float = 1.0
     p: float = 1.0
 

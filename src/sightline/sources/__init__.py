@@ -135,7 +135,7 @@ def find(
         known = ", ".join((*BUILTIN_DATASETS, *PUBLISHED_DATASETS))
         raise DataError(f"There is nothing at '{path}'.{hint} Datasets known by name: {known}.")
     if several and len(source.classes) == 1:
-        raise single_class_error(name, source.classes[0])
+        raise single_class_error(name, source.classes[0], unlabelled=bool((source.labels < 0).any()))
     return source if limit is None else limit_source(source, limit, seed)
 
 

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 
 from ..errors import DataError
+from ..types import UNLABELLED
 from .layout import (
     SPLIT_WORDS,
     USUAL_LABELS,
@@ -19,6 +20,7 @@ from .layout import (
     sort_classes,
 )
 from .source import Listing, is_junk, normalise_names
+from .unlabelled import list_prefixes, name_some, note_unlabelled, take_unlabelled
 
 IMAGE_FOLDERS = frozenset("image images img imgs jpegimages pictures photos".split())  # noqa: SIM905
 """Names of folders that hold images and name no class, in lower case."""
@@ -61,12 +63,13 @@ def infer_layout(
     groups = _group_by_folder(listing.names, images)
     notes: list[str] = []
     runs, annotations = find_run_folders(listing.names), _find_annotation_folders(listing.folders)
-    filled = {prefix for name in groups for prefix in _list_prefixes(name)}
+    filled = {prefix for name in groups for prefix in list_prefixes(name)}
     groups = {name: rest for name, rows in groups.items() if (rest := [i for i in rows if i not in known])}
     _leave_out(groups, runs, "were written by Sightline (runs)", notes)
     _leave_out(groups, annotations, "lie in folders of annotations", notes)
     if not groups:
         raise DataError(describe_no_images(place, strays, listing.names))
+    hidden = take_unlabelled(groups, rule, notes)
     root = _enter_wrappers(groups)
     inside = {name[len(root) :]: rows for name, rows in groups.items() if name.startswith(root) and name}
     if rule.label_pattern:
@@ -82,7 +85,7 @@ def infer_layout(
                 f"'{place}' has images but no class folders: put the images of each class in a folder of its own, "
                 "list them in a CSV with the columns 'path' and 'label', or say where the label stands in their names, "
                 "such as --label-pattern '{label}_{number}.*'."
-                + (f" The file names look like labels ({_name_some(words)})." if likely else "")
+                + (f" The file names look like labels ({name_some(words)})." if likely else "")
             )
         folders, bare = _label_folders(inside, place, notes)
         labelled = {i: pair for folder, pair in folders.items() for i in inside[folder]}
@@ -109,12 +112,13 @@ def infer_layout(
         and not any(f"{folder}/".startswith(f"{run}/") for run in runs)
     ]
     if empty:
-        notes.append(f"Left out folders without images: {_name_some(empty)}.")
-    order = sorted(labelled, key=listing.names.__getitem__)
+        notes.append(f"Left out folders without images: {name_some(empty)}.")
+    order = sorted([*labelled, *hidden], key=listing.names.__getitem__)
     number = {name: i for i, name in enumerate(classes)}
-    labels = np.array([number[plain[labelled[i][1]]] for i in order], np.int64)
-    splits = np.array([labelled[i][0] for i in order])
-    has_splits = bool(splits.any())
+    codes = {i: number[plain[label]] for i, (_, label) in labelled.items()}
+    labels = np.array([codes.get(i, UNLABELLED) for i in order], np.int64)
+    splits = np.array([labelled[i][0] if i in labelled else "train" for i in order])
+    has_splits = any(split for split, _ in labelled.values())
     return Layout(np.array(order, np.int64), labels, classes, splits if has_splits else None, (*notes, *renamed))
 
 
@@ -130,22 +134,11 @@ def _group_by_folder(names: Sequence[str], images: Iterable[int]) -> _Groups:
 def _leave_out(groups: _Groups, folders: Iterable[str], what: str, notes: list[str]) -> None:
     """Remove these folders and those below them, with a note."""
     chosen = set(folders)
-    gone = {name: chosen.intersection(_list_prefixes(name)) for name in groups}
+    gone = {name: chosen.intersection(list_prefixes(name)) for name in groups}
     count = sum(len(groups.pop(name)) for name in gone if gone[name])
     if count:
         subject = "1 image" if count == 1 else f"{count:,} images"
-        notes.append(f"Left out {subject} that {what}: {_name_some(set.union(*gone.values()))}.")
-
-
-def _list_prefixes(folder: str) -> list[str]:
-    """A folder and those it lies in: ``a``, ``a/b`` for ``a/b``."""
-    parts = folder.split("/")
-    return ["/".join(parts[:n]) for n in range(1, len(parts) + 1)]
-
-
-def _name_some(names: Iterable[str]) -> str:
-    ordered = sorted(names)
-    return ", ".join(f"'{name}'" for name in ordered[:5]) + (", ..." if len(ordered) > 5 else "")
+        notes.append(f"Left out {subject} that {what}: {name_some(set.union(*gone.values()))}.")
 
 
 def find_run_folders(names: Sequence[str]) -> set[str]:
@@ -207,9 +200,9 @@ def _labels_from_file_names(
     splits = (
         {folder: parse_split(folder) or "" for folder in named} if len(named) > 1 else dict.fromkeys(named, "")
     )
-    notes.append(f"The labels are in the file names ('cat.0.jpg' is 'cat'): {_name_some(labels)}.")
+    notes.append(f"The labels are in the file names ('cat.0.jpg' is 'cat'): {name_some(labels)}.")
     if others:
-        _note_unlabelled(sum(len(groups[folder]) for folder in others), others, notes)
+        note_unlabelled(sum(len(groups[folder]) for folder in others), others, notes)
     return {
         i: (splits[folder], label)
         for folder, found in named.items()
@@ -245,16 +238,11 @@ def _labels_by_pattern(
             f"No image of '{place}' fits the label pattern '{rule.label_pattern}' (the first is '{min(others)}')."
         )
     some = {label for _, label in labelled.values()}
-    notes.append(f"The labels are where '{rule.label_pattern}' has them in the names: {_name_some(some)}.")
+    notes.append(f"The labels are where '{rule.label_pattern}' has them in the names: {name_some(some)}.")
     if others:
         subject = "1 image whose name does" if len(others) == 1 else f"{len(others):,} images whose names do"
-        notes.append(f"Left out {subject} not fit the label pattern: {_name_some(others)}.")
+        notes.append(f"Left out {subject} not fit the label pattern: {name_some(others)}.")
     return labelled
-
-
-def _note_unlabelled(count: int, folders: Iterable[str], notes: list[str]) -> None:
-    subject = "1 image has" if count == 1 else f"{count:,} images have"
-    notes.append(f"Left out: {subject} no label, in {_name_some(folders)}: they lie in no class folder.")
 
 
 def _enter_wrappers(names: Iterable[str]) -> str:
@@ -297,7 +285,7 @@ def _label_folders(inside: _Groups, place: str, notes: list[str]) -> tuple[dict[
             below[folder.split("/")[0]].add(folder[len(prefix) :].split("/")[0])
     opposites = _find_opposites(tops)
     if opposites:
-        notes.append(f"The folders {_name_some(opposites)} are opposites: they are classes, not parts of a set.")
+        notes.append(f"The folders {name_some(opposites)} are opposites: they are classes, not parts of a set.")
     splits = {} if opposites else _find_splits(inside, below, place, notes)
     if not splits:
         turned = not opposites and not inside.keys() & below.keys() and _check_not_parts(below, place)
@@ -367,7 +355,7 @@ def _find_splits(inside: _Groups, below: Mapping[str, set[str]], place: str, not
         )
     if unlabelled:
         count = sum(len(rows) for folder, rows in inside.items() if folder.split("/")[0] in unlabelled)
-        _note_unlabelled(count, unlabelled, notes)
+        note_unlabelled(count, unlabelled, notes)
     return {top: named[top] for top in holders}
 
 
@@ -393,7 +381,7 @@ def _check_not_parts(below: Mapping[str, set[str]], place: str) -> bool:
     if len(below) > MAX_PARTS:
         return False
     raise DataError(
-        f"The folders {_name_some(below)} of '{place}' hold the same sub-folders ({_name_some(names)}): they are "
+        f"The folders {name_some(below)} of '{place}' hold the same sub-folders ({name_some(names)}): they are "
         "parts of one set, not classes. Name them train, val and test, or give one of them; if they are the "
         "classes, say so: --label-pattern '{label}/*'."
     )

@@ -16,6 +16,7 @@ from numpy import ndarray
 
 from ..choose import suggest
 from ..errors import DataError
+from ..types import UNLABELLED
 from .layout import (
     IMAGE_SUFFIXES,
     SPLIT_WORDS,
@@ -29,6 +30,7 @@ from .layout import (
 )
 from .source import FolderReader, Listing, list_folder, normalise_names
 from .tables import LABEL_COLUMNS, OTHER_LABEL_COLUMNS, OTHER_PATH_COLUMNS, PATH_COLUMNS, TextTable
+from .unlabelled import ITS_USE
 
 MAX_MISSING_SHARE = 0.05
 """Share of a table's files that may be absent: each is then one image that cannot be read."""
@@ -101,15 +103,22 @@ def layout_from_table(table: TextTable, where: str | None, rule: LabelRule = USU
     else:
         without = () if rule.label_column else taken
         label_column = table.require_column(LABEL_COLUMNS, OTHER_LABEL_COLUMNS, without, rule.label_column)
-        texts = _require_filled(table, label_column)
+        texts = table.columns[label_column]
         if label_column.lower() not in LABEL_COLUMNS:
             notes += (f"The labels are in the column '{label_column}'.",)
-    plain, renamed = normalise_names(set(texts))
+    empty = texts.count("")
+    if empty == len(texts):
+        raise DataError(f"No row of '{table.path}' has a '{label_column}': fill it in for images of every class.")
+    if empty:
+        subject = "1 image has" if empty == 1 else f"{empty:,} images have"
+        notes += (f"{subject} an empty '{label_column}', and so no label: {ITS_USE}.",)
+    plain, renamed = normalise_names({*texts} - {""})
     plain, merged = _merge_equal_numbers(plain)
     renamed += merged
     classes = sort_classes(plain.values())
     check_has_classes(classes, str(table.path))
     number = {name: classes.index(label) for name, label in plain.items()}
+    number[""] = UNLABELLED
     labels = np.fromiter(map(number.__getitem__, texts), np.int64, len(texts))
     splits = None
     words = table.columns[split_column] if split_column else []
@@ -122,7 +131,9 @@ def layout_from_table(table: TextTable, where: str | None, rule: LabelRule = USU
             line = table.describe_row(words.index(word))
             raise DataError(f"{line} of '{table.path}' has split '{word}'. {suggest(word, SPLIT_WORDS)}")
         splits = np.array([meant[word] for word in words])
-        pairs = ((name, classes[k]) for name in np.unique(splits) for k in np.unique(labels[splits == name]))
+        known_labels = labels != UNLABELLED
+        cells = {*zip(splits[known_labels].tolist(), labels[known_labels].tolist(), strict=True)}
+        pairs = [(name, classes[k]) for name, k in sorted(cells)]
         check_train_covers_classes(pairs, classes, str(table.path))
     known = {"", *known, *filter(None, (label_column, split_column)), *one_hot}
     extra = {name: np.array(column, object) for name, column in table.columns.items() if name not in known}
@@ -193,7 +204,7 @@ def _drop_repeated_rows(
     order = np.argsort(hashes, kind="stable")
     same = hashes[order][1:] == hashes[order][:-1]
     rows = np.sort(order[np.append(same, False) | np.append(False, same)])
-    labels = np.array(layout.classes, object)[layout.labels]
+    labels = np.array([*layout.classes, ""], object)[layout.labels]  # -1, no label, is the last
     first: dict[str, int] = {}
     repeated: list[int] = []
     for row in rows.tolist():

@@ -248,9 +248,10 @@ def _source_from_tables(
     return _add_stamp(source_from_files(str(path), *read_manifest(joined, listing, rule=rule)), files)
 
 
-def single_class_error(place: str, name: str) -> DataError:
-    """The error for data of one class, which nothing can be trained on."""
-    return DataError(f"'{place}' has only one class, '{name}': a classifier needs at least two.")
+def single_class_error(place: str, name: str, *, unlabelled: bool = False) -> DataError:
+    """The error for data of one class, which nothing can be trained on; perhaps next to images without a label."""
+    hint = " If the images without a label are a class, say so: --label-pattern '{label}/*'." if unlabelled else ""
+    return DataError(f"'{place}' has only one class, '{name}': a classifier needs at least two.{hint}")
 
 
 def archive_reader(lister: Callable[[Path], Listing]) -> Callable[[Path, LabelRule], Source]:

@@ -254,7 +254,7 @@ def limit_source(source: Source, limit: int, seed: int) -> Source:
         return source
     cell = source.labels
     if (splits := source.columns.get("split")) is not None:
-        cell = cell + len(source.classes) * np.unique(splits, return_inverse=True)[1]
+        cell = cell + (len(source.classes) + 1) * np.unique(splits, return_inverse=True)[1]  # -1 is no label
     order = np.random.default_rng([seed, 1]).permutation(len(source))
     chosen = stratified_subset(cell, order, limit=limit)
     note = f"Limited to {len(chosen):,} of {len(source):,} images, each class in its share (seed {seed})."

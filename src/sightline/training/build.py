@@ -25,6 +25,7 @@ from .fit import Method
 from .plan import Plan
 from .recipe import INHERIT, PRETRAINED
 from .transfer import load_initial_weights, start_provenance, warn_of_leakage
+from .unlabelled import add_unlabelled
 
 ADAPTATION_IMAGES = 2000
 """Training images that a network's data-dependent layers are initialised from."""
@@ -84,7 +85,7 @@ def build_classifier(
         provenance={
             "data": Path(recipe.data or "").name,  # the path is in recipe.toml; a bundle travels
             "data_fingerprint": train.fingerprint,
-            "train_images": len(train),
+            "train_images": len(train.labelled),
             "seed": recipe.seed,
             "split_seed": recipe.data_seed,
             **published,
@@ -138,7 +139,10 @@ def card_preprocessing(plan: Plan, channels: int) -> Preprocessing:
 
 
 def build_method(plan: Plan, splits: Splits, device: torch.device, group: ProcessGroup = SINGLE_PROCESS) -> Method:
-    """The plain way to train: shuffled, augmented batches of this process's share of the labelled training images."""
+    """The plain way to train: shuffled, augmented batches of this process's share of the labelled training images.
+
+    With the plan's semi-supervised objective they have unlabelled images beside them.
+    """
     recipe = plan.recipe
     assert recipe.batch_size is not None
     size = recipe.batch_size
@@ -165,7 +169,10 @@ def build_method(plan: Plan, splits: Splits, device: torch.device, group: Proces
             small = F.interpolate(batch.pixels, (side, side), mode="bilinear", antialias=True)
             yield replace(batch, pixels=small.contiguous(memory_format=memory_format))
 
-    return Method(fair.objective, batches, count_batches(len(fair.train), size, drop_last=True), hooks=fair.hooks)
+    method = Method(
+        fair.objective, batches, count_batches(len(fair.train), size, drop_last=True), hooks=fair.hooks
+    )
+    return method if plan.semi_supervised is None else add_unlabelled(method, plan, splits, group, device)
 
 
 def progressive_size(size: int, start: int | None, epoch: int, epochs: int) -> int:

@@ -28,7 +28,7 @@ from ..models import NETWORKS
 from ..types import Batch, Dataset
 from .budget import EVALUATION_COST, PLANNED_SHARE, Deadline, format_minutes
 from .build import MEMORY_FORMATS
-from .gradients import build_gradients, fused_kernels_may_help, is_stochastic, split_batch
+from .gradients import build_gradients, fused_kernels_may_help, replicas_may_help, split_batch
 from .plan import Plan
 from .recipe import PRETRAINED, Recipe, parse_duration
 from .starts import FINE_TUNING, MAX_DEFAULT_EPOCHS, SMALL_NETWORK, USUAL_NETWORK, Default
@@ -133,9 +133,12 @@ def default_network(plan: Plan, *, train_images: int) -> list[Default]:
         chosen += [
             Default(name, value, "")
             for name, value in FINE_TUNING.items()
-            if name not in recipe.fields_set or vars(recipe)[name] is None
+            if (name not in recipe.fields_set or vars(recipe)[name] is None)
+            and not (name == "label_smoothing" and plan.semi_supervised)  # pseudo-labels need confidence
         ]
         recipe = plan.replace(**{default.field: default.value for default in chosen}).recipe
+    if plan.semi_supervised and "ema_decay" not in recipe.fields_set:
+        chosen.append(Default("ema_decay", 0.999, "A moving average of the weights is kept (--ema-decay)."))
     if recipe.model is None:
         model = SMALL_NETWORK if grey and size <= 32 else USUAL_NETWORK
         chosen.append(Default("model", model, f"Network {model}, chosen by the size of the images (--model)."))
@@ -169,7 +172,8 @@ def default_network(plan: Plan, *, train_images: int) -> list[Default]:
 def useful_epochs(recipe: Recipe, train_images: int) -> int:
     """Epochs after which more would gain little."""
     assert recipe.batch_size is not None
-    return min(MAX_DEFAULT_EPOCHS, math.ceil(MAX_DEFAULT_STEPS * recipe.batch_size / train_images))
+    most = MAX_DEFAULT_STEPS if recipe.semi_supervised else MAX_DEFAULT_EPOCHS  # few labels are seen very often
+    return min(most, math.ceil(MAX_DEFAULT_STEPS * recipe.batch_size / train_images))
 
 
 def default_epochs(
@@ -240,6 +244,7 @@ def choose_execution(
     chosen = vars(measured.mode)
     if recipe.epochs is None:
         rate = measured.images_per_second * (recipe.devices if classifier.device.type == "cuda" else 1)
+        rate /= plan.semi_supervised.cost if plan.semi_supervised else 1
         seconds = None
         if deadline is not None:
             deadline.image_seconds = deadline.image_seconds or EVALUATION_COST[measured.mode.precision] / rate
@@ -304,7 +309,7 @@ def measure_throughput(classifier: Classifier, plan: Plan, batch: Batch, *, trai
         fused = replace(mode, memory_format="channels_last", fused_kernels=True)
         with suppress(GradientError):  # of an objective that needs a second derivative
             mode, rate = _time_modes([mode, fused], classifier, plan, batch)
-    if recipe.cpu_replicas is None and replicas_may_help(classifier, plan):
+    if recipe.cpu_replicas is None and replicas_may_help(classifier, recipe, plan.objective, plan.semi_supervised):
         if time.perf_counter() > ends - trial:
             return Throughput(mode, rate, notes)  # a busy moment: nothing to remember
         replicated = replace(mode, cpu_replicas=torch.get_num_threads())
@@ -314,15 +319,6 @@ def measure_throughput(classifier: Classifier, plan: Plan, batch: Batch, *, trai
     with suppress(OutputError):  # without a cache it is measured again
         write_json(path, {"mode": vars(mode)})
     return Throughput(mode, rate, notes)
-
-
-def replicas_may_help(classifier: Classifier, plan: Plan) -> bool:
-    """Whether replicas are worth measuring, one for each thread: large batches on the CPU, exactly repeatable."""
-    threads, recipe, objective = torch.get_num_threads(), plan.recipe, plan.objective
-    if classifier.device.type != "cpu" or threads == 1 or recipe.devices > 1:
-        return False
-    repeatable = not (is_stochastic(classifier) or objective.stochastic or objective.across_images)
-    return repeatable and (recipe.batch_size or 0) >= 16 * threads
 
 
 def to_memory_format(classifier: Classifier, memory_format: str) -> Classifier:

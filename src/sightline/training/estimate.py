@@ -16,7 +16,7 @@ from ..classifier import Classifier
 from ..data import DEFAULT_VAL_SHARE, MAX_UNREADABLE_SHARE, iterate_batches, load_dataset
 from ..errors import DataError, RecipeError, TrainingError
 from ..sources import Source, find
-from ..types import Dataset, Findings, Remark, Splits
+from ..types import UNLABELLED, Dataset, Findings, Remark, Splits
 from .budget import format_minutes
 from .build import build_classifier, build_method
 from .defaults import (
@@ -37,6 +37,7 @@ from .restoring import split_to_train
 from .rival import RIVAL_NOTE, rival_recipe
 from .starts import affordable_network, choose_pixels, limit_train_images
 from .transfer import Freezer
+from .unlabelled import no_pool_error
 
 ESTIMATE_SAMPLE_IMAGES = 512
 """Images that are decoded to measure on."""
@@ -69,7 +70,10 @@ def estimate_cost(data: str | Path | None, recipe: Recipe | None = None, *, devi
     known = len(source.notes)
     source, limited = limit_train_images(plan.recipe, source)
     limits, pixels = source.notes[known:], [*pixels, *limited]
-    images = _count_train_images(source, plan.recipe)
+    images, everything = _count_train_images(source, plan.recipe), len(source)
+    if plan.semi_supervised is not None and plan.recipe.unlabelled is None and (source.labels != UNLABELLED).all():
+        raise no_pool_error(plan.recipe)
+    source = source.subset(np.flatnonzero(source.labels != UNLABELLED))
     pixels += affordable_network(plan, plan.recipe.geometry, len(source))
     plan = plan.replace(**{each.field: each.value for each in pixels})
     network = default_network(plan, train_images=images)
@@ -84,7 +88,7 @@ def estimate_cost(data: str | Path | None, recipe: Recipe | None = None, *, devi
     batch = next(iter(iterate_batches(sample, min(plan.recipe.batch_size or 1, len(sample)), device=where)))
     measured = measure_throughput(classifier, plan, batch, train_images=images)
     rate, notes = (
-        measured.images_per_second,
+        measured.images_per_second / (plan.semi_supervised.cost if plan.semi_supervised else 1),
         [*limits, *(each.reason for each in (*pixels, *network)), *measured.notes],
     )
     plan = plan.replace(**vars(measured.mode))
@@ -100,14 +104,14 @@ def estimate_cost(data: str | Path | None, recipe: Recipe | None = None, *, devi
         epochs = default_epochs(plan.recipe, train_images=images, images_per_second=rate)
         plan, notes = plan.replace(epochs=epochs.value), [*notes, epochs.reason]
     weights = sum(t.numel() * t.element_size() for t in classifier.state_dict().values())
-    store = len(source) * int(np.prod(sample.geometry.shape))
+    store = everything * int(np.prod(sample.geometry.shape))
     values: dict[str, Any] = {
         "recipe": asdict(plan.recipe),
         "train_images": images,
         "images_per_second": rate,
-        "decode_seconds": decode * len(source),
+        "decode_seconds": decode * everything,
         "epoch_seconds": images / rate,
-        "seconds": (plan.recipe.epochs or 0) * images / rate + decode * len(source),
+        "seconds": (plan.recipe.epochs or 0) * images / rate + decode * everything,
         "memory_mb": max(runtime.peak_memory_mb(), 0.0),
         "disk_mb": (store + SAVED_WEIGHT_COPIES * weights) / 1e6,
     }
@@ -122,6 +126,7 @@ def estimate_cost(data: str | Path | None, recipe: Recipe | None = None, *, devi
 
 def _count_train_images(source: Source, recipe: Recipe) -> int:
     """Number of training images, by the data's own splits or by the fractions."""
+    source = source.subset(np.flatnonzero(source.labels != UNLABELLED))
     given = source.columns.get("split")
     val = DEFAULT_VAL_SHARE if recipe.val_fraction is None else recipe.val_fraction
     if given is None:

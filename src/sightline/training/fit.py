@@ -94,6 +94,8 @@ class TrainingState:
     """How often training went back to earlier weights."""
     remarks: list[str] = field(default_factory=list)
     """What a reader of the report must know of the course of training, in sentences."""
+    epoch_note: str = ""
+    """What a hook adds to the log's line of the epoch."""
     last_steps: int = 0
     """Steps of the last epoch where it is cut; 0 where it is whole. A hook may change it, and ``epochs``, at any step:
     the schedule goes by the share of the run that is done."""

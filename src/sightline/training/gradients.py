@@ -19,7 +19,7 @@ from .. import runtime
 from ..classifier import Classifier
 from ..layers import FusedKernels, are_kernels_compiled, count_fusable
 from ..types import Batch
-from .losses import Objective
+from .losses import ComparesImages, Objective
 from .recipe import Recipe
 
 Gradients = Callable[[Objective, Batch], Tensor]
@@ -192,6 +192,21 @@ def fused_kernels_may_help(classifier: Classifier, recipe: Recipe, image_passes:
     if classifier.device.type != "cpu" or not count_fusable(classifier.network):
         return False
     return image_passes * math.prod(classifier.geometry.size) >= MIN_PIXELS_TO_COMPILE or are_kernels_compiled()
+
+
+def replicas_may_help(
+    classifier: Classifier, recipe: Recipe, objective: Objective, beside: ComparesImages | None = None
+) -> bool:
+    """Whether replicas are worth measuring, one for each thread: large batches on the CPU, exactly repeatable.
+
+    ``beside`` is what says whether a batch may be cut, besides the objective.
+    """
+    threads = torch.get_num_threads()
+    if classifier.device.type != "cpu" or threads == 1 or recipe.devices > 1:
+        return False
+    cuts = [objective, *filter(None, [beside])]
+    repeatable = not (is_stochastic(classifier) or any(one.stochastic or one.across_images for one in cuts))
+    return repeatable and (recipe.batch_size or 0) >= 16 * threads
 
 
 def is_stochastic(network: nn.Module) -> bool:

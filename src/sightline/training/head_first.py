@@ -298,7 +298,7 @@ def centre_features(classifier: Classifier, plan: Plan, splits: Splits) -> dict[
 
     A copy counts once. Returns the facts, which the bundle's provenance holds too; nothing without ``unlabelled``.
     """
-    if plan.recipe.unlabelled is None:
+    if plan.recipe.unlabelled is None or plan.semi_supervised is not None:
         return {}
     train, head = splits.train, get_head(classifier.network)
     assert isinstance(head, PrototypeHead)
@@ -329,10 +329,11 @@ def prepare_features(classifier: Classifier, features: Float[ndarray, "N D"]) ->
 def check_head_method(plan: Plan) -> None:
     """Raise RecipeError where the head cannot be computed as the recipe says, or validation is needed."""
     recipe = plan.recipe
-    if plan.head is None and recipe.unlabelled is not None:
+    if plan.head is None and recipe.unlabelled is not None and plan.semi_supervised is None:
         raise RecipeError(
             "Unlabelled photos centre the features of a computed head, and this run has none: choose --method "
-            "prototypes, probe, lda or finetune, or leave --unlabelled out."
+            "prototypes, probe, lda or finetune, or leave --unlabelled out; or learn from them, --semi-supervised "
+            "fixmatch."
         )
     if recipe.val_fraction == 0 and (recipe.epochs if plan.head is not None else recipe.epochs != 0):
         raise RecipeError(

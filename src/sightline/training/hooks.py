@@ -307,6 +307,8 @@ class ProgressReporter(BaseHook):
             self.logged_at = time.monotonic()
         self.log(
             f"epoch {row.epoch:>{len(str(state.epochs))}}/{state.epochs}  train loss {row.train_loss:.4f}  "
-            f"validation loss {row.val_loss:.4f}  accuracy {row.val_accuracy:.2%}  {row.seconds:.1f} s",
+            f"validation loss {row.val_loss:.4f}  accuracy {row.val_accuracy:.2%}  {row.seconds:.1f} s"
+            f"{state.epoch_note}",
             aloud=aloud,
         )
+        state.epoch_note = ""

@@ -8,7 +8,7 @@ loses no digits: 1 - p is never computed.
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import ClassVar, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -324,7 +324,26 @@ def lambda_safe(gamma: float = 3.0) -> float:
     return 1 / (gamma * 2 ** (gamma - 1))
 
 
-def check_cuts(objective: Objective, pieces: int, replicas: int, devices: int) -> None:
+class ComparesImages(Protocol):
+    """What says whether it allows a batch to be cut."""
+
+    @property
+    def stochastic(self) -> bool:
+        """Draws random numbers."""
+        ...
+
+    @property
+    def across_images(self) -> bool:
+        """Compares the images of a batch with one another."""
+        ...
+
+    @property
+    def name(self) -> str:
+        """What messages call it."""
+        ...
+
+
+def check_cuts(objective: ComparesImages, pieces: int, replicas: int, devices: int) -> None:
     """Raise RecipeError where a batch would be cut although the objective does not allow it."""
     if objective.stochastic and replicas > 1:
         raise RecipeError(

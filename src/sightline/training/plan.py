@@ -64,6 +64,7 @@ from .optimizers import (
     parameter_groups,
     parameters_by_stage,
 )
+from .pseudo_labels import SEMI_SUPERVISED_METHODS, SemiSupervised, check_reachable, check_semi_supervised
 from .recipe import INHERIT, PRETRAINED, Recipe
 from .transfer import (
     EarlyStages,
@@ -169,6 +170,8 @@ class Plan:
     """None while the recipe names no model; classes and size are those of the images after ``fit_to``."""
     source: Classifier | None = None
     """The classifier of ``--weights RUN``, loaded once; None for other weights, or random ones."""
+    semi_supervised: SemiSupervised | None = None
+    """How images without a label are learned from; None where they are not."""
     head: HeadMethod | None = None
     """How the last layer is computed on frozen features before (or instead of) training; None for training alone."""
     notes: tuple[str, ...] = ()
@@ -178,6 +181,8 @@ class Plan:
     def __post_init__(self) -> None:
         recipe, freeze = self.recipe, f"The recipe's freeze is '{self.recipe.freeze}'"
         check_cuts(self.objective, recipe.grad_accum_steps, recipe.cpu_replicas or 1, recipe.devices)
+        if self.semi_supervised is not None:
+            check_semi_supervised(self.semi_supervised, recipe, trains=self.head is None or self.head.fine_tunes)
         if self.mitigation.single_process and recipe.fairness_column is not None and recipe.devices > 1:
             raise RecipeError(
                 f"{recipe.fairness_method} keeps one set of weights: use --devices 1, or --fairness-method balanced."
@@ -236,6 +241,8 @@ class Plan:
             "size": [*train.geometry.size],
         }
         architecture = self.architecture
+        if self.semi_supervised is not None:
+            check_reachable(self.semi_supervised, self.recipe.label_smoothing, len(train.classes))
         if architecture is not None:
             architecture = replace(architecture, arguments={**architecture.arguments, **known})
         weights: Any = self.class_weighting(train.counts)
@@ -348,7 +355,7 @@ def _parse_model(recipe: Recipe) -> Architecture | None:
     if recipe.weight_noise:
         changes.append(("noise", {"alpha": recipe.weight_noise}))
     head = _parse_head(recipe)
-    if head is not None and (head.normalises or recipe.unlabelled):
+    if head is not None and (head.normalises or (recipe.unlabelled and not recipe.semi_supervised)):
         changes.append(("prototypes", {"normalise": True}))
     return replace(plan, surgery=(*plan.surgery, *changes))
 
@@ -374,7 +381,14 @@ _PARSERS: Mapping[str, tuple[Callable[[Recipe], Any], Set[str]]] = {
     ),
     "freezing": (lambda recipe: choose(FREEZE_SCHEDULES, recipe.freeze, "freeze schedule"), {"freeze"}),
     "head": (_parse_head, {"method"}),
+    "semi_supervised": (
+        lambda recipe: choose(SEMI_SUPERVISED_METHODS, recipe.semi_supervised or "none", "semi-supervised method"),
+        {"semi_supervised"},
+    ),
     "augment": (lambda recipe: parse_policy(recipe.augment or ()), {"augment"}),
-    "architecture": (_parse_model, {"method", "model", "dropout", "flip_tta", "weight_noise", "unlabelled"}),
+    "architecture": (
+        _parse_model,
+        {"method", "model", "dropout", "flip_tta", "weight_noise", "unlabelled", "semi_supervised"},
+    ),
 }
 """Part of a plan -> how it is parsed, and the fields of a recipe it is parsed from."""

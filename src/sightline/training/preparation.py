@@ -11,6 +11,7 @@ from .recipe import INHERIT, PRETRAINED, Recipe
 from .restoring import restore_splits, split_by_recipe, split_to_train
 from .run_folder import RunFolder
 from .starts import Default, affordable_network, choose_pixels, limit_train_images
+from .unlabelled import find_pool, limit_validation
 
 
 def split_as_before(
@@ -85,6 +86,8 @@ def prepare(plan: Plan, run: RunFolder | None = None) -> tuple[Plan, Splits, tup
         if run is None
         else split_as_before(run, recipe, dataset, run.read_fingerprint())
     )
+    splits, limited = limit_validation(plan, splits)
+    pool = () if plan.semi_supervised is None else find_pool(plan, splits)[1]
     train = splits.train.labelled
     plan = with_defaults(plan, method := default_method(plan, train.counts))
     network = default_network(plan, train_images=len(train))
@@ -99,7 +102,7 @@ def prepare(plan: Plan, run: RunFolder | None = None) -> tuple[Plan, Splits, tup
         else forecast_fit(recipe.normalize or "", train.geometry.shape, len(splits.train))
     )
     doubts = (f"{doubt.text} ({', '.join(doubt.examples)})" for doubt in audit_class_names(dataset))
-    return plan, splits, (*read, *doubts, *plan.notes, *chosen, *cost)
+    return plan, splits, (*read, *limited, *pool, *doubts, *plan.notes, *chosen, *cost)
 
 
 def with_defaults(plan: Plan, chosen: list[Default]) -> Plan:

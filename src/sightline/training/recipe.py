@@ -73,7 +73,11 @@ class Recipe(FieldsSet):
     test_fraction: float = _recipe_field(0.15, "Data")
     """Fraction of the images used for testing, where the data has no test split; 0 for none."""
     unlabelled: str | None = _recipe_field(None, "Data", common=True)
-    """Folder or archive of other photos, without labels: the features of a computed head are centred by their mean."""
+    """Folder or archive of other images, without labels, for --semi-supervised; without it the features of a computed
+    head are centred by their mean."""
+    semi_supervised: str | None = _recipe_field(None, "Data", common=True)
+    """Learn from images without a label too: fixmatch, softmatch, pseudo-label, or none. They lie in a folder
+    unlabelled beside the classes, in rows of a table with an empty label, or in --unlabelled. Default: none."""
     split_seed: int | None = _recipe_field(None, "Data")
     """Seed for splitting and both limits. Default: seed. Use one value for runs you want to compare or combine."""
     group: str | None = _recipe_field(None, "Data")
@@ -336,7 +340,7 @@ _RULES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
     (
         "a name",
         _is_text,
-        "normalize model method init freeze loss class_weights fairness_method optimizer schedule",
+        "normalize model method semi_supervised init freeze loss class_weights fairness_method optimizer schedule",
     ),
     ("a list of names", lambda v: all(map(_is_text, v)), "augment"),
     ("the name of a column", _is_text, "group fairness_column path_column label_column"),

@@ -46,6 +46,7 @@ from .refinement import keep_best_epoch, refine
 from .restoring import absolute_path, locate_images
 from .rival import RIVAL_NOTE, RIVAL_SHARE, Rival, rival_recipe, time_for_rival
 from .run_folder import RunFolder, check_run_folder, create_run_folder
+from .unlabelled import limit_validation
 
 
 @dataclass(frozen=True)
@@ -241,6 +242,7 @@ def train_on_splits(
     """
     where = runtime.resolve_device(device) if isinstance(device, str) else device
     geometry = splits.train.geometry
+    splits, _ = limit_validation(resolve(recipe), splits)
     plan = resolve(recipe).replace(size=geometry.size[0], channels=geometry.channels, devices=1)
     plan = with_defaults(plan, default_network(plan, train_images=len(splits.train.labelled))).fit_to(splits.train)
     plan, classifier, head, _ = _start(plan, splits, where, blank=resume)
