@@ -164,6 +164,7 @@ NONE = {
     "train_limit",
     "steps",
     "unlabelled",
+    "semi_supervised",
     "path_column",
     "label_column",
     "label_pattern",

@@ -34,6 +34,7 @@ IMPOSSIBLE = {
     "normalize": "",
     "steps": 0,
     "unlabelled": " ",
+    "semi_supervised": "",
     "augment": ("",),
     "model": " ",
     "weights": "",

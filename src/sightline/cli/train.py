@@ -1,5 +1,6 @@
 """The verbs demo and train."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -17,6 +18,7 @@ from .output import (
     check_picture_path,
     emit,
     evaluate_and_report,
+    make_table,
     owns_process,
     print_evaluation,
 )
@@ -24,6 +26,7 @@ from .output import (
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from ..training import Run
     from ..types import Findings
 
     Flags = Any  # the dataclass is made at run time, from Recipe
@@ -126,5 +129,27 @@ def train(
         with progress.heartbeat():
             run = run_training(data, asked, out=out, device=options.device, overwrite=overwrite, began=began)
             value = {} if is_secondary() else evaluate_and_report(run)
+            if value.get("n") and run.recipe.semi_supervised not in (None, "none"):
+                value["labels_alone"] = measure_labels_alone(run)
         if value:
-            emit(value, options.json, print_evaluation)
+            emit(value, options.json, print_training)
+
+
+def measure_labels_alone(run: "Run") -> dict[str, Any]:
+    """What classical methods make of the labels of a run: their test accuracy, by name."""
+    from ..baselines import measure_few_label_baselines
+
+    progress.notify("Measuring what the labels alone would have given.")
+    found = measure_few_label_baselines(run.splits, seed=run.recipe.seed)
+    return {name: interval.as_json() for name, interval in found.items()}
+
+
+def print_training(console: "Console", value: Mapping[str, Any]) -> None:
+    """The evaluation; after semi-supervised training also what classical methods make of the same labels."""
+    if rows := value.get("labels_alone"):
+        cells = [
+            (name, f"{one['value']:.2%}", f"{one['low']:.2%} to {one['high']:.2%}") for name, one in rows.items()
+        ]
+        console.print("\n[bold]To compare with, from the same labels[/bold]\n")
+        console.print(make_table(("", "test accuracy", "95 % interval"), cells))
+    print_evaluation(console, value)

@@ -8,7 +8,7 @@ loses no digits: 1 - p is never computed.
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import ClassVar, Protocol
+from typing import ClassVar, Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -324,6 +324,7 @@ def lambda_safe(gamma: float = 3.0) -> float:
     return 1 / (gamma * 2 ** (gamma - 1))
 
 
+@runtime_checkable
 class ComparesImages(Protocol):
     """What says whether it allows a batch to be cut."""
 
