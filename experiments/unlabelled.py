@@ -1,6 +1,6 @@
 """FixMatch, SoftMatch and pseudo-labels against labels alone, and against the classical methods on the same labels.
 
-    python experiments/unlabelled.py [--part mnist|cifar10] [--seeds 5] [--steps 1500] [--data FOLDER_OF_ZIPS]
+    python experiments/unlabelled.py [--part mnist|cifar10] [--seeds 5] [--steps 2000] [--data FOLDER_OF_ZIPS]
 
 MNIST with 25 labels a class, CIFAR-10 with 25 and 400. A seed draws which images have a label; validation has as many
 images of each class as training has up to 10, from the training images. Every method has the same network, start, steps
@@ -28,7 +28,7 @@ PARTS: dict[str, dict[str, Any]] = {
             model="lenet5", augment=("shift:2",), size=28, channels=1, batch_size=64, lr=0.03, ema_decay=0.999
         ),
         "ways": ("none", "fixmatch:ratio=3", "softmatch:ratio=3", "pseudo-label:ratio=3"),
-        "steps": 1500,
+        "steps": 2000,
     },
     "cifar10": {
         "file": "cifar10_jpg.zip",

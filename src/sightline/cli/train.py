@@ -104,8 +104,8 @@ def train(
         if recipe or preset or out or overwrite or any(v is not None for v in vars(flags).values()):
             raise RecipeError("--resume continues the run with its own settings: leave out the other flags.")
         with progress.heartbeat():
-            value = evaluate_and_report(resume_training(resume, data, device=options.device, take_best=take_best))
-        emit(value, options.json, print_evaluation)
+            value = evaluate_and_compare(resume_training(resume, data, device=options.device, take_best=take_best))
+        emit(value, options.json, print_training)
         return
     if take_best:
         raise RecipeError("--take-best ends an interrupted run: name it with --resume RUN.")
@@ -128,24 +128,25 @@ def train(
         began = runtime.process_began() if owns_process.get() else None
         with progress.heartbeat():
             run = run_training(data, asked, out=out, device=options.device, overwrite=overwrite, began=began)
-            value = {} if is_secondary() else evaluate_and_report(run)
-            if value.get("n") and run.recipe.semi_supervised not in (None, "none"):
-                value["labels_alone"] = measure_labels_alone(run)
+            value = {} if is_secondary() else evaluate_and_compare(run)
         if value:
             emit(value, options.json, print_training)
 
 
-def measure_labels_alone(run: "Run") -> dict[str, Any]:
-    """What classical methods make of the labels of a run: their test accuracy, by name."""
-    from ..baselines import measure_few_label_baselines
+def evaluate_and_compare(run: "Run") -> dict[str, Any]:
+    """The evaluation of a run; after semi-supervised training with what classical methods make of the same labels."""
+    value = evaluate_and_report(run)
+    if value["n"] and run.recipe.semi_supervised not in (None, "none"):
+        from ..baselines import measure_few_label_baselines
 
-    progress.notify("Measuring what the labels alone would have given.")
-    found = measure_few_label_baselines(run.splits, seed=run.recipe.seed)
-    return {name: interval.as_json() for name, interval in found.items()}
+        progress.notify("Measuring what classical methods make of the same labels.")
+        found = measure_few_label_baselines(run.splits, seed=run.recipe.seed)
+        value["labels_alone"] = {name: interval.as_json() for name, interval in found.items()}
+    return value
 
 
 def print_training(console: "Console", value: Mapping[str, Any]) -> None:
-    """The evaluation; after semi-supervised training also what classical methods make of the same labels."""
+    """The evaluation, and what classical methods make of the same labels where that was measured."""
     if rows := value.get("labels_alone"):
         cells = [
             (name, f"{one['value']:.2%}", f"{one['low']:.2%} to {one['high']:.2%}") for name, one in rows.items()

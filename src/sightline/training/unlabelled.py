@@ -23,7 +23,7 @@ from .recipe import Recipe
 
 _POOL = 91  # a stream of random numbers
 
-MAX_COMPARED_IMAGES = 10_000
+MAX_POOL_NEAR_IMAGES = 10_000
 """Images up to which near duplicates of held-out images are looked for among unlabelled ones; else exact copies."""
 
 
@@ -41,7 +41,7 @@ def find_pool(plan: Plan, splits: Splits) -> tuple[Dataset, tuple[str, ...]]:
     own = own.subset(np.unique(own.digests, return_index=True)[1])
     held_out = [replace(part, columns={}) for part in (splits.val, splits.test) if len(part)]
     leaked = np.isin(own.digests, np.concatenate([part.digests for part in held_out])) if held_out else None
-    if leaked is not None and len(own) and len(own) + sum(map(len, held_out)) <= MAX_COMPARED_IMAGES:
+    if leaked is not None and len(own) and len(own) + sum(map(len, held_out)) <= MAX_POOL_NEAR_IMAGES:
         leader = find_near_duplicates(concat([own, *held_out]))
         leaked |= np.isin(leader[: len(own)], leader[len(own) :])
     if leaked is not None and leaked.any():
