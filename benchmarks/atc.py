@@ -44,9 +44,11 @@ def main() -> None:
             changed = member(pixels, severity, torch.Generator().manual_seed(10 * number + severity))
             said = probabilities(classifier, (changed * 255).round() / 255)
             truth = float((said.argmax(1) == others.labels).mean())
-            found = estimate_accuracy(known.max(1), right, said.max(1))
-            by_entropy = estimate_accuracy(negative_entropy(known), right, negative_entropy(said)).atc
-            cells.append({"cell": f"{name} {severity}", "truth": truth, **vars(found), "atc_entropy": by_entropy})
+            found = estimate_accuracy(known.max(1), right, said.max(1), entropies=(entropy(known), entropy(said)))
+            by_confidence = estimate_accuracy(known.max(1), right, said.max(1)).atc
+            cells.append(
+                {"cell": f"{name} {severity}", "truth": truth, **vars(found), "atc_confidence": by_confidence}
+            )
             print(cells[-1], flush=True)
     ways = [key for key in cells[0] if key not in ("cell", "truth")]
     figures = {
@@ -64,9 +66,9 @@ def error_points(cells, ways) -> dict[str, float]:
     return {way: round(100 * float(np.mean([abs(one[way] - one["truth"]) for one in cells])), 2) for way in ways}
 
 
-def negative_entropy(said: np.ndarray) -> np.ndarray:
-    """Of each row of probabilities: the other score that ATC's authors threshold."""
-    return (said * np.log(said.clip(1e-30))).sum(1)
+def entropy(said: np.ndarray) -> np.ndarray:
+    """Of each row of probabilities."""
+    return -(said * np.log(said.clip(1e-30))).sum(1)
 
 
 def measure_unseen(classifier, clean, others) -> list[dict]:
@@ -82,7 +84,7 @@ def measure_unseen(classifier, clean, others) -> list[dict]:
         mixed = others.subset(np.concatenate([seen[: int(count * (1 - share) / share)], unseen[:count]]))
         said = probabilities(classifier, to_tensor(mixed[:], classifier.device), gone)
         truth = float((said.argmax(1) == mixed.labels).mean())
-        estimate = estimate_accuracy(known.max(1), right, said.max(1))
+        estimate = estimate_accuracy(known.max(1), right, said.max(1), entropies=(entropy(known), entropy(said)))
         found.append({"share": share, "n": len(mixed), "truth": truth, "atc": estimate.atc})
     return found
 

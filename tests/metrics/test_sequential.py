@@ -165,6 +165,10 @@ def test_estimates_of_accuracy_have_their_published_values():
     found = estimate_accuracy(held_out, right, live)
     assert (found.atc, found.doc, found.mean_confidence) == pytest.approx((0.4, 0.53, 0.58))
     assert estimate_accuracy(held_out, right, held_out).atc == right.mean()
+    opposite = estimate_accuracy(held_out, right, live, entropies=(held_out, live))
+    assert (
+        opposite.atc == 0.8
+    )  # the 3 of the largest entropy, above 0.7, count as wrong: 0.9 and 0.85 of the new ones
     assert estimate_accuracy(held_out, np.zeros(8, bool), live).atc == 0
     assert estimate_accuracy(held_out, np.ones(8, bool), held_out).atc == 1
     with pytest.raises(ValueError, match="needs"):

@@ -308,7 +308,7 @@ STACKS = {
         ("mirrored", {}),
         ("noise", {"alpha": 0.5}),
     ),
-    "another head": (("head", {"classes": 3}), ("prototypes", {})),
+    "another head": (("head", {"classes": 3}), ("prototypes", {}), ("cosine", {"scale": 8.0})),
 }
 
 

@@ -21,7 +21,7 @@ from sightline.training.adversarial import AdversarialLoss, FastAdversarial, PGD
 from sightline.training.gradients import SingleReplica, replicas_may_help
 from sightline.training.hooks import BaseHook
 from sightline.training.losses import CrossEntropy
-from sightline.training.plan import OBJECTIVES
+from sightline.training.objectives import OBJECTIVES
 from sightline.training.recipe import Recipe
 from sightline.types import Batch
 

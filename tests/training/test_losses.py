@@ -29,7 +29,8 @@ from sightline.training.losses import (
     lambda_safe,
     soft_target_loss,
 )
-from sightline.training.plan import CLASS_WEIGHTINGS, OBJECTIVES
+from sightline.training.objectives import OBJECTIVES
+from sightline.training.plan import CLASS_WEIGHTINGS
 from sightline.training.recipe import Recipe
 from sightline.types import Batch, Geometry
 

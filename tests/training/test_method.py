@@ -26,7 +26,7 @@ from sightline.training import (
     start_training,
     train,
 )
-from sightline.training import plan as plan_module
+from sightline.training import objectives as objectives_module
 from sightline.training.gradients import split_batch
 from sightline.training.hooks import EMA
 from sightline.types import Batch
@@ -116,7 +116,7 @@ def replayed(plan, splits, folder, *, stop_at=0, resume=False):
 @pytest.mark.parametrize("stop_at", [3, 7])
 def test_an_objective_with_a_reservoir_buffer_resumes_exactly(prepared, tmp_path, monkeypatch, stop_at):
     """In one file and one line; step 7 ends an epoch of seven, step 3 lies inside one."""
-    monkeypatch.setattr(plan_module, "OBJECTIVES", {**OBJECTIVES, "replay": Replay})
+    monkeypatch.setattr(objectives_module, "OBJECTIVES", {**OBJECTIVES, "replay": Replay})
     plan, splits = prepared
     plan = plan.replace(loss="replay")
     assert build_method(plan, splits, CPU).steps_per_epoch == 7

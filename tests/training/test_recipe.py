@@ -55,7 +55,7 @@ IMPOSSIBLE = {
     "split_seed": -1,
     "loss_weight": -1.0,
     "class_weights": "",
-    "sampling": "random",
+    "sampling": "",
     "fairness_column": "",
     "fairness_method": "",
     "bias_lr": 0,

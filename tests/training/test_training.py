@@ -25,7 +25,8 @@ from sightline.training.build import build_classifier, build_method
 from sightline.training.fit import TrainingState
 from sightline.training.hooks import EMA, BaseHook
 from sightline.training.losses import CrossEntropy
-from sightline.training.plan import OBJECTIVES, OPTIMIZERS
+from sightline.training.objectives import OBJECTIVES
+from sightline.training.plan import OPTIMIZERS
 from sightline.training.recipe import Recipe
 from sightline.training.run_folder import RunFolder
 

@@ -38,7 +38,7 @@ NEVER = -1e4
 MAX_MIXED_IMAGES = 512
 """Images that batch-norm statistics or a tuned head are computed on: a few seconds of photos on a processor."""
 
-HEAD_SURGERY = frozenset({"grown_head", "head", "prototypes"})
+HEAD_SURGERY = frozenset({"grown_head", "head", "prototypes", "cosine"})
 """Changes that concern the last layer alone: a later one of them undoes an earlier."""
 
 

@@ -29,13 +29,22 @@ class Shuffle:
     """Every class equally often, and as many images in all: rare classes are repeated, common ones subsampled."""
     groups: bool = False
     """Balanced by the column ``group`` instead of the class."""
+    classes: int = 0
+    """Classes of each batch, with as many images of each (P x K batches: Hermans et al. 2017); 0 for any images."""
 
 
-def batch_order(labels: Int64[ndarray, " N"], order: Shuffle | None) -> Int64[ndarray, " N"]:
-    """The positions 0 to N - 1 in the order of the batches; ascending where ``order`` is None."""
+def batch_order(
+    labels: Int64[ndarray, " N"], order: Shuffle | None, batch_size: int | None = None
+) -> Int64[ndarray, " M"]:
+    """The positions 0 to N - 1 in the order of the batches; ascending where ``order`` is None.
+
+    Where ``order.classes`` is given, of ``batch_size`` images a batch, and M is N up to a whole number of batches.
+    """
     count = len(labels)
     if order is None:
         return np.arange(count)
+    if order.classes and batch_size:
+        return _class_batches(labels, order, batch_size)
     mixed = runtime.permutation(count, order.seed, order.epoch, _SHUFFLE)
     if not order.balanced:
         return mixed
@@ -43,6 +52,22 @@ def batch_order(labels: Int64[ndarray, " N"], order: Shuffle | None) -> Int64[nd
     share = -(-count // len(positions))
     drawn = np.concatenate([np.resize(of_class, share) for of_class in positions])
     return drawn[runtime.permutation(len(drawn), order.seed, order.epoch, _SHUFFLE, 1)][:count]
+
+
+def _class_batches(labels: Int64[ndarray, " N"], order: Shuffle, batch_size: int) -> Int64[ndarray, " M"]:
+    """Batches of ``order.classes`` classes: classes and the images of a class are drawn in turn, in random order."""
+    mixed = runtime.permutation(len(labels), order.seed, order.epoch, _SHUFFLE)
+    images = [mixed[labels[mixed] == label] for label in np.unique(labels)]
+    turn, used = runtime.permutation(len(images), order.seed, order.epoch, _SHUFFLE, 2), [0] * len(images)
+    places = min(order.classes, len(images))
+    batches = []
+    for batch in range(count_batches(len(labels), batch_size)):
+        for place in range(places):
+            label = turn[(batch * places + place) % len(turn)]
+            share = batch_size // places + (place < batch_size % places)
+            batches.append(images[label].take(range(used[label], used[label] + share), mode="wrap"))
+            used[label] += share
+    return np.concatenate(batches)
 
 
 def to_tensor(pixels: UInt8[ndarray, "B H W C"], device: torch.device | str = "cpu") -> Float[Tensor, "B C H W"]:
@@ -93,7 +118,7 @@ def iterate_batches(
     groups = dataset.columns.get("group")
     codes = None if groups is None else torch.from_numpy(np.unique(groups, return_inverse=True)[1])
     by_group = codes is not None and order is not None and order.groups
-    indices = batch_order(codes.numpy() if by_group and codes is not None else dataset.labels, order)
+    indices = batch_order(codes.numpy() if by_group and codes is not None else dataset.labels, order, batch_size)
     seed, epoch = (order.seed, order.epoch) if order else (0, 0)
 
     def make(step: int) -> Batch:

@@ -23,6 +23,7 @@ from ..journal import (
     Sketches,
     confidences,
     decode_sketches,
+    entropies,
     predicted_classes,
 )
 from ..serving import Release, append_audit, current_release, load_release
@@ -271,7 +272,10 @@ def _describe(detector: Detector, journal: Journal, release: int, promise: int) 
         tested = (reference.labels >= 0).all()
         if tested:
             estimate = metrics.estimate_accuracy(
-                confidences(reference.sketches), reference.right, confidences(answers)
+                confidences(reference.sketches),
+                reference.right,
+                confidences(answers),
+                entropies=(entropies(reference.sketches), entropies(answers)),
             )
             accuracy = {**vars(estimate), "tested": float(reference.right.mean())}
         shares, index = _class_mix(reference, answers, estimate=bool(tested))

@@ -23,6 +23,7 @@ from .reference import (
     Reference,
     class_probabilities,
     confidences,
+    entropies,
     predicted_classes,
 )
 from .sketches import Sketches, decode_sketches, make_sketches
@@ -61,6 +62,7 @@ __all__ = [
     "confidences",
     "decode_sketches",
     "draw_number",
+    "entropies",
     "make_sketches",
     "new_prediction_id",
     "predicted_classes",

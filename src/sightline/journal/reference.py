@@ -182,6 +182,14 @@ def predicted_classes(sketches: Sketches) -> Int[ndarray, " N"]:
     return np.take_along_axis(sketches["classes"], best[:, None], 1)[:, 0].astype(np.int64)
 
 
+def entropies(sketches: Sketches) -> Float[ndarray, " N"]:
+    """Entropy of each answer's probabilities, in nats; the classes beyond the largest ones count as one."""
+    probabilities = sketches["probabilities"].astype(np.float64)
+    rest = np.clip(1 - probabilities.sum(1, keepdims=True), 0, 1)
+    every = np.concatenate([probabilities, rest], 1)
+    return -(every * np.log(every.clip(1e-12))).sum(1)
+
+
 def class_probabilities(sketches: Sketches, k: int) -> Float[ndarray, " N"]:
     """The probability of class ``k`` in each answer; 0 where it is not among the largest ones."""
     probabilities = sketches["probabilities"].astype(np.float32)

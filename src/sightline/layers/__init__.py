@@ -32,7 +32,7 @@ from .fused_norm import (
     norm_act,
     open_kernels,
 )
-from .heads import PreparedHead, PrototypeHead, RandomFeatureHead, head_kind
+from .heads import CosineHead, PreparedHead, PrototypeHead, RandomFeatureHead, head_kind
 from .initialisation import glorot_normal, glorot_uniform, he_normal, he_uniform, lecun_normal, lecun_uniform
 from .noise import WeightNoise, noisy_weight_names
 from .pruned import (
@@ -71,6 +71,7 @@ HEADS: dict[str, Callable[..., nn.Linear]] = {
     "linear": nn.Linear,
     "prototypes": PrototypeHead,
     "random-features": RandomFeatureHead,
+    "cosine": CosineHead,
 }
 """Kind -> ``(features, classes, ...) -> last layer``."""
 

@@ -8,6 +8,9 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+MIN_LENGTH = 1e-2
+"""Shorter vectors are not brought to full length: the direction of a vector of length 0 has an infinite slope."""
+
 
 class PreparedHead(nn.Linear):
     """A last layer ``W prepare(f) + b``."""
@@ -100,6 +103,45 @@ class PrototypeHead(PreparedHead):
             )
         sums = torch.zeros_like(self.weight).index_add_(0, labels, self.prepare(x).to(self.weight.dtype))
         self.set_means(sums / counts[:, None])
+
+
+class CosineHead(PreparedHead):
+    """Logits ``scale cos(w_k, f)``: the angle between features f and a direction for each class (CosFace, ArcFace).
+
+    Arguments:
+        features: D, the length of f.
+        classes: K.
+        scale: largest logit.
+    """
+
+    kind = "cosine"
+
+    def __init__(self, features: int, classes: int, *, scale: float = 16.0):
+        super().__init__(features, classes, bias=False)
+        self.scale = scale
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """The scale."""
+        return {"scale": self.scale}
+
+    def prepare(self, x: Float[Tensor, "B D"]) -> Float[Tensor, "B D"]:
+        """The features at length ``scale``."""
+        return self.scale * F.normalize(x, dim=1, eps=MIN_LENGTH)
+
+    def forward(self, input: Float[Tensor, "B D"]) -> Float[Tensor, "B K"]:
+        """Logits."""
+        return F.linear(self.prepare(input), F.normalize(self.weight, dim=1, eps=MIN_LENGTH))
+
+    def same_kind(self, classes: int) -> nn.Linear:
+        """A head for ``classes`` classes with the same scale."""
+        return CosineHead(self.in_features, classes, scale=self.scale)
+
+    def keep_inputs(self, inputs: Int[Tensor, " d"]) -> None:
+        """Keep these columns of the directions."""
+        with torch.no_grad():
+            self.weight = nn.Parameter(self.weight.index_select(1, inputs), self.weight.requires_grad)
+        self.in_features = len(inputs)
 
 
 class RandomFeatureHead(PreparedHead):

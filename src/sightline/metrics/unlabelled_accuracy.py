@@ -17,8 +17,8 @@ class UnlabelledAccuracy:
     """Estimates of the accuracy on N unlabelled images, each in [0, 1]."""
 
     atc: float
-    """Average thresholded confidence: the share of images above the confidence that as many held-out images miss as
-    were wrong (Garg et al. 2022)."""
+    """Average thresholded confidence: the share of images above the score that as many held-out images miss as were
+    wrong (Garg et al. 2022); the score is the negative entropy where probabilities are known, else the confidence."""
     doc: float
     """Held-out accuracy plus the difference of mean confidences (Guillory et al. 2021)."""
     mean_confidence: float
@@ -26,18 +26,24 @@ class UnlabelledAccuracy:
 
 
 def estimate_accuracy(
-    held_out: Float[ndarray, " N"], right: Bool[ndarray, " N"], unlabelled: Float[ndarray, " M"]
+    held_out: Float[ndarray, " N"],
+    right: Bool[ndarray, " N"],
+    unlabelled: Float[ndarray, " M"],
+    *,
+    entropies: tuple[Float[ndarray, " N"], Float[ndarray, " M"]] | None = None,
 ) -> UnlabelledAccuracy:
     """Estimate the accuracy on unlabelled images from their confidences and those of labelled held-out images.
 
-    ``right`` says which held-out images were classified correctly. Raises ValueError if either is empty.
+    ``right`` says which held-out images were classified correctly. ``entropies`` are those of the probabilities of
+    both, by which ATC errs less than by confidence. Raises ValueError if either set is empty.
     """
     if not len(held_out) or not len(unlabelled):
         raise ValueError("an estimate of the accuracy needs held-out and unlabelled images")
     errors = int((~right).sum())
-    threshold = np.inf if errors == len(held_out) else np.sort(held_out)[errors]
+    scores, others = (held_out, unlabelled) if entropies is None else (-entropies[0], -entropies[1])
+    threshold = np.inf if errors == len(held_out) else np.sort(scores)[errors]
     doc = right.mean() + unlabelled.mean() - held_out.mean()
-    atc = (unlabelled >= threshold).mean()
+    atc = (others >= threshold).mean()
     return UnlabelledAccuracy(float(atc), float(np.clip(doc, 0.0, 1.0)), float(unlabelled.mean()))
 
 

@@ -72,6 +72,7 @@ from .resnet import resnet18, resnet20, resnet32, resnet44, resnet56
 from .surgery import (
     UNCOMPRESSIBLE_NETWORKS,
     NetworkStage,
+    add_cosine_head,
     add_flip_tta,
     add_prototype_head,
     add_weight_noise,
@@ -124,6 +125,7 @@ SURGERY: dict[str, Callable[..., Network]] = {
     "grown_head": expand_head,
     "head": replace_head,
     "prototypes": add_prototype_head,
+    "cosine": add_cosine_head,
     "mirrored": add_flip_tta,
     "noise": add_weight_noise,
     "masked": keep_zeros,

@@ -17,6 +17,7 @@ from ..errors import BundleError, RecipeError
 from ..layers import (
     HEADS,
     SPARSE_LAYERS,
+    CosineHead,
     Network,
     PreparedHead,
     PrototypeHead,
@@ -118,6 +119,7 @@ def replace_head(
     normalise: bool | None = None,
     projections: int | None = None,
     bias: bool | None = None,
+    scale: float | None = None,
 ) -> Network:
     """The same network with a new last layer for ``classes`` classes, a member of ``layers.HEADS``; its weights are 0.
 
@@ -125,7 +127,7 @@ def replace_head(
     network has no last layer of its own, ChoiceError for an unknown kind.
     """
     old = get_head(network)
-    given = {"normalise": normalise, "projections": projections, "bias": bias}
+    given = {"normalise": normalise, "projections": projections, "bias": bias, "scale": scale}
     arguments = {name: value for name, value in given.items() if value is not None}
     new = lookup(HEADS, kind, "kind of last layer")(old.in_features, classes, **arguments)
     with torch.no_grad():
@@ -142,6 +144,17 @@ def add_prototype_head(network: Network, normalise: bool = True) -> Network:
     """
     old = get_head(network)
     new = PrototypeHead(old.in_features, old.out_features, normalise=normalise)
+    network.head = new.to(old.weight.device, old.weight.dtype).train(network.training)
+    return network
+
+
+def add_cosine_head(network: Network, scale: float = 16.0) -> Network:
+    """The same network with a ``CosineHead`` of random directions in place of its last layer.
+
+    Raises BundleError where the network has no last layer of its own.
+    """
+    old = get_head(network)
+    new = CosineHead(old.in_features, old.out_features, scale=scale)
     network.head = new.to(old.weight.device, old.weight.dtype).train(network.training)
     return network
 

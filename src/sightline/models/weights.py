@@ -66,6 +66,9 @@ def load_weights(network: Network, file: str | Path, tensors: Tensors | None = N
     given, wanted = ({name: t for name, t in side.items() if name not in apart} for side in (given, wanted))
     head, own = (side.get("head.weight", torch.empty(0, 0)) for side in (given, wanted))
     initial: tuple[str, ...] = ()
+    if "head.weight" in wanted and "head.bias" in given.keys() - wanted.keys():  # another kind of last layer
+        given = {name: t for name, t in given.items() if name not in ("head.weight", "head.bias")}
+        initial = ("head.weight",)
     if head.ndim == 2 and head.shape[0] != own.shape[0] and head.shape[1] == own.shape[1]:  # other classes
         initial = tuple(name for name in ("head.weight", "head.bias") if name in wanted)
     _check_fit(path, given, wanted, initial)

@@ -4,8 +4,9 @@
 >>> Recipe(model="lenet5", epochs=3).epochs
 3
 
-Its families are dicts in ``plan.py``: ``OBJECTIVES``, ``CLASS_WEIGHTINGS``, ``MITIGATIONS``, ``OPTIMIZERS``,
-``SCHEDULES`` and ``FREEZE_SCHEDULES``; recipes that were measured are ``PRESETS``.
+Its families are dicts, ``OBJECTIVES`` in ``objectives.py`` and ``SAMPLINGS`` in ``sampling.py``, and in ``plan.py``
+``CLASS_WEIGHTINGS``, ``MITIGATIONS``, ``OPTIMIZERS``, ``SCHEDULES`` and ``FREEZE_SCHEDULES``;
+recipes that were measured are ``PRESETS``.
 """
 
 from importlib import import_module
@@ -43,12 +44,12 @@ if TYPE_CHECKING:
         check_distillation,
         kl_divergence,
     )
+    from .objectives import OBJECTIVES
     from .plan import (
         CLASS_WEIGHTINGS,
         FREEZE_SCHEDULES,
         HEAD_METHODS,
         MITIGATIONS,
-        OBJECTIVES,
         OPTIMIZERS,
         QUALITY_MODELS,
         SCHEDULES,
@@ -162,12 +163,12 @@ _MEMBERS = {
         "check_distillation",
         "kl_divergence",
     ),
+    "objectives": ("OBJECTIVES",),
     "plan": (
         "CLASS_WEIGHTINGS",
         "FREEZE_SCHEDULES",
         "HEAD_METHODS",
         "MITIGATIONS",
-        "OBJECTIVES",
         "OPTIMIZERS",
         "SCHEDULES",
         "QUALITY_MODELS",

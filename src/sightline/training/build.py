@@ -148,7 +148,11 @@ def build_method(plan: Plan, splits: Splits, device: torch.device, group: Proces
     size = recipe.batch_size
     memory_format = MEMORY_FORMATS[recipe.memory_format or "contiguous"]
     fair = apply_mitigation(plan.mitigation, recipe.fairness_column, splits.train.labelled, plan.objective)
-    balanced = fair.balanced or recipe.sampling == "balanced"
+    balanced = fair.balanced or plan.sampling.balanced
+    if fair.balanced and plan.sampling.classes:
+        raise RecipeError(
+            "Training balances groups, so batches cannot be by class: leave out --sampling or --fairness-column."
+        )
 
     def batches(epoch: int, start: int) -> Iterator[Batch]:
         side = progressive_size(recipe.size or 0, recipe.progressive_from, epoch, recipe.epochs or 1)
@@ -156,7 +160,7 @@ def build_method(plan: Plan, splits: Splits, device: torch.device, group: Proces
             fair.train,
             size,
             device=device,
-            order=Shuffle(recipe.seed, epoch, balanced, fair.balanced),
+            order=Shuffle(recipe.seed, epoch, balanced, fair.balanced, plan.sampling.classes),
             start=start,
             augment=plan.augment,
             drop_last=True,

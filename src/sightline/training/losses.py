@@ -1,14 +1,14 @@
 """What training minimises: ``(classifier, batch) -> loss ()``.
 
 To add an objective, subclass ``Objective`` (or ``LogitLoss``, where only logits and labels matter) and name it in
-``OBJECTIVES`` in ``plan.py``. Losses on logits see softmax(z) only through log-sums, so that a confident answer
+``OBJECTIVES`` in ``objectives.py``. Losses on logits see softmax(z) only through log-sums, so that a confident answer
 loses no digits: 1 - p is never computed.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import ClassVar, Protocol, runtime_checkable
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -36,6 +36,8 @@ class Objective(ABC):
     across_images: bool = False
     """Compares the images of a batch with one another, so a batch must not be cut: gradient accumulation, replicas
     and several processes are refused."""
+    min_class_images: ClassVar[int] = 1
+    """Training images that every class must have."""
     on_logits: ClassVar[bool] = False
     """Needs only logits and labels: ``from_logits`` computes it."""
 
@@ -43,6 +45,11 @@ class Objective(ABC):
     def name(self) -> str:
         """What messages call it."""
         return type(self).__name__
+
+    @property
+    def head(self) -> tuple[str, Mapping[str, Any]] | None:
+        """The change of structure that gives a network the last layer it needs, and its arguments; None for any."""
+        return None
 
     @abstractmethod
     def __call__(self, classifier: Classifier, batch: Batch, /) -> Float[Tensor, ""]:

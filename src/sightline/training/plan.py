@@ -1,9 +1,9 @@
 """The words of a recipe become objects, once: a ``Plan``. What trains takes its parts from there.
 
-Every family that a recipe names is a dict here: to add a member, write it in its file and add one line.
+Every family that a recipe names is a dict here or, of objectives, in ``objectives.py``: to add a member, write it in
+its file and add one line.
 """
 
-import inspect
 from collections.abc import Callable, Mapping, Set
 from dataclasses import dataclass, replace
 from functools import partial
@@ -14,15 +14,14 @@ import torch
 from torch import nn
 
 from ..augmentation import parse_policy
-from ..choose import choose, lookup, suggest
+from ..choose import choose, lookup
 from ..classifier import Classifier
 from ..data import Augment
-from ..errors import ChoiceError, RecipeError
+from ..errors import RecipeError
 from ..layers import INITIALISATIONS
 from ..models import Architecture, WeightsCard, build, find_card, parse_architecture
 from ..preprocessing import check_normalisation
 from ..types import Dataset
-from .adversarial import FastAdversarial, PGDAdversarial, Trades
 from .fairness import (
     BalancedSampling,
     BalancedWeights,
@@ -35,18 +34,12 @@ from .fairness import (
 )
 from .heads import ClassMeans, HeadMethod, LinearDiscriminant, LinearProbeHead, ProbeThenFineTune
 from .losses import (
-    M3CE,
-    MCE,
-    CrossEntropy,
-    Focal,
-    LargeMarginMCE,
-    M3CECEc,
-    M3CECEcNormalised,
     Objective,
     ObjectiveLike,
     as_objective,
     check_cuts,
 )
+from .objectives import parse_objective
 from .optimizers import (
     SGD,
     Adam,
@@ -66,6 +59,7 @@ from .optimizers import (
 )
 from .pseudo_labels import SEMI_SUPERVISED_METHODS, SemiSupervised, check_reachable, check_semi_supervised
 from .recipe import INHERIT, PRETRAINED, Recipe
+from .sampling import SAMPLINGS, Sampling, default_sampling
 from .transfer import (
     EarlyStages,
     FreezeBackbone,
@@ -79,26 +73,13 @@ from .transfer import (
     name_weights_file,
 )
 
-OBJECTIVES: Mapping[str, Callable[..., Objective]] = {
-    "cross-entropy": CrossEntropy,
-    "focal": Focal,
-    "m3ce": M3CE,
-    "m3ce-cec": M3CECEc,
-    "m3ce-cec-normalised": M3CECEcNormalised,
-    "mce": MCE,
-    "large-margin-mce": LargeMarginMCE,
-    "adversarial": PGDAdversarial,
-    "fast-adversarial": FastAdversarial,
-    "trades": Trades,
-}
-"""The words of ``loss``, with arguments after colons: ``focal:gamma=3``."""
-
 CLASS_WEIGHTINGS: Mapping[str, Callable[..., ClassWeighting]] = {
     "none": UniformWeights,
     "balanced": BalancedWeights,
     "effective": EffectiveNumberWeights,
 }
 """The words of ``class_weights``: ``effective:0.9999``."""
+
 
 MITIGATIONS: Mapping[str, Callable[..., Mitigation]] = {
     "balanced": BalancedSampling,
@@ -160,6 +141,7 @@ class Plan:
 
     recipe: Recipe
     objective: Objective
+    sampling: Sampling
     class_weighting: ClassWeighting
     mitigation: Mitigation
     optimizer: OptimizerFactory
@@ -234,7 +216,11 @@ class Plan:
         return replace(self, recipe=recipe, **parsed)
 
     def fit_to(self, train: Dataset) -> "Plan":
-        """The plan for these training images: their classes and size in the architecture, class weights in the loss."""
+        """The plan for these training images: their classes and size in the architecture, class weights in the loss.
+
+        Where the objective compares images of a class and random batches would have too few, they are by class.
+        Raises DataError for a class with too few images for the objective.
+        """
         known = {
             "classes": len(train.classes),
             "channels": train.geometry.channels,
@@ -244,12 +230,18 @@ class Plan:
         if self.semi_supervised is not None:
             check_reachable(self.semi_supervised, self.recipe.label_smoothing, len(train.classes))
         if architecture is not None:
-            architecture = replace(architecture, arguments={**architecture.arguments, **known})
+            needed, surgery = self.objective.head, architecture.surgery
+            surgery = surgery if needed is None or needed in surgery else (*surgery, needed)
+            architecture = replace(architecture, arguments={**architecture.arguments, **known}, surgery=surgery)
         weights: Any = self.class_weighting(train.counts)
         objective: Any = self.objective
         if weights is not None:
             objective = replace(objective, class_weights=weights)
-        return replace(self, architecture=architecture, objective=objective)
+        fitted = replace(self, architecture=architecture, objective=objective)
+        if (drawn := default_sampling(self.objective, self.recipe, train)) is None:
+            return fitted
+        word, why = drawn
+        return replace(fitted.replace(sampling=word), notes=(*self.notes, why))
 
     def build_optimizer(
         self, classifier: Classifier, modules: nn.Module | None = None, lr: float | None = None
@@ -316,30 +308,6 @@ def validate_recipe(recipe: Recipe) -> None:
     resolve(recipe).check_network()
 
 
-def _parse_objective(recipe: Recipe) -> Objective:
-    """The recipe's loss without class weights; RecipeError where it takes no field that the recipe sets."""
-    own = {"label_smoothing": recipe.label_smoothing or None, "weight": recipe.loss_weight}
-    own = {name: value for name, value in own.items() if value is not None}
-    weighed = {} if recipe.class_weights == "none" else {"class_weights": None}
-    fields = {"weight": "loss_weight"}
-
-    def make(name: str, *words: Any, **named: Any) -> Objective:
-        takes = inspect.signature(OBJECTIVES[name]).parameters
-        for argument in named:
-            if argument not in takes:
-                raise ChoiceError(f"The loss '{name}' has no argument '{argument}'. {suggest(argument, takes)}")
-        for argument in {**own, **weighed}:
-            if argument not in takes:
-                able = [n for n, each in OBJECTIVES.items() if argument in inspect.signature(each).parameters]
-                raise RecipeError(
-                    f"The loss {name} has no use for {fields.get(argument, argument)}: leave it out, or choose one of "
-                    f"{', '.join(able)}."
-                )
-        return OBJECTIVES[name](*words, **own, **named)
-
-    return choose({name: partial(make, name) for name in OBJECTIVES}, recipe.loss, "loss")
-
-
 def _parse_head(recipe: Recipe) -> HeadMethod | None:
     return choose(HEAD_METHODS, recipe.method or "gradient", "method")
 
@@ -361,7 +329,8 @@ def _parse_model(recipe: Recipe) -> Architecture | None:
 
 
 _PARSERS: Mapping[str, tuple[Callable[[Recipe], Any], Set[str]]] = {
-    "objective": (_parse_objective, {"loss", "loss_weight", "label_smoothing", "class_weights"}),
+    "objective": (parse_objective, {"loss", "loss_weight", "label_smoothing", "class_weights"}),
+    "sampling": (lambda recipe: choose(SAMPLINGS, recipe.sampling, "sampling"), {"sampling"}),
     "class_weighting": (
         lambda recipe: choose(CLASS_WEIGHTINGS, recipe.class_weights, "class weighting"),
         {"class_weights"},

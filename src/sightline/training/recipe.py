@@ -157,8 +157,9 @@ class Recipe(FieldsSet):
     class_weights: str = _recipe_field("none", "Training")
     """Weights of the classes in the loss: none; balanced, N / (K n); effective:0.999, by the effective number of
     images, (1 - beta^n) / (1 - beta)."""
-    sampling: Literal["shuffled", "balanced"] = _recipe_field("shuffled", "Training")
-    """shuffled: every image once an epoch; balanced: every class equally often, rare images repeatedly."""
+    sampling: str = _recipe_field("shuffled", "Training")
+    """shuffled: every image once an epoch; balanced: every class equally often, rare images repeatedly; classes:8:
+    batches of 8 classes, with as many images of each."""
     fairness_column: str | None = _recipe_field(None, "Training")
     """Table column that defines groups. Training balances every (group, class) combination."""
     fairness_method: str = _recipe_field("balanced", "Training")
@@ -340,7 +341,8 @@ _RULES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
     (
         "a name",
         _is_text,
-        "normalize model method semi_supervised init freeze loss class_weights fairness_method optimizer schedule",
+        "normalize model method semi_supervised init freeze loss sampling class_weights fairness_method optimizer "
+        "schedule",
     ),
     ("a list of names", lambda v: all(map(_is_text, v)), "augment"),
     ("the name of a column", _is_text, "group fairness_column path_column label_column"),
