@@ -23,6 +23,7 @@ def learn(
     remove: Words = (),
     forget: Path | None = None,
     new_class: Words = (),
+    naive: bool = True,
     full: bool = False,
     memory: int = 2000,
     keep_images: bool | None = None,
@@ -55,6 +56,8 @@ def learn(
         Images to take out of the data, of the last layer, sums and exemplars, known by their bytes.
     new_class: tuple[str, ...]
         New classes whose names look like known ones, and mean another thing.
+    naive: bool
+        Also train on the new images alone, to compare with; --no-naive saves its time.
     full: bool
         Also retrain from random weights on everything, to compare with.
     memory: int
@@ -71,7 +74,7 @@ def learn(
 
     found = run_learning(
         run, data, by=by, rename=_parse_names(rename, merge), remove=remove, forget=forget,
-        new_classes=new_class, full=full, memory=memory, keep_images=keep_images, out=out, seed=seed,
+        new_classes=new_class, naive=naive, full=full, memory=memory, keep_images=keep_images, out=out, seed=seed,
         device=options.device, overwrite=overwrite,
     )  # fmt: skip
     page = evaluate_and_report(found.run)["report"] if len(found.run.splits.test) else None

@@ -18,7 +18,7 @@ from .exemplar_means import ICaRL
 from .exemplars import Reservoir, balanced_sample, herd
 from .gradient_projection import AGEM, GEM, project_agem, project_gem
 from .interfered_retrieval import MIR
-from .learning import LearnResult, learn_run
+from .learning import FLIPS_FILE, LEARNING_FILE, LearnResult, learn_run
 from .memory import open_past
 from .protocol import StreamResult, run_stream
 from .regularisation import EWC, LwF, fisher_diagonal

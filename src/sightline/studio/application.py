@@ -25,9 +25,9 @@ MAX_PIECE_BYTES = 4_200_000
 """Bytes of a piece of an upload: 4 MiB and a little more."""
 
 MAX_TRIED_BYTES = 20_000_000
-"""Bytes of an image that is tried."""
+"""Bytes of an image that is tried, and of pictures that are taught at once."""
 
-BODY_BYTES = {UPLOAD_PREFIX: MAX_PIECE_BYTES, "/studio/try": MAX_TRIED_BYTES}
+BODY_BYTES = {UPLOAD_PREFIX: MAX_PIECE_BYTES, "/studio/try": MAX_TRIED_BYTES, "/studio/teach/": MAX_TRIED_BYTES}
 
 Endpoint = Callable[[Request], Awaitable[Response]]
 
@@ -78,7 +78,7 @@ def _answer(studio: Studio, route: PageRoute) -> Endpoint:
     """The endpoint of a page's route: who asks, may they, and from our own page?"""
 
     async def answer(request: Request) -> Response:
-        session = None
+        session, form, body = None, FormData(), b""
         try:
             session = await run_in_threadpool(studio.sessions.find, request)
             if route.scope and not session.allows(route.scope):
@@ -86,7 +86,6 @@ def _answer(studio: Studio, route: PageRoute) -> Endpoint:
                 raise RequestError(
                     403, f"This needs a key with the scope {route.scope}; '{session.name}' allows {allowed}."
                 )
-            form, body = FormData(), b""
             if request.method != "GET":
                 check_same_origin(request)
                 body = await request.body()
@@ -101,6 +100,8 @@ def _answer(studio: Studio, route: PageRoute) -> Endpoint:
         except Exception as error:
             status, detail = describe_error(error, request)
             return _problem(request, studio, session, status, detail)
+        finally:
+            await form.close()  # files that a page did not read
 
     return answer
 

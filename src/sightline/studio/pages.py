@@ -7,6 +7,7 @@ from .job_pages import JOBS_PAGE
 from .live_pages import LIVE_PAGE
 from .review_pages import REVIEW_PAGE
 from .run_pages import RUNS_PAGE
+from .teach_pages import TEACH_PAGE
 from .train_pages import TRAIN_PAGE
 from .try_pages import TRY_PAGE
 
@@ -14,6 +15,7 @@ PAGES = {
     "home": HOME_PAGE,
     "data": DATA_PAGE,
     "train": TRAIN_PAGE,
+    "teach": TEACH_PAGE,
     "runs": RUNS_PAGE,
     "try": TRY_PAGE,
     "review": REVIEW_PAGE,

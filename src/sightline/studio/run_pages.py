@@ -12,6 +12,7 @@ from jaxtyping import Bool, Float64, Int64
 from numpy import ndarray
 from starlette.responses import Response
 
+from ..continual import FLIPS_FILE, LEARNING_FILE
 from ..errors import DataError
 from ..evidence import load_evidence
 from ..files import read_csv_rows, read_json_object
@@ -120,6 +121,25 @@ def find_training(studio: Studio, run: Path) -> Job | None:
         return None
 
 
+def read_learning(run: Path) -> dict[str, Any]:
+    """What a run that learned more gained and lost: the outcome of the way that was kept; empty for other runs.
+
+    ``sheet`` says whether there is a picture of the old answers that became wrong.
+    """
+    facts = read_json_object(run / LEARNING_FILE)
+    outcomes = facts.get("outcomes") or ()
+    kept = next((one for one in outcomes if one["strategy"] == facts.get("chosen")), None)
+    return {} if kept is None else {**kept, "sheet": (run / FLIPS_FILE).is_file()}
+
+
+def show_flips(visit: Visit) -> Response:
+    """The images whose answers became wrong when a run learned more."""
+    path = run_folder(visit.studio, visit.request.path_params["name"]) / FLIPS_FILE
+    if not path.is_file():
+        raise RequestError(404, "This run has no picture of answers that became wrong.")
+    return Response(path.read_bytes(), media_type="image/png", headers={"cache-control": "private, no-cache"})
+
+
 def find_dataset_id(datasets: Datasets, data: str) -> str:
     """The dataset of the studio that a run was trained on, or that has the same images; empty text for none."""
     for id, _ in datasets.list():
@@ -191,6 +211,7 @@ def show_run(visit: Visit) -> Response:
         small=MAX_MATRIX_CLASSES,
         notes=evidence.notes,
         chart=draw_history(run),
+        learning=read_learning(run),
     )
 
 
@@ -305,5 +326,6 @@ RUNS_PAGE = Page(
         PageRoute("GET", "/runs/{name}/threshold", show_threshold, "review"),
         PageRoute("GET", "/runs/{name}/report", show_report, "review"),
         PageRoute("GET", "/runs/{name}/progress", show_progress, "review"),
+        PageRoute("GET", "/runs/{name}/flips", show_flips, "review"),
     ),
 )

@@ -38,6 +38,7 @@ STATIC_FILES = {
     "studio.js": "text/javascript",
     "data.js": "text/javascript",
     "try.js": "text/javascript",
+    "teach.js": "text/javascript",
     "htmx.min.js": "text/javascript",
 }
 """Files that every page may load, and their types; ``report.css`` is the style of the report page."""
