@@ -85,7 +85,9 @@ def default_method(plan: Plan, counts: Int[ndarray, " K"] | None = None) -> list
     means where ``counts``, the training images of each class, are few.
     """
     recipe = plan.recipe
-    simple = recipe.freeze == "none" and recipe.loss == "cross-entropy" and not recipe.fairness_column
+    simple = (
+        recipe.freeze == "none" and recipe.loss == "cross-entropy" and not (recipe.fairness_column or plan.domain)
+    )
     pays = plan.card is not None and plan.source is None and simple and recipe.devices == 1
     if recipe.method is not None:
         return []
@@ -244,7 +246,7 @@ def choose_execution(
     chosen = vars(measured.mode)
     if recipe.epochs is None:
         rate = measured.images_per_second * (recipe.devices if classifier.device.type == "cuda" else 1)
-        rate /= plan.semi_supervised.cost if plan.semi_supervised else 1
+        rate /= beside.cost if (beside := plan.semi_supervised or plan.domain) else 1
         seconds = None
         if deadline is not None:
             deadline.image_seconds = deadline.image_seconds or EVALUATION_COST[measured.mode.precision] / rate
@@ -309,7 +311,8 @@ def measure_throughput(classifier: Classifier, plan: Plan, batch: Batch, *, trai
         fused = replace(mode, memory_format="channels_last", fused_kernels=True)
         with suppress(GradientError):  # of an objective that needs a second derivative
             mode, rate = _time_modes([mode, fused], classifier, plan, batch)
-    if recipe.cpu_replicas is None and replicas_may_help(classifier, recipe, plan.objective, plan.semi_supervised):
+    beside = plan.semi_supervised or plan.domain
+    if recipe.cpu_replicas is None and replicas_may_help(classifier, recipe, plan.objective, beside):
         if time.perf_counter() > ends - trial:
             return Throughput(mode, rate, notes)  # a busy moment: nothing to remember
         replicated = replace(mode, cpu_replicas=torch.get_num_threads())

@@ -15,7 +15,7 @@ from .. import runtime
 from ..classifier import Classifier
 from ..data import DEFAULT_VAL_SHARE, MAX_UNREADABLE_SHARE, iterate_batches, load_dataset
 from ..errors import DataError, RecipeError, TrainingError
-from ..sources import Source, find
+from ..sources import Source, find, find_unlabelled
 from ..types import UNLABELLED, Dataset, Findings, Remark, Splits
 from .budget import format_minutes
 from .build import build_classifier, build_method
@@ -64,6 +64,8 @@ def estimate_cost(data: str | Path | None, recipe: Recipe | None = None, *, devi
         raise RecipeError("Say which images to use: a folder, an archive, a table, or a name such as digits.")
     plan = resolve(recipe)
     plan.check_network()
+    if plan.recipe.target is not None:
+        find_unlabelled(plan.recipe.target)  # raises where there is none
     source = find(recipe.data, limit=recipe.limit, seed=recipe.data_seed, rule=recipe.label_rule)
     pixels = choose_pixels(plan, source)
     plan = plan.replace(**{each.field: each.value for each in pixels})
@@ -88,7 +90,7 @@ def estimate_cost(data: str | Path | None, recipe: Recipe | None = None, *, devi
     batch = next(iter(iterate_batches(sample, min(plan.recipe.batch_size or 1, len(sample)), device=where)))
     measured = measure_throughput(classifier, plan, batch, train_images=images)
     rate, notes = (
-        measured.images_per_second / (plan.semi_supervised.cost if plan.semi_supervised else 1),
+        measured.images_per_second / (beside.cost if (beside := plan.semi_supervised or plan.domain) else 1),
         [*limits, *(each.reason for each in (*pixels, *network)), *measured.notes],
     )
     plan = plan.replace(**vars(measured.mode))

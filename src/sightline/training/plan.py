@@ -22,6 +22,7 @@ from ..layers import INITIALISATIONS
 from ..models import Architecture, WeightsCard, build, find_card, parse_architecture
 from ..preprocessing import check_normalisation
 from ..types import Dataset
+from .domain import DomainTerm, parse_domain_term
 from .fairness import (
     BalancedSampling,
     BalancedWeights,
@@ -154,6 +155,8 @@ class Plan:
     """The classifier of ``--weights RUN``, loaded once; None for other weights, or random ones."""
     semi_supervised: SemiSupervised | None = None
     """How images without a label are learned from; None where they are not."""
+    domain: DomainTerm | None = None
+    """How it is adapted to target images; None where it is not."""
     head: HeadMethod | None = None
     """How the last layer is computed on frozen features before (or instead of) training; None for training alone."""
     notes: tuple[str, ...] = ()
@@ -350,6 +353,7 @@ _PARSERS: Mapping[str, tuple[Callable[[Recipe], Any], Set[str]]] = {
     ),
     "freezing": (lambda recipe: choose(FREEZE_SCHEDULES, recipe.freeze, "freeze schedule"), {"freeze"}),
     "head": (_parse_head, {"method"}),
+    "domain": (parse_domain_term, {"adapt", "target", "method", "grad_accum_steps", "cpu_replicas", "devices"}),
     "semi_supervised": (
         lambda recipe: choose(SEMI_SUPERVISED_METHODS, recipe.semi_supervised or "none", "semi-supervised method"),
         {"semi_supervised"},

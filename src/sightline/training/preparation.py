@@ -6,6 +6,7 @@ from ..preprocessing import forecast_fit
 from ..sources import find
 from ..types import Dataset, Splits
 from .defaults import default_fractions, default_method, default_network
+from .domain import find_target
 from .plan import Plan
 from .recipe import INHERIT, PRETRAINED, Recipe
 from .restoring import restore_splits, split_by_recipe, split_to_train
@@ -101,8 +102,9 @@ def prepare(plan: Plan, run: RunFolder | None = None) -> tuple[Plan, Splits, tup
         if recipe.normalize in (INHERIT, PRETRAINED)
         else forecast_fit(recipe.normalize or "", train.geometry.shape, len(splits.train))
     )
+    target = () if plan.domain is None else find_target(recipe, splits)[1]
     doubts = (f"{doubt.text} ({', '.join(doubt.examples)})" for doubt in audit_class_names(dataset))
-    return plan, splits, (*read, *limited, *pool, *doubts, *plan.notes, *chosen, *cost)
+    return plan, splits, (*read, *limited, *pool, *doubts, *plan.notes, *chosen, *cost, *target)
 
 
 def with_defaults(plan: Plan, chosen: list[Default]) -> Plan:

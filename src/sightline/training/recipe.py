@@ -78,6 +78,9 @@ class Recipe(FieldsSet):
     semi_supervised: str | None = _recipe_field(None, "Data", common=True)
     """Learn from images without a label too: fixmatch, softmatch, pseudo-label, or none. They lie in a folder
     unlabelled beside the classes, in rows of a table with an empty label, or in --unlabelled. Default: none."""
+    target: str | None = _recipe_field(None, "Data")
+    """Folder or archive of images of the world to adapt to, without labels, for --adapt; its folders are not read as
+    classes."""
     split_seed: int | None = _recipe_field(None, "Data")
     """Seed for splitting and both limits. Default: seed. Use one value for runs you want to compare or combine."""
     group: str | None = _recipe_field(None, "Data")
@@ -152,6 +155,9 @@ class Recipe(FieldsSet):
     """Images per step. 128, or fewer where the training set is small."""
     loss: str = _recipe_field("cross-entropy", "Training")
     """Objective to minimise, with arguments after colons: cross-entropy, focal:gamma=2, m3ce-cec, ..."""
+    adapt: str | None = _recipe_field(None, "Training")
+    """Term of the loss that adapts the network to the images of --target: mcc, coral, mmd or dann, with arguments after
+    colons (mcc:weight=0.5), or none. Default: none."""
     loss_weight: float | None = _recipe_field(None, "Training")
     """Weight of the M3CE term in the losses m3ce-cec (default: 1) and m3ce-cec-normalised (default: 0.5)."""
     class_weights: str = _recipe_field("none", "Training")
@@ -337,12 +343,12 @@ def _is_text(value: Any) -> bool:
 
 _RULES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
     ("a path or a name", _is_text, "data"),
-    ("a file or folder", _is_text, "weights unlabelled"),
+    ("a file or folder", _is_text, "weights unlabelled target"),
     (
         "a name",
         _is_text,
-        "normalize model method semi_supervised init freeze loss sampling class_weights fairness_method optimizer "
-        "schedule",
+        "normalize model method semi_supervised init freeze loss adapt sampling class_weights fairness_method "
+        "optimizer schedule",
     ),
     ("a list of names", lambda v: all(map(_is_text, v)), "augment"),
     ("the name of a column", _is_text, "group fairness_column path_column label_column"),

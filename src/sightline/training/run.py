@@ -46,7 +46,7 @@ from .refinement import keep_best_epoch, refine
 from .restoring import absolute_path, locate_images
 from .rival import RIVAL_NOTE, RIVAL_SHARE, Rival, rival_recipe, time_for_rival
 from .run_folder import RunFolder, check_run_folder, create_run_folder
-from .unlabelled import limit_validation
+from .unlabelled import add_target, limit_validation
 
 
 @dataclass(frozen=True)
@@ -200,7 +200,7 @@ def _begin_run(
     more = (*built, *filter(None, [fair.note]), *measured, *sampled)
     for note in more:
         progress.notify(note)
-    places = ("data", "weights", "unlabelled")
+    places = ("data", "weights", "unlabelled", "target")
     recipe = plan.recipe.replace(**{name: absolute_path(vars(plan.recipe)[name]) for name in places})
     name = f"{Path(recipe.data or '').name.partition('.')[0]}-{recipe.model}".replace(":", "_")
     folder = create_run_folder(wanted, name, overwrite=overwrite)  # only now is an old run given up
@@ -384,6 +384,8 @@ def _refine(
     resume: bool,
     group: ProcessGroup = SINGLE_PROCESS,
 ) -> dict[str, Any]:
+    if plan.domain is not None:
+        method = add_target(method, plan, classifier, splits, group)
     if head is None:
         return refine(classifier, plan, splits, method, folder, resume=resume, group=group)
     return refine_head(classifier, plan, splits, method, folder, head, resume=resume, group=group)

@@ -11,11 +11,14 @@ from numpy import ndarray
 
 from .. import runtime
 from ..augmentation import Compose, StrongAugment
+from ..classifier import Classifier
 from ..data import Augment, concat, find_near_duplicates, load_dataset, nested_subset, strip_labels, to_tensor
 from ..errors import RecipeError, TrainingError
+from ..inference import embed
 from ..sources import find_unlabelled
 from ..types import Batch, Dataset, Splits
 from .distributed import ProcessGroup
+from .domain import DomainLoss, TargetWatcher, domain_step, find_target, rank_by_epoch
 from .fit import Batches, Method
 from .plan import Plan
 from .pseudo_labels import PseudoLabels, SemiSupervisedLoss
@@ -95,6 +98,33 @@ def add_unlabelled(
     )  # fmt: skip
     objective = SemiSupervisedLoss(method.objective, by, known)
     return replace(method, objective=objective, batches=batches, hooks={**method.hooks, "pseudo_labels": known})
+
+
+def add_target(method: Method, plan: Plan, classifier: Classifier, splits: Splits, group: ProcessGroup) -> Method:
+    """The method with the plan's domain term, and target images beside each of its batches; unchanged at weight 0.
+
+    The last epoch is kept: source images cannot say which epoch is the best on the target.
+    """
+    term = plan.domain
+    assert term is not None
+    if not term.weight:
+        return method
+    images, _ = find_target(plan.recipe, splits)
+    batches = UnlabelledBatches(
+        method.batches, method.steps_per_epoch, images, plan, ratio=1, two_views=False, device=classifier.device,
+        rank=group.rank, ranks=group.size,
+    )  # fmt: skip
+    runtime.seed_torch(plan.recipe.seed)
+    modules = term.build_modules(embed(classifier, images.subset(np.arange(1))).shape[1])
+    return replace(
+        method,
+        objective=DomainLoss(method.objective, term, modules),
+        batches=batches,
+        step=domain_step,
+        select=rank_by_epoch,
+        modules=modules,
+        hooks={**method.hooks, "target": TargetWatcher(images)},
+    )
 
 
 @dataclass(eq=False)
