@@ -165,6 +165,8 @@ NONE = {
     "steps",
     "unlabelled",
     "semi_supervised",
+    "adapt",
+    "target",
     "path_column",
     "label_column",
     "label_pattern",

@@ -35,6 +35,8 @@ IMPOSSIBLE = {
     "steps": 0,
     "unlabelled": " ",
     "semi_supervised": "",
+    "target": " ",
+    "adapt": "",
     "augment": ("",),
     "model": " ",
     "weights": "",

@@ -12,8 +12,9 @@ from ..choose import choose
 from .adapting import Adapter, AdaptResult, adapt_run
 from .batch_norm import AdaBN, Interpolate, Tent
 from .judging import Judgement, judge
+from .shift import compare_worlds
 
-__all__ = ["ADAPTERS", "AdaptResult", "Adapter", "Judgement", "adapt", "judge", "parse_adapter"]
+__all__ = ["ADAPTERS", "AdaptResult", "Adapter", "Judgement", "adapt", "compare_worlds", "judge", "parse_adapter"]
 
 ADAPTERS: Mapping[str, Callable[..., Adapter]] = {"interpolate": Interpolate, "adabn": AdaBN, "tent": Tent}
 """Word of ``--by`` -> the adapter, its arguments after colons: ``interpolate:0.3``."""

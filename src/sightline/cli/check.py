@@ -8,10 +8,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Group, Parameter
 
+from ..errors import DataError, RecipeError
 from .flags import NO_LABEL_FLAGS, Labels
 from .output import READ_DEFAULTS, ReadOptions, check_picture_path, emit
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from ..types import Dataset
 
 MAX_PRINTED_LABEL_ISSUES = 10
@@ -22,6 +25,7 @@ _LABELS = Group("Label issues", sort_key=20)
 
 def check(
     data: str,
+    target: str | None = None,
     /,
     *,
     limit: int | None = None,
@@ -38,10 +42,14 @@ def check(
 ) -> None:
     """Find unreadable files, duplicates, leaks between splits, imbalance and wrong labels, before training.
 
+    With a second place, say what differs between both worlds (framing, size, ink, colour, features) and what to do.
+
     Parameters
     ----------
     data: str
         A folder, archive, table or name, as for train.
+    target: str
+        Images of another world (a second camera, place or year), labelled or not, to compare with DATA.
     limit: int
         Check about this many images.
     size: int
@@ -74,17 +82,14 @@ def check(
     is_table = out is not None and out.suffix.lower() in (".csv", ".tsv")
     picture = None if out is None or is_table else check_picture_path(out)
     mode: Any = resize_mode or (None if deep else "squash")
-    recipe = Recipe(
-        data=data,
-        limit=limit,
-        size=size,
-        resize_mode=mode,
-        window=window,
-        **vars(labels),
-    )
+    recipe = Recipe(data=data, limit=limit, size=size, resize_mode=mode, window=window, **vars(labels))
     dataset, chosen = read_dataset(recipe, plan=resolve(recipe) if deep else None, max_bad=1.0)
     windows = [default.reason for default in chosen if default.field == "window"]
     dataset = replace(dataset, notes=(*dataset.notes, *windows))
+    if target is not None:
+        more = bool(out or deep or label_issues or by or out_dir)
+        emit(compare_places(dataset, target, alone=not more), options.json, print_shifts)
+        return
     findings = audit(dataset)
     value, text = dict(findings.values) | {"remarks": [vars(r) for r in findings.remarks]}, format_audit(findings)
     if picture is not None:
@@ -98,6 +103,44 @@ def check(
         judged, more = judge_images(dataset, by, out_dir or Path("runs") / f"{name}-suspects", deep=deep)
         value, text = value | judged, text + more
     emit(value, options.json, lambda console, _: console.print(text, markup=False))
+
+
+def compare_places(source: "Dataset", target: str, *, alone: bool) -> dict[str, Any]:
+    """What differs between the images and those at ``target``, whose labels are read where it has any.
+
+    Raises RecipeError unless nothing else is asked for.
+    """
+    from ..adaptation import compare_worlds
+    from ..data import load_dataset
+    from ..sources import find, find_unlabelled
+
+    if not alone:
+        raise RecipeError("A comparison of two places takes no other flags of check: leave them, or TARGET, out.")
+    try:
+        found = find(target, several=False)
+    except DataError:
+        found = find_unlabelled(target)
+    findings = compare_worlds(source, load_dataset(found, source.geometry))
+    return dict(findings.values) | {"remarks": [vars(remark) for remark in findings.remarks]}
+
+
+def print_shifts(console: "Console", value: Mapping[str, Any]) -> None:
+    """The properties as a table, what shifted marked; then what to do."""
+    from .output import make_table
+
+    rows = [
+        (
+            one["group"],
+            one["name"],
+            *("" if one[side] is None else f"{one[side]:.3g}" for side in ("source", "target")),
+            "{value:.0%} [{low:.0%}, {high:.0%}]".format(**one["larger"]),
+            "shifted" if one["shifted"] else "",
+        )
+        for one in value["shifts"]
+    ]
+    console.print(make_table(("", "", "source", "target", "target larger", ""), rows))
+    for remark in value["remarks"]:
+        console.print(f"\n{remark['level'].upper()}: {remark['text']}", markup=False)
 
 
 def judge_images(dataset: "Dataset", by: str | None, out_dir: Path, *, deep: bool) -> tuple[dict[str, Any], str]:

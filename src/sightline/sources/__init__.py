@@ -155,4 +155,4 @@ def find_unlabelled(path: str | Path) -> Source:
         keys = np.array(chosen, np.int64)
         return source_from_files(str(path), listing, Layout(keys, np.full(len(keys), -1), (), None))
     found = find(path, several=False)
-    return replace(found, labels=np.full(len(found), -1), columns={})
+    return replace(found, labels=np.full(len(found), -1), classes=(), columns={})
