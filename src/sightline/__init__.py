@@ -40,7 +40,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .adaptation import adapt
+    from .adaptation import adapt, pretrain
     from .classifier import Classifier, load
     from .comparison import compare, cross_validate
     from .compression import compress
@@ -77,6 +77,7 @@ __all__ = [
     "export",
     "learn",
     "load",
+    "pretrain",
     "publish",
     "reopen",
     "resume",
@@ -98,7 +99,7 @@ _STAGES = {
     "explanation": ("explain",),
     "robustness": ("attack_run",),
     "compression": ("compress",),
-    "adaptation": ("adapt",),
+    "adaptation": ("adapt", "pretrain"),
     "continual": ("learn",),
     "evidence": ("write_report",),
     "journal": ("Journal",),

@@ -5,16 +5,31 @@
 Interpolate(share=0.3)
 """
 
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from ..choose import choose
+from ..errors import RecipeError
+from ..training import Recipe
 from .adapting import Adapter, AdaptResult, adapt_run
 from .batch_norm import AdaBN, Interpolate, Tent
 from .judging import Judgement, judge
+from .pretraining import PretrainResult, pretrain_and_compare
 from .shift import compare_worlds
 
-__all__ = ["ADAPTERS", "AdaptResult", "Adapter", "Judgement", "adapt", "compare_worlds", "judge", "parse_adapter"]
+__all__ = [
+    "ADAPTERS",
+    "AdaptResult",
+    "Adapter",
+    "Judgement",
+    "PretrainResult",
+    "adapt",
+    "compare_worlds",
+    "judge",
+    "parse_adapter",
+    "pretrain",
+]
 
 ADAPTERS: Mapping[str, Callable[..., Adapter]] = {"interpolate": Interpolate, "adabn": AdaBN, "tent": Tent}
 """Word of ``--by`` -> the adapter, its arguments after colons: ``interpolate:0.3``."""
@@ -55,4 +70,39 @@ def adapt(
     return adapt_run(
         Path(run), unlabelled, labelled, adapter, word, out=None if out is None else Path(out), seed=seed,
         device=device, overwrite=overwrite,
+    )  # fmt: skip
+
+
+def pretrain(
+    data: Path | str | None,
+    recipe: Recipe | None = None,
+    *,
+    by: str = "simclr",
+    out: Path | str | None = None,
+    resume: Path | str | None = None,
+    device: str = "auto",
+    overwrite: bool = False,
+    began: float | None = None,
+) -> PretrainResult:
+    """Pre-train a backbone on images without reading labels; ``train`` takes its run folder as ``weights``.
+
+    Where the images have labels, the k-NN accuracy of its features on held-out test images is measured next to that
+    of the untrained network, of one trained on the labels, and of the embedded one.
+
+    Args:
+        data: images in any layout; None with ``resume``.
+        recipe: model, size, views (``augment``), epochs or budget; what is open is chosen.
+        by: a word of ``training.SELF_SUPERVISED_METHODS``.
+        out: folder of the run. Default: ``runs/DATA-BY``.
+        resume: the folder of an interrupted pre-training, to be continued exactly.
+        began: when the budget began (``time.monotonic()``), or now.
+
+    Raises DataError, RecipeError and ChoiceError for what cannot be pre-trained, TrainingError where it collapses.
+    """
+    if (data is None) == (resume is None):
+        raise RecipeError("Say which images to pre-train on: a folder or archive, or --resume RUN without one.")
+    asked = (recipe or Recipe()).replace(data=None if data is None else str(data))
+    return pretrain_and_compare(
+        asked, by, out=None if out is None else Path(out), resume=None if resume is None else Path(resume),
+        device=device, overwrite=overwrite, began=time.monotonic() if began is None else began,
     )  # fmt: skip

@@ -27,7 +27,7 @@ from .estimators import (
     svm_linear,
     svm_rbf,
 )
-from .few_labels import measure_few_label_baselines
+from .few_labels import embed_published, measure_few_label_baselines
 from .fit import Baseline, LearntFeatures, extract_features, fit_classifier
 
 BASELINES: Mapping[str, Callable[..., Any]] = {

@@ -49,7 +49,7 @@ def measure_few_label_baselines(splits: Splits, *, seed: int = 0) -> dict[str, I
     rows = np.linspace(0, len(test) - 1, min(len(test), MAX_TESTED_IMAGES)).round().astype(np.int64)
     test = test.subset(np.unique(rows))
     on_pixels = train.geometry.channels == 1 and max(train.geometry.size) < PHOTO_SIDE
-    read = _read_pixels if on_pixels else _embed
+    read = _read_pixels if on_pixels else embed_published
     what = "pixels" if on_pixels else "embedded features"
     known, asked = read(train), read(test)
     found = {f"logistic regression on {what}": LogisticRegression(C=0.1 if on_pixels else 1.0, max_iter=1000)}
@@ -67,8 +67,8 @@ def _read_pixels(dataset: Dataset) -> Float[ndarray, "N D"]:
     return (dataset[np.arange(len(dataset))].reshape(len(dataset), -1) / 255).astype(np.float32)
 
 
-def _embed(dataset: Dataset) -> Float[ndarray, "N D"]:
-    """Features of the embedded backbone, of one length."""
+def embed_published(dataset: Dataset) -> Float[ndarray, "N D"]:
+    """Features of the embedded backbone, all of the same length; images below 112 pixels are enlarged for it."""
     side = max(dataset.geometry.size)
     if side < EMBEDDED_SIDE:
         size = (EMBEDDED_SIDE, EMBEDDED_SIDE)

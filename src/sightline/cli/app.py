@@ -68,6 +68,13 @@ COMMANDS = (
         "sightline adapt runs/photos new-camera/ --labelled a-few/ --out runs/photos-there",
     ),
     (
+        MAKE,
+        "pretrain",
+        "pretrain:pretrain",
+        "Pre-train a backbone on images without labels, to start training from.",
+        "sightline pretrain microscopy/ --by simclr --budget 2h --out runs/backbone",
+    ),
+    (
         EXAMINE,
         "check",
         "check:check",

@@ -7,6 +7,7 @@
 """
 
 from .embedding import embedding_precision, time_embedding
+from .knn import predict_knn
 from .similarity import find_lookalikes, nearest_images, rank_outliers
 from .store import backbone_fingerprint, embed_cached, feature_key, predict_logits_cached
 
@@ -17,6 +18,7 @@ __all__ = [
     "feature_key",
     "find_lookalikes",
     "nearest_images",
+    "predict_knn",
     "predict_logits_cached",
     "rank_outliers",
     "time_embedding",

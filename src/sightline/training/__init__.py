@@ -58,9 +58,12 @@ if TYPE_CHECKING:
         validate_recipe,
     )
     from .preparation import prepare, read_dataset, read_splits
+    from .pretraining import Pretraining, pretrain_backbone
+    from .pseudo_labels import SEMI_SUPERVISED_METHODS
     from .refinement import fit_temperature, refine, start_training
     from .run import Run, reopen, resume, train, train_on_splits
     from .run_folder import RunFolder, SilentRunFolder, check_run_folder, create_run_folder
+    from .self_supervised import SELF_SUPERVISED_METHODS
     from .starts import PHOTO_SIDE, build_published_start
     from .transfer import architecture_word
 
@@ -83,6 +86,8 @@ __all__ = [
     "QUALITY_MODELS",
     "RENAMED_FIELDS",
     "SCHEDULES",
+    "SELF_SUPERVISED_METHODS",
+    "SEMI_SUPERVISED_METHODS",
     "BaseHook",
     "CrossEntropy",
     "Deadline",
@@ -94,6 +99,7 @@ __all__ = [
     "Method",
     "Objective",
     "Plan",
+    "Pretraining",
     "Recipe",
     "Run",
     "RunFolder",
@@ -121,6 +127,7 @@ __all__ = [
     "parse_duration",
     "prepare",
     "prepare_features",
+    "pretrain_backbone",
     "read_dataset",
     "read_splits",
     "refine",
@@ -177,9 +184,12 @@ _MEMBERS = {
         "validate_recipe",
     ),
     "preparation": ("prepare", "read_dataset", "read_splits"),
+    "pretraining": ("Pretraining", "pretrain_backbone"),
+    "pseudo_labels": ("SEMI_SUPERVISED_METHODS",),
     "refinement": ("fit_temperature", "refine", "start_training"),
     "run": ("Run", "reopen", "resume", "train", "train_on_splits"),
     "run_folder": ("RunFolder", "SilentRunFolder", "check_run_folder", "create_run_folder"),
+    "self_supervised": ("SELF_SUPERVISED_METHODS",),
     "starts": ("PHOTO_SIDE", "build_published_start"),
     "transfer": ("architecture_word",),
 }

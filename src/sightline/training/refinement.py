@@ -60,7 +60,7 @@ def refine(
     cuts batches that the method needs whole, Interrupted when stopped (resumable) and TrainingError at a loss that
     is not finite in the first epoch, at lower rates too: later, training goes on from the best weights.
     """
-    recipe, onward = plan.recipe, f"Go on with: sightline train --resume {folder.path}"
+    recipe, onward = plan.recipe, f"Go on with: {folder.onward}"
     _check_refinable(classifier, plan, splits, method)
     runtime.seed_torch(recipe.seed + group.rank)  # dropout must not depend on what drew before
     state = start_training(classifier, plan, method)

@@ -270,6 +270,8 @@ def resume(
     """
     runtime.check_main_guard()
     run = RunFolder(Path(folder))
+    if (run.path / "pretraining.json").is_file():
+        raise RecipeError(f"'{folder}' is a pre-training: go on with sightline pretrain --resume {folder}")
     recipe, rival = run.read_recipe(), Rival(run)
     if take_best and not run.read_facts():
         keep_best_epoch(run)

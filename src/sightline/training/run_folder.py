@@ -36,6 +36,11 @@ class RunFolder:
         return self.path / "classifier"
 
     @property
+    def onward(self) -> str:
+        """The command that continues it when it was interrupted."""
+        return f"sightline train --resume {self.path}"
+
+    @property
     def checkpoint(self) -> Path:
         """All that an exact resume needs."""
         return self.path / "last.ckpt"
