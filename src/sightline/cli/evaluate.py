@@ -31,6 +31,13 @@ class EvaluateOptions:
     group: Annotated[
         str | None, _flag("A column of the data's table: accuracy by its values, and the gaps between them.")
     ] = None
+    leave_out: Annotated[
+        str | None,
+        _flag(
+            "A column of the data's table (site, camera, patient group): train without each of its values in turn, and "
+            "test on it. Takes as many trainings."
+        ),
+    ] = None
     compare_with: Annotated[
         Path | None, _flag("With --group: another run on the same images, to compare with.")
     ] = None
@@ -136,15 +143,17 @@ def evaluate(
 
 def _evaluate_more(run: Path, data: "str | Source | None", more: EvaluateOptions, options: Options) -> None:
     """Evaluate groups, uncertainty or out-of-distribution detection, and print it."""
+    from ..comparison import leave_out_run
     from ..evaluation import evaluate_groups_on, evaluate_groups_run, evaluate_ood_run, evaluate_uncertainty_run
     from ..runs import open_moved_run, open_run
 
     if more.compare_with is not None and more.group is None:
         raise RecipeError("--compare-with compares groups: name the column with --group.")
-    if sum((more.group is not None, more.asks_for_uncertainty, more.ood is not None)) > 1:
+    asked = (more.group is not None, more.asks_for_uncertainty, more.ood is not None, more.leave_out is not None)
+    if sum(asked) > 1:
         raise RecipeError(
-            "--group, --ood, and the flags of uncertainty (--risk, --coverage, --conformal-alpha, --save) are "
-            "separate evaluations: run one at a time."
+            "--group, --leave-out, --ood, and the flags of uncertainty (--risk, --coverage, --conformal-alpha, --save) "
+            "are separate evaluations: run one at a time."
         )
     name = {"run": str(run)}
     opened = None if data is None else open_moved_run(run, data, device=options.device)
@@ -166,6 +175,8 @@ def _evaluate_more(run: Path, data: "str | Source | None", more: EvaluateOptions
         value = evaluate_groups_run(opened, more.group, against=other)
         update_report(run)
         emit(name | value, options.json, print_groups)
+    elif more.leave_out is not None:
+        emit({**leave_out_run(opened, more.leave_out).as_json(), **name}, options.json, print_leave_out)
     elif more.ood is not None:
         emit({**evaluate_ood_run(opened, more.ood), **name}, options.json, print_ood)
     else:
@@ -215,6 +226,25 @@ def print_groups(console: "Console", value: Mapping[str, Any]) -> None:
         console.print(make_table(("gap between groups, after", "", "95 % interval"), _gap_rows(value["against"])))
     for remark in value["remarks"]:
         console.print(f"\n{remark}", markup=False)
+
+
+def print_leave_out(console: "Console", value: Mapping[str, Any]) -> None:
+    """Accuracy on each value that was left out, and by the run that saw others of it."""
+    rows = [
+        (
+            one["domain"],
+            f"{one['accuracy']['n']:,}",
+            f"{one['accuracy']['value']:.2%}",
+            _format_bounds(one["accuracy"]),
+            "" if one["inside"] is None else f"{one['inside']['value']:.2%}",
+            "" if one["inside"] is None else f"{_format_bounds(one['inside'])} (n={one['inside']['n']:,})",
+        )
+        for one in value["domains"]
+    ]
+    heads = (value["column"], "images", "left out", "95 % interval", "trained on, run's test", "95 % interval")
+    console.print(make_table(heads, rows))
+    for sentence in value["sentences"]:
+        console.print(f"\n{sentence}", markup=False)
 
 
 def _gap_rows(value: Mapping[str, Any]) -> list[tuple[str, str, str]]:

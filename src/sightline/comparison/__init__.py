@@ -18,5 +18,6 @@ from .label_issues import (
     write_label_issues,
 )
 from .learning_curve import LEARNING_CURVE_SHARES, LearningCurve, learning_curve_run
+from .leave_out import LeaveOut, leave_out_run
 from .model_comparison import compare
 from .ranking import Comparison
