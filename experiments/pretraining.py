@@ -2,7 +2,7 @@
 
     python experiments/pretraining.py [--by simclr] [--minutes 30] [--model resnet20] [--data FOLDER_OF_ZIPS]
 
-The k-NN accuracy of the features on 2,000 test images, 10,000 labelled training images voting, next to that of the
+The k-NN accuracy of the features on 2,000 test images, 5,000 labelled training images voting, next to that of the
 untrained network, of the same network trained on the labels for a quarter of the time, and of the embedded backbone
 (images enlarged to 112 pixels). Published runs take 200 to 1,000 epochs of a network 14 times as large. Stopped, it
 goes on.
@@ -14,8 +14,8 @@ from typing import Any
 from common import arguments, keep
 
 from sightline.adaptation import pretrain
-from sightline.adaptation.pretraining import PRETRAIN_RESULT, PRETRAINING_SHARE
-from sightline.training import Recipe, RunFolder
+from sightline.adaptation.pretraining import PRETRAINING_SHARE
+from sightline.training import KNN_FILE, Recipe, RunFolder
 
 
 def main() -> None:
@@ -27,9 +27,9 @@ def main() -> None:
         model={"default": "resnet20"},
     )
     folder = RunFolder(asked.work / f"pretraining-{asked.by}-{asked.model}-{asked.minutes:g}".replace(":", "-"))
-    done = folder.path / PRETRAIN_RESULT
+    done = folder.path / KNN_FILE
     if asked.fresh or not done.exists():
-        started = folder.checkpoint.exists() and not folder.read_facts() and not asked.fresh
+        started = folder.checkpoint.exists() and not asked.fresh
         budget = f"{60 * asked.minutes / PRETRAINING_SHARE:g}s"
         recipe = Recipe(model=asked.model, budget=budget)
         data = None if started else str(asked.data / "cifar10_jpg.zip")

@@ -213,6 +213,7 @@ def test_an_interrupted_one_resumes_exactly(tmp_path, monkeypatch):
     )  # fmt: skip
     ours, theirs = (one.classifier.state_dict() for one in (whole, resumed))
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    (tmp_path / "run" / "knn.json").write_text("{}")
     with pytest.raises(RecipeError, match=r"is finished\. Use it: sightline train DATA --weights"):
         pretrain(None, resume=tmp_path / "run")
 

@@ -324,6 +324,10 @@ def test_check_finds_an_unlabelled_copy_of_a_test_image(tmp_path, cli):
         ({"semi_supervised": "softmatch", "cpu_replicas": 2}, "leave out --cpu-replicas"),
         ({"semi_supervised": "fixmatch"}, "there is no image without a label: put them in a folder 'unlabelled'"),
         ({"semi_supervised": "fixmatch", "method": "probe"}, "'probe', which trains no network"),
+        (
+            {"semi_supervised": "fixmatch", "adapt": "mcc", "target": "digits"},
+            "--adapt needs one of the two",
+        ),
         ({"semi_supervised": "fixmtch"}, "Did you mean 'fixmatch'"),
         ({"semi_supervised": "fixmatch:ratio=0"}, "ratio must be"),
     ],

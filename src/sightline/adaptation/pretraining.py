@@ -15,16 +15,14 @@ from ..features import predict_knn
 from ..files import write_json
 from ..inference import embed
 from ..metrics import wilson
-from ..training import Pretraining, Recipe, SilentRunFolder, pretrain_backbone, train_on_splits
+from ..training import KNN_FILE, Pretraining, Recipe, SilentRunFolder, pretrain_backbone, train_on_splits
 from ..types import Dataset, Interval
 
-MAX_BANK_IMAGES, MAX_ASKED_IMAGES = 10_000, 2_000
+MAX_BANK_IMAGES, MAX_ASKED_IMAGES = 5_000, 2_000
 """Labelled images that vote in the k-NN, and test images that it is asked about: within 2 points at 95 %."""
 
 PRETRAINING_SHARE = 0.75
 """Share of the budget for pre-training; the supervised network that it is compared with takes the rest."""
-
-PRETRAIN_RESULT = "knn.json"
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,7 +82,7 @@ def pretrain_and_compare(
     result = PretrainResult(
         made.folder.path, made.by, made.images, made.facts["epochs"], knn, tuple(sentences)
     )  # fmt: skip
-    write_json(made.folder.path / PRETRAIN_RESULT, result.as_json())
+    write_json(made.folder.path / KNN_FILE, result.as_json())
     return result
 
 

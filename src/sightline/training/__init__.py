@@ -58,7 +58,7 @@ if TYPE_CHECKING:
         validate_recipe,
     )
     from .preparation import prepare, read_dataset, read_splits
-    from .pretraining import Pretraining, pretrain_backbone
+    from .pretraining import KNN_FILE, Pretraining, pretrain_backbone
     from .pseudo_labels import SEMI_SUPERVISED_METHODS
     from .refinement import fit_temperature, refine, start_training
     from .run import Run, reopen, resume, train, train_on_splits
@@ -75,6 +75,7 @@ __all__ = [
     "FREEZE_SCHEDULES",
     "HEAD_METHODS",
     "INHERIT",
+    "KNN_FILE",
     "LINEAR_PROBE_LR_FACTOR",
     "MEMORY_FORMATS",
     "MITIGATIONS",
@@ -184,7 +185,7 @@ _MEMBERS = {
         "validate_recipe",
     ),
     "preparation": ("prepare", "read_dataset", "read_splits"),
-    "pretraining": ("Pretraining", "pretrain_backbone"),
+    "pretraining": ("KNN_FILE", "Pretraining", "pretrain_backbone"),
     "pseudo_labels": ("SEMI_SUPERVISED_METHODS",),
     "refinement": ("fit_temperature", "refine", "start_training"),
     "run": ("Run", "reopen", "resume", "train", "train_on_splits"),

@@ -30,7 +30,8 @@ from .starts import SMALL_NETWORK, USUAL_NETWORK, default_pixels
 NO_CLASSES = ("no class", "nor this one")
 """The classes of a backbone that knows none: a network must have two."""
 
-PRETRAINING_FILE = "pretraining.json"
+PRETRAINING_FILE, KNN_FILE = "pretraining.json", "knn.json"
+"""How a run was pre-trained, and what its features were compared with at the end."""
 
 MAX_WATCHED_IMAGES, WATCHED_SHARE = 500, 0.05
 """Images, and share of them, that are not trained on, to see whether views of new images are matched too."""
@@ -138,11 +139,12 @@ def pretrain_backbone(
     ``resume`` is the folder of an interrupted one, continued exactly. Raises RecipeError for too few images,
     TrainingError where the features collapse, Interrupted.
     """
-    where, folder = runtime.resolve_device(device), None
+    where, folder, finished = runtime.resolve_device(device), None, dict[str, Any]()
     if resume is not None:
         folder = PretrainingFolder(resume)
         recipe, by = folder.read_recipe(), folder.read_method()
-        if folder.read_facts():
+        finished = folder.read_facts()
+        if finished and (resume / KNN_FILE).is_file():
             raise RecipeError(
                 f"The pre-training '{resume}' is finished. Use it: sightline train DATA --weights {resume}"
             )
@@ -180,7 +182,10 @@ def pretrain_backbone(
         made = replace(made, hooks={**made.hooks, "budget": budget})
     to_memory_format(classifier, plan.recipe.memory_format or "contiguous")
     classifier.provenance |= {"pretrained_by": by, "train_images": len(splits.train)}
-    facts = refine(classifier, plan, splits, made, folder, resume=resume is not None)
+    if finished:  # stopped while its features were compared
+        classifier, facts = Classifier.load(folder.path).to(where), finished
+    else:
+        facts = refine(classifier, plan, splits, made, folder, resume=resume is not None)
     write_bundle_card(folder.bundle, describe_backbone(classifier, by, len(splits.train)))
     if deadline is not None:
         steps = None if facts["steps"] % facts["steps_per_epoch"] == 0 else facts["steps"]

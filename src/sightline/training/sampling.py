@@ -44,13 +44,15 @@ def default_sampling(objective: Objective, recipe: Recipe, train: Dataset) -> tu
     Raises DataError for a class with too few images to compare.
     """
     least, size, count = objective.min_class_images, recipe.batch_size or 0, len(train.classes)
+    if least == 1:  # a class without an image is none of this function's business
+        return None
     if few := [f"{name} ({n})" for name, n in zip(train.classes, train.counts, strict=True) if n < least]:
         raise DataError(
             f"{objective.name} compares images of one class, but of some there are fewer than {least} training images: "
             f"{', '.join(few[:5])}. Add images, leave these classes out, or use --loss cross-entropy."
         )
     places = size // (2 * MIN_CLASS_SHARE)
-    if least == 1 or "sampling" in recipe.fields_set or size >= MIN_CLASS_SHARE * count or places < 2:
+    if "sampling" in recipe.fields_set or size >= MIN_CLASS_SHARE * count or places < 2:
         return None
     return (
         f"classes:{places}",
