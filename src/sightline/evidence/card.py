@@ -30,6 +30,8 @@ def render_card(
     if (trained := provenance.get("train_images")) is not None:
         data += f" ({format_count(trained)} training images)"
     data += f"; tested on {format_count(measured['n'])} images it never saw." if "n" in measured else "."
+    if way := provenance.get("semi_supervised"):
+        data += f" It also learned from images without labels, by `{_escape_code(str(way))}`."
     if by := provenance.get("centred_by"):
         data += f" Features are centred by {format_count(by['images'])} unlabelled images of "
         data += f"`{_escape_code(str(by['data']))}`, of which {format_count(by['test_images'])} are test images."

@@ -88,6 +88,7 @@ def build_classifier(
             "train_images": len(train.labelled),
             "seed": recipe.seed,
             "split_seed": recipe.data_seed,
+            **({} if plan.semi_supervised is None else {"semi_supervised": recipe.semi_supervised}),
             **published,
             **start_provenance(
                 start if recipe.weights is None else Path(recipe.weights).name, network, plan.source
