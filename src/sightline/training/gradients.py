@@ -19,7 +19,7 @@ from .. import runtime
 from ..classifier import Classifier
 from ..layers import FusedKernels, are_kernels_compiled, count_fusable
 from ..types import Batch
-from .losses import ComparesImages, Objective
+from .losses import Objective
 from .recipe import Recipe
 
 Gradients = Callable[[Objective, Batch], Tensor]
@@ -194,9 +194,7 @@ def fused_kernels_may_help(classifier: Classifier, recipe: Recipe, image_passes:
     return image_passes * math.prod(classifier.geometry.size) >= MIN_PIXELS_TO_COMPILE or are_kernels_compiled()
 
 
-def replicas_may_help(
-    classifier: Classifier, recipe: Recipe, objective: Objective, beside: ComparesImages | None = None
-) -> bool:
+def replicas_may_help(classifier: Classifier, recipe: Recipe, objective: Objective, beside: Any = None) -> bool:
     """Whether replicas are worth measuring, one for each thread: large batches on the CPU, exactly repeatable.
 
     ``beside`` is what says whether a batch may be cut, besides the objective.

@@ -8,7 +8,7 @@ loses no digits: 1 - p is never computed.
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Protocol, runtime_checkable
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -331,28 +331,11 @@ def lambda_safe(gamma: float = 3.0) -> float:
     return 1 / (gamma * 2 ** (gamma - 1))
 
 
-@runtime_checkable
-class ComparesImages(Protocol):
-    """What says whether it allows a batch to be cut."""
+def check_cuts(objective: Any, pieces: int, replicas: int, devices: int) -> None:
+    """Raise RecipeError where a batch would be cut although the objective, or a term of it, does not allow it.
 
-    @property
-    def stochastic(self) -> bool:
-        """Draws random numbers."""
-        ...
-
-    @property
-    def across_images(self) -> bool:
-        """Compares the images of a batch with one another."""
-        ...
-
-    @property
-    def name(self) -> str:
-        """What messages call it."""
-        ...
-
-
-def check_cuts(objective: ComparesImages, pieces: int, replicas: int, devices: int) -> None:
-    """Raise RecipeError where a batch would be cut although the objective does not allow it."""
+    ``objective`` has ``name``, ``stochastic`` and ``across_images``.
+    """
     if objective.stochastic and replicas > 1:
         raise RecipeError(
             f"The objective {objective.name} draws random numbers, which replicas would draw in no fixed order: leave "

@@ -128,7 +128,10 @@ class ViewObjective(Objective):
 class ContrastiveObjective(ViewObjective):
     """SimCLR: see ``nt_xent``."""
 
-    name = "SimCLR"
+    @property
+    def name(self) -> str:
+        """What messages call it."""
+        return "SimCLR"
 
     def __init__(self, modules: Mapping[str, nn.Module], views: "Views", temperature: float) -> None:
         super().__init__(modules, views)
@@ -142,7 +145,10 @@ class ContrastiveObjective(ViewObjective):
 class BootstrapObjective(ViewObjective):
     """BYOL: predict what the moving average of the network projects of the other view."""
 
-    name = "BYOL"
+    @property
+    def name(self) -> str:
+        """What messages call it."""
+        return "BYOL"
 
     def __init__(self, modules: Mapping[str, nn.Module], views: "Views", teacher: EMA) -> None:
         super().__init__(modules, views)
