@@ -41,6 +41,7 @@ from .intervals import (
 )
 from .martingale import Bets, ScoreRanks
 from .ranking import TOP_K, OneVsRest, OODMetrics, RocCurve, one_vs_rest, ood_metrics, roc_curve
+from .retrieval import RECALL_AT, RetrievalScores, score_retrieval
 from .sequential import anytime_interval, disagreement_e_value
 from .unlabelled_accuracy import (
     UnlabelledAccuracy,

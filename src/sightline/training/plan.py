@@ -187,6 +187,12 @@ class Plan:
                 f"{freeze}, but the training ends after {recipe.epochs} epochs: choose fewer, or freeze backbone to "
                 "train only the head."
             )
+        mixed = any(getattr(one, "mixes_labels", False) for one in getattr(self.augment, "members", ()))
+        if mixed and self.objective.min_class_images > 1:
+            raise RecipeError(
+                f"The loss {recipe.loss} compares images of one class, so it cannot use mixed images: leave mixup and "
+                "cutmix out of --augment."
+            )
         if recipe.progressive_from and recipe.size and recipe.progressive_from > recipe.size:
             raise RecipeError(
                 f"progressive_from is {recipe.progressive_from}: it must not be above the size, {recipe.size}."
