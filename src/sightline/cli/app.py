@@ -83,6 +83,13 @@ COMMANDS = (
     ),
     (
         EXAMINE,
+        "nearest",
+        "nearest:nearest",
+        "Find the images of a collection that are most like others.",
+        "sightline nearest photos.zip mine.jpg --out nearest.png",
+    ),
+    (
+        EXAMINE,
         "evaluate",
         "evaluate:evaluate",
         "Test a classifier on its test images or on others: metrics, groups, uncertainty.",

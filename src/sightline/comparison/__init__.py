@@ -1,4 +1,4 @@
-"""Many trained, one table: comparison, cross-validation, learning curves and label issues.
+"""Many trained, one table: comparison, cross-validation, learning curves, label issues and similar images.
 
 >>> from sightline.comparison import parse_candidate
 >>> parse_candidate("knn:3@hog").kind
@@ -21,3 +21,4 @@ from .learning_curve import LEARNING_CURVE_SHARES, LearningCurve, learning_curve
 from .leave_out import LeaveOut, leave_out_run
 from .model_comparison import compare
 from .ranking import Comparison
+from .similar_images import find_similar

@@ -64,7 +64,7 @@ def _class_batches(labels: Int64[ndarray, " N"], order: Shuffle, batch_size: int
     for batch in range(count_batches(len(labels), batch_size)):
         for place in range(places):
             label = turn[(batch * places + place) % len(turn)]
-            share = batch_size // places + (place < batch_size % places)
+            share = batch_size // places + ((place + batch) % places < batch_size % places)
             batches.append(images[label].take(range(used[label], used[label] + share), mode="wrap"))
             used[label] += share
     return np.concatenate(batches)

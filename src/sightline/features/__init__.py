@@ -7,11 +7,14 @@
 """
 
 from .embedding import embedding_precision, time_embedding
+from .index import INDEX_SUFFIX, ImageIndex
 from .knn import predict_knn
 from .similarity import find_lookalikes, nearest_images, rank_outliers
 from .store import backbone_fingerprint, embed_cached, feature_key, predict_logits_cached
 
 __all__ = [
+    "INDEX_SUFFIX",
+    "ImageIndex",
     "backbone_fingerprint",
     "embed_cached",
     "embedding_precision",

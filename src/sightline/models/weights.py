@@ -15,6 +15,8 @@ from ..errors import BundleError, DataError
 from ..layers import Network
 from .bundle import check_tensor_header
 
+HEAD_TENSORS = ("head.weight", "head.bias")
+
 STATE_DICT_KEYS = ("state_dict", "model_state_dict", "model_state", "model", "net", "network", "weights")
 """Keys under which trainers save the table of tensors."""
 
@@ -66,11 +68,11 @@ def load_weights(network: Network, file: str | Path, tensors: Tensors | None = N
     given, wanted = ({name: t for name, t in side.items() if name not in apart} for side in (given, wanted))
     head, own = (side.get("head.weight", torch.empty(0, 0)) for side in (given, wanted))
     initial: tuple[str, ...] = ()
-    if "head.weight" in wanted and "head.bias" in given.keys() - wanted.keys():  # another kind of last layer
-        given = {name: t for name, t in given.items() if name not in ("head.weight", "head.bias")}
-        initial = ("head.weight",)
+    if head.ndim == 2 and "head.weight" in wanted and ("head.bias" in given) != ("head.bias" in wanted):
+        given = {name: t for name, t in given.items() if name not in HEAD_TENSORS}  # another kind of last layer
+        initial = tuple(name for name in HEAD_TENSORS if name in wanted)
     if head.ndim == 2 and head.shape[0] != own.shape[0] and head.shape[1] == own.shape[1]:  # other classes
-        initial = tuple(name for name in ("head.weight", "head.bias") if name in wanted)
+        initial = tuple(name for name in HEAD_TENSORS if name in wanted)
     _check_fit(path, given, wanted, initial)
     loaded = [name for name in wanted if name not in initial]
     with torch.no_grad():

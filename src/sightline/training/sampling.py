@@ -44,7 +44,7 @@ def default_sampling(objective: Objective, recipe: Recipe, train: Dataset) -> tu
     Raises DataError for a class with too few images to compare.
     """
     least, size, count = objective.min_class_images, recipe.batch_size or 0, len(train.classes)
-    if least == 1:  # a class without an image is none of this function's business
+    if least == 1:
         return None
     if few := [f"{name} ({n})" for name, n in zip(train.classes, train.counts, strict=True) if n < least]:
         raise DataError(

@@ -30,7 +30,7 @@ HEAD_KEEP_MARGIN = 0.25
 HEAD_TEST_IMAGES = 500
 """Training images by which a loaded head is judged."""
 
-REUSABLE_SURGERY = frozenset({"mirrored", "flip_tta", "grown_head"})
+REUSABLE_SURGERY = frozenset({"mirrored", "flip_tta", "grown_head", "cosine"})
 """Changes of a network after which its weights still fit a new one."""
 
 
@@ -135,7 +135,8 @@ def load_initial_weights(
         return _load_weights_file(network, preprocessing, weights, train.labelled, fresh, keep_head)
     load_weights(network, find_bundle(weights) / "model.safetensors", source.state_dict())
     classes, places = train.classes, {name: k for k, name in enumerate(source.classes)}
-    known = [(row, places[name]) for row, name in enumerate(classes) if name in places]
+    same = fresh.keys() == get_head(source.network).state_dict().keys()
+    known = [(row, places[name]) for row, name in enumerate(classes) if name in places and same]
     with torch.no_grad():
         for name, value in last.state_dict().items():
             value.copy_(fresh[name])
@@ -144,6 +145,8 @@ def load_initial_weights(
     start = f"Started from the {source.architecture.name} of '{weights}'; its head "
     if len(known) == len(classes):
         return f"{start}is kept, because it knows the classes."
+    if not same:
+        return f"{start}starts from random weights, because it is of another kind (--loss)."
     if not known:
         return f"{start}starts from random weights, because it was trained for other classes."
     names = ", ".join(classes[row] for row, _ in known[:5]) + (", ..." if len(known) > 5 else "")
