@@ -16,6 +16,7 @@ INDEX_SUFFIX = ".safetensors"
 INDEX_VERSION = 1
 
 _FORMAT = "sightline image index"
+_CHUNK_COSINES = 2**24
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,18 +47,24 @@ class ImageIndex:
     def search(self, features: Float[ndarray, "Q D"], k: int) -> tuple[Int[ndarray, "Q k"], Float[ndarray, "Q k"]]:
         """The k images nearest to each of Q others, the nearest first, and the cosines of their features.
 
-        Of equally near images the first comes first; k is at most the number of images. Raises DataError where the
-        features are of another length than those of the index.
+        k is at most the number of images. Raises DataError where the features are of another length than those of the
+        index.
         """
         if features.shape[1] != self.features.shape[1]:
             raise DataError(
                 f"The index has {self.features.shape[1]} features an image and these images {features.shape[1]}: both "
                 "must come from the same network."
             )
-        unit = features / np.linalg.norm(features, axis=1, keepdims=True).clip(1e-12)
-        cosines = np.float32(unit) @ self.features.T
-        found = np.argsort(-cosines, axis=1, kind="stable")[:, :k]
-        return found, np.take_along_axis(cosines, found, 1)
+        unit = np.float32(features / np.linalg.norm(features, axis=1, keepdims=True).clip(1e-12))
+        k, rows, near = min(k, len(self)), [], []
+        for some in np.array_split(unit, max(1, len(unit) * len(self) // _CHUNK_COSINES)):
+            cosines = some @ self.features.T
+            best = np.argpartition(-cosines, k - 1, axis=1)[:, :k]
+            values = np.take_along_axis(cosines, best, 1)
+            order = np.lexsort((best, -values), axis=1)
+            rows.append(np.take_along_axis(best, order, 1))
+            near.append(np.take_along_axis(values, order, 1))
+        return np.concatenate(rows), np.concatenate(near)
 
     def save(self, path: Path) -> Path:
         """Write the index to one file, atomically. Raises OutputError where it cannot be written."""

@@ -64,4 +64,4 @@ def score_retrieval(
         precise += (counted.sum(1) / same[rows]).sum()
         average += ((precision * counted).sum(1) / same[rows]).sum()
     recall = dict(zip(at, (hits_at / len(queries)).tolist(), strict=True))
-    return RetrievalScores(recall, precise / len(queries), average / len(queries), len(queries))
+    return RetrievalScores(recall, float(precise / len(queries)), float(average / len(queries)), len(queries))
