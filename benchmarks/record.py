@@ -1,6 +1,7 @@
 """What every benchmark does with its figures: prints them, and keeps them with machine, date and command."""
 
 import json
+import os
 import sys
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -29,10 +30,11 @@ def record(name: str, figures: dict[str, Any], out: Path | None = None) -> None:
 
 
 def shared(argument: str | Path | None) -> Path:
-    """The folder of the large datasets: given, or beside the project."""
-    folder = Path(argument) if argument else Path(__file__).parents[2] / "shared" / "data"
+    """The folder of the large datasets: given, that of SIGHTLINE_DATA, or beside the project."""
+    given = argument or os.environ.get("SIGHTLINE_DATA")
+    folder = Path(given) if given else Path(__file__).parents[2] / "shared" / "data"
     if not folder.is_dir():
-        sys.exit(f"The datasets are not in '{folder}': give their folder as the first argument.")
+        sys.exit(f"The datasets are not in '{folder}': give their folder, or set SIGHTLINE_DATA to it.")
     return folder
 
 
