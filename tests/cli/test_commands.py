@@ -415,6 +415,34 @@ def test_predict_names_files_folders_and_patterns_in_order(cli, run, images):
     assert answer.err == ""
 
 
+@pytest.mark.parametrize("count", [1, 3, 12])
+def test_shards_one_after_the_other_are_all_answers(cli, run, images, tmp_path, count):
+    whole = cli("predict", run, images, "--format", "jsonl").out
+    parts = [tmp_path / f"{number}.jsonl" for number in range(1, count + 1)]
+    for number, part in enumerate(parts, 1):
+        cli("predict", run, images, "--format", "jsonl", "--shard", f"{number}/{count}", "--out", part)
+    wanted, found = (
+        [json.loads(line) for line in text.splitlines()]
+        for text in (whole, "".join(part.read_text() for part in parts))
+    )
+    assert [(one["file"], one["label"]) for one in found] == [(one["file"], one["label"]) for one in wanted]
+    confidences = [one["confidence"] for one in wanted]
+    assert [one["confidence"] for one in found] == pytest.approx(
+        confidences, abs=1e-5
+    )  # batches round differently
+    parts[0].write_text("kept")
+    again = cli("predict", run, images, "--format", "jsonl", "--shard", f"1/{count}", "--out", parts[0])
+    assert "is done" in again.err
+    assert parts[0].read_text() == "kept"
+
+
+@pytest.mark.parametrize("shard", ["0/3", "4/3", "3", "a/b", "-1/2", "13/13"])
+def test_an_impossible_shard_is_refused(cli, run, images, shard):
+    answer = cli("predict", run, images, f"--shard={shard}")
+    assert answer.code == 2
+    assert "--shard" in answer.err
+
+
 def test_every_format_has_the_same_predictions(cli, run, images, tmp_path):
     words = ("predict", run, images, "--top", "2")
     lines = [json.loads(line) for line in cli(*words, "--format", "jsonl").out.splitlines()]

@@ -38,6 +38,7 @@ def predict(
     top: int = 3,
     format: PredictionFormat = "text",
     out: Path | None = None,
+    shard: str | None = None,
     threshold: float | None = None,
     alpha: float | None = None,
     per_class: Switch = False,
@@ -61,6 +62,9 @@ def predict(
         Format of the output.
     out: Path
         Write to this file instead of stdout.
+    shard: str
+        Answer only this part of the images: 3/16 is the third of sixteen, in the order of their names. A file --out
+        that is there was finished before, and is kept.
     threshold: float
         Answer "unknown" below this confidence. Default: the threshold saved in the classifier (evaluate --save).
     alpha: float
@@ -84,8 +88,13 @@ def predict(
         raise ChoiceError("--key-file and --subject are for a service: add its --url.")
     if url is not None and alpha is not None:
         raise ChoiceError("--alpha needs a local classifier, not a service: leave out --url or --alpha.")
+    part = None if shard is None else parse_shard(shard)
+    if part is not None and out is not None and out.exists():
+        sys.stderr.write(f"'{out}' is there already: shard {shard} is done. Delete the file to answer it again.\n")
+        return
     words = (*([] if url is None or run is None else [str(run)]), *images) or ("-",)
-    found = iter([image for word in words for image in _find_images(word)])
+    listed = [image for word in words for image in _find_images(word)]
+    found = iter(listed if part is None else take_shard(listed, *part))
     predictions: Iterable[Prediction]
     if url is not None:
         from ..serving import Client, read_api_key
@@ -99,6 +108,28 @@ def predict(
     else:
         predictions, columns = _predict_locally(str(run), found, options.device, top, threshold, alpha, per_class)
     _write_and_count(out, predictions, "json" if options.json else format, top, columns)
+
+
+def parse_shard(text: str) -> tuple[int, int]:
+    """Number and count of '3/16'; raises ChoiceError for anything else.
+
+    >>> parse_shard("3/16")
+    (3, 16)
+    """
+    number, _, count = text.partition("/")
+    if not (number.isdecimal() and count.isdecimal() and 1 <= int(number) <= int(count)):
+        raise ChoiceError(f"--shard is '{text}': write the number of a part and how many there are, such as 3/16.")
+    return int(number), int(count)
+
+
+def take_shard(images: Sequence[str | bytes], number: int, count: int) -> Sequence[str | bytes]:
+    """Part ``number`` of ``count``, in order: the parts one after the other are all images, none twice.
+
+    Raises DataError where there are fewer images than parts.
+    """
+    if count > len(images):
+        raise DataError(f"--shard asks for {count} parts of {len(images)} images: ask for fewer parts.")
+    return images[len(images) * (number - 1) // count : len(images) * number // count]
 
 
 def _write_and_count(
