@@ -28,15 +28,15 @@ def running_studio(site):
 
 
 @contextmanager
-def open_browser():
-    """A headless Chromium, or a skip where there is none."""
+def open_browser(*words):
+    """A headless Chromium with these further flags, or a skip where there is none."""
     playwright = pytest.importorskip(
         "playwright.sync_api", reason="playwright is not installed: pip install playwright"
     )
     if (chromium := shutil.which("chromium") or shutil.which("chromium-browser")) is None:
         pytest.skip("chromium is not installed")
     with playwright.sync_playwright() as started:
-        browser = started.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        browser = started.chromium.launch(executable_path=chromium, args=["--no-sandbox", *words])
         try:
             yield browser
         finally:

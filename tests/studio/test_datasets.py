@@ -241,3 +241,36 @@ def test_times_of_folders_and_tars(datasets, tmp_path):
     for place in (tmp_path / "f", tmp_path / "f.tar"):
         dataset = datasets.open(datasets.add(place, "x"))
         assert [int(time - 1.5e9) for time in dataset.images.times] == [0, 1]
+
+
+def test_a_split_is_drawn_once_with_each_class_in_its_share_and_copies_together(datasets, tmp_path):
+    names = [(f"{word}/{i}.png", png(100 * k + i)) for k, word in enumerate(("cat", "dog")) for i in range(40)]
+    id = datasets.add(make_zip(tmp_path / "many.zip", dict(names)), "many")
+    copies = [f"cat/{i}.png" for i in range(12)]
+    rows = [["group", "file", "label", "kind"], *([7, one, "cat", "exact"] for one in copies)]
+    datasets.open(id).check_folder.mkdir()
+    write_csv(datasets.open(id).check_folder / "duplicates.csv", rows)
+    made = datasets.draw_split(id, by="ada")
+    found = datasets.open(id)
+    counted = {
+        (word, name): int(((found.splits == word) & (found.now.labels == k)).sum())
+        for word in ("val", "test")
+        for k, name in enumerate(found.now.classes)
+    }
+    assert counted[("val", "dog")] == counted[("test", "dog")] == 6  # 15 % of 40
+    where = dict(zip(map(str, found.now.files), found.splits, strict=True))
+    assert len({where[one] for one in copies}) == 1
+    assert find(found.path).columns["split"].tolist() == found.splits.tolist()
+    with pytest.raises(DataError, match="splits already"):
+        datasets.draw_split(id)
+    for edit in made:
+        datasets.undo(id, edit.number)
+    assert not datasets.open(id).splits.any()
+
+
+def test_a_class_of_two_images_is_not_split(datasets, tmp_path):
+    files = {"cat/1.png": png(1), "cat/2.png": png(2), **{f"dog/{i}.png": png(3 + i) for i in range(5)}}
+    id = datasets.add(make_zip(tmp_path / "few.zip", files), "few")
+    with pytest.raises(DataError, match="'cat' has 2 images"):
+        datasets.draw_split(id)
+    assert datasets.open(id).version == 0

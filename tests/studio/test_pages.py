@@ -229,6 +229,25 @@ def test_the_first_release_answers_without_a_restart(tmp_path):
         assert "Release 1 answers" in client.get("/studio").text
 
 
+def test_a_tried_image_is_kept_only_where_a_person_says_what_it_is(client):
+    def try_image(data, **fields):
+        answer = client.post("/studio/try", data=fields, files={"image": ("x.png", data)}, headers=ORIGIN)
+        return Reader(answer.text).text
+
+    journal, before = client.service.journal, len(client.service.journal.predictions(limit=100))
+    assert "Add this image to the data" in try_image(pictures()[8])
+    assert "Say what it is" in try_image(pictures()[8], add="1", word=" ")
+    assert "circle" in try_image(pictures()[8], add="1", word="Circle")  # a probable slip
+    assert len(journal.predictions(limit=100)) == before
+    assert "Kept as hexagon" in try_image(pictures()[8], add="1", word="hexagon")
+    assert "Kept as Circle" in try_image(pictures()[9], add="new", word="Circle")
+    said = {one.label: one for one in journal.reviews()}
+    assert (said["hexagon"].kind, said["Circle"].kind) == ("new class", "new class")
+    path = journal.image_path(said["hexagon"].row)
+    kept, given = (np.asarray(Image.open(one).convert("RGB")) for one in (path, io.BytesIO(pictures()[8])))
+    assert np.array_equal(kept, given)
+
+
 def test_number_keys_mean_classes_of_that_name():
     assert number_keys(["1", "0", "cat"], [("0", 0.9), ("cat", 0.1)]) == [("0", "0", 0.9), ("1", "1", None)]
     assert number_keys(["cat", "dog", "owl"], [("owl", 0.6), ("cat", 0.3)]) == [

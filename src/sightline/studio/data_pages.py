@@ -270,6 +270,17 @@ def edit_images(visit: Visit) -> Response:
     return _render_grid(visit, *now, message=message, undo=made.number)
 
 
+def split_dataset(visit: Visit) -> Response:
+    """Draw images to validate and to test on."""
+    dataset, view = open_dataset(visit), _read_view(visit)
+    try:
+        made = find_datasets(visit.studio.folder).draw_split(dataset.id, by=visit.session.name)
+    except DataError as error:
+        return _render_grid(visit, dataset, view, problem=str(error))
+    counts = " and ".join(f"{len(one.names):,} to {one.value}" for one in made)
+    return _render_grid(visit, open_dataset(visit), view, message=f"Drawn: {counts}; the page History undoes it.")
+
+
 def _drop_gone_class(dataset: OpenDataset, view: GridView) -> tuple[OpenDataset, GridView]:
     return dataset, replace(view, label=view.label if view.label in dataset.now.classes else "")
 
@@ -373,6 +384,7 @@ DATA_PAGE = Page(
         PageRoute("GET", "/data/{id}/image/{stamp}/{row}", show_thumbnail, "review"),
         PageRoute("GET", "/data/{id}/look/{row}", look_at_image, "review"),
         PageRoute("POST", "/data/{id}/edit", edit_images, "review"),
+        PageRoute("POST", "/data/{id}/split", split_dataset, "admin"),
         PageRoute("POST", "/data/{id}/undo", undo_edit, "review"),
         PageRoute("GET", "/data/{id}/classes", show_classes, "review"),
         PageRoute("POST", "/data/{id}/merge", merge_classes, "admin"),

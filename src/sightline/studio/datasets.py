@@ -34,12 +34,17 @@ from ..sources import (
     normalise_names,
     read_edit_file,
     resolve_edited_place,
+    stratified_subset,
     write_edit_file,
 )
 
 MAX_OPEN_DATASETS = 2
 """Datasets whose names and labels a process holds, about 20 MB for 100,000 images."""
 SPLIT_CHOICES = ("train", "val", "test")
+DRAWN_SHARE = 0.15
+"""Share of each class that validates, and that tests, where the studio draws a split."""
+MIN_IMAGES_TO_SPLIT = 3
+"""Images of each class: one for each split."""
 _ID = re.compile(r"[0-9]{8}-[0-9]{6}-[0-9a-f]{6}")
 
 
@@ -205,6 +210,44 @@ class Datasets:
             check_edit(base, file, edit, seen=seen, new_class=new_class, anyway=anyway)
 
         return append_edit(self.path(id), edit, check)
+
+    def draw_split(self, id: str, *, seed: int = 0, by: str = "") -> tuple[Edit, ...]:
+        """Draw images to validate and to test on where the data has no splits; returns the edits, which may be undone.
+
+        Each class gives its share. Copies that ``check`` found stay in one split: they follow the first of them.
+        Raises DataError where there are splits already, and where a class has too few images.
+        """
+        found = self.open(id)
+        if found.splits.any():
+            raise DataError("There are splits already: move single images from one to another instead.")
+        now, order = found.now, np.random.default_rng(seed).permutation(len(found.now))
+        smallest = np.bincount(now.labels[now.labels >= 0], minlength=len(now.classes))
+        if (smallest < MIN_IMAGES_TO_SPLIT).any():
+            name = now.classes[int(smallest.argmin())]
+            raise DataError(
+                f"'{name}' has {smallest.min()} images: {MIN_IMAGES_TO_SPLIT} are the fewest of which some can test."
+            )
+        leaders: dict[str, str] = {}
+        firsts: dict[str, str] = {}
+        for row in found.read_found("duplicates"):
+            leaders[row["file"]] = firsts.setdefault(row["group"], row["file"])
+        codes, taken = np.full(len(now), "train", object), np.zeros(len(now), bool)
+        for word in ("test", "val"):
+            left = order[~taken[order] & (now.labels[order] >= 0)]
+            share = DRAWN_SHARE * len(now) / len(left)
+            chosen = left[stratified_subset(now.labels[left], np.arange(len(left)), share=share)]
+            codes[chosen], taken[chosen] = word, True
+        place = {str(name): i for i, name in enumerate(now.files)}
+        for name, first in leaders.items():
+            if name in place and first in place:
+                codes[place[name]] = codes[place[first]]
+        return tuple(
+            self.edit(
+                id, Edit(kind="split", names=tuple(map(str, now.files[codes == word])), value=word, by=by),
+                seen=found.version, anyway=True,
+            )
+            for word in ("val", "test")
+        )  # fmt: skip
 
     def undo(self, id: str, number: int, *, by: str = "") -> Edit:
         """Take back edit ``number``; raises DataError where that is not possible."""
