@@ -246,3 +246,4 @@ def test_the_command_offers_labels_first_and_says_what_was_measured(home, tmp_pa
     ):
         assert part in said, part
     assert (tmp_path / "out" / "report.html").is_file()
+    assert "which labelled images of that world proved to help" in (tmp_path / "out" / "README.md").read_text()

@@ -125,7 +125,7 @@ def adapt_run(
     if run is None:
         adapted.save(folder.bundle)
         return replace(result, place=folder.bundle)
-    result = replace(result, place=folder.path, run=_write_run(folder, run, adapted, result))
+    result = replace(result, place=folder.path, run=write_adapted_run(folder, run, adapted, result))
     write_json(folder.path / ADAPTATION_FILE, result.as_json())
     return result
 
@@ -201,7 +201,7 @@ def describe(judgement: Judgement | None, source: Classifier) -> tuple[str, ...]
     return (said[judgement.verdict],)
 
 
-def _write_run(folder: RunFolder, source: Run, adapted: Classifier, result: AdaptResult) -> Run:
+def write_adapted_run(folder: RunFolder, source: Run, adapted: Classifier, result: AdaptResult) -> Run:
     """Write the adapted run; ``recipe.toml``, which makes it a run, comes last."""
     recipe = source.recipe.replace(weights=None)
     facts: Mapping[str, Any] = {**source.facts, "epochs": 0, "best_epoch": 0, "val_accuracy": None, "remarks": []}

@@ -199,9 +199,8 @@ def tell_apart(source: Float[ndarray, "N D"], target: Float[ndarray, "M D"]) -> 
     worlds = np.repeat([0, 1], [len(source), len(target)])
     folds = StratifiedKFold(FEATURE_FOLDS, shuffle=True, random_state=0)
     made = make_pipeline(StandardScaler(), LogisticRegression(C=FEATURE_PENALTY, max_iter=1000))
-    scores = cross_val_predict(
-        made, np.concatenate([source, target]), worlds, cv=folds, method="decision_function"
-    )
+    images = np.concatenate([source, target])
+    scores = np.asarray(cross_val_predict(made, images, worlds, cv=folds, method="decision_function"))
     return share_larger(scores[worlds == 1], scores[worlds == 0])
 
 

@@ -35,6 +35,11 @@ def render_card(
     if by := provenance.get("centred_by"):
         data += f" Features are centred by {format_count(by['images'])} unlabelled images of "
         data += f"`{_escape_code(str(by['data']))}`, of which {format_count(by['test_images'])} are test images."
+    for step in provenance.get("adapted", ()):
+        data += f" Then adapted ({_escape_code(str(step['by']))}) to {format_count(step['images'])} images of "
+        data += f"`{_escape_code(str(step['target']))}` without labels, which labelled images of that world "
+        data += "proved to help" if step["verified"] else "have not proved to help (unverified)"
+        data += "; the temperature was fitted before."
     if provenance.get("data_fingerprint"):
         data += f" Fingerprint of the files: `{_escape_code(str(provenance['data_fingerprint']))}`."
     parts = [

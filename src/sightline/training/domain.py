@@ -8,7 +8,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -56,8 +56,8 @@ class DomainTerm(ABC):
 
     weight: float = 1.0
     """Factor of the term; 0 is the plain training."""
-    stochastic: ClassVar[bool] = False
-    across_images: ClassVar[bool] = True
+    stochastic = False
+    across_images = True
     """A term compares images of the batch with one another, so the batch must not be cut."""
 
     def __post_init__(self) -> None:
