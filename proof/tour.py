@@ -25,7 +25,7 @@ from typing import Any, Literal
 
 import numpy as np
 from PIL import Image
-from playwright.sync_api import Locator, Page, Request, sync_playwright
+from playwright.sync_api import ConsoleMessage, Locator, Page, Request, sync_playwright
 from traffic import keep
 
 from sightline.serving import Client
@@ -51,9 +51,14 @@ class Tour:
         self.faults: list[str] = []
         self.seconds: dict[str, float] = {}
         self.began = time.perf_counter()
-        page.on("console", lambda one: one.type == "error" and self.faults.append(one.text))
+        page.on("console", self.check_message)
         page.on("pageerror", lambda error: self.faults.append(str(error)))
         page.on("request", self.check_request)
+
+    def check_message(self, message: ConsoleMessage) -> None:
+        """Note an error of the browser's console."""
+        if message.type == "error":
+            self.faults.append(message.text)
 
     def check_request(self, request: Request) -> None:
         """Note a request that leaves the machine."""
@@ -172,7 +177,8 @@ def fade(data: bytes) -> bytes:
     """A digit as poor light shows it: light grey on grey."""
     low, high = FAINT
     stream = io.BytesIO()
-    Image.open(io.BytesIO(data)).convert("L").point(lambda v: low + v * (high - low) // 255).save(stream, "PNG")
+    pixels = np.asarray(Image.open(io.BytesIO(data)).convert("L"), np.int64)
+    Image.fromarray(np.uint8(low + pixels * (high - low) // 255)).save(stream, "PNG")
     return stream.getvalue()
 
 

@@ -3,7 +3,7 @@
 import sys
 from pathlib import Path
 
-from helpers.studio_browser import open_browser, running_studio
+from helpers.studio_browser import Tab, open_browser, running_studio
 from sightline.cli.output import evaluate_and_report
 from sightline.serving import current_number, list_releases
 from sightline.studio.datasets import find_datasets
@@ -36,5 +36,15 @@ def test_thirty_answers_by_keyboard_improve_a_release(shared_data, tmp_path):
         assert answered["corrected"] >= 10
         steps.improve(tour)
         assert tour.faults == []
+        tab = Tab(page.context, address)
+        job = page.url.split("/studio")[1]
+        for width, scheme in ((1000, "light"), (390, "dark")):
+            tab.page.set_viewport_size({"width": width, "height": 800})
+            tab.page.emulate_media(color_scheme=scheme)
+            for path in ("/runs/digits", "/runs/digits/ship", "/teach?run=digits", "/try", "/train", "/live", job):
+                tab.go(f"/studio{path}")
+                tab.page.wait_for_load_state("networkidle")
+                assert tab.violations() == []
+                assert tab.page.evaluate("document.documentElement.scrollWidth") <= width, path
         assert [one.number for one in list_releases(tmp_path / "site")] == [1, 2]  # improved twice, released once
         assert current_number(tmp_path / "site") == 1  # and gone back
