@@ -68,6 +68,7 @@ def main() -> None:
         __doc__,
         parts={"nargs": "*", "default": PARTS, "choices": PARTS},
         terms={"nargs": "*", "default": TERMS, "choices": TERMS},
+        lr={"type": float, "default": 0.01, "help": "of MNIST-M: the peak rate"},
         epochs={"type": int, "default": 19, "help": "of MNIST-M: 19 are 3,000 steps"},
     )
     book, figures = notebook("adaptation", asked), {}
@@ -268,7 +269,7 @@ def coloured(grey: Dataset, pixels: ndarray) -> Dataset:
 def measure_mnist_m(asked: Any, book: Any) -> dict[str, Any]:
     """MNIST to MNIST-M; training images, photos and test images of one never meet those of the other."""
     lines: dict[str, list[dict[str, Any]]] = {word: [] for word in asked.terms}
-    recipe = SMALL.replace(epochs=asked.epochs)
+    recipe = SMALL.replace(epochs=asked.epochs, lr=asked.lr)
     for seed in range(asked.seeds):
         worlds = None
         for word in asked.terms:
