@@ -48,9 +48,9 @@ proof: $(VENV)/equipped ## long protocols, run by hand: what no test has the tim
 	@OMP_NUM_THREADS=1 $(BIN)/python proof/hostile.py
 	@OMP_NUM_THREADS=1 $(BIN)/python proof/soak.py
 	@OMP_NUM_THREADS=1 $(BIN)/python proof/postgres.py
-	@OMP_NUM_THREADS=1 $(BIN)/python proof/tour.py
 	@OMP_NUM_THREADS=1 $(BIN)/python experiments/continual.py --suites cifar-reduced --seeds 3 --workers 2
 	@OMP_NUM_THREADS=1 $(BIN)/python experiments/season.py --seeds 3 --plot docs/pictures/season.png
+	@OMP_NUM_THREADS=1 $(BIN)/python proof/tour.py
 
 clean:           ## remove the environment and caches
 	rm -rf $(VENV) .pytest_cache .ruff_cache
