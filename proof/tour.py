@@ -1,12 +1,12 @@
 """Goes through the studio from an empty folder to an improved release, and takes the pictures of docs/tour.md.
 
-    python proof/tour.py --data FOLDER [--work FOLDER] [--answers 30] [--pictures]
+    python proof/tour.py --data FOLDER [--work FOLDER] [--corrections 30] [--pictures]
 
 A real browser (Chromium by Playwright) and real digits: FOLDER holds mnist_png.zip. The training images of the zip are
-clear; half of its test images, and half of the requests that come later, are faint, as if taken in poor light.
-The zip is dropped, checked, trained on and published; a person answers ``--answers`` requests by keyboard, and the
-release is improved. After the file is chosen everything is done by keyboard. The script fails if a step does, if the
-browser's console has an error, or if a request leaves the machine. ``passed`` is whether the gate let the improved
+white on black; half of its test images, and all requests that come later, are black on white, as a scanner shows them.
+The zip is dropped, checked, trained on and published; a person answers by keyboard until ``--corrections`` requests are
+corrected, and the release is improved. After the file is chosen everything is done by keyboard. The script fails if a
+step does, if the browser's console has an error, or if a request leaves the machine. ``passed`` is whether the gate let the improved
 release pass; only then it is compared with the one before, and rolled back. Writes ``proof/results/tour.json``, and
 with ``--pictures`` those of docs/tour.md.
 """
@@ -36,8 +36,8 @@ PICTURES = Path(__file__).resolve().parents[1] / "docs" / "pictures"
 CODE = "import sys; from sightline.cli import main; sys.exit(main())"
 TRAIN_IMAGES, TEST_IMAGES, REQUESTS = 60, 100, 60
 """Of each digit."""
-FAINT = 150, 220
-"""Grey values of ground and digit; clear ones are white on black."""
+MAX_ANSWERS = 100
+"""Answers that a person has the patience for."""
 PATHS = {"Data": "data", "Train": "train", "Trust": "runs", "Try": "try", "Review": "review", "Live": "live"}
 MAX_TABS, MAX_MINUTES = 80, 15
 COLOURS = 128
@@ -113,7 +113,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=os.environ.get("SIGHTLINE_DATA"))
     parser.add_argument("--work", type=Path)
-    parser.add_argument("--answers", type=int, default=30)
+    parser.add_argument("--corrections", type=int, default=30)
     parser.add_argument("--brief", action="store_true", help="without what check finds")
     parser.add_argument("--pictures", action="store_true", help="take those of docs/tour.md again")
     parser.add_argument("--out", type=Path)
@@ -142,7 +142,7 @@ def main() -> None:
                 check(tour)
             train(tour)
             read_and_publish(tour)
-            found = {**serve_and_answer(tour, requests, asked.answers), **improve(tour)}
+            found = {**serve_and_answer(tour, requests, asked.corrections), **improve(tour)}
             browser.close()
     finally:
         studio.terminate()
@@ -153,7 +153,7 @@ def main() -> None:
 
 
 def write_digits(source: Path, work: Path) -> tuple[Path, list[tuple[str, bytes]]]:
-    """A zip to learn from, and (label, file) of the requests: of each second test image and request a faint copy."""
+    """A zip to learn from, and (label, file) of the requests; each second test image and every request is inverted."""
     images = find(source)
     order, requests = np.random.default_rng(0).permutation(len(images.labels)), []
     with zipfile.ZipFile(work / "digits.zip", "w") as archive:
@@ -167,20 +167,17 @@ def write_digits(source: Path, work: Path) -> tuple[Path, list[tuple[str, bytes]
             for row in own["train"][:TRAIN_IMAGES]:
                 archive.writestr(f"train/{name}/{row}.png", images.read(row))
             for i, row in enumerate(own["test"][:TEST_IMAGES]):
-                archive.writestr(f"test/{name}/{row}.png", fade(images.read(row)) if i % 2 else images.read(row))
+                archive.writestr(f"test/{name}/{row}.png", invert(images.read(row)) if i % 2 else images.read(row))
             asked = own["train"][TRAIN_IMAGES : TRAIN_IMAGES + REQUESTS]
-            requests += [
-                (name, fade(images.read(row)) if i % 2 else images.read(row)) for i, row in enumerate(asked)
-            ]
+            requests += [(name, invert(images.read(row))) for row in asked]
     return work / "digits.zip", [requests[i] for i in np.random.default_rng(1).permutation(len(requests))]
 
 
-def fade(data: bytes) -> bytes:
-    """A digit as poor light shows it: light grey on grey."""
-    low, high = FAINT
+def invert(data: bytes) -> bytes:
+    """A digit as a scanner shows it: black on white."""
     stream = io.BytesIO()
-    pixels = np.asarray(Image.open(io.BytesIO(data)).convert("L"), np.int64)
-    Image.fromarray(np.uint8(low + pixels * (high - low) // 255)).save(stream, "PNG")
+    pixels = np.asarray(Image.open(io.BytesIO(data)).convert("L"))
+    Image.fromarray(255 - pixels).save(stream, "PNG")
     return stream.getvalue()
 
 
@@ -238,7 +235,7 @@ def read_and_publish(tour: Tour) -> None:
 
 
 def serve_and_answer(tour: Tour, requests: list[tuple[str, bytes]], count: int) -> dict[str, int]:
-    """Let images come as requests, and answer ``count`` of the queue by keyboard; how many were corrected."""
+    """Let images come as requests, and answer the queue by keyboard until ``count`` were corrected."""
     page, truth, right = tour.page, {}, 0
     with Client(tour.home) as client:
         for first in range(0, len(requests), 50):
@@ -255,14 +252,14 @@ def serve_and_answer(tour: Tour, requests: list[tuple[str, bytes]], count: int) 
     tour.picture("try")
     tour.done("requests")
     tour.open("Review")
-    wrong = 0
-    for number in range(count):
+    wrong = answered = 0
+    while wrong < count and answered < MAX_ANSWERS:
         id = page.locator("input[name=id]").get_attribute("value", timeout=60_000) or ""
         label, said = truth[id]
-        if number == 2:
+        if answered == 2:
             page.wait_for_load_state("networkidle")
             tour.picture("review")
-        wrong += said != label
+        wrong, answered = wrong + (said != label), answered + 1
         others = page.locator("input[name=followers]")
         for k in range(others.count()):  # those that look like it, and are another digit
             if truth[others.nth(k).get_attribute("value") or ""][0] != label:
@@ -273,7 +270,7 @@ def serve_and_answer(tour: Tour, requests: list[tuple[str, bytes]], count: int) 
     tour.done("answers")
     tour.open("Live")
     tour.picture("live")
-    return {"requests": len(requests), "right": right, "answered": count, "corrected": wrong}
+    return {"requests": len(requests), "right": right, "answered": answered, "corrected": wrong}
 
 
 def improve(tour: Tour) -> dict[str, Any]:

@@ -97,13 +97,14 @@ def _find_images(data: str, limit: int | None) -> Source:
 def _published_geometry(source: Source) -> Geometry:
     """How images become pixels for the published network, as its card says; small pictures are enlarged by less."""
     card = find_card(QUALITY_MODELS["standard"].split(":")[1])
+    filter: Any = card.interpolation
     side = card.size if survey(source).short_side.median >= PHOTO_SIDE else card.size // 2
     return Geometry(
         size=(side, side),
         channels=3,
         resize_mode="crop",
         crop_fraction=card.crop_fraction,
-        interpolation=card.interpolation,
+        interpolation=filter,
     )
 
 

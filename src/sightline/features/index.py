@@ -39,7 +39,7 @@ class ImageIndex:
     def build(cls, features: Float[ndarray, "N D"], files: ndarray, labels: ndarray, **facts: Any) -> "ImageIndex":
         """An index of features of any length."""
         length = np.linalg.norm(features, axis=1, keepdims=True).clip(1e-12)
-        return cls(np.float32(features / length), np.asarray(files, str), np.asarray(labels, str), facts)
+        return cls((features / length).astype(np.float32), np.asarray(files, str), np.asarray(labels, str), facts)
 
     def __len__(self) -> int:
         return len(self.files)
@@ -55,7 +55,7 @@ class ImageIndex:
                 f"The index has {self.features.shape[1]} features an image and these images {features.shape[1]}: both "
                 "must come from the same network."
             )
-        unit = np.float32(features / np.linalg.norm(features, axis=1, keepdims=True).clip(1e-12))
+        unit = (features / np.linalg.norm(features, axis=1, keepdims=True).clip(1e-12)).astype(np.float32)
         k, rows, near = min(k, len(self)), [], []
         for some in np.array_split(unit, max(1, len(unit) * len(self) // _CHUNK_COSINES)):
             cosines = some @ self.features.T

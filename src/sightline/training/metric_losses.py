@@ -108,7 +108,7 @@ class MetricLoss(Objective):
     label_smoothing: float = 0.0
     class_weights: tuple[float, ...] | None = None
     """Of the cross-entropy: one weight for each class."""
-    across_images: ClassVar[bool] = True
+    across_images = True
     min_class_images: ClassVar[int] = 2
 
     def __post_init__(self) -> None:
