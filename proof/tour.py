@@ -6,9 +6,9 @@ A real browser (Chromium by Playwright) and real digits: FOLDER holds mnist_png.
 white on black; half of its test images, and all requests that come later, are black on white, as a scanner shows them.
 The zip is dropped, checked, trained on and published; a person answers by keyboard until ``--corrections`` requests are
 corrected, and the release is improved. After the file is chosen everything is done by keyboard. The script fails if a
-step does, if the browser's console has an error, or if a request leaves the machine. ``passed`` is whether the gate let the improved
-release pass; only then it is compared with the one before, and rolled back. Writes ``proof/results/tour.json``, and
-with ``--pictures`` those of docs/tour.md.
+step does, if the browser's console has an error, or if a request leaves the machine. ``passed`` is whether the gate let
+the improved release pass; only then it is compared with the one before, and rolled back. Writes
+``proof/results/tour.json``, and with ``--pictures`` those of docs/tour.md.
 """
 
 import argparse
