@@ -59,7 +59,7 @@ class Tour:
     def check_message(self, message: ConsoleMessage) -> None:
         """Note an error of the browser's console."""
         if message.type == "error":
-            self.faults.append(message.text)
+            self.faults.append(f"{self.page.url}, {message.location}: {message.text}")
 
     def check_request(self, request: Request) -> None:
         """Note a request that leaves the machine."""
@@ -292,6 +292,7 @@ def improve(tour: Tour) -> dict[str, Any]:
     tour.press("Compare release 1 with release 2")
     page.wait_for_url("**/studio/jobs/*")
     tour.finish_job()
+    page.get_by_text("Release 1 and release 2, image by image").wait_for()
     tour.picture("difference")
     tour.done("compare")
     tour.open("Live")

@@ -152,8 +152,8 @@ def rollback_words(visit: Visit) -> list[str]:
 
 
 def compare_words(visit: Visit) -> list[str]:
-    """``releases SITE diff N M``, with a sheet of the images that become wrong."""
-    first, second = (release_number(visit, name) for name in ("first", "second"))
+    """``releases SITE diff N M``, from the older to the newer, with a sheet of the images that become wrong."""
+    first, second = sorted((release_number(visit, name) for name in ("first", "second")), key=int)
     if first == second:
         raise RequestError(422, "Choose two different releases to compare.")
     return ["releases", str(visit.site), "diff", first, second, "--out={job}/sheet.png"]
