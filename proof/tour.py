@@ -67,7 +67,7 @@ class Tour:
             self.faults.append(f"{request.url} leaves the machine")
 
     def picture(self, name: str) -> None:
-        """Save what the window shows, with the caret: hiding it leaves an empty style that htmx copies, against the CSP."""
+        """Save what the window shows; the caret too, as hiding it leaves a style that htmx copies, against the CSP."""
         if not self.pictures:
             return
         self.page.wait_for_timeout(400)
