@@ -116,6 +116,8 @@ class Job:
     def reason(self) -> str:
         """Why it ended, in one sentence; what it does while it runs."""
         lines, _ = self.log()
+        if self.state == "done":  # the signs of progress are over
+            lines = [line for line in lines if not (_STEPS.search(line) or line.startswith("Stage: "))]
         last = next((line for line in reversed(lines) if line.strip()), "").removeprefix("sightline: ")
         if self.state == "waiting":
             return "It starts when the job before it has ended."
