@@ -6,9 +6,9 @@ A real browser (Chromium by Playwright) and real digits: FOLDER holds mnist_png.
 white on black; half of its test images, and all requests that come later, are black on white, as a scanner shows them.
 The zip is dropped, checked, trained on and published; a person answers by keyboard until ``--corrections`` requests are
 corrected, and the release is improved. After the file is chosen everything is done by keyboard. The script fails if a
-step does, if the browser's console has an error, or if a request leaves the machine. ``passed`` is whether the gate let
-the improved release pass; only then it is compared with the one before, and rolled back. Writes
-``proof/results/tour.json``, and with ``--pictures`` those of docs/tour.md.
+step does, if the browser's console has an error, if axe finds anything serious in a page it shows, in both themes, or
+if a request leaves the machine. ``passed`` is whether the gate let the improved release pass; only then it is compared
+with the one before, and rolled back. Writes ``proof/results/tour.json``, and with ``--pictures`` those of docs/tour.md.
 """
 
 import argparse
@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+from axe_playwright_python.sync_playwright import Axe
 from PIL import Image
 from playwright.sync_api import ConsoleMessage, Locator, Page, Request, sync_playwright
 from traffic import keep
@@ -67,7 +68,15 @@ class Tour:
             self.faults.append(f"{request.url} leaves the machine")
 
     def picture(self, name: str) -> None:
-        """Save what the window shows; the caret too, as hiding it leaves a style that htmx copies, against the CSP."""
+        """Let axe look at the page in both themes, and save what the window shows.
+
+        The caret too: hiding it leaves an empty style, which htmx copies against the CSP.
+        """
+        for scheme in ("dark", "light"):
+            self.page.emulate_media(color_scheme=scheme)
+            for one in Axe().run(self.page).response["violations"]:
+                if one["impact"] in ("serious", "critical"):
+                    self.faults.append(f"axe on {name}, {scheme}: {one['id']}, {one['nodes'][0]['target']}")
         if not self.pictures:
             return
         self.page.wait_for_timeout(400)
