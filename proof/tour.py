@@ -56,6 +56,7 @@ class Tour:
         page.on("console", self.check_message)
         page.on("pageerror", lambda error: self.faults.append(str(error)))
         page.on("request", self.check_request)
+        page.on("filechooser", lambda _: None)  # so that no dialog opens before somebody waits for one
 
     def check_message(self, message: ConsoleMessage) -> None:
         """Note an error of the browser's console."""
