@@ -30,7 +30,7 @@ def record(name: str, figures: dict[str, Any], out: Path | None = None) -> None:
 
 
 def shared(argument: str | Path | None) -> Path:
-    """The folder of the large datasets: given, that of SIGHTLINE_DATA, or beside the project."""
+    """The folder of the large datasets: the argument, else SIGHTLINE_DATA, else shared/data next to the project."""
     given = argument or os.environ.get("SIGHTLINE_DATA")
     folder = Path(given) if given else Path(__file__).parents[2] / "shared" / "data"
     if not folder.is_dir():

@@ -128,11 +128,25 @@ def test_images_without_labels_are_searched_too(digits, tmp_path, capsys):
     assert value["queries"][0]["nearest"][0]["file"] == one.name
 
 
+def test_an_image_without_a_label_has_no_class(digits, tmp_path):
+    mixed = tmp_path / "mixed"
+    shutil.copytree(digits, mixed)
+    shutil.copytree(mixed / "0", mixed / "unlabelled")
+    shutil.rmtree(mixed / "0")
+    asked = sorted((mixed / "unlabelled").iterdir())[0]
+    value = find_similar(str(mixed), [str(asked)], k=1)
+    assert value["images"] == 40
+    assert value["retrieval"]["images"] == 30
+    (found,) = value["queries"]
+    assert found["nearest"][0]["file"] == f"unlabelled/{asked.name}"
+    assert found["nearest"][0]["label"] == ""
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"images": ["none.png"]}, "none.png"),
-        ({"k": 0}, "-k is 0"),
+        ({"k": 0}, "--count is 0"),
         ({"save": "index.txt"}, "end it in .safetensors"),
         ({"data": "nowhere"}, "nothing at 'nowhere'"),
     ],

@@ -90,7 +90,7 @@ class LeaveOut:
 def leave_out_run(run: Run, column: str) -> LeaveOut:
     """Train by the run's recipe on all its images but those of one value of ``column``, for each value in turn.
 
-    All labelled images of the run take part; those of training split off their validation anew, as in the run. Finished
+    All labelled images of the run take part; training images split off their own validation, as in the run. Finished
     trainings are kept in the run and not repeated. Writes ``leave_out.json`` into the run.
 
     Raises DataError where there is no such column, or it has not 2 to 30 values with enough images of two classes.

@@ -55,7 +55,7 @@ def find_similar(
     Raises DataError, with the remedy, for data, images or an index that cannot be used.
     """
     if k < 1:
-        raise DataError(f"-k is {k}: at least one image must be looked for.")
+        raise DataError(f"--count is {k}: it must be at least 1.")
     place = runtime.resolve_device(device)
     if Path(data).suffix == INDEX_SUFFIX and Path(data).is_file():
         index = ImageIndex.load(Path(data))
@@ -121,7 +121,7 @@ def _build_index(data: str, run: Path | None, limit: int | None, device: Any) ->
     index = ImageIndex.build(
         embed_cached(classifier, dataset),
         dataset.files.astype(str),
-        np.array(dataset.classes, str)[dataset.labels],
+        np.array([*dataset.classes, ""], str)[dataset.labels],  # UNLABELLED, -1, is the last: no name
         data=str(Path(data).resolve()) if Path(data).exists() else data,
         network=network,
         run=None if run is None else str(run.resolve()),
@@ -150,11 +150,12 @@ def _open_network(index: ImageIndex, run: Path | None, device: Any) -> Classifie
 
 def _score(index: ImageIndex) -> dict[str, Any] | None:
     """How often the nearest images are of the same class; None where classes are not known."""
-    classes, labels = np.unique(index.labels, return_inverse=True)
+    labelled = np.flatnonzero(index.labels != "")
+    rows = labelled[np.sort(runtime.permutation(len(labelled), 0)[:MAX_SCORED_IMAGES])]
+    classes, labels = np.unique(index.labels[rows], return_inverse=True)
     if len(classes) < 2 or np.bincount(labels).max() < 2:
         return None
-    rows = np.sort(runtime.permutation(len(index), 0)[:MAX_SCORED_IMAGES])
-    return score_retrieval(index.features[rows], labels[rows]).as_json() | {"images": len(rows)}
+    return score_retrieval(index.features[rows], labels).as_json() | {"images": len(rows)}
 
 
 def _decode_queries(images: Sequence[str], geometry: Geometry) -> tuple[list[str], ndarray, list[str]]:
