@@ -68,7 +68,18 @@ def list_members(family: str = "", /, *, options: OutputOptions = OUTPUT_DEFAULT
     from ..preprocessing import CHANNEL_STATISTICS, NORMALISATIONS, PIXEL_FILTERS
     from ..robustness import CORRUPTIONS
     from ..sources import BUILTIN_DATASETS, PUBLISHED_DATASETS
-    from ..training import FREEZE_SCHEDULES, MITIGATIONS, OBJECTIVES, OPTIMIZERS, PRESETS, SCHEDULES
+    from ..training import (
+        DOMAIN_TERMS,
+        FREEZE_SCHEDULES,
+        MITIGATIONS,
+        OBJECTIVES,
+        OPTIMIZERS,
+        PRESETS,
+        SAMPLINGS,
+        SCHEDULES,
+        SELF_SUPERVISED_METHODS,
+        SEMI_SUPERVISED_METHODS,
+    )
     from ..tuning import SEARCHES
 
     known = {
@@ -81,6 +92,10 @@ def list_members(family: str = "", /, *, options: OutputOptions = OUTPUT_DEFAULT
         ],
         "augmentations": lambda: _member_lines(AUGMENTATIONS),
         "losses": lambda: _member_lines(OBJECTIVES),
+        "samplings": lambda: _member_lines(SAMPLINGS),
+        "semi-supervised": lambda: _member_lines(SEMI_SUPERVISED_METHODS),
+        "self-supervised": lambda: _member_lines(SELF_SUPERVISED_METHODS),
+        "domain-terms": lambda: _member_lines(DOMAIN_TERMS),
         "attacks": lambda: _member_lines(ATTACKS),
         "optimizers": lambda: _member_lines(OPTIMIZERS),
         "initialisations": lambda: _member_lines(INITIALISATIONS),
@@ -115,8 +130,9 @@ def list_members(family: str = "", /, *, options: OutputOptions = OUTPUT_DEFAULT
 
 def _member_lines(family: Mapping[str, Any]) -> list[dict[str, object]]:
     return [
-        {"name": name, "what": (member.__doc__ or "").strip().partition("\n")[0].replace("``", "")}
+        {"name": name, "what": member.__doc__.strip().partition("\n")[0].replace("``", "")}
         for name, member in family.items()
+        if member.__doc__  # "none" has nothing to say
     ]
 
 

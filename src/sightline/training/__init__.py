@@ -28,6 +28,7 @@ if TYPE_CHECKING:
         to_memory_format,
     )
     from .distributed import is_secondary
+    from .domain import DOMAIN_TERMS
     from .estimate import estimate_cost, find_lr
     from .fairness import BLANK_GROUP
     from .fit import Method, TrainingState, optimise
@@ -63,6 +64,7 @@ if TYPE_CHECKING:
     from .refinement import fit_temperature, refine, start_training
     from .run import Run, reopen, resume, train, train_on_splits
     from .run_folder import RunFolder, SilentRunFolder, check_run_folder, create_run_folder
+    from .sampling import SAMPLINGS
     from .self_supervised import SELF_SUPERVISED_METHODS
     from .starts import PHOTO_SIDE, build_published_start
     from .transfer import architecture_word
@@ -71,6 +73,7 @@ __all__ = [
     "ADAPTATION_IMAGES",
     "BLANK_GROUP",
     "CLASS_WEIGHTINGS",
+    "DOMAIN_TERMS",
     "EMA",
     "FREEZE_SCHEDULES",
     "HEAD_METHODS",
@@ -86,6 +89,7 @@ __all__ = [
     "PRETRAINED",
     "QUALITY_MODELS",
     "RENAMED_FIELDS",
+    "SAMPLINGS",
     "SCHEDULES",
     "SELF_SUPERVISED_METHODS",
     "SEMI_SUPERVISED_METHODS",
@@ -155,6 +159,7 @@ _MEMBERS = {
         "to_memory_format",
     ),
     "distributed": ("is_secondary",),
+    "domain": ("DOMAIN_TERMS",),
     "estimate": ("estimate_cost", "find_lr"),
     "fairness": ("BLANK_GROUP",),
     "fit": ("Method", "TrainingState", "optimise"),
@@ -190,6 +195,7 @@ _MEMBERS = {
     "refinement": ("fit_temperature", "refine", "start_training"),
     "run": ("Run", "reopen", "resume", "train", "train_on_splits"),
     "run_folder": ("RunFolder", "SilentRunFolder", "check_run_folder", "create_run_folder"),
+    "sampling": ("SAMPLINGS",),
     "self_supervised": ("SELF_SUPERVISED_METHODS",),
     "starts": ("PHOTO_SIDE", "build_published_start"),
     "transfer": ("architecture_word",),

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
 
 from ..errors import DataError
 from ..types import Dataset
@@ -15,7 +14,7 @@ MIN_CLASS_SHARE = 4
 
 @dataclass(frozen=True)
 class Sampling:
-    """How images are drawn for a batch."""
+    """How the images of a batch are drawn: unless set otherwise in random order, each once in an epoch."""
 
     balanced: bool = False
     """Every class equally often."""
@@ -24,15 +23,23 @@ class Sampling:
 
 
 def sample_classes(classes: int = 8) -> Sampling:
-    """Batches of ``classes`` classes. Raises ValueError for fewer than 2."""
+    """Batches of that many classes, with equally many images of each.
+
+    Raises ValueError for fewer than 2.
+    """
     if classes < 2:
         raise ValueError(f"classes must be at least 2, not {classes}: images of different classes are compared")
     return Sampling(classes=classes)
 
 
+def sample_balanced() -> Sampling:
+    """Every class equally often, however few images it has."""
+    return Sampling(balanced=True)
+
+
 SAMPLINGS: Mapping[str, Callable[..., Sampling]] = {
     "shuffled": Sampling,
-    "balanced": partial(Sampling, balanced=True),
+    "balanced": sample_balanced,
     "classes": sample_classes,
 }
 """The words of ``sampling``: ``classes:8``."""
