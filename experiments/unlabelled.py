@@ -129,7 +129,7 @@ def summarise(
         rows[way]["seconds"] = round(float(np.mean([line["seconds"] for line in lines[way]])), 1)
         if way != "none" and seeds > 1:
             rows[way]["against_labels_alone"] = paired(lines[way], lines["none"][: len(lines[way])])
-    names = [name for name in lines["classical"][0] if name.startswith(("logistic", "label"))]
+    names = [name for name in lines["classical"][0] if name.startswith(("logistic", "label "))]
     return rows | {name: {"test": mean(lines["classical"], name)} for name in names}
 
 

@@ -52,6 +52,7 @@ def list_members(family: str = "", /, *, options: OutputOptions = OUTPUT_DEFAULT
     family: str
         One of these words; without it, all of them.
     """
+    from .. import training
     from ..adaptation import ADAPTERS
     from ..attacks import ATTACKS
     from ..augmentation import AUGMENTATIONS
@@ -68,18 +69,6 @@ def list_members(family: str = "", /, *, options: OutputOptions = OUTPUT_DEFAULT
     from ..preprocessing import CHANNEL_STATISTICS, NORMALISATIONS, PIXEL_FILTERS
     from ..robustness import CORRUPTIONS
     from ..sources import BUILTIN_DATASETS, PUBLISHED_DATASETS
-    from ..training import (
-        DOMAIN_TERMS,
-        FREEZE_SCHEDULES,
-        MITIGATIONS,
-        OBJECTIVES,
-        OPTIMIZERS,
-        PRESETS,
-        SAMPLINGS,
-        SCHEDULES,
-        SELF_SUPERVISED_METHODS,
-        SEMI_SUPERVISED_METHODS,
-    )
     from ..tuning import SEARCHES
 
     known = {
@@ -91,18 +80,18 @@ def list_members(family: str = "", /, *, options: OutputOptions = OUTPUT_DEFAULT
             vars(line) | {"best_sizes": list(line.best_sizes or ()) or None} for line in describe_networks()
         ],
         "augmentations": lambda: _member_lines(AUGMENTATIONS),
-        "losses": lambda: _member_lines(OBJECTIVES),
-        "samplings": lambda: _member_lines(SAMPLINGS),
-        "semi-supervised": lambda: _member_lines(SEMI_SUPERVISED_METHODS),
-        "self-supervised": lambda: _member_lines(SELF_SUPERVISED_METHODS),
-        "domain-terms": lambda: _member_lines(DOMAIN_TERMS),
+        "losses": lambda: _member_lines(training.OBJECTIVES),
+        "samplings": lambda: _member_lines(training.SAMPLINGS),
+        "semi-supervised": lambda: _member_lines(training.SEMI_SUPERVISED_METHODS),
+        "self-supervised": lambda: _member_lines(training.SELF_SUPERVISED_METHODS),
+        "domain-terms": lambda: _member_lines(training.DOMAIN_TERMS),
         "attacks": lambda: _member_lines(ATTACKS),
-        "optimizers": lambda: _member_lines(OPTIMIZERS),
+        "optimizers": lambda: _member_lines(training.OPTIMIZERS),
         "initialisations": lambda: _member_lines(INITIALISATIONS),
-        "schedules": lambda: _member_lines(SCHEDULES),
+        "schedules": lambda: _member_lines(training.SCHEDULES),
         "searches": lambda: _member_lines(SEARCHES),
-        "freezings": lambda: _member_lines(FREEZE_SCHEDULES),
-        "mitigations": lambda: _member_lines(MITIGATIONS),
+        "freezings": lambda: _member_lines(training.FREEZE_SCHEDULES),
+        "mitigations": lambda: _member_lines(training.MITIGATIONS),
         "scores": lambda: _member_lines(OOD_SCORES),
         "explainers": lambda: _member_lines(EXPLAINERS),
         "combinations": lambda: _member_lines(COMBINERS),
@@ -112,7 +101,7 @@ def list_members(family: str = "", /, *, options: OutputOptions = OUTPUT_DEFAULT
             {"name": row["name"], "what": known.get(str(row["name"]), row["what"])}
             for row in _member_lines(NORMALISATIONS)
         ],
-        "presets": lambda: _member_lines(PRESETS),
+        "presets": lambda: _member_lines(training.PRESETS),
         "baselines": lambda: _member_lines(BASELINES),
         "features": lambda: _member_lines(FEATURES),
         "data": lambda: [
