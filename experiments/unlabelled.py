@@ -130,7 +130,8 @@ def summarise(
         if way != "none" and seeds > 1:
             rows[way]["against_labels_alone"] = paired(lines[way], lines["none"][: len(lines[way])])
     names = [name for name in lines["classical"][0] if name.startswith(("logistic", "label "))]
-    return rows | {name: {"test": mean(lines["classical"], name)} for name in names}
+    seconds = round(float(np.mean([line["seconds"] for line in lines["classical"]])), 1)
+    return rows | {name: {"test": mean(lines["classical"], name), "seconds_of_all": seconds} for name in names}
 
 
 if __name__ == "__main__":

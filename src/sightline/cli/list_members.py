@@ -119,9 +119,8 @@ def list_members(family: str = "", /, *, options: OutputOptions = OUTPUT_DEFAULT
 
 def _member_lines(family: Mapping[str, Any]) -> list[dict[str, object]]:
     return [
-        {"name": name, "what": member.__doc__.strip().partition("\n")[0].replace("``", "")}
+        {"name": name, "what": (member.__doc__ or "").strip().partition("\n")[0].replace("``", "")}
         for name, member in family.items()
-        if member.__doc__  # "none" has nothing to say
     ]
 
 

@@ -314,8 +314,12 @@ class SemiSupervisedLoss(Objective):
         return self.labels.validate(classifier, dataset)
 
 
+def ignore_unlabelled() -> None:
+    """Learn from the labelled images alone."""
+
+
 SEMI_SUPERVISED_METHODS: Mapping[str, Callable[..., SemiSupervised | None]] = {
-    "none": lambda: None,
+    "none": ignore_unlabelled,
     "fixmatch": FixMatch,
     "softmatch": SoftMatch,
     "pseudo-label": PseudoLabel,

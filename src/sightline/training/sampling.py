@@ -14,12 +14,22 @@ MIN_CLASS_SHARE = 4
 
 @dataclass(frozen=True)
 class Sampling:
-    """How the images of a batch are drawn: unless set otherwise in random order, each once in an epoch."""
+    """How images are drawn for a batch."""
 
     balanced: bool = False
     """Every class equally often."""
     classes: int = 0
     """Classes of each batch, with as many images of each; 0 for any."""
+
+
+def sample_shuffled() -> Sampling:
+    """Images in random order, each once in an epoch."""
+    return Sampling()
+
+
+def sample_balanced() -> Sampling:
+    """Every class equally often, however few images it has."""
+    return Sampling(balanced=True)
 
 
 def sample_classes(classes: int = 8) -> Sampling:
@@ -32,13 +42,8 @@ def sample_classes(classes: int = 8) -> Sampling:
     return Sampling(classes=classes)
 
 
-def sample_balanced() -> Sampling:
-    """Every class equally often, however few images it has."""
-    return Sampling(balanced=True)
-
-
 SAMPLINGS: Mapping[str, Callable[..., Sampling]] = {
-    "shuffled": Sampling,
+    "shuffled": sample_shuffled,
     "balanced": sample_balanced,
     "classes": sample_classes,
 }
