@@ -15,7 +15,7 @@ from ..files import write_json, write_text
 from ..inference import match_labels, predict_correct
 from ..metrics import paired_difference, wilson
 from ..runs import find_for_run, open_run
-from ..sources import find_unlabelled
+from ..sources import find_unlabelled, hide_query
 from ..training import Run, RunFolder, check_run_folder, create_run_folder
 from ..types import Dataset, Interval
 from .judging import Judgement, judge
@@ -114,7 +114,7 @@ def adapt_run(
     if judgement is not None and judgement.verdict == "hurts":
         return result
     step = {"from": parent.resolve().name, "by": word, "images": len(images), "verified": result.verified}
-    step |= {"target": Path(unlabelled).name, "target_fingerprint": images.fingerprint}
+    step |= {"target": Path(hide_query(str(unlabelled))).name, "target_fingerprint": images.fingerprint}
     known = source.provenance
     adapted.provenance = {
         **known,

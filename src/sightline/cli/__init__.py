@@ -28,13 +28,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     debug = "--debug" in words
     from cyclopts import CycloptsError, UnknownCommandError, UnusedCliTokensError
 
-    from .app import app, rename_old_flags
+    from .app import app, hide_keys, rename_old_flags
     from .output import escape_in_streams, owns_process
 
     owns_process.set(argv is None)
     escape_in_streams(sys.stdout, sys.stderr)
     words = ["--help" if word == "--help-all" else word for word in words if word != "--debug"]
-    words = rename_old_flags(words)
+    words = hide_keys(rename_old_flags(words))
 
     try:
         app(words, exit_on_error=False, print_error=False, result_action="return_value")

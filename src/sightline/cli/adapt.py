@@ -13,10 +13,10 @@ if TYPE_CHECKING:
 
 def adapt(
     run: Path,
-    unlabelled: Path,
+    unlabelled: str,
     /,
     *,
-    labelled: Path | None = None,
+    labelled: str | None = None,
     by: str = "interpolate",
     out: Path | None = None,
     overwrite: bool = False,
@@ -32,9 +32,9 @@ def adapt(
     ----------
     run: Path
         A finished run; or a bundle, whose result is a bundle.
-    unlabelled: Path
+    unlabelled: str
         A folder or archive of target images, of any layout; 100 are enough.
-    labelled: Path
+    labelled: str
         A handful of labelled target images, 100 or more: they judge the adaptation, and measure what fine-tuning on
         them would give.
     by: str

@@ -218,6 +218,17 @@ OLD_FLAGS: Mapping[str, Mapping[str, str]] = {
 """Verb -> flags of earlier releases and their names today; those of recipe fields are in `RENAMED_FIELDS`."""
 
 
+def hide_keys(words: Sequence[str]) -> list[str]:
+    """The words with each address of images as it may be printed and saved: its query may be a key."""
+    if not any("://" in word and "?" in word for word in words):
+        return [*words]
+    from ..sources import hide_query
+
+    return [
+        word if before == "--url" else hide_query(word) for before, word in zip(["", *words], words, strict=False)
+    ]
+
+
 def rename_old_flags(words: Sequence[str]) -> list[str]:
     """The words of a command line with the flags of earlier releases renamed.
 

@@ -14,14 +14,14 @@ if TYPE_CHECKING:
 
 def learn(
     run: Path,
-    data: Path | None = None,
+    data: str | None = None,
     /,
     *,
     by: Words = (),
     rename: Words = (),
     merge: Words = (),
     remove: Words = (),
-    forget: Path | None = None,
+    forget: str | None = None,
     new_class: Words = (),
     naive: bool = True,
     full: bool = False,
@@ -42,7 +42,7 @@ def learn(
     ----------
     run: Path
         A finished run. Where its images are gone, exemplars or sums that it keeps stand for them.
-    data: Path
+    data: str
         New labelled images: of classes it knows, of new classes, or of both.
     by: tuple[str, ...]
         Ways to learn, simplest first; see sightline list strategies. Default: lda and ranpac, at once, then replay.
@@ -52,7 +52,7 @@ def learn(
         Classes to make one of: kitten,cat=cat.
     remove: tuple[str, ...]
         Classes to take away.
-    forget: Path
+    forget: str
         Images to take out of the data, of the last layer, sums and exemplars, known by their bytes.
     new_class: tuple[str, ...]
         New classes whose names look like known ones, and mean another thing.

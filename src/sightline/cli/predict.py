@@ -54,8 +54,8 @@ def predict(
     run: Path
         A run or bundle folder, or an exported .onnx file; left out with --url.
     images: str
-        Files, folders, globs, or - for stdin; an unreadable file gives a row with its error, and exit code 2 where
-        none could be read.
+        Files, folders, archives, addresses, globs, or - for stdin; an unreadable file gives a row with its error, and
+        exit code 2 where none could be read.
     top: int
         Number of classes to print, the most probable first.
     format: str
@@ -122,7 +122,7 @@ def parse_shard(text: str) -> tuple[int, int]:
     return int(number), int(count)
 
 
-def take_shard(images: Sequence[str | bytes], number: int, count: int) -> Sequence[str | bytes]:
+def take_shard(images: "Sequence[ImageInput]", number: int, count: int) -> "Sequence[ImageInput]":
     """Part ``number`` of ``count``, in order: the parts one after the other are all images, none twice.
 
     Raises DataError where there are fewer images than parts.
@@ -189,12 +189,12 @@ def _predict_locally(
     return add_sets(predictions, sets, classifier.classes, top), columns
 
 
-def _find_images(word: str) -> list[str | bytes]:
-    """The images that a word names: a file, those of a folder or pattern; for - one image or a list of names on stdin.
+def _find_images(word: str) -> "list[ImageInput]":
+    """The images that a word names: a file, those of a folder, archive, address or pattern; for - those of stdin.
 
     Raises DataError if there are none.
     """
-    from ..sources import list_images
+    from ..sources import find_images
 
     if word == "-":
         if sys.stdin.isatty():
@@ -210,7 +210,8 @@ def _find_images(word: str) -> list[str | bytes]:
         return [*names]
     if word.startswith("-") and not Path(word).exists():
         raise ChoiceError(f"There is no option '{word}'. See: sightline predict --help")
-    if not (found := list_images(word)):
+    found: list[Any] = find_images(word)
+    if not found:
         raise DataError(f"No image was found at '{word}'. Give image files, folders of them, or a pattern.")
     return [*found]
 

@@ -20,7 +20,7 @@ from ..files import atomic_replace
 from ..metrics import score_retrieval
 from ..models import find_card
 from ..pictures import contact_sheet
-from ..sources import Source, find, find_unlabelled, list_images
+from ..sources import Source, absolute_place, find, find_unlabelled, hide_query, is_address, list_images
 from ..training import PHOTO_SIDE, QUALITY_MODELS, build_published_start
 from ..types import Dataset, Geometry
 
@@ -62,7 +62,7 @@ def find_similar(
         classifier = _open_network(index, run, place)
     else:
         index, classifier = _build_index(data, run, limit, place)
-    value: dict[str, Any] = {"data": data, "images": len(index), "features": index.facts["network"]}
+    value: dict[str, Any] = {"data": hide_query(data), "images": len(index), "features": index.facts["network"]}
     if save is not None:
         if save.suffix != INDEX_SUFFIX:
             raise DataError(f"'{save}' is not the name of an index: end it in {INDEX_SUFFIX}.")
@@ -86,7 +86,7 @@ def _find_images(data: str, limit: int | None) -> Source:
     try:
         return find(data, limit=limit, several=False)
     except DataError:
-        if not Path(data).exists():
+        if not (is_address(data) or Path(data).exists()):
             raise
         source = find_unlabelled(data)
     if limit is not None and limit < len(source):
@@ -122,7 +122,7 @@ def _build_index(data: str, run: Path | None, limit: int | None, device: Any) ->
         embed_cached(classifier, dataset),
         dataset.files.astype(str),
         np.array([*dataset.classes, ""], str)[dataset.labels],  # UNLABELLED, -1, is the last: no name
-        data=str(Path(data).resolve()) if Path(data).exists() else data,
+        data=absolute_place(data) or "",
         network=network,
         run=None if run is None else str(run.resolve()),
         backbone=backbone_fingerprint(classifier.network),

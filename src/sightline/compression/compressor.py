@@ -19,6 +19,7 @@ from ..errors import DataError, Interrupted
 from ..inference import predict_logits
 from ..models import NETWORKS
 from ..runs import open_moved_run, open_run, trained_on
+from ..sources import absolute_place
 from ..training import (
     INHERIT,
     LINEAR_PROBE_LR_FACTOR,
@@ -275,7 +276,7 @@ def open_original(run: Path | str, data: str | None = None, *, device: str = "au
     plan, splits, notes = prepare(
         resolve(
             recipe.replace(
-                data=str(Path(data).resolve()) if Path(data).exists() else data,
+                data=absolute_place(str(data)),
                 weights=None,
                 freeze="none",
                 normalize=None if recipe.normalize == INHERIT else recipe.normalize,

@@ -19,6 +19,7 @@ from ..pictures import contact_sheet
 from ..sources import (
     EXEMPLARS_FOLDER,
     JOINED_SUFFIX,
+    absolute_place,
     erase_exemplars,
     read_places,
     write_joined,
@@ -206,7 +207,7 @@ def _recipe_of(original: Run, changes: Changes, folder: Path) -> Recipe:
         names = {**{a: rename.get(b, b) for a, b in known.items()}, **rename}
         without = [*gone, *remove]
     if new_data is not None:
-        place = str(Path(new_data).resolve()) if Path(new_data).exists() else str(new_data)
+        place = absolute_place(str(new_data)) or ""
         places = [*places, (place, find_label_rule(recipe, new_data))]
     file = write_joined(folder.resolve() / f"images{JOINED_SUFFIX}", places, names=names, without=without)
     return recipe.replace(data=str(file), path_column=None, label_column=None, label_pattern=None)

@@ -2,6 +2,7 @@
 
 import difflib
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -39,7 +40,9 @@ from .layout import (
     USUAL_LABELS,
     LabelRule,
     Layout,
+    MemberFile,
     list_images,
+    list_member_files,
     parse_split,
     select_images,
     sort_classes,
@@ -52,9 +55,11 @@ from .readers import (
     read_idx_pair,
     read_npz_file,
     read_table_file,
+    refuse_remote_pointer,
     refuse_rule,
     single_class_error,
 )
+from .remote import absolute_place, fetch_address, hide_query, is_address, open_address
 from .source import (
     MAX_FILE_BYTES,
     FolderReader,
@@ -89,6 +94,9 @@ READERS: dict[str, Callable[[Path, LabelRule], Source]] = {
 }
 """What a path may be; a folder or archive may hold class folders, IDX or CIFAR files."""
 
+LISTERS: dict[str, Callable[[Path], Listing]] = {"folder": list_folder, "zip": list_zip, "tar": list_tar}
+"""Kinds of places that hold files, with or without labels."""
+
 
 def find(
     path: str | Path,
@@ -101,8 +109,9 @@ def find(
     """Labelled images at ``path``: a kind of ``READERS``, or the name of a built-in or published dataset.
 
     Args:
-        path: a folder, an archive, a table, a file of arrays, or a name such as ``digits`` or ``mnist``. What lies
-            in the current folder goes before a dataset of the same name.
+        path: a folder, an archive, a table, a file of arrays, or a name such as ``digits`` or ``mnist``; or the
+            address of one of these (https, s3, ...). What lies in the current folder goes before a dataset of the
+            same name.
         limit: about how many images to keep, with each class of each split in its share and at least once.
         seed: seed of that sample.
         several: whether two classes are required; images of one class are enough to test on, not to train on.
@@ -111,6 +120,10 @@ def find(
     Raises DataError, with the remedy, where the data cannot be used.
     """
     name, path = str(path), Path(path)
+    if is_address(name):
+        with open_address(name) as (shown, copy):
+            refuse_remote_pointer(copy)
+            return replace(find(copy, limit=limit, seed=seed, several=several, rule=rule), name=shown)
     if path.exists():
         source = READERS[detect_kind(path)](path, rule)
     elif name.partition(":")[0] in BUILTIN_DATASETS:
@@ -144,11 +157,14 @@ def find_unlabelled(path: str | Path) -> Source:
 
     Raises DataError where there is none.
     """
+    if is_address(path):
+        with open_address(str(path)) as (shown, copy):
+            refuse_remote_pointer(copy)
+            return replace(find_unlabelled(copy), name=shown)
     place = Path(path)
     kind = detect_kind(place) if place.exists() else "name"
-    listers: dict[str, Callable[[Path], Listing]] = {"folder": list_folder, "zip": list_zip, "tar": list_tar}
-    if kind in listers:
-        listing = listers[kind](place)
+    if kind in LISTERS:
+        listing = LISTERS[kind](place)
         chosen = sorted(select_images(listing.names)[0], key=listing.names.__getitem__)
         if not chosen:
             raise DataError(f"There is no image in '{path}': name a folder or archive of photos.")
@@ -156,3 +172,20 @@ def find_unlabelled(path: str | Path) -> Source:
         return source_from_files(str(path), listing, Layout(keys, np.full(len(keys), -1), (), None))
     found = find(path, several=False)
     return replace(found, labels=np.full(len(found), -1), classes=(), columns={})
+
+
+def find_images(word: str) -> list[str | MemberFile]:
+    """The images of a word, to classify: as ``list_images``, and those in an archive or at an address.
+
+    Raises DataError where an archive or address cannot be opened.
+    """
+    if is_address(word):
+        with open_address(word) as (shown, copy):
+            if copy.is_file() and select_images([copy.name])[0]:
+                return [MemberFile(shown, FolderReader(copy.parent, [copy.name]), 0)]
+            return [*list_member_files(shown, LISTERS[detect_kind(copy)](copy))]
+    if (place := Path(word)).is_file() and not select_images([place.name])[0]:
+        with suppress(DataError):  # an image of another name; or what is no image, which is shown as an error
+            if (kind := detect_kind(place)) in LISTERS:
+                return [*list_member_files(word, LISTERS[kind](place))]
+    return [*list_images(word)]

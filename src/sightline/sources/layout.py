@@ -13,7 +13,8 @@ from jaxtyping import Int64
 from numpy import ndarray
 
 from ..errors import DataError
-from .source import Listing, Source, is_junk, list_folder, make_printable
+from .remote import fetch_address, is_address
+from .source import Listing, Reader, Source, is_junk, list_folder, make_printable
 
 SPLIT_WORDS = {
     "train": "train",
@@ -176,11 +177,13 @@ def select_images(names: Sequence[str]) -> tuple[list[int], Counter[str]]:
 
 
 def list_images(word: str) -> list[str]:
-    """The image files of a word: a file itself (even if absent), a folder's images, or those of a pattern.
+    """The image files of a word: a file itself (even if absent), a folder's images, or those of a pattern or address.
 
     A pattern is what a shell makes of it, braces and ~ included; matches that are folders stand for their images.
     Matches that are not named like images are left out where others are.
     """
+    if is_address(word):
+        return _list_place(str(fetch_address(word)))
     if not Path(word).exists() and (glob.has_magic(word) or _BRACES.search(word)):
         patterns = map(os.path.expanduser, _expand_braces(word))
         matches = [found for each in patterns for found in sorted(glob.glob(each, recursive=True))]  # noqa: PTH207 a Path cannot start at the root
@@ -188,6 +191,27 @@ def list_images(word: str) -> list[str]:
         images = [m for i, m in enumerate(matches) if i in named or Path(m).is_dir()] or matches
         return list(dict.fromkeys(file for match in images for file in _list_place(match)))
     return _list_place(word)
+
+
+@dataclass(frozen=True, eq=False)
+class MemberFile:
+    """An image inside of an archive or at an address, read when it is needed."""
+
+    name: str
+    """Where it lies, for people."""
+    reader: Reader
+    key: int
+
+    def read(self) -> bytes:
+        """Its bytes; raises ImageError where they cannot be read."""
+        return self.reader.read(self.key)
+
+
+def list_member_files(name: str, listing: Listing) -> list[MemberFile]:
+    """The images of a listing in the order of their names, which follow ``name``."""
+    rows = sorted(select_images(listing.names)[0], key=listing.names.__getitem__)
+    shown, _ = make_printable([f"{name.rstrip('/')}/{listing.names[row]}" for row in rows])
+    return [MemberFile(each, listing.reader, row) for each, row in zip(shown, rows, strict=True)]
 
 
 def _list_place(place: str) -> list[str]:

@@ -312,6 +312,12 @@ def refuse_rule(place: Path | str, rule: LabelRule) -> None:
         )
 
 
+def refuse_remote_pointer(copy: Path) -> None:
+    """Raise DataError where what came from elsewhere names places of this machine."""
+    if copy.is_file() and detect_kind(copy) in ("joined", "edited"):
+        raise DataError(f"'{copy}' names other places, which an address may not: copy it, and give its path.")
+
+
 def read_idx_pair(path: Path, rule: LabelRule = USUAL_LABELS) -> Source:
     """An IDX file of images with its file of labels."""
     refuse_rule(path, rule)

@@ -13,7 +13,7 @@ from ..classifier import Classifier, write_bundle_card
 from ..data import concat, load_dataset, survey
 from ..errors import DataError, RecipeError
 from ..files import read_json_object, write_json, write_text
-from ..sources import find_unlabelled
+from ..sources import absolute_place, find_unlabelled
 from ..types import Dataset, Splits
 from .budget import Budget, Deadline
 from .build import build_classifier
@@ -22,7 +22,6 @@ from .plan import resolve
 from .preparation import read_splits
 from .recipe import Recipe
 from .refinement import refine
-from .restoring import absolute_path
 from .run_folder import RunFolder, check_run_folder, create_run_folder
 from .self_supervised import COLOUR_VIEWS, GREY_VIEWS, SELF_SUPERVISED_METHODS, build_pretraining
 from .starts import SMALL_NETWORK, USUAL_NETWORK, default_pixels
@@ -171,7 +170,7 @@ def pretrain_backbone(
     if folder is None:
         for note in notes:
             progress.notify(note)
-        recipe = plan.recipe.replace(data=absolute_path(recipe.data))
+        recipe = plan.recipe.replace(data=absolute_place(recipe.data))
         plan = plan.replace(data=recipe.data)
         name = f"{Path(recipe.data or '').name.partition('.')[0]}-{by}".replace(":", "_")
         folder = PretrainingFolder(create_run_folder(out, name, overwrite=overwrite).path)

@@ -236,6 +236,11 @@ class Recipe(FieldsSet):
                 fits = False
             if not fits:
                 raise RecipeError(f"The recipe's {name} is {value!r}: it must be {wanted}.")
+        for name in ("data", "unlabelled", "target"):
+            if "://" in (vars(self)[name] or ""):  # else numpy need not be imported
+                from ..sources import hide_query
+
+                object.__setattr__(self, name, hide_query(vars(self)[name]))
         parse_duration(self.budget)
         if self.crop_fraction is not None and self.resize_mode != "crop":
             raise RecipeError(

@@ -11,6 +11,7 @@ from numpy import ndarray
 from .. import progress
 from ..data import MAX_NEAR_DUPLICATE_IMAGES, split
 from ..errors import DataError
+from ..sources import absolute_place
 from ..types import UNLABELLED, Dataset, Splits
 from .recipe import Recipe, parse_duration
 from .run_folder import RunFolder
@@ -102,7 +103,7 @@ def _describe_changes(
 def locate_images(run: RunFolder, recipe: Recipe, data: str | Path | None, command: str) -> Recipe:
     """The recipe with ``data`` as the place of its images; DataError, naming the command, where they are gone."""
     if data is not None:
-        return recipe.replace(data=absolute_path(str(data)))
+        return recipe.replace(data=absolute_place(str(data)))
     if recipe.data is not None and Path(recipe.data).is_absolute() and not Path(recipe.data).exists():
         raise DataError(
             f"The images of '{run.path}' are not at '{recipe.data}' any more: name where they lie now, {command}"
@@ -148,8 +149,3 @@ def split_by_recipe(dataset: Dataset, recipe: Recipe) -> tuple[Splits, tuple[str
     if not len(splits.train.labelled) or (recipe.val_fraction != 0 and not len(splits.val)):
         raise DataError(f"'{recipe.data}' has too few images to train and validate on. Add images.")
     return splits, (*notes, *splits.notes)
-
-
-def absolute_path(path: str | None) -> str | None:
-    """A path that means the same from any folder; a name stays a name."""
-    return str(Path(path).resolve()) if path is not None and Path(path).exists() else path

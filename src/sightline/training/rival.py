@@ -14,12 +14,12 @@ import numpy as np
 
 from ..classifier import Classifier
 from ..files import write_json, write_text
+from ..sources import absolute_place
 from ..types import Dataset, Splits
 from .budget import Deadline
 from .head_first import judge_answers, judge_change
 from .plan import Plan
 from .recipe import Recipe
-from .restoring import absolute_path
 from .run_folder import RunFolder
 
 MIN_RIVAL_IMAGES = 2000
@@ -54,7 +54,7 @@ def rival_recipe(asked: Recipe, plan: Plan, train: Dataset, train_images: int) -
     if plan.recipe.channels != 1 and side > MAX_RIVAL_SIDE:
         return None
     kept = {name: vars(plan.recipe)[name] for name in ("val_fraction", "train_limit")}
-    kept["data"] = absolute_path(asked.data)
+    kept["data"] = absolute_place(asked.data)
     return asked.replace(from_scratch=True, size=asked.size or min(RIVAL_SIDE, plan.recipe.size or 64), **kept)
 
 

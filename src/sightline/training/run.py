@@ -14,6 +14,7 @@ from ..classifier import Classifier
 from ..data import Augment
 from ..errors import Interrupted, RecipeError, SightlineError
 from ..files import write_text
+from ..sources import absolute_place
 from ..types import Splits
 from .budget import Budget, Deadline, sample_validation
 from .build import build_classifier, build_method
@@ -43,7 +44,7 @@ from .plan import Plan, resolve
 from .preparation import prepare, read_dataset, split_as_before, with_defaults
 from .recipe import Recipe, parse_duration
 from .refinement import keep_best_epoch, refine
-from .restoring import absolute_path, locate_images
+from .restoring import locate_images
 from .rival import RIVAL_NOTE, RIVAL_SHARE, Rival, rival_recipe, time_for_rival
 from .run_folder import RunFolder, check_run_folder, create_run_folder
 from .unlabelled import add_target, limit_validation
@@ -201,7 +202,7 @@ def _begin_run(
     for note in more:
         progress.notify(note)
     places = ("data", "weights", "unlabelled", "target")
-    recipe = plan.recipe.replace(**{name: absolute_path(vars(plan.recipe)[name]) for name in places})
+    recipe = plan.recipe.replace(**{name: absolute_place(vars(plan.recipe)[name]) for name in places})
     name = f"{Path(recipe.data or '').name.partition('.')[0]}-{recipe.model}".replace(":", "_")
     folder = create_run_folder(wanted, name, overwrite=overwrite)  # only now is an old run given up
     folder.write_header(recipe, splits, (*notes, *more))

@@ -15,6 +15,7 @@ from .. import progress, runtime
 from ..checks import check_int
 from ..data import DEFAULT_VAL_SHARE, iterate_batches
 from ..errors import OutputError, RecipeError, TrainingError
+from ..sources import absolute_place
 from ..training import (
     Recipe,
     Run,
@@ -144,7 +145,7 @@ def _base_recipe(base: Recipe | None, data: str | Path | None, seed: int | None)
     given = base.data if data is None else str(data)
     if given is None:
         raise RecipeError("Name the images to use: a folder, an archive, a table, or a data set such as digits.")
-    base = base.replace(data=str(Path(given).resolve()) if Path(given).exists() else given, devices=1)
+    base = base.replace(data=absolute_place(given), devices=1)
     if base.epochs == 0:
         raise RecipeError("A recipe of 0 epochs trains nothing, so there is nothing to tune. Set --epochs.")
     return base
