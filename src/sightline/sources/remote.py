@@ -92,22 +92,8 @@ def fetch_address(address: str) -> Path:
     """A copy, in the cache, of the file or folder at an address; the earlier one while the server has the same.
 
     Where the server cannot be asked, the latest copy is used, with a notice. Raises DataError, with the remedy, where
-    there is none, and where the server sends something else than it announces.
+    there is none, where the server sends something else than it announces, and for an address that is not opened.
     """
-    scheme, shown = _check_address(address), hide_query(address)
-    asked, copy = _checked.get(shown, (0.0, Path()))
-    if asked and time.monotonic() - asked < RECHECK_SECONDS and copy.exists():
-        return copy
-    home = runtime.cache_dir() / "remote" / hashlib.blake2b(shown.encode(), digest_size=12).hexdigest()
-    with explain_write_errors(home):
-        home.mkdir(parents=True, exist_ok=True)
-    with FileLock(home / ".lock"):
-        _checked[shown] = time.monotonic(), (copy := _refresh(scheme, shown, home))
-    return copy
-
-
-def _check_address(address: str) -> str:
-    """How the address begins; raises DataError for what is not opened."""
     parts = urllib.parse.urlsplit(address)
     scheme = address.partition(":")[0].lower()
     if scheme not in DRIVERS:
@@ -120,7 +106,16 @@ def _check_address(address: str) -> str:
             f"The address at {parts.netloc.rpartition('@')[2]} holds a name or password, which would be saved with "
             f"what is trained: leave it out, and put it into ~/.netrc or FSSPEC_{scheme.upper()}."
         )
-    return scheme
+    shown = hide_query(address)
+    asked, copy = _checked.get(shown, (0.0, Path()))
+    if asked and time.monotonic() - asked < RECHECK_SECONDS and copy.exists():
+        return copy
+    home = runtime.cache_dir() / "remote" / hashlib.blake2b(shown.encode(), digest_size=12).hexdigest()
+    with explain_write_errors(home):
+        home.mkdir(parents=True, exist_ok=True)
+    with FileLock(home / ".lock"):
+        _checked[shown] = time.monotonic(), (copy := _refresh(scheme, shown, home))
+    return copy
 
 
 def _refresh(scheme: str, shown: str, home: Path) -> Path:
