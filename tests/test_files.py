@@ -1,6 +1,7 @@
 """Tables that we write: a spreadsheet runs none of their cells, and reading gives back what was written."""
 
 import csv
+import json
 import os
 import signal
 from pathlib import Path
@@ -8,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import sightline
-from sightline.files import atomic_replace, quote_formula, read_csv_rows, unquote_formula, write_csv
+from sightline.files import atomic_replace, quote_formula, read_csv_rows, unquote_formula, write_csv, write_json
 
 FORMULAS = ("=1+1", "+cmd|' /C calc'!A0", "-2+3+cmd", "@SUM(A1)", "\t=1", "\r=1", "\n=1", "\uff1d1+1", "\uff201")
 PLAIN = ("", "cat", "'tis", "émeu", "3", "-1", "-0.5", "+1e3", "a=b", "x-y.png", "'", "''")
@@ -73,3 +74,18 @@ def test_a_process_killed_while_it_writes_leaves_the_old_or_the_new(tmp_path, ki
     with atomic_replace(target) as temporary:
         write(temporary, "newest")
     assert read() == {"newest"}
+
+
+def test_numbers_are_on_one_line_and_strings_stay(tmp_path):
+    value = {
+        "row": [1, -2.5, 3e-9],
+        "empty": [],
+        "text": "[\n  1,\n  2\n]",
+        "words": ["1", "2"],
+        "rows": [[1], [2, 3]],
+    }
+    write_json(tmp_path / "found.json", value)
+    written = (tmp_path / "found.json").read_text()
+    assert json.loads(written) == value
+    assert '"row": [1, -2.5, 3e-09]' in written
+    assert '"rows": [\n    [1],\n    [2, 3]\n  ]' in written

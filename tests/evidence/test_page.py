@@ -83,7 +83,7 @@ def measured(classes, n=90, seed=0):
     ]
     test = {"split": "test", "n": n, **{name: i.value for name, i in overall.items()}}
     test |= {"intervals": {name: i.as_json() for name, i in overall.items()}, "classes": list(classes)}
-    test |= {"per_class": rows, "confusion": matrix.tolist(), "remarks": []}
+    test |= {"per_class": rows, **metrics.confusion_as_json(matrix), "remarks": []}
     costs = {"seconds_per_image": 1e-4, "images_per_second": 1e4, "latency_ms": 0.3, "multiply_adds": 40_800_000}
     costs |= {"latency": [{"batch_size": 32, "p50_ms": 7.1, "p95_ms": 23.4, "repetitions": 150}]}
     costs |= {"inference_memory_mb": 61.8, "inference_memory_kind": "process", "device": "cpu", "batch_size": 256}
@@ -305,12 +305,25 @@ def test_the_page_describes_the_epochs_of_training(epochs, best, said, tmp_path)
     assert f"8.3 s {said}" in page_of(run).words
 
 
-def test_many_classes_are_a_picture_and_collapsed_tables(tmp_path):
-    classes = tuple(f"class {i}" for i in range(40))
+@pytest.mark.parametrize("count", [40, 101])
+def test_many_classes_are_a_picture_and_collapsed_tables(count, tmp_path):
+    classes = tuple(f"class {i}" for i in range(count))
     page = page_of(run_folder(tmp_path / "run", classes))
-    summaries = [words for words in page.text if words.startswith("All 40 classes")]
+    summaries = [words for words in page.text if words.startswith(f"All {count} classes")]
     assert len(summaries) == 2
     assert any(attributes.get("alt") == "Confusion matrix" for _, attributes in page.tags)
+
+
+def test_the_confusion_matrix_of_many_classes_is_read(tmp_path):
+    classes = tuple(f"class {i}" for i in range(101))
+    run, report = run_folder(tmp_path / "run", classes), measured(classes)
+    rows = load_evidence(run).measured["confusion"]
+    assert {(i, j): n for i, row in enumerate(rows) for j, n in enumerate(row) if n} == {
+        (i, j): n for i, j, n in report["evaluation"]["confusion_cells"]
+    }
+    report["evaluation"]["confusion_cells"].append([101, 0, 1])
+    (run / "report.json").write_text(json.dumps(report))
+    assert "report.json (cannot be read" in " ".join(load_evidence(run).missing)
 
 
 def test_a_test_without_errors_gets_a_caveat(tmp_path):

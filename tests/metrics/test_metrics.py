@@ -1,12 +1,13 @@
 """Metrics against scikit-learn and scipy; intervals against their formulas and against simulation."""
 
+import json
 import math
 
 import numpy as np
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from scipy import stats
+from scipy import sparse, stats
 from sklearn import metrics as sk
 
 from sightline import metrics
@@ -89,6 +90,19 @@ def test_equals_scikit_learn(case):
         assert found[name].value == pytest.approx(value, abs=tolerance, rel=tolerance), name
     matrix = metrics.confusion_matrix(labels, predicted, k)
     np.testing.assert_array_equal(matrix, sk.confusion_matrix(labels, predicted, labels=range(k)))
+
+
+@pytest.mark.parametrize("k", [2, 100, 101, 1000])
+def test_a_confusion_matrix_as_json(k):
+    labels, predicted = np.random.default_rng(k).integers(k, size=(2, 5000))
+    matrix = sk.confusion_matrix(labels, predicted, labels=range(k))
+    found = json.loads(json.dumps(metrics.confusion_as_json(matrix)))
+    if k <= 100:
+        assert found == {"confusion": matrix.tolist()}
+    else:
+        rows, columns, counts = np.transpose(found["confusion_cells"])
+        np.testing.assert_array_equal(sparse.coo_array((counts, (rows, columns)), (k, k)).toarray(), matrix)
+        assert len(rows) <= 5000
 
 
 @settings(max_examples=40, deadline=None)

@@ -81,7 +81,7 @@ class Evaluation:
             "intervals": {name: interval.as_json() for name, interval in self.metrics.items()},
             "classes": list(self.classes),
             "per_class": per_class,
-            "confusion": self.confusion.tolist(),
+            **measures.confusion_as_json(self.confusion),
             "efficiency": self.efficiency.as_json(),
             "remarks": [remark.text for remark in self.remarks],
         }

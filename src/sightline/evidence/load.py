@@ -76,7 +76,7 @@ def load_evidence(run: Path | str) -> Evidence:
             return parse(folder / name)
         except FileNotFoundError:
             missing.append(f"{name} (absent)")
-        except (OSError, ValueError, TypeError, KeyError, csv.Error) as error:
+        except (OSError, ValueError, TypeError, LookupError, csv.Error) as error:
             missing.append(f"{name} (cannot be read: {error})")
         return default
 
@@ -177,7 +177,8 @@ def read_report(run: Path | str) -> dict[str, Any]:
 def upgrade_report(report: Mapping[str, Any]) -> dict[str, Any]:
     """A ``report.json`` of any format as one of format 2.
 
-    In format 1 the key of the evaluation was the name of its split, and the costs stood next to the metrics.
+    In format 1 the key of the evaluation was the name of its split, and the costs stood next to the metrics. The
+    confusion matrix of many classes, of which the file has the cells above zero, becomes rows.
     """
     found: dict[str, Any] = {
         _RENAMED_REPORT_KEYS.get(str(name)) or str(name): one for name, one in upgrade_intervals(report).items()
@@ -192,6 +193,11 @@ def upgrade_report(report: Mapping[str, Any]) -> dict[str, Any]:
     if isinstance(evaluation, dict) and "efficiency" not in evaluation:
         costs = {new: evaluation.pop(old) for old, new in _EFFICIENCY_KEYS.items() if old in evaluation}
         evaluation |= {"efficiency": costs} if costs else {}
+    if isinstance(evaluation, dict) and "confusion_cells" in evaluation:
+        rows = [[0] * len(evaluation["classes"]) for _ in evaluation["classes"]]
+        for row, column, images in evaluation.pop("confusion_cells"):
+            rows[row][column] = images
+        evaluation["confusion"] = rows
     return found
 
 

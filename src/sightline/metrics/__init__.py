@@ -13,6 +13,7 @@ from .classification import (
     check_probabilities,
     class_averages,
     cohen_kappa,
+    confusion_as_json,
     confusion_matrix,
     overall_metrics,
     per_class_metrics,

@@ -13,6 +13,9 @@ from .confidence import bootstrap_intervals
 from .intervals import safe_divide, score_bounds, wilson, z_squared
 from .ranking import OneVsRest, one_vs_rest, top_k_accuracy
 
+MAX_DENSE_CLASSES = 100
+"""Classes up to which JSON has the whole confusion matrix: that of 1,000 is 7 MB of zeros."""
+
 
 @dataclass(frozen=True)
 class ClassMetrics:
@@ -106,6 +109,14 @@ def confusion_matrix(
     """Images of class i (row) predicted as class j (column)."""
     cells = np.bincount(labels.astype(np.int64) * classes + predicted, minlength=classes**2)
     return cells.reshape(classes, classes)
+
+
+def confusion_as_json(matrix: Int[ndarray, "K K"]) -> dict[str, list[list[int]]]:
+    """The confusion matrix as ``confusion``, or, of many classes, its counts above zero as ``confusion_cells``."""
+    if len(matrix) <= MAX_DENSE_CLASSES:
+        return {"confusion": matrix.tolist()}
+    rows, columns = np.nonzero(matrix)
+    return {"confusion_cells": np.stack([rows, columns, matrix[rows, columns]], 1).tolist()}
 
 
 def f1_interval(both: float, either: float, level: float) -> Interval:
