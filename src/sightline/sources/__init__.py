@@ -60,6 +60,7 @@ from .readers import (
     single_class_error,
 )
 from .remote import absolute_place, fetch_address, hide_query, is_address, open_address
+from .shards import list_shards, match_shards, read_shards, select_shards
 from .source import (
     MAX_FILE_BYTES,
     FolderReader,
@@ -109,9 +110,9 @@ def find(
     """Labelled images at ``path``: a kind of ``READERS``, or the name of a built-in or published dataset.
 
     Args:
-        path: a folder, an archive, a table, a file of arrays, or a name such as ``digits`` or ``mnist``; or the
-            address of one of these (https, s3, ...). What lies in the current folder goes before a dataset of the
-            same name.
+        path: a folder, an archive, a table, a file of arrays, or a name such as ``digits`` or ``mnist``; a pattern of
+            tars (``shard-{000..009}.tar``); or the address of one of these (https, s3, ...). What lies in the current
+            folder goes before a dataset of the same name.
         limit: about how many images to keep, with each class of each split in its share and at least once.
         seed: seed of that sample.
         several: whether two classes are required; images of one class are enough to test on, not to train on.
@@ -124,7 +125,9 @@ def find(
         with open_address(name) as (shown, copy):
             refuse_remote_pointer(copy)
             return replace(find(copy, limit=limit, seed=seed, several=several, rule=rule), name=shown)
-    if path.exists():
+    if not path.exists() and (shards := match_shards(name)):
+        source = read_shards(name, shards, rule)
+    elif path.exists():
         source = READERS[detect_kind(path)](path, rule)
     elif name.partition(":")[0] in BUILTIN_DATASETS:
         refuse_rule(name, rule)
@@ -163,8 +166,7 @@ def find_unlabelled(path: str | Path) -> Source:
             return replace(find_unlabelled(copy), name=shown)
     place = Path(path)
     kind = detect_kind(place) if place.exists() else "name"
-    if kind in LISTERS:
-        listing = LISTERS[kind](place)
+    if (listing := _list_members(str(path), kind)) is not None:
         chosen = sorted(select_images(listing.names)[0], key=listing.names.__getitem__)
         if not chosen:
             raise DataError(f"There is no image in '{path}': name a folder or archive of photos.")
@@ -172,6 +174,16 @@ def find_unlabelled(path: str | Path) -> Source:
         return source_from_files(str(path), listing, Layout(keys, np.full(len(keys), -1), (), None))
     found = find(path, several=False)
     return replace(found, labels=np.full(len(found), -1), classes=(), columns={})
+
+
+def _list_members(word: str, kind: str) -> Listing | None:
+    """The files of a folder, an archive or a set of tars; None for a place of another kind."""
+    if kind not in LISTERS:
+        shards = [] if Path(word).exists() else match_shards(word)
+        return list_shards(shards) if shards else None
+    listing = LISTERS[kind](Path(word))
+    shards = [Path(word, name) for name in select_shards(listing.names)] if kind == "folder" else []
+    return list_shards(shards) if shards else listing
 
 
 def find_images(word: str) -> list[str | MemberFile]:
@@ -183,9 +195,15 @@ def find_images(word: str) -> list[str | MemberFile]:
         with open_address(word) as (shown, copy):
             if copy.is_file() and select_images([copy.name])[0]:
                 return [MemberFile(shown, FolderReader(copy.parent, [copy.name]), 0)]
-            return [*list_member_files(shown, LISTERS[detect_kind(copy)](copy))]
-    if (place := Path(word)).is_file() and not select_images([place.name])[0]:
+            return [*list_member_files(shown, _list_members(str(copy), detect_kind(copy)) or LISTERS["tar"](copy))]
+    place = Path(word)
+    if place.is_file() and not select_images([place.name])[0]:
         with suppress(DataError):  # an image of another name; or what is no image, which is shown as an error
-            if (kind := detect_kind(place)) in LISTERS:
-                return [*list_member_files(word, LISTERS[kind](place))]
-    return [*list_images(word)]
+            if (listing := _list_members(word, detect_kind(place))) is not None:
+                return [*list_member_files(word, listing)]
+    elif not place.exists() and (shards := match_shards(word)):
+        return [*list_member_files(str(place.parent), list_shards(shards))]
+    found = list_images(word)
+    if not found and (listing := _list_members(word, "folder")) is not None:
+        return [*list_member_files(word, listing)]
+    return [*found]

@@ -39,6 +39,8 @@ _STAMPED_BYTES = 1 << 15
 """Bytes at each end of a tar's member that its stamp is the checksum of."""
 
 
+MAX_MAPPED_SHARDS = 32
+"""Tars of a set that are mapped at a time: each holds a file open, of which a process may have 1,024."""
 MAX_TAR_HEADER_BYTES = 1_000_000
 """Bytes of a long name or of extended headers in a tar: ``tarfile`` reads them whole."""
 
@@ -105,6 +107,38 @@ class ArchiveReader:
 
     def __reduce__(self) -> Any:
         return ArchiveReader, (self.path, self.offsets, self.packed, self.sizes, self.deflated, self.crcs)
+
+
+@dataclass(frozen=True, eq=False)
+class ShardReader:
+    """Reads members of several plain tars, of which a few are mapped into memory at a time."""
+
+    paths: tuple[Path, ...]
+    shards: Int64[ndarray, " N"]
+    """The tar of each member."""
+    offsets: Int64[ndarray, " N"]
+    sizes: Int64[ndarray, " N"]
+    _maps: dict[int, mmap.mmap] = field(default_factory=dict, repr=False)
+
+    def read(self, key: int) -> bytes:
+        """The bytes of member ``key``; raises ImageError."""
+        shard, start, size = int(self.shards[key]), int(self.offsets[key]), int(self.sizes[key])
+        if size > MAX_FILE_BYTES:
+            raise ImageError(f"the file is larger than {MAX_FILE_BYTES // 1_000_000} MB, which is refused unread")
+        view = self._maps.get(shard)  # one that another thread lets go lives as long as this name
+        if view is None:
+            try:
+                with self.paths[shard].open("rb") as stream:
+                    view = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
+            except (OSError, ValueError) as error:
+                raise ImageError(f"'{self.paths[shard].name}' cannot be opened ({error})") from error
+            while len(self._maps) >= MAX_MAPPED_SHARDS:
+                self._maps.pop(next(iter(self._maps)), None)
+            self._maps[shard] = view
+        return view[start : start + size]
+
+    def __reduce__(self) -> Any:
+        return ShardReader, (self.paths, self.shards, self.offsets, self.sizes)
 
 
 def _damaged_archive_error(path: Path, kind: str) -> DataError:

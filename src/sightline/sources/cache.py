@@ -23,7 +23,7 @@ from numpy import ndarray
 from .. import progress, runtime
 from ..errors import DataError, OutputError
 from ..files import atomic_replace
-from .archives import ArchiveReader, list_tar
+from .archives import ArchiveReader, ShardReader, list_tar
 from .array_files import read_idx
 from .arrays import ArrayReader, ImageArrays, open_npy_reader
 from .cifar import read_cifar, select_cifar_files
@@ -33,6 +33,7 @@ from .source import Source
 
 _CACHE_VERSION = 2
 _ARCHIVE_ARRAYS = ("offsets", "packed", "sizes", "deflated", "crcs")
+_SHARD_ARRAYS = ("shards", "offsets", "sizes")
 
 
 def load_or_build(path: Path, stamp: str, make: Callable[[], Source]) -> Source:
@@ -69,6 +70,9 @@ def _write_entry(source: Source, stamp: str, folder: Path) -> None:
     if isinstance(reader, ArchiveReader):
         facts["archive"] = str(reader.path.absolute())
         arrays |= {name: vars(reader)[name] for name in _ARCHIVE_ARRAYS}
+    elif isinstance(reader, ShardReader):
+        facts["tars"] = [str(path.absolute()) for path in reader.paths]
+        arrays |= {name: vars(reader)[name] for name in _SHARD_ARRAYS}
     elif isinstance(reader, ArrayReader):
         arrays["images"] = reader.images
     for name, array in arrays.items():
@@ -96,6 +100,11 @@ def _read_entry(folder: Path, stamp: str, name: str) -> Source | None:
             if offsets is None or packed is None or sizes is None or not path.exists():
                 return None
             reader = ArchiveReader(path, offsets, packed, sizes, deflated, crcs)
+        elif "tars" in facts:
+            paths, (shards, offsets, sizes) = tuple(map(Path, facts["tars"])), map(load, _SHARD_ARRAYS)
+            if shards is None or offsets is None or sizes is None or not all(path.exists() for path in paths):
+                return None
+            reader = ShardReader(paths, shards, offsets, sizes)
         else:
             reader = open_npy_reader(folder / "images.npy")
         classes, notes, fingerprint = tuple(facts["classes"]), tuple(facts["notes"]), facts["fingerprint"]

@@ -1,6 +1,7 @@
 """Labelled files: which files are images, which word means which split, and what every layout must satisfy."""
 
 import glob
+import math
 import os
 import re
 from collections import Counter
@@ -35,7 +36,9 @@ IMAGE_SUFFIXES = frozenset(
     "jpg jpeg jpe jfif png apng bmp dib gif tif tiff webp pbm pgm ppm pnm heic heif avif".split()  # noqa: SIM905
 )
 """Suffixes of image files; the content decides whether a file is one."""
-_BRACES = re.compile(r"\{([^{}]*,[^{}]*)\}")
+_BRACES = re.compile(r"\{(?:([^{}]*,[^{}]*)|(\d{1,9})\.\.(\d{1,9}))\}")
+MAX_BRACE_WORDS = 100_000
+"""Files that one pattern of braces may name."""
 
 
 _PLACEHOLDERS = {
@@ -176,6 +179,11 @@ def select_images(names: Sequence[str]) -> tuple[list[int], Counter[str]]:
     return chosen, strays
 
 
+def is_pattern(word: str) -> bool:
+    """Whether a word has a shell's ``*``, ``?``, ``[`` or braces."""
+    return glob.has_magic(word) or _BRACES.search(word) is not None
+
+
 def list_images(word: str) -> list[str]:
     """The image files of a word: a file itself (even if absent), a folder's images, or those of a pattern or address.
 
@@ -184,8 +192,8 @@ def list_images(word: str) -> list[str]:
     """
     if is_address(word):
         return _list_place(str(fetch_address(word)))
-    if not Path(word).exists() and (glob.has_magic(word) or _BRACES.search(word)):
-        patterns = map(os.path.expanduser, _expand_braces(word))
+    if not Path(word).exists() and (is_pattern(word)):
+        patterns = map(os.path.expanduser, expand_braces(word))
         matches = [found for each in patterns for found in sorted(glob.glob(each, recursive=True))]  # noqa: PTH207 a Path cannot start at the root
         named = set(select_images(matches)[0])
         images = [m for i, m in enumerate(matches) if i in named or Path(m).is_dir()] or matches
@@ -221,13 +229,26 @@ def _list_place(place: str) -> list[str]:
     return [str(Path(place, name)) for name in sorted(listing.names[i] for i in select_images(listing.names)[0])]
 
 
-def _expand_braces(word: str) -> list[str]:
-    """The words of a shell's braces: ``*.{jpg,png}`` becomes ``*.jpg`` and ``*.png``."""
+def expand_braces(word: str) -> list[str]:
+    """The words of a shell's braces; raises DataError where they are none or too many.
+
+    >>> expand_braces("*.{jpg,png}"), expand_braces("x-{08..10}.tar")
+    (['*.jpg', '*.png'], ['x-08.tar', 'x-09.tar', 'x-10.tar'])
+    """
     if (found := _BRACES.search(word)) is None:
         return [word]
-    choices = found[1].split(",")
+    count = math.prod(
+        max(0, int(last) - int(first) + 1) if first else listed.count(",") + 1
+        for listed, first, last in _BRACES.findall(word)
+    )
+    if not 0 < count <= MAX_BRACE_WORDS:
+        raise DataError(f"The braces of '{word}' name {count:,} files: name 1 to {MAX_BRACE_WORDS:,}.")
+    if found[1]:
+        choices = found[1].split(",")
+    else:
+        choices = [f"{number:0{len(found[2])}}" for number in range(int(found[2]), int(found[3]) + 1)]
     return [
-        each for choice in choices for each in _expand_braces(word[: found.start()] + choice + word[found.end() :])
+        each for choice in choices for each in expand_braces(word[: found.start()] + choice + word[found.end() :])
     ]
 
 

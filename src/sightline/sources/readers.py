@@ -32,6 +32,8 @@ from .joined import JOINED_SUFFIX
 from .layout import USUAL_LABELS, LabelRule, Layout, parse_split, select_images, source_from_files
 from .manifest import join_tables, read_manifest
 from .parquet import TABLE_READERS, read_embedded_images
+from .samples import read_samples
+from .shards import read_shards, select_shards
 from .source import Listing, Source, file_stamp, list_folder
 from .tables import (
     LABEL_COLUMNS,
@@ -104,6 +106,9 @@ def read_folder(path: Path, rule: LabelRule = USUAL_LABELS) -> Source:
         stamp = file_stamp(*(path / listing.names[row] for row in rows))
         return load_or_build(path, stamp, lambda: source_from_arrays(str(path), _read_arrays(listing, rows, path)))
 
+    if shards := select_shards(listing.names):
+        return read_shards(str(path), [path / name for name in shards], rule)
+
     @contextmanager
     def open_tables(names: Sequence[str]) -> Iterator[list[Path]]:
         yield [path / name for name in names]
@@ -119,6 +124,8 @@ def _source_from_listing(
     ``open_tables`` gives files of these names while its context lasts. Columns that ``rule`` names are those of the
     tables, which then go before folders.
     """
+    if (samples := read_samples(listing, str(path), rule)) is not None:
+        return source_from_files(str(path), listing, samples)
     tables = find_tables(listing.names)
     parquets = (
         [path / name for name in sorted(listing.names) if name.endswith(".parquet")] if path.is_dir() else []

@@ -33,6 +33,8 @@ from .remote_files import (
 RECHECK_SECONDS = 60.0
 """Seconds in which a program does not ask again whether a copy is still what the server has."""
 _ADDRESS = re.compile(r"([a-zA-Z][a-zA-Z0-9+.-]+)://(?=.)")
+_TARS = re.compile(r"[*?\[{].*\.t(ar(\.\w+)?|gz|bz2|xz)$", re.IGNORECASE)
+"""A pattern of tars, which is a path though no file has its name."""
 _HIDDEN_QUERY = re.compile(r"query-[0-9a-f]{16}$")
 
 _whole_addresses: dict[str, str] = {}
@@ -75,6 +77,8 @@ def absolute_place(place: str | None) -> str | None:
     """A place that means the same from any folder, as it is saved: a full path, an address without keys, or a name."""
     if place is None or is_address(place):
         return None if place is None else hide_query(place)
+    if not Path(place).exists() and _TARS.search(place):
+        return str(Path(place).expanduser().resolve())
     return str(Path(place).resolve()) if Path(place).exists() else place
 
 

@@ -1,5 +1,6 @@
 """``train``: from data and a recipe to a run. Prepare the images, choose what was left open, build, refine."""
 
+import re
 import shutil
 import time
 from collections.abc import Mapping
@@ -203,7 +204,8 @@ def _begin_run(
         progress.notify(note)
     places = ("data", "weights", "unlabelled", "target")
     recipe = plan.recipe.replace(**{name: absolute_place(vars(plan.recipe)[name]) for name in places})
-    name = f"{Path(recipe.data or '').name.partition('.')[0]}-{recipe.model}".replace(":", "_")
+    word = re.split(r"[.*?[{]", Path(recipe.data or "").name)[0].rstrip("-_")  # of a pattern, what goes before it
+    name = f"{word}-{recipe.model}".replace(":", "_")
     folder = create_run_folder(wanted, name, overwrite=overwrite)  # only now is an old run given up
     folder.write_header(recipe, splits, (*notes, *more))
     if rival is not None:
