@@ -9,6 +9,7 @@ import platform
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from importlib.metadata import version as _version
 from pathlib import Path
@@ -117,6 +118,18 @@ def use_one_thread() -> None:
     """Make this thread run torch's operators on one core."""
     torch.get_num_threads()  # torch gives a thread the global number at its first question, over what was set before
     torch.set_num_threads(1)
+
+
+@contextmanager
+def single_threaded_pool(count: int | None = None) -> Iterator[ThreadPoolExecutor]:
+    """Threads, by default one a core, whose torch operators run on one core each."""
+    threads = torch.get_num_threads()
+    with ThreadPoolExecutor(count or cpu_count(), "single", use_one_thread) as pool:
+        try:
+            yield pool
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)  # what an interrupted caller will not ask for
+            torch.set_num_threads(threads)  # a thread's own setting becomes the default of later threads
 
 
 def cache_dir() -> Path:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFilter
 
-from sightline.data import decode, find_near_duplicates, load_dataset
+from sightline.data import decode, find_near_duplicates, load_dataset, similarity_join
 from sightline.data import duplicates as module
 from sightline.types import Dataset, Geometry
 
@@ -130,24 +130,39 @@ def test_exact_copies_are_grouped_and_flat_pictures_are_not():
     assert find_near_duplicates(data).tolist() == [0, 1, 0, 0, 4, 5, 4]
 
 
+def test_candidates_that_no_pixels_confirm():
+    """Equal low frequencies under different fine patterns: candidates, and not one near duplicate."""
+    rng = np.random.default_rng(0)
+    smooth = np.asarray(scene(32).convert("L"), float)[..., None]
+    noisy = np.clip(smooth + rng.normal(0, 12, (6, 32, 32, 1)), 0, 255).astype(np.uint8)
+    looks = module.ImageSignatures(dataset(noisy), np.arange(6))
+    pairs = looks.candidate_pairs()
+    assert len(pairs)
+    assert not looks.confirm_pairs(pairs).any()
+    np.testing.assert_array_equal(find_near_duplicates(dataset(noisy)), np.arange(6))
+
+
 def test_tiny_images_are_compared_byte_for_byte():
     data = load_dataset("digits", Geometry(size=(8, 8), channels=1))
     np.testing.assert_array_equal(find_near_duplicates(data), np.arange(1797))
 
 
-def test_the_hash_finds_what_comparing_all_pairs_finds(monkeypatch):
-    """Above a few thousand images candidates come from the hash: the plain way beside the fast one."""
+def test_among_many_images_no_candidate_is_lost(monkeypatch):
+    """All pairs within the distance are candidates, as of a set small enough to compare every pair in float64."""
     rng = np.random.default_rng(3)
     base = np.stack([np.asarray(scene(32, seed=seed)) for seed in range(300)])
     near = np.clip(base + rng.normal(0, 3, base.shape), 0, 255).astype(np.uint8)
     shifted = np.stack([decode(cropped(Image.fromarray(each)), Geometry(size=(32, 32))) for each in base[:100]])
     data = dataset(np.concatenate([base, near, shifted]))
-    plain = find_near_duplicates(data)
-    assert len(np.unique(plain)) == 300
-    monkeypatch.setattr(module, "_MAX_ALL_PAIRS_IMAGES", 10)
-    fast = find_near_duplicates(data)
-    assert (fast[:600] == plain[:600]).mean() > 0.99
-    assert (fast == plain).mean() > 0.97
+    monkeypatch.setattr(similarity_join, "MAX_LEAF_VECTORS", 16)
+    looks = module.ImageSignatures(data, np.arange(len(data)))
+    low = looks.low.astype(np.float64)
+    distances = np.linalg.norm(low[:, None] - low, axis=2) + np.tri(len(low))  # each pair once
+    assert {tuple(pair) for pair in looks.candidate_pairs()} == {
+        tuple(pair) for pair in np.argwhere(distances <= module.MAX_SPECTRAL_DISTANCE)
+    }
+    leader = find_near_duplicates(data)
+    np.testing.assert_array_equal(leader, [*range(300), *range(300), *range(100)])
 
 
 def test_the_result_is_cached_in_the_store(tmp_path, monkeypatch):

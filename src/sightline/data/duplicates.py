@@ -1,28 +1,31 @@
 """Near duplicates: the same picture resized, encoded again, or cropped by a little.
 
-They are found by hash, confirmed by pixels, and grouped without chains. The hash is the sign of 63 low frequencies of
-a grey thumbnail, each minus its median over the images (as in pHash); images whose hashes agree in one of sixteen
-random sets of 14 bits are candidates. A candidate is confirmed if a small shift, stretch, blur and change of contrast
-explain the difference of the two thumbnails (one step of least squares, as in Lucas and Kanade's registration), up to
-0.3 % of the picture's variance.
+They are found by their low frequencies, confirmed by pixels, and grouped without chains. Candidates are all pairs whose
+63 low frequencies of a grey thumbnail, divided by their norm, are at most 0.2 apart; the search for them is exact. A
+candidate is confirmed if a small shift, stretch, blur and change of contrast explain the difference of the two
+thumbnails (one step of least squares, as in Lucas and Kanade's registration), up to 0.3 % of the picture's variance.
 """
 
 import hashlib
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Bool, Float32, Int64
+import torch
+from jaxtyping import Bool, Float32, Int64, UInt8, UInt16
 from numpy import ndarray
+from torch import Tensor
 
-from .. import progress
+from .. import progress, runtime
 from ..errors import OutputError
 from ..files import atomic_replace, write_csv
 from ..types import Dataset
 from .geometry import resize_images
+from .similarity_join import find_close_pairs
 from .store import MappedPixels
 
-DUPLICATES_VERSION = 1
+DUPLICATES_VERSION = 2
 """Increased whenever the search would find other pairs."""
 
 SIGNATURE_SIDE = 32
@@ -40,13 +43,15 @@ MAX_DISPLACEMENT = 0.06
 MAX_COLOUR_DIFFERENCE = 8.0
 """Largest mean difference in colour, in levels of 255, of pictures that agree in grey."""
 
-_FREQUENCIES = 8
-_TABLES, _BITS, _WINDOW, _APART = 16, 14, 24, 12
-_MAX_SPECTRAL_DISTANCE = 0.2
+MAX_SPECTRAL_DISTANCE = 0.2
 """Largest distance of candidates in their normalised low frequencies."""
-_MAX_ALL_PAIRS_IMAGES = 3000
-"""Images up to which all pairs are compared."""
-_PAIRS_PER_CHUNK = 128
+MAX_CANDIDATES = 400
+"""Candidates of an image that are compared by pixels, at most: those of a film of one scene would be all its images."""
+
+_FREQUENCIES = 8
+_PAIRS_PER_PART = 8192
+_BLOCK = 128
+"""Images or pairs that are computed at a time: what a core's cache holds."""
 
 
 def find_near_duplicates(dataset: Dataset) -> Int64[ndarray, " N"]:
@@ -97,66 +102,89 @@ def write_duplicate_table(dataset: Dataset, path: Path) -> Path:
 
 
 class ImageSignatures:
-    """Thumbnail, low frequencies, colours and contrast of each image: about 2.5 kB."""
+    """Low frequencies, colours and contrast of each image, about 300 bytes, and whether two are the same picture."""
 
     def __init__(self, dataset: Dataset, positions: Int64[ndarray, " n"]):
-        size = min(SIGNATURE_SIDE, dataset.geometry.size[0]), min(SIGNATURE_SIDE, dataset.geometry.size[1])
-        tall, wide = (_dct_matrix(side) for side in size)
-        down, across = (_smoothing_matrix(side) for side in size)
-        count, channels = len(positions), dataset.geometry.channels
-        self.thumbs = np.empty((count, *size), np.uint16)  # in 256ths of a level
-        self.low = np.empty((count, _FREQUENCIES**2 - 1), np.float32)
-        self.colours = np.empty((count, 48), np.uint8) if channels == 3 else None
-        self.contrast = np.empty(count, np.float32)
-        step = max(1, 4_000_000 // int(np.prod(dataset.geometry.shape)))
-        for start in range(0, count, step):
-            progress.break_silence(f"Looking for near duplicates: {start:,} of {count:,} images")
-            part = slice(start, start + step)
-            pixels = dataset[positions[part]]
-            small = pixels if pixels.shape[1:3] == size else resize_images(pixels, size)
-            if small.shape[3] == 1:
-                grey = small[..., 0].astype(np.float32)
-            else:
-                flat = small.reshape(-1, 3).astype(np.float32) @ np.array([0.299, 0.587, 0.114], np.float32)
-                grey = flat.reshape(small.shape[:3])
-            self.contrast[part] = grey.std((1, 2))
-            self.thumbs[part] = np.rint(down @ grey @ across.T * 256)
-            waves = (tall @ grey @ wide.T).reshape(len(grey), -1)[:, 1:]
-            self.low[part] = waves / np.maximum(np.linalg.norm(waves, axis=1, keepdims=True), 1e-6)
+        self.dataset, self.positions = dataset, positions
+        self.size = min(SIGNATURE_SIDE, dataset.geometry.size[0]), min(SIGNATURE_SIDE, dataset.geometry.size[1])
+        self.images_per_part = max(1, 1_000_000 // int(np.prod(dataset.geometry.shape)))
+        waves = torch.from_numpy(np.kron(*(_dct_matrix(side) for side in self.size)).T.copy())
+        self.low = np.empty((len(positions), _FREQUENCIES**2 - 1), np.float32)
+        self.colours = np.empty((len(positions), 48), np.uint8) if dataset.geometry.channels == 3 else None
+        self.contrast = np.empty(len(positions), np.float32)
+
+        def measure(part: slice) -> None:
+            small, grey = self._shrink(positions[part])
+            sums, points = (grey.flatten(1) @ waves).numpy(), grey[0].numel()
+            squares = torch.linalg.vector_norm(grey.flatten(1), dim=1).numpy() ** 2
+            self.contrast[part] = np.sqrt(np.maximum(squares / points - (sums[:, 0] / points) ** 2, 0))
+            low = sums[:, 1:]
+            self.low[part] = low / np.maximum(np.linalg.norm(low, axis=1, keepdims=True), 1e-6)
             if self.colours is not None:
                 self.colours[part] = resize_images(small, (4, 4)).reshape(len(small), -1)
 
+        _work_in_parts(measure, len(positions), self.images_per_part, "Looking for near duplicates", "images")
+
     def candidate_pairs(self) -> Int64[ndarray, "p 2"]:
-        """Pairs that may be near duplicates, each once, the smaller position first."""
+        """All pairs that may be near duplicates, each once, the smaller position first."""
         vivid = np.flatnonzero(self.contrast >= MIN_CONTRAST)
-        if len(vivid) <= _MAX_ALL_PAIRS_IMAGES:
-            pairs = np.stack(
-                np.nonzero(np.triu(self.low[vivid] @ self.low[vivid].T > 1 - _MAX_SPECTRAL_DISTANCE**2 / 2, 1)), 1
-            )
-            return vivid[pairs]
-        pairs = vivid[_match_hashes(self.low[vivid])]
-        close = np.empty(len(pairs), np.bool_)
-        for start in range(0, len(pairs), 1 << 16):
-            one, two = (self.low[pairs[start : start + (1 << 16), side]] for side in (0, 1))
-            close[start : start + (1 << 16)] = np.einsum("ij,ij->i", one, two) > 1 - _MAX_SPECTRAL_DISTANCE**2 / 2
-        return pairs[close]
+        return vivid[find_close_pairs(self.low[vivid], MAX_SPECTRAL_DISTANCE, most=MAX_CANDIDATES)]
 
     def confirm_pairs(self, pairs: Int64[ndarray, "p 2"]) -> Bool[ndarray, " p"]:
-        """Which pairs are near duplicates, by their pixels."""
-        found = np.zeros(len(pairs), np.bool_)
-        for start in range(0, len(pairs), _PAIRS_PER_CHUNK):
-            progress.break_silence(f"Comparing near duplicates: {start:,} of {len(pairs):,} pairs")
-            one, two = (
-                self.thumbs[side] * np.float32(1 / 256) for side in pairs[start : start + _PAIRS_PER_CHUNK].T
-            )
-            likely = np.flatnonzero(_is_same_picture(one, two, every=3, slack=3.0))  # a ninth of the points
-            found[start + likely] = _is_same_picture(one[likely], two[likely])
-        if self.colours is not None:
-            one, two = (self.colours[side].astype(np.float32).reshape(-1, 16, 3) for side in pairs[found].T)
-            apart = one - two
-            apart -= apart.mean(2, keepdims=True)  # brightness aside
-            found[found] = np.abs(apart).mean((1, 2)) <= MAX_COLOUR_DIFFERENCE
+        """Which pairs are near duplicates, by their colours and pixels."""
+        found = self._agree_in_colour(pairs)
+        members, places = np.unique(pairs[found], return_inverse=True)
+        places, same = places.reshape(-1, 2), np.zeros(int(found.sum()), np.bool_)
+        down, across = (torch.from_numpy(_smoothing_matrix(side)) for side in self.size)
+        thumbs = np.empty((len(members), *self.size), np.uint16)  # in 256ths of a level
+
+        def smooth(part: slice) -> None:
+            grey = self._shrink(self.positions[members[part]])[1]
+            thumbs[part] = (down @ (grey @ across.T)).mul_(256).round_().numpy()
+
+        def compare(part: slice) -> None:
+            known, pair = np.unique(places[part], return_inverse=True)  # neighbours in the search: few images
+            pair = pair.reshape(-1, 2)
+            terms = _describe_changes(thumbs[known], every=3)  # a ninth of the points
+            likely = np.flatnonzero(_is_same_picture(terms, pair, slack=3.0))
+            known, pair = np.unique(places[part][likely], return_inverse=True)
+            same[part.start + likely] = _is_same_picture(_describe_changes(thumbs[known]), pair.reshape(-1, 2))
+
+        _work_in_parts(smooth, len(members), self.images_per_part, "Comparing near duplicates", "images")
+        _work_in_parts(compare, len(places), _PAIRS_PER_PART, "Comparing near duplicates", "pairs")
+        found[found] = same
         return found
+
+    def _shrink(self, chosen: Int64[ndarray, " n"]) -> tuple[UInt8[ndarray, "n h w C"], Float32[Tensor, "n h w"]]:
+        """Images at the size of a thumbnail, and their brightness."""
+        pixels = self.dataset[chosen]
+        small = pixels if pixels.shape[1:3] == self.size else resize_images(pixels, self.size)
+        rows = torch.from_numpy(small).float().flatten(2)
+        if small.shape[3] == 1:
+            return small, rows
+        weights = torch.tensor([[0.299], [0.587], [0.114]])
+        return small, rows @ torch.kron(torch.eye(self.size[1]), weights)  # faster than three products a pixel
+
+    def _agree_in_colour(self, pairs: Int64[ndarray, "p 2"]) -> Bool[ndarray, " p"]:
+        """Which pairs agree on a coarse grid of colours, brightness aside."""
+        found = np.ones(len(pairs), np.bool_)
+        if self.colours is None:
+            return found
+        for start in range(0, len(pairs), 1 << 14):
+            part = slice(start, start + (1 << 14))
+            one, two = (self.colours[side].astype(np.float32).reshape(-1, 16, 3) for side in pairs[part].T)
+            apart = one - two
+            apart -= apart.mean(2, keepdims=True)
+            found[part] = np.abs(apart).mean((1, 2)) <= MAX_COLOUR_DIFFERENCE
+        return found
+
+
+def _work_in_parts(work: Callable[[slice], None], count: int, size: int, what: str, unit: str) -> None:
+    """Call ``work`` with each part of ``count``, ``size`` at a time, on all cores."""
+    starts = range(0, count, size)
+    with runtime.single_threaded_pool() as pool:
+        for start, _ in zip(starts, pool.map(work, (slice(start, start + size) for start in starts)), strict=True):
+            progress.break_silence(f"{what}: {start:,} of {count:,} {unit}")
 
 
 def _smoothing_matrix(side: int) -> Float32[ndarray, "side side"]:
@@ -172,66 +200,52 @@ def _dct_matrix(side: int) -> Float32[ndarray, "f side"]:
     return np.cos(angles).astype(np.float32)
 
 
-def _match_hashes(low: Float32[ndarray, "n f"]) -> Int64[ndarray, "p 2"]:
-    """Pairs whose hashes agree in all bits of a table and differ in few of the others.
+def _describe_changes(thumbs: UInt16[ndarray, "m h w"], *, every: int = 1) -> Float32[ndarray, "m 6 p"]:
+    """What small changes add to each picture: shift and stretch across and down, blur, and contrast.
 
-    A table sorts the hashes by its own bits first and looks at the next few: the time is that of sorting.
+    In every ``every``-th row and column, each without its mean, so that brightness does not matter.
     """
-    count = len(low)
-    bits = np.pad(low > np.median(low, axis=0), ((0, 0), (0, 1)))
-    whole = _pack_bits(bits)
-    drawn = np.random.default_rng(0)
-    found = []
-    for _ in range(_TABLES):
-        keys = _pack_bits(bits[:, [*drawn.permutation(bits.shape[1] - 1), bits.shape[1] - 1]])
-        order = np.argsort(keys)
-        table, hashes = keys[order] >> np.uint64(64 - _BITS), whole[order]
-        for lag in range(1, min(_WINDOW, count - 1) + 1):
-            hits = np.flatnonzero(table[lag:] == table[:-lag])
-            hits = hits[np.bitwise_count(hashes[hits] ^ hashes[hits + lag]) <= _APART]
-            one, two = order[hits], order[hits + lag]
-            found.append(np.minimum(one, two) * count + np.maximum(one, two))
-    pairs = np.sort(np.concatenate(found))  # np.unique hashes, which takes four times as long
-    return np.stack(np.divmod(pairs[np.diff(pairs, prepend=-1) > 0], count), 1)
-
-
-def _pack_bits(bits: Bool[ndarray, "n 64"]) -> ndarray:
-    return np.ascontiguousarray(np.packbits(bits, axis=1)).view(">u8")[:, 0].astype(np.uint64)
+    height, width = thumbs.shape[1:]
+    here, after, before = slice(1, -1, every), slice(2, None, every), slice(0, -2, every)
+    x = ((np.arange(1, width - 1, every) + 0.5) / width - 0.5).astype(np.float32)
+    y = ((np.arange(1, height - 1, every) + 0.5) / height - 0.5).astype(np.float32)[:, None]
+    found = np.empty((len(thumbs), 6, len(y), len(x)), np.float32)
+    for start in range(0, len(thumbs), _BLOCK):
+        grey, terms = thumbs[start : start + _BLOCK] * np.float32(1 / 256), found[start : start + _BLOCK]
+        left, right = grey[:, here, before], grey[:, here, after]
+        above, below = grey[:, before, here], grey[:, after, here]
+        terms[:, 5] = middle = grey[:, here, here]
+        np.multiply(right - left, width / 2, out=terms[:, 0])
+        np.multiply(below - above, height / 2, out=terms[:, 2])
+        np.multiply(terms[:, 0], x, out=terms[:, 1])
+        np.multiply(terms[:, 2], y, out=terms[:, 3])
+        terms[:, 4] = left + right + above + below - 4 * middle
+        terms -= terms.mean((2, 3), keepdims=True)
+    return found.reshape(len(thumbs), 6, len(y) * len(x))
 
 
 def _is_same_picture(
-    one: Float32[ndarray, "B h w"], two: Float32[ndarray, "B h w"], *, every: int = 1, slack: float = 1.0
-) -> Bool[ndarray, " B"]:
+    terms: Float32[ndarray, "m 6 p"], pairs: Int64[ndarray, "n 2"], *, slack: float = 1.0
+) -> Bool[ndarray, " n"]:
     """Whether one is the other, slightly shifted, stretched, blurred or changed in contrast.
 
     To first order such changes add the picture's derivatives to it, so their sizes, and what they
     leave unexplained, follow from least squares; the derivatives are taken of the mean of both.
     """
-    count, height, width = one.shape
-    mean = (one + two) / 2
-    here, after, before = slice(1, -1, every), slice(2, None, every), slice(0, -2, every)
-    middle = mean[:, here, here]
-    left, right, above, below = (
-        mean[:, here, before],
-        mean[:, here, after],
-        mean[:, before, here],
-        mean[:, after, here],
-    )
-    across, down = (right - left) * (width / 2), (below - above) * (height / 2)
-    x = ((np.arange(1, width - 1, every) + 0.5) / width - 0.5).astype(np.float32)
-    y = ((np.arange(1, height - 1, every) + 0.5) / height - 0.5).astype(np.float32)[:, None]
-    contrast = middle - middle.mean((1, 2), keepdims=True)
-    blur = left + right + above + below - 4 * middle
-    terms = [across, across * x, down, down * y, blur, contrast, np.ones_like(middle)]
-    points = middle.shape[1] * middle.shape[2]
-    design = np.stack(terms, 1).reshape(count, len(terms), points)
-    change = (two - one)[:, here, here].reshape(count, points)
-    normal = design @ design.transpose(0, 2, 1) + 0.01 * np.eye(len(terms), dtype=np.float32)
-    amounts = np.linalg.solve(normal, design @ change[..., None])
-    rest = change - (amounts.transpose(0, 2, 1) @ design)[:, 0]
-    moved = np.abs(amounts[:, :4, 0]).max(1)
-    allowed = MAX_RESIDUAL_VARIANCE * (contrast**2).mean((1, 2)) + ROUNDING_NOISE**2
-    return ((rest**2).mean(1) <= slack * allowed) & (moved <= slack * MAX_DISPLACEMENT)
+    same, room = np.zeros(len(pairs), np.bool_), np.empty((_BLOCK, 7, terms.shape[2]), np.float32)
+    for start in range(0, len(pairs), _BLOCK):
+        one, two = (terms.take(side, 0) for side in pairs[start : start + _BLOCK].T)
+        design = room[: len(one)]  # twice the mean of both, and their difference
+        np.add(one, two, out=design[:, :6])
+        np.subtract(two[:, 5], one[:, 5], out=design[:, 6])
+        products = (torch.from_numpy(design) @ torch.from_numpy(design).mT).numpy()
+        normal, effect = products[:, :6, :6] + 0.04 * np.eye(6, dtype=np.float32), products[:, :6, 6:]
+        amounts = np.linalg.solve(normal, effect)
+        rest = products[:, 6, 6] - (amounts * (effect + 0.04 * amounts)).sum((1, 2))
+        allowed = MAX_RESIDUAL_VARIANCE / 4 * products[:, 5, 5] + ROUNDING_NOISE**2 * terms.shape[2]
+        moved = 2 * np.abs(amounts[:, :4, 0]).max(1)
+        same[start : start + _BLOCK] = (rest <= slack * allowed) & (moved <= slack * MAX_DISPLACEMENT)
+    return same
 
 
 def _assign_leaders(pairs: Int64[ndarray, "p 2"], count: int) -> Int64[ndarray, " n"]:

@@ -9,9 +9,7 @@ so decoding overlaps with the network of the others.
 import copy
 import time
 from collections import Counter
-from collections.abc import Generator, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Generator
 from typing import Any
 
 import numpy as np
@@ -91,7 +89,7 @@ class Embedder:
         if self.streams == 1:
             yield from (self.embed_batch(batch).numpy() for batch in batches)
             return
-        with _single_threaded_pool(self.streams) as pool:
+        with runtime.single_threaded_pool(self.streams) as pool:
             yield from (found.numpy() for found in pool.map(self.embed_batch, batches))
 
 
@@ -120,18 +118,6 @@ def embedding_precision(classifier: Classifier) -> torch.dtype:
     if able.get("architecture") != "x86_64":  # oneDNN emulates it on older x86 processors, and only there
         native = torch.ops.mkldnn._is_mkldnn_bf16_supported()
     return torch.bfloat16 if native else torch.float32
-
-
-@contextmanager
-def _single_threaded_pool(count: int) -> Iterator[ThreadPoolExecutor]:
-    """Threads whose operators run on one core each."""
-    threads = torch.get_num_threads()
-    with ThreadPoolExecutor(count, "embedding", runtime.use_one_thread) as pool:
-        try:
-            yield pool
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)  # what an interrupted caller will not ask for
-            torch.set_num_threads(threads)  # a thread's own setting becomes the default of later threads
 
 
 def fuse_convolutions(network: nn.Module, example: Float[Tensor, "B C H W"], precision: torch.dtype) -> None:
