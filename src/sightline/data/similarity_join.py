@@ -26,8 +26,8 @@ _ROUNDING = 1e-5
 def find_close_pairs(vectors: Float32[ndarray, "n f"], distance: float, *, most: int) -> Int64[ndarray, "p 2"]:
     """The pairs of vectors, of length 1 or less, whose product is above that of unit vectors ``distance`` apart.
 
-    Each pair once, the smaller position first, on all cores. Of a vector that is close to more than ``most`` others, at
-    least the ``most`` closest of one side of the tree are kept, so that N alike vectors make no N^2 pairs.
+    Each pair once, the smaller position first, on all cores. Of a vector that is close to more than ``most`` others, the
+    ``most`` closest of those behind it in the tree are kept, so that N alike vectors make no N^2 pairs.
     """
     count, bound, reach = len(vectors), 1 - distance**2 / 2, distance**2 + _ROUNDING
     if count < 2:
@@ -53,19 +53,22 @@ def find_close_pairs(vectors: Float32[ndarray, "n f"], distance: float, *, most:
         own, first = torch.from_numpy(points[starts[leaf] : ends[leaf]]), starts[leaf]
         room = torch.empty(len(own) * _COLUMNS)  # memory that is new for each product costs more than the product
         ones = twos = np.empty(0, np.int64)
-        products = np.empty(0, np.float32)
+        products, least, enough = np.empty(0, np.float32), np.full((len(own), 1), bound, np.float32), most * len(own)
         for start in range(0, len(others), _COLUMNS):
             columns = others[start : start + _COLUMNS]
             place = room[: len(own) * len(columns)].view(len(own), -1)
-            found = torch.mm(own, torch.from_numpy(points.take(columns, 0)).T, out=place).numpy().ravel()
-            hits = np.flatnonzero(found > bound)
+            found = torch.mm(own, torch.from_numpy(points.take(columns, 0)).T, out=place).numpy()
+            hits = np.flatnonzero(found > least)
             one, two = first + hits // len(columns), columns[hits % len(columns)]
             later = two > one
             ones, twos = np.append(ones, one[later]), np.append(twos, two[later])
-            products = np.append(products, found[hits[later]])
-            if len(ones) > most * len(own):
+            products = np.append(products, found.ravel()[hits[later]])
+            if len(ones) > enough:  # from now on a row that is full takes only what is closer than all it has
                 kept = _keep_largest(ones, products, most)
                 ones, twos, products = ones[kept], twos[kept], products[kept]
+                rows, counts = np.unique(ones - first, return_counts=True)
+                least[rows[counts == most], 0] = products[np.cumsum(counts)[counts == most] - 1]
+                enough = len(ones) + most * len(own)
         kept = _keep_largest(ones, products, most)
         return order[ones[kept]], order[twos[kept]]
 
