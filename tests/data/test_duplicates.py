@@ -130,6 +130,27 @@ def test_exact_copies_are_grouped_and_flat_pictures_are_not():
     assert find_near_duplicates(data).tolist() == [0, 1, 0, 0, 4, 5, 4]
 
 
+def test_more_copies_than_are_compared_are_one_group(monkeypatch):
+    """Noisy copies of two pictures, many more than each is compared with: two groups; and a slow change is none."""
+    rng = np.random.default_rng(0)
+    base = np.stack([np.asarray(scene(32, seed=seed), float) for seed in (0, 1)])
+    copies = np.clip(np.repeat(base, [90, 60], axis=0) + rng.normal(0, 2, (150, 32, 32, 3)), 0, 255)
+    steps = np.linspace(0, 1, 60)[:, None, None, None]
+    turning = base[0] * (1 - steps) + base[1] * steps
+    monkeypatch.setattr(module, "MAX_CANDIDATES", 5)
+    leader = find_near_duplicates(dataset(np.rint(copies).astype(np.uint8)))
+    assert len(np.unique(leader[:90])) == len(np.unique(leader[90:])) == 1
+    assert leader[0] != leader[90]
+    data = dataset(np.rint(turning).astype(np.uint8))
+    leader = find_near_duplicates(data)
+    assert len(np.unique(leader)) > 3
+    members = np.flatnonzero(leader != np.arange(60))
+    assert len(members) > 20
+    looks = module.ImageSignatures(data, np.arange(60))
+    assert looks.confirm_pairs(np.stack([leader[members], members], 1)).all()
+    assert (leader[leader] == leader).all()
+
+
 def test_candidates_that_no_pixels_confirm():
     """Equal low frequencies under different fine patterns: candidates, and not one near duplicate."""
     rng = np.random.default_rng(0)

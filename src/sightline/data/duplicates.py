@@ -45,11 +45,11 @@ MAX_COLOUR_DIFFERENCE = 8.0
 
 MAX_SPECTRAL_DISTANCE = 0.2
 """Largest distance of candidates in their normalised low frequencies."""
-MAX_CANDIDATES = 400
-"""Candidates of an image that are compared by pixels, at most: those of a film of one scene would be all its images."""
+MAX_CANDIDATES = 100
+"""Closest candidates of an image that are compared by pixels: those of a film of one scene would be all its images."""
 
 _FREQUENCIES = 8
-_PAIRS_PER_PART = 8192
+_PAIRS_PER_PART = 2048
 _BLOCK = 128
 """Images or pairs that are computed at a time: what a core's cache holds."""
 
@@ -76,6 +76,7 @@ def find_near_duplicates(dataset: Dataset) -> Int64[ndarray, " N"]:
         signatures = ImageSignatures(dataset, first)
         pairs = signatures.candidate_pairs()
         leader = _assign_leaders(pairs[signatures.confirm_pairs(pairs)], len(first))
+        _join_large_groups(leader, signatures)
     found = first[leader[back]]
     if place:
         with suppress(OutputError), atomic_replace(place) as temporary, temporary.open("wb") as stream:
@@ -263,3 +264,22 @@ def _assign_leaders(pairs: Int64[ndarray, "p 2"], count: int) -> Int64[ndarray, 
             free[taken] = False
             free[head] = False
     return leader
+
+
+def _join_large_groups(leader: Int64[ndarray, " n"], signatures: ImageSignatures) -> None:
+    """Join to each large group, in place, every group all of whose images are confirmed against its leader.
+
+    Of more than ``MAX_CANDIDATES`` copies of one picture the search compares only some, so they are several groups.
+    """
+    sizes, vivid = np.bincount(leader), signatures.contrast >= MIN_CONTRAST
+    large = np.flatnonzero(sizes > MAX_CANDIDATES)
+    for head in large[np.argsort(-sizes[large], kind="stable")]:
+        if leader[head] != head:
+            continue
+        others = np.flatnonzero((leader == np.arange(len(leader))) & vivid)
+        near = signatures.low[others] @ signatures.low[head] > 1 - MAX_SPECTRAL_DISTANCE**2 / 2
+        others = others[near & (others != head)]
+        others = others[signatures.confirm_pairs(np.stack(np.broadcast_arrays(head, others), 1))]
+        members = np.flatnonzero(np.isin(leader, others))
+        agreed = signatures.confirm_pairs(np.stack(np.broadcast_arrays(head, members), 1))
+        leader[members[~np.isin(leader[members], leader[members[~agreed]])]] = head

@@ -26,8 +26,8 @@ _ROUNDING = 1e-5
 def find_close_pairs(vectors: Float32[ndarray, "n f"], distance: float, *, most: int) -> Int64[ndarray, "p 2"]:
     """The pairs of vectors, of length 1 or less, whose product is above that of unit vectors ``distance`` apart.
 
-    Each pair once, the smaller position first, on all cores. Of a vector that is close to more than ``most`` others, the
-    ``most`` closest of those behind it in the tree are kept, so that N alike vectors make no N^2 pairs.
+    Each pair once, the smaller position first, on all cores. Of a vector that is close to more than ``most`` others the
+    ``most`` closest of those behind it in the tree are kept: N alike vectors make no N^2 pairs.
     """
     count, bound, reach = len(vectors), 1 - distance**2 / 2, distance**2 + _ROUNDING
     if count < 2:
@@ -53,7 +53,11 @@ def find_close_pairs(vectors: Float32[ndarray, "n f"], distance: float, *, most:
         own, first = torch.from_numpy(points[starts[leaf] : ends[leaf]]), starts[leaf]
         room = torch.empty(len(own) * _COLUMNS)  # memory that is new for each product costs more than the product
         ones = twos = np.empty(0, np.int64)
-        products, least, enough = np.empty(0, np.float32), np.full((len(own), 1), bound, np.float32), most * len(own)
+        products, least, enough = (
+            np.empty(0, np.float32),
+            np.full((len(own), 1), bound, np.float32),
+            most * len(own),
+        )
         for start in range(0, len(others), _COLUMNS):
             columns = others[start : start + _COLUMNS]
             place = room[: len(own) * len(columns)].view(len(own), -1)
