@@ -47,14 +47,26 @@ def test_it_finds_every_planted_and_every_other_pair(kind, monkeypatch):
     assert surely <= {tuple(pair) for pair in found} <= perhaps
 
 
-def test_of_vectors_with_very_many_alike_the_closest_are_kept(monkeypatch):
+@pytest.mark.parametrize("kind", ["an arc", "one scene", "equal"])
+def test_of_vectors_with_very_many_alike_the_closest_are_kept(kind, monkeypatch):
+    """A pair is lost only where one of the two keeps as many that are as close, each pair compared in float64."""
+    monkeypatch.setattr(similarity_join, "MAX_LEAF_VECTORS", 64)
     monkeypatch.setattr(similarity_join, "_COLUMNS", 100)
-    angle = np.linspace(0, 0.1, 500)
-    found = find_close_pairs(np.stack([np.cos(angle), np.sin(angle)], 1).astype(np.float32), DISTANCE, most=30)
-    assert len(found) <= 500 * 30
-    gaps = np.diff(found, axis=1)[:, 0]
-    assert (gaps > 0).all()
-    assert set(map(tuple, found)) >= {(i, i + 1) for i in range(499)}
+    rng, angle, most = np.random.default_rng(0), np.linspace(0, 0.1, 500), 30
+    vectors = {
+        "an arc": np.stack([np.cos(angle), np.sin(angle)], 1).astype(np.float32),
+        "one scene": unit(1 + rng.normal(0, 0.05, (500, 63))),
+        "equal": unit(np.ones((500, 63))),
+    }[kind]
+    found = find_close_pairs(vectors, DISTANCE, most=most)
+    kept = np.zeros((500, 500), np.bool_)
+    kept[found[:, 0], found[:, 1]] = kept[found[:, 1], found[:, 0]] = True
+    products = vectors.astype(np.float64) @ vectors.T.astype(np.float64)
+    worst_kept = -np.sort(-np.where(kept, products, -1), axis=1)[:, most - 1]
+    one, two = np.nonzero(np.triu((products > 1 - DISTANCE**2 / 2) & ~kept, 1))
+    assert len(one) > 100_000
+    assert (np.maximum(worst_kept[one], worst_kept[two]) >= products[one, two] - ROUNDING).all()
+    assert 499 <= len(np.unique(found, axis=0)) == len(found) <= 500 * most
 
 
 @pytest.mark.parametrize("count", [0, 1, 2])

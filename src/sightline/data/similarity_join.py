@@ -53,11 +53,8 @@ def find_close_pairs(vectors: Float32[ndarray, "n f"], distance: float, *, most:
         own, first = torch.from_numpy(points[starts[leaf] : ends[leaf]]), starts[leaf]
         room = torch.empty(len(own) * _COLUMNS)  # memory that is new for each product costs more than the product
         ones = twos = np.empty(0, np.int64)
-        products, least, enough = (
-            np.empty(0, np.float32),
-            np.full((len(own), 1), bound, np.float32),
-            most * len(own),
-        )
+        products, enough = np.empty(0, np.float32), most * len(own)
+        least = np.full((len(own), 1), bound, np.float32)
         for start in range(0, len(others), _COLUMNS):
             columns = others[start : start + _COLUMNS]
             place = room[: len(own) * len(columns)].view(len(own), -1)
