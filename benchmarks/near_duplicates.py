@@ -30,18 +30,15 @@ PLANTED = 1000
 
 
 def make_images(base: ndarray, count: int) -> ndarray:
-    """So many: the images, their mirrors, crops of both; the last are copies of the first, encoded again."""
+    """``count`` images: the given ones, their mirrors, crops of both; the last are copies of the first, encoded again."""
     rng, side = np.random.default_rng(0), base.shape[1] * 2 // 3
     every = np.concatenate([base, base[:, :, ::-1]])[: count - PLANTED]
     more = count - PLANTED - len(every)
-    rows, (y, x) = rng.integers(0, len(every), more), rng.integers(0, base.shape[1] - side + 1, (2, more))
-    crops = (
-        np.stack([every[i, a : a + side, b : b + side] for i, a, b in zip(rows, y, x, strict=True)])
-        if more
-        else base[:0]
-    )
+    crops = base[:0]
     if more:
-        crops = resize_images(crops, base.shape[1:3])
+        rows, (y, x) = rng.integers(0, len(every), more), rng.integers(0, base.shape[1] - side + 1, (2, more))
+        cut = [every[i, a : a + side, b : b + side] for i, a, b in zip(rows, y, x, strict=True)]
+        crops = resize_images(np.stack(cut), base.shape[1:3])
     copies = np.empty_like(every[:PLANTED])
     for place, image in zip(copies, every, strict=False):
         stream = BytesIO()
@@ -103,8 +100,7 @@ def main() -> None:
                 "rounds": given.rounds,
                 **found,
             }
-            print(f"{name}, {count}", figures[f"{name}, {count}"], flush=True)
-    record("near_duplicates", figures)
+            record("near_duplicates", figures)  # what is measured is kept when the rest is stopped
 
 
 # the search as it was
