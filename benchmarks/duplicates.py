@@ -1,20 +1,19 @@
-"""Near duplicates: how many are claimed where none are meant, how many planted copies are found, in what time.
+"""Near duplicates: how many are claimed where none are meant, how many planted copies are found.
 
     python benchmarks/duplicates.py [FOLDER_OF_ZIPS]
 
 Of each set 300 images drawn by seed are planted again in each way: resized by 0.6 to 2 times, encoded again as
 JPEG of quality 60 to 90, or cropped by 2 % of each side. Copies are decoded like any file, at the set's working
 size, and are found when they are confirmed as a pair with their original. Unplanned are the images that are
-grouped before any is planted (CIFAR-10 holds pictures that are truly in it twice).
+grouped before any is planted (CIFAR-10 holds pictures that are truly in it twice). ``near_duplicates.py`` says in what
+time.
 """
 
 import sys
-import time
 from collections.abc import Callable
 from io import BytesIO
 
 import numpy as np
-import torch
 from PIL import Image
 from record import record, shared
 
@@ -89,16 +88,12 @@ def planted(path: str, geometry: Geometry, dataset: Dataset) -> tuple[Dataset, n
 
 
 def main() -> None:
-    """Each set: as it is, timed; then with the copies planted."""
-    torch.set_num_threads(1)
+    """Each set: as it is; then with the copies planted."""
     folder, figures = shared(sys.argv[1] if len(sys.argv) > 1 else None), {}
     for name, (file, geometry) in CASES.items():
         dataset = load_dataset(folder / file, geometry)
         as_array = Dataset(**vars(dataset) | {"pixels": dataset[:], "rows": np.arange(len(dataset))})
-        started = time.perf_counter()
-        leader = find_near_duplicates(as_array)  # not beside a store: looked for anew
-        seconds = time.perf_counter() - started
-        sizes = np.bincount(leader)
+        sizes = np.bincount(find_near_duplicates(as_array))  # no store, in which an earlier result would be
         extended, originals = planted(str(folder / file), geometry, dataset)
         looks = ImageSignatures(extended, np.arange(len(extended)))
         pairs = looks.candidate_pairs()
@@ -106,7 +101,6 @@ def main() -> None:
         found = np.array([(int(one), len(dataset) + i) in confirmed for i, one in enumerate(originals)])
         figures[name] = {
             "images": len(dataset),
-            "seconds": round(seconds, 2),
             "unplanned_in_groups": int(sizes[sizes > 1].sum()),
             "unplanned_share": round(float(sizes[sizes > 1].sum() / len(dataset)), 6),
             "planted_and_found": {

@@ -30,7 +30,7 @@ PLANTED = 1000
 
 
 def make_images(base: ndarray, count: int) -> ndarray:
-    """``count`` images: the given ones, their mirrors, crops of both; the last are copies of the first, encoded again."""
+    """``count`` images: the given ones, their mirrors, crops of both, and copies of the first, encoded again."""
     rng, side = np.random.default_rng(0), base.shape[1] * 2 // 3
     every = np.concatenate([base, base[:, :, ::-1]])[: count - PLANTED]
     more = count - PLANTED - len(every)
