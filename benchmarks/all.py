@@ -72,6 +72,13 @@ def of_time(figures: dict[str, Any]) -> Ratios:
     yield from found.items() if isinstance(found, dict) else (("against plain PyTorch", found),)
 
 
+def of_predict(figures: dict[str, Any]) -> Ratios:
+    """Whole commands against scripts."""
+    for case, measured in figures.items():
+        for what, ratio in measured["ratios"].items():
+            yield f"{case}: {what}", ratio
+
+
 @dataclass(frozen=True)
 class Benchmark:
     """A script whose figures hold ratios."""
@@ -85,6 +92,7 @@ class Benchmark:
 BENCHMARKS = {
     "throughput": Benchmark("throughput.py --data DATA", "throughput", of_sides),
     "decoding": Benchmark("decoding.py DATA", "decoding", of_decoding),
+    "predict": Benchmark("predict.py --data DATA", "predict", of_predict),
     "embedding": Benchmark("embedding.py DATA", "embedding", of_embedding),
     "replicas": Benchmark("replicas.py", "replicas", of_replicas),
     "mnist": Benchmark(

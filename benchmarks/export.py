@@ -23,10 +23,10 @@ from record import record
 from sightline import runtime
 from sightline.classifier import Classifier
 from sightline.data import to_tensor
+from sightline.exported_model import open_session
 from sightline.formats import open_exported, write_exported
 from sightline.layers import Network
 from sightline.models import build, parse_architecture
-from sightline.models.exported import open_session
 from sightline.preprocessing import Normalise, Preprocessing
 from sightline.types import Geometry
 

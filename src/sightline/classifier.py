@@ -7,10 +7,10 @@ in. On disk it is a bundle: ``config.json`` with a checksum of every other file,
 import copy
 import dataclasses
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from itertools import chain, islice
+from itertools import chain
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -21,10 +21,11 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from . import runtime
-from .data import ImageInput, decode, list_inputs, name_input, read_input, to_tensor
-from .errors import BundleError, ImageError, SightlineError
+from .data import ImageInput, to_tensor
+from .errors import BundleError, SightlineError
+from .exported_model import open_exported
 from .files import atomic_replace, checksum, write_json, write_text
-from .layers import Network
+from .layers import Network, fold_replica, replicate
 from .models import (
     ANSWERS_FILE,
     BUNDLE_FORMAT,
@@ -40,20 +41,14 @@ from .models import (
     copy_bundle,
     limit_parameters,
     list_bundle_files,
-    open_exported,
     read_answers,
     read_bundle_config,
     read_bundle_tensors,
     read_tensor_shapes,
 )
+from .predictions import MAX_BATCH_IMAGES, Answer, Ranker, batch_images, predict_batches
 from .preprocessing import Preprocessing
 from .types import Geometry, Prediction
-
-DECODED_CHUNK = 64
-"""Images that are decoded together while the chunk before them is answered."""
-
-_PixelsOrError = ndarray | str
-"""Pixels (H W C), or why the image cannot be read."""
 
 
 class Classifier(nn.Module):
@@ -159,43 +154,37 @@ class Classifier(nn.Module):
         return list(self.iter_predictions(images, top=top))
 
     def iter_predictions(self, images: ImageInput | Iterable[ImageInput], *, top: int = 5) -> Iterator[Prediction]:
-        """``predict`` as a stream, for more images than should be waited for or held in memory."""
-        with ThreadPoolExecutor(runtime.cpu_count()) as pool:
-            for chunk, decoded in self._decode_chunks(list_inputs(images), pool):
-                yield from self._predict_chunk(chunk, decoded, top)
+        """``predict`` as a stream, for more images than should be waited for or held in memory.
 
-    def _decode_chunks(
-        self, images: Iterable[ImageInput], pool: Executor
-    ) -> Iterator[tuple[list[ImageInput], list[_PixelsOrError]]]:
-        """Chunks of images with their pixels; the next chunk is decoded while the caller works on this one."""
-        coming: list[tuple[list[ImageInput], list[Future[_PixelsOrError]]]] = []
-        remaining = iter(images)
-        while chunk := list(islice(remaining, DECODED_CHUNK)):
-            coming.append((chunk, [pool.submit(_decode_input, image, self.geometry) for image in chunk]))
-            if len(coming) == 2:
-                ready, waiting = coming.pop(0)
-                yield ready, [each.result() for each in waiting]
-        for ready, waiting in coming:
-            yield ready, [each.result() for each in waiting]
-
-    def _predict_chunk(
-        self, images: Sequence[ImageInput], decoded: Sequence[_PixelsOrError], top: int
-    ) -> Iterator[Prediction]:
-        good = [pixels for pixels in decoded if isinstance(pixels, ndarray)]
-        rows = iter(self._predict_probabilities(np.stack(good)).tolist() if good else [])
-        for image, pixels in zip(images, decoded, strict=True):
-            name = name_input(image)
-            if isinstance(pixels, ndarray):
-                ranked = sorted(zip(self.classes, next(rows), strict=True), key=lambda pair: -pair[1])
-                unsure = ranked[0][1] < self.threshold
-                yield Prediction(name, *ranked[0], top=tuple(ranked[:top]), abstained=unsure)
-            else:
-                yield Prediction(name, None, None, error=str(pixels))
-
-    @torch.inference_mode()
-    def _predict_probabilities(self, images: UInt8[ndarray, "B H W C"]) -> Float[Tensor, "B K"]:
+        More than one batch is answered on the CPU by a thread for each core, with a replica of the network whose batch
+        norms are folded (``fold_replica``).
+        """
         self.eval()
-        return self.probabilities(to_tensor(images, self.device)).cpu()
+        ranker, threads = Ranker(self.classes, self.geometry, self.threshold, top), runtime.thread_count()
+        alone = _make_answer(self, Lock())
+        if self.device.type == "cpu" and self.differentiable:
+            size, begin = batch_images(self.geometry), runtime.use_one_thread
+        else:  # one pass at a time: an accelerator, or another library, which has threads of its own
+            size, begin = MAX_BATCH_IMAGES, int
+
+        def share() -> list[Answer]:
+            if begin is int:
+                return [alone] * threads
+            return [_make_answer(one, Lock()) for one in self._replicas(threads)]
+
+        try:
+            yield from predict_batches(images, ranker, size, alone, share, begin)
+        finally:
+            torch.set_num_threads(threads)  # a thread's own setting becomes the default of later threads
+
+    def _replicas(self, count: int) -> "list[Classifier]":
+        """Classifiers that answer as this one does: modules of their own, with the same weights."""
+        kept = (self.memory, self.provenance, self.answers)
+        first = replicate(self, kept)
+        if self.network.rounding is None and not self.stochastic:
+            drawn = np.random.default_rng(0).integers(0, 256, (2, *self.geometry.shape), np.uint8)
+            first = fold_replica(first, to_tensor(drawn, self.device), kept)
+        return [first, *(replicate(first, kept) for _ in range(count - 1))]
 
     def save(self, folder: Path | str) -> Path:
         """Write the bundle, whole or not at all; raises OutputError where it cannot be written."""
@@ -363,11 +352,13 @@ def find_bundle(path: Path | str) -> Path:
     return folder / "classifier" if (folder / "classifier").is_dir() else folder
 
 
-def _decode_input(image: ImageInput, geometry: Geometry) -> _PixelsOrError:
-    try:
-        return decode(read_input(image), geometry)
-    except ImageError as error:
-        return str(error)
+def _make_answer(classifier: Classifier, lock: Lock) -> Answer:
+    @torch.inference_mode()
+    def answer(images: UInt8[ndarray, "B H W C"]) -> Float[ndarray, "B K"]:
+        with lock:
+            return classifier.probabilities(to_tensor(images, classifier.device)).cpu().numpy()
+
+    return answer
 
 
 def write_bundle_card(folder: Path, text: str) -> None:

@@ -13,14 +13,16 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from importlib.metadata import version as _version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import platformdirs
-import torch
 from jaxtyping import Int64
 from numpy import ndarray
 
 from .errors import ChoiceError
+
+if TYPE_CHECKING:
+    import torch
 
 DEVICES = ("auto", "cpu", "cuda", "mps")
 
@@ -58,11 +60,13 @@ def measure_load() -> float:
     return max(1.0, (time.perf_counter() - began) / (time.thread_time() - worked))
 
 
-def resolve_device(name: str = "auto") -> torch.device:
+def resolve_device(name: str = "auto") -> "torch.device":
     """The device called ``name``; ``auto`` takes CUDA, then MPS, then the CPU.
 
     Raises ChoiceError where the named device is unknown or absent.
     """
+    import torch
+
     cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available()
     if name == "auto":
         return torch.device("cuda" if cuda else "mps" if mps else "cpu")
@@ -78,27 +82,35 @@ def resolve_device(name: str = "auto") -> torch.device:
 
 def seed_torch(value: int) -> None:
     """Seed torch's global generators, from which initial weights and dropout are drawn."""
+    import torch
+
     torch.manual_seed(value)
 
 
 def get_rng_state() -> dict[str, Any]:
     """The states of torch's global generators, on the CPU and on every CUDA device."""
+    import torch
+
     return {"cpu": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all()}
 
 
 def set_rng_state(state: Mapping[str, Any]) -> None:
     """Restore the states that ``get_rng_state`` returned."""
+    import torch
+
     torch.set_rng_state(state["cpu"].cpu())
     if len(state["cuda"]) == torch.cuda.device_count():
         torch.cuda.set_rng_state_all([one.cpu() for one in state["cuda"]])
 
 
-def make_generator(seed: int, *counters: int) -> torch.Generator:
+def make_generator(seed: int, *counters: int) -> "torch.Generator":
     """A fresh CPU generator that is a pure function of its arguments.
 
     Numbers drawn by address (seed, epoch, step) need no saved state: a resumed run draws what an uninterrupted one
     would have drawn.
     """
+    import torch
+
     words = ",".join(str(word) for word in (seed, *counters))
     digest = hashlib.blake2b(words.encode(), digest_size=8).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
@@ -106,6 +118,8 @@ def make_generator(seed: int, *counters: int) -> torch.Generator:
 
 def permutation(count: int, seed: int, *counters: int) -> Int64[ndarray, " N"]:
     """A permutation of 0 to count - 1 that is a pure function of the arguments."""
+    import torch
+
     return torch.randperm(count, generator=make_generator(seed, *counters)).numpy()
 
 
@@ -114,8 +128,20 @@ def cpu_count() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def thread_count() -> int:
+    """Threads for one operator: those of torch; before torch is imported, what it would take, without its import."""
+    if "torch" in sys.modules:
+        import torch
+
+        return min(cpu_count(), torch.get_num_threads())
+    word = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
+    return min(cpu_count(), int(word)) if word.isdecimal() and int(word) else cpu_count()
+
+
 def use_one_thread() -> None:
     """Make this thread run torch's operators on one core."""
+    import torch
+
     torch.get_num_threads()  # torch gives a thread the global number at its first question, over what was set before
     torch.set_num_threads(1)
 
@@ -229,6 +255,8 @@ def time_interleaved(
 
 def environment() -> dict[str, Any]:
     """Versions and machine, on which a result depends besides the recipe."""
+    import torch
+
     return {
         "sightline": version(),
         "python": platform.python_version(),

@@ -9,14 +9,16 @@ Pixels are uint8 (N H W C) at rest, as decoded, and float32 in [0, 1] (B C H W) 
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, Protocol, get_args, runtime_checkable
+from typing import TYPE_CHECKING, Any, Literal, Protocol, get_args, runtime_checkable
 
 import numpy as np
-from jaxtyping import Bool, Float, Int, Shaped, UInt8
+from jaxtyping import Bool, Int, Shaped, UInt8
 from numpy import ndarray
-from torch import Tensor
 
 from .checks import check_choice, check_int
+
+if TYPE_CHECKING:
+    from .batches import Batch  # noqa: F401
 
 ResizeMode = Literal["squash", "crop", "pad"]
 Interpolation = Literal["bilinear", "bicubic", "box", "lanczos"]
@@ -181,30 +183,6 @@ class Splits:
 
 
 @dataclass(frozen=True)
-class Batch:
-    """The images that a network trains on in one step. Fields are replaced, never written to."""
-
-    pixels: Float[Tensor, "B C H W"]
-    """In [0, 1]."""
-    labels: Int[Tensor, " B"] | Float[Tensor, "B K"]
-    """Class indices, or a distribution over classes for each image (mixup)."""
-    index: Int[Tensor, " B"]
-    """Position of each image in its dataset."""
-    group: Int[Tensor, " B"] | None = None
-    classes: int | None = None
-    """K, which is needed to turn hard labels into soft ones."""
-    epoch: int = 0
-    """Number of the pass over the data, from 0: what alternates by epoch depends on it."""
-    view: Float[Tensor, "B C H W"] | None = None
-    """The same images once more, augmented in another way (the strong view of FixMatch, the second of SimCLR)."""
-    beside: "Batch | None" = None
-    """A second batch of other images that a step uses with this one: unlabelled (labels -1), or of a target domain."""
-
-    def __len__(self) -> int:
-        return len(self.index)
-
-
-@dataclass(frozen=True)
 class Prediction:
     """The prediction for one image."""
 
@@ -261,3 +239,12 @@ class Findings:
     values: Mapping[str, Any]
     """JSON-ready numbers and tables, under the names of the field (``accuracy``, ``ece``, ...)."""
     remarks: tuple[Remark, ...] = ()
+
+
+def __getattr__(name: str) -> Any:
+    """Import ``Batch``, and with it torch, when it is first used: an exported file is answered without torch."""
+    if name == "Batch":
+        from .batches import Batch
+
+        return Batch
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

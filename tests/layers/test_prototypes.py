@@ -12,7 +12,7 @@ from helpers.pruned_classifiers import images
 from sightline.classifier import Classifier
 from sightline.compression import Int8
 from sightline.errors import BundleError
-from sightline.formats import export
+from sightline.formats import export, open_exported
 from sightline.layers import PrototypeHead
 from sightline.models import (
     HANDCRAFTED_FEATURES,
@@ -21,7 +21,6 @@ from sightline.models import (
     EstimatorNetwork,
     build,
     get_head,
-    open_exported,
     parse_architecture,
 )
 from sightline.preprocessing import Normalise, Preprocessing

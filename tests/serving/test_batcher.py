@@ -11,7 +11,7 @@ import pytest
 
 from helpers.live_server import encoded, pictures, site_of_two
 from sightline.classifier import Classifier
-from sightline.models import NetworkOutputs
+from sightline.exported_model import NetworkOutputs
 from sightline.serving import engine as tuning
 from sightline.serving.batcher import Batcher
 from sightline.serving.engine import BatchTuning, open_engine

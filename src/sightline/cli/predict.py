@@ -4,7 +4,7 @@ import json
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol, runtime_checkable
 
@@ -94,7 +94,7 @@ def predict(
         return
     words = (*([] if url is None or run is None else [str(run)]), *images) or ("-",)
     listed = [image for word in words for image in _find_images(word)]
-    found = iter(listed if part is None else take_shard(listed, *part))
+    found = listed if part is None else take_shard(listed, *part)
     predictions: Iterable[Prediction]
     if url is not None:
         from ..serving import Client, read_api_key
@@ -162,7 +162,7 @@ def _write_and_count(
 
 def _predict_locally(
     run: str,
-    images: "Iterable[ImageInput]",
+    images: "Sequence[ImageInput]",
     device: str,
     top: int,
     threshold: float | None,
@@ -170,11 +170,18 @@ def _predict_locally(
     per_class: bool,
 ) -> tuple[Iterable["Prediction"], list[str]]:
     """Predictions of a classifier on this machine, and the additional columns that they have."""
+    if run.startswith("-") and not Path(run).exists():
+        raise ChoiceError(f"There is no option '{run}'. See: sightline predict --help")
+    if alpha is None and device in ("auto", "cpu") and Path(run).is_file():  # an exported file: without torch
+        from ..exported_model import open_exported
+        from ..predictions import predict_exported
+
+        model = open_exported(run, threads=1 if len(images) > 1 else None)
+        model = model if threshold is None else replace(model, threshold=threshold)
+        return predict_exported(model, images, top=top), ["abstained"] if model.threshold else []
     from .. import runtime
     from ..classifier import Classifier
 
-    if run.startswith("-") and not Path(run).exists():
-        raise ChoiceError(f"There is no option '{run}'. See: sightline predict --help")
     classifier = Classifier.load(run).to(runtime.resolve_device(device))
     if threshold is not None:
         classifier.threshold = threshold
@@ -231,12 +238,7 @@ def write_predictions(
     elif kind == "csv":
         heads = [f"{what}_{rank}" for rank in range(2, top + 1) for what in ("label", "confidence")]
         write_csv_rows(stream, [["file", "label", "confidence", *heads, "error", *columns]])
-        for one in predictions:
-            more = [cell for pair in one.top[1:] for cell in pair]
-            more += [""] * (len(heads) - len(more))
-            cells = asdict(one) | {"abstained": int(one.abstained), "among": ";".join(one.among or ())}
-            row = [one.file, one.label, one.confidence, *more, one.error]
-            write_csv_rows(stream, [[*row, *(cells[name] for name in columns)]])
+        write_csv_rows(stream, (_csv_row(one, len(heads), columns) for one in predictions))
     else:
         for one in predictions:
             if one.error is not None:
@@ -249,5 +251,13 @@ def write_predictions(
             stream.write(f"{one.file or '(stdin)'}: {first}{more}{conformal_set}\n")
 
 
+def _csv_row(one: "Prediction", width: int, columns: Sequence[str]) -> list[object]:
+    """One prediction: ``width`` cells for all classes but the first, and the additional columns."""
+    more = [cell for pair in one.top[1:] for cell in pair]
+    cells = vars(one) | {"abstained": int(one.abstained), "among": ";".join(one.among or ())}
+    own = [one.file, one.label, one.confidence, *more, *[""] * (width - len(more)), one.error]
+    return [*own, *(cells[name] for name in columns)]
+
+
 def _prediction_json(one: "Prediction") -> dict[str, Any]:
-    return asdict(one) | {"top": [{"label": label, "confidence": p} for label, p in one.top]}
+    return vars(one) | {"top": [{"label": label, "confidence": p} for label, p in one.top]}

@@ -8,12 +8,10 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
-from torch.utils.weak import WeakTensorKeyDictionary
 
 from ..classifier import Classifier
 from ..errors import BundleError
-from ..layers import Int8Layer, SparseConv2d, SparseLinear, collect_tensors, has_same_padding, is_query
+from ..layers import Int8Layer, SparseConv2d, SparseLinear, UseCounter, has_same_padding, norm_affine
 from ..preprocessing import Normalise, Preprocessing
 from .calibration import Span
 
@@ -36,48 +34,6 @@ def quantizable_layers(network: nn.Module) -> dict[str, nn.Conv2d | nn.Linear]:
     }
 
 
-class _UseCounter(TorchFunctionMode):
-    """Counts how many operations use each tensor."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.count = WeakTensorKeyDictionary()
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if not is_query(func):
-            for one in collect_tensors((args, [*(kwargs or {}).values()])):
-                self.count[one] = self.count[one] + 1 if one in self.count else 1
-        return func(*args, **(kwargs or {}))
-
-
-def match_norms(classifier: Classifier, pixels: Float[Tensor, "B C H W"]) -> tuple[dict[str, str], list[str]]:
-    """Batch norm -> the convolution whose output only it uses; and the batch norms without such a convolution."""
-    network = classifier.network
-    names: dict[nn.Module, str] = {layer: name for name, layer in quantizable_layers(network).items()}
-    norms: dict[nn.Module, str] = {m: name for name, m in network.named_modules() if isinstance(m, nn.BatchNorm2d)}
-    made: list[tuple[Tensor, str]] = []
-    asked: list[tuple[Tensor, str]] = []
-
-    def after(layer: nn.Module, _: object, result: Tensor) -> None:
-        made.append((result, names[layer]))
-
-    def before(norm: nn.Module, given: tuple[Tensor, ...]) -> None:
-        asked.append((given[0], norms[norm]))
-
-    hooks = [layer.register_forward_hook(after) for layer in names if isinstance(layer, nn.Conv2d)]
-    hooks += [norm.register_forward_pre_hook(before) for norm in norms]
-    try:
-        with _UseCounter() as uses:
-            classifier(pixels)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    sources = {norm: [name for result, name in made if result is given] for given, norm in asked}
-    single = {norm for given, norm in asked if given in uses.count and uses.count[given] == 1}
-    found = {norm: own[0] for norm, own in sources.items() if own and norm in single}
-    return found, [norm for norm in sources if norm not in found]
-
-
 def fold_norms(network: nn.Module, folded: Mapping[str, str], lone: list[str]) -> dict[str, tuple[Tensor, Tensor]]:
     """Weight and bias of each int8 layer: ``gamma / sqrt(v + eps) (W x - mean) + beta``, computed in float64."""
     found: dict[str, tuple[Tensor, Tensor]] = {}
@@ -85,24 +41,13 @@ def fold_norms(network: nn.Module, folded: Mapping[str, str], lone: list[str]) -
         weight = layer.weight.detach().double()
         found[name] = weight, weight.new_zeros(len(weight)) if layer.bias is None else layer.bias.detach().double()
     for norm, source in folded.items():
-        factor, shift = _norm_affine(network.get_submodule(norm))
+        factor, shift = norm_affine(network.get_submodule(norm))
         weight, bias = found[source]
         found[source] = weight * factor.view(-1, 1, 1, 1), bias * factor + shift
     for norm in lone:
-        factor, shift = _norm_affine(network.get_submodule(norm))
+        factor, shift = norm_affine(network.get_submodule(norm))
         found[norm] = factor.view(-1, 1, 1, 1), shift
     return {name: (weight.float(), bias.float()) for name, (weight, bias) in found.items()}
-
-
-def _norm_affine(norm: nn.Module) -> tuple[Tensor, Tensor]:
-    """A batch norm in eval mode as a factor and a shift of each channel."""
-    assert isinstance(norm, nn.BatchNorm2d)
-    assert norm.running_mean is not None
-    assert norm.running_var is not None
-    factor = (norm.running_var.double() + norm.eps).rsqrt()
-    factor = factor if norm.weight is None else factor * norm.weight.detach().double()
-    shift = -norm.running_mean.double() * factor
-    return factor, shift if norm.bias is None else shift + norm.bias.detach().double()
 
 
 def check_folding(
@@ -138,7 +83,7 @@ def align_pixels(made: Classifier, few: Float[Tensor, "B C H W"]) -> PixelLevels
     names: dict[nn.Module, str] = {layer: name for name, layer in quantizable_layers(network).items()}
     entered: list[tuple[Tensor, Any]] = []
     called: list[tuple[str, bool]] = []
-    uses = _UseCounter()
+    uses = UseCounter()
 
     def enter(_: nn.Module, given: tuple[Tensor, ...]) -> None:
         entered.append((given[0], uses.count.get(given[0], 0)))

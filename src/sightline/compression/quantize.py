@@ -31,7 +31,7 @@ from ..training import Recipe
 from ..types import Dataset, Splits
 from .calibration import CALIBRATORS, ActivationHistogram, Span
 from .compressor import Compressor, FineTuning, Original
-from .folding import align_pixels, check_folding, float_weights, fold_norms, match_norms, quantizable_layers
+from .folding import align_pixels, check_folding, float_weights, fold_norms, quantizable_layers
 
 CALIBRATION_BATCH_SIZE = 64
 """Images per forward pass of the calibration."""
@@ -154,7 +154,7 @@ def quantize_weights(
     few = next(iterate_batches(images, min(8, len(images)), device=made.device)).pixels
     before = made(few)
     pixels = align_pixels(made, few)
-    folded, lone = match_norms(made, few)
+    folded, lone = match_norms(network, quantizable_layers(network), lambda: made(few))
     weights = fold_norms(network, folded, lone)
     if pixels is not None:
         weight, bias = weights[pixels.reader]

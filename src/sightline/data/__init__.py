@@ -1,5 +1,8 @@
 """Bytes become labelled images: find them, decode them once, split them, hand them out in batches."""
 
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from ..sources import stratified_subset
 from .audit import (
     audit,
@@ -26,7 +29,6 @@ from .decode import IMAGE_FORMATS, MAX_IMAGE_PIXELS, ImageHeader, decode, decode
 from .duplicates import find_near_duplicates, write_duplicate_table
 from .inputs import ImageInput, list_inputs, name_input, read_input
 from .label_audit import audit_class_names
-from .loader import Augment, Shuffle, batch_order, count_batches, iterate_batches, to_tensor
 from .splits import (
     DEFAULT_VAL_SHARE,
     MAX_NEAR_DUPLICATE_IMAGES,
@@ -38,3 +40,68 @@ from .splits import (
     split,
 )
 from .store import hash_file, is_stored, time_decoding
+
+if TYPE_CHECKING:
+    from .loader import Augment, Shuffle, batch_order, count_batches, iterate_batches, to_tensor
+
+__all__ = [
+    "DAMAGED_IMAGE",
+    "DEFAULT_VAL_SHARE",
+    "EXIF_ORIENTATION_TAG",
+    "FACT_COLUMNS",
+    "IMAGE_FORMATS",
+    "MAX_IMAGE_PIXELS",
+    "MAX_NEAR_DUPLICATE_IMAGES",
+    "MAX_UNREADABLE_SHARE",
+    "PILLOW_LOCK",
+    "Augment",
+    "Fold",
+    "ImageHeader",
+    "ImageInput",
+    "LengthRange",
+    "Shuffle",
+    "Survey",
+    "audit",
+    "audit_class_names",
+    "batch_order",
+    "concat",
+    "count_batches",
+    "decode",
+    "decode_with_header",
+    "draw_sample_sheet",
+    "find_faulty_images",
+    "find_leak_groups",
+    "find_leaks",
+    "find_near_duplicates",
+    "format_audit",
+    "format_clean_summary",
+    "format_remarks",
+    "hash_file",
+    "is_stored",
+    "iterate_batches",
+    "list_inputs",
+    "load_dataset",
+    "make_folds",
+    "name_input",
+    "nested_subset",
+    "read_header",
+    "read_input",
+    "read_jpeg_header",
+    "relabel",
+    "split",
+    "stratified_subset",
+    "strip_labels",
+    "survey",
+    "time_decoding",
+    "to_tensor",
+    "valid_orientation",
+    "write_clean_manifest",
+    "write_duplicate_table",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Import the loader, and with it torch, when it is first used: a decoded picture is an array."""
+    if name not in ("Augment", "Shuffle", "batch_order", "count_batches", "iterate_batches", "to_tensor"):
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(".loader", __name__), name)

@@ -5,14 +5,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from jaxtyping import Float64, Shaped, UInt8
 from numpy import ndarray
 
 from ..types import Geometry
 from .codecs import rows_at_a_time
 
-_RESAMPLE = {"bilinear": torch.ops.aten._upsample_bilinear2d_aa, "bicubic": torch.ops.aten._upsample_bicubic2d_aa}
+_TORCH_FILTERS = {"bilinear": "_upsample_bilinear2d_aa", "bicubic": "_upsample_bicubic2d_aa"}
 """torch's antialiased filters on uint8: Pillow's, vectorised; at most two levels of 255 apart, mostly equal."""
 
 
@@ -66,7 +65,8 @@ def resize_to_geometry(
         size = resized_shape(tall, wide, geometry)
         cropped = geometry.crop_fraction < 1
         if cropped or (
-            size != (height, width) and (geometry.resize_mode == "crop" or geometry.interpolation not in _RESAMPLE)
+            size != (height, width)
+            and (geometry.resize_mode == "crop" or geometry.interpolation not in _TORCH_FILTERS)
         ):
             from PIL import Image  # fractional boxes and the rarer filters
 
@@ -108,9 +108,11 @@ def resize_images(
 def _resample(
     pixels: ndarray, size: tuple[int, int], filter: str, scales: tuple[float | None, float | None]
 ) -> ndarray:
+    import torch  # here: a picture of the working size is read without it
+
     whole = np.require(pixels, requirements=("C", "W"))  # torch warns of arrays it may not write to
     made = np.empty((len(pixels), *size, pixels.shape[3]), np.uint8)
-    _RESAMPLE[filter].out(
+    getattr(torch.ops.aten, _TORCH_FILTERS[filter]).out(
         torch.from_numpy(whole).permute(0, 3, 1, 2),
         list(size),
         False,

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from ..choose import lookup
 from ..classifier import Classifier
-from ..models import ExportedModel, open_exported
+from ..exported_model import ExportedModel, open_exported
 from ..types import Dataset
 from .exporting import MAX_COMPARED_IMAGES, Format, export_compared, write_format
 from .module import ExportModule

@@ -15,8 +15,8 @@ from torch.nn import functional as F
 from .. import runtime
 from ..classifier import Classifier
 from ..errors import RequirementNotMet
+from ..exported_model import EXPORT_FORMAT
 from ..layers import Network
-from ..models import EXPORT_FORMAT
 from ..preprocessing import MedianFilter, Normalise, Preprocessing, PreprocessingStep
 
 

@@ -21,8 +21,8 @@ from torch import Tensor
 
 from ..classifier import Classifier
 from ..errors import RequirementNotMet
+from ..exported_model import EXPORT_INPUT, EXPORT_OUTPUTS, ExportedModel, open_exported
 from ..layers import ActivationGrid, Int8Conv2d, Int8Layer, Int8Linear
-from ..models import EXPORT_INPUT, EXPORT_OUTPUTS, ExportedModel, open_exported
 from .module import ExportModule, example_images, export_metadata, silence_exporters
 from .onnx_graph import absorb_padding, quantise_biases, read_bytes_as_codes
 

@@ -16,8 +16,8 @@ from ..classifier import Classifier
 from ..data import to_tensor
 from ..errors import RequirementNotMet
 from ..evaluation import LATENCY_BATCH_SIZES, LATENCY_SECONDS, MAX_LATENCY_REPEATS, MIN_LATENCY_REPEATS, Latency
+from ..exported_model import NetworkOutputs
 from ..inference import match_labels
-from ..models import NetworkOutputs
 from ..types import Dataset, Interval
 
 MAX_COMPARED_FEATURES = 64

@@ -23,6 +23,7 @@ from .blocks import (
     upsample_to_side,
 )
 from .factors import FactorisedLayer, factorise_layers
+from .folding import UseCounter, fold_replica, match_norms, norm_affine, replicate
 from .fused_norm import (
     FusedKernels,
     NormSequential,
@@ -59,8 +60,6 @@ from .rounding import (
     MAX_ACTIVATION_CODE,
     ActivationGrid,
     ActivationRounding,
-    collect_tensors,
-    is_query,
 )
 from .whitening import Whitening
 

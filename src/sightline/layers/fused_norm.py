@@ -73,9 +73,18 @@ def norm_act(
     library = getattr(_active, "library", None)
     if library is not None and isinstance(attend, nn.Identity | None) and _fits(norm, x, add, act):
         return _apply(library, norm, x, add, ACTIVATION_CODES[act])
+    if getattr(norm, "is_folded", False) and isinstance(attend, nn.Identity | None):
+        x = x if add is None else x.add_(add)
+        return x if act is None else F.relu_(x) if act is F.relu else act(x)
     y = norm(x) if attend is None else attend(norm(x))
     y = y if add is None else y + add
     return y if act is None else act(y)
+
+
+class FoldedNorm(nn.Identity):
+    """In place of a batch norm that its convolution has taken in: what it is given may be overwritten."""
+
+    is_folded = True
 
 
 def max_pool2(x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H2 W2"]:

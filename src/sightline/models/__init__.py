@@ -40,17 +40,7 @@ from .densenet import densenet
 from .enhanced import enhanced
 from .ensemble import EnsembleMember, EnsembleNetwork, rebuild_ensemble
 from .estimator import EmbeddingFeature, EstimatorNetwork, estimator_scores, feature_config, rebuild_estimator
-from .exported import (
-    EXPORT_FORMAT,
-    EXPORT_INPUT,
-    EXPORT_OUTPUTS,
-    ExportedModel,
-    ExportedNetwork,
-    NetworkOutputs,
-    open_exported,
-    open_session,
-    read_exported,
-)
+from .exported import ExportedNetwork
 from .fastcnn import fastcnn
 from .handcrafted import HANDCRAFTED_FEATURES, Feature
 from .inception import inception

@@ -27,7 +27,7 @@ from .requests import PredictRequest, RankedPrediction, RequestError, RequestLim
 
 if TYPE_CHECKING:
     from ..classifier import Classifier
-    from ..models import NetworkOutputs
+    from ..exported_model import NetworkOutputs
 
 LARGE_IMAGE_BYTES = 16_000_000
 """Bytes of decoding, 4 megapixels of a photo, above which images are decoded one at a time: memory then does not
@@ -100,7 +100,7 @@ class BundleRunner:
         import torch
 
         from ..data import to_tensor
-        from ..models import NetworkOutputs
+        from ..exported_model import NetworkOutputs
 
         if not hasattr(self.classifier.network, "head"):
             return NetworkOutputs(self.probabilities(images))
@@ -293,7 +293,7 @@ def open_engine(
     """
     threads = threads or runtime.cpu_count()
     if path.suffix.lower() == ".onnx":
-        from ..models import open_session, read_exported
+        from ..exported_model import open_session, read_exported
 
         model = read_exported(open_session(path, 1, {}), path)
         shared: EngineRunner = model

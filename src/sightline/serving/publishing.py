@@ -15,9 +15,10 @@ from ..classifier import Classifier, find_bundle
 from ..data import load_dataset, nested_subset
 from ..errors import BundleError, ChoiceError, DataError, RecipeError, ReleaseError, RequirementNotMet
 from ..evidence import read_report
+from ..exported_model import open_exported
 from ..files import atomic_replace, checksum, explain_write_errors, write_json
 from ..formats import FLOAT_LIMITS, INT8_LIMITS, MAX_COMPARED_IMAGES, TorchRunner, compare_answers, write_exported
-from ..models import MEMORY_FOLDER, copy_bundle, open_exported
+from ..models import MEMORY_FOLDER, copy_bundle
 from ..sources import find, shapes
 from ..types import Dataset, Splits
 from .references import write_reference

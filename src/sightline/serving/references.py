@@ -7,9 +7,9 @@ import numpy as np
 
 from ..classifier import Classifier
 from ..data import nested_subset
+from ..exported_model import NetworkOutputs, open_exported
 from ..inference import match_labels
 from ..journal import MIN_REFERENCE_IMAGES, REFERENCE_FILE, Projection, Reference, make_sketches
-from ..models import NetworkOutputs, open_exported
 from ..types import Dataset, Splits
 from .engine import BundleRunner, EngineRunner
 from .releases import ONNX_FILE

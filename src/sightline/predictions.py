@@ -1,0 +1,112 @@
+"""Image files become predictions: each thread decodes a batch and answers it with one core, while others do the same.
+
+So decoding takes turns with the network on every core, and no two pools of threads compete. Nothing here needs torch.
+"""
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import chain, islice
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, UInt8
+from numpy import ndarray
+
+from . import runtime
+from .data import ImageInput, decode, list_inputs, name_input, read_input
+from .errors import ImageError
+from .exported_model import ExportedModel
+from .types import Geometry, Prediction
+
+Answer = Callable[[UInt8[ndarray, "B H W C"]], Float[ndarray, "B K"]]
+"""Images to probabilities; called by one thread at a time."""
+
+MAX_BATCH_IMAGES, MAX_BATCH_PIXELS = 64, 1 << 16
+"""Images and pixels of a batch: 64 of 32 x 32, one of 224 x 224. A batch of one thread should stay in its caches, and
+larger ones are no faster there (``benchmarks/predict.py``)."""
+
+
+def batch_images(geometry: Geometry) -> int:
+    """Images of this geometry that one thread answers together."""
+    return max(1, min(MAX_BATCH_IMAGES, MAX_BATCH_PIXELS // (geometry.size[0] * geometry.size[1])))
+
+
+def predict_exported(
+    model: ExportedModel, images: ImageInput | Iterable[ImageInput], *, top: int = 5
+) -> Iterator[Prediction]:
+    """The predictions of an exported file opened with one thread, as ``Classifier.iter_predictions`` gives them."""
+    ranker = Ranker(model.classes, model.geometry, model.threshold, top)
+    answers = [model.probabilities] * runtime.thread_count()
+    return predict_batches(images, ranker, batch_images(model.geometry), answers[0], lambda: answers)
+
+
+class Ranker:
+    """What becomes of a batch: its images are decoded, answered and ranked."""
+
+    def __init__(self, classes: Sequence[str], geometry: Geometry, threshold: float, top: int):
+        self.classes, self.geometry, self.threshold, self.top = classes, geometry, threshold, top
+
+    def __call__(self, images: Sequence[ImageInput], answer: Answer) -> list[Prediction]:
+        """The predictions for these images, in order; one that cannot be read has its ``error``."""
+        decoded = [self._decode(image) for image in images]
+        good = [pixels for pixels in decoded if isinstance(pixels, ndarray)]
+        probabilities = answer(np.stack(good)) if good else np.zeros((0, len(self.classes)), np.float32)
+        best = np.argsort(-probabilities, axis=1, kind="stable")[:, : self.top]
+        rows = zip(best.tolist(), np.take_along_axis(probabilities, best, 1).tolist(), strict=True)
+        return [
+            Prediction(name_input(image), None, None, error=pixels)
+            if isinstance(pixels, str)
+            else self._rank(name_input(image), *next(rows))
+            for image, pixels in zip(images, decoded, strict=True)
+        ]
+
+    def _decode(self, image: ImageInput) -> ndarray | str:
+        try:
+            return decode(read_input(image), self.geometry)
+        except ImageError as error:
+            return str(error)
+
+    def _rank(self, name: str, best: list[int], confidences: list[float]) -> Prediction:
+        top = tuple((self.classes[k], p) for k, p in zip(best, confidences, strict=True))
+        return Prediction(name, *top[0], top=top, abstained=top[0][1] < self.threshold)
+
+
+def predict_batches(
+    images: ImageInput | Iterable[ImageInput],
+    ranker: Ranker,
+    size: int,
+    alone: Answer,
+    share: Callable[[], Sequence[Answer]],
+    begin: Callable[[], Any] = int,
+) -> Iterator[Prediction]:
+    """Predictions in the order of the images, ``size`` of them at a time.
+
+    A single batch is answered by ``alone``, in this thread. More are answered by those of ``share()``, each by one
+    thread at a time, of as many, which call ``begin()`` first. Images are read at most four batches a thread ahead.
+    """
+    remaining = iter(list_inputs(images))
+    first, second = list(islice(remaining, size)), list(islice(remaining, size))
+    if not second:
+        yield from ranker(first, alone) if first else ()
+        return
+    idle, waiting = deque(share()), deque[Future[list[Prediction]]]()
+    threads = len(idle)
+
+    def work(batch: list[ImageInput]) -> list[Prediction]:
+        answer = idle.popleft()  # there are as many as threads
+        try:
+            return ranker(batch, answer)
+        finally:
+            idle.append(answer)
+
+    pool = ThreadPoolExecutor(threads, "predict", begin)
+    try:
+        for batch in chain((first, second), iter(lambda: list(islice(remaining, size)), [])):
+            waiting.append(pool.submit(work, batch))
+            if len(waiting) == 4 * threads:
+                yield from waiting.popleft().result()
+        while waiting:
+            yield from waiting.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)
