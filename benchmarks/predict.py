@@ -126,14 +126,17 @@ def case(name: str, data: Path, work: Path, rounds: int) -> dict[str, Any]:
     plain = found["torch"]
     return {
         "files": len(plain),
-        "sides": {side: {"seconds": each[0], "setting": each[1], "rounds": each[2]} for side, each in best.items()},
+        "sides": {
+            side: {"seconds": each[0], "setting": each[1], "rounds": each[2]} for side, each in best.items()
+        },
         "ratios": {
             f"predict {own} against the {peer} script": round(best[peer][0] / best[own][0], 2)
             for own in ("onnx", "run")
             for peer in ("onnxruntime", "torch")
         },
         "labels as the torch script": {
-            side: sum(given[file][0] == plain[file][0] for file in plain) / len(plain) for side, given in found.items()
+            side: sum(given[file][0] == plain[file][0] for file in plain) / len(plain)
+            for side, given in found.items()
         },
         "largest difference of a confidence": {
             side: max(abs(given[file][1] - plain[file][1]) for file in plain) for side, given in found.items()

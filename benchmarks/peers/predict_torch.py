@@ -38,8 +38,11 @@ with Path(out).open("w", newline="") as stream, torch.inference_mode():
     for start in range(0, len(paths), batch):
         some = paths[start : start + batch]
         images = [Image.open(path).convert("RGB").resize((size, size), Image.Resampling.BILINEAR) for path in some]
-        pixels = torch.from_numpy(np.stack([np.asarray(image) for image in images])).permute(0, 3, 1, 2).float() / 255
+        pixels = (
+            torch.from_numpy(np.stack([np.asarray(image) for image in images])).permute(0, 3, 1, 2).float() / 255
+        )
         answers = torch.softmax(network((pixels - mean) / std) / saved["temperature"], 1)
         rows.writerows(
-            [path, saved["classes"][row.argmax()], row.max().item()] for path, row in zip(some, answers, strict=True)
+            [path, saved["classes"][row.argmax()], row.max().item()]
+            for path, row in zip(some, answers, strict=True)
         )
