@@ -50,6 +50,9 @@ from .predictions import MAX_BATCH_IMAGES, Answer, Ranker, batch_images, predict
 from .preprocessing import Preprocessing
 from .types import Geometry, Prediction
 
+FEW_BATCHES = 4
+"""Batches that ``predict`` answers before replicas of the network, with folded norms, would be ready."""
+
 
 class Classifier(nn.Module):
     """Preprocessing, a network, class names and calibration.
@@ -156,24 +159,19 @@ class Classifier(nn.Module):
     def iter_predictions(self, images: ImageInput | Iterable[ImageInput], *, top: int = 5) -> Iterator[Prediction]:
         """``predict`` as a stream, for more images than should be waited for or held in memory.
 
-        More than one batch is answered on the CPU by a thread for each core, with a replica of the network whose batch
-        norms are folded (``fold_replica``).
+        On the CPU, more images than a few are answered by one thread for each core, each with a replica of the network
+        whose batch norms are folded (``fold_replica``).
         """
         self.eval()
-        ranker, threads = Ranker(self.classes, self.geometry, self.threshold, top), runtime.thread_count()
-        alone = _make_answer(self, Lock())
+        threads, alone = runtime.thread_count(), _make_answer(self)
+        ranker = Ranker(self.classes, self.geometry, self.threshold, top)
         if self.device.type == "cpu" and self.differentiable:
             size, begin = batch_images(self.geometry), runtime.use_one_thread
+            share = lambda: [_make_answer(one) for one in self._replicas(threads)]  # noqa: E731
         else:  # one pass at a time: an accelerator, or another library, which has threads of its own
-            size, begin = MAX_BATCH_IMAGES, int
-
-        def share() -> list[Answer]:
-            if begin is int:
-                return [alone] * threads
-            return [_make_answer(one, Lock()) for one in self._replicas(threads)]
-
+            size, begin, share = MAX_BATCH_IMAGES, None, lambda: [alone] * threads
         try:
-            yield from predict_batches(images, ranker, size, alone, share, begin)
+            yield from predict_batches(images, ranker, size, alone, share, begin, FEW_BATCHES)
         finally:
             torch.set_num_threads(threads)  # a thread's own setting becomes the default of later threads
 
@@ -182,7 +180,7 @@ class Classifier(nn.Module):
         kept = (self.memory, self.provenance, self.answers)
         first = replicate(self, kept)
         if self.network.rounding is None and not self.stochastic:
-            drawn = np.random.default_rng(0).integers(0, 256, (2, *self.geometry.shape), np.uint8)
+            drawn = np.random.default_rng(0).integers(0, 256, (1, *self.geometry.shape), np.uint8)
             first = fold_replica(first, to_tensor(drawn, self.device), kept)
         return [first, *(replicate(first, kept) for _ in range(count - 1))]
 
@@ -352,7 +350,9 @@ def find_bundle(path: Path | str) -> Path:
     return folder / "classifier" if (folder / "classifier").is_dir() else folder
 
 
-def _make_answer(classifier: Classifier, lock: Lock) -> Answer:
+def _make_answer(classifier: Classifier) -> Answer:
+    lock = Lock()
+
     @torch.inference_mode()
     def answer(images: UInt8[ndarray, "B H W C"]) -> Float[ndarray, "B K"]:
         with lock:

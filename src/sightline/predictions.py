@@ -7,7 +7,6 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import chain, islice
-from typing import Any
 
 import numpy as np
 from jaxtyping import Float, UInt8
@@ -78,17 +77,20 @@ def predict_batches(
     size: int,
     alone: Answer,
     share: Callable[[], Sequence[Answer]],
-    begin: Callable[[], Any] = int,
+    begin: Callable[[], object] | None = None,
+    few: int = 1,
 ) -> Iterator[Prediction]:
     """Predictions in the order of the images, ``size`` of them at a time.
 
-    A single batch is answered by ``alone``, in this thread. More are answered by those of ``share()``, each by one
-    thread at a time, of as many, which call ``begin()`` first. Images are read at most four batches a thread ahead.
+    Up to ``few`` batches are answered by ``alone``, in this thread. More are answered by ``share()``, a thread for
+    each of its answers, which calls ``begin()`` first. Images are read at most four batches a thread ahead.
     """
     remaining = iter(list_inputs(images))
-    first, second = list(islice(remaining, size)), list(islice(remaining, size))
-    if not second:
-        yield from ranker(first, alone) if first else ()
+    batches = iter(lambda: list(islice(remaining, size)), [])
+    first = list(islice(batches, few + 1))
+    if len(first) <= few:
+        for batch in first:
+            yield from ranker(batch, alone)
         return
     idle, waiting = deque(share()), deque[Future[list[Prediction]]]()
     threads = len(idle)
@@ -102,7 +104,7 @@ def predict_batches(
 
     pool = ThreadPoolExecutor(threads, "predict", begin)
     try:
-        for batch in chain((first, second), iter(lambda: list(islice(remaining, size)), [])):
+        for batch in chain(first, batches):
             waiting.append(pool.submit(work, batch))
             if len(waiting) == 4 * threads:
                 yield from waiting.popleft().result()

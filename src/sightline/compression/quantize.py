@@ -24,6 +24,7 @@ from ..layers import (
     Int8Layer,
     Int8Linear,
     Network,
+    match_norms,
     quantise_weight,
 )
 from ..models import SURGERY

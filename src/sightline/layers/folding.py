@@ -115,18 +115,15 @@ def fold_batch_norms(network: nn.Module, run: Callable[[], object]) -> None:
         bias = 0 if layer.bias is None else layer.bias.double()
         weight = layer.weight.double() * factor.view(-1, 1, 1, 1)
         layer.weight = nn.Parameter(weight.to(layer.weight.dtype), requires_grad=False)
-        layer.bias = nn.Parameter(
-            (bias * factor + shift).to(weight.dtype).to(layer.weight.dtype), requires_grad=False
-        )
+        layer.bias = nn.Parameter((bias * factor + shift).to(layer.weight.dtype), requires_grad=False)
         network.set_submodule(name, then)
 
 
 def _after_norm(norm: nn.Module) -> nn.Module | None:
     """What is left of a batch norm once its factor and shift are elsewhere; None for a kind that is not known."""
+    if norm.running_var is None:  # it normalises by the batch
+        return None
     if type(norm).forward is nn.BatchNorm2d.forward:
         return FoldedNorm()
-    if all(
-        isinstance(getattr(norm, part, None), nn.Module) for part in ("drop", "act")
-    ):  # timm's, with activation
-        return nn.Sequential(norm.drop, norm.act)  # type: ignore[arg-type]
-    return None
+    drop, act = getattr(norm, "drop", None), getattr(norm, "act", None)  # timm's norms end with both
+    return nn.Sequential(drop, act) if isinstance(drop, nn.Module) and isinstance(act, nn.Module) else None
