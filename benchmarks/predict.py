@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from record import record, shared
-from services import bundle
+from services import SIGHTLINE, bundle
 
 PEERS = Path(__file__).parent / "peers"
 CASES = {
@@ -96,7 +96,7 @@ def case(name: str, data: Path, work: Path, rounds: int) -> dict[str, Any]:
     model, size, archive, count = CASES[name]
     run = bundle(model, size, data, work)
     folder, (file, weights) = images(data / archive, work, count), written(run, work)
-    ours = [sys.executable, "-m", "sightline.cli", "predict"]
+    ours = [*SIGHTLINE, "predict"]
     end = ["--format", "csv", "--top", "1", "--out"]
     commands: dict[str, list[Any]] = {
         "run": [*ours, run, folder, *end],

@@ -50,7 +50,7 @@ from .predictions import MAX_BATCH_IMAGES, Answer, Ranker, batch_images, predict
 from .preprocessing import Preprocessing
 from .types import Geometry, Prediction
 
-FEW_BATCHES = 4
+FEW_BATCHES = 2
 """Batches that ``predict`` answers before replicas of the network, with folded norms, would be ready."""
 
 
