@@ -6,6 +6,8 @@ import json
 import os
 import pickle
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -13,7 +15,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from helpers.tiny_classifiers import WORDS
+from helpers.tiny_classifiers import DISTINCT_WORDS, WORDS
 from sightline.classifier import Classifier, amend_bundle, frozen_eval, write_bundle_card
 from sightline.errors import BundleError, DataError, OutputError
 from sightline.files import checksum
@@ -65,6 +67,20 @@ def test_saved_and_loaded_is_the_same_bit_for_bit(tmp_path, model):
     assert torch.equal(classifier(pixels), again(pixels))
     assert again.config() == classifier.config()
     assert again.classes == ("cat", "dog", "émeu")
+
+
+def test_loading_does_not_import_the_compiler():
+    """torch imports it to draw numbers for tensors without values, by which sizes are checked: two seconds."""
+    code = (
+        "import sys\nfrom sightline.models import build, limit_parameters, parse_architecture\n"
+        "for word in sys.argv[1:]:\n"
+        "    with limit_parameters(10_000):\n"
+        "        made = build(parse_architecture(word, classes=3, channels=3, size=(32, 32)))\n"
+        "    assert all(tensor.is_meta for tensor in made.state_dict().values())\n"
+        "    assert 'torch._dynamo' not in sys.modules, word"
+    )
+    words = [word for word in DISTINCT_WORDS if not word.startswith("timm")]  # timm imports it itself
+    subprocess.run([sys.executable, "-c", code, *words], check=True)
 
 
 def test_surgery_is_repeated_at_loading(tmp_path):

@@ -26,7 +26,8 @@ class Whitening(nn.Conv2d):
         weight = self.weight
         del self.weight
         self.register_buffer("weight", torch.empty_like(weight, requires_grad=False))
-        self._set(torch.ones(numbers), torch.eye(numbers), WHITENING_EPS)
+        if not weight.is_meta:  # else torch would import its compiler for the identity
+            self._set(torch.ones(numbers), torch.eye(numbers), WHITENING_EPS)
         if self.bias is not None:
             nn.init.zeros_(self.bias)
 

@@ -22,6 +22,7 @@ from torch.nn.modules.module import (
     register_module_module_registration_hook,
     register_module_parameter_registration_hook,
 )
+from torch.overrides import TorchFunctionMode
 
 from ..checks import check_number
 from ..errors import BundleError
@@ -217,6 +218,18 @@ def check_bundle_values(config: Mapping[str, Any]) -> None:
     check_number("its threshold", config.get("threshold", 0.0), 0, 1)
 
 
+class _NoDraws(TorchFunctionMode):
+    """Draws no numbers for tensors without values: torch would import its compiler for that, which takes 2 s."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Leave a tensor without values unchanged by ``normal_`` and ``uniform_``; do any other operation."""
+        if getattr(func, "__name__", "") in ("normal_", "uniform_"):
+            tensor = args[0] if args else kwargs["tensor"]
+            if tensor.is_meta:
+                return tensor
+        return func(*args, **(kwargs or {}))
+
+
 @contextmanager
 def limit_parameters(n_tensors: int) -> Iterator[None]:
     """Within this context modules are built without memory, and only about as many as ``n_tensors`` tensors need.
@@ -236,7 +249,7 @@ def limit_parameters(n_tensors: int) -> Iterator[None]:
         register_module_module_registration_hook(count_one),
     )
     try:
-        with torch.device("meta"):
+        with torch.device("meta"), _NoDraws():
             yield
     finally:
         for hook in hooks:
