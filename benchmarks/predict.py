@@ -60,7 +60,7 @@ def written(run: Path, work: Path) -> tuple[Path, Path]:
 
         classifier = Classifier.load(run)
         write_exported(classifier, file)
-        (step,) = [*classifier.preprocessing.steps]
+        step: Any = classifier.preprocessing.steps[0]
         mean, std = step.statistics
         network = classifier.network.state_dict()
         torch.save(
