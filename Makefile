@@ -45,6 +45,7 @@ durations: $(VENV)/equipped ## run every test and record those that take more th
 proof: $(VENV)/equipped ## long protocols, run by hand: what no test has the time for
 	@OMP_NUM_THREADS=1 $(BIN)/python proof/tuning_kills.py
 	@OMP_NUM_THREADS=1 $(BIN)/python proof/kills.py
+	@OMP_NUM_THREADS=1 $(BIN)/python proof/two_hosts.py
 	@OMP_NUM_THREADS=1 $(BIN)/python proof/hostile.py
 	@OMP_NUM_THREADS=1 $(BIN)/python proof/soak.py
 	@OMP_NUM_THREADS=1 $(BIN)/python proof/postgres.py

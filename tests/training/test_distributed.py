@@ -14,7 +14,7 @@ import torch
 from helpers.process_groups import start
 from sightline.errors import RecipeError, WorkerLostError
 from sightline.training import Recipe, resume, train
-from sightline.training.distributed import check_processes, launch_processes
+from sightline.training.distributed import check_processes, group_from_env, launch_processes, lost_seconds
 
 ONE = Recipe(
     model="lenet5", size=16, limit=400, epochs=2, batch_size=32, augment=(), precision="float32",
@@ -141,6 +141,28 @@ def test_batches_that_cannot_be_shared_are_refused():
     if torch.cuda.device_count() < 7:
         with pytest.raises(RecipeError, match="needs as many GPUs"):
             check_processes(7, torch.device("cuda"), 7 * 4)
+
+
+def test_hosts_are_checked_before_anything_waits(monkeypatch):
+    """Two hosts of one GPU each are two processes, of which this host needs one GPU."""
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "1")
+    check_processes(2, torch.device("cuda"), 32)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    with pytest.raises(RecipeError, match="--devices 2 needs as many GPUs, and here are 1"):
+        check_processes(2, torch.device("cuda"), 32)
+    with pytest.raises(RecipeError, match="trains with 4 processes, and 2 were started: start 4"):
+        group_from_env(torch.device("cpu"), 4)
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    with pytest.raises(RecipeError, match="2 of 3 processes: give every host the same --nproc-per-node"):
+        group_from_env(torch.device("cpu"))
+    for word in ("soon", "1", "nan", "1e9"):
+        monkeypatch.setenv("SIGHTLINE_LOST_SECONDS", word)
+        with pytest.raises(RecipeError, match=f"SIGHTLINE_LOST_SECONDS is '{word}': give seconds"):
+            group_from_env(torch.device("cpu"))
+    monkeypatch.setenv("SIGHTLINE_LOST_SECONDS", "60")
+    assert lost_seconds() == 60
 
 
 def test_an_objective_that_cannot_travel_is_refused(tmp_path):

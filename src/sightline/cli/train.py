@@ -104,8 +104,10 @@ def train(
         if recipe or preset or out or overwrite or any(v is not None for v in vars(flags).values()):
             raise RecipeError("--resume continues the run with its own settings: leave out the other flags.")
         with progress.heartbeat():
-            value = evaluate_and_compare(resume_training(resume, data, device=options.device, take_best=take_best))
-        emit(value, options.json, print_training)
+            run = resume_training(resume, data, device=options.device, take_best=take_best)
+            value = {} if is_secondary() else evaluate_and_compare(run)
+        if value:
+            emit(value, options.json, print_training)
         return
     if take_best:
         raise RecipeError("--take-best ends an interrupted run: name it with --resume RUN.")

@@ -12,7 +12,8 @@ import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from datetime import timedelta
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -40,6 +41,8 @@ class ProcessGroup:
     """The processes of one run, seen from one of them; without Fabric, a group of one."""
 
     fabric: Any = None
+    exchange: Any = None
+    """PyTorch's group of the exchanges of a training, which wait ``lost_seconds``; None: Fabric's, which wait long."""
 
     @property
     def rank(self) -> int:
@@ -55,6 +58,19 @@ class ProcessGroup:
     def is_main(self) -> bool:
         """Whether this is the process that writes and speaks."""
         return self.rank == 0
+
+    def begin_training(self, classifier: nn.Module) -> "ProcessGroup":
+        """Give every process the first one's classifier; then the group, to train it.
+
+        Until here the processes wait for each other as long as reading the images takes. The exchanges of the group
+        that is returned fail where a process is silent for ``lost_seconds``.
+        """
+        self.broadcast_state(classifier)
+        if self.fabric is None:
+            return self
+        from torch.distributed import new_group
+
+        return replace(self, exchange=new_group(timeout=timedelta(seconds=lost_seconds())))
 
     def averaging(self, gradients: Gradients, *modules: nn.Module) -> Gradients:
         """``gradients`` that end with one exchange: gradients of the modules and loss become the mean of the group.
@@ -110,12 +126,33 @@ class ProcessGroup:
 
     def _reduce(self, values: Tensor, how: str) -> Tensor:
         try:
-            return self.fabric.all_reduce(values, reduce_op=how)
+            return self.fabric.all_reduce(values, group=self.exchange, reduce_op=how)
         except RuntimeError as error:
+            if self.exchange is not None and "timed out" in str(error).lower():
+                raise WorkerLostError(
+                    f"A process or host of this run did not answer for {lost_seconds():g} s, so all of them stopped."
+                ) from error
             raise WorkerLostError() from error
 
 
 SINGLE_PROCESS = ProcessGroup()
+
+LOST_SECONDS = 120.0
+"""Seconds without an answer after which a process counts as lost: far longer than a step, its checkpoint or a
+validation takes to reach all, and short enough not to waste an hour of many machines. A process that ends is
+noticed at once; this is for a machine or network that falls silent."""
+
+
+def lost_seconds() -> float:
+    """``LOST_SECONDS``, or the variable SIGHTLINE_LOST_SECONDS. Raises RecipeError where that is no time."""
+    text = os.environ.get("SIGHTLINE_LOST_SECONDS", "")
+    try:
+        seconds = float(text or LOST_SECONDS)
+    except ValueError:
+        seconds = float("nan")
+    if not 5 <= seconds <= 86_400:
+        raise RecipeError(f"SIGHTLINE_LOST_SECONDS is '{text}': give seconds from 5 to 86400, such as 120.")
+    return seconds
 
 
 def check_processes(processes: int, device: torch.device, batch_size: int) -> None:
@@ -130,8 +167,9 @@ def check_processes(processes: int, device: torch.device, batch_size: int) -> No
         raise MainGuardError()
     if device.type == "mps":
         raise RecipeError("Several processes need CUDA GPUs or the CPU: use --devices 1 with mps.")
-    if device.type == "cuda" and torch.cuda.device_count() < processes:
-        raise RecipeError(f"--processes {processes} needs as many GPUs, and here are {torch.cuda.device_count()}.")
+    here = int(os.environ["LOCAL_WORLD_SIZE"]) if "LOCAL_WORLD_SIZE" in os.environ else processes
+    if device.type == "cuda" and torch.cuda.device_count() < here:
+        raise RecipeError(f"--devices {here} needs as many GPUs, and here are {torch.cuda.device_count()}.")
     if batch_size % processes:
         raise RecipeError(f"A batch of {batch_size} cannot be shared evenly by {processes} processes: change one.")
 
@@ -141,14 +179,31 @@ def is_under_launcher() -> bool:
     return int(os.environ.get("WORLD_SIZE", "1")) > 1 and "LOCAL_RANK" in os.environ
 
 
+def launcher_words() -> str:
+    """What goes before a command that continues this run: nothing, or the launcher."""
+    return "torchrun ... --no-python " if is_under_launcher() else ""
+
+
 def is_secondary() -> bool:
     """Whether a launcher started this process, and another one writes and speaks."""
     return is_under_launcher() and os.environ.get("RANK", "0") != "0"
 
 
-def group_from_env(device: torch.device) -> ProcessGroup:
-    """The group that torchrun started this process in."""
-    return ProcessGroup(_make_fabric(device, int(os.environ["WORLD_SIZE"]), "ddp"))
+def group_from_env(device: torch.device, processes: int | None = None) -> ProcessGroup:
+    """The group that torchrun started this process in, on one host or several.
+
+    Raises RecipeError where it is not of this many ``processes``, or its hosts have different numbers of them.
+    """
+    total = int(os.environ["WORLD_SIZE"])
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", str(total)))
+    lost_seconds()  # refused before anything waits
+    if processes not in (None, total):
+        raise RecipeError(
+            f"This run trains with {processes} processes, and {total} were started: start {processes}."
+        )
+    if total % here:
+        raise RecipeError(f"This host has {here} of {total} processes: give every host the same --nproc-per-node.")
+    return ProcessGroup(_make_fabric(device, here, "ddp", hosts=total // here))
 
 
 def launch_processes(work: Callable[..., object], processes: int, device: torch.device, *arguments: Any) -> None:
@@ -206,7 +261,7 @@ def _ignore_interrupts() -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
 
 
-def _make_fabric(device: torch.device, processes: int, strategy: str) -> Any:
+def _make_fabric(device: torch.device, processes: int, strategy: str, hosts: int = 1) -> Any:
     import logging
     import warnings
 
@@ -215,7 +270,7 @@ def _make_fabric(device: torch.device, processes: int, strategy: str) -> Any:
     warnings.filterwarnings("ignore", module="lightning")
     from lightning_fabric import Fabric
 
-    fabric = Fabric(accelerator=device.type, devices=processes, strategy=strategy)
+    fabric = Fabric(accelerator=device.type, devices=processes, num_nodes=hosts, strategy=strategy)
     if strategy == "ddp":
         fabric.launch()
     return fabric

@@ -20,7 +20,7 @@ from ..files import write_json
 from ..inference import predict_logits
 from ..layers import open_kernels
 from ..types import Splits
-from .distributed import SINGLE_PROCESS, ProcessGroup
+from .distributed import SINGLE_PROCESS, ProcessGroup, launcher_words
 from .fit import Hook, Method, Stateful, TrainingState, optimise
 from .gradients import build_gradients
 from .hooks import (
@@ -60,7 +60,7 @@ def refine(
     cuts batches that the method needs whole, Interrupted when stopped (resumable) and TrainingError at a loss that
     is not finite in the first epoch, at lower rates too: later, training goes on from the best weights.
     """
-    recipe, onward = plan.recipe, f"Go on with: {folder.onward}"
+    recipe, onward = plan.recipe, f"Go on with: {launcher_words()}{folder.onward}"
     _check_refinable(classifier, plan, splits, method)
     runtime.seed_torch(recipe.seed + group.rank)  # dropout must not depend on what drew before
     state = start_training(classifier, plan, method)

@@ -292,10 +292,14 @@ def resume(
     seconds = RIVAL_SHARE * parse_duration(recipe.budget)
     if run.read_facts():
         return _try_rival(reopen(folder, data, device=device), device, seconds, data)
+    where = runtime.resolve_device(device)
+    if is_under_launcher():
+        group = group_from_env(where, recipe.devices)
+        write_text(run.path / "recipe.toml", recipe.to_toml())  # every process the same
+        return _train_as_member(group, run.path, objective, augment, True)
     plan, splits, notes = prepare(resolve(recipe, objective=objective, augment=augment), run)
     if data is not None:
         write_text(run.path / "recipe.toml", recipe.to_toml())
-    where = runtime.resolve_device(device)
     if recipe.devices > 1:
         return _train_in_processes(run, plan, splits, notes, where, objective, augment, resume=True)
     plan, classifier, head, _ = _start(plan, splits, where, blank=True)
@@ -346,7 +350,7 @@ def _train_as_member(
     folder, device = RunFolder(path), group.fabric.device
     plan, splits, notes = prepare(resolve(folder.read_recipe(), objective=objective, augment=augment), folder)
     plan, classifier, head, _ = _start(plan, splits, device, blank=resume)
-    group.broadcast_state(classifier)
+    group = group.begin_training(classifier)
     return _train_run(folder, plan, classifier, head, splits, notes, resume=resume, group=group)
 
 
