@@ -112,7 +112,7 @@ def start(*words: str) -> list["subprocess.Popen[str]"]:
         launch += [f"--master-addr={ADDRESSES[0]}", "--master-port=29400", "--no-python"]
         command = ["ip", "netns", "exec", host, *launch, str(place / "sightline"), "train", *words]
         environment = os.environ | {"GLOO_SOCKET_IFNAME": "cable0", "OMP_NUM_THREADS": "1"}
-        pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
+        pipes: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
         started.append(subprocess.Popen(command, env=environment, text=True, start_new_session=True, **pipes))
     return started
 
