@@ -91,7 +91,7 @@ def train(
         Learning-rate range test: train some steps at rising rates, suggest a rate, plot the losses to this file.
     """
     from .. import runtime
-    from ..training import check_run_folder, estimate_cost, is_secondary
+    from ..training import check_run_folder, estimate_cost
     from ..training import find_lr as run_range_test
     from ..training import resume as resume_training
     from ..training import train as run_training
@@ -104,8 +104,7 @@ def train(
         if recipe or preset or out or overwrite or any(v is not None for v in vars(flags).values()):
             raise RecipeError("--resume continues the run with its own settings: leave out the other flags.")
         with progress.heartbeat():
-            run = resume_training(resume, data, device=options.device, take_best=take_best)
-            value = {} if is_secondary() else evaluate_and_compare(run)
+            value = evaluate_and_compare(resume_training(resume, data, device=options.device, take_best=take_best))
         if value:
             emit(value, options.json, print_training)
         return
@@ -130,13 +129,20 @@ def train(
         began = runtime.process_began() if owns_process.get() else None
         with progress.heartbeat():
             run = run_training(data, asked, out=out, device=options.device, overwrite=overwrite, began=began)
-            value = {} if is_secondary() else evaluate_and_compare(run)
+            value = evaluate_and_compare(run)
         if value:
             emit(value, options.json, print_training)
 
 
 def evaluate_and_compare(run: "Run") -> dict[str, Any]:
-    """The evaluation of a run; after semi-supervised training with what classical methods make of the same labels."""
+    """The evaluation of a run; after semi-supervised training with what classical methods make of the same labels.
+
+    Empty in a process of a group of which another one speaks.
+    """
+    from ..training import is_secondary
+
+    if is_secondary():
+        return {}
     value = evaluate_and_report(run)
     if value["n"] and run.recipe.semi_supervised not in (None, "none"):
         from ..baselines import measure_few_label_baselines
