@@ -8,6 +8,7 @@ from cyclopts import Parameter
 
 from .. import progress
 from ..errors import RecipeError
+from ..files import atomic_replace
 from .flags import RecipeFlags, recipe_from_flags
 from .output import (
     DEFAULTS,
@@ -117,7 +118,6 @@ def train(
         found = estimate_cost(data, asked, device=options.device)
         emit(found.values, options.json, lambda console, _: show(console, found))
     elif find_lr is not None:
-        from ..files import atomic_replace
         from ..pictures import plot_lr_finder
 
         path, tried = check_picture_path(find_lr), run_range_test(data, asked, device=options.device)
