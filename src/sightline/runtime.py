@@ -149,6 +149,8 @@ def use_one_thread() -> None:
 @contextmanager
 def single_threaded_pool(count: int | None = None) -> Iterator[ThreadPoolExecutor]:
     """Threads, by default one a core, whose torch operators run on one core each."""
+    import torch
+
     threads = torch.get_num_threads()
     with ThreadPoolExecutor(count or cpu_count(), "single", use_one_thread) as pool:
         try:
