@@ -61,7 +61,10 @@ def of_length(name: str, epochs: int | None) -> Recipe:
 def key_of(name: str, seed: int, epochs: int | None = None) -> dict:
     """What a measurement holds for: the preset as it is now, this seed, this kind of processor."""
     usual = vars(Recipe())
-    fields = {field: value for field, value in vars(of_length(name, epochs)).items() if value != usual[field]}
+    recipe = of_length(name, epochs)
+    fields = {field: value for field, value in vars(recipe).items() if value != usual[field]}
+    if recipe.epochs is None:  # the network depends on how busy the machine is
+        del fields["model"]
     return {"preset": name, "seed": seed, "recipe": str(fields), "processor": runtime.processor_name()}
 
 
@@ -80,6 +83,8 @@ def measure(data: Path, recipe: Recipe, out: Path) -> dict:
         "threads": torch.get_num_threads(),
         "training_minutes": run.facts["seconds"] / 60,
         "images_per_second": run.facts["images_per_second"],
+        "model": run.recipe.model,
+        "epochs": run.facts["epochs"],
         "way": [run.recipe.precision, run.recipe.memory_format, run.recipe.cpu_replicas],
     }
 
@@ -105,6 +110,7 @@ def summary(book: Notebook, name: str, epochs: int | None = None) -> dict | None
         "core_minutes": [round(line["core_minutes"], 2) for line in found],
         "threads": found[-1]["threads"],
         "way": found[-1]["way"],
+        "networks": sorted({f"{line['model']}, {line['epochs']} epochs" for line in found if "model" in line}),
     }
 
 

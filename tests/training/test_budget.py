@@ -23,7 +23,7 @@ from sightline.training import (
     train,
 )
 from sightline.training.budget import Budget, Deadline
-from sightline.training.build import build_method
+from sightline.training.build import build_method, progressive_size
 from sightline.training.fit import TrainingState
 from sightline.training.losses import CrossEntropy
 from sightline.training.optimizers import Cosine
@@ -55,15 +55,18 @@ def started():
 class Simulation:
     """A training whose steps and validations take what ``step(now)`` and ``validation(now)`` say, in seconds."""
 
-    def __init__(self, monkeypatch, started, step, validation, *, planned=2, whole=100, most=60, seconds=100.0):
+    def __init__(
+        self, monkeypatch, started, step, validation, *, planned=2, whole=100, most=60, seconds=100.0, grows=None
+    ):
         clock, self.said = Clock(monkeypatch), []
-        recipe = Recipe(budget=f"{seconds}s", epochs=planned, batch_size=8)
+        recipe = Recipe(budget=f"{seconds}s", epochs=planned, batch_size=8, size=32, progressive_from=grows)
         keeper = Budget(recipe, Deadline(seconds, 0.0, val=100, test=100), most, self.said.append)
         self.state = state = TrainingState(*started, planned, whole, peak_lr=0.1, schedule=Cosine(warmup=0.0))
         self.plans, self.rates = [], []
         while state.epoch < state.epochs:
             while True:
-                clock.now += (took := step(clock.now))
+                share = (progressive_size(32, grows, state.epoch, planned) / 32) ** 2
+                clock.now += (took := share * step(clock.now))
                 state.set_lr()
                 self.rates.append(state.optimizer.param_groups[0]["lr"])
                 state.batch, state.seconds = state.batch + 1, state.seconds + took
@@ -112,6 +115,26 @@ def test_a_budget_is_kept_and_used(monkeypatch, started, speed, planned):
     assert run.trained == len(run.rates) == run.state.step == run.state.total_steps
     assert run.rates[-1] < 0.2 * max(run.rates)  # the schedule came to its end, whenever that was
     assert max(run.rates) > 0.09
+
+
+@pytest.mark.parametrize("planned", [1, 6, 30])
+@pytest.mark.parametrize("seconds", [0.02, 0.03, 0.1])
+def test_a_budget_is_kept_and_used_where_images_grow(monkeypatch, started, planned, seconds):
+    run = Simulation(monkeypatch, started, steady(seconds), steady(4 * seconds), planned=planned, most=99, grows=8)
+    assert 80 < run.ended < 115
+    assert run.rates[-1] < 0.2 * max(run.rates)
+
+
+def test_images_that_grow_have_more_epochs(started):
+    recipe = OPEN.replace(size=32, budget="100s")
+    plain, growing = (
+        defaults.default_epochs(each, train_images=1000, images_per_second=200.0, seconds=100.0).value
+        for each in (recipe, recipe.replace(progressive_from=16))
+    )
+    assert plain == 20
+    sides = [progressive_size(32, 16, epoch, growing) for epoch in range(growing)]
+    assert growing > 25
+    assert 19 < sum((side / 32) ** 2 for side in sides) <= 20
 
 
 def test_a_slow_minute_costs_its_time_and_no_more(monkeypatch, started):

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from .. import runtime
 from ..data import nested_subset
 from ..types import Splits
+from .build import progressive_size
 from .fit import TrainingState
 from .hooks import BaseHook
 from .recipe import Recipe, parse_duration
@@ -162,6 +163,10 @@ class Budget(BaseHook):
         self.batch_size, self.first_plan = recipe.batch_size, recipe.epochs
         self.evaluation_cost = EVALUATION_COST[recipe.precision or "float32"]
         self.announced: float = recipe.epochs
+        size, start = recipe.size or 1, recipe.progressive_from
+        sides = [progressive_size(size, start, epoch, recipe.epochs) for epoch in range(recipe.epochs)]
+        self.shares = [(side / size) ** 2 for side in sides if side < size]
+        """Pixels of an image in the epochs in which images grow, as a share of those at the working size."""
         self.timed, self.step_seconds, self.stepped = 0, 0.0, 0.0
         self.validated = False
         self.between = 0.0
@@ -176,7 +181,7 @@ class Budget(BaseHook):
         self.stepped = now
         self.timed += 1
         weight = max(1 / max(1, self.timed - 2), min(1.0, took / MEMORY_SECONDS))
-        self.step_seconds += weight * (took - self.step_seconds)
+        self.step_seconds += weight * (took / self._share(state.epoch) - self.step_seconds)
         if not self.validated:
             self.deadline.image_seconds = self.evaluation_cost * self.step_seconds / self.batch_size
         if self.timed >= MIN_TIMED_STEPS or self.deadline.seconds_left() < 0:
@@ -204,12 +209,15 @@ class Budget(BaseHook):
         """Whole epochs and a part of one that fit the time left; the current epoch ends early where it must."""
         whole, step, validation = state.steps_per_epoch, max(self.step_seconds, 1e-9), self.deadline.validation
         left, epochs, cut = self.deadline.seconds_left(), state.epoch, 0
+        now = self._share(state.epoch) * step
         if state.batch:
-            left -= (whole - state.batch) * step + validation
+            left -= (whole - state.batch) * now + validation
             epochs += 1
         if left < 0 and state.batch:
-            cut = max(state.batch, whole + int(left / step)) % whole
+            cut = max(state.batch, whole + int(left / now)) % whole
         else:
+            while epochs < len(self.shares) and left > (cost := self._share(epochs) * whole * step + validation):
+                left, epochs = left - cost - self.between, epochs + 1
             each = whole * step + validation + self.between
             more = max(0, int(left / each))
             part = int((left - more * each - validation - self.between) / step)
@@ -219,6 +227,10 @@ class Budget(BaseHook):
         if epochs > self.most:
             epochs, cut = self.most, 0
         state.epochs, state.last_steps = epochs, cut
+
+    def _share(self, epoch: int) -> float:
+        """Pixels of an image in this epoch, as a share of those at the working size."""
+        return self.shares[epoch] if epoch < len(self.shares) else 1.0
 
     def _conclude(self, state: TrainingState, epochs: float) -> None:
         """A remark where the run had other epochs than were planned at first, and where its last one was cut."""

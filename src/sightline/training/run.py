@@ -119,7 +119,7 @@ def _train_new(
             shutil.rmtree(folder.path)  # nothing was trained, and the corrected script needs the place
             raise
     budget = None
-    if deadline is not None and plan.recipe.epochs and plan.recipe.progressive_from is None:
+    if deadline is not None and plan.recipe.epochs:
         budget = Budget(plan.recipe, deadline, useful_epochs(plan.recipe, len(splits.train.labelled)), folder.log)
     run = _train_run(folder, plan, classifier, head, splits, notes, resume=False, budget=budget)
     return replace(run, deadline=deadline)
