@@ -23,7 +23,7 @@ from .distributed import SINGLE_PROCESS, ProcessGroup
 from .fairness import apply_mitigation
 from .fit import Method
 from .plan import Plan
-from .recipe import INHERIT, PRETRAINED
+from .recipe import INHERIT, PRETRAINED, Recipe
 from .transfer import load_initial_weights, start_provenance, warn_of_leakage
 from .unlabelled import add_unlabelled
 
@@ -186,3 +186,9 @@ def progressive_size(size: int, start: int | None, epoch: int, epochs: int) -> i
         return size
     fraction = min(1.0, epoch / max(1.0, FULL_SIZE_AFTER * epochs))
     return min(size, start + 4 * round((size - start) * fraction / 4))
+
+
+def count_passes(recipe: Recipe, epochs: int) -> float:
+    """The cost of this number of epochs, in passes over images of the working size: images that grow begin smaller."""
+    size = recipe.size or 1
+    return sum((progressive_size(size, recipe.progressive_from, i, epochs) / size) ** 2 for i in range(epochs))

@@ -27,7 +27,7 @@ from ..layers import open_kernels
 from ..models import NETWORKS
 from ..types import Batch, Dataset
 from .budget import EVALUATION_COST, PLANNED_SHARE, Deadline, format_minutes
-from .build import MEMORY_FORMATS, progressive_size
+from .build import MEMORY_FORMATS, count_passes
 from .gradients import build_gradients, fused_kernels_may_help, replicas_may_help, split_batch
 from .plan import Plan
 from .recipe import PRETRAINED, Recipe, parse_duration
@@ -187,9 +187,9 @@ def default_epochs(
         return Default("epochs", count, f"{recipe.steps:,} steps, in {count} epochs (--steps).")
     available = max(0.0, PLANNED_SHARE * parse_duration(recipe.budget) if seconds is None else seconds)
     enough, passes = useful_epochs(recipe, train_images), available * images_per_second / train_images
-    fitting = sum(_passes(recipe, count) <= passes for count in range(1, enough + 1))
+    fitting = sum(count_passes(recipe, count) <= passes for count in range(1, enough + 1))
     count = max(1, fitting)
-    took = format_minutes(_passes(recipe, count) * train_images / images_per_second)
+    took = format_minutes(count_passes(recipe, count) * train_images / images_per_second)
     limit = f"the budget of {recipe.budget} (--budget)" if fitting < enough else "more would gain little"
     if not fitting:
         share = f"the budget of {recipe.budget} has time for about {passes:.0%}"
@@ -197,12 +197,6 @@ def default_epochs(
     return Default(
         "epochs", count, f"{count} epoch{'s' * (count > 1)}, about {took}: {limit}; --epochs sets them."
     )
-
-
-def _passes(recipe: Recipe, epochs: int) -> float:
-    """What so many epochs cost, in passes over images of the working size: images that grow begin as smaller ones."""
-    size = recipe.size or 1
-    return sum((progressive_size(size, recipe.progressive_from, i, epochs) / size) ** 2 for i in range(epochs))
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from ..errors import DataError, RecipeError, TrainingError
 from ..sources import Source, find, find_unlabelled
 from ..types import UNLABELLED, Dataset, Findings, Remark, Splits
 from .budget import format_minutes
-from .build import build_classifier, build_method
+from .build import build_classifier, build_method, count_passes
 from .defaults import (
     ALL_UNFROZEN,
     default_epochs,
@@ -113,7 +113,7 @@ def estimate_cost(data: str | Path | None, recipe: Recipe | None = None, *, devi
         "images_per_second": rate,
         "decode_seconds": decode * everything,
         "epoch_seconds": images / rate,
-        "seconds": (plan.recipe.epochs or 0) * images / rate + decode * everything,
+        "seconds": count_passes(plan.recipe, plan.recipe.epochs or 0) * images / rate + decode * everything,
         "memory_mb": max(runtime.peak_memory_mb(), 0.0),
         "disk_mb": (store + SAVED_WEIGHT_COPIES * weights) / 1e6,
     }

@@ -109,10 +109,10 @@ def _images_per_second() -> float:
     import torch  # the command line lists presets without it
 
     from .. import runtime
-    from ..models.fastcnn import fastcnn
+    from ..models import NETWORKS
 
     with torch.random.fork_rng(devices=[]):
-        network = fastcnn(10, 3, (32, 32))
+        network = NETWORKS["fastcnn"].make(10, 3, (32, 32))
     pixels = torch.zeros(16, 3, 32, 32).contiguous(memory_format=torch.channels_last)
 
     def step(precision: str) -> None:
