@@ -26,7 +26,6 @@ from .dataset import (
     survey,
 )
 from .decode import IMAGE_FORMATS, MAX_IMAGE_PIXELS, ImageHeader, decode, decode_with_header, read_header
-from .duplicates import find_near_duplicates, write_duplicate_table
 from .inputs import ImageInput, list_inputs, name_input, read_input
 from .label_audit import audit_class_names
 from .splits import (
@@ -42,6 +41,7 @@ from .splits import (
 from .store import hash_file, is_stored, time_decoding
 
 if TYPE_CHECKING:
+    from .duplicates import find_near_duplicates, write_duplicate_table
     from .loader import Augment, Shuffle, batch_order, count_batches, iterate_batches, to_tensor
 
 __all__ = [
@@ -101,7 +101,11 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """Import the loader, and with it torch, when it is first used: a decoded picture is an array."""
-    if name not in ("Augment", "Shuffle", "batch_order", "count_batches", "iterate_batches", "to_tensor"):
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(".loader", __name__), name)
+    """Import the loader or the search for duplicates, and with it torch, when it is first used: a decoded picture is
+    an array.
+    """
+    if name in ("find_near_duplicates", "write_duplicate_table"):
+        return getattr(import_module(".duplicates", __name__), name)
+    if name in ("Augment", "Shuffle", "batch_order", "count_batches", "iterate_batches", "to_tensor"):
+        return getattr(import_module(".loader", __name__), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -14,7 +14,6 @@ from ..errors import DataError
 from ..files import write_csv
 from ..types import UNLABELLED, Dataset, Findings, Remark
 from .dataset import FACT_COLUMNS
-from .duplicates import find_near_duplicates
 from .geometry import geometry_losses
 from .label_audit import audit_class_names, audit_group_columns
 from .splits import SPLIT_NAMES, find_leaks, find_near_leaks
@@ -58,6 +57,8 @@ def audit(dataset: Dataset) -> Findings:
         examples = tuple(f"{each.file}: {each.reason}" for each in dataset.skipped[:_MAX_EXAMPLES])
         text = f"{_count_images(len(dataset.skipped))} of {total:,} cannot be read: repair or remove."
         remarks.append(Remark("problem" if len(dataset.skipped) > 0.05 * total else "warning", text, examples))
+    from .duplicates import find_near_duplicates  # here: it imports torch
+
     leader = find_near_duplicates(dataset)
     for found, more in (
         _audit_duplicates(dataset, leader),
@@ -301,6 +302,8 @@ def find_faulty_images(dataset: Dataset) -> dict[int, tuple[str, int]]:
                 wrong[int(i)] = _DISPUTED, int(next(j for j in ordered if dataset.labels[j] != dataset.labels[i]))
         else:
             wrong |= {int(i): (_COPY, int(ordered[0])) for i in ordered[1:]}
+    from .duplicates import find_near_duplicates  # here: it imports torch
+
     leader = find_near_duplicates(dataset)
     left = np.array([i for i in range(len(dataset)) if i not in wrong], np.int64)
     best: dict[int, int] = {}

@@ -12,7 +12,6 @@ from ..choose import suggest
 from ..errors import DataError, RecipeError
 from ..sources import stratified_subset
 from ..types import Dataset, Splits
-from .duplicates import find_near_duplicates
 
 SPLIT_NAMES = ("train", "val", "test")
 GROUP_COLUMN = "group"
@@ -64,6 +63,8 @@ def split(
             )
     many = len(dataset) > MAX_NEAR_DUPLICATE_IMAGES
     near = not many if near is None else near
+    from .duplicates import find_near_duplicates  # here: it imports torch
+
     leader = find_near_duplicates(dataset) if near and (many or given is not None) else None
     notes = [*_describe_given_leaks(dataset, leader)]
     hidden = ~dataset.is_labelled & (codes != _TRAIN)
@@ -162,11 +163,11 @@ def find_leak_groups(
     what these connect in turn. ``near`` None looks for near duplicates among at most 20,000 images; ``same`` has
     equal values for those that are known.
     """
-    ties: list[Shaped[ndarray, " N"]] = [dataset.digests]
-    if same is not None:
-        ties.append(same)
-    elif near or (near is None and len(dataset) <= MAX_NEAR_DUPLICATE_IMAGES):
-        ties.append(find_near_duplicates(dataset))
+    if same is None and (near or (near is None and len(dataset) <= MAX_NEAR_DUPLICATE_IMAGES)):
+        from .duplicates import find_near_duplicates  # here: it imports torch
+
+        same = find_near_duplicates(dataset)
+    ties: list[Shaped[ndarray, " N"]] = [dataset.digests] if same is None else [dataset.digests, same]
     if (groups := _group_codes(dataset, group)) is not None:
         ties.append(groups)
     if len(ties) == 1:
