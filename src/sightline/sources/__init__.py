@@ -204,6 +204,6 @@ def find_images(word: str) -> list[str | MemberFile]:
     elif not place.exists() and (shards := match_shards(word)):
         return [*list_member_files(str(place.parent), list_shards(shards))]
     found = list_images(word)
-    if not found and (listing := _list_members(word, "folder")) is not None:
+    if not found and place.is_dir() and (listing := _list_members(word, "folder")) is not None:
         return [*list_member_files(word, listing)]
     return [*found]
