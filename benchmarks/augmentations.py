@@ -13,8 +13,8 @@ from record import record
 
 from sightline import runtime
 from sightline.augmentation import AUGMENTATIONS
+from sightline.batches import Batch
 from sightline.models import build, parse_architecture
-from sightline.types import Batch
 
 COUNT, SIZE, ROUNDS = 128, 32, 9
 

@@ -88,7 +88,7 @@ def planted(path: str, geometry: Geometry, dataset: Dataset) -> tuple[Dataset, n
 
 
 def main() -> None:
-    """Each set: as it is; then with the copies planted."""
+    """Measure each set without planted copies, then with them."""
     folder, figures = shared(sys.argv[1] if len(sys.argv) > 1 else None), {}
     for name, (file, geometry) in CASES.items():
         dataset = load_dataset(folder / file, geometry)

@@ -20,6 +20,7 @@ import torch
 from record import record
 
 from sightline import runtime
+from sightline.batches import Batch
 from sightline.classifier import Classifier
 from sightline.features import embedding_precision
 from sightline.layers import open_kernels
@@ -27,7 +28,7 @@ from sightline.models import build, parse_architecture
 from sightline.preprocessing import Preprocessing
 from sightline.training import MEMORY_FORMATS, CrossEntropy, to_memory_format
 from sightline.training.gradients import build_gradients
-from sightline.types import Batch, Geometry
+from sightline.types import Geometry
 
 STEPS = 6
 """Timed steps of one way in one round, after two that are not counted."""

@@ -1,14 +1,14 @@
 """What each preset reaches: test accuracy over seeds, and the minutes it takes here.
 
     python benchmarks/presets.py mnist-fast mnist-best --seeds 0 1 2 3 4 [--data FOLDER_OF_ZIPS]
-    python benchmarks/presets.py cifar10-best --epochs 2 8 --seeds 0
+    python benchmarks/presets.py cifar10-fast --epochs 5 11 --seeds 0
 
 Everything goes the way of `sightline train DATA --preset NAME`: the validation tenth is split off the training
 images, the best epoch is chosen on it, and the test images are looked at once, at the end. Minutes are those of
 the clock; core minutes are those of all threads together, what the same training takes on one core of this kind.
-With --epochs a preset is measured at other lengths than its own: accuracy against time, the curve. A run that was
-stopped goes on where it was: each finished seed is kept in results/presets.jsonl. With --keep the runs stay in
-that folder, for calibration.py and for looking at.
+With --epochs a preset is measured at other lengths than its own: accuracy against time, the curve; one that chooses
+its network by time then has half the width. A run that was stopped goes on where it was: each finished seed is kept in
+results/presets.jsonl. With --keep the runs stay in that folder, for calibration.py and for looking at.
 """
 
 import argparse
@@ -27,6 +27,9 @@ from sightline.training import Recipe, train
 from sightline.training.presets import PRESETS
 
 DATA = {"mnist": "mnist_png.zip", "cifar10": "cifar10_jpg.zip"}
+
+CURVE_NETWORK = "fastcnn:width=0.5:eps=1e-12"
+"""The network of the curve of a preset that chooses its own by time."""
 
 
 def main() -> None:
@@ -54,12 +57,16 @@ def main() -> None:
 
 
 def of_length(name: str, epochs: int | None) -> Recipe:
-    """The preset, trained for so many epochs, or for its own."""
-    return PRESETS[name]() if epochs is None else PRESETS[name]().replace(epochs=epochs)
+    """The preset, trained for ``epochs``, or for its own."""
+    recipe = PRESETS[name]()
+    if epochs is None:
+        return recipe
+    model = CURVE_NETWORK if recipe.epochs is None else recipe.model
+    return recipe.replace(model=model, epochs=epochs)
 
 
 def key_of(name: str, seed: int, epochs: int | None = None) -> dict:
-    """What a measurement holds for: the preset as it is now, this seed, this kind of processor."""
+    """What a measurement holds for: the present recipe of the preset, this seed, this kind of processor."""
     usual = vars(Recipe())
     recipe = of_length(name, epochs)
     fields = {field: value for field, value in vars(recipe).items() if value != usual[field]}
@@ -95,7 +102,7 @@ def curve_of(book: Notebook, name: str) -> dict[int, dict]:
 
 
 def summary(book: Notebook, name: str, epochs: int | None = None) -> dict | None:
-    """The mean over seeds of the preset as it is now."""
+    """The mean over seeds of the present recipe of the preset."""
     found = [line for seed in range(100) if (line := book.find(**key_of(name, seed, epochs)))]
     if not found:
         return None

@@ -22,11 +22,11 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
 from sightline import runtime
+from sightline.batches import Batch
 from sightline.classifier import Classifier
 from sightline.features import embedding_precision
 from sightline.training import CrossEntropy, to_memory_format
 from sightline.training.gradients import build_gradients
-from sightline.types import Batch
 
 CASES = {
     "lenet5": (128, 32),

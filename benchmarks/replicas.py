@@ -16,13 +16,14 @@ from typing import Any
 import torch
 from record import record
 
+from sightline.batches import Batch
 from sightline.classifier import Classifier
 from sightline.features import embedding_precision
 from sightline.models import build, parse_architecture
 from sightline.preprocessing import Preprocessing
 from sightline.training import MEMORY_FORMATS, CrossEntropy, to_memory_format
 from sightline.training.gradients import build_gradients
-from sightline.types import Batch, Geometry
+from sightline.types import Geometry
 
 BATCH, STEPS = 128, 12
 

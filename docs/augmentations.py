@@ -14,8 +14,8 @@ from sklearn.datasets import load_sample_image
 
 from sightline import pictures, runtime
 from sightline.augmentation import AUGMENTATIONS, parse_policy
+from sightline.batches import Batch
 from sightline.data.loader import to_tensor
-from sightline.types import Batch
 
 SIZE, GAP, LINE, TIMES, ACROSS = 56, 4, 22, 4, 3
 SHOWN = {"mixup": "mixup:1"}

@@ -186,7 +186,7 @@ def count_epochs(folder: Path) -> int:
 
 
 def wait_for_epochs(folder: Path, epochs: int, processes: list["subprocess.Popen[str]"]) -> None:
-    """Return when the history has so many rows, a process ended, or five minutes are over."""
+    """Wait until the history has this many rows or a process ends, for five minutes at most."""
     deadline = time.monotonic() + 300
     while count_epochs(folder) < epochs and time.monotonic() < deadline:
         if any(process.poll() is not None for process in processes):

@@ -1,4 +1,4 @@
-"""The images of one step, as tensors: the one value of ``types`` that needs torch, from where it is imported."""
+"""The images of one step, as tensors. The other values that all stages share are in ``types``, which needs no torch."""
 
 from dataclasses import dataclass
 

@@ -31,7 +31,7 @@ _WRITE_REMEDIES = {
 _FORMULA_STARTS = tuple("=+-@\t\r\n\uff1d\uff0b\uff0d\uff20")
 """First characters of cells that a spreadsheet may run, and their full-width forms."""
 
-_NUMBERS_ON_LINES = re.compile(r"\[\n\s+([-+.,\d\seE]+?)\s+\]")
+_NUMBERS_ON_LINES = re.compile(r"\[\n([-+.,\d\seE]++)\]")
 """A list of numbers over several lines; a string of JSON has no line break of its own."""
 
 
@@ -98,7 +98,7 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Write ``value`` as readable JSON, atomically; a list of numbers is one line."""
     text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)
-    write_text(path, _NUMBERS_ON_LINES.sub(lambda found: re.sub(r"\s+", " ", f"[{found[1]}]"), text) + "\n")
+    write_text(path, _NUMBERS_ON_LINES.sub(lambda found: f"[{' '.join(found[1].split())}]", text) + "\n")
 
 
 def read_json_object(path: Path) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from .exported_model import ExportedModel
 from .types import Geometry, Prediction
 
 Answer = Callable[[UInt8[ndarray, "B H W C"]], Float[ndarray, "B K"]]
-"""Images to probabilities; called by one thread at a time."""
+"""Images to probabilities."""
 
 MAX_BATCH_IMAGES, MAX_BATCH_PIXELS = 64, 1 << 18
 """Images and pixels of a batch: 64 of 32 x 32, five of 224 x 224. Larger ones leave the caches of a core and are no
@@ -83,7 +83,8 @@ def predict_batches(
     """Predictions in the order of the images, ``size`` of them at a time.
 
     Up to ``few`` batches are answered by ``alone``, in this thread. More are answered by ``share()``, a thread for
-    each of its answers, which calls ``begin()`` first. Images are read at most four batches a thread ahead.
+    each of its answers, which calls ``begin()`` first; an answer that it gives once has one call at a time. Images
+    are read at most four batches a thread ahead.
     """
     remaining = iter(list_inputs(images))
     batches = iter(lambda: list(islice(remaining, size)), [])

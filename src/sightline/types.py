@@ -9,16 +9,13 @@ Pixels are uint8 (N H W C) at rest, as decoded, and float32 in [0, 1] (B C H W) 
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Literal, Protocol, get_args, runtime_checkable
+from typing import Any, Literal, Protocol, get_args, runtime_checkable
 
 import numpy as np
 from jaxtyping import Bool, Int, Shaped, UInt8
 from numpy import ndarray
 
 from .checks import check_choice, check_int
-
-if TYPE_CHECKING:
-    from .batches import Batch  # noqa: F401
 
 ResizeMode = Literal["squash", "crop", "pad"]
 Interpolation = Literal["bilinear", "bicubic", "box", "lanczos"]
@@ -239,12 +236,3 @@ class Findings:
     values: Mapping[str, Any]
     """JSON-ready numbers and tables, under the names of the field (``accuracy``, ``ece``, ...)."""
     remarks: tuple[Remark, ...] = ()
-
-
-def __getattr__(name: str) -> Any:
-    """Import ``Batch``, and with it torch, when it is first used: an exported file is answered without torch."""
-    if name == "Batch":
-        from .batches import Batch
-
-        return Batch
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -21,7 +21,7 @@ from sightline.augmentation.colour import (
     posterize,
     solarize,
 )
-from sightline.types import Batch
+from sightline.batches import Batch
 
 GREY_LEVEL = 1 / 255
 FACTORS = (0.0, 0.3, 1.0, 1.7)

@@ -21,7 +21,7 @@ from sightline.augmentation.kernels import (
     similarity_matrices,
     translate_images,
 )
-from sightline.types import Batch
+from sightline.batches import Batch
 
 SHAPES = [(8, 1, 28, 28), (8, 3, 32, 32), (5, 3, 17, 40), (1, 1, 9, 6)]
 LAYOUTS = [torch.contiguous_format, torch.channels_last]

@@ -12,7 +12,7 @@ from sightline import runtime
 from sightline.augmentation import CutMix, Erase, Mixup, RandAugment, TrivialAugment, parse_policy
 from sightline.augmentation.automatic import RANDAUGMENT_SPACE, TRIVIALAUGMENT_SPACE, apply_operations
 from sightline.augmentation.kernels import translate_images
-from sightline.types import Batch
+from sightline.batches import Batch
 
 LAYOUTS = [torch.contiguous_format, torch.channels_last]
 layouts = pytest.mark.parametrize("layout", LAYOUTS, ids=["nchw", "nhwc"])

@@ -35,8 +35,8 @@ from sightline.augmentation import (
     VerticalFlip,
     parse_policy,
 )
+from sightline.batches import Batch
 from sightline.errors import ChoiceError
-from sightline.types import Batch
 
 MEMBERS = [make() for make in AUGMENTATIONS.values()] + [
     Shift(3, "edge"),

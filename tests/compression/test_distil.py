@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+from sightline.batches import Batch
 from sightline.classifier import Classifier
 from sightline.compression import COMPRESSORS, Distil, fine_tune
 from sightline.data import load_dataset
@@ -21,7 +22,7 @@ from sightline.training import DistillationLoss, Recipe, resolve
 from sightline.training.adversarial import FastAdversarial
 from sightline.training.losses import CrossEntropy, Focal
 from sightline.training.run_folder import SilentRunFolder
-from sightline.types import Batch, Geometry
+from sightline.types import Geometry
 
 GEOMETRY = Geometry(size=(12, 12), channels=1)
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from sightline.batches import Batch
 from sightline.classifier import Classifier
 from sightline.continual import EWC, LwF, Past, Task, fisher_diagonal
 from sightline.continual.regularisation import ANCHOR
@@ -16,7 +17,7 @@ from sightline.preprocessing import Preprocessing
 from sightline.runtime import permutation
 from sightline.sources import find
 from sightline.training import Recipe, resolve
-from sightline.types import Batch, Geometry
+from sightline.types import Geometry
 
 
 class Linear(Network):

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import torch
 
+from sightline.batches import Batch
 from sightline.data import Shuffle, batch_order, count_batches, iterate_batches, load_dataset, to_tensor
-from sightline.types import Batch, Dataset, Geometry
+from sightline.types import Dataset, Geometry
 
 
 @pytest.fixture(scope="module")

@@ -13,6 +13,7 @@ from sklearn import metrics as sk
 from sklearn.datasets import load_digits
 
 from helpers.tiny_classifiers import SETTLED
+from sightline.batches import Batch
 from sightline.classifier import Classifier
 from sightline.data.loader import Shuffle, iterate_batches
 from sightline.errors import ChoiceError, DataError, Interrupted, RecipeError
@@ -31,7 +32,7 @@ from sightline.training import MITIGATIONS, Recipe, reopen, resolve, resume, tra
 from sightline.training.fairness import apply_mitigation, find_subgroups
 from sightline.training.fit import Hook, TrainingState
 from sightline.training.losses import CrossEntropy
-from sightline.types import Batch, Dataset, Geometry
+from sightline.types import Dataset, Geometry
 
 GEOMETRY = Geometry(size=(8, 8), channels=1)
 

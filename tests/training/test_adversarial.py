@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from helpers.attacked_classifiers import GEOMETRY, digits, trained
 from sightline.attacks import PGD
+from sightline.batches import Batch
 from sightline.classifier import Classifier
 from sightline.data.loader import to_tensor
 from sightline.errors import ChoiceError, GradientError, Interrupted, RecipeError
@@ -23,7 +24,6 @@ from sightline.training.hooks import BaseHook
 from sightline.training.losses import CrossEntropy
 from sightline.training.objectives import OBJECTIVES
 from sightline.training.recipe import Recipe
-from sightline.types import Batch
 
 NAMES = [name for name, make in OBJECTIVES.items() if issubclass(make, AdversarialLoss)]
 MADE = [

@@ -137,6 +137,14 @@ def test_images_that_grow_have_more_epochs(started):
     assert 19 < sum((side / 32) ** 2 for side in sides) <= 20
 
 
+def test_thousands_of_epochs_are_not_tried_one_by_one(monkeypatch):
+    tried, recipe = [], OPEN.replace(size=32, semi_supervised="fixmatch", progressive_from=16, batch_size=64)
+    monkeypatch.setattr(defaults, "count_passes", lambda _, epochs: tried.append(epochs) or 0.75 * epochs)
+    found = defaults.default_epochs(recipe, train_images=100, images_per_second=300.0, seconds=570.0)
+    assert found.value == 2280  # 1,710 passes
+    assert len(tried) < 20
+
+
 def test_a_slow_minute_costs_its_time_and_no_more(monkeypatch, started):
     quiet = Simulation(monkeypatch, started, steady(0.02), steady(0.2))
     busy = Simulation(monkeypatch, started, lambda now: 0.4 if now < 30 else 0.02, steady(0.2))

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from helpers.digit_folders import write_digits
 from helpers.pruned_classifiers import images, make
 from helpers.tiny_classifiers import SETTLED
+from sightline.batches import Batch
 from sightline.cli import main
 from sightline.data import to_tensor
 from sightline.errors import ChoiceError, DataError, Interrupted, RecipeError, TrainingError
@@ -31,7 +32,6 @@ from sightline.training.domain import (
     squared_discrepancy,
 )
 from sightline.training.losses import CrossEntropy
-from sightline.types import Batch
 
 SOURCE = torch.tensor([[0.0, 0], [2, 0], [0, 2], [2, 2]])
 TARGET = torch.tensor([[0.0, 0], [4, 0], [0, 1], [4, 1]])

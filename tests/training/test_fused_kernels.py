@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from helpers.tiny_classifiers import DISTINCT_WORDS
+from sightline.batches import Batch
 from sightline.classifier import Classifier
 from sightline.errors import Interrupted
 from sightline.layers import count_fusable, fused_norm
@@ -28,7 +29,7 @@ from sightline.training.gradients import build_gradients, fused_kernels_may_help
 from sightline.training.hooks import BaseHook
 from sightline.training.losses import CrossEntropy
 from sightline.training.recipe import Recipe
-from sightline.types import Batch, Geometry
+from sightline.types import Geometry
 
 RECIPE = Recipe(
     model="resnet20", size=8, limit=200, epochs=2, batch_size=32, augment=("shift:1",), lr=0.05,

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sightline.batches import Batch
 from sightline.classifier import Classifier
 from sightline.errors import ChoiceError, RecipeError
 from sightline.models import build, parse_architecture
@@ -32,7 +33,7 @@ from sightline.training.losses import (
 from sightline.training.objectives import OBJECTIVES
 from sightline.training.plan import CLASS_WEIGHTINGS
 from sightline.training.recipe import Recipe
-from sightline.types import Batch, Geometry
+from sightline.types import Geometry
 
 PLAIN = [name for name, make in OBJECTIVES.items() if make().on_logits]  # the others: test_adversarial
 

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from sightline import runtime
+from sightline.batches import Batch
 from sightline.classifier import Classifier
 from sightline.errors import DataError, Interrupted, RecipeError, TrainingError
 from sightline.training import (
@@ -29,7 +30,6 @@ from sightline.training import (
 from sightline.training import objectives as objectives_module
 from sightline.training.gradients import split_batch
 from sightline.training.hooks import EMA
-from sightline.types import Batch
 
 TINY = Recipe(
     data="digits", model="mlp:hidden=(16,)", size=8, limit=300, epochs=3, batch_size=32, augment=(), lr=0.05,

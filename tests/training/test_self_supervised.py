@@ -11,6 +11,7 @@ from pytorch_metric_learning.losses import NTXentLoss
 
 from sightline.adaptation import pretrain
 from sightline.adaptation import pretraining as compared
+from sightline.batches import Batch
 from sightline.classifier import Classifier
 from sightline.errors import Interrupted, RecipeError, SightlineError, TrainingError
 from sightline.features import predict_knn
@@ -27,7 +28,6 @@ from sightline.training.self_supervised import (
     nt_xent,
     spread,
 )
-from sightline.types import Batch
 
 FIRST = torch.tensor([[1.0, 0], [0, 1], [1, 1]])
 SECOND = torch.tensor([[1.0, 0.5], [-0.5, 1], [1, 0]])

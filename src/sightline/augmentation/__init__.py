@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 from torch import Generator
 
+from ..batches import Batch
 from ..choose import choose
-from ..types import Batch
 from .automatic import RandAugment, StrongAugment, TrivialAugment
 from .colour import LUMA_WEIGHTS, Blur, Brightness, Contrast, Hue, Noise, Saturation, Sharpen
 from .geometry import (

@@ -11,8 +11,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Generator, Tensor
 
+from ..batches import Batch
 from ..checks import check_int, check_number
-from ..types import Batch
 from .colour import (
     adjust_brightness,
     adjust_contrast,

@@ -11,8 +11,8 @@ import torch
 from jaxtyping import Float
 from torch import Generator, Tensor
 
+from ..batches import Batch
 from ..checks import check_number
-from ..types import Batch
 from .kernels import gaussian_blur, match_layout, per_image, uniform_per_image
 
 LUMA_WEIGHTS = (0.299, 0.587, 0.114)

@@ -7,8 +7,8 @@ from typing import get_args
 import torch
 from torch import Generator
 
+from ..batches import Batch
 from ..checks import check_choice, check_int, check_number
-from ..types import Batch
 from .kernels import (
     BorderFill,
     affine_matrices,

@@ -9,8 +9,8 @@ from jaxtyping import Float, Int
 from torch import Generator, Tensor
 from torch.nn import functional as F
 
+from ..batches import Batch
 from ..checks import check_choice, check_number
-from ..types import Batch
 from .kernels import as_dense, draw_bernoulli, draw_boxes, gather_images, match_layout, per_image
 
 EraseContent = Literal["noise", "grey", "black"]

@@ -9,11 +9,11 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from ..batches import Batch
 from ..classifier import Classifier
 from ..data import concat
 from ..layers import get_head, head_kind
 from ..training import Method
-from ..types import Batch
 from .exemplars import herd
 from .rehearsal import Retraining
 from .statistics import FeatureStatistics

@@ -8,8 +8,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ..batches import Batch
 from ..training import Gradients, Method, Objective, TrainingState, as_objective
-from ..types import Batch
 from .strategy import Strategy, Task, draw_balanced, make_batch, new_batches
 
 _REFERENCE = 84  # stream of random numbers

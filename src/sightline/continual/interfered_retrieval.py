@@ -7,10 +7,10 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from ..batches import Batch
 from ..classifier import Classifier
 from ..inference import predict_logits
 from ..training import Gradients, Method, Objective, TrainingState, as_objective
-from ..types import Batch
 from .rehearsal import Replay, joint_logits
 from .strategy import Task, draw_balanced, make_batch, new_batches
 

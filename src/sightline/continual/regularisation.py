@@ -9,11 +9,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ..batches import Batch
 from ..classifier import Classifier, frozen_eval
 from ..data import to_tensor
 from ..runtime import permutation
 from ..training import Method, as_objective, kl_divergence
-from ..types import Batch, Dataset
+from ..types import Dataset
 from .strategy import Past, Strategy, Task, new_batches
 
 ANCHOR = ".anchor"

@@ -10,6 +10,7 @@ from jaxtyping import Float
 from numpy import ndarray
 from torch import Tensor
 
+from ..batches import Batch
 from ..checks import check_number
 from ..classifier import Classifier
 from ..data import concat
@@ -17,7 +18,7 @@ from ..inference import embed, predict_logits
 from ..layers import get_head
 from ..runtime import make_generator
 from ..training import Method, Plan, as_objective
-from ..types import Batch, Dataset
+from ..types import Dataset
 from .exemplars import Reservoir
 from .strategy import Past, Strategy, Task, draw_balanced, make_batch, mix_images, new_batches, remember_images
 

@@ -18,6 +18,7 @@ from numpy import ndarray
 from torch import Tensor, nn
 
 from .. import runtime
+from ..batches import Batch
 from ..classifier import Classifier
 from ..data import Shuffle, batch_order, concat, to_tensor
 from ..ensembles import update_bn
@@ -26,7 +27,7 @@ from ..inference import embed
 from ..layers import Network, get_head, head_kind
 from ..models import UNCOMPRESSIBLE_NETWORKS, build, expand_head, replace_head
 from ..training import MEMORY_FORMATS, Method, Plan
-from ..types import Batch, Dataset
+from ..types import Dataset
 from .exemplars import balanced_sample
 from .statistics import FeatureStatistics, RidgeStatistics
 

@@ -12,7 +12,8 @@ from numpy import ndarray
 from torch import Tensor
 
 from .. import runtime
-from ..types import Batch, Dataset
+from ..batches import Batch
+from ..types import Dataset
 
 Augment = Callable[[Batch, torch.Generator], Batch]
 

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from .. import runtime
 from ..classifier import Classifier
 from ..data import to_tensor
-from ..layers import has_same_padding, same_margin
+from ..layers import has_same_padding, norm_affine, same_margin
 from ..types import Dataset
 
 BATCH_BYTES = 2_408_448
@@ -176,8 +176,8 @@ class FusedConvolution(nn.Module):
         self, conv: Any, norm: Any, then: nn.Module | None, size: torch.Size, precision: torch.dtype
     ) -> None:
         super().__init__()
-        scale = norm.weight / torch.sqrt(norm.running_var + norm.eps)
-        bias = norm.bias - norm.running_mean * scale + (0 if conv.bias is None else conv.bias * scale)
+        scale, shift = norm_affine(norm)
+        bias = shift if conv.bias is None else shift + conv.bias * scale
         weight = conv.weight * scale[:, None, None, None]
         self.weight = weight.to(precision).contiguous(memory_format=torch.channels_last)
         self.bias = bias.to(precision)

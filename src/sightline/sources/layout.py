@@ -192,7 +192,7 @@ def list_images(word: str) -> list[str]:
     """
     if is_address(word):
         return _list_place(str(fetch_address(word)))
-    if not Path(word).exists() and (is_pattern(word)):
+    if not Path(word).exists() and is_pattern(word):
         patterns = map(os.path.expanduser, expand_braces(word))
         matches = [found for each in patterns for found in sorted(glob.glob(each, recursive=True))]  # noqa: PTH207 a Path cannot start at the root
         named = set(select_images(matches)[0])

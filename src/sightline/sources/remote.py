@@ -74,17 +74,19 @@ def hide_query(place: str) -> str:
 
 
 def absolute_place(place: str | None) -> str | None:
-    """A place that means the same from any folder, as it is saved: a full path, an address without keys, or a name."""
+    """What a recipe saves for a place, so that it means the same from any folder: a full path, an address without keys,
+    or a name.
+    """
     if place is None or is_address(place):
-        return None if place is None else hide_query(place)
-    if not Path(place).exists() and _TARS.search(place):
-        return str(Path(place).expanduser().resolve())
-    return str(Path(place).resolve()) if Path(place).exists() else place
+        return place and hide_query(place)
+    if Path(place).exists():
+        return str(Path(place).resolve())
+    return str(Path(place).expanduser().resolve()) if _TARS.search(place) else place
 
 
 @contextmanager
 def open_address(address: str) -> Iterator[tuple[str, Path]]:
-    """The address as it is shown, and its copy; an error of the block that names the copy names the address."""
+    """The address without keys, and its copy. An error raised in the block names the address in place of the copy."""
     shown, copy = hide_query(address), fetch_address(address)
     try:
         yield shown, copy

@@ -94,7 +94,8 @@ def read_shards(place: str, paths: Sequence[Path], rule: LabelRule = USUAL_LABEL
 
     def build() -> Source:
         listing, names = list_shards(paths), _name_shards(paths)
-        shards = np.asarray(vars(listing.reader)["shards"])
+        assert isinstance(listing.reader, ShardReader)
+        shards = listing.reader.shards
         words = [next(filter(None, map(parse_split, reversed(name.split("/")))), None) for name in names]
         splits = np.array([word or "train" for word in words]) if any(words) else None
         layout = read_samples(listing, place, rule)

@@ -24,10 +24,11 @@ from ..attacks import (
     random_like,
     require_gradient,
 )
+from ..batches import Batch
 from ..checks import check_int, check_number, check_positive
 from ..classifier import Classifier, frozen_eval
 from ..data import iterate_batches
-from ..types import Batch, Dataset
+from ..types import Dataset
 from .losses import CrossEntropy, Labels, Objective, kl_divergence
 
 TRAIN_A_NETWORK = "Train a network instead: --model lenet5, for example."

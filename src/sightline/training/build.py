@@ -12,13 +12,14 @@ import torch
 import torch.nn.functional as F
 
 from .. import runtime
+from ..batches import Batch
 from ..classifier import Classifier
 from ..data import Shuffle, count_batches, iterate_batches, to_tensor
 from ..errors import DataError, RecipeError
 from ..layers import Network, initialise
 from ..models import build, find_imagenet_classes, find_stages
 from ..preprocessing import Normalise, Preprocessing, fit_preprocessing
-from ..types import Batch, Splits
+from ..types import Splits
 from .distributed import SINGLE_PROCESS, ProcessGroup
 from .fairness import apply_mitigation
 from .fit import Method
@@ -190,5 +191,7 @@ def progressive_size(size: int, start: int | None, epoch: int, epochs: int) -> i
 
 def count_passes(recipe: Recipe, epochs: int) -> float:
     """The cost of this number of epochs, in passes over images of the working size: images that grow begin smaller."""
+    if recipe.progressive_from is None:
+        return epochs
     size = recipe.size or 1
     return sum((progressive_size(size, recipe.progressive_from, i, epochs) / size) ** 2 for i in range(epochs))

@@ -8,9 +8,11 @@ import hashlib
 import json
 import math
 import time
+from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from statistics import median
 
 import numpy as np
@@ -19,13 +21,14 @@ from jaxtyping import Int
 from numpy import ndarray
 
 from .. import runtime
+from ..batches import Batch
 from ..classifier import Classifier
 from ..data import DEFAULT_VAL_SHARE, iterate_batches
 from ..errors import GradientError, OutputError
 from ..files import write_json
 from ..layers import open_kernels
 from ..models import NETWORKS
-from ..types import Batch, Dataset
+from ..types import Dataset
 from .budget import EVALUATION_COST, PLANNED_SHARE, Deadline, format_minutes
 from .build import MEMORY_FORMATS, count_passes
 from .gradients import build_gradients, fused_kernels_may_help, replicas_may_help, split_batch
@@ -187,7 +190,7 @@ def default_epochs(
         return Default("epochs", count, f"{recipe.steps:,} steps, in {count} epochs (--steps).")
     available = max(0.0, PLANNED_SHARE * parse_duration(recipe.budget) if seconds is None else seconds)
     enough, passes = useful_epochs(recipe, train_images), available * images_per_second / train_images
-    fitting = sum(count_passes(recipe, count) <= passes for count in range(1, enough + 1))
+    fitting = bisect_right(range(1, enough + 1), passes, key=partial(count_passes, recipe))
     count = max(1, fitting)
     took = format_minutes(count_passes(recipe, count) * train_images / images_per_second)
     limit = f"the budget of {recipe.budget} (--budget)" if fitting < enough else "more would gain little"

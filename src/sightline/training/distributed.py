@@ -23,8 +23,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from .. import errors, runtime
+from ..batches import Batch
 from ..errors import RecipeError, SightlineError, WorkerLostError
-from ..types import Batch
 from .gradients import Gradients, norm_statistics
 from .losses import Objective
 

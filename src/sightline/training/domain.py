@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from ..batches import Batch
 from ..checks import check_number, check_positive
 from ..choose import choose
 from ..classifier import Classifier
@@ -23,7 +24,7 @@ from ..data import load_dataset
 from ..errors import RecipeError
 from ..inference import predict_logits
 from ..sources import find_unlabelled
-from ..types import Batch, Dataset, Splits
+from ..types import Dataset, Splits
 from .fit import EpochMetrics, TrainingState, gradient_step
 from .gradients import Gradients
 from .hooks import BaseHook

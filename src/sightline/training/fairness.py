@@ -14,11 +14,12 @@ from jaxtyping import Float, Int
 from numpy import ndarray
 from torch import Tensor
 
+from ..batches import Batch
 from ..checks import check_number, check_positive
 from ..choose import suggest
 from ..classifier import Classifier
 from ..errors import RecipeError
-from ..types import Batch, Dataset
+from ..types import Dataset
 from .fit import Hook, TrainingState
 from .losses import Objective
 

@@ -14,9 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from .. import runtime
+from ..batches import Batch
 from ..classifier import Classifier
 from ..errors import DivergenceError, TrainingError
-from ..types import Batch, Dataset
+from ..types import Dataset
 from .distributed import SINGLE_PROCESS, ProcessGroup
 from .gradients import Gradients, SingleReplica
 from .losses import Objective, as_objective

@@ -16,9 +16,9 @@ from torch.nn.modules.utils import _pair
 from torch.overrides import TorchFunctionMode
 
 from .. import runtime
+from ..batches import Batch
 from ..classifier import Classifier
 from ..layers import FusedKernels, are_kernels_compiled, count_fusable
-from ..types import Batch
 from .losses import Objective
 from .recipe import Recipe
 

@@ -15,11 +15,12 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from ..batches import Batch
 from ..checks import check_number, check_positive
 from ..classifier import Classifier
 from ..errors import RecipeError
 from ..inference import validate
-from ..types import Batch, Dataset
+from ..types import Dataset
 
 Labels = Int[Tensor, " B"] | Float[Tensor, "B K"]
 """Hard labels, or a distribution over the classes for each image (mixup)."""

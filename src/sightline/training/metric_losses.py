@@ -16,10 +16,10 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from ..batches import Batch
 from ..checks import check_number, check_positive
 from ..classifier import Classifier
 from ..layers import get_head
-from ..types import Batch
 from .losses import CrossEntropy, LogitLoss, Objective
 
 MIN_SQUARED_DISTANCE = 1e-12

@@ -16,10 +16,11 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from ..batches import Batch
 from ..checks import check_int, check_number
 from ..classifier import Classifier
 from ..errors import RecipeError
-from ..types import Batch, Dataset
+from ..types import Dataset
 from .fit import TrainingState
 from .hooks import BaseHook
 from .losses import Objective, check_cuts

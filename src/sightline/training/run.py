@@ -205,7 +205,7 @@ def _begin_run(
     places = ("data", "weights", "unlabelled", "target")
     recipe = plan.recipe.replace(**{name: absolute_place(vars(plan.recipe)[name]) for name in places})
     word = re.split(r"[.*?[{]", Path(recipe.data or "").name)[0].rstrip("-_")  # of a pattern, what goes before it
-    name = f"{word}-{recipe.model}".replace(":", "_")
+    name = f"{word}-{recipe.model}".lstrip("-").replace(":", "_")
     folder = create_run_folder(wanted, name, overwrite=overwrite)  # only now is an old run given up
     folder.write_header(recipe, splits, (*notes, *more))
     if rival is not None:

@@ -18,9 +18,10 @@ from jaxtyping import UInt64
 from numpy import ndarray
 
 from .. import progress, runtime
+from ..batches import Batch
 from ..errors import DataError
 from ..files import check_output, explain_write_errors, read_csv_rows, write_csv, write_json, write_text
-from ..types import Batch, Splits
+from ..types import Splits
 from .recipe import Recipe
 
 

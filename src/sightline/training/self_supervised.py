@@ -15,12 +15,13 @@ from jaxtyping import Float
 from torch import Generator, Tensor, nn
 
 from .. import runtime
+from ..batches import Batch
 from ..checks import check_number, check_positive
 from ..classifier import Classifier
 from ..data import Shuffle, count_batches, iterate_batches
 from ..errors import RecipeError, TrainingError
 from ..models import get_head
-from ..types import Batch, Dataset
+from ..types import Dataset
 from .build import MEMORY_FORMATS
 from .fit import Method, TrainingState
 from .hooks import EMA, BaseHook

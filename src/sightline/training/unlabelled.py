@@ -11,12 +11,13 @@ from numpy import ndarray
 
 from .. import runtime
 from ..augmentation import Compose, StrongAugment
+from ..batches import Batch
 from ..classifier import Classifier
 from ..data import Augment, concat, find_near_duplicates, load_dataset, nested_subset, strip_labels, to_tensor
 from ..errors import RecipeError, TrainingError
 from ..inference import embed
 from ..sources import find_unlabelled
-from ..types import Batch, Dataset, Splits
+from ..types import Dataset, Splits
 from .distributed import ProcessGroup
 from .domain import DomainLoss, TargetWatcher, domain_step, find_target, rank_by_epoch
 from .fit import Batches, Method
