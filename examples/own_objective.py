@@ -11,10 +11,11 @@ import torch
 from torch import Generator, Tensor
 from torch.nn import functional as F
 
+from sightline.batches import Batch
 from sightline.classifier import Classifier
 from sightline.data import Shuffle, iterate_batches
 from sightline.training import Recipe, train
-from sightline.types import Batch, Dataset
+from sightline.types import Dataset
 
 
 def cover(batch: Batch, generator: Generator, side: int = 10) -> Batch:
