@@ -132,6 +132,13 @@ COMMANDS = (
     ),
     (
         USE,
+        "features",
+        "features:features",
+        "Write what a network sees in every image, as an array: by shards, resumable.",
+        "sightline features photos/ --out features",
+    ),
+    (
+        USE,
         "export",
         "export:export",
         "Export to a file for another program; refuses if its predictions differ.",

@@ -21,4 +21,4 @@ from .learning_curve import LEARNING_CURVE_SHARES, LearningCurve, learning_curve
 from .leave_out import LeaveOut, leave_out_run
 from .model_comparison import compare
 from .ranking import Comparison
-from .similar_images import find_similar
+from .similar_images import find_similar, open_backbone

@@ -94,9 +94,22 @@ def _find_images(data: str, limit: int | None) -> Source:
     return replace(source, classes=("",), labels=np.zeros(len(source), np.int64))
 
 
-def _published_geometry(source: Source) -> Geometry:
-    """How images become pixels for the published network, as its card says; small pictures are enlarged by less."""
-    card = find_card(QUALITY_MODELS["standard"].split(":")[1])
+def open_backbone(
+    source: Source, device: torch.device, model: str = QUALITY_MODELS["standard"], *, accept_licence: bool = True
+) -> Classifier:
+    """A published network to embed these images with, its head random.
+
+    ``model`` is a network of timm, ``timm:NAME``, with published weights. Images become pixels as their card says;
+    small pictures are enlarged by less.
+    """
+    model = model if ":pretrained=" in model else f"{model}:pretrained=True"
+    images = _empty_dataset(_published_geometry(source, model.split(":")[1]))
+    return build_published_start(images, device, model, accept_licence=accept_licence)
+
+
+def _published_geometry(source: Source, name: str) -> Geometry:
+    """How images become pixels for a published network, as its card says; small pictures are enlarged by less."""
+    card = find_card(name)
     filter: Any = card.interpolation
     side = card.size if survey(source).short_side.median >= PHOTO_SIDE else card.size // 2
     return Geometry(
@@ -111,13 +124,12 @@ def _published_geometry(source: Source) -> Geometry:
 def _build_index(data: str, run: Path | None, limit: int | None, device: Any) -> tuple[ImageIndex, Classifier]:
     source = _find_images(data, limit)
     if run is None:
-        dataset = load_dataset(source, _published_geometry(source))
-        classifier = build_published_start(_empty_dataset(dataset.geometry), device)
+        classifier = open_backbone(source, device)
         network = "the published network"
     else:
         classifier = Classifier.load(run).to(device)
-        dataset = load_dataset(source, classifier.geometry)
         network = str(run)
+    dataset = load_dataset(source, classifier.geometry)
     index = ImageIndex.build(
         embed_cached(classifier, dataset),
         dataset.files.astype(str),

@@ -38,7 +38,7 @@ from .splits import (
     nested_subset,
     split,
 )
-from .store import hash_file, is_stored, time_decoding
+from .store import LivePixels, hash_file, is_stored, time_decoding
 
 if TYPE_CHECKING:
     from .duplicates import find_near_duplicates, write_duplicate_table
@@ -59,6 +59,7 @@ __all__ = [
     "ImageHeader",
     "ImageInput",
     "LengthRange",
+    "LivePixels",
     "Shuffle",
     "Survey",
     "audit",

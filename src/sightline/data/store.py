@@ -99,6 +99,8 @@ class LivePixels:
 
     source: Source
     geometry: Geometry
+    reasons: dict[int, str] | None = None
+    """Where it is a dict, a file that cannot be read is black, and its row gets the reason here."""
     decodes_on_read: ClassVar[bool] = True
 
     @property
@@ -124,6 +126,9 @@ class LivePixels:
             try:
                 pixels[place] = decode(self.source.read(int(row)), self.geometry)
             except ImageError as error:
+                if self.reasons is not None:
+                    pixels[place], self.reasons[int(row)] = 0, str(error)
+                    continue
                 name = self.source.files[row]
                 raise DataError(
                     f"'{name}' could be read before and now cannot: {error}. Bring it back."

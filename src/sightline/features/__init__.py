@@ -9,6 +9,7 @@
 from .embedding import embedding_precision, time_embedding
 from .index import INDEX_SUFFIX, ImageIndex
 from .knn import predict_knn
+from .shards import merge_features, write_features
 from .similarity import find_lookalikes, nearest_images, rank_outliers
 from .store import backbone_fingerprint, embed_cached, feature_key, predict_logits_cached
 
@@ -20,9 +21,11 @@ __all__ = [
     "embedding_precision",
     "feature_key",
     "find_lookalikes",
+    "merge_features",
     "nearest_images",
     "predict_knn",
     "predict_logits_cached",
     "rank_outliers",
     "time_embedding",
+    "write_features",
 ]

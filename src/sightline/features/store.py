@@ -10,7 +10,7 @@ import hashlib
 import os
 import shutil
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
@@ -39,6 +39,12 @@ KEPT_ROWS = 256
 LOCK_NOTICE_SECONDS = 5.0
 """Seconds of waiting for another process before the user is notified."""
 
+NO_ROOM = (
+    "The disk has no room to keep the features of these images, so they are computed again whenever they are needed. "
+    "SIGHTLINE_CACHE names a folder with more room."
+)
+"""What a user reads where features are not kept."""
+
 _MAX_DISK_SHARE = 0.9
 """Share of the free disk that a store may take."""
 
@@ -65,7 +71,7 @@ def embed_cached(
     folder = (cache or runtime.cache_dir()) / "features" / feature_key(classifier, dataset, precision)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with _lock(folder.with_name(folder.name + ".lock")):
+        with lock_store(folder.with_name(folder.name + ".lock")):
             try:
                 store = FeatureStore(folder, dataset.pixels.shape[0], width)
             except OSError as error:
@@ -75,8 +81,15 @@ def embed_cached(
             found = np.empty((len(dataset), width), np.float32)
             known = np.zeros(len(dataset), np.bool_) if store is None else store.read(dataset.rows, found)
             if len(missing := np.flatnonzero(~known)):
-                embedder = Embedder(classifier, dataset, precision)
-                _embed_missing(embedder, missing, found, store, quiet=quiet)
+                if store is None:
+                    progress.notify(NO_ROOM)
+
+                def keep(part: Int[ndarray, " k"], features: Float[ndarray, "k D"]) -> None:
+                    found[part] = features
+                    if store is not None:
+                        store.write(dataset.rows[part], features)
+
+                embed_missing(Embedder(classifier, dataset, precision), missing, keep, quiet=quiet)
             return found
     except OSError as error:
         raise OutputError(
@@ -96,7 +109,7 @@ def predict_logits_cached(classifier: Classifier, dataset: Dataset) -> Float[tor
 
 
 @contextmanager
-def _lock(path: Path) -> Iterator[None]:
+def lock_store(path: Path) -> Iterator[None]:
     """The lock of a store; says so where another process holds it for long."""
     lock = FileLock(path)
     try:
@@ -110,33 +123,26 @@ def _lock(path: Path) -> Iterator[None]:
         lock.release()
 
 
-def _embed_missing(
+def embed_missing(
     embedder: Embedder,
     missing: Int[ndarray, " m"],
-    found: Float[ndarray, "N D"],
-    store: "FeatureStore | None",
+    keep: Callable[[Int[ndarray, " k"], Float[ndarray, "k D"]], None],
     *,
-    quiet: bool,
+    quiet: bool = False,
 ) -> None:
-    """Fill the missing rows of ``found``, and keep them in the store."""
-    if store is None:
-        progress.notify(
-            "The disk has no room to keep the features of these images, so they are computed again whenever they "
-            "are needed. SIGHTLINE_CACHE names a folder with more room."
-        )
-    done = kept = 0
+    """Hand the features of these images to ``keep``, in order: ``KEPT_ROWS`` of them or a few more at a time."""
+    done, batches = 0, list[Float[ndarray, "b D"]]()
     with (
         progress.progress_bar("Embedding images", None if quiet else len(missing)) as advance,
-        closing(embedder(missing)) as batches,
+        closing(embedder(missing)) as found,
     ):
-        for batch in batches:
-            found[missing[done : done + len(batch)]] = batch
-            done += len(batch)
+        for batch in found:
+            batches.append(batch)
             advance(len(batch))
-            if store is not None and (done - kept >= KEPT_ROWS or done == len(missing)):
-                part = missing[kept:done]
-                store.write(embedder.dataset.rows[part], found[part])
-                kept = done
+            count = sum(map(len, batches))
+            if count >= KEPT_ROWS or done + count == len(missing):
+                keep(missing[done : done + count], np.concatenate(batches))
+                done, batches = done + count, []
 
 
 class FeatureStore:
@@ -146,7 +152,7 @@ class FeatureStore:
     """
 
     def __init__(self, folder: Path, rows: int, width: int):
-        self.folder = folder
+        self.folder, self.width = folder, width
         features, sums = folder / "features.npy", folder / "sums.npy"
         self._features: Any = _open_array(features, (rows, width), np.float32)
         self._sums: Any = None if self._features is None else _open_array(sums, (rows,), np.uint32)
@@ -163,7 +169,7 @@ class FeatureStore:
         with explain_write_errors(self.folder):
             self._features[rows] = features
             self._features.flush()
-            self._sums[rows] = _checksums(features)
+            self._sums[rows] = checksum_rows(features)
             self._sums.flush()
 
     def read(self, rows: Int[ndarray, " n"], into: Float[ndarray, "n D"]) -> Bool[ndarray, " n"]:
@@ -171,11 +177,11 @@ class FeatureStore:
         known = self._sums[rows]
         into[:] = self._features[rows]
         there = np.flatnonzero(known)
-        there = there[_checksums(into[there]) == known[there]] if len(there) else there
+        there = there[checksum_rows(into[there]) == known[there]] if len(there) else there
         return np.isin(np.arange(len(rows)), there)
 
 
-def _checksums(features: Float[ndarray, "n D"]) -> ndarray:
+def checksum_rows(features: Float[ndarray, "n D"]) -> ndarray:
     """A checksum of each row, never 0."""
     return np.array([zlib.crc32(row.data) or 1 for row in np.ascontiguousarray(features)], np.uint32)
 

@@ -279,11 +279,12 @@ class Plan:
             side = recipe.size or (224 if self.architecture.name == "timm" else 32)
             given = {**self.architecture.arguments, "channels": recipe.channels or 3, "size": [side, side]}
             network = build(replace(self.architecture, arguments=given))
-            self._check_licence()
+            self.check_licence()
             if recipe.weights is None:
                 network.load_published()
 
-    def _check_licence(self) -> None:
+    def check_licence(self) -> None:
+        """Raise RecipeError where the published weights may not be used without accepting their licence."""
         card = self.card
         if card is not None and not card.commercial and not self.recipe.accept_licence:
             raise RecipeError(

@@ -295,10 +295,15 @@ def largest_affordable(seconds: float, allowed: float, side: int) -> int:
 
 
 def build_published_start(
-    images: Dataset, device: torch.device, model: str = QUALITY_MODELS["standard"]
+    images: Dataset,
+    device: torch.device,
+    model: str = QUALITY_MODELS["standard"],
+    *,
+    accept_licence: bool = True,
 ) -> Classifier:
     """A published network, as training on these images would begin with it; its head is random."""
     none = images.subset(np.arange(0))
-    plan = resolve(Recipe(model=model, normalize=PRETRAINED, accept_licence=True))
+    plan = resolve(Recipe(model=model, normalize=PRETRAINED, accept_licence=accept_licence))
+    plan.check_licence()
     plan = plan.replace(size=images.geometry.size[0], channels=images.geometry.channels).fit_to(images)
     return build_classifier(plan, Splits(images, none, none), device)[0].eval()
