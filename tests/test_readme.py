@@ -70,7 +70,7 @@ def test_there_are_commands():
     verbs = {words[0] for page in PAGES for words in commands(page)}
     made = {"train", "tune", "combine", "compress", "learn", "adapt", "pretrain"}
     examined = {"check", "evaluate", "report", "attack", "compare", "explain", "nearest"}
-    used = {"predict", "export", "serve", "releases", "keys", "journal", "runs", "list"}
+    used = {"predict", "features", "export", "serve", "releases", "keys", "journal", "runs", "list"}
     watched = {"drift", "review", "improve", "studio"}
     assert verbs == made | examined | used | watched
 

@@ -6,7 +6,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
 
 Advance = Callable[..., None]
 
@@ -89,8 +88,6 @@ def break_silence(text: str) -> None:
 LARGE_SECONDS, LARGE_BYTES = 60.0, 1e9
 """Time and disk from which work is announced before it is done."""
 
-_costs: list[dict[str, Any]] = []
-
 
 def announce_cost(
     what: str, images: int, seconds: float, *, memory_mb: float, disk_bytes: float = 0, place: object = ""
@@ -98,7 +95,7 @@ def announce_cost(
     """Tell the user what work on many images takes, if it is much: over a minute, or over a GB of disk.
 
     ``seconds`` is for all ``images``, measured on a sample; ``disk_bytes`` go to ``place``; ``memory_mb`` is the
-    largest so far. ``take_costs`` gives the same numbers to ``--json``.
+    largest so far.
     """
     if seconds < LARGE_SECONDS and disk_bytes < LARGE_BYTES:
         return
@@ -106,22 +103,6 @@ def announce_cost(
     time = f"{seconds / 60:,.1f} minutes" if hours < 2 else f"{hours:,.1f} hours"
     disk = f", {disk_bytes / 1e9:,.1f} GB of disk in '{place}'" if disk_bytes else ""
     notify(f"{what} {images:,} images: about {time}{disk}; {memory_mb / 1e3:,.1f} GB of memory so far.")
-    numbers = {
-        "images": images,
-        "minutes": seconds / 60,
-        "disk_gb": disk_bytes / 1e9,
-        "memory_gb": memory_mb / 1e3,
-    }
-    _costs.append(
-        {"what": what} | {name: float(f"{n:.3g}") if name != "images" else n for name, n in numbers.items()}
-    )
-
-
-def take_costs() -> list[dict[str, Any]]:
-    """What was announced since the last call."""
-    taken = [*_costs]
-    _costs.clear()
-    return taken
 
 
 def notify(text: str) -> None:

@@ -64,7 +64,8 @@ def cifar10_fast() -> Recipe:
 def cifar10_best() -> Recipe:
     """Small colour photographs as well as half an hour of the machine at hand can, from the command to the report.
 
-    Width and epochs as in ``cifar10_fast``. Not measured yet: ``benchmarks/presets.py cifar10-best --seeds 0``.
+    Width and epochs as in ``cifar10_fast``. Measured on CIFAR-10 as JPEG, seed 0: 89.8 % of the test images in 27.8
+    minutes of the same two cores, the full width and 13 epochs (``benchmarks/presets.py cifar10-best --seeds 0``).
     """
     return _cifar10("30m")
 
