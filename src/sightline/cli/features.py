@@ -113,8 +113,7 @@ def open_model(model: str, source: "Source", device: str, *, accept_licence: boo
 def print_features(console: "Console", value: Mapping[str, Any]) -> None:
     """Where the features are."""
     console.print(
-        f"{value['width']:,} features ({value['network']}, {value['precision']}) of {value['images']:,} images "
-        f"are in {value['out']}",
+        f"{value['width']:,} features an image ({value['network']}, {value['precision']}) are in {value['out']}",
         markup=False,
     )
     if value["unreadable"]:

@@ -10,6 +10,8 @@ import hashlib
 import json
 import re
 import shutil
+import time
+from collections import deque
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -27,7 +29,7 @@ from ..files import atomic_replace, explain_write_errors, read_csv_rows, read_js
 from ..models import get_head
 from ..sources import Source
 from ..types import Dataset
-from .embedding import Embedder, embedding_precision, time_embedding
+from .embedding import Embedder, embedding_precision
 from .store import FeatureStore, backbone_fingerprint, checksum_rows, embed_missing, feature_key, lock_store
 
 SHARD_UNIT = 256
@@ -101,25 +103,7 @@ def write_features(
             progress.notify(f"'{target}' is there already and is kept. Delete it to compute it again.")
             return read_json_object(target / FACTS_FILE)
         store = _open_work(work, facts, len(rows))
-        missing = rows[_find_missing(store, len(rows))]
-        embedder = Embedder(classifier, dataset, precision)
-        embedder.batch_size = 1 << (min(embedder.batch_size, SHARD_UNIT).bit_length() - 1)
-        if len(missing) >= MANY_IMAGES:
-            seconds = time_embedding(classifier, dataset.subset(missing[:TIMED_SAMPLE])) / TIMED_SAMPLE
-            progress.announce_cost(
-                "Embedding",
-                len(missing),
-                seconds * len(missing),
-                memory_mb=runtime.peak_memory_mb(),
-                disk_bytes=4 * width * len(missing),
-                place=folder,
-            )
-
-        def keep(part: Int[ndarray, " k"], features: ndarray) -> None:
-            features[[row in unread for row in part.tolist()]] = np.nan
-            store.write(part - rows[0], features)
-
-        embed_missing(embedder, missing, keep)
+        _embed_shard(Embedder(classifier, dataset, precision), store, rows, unread)
         if len(unread) == len(rows):
             row, reason = next(iter(sorted(unread.items())))
             raise DataError(
@@ -137,6 +121,32 @@ def write_features(
                 (work / name).replace(folder / name)
             shutil.rmtree(work)
     return facts
+
+
+def _embed_shard(
+    embedder: Embedder, store: FeatureStore, rows: Int[ndarray, " n"], unread: dict[int, str]
+) -> None:
+    """Embed the rows of a shard that its store lacks; ``unread`` is filled while images are decoded."""
+    missing = rows[_find_missing(store, len(rows))]
+    embedder.batch_size = 1 << (min(embedder.batch_size, SHARD_UNIT).bit_length() - 1)
+    if len(missing) >= MANY_IMAGES:
+        started = time.perf_counter()
+        deque(embedder(missing[:TIMED_SAMPLE]), maxlen=0)
+        seconds = (time.perf_counter() - started) / TIMED_SAMPLE
+        progress.announce_cost(
+            "Embedding",
+            len(missing),
+            seconds * len(missing),
+            memory_mb=runtime.peak_memory_mb(),
+            disk_bytes=4 * store.width * len(missing),
+            place=store.folder.parent,
+        )
+
+    def keep(part: Int[ndarray, " k"], features: ndarray) -> None:
+        features[[row in unread for row in part.tolist()]] = np.nan
+        store.write(part - rows[0], features)
+
+    embed_missing(embedder, missing, keep)
 
 
 def merge_features(folder: Path) -> dict[str, Any]:
@@ -169,6 +179,7 @@ def merge_features(folder: Path) -> dict[str, Any]:
         merged = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.float32, shape=shape)
         for number in range(1, count + 1):
             place, rows = parts[number, count], _shard_rows(shape[0], number, count)
+            names: list[dict[str, str]] = []
             try:
                 features, sums = (np.load(place / name, mmap_mode="r") for name in (FEATURES_FILE, "sums.npy"))
                 names = read_csv_rows(place / IMAGES_FILE)
