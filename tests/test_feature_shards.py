@@ -45,7 +45,7 @@ def contents(folder):
 
 
 def count_images(monkeypatch, stop_after=None):
-    """A list that gets the rows of every batch that is embedded; a kill after so many of them."""
+    """Return a list that collects the rows of each embedded batch; raise KeyboardInterrupt at ``stop_after`` rows."""
     seen, original = [], Embedder.embed_batch
 
     def watched(self, rows):
@@ -201,3 +201,12 @@ def test_a_classifier_without_features_is_refused_in_a_sentence(source, tmp_path
     assert main(words) == 2
     assert "has no features, because it has no last layer" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_only_much_work_is_announced(source, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(shards, "MANY_IMAGES", 90)
+    for least, announced in ((0.0, True), (float("inf"), False)):
+        monkeypatch.setattr(shards.progress, "LARGE_SECONDS", least)
+        write_features(trained(), source, tmp_path / str(least))
+        said = "Embedding 100 images: about "
+        assert (said in capsys.readouterr().err) is announced

@@ -54,6 +54,7 @@ def test_python_blocks_run(page, elsewhere):
     names = {"__name__": "page"}
     for number, block in enumerate(blocks(page, "python"), 1):
         exec(compile(block, f"{name_of(page)} block {number}", "exec"), names)
+    assert names.keys() - {"__name__", "__builtins__"}, "the page's code defines nothing"
 
 
 def test_readme_python_is_short():

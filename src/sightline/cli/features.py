@@ -78,7 +78,7 @@ def embed_source(
     *,
     accept_licence: bool,
 ) -> dict[str, Any]:
-    """Embed the images that a word names; raises DataError for a classifier without features."""
+    """Embed the images that a word names; raises BundleError for a classifier without features."""
     import torch
 
     from ..features import write_features

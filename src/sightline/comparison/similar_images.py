@@ -103,22 +103,17 @@ def open_backbone(
     small pictures are enlarged by less.
     """
     model = model if ":pretrained=" in model else f"{model}:pretrained=True"
-    images = _empty_dataset(_published_geometry(source, model.split(":")[1]))
-    return build_published_start(images, device, model, accept_licence=accept_licence)
-
-
-def _published_geometry(source: Source, name: str) -> Geometry:
-    """How images become pixels for a published network, as its card says; small pictures are enlarged by less."""
-    card = find_card(name)
+    card = find_card(model.split(":")[1])
     filter: Any = card.interpolation
     side = card.size if survey(source).short_side.median >= PHOTO_SIDE else card.size // 2
-    return Geometry(
+    geometry = Geometry(
         size=(side, side),
         channels=3,
         resize_mode="crop",
         crop_fraction=card.crop_fraction,
         interpolation=filter,
     )
+    return build_published_start(_empty_dataset(geometry), device, model, accept_licence=accept_licence)
 
 
 def _build_index(data: str, run: Path | None, limit: int | None, device: Any) -> tuple[ImageIndex, Classifier]:

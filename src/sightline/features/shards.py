@@ -68,9 +68,8 @@ def write_features(
         precision: None for that of ``embedding_precision``.
 
     ``unreadable`` counts those that could not be read. What is there already is kept, and what was killed goes on.
-    Raises BundleError for a network without a last
-    layer, DataError for more shards than the images have and where no image can be read, and OutputError where the
-    folder holds other features or the disk has no room.
+    Raises BundleError for a network without a last layer; DataError for more shards than the images have, where no
+    image can be read, and where the folder holds other features; OutputError where the disk has no room.
     """
     width, unread = get_head(classifier.network).in_features, dict[int, str]()
     precision = precision or embedding_precision(classifier)
@@ -126,8 +125,16 @@ def write_features(
 def _embed_shard(
     embedder: Embedder, store: FeatureStore, rows: Int[ndarray, " n"], unread: dict[int, str]
 ) -> None:
-    """Embed the rows of a shard that its store lacks; ``unread`` is filled while images are decoded."""
-    missing = rows[_find_missing(store, len(rows))]
+    """Embed the units of a shard that its store lacks, and those with an image that could not be read.
+
+    ``unread`` gets the reasons while images are decoded.
+    """
+    known = np.zeros(len(rows), np.bool_)
+    for start in range(0, len(rows), SHARD_UNIT):
+        unit = np.arange(start, min(start + SHARD_UNIT, len(rows)))
+        found = np.empty((len(unit), store.width), np.float32)
+        known[unit] = store.read(unit, found).all() and np.isfinite(found).all()
+    missing = rows[~known]
     embedder.batch_size = 1 << (min(embedder.batch_size, SHARD_UNIT).bit_length() - 1)
     if len(missing) >= MANY_IMAGES:
         started = time.perf_counter()
@@ -270,14 +277,3 @@ def _check_room(folder: Path, rows: int, width: int, *, full: bool = False) -> N
             f"The features of {rows:,} images take {needed / 1e9:,.2f} GB, and the disk of '{folder}' has "
             f"{free / 1e9:,.2f} GB free: free some, or choose another --out."
         )
-
-
-def _find_missing(store: FeatureStore, rows: int) -> Int[ndarray, " m"]:
-    """Rows of all units that are not whole; images that could not be read are tried again."""
-    missing = []
-    for start in range(0, rows, SHARD_UNIT):
-        some = np.arange(start, min(start + SHARD_UNIT, rows))
-        found = np.empty((len(some), store.width), np.float32)
-        if not (store.read(some, found).all() and np.isfinite(found).all()):
-            missing.append(some)
-    return np.concatenate(missing) if missing else np.zeros(0, np.int64)
