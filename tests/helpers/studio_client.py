@@ -63,3 +63,8 @@ class Reader(HTMLParser):
 
     def every(self, tag, **wanted):
         return [held for name, held in self.tags if name == tag and wanted.items() <= held.items()]
+
+    @property
+    def active(self):
+        """Whether a job on this page still waits or runs: read from its state, since its log may use the same words."""
+        return any(self.every("span", **{"class": f"state {state}"}) for state in ("waiting", "running"))

@@ -238,7 +238,7 @@ def test_check_is_a_job_and_its_findings_are_shown(client):
     ]
     job = post(client, f"{page}/check").headers["location"]
     for _ in range(600):
-        if "Running" not in (shown := Reader(client.get(f"{page}/check").text)).text and "Waits" not in shown.text:
+        if not (shown := Reader(client.get(f"{page}/check").text)).active:
             break
         time.sleep(0.2)
     assert "in two classes at once" in shown.text, client.get(job).text

@@ -30,7 +30,7 @@ def wait(client, address, *, seconds=240):
     """The page of a job when it has ended."""
     for _ in range(seconds * 5):
         page = Reader(client.get(address).text)
-        if not re.search(r"(Running|Waits for its turn)", page.text):
+        if not page.active:
             return page
         time.sleep(0.2)
     raise AssertionError(page.text)
