@@ -9,6 +9,7 @@ import pytest
 import torch
 from PIL import Image
 from torch import nn
+from torch.nn.functional import interpolate
 
 from helpers import warm_exporter  # noqa: F401
 from sightline.classifier import FEW_BATCHES, Classifier
@@ -54,7 +55,7 @@ def files(tmp_path_factory):
 
 
 def loop(classifier, files):
-    """Probabilities of a plain loop in float64; a row of nan for the damaged file."""
+    """Probabilities of a plain loop in float64; a row of nan for the damaged file, if there are so many."""
     found = np.full((len(files), len(CLASSES)), np.nan)
     network = build(classifier.architecture).double().eval()
     network.load_state_dict(classifier.network.state_dict())
@@ -63,7 +64,8 @@ def loop(classifier, files):
         if row != DAMAGED:
             pixels = torch.from_numpy(np.array(Image.open(file).convert("RGB"))).permute(2, 0, 1).double() / 255
             with torch.inference_mode():
-                found[row] = torch.softmax(network(((pixels - mean) / std)[None]) / 0.7, 1)[0].numpy()
+                fitted = interpolate(pixels[None], (16, 16), mode="bilinear", antialias=True)
+                found[row] = torch.softmax(network((fitted - mean) / std) / 0.7, 1)[0].numpy()
     return found
 
 
@@ -86,11 +88,19 @@ def test_many_files_get_the_answers_of_a_plain_loop(files):
     assert all(torch.equal(tensor, before[name]) for name, tensor in classifier.state_dict().items())
 
 
-def test_an_exported_file_gives_them_without_torch(files, tmp_path):
+def test_an_exported_file_gives_them_without_torch_also_for_photos_of_other_sizes(files, tmp_path):
     classifier = make("lenet5")
     wanted = loop(classifier, files)
     write_exported(classifier, tmp_path / "m.onnx")
     check([*predict_exported(open_exported(tmp_path / "m.onnx", threads=1), files, top=2)], files, wanted)
+    photos = []
+    for number, file in enumerate(files[:12]):
+        kind, size = (
+            ("png", (50, 37)) if number % 2 else ("jpg", (120, 90))
+        )  # the JPEG is decoded at half its size
+        photos.append(tmp_path / f"{number:03}.{kind}")
+        Image.open(file).resize(size, Image.Resampling.BICUBIC).save(photos[-1], quality=95)
+    sure = loop(classifier, photos)
     code = (
         "import sys; from sightline.cli import main; main(sys.argv[1:]); "
         "sys.stderr.write('torch' if 'torch' in sys.modules else 'without')"
@@ -101,7 +111,7 @@ def test_an_exported_file_gives_them_without_torch(files, tmp_path):
         code,
         "predict",
         tmp_path / "m.onnx",
-        *files[:3],
+        *photos,
         "--format",
         "csv",
         "--top",
@@ -109,7 +119,9 @@ def test_an_exported_file_gives_them_without_torch(files, tmp_path):
     ]
     answer = subprocess.run(map(str, words), capture_output=True, text=True, check=True)
     rows = [line.split(",") for line in answer.stdout.splitlines()[1:]]
-    assert [row[1] for row in rows] == [CLASSES[k] for k in wanted[:3].argmax(1)]
+    assert [row[1] for row in rows] == [CLASSES[k] for k in sure.argmax(1)]
+    assert len({row[1] for row in rows}) > 1
+    assert [float(row[2]) for row in rows] == pytest.approx(sure.max(1), abs=0.05)
     assert answer.stderr.endswith("without")
 
 

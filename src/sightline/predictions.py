@@ -34,17 +34,32 @@ def batch_images(geometry: Geometry) -> int:
 def predict_exported(
     model: ExportedModel, images: ImageInput | Iterable[ImageInput], *, top: int = 5
 ) -> Iterator[Prediction]:
-    """The predictions of an exported file opened with one thread, as ``Classifier.iter_predictions`` gives them."""
-    ranker = Ranker(model.classes, model.geometry, model.threshold, top)
+    """The predictions of an exported file opened with one thread, as ``Classifier.iter_predictions`` gives them.
+
+    Images are resampled without torch where the filter is bilinear: see ``resize_to_geometry``.
+    """
+    ranker = Ranker(model.classes, model.geometry, model.threshold, top, without_torch=True)
     answers = [model.probabilities] * runtime.thread_count()
     return predict_batches(images, ranker, batch_images(model.geometry), answers[0], lambda: answers)
 
 
 class Ranker:
-    """What becomes of a batch: its images are decoded, answered and ranked."""
+    """What becomes of a batch: its images are decoded, answered and ranked.
 
-    def __init__(self, classes: Sequence[str], geometry: Geometry, threshold: float, top: int):
+    ``without_torch`` is that of ``decode``.
+    """
+
+    def __init__(
+        self,
+        classes: Sequence[str],
+        geometry: Geometry,
+        threshold: float,
+        top: int,
+        *,
+        without_torch: bool = False,
+    ):
         self.classes, self.geometry, self.threshold, self.top = classes, geometry, threshold, top
+        self.without_torch = without_torch
 
     def __call__(self, images: Sequence[ImageInput], answer: Answer) -> list[Prediction]:
         """The predictions for these images, in order; one that cannot be read has its ``error``."""
@@ -62,7 +77,7 @@ class Ranker:
 
     def _decode(self, image: ImageInput) -> ndarray | str:
         try:
-            return decode(read_input(image), self.geometry)
+            return decode(read_input(image), self.geometry, without_torch=self.without_torch)
         except ImageError as error:
             return str(error)
 

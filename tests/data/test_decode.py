@@ -3,11 +3,14 @@
 import struct
 import threading
 import zlib
+from dataclasses import replace
 from io import BytesIO
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image, ImageOps
+from torch.nn.functional import interpolate
 
 from helpers.malformed_images import tiled
 from sightline.data import ImageHeader, codecs, decode, read_header
@@ -76,6 +79,31 @@ def test_jpeg_is_close_to_the_reference(shape, channels, fit):
     geometry = Geometry(size=(64, 48), channels=channels, resize_mode=fit)
     data = encoded(smooth(*shape), "JPEG", quality=95)
     assert apart(decode(data, geometry), reference(data, geometry)) < 1.5
+
+
+@pytest.mark.parametrize("fit", ["squash", "pad"])
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("shape", [(600, 800), (601, 333), (40, 31), (50, 64)])
+def test_without_torch_pixels_are_one_level_from_those_of_its_interpolation(shape, channels, fit):
+    geometry = Geometry(size=(64, 48), channels=channels, resize_mode=fit)
+    drawn = np.random.default_rng(shape[0])
+    noise = drawn.normal(0, 20, (*shape, 1)) * (drawn.random((*shape, 1)) < 0.5)
+    picture = Image.fromarray((smooth(*shape) + noise).clip(0, 255).astype(np.uint8))
+    picture = picture.convert("L" if channels == 1 else "RGB")
+    planes = (
+        torch.tensor(np.asarray(picture), dtype=torch.float64).reshape(1, *shape, channels).permute(0, 3, 1, 2)
+    )
+    size = resized_shape(*shape, geometry)
+    wanted = interpolate(planes, size, mode="bilinear", antialias=True)[0].permute(1, 2, 0).numpy()
+    top, left = (64 - size[0]) // 2, (48 - size[1]) // 2
+    found = decode(encoded(picture, "PNG"), geometry, without_torch=True)
+    assert np.abs(found[top : top + size[0], left : left + size[1]] - wanted).max() < 1.1  # it rounds twice
+    for kind in ("PNG", "JPEG"):  # a JPEG is decoded at half its size, which may end in half a pixel
+        data = encoded(picture, kind)
+        ours = decode(data, geometry, without_torch=True)
+        assert np.abs(ours.astype(int) - decode(data, geometry)).max() <= 1
+    cubic = replace(geometry, interpolation="bicubic")  # torch's in both ways, as Pillow's are not close
+    assert np.array_equal(decode(data, cubic, without_torch=True), decode(data, cubic))
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "BMP"])

@@ -74,25 +74,31 @@ class ImageHeader(NamedTuple):
     """Holds decimal numbers."""
 
 
-def decode(data: bytes, geometry: Geometry) -> UInt8[ndarray, "H W C"]:
-    """The picture in these bytes, at the working size.
+def decode(data: bytes, geometry: Geometry, *, without_torch: bool = False) -> UInt8[ndarray, "H W C"]:
+    """The picture in these bytes, at the working size; ``without_torch`` is that of ``resize_to_geometry``.
 
     Transparency is laid on white; 16-bit values keep their full range (65535 becomes 255) or the
     geometry's window; of an animation the first frame is taken. A picture of the working size is not resampled.
     Raises ImageError, with the reason, for anything that is not one whole image.
     """
-    return decode_with_header(data, geometry)[0]
+    pixels, extent, _ = _read_pixels(data, geometry)
+    return resize_to_geometry(pixels, geometry, extent, without_torch=without_torch)
 
 
 def decode_with_header(data: bytes, geometry: Geometry) -> tuple[UInt8[ndarray, "H W C"], ImageHeader]:
     """The picture at the working size, and its header. Raises ImageError."""
+    pixels, extent, header = _read_pixels(data, geometry)
+    return resize_to_geometry(pixels, geometry, extent), header
+
+
+def _read_pixels(data: bytes, geometry: Geometry) -> tuple[ndarray, tuple[float, float] | None, ImageHeader]:
+    """The upright picture before it is resampled, the height and width it fills of these pixels, and its header."""
     _check_size(data)
     quick = None
     if data[:3] == b"\xff\xd8\xff":
         quick = _decode_jpeg(data, geometry)
     elif (pixels := codecs.decode_png(data, _max_pixels())) is not None and pixels.shape[2] <= geometry.channels:
-        height, width, channels = pixels.shape
-        quick = resize_to_geometry(pixels, geometry), ImageHeader(width, height, channels, "PNG", False)
+        quick = pixels, None, ImageHeader(pixels.shape[1], pixels.shape[0], pixels.shape[2], "PNG", False)
     return quick or _decode_with_pillow(data, geometry)
 
 
@@ -182,8 +188,8 @@ def _header_from_jpeg(head: codecs.JpegHeader) -> ImageHeader:
     return ImageHeader(width, height, 1 if head.grey else 3, "JPEG", head.orientation > 1)
 
 
-def _decode_jpeg(data: bytes, geometry: Geometry) -> tuple[ndarray, ImageHeader] | None:
-    """As ``decode_with_header``; None where Pillow should read the file instead (CMYK, oddities)."""
+def _decode_jpeg(data: bytes, geometry: Geometry) -> tuple[ndarray, tuple[float, float], ImageHeader] | None:
+    """As ``_read_pixels``; None where Pillow should read the file instead (CMYK, oddities)."""
     head = _checked_jpeg_header(data)
     if head is None:
         return None
@@ -196,9 +202,7 @@ def _decode_jpeg(data: bytes, geometry: Geometry) -> tuple[ndarray, ImageHeader]
     if found is None:
         return None
     pixels, extent = found
-    return resize_to_geometry(
-        apply_orientation(pixels, orientation), geometry, _swap(extent, across)
-    ), _header_from_jpeg(head)
+    return apply_orientation(pixels, orientation), _swap(extent, across), _header_from_jpeg(head)
 
 
 def _swap(pair: tuple[Any, Any], swap: bool) -> tuple[Any, Any]:
@@ -320,7 +324,9 @@ def _has_second_frame(kind: str, data: bytes) -> bool:
     return True
 
 
-def _decode_with_pillow(data: bytes, geometry: Geometry) -> tuple[ndarray, ImageHeader]:
+def _decode_with_pillow(
+    data: bytes, geometry: Geometry
+) -> tuple[ndarray, tuple[float, float] | None, ImageHeader]:
     image, orientation = _open_with_pillow(data)
     header = _header_from_pillow(image, orientation, data)
     if not geometry.exif and image.format != "TIFF":  # Pillow turns a TIFF upright while loading it
@@ -343,8 +349,7 @@ def _decode_with_pillow(data: bytes, geometry: Geometry) -> tuple[ndarray, Image
         raise
     except Exception as error:
         raise ImageError(codecs.DAMAGED_IMAGE) from error
-    upright = pixels if image.format == "TIFF" else apply_orientation(pixels, orientation)
-    return resize_to_geometry(upright, geometry, extent), header
+    return pixels if image.format == "TIFF" else apply_orientation(pixels, orientation), extent, header
 
 
 def _to_array(
