@@ -189,13 +189,15 @@ def resized(data: bytes, size: int) -> bytes:
     return stream.getvalue()
 
 
-def bundle(model: str, size: int, data: Path, work: Path, *, int8: bool = False) -> Path:
+def bundle(
+    model: str, size: int, data: Path, work: Path, *, int8: bool = False, method: str | None = None
+) -> Path:
     """The run or bundle that is served, made once.
 
     ResNet-20 at 32 pixels has the weights of a third party (``../shared/weights``); any other has random ones,
-    which take as long.
+    which take as long. ``method`` "probe" fits the last layer on all training images, so that answers differ.
     """
-    word = f"{model}-{size}" + ("-int8" if int8 else "")
+    word = f"{model}-{size}" + ("-int8" if int8 else "") + (f"-{method}" if method else "")
     folder = work / f"served-{word}"
     if folder.exists():
         return folder
@@ -205,9 +207,11 @@ def bundle(model: str, size: int, data: Path, work: Path, *, int8: bool = False)
     third = model == "resnet20" and size == 32
     archive = data / ("cifar10_jpg.zip" if size == 32 else "photos_jpg.zip")
     weights = str(data.parent / "weights" / "resnet20-12fca82f.th") if third else None
-    recipe = Recipe(
-        model=model, weights=weights, size=size, normalize="imagenet", epochs=0, limit=1000 if size == 32 else 200
-    )
+    recipe = Recipe(model=model, weights=weights, size=size, normalize="imagenet")
+    if method is None:
+        recipe = recipe.replace(epochs=0, limit=1000 if size == 32 else 200)
+    else:
+        recipe = recipe.replace(method=method, weights=weights or str(bundle(model, size, data, work)))
     run = train(archive, recipe, out=work / f"served-{word}.making", overwrite=True)
     if int8:
         Int8()(run.classifier, run.splits).save(folder)
