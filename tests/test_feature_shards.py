@@ -201,12 +201,3 @@ def test_a_classifier_without_features_is_refused_in_a_sentence(source, tmp_path
     assert main(words) == 2
     assert "has no features, because it has no last layer" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
-
-
-def test_only_much_work_is_announced(source, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(shards, "MANY_IMAGES", 90)
-    for least, announced in ((0.0, True), (float("inf"), False)):
-        monkeypatch.setattr(shards.progress, "LARGE_SECONDS", least)
-        write_features(trained(), source, tmp_path / str(least))
-        said = "Embedding 100 images: about "
-        assert (said in capsys.readouterr().err) is announced

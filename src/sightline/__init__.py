@@ -1,6 +1,6 @@
 """sightline: from a folder of images to a classifier you can trust, ship and keep.
 
-errors choose checks batches types files progress runtime metrics pictures : the ground, words every stage uses
+errors choose checks batches types files runtime progress metrics pictures : the ground, words every stage uses
 sources : where labelled images lie, a folder, an archive, a table, a name
 data : bytes become labelled images
 exported_model : an exported file, which onnxruntime answers

@@ -6,6 +6,9 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
+
+from . import runtime
 
 Advance = Callable[..., None]
 
@@ -85,24 +88,41 @@ def break_silence(text: str) -> None:
         notify(text)
 
 
+PACE_SECONDS = 2.0
+"""Work on images is timed for so long before its whole cost is estimated."""
+
 LARGE_SECONDS, LARGE_BYTES = 60.0, 1e9
-"""Time and disk from which work is announced before it is done."""
+"""Time and disk from which the cost of work on images is announced."""
 
 
-def announce_cost(
-    what: str, images: int, seconds: float, *, memory_mb: float, disk_bytes: float = 0, place: object = ""
-) -> None:
-    """Tell the user what work on many images takes, if it is much: over a minute, or over a GB of disk.
+@contextmanager
+def image_progress(
+    what: str, images: int, *, disk_bytes: float = 0, place: Path | None = None
+) -> Iterator[Advance]:
+    """A progress bar over images that also says once what the whole work takes, where that is much.
 
-    ``seconds`` is for all ``images``, measured on a sample; ``disk_bytes`` go to ``place``; ``memory_mb`` is the
-    largest so far.
+    After ``PACE_SECONDS``, where the whole is over a minute or over a GB of disk, the user is told the estimated
+    time, the ``disk_bytes`` that ``place`` gets, and the memory taken so far: early enough to stop it.
     """
-    if seconds < LARGE_SECONDS and disk_bytes < LARGE_BYTES:
-        return
-    hours = seconds / 3600
-    time = f"{seconds / 60:,.1f} minutes" if hours < 2 else f"{hours:,.1f} hours"
-    disk = f", {disk_bytes / 1e9:,.1f} GB of disk in '{place}'" if disk_bytes else ""
-    notify(f"{what} {images:,} images: about {time}{disk}; {memory_mb / 1e3:,.1f} GB of memory so far.")
+    started, done, announced = time.perf_counter(), 0.0, False
+    with progress_bar(what, images) as advance:
+
+        def advance_images(n: float = 1, note: str = "") -> None:
+            nonlocal done, announced
+            advance(n, note)
+            done += n
+            seconds = time.perf_counter() - started
+            if announced or seconds < PACE_SECONDS:
+                return
+            announced, whole = True, seconds * images / done
+            if whole < LARGE_SECONDS and disk_bytes < LARGE_BYTES:
+                return
+            duration = f"{whole / 60:,.1f} minutes" if whole < 2 * 3600 else f"{whole / 3600:,.1f} hours"
+            disk = f", {disk_bytes / 1e9:,.1f} GB of disk in '{place}'" if disk_bytes else ""
+            memory = runtime.peak_memory_mb() / 1e3
+            notify(f"{what}: {images:,} in about {duration}{disk}, {memory:,.1f} GB of memory so far.")
+
+        yield advance_images
 
 
 def notify(text: str) -> None:

@@ -62,7 +62,7 @@ def test_pixels_are_those_of_decode(tmp_path):
 def test_one_thread_and_several_store_the_same(tmp_path, monkeypatch, way):
     root = plant(tmp_path / "data", 200)
 
-    def run(work, total, what, each):
+    def run(work, total, *_):
         chunks = (range(i, min(i + 7, total)) for i in range(0, total, 7))
         arguments = (3,) if way is store_module._run_threaded else ()
         way(work, chunks, lambda *_: None, *arguments)

@@ -4,6 +4,7 @@ import json
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol, runtime_checkable
@@ -18,6 +19,9 @@ if TYPE_CHECKING:
     from ..types import Prediction
 
 PredictionFormat = Literal["text", "jsonl", "csv", "json"]
+
+_MANY_IMAGES = 256
+"""Images from which a progress bar is shown: to load it takes as long as to answer a few of them."""
 
 _IMAGE_WORD = Parameter(allow_leading_hyphen=True)  # so that - is stdin
 
@@ -107,7 +111,7 @@ def predict(
         columns = ["abstained", "id"]  # feedback refers to the id
     else:
         predictions, columns = _predict_locally(str(run), found, options.device, top, threshold, alpha, per_class)
-    _write_and_count(out, predictions, "json" if options.json else format, top, columns)
+    _write_and_count(out, predictions, len(found), "json" if options.json else format, top, columns)
 
 
 def parse_shard(text: str) -> tuple[int, int]:
@@ -133,17 +137,22 @@ def take_shard(images: "Sequence[ImageInput]", number: int, count: int) -> "Sequ
 
 
 def _write_and_count(
-    out: Path | None, predictions: Iterable["Prediction"], kind: str, top: int, columns: Sequence[str]
+    out: Path | None, predictions: Iterable["Prediction"], images: int, kind: str, top: int, columns: Sequence[str]
 ) -> None:
     """Write predictions to a file or stdout; raises DataError afterwards where no image could be read."""
     from ..files import atomic_replace
+    from ..progress import image_progress
 
     readable: Counter[bool] = Counter()
+    hidden = images >= _MANY_IMAGES and (out is not None or not sys.stdout.isatty())
 
     def counted() -> Iterator["Prediction"]:
-        for one in predictions:
-            readable[one.error is None] += 1
-            yield one
+        with image_progress("Classifying images", images) if hidden else nullcontext() as advance:
+            for one in predictions:
+                readable[one.error is None] += 1
+                yield one
+                if advance is not None:
+                    advance()
 
     if out is None:
         write_predictions(sys.stdout, counted(), kind, top, columns)

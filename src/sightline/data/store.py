@@ -238,7 +238,7 @@ def _build_store(folder: Path, source: Source, geometry: Geometry, *, keep: bool
     with atomic_replace(folder) as temporary:
         temporary.mkdir()
         if keep:
-            _write_pixels(temporary / "pixels.npy", builder)
+            _write_pixels(temporary / "pixels.npy", builder, folder.parent)
         else:
             _process_rows(builder.decode, len(source), "Reading images", int(np.prod(geometry.shape)))
         np.save(temporary / "facts.npy", builder.facts)
@@ -248,7 +248,7 @@ def _build_store(folder: Path, source: Source, geometry: Geometry, *, keep: bool
     return PixelStore(pixels, builder.facts, builder.reasons, tuple(sorted(builder.unopened)))
 
 
-def _write_pixels(path: Path, builder: "_StoreBuilder") -> None:
+def _write_pixels(path: Path, builder: "_StoreBuilder", kept_in: Path) -> None:
     shape = (len(builder.source), *builder.geometry.shape)
     pixels = np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=shape)
     first: int = pixels.offset  # type: ignore[attr-defined]  a memmap has one
@@ -267,7 +267,7 @@ def _write_pixels(path: Path, builder: "_StoreBuilder") -> None:
                 while done < len(rest):
                     done += os.pwrite(target, rest[done:], at + done)
 
-        _process_rows(work, len(builder.source), "Decoding images", each)
+        _process_rows(work, len(builder.source), "Decoding images", each, kept_in)
 
 
 class _StoreBuilder:
@@ -310,15 +310,19 @@ class _StoreBuilder:
         return np.ascontiguousarray(pixels), header, hash_file(data)
 
 
-def _process_rows(work: Callable[[range], Any], total: int, what: str, each: int) -> None:
+def _process_rows(
+    work: Callable[[range], Any], total: int, what: str, each: int, kept_in: Path | None = None
+) -> None:
     """Process all rows in one thread or several, whichever is faster in a short trial.
 
-    JPEG and large images are decoded without Python's lock and gain from threads; tiny PNGs lose.
+    ``each`` is the bytes of an image's pixels, which go to ``kept_in``, or nowhere where it is None. JPEG and large
+    images are decoded without Python's lock and gain from threads; tiny PNGs lose.
     """
     size = max(1, min(_CHUNK, _CHUNK_BYTES // each))
     chunks = (range(start, min(start + size, total)) for start in range(0, total, size))
     threads = runtime.cpu_count()
-    with progress.progress_bar(what, total) as advance:
+    disk = 0 if kept_in is None else each * total
+    with progress.image_progress(what, total, disk_bytes=disk, place=kept_in) as advance:
         _run_serially(work, islice(chunks, 1), advance)  # imports and caches
         if threads == 1:
             _run_serially(work, chunks, advance)

@@ -23,6 +23,7 @@ from .. import runtime
 from ..classifier import Classifier
 from ..data import to_tensor
 from ..layers import has_same_padding, norm_affine, same_margin
+from ..models import get_head
 from ..types import Dataset
 
 BATCH_BYTES = 2_408_448
@@ -49,6 +50,7 @@ class Embedder:
         self.precision = precision or embedding_precision(classifier)
         self.preprocessing: Any = copy.deepcopy(classifier.preprocessing).eval()
         self.network: Any = copy.deepcopy(classifier.network).eval()
+        self.width = get_head(classifier.network).in_features
         self.streams, self.batch_size, self.fused = 1, ACCELERATOR_BATCH, False
         if self.device.type == "cpu":
             each = int(np.prod(dataset.geometry.shape)) * self.precision.itemsize

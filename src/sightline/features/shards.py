@@ -10,8 +10,6 @@ import hashlib
 import json
 import re
 import shutil
-import time
-from collections import deque
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -21,7 +19,7 @@ import torch
 from jaxtyping import Int
 from numpy import ndarray
 
-from .. import progress, runtime
+from .. import progress
 from ..classifier import Classifier
 from ..data import LivePixels
 from ..errors import DataError, OutputError
@@ -35,9 +33,6 @@ from .store import FeatureStore, backbone_fingerprint, checksum_rows, embed_miss
 SHARD_UNIT = 256
 """Images by which shards are cut, and by which one goes on after a kill. Every batch is a part of such a unit, so that
 an image is in the same batch, and its features are the same to the byte, however the work is divided."""
-
-MANY_IMAGES, TIMED_SAMPLE = 2_000, 16
-"""Images from which the time is estimated before the work begins, and images that it is measured on."""
 
 FEATURES_FILE, IMAGES_FILE, FACTS_FILE = "features.npy", "images.csv", "features.json"
 
@@ -136,24 +131,12 @@ def _embed_shard(
         known[unit] = store.read(unit, found).all() and np.isfinite(found).all()
     missing = rows[~known]
     embedder.batch_size = 1 << (min(embedder.batch_size, SHARD_UNIT).bit_length() - 1)
-    if len(missing) >= MANY_IMAGES:
-        started = time.perf_counter()
-        deque(embedder(missing[:TIMED_SAMPLE]), maxlen=0)
-        seconds = (time.perf_counter() - started) / TIMED_SAMPLE
-        progress.announce_cost(
-            "Embedding",
-            len(missing),
-            seconds * len(missing),
-            memory_mb=runtime.peak_memory_mb(),
-            disk_bytes=4 * store.width * len(missing),
-            place=store.folder.parent,
-        )
 
     def keep(part: Int[ndarray, " k"], features: ndarray) -> None:
         features[[row in unread for row in part.tolist()]] = np.nan
         store.write(part - rows[0], features)
 
-    embed_missing(embedder, missing, keep)
+    embed_missing(embedder, missing, keep, place=store.folder.parent)
 
 
 def merge_features(folder: Path) -> dict[str, Any]:

@@ -89,7 +89,8 @@ def embed_cached(
                     if store is not None:
                         store.write(dataset.rows[part], features)
 
-                embed_missing(Embedder(classifier, dataset, precision), missing, keep, quiet=quiet)
+                place = None if store is None else folder.parent
+                embed_missing(Embedder(classifier, dataset, precision), missing, keep, place=place, quiet=quiet)
             return found
     except OSError as error:
         raise OutputError(
@@ -128,14 +129,20 @@ def embed_missing(
     missing: Int[ndarray, " m"],
     keep: Callable[[Int[ndarray, " k"], Float[ndarray, "k D"]], None],
     *,
+    place: Path | None = None,
     quiet: bool = False,
 ) -> None:
-    """Hand the features of these images to ``keep``, in order: ``KEPT_ROWS`` of them or a few more at a time."""
+    """Hand the features of these images to ``keep``, in order: ``KEPT_ROWS`` of them or a few more at a time.
+
+    ``place`` is the folder that ``keep`` writes to, if it does: a user who waits long is told what goes there.
+    """
     done, batches = 0, list[Float[ndarray, "b D"]]()
-    with (
-        progress.progress_bar("Embedding images", None if quiet else len(missing)) as advance,
-        closing(embedder(missing)) as found,
-    ):
+    disk = 0 if place is None else 4 * embedder.width * len(missing)
+    if quiet:
+        bar = progress.progress_bar("Embedding images", None)
+    else:
+        bar = progress.image_progress("Embedding images", len(missing), disk_bytes=disk, place=place)
+    with bar as advance, closing(embedder(missing)) as found:
         for batch in found:
             batches.append(batch)
             advance(len(batch))
