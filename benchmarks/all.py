@@ -79,6 +79,19 @@ def of_predict(figures: dict[str, Any]) -> Ratios:
             yield f"{case}: {what}", ratio
 
 
+def of_stores(figures: dict[str, Any]) -> Ratios:
+    """Building a store on all cores against one."""
+    for archive, measured in figures.items():
+        if "times_one_core" in measured:
+            yield f"{archive}: all cores against one", measured["times_one_core"]
+
+
+def of_near_duplicates(figures: dict[str, Any]) -> Ratios:
+    """The exact search against the sorted window, which it replaced."""
+    for row, measured in figures.items():
+        yield f"{row} images against the sorted window", 1 / measured["ratio"]
+
+
 @dataclass(frozen=True)
 class Benchmark:
     """A script whose figures hold ratios."""
@@ -92,6 +105,8 @@ class Benchmark:
 BENCHMARKS = {
     "throughput": Benchmark("throughput.py --data DATA", "throughput", of_sides),
     "decoding": Benchmark("decoding.py DATA", "decoding", of_decoding),
+    "stores": Benchmark("stores.py DATA", "stores", of_stores),
+    "near-duplicates": Benchmark("near_duplicates.py DATA --images 200000", "near_duplicates", of_near_duplicates),
     "predict": Benchmark("predict.py --data DATA", "predict", of_predict),
     "embedding": Benchmark("embedding.py DATA", "embedding", of_embedding),
     "replicas": Benchmark("replicas.py", "replicas", of_replicas),

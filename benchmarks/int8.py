@@ -45,12 +45,6 @@ SINGLE_ANSWERS = 200
 PARTS = ("resnet20", "resnet18", "photos", "waste")
 
 
-def vnni() -> bool | None:
-    """Whether the processor has the instructions; None where the system does not tell."""
-    cpuinfo = Path("/proc/cpuinfo")
-    return "vnni" in cpuinfo.read_text(encoding="ascii") if cpuinfo.exists() else None
-
-
 def files(classifier: Classifier, small: Classifier, place: Path) -> tuple[dict[str, Any], dict[str, float]]:
     """Both as files, opened; and their sizes in MB."""
     paths = {
@@ -175,7 +169,7 @@ def main() -> None:
     folder = shared(given.folder)
     import onnxruntime
 
-    figures: dict[str, Any] = {"vnni": vnni(), "onnxruntime": onnxruntime.__version__}
+    figures: dict[str, Any] = {"vnni": runtime.has_vnni(), "onnxruntime": onnxruntime.__version__}
     with tempfile.TemporaryDirectory() as name:
         place = Path(name)
         if "resnet20" in given.parts:

@@ -1,14 +1,16 @@
-"""Building a store and opening it again; the decoder's own rate beside it; memory for each file.
+"""Building a store on all cores and on one, and opening it again; the decoder's own rate; memory for each file.
 
-    python benchmarks/stores.py [FOLDER_OF_ZIPS]
+    python benchmarks/stores.py [FOLDER_OF_ZIPS] [--rounds 3] [--only cifar10_jpg.zip] [--out FILE]
 
-Three rounds in turn, each into an empty cache; medians. The archives are in the page cache. The decoder's share
-is images a second of the first `load`, `find` left out, over those of reading and decoding the same
-files in a plain loop in one thread (or in as many as there are cores, whichever is faster).
+Rounds in turn, each into an empty cache; medians. One core is the same process held to one (Linux). The archives are
+in the page cache. The decoder's share is images a second of the first `load`, `find` left out, over those of reading
+and decoding the same files in a plain loop in one thread (or in as many as there are cores, whichever is faster).
 Memory is how much more is taken at the peak for 100,000 tiny PNGs than for 10,000, for each of them: by the whole
 process to find and build, and by building alone as Python's tracemalloc counts it.
 """
 
+import argparse
+import os
 import statistics
 import subprocess
 import sys
@@ -18,6 +20,7 @@ import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -69,18 +72,37 @@ def decoder_rate(source: Source, geometry: Geometry) -> float:
     return max(rates)
 
 
+def load_once(path: Path, geometry: Geometry, cores: set[int]) -> tuple[float, float, float, int]:
+    """Seconds to find, to build, and to do both again, held to these cores; and the number of images."""
+    every = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, cores)  # threads that begin afterwards are held to them too
+    try:
+        with tempfile.TemporaryDirectory() as cache:
+            started = time.perf_counter()
+            source = find(path)
+            found = time.perf_counter()
+            images = len(load_dataset(source, geometry, cache=Path(cache)))
+            loaded = time.perf_counter()
+            load_dataset(find(path), geometry, cache=Path(cache))
+            return found - started, loaded - found, time.perf_counter() - loaded, images
+    finally:
+        os.sched_setaffinity(0, every)
+
+
 def timed(path: Path, geometry: Geometry) -> dict[str, float]:
-    """One round: find and load, the same again, and the decoder alone."""
-    with tempfile.TemporaryDirectory() as cache:
-        started = time.perf_counter()
-        source = find(path)
-        found = time.perf_counter()
-        images = len(load_dataset(source, geometry, cache=Path(cache)))
-        loaded = time.perf_counter()
-        load_dataset(find(path), geometry, cache=Path(cache))
-        again = time.perf_counter() - loaded
-    share = images / (loaded - found) / decoder_rate(source, geometry)
-    return {"images": images, "first_seconds": loaded - started, "again_seconds": again, "decoder_share": share}
+    """One round: find and load on all cores, on one, and the decoder alone."""
+    every = os.sched_getaffinity(0)
+    finding, building, again, images = load_once(path, geometry, every)
+    _, alone, _, _ = load_once(path, geometry, {min(every)})
+    share = images / building / decoder_rate(find(path), geometry)
+    return {
+        "images": images,
+        "first_seconds": finding + building,
+        "again_seconds": again,
+        "build_seconds": building,
+        "build_seconds_on_one_core": alone,
+        "decoder_share": share,
+    }
 
 
 def plant(place: Path, count: int, kind: str) -> Path:
@@ -119,14 +141,23 @@ def bytes_per_file(kind: str) -> dict[str, int]:
 
 def main() -> None:
     """The archives in turn, then the memory."""
-    folder = shared(sys.argv[1] if len(sys.argv) > 1 else None)
-    rounds = [{name: timed(folder / name, geometry) for name, geometry in CASES.items()} for _ in range(3)]
-    figures = {
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", nargs="?", type=Path, help="folder that holds the archives")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--only", nargs="+", choices=CASES, default=[*CASES], help="these archives, and no memory")
+    parser.add_argument("--out", type=Path, help="result file; benchmarks/results/stores.json")
+    asked = parser.parse_args()
+    folder = shared(asked.data)
+    rounds = [{name: timed(folder / name, CASES[name]) for name in asked.only} for _ in range(asked.rounds)]
+    figures: dict[str, Any] = {
         name: {what: round(statistics.median(each[name][what] for each in rounds), 3) for what in rounds[0][name]}
-        for name in CASES
+        for name in asked.only
     }
-    memory = {kind: bytes_per_file(kind) for kind in ("folder", "zip")}
-    record("stores", {**figures, "bytes_per_file": memory})
+    for measured in figures.values():
+        measured["times_one_core"] = round(measured["build_seconds_on_one_core"] / measured["build_seconds"], 2)
+    if len(asked.only) == len(CASES):
+        figures["bytes_per_file"] = {kind: bytes_per_file(kind) for kind in ("folder", "zip")}
+    record("stores", figures, asked.out)
 
 
 if __name__ == "__main__":

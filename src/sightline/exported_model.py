@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Float, UInt8
 from numpy import ndarray
 
-from . import runtime
+from . import progress, runtime
 from .errors import BundleError
 from .types import Geometry
 
@@ -132,6 +132,11 @@ def read_exported(session: Any, path: Path) -> ExportedModel:
             raise ValueError(f"it takes {given} and gives {answers} numbers, not {wanted}")
         if not 0 <= threshold <= 1:
             raise ValueError(f"its threshold is {threshold}, not a confidence from 0 to 1")
+        if facts.get("int8_bits") == 8 and runtime.has_vnni() is False:
+            progress.notify(
+                f"'{path}' has weights of 8 bits, whose sums overflow on this processor (it has no VNNI): some answers "
+                "are wrong. Compress again with int8, whose weights of 7 bits are right on every processor."
+            )
         return ExportedModel(session, classes, geometry, threshold, facts)
     except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         raise BundleError(f"The metadata of '{path}' makes no sense: {error}. Export it again.") from error

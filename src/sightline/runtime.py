@@ -272,6 +272,17 @@ def environment() -> dict[str, Any]:
     }
 
 
+def has_vnni() -> bool | None:
+    """Whether the processor multiplies and adds 8-bit numbers in 32 bits; None where the system does not tell.
+
+    An x86 processor without these instructions adds pairs of products in 16 bits, which overflow.
+    """
+    cpuinfo = Path("/proc/cpuinfo")
+    if platform.machine() not in ("x86_64", "AMD64") or not cpuinfo.exists():
+        return None
+    return "vnni" in cpuinfo.read_text()
+
+
 def processor_name() -> str:
     """The processor's name."""
     cpuinfo = Path("/proc/cpuinfo")

@@ -14,6 +14,7 @@ from torch import nn
 
 import helpers.warm_exporter  # noqa: F401
 from helpers.tiny_classifiers import WORDS
+from sightline import runtime
 from sightline.baselines import fit_baseline
 from sightline.classifier import Classifier
 from sightline.compression import Int8
@@ -143,6 +144,20 @@ def test_int8_stays_int8(word, images, tmp_path):
     weights = sum(p.numel() for p in parent.network.parameters() if p.ndim > 1)
     assert codes > 0.8 * weights
     assert small.stat().st_size < 0.6 * 4 * weights  # which a file of floats has at least
+
+
+@pytest.mark.parametrize(
+    ("bits", "vnni", "warned"), [(8, False, True), (8, True, False), (8, None, False), (7, False, False)]
+)
+def test_weights_of_8_bits_are_named_where_their_sums_overflow(
+    bits, vnni, warned, images, tmp_path, monkeypatch, capsys
+):
+    classifier = Int8(by="minmax", images=32, bits=bits)(made("small-cnn"), Splits(images, images, images))
+    file = write_exported(classifier, tmp_path / "8.onnx")
+    capsys.readouterr()
+    monkeypatch.setattr(runtime, "has_vnni", lambda: vnni)
+    open_exported(file)
+    assert ("overflow on this processor" in capsys.readouterr().err) is (bits == 8 and vnni is False)
 
 
 def test_an_ensemble_exports(images, tmp_path):

@@ -146,6 +146,7 @@ def export_metadata(classifier: Classifier) -> dict[str, Any]:
         "threshold": classifier.threshold,
         "model": plan.arguments.get("word") or plan.name,
         "provenance": {} if known is None else {"data_fingerprint": known},
+        "int8_bits": classifier.provenance.get("int8", {}).get("bits"),
     }
 
 
