@@ -8,8 +8,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from . import runtime
-
 Advance = Callable[..., None]
 
 LINE_SECONDS = float(os.environ.get("SIGHTLINE_LOG_SECONDS", "25"))
@@ -117,6 +115,8 @@ def image_progress(
             announced, whole = True, seconds * images / done
             if whole < LARGE_SECONDS and disk_bytes < LARGE_BYTES:
                 return
+            from . import runtime  # brings NumPy, which a command line that is only parsed does without
+
             duration = f"{whole / 60:,.1f} minutes" if whole < 2 * 3600 else f"{whole / 3600:,.1f} hours"
             disk = f", {disk_bytes / 1e9:,.1f} GB of disk in '{place}'" if disk_bytes else ""
             memory = runtime.peak_memory_mb() / 1e3
