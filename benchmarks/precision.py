@@ -1,15 +1,15 @@
 """Does bfloat16 cost accuracy? The same training in both precisions, five seeds, paired.
 
-    python benchmarks/precision.py [--data FOLDER_OF_ZIPS] [--cases mnist cifar10] [--full] [--fresh]
+    python benchmarks/precision.py [--data FOLDER_OF_ZIPS] [--cases mnist cifar10 fastcnn] [--full mnist] [--fresh]
 
 Within a seed both runs have the same split, first weights, order and augmentation; only the arithmetic of
 training differs. Testing is in float32. The figure is the mean difference in test accuracy, bfloat16 less
 float32, with Student's 95 % interval over the seeds: no cost is shown where it holds 0, and a cost larger than
 its lower end is excluded. All 10,000 test images are used.
 
-Where a processor only emulates bfloat16 (12 to 20 times slower), the training sets are cut to some thousand
-images, which are recorded. --full, for a processor with the instructions, trains on all of them. Stopped,
-it goes on where it was (``precision.jsonl`` in --work).
+The training sets are cut to some thousand images, which are recorded: a processor that only emulates bfloat16
+takes 12 to 20 times longer. --full trains the named cases on all images. Stopped, it goes on where it was
+(``precision.jsonl`` in --work).
 """
 
 import argparse
@@ -29,13 +29,15 @@ PRECISIONS = ("float32", "bfloat16")
 
 REDUCED = {
     "mnist": Recipe(model="lenet5", epochs=10, limit=6000),
-    "cifar10": Recipe(model="resnet20", epochs=6, limit=2000),
+    "cifar10": Recipe(model="resnet20", epochs=6, limit=6000),
+    "fastcnn": Recipe(model="fastcnn:width=0.25:eps=1e-12", epochs=8, limit=6000),
 }
 FULL = {
     "mnist": Recipe(model="lenet5", epochs=3),
     "cifar10": Recipe(model="resnet20", epochs=8),
+    "fastcnn": Recipe(model="fastcnn:width=0.25:eps=1e-12", epochs=8),
 }
-ARCHIVES = {"mnist": "mnist_png.zip", "cifar10": "cifar10_jpg.zip"}
+ARCHIVES = {"mnist": "mnist_png.zip", "cifar10": "cifar10_jpg.zip", "fastcnn": "cifar10_jpg.zip"}
 
 
 def main() -> None:
@@ -44,7 +46,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, help="folder that holds mnist_png.zip and cifar10_jpg.zip")
     parser.add_argument("--work", type=Path, default=Path(tempfile.gettempdir()) / "sightline-benchmarks")
     parser.add_argument("--cases", nargs="+", default=["mnist"], choices=list(REDUCED))
-    parser.add_argument("--full", action="store_true", help="all training images")
+    parser.add_argument("--full", nargs="+", default=[], choices=list(FULL), help="cases on all training images")
     parser.add_argument("--fresh", action="store_true", help="forget what an earlier start measured")
     asked = parser.parse_args()
     book = Notebook(asked.work / "precision.jsonl", fresh=asked.fresh)
@@ -54,12 +56,13 @@ def main() -> None:
 def compare(case: str, asked: argparse.Namespace, book: Notebook) -> dict[str, Any]:
     """Both precisions on every seed."""
     data = shared(asked.data) / ARCHIVES[case]
-    recipe = (FULL if asked.full else REDUCED)[case].replace(memory_format="channels_last")
+    full = case in asked.full
+    recipe = (FULL if full else REDUCED)[case].replace(memory_format="channels_last")
     accuracies: dict[str, list[float]] = {name: [] for name in PRECISIONS}
     images = 0
     for seed in SEEDS:
         for precision in PRECISIONS:
-            key = {"case": case, "full": asked.full, "seed": seed, "precision": precision}
+            key = {"case": case, "full": full, "seed": seed, "precision": precision}
             found = book.find(**key)
             if found is None:
                 found = book.add(one(data, recipe.replace(seed=seed, precision=precision)), **key)
