@@ -4,12 +4,13 @@ import asyncio
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from helpers.live_server import encoded, pictures, site_of_two
+from helpers.live_server import encoded, pictures, site_of_two, until
 from sightline.classifier import Classifier
 from sightline.exported_model import NetworkOutputs
 from sightline.serving import engine as tuning
@@ -185,6 +186,56 @@ def test_a_request_without_competition_is_exclusive(made):
     gate.set()
     one.result(10), other.result(10)
     assert seen == [True, False]
+
+
+def test_a_caller_answers_in_its_own_thread_where_nothing_competes(made):
+    seen, gate = [], threading.Event()
+
+    def answer(jobs, exclusive):
+        seen.append((threading.current_thread(), exclusive))
+        if jobs[0].request.images == [b"wait"]:
+            gate.wait(10)
+        return [RequestError(415, "no") if image == b"bad" else image for image in jobs[0].request.images]
+
+    batcher = made(answer, runners=1, max_batch=lambda: 1)
+    here, image, wait = threading.current_thread(), PredictRequest([b"image"]), PredictRequest([b"wait"])
+    assert batcher.answer_now(image, time.perf_counter()) == b"image"
+    assert seen == [(here, True)]
+    with pytest.raises(RequestError, match="no"):
+        batcher.answer_now(PredictRequest([b"bad"]), time.perf_counter())
+    answered = batcher.submit(wait)
+    while len(seen) < 3:
+        time.sleep(0.001)
+    assert batcher.answer_now(image, time.perf_counter()) is None  # its only thread answers
+    waiting = batcher.submit(image)
+    gate.set()
+    assert (answered.result(10), waiting.result(10)) == (b"wait", b"image")
+    assert [thread is here for thread, _ in seen] == [True, True, False, False]
+    assert until(lambda: batcher.answer_now(image, time.perf_counter()) == b"image")
+    batcher.close()
+    assert batcher.answer_now(image, time.perf_counter()) is None
+
+
+def test_closing_waits_for_a_caller_that_answers(made):
+    began, gate = threading.Event(), threading.Event()
+
+    def answer(jobs, exclusive):
+        began.set()
+        gate.wait(10)
+        return lengths(jobs, exclusive)
+
+    batcher = made(answer)
+    with ThreadPoolExecutor(2) as pool:
+        found = pool.submit(batcher.answer_now, PredictRequest([b"x"]), time.perf_counter())
+        assert began.wait(10)
+        closing = pool.submit(batcher.close)
+        for thread in batcher._threads:
+            thread.join(10)
+        assert not closing.done()
+        gate.set()
+        closing.result(10)
+        assert found.done()
+        assert found.result() == [1]
 
 
 def test_a_full_queue_refuses_at_once(made):
@@ -408,3 +459,33 @@ def test_pixels_are_counted_before_any_is_decoded(engine):
         refused = engine.decode_image(image, RequestLimits(pixels=40 * 48 - 1))
         assert isinstance(refused, RequestError)
         assert refused.status == 413
+
+
+NOISE = np.random.default_rng(0).integers(0, 256, (400, 400, 3), dtype=np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("request_", "quick"),
+    [
+        (PredictRequest([encoded(NOISE[:64, :64], "JPEG")]), True),
+        (PredictRequest([encoded(NOISE[:64, :64])]), True),
+        (PredictRequest([encoded(NOISE[:64, :64], "JPEG")], heat=True), False),
+        (PredictRequest([encoded(NOISE[:64, :64], "JPEG")] * 2), False),
+        (PredictRequest([encoded(0 * NOISE, "JPEG")]), False),  # 160,000 pixels in 4 kB
+        (PredictRequest([encoded(0 * NOISE)]), False),
+        (PredictRequest([encoded(NOISE[:64, :64], "JPEG") + bytes(300_000)]), False),
+        (PredictRequest([encoded(NOISE[:200, :200], "JPEG")]), True),
+        (PredictRequest([encoded(NOISE[:200, :200], "JPEG", progressive=True)]), False),  # ten passes over it
+        (PredictRequest([encoded(NOISE[:64, :64], "GIF")]), False),
+        (PredictRequest([b"\xff\xd8\xff and no more"]), False),
+        (PredictRequest([b""]), False),
+    ],
+)
+def test_one_small_image_for_a_fast_network_is_quick(engine, request_, quick):
+    assert not replace(engine, tuning=BatchTuning()).is_quick(request_)  # not measured
+    assert not replace(engine, tuning=BatchTuning(single_seconds=0.01)).is_quick(request_)
+    assert replace(engine, tuning=BatchTuning(single_seconds=0.001)).is_quick(request_) is quick
+
+
+def test_the_network_is_timed_for_one_image(clock):
+    assert tuning.tune_batch_size(SlowRunner(0.001, 0.002), (4, 4, 3)).single_seconds == pytest.approx(0.003)

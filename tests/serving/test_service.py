@@ -23,6 +23,7 @@ from sightline.data import decode
 from sightline.journal.journal import Journal
 from sightline.serving import api_keys, asgi, releases
 from sightline.serving.api import create_app
+from sightline.serving.engine import BatchTuning
 from sightline.serving.openapi import PAGE_STYLE
 from sightline.serving.requests import RequestLimits
 from sightline.serving.service import KEY_RELOAD_SECONDS, Service, ServiceSettings
@@ -664,6 +665,38 @@ def test_a_full_queue_sends_retry_after(site):
     for one in refused:
         assert one.status_code == 503
         assert one.headers["retry-after"] == "1"
+
+
+def test_only_a_connection_that_asks_alone_is_answered_in_the_event_loop(site):
+    with open_client(site) as (client, service):
+        object.__setattr__(service.engine, "tuning", BatchTuning(single_seconds=0.001))
+        other = TestClient(client.app, base_url="http://localhost", client=("another", 1))
+        other.portal, answer, inside = client.portal, service.batcher._answer, []
+
+        def note_thread(jobs, exclusive):
+            inside.append(not threading.current_thread().name.startswith("runner"))
+            return answer(jobs, exclusive)
+
+        service.batcher._answer = note_thread
+        known = raw(client, JPEG).json()
+        found = [raw(client, JPEG), raw(client, JPEG), raw(other, JPEG), raw(client, JPEG), raw(client, JPEG)]
+        assert inside == [False, True, True, False, False, True]
+        for one in found:
+            row, first = one.json()["predictions"][0], known["predictions"][0]
+            assert (row["label"], row["abstained"]) == (first["label"], first["abstained"])
+            assert row["confidence"] == pytest.approx(first["confidence"], abs=1e-6)
+        ids = {one.json()["predictions"][0]["id"] for one in found}
+        service.journal.flush()
+        assert ids <= {row["id"] for row in client.get("/predictions").json()["predictions"]}
+        cut_short = encoded(np.random.default_rng(0).integers(0, 256, (16, 16, 3), np.uint8), "JPEG")[:-100]
+        assert raw(client, cut_short).status_code == 422
+        assert inside[-1]
+        kept, service.journal = service.journal, Journal.open(site.with_name("other"), spool_mb=0.0001)
+        refused = [raw(client, JPEG) for _ in range(3)]
+        service.journal.close()
+        service.journal = kept
+        assert inside[-3:] == [True] * 3
+        assert refused[-1].status_code == 503
 
 
 def test_an_internal_error_is_logged_and_not_shown(site, capsys):

@@ -239,10 +239,8 @@ def _add_prediction_routes(app: FastAPI, service: Service, application: PredictA
     )
     async def predict(request: Request) -> Response:
         """Classify one or many images: raw bytes, a form with files, or base64 in JSON."""
-        scope = (
-            request.scope
-        )  # PredictASGI answers this route itself; this one where FastAPI's app is mounted alone
-        body = await application.predict(dict(scope["headers"]), scope["query_string"], request.receive)
+        # PredictASGI answers this route itself; this one where FastAPI's app is mounted alone
+        body = await application.predict(request.scope, request.receive)
         return Response(body, media_type="application/json")
 
     key_name = require_scope(service, "feedback")

@@ -57,6 +57,7 @@ class PredictASGI:
         self.app = app
         self.buffered_bytes = 0
         """Bytes of bodies of requests that are not answered yet."""
+        self._last_client: Any = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request, or start and stop the service with the server."""
@@ -76,7 +77,7 @@ class PredictASGI:
     async def _predict(self, scope: Scope, receive: Receive, send: Send) -> None:
         status, more = 200, []
         try:
-            body = await self.predict(dict(scope["headers"]), scope["query_string"], receive)
+            body = await self.predict(scope, receive)
         except (RequestError, Unauthorized) as error:
             status, more, body = error_response(error)
         except ClientDisconnect:
@@ -86,9 +87,16 @@ class PredictASGI:
         self.service.monitor.record_response("/predict", status)
         await _send_json(send, status, [*SECURITY_HEADERS, *more], body)
 
-    async def predict(self, headers: Mapping[bytes, bytes], query: bytes, receive: Receive) -> bytes:
-        """Return the JSON of the response; raise RequestError, Unauthorized or ClientDisconnect."""
+    async def predict(self, scope: Scope, receive: Receive) -> bytes:
+        """Return the JSON of the response; raise RequestError, Unauthorized or ClientDisconnect.
+
+        A quick request is answered here, in the event loop, if the connection that asked last asks again and nothing
+        else is being answered. With two connections in turn one core would do all the work.
+        """
         service, started = self.service, time.perf_counter()
+        headers, query = dict(scope["headers"]), scope["query_string"]
+        client = scope.get("client")
+        is_alone, self._last_client = client == self._last_client, client
         service.authorize(headers, "predict")
         if service.batcher.full:
             raise RequestError(503, "Too many requests are waiting: try again in a second.")
@@ -100,7 +108,11 @@ class PredictASGI:
             else:
                 request = await asyncio.to_thread(parse_request, headers, query, body, service.limits)
             with service.heatmaps.reserve(engine) if request.heat else nullcontext():
-                result = await service.batcher.submit_async(request, started)
+                result = None
+                if is_alone and engine.is_quick(request):
+                    result = service.batcher.answer_now(request, started)
+                if result is None:
+                    result = await service.batcher.submit_async(request, started)
                 return await service.heatmaps.render(result) if isinstance(result, PendingHeatmaps) else result
 
     @contextmanager

@@ -1,6 +1,7 @@
 """A bounded queue before the engine, and threads that answer what is in it; a request never waits for a batch to fill.
 
-A thread takes its share of the waiting requests, up to the number of images that measured fastest together.
+A thread takes its share of the waiting requests, up to the number of images that measured fastest together. A request
+that nothing competes with may be answered by the thread that received it, which saves two changes of thread.
 """
 
 import asyncio
@@ -54,6 +55,7 @@ class Batcher(Generic[Result]):
         self._wait = wait
         self._busy = 0
         self._busy_lock = threading.Lock()
+        self._caller_lock = threading.Lock()  # held while ``answer_now`` answers: ``close`` waits for it
         self._closed = False
         self._threads = [
             threading.Thread(target=self._run, name=f"runner-{k}", daemon=True) for k in range(runners)
@@ -84,6 +86,25 @@ class Batcher(Generic[Result]):
         self._enqueue(PredictJob(request, future, None, time.perf_counter()))
         return future
 
+    def answer_now(self, request: PredictRequest, started: float) -> Result | None:
+        """Answer in the calling thread, or return None where other requests wait or are being answered.
+
+        ``started`` is when the request arrived, by ``time.perf_counter``. Raise the error of the request.
+        """
+        with self._caller_lock:
+            with self._busy_lock:
+                if self._closed or self._busy or not self._queue.empty():
+                    return None
+                self._busy += 1
+            try:
+                (result,) = self._answer([PredictJob(request, Future(), None, started)], True)
+            finally:
+                with self._busy_lock:
+                    self._busy -= 1
+        if isinstance(result, Exception):
+            raise result
+        return result
+
     def _enqueue(self, job: PredictJob[Result]) -> None:
         if self._closed:
             raise RequestError(503, "The service is stopping.")
@@ -98,6 +119,8 @@ class Batcher(Generic[Result]):
             self._queue.put(None)
         for thread in self._threads:
             thread.join()
+        with self._caller_lock:
+            pass
 
     def _run(self) -> None:
         while (job := self._queue.get()) is not None:

@@ -33,6 +33,9 @@ LARGE_IMAGE_BYTES = 16_000_000
 """Bytes of decoding, 4 megapixels of a photo, above which images are decoded one at a time: memory then does not
 grow with the number of threads."""
 
+JPEG_SCAN = b"\xff\xda"
+"""The marker before a pass over the picture in a JPEG; compressed data cannot contain it."""
+
 MAX_JPEG_SCANS = 100
 """Passes over the picture in one JPEG, each as short as ten bytes; a progressive JPEG has about ten."""
 
@@ -56,6 +59,10 @@ MIN_BATCH_GAIN = 1.03
 
 BATCH_OVERHEAD_SECONDS = 0.0003
 """Estimated cost of a batch besides the network: waking threads, the journal, the way back."""
+
+MAX_QUICK_SECONDS, MAX_QUICK_BYTES = 0.003, 300_000
+"""A request that is answered in the event loop keeps all others waiting. So its network takes at most these seconds;
+and its image at most these bytes, in the file and, times the passes over a JPEG, while it is decoded."""
 
 WARMUP_CALLS, LATENCY_WINDOW, PROBE_INTERVAL = 3, 9, 256
 """Warm-up calls per runner; window of remembered latencies; every 256th request probes the slower runner (rare
@@ -157,6 +164,8 @@ class BatchTuning:
     """Images answered together; 1 if batches are no faster."""
     images_per_second: tuple[tuple[int, float], ...] = ()
     """Batch size and images per second of one thread, ``BATCH_OVERHEAD_SECONDS`` included."""
+    single_seconds: float = float("inf")
+    """Seconds of the network for one image on one thread; infinite if not measured."""
 
 
 def tune_batch_size(runner: EngineRunner, shape: tuple[int, int, int]) -> BatchTuning:
@@ -183,7 +192,7 @@ def tune_batch_size(runner: EngineRunner, shape: tuple[int, int, int]) -> BatchT
         rates[size] = size / (best_seconds(size) + BATCH_OVERHEAD_SECONDS)
         if rates[size] > MIN_BATCH_GAIN * rates[largest]:
             largest = size
-    return BatchTuning(largest, tuple(rates.items()))
+    return BatchTuning(largest, tuple(rates.items()), one)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -252,6 +261,17 @@ class Engine:
             ]
             for request in requests
         ]
+
+    def is_quick(self, request: PredictRequest) -> bool:
+        """Whether a request may be answered in the event loop: one small JPEG or PNG, a fast network, no heat map."""
+        if request.heat or len(request.images) != 1 or self.tuning.single_seconds > MAX_QUICK_SECONDS:
+            return False
+        (data,) = request.images
+        kind = sniff_type(data)
+        if len(data) > MAX_QUICK_BYTES or kind not in ("image/jpeg", "image/png"):
+            return False
+        _, allocated = measure_image(data, kind)
+        return 0 < allocated * max(1, data.count(JPEG_SCAN)) <= MAX_QUICK_BYTES
 
     def decode_image(self, data: bytes, limits: RequestLimits) -> UInt8[ndarray, "H W C"] | RequestError:
         """Return the pixels of an image at the working size, or the reason why there are none."""
@@ -340,7 +360,7 @@ def check_image(data: bytes, limits: RequestLimits) -> int:
                 415, "the content is HEIC, AVIF or a video, which the service does not read: send JPEG or PNG"
             )
         raise RequestError(415, f"the content is not an image ({', '.join(IMAGE_FORMATS)} are read)")
-    if kind == "image/jpeg" and (scans := data.count(b"\xff\xda")) > MAX_JPEG_SCANS:
+    if kind == "image/jpeg" and (scans := data.count(JPEG_SCAN)) > MAX_JPEG_SCANS:
         raise RequestError(413, f"the JPEG has {scans} scans, more than the {MAX_JPEG_SCANS} that are allowed")
     count, allocated = measure_image(data, kind)
     if count > limits.pixels:
