@@ -18,7 +18,7 @@ from filelock import FileLock
 from PIL import Image
 
 from sightline import runtime
-from sightline.data import Shuffle, decode, iterate_batches, load_dataset
+from sightline.data import Shuffle, decode, iterate_batches, load_dataset, row_work, rows
 from sightline.data import store as store_module
 from sightline.data.store import LivePixels
 from sightline.errors import DataError, ImageError, OutputError
@@ -58,17 +58,17 @@ def test_pixels_are_those_of_decode(tmp_path):
     assert dataset.geometry == GEOMETRY
 
 
-@pytest.mark.parametrize("way", [store_module._run_serially, store_module._run_threaded])
+@pytest.mark.parametrize("way", [row_work._run_serially, row_work._run_threaded])
 def test_one_thread_and_several_store_the_same(tmp_path, monkeypatch, way):
     root = plant(tmp_path / "data", 200)
 
-    def run(work, total, *_):
-        chunks = (range(i, min(i + 7, total)) for i in range(0, total, 7))
-        arguments = (3,) if way is store_module._run_threaded else ()
-        way(work, chunks, lambda *_: None, *arguments)
+    def run(decoder, *_):
+        chunks = (range(i, min(i + 7, 200)) for i in range(0, 200, 7))
+        arguments = (3,) if way is row_work._run_threaded else ()
+        way(decoder.process, chunks, lambda *_: None, *arguments)
 
     expected = load_dataset(root, GEOMETRY, cache=tmp_path / "one")
-    monkeypatch.setattr(store_module, "_process_rows", run)
+    monkeypatch.setattr(store_module, "process_rows", run)
     other = load_dataset(root, GEOMETRY, cache=tmp_path / "two")
     np.testing.assert_array_equal(other[:], expected[:])
     np.testing.assert_array_equal(other.digests, expected.digests)
@@ -236,8 +236,8 @@ def test_live_decoding_equals_the_store(tmp_path):
     for name, column in kept.columns.items():
         np.testing.assert_array_equal(live.columns[name], column)
     mask = np.arange(90) % 3 == 0
-    for rows in (slice(None), slice(5, 9), np.array([7, 3, 7]), mask, 4, np.array([], np.int64)):
-        np.testing.assert_array_equal(live[rows], kept[rows])
+    for some in (slice(None), slice(5, 9), np.array([7, 3, 7]), mask, 4, np.array([], np.int64)):
+        np.testing.assert_array_equal(live[some], kept[some])
     part = np.array([80, 2, 41])
     np.testing.assert_array_equal(live.subset(part)[[2, 0]], kept.subset(part)[[2, 0]])
     np.testing.assert_array_equal(pickle.loads(pickle.dumps(live))[[1, 2]], kept[[1, 2]])
@@ -339,7 +339,7 @@ LOAD = """
 import sys
 from pathlib import Path
 from sightline import data
-from sightline.data import store
+from sightline.data import rows, store
 from sightline.types import Geometry
 if sys.argv[3] == "small":
     import resource, signal
@@ -352,11 +352,11 @@ def told(*arguments, **options):
 store._build_store = told
 if sys.argv[3] == "slow":
     import time
-    read = store.decode_with_header
+    read = rows.decode_with_header
     def slowly(*arguments):
         time.sleep(0.02)
         return read(*arguments)
-    store.decode_with_header = slowly
+    rows.decode_with_header = slowly
 dataset = data.load_dataset(sys.argv[1], Geometry(size=(12, 10)), cache=Path(sys.argv[2]))
 print(len(dataset), int(dataset[:].astype("int64").sum()), flush=True)
 """
@@ -409,7 +409,7 @@ def test_an_error_in_a_thread_ends_the_build(tmp_path, monkeypatch):
     def fail(*_):
         raise RuntimeError("a fault of ours")
 
-    monkeypatch.setattr(store_module, "decode_with_header", fail)
+    monkeypatch.setattr(rows, "decode_with_header", fail)
     before = threading.active_count()
     with pytest.raises(RuntimeError, match="a fault of ours"):
         load_dataset(plant(tmp_path / "data", 200), GEOMETRY, cache=tmp_path / "cache")
@@ -441,7 +441,7 @@ def test_decoding_is_timed_on_few_images_where_they_are_slow(tmp_path, pause, mo
             time.sleep(pause)
             return source.reader.read(key)
 
-    each = store_module.time_decoding(dataclasses.replace(source, reader=Slow()), GEOMETRY)
+    each = row_work.time_decoding(dataclasses.replace(source, reader=Slow()), GEOMETRY)
     assert 2 <= len(read) <= most
     assert len({*read}) == len(read) or not pause
     assert each >= pause / runtime.cpu_count()

@@ -28,6 +28,8 @@ from .dataset import (
 from .decode import IMAGE_FORMATS, MAX_IMAGE_PIXELS, ImageHeader, decode, decode_with_header, read_header
 from .inputs import ImageInput, list_inputs, name_input, read_input
 from .label_audit import audit_class_names
+from .row_work import time_decoding
+from .rows import hash_file
 from .splits import (
     DEFAULT_VAL_SHARE,
     MAX_NEAR_DUPLICATE_IMAGES,
@@ -38,7 +40,7 @@ from .splits import (
     nested_subset,
     split,
 )
-from .store import LivePixels, hash_file, is_stored, time_decoding
+from .store import LivePixels, is_stored
 
 if TYPE_CHECKING:
     from .duplicates import find_near_duplicates, write_duplicate_table

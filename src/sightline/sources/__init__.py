@@ -65,6 +65,7 @@ from .source import (
     MAX_FILE_BYTES,
     FolderReader,
     Listing,
+    Reader,
     Source,
     file_stamp,
     is_junk,
