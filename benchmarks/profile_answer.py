@@ -26,6 +26,7 @@ from record import record, shared
 from services import SIGHTLINE, bodies, bundle, free_port, request_for, serving
 
 from serving import load
+from sightline.data import decode
 from sightline.journal import PredictionRecord
 from sightline.serving.requests import PredictRequest, RankedPrediction, dump_json, parse_request, prediction_json
 from sightline.serving.service import Service, ServiceSettings, new_prediction_id
@@ -63,7 +64,7 @@ def time_parts(service: Service, images: Sequence[bytes]) -> dict[str, float]:
     headers = {kind: {b"content-type": KINDS[kind](b"")[0].encode(), b"host": b"127.0.0.1"} for kind in KINDS}
     each = cycle(images)
     json_bodies = cycle([KINDS["json"](data)[1] for data in images])
-    pixels = cycle([engine.decode_image(data, limits) for data in images])
+    pixels = cycle([decode(data, engine.geometry)[None] for data in images])
     (answer,) = engine.predict([PredictRequest([images[0]])], limits, exclusive=False)[0]
     assert isinstance(answer, RankedPrediction)
     runner = engine.shared_runner
@@ -77,7 +78,7 @@ def time_parts(service: Service, images: Sequence[bytes]) -> dict[str, float]:
         "parsing, raw": lambda: parse_request(headers["raw"], b"", next(each), limits),
         "parsing, json": lambda: parse_request(headers["json"], b"", next(json_bodies), limits),
         "decoding and checks": lambda: engine.decode_image(next(each), limits),
-        "network": lambda: runner.outputs(next(pixels)[None]),  # pyright: ignore[reportIndexIssue]
+        "network": lambda: runner.outputs(next(pixels)),
         "engine": lambda: engine.predict([PredictRequest([next(each)])], limits, exclusive=False),
         "journal": lambda: journal.record([record_of(answer, next(each))]),
         "response": respond,

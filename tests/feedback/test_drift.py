@@ -8,9 +8,10 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 from starlette.testclient import TestClient
 
+from helpers.live_server import pictures
 from helpers.tiny_classifiers import SETTLED
 from sightline.cli import main
 from sightline.errors import JournalError
@@ -100,6 +101,20 @@ def test_a_release_holds_a_reference_of_test_images(run, template):
     assert release.facts["reference"]["n"] == len(found.labels) == len(run.splits.test)
     assert (found.labels == run.splits.test.labels).all()
     assert 0.7 < found.right.mean() <= 1
+
+
+def test_a_sketch_has_the_size_of_the_upright_picture_and_its_file(engine):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # a quarter turn
+    stream = io.BytesIO()
+    Image.new("RGB", (30, 20)).save(stream, "jpeg", exif=exif)
+    files = [*pictures(), stream.getvalue()]
+    found = engine.predict([PredictRequest([b"junk", *files])], RequestLimits())[0][1:]
+    upright = [ImageOps.exif_transpose(Image.open(io.BytesIO(data))).size for data in files]
+    assert upright[-1] == (20, 30)
+    assert [one.sketch_inputs.size for one in found] == [
+        (*size, len(data)) for size, data in zip(upright, files, strict=True)
+    ]
 
 
 def test_sketches_of_an_engine_hold_its_answers(engine, unseen):

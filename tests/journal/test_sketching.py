@@ -37,7 +37,7 @@ def make_answers(count, **facts):
         pixels = chance.integers(0, 256, (12, 10, 3), dtype=np.uint8)
         probabilities = chance.dirichlet(np.ones(3)).astype(np.float32)
         features, energy = chance.normal(size=FEATURES).astype(np.float32), float(chance.normal())
-        inputs = SketchInputs(reference, probabilities, energy, features, pixels, image)
+        inputs = SketchInputs(reference, probabilities, energy, features, pixels, (10, 12, len(image)))
         records.append(make_record(release=1 + i % 2, sketch_inputs=inputs, **facts))
         projected = (features - reference.projection.mean) @ reference.projection.components
         (sketch,) = make_sketches(

@@ -7,8 +7,6 @@ import numpy as np
 from jaxtyping import Float, UInt8
 from numpy import ndarray
 
-from ..data import read_header
-from ..errors import ImageError
 from .reference import Reference
 from .sketches import make_sketches
 
@@ -25,23 +23,13 @@ class SketchInputs:
     energy: float | None
     features: Float[ndarray, " D"] | None
     pixels: UInt8[ndarray, "H W C"]
-    file: bytes
-    """As received: its size, and width and height in its header."""
+    size: tuple[int, int, int]
+    """Width and height of the file, in pixels, and its bytes."""
 
     @property
     def nbytes(self) -> int:
         """Bytes that it keeps in memory."""
-        return (
-            self.pixels.nbytes + len(self.file) + self.probabilities.nbytes + getattr(self.features, "nbytes", 0)
-        )
-
-    def measure_file(self) -> tuple[int, int, int]:
-        """Width, height and bytes of the file; 0 for sides that cannot be read."""
-        try:
-            header = read_header(self.file)
-            return header.width, header.height, len(self.file)
-        except ImageError:
-            return 0, 0, len(self.file)
+        return self.pixels.nbytes + self.probabilities.nbytes + getattr(self.features, "nbytes", 0)
 
 
 def sketch_answers(inputs: Sequence[SketchInputs]) -> list[bytes | None]:
@@ -62,7 +50,7 @@ def sketch_answers(inputs: Sequence[SketchInputs]) -> list[bytes | None]:
             energy = None if some[0].energy is None else np.array([one.energy for one in some])
             made = make_sketches(
                 np.stack([one.probabilities for one in some]), energy, projected,
-                np.stack([one.pixels for one in some]), [one.measure_file() for one in some],
+                np.stack([one.pixels for one in some]), [one.size for one in some],
             )  # fmt: skip
             for i, one in zip(here, made, strict=True):
                 found[i] = one.tobytes()

@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, runtime_checkable
@@ -19,7 +20,7 @@ from jaxtyping import Float, UInt8
 from numpy import ndarray
 
 from .. import runtime
-from ..data import IMAGE_FORMATS, decode, read_header, read_jpeg_header
+from ..data import IMAGE_FORMATS, ImageHeader, decode_with_header, read_header, read_jpeg_header
 from ..errors import ImageError
 from ..journal import Reference, SketchInputs
 from ..types import Geometry
@@ -235,7 +236,7 @@ class Engine:
             decoded = list(pool.map(self.decode_image, images, [limits] * len(images)))
         else:
             decoded = [self.decode_image(data, limits) for data in images]
-        pixels = [one for one in decoded if isinstance(one, ndarray)]
+        pixels = [one[0] for one in decoded if not isinstance(one, RequestError)]
         rows, inputs = iter(()), iter(())
         if pixels:
             runner = self.exclusive_runner if exclusive else self.shared_runner
@@ -244,19 +245,23 @@ class Engine:
                 probabilities, made = runner.probabilities(batch), [None] * len(batch)
             else:
                 outputs = runner.outputs(batch)
-                readable = [data for data, one in zip(images, decoded, strict=True) if isinstance(one, ndarray)]
+                sizes = [
+                    (one[1].width, one[1].height, len(data))
+                    for data, one in zip(images, decoded, strict=True)
+                    if not isinstance(one, RequestError)
+                ]
                 probabilities, unknown = outputs.probabilities, [None] * len(batch)
                 energy = unknown if outputs.energy is None else outputs.energy.tolist()
                 features = unknown if outputs.features is None else outputs.features
                 made = [
                     SketchInputs(self.reference, *one)
-                    for one in zip(probabilities, energy, features, pixels, readable, strict=True)
+                    for one in zip(probabilities, energy, features, pixels, sizes, strict=True)
                 ]
             rows, inputs = iter(probabilities.tolist()), iter(made)
         results = iter(decoded)
         return [
             [
-                one if isinstance(one, RequestError) else self._rank(next(rows), request.top, one, next(inputs))
+                one if isinstance(one, RequestError) else self._rank(next(rows), request.top, one[0], next(inputs))
                 for one in (next(results) for _ in request.images)
             ]
             for request in requests
@@ -273,13 +278,13 @@ class Engine:
         _, allocated = measure_image(data, kind)
         return 0 < allocated * max(1, data.count(JPEG_SCAN)) <= MAX_QUICK_BYTES
 
-    def decode_image(self, data: bytes, limits: RequestLimits) -> UInt8[ndarray, "H W C"] | RequestError:
-        """Return the pixels of an image at the working size, or the reason why there are none."""
+    def decode_image(
+        self, data: bytes, limits: RequestLimits
+    ) -> tuple[UInt8[ndarray, "H W C"], ImageHeader] | RequestError:
+        """Return the pixels of an image at the working size and its header, or the reason why there are none."""
         try:
-            if check_image(data, limits) > LARGE_IMAGE_BYTES:
-                with _LARGE_IMAGE_LOCK:
-                    return decode(data, self.geometry)
-            return decode(data, self.geometry)
+            with _LARGE_IMAGE_LOCK if check_image(data, limits) > LARGE_IMAGE_BYTES else nullcontext():
+                return decode_with_header(data, self.geometry)
         except RequestError as error:
             return error
         except ImageError as error:
