@@ -7,6 +7,7 @@ import os
 import pickle
 import stat
 import tarfile
+import tracemalloc
 import zipfile
 from pathlib import Path
 
@@ -500,3 +501,19 @@ def test_quoted_cells_of_our_own_tables_are_read_again(tmp_path):
     found = find(tmp_path / "t.csv")
     assert sorted(found.classes) == ["-1", "=cat"]
     assert len(found.labels) == 6
+
+
+def test_a_zip_is_listed_member_by_member(tmp_path):
+    """A ``ZipInfo`` is half a KB: a million of them do not stay in memory."""
+    path, names = tmp_path / "many.zip", [f"{'ab'[number % 2]}/{number:05}.png" for number in range(5000)]
+    with zipfile.ZipFile(path, "w") as archive:
+        for name in names:
+            archive.writestr(name, b"")
+    assert list_zip(path).names == names
+    peaks = []
+    for read in (list_zip, lambda path: zipfile.ZipFile(path).infolist()):
+        tracemalloc.start()
+        read(path)
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert peaks[0] < 0.6 * peaks[1]

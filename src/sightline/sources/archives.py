@@ -14,7 +14,7 @@ import tarfile
 import zipfile
 import zlib
 from array import array
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -165,55 +165,72 @@ def _check_member_path(name: str, path: Path) -> str:
     return name[2:] if name[:2] == "./" else name
 
 
+class _ZipDirectory(zipfile.ZipFile):
+    """Gives each member to ``take`` and keeps none: they are half a KB each."""
+
+    def __init__(self, path: Path, take: Callable[[zipfile.ZipInfo], None]):
+        class Members(list[zipfile.ZipInfo]):
+            def append(self, member: zipfile.ZipInfo, /) -> None:
+                take(member)
+
+        class Names(dict[str, zipfile.ZipInfo]):
+            def __setitem__(self, name: str, member: zipfile.ZipInfo, /) -> None:
+                pass
+
+        self._kept_in = {"filelist": Members(), "NameToInfo": Names()}
+        super().__init__(path)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, vars(self).get("_kept_in", {}).get(name, value))
+
+
 def list_zip(path: Path) -> Listing:
     """Every member of a zip archive, from its directory alone.
 
     Raises DataError for a truncated or encrypted archive, links, and members that point outside.
     """
+    names, numbers = [], array("q")
+
+    def take(member: zipfile.ZipInfo) -> None:
+        names.append(member.orig_filename)
+        sizes = member.compress_size, member.file_size, member.CRC, member.header_offset
+        numbers.extend((*sizes, member.flag_bits, member.compress_type, member.external_attr >> 16))
+
     try:
-        with zipfile.ZipFile(path) as archive:
-            members = archive.infolist()
-    except (zipfile.BadZipFile, OSError, ValueError, struct.error, NotImplementedError) as error:
+        _ZipDirectory(path, take).close()
+    except (zipfile.BadZipFile, OSError, ValueError, struct.error, NotImplementedError, OverflowError) as error:
         raise _damaged_archive_error(path, "zip") from error
-    names, rows, folders = [], array("q"), set()
-    encoding, notes = _detect_zip_encoding(members, path)
-    for member in members:
-        name = member.orig_filename
-        if not member.flag_bits & 0x800 and not name.isascii():
-            with suppress(UnicodeError):
-                name = name.encode("cp437").decode(encoding)
-        name = _check_member_path(name, path)
-        if member.flag_bits & 1:
-            raise DataError(f"'{path}' is protected by a password: make it again without one.")
-        mode = member.external_attr >> 16
-        if mode and stat.S_IFMT(mode) not in (0, stat.S_IFREG, stat.S_IFDIR):
-            raise _link_error(name, path)
-        if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-            raise DataError(
-                f"'{path}' uses an unusual compression (method {member.compress_type}) for '{name}': "
-                "make it again with the standard one."
-            )
-        if name.endswith("/"):
-            folders.add(name.rstrip("/"))
-            continue
-        names.append(name)
-        deflated = member.compress_type == zipfile.ZIP_DEFLATED
-        try:
-            rows.extend((member.compress_size, member.file_size, member.CRC, member.header_offset, deflated))
-        except OverflowError as error:
-            raise _damaged_archive_error(path, "zip") from error
-    packed, sizes, crcs, offsets, compressed = np.array(rows, np.int64).reshape(-1, 5).T.copy()
-    reader = ArchiveReader(path, offsets, packed, sizes, compressed == 1, crcs)
-    return Listing(names, sizes, crcs, frozenset(folders), reader, notes)
+    packed, sizes, crcs, offsets, flags, methods, modes = np.array(numbers, np.int64).reshape(-1, 7).T
+    unmarked = [row for row in np.flatnonzero(flags & 0x800 == 0).tolist() if not names[row].isascii()]
+    encoding, notes = _detect_zip_encoding([names[row] for row in unmarked], path)
+    for row in unmarked:
+        with suppress(UnicodeError):
+            names[row] = names[row].encode("cp437").decode(encoding)
+    names = [_check_member_path(name, path) for name in names]
+    if (flags & 1).any():
+        raise DataError(f"'{path}' is protected by a password: make it again without one.")
+    for row in np.flatnonzero(~np.isin(modes & 0o170000, (0, stat.S_IFREG, stat.S_IFDIR))):
+        raise _link_error(names[row], path)
+    for row in np.flatnonzero(~np.isin(methods, (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED))):
+        raise DataError(
+            f"'{path}' uses an unusual compression (method {methods[row]}) for '{names[row]}': "
+            "make it again with the standard one."
+        )
+    folders = frozenset(name.rstrip("/") for name in names if name.endswith("/"))
+    rows = np.array([row for row, name in enumerate(names) if not name.endswith("/")], np.int64)
+    packed, sizes, crcs, offsets, deflated = (
+        one[rows] for one in (packed, sizes, crcs, offsets, methods == zipfile.ZIP_DEFLATED)
+    )
+    reader = ArchiveReader(path, offsets, packed, sizes, deflated, crcs)
+    return Listing([names[row] for row in rows], sizes, crcs, folders, reader, notes)
 
 
-def _detect_zip_encoding(members: Iterable[zipfile.ZipInfo], path: Path) -> tuple[str, tuple[str, ...]]:
-    """The encoding of the names that are not marked as UTF-8, and a note where it is a guess.
+def _detect_zip_encoding(names: Iterable[str], path: Path) -> tuple[str, tuple[str, ...]]:
+    """The encoding of these names, which are read as cp437 and not marked as UTF-8, and a note where it is a guess.
 
     Raises DataError where the one that is named by ``SIGHTLINE_ZIP_ENCODING`` does not fit.
     """
-    raw = [m.orig_filename.encode("cp437", "replace") for m in members if not m.flag_bits & 0x800]
-    text = b"\n".join(name for name in raw if not name.isascii())
+    text = b"\n".join(name.encode("cp437", "replace") for name in names)
     asked = os.environ.get(ZIP_ENCODING_VARIABLE)
     if not text:
         return "utf-8", ()

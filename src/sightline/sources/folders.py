@@ -115,11 +115,11 @@ def infer_layout(
         notes.append(f"Left out folders without images: {name_some(empty)}.")
     order = sorted([*labelled, *hidden], key=listing.names.__getitem__)
     number = {name: i for i, name in enumerate(classes)}
-    codes = {i: number[plain[label]] for i, (_, label) in labelled.items()}
-    labels = np.array([codes.get(i, UNLABELLED) for i in order], np.int64)
-    splits = np.array([labelled[i][0] if i in labelled else "train" for i in order])
+    codes = (number[plain[labelled[i][1]]] if i in labelled else UNLABELLED for i in order)
+    labels = np.fromiter(codes, np.int64, len(order))
     has_splits = any(split for split, _ in labelled.values())
-    return Layout(np.array(order, np.int64), labels, classes, splits if has_splits else None, (*notes, *renamed))
+    splits = np.array([labelled[i][0] if i in labelled else "train" for i in order]) if has_splits else None
+    return Layout(np.array(order, np.int64), labels, classes, splits, (*notes, *renamed))
 
 
 def _group_by_folder(names: Sequence[str], images: Iterable[int]) -> _Groups:
