@@ -2,8 +2,11 @@
 
 import copy
 import csv
+import io
 import json
 import shutil
+import sys
+import zipfile
 from collections import namedtuple
 
 import numpy as np
@@ -192,6 +195,57 @@ def test_the_verb_divides_joins_and_refuses(small_units, source, tmp_path, capsy
         (["features", source.name, "--out", str(out), "--model", str(tmp_path / "none")], "none"),
     ):
         assert main(wrong) == 2
+        assert says in capsys.readouterr().err
+
+
+def table(folder):
+    """The features of each file."""
+    with (folder / IMAGES_FILE).open(newline="") as stream:
+        files = [row["file"] for row in csv.DictReader(stream)]
+    return dict(zip(files, np.load(folder / FEATURES_FILE), strict=True))
+
+
+def test_words_are_those_of_predict(small_units, source, tmp_path, capsys, monkeypatch):
+    """Files, patterns, folders and archives: the files, in the order, that predict answers; and by shards the same."""
+    trained().save(tmp_path / "run")
+    photos, verb = tmp_path / "photos", ["features", "--model", str(tmp_path / "run"), "--precision", "float32"]
+    with zipfile.ZipFile(tmp_path / "more.zip", "w") as archive:
+        for file in sorted((photos / "7").iterdir()):
+            archive.write(file, f"more/{file.name}")
+    first = min((photos / "3").iterdir())
+    nowhere = photos / "nowhere.png"
+    words = [str(photos / "7" / "*.png"), str(first), str(photos / "3"), str(tmp_path / "more.zip"), str(nowhere)]
+    assert main([*verb, *words, "--out", str(tmp_path / "all")]) == 0
+    asked = ["predict", str(tmp_path / "run"), *words, "--format", "jsonl", "--out", str(tmp_path / "all.jsonl")]
+    assert main(asked) == 0
+    answers = [json.loads(line) for line in (tmp_path / "all.jsonl").read_text().splitlines()]
+    with (tmp_path / "all" / IMAGES_FILE).open(newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    assert [row["file"] for row in rows] == [answer["file"] for answer in answers]
+    assert [row["error"] or None for row in rows] == [answer["error"] for answer in answers]
+    assert rows[-1]["file"] == str(nowhere)
+    assert sum(bool(row["error"]) for row in rows) == 2
+    for number in (1, 2, 3):
+        assert main([*verb, *words, "--out", str(tmp_path / "parts"), "--shard", f"{number}/3"]) == 0
+    assert main(["features", "--merge", str(tmp_path / "parts")]) == 0
+    assert contents(tmp_path / "parts") == contents(tmp_path / "all")
+    write_features(trained(), source, tmp_path / "folder", precision=torch.float32)
+    whole = table(tmp_path / "folder")
+    for file, found in table(tmp_path / "all").items():
+        name = file.replace(f"{tmp_path / 'more.zip'}/more", "7").replace(f"{photos}/", "")
+        if name in whole:
+            np.testing.assert_allclose(found, whole[name], rtol=1e-4, atol=1e-4)
+    listed = io.TextIOWrapper(io.BytesIO("\n".join(row["file"] for row in rows[:50]).encode()))
+    monkeypatch.setattr(sys, "stdin", listed)
+    assert main([*verb, "-", "--out", str(tmp_path / "stdin")]) == 0
+    assert [*table(tmp_path / "stdin")] == [row["file"] for row in rows[:50]]
+    capsys.readouterr()
+    for wrong, says in (
+        ([str(photos / "*.gif")], "No image was found at"),
+        ([str(nowhere)], "could be read, the first is"),
+        (["--wrong"], "--wrong"),
+    ):
+        assert main([*verb, *wrong, "--out", str(tmp_path / "wrong")]) == 2
         assert says in capsys.readouterr().err
 
 

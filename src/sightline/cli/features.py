@@ -1,12 +1,12 @@
 """The verb features: what a network sees in every image, as an array in a file."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from ..errors import BundleError, ChoiceError
 from .output import DEFAULTS, Options, Switch, emit
-from .predict import parse_shard
+from .predict import IMAGE_WORD, list_named_images, parse_shard
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -19,9 +19,7 @@ EMBEDDED = "embedded"
 
 
 def features(
-    source: str | None = None,
-    /,
-    *,
+    *images: Annotated[str, IMAGE_WORD],
     out: Path | None = None,
     model: str = EMBEDDED,
     shard: str | None = None,
@@ -30,14 +28,14 @@ def features(
     accept_licence: Switch = False,
     options: Options = DEFAULTS,
 ) -> None:
-    """Embed the images of a source into a folder: features.npy, and images.csv with the file of each row.
+    """Embed images into a folder: features.npy, and images.csv with the file of each row.
 
     What is there already is kept, and what was killed goes on where it stopped.
 
     Parameters
     ----------
-    source: str
-        A folder, an archive, a pattern of tars, an address or a name, with labels or without.
+    images: str
+        Files, folders, archives, addresses, globs, or - for stdin, as of predict; or the name of a dataset.
     out: Path
         Folder of the features, or of their shards.
     model: str
@@ -56,20 +54,31 @@ def features(
     from ..features import merge_features
 
     if merge is not None:
-        if source is not None or out is not None or shard is not None:
+        if images or out is not None or shard is not None:
             raise ChoiceError("--merge needs only its folder: leave out the images, --out and --shard.")
         facts, place = merge_features(merge), merge
-    elif source is None or out is None:
+    elif not images or out is None:
         raise ChoiceError("Name the images and a folder for their features: sightline features DATA --out FOLDER")
     else:
         part = (1, 1) if shard is None else parse_shard(shard)
-        facts = embed_source(source, out, model, part, precision, options.device, accept_licence=accept_licence)
+        facts = embed_images(images, out, model, part, precision, options.device, accept_licence=accept_licence)
         place = out if part[1] == 1 else out / f"{part[0]}-of-{part[1]}"
     emit({"out": str(place), **facts}, options.json, print_features)
 
 
-def embed_source(
-    word: str,
+def open_images(words: Sequence[str]) -> "Source":
+    """The images that words name: those of one place under their names in it, others as predict names them."""
+    from ..data import source_from_inputs
+    from ..sources import find_unlabelled, names_images
+
+    word, *others = words
+    if not others and word != "-" and not names_images(word):
+        return find_unlabelled(word)
+    return source_from_inputs(" ".join(words), list_named_images(words))
+
+
+def embed_images(
+    words: Sequence[str],
     out: Path,
     model: str,
     shard: tuple[int, int],
@@ -78,13 +87,12 @@ def embed_source(
     *,
     accept_licence: bool,
 ) -> dict[str, Any]:
-    """Embed the images that a word names; raises BundleError for a classifier without features."""
+    """Embed the images that words name; raises BundleError for a classifier without features."""
     import torch
 
     from ..features import write_features
-    from ..sources import find_unlabelled
 
-    source = find_unlabelled(word)
+    source = open_images(words)
     classifier = open_model(model, source, device, accept_licence=accept_licence)
     dtype = None if precision == "auto" else {"float32": torch.float32, "bfloat16": torch.bfloat16}[precision]
     try:

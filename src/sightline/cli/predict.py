@@ -23,7 +23,8 @@ PredictionFormat = Literal["text", "jsonl", "csv", "json"]
 _MANY_IMAGES = 256
 """Images from which a progress bar is shown: to load it takes as long as to answer a few of them."""
 
-_IMAGE_WORD = Parameter(allow_leading_hyphen=True)  # so that - is stdin
+IMAGE_WORD = Parameter(allow_leading_hyphen=True)
+"""A word that may be - for stdin."""
 
 
 @runtime_checkable
@@ -36,9 +37,9 @@ class TextStream(Protocol):
 
 
 def predict(
-    run: Annotated[Path | None, _IMAGE_WORD] = None,
+    run: Annotated[Path | None, IMAGE_WORD] = None,
     /,
-    *images: Annotated[str, _IMAGE_WORD],
+    *images: Annotated[str, IMAGE_WORD],
     top: int = 3,
     format: PredictionFormat = "text",
     out: Path | None = None,
@@ -97,7 +98,7 @@ def predict(
         sys.stderr.write(f"'{out}' is there already: shard {shard} is done. Delete the file to answer it again.\n")
         return
     words = (*([] if url is None or run is None else [str(run)]), *images) or ("-",)
-    listed = [image for word in words for image in _find_images(word)]
+    listed = list_named_images(words)
     found = listed if part is None else take_shard(listed, *part)
     predictions: Iterable[Prediction]
     if url is not None:
@@ -203,6 +204,11 @@ def _predict_locally(
     sets = load_sets(classifier.answers, every, alpha, per_class=per_class)
     predictions = classifier.iter_predictions(images, top=every)
     return add_sets(predictions, sets, classifier.classes, top), columns
+
+
+def list_named_images(words: Iterable[str]) -> "list[ImageInput]":
+    """The images that words name, one word after the other; raises DataError for a word that names none."""
+    return [image for word in words for image in _find_images(word)]
 
 
 def _find_images(word: str) -> "list[ImageInput]":

@@ -26,7 +26,7 @@ from .dataset import (
     survey,
 )
 from .decode import IMAGE_FORMATS, MAX_IMAGE_PIXELS, ImageHeader, decode, decode_with_header, read_header
-from .inputs import ImageInput, list_inputs, name_input, read_input
+from .inputs import ImageInput, list_inputs, name_input, read_input, source_from_inputs
 from .label_audit import audit_class_names
 from .row_work import time_decoding
 from .rows import hash_file
@@ -91,6 +91,7 @@ __all__ = [
     "read_input",
     "read_jpeg_header",
     "relabel",
+    "source_from_inputs",
     "split",
     "stratified_subset",
     "strip_labels",

@@ -1,6 +1,8 @@
 """Images as callers give them: paths, files, arrays and Pillow's images become the bytes of an image file."""
 
-from collections.abc import Iterable, Mapping
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from io import BytesIO
 from os import PathLike
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -9,7 +11,7 @@ import numpy as np
 from numpy import ndarray
 
 from ..errors import DataError, ImageError
-from ..sources import read_image_file
+from ..sources import Source, make_printable, read_image_file
 from . import codecs
 
 if TYPE_CHECKING:
@@ -81,6 +83,34 @@ def read_input(image: ImageInput, *, compress_level: int = 0) -> bytes:
         return _encode_image(image, compress_level)
     except Exception as error:  # Pillow reads a file only now, and raises nearly anything on a damaged one
         raise ImageError(codecs.DAMAGED_IMAGE) from error
+
+
+@dataclass(frozen=True, eq=False)
+class InputReader:
+    """Reads images as callers give them."""
+
+    images: Sequence[ImageInput]
+
+    def read(self, key: int) -> bytes:
+        """The bytes of image ``key``; raises ImageError."""
+        return read_input(self.images[key])
+
+
+def source_from_inputs(name: str, images: Sequence[ImageInput]) -> Source:
+    """These images in their order, without labels; they are known by their names, which may change below them."""
+    files, notes = make_printable([name_input(image) for image in images])
+    digest = hashlib.blake2b("\0".join(files).encode(), digest_size=16)
+    rows = np.arange(len(images))
+    return Source(
+        name=name,
+        reader=InputReader(images),
+        keys=rows,
+        files=files,
+        labels=np.full(len(images), -1),
+        classes=(),
+        fingerprint=digest.hexdigest(),
+        notes=notes,
+    )
 
 
 def _check_array(array: ndarray) -> ndarray:

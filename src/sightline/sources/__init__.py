@@ -41,6 +41,7 @@ from .layout import (
     LabelRule,
     Layout,
     MemberFile,
+    is_pattern,
     list_images,
     list_member_files,
     parse_split,
@@ -72,6 +73,7 @@ from .source import (
     limit_source,
     limit_training,
     list_folder,
+    make_printable,
     normalise_names,
     read_image_file,
     stratified_subset,
@@ -185,6 +187,13 @@ def _list_members(word: str, kind: str) -> Listing | None:
     listing = LISTERS[kind](Path(word))
     shards = [Path(word, name) for name in select_shards(listing.names)] if kind == "folder" else []
     return list_shards(shards) if shards else listing
+
+
+def names_images(word: str) -> bool:
+    """Whether a word is an image file or a pattern of files, rather than a place that holds images."""
+    if select_images([Path(word).name])[0]:
+        return not Path(word).is_dir()
+    return is_pattern(word) and not (is_address(word) or Path(word).exists() or match_shards(word))
 
 
 def find_images(word: str) -> list[str | MemberFile]:
