@@ -5,7 +5,7 @@ import pytest
 
 from helpers.journal_records import make_record, picture
 from sightline.errors import JournalError
-from sightline.journal import Journal, Projection, Reference, SketchInputs, make_sketches, spool
+from sightline.journal import Journal, Projection, Reference, SketchInputs, make_sketches, sketching, spool
 from sightline.journal.database import Database
 from sightline.journal.records import DatabaseUnavailable
 from sightline.journal.spool import Spool, decode_line
@@ -62,7 +62,9 @@ def check(found, wanted):
             assert np.allclose(got[name], sketch[name], rtol=2e-3, atol=1e-3), name
 
 
-def test_the_writer_makes_the_sketches_of_all_releases(journal):
+@pytest.mark.parametrize("together", [1, 7, 1000])
+def test_the_writer_makes_the_sketches_of_all_releases(journal, monkeypatch, together):
+    monkeypatch.setattr(sketching, "_BATCH_BYTES", together * 12 * 10 * 3)
     records, wanted = make_answers(75)
     journal.record(records)
     journal.flush()

@@ -14,7 +14,8 @@ from helpers.malformed_images import corpus, gif, picture, png, saved, whole, wi
 from helpers.service_process import classifier, listening, site_of_two
 from sightline.data.decode import read_header
 from sightline.errors import ImageError
-from sightline.serving.engine import LARGE_IMAGE_BYTES, check_image
+from sightline.serving.engine import LARGE_IMAGE_BYTES
+from sightline.serving.image_checks import check_image
 from sightline.serving.requests import RequestError, RequestLimits
 
 BOUND_MB = 900
@@ -258,7 +259,7 @@ def test_a_false_header_does_not_pass_the_pixel_limit(name):
 )
 def test_images_are_large_by_what_decoding_takes(side, mode, kind, large):
     image = Image.new(mode, (side, side)) if mode in ("F", "I;16") else picture(side, side).convert(mode)
-    assert (check_image(saved(image, kind), RequestLimits()) > LARGE_IMAGE_BYTES) == large
+    assert (check_image(saved(image, kind), RequestLimits()).decode_bytes > LARGE_IMAGE_BYTES) == large
 
 
 @pytest.mark.parametrize(
@@ -268,7 +269,7 @@ def test_images_are_large_by_what_decoding_takes(side, mode, kind, large):
 def test_what_decoding_takes_is_bounded_too(side, depth, colour, allowed):
     data, limits = png(side, side, depth=depth, colour=colour), RequestLimits()
     if allowed:
-        assert check_image(data, limits) <= limits.max_decode_bytes
+        assert check_image(data, limits).decode_bytes <= limits.max_decode_bytes
     else:
         with pytest.raises(RequestError, match=r"decoding the image takes 324 MB, more than the 250 MB"):
             check_image(data, limits)

@@ -13,7 +13,14 @@ from .audit import (
     format_remarks,
     write_clean_manifest,
 )
-from .codecs import DAMAGED_IMAGE, EXIF_ORIENTATION_TAG, PILLOW_LOCK, read_jpeg_header, valid_orientation
+from .codecs import (
+    DAMAGED_IMAGE,
+    EXIF_ORIENTATION_TAG,
+    PILLOW_LOCK,
+    JpegHeader,
+    read_jpeg_header,
+    valid_orientation,
+)
 from .dataset import (
     FACT_COLUMNS,
     MAX_UNREADABLE_SHARE,
@@ -60,6 +67,7 @@ __all__ = [
     "Fold",
     "ImageHeader",
     "ImageInput",
+    "JpegHeader",
     "LengthRange",
     "LivePixels",
     "Shuffle",

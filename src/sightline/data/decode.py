@@ -34,6 +34,7 @@ IMAGE_FORMATS = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP", "PPM")
 """Formats that every Pillow reads; AVIF is added where this one does, see ``readable_formats``."""
 MAX_IMAGE_PIXELS = 100_000_000
 """Pixels that a header may announce; SIGHTLINE_MAX_MEGAPIXELS raises it for files that are trusted."""
+_LEAST_MAX_PIXELS = 1_000_000  # of SIGHTLINE_MAX_MEGAPIXELS: up to it the environment need not be read
 MAX_SCALED_PIXELS = 400_000_000
 """Pixels of a JPEG that is decoded at a reduced scale, in one scan: phones of 200 megapixels, panoramas."""
 _MAX_JPEG_PIXELS_PER_BYTE = 256
@@ -85,18 +86,23 @@ def decode(data: bytes, geometry: Geometry, *, without_torch: bool = False) -> U
     return resize_to_geometry(pixels, geometry, extent, without_torch=without_torch)
 
 
-def decode_with_header(data: bytes, geometry: Geometry) -> tuple[UInt8[ndarray, "H W C"], ImageHeader]:
-    """The picture at the working size, and its header. Raises ImageError."""
-    pixels, extent, header = _read_pixels(data, geometry)
+def decode_with_header(
+    data: bytes, geometry: Geometry, jpeg: codecs.JpegHeader | None = None
+) -> tuple[UInt8[ndarray, "H W C"], ImageHeader]:
+    """The picture at the working size, and its header; ``jpeg`` is what is known of a JPEG's. Raises ImageError."""
+    pixels, extent, header = _read_pixels(data, geometry, jpeg)
     return resize_to_geometry(pixels, geometry, extent), header
 
 
-def _read_pixels(data: bytes, geometry: Geometry) -> tuple[ndarray, tuple[float, float] | None, ImageHeader]:
-    """The upright picture before it is resampled, the height and width it fills of these pixels, and its header."""
+_Decoded = tuple[ndarray, tuple[float, float] | None, ImageHeader]
+"""The upright picture before it is resampled, the height and width it fills of these pixels, and its header."""
+
+
+def _read_pixels(data: bytes, geometry: Geometry, jpeg: codecs.JpegHeader | None = None) -> _Decoded:
     _check_size(data)
     quick = None
     if data[:3] == b"\xff\xd8\xff":
-        quick = _decode_jpeg(data, geometry)
+        quick = _decode_jpeg(data, geometry, jpeg)
     elif (pixels := codecs.decode_png(data, _max_pixels())) is not None and pixels.shape[2] <= geometry.channels:
         quick = pixels, None, ImageHeader(pixels.shape[1], pixels.shape[0], pixels.shape[2], "PNG", False)
     return quick or _decode_with_pillow(data, geometry)
@@ -172,12 +178,13 @@ def _check_size(data: bytes) -> None:
 # JPEG by simplejpeg, plain PNG by hand
 
 
-def _checked_jpeg_header(data: bytes) -> codecs.JpegHeader | None:
-    head = codecs.read_jpeg_header(data)
-    if head and head.width * head.height > (limit := _max_pixels()):
+def _checked_jpeg_header(data: bytes, head: codecs.JpegHeader | None = None) -> codecs.JpegHeader | None:
+    head = head or codecs.read_jpeg_header(data)
+    pixels = head.width * head.height if head else 0
+    if head and pixels > _LEAST_MAX_PIXELS and pixels > (limit := _max_pixels()):
         # In several scans a decoder holds the coefficients of the whole picture.
         single = not codecs.parse_jpeg_segments(data).keys().isdisjoint((0xC0, 0xC1))
-        if single and head.width * head.height <= _MAX_JPEG_PIXELS_PER_BYTE * len(data):
+        if single and pixels <= _MAX_JPEG_PIXELS_PER_BYTE * len(data):
             limit = max(limit, MAX_SCALED_PIXELS)
         _check_pixels(head.width, head.height, limit)
     return head
@@ -188,15 +195,16 @@ def _header_from_jpeg(head: codecs.JpegHeader) -> ImageHeader:
     return ImageHeader(width, height, 1 if head.grey else 3, "JPEG", head.orientation > 1)
 
 
-def _decode_jpeg(data: bytes, geometry: Geometry) -> tuple[ndarray, tuple[float, float], ImageHeader] | None:
+def _decode_jpeg(data: bytes, geometry: Geometry, head: codecs.JpegHeader | None) -> _Decoded | None:
     """As ``_read_pixels``; None where Pillow should read the file instead (CMYK, oddities)."""
-    head = _checked_jpeg_header(data)
+    head = _checked_jpeg_header(data, head)
     if head is None:
         return None
     orientation = head.orientation if geometry.exif else 1
     across = orientation > 4
     tall, wide = _swap(least_decoded_shape(*_swap((head.height, head.width), across), geometry), across)
-    if codecs.jpeg_scale(head, tall, wide) == 8:  # nothing is saved
+    large = head.width * head.height > _LEAST_MAX_PIXELS
+    if large and codecs.jpeg_scale(head, tall, wide) == 8:  # nothing is saved
         _check_pixels(head.width, head.height, _max_pixels())
     found = codecs.decode_jpeg(data, head, geometry.channels, tall, wide)
     if found is None:
@@ -296,17 +304,10 @@ def _header_from_pillow(image: "Image.Image", orientation: int, data: bytes) -> 
     else:
         depth = {"I": 16, "F": 32}.get(image.mode, 8)
     return ImageHeader(
-        width,
-        height,
-        1 if grey else 3,
-        image.format or "",
-        orientation > 1,
-        _has_second_frame(image.format or "", data),
-        transparent,
-        image.mode == "CMYK",
-        depth,
+        width, height, 1 if grey else 3, image.format or "", orientation > 1,
+        _has_second_frame(image.format or "", data), transparent, image.mode == "CMYK", depth,
         floating=image.mode == "F",
-    )
+    )  # fmt: skip
 
 
 def _has_second_frame(kind: str, data: bytes) -> bool:
@@ -324,9 +325,7 @@ def _has_second_frame(kind: str, data: bytes) -> bool:
     return True
 
 
-def _decode_with_pillow(
-    data: bytes, geometry: Geometry
-) -> tuple[ndarray, tuple[float, float] | None, ImageHeader]:
+def _decode_with_pillow(data: bytes, geometry: Geometry) -> _Decoded:
     image, orientation = _open_with_pillow(data)
     header = _header_from_pillow(image, orientation, data)
     if not geometry.exif and image.format != "TIFF":  # Pillow turns a TIFF upright while loading it

@@ -10,8 +10,8 @@ from numpy import ndarray
 from .reference import Reference
 from .sketches import make_sketches
 
-_BATCH_ANSWERS = 32
-"""Answers sketched at once: of photos, more would take memory and no less time."""
+_BATCH_BYTES, _MAX_BATCH_ANSWERS = 5_000_000, 256
+"""Pixels, in bytes, and answers that are sketched at once: more would take memory and no less time."""
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -37,8 +37,9 @@ def sketch_answers(inputs: Sequence[SketchInputs]) -> list[bytes | None]:
     found: list[bytes | None] = [None] * len(inputs)
     for reference in {id(one.reference): one.reference for one in inputs}.values():
         places = [i for i, one in enumerate(inputs) if one.reference is reference]
-        for start in range(0, len(places), _BATCH_ANSWERS):
-            here = places[start : start + _BATCH_ANSWERS]
+        count = max(1, min(_MAX_BATCH_ANSWERS, _BATCH_BYTES // inputs[places[0]].pixels.nbytes))
+        for start in range(0, len(places), count):
+            here = places[start : start + count]
             some = [inputs[i] for i in here]
             held = [one.features for one in some if one.features is not None]
             features = np.stack(held) if len(held) == len(some) else None

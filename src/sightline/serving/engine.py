@@ -5,7 +5,6 @@ measures which batch size is fastest. Whether one thread or all answer a single 
 continuously, since a release may be opened while others keep the cores busy.
 """
 
-import struct
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -20,10 +19,11 @@ from jaxtyping import Float, UInt8
 from numpy import ndarray
 
 from .. import runtime
-from ..data import IMAGE_FORMATS, ImageHeader, decode_with_header, read_header, read_jpeg_header
+from ..data import ImageHeader, decode_with_header
 from ..errors import ImageError
 from ..journal import Reference, SketchInputs
 from ..types import Geometry
+from .image_checks import JPEG_SCAN, check_image, measure_image
 from .requests import PredictRequest, RankedPrediction, RequestError, RequestLimits, sniff_type
 
 if TYPE_CHECKING:
@@ -33,12 +33,6 @@ if TYPE_CHECKING:
 LARGE_IMAGE_BYTES = 16_000_000
 """Bytes of decoding, 4 megapixels of a photo, above which images are decoded one at a time: memory then does not
 grow with the number of threads."""
-
-JPEG_SCAN = b"\xff\xda"
-"""The marker before a pass over the picture in a JPEG; compressed data cannot contain it."""
-
-MAX_JPEG_SCANS = 100
-"""Passes over the picture in one JPEG, each as short as ten bytes; a progressive JPEG has about ten."""
 
 PARALLEL_DECODE_BYTES = 200_000
 """Bytes of images above which several threads decode them."""
@@ -275,16 +269,16 @@ class Engine:
         kind = sniff_type(data)
         if len(data) > MAX_QUICK_BYTES or kind not in ("image/jpeg", "image/png"):
             return False
-        _, allocated = measure_image(data, kind)
-        return 0 < allocated * max(1, data.count(JPEG_SCAN)) <= MAX_QUICK_BYTES
+        return 0 < measure_image(data, kind).decode_bytes * max(1, data.count(JPEG_SCAN)) <= MAX_QUICK_BYTES
 
     def decode_image(
         self, data: bytes, limits: RequestLimits
     ) -> tuple[UInt8[ndarray, "H W C"], ImageHeader] | RequestError:
         """Return the pixels of an image at the working size and its header, or the reason why there are none."""
         try:
-            with _LARGE_IMAGE_LOCK if check_image(data, limits) > LARGE_IMAGE_BYTES else nullcontext():
-                return decode_with_header(data, self.geometry)
+            found = check_image(data, limits)
+            with _LARGE_IMAGE_LOCK if found.decode_bytes > LARGE_IMAGE_BYTES else nullcontext():
+                return decode_with_header(data, self.geometry, found.jpeg)
         except RequestError as error:
             return error
         except ImageError as error:
@@ -349,52 +343,3 @@ def open_engine(
         reference=reference,
         facts={**(facts or {}), **own_facts},
     )
-
-
-def check_image(data: bytes, limits: RequestLimits) -> int:
-    """Return the bytes that decoding an image takes, if it may be decoded; 0 if its header cannot be read.
-
-    Raise RequestError: 400 for no bytes, 415 for no image, 413 for too many pixels.
-    """
-    if not data:
-        raise RequestError(400, "the image is empty (zero bytes)")
-    kind = sniff_type(data)
-    if kind is None:
-        if data[4:8] == b"ftyp":
-            raise RequestError(
-                415, "the content is HEIC, AVIF or a video, which the service does not read: send JPEG or PNG"
-            )
-        raise RequestError(415, f"the content is not an image ({', '.join(IMAGE_FORMATS)} are read)")
-    if kind == "image/jpeg" and (scans := data.count(JPEG_SCAN)) > MAX_JPEG_SCANS:
-        raise RequestError(413, f"the JPEG has {scans} scans, more than the {MAX_JPEG_SCANS} that are allowed")
-    count, allocated = measure_image(data, kind)
-    if count > limits.pixels:
-        raise RequestError(
-            413, f"the image has {count:,} pixels, more than the {limits.pixels:,} that are allowed"
-        )
-    if allocated > limits.max_decode_bytes:
-        raise RequestError(
-            413,
-            f"decoding the image takes {allocated // 1_000_000} MB, more than the "
-            f"{limits.max_decode_bytes // 1_000_000} MB that are allowed: send it smaller, or as JPEG",
-        )
-    return allocated
-
-
-def measure_image(data: bytes, kind: str) -> tuple[int, int]:
-    """Return the pixels of an image, as the decoder will find them, and the bytes that decoding it takes at most.
-
-    Both are from the header, and 0 if it cannot be read. The bytes per pixel were measured, for large images.
-    """
-    if kind == "image/jpeg" and (header := read_jpeg_header(data)):
-        return header.width * header.height, header.width * header.height * (6 if b"\xff\xc2" in data else 4)
-    if kind == "image/png" and data.count(b"IHDR") == 1 and len(data) >= 26:  # with two, the last one counts
-        width, height, depth, colour = struct.unpack_from(">IIBB", data, 16)
-        plain_grey = colour == 0 and depth <= 8 and b"tRNS" not in data
-        return width * height, width * height * (4 if plain_grey else 9)
-    try:
-        found = read_header(data)
-    except ImageError:
-        return 0, 0  # decoding reports the reason
-    pixels = found.width * found.height
-    return pixels, pixels * (17 if kind == "image/webp" else 13 if found.depth > 16 else 9)

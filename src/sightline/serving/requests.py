@@ -29,7 +29,6 @@ MAX_BOUNDARY_LENGTH = 200
 REQUEST_FIELDS = ("image", "images", "subject", "top", "heat")
 """Fields of a JSON body."""
 
-
 IMAGE_SIGNATURES = {
     b"\xff\xd8\xff": "image/jpeg",
     b"\x89PNG\r\n\x1a\n": "image/png",
@@ -367,10 +366,12 @@ def read_multipart(body: bytes, boundary: bytes, *, max_parts: int) -> list[Mult
 
 # Answers
 
+_COMPACT_JSON = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
+
 
 def dump_json(value: Any) -> bytes:
     """Encode a value as compact JSON."""
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()
+    return _COMPACT_JSON.encode(value).encode()
 
 
 def prediction_json(id: str, prediction: RankedPrediction) -> dict[str, Any]:
