@@ -294,6 +294,16 @@ def test_helpers_are_started_where_they_pay(monkeypatch, seconds, together, core
     assert row_work._estimate(decoder, 1000, 1000 / seconds, 1000 * together / seconds)[1] == expected
 
 
+def test_threads_are_tried_only_where_an_image_takes_long(tmp_path, monkeypatch):
+    source, tried = find(pack(tmp_path, "zip")), []
+    monkeypatch.setattr(runtime, "cpu_count", lambda: 2)
+    monkeypatch.setattr(row_work, "_run_threaded", lambda *_: tried.append(0) or 0.0)
+    for seconds, trials in ((10.0, 0), (1e-9, 1)):
+        monkeypatch.setattr(row_work, "_QUICK_IMAGE_SECONDS", seconds)
+        load_dataset(source, GEOMETRY, cache=tmp_path / f"{seconds}")
+        assert len(tried) == trials
+
+
 SCRIPT = """
 import sys, time
 from pathlib import Path

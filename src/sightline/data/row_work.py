@@ -36,6 +36,8 @@ _CHUNK, _CHUNK_BYTES = 64, 1_000_000
 _MAX_HELPER_CHUNKS = 8
 """Chunks that a helper is given at a time, at most: the system writes 1,024 images at once."""
 _TRIAL_SECONDS = 0.1
+_QUICK_IMAGE_SECONDS = 0.0001
+"""An image that takes less is read and checked mostly in Python: threads are not tried."""
 _SLOW_IMAGE_SECONDS = 0.01
 """An image that takes longer is timed in one thread only: a few in each thread would take seconds."""
 _HELPER_COST, _HELPER_COST_WITH_TORCH = (0.4, 100_000_000), (2.0, 400_000_000)
@@ -68,7 +70,9 @@ def process_rows(decoder: RowDecoder, what: str, kept_in: Path | None = None) ->
             _run_serially(work, chunks, advance)
             return
         alone = _run_serially(work, chunks, advance, _TRIAL_SECONDS)
-        together = _run_threaded(work, chunks, advance, threads, _TRIAL_SECONDS)
+        together = 0.0
+        if alone < 1 / _QUICK_IMAGE_SECONDS:
+            together = _run_threaded(work, chunks, advance, threads, _TRIAL_SECONDS)
         helpers = _estimate(decoder, left, alone, together)[1]
         letter = _pack(decoder) if helpers else []
         if letter and (helpers := min(helpers, _affordable_helpers(decoder, sum(map(len, letter))))):
