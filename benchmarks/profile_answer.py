@@ -4,8 +4,9 @@
 
 ResNet-20 at 32 pixels, in the service as ``sightline serve SITE`` opens it. Parts are timed alone in one process,
 one call after another; whole answers are timed by ``load.py`` over 1, 8 and 32 connections. What the parts of a raw
-or JSON answer leave of its median over one connection is HTTP, the event loop, two changes of thread and the client
-(``rest``). The journal's work behind an answer (sketch and database) is not part of it, but takes the same cores.
+or JSON answer leave of its median over one connection is HTTP, the event loop and the client (``rest``); several
+connections add two changes of thread. The journal's work behind an answer (sketch and database) is not part of
+it, but takes the same cores.
 """
 
 import argparse

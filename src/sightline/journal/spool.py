@@ -118,9 +118,10 @@ class WaitingSketches:
                 else:
                     self._inputs[one.id] = one.sketch_inputs
                     self._bytes += one.sketch_inputs.nbytes
-        made = sketch_answers([inputs for i in beyond if (inputs := records[i].sketch_inputs) is not None])
-        for i, sketch in zip(beyond, made, strict=True):
-            found[i] = replace(records[i], sketch=sketch)
+        if beyond:
+            made = sketch_answers([inputs for i in beyond if (inputs := records[i].sketch_inputs) is not None])
+            for i, sketch in zip(beyond, made, strict=True):
+                found[i] = replace(records[i], sketch=sketch)
         return found
 
     def make(self, ids: Collection[str]) -> dict[str, bytes]:
