@@ -48,9 +48,10 @@ def main() -> None:
     parser.add_argument("--cases", nargs="+", default=["mnist"], choices=list(REDUCED))
     parser.add_argument("--full", nargs="+", default=[], choices=list(FULL), help="cases on all training images")
     parser.add_argument("--fresh", action="store_true", help="forget what an earlier start measured")
+    parser.add_argument("--out", type=Path, help="file for the figures instead of results/precision.json")
     asked = parser.parse_args()
     book = Notebook(asked.work / "precision.jsonl", fresh=asked.fresh)
-    record("precision", {case: compare(case, asked, book) for case in asked.cases})
+    record("precision", {case: compare(case, asked, book) for case in asked.cases}, asked.out)
 
 
 def compare(case: str, asked: argparse.Namespace, book: Notebook) -> dict[str, Any]:
