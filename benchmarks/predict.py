@@ -5,10 +5,11 @@
 10,000 CIFAR-10 JPEGs with ResNet-20 (a third party's weights) and 200 photos at 224 with ResNet-18 (random weights,
 which take as long, and a last layer that ``train --method probe`` fits to other photos, so that both classes are
 answered: the record counts them). ``sightline predict`` answers with the run, in torch, and with the exported file.
-All sides compute in float32, on all cores, and take turns; seconds from the start of the process to its end, medians of
-the rounds. A script is measured with the better of two batch sizes, by its first round. The share of labels that are
-the torch script's and the largest difference of a confidence are recorded. On photos a run may differ: it resamples by
-torch, an exported file and the scripts by Pillow, and large JPEGs are decoded at a reduced scale.
+All sides compute on all cores, in float32, the run in bfloat16 where ``predict`` chooses it, and take turns; seconds
+from the start of the process to its end, medians of the rounds. A script is measured with the better of two batch
+sizes, by its first round. The share of labels that are the torch script's and the largest difference of a confidence
+are recorded. On photos a run may differ: it resamples by torch, an exported file and the scripts by Pillow, and large
+JPEGs are decoded at a reduced scale.
 """
 
 import argparse

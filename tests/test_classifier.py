@@ -150,11 +150,12 @@ def test_predict_returns_the_error_of_an_unreadable_file(tmp_path):
 def test_predict_gives_the_same_answers_singly_and_in_batches():
     images = list(np.random.default_rng(1).integers(0, 256, (130, 28, 28, 1), np.uint8))
     classifier = make()
-    together = classifier.predict(images)
-    assert len(together) == 130
-    for alone, among in zip((classifier.predict(i)[0] for i in images[::40]), together[::40], strict=True):
-        assert alone.label == among.label
-        assert alone.confidence == pytest.approx(among.confidence, abs=1e-5)
+    alone = [classifier.predict(image)[0] for image in images]
+    for precision, tolerance in (("float32", 1e-5), ("auto", 0.1)):
+        together = classifier.predict(images, precision=precision)
+        assert [one.label for one in together] == [one.label for one in alone]
+        for one, among in zip(alone, together, strict=True):
+            assert among.confidence == pytest.approx(one.confidence, abs=tolerance)
 
 
 def test_saving_twice_replaces_and_leaves_no_temporary_files(tmp_path):

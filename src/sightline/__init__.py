@@ -9,6 +9,7 @@ preprocessing : images become what a network expects
 augmentation : one image becomes many
 layers : what networks are made of
 models : from pixels to logits, and every change a network can survive
+mixed_precision : answers in bfloat16 where that pays, close calls in float32
 classifier : the waist, preprocessing + network + class names + calibration
 inference : a classifier run over a dataset, logits, probabilities, features
 features : what a backbone sees in every image, computed once and kept

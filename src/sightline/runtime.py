@@ -283,6 +283,20 @@ def has_vnni() -> bool | None:
     return "vnni" in cpuinfo.read_text()
 
 
+def has_bfloat16(device: str = "cpu") -> bool:
+    """Whether a device of this kind multiplies bfloat16 itself, instead of emulating it in many steps."""
+    import torch
+
+    if device == "cuda":
+        return torch.cuda.is_bf16_supported()
+    if device != "cpu" or not torch.backends.mkldnn.is_available():
+        return False
+    able = torch.cpu.get_capabilities()
+    if able.get("architecture") != "x86_64":  # oneDNN emulates it on older x86 processors, and only there
+        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    return bool(able.get("avx512_bf16") or able.get("amx_bf16"))
+
+
 def processor_name() -> str:
     """The processor's name."""
     cpuinfo = Path("/proc/cpuinfo")

@@ -20,6 +20,7 @@ from helpers.tiny_classifiers import DISTINCT_WORDS
 from sightline.classifier import Classifier
 from sightline.cli import main
 from sightline.errors import DataError, Interrupted, OutputError, RecipeError, TrainingError
+from sightline.inference import predict_logits, validate
 from sightline.training import fit_temperature, optimise, prepare, refine, reopen, resolve, resume, run, train
 from sightline.training.build import build_classifier, build_method
 from sightline.training.fit import TrainingState
@@ -190,10 +191,20 @@ def test_the_moving_average_is_its_formula(prepared):
         torch.testing.assert_close(tensor.double(), expected[name], rtol=1e-5, atol=1e-6)
 
 
-def test_bfloat16_trains_too(tmp_path):
+def test_bfloat16_trains_and_validates_in_it_and_is_calibrated_in_float32(tmp_path):
     made = train("digits", TINY.replace(precision="bfloat16", epochs=2), out=tmp_path / "r")
     assert all(p.dtype == torch.float32 for p in made.classifier.parameters())
     assert made.facts["val_accuracy"] > 0.3
+    with (made.folder / "history.csv").open() as stream:
+        best = list(csv.DictReader(stream))[made.facts["best_epoch"] - 1]
+    exact = validate(made.classifier, made.splits.val)
+    with torch.autocast("cpu", torch.bfloat16):
+        rounded = validate(made.classifier, made.splits.val)
+    assert (float(best["val_loss"]), float(best["val_accuracy"])) == pytest.approx(rounded, rel=1e-5)
+    assert exact != pytest.approx(rounded, rel=1e-5)
+    assert exact == pytest.approx(rounded, rel=0.02)
+    temperature = fit_temperature(*predict_logits(made.classifier, made.splits.val))
+    assert made.classifier.temperature == pytest.approx(temperature, rel=1e-4)
 
 
 def test_a_run_holds_what_the_design_says(tmp_path):

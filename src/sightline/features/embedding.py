@@ -111,15 +111,7 @@ def embedding_precision(classifier: Classifier) -> torch.dtype:
 
     It depends on the machine alone, not on a measurement, so that features repeat.
     """
-    if classifier.device.type == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
-    if classifier.device.type != "cpu" or not torch.backends.mkldnn.is_available():
-        return torch.float32
-    able = torch.cpu.get_capabilities()
-    native = able.get("avx512_bf16") or able.get("amx_bf16")
-    if able.get("architecture") != "x86_64":  # oneDNN emulates it on older x86 processors, and only there
-        native = torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    return torch.bfloat16 if native else torch.float32
+    return torch.bfloat16 if runtime.has_bfloat16(classifier.device.type) else torch.float32
 
 
 def fuse_convolutions(network: nn.Module, example: Float[Tensor, "B C H W"], precision: torch.dtype) -> None:

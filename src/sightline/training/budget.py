@@ -20,8 +20,8 @@ PLANNED_SHARE = 0.95
 """Share of the budget at which the report should be written; the rest is for what slows down at the end."""
 
 EVALUATION_COST = {"float32": 0.35, "bfloat16": 0.6}
-"""Time to evaluate an image, as a share of the time to train on one in this precision, until it is measured: forward
-only, in float32. Of ResNet-20 it is 0.3 and 0.57 where bfloat16 is native."""
+"""Time to evaluate an image in float32, forward only, as a share of the time to train on one in this precision, until
+it is measured. Of ResNet-20 it is 0.3 and 0.57 where bfloat16 is native."""
 
 MAX_VALIDATION_SHARE = 0.25
 """Share of the budget that one validation and the calibration may take together."""
@@ -77,7 +77,7 @@ class Deadline:
     val: int
     test: int
     image_seconds: float = 0.0
-    """Seconds of an evaluated image, as far as they are known."""
+    """Seconds of an image evaluated in float32, as far as they are known."""
     load: float = 1.0
     """How many times as long as on a quiet machine the work of one thread takes now."""
     share: float = 1.0
@@ -190,7 +190,8 @@ class Budget(BaseHook):
     def after_epoch(self, state: TrainingState) -> None:
         """Take the time of the validation, plan the rest of the run, and announce a plan that changed."""
         now = time.monotonic()
-        self.deadline.image_seconds = (now - self.stepped) / max(1, self.deadline.val)
+        seconds = (now - self.stepped) / max(1, self.deadline.val)  # calibration and test are in float32
+        self.deadline.image_seconds = seconds * self.evaluation_cost / EVALUATION_COST["float32"]
         self.validated, self.stepped = True, now
         if state.epoch < state.epochs:
             self._plan(state)

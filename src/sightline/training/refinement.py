@@ -90,7 +90,7 @@ def refine(
             watching += [history, checkpoint, ProgressReporter(stack, state, folder.log)]
             if not resume:
                 checkpoint.save(state)
-        validate = _make_validate(state, method, splits, best.candidate, ema, group)
+        validate = _make_validate(state, plan, method, splits, best.candidate, ema, group)
         try:
             _optimise(state, plan, method, watching, recovery, freezer, validate, folder, group)
         except WorkerLostError as error:
@@ -220,19 +220,25 @@ def _name_some(classes: tuple[str, ...]) -> str:
 
 def _make_validate(
     state: TrainingState,
+    plan: Plan,
     method: Method,
     splits: Splits,
     candidate: Classifier,
     ema: EMA | None,
     group: ProcessGroup,
 ) -> Callable[[], tuple[float, float]]:
-    """(loss, accuracy) of the weights to be kept, on this process's share of the labelled validation images."""
+    """(loss, accuracy) of the weights to be kept, on this process's share of the labelled validation images.
+
+    It is computed in the precision of training; calibration and test, later, in float32.
+    """
+    kind, bfloat16 = candidate.device.type, plan.recipe.precision == "bfloat16"
     images = splits.val.labelled
     share = images if group.size == 1 else images.subset(np.arange(group.rank, len(images), group.size))
 
     def validate() -> tuple[float, float]:
         group.sync_norm_stats(*{state.classifier, candidate})
-        with ema.applied_to(state.modules) if ema and state.modules else nullcontext():
+        averaged = ema.applied_to(state.modules) if ema and state.modules else nullcontext()
+        with averaged, torch.autocast(kind, torch.bfloat16, enabled=bfloat16):
             loss, accuracy = (method.validate or method.objective.validate)(candidate, share)
         if group.size == 1:
             return loss, accuracy
