@@ -69,8 +69,7 @@ def predict(
     out: Path
         Write to this file instead of stdout.
     shard: str
-        Answer only this part of the images: 3/16 is the third of sixteen, in the order of their names. A file --out
-        that is there was finished before, and is kept.
+        Answer only this part of the images: 3/16 is the third of sixteen by name. An --out that is there is kept.
     threshold: float
         Answer "unknown" below this confidence. Default: the threshold saved in the classifier (evaluate --save).
     alpha: float
@@ -78,8 +77,7 @@ def predict(
     per_class: bool
         With --alpha: hold the error rate within each class.
     precision: str
-        auto classifies many images in bfloat16 where the processor is faster in it: the labels are those of float32,
-        the confidences differ by a few hundredths at most. float32 classifies all images in float32.
+        auto uses bfloat16 for many images where it is faster: the labels are the same, confidences nearly so.
     url: str
         Ask the service at this URL (sightline serve) instead of a local classifier.
     key_file: Path
