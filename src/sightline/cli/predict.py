@@ -100,8 +100,7 @@ def predict(
         sys.stderr.write(f"'{out}' is there already: shard {shard} is done. Delete the file to answer it again.\n")
         return
     words = (*([] if url is None or run is None else [str(run)]), *images) or ("-",)
-    listed = list_named_images(words)
-    found = listed if part is None else take_shard(listed, *part)
+    found = take_shard(list_named_images(words), *(part or (1, 1)))
     predictions: Iterable[Prediction]
     if url is not None:
         from ..serving import Client, read_api_key
