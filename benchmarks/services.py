@@ -194,8 +194,9 @@ def bundle(
 ) -> Path:
     """The run or bundle that is served, made once.
 
-    ResNet-20 at 32 pixels has the weights of a third party (``../shared/weights``); any other has random ones,
-    which take as long. ``method`` "probe" fits the last layer on all training images, so that answers differ.
+    ResNet-20 at 32 pixels has the weights of a third party (``../shared/weights``), ``pretrained`` is the published
+    backbone that photos get by default, with a fitted last layer; any other has random weights, which take as long.
+    ``method`` "probe" fits the last layer on all training images, so that answers differ.
     """
     word = f"{model}-{size}" + ("-int8" if int8 else "") + (f"-{method}" if method else "")
     folder = work / f"served-{word}"
@@ -208,7 +209,9 @@ def bundle(
     archive = data / ("cifar10_jpg.zip" if size == 32 else "photos_jpg.zip")
     weights = str(data.parent / "weights" / "resnet20-12fca82f.th") if third else None
     recipe = Recipe(model=model, weights=weights, size=size, normalize="imagenet")
-    if method is None:
+    if model == "pretrained":
+        recipe = Recipe(method="probe", size=size)
+    elif method is None:
         recipe = recipe.replace(epochs=0, limit=1000 if size == 32 else 200)
     else:
         recipe = recipe.replace(method=method, weights=weights or str(bundle(model, size, data, work)))
