@@ -305,11 +305,12 @@ def test_threads_are_tried_only_where_an_image_takes_long(tmp_path, monkeypatch)
 
 
 SCRIPT = """
-import sys, time
+import signal, sys, time
 from pathlib import Path
 from sightline import runtime
 from sightline.data import load_dataset, row_work, rows
 from sightline.types import Geometry
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
 print("script", flush=True)
 runtime.cpu_count = lambda: 2
 row_work._CHUNK = 4
