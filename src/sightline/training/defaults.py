@@ -46,7 +46,6 @@ FEW_TRAIN_IMAGES = 1000
 LINEAR_PROBE_LR_FACTOR = 10
 """Factor on the usual learning rate where only the head learns."""
 
-
 MIN_IMAGES_TO_VALIDATE = 10
 """Images of the median class from which some are set aside for validation where the head is computed."""
 
@@ -297,7 +296,10 @@ def measure_throughput(classifier: Classifier, plan: Plan, batch: Batch, *, trai
         with ExitStack() as stack:
             tried = [ExecutionMode(precision, "channels_last") for precision in PRECISIONS]
             trials = {mode.precision: _prepare_step(stack, classifier, plan, few, mode) for mode in tried}
-            times = runtime.time_interleaved(trials, 2, seconds=trial)
+            patience = (
+                3 if runtime.has_bfloat16(classifier.device.type) else 1
+            )  # it is worth the whole trial there
+            times = runtime.time_interleaved(trials, 2, seconds=patience * trial)
         best = {name: min(each) for name, each in times.items() if each}
         # The fastest comes first: of a slow network no other may be timed within the trial.
         precisions = sorted((name for name in best if best[name] <= 2 * min(best.values())), key=best.__getitem__)
