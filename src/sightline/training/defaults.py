@@ -240,10 +240,8 @@ def choose_execution(
     batch = next(iter(iterate_batches(train, recipe.batch_size, device=classifier.device)))
     measured = measure_throughput(classifier, plan, batch, train_images=len(train))
     why = "" if decided else ", the fastest measured here"
-    notes = [
-        f"Training in {measured.mode}{why}: about {measured.images_per_second:,.0f} images/s.",
-        *measured.notes,
-    ]
+    speed = f"about {measured.images_per_second:,.0f} images/s"
+    notes = [f"Training in {measured.mode}{why}: {speed}.", *measured.notes]
     chosen = vars(measured.mode)
     if recipe.epochs is None:
         rate = measured.images_per_second * (recipe.devices if classifier.device.type == "cuda" else 1)
