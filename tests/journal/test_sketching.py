@@ -53,7 +53,7 @@ def stored(journal, records):
     return [[row.values for row in rows if row.id == one.id] for one in records]
 
 
-def check(found, wanted):
+def assert_sketches(found, wanted):
     """Each answer has one sketch, equal but for the last bit of a product of matrices."""
     assert [len(one) for one in found] == [1] * len(wanted)
     for (one,), sketch in zip(found, wanted, strict=True):
@@ -68,10 +68,10 @@ def test_the_writer_makes_the_sketches_of_all_releases(journal, monkeypatch, tog
     records, wanted = make_answers(75)
     journal.record(records)
     journal.flush()
-    check(stored(journal, records), wanted)
+    assert_sketches(stored(journal, records), wanted)
     journal.record(records)  # again
     journal.flush()
-    check(stored(journal, records), wanted)
+    assert_sketches(stored(journal, records), wanted)
 
 
 def test_an_answer_waits_for_no_sketch_while_there_is_room(tmp_path, monkeypatch):
@@ -97,7 +97,7 @@ def test_beyond_the_room_an_answer_brings_its_own_sketch(journal):
         ready = [row.sketch is not None for line in lines for row in decode_line(line)]
     assert ready == [False, False, True, True, True, True]
     journal.flush()
-    check(stored(journal, records), wanted)
+    assert_sketches(stored(journal, records), wanted)
     assert not journal._spool.sketches.make([one.id for one in records])
 
 
@@ -122,7 +122,7 @@ def test_a_stop_without_a_database_keeps_the_sketches_for_the_next_process(tmp_p
         journal.close()
     with Journal.open(tmp_path / "site", keep_images=True) as journal:
         journal.flush()
-        check(stored(journal, records), wanted)
+        assert_sketches(stored(journal, records), wanted)
         assert journal.count()["images"] == 1
 
 
@@ -134,7 +134,7 @@ def test_another_process_may_write_an_answer_first(open_journal):
         journal.record(records)
         other.correct(records[0].id, "dog")
     journal.flush()
-    check(stored(journal, records), wanted)
+    assert_sketches(stored(journal, records), wanted)
 
 
 def test_an_erased_answer_gets_no_sketch_any_more(open_journal):

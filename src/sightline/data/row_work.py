@@ -51,7 +51,7 @@ _MEMORY_SHARE, _USUAL_MEMORY = 0.25, 4_000_000_000
 def process_rows(decoder: RowDecoder, what: str, kept_in: Path | None = None) -> None:
     """Decode all rows in the way that a short trial shows to be fastest, with a progress bar called ``what``.
 
-    ``kept_in`` is the folder of the pixels, which the user is told where they are many.
+    ``kept_in`` is the folder of the pixels; the progress names it if they take much disk.
     """
     total, each = len(decoder.keys), int(np.prod(decoder.geometry.shape))
     size = max(1, min(_CHUNK, _CHUNK_BYTES // each))
@@ -97,7 +97,7 @@ def time_decoding(source: Source, geometry: Geometry) -> float:
 
 
 def _estimate(decoder: RowDecoder, rows: int, alone: float, together: float) -> tuple[float, int]:
-    """Seconds that so many rows take, at these rates of one thread and of several, and the helpers that pay."""
+    """Seconds for this many ``rows``, from the images/s of one thread and of several, and how many helpers pay."""
     threaded, seconds = rows / max(alone, together, 1e-9), rows / max(alone, 1e-9)
     start = _helper_cost(decoder)[0]
     helpers = min(runtime.cpu_count(), int(seconds / start)) - 1  # each decodes for longer than it takes to start
@@ -176,7 +176,7 @@ class _Helper:
                 pass_fds=[there.fileno()],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,  # what fails there fails here again, and is said here
+                stderr=subprocess.DEVNULL,  # this process repeats what failed there, and reports it
                 env={**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
             )
 

@@ -59,7 +59,7 @@ class PixelFile:
     def write(self, row: int, images: list[ndarray]) -> None:
         """Write these images from this row on."""
         views, at, target = [one.data for one in images], self.first + row * self.each, self.stream.fileno()
-        done = os.pwritev(target, views, at)  # without a copy; the system may write less than it is given
+        done = os.pwritev(target, views, at)  # without a copy; the system may write a part only
         if done < len(images) * self.each:
             rest = memoryview(b"".join(views))
             while done < len(rest):
