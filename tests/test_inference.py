@@ -1,16 +1,19 @@
 """One loop over batches: whatever is computed equals the classifier applied to the images themselves."""
 
+import copy
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from sightline.classifier import Classifier
 from sightline.data import to_tensor
 from sightline.errors import DataError
 from sightline.inference import (
+    MIN_IMAGES_TO_FOLD,
     embed,
     map_batches,
     match_labels,
@@ -65,6 +68,41 @@ def test_logits_are_bit_equal_to_a_loop_over_the_batches(classifier, dataset):
     loss, accuracy = validate(classifier, dataset)
     assert loss == pytest.approx(F.cross_entropy(logits, labels).item(), abs=1e-6)
     assert accuracy == (logits.argmax(1) == labels).double().mean().item()
+
+
+def test_many_images_are_answered_with_norms_folded_and_the_classifier_stays_as_it_was(dataset):
+    torch.manual_seed(0)
+    plan = parse_architecture("resnet20", classes=3, channels=3, size=(16, 16))
+    geometry = replace(GEOMETRY, size=(16, 16))
+    classifier = Classifier(Preprocessing(), build(plan), architecture=plan, classes=CLASSES, geometry=geometry)
+    norms = [module for module in classifier.modules() if isinstance(module, nn.BatchNorm2d)]
+    for norm in norms:
+        norm.running_mean.normal_(0, 0.2)
+        norm.running_var.uniform_(0.5, 2)
+    before = {name: tensor.clone() for name, tensor in classifier.state_dict().items()}
+    colours = np.random.default_rng(1).integers(0, 256, (MIN_IMAGES_TO_FOLD, 16, 16, 3), dtype=np.uint8)
+    many = replace(
+        dataset,
+        pixels=colours,
+        rows=np.arange(len(colours)),
+        labels=np.arange(len(colours)) % 3,
+        files=np.array([f"{i}.png" for i in range(len(colours))]),
+        digests=np.arange(len(colours), dtype=np.uint64),
+        geometry=geometry,
+    )
+    calls = []
+    for norm in norms:
+        norm.register_forward_pre_hook(lambda _, given: calls.append(len(given[0])))
+    logits, _ = predict_logits(classifier, many)
+    assert set(calls) == {1}  # the norms saw one image, to find what follows what and to compare
+    del calls[:]
+    exact = copy.deepcopy(classifier).double()  # an oracle with its norms, in float64
+    with torch.no_grad():
+        wanted = exact(to_tensor(colours).double())
+    torch.testing.assert_close(logits.double(), wanted, atol=1e-5 * float(wanted.abs().max()), rtol=0)
+    assert set(calls) == {len(colours)}
+    assert all(torch.equal(before[name], tensor) for name, tensor in classifier.state_dict().items())
+    assert sum(isinstance(module, nn.BatchNorm2d) for module in classifier.modules()) == len(norms) > 0
 
 
 def test_probabilities_are_those_of_the_classifier_or_of_another_temperature(classifier, dataset):

@@ -189,14 +189,17 @@ class Classifier(nn.Module):
         finally:
             torch.set_num_threads(threads)  # a thread's own setting becomes the default of later threads
 
+    def fold(self) -> "Classifier":
+        """A replica with batch norms folded (``fold_replica``); itself where that cannot be, or off the CPU."""
+        steady = self.differentiable and self.network.rounding is None and not self.stochastic
+        if self.device.type != "cpu" or not steady:
+            return self
+        drawn = np.random.default_rng(0).integers(0, 256, (1, *self.geometry.shape), np.uint8)
+        return fold_replica(self, to_tensor(drawn), (self.memory, self.provenance, self.answers))
+
     def _replicas(self, count: int) -> "list[Classifier]":
-        """Classifiers that answer as this one does: modules of their own, with the same weights."""
-        kept = (self.memory, self.provenance, self.answers)
-        first = replicate(self, kept)
-        if self.network.rounding is None and not self.stochastic:
-            drawn = np.random.default_rng(0).integers(0, 256, (1, *self.geometry.shape), np.uint8)
-            first = fold_replica(first, to_tensor(drawn, self.device), kept)
-        return [first, *(replicate(first, kept) for _ in range(count - 1))]
+        kept, folded = (self.memory, self.provenance, self.answers), self.fold()
+        return [replicate(folded, kept) for _ in range(count)]
 
     def save(self, folder: Path | str) -> Path:
         """Write the bundle, whole or not at all; raises OutputError where it cannot be written."""

@@ -86,12 +86,13 @@ def fold_replica(module: Module, pixels: Tensor, kept: Iterable[Any] = ()) -> Mo
     rounding does (``MAX_FOLDING_ERROR``).
     """
     folded = replicate(module, kept)
-    fold_batch_norms(folded, lambda: folded(pixels))
-    for layer in folded.modules():
-        if isinstance(layer, nn.Conv2d) and "weight" in layer._parameters:  # else reordered at each call
-            kernel = layer.weight.contiguous(memory_format=torch.channels_last)
-            layer.weight = nn.Parameter(kernel, requires_grad=False)
-    before, after = module(pixels), folded(pixels)
+    with torch.autocast(pixels.device.type, enabled=False):
+        fold_batch_norms(folded, lambda: folded(pixels))
+        for layer in folded.modules():
+            if isinstance(layer, nn.Conv2d) and "weight" in layer._parameters:  # else reordered at each call
+                kernel = layer.weight.contiguous(memory_format=torch.channels_last)
+                layer.weight = nn.Parameter(kernel, requires_grad=False)
+        before, after = module(pixels), folded(pixels)
     close = float((after - before).abs().max()) <= MAX_FOLDING_ERROR * float(before.abs().max())
     return folded if close else module
 
