@@ -77,8 +77,8 @@ def test_many_images_are_answered_with_norms_folded_and_the_classifier_stays_as_
     classifier = Classifier(Preprocessing(), build(plan), architecture=plan, classes=CLASSES, geometry=geometry)
     norms = [module for module in classifier.modules() if isinstance(module, nn.BatchNorm2d)]
     for norm in norms:
-        norm.running_mean.normal_(0, 0.2)
-        norm.running_var.uniform_(0.5, 2)
+        nn.init.normal_(norm.get_buffer("running_mean"), 0, 0.2)
+        nn.init.uniform_(norm.get_buffer("running_var"), 0.5, 2)
     before = {name: tensor.clone() for name, tensor in classifier.state_dict().items()}
     colours = np.random.default_rng(1).integers(0, 256, (MIN_IMAGES_TO_FOLD, 16, 16, 3), dtype=np.uint8)
     many = replace(
