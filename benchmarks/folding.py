@@ -2,9 +2,9 @@
 
     python benchmarks/folding.py [--rounds 5] [--out FILE]
 
-`predict_logits`, which evaluates and calibrates, over random images in memory, compared with the same batches
-through the network as it was trained: in turn in one process, all cores, medians. The largest difference
-of a logit, as a share of the largest logit, stands beside it.
+`predict_logits`, which validates and calibrates, over random images in memory, compared with the same batches through
+the network as it was trained: in turn in one process, all cores, medians. It also prints the largest difference of
+a logit as a share of the largest logit.
 """
 
 import argparse

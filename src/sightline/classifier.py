@@ -190,7 +190,7 @@ class Classifier(nn.Module):
             torch.set_num_threads(threads)  # a thread's own setting becomes the default of later threads
 
     def fold(self) -> "Classifier":
-        """A replica with batch norms folded (``fold_replica``); itself where that cannot be, or off the CPU."""
+        """A replica for inference mode with batch norms folded (``fold_replica``); itself where that cannot be."""
         steady = self.differentiable and self.network.rounding is None and not self.stochastic
         if self.device.type != "cpu" or not steady:
             return self
@@ -198,6 +198,7 @@ class Classifier(nn.Module):
         return fold_replica(self, to_tensor(drawn), (self.memory, self.provenance, self.answers))
 
     def _replicas(self, count: int) -> "list[Classifier]":
+        """Classifiers that answer as this one does: modules of their own, with the same weights."""
         kept, folded = (self.memory, self.provenance, self.answers), self.fold()
         return [replicate(folded, kept) for _ in range(count)]
 

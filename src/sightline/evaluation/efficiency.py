@@ -5,7 +5,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -113,19 +112,23 @@ def predict_timed(
 ) -> tuple[Float[ndarray, "N K"], float]:
     """Probabilities of every image in order, and the seconds per image, decoding left out.
 
-    The first batch is answered once before the clock starts, by ``warm_up(pixels)`` where it is given.
+    Batch norms are folded into the convolutions, as ``predict`` folds them (``Classifier.fold``). ``warm_up(pixels)``
+    is given the first batch, which is also answered once, before the clock starts.
     """
-    seconds: list[float] = []
+    seconds, answering = list[float](), classifier.eval().fold()
 
     def predict(pixels: Float[Tensor, "B C H W"]) -> Float[Tensor, "B K"]:
         if not seconds:
-            (warm_up or partial(time_batch, classifier))(pixels)
-        answer, took = time_batch(classifier, pixels)
+            if warm_up is not None:
+                warm_up(pixels)
+            if warm_up is None or answering is not classifier:
+                time_batch(answering, pixels)
+        answer, took = time_batch(answering, pixels)
         seconds.append(took)
         return answer
 
     with torch.inference_mode():
-        probabilities = map_batches(classifier, dataset, predict, batch_size=batch_size)
+        probabilities = map_batches(answering, dataset, predict, batch_size=batch_size)
     return probabilities.numpy(), max(sum(seconds), 1e-9) / len(dataset)
 
 
