@@ -1,4 +1,4 @@
-"""Optimisers (torch's own) and learning-rate schedules.
+"""Optimisers (torch's own; ``muon.py`` has one more) and learning-rate schedules.
 
 To add an optimiser, write a dataclass with ``default_lr`` that returns a torch optimiser; to add a schedule,
 subclass ``Schedule``; name it in ``OPTIMIZERS`` or ``SCHEDULES`` in ``plan.py``.
@@ -19,7 +19,8 @@ from ..classifier import Classifier
 from ..models import find_stages
 
 ParameterGroups = list[dict[str, Any]]
-"""Torch's parameter groups, with ``lr_factor``: a factor on the learning rate that the loop sets."""
+"""Torch's parameter groups, with ``lr_factor``, a factor on the learning rate that the loop sets, and ``stage``, the
+number of stages between these parameters and the head."""
 
 
 @runtime_checkable
@@ -30,6 +31,8 @@ class OptimizerFactory(Protocol):
     """Peak learning rate per 128 images of a batch; scaled linearly below and above (Goyal et al. 2017)."""
     steady: ClassVar[bool]
     """Whether one rate suits all networks; otherwise the default is multiplied by the ``lr_factor`` of the network."""
+    by_stage: ClassVar[bool]
+    """Whether the head must be in groups of its own."""
 
     def __call__(
         self, groups: ParameterGroups, *, lr: float, momentum: float, fused: bool
@@ -51,8 +54,8 @@ def parameter_groups(
         trained, slower = [p for p in parameters if p.requires_grad], layer_decay**number
         large, small = [p for p in trained if p.ndim > 1], [p for p in trained if p.ndim <= 1]
         found += [
-            {"params": large, "weight_decay": weight_decay, "lr_factor": slower},
-            {"params": small, "weight_decay": 0.0, "lr_factor": slower * bias_lr},
+            {"params": large, "weight_decay": weight_decay, "lr_factor": slower, "stage": number},
+            {"params": small, "weight_decay": 0.0, "lr_factor": slower * bias_lr, "stage": number},
         ]
     return found
 
@@ -62,7 +65,7 @@ def parameters_by_stage(classifier: Classifier) -> list[list[nn.Parameter]]:
     return [stage.parameters() for stage in reversed(find_stages(classifier.network))]
 
 
-def _without_compile(kind: type[torch.optim.Optimizer]) -> type[Any]:
+def without_compile(kind: type[torch.optim.Optimizer]) -> type[Any]:
     """Torch's optimiser without the decorators for torch.compile.
 
     Their first call imports the compiler, which doubles the time from the command to the first step.
@@ -79,7 +82,7 @@ def _without_compile(kind: type[torch.optim.Optimizer]) -> type[Any]:
     )
 
 
-_SGD, _Adam, _AdamW = map(_without_compile, (torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW))
+_SGD, _Adam, _AdamW = map(without_compile, (torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW))
 
 
 class _DecoupledSGD(_SGD):
@@ -103,6 +106,7 @@ class SGD:
     decoupled: bool = False
     default_lr: ClassVar[float] = 0.1
     steady: ClassVar[bool] = False
+    by_stage: ClassVar[bool] = False
 
     def __call__(
         self, groups: ParameterGroups, *, lr: float, momentum: float, fused: bool
@@ -127,6 +131,7 @@ class Adam:
     beta2: float = 0.999
     default_lr: ClassVar[float] = 2e-3
     steady: ClassVar[bool] = True
+    by_stage: ClassVar[bool] = False
     kind: ClassVar[type[Any]] = _Adam
 
     def __post_init__(self) -> None:

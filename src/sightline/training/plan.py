@@ -40,6 +40,7 @@ from .losses import (
     as_objective,
     check_cuts,
 )
+from .muon import Muon
 from .objectives import parse_objective
 from .optimizers import (
     SGD,
@@ -89,7 +90,12 @@ MITIGATIONS: Mapping[str, Callable[..., Mitigation]] = {
 }
 """The words of ``fairness_method``."""
 
-OPTIMIZERS: Mapping[str, Callable[..., OptimizerFactory]] = {"sgd": SGD, "adam": Adam, "adamw": AdamW}
+OPTIMIZERS: Mapping[str, Callable[..., OptimizerFactory]] = {
+    "sgd": SGD,
+    "adam": Adam,
+    "adamw": AdamW,
+    "muon": Muon,
+}
 """The words of ``optimizer``."""
 
 SCHEDULES: Mapping[str, Callable[..., Schedule]] = {
@@ -260,7 +266,7 @@ class Plan:
         assert rate is not None
         decays = {"weight_decay": recipe.weight_decay, "bias_lr": recipe.bias_lr}
         # torch's fused SGD wants the parameters of a group to take their first step together: frozen stages apart
-        apart = recipe.layer_decay != 1 or self.freezing.freezes
+        apart = recipe.layer_decay != 1 or self.freezing.freezes or self.optimizer.by_stage
         stages = parameters_by_stage(classifier) if apart else [[*classifier.parameters()]]
         groups = parameter_groups(stages, layer_decay=recipe.layer_decay, **decays)
         if modules is not None and (own := [*modules.parameters()]):

@@ -173,7 +173,8 @@ class Recipe(FieldsSet):
     label_smoothing: float = _recipe_field(0.0, "Training")
     """Fraction of each label that is spread evenly over all classes, in [0, 1)."""
     optimizer: str = _recipe_field("sgd", "Training")
-    """sgd (Nesterov momentum; sgd:nesterov=False for classical momentum), adam or adamw."""
+    """sgd (Nesterov momentum; sgd:nesterov=False for classical momentum), adam, adamw or muon (orthogonal updates of
+    kernels and hidden matrices, AdamW for the rest)."""
     lr: float | None = _recipe_field(None, "Training", common=True)
     """Peak learning rate. Chosen for the optimiser, network and batch size."""
     bias_lr: float = _recipe_field(1.0, "Training")
@@ -182,10 +183,10 @@ class Recipe(FieldsSet):
     """Layer-wise decay of the learning rate: the factor from each stage of the network to the one before it, from the
     head back to the pixels. Below 1, early stages learn more slowly."""
     momentum: float = _recipe_field(0.9, "Training")
-    """Momentum of SGD, beta1 of Adam and AdamW."""
+    """Momentum of SGD and Muon, beta1 of Adam and AdamW."""
     weight_decay: float = _recipe_field(5e-4, "Training")
-    """Weight decay, except of biases and norms: added to the gradient by sgd and adam (L2), decoupled by adamw and
-    sgd:decoupled=True."""
+    """Weight decay, except of biases and norms: added to the gradient by sgd and adam (L2), decoupled by adamw, muon
+    and sgd:decoupled=True."""
     schedule: str = _recipe_field("one-cycle", "Training")
     """Learning-rate schedule: one-cycle (up and down to zero), cosine, restarts (of a cosine), linear,
     step:every=30:gamma=0.1, exponential:0.9, plateau (down when the validation loss stops improving), constant."""
