@@ -120,6 +120,9 @@ BENCHMARKS = {
     "serving-photos": Benchmark(
         "serving.py --data DATA --model resnet18 --size 224", "serving-resnet18-224", of_requests
     ),
+    "serving-pretrained": Benchmark(
+        "serving.py --data DATA --model pretrained --size 224", "serving-pretrained-224", of_requests
+    ),
 }
 
 
