@@ -195,8 +195,7 @@ def bundle(
     """The run or bundle that is served, made once.
 
     ResNet-20 at 32 pixels has the weights of a third party (``../shared/weights``), ``pretrained`` is the published
-    backbone that photos get by default, with a fitted last layer, on whole images, so that none of the working size is
-    resized; any other has random weights, which take as long.
+    backbone that photos get by default, with a fitted last layer; any other has random weights, which take as long.
     ``method`` "probe" fits the last layer on all training images, so that answers differ.
     """
     word = f"{model}-{size}" + ("-int8" if int8 else "") + (f"-{method}" if method else "")
@@ -211,7 +210,7 @@ def bundle(
     weights = str(data.parent / "weights" / "resnet20-12fca82f.th") if third else None
     recipe = Recipe(model=model, weights=weights, size=size, normalize="imagenet")
     if model == "pretrained":
-        recipe = Recipe(method="probe", size=size, resize_mode="crop", crop_fraction=1.0)
+        recipe = Recipe(method="probe", size=size)
     elif method is None:
         recipe = recipe.replace(epochs=0, limit=1000 if size == 32 else 200)
     else:
