@@ -11,8 +11,8 @@ from .reference import Reference
 from .sketches import make_sketches
 
 _BATCH_BYTES, _MAX_BATCH_ANSWERS = 300_000, 256
-"""Pixels, in bytes, and answers that are sketched at once. Floats of these pixels still fit into the cache: of eight
-images of 224 x 224 at once, each took five times as long as alone."""
+"""Pixels, in bytes, and answers that are sketched at once. Floats of these pixels fit into the
+cache, which those of many photos at once do not."""
 
 
 @dataclass(frozen=True, eq=False, slots=True)

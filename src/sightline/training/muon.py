@@ -78,7 +78,6 @@ class Muon(AdamW):
     beta1: float = 0.9
     steps: int = 5
     default_lr: ClassVar[float] = 4e-3
-    """Twice AdamW's: of 0.002 to 0.016 the best compromise on validation images of LeNet-5 and small-cnn."""
     by_stage: ClassVar[bool] = True
     kind: ClassVar[type[Any]] = _Muon
 
@@ -95,8 +94,9 @@ class Muon(AdamW):
         split: ParameterGroups = []
         for group in groups:
             hidden = group["stage"] > 0
-            kernels = [p for p in group["params"] if hidden and p.ndim > 1]
-            rest = [p for p in group["params"] if not (hidden and p.ndim > 1)]
+            # One row, as of a transformer's positions and class token, has no directions to make equal.
+            kernels = [p for p in group["params"] if hidden and p.ndim > 1 and len(p) > 1]
+            rest = [p for p in group["params"] if not (hidden and p.ndim > 1 and len(p) > 1)]
             split += [
                 group | {"params": rest, "orthogonal": False},
                 group
