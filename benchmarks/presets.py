@@ -2,13 +2,16 @@
 
     python benchmarks/presets.py mnist-fast mnist-best --seeds 0 1 2 3 4 [--data FOLDER_OF_ZIPS]
     python benchmarks/presets.py cifar10-fast --epochs 5 11 --seeds 0
+    python benchmarks/presets.py cifar10-fast --budgets 2.5m 10m 40m [--precision float32] --seeds 0
 
 Everything goes the way of `sightline train DATA --preset NAME`: the validation tenth is split off the training
 images, the best epoch is chosen on it, and the test images are looked at once, at the end. Minutes are those of
 the clock; core minutes are those of all threads together, what the same training takes on one core of this kind.
 With --epochs a preset is measured at other lengths than its own: accuracy against time, the curve; one that chooses
-its network by time then has half the width. A run that was stopped goes on where it was: each finished seed is kept in
-results/presets.jsonl. With --keep the runs stay in that folder, for calibration.py and for looking at.
+its network by time then has half the width. With --budgets the CIFAR preset is measured within other times than its
+own, its network chosen for each; --precision float32 shows what a processor without bfloat16 reaches. A run that was
+stopped goes on where it was: each finished seed is kept in results/presets.jsonl.
+With --keep the runs stay in that folder, for calibration.py and for looking at.
 """
 
 import argparse
@@ -24,12 +27,15 @@ from sightline import runtime
 from sightline.evaluation import evaluate
 from sightline.metrics import seeds_interval
 from sightline.training import Recipe, train
-from sightline.training.presets import PRESETS
+from sightline.training.presets import PRESETS, cifar10_within
 
 DATA = {"mnist": "mnist_png.zip", "cifar10": "cifar10_jpg.zip"}
 
 CURVE_NETWORK = "fastcnn:width=0.5:eps=1e-12"
 """The network of the curve of a preset that chooses its own by time."""
+
+BUDGETS = ("2.5m", "5m", "10m", "15m", "30m", "40m")
+"""Those of the curve of accuracy against minutes."""
 
 
 def main() -> None:
@@ -38,25 +44,29 @@ def main() -> None:
     parser.add_argument("names", nargs="*", default=list(PRESETS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2, 3, 4])
     parser.add_argument("--epochs", nargs="+", type=int, default=[None], help="in place of the preset's own")
+    parser.add_argument("--budgets", nargs="+", default=[None], help="in place of the CIFAR preset's own")
+    parser.add_argument("--precision", choices=("float32", "bfloat16"), help="of the runs with --budgets")
     parser.add_argument("--data", type=Path)
     parser.add_argument("--keep", type=Path, help="folder in which the runs stay; they are forgotten without it")
     parser.add_argument("--fresh", action="store_true")
     asked = parser.parse_args()
     folder = shared(asked.data)
     book = Notebook(RESULTS / "presets.jsonl", fresh=asked.fresh)
-    for name, epochs, seed in product(asked.names, asked.epochs, asked.seeds):
-        key = key_of(name, seed, epochs)
+    for name, epochs, budget, seed in product(asked.names, asked.epochs, asked.budgets, asked.seeds):
+        variant = of_length(name, epochs) if budget is None else cifar10_within(budget, asked.precision)
+        key = key_of(name, variant, seed)
         if book.find(**key) is None:
-            recipe = of_length(name, epochs).replace(seed=seed)
+            recipe = variant.replace(seed=seed)
             data = folder / DATA[name.partition("-")[0]]
             with tempfile.TemporaryDirectory() as place:
-                out = (asked.keep or Path(place)) / f"{name}-{recipe.epochs}-{seed}"
+                out = (asked.keep or Path(place)) / f"{name}-{recipe.epochs or recipe.budget}-{seed}"
                 book.add(measure(data, recipe, out), **key)
-    figures = {name: summary(book, name) for name in PRESETS if summary(book, name)}
-    record("presets", figures | {"curve": {name: curve for name in PRESETS if (curve := curve_of(book, name))}})
+    figures = {name: found for name in PRESETS if (found := summary(book, name, of_length(name)))}
+    curves = {name: curve for name in PRESETS if (curve := curve_of(book, name))}
+    record("presets", figures | {"curve": curves, "budgets": budgets_of(book)})
 
 
-def of_length(name: str, epochs: int | None) -> Recipe:
+def of_length(name: str, epochs: int | None = None) -> Recipe:
     """The preset, trained for ``epochs``, or for its own."""
     recipe = PRESETS[name]()
     if epochs is None:
@@ -65,10 +75,9 @@ def of_length(name: str, epochs: int | None) -> Recipe:
     return recipe.replace(model=model, epochs=epochs)
 
 
-def key_of(name: str, seed: int, epochs: int | None = None) -> dict:
-    """What a measurement holds for: the present recipe of the preset, this seed, this kind of processor."""
+def key_of(name: str, recipe: Recipe, seed: int) -> dict:
+    """What a measurement holds for: this recipe of the preset, this seed, this kind of processor."""
     usual = vars(Recipe())
-    recipe = of_length(name, epochs)
     fields = {field: value for field, value in vars(recipe).items() if value != usual[field]}
     if recipe.epochs is None:  # the network depends on how busy the machine is
         del fields["model"]
@@ -98,12 +107,21 @@ def measure(data: Path, recipe: Recipe, out: Path) -> dict:
 
 def curve_of(book: Notebook, name: str) -> dict[int, dict]:
     """What the preset reaches at each number of epochs that was measured."""
-    return {epochs: found for epochs in range(1, 100) if (found := summary(book, name, epochs))}
+    return {epochs: found for epochs in range(1, 100) if (found := summary(book, name, of_length(name, epochs)))}
 
 
-def summary(book: Notebook, name: str, epochs: int | None = None) -> dict | None:
-    """The mean over seeds of the present recipe of the preset."""
-    found = [line for seed in range(100) if (line := book.find(**key_of(name, seed, epochs)))]
+def budgets_of(book: Notebook) -> dict[str, dict]:
+    """What the CIFAR preset reaches in each budget and precision that was measured on this kind of processor."""
+    ways = [(budget, precision) for budget in BUDGETS for precision in (None, "float32")]
+    found = {way: summary(book, "cifar10-fast", cifar10_within(*way)) for way in ways}
+    return {
+        f"{budget}, {precision or 'faster precision'}": each for (budget, precision), each in found.items() if each
+    }
+
+
+def summary(book: Notebook, name: str, recipe: Recipe) -> dict | None:
+    """The mean over seeds of this recipe of the preset."""
+    found = [line for seed in range(100) if (line := book.find(**key_of(name, recipe, seed)))]
     if not found:
         return None
     accuracies = [line["test_accuracy"] for line in found]

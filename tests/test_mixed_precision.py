@@ -1,5 +1,8 @@
 """bfloat16 for answers: labels of float32 whatever the margin, and a trial that refuses what is slower or differs."""
 
+import os
+import subprocess
+import sys
 import threading
 import time
 from math import inf
@@ -125,6 +128,17 @@ def test_an_answer_takes_bytes_and_gives_probabilities(network):
 
 def test_a_processor_without_bfloat16_is_not_asked_for_it():
     flags = torch.cpu.get_capabilities()
-    if flags.get("architecture") == "x86_64":
-        assert runtime.has_bfloat16() == bool(flags.get("avx512_bf16") or flags.get("amx_bf16"))
+    if flags.get("architecture") == "x86_64" and not (flags.get("avx512_bf16") or flags.get("amx_bf16")):
+        assert not runtime.has_bfloat16()
     assert not runtime.has_bfloat16("mps")
+
+
+def test_a_processor_that_lies_about_bfloat16_is_found_out():
+    flags = torch.cpu.get_capabilities()
+    if flags.get("architecture") != "x86_64" or not (flags.get("avx512_bf16") or flags.get("amx_bf16")):
+        pytest.skip("this processor does not say that it multiplies bfloat16")
+    code = "from sightline import runtime; print(runtime.has_bfloat16(), runtime.has_bfloat16())"
+    withheld = os.environ | {"ONEDNN_MAX_CPU_ISA": "AVX2"}  # oneDNN then emulates bfloat16, as if there were none
+    found = subprocess.run([sys.executable, "-c", code], env=withheld, capture_output=True, text=True, check=True)
+    assert found.stdout == "False False\n"
+    assert found.stderr.count("This processor says that it multiplies bfloat16, but") == 1

@@ -6,6 +6,7 @@ Each docstring says what was measured and how, or that it was not yet; benchmark
 from collections.abc import Callable, Mapping
 from functools import cache, partial
 from statistics import median
+from typing import Literal
 
 from .recipe import Recipe, parse_duration
 
@@ -59,7 +60,7 @@ def cifar10_fast() -> Recipe:
     minutes of two cores with AVX-512 bfloat16, three quarters of the width and 5 epochs
     (``benchmarks/presets.py cifar10-fast --seeds 0``).
     """
-    return _cifar10("5m")
+    return cifar10_within("5m")
 
 
 def cifar10_best() -> Recipe:
@@ -69,7 +70,7 @@ def cifar10_best() -> Recipe:
     minutes of two cores with AVX-512 bfloat16, the full width and 20 epochs (``benchmarks/presets.py cifar10-best
     --seeds 0``).
     """
-    return _cifar10("30m")
+    return cifar10_within("30m")
 
 
 def mnist_robust() -> Recipe:
@@ -92,13 +93,18 @@ def mnist_robust() -> Recipe:
     )
 
 
-def _cifar10(budget: str) -> Recipe:
+def cifar10_within(budget: str, precision: Literal["float32", "bfloat16"] | None = None) -> Recipe:
+    """The recipe of ``cifar10_fast`` and ``cifar10_best`` for any budget, such as "10m".
+
+    ``precision`` "float32" or "bfloat16" is used, and the width is chosen for it; None is the faster one.
+    """
     from .build import count_passes  # imports torch, without which the command line lists presets
 
     recipe = Recipe(
         model="fastcnn:eps=1e-12",
         size=32,
         budget=budget,
+        precision=precision,
         augment=("alternating-flip", "shift:2"),
         flip_tta=True,
         batch_size=256,
@@ -110,15 +116,15 @@ def _cifar10(budget: str) -> Recipe:
         schedule="linear",
         progressive_from=20,
     )
-    passes = TRAINING_SHARE * parse_duration(budget) * _images_per_second() / CIFAR10_IMAGES
+    passes = TRAINING_SHARE * parse_duration(budget) * _images_per_second(precision) / CIFAR10_IMAGES
     enough = count_passes(recipe, MIN_EPOCHS)
     widths = [width for width, cost in WIDTH_COSTS.items() if passes / cost >= enough]
     return recipe.replace(model=f"fastcnn:width={max(widths, default=min(WIDTH_COSTS)):g}:eps=1e-12")
 
 
 @cache
-def _images_per_second() -> float:
-    """Rate at which ``fastcnn`` at its full width trains here on 32 x 32 pixels, in the faster precision."""
+def _images_per_second(precision: str | None) -> float:
+    """Rate at which ``fastcnn`` at its full width trains here on 32 x 32 pixels; None is the faster precision."""
     import torch
 
     from .. import runtime
@@ -133,9 +139,7 @@ def _images_per_second() -> float:
         with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bfloat16"):
             network.logits(pixels).square().mean().backward()
 
-    precisions = (
-        ("bfloat16", "float32") if runtime.has_bfloat16() else ("float32",)
-    )  # emulated, a step takes seconds
+    precisions = [precision] if precision else ["float32"] + ["bfloat16"] * runtime.has_bfloat16()
     trials = {precision: partial(step, precision) for precision in precisions}
     with runtime.keep_freed_memory():
         times = runtime.time_interleaved(trials, 3, seconds=2.0, give_up=1.5)
