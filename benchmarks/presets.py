@@ -2,16 +2,17 @@
 
     python benchmarks/presets.py mnist-fast mnist-best --seeds 0 1 2 3 4 [--data FOLDER_OF_ZIPS]
     python benchmarks/presets.py cifar10-fast --epochs 5 11 --seeds 0
-    python benchmarks/presets.py cifar10-fast --budgets 2.5m 10m 40m [--precision float32] --seeds 0
+    python benchmarks/presets.py cifar10-fast --budgets 2.5m 10m 40m [--precision float32] [--width 0.5] --seeds 0
 
 Everything goes the way of `sightline train DATA --preset NAME`: the validation tenth is split off the training
 images, the best epoch is chosen on it, and the test images are looked at once, at the end. Minutes are those of
 the clock; core minutes are those of all threads together, what the same training takes on one core of this kind.
 With --epochs a preset is measured at other lengths than its own: accuracy against time, the curve; one that chooses
 its network by time then has half the width. With --budgets the CIFAR preset is measured within other times than its
-own, its network chosen for each; --precision float32 shows what a processor without bfloat16 reaches. A run that was
-stopped goes on where it was: each finished seed is kept in results/presets.jsonl.
-With --keep the runs stay in that folder, for calibration.py and for looking at.
+own, its network chosen for each; --precision float32 shows what a processor without bfloat16 reaches, and --width
+what other networks reach, on whose validation images the preset's rule is chosen. A run that was stopped goes on where
+it was: each finished seed is kept in results/presets.jsonl. With --keep the runs stay in that folder, for
+calibration.py and for looking at.
 """
 
 import argparse
@@ -46,6 +47,7 @@ def main() -> None:
     parser.add_argument("--epochs", nargs="+", type=int, default=[None], help="in place of the preset's own")
     parser.add_argument("--budgets", nargs="+", default=[None], help="in place of the CIFAR preset's own")
     parser.add_argument("--precision", choices=("float32", "bfloat16"), help="of the runs with --budgets")
+    parser.add_argument("--width", type=float, help="of the network of the runs with --budgets")
     parser.add_argument("--data", type=Path)
     parser.add_argument("--keep", type=Path, help="folder in which the runs stay; they are forgotten without it")
     parser.add_argument("--fresh", action="store_true")
@@ -54,7 +56,9 @@ def main() -> None:
     book = Notebook(RESULTS / "presets.jsonl", fresh=asked.fresh)
     for name, epochs, budget, seed in product(asked.names, asked.epochs, asked.budgets, asked.seeds):
         variant = of_length(name, epochs) if budget is None else cifar10_within(budget, asked.precision)
-        key = key_of(name, variant, seed)
+        if asked.width:
+            variant = variant.replace(model=f"fastcnn:width={asked.width:g}:eps=1e-12")
+        key = key_of(name, variant, seed) | {"width": asked.width}
         if book.find(**key) is None:
             recipe = variant.replace(seed=seed)
             data = folder / DATA[name.partition("-")[0]]
@@ -90,7 +94,8 @@ def measure(data: Path, recipe: Recipe, out: Path) -> dict:
     run = train(data, recipe, out=out)
     took, worked = time.perf_counter() - started, time.process_time() - worked
     found = evaluate(run.classifier, run.splits.test).metrics["accuracy"].value
-    print(f"{found:.4f} in {took / 60:.2f} min (training {run.facts['seconds'] / 60:.2f})", flush=True)
+    before = f"validation {run.facts['val_accuracy']:.4f}, training {run.facts['seconds'] / 60:.2f} min"
+    print(f"{found:.4f} in {took / 60:.2f} min ({before})", flush=True)
     return {
         "test_accuracy": found,
         "val_accuracy": run.facts["val_accuracy"],
@@ -121,7 +126,7 @@ def budgets_of(book: Notebook) -> dict[str, dict]:
 
 def summary(book: Notebook, name: str, recipe: Recipe) -> dict | None:
     """The mean over seeds of this recipe of the preset."""
-    found = [line for seed in range(100) if (line := book.find(**key_of(name, recipe, seed)))]
+    found = [line for seed in range(100) if (line := book.find(**key_of(name, recipe, seed), width=None))]
     if not found:
         return None
     accuracies = [line["test_accuracy"] for line in found]
