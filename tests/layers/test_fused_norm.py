@@ -12,7 +12,16 @@ from torch.nn import functional as F
 
 from sightline import runtime
 from sightline.errors import GradientError
-from sightline.layers import FusedKernels, NormSequential, count_fusable, fused_norm, max_pool2, native, norm_act
+from sightline.layers import (
+    FusableSequential,
+    FusedKernels,
+    count_fusable,
+    fused_norm,
+    kernel_layout,
+    max_pool2,
+    native,
+    norm_act,
+)
 from sightline.layers.fused_norm import kernel_error, open_kernels
 
 BOUNDS = {torch.float32: 1e-5, torch.bfloat16: 1e-2}
@@ -26,7 +35,7 @@ class Counting:
     """The library, with the calls of its kernels counted."""
 
     def __init__(self, library):
-        self.library, self.norms, self.pools = library, 0, 0
+        self.library, self.norms, self.pools, self.relu_pools = library, 0, 0, 0
 
     def sightline_norm(self, *given):
         self.norms += 1
@@ -35,6 +44,10 @@ class Counting:
     def sightline_pool(self, *given):
         self.pools += 1
         return self.library.sightline_pool(*given)
+
+    def sightline_relu_pool(self, *given):
+        self.relu_pools += 1
+        return self.library.sightline_relu_pool(*given)
 
 
 @pytest.fixture
@@ -160,14 +173,63 @@ def test_the_pool_is_torchs_bit_for_bit(shape, dtype, calls):
     assert torch.equal(fused.grad, plain.grad)
 
 
+@pytest.mark.parametrize("dtype", BOUNDS, ids=str)
+@pytest.mark.parametrize("shape", [(2, 6, 28, 28), (3, 16, 10, 10), (2, 3, 7, 9), (1, 5, 2, 3)], ids=str)
+def test_relu_and_mean_pool_are_torchs_bit_for_bit(shape, dtype, calls):
+    x = drawn(shape, dtype, offset=0.0).contiguous()
+    x[0, 0, 0] = 0.0  # the gradient of a ReLU at 0 is 0
+    x[0, 1, 0, 0] = torch.nan
+    layers = FusableSequential(nn.ReLU(), nn.AvgPool2d(2))
+    fused, plain = x.clone().requires_grad_(), x.clone().requires_grad_()
+    with FusedKernels():
+        found = layers(fused)
+    assert calls.relu_pools == 1
+    wanted = layers(plain)
+    grad = drawn(wanted.shape, dtype, seed=1)
+    found.backward(grad)
+    wanted.backward(grad)
+    assert calls.relu_pools == 2
+    assert torch.equal(found.nan_to_num(7.0), wanted.nan_to_num(7.0))
+    assert torch.equal(fused.grad, plain.grad)
+
+
+@pytest.mark.parametrize(
+    "pair",
+    [
+        (nn.ReLU(), nn.AvgPool2d(3)),
+        (nn.ReLU(), nn.AvgPool2d(2, stride=1)),
+        (nn.ReLU(), nn.AvgPool2d(2, padding=1)),
+        (nn.ReLU(), nn.AvgPool2d(2, ceil_mode=True)),
+        (nn.ReLU(), nn.MaxPool2d(2)),
+        (nn.ReLU6(), nn.AvgPool2d(2)),
+    ],
+    ids=str,
+)
+def test_other_pools_stay_plain(pair, calls):
+    layers, x = FusableSequential(*pair), drawn((2, 6, 7, 7), torch.float32).contiguous()
+    with FusedKernels():
+        found = layers(x)
+    assert calls.relu_pools == 0
+    assert torch.equal(found, layers(x))
+    assert kernel_layout(layers) is None
+
+
+def test_kernels_work_norms_in_channels_last_and_relu_and_pool_contiguous():
+    pair = FusableSequential(nn.ReLU(), nn.AvgPool2d(2))
+    assert kernel_layout(pair) == "contiguous"
+    assert kernel_layout(nn.Sequential(pair, nn.BatchNorm2d(16))) == "channels_last"
+    assert kernel_layout(nn.Sequential(nn.ReLU(), nn.AvgPool2d(2))) is None
+
+
 def test_a_second_derivative_is_refused(calls):
     x = drawn((2, 16, 4, 4), torch.float32).requires_grad_()
     with FusedKernels():
         norm, pool = norm_act(make_norm(16), x), max_pool2(x)
-    for out in (norm, pool):
+        mean = FusableSequential(nn.ReLU(), nn.AvgPool2d(2))(x.contiguous())
+    for out in (norm, pool, mean):
         with pytest.raises(GradientError, match="fused_kernels = false"):
             torch.autograd.grad(out.sum(), x, create_graph=True)
-    assert (calls.norms, calls.pools) == (1, 1)
+    assert (calls.norms, calls.pools, calls.relu_pools) == (1, 1, 1)
 
 
 def test_frozen_parameters_get_no_gradient(calls):
@@ -234,7 +296,7 @@ def test_a_sequence_fuses_norms_with_the_activations_after_them(calls):
             nn.BatchNorm2d(8),
             nn.Dropout(0),
         )
-        return NormSequential(*parts)
+        return FusableSequential(*parts)
 
     x, sequence, twin = drawn((2, 4, 6, 6), torch.float32), layers(), layers()
     assert [*sequence.state_dict()] == [*nn.Sequential(*layers()).state_dict()]
@@ -308,7 +370,12 @@ def test_a_kernel_that_disagrees_is_refused(kernels, monkeypatch, forgotten):
         def sightline_norm(self, half, _, *given):
             self.library.sightline_norm(half, 0, *given)  # forgets the activation
 
-    assert kernel_error(Wrong(kernels)) > 10
+    class WrongPool(Counting):
+        def sightline_relu_pool(self, half, back, x, grad, out, *given):
+            self.library.sightline_relu_pool(half, back, x, x if back else grad, out, *given)
+
+    assert 10 < kernel_error(Wrong(kernels)) < float("inf")
+    assert kernel_error(WrongPool(kernels)) == float("inf")
     monkeypatch.setattr(fused_norm, "kernel_error", lambda _: float("nan"))
     library, why = open_kernels()
     assert library is None

@@ -195,7 +195,11 @@ LONG = 10**6
         ),
         ("resnet20", {"cpu_replicas": 1}, LONG, True, True),
         ("resnet20", {"fused_kernels": False}, LONG, True, False),
-        ("lenet5", {}, LONG, True, False),
+        ("lenet5", {}, LONG, True, True),
+        ("lenet5", {}, 100, False, False),
+        ("lenet5", {"memory_format": "channels_last"}, LONG, True, False),
+        ("lenet5:pool=max", {}, LONG, True, False),
+        ("mlp", {}, LONG, True, False),
     ],
 )
 def test_when_kernels_are_tried(word, changes, images, compiled, tried, monkeypatch):

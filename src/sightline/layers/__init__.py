@@ -25,10 +25,11 @@ from .blocks import (
 from .factors import FactorisedLayer, factorise_layers
 from .folding import UseCounter, fold_replica, match_norms, norm_affine, replicate
 from .fused_norm import (
+    FusableSequential,
     FusedKernels,
-    NormSequential,
     are_kernels_compiled,
     count_fusable,
+    kernel_layout,
     max_pool2,
     norm_act,
     open_kernels,

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from ..checks import check_number
 from ..errors import BundleError, RecipeError
-from .fused_norm import NormSequential
+from .fused_norm import FusableSequential
 from .noise import WeightNoise
 from .quantised import ActivationRounding
 from .whitening import Whitening
@@ -172,7 +172,7 @@ def conv_norm(
 ) -> nn.Sequential:
     """A convolution padded to keep the size (divided by ``stride``), batch norm, and the activation ``then``."""
     convolution = nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, groups=groups, bias=False)
-    return NormSequential(convolution, nn.BatchNorm2d(outputs), *([then()] if then else []))
+    return FusableSequential(convolution, nn.BatchNorm2d(outputs), *([then()] if then else []))
 
 
 def scale_widths(widths: Sequence[int], factor: float) -> list[int]:

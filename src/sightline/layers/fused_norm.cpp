@@ -1,6 +1,7 @@
-// Batch norm, addition and activation in one pass, and max pooling, for training on the CPU.
+// Batch norm, addition and activation in one pass, and pooling, for training on the CPU.
 //
 // Tensors are channels_last: `rows` (batch x height x width) of `channels` float32 or bfloat16 values. Arithmetic is float32.
+// The mean pool alone works on contiguous tensors: networks that have it have so few channels that these are faster.
 // Statistics are summed in blocks of rows and combined in double in a fixed order, so they do not depend on threads.
 #include <omp.h>
 
@@ -293,6 +294,72 @@ void pool(bool back, const void* from, void* to, std::uint8_t* which, Size N, Si
   }
 }
 
+// ReLU, then the mean of 2 x 2 pixels, of one channel of one image; in the order of torch's sum, so bits are the same.
+// Values 2j and 2j + 1 of a row, for W following j. Two of bfloat16 are read and written as one number of 32 bits.
+template <int W> inline void load_pairs(const Bfloat16* from, F<W>& even, F<W>& odd) {
+  typename Wide<W>::U both;
+  std::memcpy(&both, from, sizeof both);
+  even = (F<W>)(both << 16);
+  odd = (F<W>)(both & 0xffff0000u);
+}
+template <int W> inline void store_pairs(Bfloat16* to, F<W> even, F<W> odd) {  // whose lower halves are 0
+  auto both = ((typename Wide<W>::U)even >> 16) | (typename Wide<W>::U)odd;
+  std::memcpy(to, &both, sizeof both);
+}
+template <int W> inline void load_pairs(const float* from, F<W>& even, F<W>& odd) {
+  for (int k = 0; k < W; k++) { even[k] = from[2 * k]; odd[k] = from[2 * k + 1]; }
+}
+template <int W> inline void store_pairs(float* to, F<W> even, F<W> odd) {
+  for (int k = 0; k < W; k++) { to[2 * k] = even[k]; to[2 * k + 1] = odd[k]; }
+}
+template <int W> inline F<W> relu(F<W> v) { return (v < 0) ? F<W>{} : v; }
+template <class T, int W> inline void relu_pool_forward(const T* top, const T* low, T* to) {
+  F<W> a, b, c, d;
+  load_pairs<W>(top, a, b);
+  load_pairs<W>(low, c, d);
+  store<W>(to, (((relu<W>(a) + relu<W>(b)) + relu<W>(c)) + relu<W>(d)) * 0.25f);
+}
+template <class T, int W> inline void relu_pool_backward(const T* x, const T* grad, T* to) {
+  F<W> a, b;
+  T rounded[W];
+  store<W>(rounded, load<W>(grad) * 0.25f);
+  load_pairs<W>(x, a, b);
+  const F<W> quarter = load<W>(rounded);
+  store_pairs<W>(to, (a <= 0) ? F<W>{} : quarter, (b <= 0) ? F<W>{} : quarter);
+}
+template <class T> void relu_pool_forward(const T* x, T* y, Size h, Size w) {
+  for (Size i = 0; i < h / 2; i++) {
+    const T *top = x + 2 * i * w, *low = top + w;
+    T* to = y + i * (w / 2);
+    Size j = 0;
+    for (; j + 8 <= w / 2; j += 8) relu_pool_forward<T, 8>(top + 2 * j, low + 2 * j, to + j);
+    for (; j + 4 <= w / 2; j += 4) relu_pool_forward<T, 4>(top + 2 * j, low + 2 * j, to + j);
+    for (; j < w / 2; j++) relu_pool_forward<T, 1>(top + 2 * j, low + 2 * j, to + j);
+  }
+}
+template <class T> void relu_pool_backward(const T* x, const T* grad, T* out, Size h, Size w) {
+  if (h % 2) std::memset(out + (h - 1) * w, 0, w * sizeof(T));
+  for (Size i = 0; i < h / 2 * 2; i++) {
+    const T *at = x + i * w, *from = grad + i / 2 * (w / 2);
+    T* to = out + i * w;
+    Size j = 0;
+    for (; j + 8 <= w / 2; j += 8) relu_pool_backward<T, 8>(at + 2 * j, from + j, to + 2 * j);
+    for (; j + 4 <= w / 2; j += 4) relu_pool_backward<T, 4>(at + 2 * j, from + j, to + 2 * j);
+    for (; j < w / 2; j++) relu_pool_backward<T, 1>(at + 2 * j, from + j, to + 2 * j);
+    if (w % 2) std::memset(to + w - 1, 0, sizeof(T));
+  }
+}
+template <class T>
+void relu_pool(bool back, const void* x, const void* grad, void* out, Size planes, Size h, Size w, int threads) {
+  const Size small = (h / 2) * (w / 2);
+#pragma omp parallel for num_threads(threads) schedule(static) if (threads > 1)
+  for (Size n = 0; n < planes; n++) {
+    const T* image = (const T*)x + n * h * w;
+    if (back) relu_pool_backward(image, (const T*)grad + n * small, (T*)out + n * h * w, h, w);
+    else relu_pool_forward(image, (T*)out + n * small, h, w);
+  }
+}
+
 template <class T> void run_norm(int act, int back, const Task& t) {
   const Size blocks = Plan(t).count;
   if (t.channels % 16 == 0) Kernel<T, 16>(t, blocks).run(act, back);
@@ -320,4 +387,10 @@ extern "C" void sightline_pool(
   const bool wide = channels % 16 == 0;
   if (half) (wide ? pool<Bfloat16, 16> : pool<Bfloat16, 4>)(back, from, to, which, images, height, width, channels, threads);
   else (wide ? pool<float, 16> : pool<float, 4>)(back, from, to, which, images, height, width, channels, threads);
+}
+
+// ReLU and the mean of 2 x 2 pixels with stride 2, of `planes` (images x channels) contiguous ones; `grad` for `back`.
+extern "C" void sightline_relu_pool(
+    int half, int back, const void* x, const void* grad, void* out, Size planes, Size height, Size width, int threads) {
+  (half ? relu_pool<Bfloat16> : relu_pool<float>)(back, x, grad, out, planes, height, width, threads);
 }

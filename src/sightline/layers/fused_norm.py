@@ -1,16 +1,18 @@
-"""Batch norm, addition and activation as one operator while training on the CPU, and the pool before it.
+"""Batch norm, addition and activation as one operator while training on the CPU, and the pool before or after it.
 
 A network writes ``norm_act(norm, x, add=..., act=F.relu)`` for ``act(norm(x) + add)``. Within ``FusedKernels``, where
 the tensors fit, a compiled kernel computes the same in two passes over memory in place of four to six, forward and
 backward. Elsewhere (evaluation, export, explanation, other devices) the plain modules run.
 """
 
+import math
 import threading
 from collections.abc import Callable
 from ctypes import c_float, c_int, c_int64, c_void_p
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, cast
 
 import torch
 from jaxtyping import Float
@@ -38,7 +40,7 @@ _active = threading.local()
 
 
 class FusedKernels:
-    """While entered, by this thread, ``norm_act`` and ``max_pool2`` use the compiled kernels."""
+    """While entered, by this thread, ``norm_act``, ``max_pool2`` and ``FusableSequential`` use the compiled kernels."""
 
     def __enter__(self) -> "FusedKernels":
         _active.library = open_kernels()[0]
@@ -59,6 +61,17 @@ def are_kernels_compiled() -> bool:
 def count_fusable(network: nn.Module) -> int:
     """Batch norms of the network that the kernels can work."""
     return sum(_is_plain_norm(module) for module in network.modules())
+
+
+def kernel_layout(network: nn.Module) -> Literal["channels_last", "contiguous"] | None:
+    """Memory format in which kernels work the network: contiguous where it has a ReLU and a mean pool and no norm.
+
+    None where there is nothing for a kernel.
+    """
+    if count_fusable(network):
+        return "channels_last"
+    sequences = (module for module in network.modules() if isinstance(module, FusableSequential))
+    return "contiguous" if any(_is_relu_pool(*pair) for each in sequences for pair in pairwise(each)) else None
 
 
 def norm_act(
@@ -95,25 +108,46 @@ def max_pool2(x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H2 W2"]:
     return _MaxPool2.apply(x, library)  # type: ignore[return-value]
 
 
-class NormSequential(nn.Sequential):
-    """``nn.Sequential`` in which a batch norm and the activation after it are one operator where kernels are active."""
+class FusableSequential(nn.Sequential):
+    """``nn.Sequential`` in which pairs of modules are one operator where kernels are active.
+
+    These are a batch norm and the activation after it, and a ReLU and the 2 x 2 mean pool after it.
+    """
 
     def forward(self, input: Tensor) -> Tensor:
         """The modules' composition."""
-        if getattr(_active, "library", None) is None:
+        library = getattr(_active, "library", None)
+        if library is None:
             return super().forward(input)
         modules, x, i = [*self], input, 0
         while i < len(modules):
             module, then = modules[i], modules[i + 1] if i + 1 < len(modules) else None
+            if _is_relu_pool(module, then) and _fits_relu_pool(x):
+                x = cast(Tensor, _ReluMeanPool2.apply(x, library))
+                i += 2
+                continue
             act = type(then) if type(then) in ACTIVATION_CODES and not _is_watched(then) else None
             fits = _fits(module, x, None, act)
-            x = _apply(_active.library, module, x, None, ACTIVATION_CODES[act]) if fits else module(x)
+            x = _apply(library, module, x, None, ACTIVATION_CODES[act]) if fits else module(x)
             i += 2 if fits and act else 1
         return x
 
 
 def _is_watched(module: Any) -> bool:
     return bool(module._forward_hooks or module._forward_pre_hooks or module._backward_hooks)
+
+
+def _is_relu_pool(module: Any, then: Any) -> bool:
+    """Whether this is a ReLU and the mean of 2 x 2 pixels after it, neither of them watched."""
+    if type(module) is not nn.ReLU or type(then) is not nn.AvgPool2d or _is_watched(module) or _is_watched(then):
+        return False
+    plain = not (then.padding or then.ceil_mode or then.divisor_override)
+    return plain and then.kernel_size in (2, (2, 2)) and then.stride in (2, (2, 2))
+
+
+def _fits_relu_pool(x: Tensor) -> bool:
+    fits = x.device.type == "cpu" and x.dtype in MAX_KERNEL_ERROR and x.ndim == 4 and x.is_contiguous()
+    return fits and bool(x.numel()) and min(x.shape[2:]) > 1
 
 
 def _is_plain_norm(norm: Any) -> bool:
@@ -226,6 +260,34 @@ class _MaxPool2(torch.autograd.Function):
         return out, None
 
 
+class _ReluMeanPool2(torch.autograd.Function):
+    """ReLU, then the mean of 2 x 2 pixels with stride 2, of contiguous tensors: the same bits as torch's."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, library: Any) -> Tensor:  # type: ignore[override]
+        images, channels, height, width = x.shape
+        out = torch.empty((images, channels, height // 2, width // 2), dtype=x.dtype)
+        library.sightline_relu_pool(
+            x.dtype is torch.bfloat16, 0, x.data_ptr(), None, out.data_ptr(), images * channels, height, width,
+            torch.get_num_threads(),
+        )  # fmt: skip
+        ctx.save_for_backward(x)
+        ctx.library = library
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        _refuse_second_derivative()
+        grad, (x,) = grads[0].contiguous(), ctx.saved_tensors
+        images, channels, height, width = x.shape
+        out = torch.empty_like(x)
+        ctx.library.sightline_relu_pool(
+            x.dtype is torch.bfloat16, 1, x.data_ptr(), grad.data_ptr(), out.data_ptr(), images * channels, height,
+            width, torch.get_num_threads(),
+        )  # fmt: skip
+        return out, None
+
+
 @cache
 def open_kernels() -> tuple[Any, str]:
     """The compiled library once it has agreed with the plain modules, or None; and why not, in a sentence, or ""."""
@@ -244,15 +306,21 @@ def open_kernels() -> tuple[Any, str]:
         c_int,
     ]
     library.sightline_pool.argtypes = [c_int, c_int, *[c_void_p] * 3, *[c_int64] * 4, c_int]
-    library.sightline_norm.restype = library.sightline_pool.restype = None
+    library.sightline_relu_pool.argtypes = [c_int, c_int, *[c_void_p] * 3, *[c_int64] * 3, c_int]
+    library.sightline_norm.restype = library.sightline_pool.restype = library.sightline_relu_pool.restype = None
     error = kernel_error(library)
+    if error == math.inf:
+        return None, "Training without fused kernels: their results are not those of the plain modules."
     if not error <= 1:
         return None, f"Training without fused kernels: their error is {error:.1f} times what is allowed."
     return library, ""
 
 
 def kernel_error(library: Any) -> float:
-    """Largest difference from the plain modules, on random values, as a share of what ``MAX_KERNEL_ERROR`` allows."""
+    """Largest difference from the plain modules, on random values, as a share of what ``MAX_KERNEL_ERROR`` allows.
+
+    Infinite where a pool has other bits.
+    """
     generator, worst = torch.Generator().manual_seed(0), 0.0
     cases = [(None, False), (F.relu, False), (F.relu, True), (F.relu6, False), (F.gelu, False), (F.silu, False)]
     for dtype, allowed in MAX_KERNEL_ERROR.items():
@@ -266,7 +334,25 @@ def kernel_error(library: Any) -> float:
                 for found, wanted in zip(fast, plain, strict=True):
                     error = (found.float() - wanted).abs().max() / wanted.abs().max()
                     worst = max(worst, float(error.nan_to_num(torch.inf)) / allowed)
+            same_maxima = _pools_alike(library, _MaxPool2, lambda x: F.max_pool2d(x, 2), x, grad)
+            flat = x.contiguous()
+            if not same_maxima or not _pools_alike(library, _ReluMeanPool2, _relu_mean_pool2, flat, grad):
+                return math.inf
     return worst
+
+
+def _relu_mean_pool2(x: Tensor) -> Tensor:
+    return F.avg_pool2d(F.relu(x), 2)
+
+
+def _pools_alike(library: Any, kernel: Any, plain: Callable[[Tensor], Tensor], x: Tensor, grad: Tensor) -> bool:
+    """Whether a pool and its gradient have the same bits by the kernel and by plain modules."""
+    with torch.enable_grad(), torch.autocast("cpu", enabled=False):
+        ours, theirs = x.clone().requires_grad_(), x.clone().requires_grad_()
+        found, wanted = kernel.apply(ours, library), plain(theirs)
+        grad = grad[..., : wanted.shape[2], : wanted.shape[3]]
+        grads = [torch.autograd.grad(out, given, grad)[0] for out, given in ((found, ours), (wanted, theirs))]
+        return torch.equal(found, wanted) and torch.equal(*grads)
 
 
 def _results(library: Any, x: Tensor, add: Tensor | None, grad: Tensor, act: Any) -> list[Tensor]:

@@ -9,9 +9,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ..layers import (
+    FusableSequential,
     ImageSize,
     Network,
-    NormSequential,
     init_he_fan_out,
     is_large,
     make_dropout,
@@ -53,7 +53,7 @@ class MultiScaleBlock(nn.Module):
         self.norm = _norm_or_identity(outputs, batch_norm)
         self.shortcut: nn.Module | None = nn.Identity() if residual else None
         if residual and (inputs != outputs or stride != 1):
-            self.shortcut = NormSequential(
+            self.shortcut = FusableSequential(
                 nn.Conv2d(inputs, outputs, 1, stride, bias=not batch_norm), _norm_or_identity(outputs, batch_norm)
             )
 

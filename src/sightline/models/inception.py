@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..layers import (
+    FusableSequential,
     ImageSize,
     Network,
-    NormSequential,
     downscaling_notes,
     init_he_fan_out,
     is_large,
@@ -31,7 +31,7 @@ INCEPTION_DOWN_WIDTHS = (80, 96)
 
 def _conv_norm_relu(inputs: int, outputs: int, kernel: int, stride: int = 1) -> nn.Sequential:
     """Convolution, norm, ReLU."""
-    return NormSequential(
+    return FusableSequential(
         nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, bias=False),
         BiasNorm(outputs, momentum=0.1, eps=1e-5),
         nn.ReLU(),

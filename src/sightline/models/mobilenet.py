@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..layers import (
+    FusableSequential,
     ImageSize,
     Network,
-    NormSequential,
     SqueezeExcite,
     conv_norm,
     init_he_fan_out,
@@ -52,7 +52,7 @@ class InvertedResidual(nn.Module):
         super().__init__()
         hidden = inputs * widening
         widen = [conv_norm(inputs, hidden, 1, then=nn.ReLU6)] if widening > 1 else []
-        self.conv = NormSequential(
+        self.conv = FusableSequential(
             *widen,
             conv_norm(hidden, hidden, kernel, stride, groups=hidden, then=nn.ReLU6),
             *conv_norm(hidden, outputs, 1, then=None),

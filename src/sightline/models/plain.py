@@ -11,9 +11,9 @@ from ..checks import check_int
 from ..choose import lookup
 from ..errors import RecipeError
 from ..layers import (
+    FusableSequential,
     ImageSize,
     Network,
-    NormSequential,
     downscaling_notes,
     he_normal,
     init_he_fan_out,
@@ -73,7 +73,7 @@ class LeNet5(Network):
         height, width = (((side + 2 * padding - 4) // 2 - 4) // 2 for side in size)
         _check_image_size("lenet5", height, width, size, 12)
         shrink = lookup(LENET_POOLS, pool, "pooling")
-        self.features = nn.Sequential(
+        self.features = FusableSequential(
             OrderedDict(
                 conv1=nn.Conv2d(channels, 6, 5, padding=padding),
                 relu1=nn.ReLU(),
@@ -128,7 +128,7 @@ def small_cnn(
     lost = 0 if padding == "same" else 4
     height, width = ((side - lost) // 2 for side in size)
     _check_image_size("small-cnn", height, width, size, lost + 2)
-    features = NormSequential(
+    features = FusableSequential(
         OrderedDict(
             conv=nn.Conv2d(channels, 32, 5, padding=padding),
             relu1=nn.ReLU(),
@@ -222,7 +222,7 @@ def plain_cnn(
         layers.append(nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, bias=not batch_norm))
         layers += [nn.BatchNorm2d(outputs), nn.ReLU()] if batch_norm else [nn.ReLU()]
         layers += [stem_pools(size)] if stride == 2 else []
-    features = NormSequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), make_dropout(dropout))
+    features = FusableSequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), make_dropout(dropout))
     init_he_fan_out(features)
     return PlainNetwork(features, width * 2 ** stages[-1], classes)
 
@@ -264,7 +264,7 @@ class VGG(Network):
                 channels = outputs
             # Rounded up, so that 28 pixels survive five pools; at 32 pixels it is the ordinary pool.
             layers.append(nn.MaxPool2d(2, ceil_mode=True))
-        self.features = NormSequential(*layers)
+        self.features = FusableSequential(*layers)
         init_he_fan_out(self.features)
         (hidden,) = scale_widths((512,), width)
         self.classifier = nn.Sequential(

@@ -14,9 +14,9 @@ from ..choose import lookup
 from ..errors import RecipeError
 from ..layers import (
     ATTENTIONS,
+    FusableSequential,
     ImageSize,
     Network,
-    NormSequential,
     Whitening,
     downscaling_notes,
     init_he_fan_out,
@@ -146,7 +146,7 @@ class ProjectionBlock(nn.Module):
         self.attend = lookup(ATTENTIONS, attention, "attention")(outputs)
         self.downsample: nn.Module | None = None
         if stride != 1 or inputs != outputs:
-            self.downsample = NormSequential(
+            self.downsample = FusableSequential(
                 nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs)
             )
 

@@ -26,7 +26,7 @@ from ..classifier import Classifier
 from ..data import DEFAULT_VAL_SHARE, iterate_batches
 from ..errors import GradientError, OutputError
 from ..files import write_json
-from ..layers import open_kernels
+from ..layers import kernel_layout, open_kernels
 from ..models import NETWORKS
 from ..types import Dataset
 from .budget import EVALUATION_COST, PLANNED_SHARE, Deadline, format_minutes
@@ -311,7 +311,7 @@ def measure_throughput(classifier: Classifier, plan: Plan, batch: Batch, *, trai
     modes = [ExecutionMode(precision, layout, *settled) for precision in precisions for layout in memory_formats]
     mode, rate = _time_modes(modes, classifier, plan, batch)
     if library is not None:
-        fused = replace(mode, memory_format="channels_last", fused_kernels=True)
+        fused = replace(mode, memory_format=kernel_layout(classifier.network), fused_kernels=True)
         with suppress(GradientError):  # of an objective that needs a second derivative
             mode, rate = _time_modes([mode, fused], classifier, plan, batch)
     beside = plan.semi_supervised or plan.domain

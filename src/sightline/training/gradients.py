@@ -18,7 +18,7 @@ from torch.overrides import TorchFunctionMode
 from .. import runtime
 from ..batches import Batch
 from ..classifier import Classifier
-from ..layers import FusedKernels, are_kernels_compiled, count_fusable
+from ..layers import FusedKernels, are_kernels_compiled, kernel_layout
 from .losses import Objective
 from .recipe import Recipe
 
@@ -183,13 +183,14 @@ def norm_statistics(*modules: nn.Module, moving: bool = False) -> list[Tensor]:
 
 
 def fused_kernels_may_help(classifier: Classifier, recipe: Recipe, image_passes: int) -> bool:
-    """Whether fused kernels are worth measuring: batch norms that learn on the CPU, and kernels that are compiled or
+    """Whether fused kernels are worth measuring: layers on the CPU that they work, and kernels that are compiled or
     a training, of ``image_passes`` images in all epochs together, that is long enough to compile them for.
     """
     settled = recipe.precision and recipe.memory_format and recipe.cpu_replicas  # before there were kernels
-    if recipe.fused_kernels is not None or settled or recipe.memory_format == "contiguous" or recipe.freeze_norms:
+    if recipe.fused_kernels is not None or settled or recipe.freeze_norms or classifier.device.type != "cpu":
         return False
-    if classifier.device.type != "cpu" or not count_fusable(classifier.network):
+    layout = kernel_layout(classifier.network)
+    if layout is None or recipe.memory_format not in (None, layout):
         return False
     return image_passes * math.prod(classifier.geometry.size) >= MIN_PIXELS_TO_COMPILE or are_kernels_compiled()
 
