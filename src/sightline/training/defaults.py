@@ -60,7 +60,7 @@ PRECISIONS = ("float32", "bfloat16")
 PRECISION_TRIAL_IMAGES = 8
 """Images on which a precision is first timed: one that the processor emulates is dropped."""
 
-AUTOTUNE_STEPS = 5
+AUTOTUNE_STEPS = 15
 """Timed steps of each candidate, interleaved; their median decides."""
 
 TRIAL_SECONDS = 1.0
