@@ -214,6 +214,18 @@ def test_other_pools_stay_plain(pair, calls):
     assert kernel_layout(layers) is None
 
 
+def test_grey_images_with_the_strides_of_channels_last_are_fused_too(calls):
+    layers = FusableSequential(
+        nn.Conv2d(1, 6, 5), nn.ReLU(), nn.AvgPool2d(2), nn.Conv2d(6, 16, 5), nn.ReLU(), nn.AvgPool2d(2)
+    )
+    x = torch.rand(2, 28, 28, 1, generator=torch.Generator().manual_seed(0)).permute(0, 3, 1, 2)
+    assert x.stride()[1] == 1
+    with FusedKernels():
+        found = layers(x)
+    assert calls.relu_pools == 2
+    torch.testing.assert_close(found, layers(x))
+
+
 def test_kernels_work_norms_in_channels_last_and_relu_and_pool_contiguous():
     pair = FusableSequential(nn.ReLU(), nn.AvgPool2d(2))
     assert kernel_layout(pair) == "contiguous"
