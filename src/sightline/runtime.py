@@ -30,7 +30,7 @@ DEVICES = ("auto", "cpu", "cuda", "mps")
 EMULATED = 2.0
 """Time of a product in bfloat16, in times that in float32, from which bfloat16 counts as emulated (``has_bfloat16``).
 
-A processor that multiplies it takes 0.35 times as long (EPYC, AVX-512 bfloat16); emulated it takes 3 to 50 times.
+A processor that multiplies it takes less time than in float32; one that emulates it takes several times as long.
 """
 
 MAIN_GUARD = (

@@ -121,9 +121,8 @@ class FusableSequential(nn.Sequential):
             return super().forward(input)
         modules, x, i = [*self], input, 0
         if x.ndim == 4 and x.shape[1] == 1 and kernel_layout(self) == "contiguous":
-            x = x.flatten(1).view(
-                x.shape
-            )  # grey images may have the strides of channels_last, which convolutions keep
+            # Grey images may have the strides of channels_last, which convolutions keep.
+            x = x.flatten(1).view(x.shape)
         while i < len(modules):
             module, then = modules[i], modules[i + 1] if i + 1 < len(modules) else None
             if _is_relu_pool(module, then) and _fits_relu_pool(x):
